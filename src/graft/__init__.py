@@ -1,0 +1,65 @@
+"""Graft: fine-tune language models on the machine you have.
+
+    base = graft.load("path-or-hub-id", quant="nf4")
+    sql = base.attach("sql", graft.LoRA(r=16))
+    graft.train(base, sql, data="sql.jsonl", epochs=2)
+
+Names are imported when they are first used, so `import graft` costs milliseconds. Every method's class is here under its own name
+(`graft methods` lists them): the files of graft/methods are read for it, not a table.
+"""
+
+import importlib
+import sys
+import types
+from typing import Any
+
+__version__ = "0.1.0"
+
+# name: the module that defines it. Some functions share their name with the module or package they live in.
+_HOME = {
+    "Adapter": "adapter",
+    "Base": "base",
+    "GraftError": "errors",
+    "Insert": "insert",
+    "Method": "method",
+    "Recipe": "recipe",
+    "Site": "site",
+    "export": "export",
+    "load": "load",
+    "plan": "plan",
+    "run": "run",
+    "train": "run",
+}
+
+
+class _Package(types.ModuleType):
+    """Keeps `graft.train` the function when the package graft.train is imported: Python would bind the package over it."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _HOME and isinstance(value, types.ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__all__":
+        return sorted([*_HOME, *_methods()])
+    home = None if name.startswith("_") else _HOME.get(name) or _methods().get(name)
+    if home is None:
+        raise AttributeError(f"module 'graft' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"graft.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*_HOME, *_methods(), "__version__"])
+
+
+def _methods() -> dict[str, str]:
+    """The class of every method, with its module."""
+    from graft.cards import cards  # late: `import graft` alone reads no files
+
+    return {card.cls: f"methods.{card.name}" for card in cards().values()}

@@ -1,0 +1,73 @@
+"""Anatomy: every site of a transformers model, found by looking at its modules.
+
+No table of model names: projections, norms and embeddings are recognised by what they are, blocks by transformers'
+own `GradientCheckpointingLayer`, the head by `get_output_embeddings`. So a model that came out yesterday works today.
+"""
+
+import re
+
+from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from graft.site import Site
+
+
+def sites(model: nn.Module) -> list[Site]:
+    """All sites of `model`, in the order of its modules; `final` last.
+
+    Sequence-classification heads of the base are of kind `head`, as PEFT's `all-linear` leaves them out too.
+    """
+    found = []
+    heads, ids = _heads(model), model.get_input_embeddings().weight
+    for name, module in model.named_modules():
+        kind = "head" if any(module is head for head in heads) else kind_of(module)
+        if isinstance(module, nn.Embedding) and module.weight is ids:
+            kind = "embed"  # also T5's two further names for the shared table; position tables are no sites
+        if kind:
+            found.append(Site(name, kind, model, layer_of(name)))
+        if name and any(True for _ in module.parameters(recurse=False)):
+            found.append(Site(name, "module", model, layer_of(name)))
+    return [*found, Site(_final_name(model), "final", model)]
+
+
+def kind_of(module: nn.Module) -> str | None:
+    """linear, norm or block; None for tables, containers and activations."""
+    name = type(module).__name__
+    if isinstance(module, GradientCheckpointingLayer):
+        return "block"
+    if isinstance(module, nn.Linear) or name == "Conv1D" or hasattr(module, "codes"):
+        return "linear"
+    if "norm" in name.lower() and getattr(module, "weight", None) is not None:
+        return "norm"
+    return None
+
+
+def layer_of(name: str) -> int | None:
+    """The number of the block in a module path: the first number that is a part of its own.
+
+    >>> layer_of("model.layers.3.self_attn.q_proj"), layer_of("lm_head")
+    (3, None)
+    """
+    number = re.search(r"\.(\d+)(?:\.|$)", name)
+    return int(number.group(1)) if number else None
+
+
+def family(model: nn.Module) -> str:
+    """"causal", "masked", "seq2seq", or "encoder" for a model without a language head."""
+    if getattr(model.config, "is_encoder_decoder", False):
+        return "seq2seq"
+    if model.get_output_embeddings() is None:
+        return "encoder"
+    return "masked" if "MaskedLM" in type(model).__name__ or "PreTraining" in type(model).__name__ else "causal"
+
+
+def _heads(model: nn.Module) -> list[nn.Module]:
+    """The language head, and the layers of a task head that the base class brought along."""
+    output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    task = [getattr(model, name) for name in ("score", "classifier", "qa_outputs", "classification_head") if hasattr(model, name)]
+    return [head for head in (output, *task) if head is not None]
+
+
+def _final_name(model: nn.Module) -> str:
+    """PEFT's name of a classification head: `score` on decoders, `classifier` on encoders."""
+    return "score" if family(model) in ("causal", "seq2seq") else "classifier"

@@ -1,0 +1,403 @@
+"""Base: the frozen pretrained model, and everything that is done with adapters on it.
+
+There is one mechanism: a forward hook at a named place of the untouched model. A hook reads the Route of the forward
+that runs, hands each span of rows to the inserts of its adapter, and returns what they make of it. Attaching,
+detaching, routing rows, merging, checkpointing and compiling are written here once; no method is known by name.
+"""
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from graft import anatomy, generation
+from graft.adapter import Adapter
+from graft.dropout import SilentDropout
+from graft.errors import AdapterError, UsageError, nearest
+from graft.formats import peft
+from graft.head import captured, transform
+from graft.joint import Joint
+from graft.merging import Merged, Merges
+from graft.method import Method
+from graft.route import Route, current, installed, spans
+from graft.site import Site
+
+Rows = Sequence[str | None]
+
+
+class Base:
+    """A transformers model, frozen.
+
+    model: kept as it is: same class, code, keys and values.  tokenizer: may be None.  name: path or hub id, written
+    into adapter files.
+    """
+
+    def __init__(self, model: nn.Module, tokenizer: Any = None, name: str = "") -> None:
+        self.model = model.requires_grad_(False).eval()
+        self.tokenizer, self.name = tokenizer, name or getattr(model.config, "name_or_path", "")
+        self.family = anatomy.family(model)
+        self.adapters: dict[str, Adapter] = {}
+        self._joints: dict[tuple[str, str], Joint] = {}
+        self._choice: ContextVar[str | None] = ContextVar("graft_adapter", default=None)
+        self._merges = Merges(model)
+        self._dropout = SilentDropout(model)
+        self._compile_options: dict[str, Any] | None = None
+        self._compiled: Any = None
+        self._fingerprint = ""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the embeddings lie."""
+        return self.model.get_input_embeddings().weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of activations."""
+        return self.model.get_input_embeddings().weight.dtype
+
+    @property
+    def sites(self) -> list[Site]:
+        """Every place a method can go to."""
+        return anatomy.sites(self.model)
+
+    def count(self) -> int:
+        """Parameters of the base, packed weights counted as the numbers they stand for, tied ones once."""
+        packed = [m for m in self.model.modules() if hasattr(m, "codes")]
+        own = {id(p) for m in packed for k, p in m.named_parameters(recurse=False) if k != "bias"}
+        return sum(m.in_features * m.out_features for m in packed) + sum(
+            p.numel() for p in self.model.parameters() if id(p) not in own
+        )
+
+    def fingerprint(self) -> str:
+        """A hash of the architecture and of samples from every tensor that quantisation leaves alone.
+
+        The same for a model and its quantised form, so that an adapter trained on NF4 is known on the original; other
+        for a model of another shape, or trained further in its embeddings or norms.
+        """
+        if not self._fingerprint:
+            shape = {k: getattr(self.model.config, k, None) for k in ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")}
+            digest = hashlib.sha256(json.dumps(shape, sort_keys=True).encode())
+            for name, p in sorted(self.model.named_parameters()):
+                module = self.model.get_submodule(name.rpartition(".")[0])
+                if isinstance(module, nn.Embedding) or anatomy.kind_of(module) == "norm":
+                    step = max(1, p.numel() // 1024)
+                    sample = p.detach().flatten()[::step].to("cpu", torch.bfloat16)
+                    digest.update(name.encode() + sample.view(torch.int16).numpy().tobytes())
+            self._fingerprint = digest.hexdigest()
+        return self._fingerprint
+
+    # Adapters come and go
+
+    def attach(self, name: str, method: Method | Sequence[Method]) -> Adapter:
+        """Put a newborn adapter on the base. Nothing changes until it is used (`using`, `adapters=`)."""
+        if name in self.adapters:
+            raise AdapterError(f"the name {name!r} is taken", "a new name", f"use another, or detach({name!r}) first")
+        methods = [method] if isinstance(method, Method) else list(method)
+        if not methods:
+            raise UsageError("no method was given", "one Method or a list of them", "for example graft.LoRA(r=16)")
+        sites = self.sites
+        adapter = Adapter(name, methods, [self._checked(m, sites) for m in methods], self.identity)
+        for _, insert in adapter.inserts:
+            insert.to(self.device)
+        return self._seat(adapter)
+
+    def detach(self, name: str) -> Adapter:
+        """Take an adapter off. The base is as it was before `attach`, bit for bit."""
+        adapter = self._known(name)
+        if name in self._merges:
+            raise AdapterError(f"{name!r} is merged", "an adapter that is not merged", f"call unmerge({name!r}) first")
+        for key, joint in list(self._joints.items()):
+            if joint.remove(name):
+                del self._joints[key]
+        self._forget_compiled()
+        return self.adapters.pop(name)
+
+    def load_adapter(self, folder: str | Path, name: str, *, force: bool = False) -> Adapter:
+        """Read an adapter folder (ours or PEFT's) and attach it.
+
+        force: take an adapter whose fingerprint says that it was trained on another base.
+        """
+        methods, tensors, base = peft.read(Path(folder), {name for name, _ in self.model.named_modules()})
+        if base.get("fingerprint") and base["fingerprint"] != self.fingerprint() and not force:
+            raise AdapterError(
+                f"{folder} was trained on another base: {base.get('name') or '?'} (fingerprint {base['fingerprint'][:12]})",
+                f"an adapter of {self.name} (fingerprint {self.fingerprint()[:12]})",
+                "load that base, or pass force=True if you know that they fit",
+            )
+        adapter = self.attach(name, methods)
+        try:
+            adapter.load_state(self._without_base_copies(adapter, tensors))
+        except AdapterError:
+            self.detach(name)
+            raise
+        return adapter
+
+    def _checked(self, method: Method, sites: list[Site]) -> list[tuple[Site, Any]]:
+        if not method.quantisable and any(hasattr(m, "codes") for m in self.model.modules()):
+            raise AdapterError(
+                f"{type(method).__name__} on a quantised base: {method.quantisable}",
+                "a base in 16 or 32 bits",
+                "load the base without quant=, or use LoRA",
+            )
+        return method.assemble(sites)
+
+    def _seat(self, adapter: Adapter) -> Adapter:
+        self.adapters[adapter.name] = adapter
+        for site, insert in adapter.inserts:
+            if site.kind == "module" or site.kind == "final":
+                continue  # in-place parameters and heads have no hook: the Route swaps the one, `__call__` runs the other
+            key = (site.name, site.kind)
+            self._joints[key] = self._joints.get(key) or Joint(site)
+            self._joints[key].add(adapter.name, insert)
+        self._forget_compiled()
+        return adapter.train(False)
+
+    def identity(self) -> dict[str, Any]:
+        """What an adapter's files say of this base."""
+        task = {"causal": "CAUSAL_LM", "seq2seq": "SEQ_2_SEQ_LM", "encoder": "FEATURE_EXTRACTION"}.get(self.family)
+        return {"name": self.name, "fingerprint": self.fingerprint(), "task_type": task}
+
+    def _known(self, name: str) -> Adapter:
+        if name not in self.adapters:
+            known = list(self.adapters)
+            remedy = f"did you mean {nearest(name, known, 1)[0]!r}?" if known else "attach or load one first"
+            raise AdapterError(f"no adapter {name!r} on this base", f"one of {known or 'none yet'}", remedy)
+        return self.adapters[name]
+
+    def _without_base_copies(self, adapter: Adapter, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Drop what PEFT writes twice: the base's own tables beside embedding adapters, and second names of tied biases."""
+        own, wanted = dict(self.model.named_parameters(remove_duplicate=False)), adapter.state()
+        kept = dict(tensors)
+        for key in tensors.keys() - wanted.keys():
+            name = key.removeprefix("base_model.model.").replace(".base_layer.", ".")
+            aliases = [f"base_model.model.{n}" for n, p in own.items() if name in own and p is own[name]]
+            same = [tensors[a] for a in aliases if a in wanted and a in tensors] or [own[n] for n in own if n == name]
+            if any(t.shape == tensors[key].shape and torch.equal(t.float(), tensors[key].float()) for t in same):
+                del kept[key]
+        return kept
+
+    # Which adapter answers
+
+    @contextlib.contextmanager
+    def using(self, name: str | None) -> Iterator[None]:
+        """Inside the block every row is answered by this adapter; None is the bare (or merged) base."""
+        if name is not None:
+            self._usable(name)
+        token = self._choice.set(name)
+        try:
+            yield
+        finally:
+            self._choice.reset(token)
+
+    @property
+    def active(self) -> str | None:
+        """The adapter of the `using` block this runs in."""
+        return self._choice.get()
+
+    @contextlib.contextmanager
+    def routed(self, rows: Rows) -> Iterator[list[int]]:
+        """Inside the block forwards of `model` follow these rows, which must come in the order that is yielded."""
+        order, groups = spans(rows)
+        route = self._route(groups, len(rows))
+        with installed(route):
+            yield order
+
+    def _route(self, groups: tuple[tuple[str | None, int, int], ...], rows: int) -> Route:
+        for name, _, _ in groups:
+            if name is not None:
+                self._usable(name)
+        if len(groups) > 1:
+            for name, _, _ in groups:
+                self._routable(name)
+        name = groups[0][0] if groups else None
+        if name is not None and self.adapters[name].in_place:
+            return Route(groups, rows, self.adapters[name].swapped)
+        return Route(groups, rows)
+
+    def _usable(self, name: str) -> None:
+        self._known(name)
+        if name in self._merges:
+            raise AdapterError(
+                f"{name!r} is merged: the base already answers with it", "an adapter that is not merged", f"use None, or call unmerge({name!r})"
+            )
+
+    def _routable(self, name: str | None) -> None:
+        reasons = [m.routable for m in self.adapters[name].methods if not m.routable] if name else []
+        if reasons:
+            raise AdapterError(f"{name!r} in a batch with other adapters: {reasons[0]}", "rows that all use it", "run its rows in a batch of their own")
+
+    def _rows(self, adapters: Rows | None, count: int) -> Rows:
+        if adapters is None:
+            return [self._choice.get()] * count
+        if len(adapters) != count:
+            raise UsageError(f"adapters= has {len(adapters)} names for {count} rows", "one name (or None) per row", "repeat the name for each row")
+        return adapters
+
+    # Forward
+
+    def __call__(self, ids: torch.Tensor | None = None, adapters: Rows | None = None, **keywords: Any) -> Any:
+        """One forward over all rows, whatever adapters they use.
+
+        ids: (B, T).  adapters: one name or None per row; left out: the adapter of the `using` block for all.
+        keywords: transformers' own.  Returns transformers' output. Where adapters bring a task head, the heads' logits
+        instead: a list with one tensor per adapter, in the order of `route.spans`.
+        """
+        rows = self._rows(adapters, _count(ids, keywords))
+        if any(name is not None and self._heads(name) for name in rows):
+            return self._task_logits(ids, rows, keywords)
+        return self._sorted(lambda i, k: self._forward(i, k), ids, rows, keywords)
+
+    def hidden(self, ids: torch.Tensor | None = None, adapters: Rows | None = None, **keywords: Any) -> torch.Tensor:
+        """The last hidden state, (B, T, D): what enters the language head where there is one."""
+        keywords = {"use_cache": False, **keywords} if self.family != "masked" else keywords
+
+        def states(ids: torch.Tensor | None, keywords: dict[str, Any]) -> torch.Tensor:
+            if self.family == "encoder":
+                return self._forward(ids, keywords).last_hidden_state
+            with captured(self.model) as caught:
+                self._forward(ids, keywords)
+            return caught[0]
+
+        return self._sorted(states, ids, self._rows(adapters, _count(ids, keywords)), keywords)
+
+    def logits(self, hidden: torch.Tensor, adapters: Rows | None = None) -> torch.Tensor:
+        """The language head, with its inserts, on hidden states (B, T, D); T may be any part of the sequence."""
+        head = self.model.get_output_embeddings()
+        project = lambda states, _: transform(self.model.config, head(states))
+        return self._sorted(project, hidden, self._rows(adapters, len(hidden)), {})
+
+    def generate(self, prompts: Sequence[Any], adapters: Rows | None = None, **settings: Any) -> list[str]:
+        """Only the new text, one string per prompt; see `graft.generation.generate` for the settings."""
+        return generation.generate(self, prompts, self._rows(adapters, len(prompts)), **settings)
+
+    def _sorted(self, run: Any, ids: torch.Tensor | None, rows: Rows, keywords: dict[str, Any]) -> Any:
+        """Run over the rows sorted into one span per adapter, and undo the order on the way out."""
+        order, groups = spans(rows)
+        count = len(rows)
+        with installed(self._route(groups, count)):
+            if order == list(range(count)):
+                return run(ids, keywords)
+            if keywords.get("past_key_values") is not None:
+                raise UsageError("a filled cache with rows out of order", "rows sorted by adapter", "use base.generate, or sort the rows")
+            index = torch.tensor(order, device=self.device)
+            output = run(_pick(ids, index, count), {k: _pick(v, index, count) for k, v in keywords.items()})
+            return _pick(output, index.argsort(), count)
+
+    def _forward(self, ids: torch.Tensor | None, keywords: dict[str, Any]) -> Any:
+        model, route = self.model, current()
+        # One graph per span layout: mixed batches and in-place methods run eagerly (dynamo's recompile limit is 8).
+        if self._compile_options is not None and route is not None and len(route.spans) == 1:
+            if self._compiled is None:
+                self._compiled = torch.compile(self.model, **self._compile_options)
+            model = self._compiled
+        return model(**keywords) if ids is None else model(ids, **keywords)
+
+    def _heads(self, name: str) -> list[Any]:
+        return [insert for site, insert in self._known(name).inserts if site.kind == "final"]
+
+    def _task_logits(self, ids: torch.Tensor | None, rows: Rows, keywords: dict[str, Any]) -> list[torch.Tensor]:
+        bare = sorted({str(name) for name in rows if name is None or not self._heads(name)})
+        if bare:
+            raise AdapterError(
+                f"a batch mixes task heads with rows of {', '.join(bare)}, which have none", "rows that all have a head", "run them in batches of their own"
+            )
+        order, groups = spans(rows)
+        mask = keywords.get("attention_mask")
+        states = self.hidden(ids, rows, **keywords)
+        answers = []
+        for name, a, b in groups:
+            index = torch.tensor(order[a:b], device=states.device)
+            part = None if mask is None else mask[index]
+            for head in self._heads(name or ""):
+                answers.append(head(states[index], part))
+        return answers
+
+    # Training, checkpointing, compiling
+
+    def train(self, mode: bool = True, *, dropout: bool = False) -> "Base":
+        """Switch the adapters' dropout on or off; `dropout=True` lets the base's own drop too (off by default)."""
+        self.model.train(mode)
+        self._dropout.off()
+        if mode and not dropout:
+            self._dropout.on()
+        for adapter in self.adapters.values():
+            adapter.train(mode)
+        return self
+
+    def checkpointing(self, on: bool = True) -> None:
+        """Recompute every block in backward instead of keeping its activations.
+
+        The recomputation finds the Route of its own forward again, also when another adapter is in use by then.
+        """
+        if on:
+            context = lambda: (contextlib.nullcontext(), installed(current()))
+            self.model.activation_checkpointing_enable({"use_reentrant": False, "context_fn": context})
+            self.model.disable_input_require_grads()  # needless without reentry, and it would keep backward going to the bottom
+        else:
+            self.model.activation_checkpointing_disable()
+
+    def compile(self, on: bool = True, **options: Any) -> None:
+        """Run forwards through torch.compile with these options. Attach, detach and merge throw compiled code away:
+        dynamo does not notice a new hook and would go on without the new adapter."""
+        self._compile_options = options if on else None
+        self._forget_compiled()
+
+    def _forget_compiled(self) -> None:
+        if self._compiled is not None:
+            self._compiled = None
+            torch.compiler.reset()
+
+    # Merging
+
+    def merge(self, name: str) -> Merged:
+        """Fold an adapter into the weights: the bare base then answers with it. Layers of a quantised base that it
+        touches become 16-bit, made from their dequantised values; the result says which."""
+        adapter = self._known(name)
+        self._usable(name)
+        merged = self._merges.add(adapter)
+        self._moved()
+        return merged
+
+    def unmerge(self, name: str) -> None:
+        """Put back the weights that were there before `merge(name)`, bit for bit."""
+        self._known(name)
+        self._merges.remove(name)
+        self._moved()
+
+    @property
+    def merged(self) -> list[Merged]:
+        """What is merged now, oldest first."""
+        return self._merges.done
+
+    def _moved(self) -> None:
+        for joint in self._joints.values():
+            joint.move()
+        self._forget_compiled()
+
+
+def _count(ids: torch.Tensor | None, keywords: dict[str, Any]) -> int:
+    given = ids if ids is not None else keywords.get("inputs_embeds", keywords.get("input_ids"))
+    if given is None:
+        raise UsageError("a forward without rows", "ids (B, T), or inputs_embeds (B, T, D)", "pass input ids first")
+    return len(given)
+
+
+def _pick(value: Any, index: torch.Tensor, count: int) -> Any:
+    """Rows `index` of everything in `value` that has `count` rows."""
+    if isinstance(value, torch.Tensor):
+        return value[index] if value.ndim and len(value) == count else value
+    if isinstance(value, tuple | list) and type(value) in (tuple, list):
+        return type(value)(_pick(item, index, count) for item in value)
+    if hasattr(value, "batch_select_indices"):
+        value.batch_select_indices(index)
+        return value
+    if hasattr(value, "keys") and hasattr(value, "__getitem__"):
+        for key in list(value.keys()):
+            value[key] = _pick(value[key], index, count)
+    return value

@@ -1,0 +1,163 @@
+"""Cards: what a method's file says of itself, read as text, so that help and config errors never wait for torch.
+
+A method is a file of graft/methods holding one frozen dataclass that derives from Method. Its module docstring is the card's text
+(equation, paper, differences), each field `r: int = 8  # help` a setting, and class attributes such as `mergeable = False` its
+declarations. Names are file names. A class that derives from another method's class inherits its settings.
+"""
+
+import ast
+import importlib.util
+import io
+import re
+import tokenize
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from graft.errors import UsageError, nearest
+
+REQUIRED = object()  # the default of a field that has none
+
+
+class Source(str):
+    """A default that is no literal, as its source text."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One field of a config class: its annotation as written, its default value and its line of help."""
+
+    name: str
+    type: str
+    default: Any
+    help: str
+
+
+@dataclass(frozen=True)
+class Card:
+    """One method: file name, class name, docstring, settings by name, and the declarations of its class body."""
+
+    name: str
+    cls: str
+    doc: str
+    settings: dict[str, Setting]
+    declared: dict[str, Any] = field(default_factory=dict)
+    path: Path = Path()
+
+    @property
+    def title(self) -> str:
+        """The docstring's first sentence after the method's name, without its full stop."""
+        first = self.doc.strip().split("\n\n")[0].replace("\n", " ")
+        return first.partition(": ")[2].rstrip(".") or first.rstrip(".")
+
+    @property
+    def paper(self) -> str:
+        """The paper as `arXiv 2106.09685`, or an empty string."""
+        found = re.search(r"\b(\d{4}\.\d{5})\b", self.doc)
+        return f"arXiv {found[1]}" if found else ""
+
+
+def cards() -> dict[str, Card]:
+    """Every method by name, sorted. Read anew at each call: a file that has just been added is seen."""
+    spec = importlib.util.find_spec("graft.methods")
+    folders = (spec.submodule_search_locations or []) if spec else []
+    files = {path.stem: path for folder in folders for path in sorted(Path(folder).glob("[!_]*.py"))}
+    trees = {name: _Source(path) for name, path in files.items()}
+    classes = {cls.name: (source, cls) for source in trees.values() for cls in source.classes()}
+    found = {}
+    for name, source in sorted(trees.items()):
+        for cls in source.classes():
+            line = _lineage(cls.name, classes)
+            if line is not None:
+                found[name] = _card(name, source, cls, [classes[c] for c in line])
+    return found
+
+
+def card(name: str) -> Card:
+    """The card of one method. Raises UsageError with the nearest names."""
+    known = cards()
+    if name not in known:
+        raise UsageError(
+            f"there is no method {name!r}",
+            f"one of {', '.join(known)}",
+            f"did you mean {' or '.join(nearest(name, known, n=2)) or 'another'}? `graft methods` describes each",
+        )
+    return known[name]
+
+
+def settings(path: Path, cls: str) -> dict[str, Setting]:
+    """The annotated fields of one class of a Python file, with their comments as help."""
+    source = _Source(path)
+    return next(source.settings(node) for node in source.classes() if node.name == cls)
+
+
+class _Source:
+    """One parsed file together with its comments by line."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        text = path.read_text(encoding="utf-8")
+        self.tree = ast.parse(text)
+        tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+        self.comments = {t.start[0]: t.string.lstrip("# ").strip() for t in tokens if t.type == tokenize.COMMENT}
+
+    def classes(self) -> list[ast.ClassDef]:
+        return [node for node in self.tree.body if isinstance(node, ast.ClassDef)]
+
+    def settings(self, cls: ast.ClassDef) -> dict[str, Setting]:
+        found = {}
+        for node in cls.body:
+            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                kind = ast.unparse(node.annotation)
+                if "ClassVar" not in kind:
+                    help = self.comments.get(node.end_lineno or 0) or self.comments.get(node.lineno, "")
+                    found[node.target.id] = Setting(node.target.id, kind, _value(node.value), help)
+        return found
+
+    def declared(self, cls: ast.ClassDef) -> dict[str, Any]:
+        """Class attributes that are not fields: `mergeable = False`, `kinds: ClassVar[...] = (...)`."""
+        found = {}
+        for node in cls.body:
+            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+                found[node.targets[0].id] = _value(node.value)
+            elif isinstance(node, ast.AnnAssign) and "ClassVar" in ast.unparse(node.annotation):
+                found[ast.unparse(node.target)] = _value(node.value)
+        return found
+
+
+def _lineage(name: str, classes: dict[str, tuple[_Source, ast.ClassDef]]) -> list[str] | None:
+    """The class and the method classes above it, oldest first; None for a class that is no method."""
+    if name not in classes:
+        return [] if name == "Method" else None
+    for base in classes[name][1].bases:
+        line = _lineage(ast.unparse(base).split(".")[-1], classes)
+        if line is not None:
+            return [*line, name]
+    return None
+
+
+def _card(name: str, source: _Source, cls: ast.ClassDef, line: list[tuple[_Source, ast.ClassDef]]) -> Card:
+    fields: dict[str, Setting] = {}
+    declared: dict[str, Any] = {}
+    for where, node in line:
+        fields |= where.settings(node)
+        declared |= where.declared(node)
+    return Card(name, cls.name, ast.get_docstring(source.tree) or "", fields, declared, source.path)
+
+
+def _value(node: ast.expr | None) -> Any:
+    """The literal a default stands for; `field(default_factory=dict)` is an empty dict, `No("why")` is "why"; else Source."""
+    if node is None:
+        return REQUIRED
+    if isinstance(node, ast.Call) and ast.unparse(node.func) == "No":
+        return _value(node.args[0])
+    if isinstance(node, ast.Call):
+        for word in node.keywords:
+            if word.arg == "default_factory":
+                return {"dict": {}, "list": [], "tuple": ()}.get(ast.unparse(word.value), Source(ast.unparse(word.value)))
+            if word.arg == "default":
+                return _value(word.value)
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        return Source(ast.unparse(node))

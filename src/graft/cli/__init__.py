@@ -1,0 +1,76 @@
+"""The command `graft`: one short file per verb, and here what they share: the table of verbs, errors and exit codes.
+
+A verb parses, calls the library and prints. Data goes to stdout, talk to stderr. Heavy modules are imported inside the verbs' bodies,
+because `graft --help` and every error of a recipe must answer at once and torch alone takes two seconds to import.
+
+    exit 0 done   1 failed   2 misuse   70 a defect of ours   74 disk full   130 interrupted   143 terminated
+"""
+
+import errno
+import os
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+
+import typer
+
+from graft.cli import chat, compare, data, demo, doctor, eval, export, merge, methods, plan, quantize, train
+from graft.cli.say import talk
+from graft.errors import GraftError, SpaceError
+
+app = typer.Typer(
+    name="graft",
+    help="Fine-tune language models on the machine you have.",
+    epilog="Start with `graft demo`, or `graft train --model MODEL --data ROWS.jsonl`. A run's folder can stand for its model.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+# The order of a job, which is the order of the help.
+for _verb in (demo, plan, train, eval, chat, compare, merge, export, quantize, methods, data, doctor):
+    _verb.add_to(app)
+
+
+def main() -> None:
+    """Entry point: run the command line of this process and exit."""
+    sys.exit(call(sys.argv[1:]))
+
+
+def call(words: list[str]) -> int:
+    """Run one command line; returns the exit code. Every failure is said in lines, never as a traceback."""
+    try:
+        app(words)
+    except SystemExit as done:
+        return done.code if isinstance(done.code, int) else int(done.code is not None)
+    except KeyboardInterrupt:
+        talk("graft: interrupted")
+        return 130
+    except GraftError as error:
+        return _fail(error)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            return _fail(SpaceError(f"no space left for {error.filename or 'a file'}", "room on the disk", "free some and repeat"))
+        return _defect(error)
+    except Exception as error:
+        return _defect(error)
+    return 0
+
+
+def _fail(error: GraftError) -> int:
+    talk(f"graft: error: {error.given}")
+    talk(f"  expected: {error.expected}")
+    talk(f"  to do:    {error.remedy}")
+    return error.exit_code
+
+
+def _defect(error: Exception) -> int:
+    """An exception nobody foresaw: one line for the reader, the traceback in a file."""
+    handle, name = tempfile.mkstemp(prefix="graft-", suffix=".txt")
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        traceback.print_exception(error, file=file)
+    talk(f"graft: error: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}")
+    talk(f"  this is a defect of graft; the traceback is in {Path(name)}")
+    return 70

@@ -1,0 +1,31 @@
+"""graft plan: what a run will cost, before it costs anything."""
+
+from typing import Annotated
+
+import typer
+
+from graft.cli.say import after, recipe_of, show, show_json
+
+WORDS = {"ignore_unknown_options": True, "allow_extra_args": True}
+
+
+def add_to(app: typer.Typer) -> None:
+    help = "Say what a run costs: parameters, bytes, peak memory, and whether it fits."
+    app.command("plan", help=help, context_settings=WORDS)(plan)
+
+
+def plan(
+    context: typer.Context,
+    recipe: Annotated[str | None, typer.Argument(help="A recipe or a run's folder, then key=value changes.")] = None,
+    model: Annotated[str | None, typer.Option(help="Folder, hub id or seedling.")] = None,
+    data: Annotated[str | None, typer.Option(help="Rows to learn from.")] = None,
+    method: Annotated[str | None, typer.Option(help="A method or preset, for example lora, qlora, full.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="The same facts for programs.")] = False,
+) -> None:
+    chosen = recipe_of(recipe, context.args, {"model": model, "data.train": data, "method": method})
+
+    from graft.plan import plan as predict  # after the recipe is known to be sound: torch costs seconds
+
+    predicted = predict(chosen)
+    show_json(predicted.facts()) if json else show(str(predicted))
+    after(f"graft train {recipe or f'--model {chosen.model} ...'}")

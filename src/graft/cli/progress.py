@@ -1,0 +1,92 @@
+"""The progress of a run on the terminal: a bar where there is one, a line per `log_every` steps everywhere."""
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from graft.cli.say import duration, number, talk
+from graft.recipe import Recipe
+
+
+class Progress:
+    """An observer of training (see graft.train.log.Observer) that talks on stderr."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.every, self.total, self.done = recipe.train.log_every, 0, 0
+        self._bar: Any = None
+        self._began, self._first = time.perf_counter(), 0
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def say(self, text: str) -> None:
+        """One line, above the bar where there is one."""
+        if self._bar is not None:
+            self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        else:
+            talk(text)
+
+    def start(self, plan: dict[str, Any]) -> None:
+        self.total, self.done = plan["steps"], plan.get("done", 0)
+        self._began, self._first = time.perf_counter(), self.done
+        self.say(f"train   {self.total:,} steps, {number(plan['trained'])} numbers trained")
+        if sys.stderr.isatty() and self.done < self.total:
+            self._bar = _bar(self.done, self.total)
+
+    def resumed(self, step: int) -> None:
+        self.say(f"resumed from step {step}")
+
+    def step(self, record: dict[str, Any]) -> None:
+        self.done = record["step"]
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=self.done)
+        if self.done % self.every == 0 or self.done in (1, self.total):
+            self.say(self._line(record))
+
+    def _line(self, record: dict[str, Any]) -> str:
+        pace = (time.perf_counter() - self._began) / max(1, self.done - self._first)
+        return (
+            f"step {self.done:5d}   loss {record['loss']:.4f}   lr {record['lr']:.1e}   {record['tokens_per_s']:,.0f} tok/s   "
+            f"{record['memory_mb'] / 1024:.2f} GiB   eta {duration(pace * (self.total - self.done))}"
+        )
+
+    def evaluated(self, record: dict[str, Any]) -> None:
+        scores = "   ".join(f"{key.removeprefix('eval_')} {value:.4f}" for key, value in record.items() if key.startswith("eval_"))
+        self.say(f"eval {record['step']:5d}   {scores}")
+
+    def sampled(self, texts: Sequence[str]) -> None:
+        for text in texts:
+            self.say(f"sample  {' '.join(text.split())[:110]}")
+
+    def saved(self, path: Path) -> None:
+        self.say(f"saved   {path}")
+
+    def warn(self, text: str) -> None:
+        self.say(f"warning {text}")
+
+    def note(self, text: str) -> None:
+        """Something the run is about to do or has found out before its first step."""
+        self.say(text)
+
+    def finished(self, record: dict[str, Any]) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+def _bar(done: int, total: int) -> Any:
+    from rich.console import Console  # a terminal only: rich is never imported for a pipe
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (TextColumn("train  "), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    bar = Bar(*columns, console=Console(stderr=True), transient=True)
+    bar.add_task("train", total=total, completed=done)
+    bar.start()
+    return bar

@@ -1,0 +1,99 @@
+"""What the terminal says: talk on stderr, data on stdout, tables, JSON, and the words `key=value` of a command line."""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from graft.errors import UsageError
+from graft.recipe import Recipe, read
+
+
+def talk(text: str) -> None:
+    """A line for the reader, on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def show(text: str) -> None:
+    """A line of the answer, on stdout."""
+    print(text, flush=True)
+
+
+def show_json(facts: Any) -> None:
+    """The answer for a program, on stdout."""
+    print(json.dumps(facts, indent=2, ensure_ascii=False, default=str), flush=True)
+
+
+def after(command: str) -> None:
+    """What to do next, the last line of every command."""
+    talk(f"next    {command}")
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Aligned columns under their names; the last column is not padded."""
+    lines = [list(header), *[list(row) for row in rows]]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    text = ["   ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    return "\n".join(text)
+
+
+def size(count: float) -> str:
+    """Bytes for people: 512 B, 4.2 MB, 1.3 GiB."""
+    for unit, step in (("GiB", 2**30), ("MB", 10**6), ("kB", 10**3)):
+        if count >= step:
+            return f"{count / step:.1f} {unit}"
+    return f"{count:.0f} B"
+
+
+def number(count: float) -> str:
+    """A count for people: 950, 11.3 k, 1.24 M, 7.0 B."""
+    for unit, step in (("B", 10**9), ("M", 10**6), ("k", 10**3)):
+        if count >= step:
+            return f"{count / step:.2f} {unit}" if count < 10 * step else f"{count / step:.1f} {unit}"
+    return f"{count:.0f}"
+
+
+def duration(seconds: float) -> str:
+    """Time for people: 12 s, 4 min, 2 h 05 min."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def recipe_of(recipe: str | None, words: Sequence[str], options: dict[str, str | None]) -> Recipe:
+    """The recipe a command line means: a file or run folder, options, then `key=value` and `--key value` words."""
+    words = list(words)
+    if recipe is not None and "=" in recipe:
+        recipe, words = None, [recipe, *words]   # no file was named: the first change took its place
+    changes = [f"{key}={json.dumps(value)}" for key, value in options.items() if value is not None] + _changes(words)
+    if recipe is None and not changes:
+        raise UsageError("there is no recipe", "a recipe.yaml, or --model and --data", "see recipes/, or `graft train --keys`")
+    if recipe is None and not options.get("output"):
+        changes.append(f"output=runs/{_stem(options)}") if not any(c.startswith("output=") for c in changes) else None
+    notices: list[str] = []
+    chosen = read(recipe if recipe is not None else {}, changes, notices)
+    for notice in notices:
+        talk(f"note    {notice}")
+    return chosen
+
+
+def _changes(words: list[str]) -> list[str]:
+    """`--key value`, `--key=value` and `key=value` words as key=value."""
+    found = []
+    while words:
+        word = words.pop(0)
+        if not word.startswith("--"):
+            found.append(word)
+        elif "=" in word or not words:
+            found.append(word[2:])
+        else:
+            found.append(f"{word[2:]}={words.pop(0)}")
+    return found
+
+
+def _stem(options: dict[str, str | None]) -> str:
+    """A run's name from what is trained on what."""
+    data = Path(options.get("data.train") or "data").name.partition(".")[0].replace("seedling:", "")
+    return f"{data}-{options.get('method') or 'lora'}"

@@ -1,0 +1,46 @@
+"""graft train: carry out a recipe; the same command goes on where it stopped."""
+
+from typing import Annotated
+
+import typer
+
+from graft.cli.progress import Progress
+from graft.cli.say import after, recipe_of, show, show_json, talk
+from graft.recipe import Recipe
+
+WORDS = {"ignore_unknown_options": True, "allow_extra_args": True}
+
+
+def add_to(app: typer.Typer) -> None:
+    help = """Train: `graft train recipe.yaml train.lr=1e-4`, or `graft train --model M --data D --method qlora`.
+
+    Any key of a recipe can be changed by key=value or --key value; --keys lists them. The same command resumes a run that was stopped."""
+    app.command("train", help=help, context_settings=WORDS)(train)
+
+
+def train(
+    context: typer.Context,
+    recipe: Annotated[str | None, typer.Argument(help="A recipe or a run's folder, then key=value changes.")] = None,
+    model: Annotated[str | None, typer.Option(help="Folder, hub id or seedling.")] = None,
+    data: Annotated[str | None, typer.Option(help="Rows to learn from: file, folder, seedling:NAME.")] = None,
+    method: Annotated[str | None, typer.Option(help="A method or preset, for example lora, qlora, full.")] = None,
+    output: Annotated[str | None, typer.Option(help="The run's folder.")] = None,
+    keys: Annotated[bool, typer.Option("--keys", help="Print every key with its default and help, as YAML.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the whole recipe and stop.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the result for programs.")] = False,
+) -> None:
+    if keys:
+        return show(Recipe().yaml())
+    chosen = recipe_of(recipe, context.args, {"model": model, "data.train": data, "method": method, "output": output})
+    if dry_run:
+        return show(chosen.yaml())
+
+    from graft.run import run  # after the recipe is known to be sound: torch costs seconds
+
+    with Progress(chosen) as progress:
+        result = run(chosen, observer=progress)
+    for line in result.lines():
+        talk(line)
+    if json:
+        show_json(result.facts())
+    after(f'graft chat {chosen.output}   (or: graft eval {chosen.output}, graft export {chosen.output} OUT --to hf)')

@@ -1,0 +1,89 @@
+"""Rows and rejects: every row of a file becomes one of the two, never neither.
+
+    rows read = rows used + Σ rejected by reason                              (checked before every run)
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from graft.errors import DataError
+
+SHOWN = 20  # rejects that an error message lists one by one
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One row as it lies in the file.  source: `path:line`; for JSON arrays, Parquet and hub data `path:row`, from 1."""
+
+    source: str
+    fields: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """A row that cannot be used.  reason: a short word for counting; detail: what this row has; remedy: what to do."""
+
+    source: str
+    reason: str
+    detail: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.source}: {self.reason}: {self.detail}; {self.remedy}"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One usable row in the normal form.
+
+    kind and value: "text" a str; "pair" (prompt, completion); "chat" a list of {role, content, ...}; "label" (text, label).
+    tools: JSON schemas that the chat template shows.  first: index of the first message whose assistant turns are learnt.
+    """
+
+    source: str
+    kind: str
+    value: Any
+    tools: list[Any] | None = None
+    first: int = 0
+
+    def key(self) -> bytes:
+        """8 bytes that equal rows share, whatever file and line they stand on."""
+        content = json.dumps([self.kind, self.value, self.tools], ensure_ascii=True, sort_keys=True)
+        return hashlib.blake2b(content.encode(), digest_size=8).digest()
+
+    def texts(self) -> list[str]:
+        """Every string that somebody wrote into this row and that the model will read."""
+        if self.kind == "chat":
+            return [text for message in self.value for text in message.values() if isinstance(text, str)]
+        return [self.value] if self.kind == "text" else [str(part) for part in self.value]
+
+
+class BadRow(Exception):
+    """Raised inside the package where a row turns out unusable; becomes a Reject at the row's source."""
+
+    def __init__(self, reason: str, detail: str, remedy: str) -> None:
+        super().__init__(reason, detail, remedy)
+
+    def at(self, source: str) -> Reject:
+        return Reject(source, *self.args)
+
+
+def by_reason(rejects: Iterable[Reject]) -> dict[str, int]:
+    """How many rows each reason cost, most frequent first."""
+    return dict(Counter(reject.reason for reject in rejects).most_common())
+
+
+def refuse(rejects: Sequence[Reject], read: int) -> DataError:
+    """The error that stops a strict run: the first rejects by name, all of them by count."""
+    counts = ", ".join(f"{reason} {n}" for reason, n in by_reason(rejects).items())
+    listed = "\n  ".join(str(reject) for reject in rejects[:SHOWN])
+    more = f"\n  ... and {len(rejects) - SHOWN} more" if len(rejects) > SHOWN else ""
+    return DataError(
+        f"{len(rejects)} of {read} rows cannot be used ({counts}):\n  {listed}{more}\n",
+        "every row usable, because data.bad_rows is strict",
+        "repair these rows, or set data.bad_rows=skip to leave them out and list them in rejected.jsonl",
+    )

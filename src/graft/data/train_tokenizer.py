@@ -1,0 +1,58 @@
+"""Train a byte-level BPE tokenizer on texts.
+
+Text is split as GPT-2 splits it (words with their leading space, numbers, punctuation, white space), digits one by one, and each piece is
+written in UTF-8 bytes. All 256 bytes are in the vocabulary, so every text can be encoded and comes back unchanged. The most frequent
+neighbours are joined until the vocabulary is full.
+Sennrich et al. 2016, arXiv 1508.07909; bytes as in Radford et al. 2019 ("Language Models are Unsupervised Multitask Learners"), §2.2.
+"""
+
+from collections.abc import Iterable
+
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+
+from graft.errors import DataError, UsageError
+
+PAD, BOS, EOS = SPECIAL = ("<pad>", "<bos>", "<eos>")
+SMALLEST = 256 + len(SPECIAL)
+
+
+def train_bpe(texts: Iterable[str], vocab_size: int, *, max_length: int = 512) -> PreTrainedTokenizerFast:
+    """A tokenizer of exactly or at most `vocab_size` entries: fewer where the texts hold fewer pairs to join.
+
+    Encoding begins with <bos>; <eos> ends a document and is for the caller to add. max_length: positions of the model, in tokens.
+    Raises UsageError where the vocabulary cannot hold the bytes, DataError where there is no text.
+    """
+    if vocab_size < SMALLEST:
+        raise UsageError(
+            f"vocab_size={vocab_size}", f"at least {SMALLEST}: 256 bytes and {len(SPECIAL)} special tokens", "raise it; 2048 is usual"
+        )
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    core.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=list(SPECIAL), initial_alphabet=alphabet, show_progress=False
+    )
+    seen = 0
+
+    def counted() -> Iterable[str]:
+        nonlocal seen
+        for text in texts:
+            seen += bool(text)
+            yield text
+
+    core.train_from_iterator(counted(), trainer)
+    if not seen:
+        raise DataError("the tokenizer was given no text", "at least one document that is not empty", "check data.train")
+    core.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, core.token_to_id(BOS))])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        pad_token=PAD,
+        bos_token=BOS,
+        eos_token=EOS,
+        model_max_length=max_length,
+        clean_up_tokenization_spaces=False,  # cleaning would change the spaces before punctuation on the way back
+    )

@@ -1,0 +1,32 @@
+"""The base's own dropout, silenced: a frozen model answers the same twice, also while its adapters train.
+
+Checkpointing needs `training=True` on transformers' blocks, and some of them (OPT) draw dropout from that same flag;
+so the probabilities are set to zero instead of the flag, and put back afterwards.
+"""
+
+from torch import nn
+
+
+class SilentDropout:
+    """Sets every dropout probability of a model to zero, and back."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._kept: list[tuple[nn.Module, str, float]] = []
+
+    def on(self) -> None:
+        """Silence `p` of Dropout modules and every float attribute that is named after dropout."""
+        if self._kept:
+            return
+        for module in self._model.modules():
+            for name, value in list(vars(module).items()):
+                named = "drop" in name.lower() or (name == "p" and isinstance(module, nn.modules.dropout._DropoutNd))
+                if named and isinstance(value, float) and value:
+                    self._kept.append((module, name, value))
+                    setattr(module, name, 0.0)
+
+    def off(self) -> None:
+        """Put every probability back."""
+        for module, name, value in self._kept:
+            setattr(module, name, value)
+        self._kept.clear()

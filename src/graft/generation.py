@@ -1,0 +1,260 @@
+"""Generation: prompts in, only the new text out, in the order of the prompts, rows with different adapters side by side.
+
+Prompts are sorted by length and left-padded, so that every row's last token stands at the same place and positions
+count live tokens only. A stop is a token (the end tokens of model and template) or a string, which is cut off.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+from transformers.generation import GenerationConfig, StoppingCriteria, StoppingCriteriaList
+
+from graft.data.templates import prompt_ids
+from graft.errors import DataError, UsageError, nearest
+
+if TYPE_CHECKING:
+    from graft.base import Base
+
+Prompt = str | list[dict[str, Any]]  # a text used as it is, or messages for the chat template
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen and when a text ends. Raises UsageError for values that mean nothing.
+
+    temperature: logits are divided by it.  top_p: smallest set of tokens with that much probability.
+    top_k: only the k likeliest, 0 for all.  seed: same seed, prompts and settings give the same texts.
+    """
+
+    max_new_tokens: int = 128
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    stop: tuple[str, ...] = field(default=())
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        object.__setattr__(self, "stop", stop)
+        _require("max_new_tokens", self.max_new_tokens, "a whole number above 0", _whole(self.max_new_tokens, 1))
+        _require("temperature", self.temperature, "a finite number above 0", _between(self.temperature, 0, math.inf))
+        _require("top_p", self.top_p, "above 0 and at most 1", _between(self.top_p, 0, 1) or self.top_p == 1)
+        _require("top_k", self.top_k, "0 (off) or a whole number above it", _whole(self.top_k, 0))
+        _require("stop", stop, "texts that are not empty", all(isinstance(text, str) and text for text in stop))
+
+    def config(self, ends: list[int], pad: int, room: int) -> GenerationConfig:
+        """transformers' settings for one batch; every field that a model's own defaults could fill is stated."""
+        return GenerationConfig(
+            max_new_tokens=min(self.max_new_tokens, room),
+            min_length=0,
+            do_sample=self.do_sample,
+            temperature=self.temperature if self.do_sample else 1.0,
+            top_p=self.top_p if self.do_sample else 1.0,
+            top_k=self.top_k if self.do_sample else 50,  # transformers' default; any other warns when not sampling
+            num_beams=1,
+            num_return_sequences=1,
+            early_stopping=False,
+            length_penalty=1.0,
+            repetition_penalty=1.0,
+            no_repeat_ngram_size=0,
+            use_cache=True,
+            return_dict_in_generate=False,
+            eos_token_id=ends or None,
+            pad_token_id=pad,
+        )
+
+
+def generate(
+    base: "Base",
+    prompts: Sequence[Prompt],
+    adapters: Sequence[str | None],
+    *,
+    batch_size: int = 8,
+    **sampling: Any,
+) -> list[str]:
+    """The continuation of each prompt, without the prompt and without the stop.
+
+    prompts: texts (used as they are, with the tokenizer's start token) or message lists (chat template).
+    adapters: one name or None per prompt.
+    sampling: the fields of `Sampling`. Raises UsageError for bad settings, DataError for a prompt beyond the context.
+    """
+    unknown = set(sampling) - set(Sampling.__dataclass_fields__)
+    if unknown:
+        given = ", ".join(sorted(unknown))
+        near = ", ".join(nearest(min(unknown), Sampling.__dataclass_fields__))
+        raise UsageError(f"generate was given {given}", f"keywords like {near}", "correct the spelling")
+    how = Sampling(**sampling)
+    _check(base, prompts, batch_size)
+    tokens = [_encode(base.tokenizer, prompt) for prompt in prompts]
+    context = _context(base)
+    if context is not None:
+        _fit(tokens, context)
+    texts = [""] * len(prompts)
+    with torch.no_grad(), evaluating(base), _seeded(how.seed):
+        for rows, room in _batches(tokens, how.max_new_tokens, context, batch_size):
+            part = _batch(base, [tokens[row] for row in rows], [adapters[row] for row in rows], how, room)
+            for row, text in zip(rows, part, strict=True):
+                texts[row] = text
+    return texts
+
+
+@contextmanager
+def evaluating(base: "Base") -> Iterator[None]:
+    """Inside, the model and all adapters are in evaluation mode; every module's own mode comes back afterwards."""
+    roots = [base.model, *(insert for adapter in base.adapters.values() for _, insert in adapter.inserts)]
+    modes = [(module, module.training) for root in roots for module in root.modules()]
+    for module, _ in modes:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def _batch(base: "Base", tokens: list[list[int]], names: list[str | None], how: Sampling, room: int) -> list[str]:
+    """One call of the model. `base.routed` tells in which order the rows must stand; the order is undone here."""
+    tokenizer, seq2seq = base.tokenizer, base.family == "seq2seq"
+    ends, words = _stops(base, how.stop)
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (ends or [0])[0]
+    width = max(map(len, tokens))
+    ids = torch.full((len(tokens), width), pad)
+    live = torch.zeros_like(ids)
+    for row, own in enumerate(tokens):
+        place = slice(0, len(own)) if seq2seq else slice(width - len(own), width)
+        ids[row, place] = torch.tensor(own)
+        live[row, place] = 1
+    with base.routed(names) as order:
+        ids, live = ids[order].to(base.device), live[order].to(base.device)
+        start = 0 if seq2seq else width
+        out = base.model.generate(
+            input_ids=ids,
+            attention_mask=live,
+            generation_config=how.config(ends, pad, room),
+            stopping_criteria=StoppingCriteriaList([_StopWords(tokenizer, words, start)] if words else []),
+        )
+    texts = [""] * len(tokens)
+    for place, row in enumerate(order):
+        new = out[place, start:].tolist()
+        end = next((i for i, token in enumerate(new) if token in ends), len(new))
+        texts[row] = _cut(continuation(tokenizer, [] if seq2seq else tokens[row], new[:end]), words)
+    return texts
+
+
+def continuation(tokenizer: PreTrainedTokenizerBase, prompt: list[int], new: list[int]) -> str:
+    """The text of `new` as it reads behind `prompt`.
+
+    Both are decoded together: tokenizers of Llama's kind drop the blank in front of whatever they decode first.
+    """
+    before = _text(tokenizer, prompt)
+    whole = _text(tokenizer, prompt + new)
+    return whole[len(before) :] if whole.startswith(before) else _text(tokenizer, new)
+
+
+class _StopWords(StoppingCriteria):
+    """True for rows whose new text holds a stop word. Looks at the last tokens only: a word may be cut anywhere."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, words: list[str], start: int) -> None:
+        self.tokenizer, self.words, self.start = tokenizer, words, start
+        self.reach = 4 + 4 * max(map(len, words))  # a character takes at most four tokens (bytes)
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        tails = input_ids[:, max(self.start, input_ids.shape[1] - self.reach) :].tolist()
+        found = [any(word in _text(self.tokenizer, tail) for word in self.words) for tail in tails]
+        return torch.tensor(found, device=input_ids.device)
+
+
+def _stops(base: "Base", stop: tuple[str, ...]) -> tuple[list[int], list[str]]:
+    """(end tokens, stop words): a stop that is one special token is watched as a token, because decoding hides it."""
+    tokenizer = base.tokenizer
+    own = base.model.generation_config.eos_token_id
+    ends = [] if own is None else [own] if isinstance(own, int) else list(own)
+    ends += [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
+    ends += [tokenizer.convert_tokens_to_ids(text) for text in stop if text in tokenizer.all_special_tokens]
+    return list(dict.fromkeys(ends)), [text for text in stop if text not in tokenizer.all_special_tokens]
+
+
+def _cut(text: str, words: list[str]) -> str:
+    """The text in front of the first stop word."""
+    return text[: min((text.find(word) for word in words if word in text), default=len(text))]
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
+    if not isinstance(prompt, str):
+        return list(prompt_ids(tokenizer, prompt))
+    ids = list(tokenizer(prompt)["input_ids"])
+    return ids or [token for token in (tokenizer.bos_token_id, tokenizer.eos_token_id) if token is not None][:1]
+
+
+def _text(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
+    return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def _batches(
+    tokens: list[list[int]], new: int, context: int | None, size: int
+) -> Iterator[tuple[list[int], int]]:
+    """(rows, room for new tokens): long prompts first, so that a lack of memory shows at once.
+
+    Rows whose room is short of `new` share a batch with rows of their length only: a longer neighbour may not shorten
+    an answer, nor a shorter one push it beyond the last position.
+    """
+    room = [new if context is None else min(new, context - len(own)) for own in tokens]
+    order = sorted(range(len(tokens)), key=lambda row: -len(tokens[row]))
+    for limit, group in groupby(order, key=lambda row: room[row]):
+        rows = list(group)
+        yield from ((rows[i : i + size], limit) for i in range(0, len(rows), size))
+
+
+def _context(base: "Base") -> int | None:
+    """How many positions the model has; None where it has no limit (T5)."""
+    limit = getattr(base.model.config, "max_position_embeddings", None)
+    return limit if isinstance(limit, int) and base.family != "seq2seq" else None
+
+
+def _fit(tokens: list[list[int]], context: int) -> None:
+    """Refuse prompts that leave no room for one token."""
+    long = [(row, len(own)) for row, own in enumerate(tokens) if len(own) >= context]
+    if long:
+        shown = ", ".join(f"prompt {row} has {length} tokens" for row, length in long[:3])
+        raise DataError(shown, f"fewer than the {context} positions of the model", "shorten the prompt")
+
+
+def _check(base: "Base", prompts: Sequence[Prompt], batch_size: int) -> None:
+    if isinstance(prompts, str):
+        raise UsageError("generate was given one text", "a list of prompts", "write [prompt]")
+    if base.tokenizer is None:
+        raise UsageError(f"{base.name} has no tokenizer", "a base with one", "load the model from a folder with a tokenizer")
+    if base.family not in ("causal", "seq2seq"):
+        raise UsageError(f"{base.name} is a {base.family} model", "a causal or encoder-decoder model", "load one that writes")
+    _require("batch_size", batch_size, "a whole number above 0", _whole(batch_size, 1))
+
+
+@contextmanager
+def _seeded(seed: int | None) -> Iterator[None]:
+    """torch's generators start from `seed` inside and are as before afterwards; None leaves them alone."""
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
+
+
+def _require(name: str, value: object, expected: str, holds: bool) -> None:
+    if not holds:
+        raise UsageError(f"{name}={value!r}", expected, f"correct {name}")
+
+
+def _whole(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _between(value: object, low: float, high: float) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and low < value < high

@@ -1,0 +1,144 @@
+"""Insert: what an adapter puts at one site.
+
+An insert sees what entered the site (x) and what left it (y) and returns what shall leave. Laws: the result has y's
+shape and dtype; trained tensors are fp32 and cast to x's dtype for the product; random choices come from torch's
+generator; nothing is kept on the module between two forwards.
+
+Three inserts serve many methods: `Shift` (a trained bias), `Replacement` (a fully trained copy of a module) and
+`Thaw` (a trained copy that stands in for the module's own parameters, for methods that train in place).
+"""
+
+import copy
+from collections import OrderedDict
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from graft.errors import MergeError
+from graft.site import Site
+
+Weights = tuple[torch.Tensor, torch.Tensor | None]  # weight (out, in), bias (out,) or None
+
+
+class Insert(nn.Module):
+    """Base class. `names` maps a tensor of the insert to its suffix in an adapter file, where the two differ."""
+
+    names: ClassVar[dict[str, str]] = {}
+    reads_base_weight: ClassVar[bool] = False  # forward depends on the base's weight: must come first at its site to merge
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """What shall leave the site; same shape and dtype as y."""
+        return y
+
+    def merge(self, weight: torch.Tensor, bias: torch.Tensor | None) -> Weights:
+        """The weight (out, in) and bias that give the same without the insert. fp32 in, fp32 out."""
+        raise MergeError(
+            f"{type(self).__name__} has no merged form",
+            "inserts whose effect is one weight and one bias",
+            "keep the adapter attached, or export it as an adapter",
+        )
+
+    def swap(self) -> dict[str, nn.Parameter]:
+        """Parameters that stand in for the module's own while the adapter is in use (in-place methods)."""
+        return {}
+
+    def saved(self) -> dict[str, torch.Tensor]:
+        """{suffix in the file: tensor}: what another program needs to use the adapter."""
+        return {self.names.get(name, name): tensor for name, tensor in self.state_dict().items()}
+
+    def load(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Take over tensors as `saved` gave them; shapes have been checked."""
+        own = self.state_dict()
+        own_name = {self.names.get(name, name): name for name in own}
+        with torch.no_grad():
+            for suffix, tensor in tensors.items():
+                own[own_name[suffix]].copy_(tensor)
+
+
+class Shift(Insert):
+    """y + Δb: a trained bias beside the base's own. The file holds b + Δb, as PEFT does."""
+
+    def __init__(self, site: Site, suffix: str = "bias") -> None:
+        super().__init__()
+        bias = site.bias()
+        self.suffix = suffix
+        self.register_buffer("origin", bias.detach().float().clone(), persistent=False)
+        self.delta = nn.Parameter(torch.zeros_like(self.origin))
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return y + self.delta.to(y.dtype)
+
+    def merge(self, weight: torch.Tensor, bias: torch.Tensor | None) -> Weights:
+        return weight, self.delta.detach() if bias is None else bias + self.delta.detach()
+
+    def saved(self) -> dict[str, torch.Tensor]:
+        return {self.suffix: self.origin + self.delta.detach()}
+
+    def load(self, tensors: dict[str, torch.Tensor]) -> None:
+        with torch.no_grad():
+            self.delta.copy_(tensors[self.suffix].float() - self.origin)
+
+
+class Replacement(Insert):
+    """A trained copy of one parameter-owning module (`modules_to_save`): y is what the copy makes of x."""
+
+    def __init__(self, site: Site) -> None:
+        super().__init__()
+        self.copy = _without_hooks(site.module)
+        self.transposed = site.transposed
+        for name, tensor in (("weight", site.module.weight), ("bias", site.bias())):
+            if tensor is not None:
+                setattr(self.copy, name, nn.Parameter(tensor.detach().float().clone()))
+        self.copy.requires_grad_(True)
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        cast = {name: p.to(y.dtype) for name, p in self.copy.named_parameters()}
+        return torch.func.functional_call(self.copy, cast, (x,))
+
+    def merge(self, weight: torch.Tensor, bias: torch.Tensor | None) -> Weights:
+        own = self.copy.weight.detach()
+        return (own.T if self.transposed else own), (None if bias is None else self.copy.bias.detach())
+
+    def saved(self) -> dict[str, torch.Tensor]:
+        return {name: p.detach() for name, p in self.copy.named_parameters()}
+
+    def load(self, tensors: dict[str, torch.Tensor]) -> None:
+        with torch.no_grad():
+            for name, p in self.copy.named_parameters():
+                p.copy_(tensors[name])
+
+
+class Thaw(Insert):
+    """Trained copies of a module's own parameters, in the base's dtype; the module computes with them while in use.
+
+    shared: the copies made so far, by the identity of the original. A tied tensor is owned, and saved, by the first of
+    its modules; the others borrow it.
+    """
+
+    def __init__(self, site: Site, shared: dict[int, nn.Parameter]) -> None:
+        super().__init__()
+        self._borrowed: dict[str, nn.Parameter] = {}
+        for name, parameter in site.module.named_parameters(recurse=False):
+            if id(parameter) in shared:
+                self._borrowed[name] = shared[id(parameter)]
+            else:
+                shared[id(parameter)] = nn.Parameter(parameter.detach().clone())
+                self.register_parameter(name, shared[id(parameter)])
+
+    def swap(self) -> dict[str, nn.Parameter]:
+        return {**self._borrowed, **dict(self.named_parameters(recurse=False))}
+
+
+def _without_hooks(module: nn.Module) -> nn.Module:
+    """A shallow copy that shares nothing mutable with `module`; a packed linear becomes a plain one."""
+    if hasattr(module, "codes"):
+        plain = nn.Linear(module.in_features, module.out_features, bias=module.bias is not None, device="meta")
+        return plain
+    clone = copy.copy(module)
+    clone._parameters = dict(module._parameters)
+    clone._buffers = dict(module._buffers)
+    clone._modules = {}
+    for hooks in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"):
+        setattr(clone, hooks, OrderedDict())
+    return clone

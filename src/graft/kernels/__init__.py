@@ -1,0 +1,51 @@
+"""The few hot operations, by name. Each has a torch reference that defines it; faster ones are chosen at run time.
+
+    find_nearest      fp32 in [−1, 1] -> codes of the nearest levels
+    quantise_blocks   (rows, n) -> codes, absmax                  8-bit states of optimizers
+    dequantise_blocks the way back
+    quantise_4bit     (out, in) -> packed codes, absmax
+    quantise_int8     (out, in) -> codes, absmax
+    dequantise        Packed -> (out, in)
+    linear            x Ŵᵀ + b on packed Ŵ
+    linear_backward   dy Ŵ
+    pack, unpack      nibbles <-> bytes
+
+A backend that has no kernel for an operation leaves it to the reference.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from graft.kernels import reference
+from graft.kernels.packed import Codebook, Nested, Packed
+
+__all__ = ["Codebook", "Nested", "Packed", "find", "only_reference", "register"]
+
+Kernel = Callable[..., Any]
+
+_kernels: dict[str, dict[str, Kernel]] = {name: {"reference": getattr(reference, name)} for name in reference.__all__}
+_forced: list[str] = []
+
+
+def register(operation: str, backend: str, kernel: Kernel) -> None:
+    """Offer `kernel` for `operation` on tensors of device type `backend` ("cpu", "cuda")."""
+    if operation not in _kernels:
+        raise ValueError(f"no operation {operation!r} among {', '.join(_kernels)}")
+    _kernels[operation][backend] = kernel
+
+
+def find(operation: str, device_type: str) -> Kernel:
+    """The fastest kernel of `operation` for tensors on a device of this type."""
+    offered = _kernels[operation]
+    return offered["reference"] if _forced else offered.get(device_type, offered["reference"])
+
+
+@contextlib.contextmanager
+def only_reference() -> Iterator[None]:
+    """Inside the block every operation is the torch reference: the oracle of tests, and the way to doubt a kernel."""
+    _forced.append("reference")
+    try:
+        yield
+    finally:
+        _forced.pop()

@@ -1,0 +1,130 @@
+"""Merging: an adapter folded into the base's weights, and taken out again without a rounding error.
+
+What was there is kept and put back; nothing is ever subtracted. A packed layer becomes a 16-bit layer made from its
+dequantised values. Of two tied tensors only the merged one changes, so the tie is broken while the merge lasts.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from graft.adapter import Adapter
+from graft.errors import MergeError
+from graft.insert import Insert
+from graft.site import Site
+
+
+@dataclass
+class Merged:
+    """What one merge did. dequantised: names of packed layers that are 16-bit now.  untied: the head left its tie."""
+
+    adapter: str
+    dequantised: list[str] = field(default_factory=list)
+    untied: bool = False
+    _undo: list[Callable[[], None]] = field(default_factory=list, repr=False)
+
+
+class Merges:
+    """The stack of merges of one model; the last one in is the first one out."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._stack: list[Merged] = []
+
+    def __contains__(self, name: str) -> bool:
+        return any(merged.adapter == name for merged in self._stack)
+
+    @property
+    def done(self) -> list[Merged]:
+        """All merges, oldest first."""
+        return list(self._stack)
+
+    def add(self, adapter: Adapter) -> Merged:
+        """Fold an adapter into the weights; all of it or, on an error, nothing."""
+        for method in adapter.methods:
+            if not method.mergeable:
+                raise MergeError(f"{type(method).__name__}: {method.mergeable}", "a mergeable method", "keep the adapter attached")
+        merged = Merged(adapter.name)
+        sites = _by_site(adapter)
+        try:
+            for site, inserts in sites:
+                if site.kind == "module":
+                    for insert in inserts:  # shares the trained values, so tied tensors stay tied
+                        frozen = {k: nn.Parameter(p.detach(), requires_grad=False) for k, p in insert.swap().items()}
+                        _put(site.module, frozen, merged)
+                elif site.kind != "final":  # a head keeps answering behind the merged base
+                    self._fold(site, inserts, merged)
+        except BaseException:
+            _undo(merged)
+            raise
+        self._stack.append(merged)
+        return merged
+
+    def remove(self, name: str) -> None:
+        """Put back what was there before the merge of `name`."""
+        if not self._stack or self._stack[-1].adapter != name:
+            order = [merged.adapter for merged in self._stack]
+            raise MergeError(f"{name!r} is not the last merge", f"the last of {order}", "unmerge in reverse order")
+        _undo(self._stack.pop())
+
+    def _fold(self, site: Site, inserts: list[Insert], merged: Merged) -> None:
+        for index, insert in enumerate(inserts):
+            if index and insert.reads_base_weight:
+                pair = f"{type(inserts[index - 1]).__name__}, then {type(insert).__name__}"
+                raise MergeError(f"{site.name}: {pair}", "the one that reads the base's weight first", "change the order of the methods, or do not merge")
+        module, bias = site.module, site.bias()
+        dtype = module.weight.dtype
+        weight = site.weight().detach().float()
+        bias = None if bias is None else bias.detach().float()
+        for insert in inserts:
+            weight, bias = insert.merge(weight, bias)
+        if not torch.isfinite(weight).all():
+            raise MergeError(f"the merged weight of {site.name} is not finite", "finite values", "train with a lower lr, or use an earlier checkpoint")
+        weight = weight.T if site.transposed else weight
+        new = {"weight": nn.Parameter(weight.to(dtype).contiguous(), requires_grad=False)}
+        if bias is not None:
+            new["bias"] = nn.Parameter(bias.to(dtype), requires_grad=False)
+        if hasattr(module, "codes"):
+            self._replace(site, new, merged)
+            return
+        merged.untied |= site.kind in ("head", "embed") and self._shared(module)
+        _put(module, new, merged)
+
+    def _replace(self, site: Site, new: dict[str, nn.Parameter], merged: Merged) -> None:
+        packed = site.module
+        plain = nn.Linear(packed.in_features, packed.out_features, bias="bias" in new, device="meta")
+        for name, parameter in new.items():
+            plain._parameters[name] = parameter
+        parent, _, leaf = site.name.rpartition(".")
+        setattr(self._model.get_submodule(parent), leaf, plain.eval())
+        merged.dequantised.append(site.name)
+        merged._undo.append(lambda: setattr(self._model.get_submodule(parent), leaf, packed))
+
+    def _shared(self, module: nn.Module) -> bool:
+        return sum(m._parameters.get("weight") is module._parameters["weight"] for m in self._model.modules()) > 1
+
+
+def _by_site(adapter: Adapter) -> list[tuple[Site, list[Insert]]]:
+    """Inserts per place, in order; a place is reached by its name, whatever kind the methods saw in it."""
+    grouped: dict[tuple[str, bool], tuple[Site, list[Insert]]] = {}
+    for site, insert in adapter.inserts:
+        grouped.setdefault((site.name, site.kind == "module"), (site, []))[1].append(insert)
+    return list(grouped.values())
+
+
+def _put(module: nn.Module, new: dict[str, nn.Parameter], merged: Merged) -> None:
+    before = dict(module._parameters)
+    module._parameters.update(new)
+
+    def back() -> None:
+        module._parameters.clear()
+        module._parameters.update(before)
+
+    merged._undo.append(back)
+
+
+def _undo(merged: Merged) -> None:
+    for step in reversed(merged._undo):
+        step()

@@ -1,0 +1,149 @@
+"""Method: a paper as a frozen dataclass of hyper-parameters, which builds an Insert for each of its sites.
+
+A method is one file in `graft/methods`, named as users name it. Nothing else knows it: the loop, the saver and the
+planner call the doors below blindly, and their defaults do nothing.
+"""
+
+import importlib
+import pkgutil
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+
+from graft.errors import SiteError, UsageError, nearest
+from graft.insert import Insert
+from graft.site import Site
+
+if TYPE_CHECKING:
+    from graft.adapter import Adapter
+
+
+class No:
+    """A declaration that something is not possible, with the reason. False in a condition."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+
+    def __bool__(self) -> bool:
+        return False
+
+    def __str__(self) -> str:
+        return self.reason
+
+
+@dataclass(frozen=True)
+class Method:
+    """Base class of every method's configuration.
+
+    Declarations (True, or No with a reason): `routable` rows of one batch may use different adapters; `quantisable`
+    works on packed weights; `mergeable` the effect can be folded into the base; `newborn` a fresh adapter changes
+    nothing. `in_place` methods train the base's own tensors and are used one at a time.
+    """
+
+    kinds: ClassVar[tuple[str, ...]] = ("linear",)  # kinds of sites it can be put at
+    peft_type: ClassVar[str] = ""  # `peft_type` in its files
+    own_fields: ClassVar[frozenset[str]] = frozenset()  # fields that PEFT does not know: saved beside, not in its config
+    routable: ClassVar[bool | No] = True
+    quantisable: ClassVar[bool | No] = True
+    mergeable: ClassVar[bool | No] = True
+    newborn: ClassVar[bool | No] = True
+    in_place: ClassVar[bool] = False
+    passes: ClassVar[int] = 1  # forwards per micro-batch; their outputs go to `extra_loss`
+
+    @property
+    def is_head(self) -> bool:
+        """True for task heads, which sit behind the base and are saved as PEFT saves them."""
+        return self.kinds == ("final",)
+
+    def targets(self, sites: Sequence[Site]) -> list[Site]:
+        """The sites this method goes to, among all of a model."""
+        return [site for site in sites if site.kind in self.kinds]
+
+    def build(self, site: Site) -> Insert:
+        """The insert for one site."""
+        raise SiteError(f"{type(self).__name__} builds no insert for one site alone", "a call of `assemble`", "use Base.attach")
+
+    def assemble(self, sites: Sequence[Site]) -> list[tuple[Site, Insert]]:
+        """All (site, insert) pairs, in order; overridden where inserts share modules or a site gets several."""
+        return [(site, self.build(site)) for site in self.targets(sites)]
+
+    def param_groups(self, adapter: "Adapter", lr: float) -> list[dict[str, Any]]:
+        """Optimizer groups: {"params": [...], "lr": ..., and "weight_decay": 0.0 where none shall apply}."""
+        decayed = [p for p in adapter.parameters() if p.ndim > 1]
+        plain = [p for p in adapter.parameters() if p.ndim <= 1]  # biases, norms, magnitudes: no decay
+        groups: list[dict[str, Any]] = [{"params": decayed, "lr": lr}, {"params": plain, "lr": lr, "weight_decay": 0.0}]
+        return [group for group in groups if group["params"]]
+
+    def extra_loss(self, adapter: "Adapter", outputs: Sequence[torch.Tensor]) -> torch.Tensor | None:
+        """A term added to the loss of a micro-batch, from the losses of its passes."""
+        return None
+
+    def after_step(self, adapter: "Adapter", step: int, total: int) -> None:
+        """Called after every optimizer step (rank pruning, schedules of the method itself)."""
+
+    def frozen_state(self, adapter: "Adapter") -> dict[str, torch.Tensor] | None:
+        """What is saved, where it is not simply every insert's `saved()` (prefix tuning drops its MLP)."""
+        return None
+
+    def config(self) -> dict[str, Any]:
+        """Hyper-parameters as JSON values."""
+        return {f.name: _json(getattr(self, f.name)) for f in fields(self)}
+
+    def file_config(self, seats: Sequence[tuple[Site, Insert]]) -> dict[str, Any]:
+        """What `adapter_config.json` says of this method, for the sites it went to."""
+        return {name: value for name, value in self.config().items() if name not in self.own_fields}
+
+    @classmethod
+    def from_file(cls, settings: dict[str, Any]) -> "Method":
+        """The method that a file describes; `settings` holds fields of this class only."""
+        return cls(**settings)
+
+
+def find(name: str) -> type[Method]:
+    """The method class of `graft/methods/NAME.py`."""
+    package = importlib.import_module("graft.methods")
+    known = names()
+    if name not in known:
+        raise UsageError(f"method {name!r} is not known", f"one of {', '.join(known)}", f"did you mean {nearest(name, known, 1)[0]!r}?")
+    module = importlib.import_module(f"{package.__name__}.{name}")
+    return next(
+        value
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, Method) and value.__module__ == module.__name__
+    )
+
+
+def names() -> list[str]:
+    """Names of all methods: the files of the package."""
+    package = importlib.import_module("graft.methods")
+    return sorted(info.name for info in pkgutil.iter_modules(package.__path__) if not info.name.startswith("_"))
+
+
+def matches(name: str, target: str | Sequence[str]) -> bool:
+    """PEFT's rule: a string is a regular expression for the whole name, a list holds names or their last parts.
+
+    >>> matches("model.layers.0.self_attn.q_proj", ["q_proj"]), matches("model.layers.0.q_proj", "q_proj")
+    (True, False)
+    """
+    if isinstance(target, str):
+        return re.fullmatch(target, name) is not None
+    return any(name == entry or name.endswith("." + entry) for entry in target)
+
+
+def no_such_site(target: Any, sites: Iterable[Site]) -> SiteError:
+    """The error for targets that match nothing, with the nearest names."""
+    parts = sorted({site.name.rsplit(".", 1)[-1] for site in sites})
+    shown = target if isinstance(target, str) else ", ".join(target)
+    near = nearest(shown.split(",")[0], parts)
+    return SiteError(
+        f"target_modules={shown!r} matches no site of this model",
+        f"'all-linear', a regular expression for whole names, or some of: {', '.join(parts)}",
+        f"nearest: {', '.join(near)}",
+    )
+
+
+def _json(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple | set | frozenset) else value

@@ -1,0 +1,30 @@
+"""Full fine-tuning: every parameter of the base is trained.
+
+    θ ← θ + Δθ        for all θ of the base
+
+Differs: the originals are kept, so that the bare base still answers (`using(None)`) and a detach is exact to the bit;
+this costs one more copy of the weights. The file holds the trained tensors. Baseline of every comparison in the field.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import nn
+
+from graft.insert import Insert, Thaw
+from graft.method import Method, No
+from graft.site import Site
+
+
+@dataclass(frozen=True)
+class Full(Method):
+    kinds: ClassVar = ("module",)
+    peft_type: ClassVar = "GRAFT_FULL"
+    in_place: ClassVar = True
+    routable: ClassVar = No("it trains the base's own tensors, which all rows share")
+    quantisable: ClassVar = No("packed weights take no gradient")
+
+    def assemble(self, sites: Sequence[Site]) -> list[tuple[Site, Insert]]:
+        shared: dict[int, nn.Parameter] = {}
+        return [(site, Thaw(site, shared)) for site in self.targets(sites)]

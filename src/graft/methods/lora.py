@@ -1,0 +1,232 @@
+"""LoRA: a trained low-rank update beside a frozen projection.
+
+    y = W₀x + b + s·B A drop(x)        A (r, in), B (out, r), B = 0 at birth;  s = α/r, with rsLoRA α/√r
+    DoRA:  W' = m/‖W₀ + sBA‖ ⊙ (W₀ + sBA), one norm and one trained magnitude m per output row; the norm is a constant
+    PiSSA, OLoRA:  y = W₀x + b + s·(BA − B₀A₀)x, with B₀A₀ the principal part of W₀ at birth
+    LoftQ:  sBA starts as the rank-r part of W − Ŵ, what quantisation took from the checkpoint's weight
+    on an embedding:  E[id] + s·B A[:, id]        A (r, ids) = 0 at birth, B (width, r)
+
+Hu et al. 2021 (2106.09685); Kalajdzievski 2023 (2312.03732); Liu et al. 2024 (2402.09353); Meng et al. 2024 (2404.02948);
+Büyükakyüz 2024 (2406.01775); Li et al. 2023 (2310.08659); LoRA+: Hayou et al. 2024 (2402.12354).
+Differs: the base is never rewritten. PiSSA and OLoRA subtract B₀A₀ in the forward and are saved as an ordinary LoRA of
+rank 2r; LoftQ takes one step against the bytes that are there. Length: five published variants share this arithmetic.
+"""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from graft.errors import UsageError
+from graft.insert import Insert, Replacement, Shift, Weights
+from graft.method import Method, matches, no_such_site
+from graft.methods import _lora_start as start
+from graft.site import Site
+
+if TYPE_CHECKING:
+    from graft.adapter import Adapter
+
+
+@dataclass(frozen=True)
+class LoRA(Method):
+    r: int = 8  # rank of the update
+    lora_alpha: float = 16  # numerator of the scale: alpha / r
+    lora_dropout: float = 0.0  # dropout on the input of A only
+    target_modules: str | tuple[str, ...] = "all-linear"  # names or their last parts; a string is a regular expression
+    exclude_modules: str | tuple[str, ...] = ()  # taken out of the targets, same rule
+    use_rslora: bool = False  # scale alpha / sqrt(r), so that large ranks keep learning
+    use_dora: bool = False  # train magnitude and direction apart
+    init_lora_weights: bool | str = True  # true, gaussian, pissa, pissa_niter_N, olora, loftq
+    bias: str = "none"  # biases of the base that are trained too: none, lora_only, all
+    lora_bias: bool = False  # a bias behind B
+    modules_to_save: tuple[str, ...] = ()  # modules trained in full, such as embed_tokens or lm_head
+    rank_pattern: dict[str, int] = field(default_factory=dict)  # rank by module name
+    alpha_pattern: dict[str, float] = field(default_factory=dict)  # alpha by module name
+    layers_to_transform: tuple[int, ...] | int | None = None  # only these blocks
+    layers_pattern: str | tuple[str, ...] | None = None  # name of the list of blocks, where a model has several
+    loraplus_lr_ratio: float = 1.0  # LoRA+: learning rate of B over that of A
+
+    kinds: ClassVar = ("linear", "head", "embed")
+    peft_type: ClassVar = "LORA"
+    own_fields: ClassVar = frozenset({"loraplus_lr_ratio"})
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.r <= 4096:
+            raise UsageError(f"r={self.r}", "a rank from 1 to 4096", "8 to 64 serve most tasks")
+        if not 0 <= self.lora_dropout < 1:
+            raise UsageError(f"lora_dropout={self.lora_dropout}", "0 up to, not including, 1", "0.05 is usual")
+        if self.bias not in ("none", "lora_only", "all"):
+            raise UsageError(f"bias={self.bias!r}", "none, lora_only or all", "leave it out")
+        start.check(self.init_lora_weights)
+
+    def targets(self, sites: Sequence[Site]) -> list[Site]:
+        places = [site for site in sites if site.kind in self.kinds]
+        if self.target_modules == "all-linear":
+            chosen = [site for site in places if site.kind == "linear"]
+        else:
+            chosen = [site for site in places if matches(site.name, self.target_modules)]
+        chosen = [s for s in chosen if not matches(s.name, self.exclude_modules or ()) and not matches(s.name, self.modules_to_save)]
+        chosen = [site for site in chosen if self._in_layers(site)]
+        if not chosen:
+            raise no_such_site(self.target_modules, places)
+        return chosen
+
+    def assemble(self, sites: Sequence[Site]) -> list[tuple[Site, Insert]]:
+        seats: list[tuple[Site, Insert]] = [(site, self.build(site)) for site in self.targets(sites)]
+        if self.bias != "none":
+            low_rank = {site.name for site, _ in seats}
+            owners = [s for s in sites if s.kind in ("linear", "norm", "head") and isinstance(s.bias(), torch.Tensor)]
+            seats += [
+                (site, Shift(site, "base_layer.bias" if site.name in low_rank else "bias"))
+                for site in owners
+                if self.bias == "all" or site.name in low_rank
+            ]
+        for name in self.modules_to_save:
+            inside = [s for s in sites if s.kind in ("linear", "norm", "head", "embed") and _within(s.name, name)]
+            if not inside:
+                raise no_such_site(name, [s for s in sites if s.kind != "module"])
+            seats += [(site, Replacement(site)) for site in inside]
+        return seats
+
+    def build(self, site: Site) -> Insert:
+        r = int(_by_pattern(self.rank_pattern, site.name, self.r))
+        alpha = _by_pattern(self.alpha_pattern, site.name, self.lora_alpha)
+        scale = alpha / math.sqrt(r) if self.use_rslora else alpha / r
+        if site.kind == "embed":
+            return LowRankEmbedding(site, r, scale, self)
+        return LowRank(site, r, scale, self)
+
+    def param_groups(self, adapter: "Adapter", lr: float) -> list[dict[str, Any]]:
+        """LoRA+: B learns `loraplus_lr_ratio` times as fast as A."""
+        if self.loraplus_lr_ratio == 1.0:
+            return super().param_groups(adapter, lr)
+        fast = [i.B for _, i in adapter.inserts if isinstance(i, LowRank | LowRankEmbedding)]
+        rest = [p for p in adapter.parameters() if all(p is not B for B in fast)]
+        return [{"params": rest, "lr": lr}, {"params": fast, "lr": lr * self.loraplus_lr_ratio}]
+
+    def file_config(self, seats: Sequence[tuple[Site, Insert]]) -> dict[str, Any]:
+        """PEFT's config; PiSSA and OLoRA become the LoRA of rank 2r that they are."""
+        config = super().file_config(seats)
+        low_rank = [(site, insert) for site, insert in seats if isinstance(insert, LowRank | LowRankEmbedding)]
+        config["fan_in_fan_out"] = any(site.transposed for site, _ in low_rank)
+        if self.target_modules == "all-linear":
+            config["target_modules"] = sorted(site.name for site, _ in low_rank)
+        config["modules_to_save"] = config["modules_to_save"] or None
+        config["exclude_modules"] = config["exclude_modules"] or None
+        if start.subtracts(self.init_lora_weights):
+            config |= {"r": 2 * self.r, "rank_pattern": {k: 2 * v for k, v in self.rank_pattern.items()}}
+            growth = math.sqrt(2) if self.use_rslora else 2
+            config |= {"lora_alpha": growth * self.lora_alpha, "alpha_pattern": {k: growth * v for k, v in self.alpha_pattern.items()}}
+        return config | {"init_lora_weights": True}
+
+    @classmethod
+    def from_file(cls, settings: dict[str, Any]) -> "LoRA":
+        return cls(**{**settings, "init_lora_weights": True})  # the start is in the tensors
+
+    def _in_layers(self, site: Site) -> bool:
+        if self.layers_to_transform is None:
+            return True
+        wanted = (self.layers_to_transform,) if isinstance(self.layers_to_transform, int) else self.layers_to_transform
+        patterns = (self.layers_pattern,) if isinstance(self.layers_pattern, str) else self.layers_pattern or ()
+        return site.layer in wanted and (not patterns or any(f".{p}.{site.layer}." in f".{site.name}." for p in patterns))
+
+
+class LowRank(Insert):
+    """s·B A drop(x) beside one projection."""
+
+    names: ClassVar = {"A": "lora_A.weight", "B": "lora_B.weight", "bias": "lora_B.bias", "magnitude": "lora_magnitude_vector"}
+
+    def __init__(self, site: Site, r: int, scale: float, config: LoRA) -> None:
+        super().__init__()
+        self.site, self.scale, self.dora = site, scale, config.use_dora
+        self.dropout = nn.Dropout(config.lora_dropout)
+        A, B = start.factors(site, r, scale, config.init_lora_weights)
+        self.A, self.B = nn.Parameter(A), nn.Parameter(B)
+        if start.subtracts(config.init_lora_weights):
+            self.register_buffer("A0", A.clone())
+            self.register_buffer("B0", B.clone())
+        self.bias = nn.Parameter(torch.zeros(site.out_features)) if config.lora_bias else None
+        if self.dora:
+            self.reads_base_weight = True
+            self.register_buffer("row_norms2", site.weight().detach().float().square().sum(1), persistent=False)
+            self.magnitude = nn.Parameter(self._norm(site.weight().detach()))
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        dropped = self.dropout(x)
+        update = self._update(dropped)
+        if not self.dora:
+            return y + update.to(y.dtype)
+        weight, bias = self.site.weight(), self.site.bias()
+        ratio = (self.magnitude / self._norm(weight.detach())).to(y.dtype)
+        if self.training and self.dropout.p:  # the base term must see the same dropout as the update
+            plain = F.linear(dropped, weight.to(x.dtype))
+        else:
+            plain = y if bias is None else y - bias
+        return y + (ratio - 1) * plain + ratio * update.to(y.dtype)
+
+    def merge(self, weight: torch.Tensor, bias: torch.Tensor | None) -> Weights:
+        A, B = (t.detach().float() for t in self.factors())
+        merged = weight + self.scale * (B @ A)
+        if self.dora:
+            merged = merged * (self.magnitude.detach() / merged.norm(dim=1))[:, None]
+        if self.bias is not None:
+            bias = (0 if bias is None else bias) + self.scale * self.bias.detach()
+        return merged, bias
+
+    def factors(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """A (r, in) and B (out, r) of the whole update; twice as many ranks where a start is subtracted."""
+        if hasattr(self, "A0"):
+            return torch.cat([self.A, self.A0]), torch.cat([self.B, -self.B0], dim=1)
+        return self.A, self.B
+
+    def saved(self) -> dict[str, torch.Tensor]:
+        tensors = {self.names[name]: p for name, p in self.named_parameters()}
+        A, B = self.factors()
+        return tensors | {"lora_A.weight": A, "lora_B.weight": B}
+
+    def _update(self, x: torch.Tensor) -> torch.Tensor:
+        A, B = self.factors()
+        update = F.linear(F.linear(x, A.to(x.dtype)), B.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+        return update * self.scale
+
+    @torch.no_grad()
+    def _norm(self, weight: torch.Tensor) -> torch.Tensor:
+        """‖W + sBA‖ of every row, without forming BA: ‖W‖² + 2s⟨WAᵀ, B⟩ + s²⟨BAAᵀ, B⟩."""
+        A, B = (t.to(weight.dtype) for t in self.factors())
+        cross = ((weight @ A.T) * B).sum(1).float()
+        own = ((B @ (A @ A.T)) * B).sum(1).float()
+        return (self.row_norms2 + 2 * self.scale * cross + self.scale**2 * own).sqrt()
+
+
+class LowRankEmbedding(Insert):
+    """s·B A[:, id] beside the embedding table."""
+
+    names: ClassVar = {"A": "lora_embedding_A", "B": "lora_embedding_B"}
+
+    def __init__(self, site: Site, r: int, scale: float, config: LoRA) -> None:
+        super().__init__()
+        if config.use_dora or isinstance(config.init_lora_weights, str) and config.init_lora_weights != "gaussian":
+            raise UsageError(f"use_dora or init_lora_weights={config.init_lora_weights!r} on {site.name}", "plain LoRA on embeddings", "leave the table out of target_modules")
+        self.scale = scale
+        self.A = nn.Parameter(torch.zeros(r, site.in_features))
+        self.B = nn.Parameter(torch.randn(site.out_features, r))
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return y + (F.embedding(x, self.A.T.to(y.dtype)) @ self.B.T.to(y.dtype) * self.scale)
+
+    def merge(self, weight: torch.Tensor, bias: torch.Tensor | None) -> Weights:
+        return weight + self.scale * (self.B @ self.A).T.detach(), bias
+
+
+def _by_pattern(patterns: dict[str, Any], name: str, default: Any) -> Any:
+    """PEFT's rule: the first key that, as a regular expression, ends the name."""
+    return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", name)), default)
+
+
+def _within(name: str, module: str) -> bool:
+    return f".{module}." in f".{name}."

@@ -1,0 +1,58 @@
+"""Subset fine-tuning: some of the base's own tensors are trained.
+
+    θ_i ← θ_i + Δθ_i        for i in S;  S = the last k blocks with the final norm, or modules by name
+
+Backward stops below the lowest trained block: nothing beneath it needs a gradient, so nothing is kept for it.
+FT-Top2 of Hu et al. 2021 (2106.09685), table 3, is `top_layers=2`. Differs: originals are kept, as in `full`; with tied
+embeddings, training the head trains the table.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import nn
+
+from graft.errors import UsageError
+from graft.insert import Insert, Thaw
+from graft.method import Method, No, matches, no_such_site
+from graft.site import Site
+
+
+@dataclass(frozen=True)
+class Subset(Method):
+    top_layers: int = 2  # the last k blocks and the norm behind them; 0 with target_modules alone
+    target_modules: str | tuple[str, ...] = ()  # further modules by name or last part; a string is a regular expression
+
+    kinds: ClassVar = ("module",)
+    peft_type: ClassVar = "GRAFT_SUBSET"
+    in_place: ClassVar = True
+    routable: ClassVar = No("it trains the base's own tensors, which all rows share")
+    quantisable: ClassVar = No("packed weights take no gradient")
+
+    def __post_init__(self) -> None:
+        if self.top_layers < 0 or (self.top_layers == 0 and not self.target_modules):
+            raise UsageError(f"top_layers={self.top_layers} without target_modules", "at least one block or module", "for example top_layers=2")
+
+    def targets(self, sites: Sequence[Site]) -> list[Site]:
+        chosen = [s for s in sites if s.kind == "module" and (self._on_top(s, sites) or self._named(s))]
+        if not chosen:
+            raise no_such_site(self.target_modules, [s for s in sites if s.kind == "module"])
+        return chosen
+
+    def assemble(self, sites: Sequence[Site]) -> list[tuple[Site, Insert]]:
+        shared: dict[int, nn.Parameter] = {}
+        return [(site, Thaw(site, shared)) for site in self.targets(sites)]
+
+    def _on_top(self, site: Site, sites: Sequence[Site]) -> bool:
+        """In the last blocks of the last stack, or the norm behind them."""
+        blocks = [s for s in sites if s.kind == "block"]
+        stack = blocks[-1].name.rpartition(".")[0]
+        top = [s.name for s in blocks if s.name.rpartition(".")[0] == stack][-self.top_layers :] if self.top_layers else []
+        trunk = stack.rpartition(".")[0]
+        behind = top and site.layer is None and site.name.startswith(trunk + ".") and any(s.kind == "norm" and s.name == site.name for s in sites)
+        return bool(behind and "embed" not in site.name.lower()) or any(site.name.startswith(name + ".") for name in top)
+
+    def _named(self, site: Site) -> bool:
+        parents = site.name.split(".")
+        return bool(self.target_modules) and any(matches(".".join(parents[: i + 1]), self.target_modules) for i in range(len(parents)))

@@ -1,0 +1,66 @@
+"""Task head: a linear classifier behind the last hidden state.
+
+    logits = W·pool(h) + b        h (B, T, D), W (classes, D);  pool: the last token, the first token, or the mean
+
+Alone it is a linear probe; beside another method it is the head that a task needs. Decoders: last token that is not
+padding, no bias, `score`, as transformers' sequence classification and PEFT have it. Encoders: `classifier` with bias.
+Differs: encoders pool by the mean over live tokens unless told otherwise, because that is what sentence encoders are
+trained for; and the head belongs to the adapter, so rows of one batch may use adapters with other heads.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from graft.errors import UsageError
+from graft.insert import Insert
+from graft.method import Method, No
+from graft.site import Site
+
+POOLS = ("auto", "last", "first", "mean")
+
+
+@dataclass(frozen=True)
+class TaskHead(Method):
+    num_labels: int = 2  # classes
+    pool: str = "auto"  # which hidden state: last, first, mean; auto: last on decoders, mean on encoders
+    labels: tuple[str, ...] = ()  # names of the classes, in order
+
+    kinds: ClassVar = ("final",)
+    peft_type: ClassVar = "GRAFT_HEAD"
+    own_fields: ClassVar = frozenset({"num_labels", "pool", "labels"})
+    newborn: ClassVar = No("it answers with classes instead of tokens")
+    mergeable: ClassVar = No("a head stays behind the merged base")
+
+    def __post_init__(self) -> None:
+        if self.num_labels < 1 or self.pool not in POOLS:
+            raise UsageError(f"num_labels={self.num_labels}, pool={self.pool!r}", f"at least 1 class and one of {', '.join(POOLS)}", "see `graft methods task_head`")
+
+    def build(self, site: Site) -> Insert:
+        decoder = site.name == "score"
+        pool = ("last" if decoder else "mean") if self.pool == "auto" else self.pool
+        return Classifier(site.in_features, self.num_labels, pool, bias=not decoder)
+
+
+class Classifier(Insert):
+    """x: last hidden state (B, T, D); y: attention mask (B, T) or None. Returns logits (B, classes) in fp32."""
+
+    def __init__(self, width: int, classes: int, pool: str, *, bias: bool) -> None:
+        super().__init__()
+        self.pool = pool
+        self.weight = nn.Parameter(torch.randn(classes, width) * 0.02)
+        self.bias = nn.Parameter(torch.zeros(classes)) if bias else None
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        live = torch.ones(x.shape[:2], device=x.device) if y is None else y.to(x.device).float()
+        return F.linear(self._pooled(x.float(), live), self.weight, self.bias)
+
+    def _pooled(self, x: torch.Tensor, live: torch.Tensor) -> torch.Tensor:
+        if self.pool == "mean":
+            return (x * live[..., None]).sum(1) / live.sum(1, keepdim=True)
+        position = live.argmax(1) if self.pool == "first" else (live * torch.arange(live.shape[1], device=x.device)).argmax(1)
+        return x[torch.arange(len(x), device=x.device), position]

@@ -1,0 +1,8 @@
+"""Number formats of frozen weights and of optimizer states: nf4, fp4, int8, double quantisation, 8-bit dynamic maps."""
+
+from graft.quant.dynamic import dequantise_state, quantise_state
+from graft.quant.linear import QuantLinear
+from graft.quant.replace import quantise_model
+from graft.quant.scheme import Scheme
+
+__all__ = ["QuantLinear", "Scheme", "dequantise_state", "quantise_model", "quantise_state"]

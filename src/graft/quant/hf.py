@@ -1,0 +1,157 @@
+"""The door into transformers: any model class packs its weights while they stream in, and loads them packed.
+
+    class.from_pretrained(..., quantization_config=GraftQuantConfig("nf4"))
+
+The skeleton is on the meta device. When a linear's weight arrives it is quantised and the linear is replaced then and
+there, so at no time are two large weights alive. On disk a packed layer has its own names (`q_proj.codes`,
+`q_proj.absmax`, ...) beside `quantization_config: {quant_method: graft}`, which brings it back.
+Import this module to register; transformers' `ConversionOps` and `HfQuantizer` are the interfaces used.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.core_model_loading import ConversionOps
+from transformers.quantizers.auto import register_quantization_config, register_quantizer
+from transformers.quantizers.base import HfQuantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from graft.quant.linear import QuantLinear
+from graft.quant.replace import is_linear, matrix, not_finite, outline, packable, quantise_model, replace
+from graft.quant.scheme import Scheme
+
+METHOD = "graft"
+
+
+@register_quantization_config(METHOD)
+class GraftQuantConfig(QuantizationConfigMixin):
+    """scheme, block, double: see `Scheme`.  skip: names of linears to leave alone, whole paths or ends of them.
+
+    modules: path -> {block, double} of the packed layers where they are not those of the rule in `replace`.
+    """
+
+    def __init__(
+        self,
+        scheme: str = "nf4",
+        block: int = 64,
+        double: bool = True,
+        skip: list[str] | None = None,
+        modules: dict[str, dict[str, Any]] | None = None,
+        **_: Any,  # what later versions may add
+    ) -> None:
+        self.quant_method = METHOD
+        self.scheme, self.block, self.double = scheme, block, double
+        self.skip, self.modules = skip or [], modules
+        self.kind()
+
+    def kind(self, module: str = "") -> Scheme:
+        """The Scheme of all layers, or of one that has its own."""
+        own = (self.modules or {}).get(module, {})
+        return Scheme(self.scheme, own.get("block", self.block), own.get("double", self.double))
+
+    def names(self, model: nn.Module) -> dict[str, str]:
+        """Path in `model` -> key in `modules` (the path itself by the rule) of every layer to be packed."""
+        if self.modules is None:
+            return {name: name for name, _ in packable(model) if not _ends(name, self.skip)}
+        linears = [name for name, module in model.named_modules() if is_linear(module)]
+        prefix = getattr(model, "base_model_prefix", "") + "."
+        spelt = {key: key for key in self.modules} | {key.removeprefix(prefix): key for key in self.modules}
+        spelt |= {prefix + key: key for key in self.modules}  # saved without its head, loaded with one
+        return {name: spelt[name] for name in linears if name in spelt}
+
+
+def _ends(name: str, ends: list[str]) -> bool:
+    return any(name == end or name.endswith("." + end) for end in ends)
+
+
+class _QuantiseOnArrival(ConversionOps):
+    """Packs the weight of one linear, and puts the packed layer in the linear's place."""
+
+    def __init__(self, quantizer: "GraftQuantizer") -> None:
+        self.quantizer = quantizer
+
+    def convert(
+        self, input_dict: dict[str, Any], *_: Any, model: nn.Module, missing_keys: set[str] | None = None, **__: Any
+    ) -> dict[str, Tensor]:
+        arrived = {}
+        for key, value in input_dict.items():
+            weight = value[0] if isinstance(value, list) else value
+            name = key.removesuffix(".weight")
+            module = model.get_submodule(name)
+            if module.weight.shape != weight.shape:
+                raise ValueError(f"{key} is {tuple(weight.shape)} in the file and {tuple(module.weight.shape)} in the model")
+            if not replace(model, name, module, self.quantizer.quantization_config.kind(name), weight):
+                self.quantizer.bad.append(key)
+            if missing_keys is not None:
+                missing_keys.discard(key)
+            packed = model.get_submodule(name)
+            if isinstance(packed, QuantLinear):
+                arrived |= {f"{name}.{part}": tensor for part, tensor in packed.packed().items()}
+        return arrived
+
+
+@register_quantizer(METHOD)
+class GraftQuantizer(HfQuantizer):
+    """Quantises on load, or builds the packed layers that a quantised checkpoint fills."""
+
+    quantization_config: GraftQuantConfig
+
+    def __init__(self, quantization_config: GraftQuantConfig, **kwargs: Any) -> None:
+        super().__init__(quantization_config, **kwargs)
+        self.bad: list[str] = []  # tensors with NaN or infinity: an exception inside an operation would lose its type
+        self.targets: set[str] = set()
+
+    @property
+    def quantized_element_size(self) -> float:
+        return self.quantization_config.kind().bits / 8
+
+    def param_needs_quantization(self, model: nn.Module, param_name: str, **_: Any) -> bool:
+        return param_name in self.targets
+
+    def get_quantize_ops(self) -> ConversionOps:
+        return _QuantiseOnArrival(self)
+
+    def _process_model_before_weight_loading(self, model: nn.Module, dtype: torch.dtype | None = None, **_: Any) -> None:
+        names = self.quantization_config.names(model)
+        if not self.pre_quantized:
+            self.targets = {f"{name}.weight" for name in names}
+            return
+        for name, key in names.items():
+            linear = model.get_submodule(name)
+            rows, columns = matrix(linear).shape
+            kind = self.quantization_config.kind(key)
+            model.set_submodule(name, QuantLinear(columns, rows, kind, linear.bias, linear.weight.dtype, "meta"))
+
+    def _process_model_after_weight_loading(self, model: nn.Module, **_: Any) -> nn.Module:
+        if self.bad:
+            raise not_finite(self.bad)
+        return model.requires_grad_(False)  # loading makes every float tensor trainable, absmax too
+
+    def get_state_dict_and_metadata(self, model: nn.Module) -> tuple[None, dict[str, str]]:
+        """Called before the config is written: note which layers are packed now, where a merge has unpacked some."""
+        config, layers = self.quantization_config, outline(model)
+        usual = {"block": config.block, "double": config.double}
+        by_rule = {name for name, _ in packable(model) if not _ends(name, config.skip)}
+        config.modules = None if set(layers) == by_rule and all(v == usual for v in layers.values()) else layers
+        return None, {}
+
+    def is_serializable(self) -> bool:
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        return True
+
+    @property
+    def is_compileable(self) -> bool:
+        return True
+
+
+def quantise_pretrained(model: nn.Module, config: GraftQuantConfig) -> nn.Module:
+    """Quantise a transformers model in memory, so that its `save_pretrained` writes a quantised folder."""
+    quantise_model(model, config.kind())
+    model.hf_quantizer = GraftQuantizer(config, pre_quantized=False)
+    model.config.quantization_config = config
+    model.is_quantized, model.quantization_method = True, METHOD
+    return model

@@ -1,0 +1,124 @@
+"""QuantLinear: a frozen linear layer whose weight is packed in 4 or 8 bits.
+
+    y = x Ŵᵀ + b        dx = dy Ŵ        Ŵ = dequantise(codes, absmax), in x's dtype
+
+Forward keeps neither x nor Ŵ for backward; backward dequantises again, and there is no dW. The tensors are plain frozen
+parameters laid out by rows, so they shard, save and move like any others, and an insert never sees a difference.
+Dettmers et al. 2023, arXiv 2305.14314, section 3.
+"""
+
+from collections.abc import Callable
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from graft import kernels
+from graft.kernels import Nested, Packed
+from graft.quant.dynamic import SIGNED
+from graft.quant.scheme import CODEBOOKS, Scheme
+
+PACKED = ("codes", "absmax", "nested_absmax", "nested_offset")
+
+
+def _packed(tensors: list[Tensor], scheme: str, block: int, columns: int) -> Packed:
+    nested = Nested(tensors[2], tensors[3], SIGNED) if len(tensors) == 4 else None
+    return Packed(tensors[0], tensors[1], CODEBOOKS[scheme], block, columns, nested)
+
+
+def _forward(x: Tensor, weight: list[Tensor], bias: Tensor | None, scheme: str, block: int) -> Tensor:
+    return kernels.find("linear", x.device.type)(x, _packed(weight, scheme, block, x.shape[-1]), bias)
+
+
+def _backward(dy: Tensor, weight: list[Tensor], scheme: str, block: int, columns: int) -> Tensor:
+    return kernels.find("linear_backward", dy.device.type)(dy, _packed(weight, scheme, block, columns))
+
+
+# For torch.compile each product is one opaque operation: if dequantising were visible, the compiler would find it in
+# forward and backward, do it once, and keep every Ŵ of the model alive in between.
+_forward_op = torch.library.custom_op("graft::linear", _forward, mutates_args=())
+_backward_op = torch.library.custom_op("graft::linear_backward", _backward, mutates_args=())
+_forward_op.register_fake(lambda x, weight, *_: x.new_empty(*x.shape[:-1], weight[0].shape[0]))
+_backward_op.register_fake(lambda dy, weight, scheme, block, columns: dy.new_empty(*dy.shape[:-1], columns))
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, bias: Tensor | None, scheme: str, block: int, *weight: Tensor) -> Tensor:
+        ctx.save_for_backward(*weight)
+        ctx.statics = scheme, block, x.shape[-1]
+        product = _forward_op if torch.compiler.is_compiling() else _forward
+        return product(x, list(weight), bias, scheme, block)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        product = _backward_op if torch.compiler.is_compiling() else _backward
+        dx = product(dy, list(ctx.saved_tensors), *ctx.statics) if ctx.needs_input_grad[0] else None
+        dbias = dy.flatten(0, -2).sum(0) if ctx.needs_input_grad[1] else None
+        return dx, dbias, None, None, *([None] * len(ctx.saved_tensors))
+
+
+class QuantLinear(nn.Module):
+    """A linear layer (in_features -> out_features) with a packed weight; see `Scheme.shapes` for its tensors.
+
+    dtype: what `weight` is given in; products follow x.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        scheme: Scheme,
+        bias: nn.Parameter | None = None,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+        self.scheme, self.dtype = scheme, dtype
+        for name, (shape, kind) in scheme.shapes(out_features, in_features).items():
+            setattr(self, name, nn.Parameter(torch.empty(shape, dtype=kind, device=device), requires_grad=False))
+        self.register_parameter("bias", bias)
+
+    @classmethod
+    def pack(cls, weight: Tensor, scheme: Scheme, bias: nn.Parameter | None = None) -> Self | None:
+        """Quantise weight (out, in); None where it holds a NaN or an infinity."""
+        tensors = scheme.quantise(weight)
+        if tensors is None:
+            return None
+        layer = cls(weight.shape[1], weight.shape[0], scheme, bias, weight.dtype, device="meta")
+        layer.fill(tensors)
+        return layer
+
+    def fill(self, tensors: dict[str, Tensor]) -> None:
+        """Put these in the place of the packed tensors, as they are."""
+        for name, tensor in tensors.items():
+            setattr(self, name, nn.Parameter(tensor, requires_grad=False))
+
+    def packed(self) -> dict[str, Tensor]:
+        """The packed tensors by name."""
+        return {name: self._parameters[name] for name in PACKED if name in self._parameters}
+
+    @property
+    def weight(self) -> Tensor:
+        """The values the codes stand for, (out, in), computed anew in `dtype` at every call."""
+        packed = _packed(list(self.packed().values()), self.scheme.name, self.scheme.block, self.in_features)
+        return kernels.find("dequantise", self.codes.device.type)(packed, self.dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return _Linear.apply(x, bias, self.scheme.name, self.scheme.block, *self.packed().values())
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features}, {self.out_features}, {self.scheme.name}, block={self.scheme.block}, bias={self.bias is not None}"
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Devices reach the packed tensors, dtypes do not: `.to(bf16)` would ruin absmax."""
+        held = {id(tensor) for tensor in self.packed().values()}
+        self.dtype = fn(torch.empty(0, dtype=self.dtype, device=self.codes.device)).dtype
+
+        def keeping_dtype(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return tensor.to(moved.device) if id(tensor) in held and moved.dtype != tensor.dtype else moved
+
+        return super()._apply(keeping_dtype, recurse)

@@ -1,0 +1,83 @@
+"""Which linears of a model are packed, and packing them in a model that is already in memory.
+
+Packed are the linears of the blocks: those below an `nn.ModuleList`. Left alone are the head and the embeddings, whatever
+is tied, heads of classifiers (they lie outside the blocks), and what transformers keeps in fp32, for example T5's `wo`,
+whose dtype is read in every forward.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from graft.errors import ModelError, UsageError
+from graft.quant.linear import QuantLinear
+from graft.quant.scheme import Scheme
+
+
+def is_linear(module: nn.Module) -> bool:
+    """nn.Linear itself or transformers' Conv1D, which stores (in, out). Subclasses may compute something else."""
+    return type(module) is nn.Linear or type(module).__name__ == "Conv1D"
+
+
+def matrix(module: nn.Module, weight: torch.Tensor | None = None) -> torch.Tensor:
+    """The weight as (out, in)."""
+    weight = module.weight if weight is None else weight
+    return weight.T if type(module).__name__ == "Conv1D" else weight
+
+
+def packable(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """(path, module) of every linear of the blocks, packed ones included."""
+    fp32 = set(getattr(model, "_keep_in_fp32_modules", None) or ())
+    fp32 |= set(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
+    tied = getattr(model, "all_tied_weights_keys", None) or {}
+    tied_stems = {key.rpartition(".")[0] for pair in tied.items() for key in pair}
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    lists = {name for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
+    for name, module in model.named_modules():
+        parts = name.split(".")
+        in_block = any(".".join(parts[:depth]) in lists for depth in range(1, len(parts)))
+        linear = is_linear(module) or isinstance(module, QuantLinear)
+        if linear and in_block and module is not head and name not in tied_stems and not fp32 & set(parts):
+            yield name, module
+
+
+def quantise_model(model: nn.Module, scheme: str | Scheme, *, block: int = 64, double: bool = True) -> nn.Module:
+    """Pack the linears of the blocks in place, one after the other; returns the model.
+
+    Raises ModelError, naming the tensor, where a weight holds a NaN or an infinity.
+    """
+    scheme = scheme if isinstance(scheme, Scheme) else Scheme(scheme, block, double)
+    found = [(name, module) for name, module in packable(model) if not isinstance(module, QuantLinear)]
+    if not found:
+        raise UsageError(f"{type(model).__name__} has no linear layers in blocks left to quantise", "a transformer in 16 or 32 bits", "use quant: none")
+    bad = [f"{name}.weight" for name, module in found if not replace(model, name, module, scheme)]
+    if bad:
+        raise not_finite(bad)
+    return model
+
+
+def replace(model: nn.Module, name: str, module: nn.Module, scheme: Scheme, weight: torch.Tensor | None = None) -> bool:
+    """Put a packed layer in the place of `module`; weight: its values, as it stores them. False where not finite."""
+    with torch.no_grad():
+        layer = QuantLinear.pack(matrix(module, weight).detach(), scheme, module.bias)
+    if layer is not None:
+        model.set_submodule(name, layer.train(module.training).requires_grad_(False))
+    return layer is not None
+
+
+def not_finite(names: list[str]) -> ModelError:
+    """The error for tensors with a NaN or an infinity."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ModelError(
+        f"{', '.join(names[:3])}{more}: not all values are finite (NaN or infinity)",
+        "a checkpoint with finite weights",
+        "download or convert it again; a checkpoint saved in fp16 may have overflowed",
+    )
+
+
+def outline(model: nn.Module) -> dict[str, dict[str, Any]]:
+    """Path -> block and double of every packed layer."""
+    layers = [(n, m) for n, m in model.named_modules() if isinstance(m, QuantLinear)]
+    return {name: {"block": m.scheme.block, "double": m.scheme.double} for name, m in layers}

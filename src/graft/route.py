@@ -1,0 +1,65 @@
+"""Routing: which rows of a batch belong to which adapter while one forward runs.
+
+`spans` is pure arithmetic on names. A `Route` is what hooks read: it lies in a `threading.local` for the length of one
+forward, because dynamo can trace that (it cannot trace a ContextVar) and because a checkpointed layer, recomputed in
+backward, must find the Route of ITS forward again (`installed(route)` in the checkpoint's context).
+"""
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+Span = tuple[str | None, int, int]  # adapter, first row, row behind the last
+
+
+def spans(rows: Sequence[str | None]) -> tuple[list[int], tuple[Span, ...]]:
+    """Sort rows by adapter so that each adapter owns one contiguous span.
+
+    >>> spans(["b", None, "b", "a"])
+    ([1, 3, 0, 2], ((None, 0, 1), ('a', 1, 2), ('b', 2, 4)))
+    """
+    order = sorted(range(len(rows)), key=lambda i: (rows[i] is not None, rows[i] or ""))
+    groups: list[Span] = []
+    start = 0
+    for stop in range(1, len(rows) + 1):
+        if stop == len(rows) or rows[order[stop]] != rows[order[start]]:
+            groups.append((rows[order[start]], start, stop))
+            start = stop
+    return order, tuple(groups)
+
+
+@dataclass(frozen=True, eq=False)
+class Route:
+    """The adapters of one forward.
+
+    spans: contiguous, covering all rows.  rows: how many rows the caller gave (a module may see k times as many:
+    OPT flattens to B·T, beams repeat rows; hooks scale by k).  swap: enters the parameters of in-place methods.
+    taps: tensors that an insert at one place leaves for an insert at another, for this forward only.
+    """
+
+    spans: tuple[Span, ...]
+    rows: int
+    swap: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
+    taps: dict[str, Any] = field(default_factory=dict)
+
+
+_live = threading.local()
+
+
+def current() -> Route | None:
+    """The Route of the forward that runs in this thread, if any."""
+    return getattr(_live, "route", None)
+
+
+@contextlib.contextmanager
+def installed(route: Route | None) -> Iterator[None]:
+    """Let hooks read `route` inside the block; what was there before comes back afterwards."""
+    before = current()
+    _live.route = route
+    try:
+        with route.swap() if route is not None else contextlib.nullcontext():
+            yield
+    finally:
+        _live.route = before

@@ -1,0 +1,64 @@
+"""The embedded base and data: a small language model of ours, and the generator that writes what it reads.
+
+`seedling` as a model name means the folder of this package; `seedling:NAME` as a data path means a file that the generator writes.
+Nothing here needs a network.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from graft.errors import DataError, nearest
+from graft.seedling import phrases, products, writing
+
+FOLDER = Path(__file__).parent
+PREFIX = "seedling:"
+
+
+def _texts(n: int, seed: int, split: str) -> list[dict[str, str]]:
+    return [{"text": text} for text in writing.documents(n, seed, split)]
+
+
+# name: (what writes the rows, number of rows, seed, split of the products)
+DATASETS: dict[str, tuple[Callable[[int, int, str], list[dict[str, str]]], int, int, str]] = {
+    "text": (_texts, 60_000, 0, "train"),
+    "text-held-out": (_texts, 400, 1, "held-out"),
+    "descriptions": (writing.sft_rows, 4_000, 2, "train"),
+    "descriptions-held-out": (writing.sft_rows, 200, 3, "held-out"),
+}
+
+
+def dataset(name: str, folder: str | Path | None = None) -> Path:
+    """The JSONL file of `seedling:NAME` or NAME, written where it is missing.
+
+    folder: where it lies; the user's cache when None ($XDG_CACHE_HOME or ~/.cache). The file's name carries a hash of the generator, so
+    a changed generator never meets an old file. Raises DataError for an unknown name.
+    """
+    name = name.removeprefix(PREFIX)
+    if name not in DATASETS:
+        raise DataError(
+            f"{PREFIX}{name} is no embedded data set",
+            "one of " + ", ".join(PREFIX + known for known in DATASETS),
+            f"did you mean {PREFIX}{nearest(name, DATASETS, n=1)[0]}?",
+        )
+    write, n, seed, split = DATASETS[name]
+    path = Path(folder or _cache()) / f"{name}-{_fingerprint(n, seed)}.jsonl"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in write(n, seed, split))
+        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, delete=False) as file:
+            file.writelines(lines)
+        os.replace(file.name, path)  # two processes may write at once; each replaces the file whole
+    return path
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "graft" / "seedling"
+
+
+def _fingerprint(n: int, seed: int) -> str:
+    sources = b"".join(Path(module.__file__).read_bytes() for module in (products, phrases, writing))
+    return hashlib.sha256(sources + f"{n} {seed}".encode()).hexdigest()[:12]

@@ -1,0 +1,70 @@
+"""Site: a named place in the base where a tensor passes.
+
+Its name IS the module path (`model.layers.3.self_attn.q_proj`), so PEFT files and `target_modules` suffixes mean here
+what they mean there. A Site looks its module up by name, so it survives the module being replaced (a merge puts a
+16-bit layer in the place of a 4-bit one).
+
+    kind     x                               y
+    linear   input of a projection           its output                  (nn.Linear, Conv1D, QuantLinear)
+    norm     input of a norm                 its output
+    embed    token ids                       their embeddings
+    head     last hidden state               logits
+    block    input of a transformer block    its output
+    final    last hidden state (B, T, D)     None: the insert gives its own logits
+    module   -                               -   (any module that owns parameters: in-place methods train there)
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+KINDS = ("linear", "norm", "embed", "head", "block", "final", "module")
+
+
+@dataclass(frozen=True)
+class Site:
+    """name: module path.  kind: one of KINDS.  root: the model.  layer: index of the block it lies in, if any."""
+
+    name: str
+    kind: str
+    root: nn.Module
+    layer: int | None = None
+
+    @property
+    def module(self) -> nn.Module:
+        """The module that sits here now; at `final` the whole model, because nothing sits behind the last hidden state."""
+        return self.root if self.kind == "final" else self.root.get_submodule(self.name)
+
+    @property
+    def transposed(self) -> bool:
+        """True for transformers' Conv1D, which stores (in, out)."""
+        return type(self.module).__name__ == "Conv1D"
+
+    @property
+    def in_features(self) -> int:
+        """Width of x; the number of ids at `embed`."""
+        module = self.module
+        if self.kind == "final":
+            return int(self.root.config.hidden_size)
+        if self.transposed:
+            return int(module.weight.shape[0])
+        return int(next(getattr(module, a) for a in ("in_features", "num_embeddings") if hasattr(module, a)))
+
+    @property
+    def out_features(self) -> int:
+        """Width of y."""
+        module = self.module
+        if self.transposed:
+            return int(module.weight.shape[1])
+        known = [a for a in ("out_features", "embedding_dim") if hasattr(module, a)]
+        return int(getattr(module, known[0])) if known else int(module.weight.shape[-1])
+
+    def weight(self) -> torch.Tensor:
+        """The weight as (out, in), dequantised; (ids, width) at `embed`. No copy where none is needed."""
+        weight = self.module.weight
+        return weight.T if self.transposed else weight
+
+    def bias(self) -> torch.Tensor | None:
+        """The bias (out,), or None."""
+        return getattr(self.module, "bias", None)

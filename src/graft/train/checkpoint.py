@@ -1,0 +1,135 @@
+"""Checkpoints of a run: all state that a resumed run needs to be the undisturbed one, bit for bit.
+
+    checkpoints/step-000100/   adapter.safetensors    trained tensors and buffers
+                               optimizer.safetensors  moments, codes, master copies, step counters
+                               rng.safetensors        torch's generators
+                               state.json             progress, Python's and NumPy's generators, lengths of the logs
+                               manifest.json          sizes, SHA-256, identity of the run, versions
+
+The order of rows and the learning rate are pure functions of the step, so nothing else has a position.
+"""
+
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import safetensors
+import torch
+from safetensors.torch import load_file
+
+import graft
+from graft.errors import CheckpointError
+from graft.train import fs, rng
+from graft.train.optimizers import AdamW
+
+if TYPE_CHECKING:
+    from graft.adapter import Adapter
+
+
+@dataclass
+class Progress:
+    """Where a run is.  best: {"step", "loss"} of the best evaluation; waited: evaluations since; lengths: of the logs."""
+
+    step: int = 0
+    tokens: int = 0
+    loss: float | None = None  # of the last step that was applied
+    skipped: int = 0  # steps in a row that were not finite
+    best: dict[str, Any] | None = None
+    waited: int = 0
+    lengths: dict[str, int] = field(default_factory=dict)
+
+
+class Checkpoints:
+    """The checkpoints of one run.  identity: JSON values that must not change between two starts of a run."""
+
+    def __init__(self, run: Path, identity: Mapping[str, Any], keep: int, warn: Callable[[str], None]) -> None:
+        self.folder = run / "checkpoints"
+        self.identity, self.keep, self.warn = dict(identity), keep, warn
+
+    def save(self, progress: Progress, adapter: "Adapter", optimizer: AdamW) -> Path:
+        """Commit a checkpoint, read it again, then remove what is no longer kept."""
+        parts = {"adapter": adapter.tensors(), "optimizer": optimizer.tensors(), "rng": rng.tensors()}
+        state = fs.encode({"progress": asdict(progress), "rng": rng.values()})
+        needed = len(state) + sum(t.numel() * t.element_size() for part in parts.values() for t in part.values())
+        target = self.folder / f"step-{progress.step:06d}"
+
+        def fill(folder: Path) -> None:
+            for name, tensors in parts.items():
+                fs.write_tensors(folder / f"{name}.safetensors", tensors)
+            fs.write(folder / "state.json", state)
+
+        facts = {"step": progress.step, "identity": self.identity, "versions": versions()}
+        fs.patiently(self.folder, needed, lambda: fs.commit(target, fill, facts), self.warn)
+        fs.validate(target)
+        fs.rotate(self.folder, self.keep, [progress.best["step"]] if progress.best else [])
+        return target
+
+    def restore(self, adapter: "Adapter", optimizer: AdamW) -> Progress | None:
+        """Take over the newest valid checkpoint; None where there is none.
+
+        Damaged ones are set aside with a warning. Raises CheckpointError where the checkpoint is another run's.
+        """
+        checkpoint, damaged = fs.latest(self.folder)
+        if checkpoint is not None:
+            self._check(checkpoint)
+        for error in damaged:
+            broken = next(folder for _, folder in fs.steps(self.folder))  # newest first, as they were found
+            aside = fs.set_aside(broken)
+            self.warn(
+                f"{error.given}: kept as {aside.name}, going on from {checkpoint.name if checkpoint else 'the start'}"
+            )
+        if checkpoint is None:
+            return None
+        adapter.restore(load_file(checkpoint / "adapter.safetensors"))
+        optimizer.load(load_file(checkpoint / "optimizer.safetensors"))
+        state = fs.decode(checkpoint / "state.json")
+        rng.restore(load_file(checkpoint / "rng.safetensors"), state["rng"])
+        return Progress(**state["progress"])
+
+    def adapter(self, step: int) -> dict[str, torch.Tensor]:
+        """The adapter's tensors at a kept step. Raises CheckpointError where they are damaged."""
+        checkpoint = self.folder / f"step-{step:06d}"
+        fs.validate(checkpoint)
+        return load_file(checkpoint / "adapter.safetensors")
+
+    def _check(self, checkpoint: Path) -> None:
+        facts = fs.validate(checkpoint)
+        same_run(checkpoint, facts["identity"], self.identity)
+        here = versions()
+        changed = [
+            f"{key} {value} -> {here.get(key)}" for key, value in facts["versions"].items() if here.get(key) != value
+        ]
+        if changed:
+            self.warn(f"resumed with {', '.join(changed)}: results may differ in the last bits")
+
+
+def same_run(where: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raise CheckpointError, naming every key that differs, unless both identities are equal."""
+    keys = sorted({*before, *now})
+    changed = [
+        f"{key}: {_short(before.get(key))} -> {_short(now.get(key))}" for key in keys if before.get(key) != now.get(key)
+    ]
+    if changed:
+        raise CheckpointError(
+            f"{where} belongs to a run with other settings ({'; '.join(changed)})",
+            "the settings, base and data that the run began with",
+            "put them back to go on with this run, or choose another output for a new one",
+        )
+
+
+def versions() -> dict[str, Any]:
+    """What can change results in the last bits."""
+    return {
+        "graft": getattr(graft, "__version__", ""),
+        "python": platform.python_version(),
+        "safetensors": safetensors.__version__,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,108 @@
+"""What a run writes down while it goes, and tells an observer.
+
+`metrics.jsonl` holds what the same run always gives again: step, loss, rate, norms, evaluations. `timing.jsonl` holds
+the rest: seconds, speed, memory, warnings. A resumed run cuts the first back to the length that its checkpoint
+recorded, so that the file equals an undisturbed run's byte for byte; the second only grows.
+"""
+
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+MIB = 2**20
+
+
+class Observer:
+    """Hears what a run does; every method may be left out. Library code prints nothing."""
+
+    def start(self, plan: dict[str, Any]) -> None:
+        """plan: steps, steps_per_epoch, done, trained (numbers), optimizer_bytes."""
+
+    def resumed(self, step: int) -> None:
+        """The run goes on after this step."""
+
+    def step(self, record: dict[str, Any]) -> None:
+        """The line of metrics.jsonl with the one of timing.jsonl."""
+
+    def evaluated(self, record: dict[str, Any]) -> None:
+        """step, epoch and eval_* metrics."""
+
+    def sampled(self, texts: Sequence[str]) -> None:
+        """Answers to the sample prompts."""
+
+    def saved(self, path: Path) -> None:
+        """A checkpoint, or the adapter at the end."""
+
+    def warn(self, text: str) -> None:
+        """Something that did not stop the run; also in timing.jsonl."""
+
+    def finished(self, record: dict[str, Any]) -> None:
+        """steps, loss, tokens, best, adapter; also when there was nothing left to do."""
+
+
+class Journal:
+    """A file that only grows, and can be cut back to an earlier length."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = open(path, "ab")  # noqa: SIM115  kept open for the run
+
+    def add(self, text: str) -> None:
+        """Append and flush: readers see it at once."""
+        self._file.write(text.encode())
+        self._file.flush()
+
+    def record(self, record: dict[str, Any]) -> None:
+        """Append one line of JSON."""
+        self.add(json.dumps(record, ensure_ascii=False) + "\n")
+
+    def settle(self) -> int:
+        """Make all that was written durable; the file's length in bytes."""
+        os.fsync(self._file.fileno())
+        return os.fstat(self._file.fileno()).st_size
+
+    def cut(self, length: int) -> None:
+        """Forget everything after the first `length` bytes."""
+        self._file.truncate(length)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+class Clock:
+    """Seconds, speed and memory from one step to the next."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._last = device, time.perf_counter()
+
+    def lap(self, tokens: int) -> dict[str, float]:
+        """seconds since the last call, tokens_per_s, memory_mb now, peak_mb so far."""
+        now = time.perf_counter()
+        seconds, self._last = now - self._last, now
+        memory, peak = usage(self._device)
+        return {
+            "seconds": round(seconds, 4),
+            "tokens_per_s": round(tokens / max(seconds, 1e-9), 1),
+            "memory_mb": round(memory / MIB, 1),
+            "peak_mb": round(peak / MIB, 1),
+        }
+
+
+def usage(device: torch.device) -> tuple[int, int]:
+    """(bytes in use, most so far): of the GPU, or of this process."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device), torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:  # not Linux
+        return peak, peak
+    return pages * os.sysconf("SC_PAGE_SIZE"), peak

@@ -1,0 +1,38 @@
+"""NEFTune: noise on the embeddings of training rows.
+
+    E ← E + α / √(L D) · ε        ε ~ U(-1, 1);  L real tokens of the row, D width
+
+Jain et al. 2023, arXiv 2310.05914. L counts real tokens; some code counts padding too.
+"""
+
+import torch
+
+
+class Neftune:
+    """A hook on the model's input embeddings that adds noise to the one forward after each `arm`."""
+
+    def __init__(self, embeddings: torch.nn.Module, alpha: float) -> None:
+        self.alpha = alpha
+        self._live: torch.Tensor | None = None
+        self._handle = embeddings.register_forward_hook(self._add) if alpha else None
+
+    def arm(self, mask: torch.Tensor | None) -> None:
+        """Noise for the next forward.  mask: (B, T), or (B, 1, T, T) when packed; None where every token is real."""
+        # A packed row's token is real when it may see itself.
+        self._live = mask.diagonal(dim1=-2, dim2=-1)[:, 0] if mask is not None and mask.ndim == 4 else mask
+        self._armed = True
+
+    def _add(self, module: torch.nn.Module, args: tuple[torch.Tensor, ...], out: torch.Tensor) -> torch.Tensor | None:
+        if not self._armed:
+            return None
+        self._armed = False  # a T5 decoder looks its own tokens up in the same table: only what is read gets noise
+        length = torch.full((len(out),), out.shape[1], device=out.device) if self._live is None else self._live.sum(1)
+        size = self.alpha / (length * out.shape[-1]).clamp(min=1).sqrt()
+        return out + (size[:, None, None] * torch.empty_like(out, dtype=torch.float32).uniform_(-1, 1)).to(out.dtype)
+
+    _armed = False
+
+    def remove(self) -> None:
+        """Take the hook off."""
+        if self._handle is not None:
+            self._handle.remove()

@@ -1,0 +1,37 @@
+"""Learning-rate schedules as pure functions: step -> factor of the peak rate.
+
+    warmup (n < W):   n / W
+    constant:         1
+    linear:           (N - n) / (N - W)
+    cosine:           (1 + cos(π (n - W) / (N - W))) / 2        n steps done of N
+
+The values of transformers.get_scheduler: the first step after a warm start has factor 0 when W > 0.
+"""
+
+import math
+from collections.abc import Callable
+
+from graft.errors import UsageError, nearest
+
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "constant": lambda progress: 1.0,
+    "linear": lambda progress: 1.0 - progress,
+    "cosine": lambda progress: (1.0 + math.cos(math.pi * progress)) / 2,
+}
+
+
+def factor(schedule: str, step: int, total: int, warmup: float) -> float:
+    """The factor of the step that follows `step` finished ones.
+
+    warmup: a share of `total` when under 1, otherwise a number of steps.
+    """
+    if schedule not in SCHEDULES:
+        raise UsageError(
+            f"train.schedule={schedule!r}",
+            f"one of {', '.join(SCHEDULES)}",
+            f"did you mean {nearest(schedule, SCHEDULES, 1)[0]!r}?",
+        )
+    ramp = math.ceil(total * warmup) if warmup < 1 else int(warmup)
+    if step < ramp:
+        return step / ramp
+    return SCHEDULES[schedule](min(1.0, (step - ramp) / max(1, total - ramp)))
