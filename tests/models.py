@@ -5,7 +5,13 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelF
 
 from graft.base import Base
 
-SMALL = {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2, "intermediate_size": 128, "vocab_size": 96}
+SMALL = {
+    "hidden_size": 64,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 2,
+    "intermediate_size": 128,
+    "vocab_size": 96,
+}
 LLAMA = {**SMALL, "num_key_value_heads": 2, "max_position_embeddings": 64}
 CONFIGS = {
     "llama": LLAMA,
@@ -21,7 +27,15 @@ CONFIGS = {
     "opt": {**SMALL, "ffn_dim": 128, "word_embed_proj_dim": 64, "max_position_embeddings": 64},
     "bert": {**SMALL, "max_position_embeddings": 64},
     "roberta": {**SMALL, "max_position_embeddings": 66, "pad_token_id": 1},
-    "t5": {"d_model": 64, "d_kv": 16, "d_ff": 128, "num_layers": 2, "num_heads": 4, "vocab_size": 96, "decoder_start_token_id": 0},
+    "t5": {
+        "d_model": 64,
+        "d_kv": 16,
+        "d_ff": 128,
+        "num_layers": 2,
+        "num_heads": 4,
+        "vocab_size": 96,
+        "decoder_start_token_id": 0,
+    },
 }
 ENCODERS, SEQ2SEQ = ("bert", "roberta"), ("t5",)
 
@@ -30,7 +44,13 @@ def tiny_model(family: str, *, seed: int = 0, bare: bool = False, **changes: obj
     """A random model in fp32. bare: an encoder without a head."""
     torch.manual_seed(seed)
     config = AutoConfig.for_model(family, **{**CONFIGS[family], **changes})
-    auto = AutoModelForMaskedLM if family in ENCODERS else AutoModelForSeq2SeqLM if family in SEQ2SEQ else AutoModelForCausalLM
+    auto = (
+        AutoModelForMaskedLM
+        if family in ENCODERS
+        else AutoModelForSeq2SeqLM
+        if family in SEQ2SEQ
+        else AutoModelForCausalLM
+    )
     model = (AutoModel if bare else auto).from_config(config)
     with torch.no_grad():  # the usual 0.02 makes tiny models nearly linear; spread the weights so that errors show
         for p in model.parameters():

@@ -1,9 +1,9 @@
 import pytest
-from models import CONFIGS, tiny_model
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from graft.anatomy import family, layer_of, sites
+from models import CONFIGS, tiny_model
 
 
 @pytest.mark.parametrize("name", CONFIGS)

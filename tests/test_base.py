@@ -2,7 +2,6 @@ import copy
 
 import pytest
 import torch
-from models import CONFIGS, inputs, randomise, tiny_base, tiny_model
 from torch.testing import assert_close
 
 from graft.base import Base
@@ -10,12 +9,15 @@ from graft.errors import AdapterError, MergeError, SiteError, UsageError
 from graft.methods.full import Full
 from graft.methods.lora import LoRA
 from graft.methods.task_head import TaskHead
+from models import CONFIGS, inputs, randomise, tiny_base, tiny_model
 
 
 @pytest.mark.parametrize("family", CONFIGS)
 def test_mixed_rows_equal_separate_runs_on_every_family(family):
     base, batch = tiny_base(family), inputs(family, rows=4)
-    for seed, (name, method) in enumerate({"a": LoRA(r=4), "b": LoRA(r=2, use_rslora=True), "c": LoRA(r=3, use_dora=True)}.items()):
+    for seed, (name, method) in enumerate(
+        {"a": LoRA(r=4), "b": LoRA(r=2, use_rslora=True), "c": LoRA(r=3, use_dora=True)}.items()
+    ):
         randomise(base.attach(name, method), seed)
     rows = ["c", "a", None, "b"]
     mixed, bare = base(**batch, adapters=rows).logits, base(**batch).logits
@@ -34,7 +36,9 @@ def test_detach_leaves_no_trace_on_every_family(family):
     with base.using("x"):
         assert not torch.equal(base(**batch).logits, before)
     base.detach("x")
-    assert torch.equal(base(**batch).logits, before) and list(base.model.state_dict()) == keys and type(base.model) is code
+    assert (
+        torch.equal(base(**batch).logits, before) and list(base.model.state_dict()) == keys and type(base.model) is code
+    )
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in base.model.modules())
 
 
@@ -42,7 +46,11 @@ def test_detach_leaves_no_trace_on_every_family(family):
 def test_head_on_hidden_states_gives_the_models_own_logits(family):
     changes = {"final_logit_softcapping": 5.0} if family == "gemma2" else {}
     base, batch = tiny_base(family, **changes), inputs(family)
-    randomise(base.attach("x", LoRA(r=4, target_modules=r".*(lm_head|decoder|q_proj)" if family != "bert" else "all-linear")) if family in ("llama", "bert") else base.attach("x", LoRA()))
+    randomise(
+        base.attach("x", LoRA(r=4, target_modules=r".*(lm_head|decoder|q_proj)" if family != "bert" else "all-linear"))
+        if family in ("llama", "bert")
+        else base.attach("x", LoRA())
+    )
     with base.using("x"):
         assert_close(base.logits(base.hidden(**batch)), base(**batch).logits, atol=1e-6, rtol=0)
 

@@ -93,7 +93,9 @@ class Adapter:
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Everything that a checkpoint needs to go on exactly here: trained tensors and buffers, as they are."""
-        return {f"{key}.{name}": tensor for key, insert in self._keyed() for name, tensor in insert.state_dict().items()}
+        return {
+            f"{key}.{name}": tensor for key, insert in self._keyed() for name, tensor in insert.state_dict().items()
+        }
 
     def restore(self, tensors: dict[str, torch.Tensor]) -> None:
         """Take over what `tensors` gave, of this adapter or of one built alike."""
@@ -129,7 +131,7 @@ class Adapter:
         return peft.write(Path(folder), self.methods, self._seats, self.state(), self.base())
 
     def _file_key(self, index: int, site: Site, suffix: str) -> str:
-        mixed = sum(not method.is_head for method in self.methods) > 1
+        mixed = sum(not method.is_head() for method in self.methods) > 1
         part = f"{index}." if mixed and site.kind != "final" else ""
         return f"base_model.model.{site.name}.{part}{suffix}"
 

@@ -53,7 +53,7 @@ def layer_of(name: str) -> int | None:
 
 
 def family(model: nn.Module) -> str:
-    """"causal", "masked", "seq2seq", or "encoder" for a model without a language head."""
+    """ "causal", "masked", "seq2seq", or "encoder" for a model without a language head."""
     if getattr(model.config, "is_encoder_decoder", False):
         return "seq2seq"
     if model.get_output_embeddings() is None:
@@ -64,7 +64,11 @@ def family(model: nn.Module) -> str:
 def _heads(model: nn.Module) -> list[nn.Module]:
     """The language head, and the layers of a task head that the base class brought along."""
     output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    task = [getattr(model, name) for name in ("score", "classifier", "qa_outputs", "classification_head") if hasattr(model, name)]
+    task = [
+        getattr(model, name)
+        for name in ("score", "classifier", "qa_outputs", "classification_head")
+        if hasattr(model, name)
+    ]
     return [head for head in (output, *task) if head is not None]
 
 

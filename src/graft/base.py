@@ -6,8 +6,6 @@ detaching, routing rows, merging, checkpointing and compiling are written here o
 """
 
 import contextlib
-import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from pathlib import Path
@@ -16,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from graft import anatomy, generation
+from graft import anatomy, generation, identity
 from graft.adapter import Adapter
 from graft.dropout import SilentDropout
 from graft.errors import AdapterError, UsageError, nearest
@@ -26,6 +24,7 @@ from graft.joint import Joint
 from graft.merging import Merged, Merges
 from graft.method import Method
 from graft.route import Route, current, installed, spans
+from graft.rows import count_rows, pick
 from graft.site import Site
 
 Rows = Sequence[str | None]
@@ -68,28 +67,12 @@ class Base:
 
     def count(self) -> int:
         """Parameters of the base, packed weights counted as the numbers they stand for, tied ones once."""
-        packed = [m for m in self.model.modules() if hasattr(m, "codes")]
-        own = {id(p) for m in packed for k, p in m.named_parameters(recurse=False) if k != "bias"}
-        return sum(m.in_features * m.out_features for m in packed) + sum(
-            p.numel() for p in self.model.parameters() if id(p) not in own
-        )
+        return identity.count(self.model)
 
     def fingerprint(self) -> str:
-        """A hash of the architecture and of samples from every tensor that quantisation leaves alone.
-
-        The same for a model and its quantised form, so that an adapter trained on NF4 is known on the original; other
-        for a model of another shape, or trained further in its embeddings or norms.
-        """
+        """Tells this base from another; the same for a model and its quantised form (`graft.identity`)."""
         if not self._fingerprint:
-            shape = {k: getattr(self.model.config, k, None) for k in ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")}
-            digest = hashlib.sha256(json.dumps(shape, sort_keys=True).encode())
-            for name, p in sorted(self.model.named_parameters()):
-                module = self.model.get_submodule(name.rpartition(".")[0])
-                if isinstance(module, nn.Embedding) or anatomy.kind_of(module) == "norm":
-                    step = max(1, p.numel() // 1024)
-                    sample = p.detach().flatten()[::step].to("cpu", torch.bfloat16)
-                    digest.update(name.encode() + sample.view(torch.int16).numpy().tobytes())
-            self._fingerprint = digest.hexdigest()
+            self._fingerprint = identity.fingerprint(self.model)
         return self._fingerprint
 
     # Adapters come and go
@@ -109,7 +92,7 @@ class Base:
 
     def detach(self, name: str) -> Adapter:
         """Take an adapter off. The base is as it was before `attach`, bit for bit."""
-        adapter = self._known(name)
+        self._known(name)
         if name in self._merges:
             raise AdapterError(f"{name!r} is merged", "an adapter that is not merged", f"call unmerge({name!r}) first")
         for key, joint in list(self._joints.items()):
@@ -126,13 +109,13 @@ class Base:
         methods, tensors, base = peft.read(Path(folder), {name for name, _ in self.model.named_modules()})
         if base.get("fingerprint") and base["fingerprint"] != self.fingerprint() and not force:
             raise AdapterError(
-                f"{folder} was trained on another base: {base.get('name') or '?'} (fingerprint {base['fingerprint'][:12]})",
-                f"an adapter of {self.name} (fingerprint {self.fingerprint()[:12]})",
+                f"{folder} was trained on another base: {base.get('name') or '?'}, {base['fingerprint'][:12]}",
+                f"an adapter of {self.name}, {self.fingerprint()[:12]} (fingerprints)",
                 "load that base, or pass force=True if you know that they fit",
             )
         adapter = self.attach(name, methods)
         try:
-            adapter.load_state(self._without_base_copies(adapter, tensors))
+            adapter.load_state(peft.without_base_copies(tensors, adapter.state(), self.model))
         except AdapterError:
             self.detach(name)
             raise
@@ -151,7 +134,7 @@ class Base:
         self.adapters[adapter.name] = adapter
         for site, insert in adapter.inserts:
             if site.kind == "module" or site.kind == "final":
-                continue  # in-place parameters and heads have no hook: the Route swaps the one, `__call__` runs the other
+                continue  # no hook: the Route swaps in-place parameters, `__call__` runs heads
             key = (site.name, site.kind)
             self._joints[key] = self._joints.get(key) or Joint(site)
             self._joints[key].add(adapter.name, insert)
@@ -169,18 +152,6 @@ class Base:
             remedy = f"did you mean {nearest(name, known, 1)[0]!r}?" if known else "attach or load one first"
             raise AdapterError(f"no adapter {name!r} on this base", f"one of {known or 'none yet'}", remedy)
         return self.adapters[name]
-
-    def _without_base_copies(self, adapter: Adapter, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Drop what PEFT writes twice: the base's own tables beside embedding adapters, and second names of tied biases."""
-        own, wanted = dict(self.model.named_parameters(remove_duplicate=False)), adapter.state()
-        kept = dict(tensors)
-        for key in tensors.keys() - wanted.keys():
-            name = key.removeprefix("base_model.model.").replace(".base_layer.", ".")
-            aliases = [f"base_model.model.{n}" for n, p in own.items() if name in own and p is own[name]]
-            same = [tensors[a] for a in aliases if a in wanted and a in tensors] or [own[n] for n in own if n == name]
-            if any(t.shape == tensors[key].shape and torch.equal(t.float(), tensors[key].float()) for t in same):
-                del kept[key]
-        return kept
 
     # Which adapter answers
 
@@ -224,19 +195,29 @@ class Base:
         self._known(name)
         if name in self._merges:
             raise AdapterError(
-                f"{name!r} is merged: the base already answers with it", "an adapter that is not merged", f"use None, or call unmerge({name!r})"
+                f"{name!r} is merged: the base already answers with it",
+                "an adapter that is not merged",
+                f"use None, or call unmerge({name!r})",
             )
 
     def _routable(self, name: str | None) -> None:
         reasons = [m.routable for m in self.adapters[name].methods if not m.routable] if name else []
         if reasons:
-            raise AdapterError(f"{name!r} in a batch with other adapters: {reasons[0]}", "rows that all use it", "run its rows in a batch of their own")
+            raise AdapterError(
+                f"{name!r} in a batch with other adapters: {reasons[0]}",
+                "rows that all use it",
+                "run its rows in a batch of their own",
+            )
 
     def _rows(self, adapters: Rows | None, count: int) -> Rows:
         if adapters is None:
             return [self._choice.get()] * count
         if len(adapters) != count:
-            raise UsageError(f"adapters= has {len(adapters)} names for {count} rows", "one name (or None) per row", "repeat the name for each row")
+            raise UsageError(
+                f"adapters= has {len(adapters)} names for {count} rows",
+                "one name (or None) per row",
+                "repeat the name for each row",
+            )
         return adapters
 
     # Forward
@@ -248,7 +229,7 @@ class Base:
         keywords: transformers' own.  Returns transformers' output. Where adapters bring a task head, the heads' logits
         instead: a list with one tensor per adapter, in the order of `route.spans`.
         """
-        rows = self._rows(adapters, _count(ids, keywords))
+        rows = self._rows(adapters, count_rows(ids, keywords))
         if any(name is not None and self._heads(name) for name in rows):
             return self._task_logits(ids, rows, keywords)
         return self._sorted(lambda i, k: self._forward(i, k), ids, rows, keywords)
@@ -264,7 +245,7 @@ class Base:
                 self._forward(ids, keywords)
             return caught[0]
 
-        return self._sorted(states, ids, self._rows(adapters, _count(ids, keywords)), keywords)
+        return self._sorted(states, ids, self._rows(adapters, count_rows(ids, keywords)), keywords)
 
     def logits(self, hidden: torch.Tensor, adapters: Rows | None = None) -> torch.Tensor:
         """The language head, with its inserts, on hidden states (B, T, D); T may be any part of the sequence."""
@@ -284,10 +265,14 @@ class Base:
             if order == list(range(count)):
                 return run(ids, keywords)
             if keywords.get("past_key_values") is not None:
-                raise UsageError("a filled cache with rows out of order", "rows sorted by adapter", "use base.generate, or sort the rows")
+                raise UsageError(
+                    "a filled cache with rows out of order",
+                    "rows sorted by adapter",
+                    "use base.generate, or sort the rows",
+                )
             index = torch.tensor(order, device=self.device)
-            output = run(_pick(ids, index, count), {k: _pick(v, index, count) for k, v in keywords.items()})
-            return _pick(output, index.argsort(), count)
+            output = run(pick(ids, index, count), {k: pick(v, index, count) for k, v in keywords.items()})
+            return pick(output, index.argsort(), count)
 
     def _forward(self, ids: torch.Tensor | None, keywords: dict[str, Any]) -> Any:
         model, route = self.model, current()
@@ -305,7 +290,9 @@ class Base:
         bare = sorted({str(name) for name in rows if name is None or not self._heads(name)})
         if bare:
             raise AdapterError(
-                f"a batch mixes task heads with rows of {', '.join(bare)}, which have none", "rows that all have a head", "run them in batches of their own"
+                f"a batch mixes task heads with rows of {', '.join(bare)}, which have none",
+                "rows that all have a head",
+                "run them in batches of their own",
             )
         order, groups = spans(rows)
         mask = keywords.get("attention_mask")
@@ -338,7 +325,8 @@ class Base:
         if on:
             context = lambda: (contextlib.nullcontext(), installed(current()))
             self.model.activation_checkpointing_enable({"use_reentrant": False, "context_fn": context})
-            self.model.disable_input_require_grads()  # needless without reentry, and it would keep backward going to the bottom
+            # Needless without reentry, and it would keep backward going to the bottom.
+            self.model.disable_input_require_grads()
         else:
             self.model.activation_checkpointing_disable()
 
@@ -379,25 +367,3 @@ class Base:
         for joint in self._joints.values():
             joint.move()
         self._forget_compiled()
-
-
-def _count(ids: torch.Tensor | None, keywords: dict[str, Any]) -> int:
-    given = ids if ids is not None else keywords.get("inputs_embeds", keywords.get("input_ids"))
-    if given is None:
-        raise UsageError("a forward without rows", "ids (B, T), or inputs_embeds (B, T, D)", "pass input ids first")
-    return len(given)
-
-
-def _pick(value: Any, index: torch.Tensor, count: int) -> Any:
-    """Rows `index` of everything in `value` that has `count` rows."""
-    if isinstance(value, torch.Tensor):
-        return value[index] if value.ndim and len(value) == count else value
-    if isinstance(value, tuple | list) and type(value) in (tuple, list):
-        return type(value)(_pick(item, index, count) for item in value)
-    if hasattr(value, "batch_select_indices"):
-        value.batch_select_indices(index)
-        return value
-    if hasattr(value, "keys") and hasattr(value, "__getitem__"):
-        for key in list(value.keys()):
-            value[key] = _pick(value[key], index, count)
-    return value

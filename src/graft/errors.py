@@ -1,15 +1,15 @@
 """Our exceptions. Each says what was given, what was expected and what to do.
 
-    GraftError                exit 1
-    ├── UsageError            exit 2    a recipe key, a command line, an argument
-    ├── SiteError                       a place the model does not have
-    ├── AdapterError                    an adapter that does not fit, is unknown or is in the wrong state
-    ├── MergeError                      a merge that cannot be done, or would not be faithful
-    ├── ModelError                      a model folder that cannot be read or trusted
-    ├── DataError                       rows that cannot be used
-    ├── TrainingError                   a step that must not count as success
-    ├── CheckpointError                 a saved state that is damaged or belongs to another run
-    └── SpaceError            exit 74   a disk that is full
+GraftError                exit 1
+├── UsageError            exit 2    a recipe key, a command line, an argument
+├── SiteError                       a place the model does not have
+├── AdapterError                    an adapter that does not fit, is unknown or is in the wrong state
+├── MergeError                      a merge that cannot be done, or would not be faithful
+├── ModelError                      a model folder that cannot be read or trusted
+├── DataError                       rows that cannot be used
+├── TrainingError                   a step that must not count as success
+├── CheckpointError                 a saved state that is damaged or belongs to another run
+└── SpaceError            exit 74   a disk that is full
 """
 
 import difflib

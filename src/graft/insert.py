@@ -25,7 +25,9 @@ class Insert(nn.Module):
     """Base class. `names` maps a tensor of the insert to its suffix in an adapter file, where the two differ."""
 
     names: ClassVar[dict[str, str]] = {}
-    reads_base_weight: ClassVar[bool] = False  # forward depends on the base's weight: must come first at its site to merge
+    reads_base_weight: ClassVar[bool] = (
+        False  # forward depends on the base's weight: must come first at its site to merge
+    )
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """What shall leave the site; same shape and dtype as y."""

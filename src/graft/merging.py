@@ -45,7 +45,9 @@ class Merges:
         """Fold an adapter into the weights; all of it or, on an error, nothing."""
         for method in adapter.methods:
             if not method.mergeable:
-                raise MergeError(f"{type(method).__name__}: {method.mergeable}", "a mergeable method", "keep the adapter attached")
+                raise MergeError(
+                    f"{type(method).__name__}: {method.mergeable}", "a mergeable method", "keep the adapter attached"
+                )
         merged = Merged(adapter.name)
         sites = _by_site(adapter)
         try:
@@ -73,7 +75,11 @@ class Merges:
         for index, insert in enumerate(inserts):
             if index and insert.reads_base_weight:
                 pair = f"{type(inserts[index - 1]).__name__}, then {type(insert).__name__}"
-                raise MergeError(f"{site.name}: {pair}", "the one that reads the base's weight first", "change the order of the methods, or do not merge")
+                raise MergeError(
+                    f"{site.name}: {pair}",
+                    "the one that reads the base's weight first",
+                    "change the order of the methods, or do not merge",
+                )
         module, bias = site.module, site.bias()
         dtype = module.weight.dtype
         weight = site.weight().detach().float()
@@ -81,7 +87,11 @@ class Merges:
         for insert in inserts:
             weight, bias = insert.merge(weight, bias)
         if not torch.isfinite(weight).all():
-            raise MergeError(f"the merged weight of {site.name} is not finite", "finite values", "train with a lower lr, or use an earlier checkpoint")
+            raise MergeError(
+                f"the merged weight of {site.name} is not finite",
+                "finite values",
+                "train with a lower lr, or use an earlier checkpoint",
+            )
         weight = weight.T if site.transposed else weight
         new = {"weight": nn.Parameter(weight.to(dtype).contiguous(), requires_grad=False)}
         if bias is not None:

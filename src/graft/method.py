@@ -45,7 +45,9 @@ class Method:
 
     kinds: ClassVar[tuple[str, ...]] = ("linear",)  # kinds of sites it can be put at
     peft_type: ClassVar[str] = ""  # `peft_type` in its files
-    own_fields: ClassVar[frozenset[str]] = frozenset()  # fields that PEFT does not know: saved beside, not in its config
+    own_fields: ClassVar[frozenset[str]] = (
+        frozenset()
+    )  # fields that PEFT does not know: saved beside, not in its config
     routable: ClassVar[bool | No] = True
     quantisable: ClassVar[bool | No] = True
     mergeable: ClassVar[bool | No] = True
@@ -53,10 +55,15 @@ class Method:
     in_place: ClassVar[bool] = False
     passes: ClassVar[int] = 1  # forwards per micro-batch; their outputs go to `extra_loss`
 
-    @property
-    def is_head(self) -> bool:
+    @classmethod
+    def name(cls) -> str:
+        """The name users write: that of the file."""
+        return cls.__module__.rsplit(".", 1)[-1]
+
+    @classmethod
+    def is_head(cls) -> bool:
         """True for task heads, which sit behind the base and are saved as PEFT saves them."""
-        return self.kinds == ("final",)
+        return cls.kinds == ("final",)
 
     def targets(self, sites: Sequence[Site]) -> list[Site]:
         """The sites this method goes to, among all of a model."""
@@ -64,7 +71,9 @@ class Method:
 
     def build(self, site: Site) -> Insert:
         """The insert for one site."""
-        raise SiteError(f"{type(self).__name__} builds no insert for one site alone", "a call of `assemble`", "use Base.attach")
+        raise SiteError(
+            f"{type(self).__name__} builds no insert for one site alone", "a call of `assemble`", "use Base.attach"
+        )
 
     def assemble(self, sites: Sequence[Site]) -> list[tuple[Site, Insert]]:
         """All (site, insert) pairs, in order; overridden where inserts share modules or a site gets several."""
@@ -107,7 +116,11 @@ def find(name: str) -> type[Method]:
     package = importlib.import_module("graft.methods")
     known = names()
     if name not in known:
-        raise UsageError(f"method {name!r} is not known", f"one of {', '.join(known)}", f"did you mean {nearest(name, known, 1)[0]!r}?")
+        raise UsageError(
+            f"method {name!r} is not known",
+            f"one of {', '.join(known)}",
+            f"did you mean {nearest(name, known, 1)[0]!r}?",
+        )
     module = importlib.import_module(f"{package.__name__}.{name}")
     return next(
         value

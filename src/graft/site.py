@@ -33,7 +33,7 @@ class Site:
 
     @property
     def module(self) -> nn.Module:
-        """The module that sits here now; at `final` the whole model, because nothing sits behind the last hidden state."""
+        """The module that sits here now; at `final` the whole model, as nothing sits behind the last hidden state."""
         return self.root if self.kind == "final" else self.root.get_submodule(self.name)
 
     @property

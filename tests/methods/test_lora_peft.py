@@ -5,13 +5,19 @@ import copy
 import peft
 import pytest
 import torch
-from models import inputs, randomise, tiny_model
 from torch.testing import assert_close
 
 from graft.base import Base
 from graft.methods.lora import LoRA
+from models import inputs, randomise, tiny_model
 
-QV = {"llama": ("q_proj", "v_proj"), "gpt2": ("c_attn",), "bert": ("query", "value"), "t5": ("q", "v"), "gpt_neox": ("query_key_value",)}
+QV = {
+    "llama": ("q_proj", "v_proj"),
+    "gpt2": ("c_attn",),
+    "bert": ("query", "value"),
+    "t5": ("q", "v"),
+    "gpt_neox": ("query_key_value",),
+}
 VARIANTS = {
     "plain": {"r": 4, "lora_alpha": 8},
     "rslora": {"r": 4, "lora_alpha": 8, "use_rslora": True},
@@ -19,7 +25,12 @@ VARIANTS = {
     "biases": {"r": 4, "lora_alpha": 8, "bias": "all"},
     "own_biases": {"r": 4, "lora_alpha": 8, "bias": "lora_only"},
     "lora_bias": {"r": 4, "lora_alpha": 8, "lora_bias": True},
-    "patterns": {"r": 4, "lora_alpha": 8, "rank_pattern": {"q_proj": 2, "c_attn": 2}, "alpha_pattern": {"v_proj": 32, "c_attn": 32}},
+    "patterns": {
+        "r": 4,
+        "lora_alpha": 8,
+        "rank_pattern": {"q_proj": 2, "c_attn": 2},
+        "alpha_pattern": {"v_proj": 32, "c_attn": 32},
+    },
     "one_layer": {"r": 4, "lora_alpha": 8, "layers_to_transform": (1,)},
 }
 
@@ -80,11 +91,16 @@ def test_all_linear_means_the_same_layers_as_in_peft(tmp_path, family):
         assert_close(base(**batch).logits, forward(tuned, batch), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("settings", [{"target_modules": ("embed_tokens", "q_proj")}, {"target_modules": ("q_proj",), "modules_to_save": ("lm_head",)}])
+@pytest.mark.parametrize(
+    "settings",
+    [{"target_modules": ("embed_tokens", "q_proj")}, {"target_modules": ("q_proj",), "modules_to_save": ("lm_head",)}],
+)
 def test_embeddings_and_fully_trained_modules_travel_both_ways(tmp_path, settings):
     model, batch = tiny_model("llama"), inputs("llama")
     targets = settings["target_modules"]
-    tuned = theirs(model, tmp_path / "theirs", targets, {"r": 4, **{k: v for k, v in settings.items() if k != "target_modules"}})
+    tuned = theirs(
+        model, tmp_path / "theirs", targets, {"r": 4, **{k: v for k, v in settings.items() if k != "target_modules"}}
+    )
     base = Base(copy.deepcopy(model))
     base.load_adapter(tmp_path / "theirs", "x")
     with base.using("x"):
@@ -102,7 +118,10 @@ def test_gradients_and_twenty_training_steps_equal_pefts(tmp_path, variant):
     adapter = base.load_adapter(tmp_path, "x")
     base.train()
     ids = batch["ids"]
-    optimizers = [torch.optim.AdamW([p for p in ps if p.requires_grad], lr=1e-2, weight_decay=0.0) for ps in (tuned.parameters(), adapter.parameters())]
+    optimizers = [
+        torch.optim.AdamW([p for p in ps if p.requires_grad], lr=1e-2, weight_decay=0.0)
+        for ps in (tuned.parameters(), adapter.parameters())
+    ]
     for _ in range(20):
         losses = [tuned(input_ids=ids, labels=ids).loss]
         with base.using("x"):
@@ -126,7 +145,10 @@ def test_starts_that_rewrite_the_base_elsewhere_equal_peft_without_rewriting_it(
     adapter = base.attach("x", LoRA(r=4, lora_alpha=8, target_modules=QV["llama"], init_lora_weights=init))
     with base.using("x"):
         assert_close(base(**batch).logits, forward(model, batch), atol=1e-5, rtol=1e-5)
-    tuned = peft.get_peft_model(copy.deepcopy(model), peft.LoraConfig(r=4, lora_alpha=8, target_modules=list(QV["llama"]), init_lora_weights=init))
+    tuned = peft.get_peft_model(
+        copy.deepcopy(model),
+        peft.LoraConfig(r=4, lora_alpha=8, target_modules=list(QV["llama"]), init_lora_weights=init),
+    )
     own = dict(adapter.named_parameters())
     reference = {k.replace(".default", ""): p for k, p in tuned.named_parameters() if p.requires_grad}
     for site, insert in adapter.inserts:  # singular vectors are known up to their sign: compare the products
@@ -137,7 +159,9 @@ def test_starts_that_rewrite_the_base_elsewhere_equal_peft_without_rewriting_it(
     adapter.save(tmp_path)
     with base.using("x"):
         trained = base(**batch).logits
-    assert_close(forward(peft.PeftModel.from_pretrained(copy.deepcopy(model), tmp_path), batch), trained, atol=1e-4, rtol=1e-4)
+    assert_close(
+        forward(peft.PeftModel.from_pretrained(copy.deepcopy(model), tmp_path), batch), trained, atol=1e-4, rtol=1e-4
+    )
 
 
 def test_dropout_touches_the_input_of_a_only_and_only_in_training():

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import nn
 
 from graft.errors import AdapterError
 from graft.insert import Insert
@@ -34,22 +35,31 @@ SILENT = {
 }  # fmt: skip
 
 
-def write(folder: Path, methods: Sequence[Method], seats: Seats, tensors: dict[str, torch.Tensor], base: dict[str, Any]) -> Path:
+def write(
+    folder: Path, methods: Sequence[Method], seats: Seats, tensors: dict[str, torch.Tensor], base: dict[str, Any]
+) -> Path:
     """Write the two files, then read the tensors again: a file that is not whole never ends as success."""
     bad = [key for key, tensor in tensors.items() if not torch.isfinite(tensor).all()]
     if bad:
-        raise AdapterError(f"{bad[0]} holds NaN or Inf ({len(bad)} tensors do)", "finite tensors", "go back to the last good checkpoint")
+        raise AdapterError(
+            f"{bad[0]} holds NaN or Inf ({len(bad)} tensors do)",
+            "finite tensors",
+            "go back to the last good checkpoint",
+        )
     folder.mkdir(parents=True, exist_ok=True)
-    own = [{"name": type(m).__module__.rsplit(".", 1)[-1], **{k: m.config()[k] for k in m.own_fields}} for m in methods]
+    own = [{"name": m.name(), **{k: m.config()[k] for k in m.own_fields}} for m in methods]
     # One entry: safetensors writes several in random order, and equal adapters shall be equal files.
     metadata = {"graft": json.dumps({"methods": own, "base": base}, sort_keys=True)}
     kept = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
     partial = folder / (WEIGHTS + ".partial")
     save_file(kept, partial, metadata=metadata)
     with safe_open(partial, "pt") as written:
-        lost = [key for key in kept if key not in written.keys() or not torch.equal(written.get_tensor(key), kept[key])]
+        written_keys = set(written.keys())
+        lost = [key for key in kept if key not in written_keys or not torch.equal(written.get_tensor(key), kept[key])]
     if lost:
-        raise AdapterError(f"{lost[0]} did not reach {partial}", "the tensors that were written", "check the disk and save again")
+        raise AdapterError(
+            f"{lost[0]} did not reach {partial}", "the tensors that were written", "check the disk and save again"
+        )
     os.replace(partial, folder / WEIGHTS)
     config = _config(methods, seats, base)
     (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
@@ -66,7 +76,9 @@ def read(folder: Path, modules: set[str]) -> tuple[list[Method], dict[str, torch
     """
     if not (folder / CONFIG).is_file():
         near = sorted(str(p.parent) for p in folder.glob(f"*/{CONFIG}")) if folder.is_dir() else []
-        raise AdapterError(f"{folder} holds no {CONFIG}", "an adapter folder", f"did you mean {near[0]}?" if near else "check the path")
+        raise AdapterError(
+            f"{folder} holds no {CONFIG}", "an adapter folder", f"did you mean {near[0]}?" if near else "check the path"
+        )
     if not (folder / WEIGHTS).is_file():
         raise AdapterError(
             f"{folder} holds no {WEIGHTS}",
@@ -77,21 +89,45 @@ def read(folder: Path, modules: set[str]) -> tuple[list[Method], dict[str, torch
         config = json.loads((folder / CONFIG).read_text())
         with safe_open(folder / WEIGHTS, "pt") as file:
             extra = json.loads((file.metadata() or {}).get("graft", "{}"))
-            tensors = {key: file.get_tensor(key) for key in file.keys()}
+            tensors = {key: file.get_tensor(key) for key in list(file.keys())}
         methods = _methods(config, extra.get("methods", []), tensors, modules)
     except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise AdapterError(f"{folder} is damaged ({error})", "the two files of an adapter, whole", "copy it again from where it came") from error
+        raise AdapterError(
+            f"{folder} is damaged ({error})", "the two files of an adapter, whole", "copy it again from where it came"
+        ) from error
     bad = [key for key, t in tensors.items() if t.is_floating_point() and not torch.isfinite(t).all()]
     if bad:
-        raise AdapterError(f"{bad[0]} in {folder} holds NaN or Inf", "finite tensors", "use another checkpoint of this adapter")
+        raise AdapterError(
+            f"{bad[0]} in {folder} holds NaN or Inf", "finite tensors", "use another checkpoint of this adapter"
+        )
     return methods, tensors, extra.get("base", {})
+
+
+def without_base_copies(
+    tensors: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], model: nn.Module
+) -> dict[str, torch.Tensor]:
+    """`tensors` without what PEFT writes twice: the base's own tables beside embedding adapters, and second names of
+    tied biases. Only exact copies go; anything else stays, to be named as unexpected."""
+    own = dict(model.named_parameters(remove_duplicate=False))
+    kept = dict(tensors)
+    for key in tensors.keys() - wanted.keys():
+        name = key.removeprefix("base_model.model.").replace(".base_layer.", ".")
+        aliases = [f"base_model.model.{n}" for n, p in own.items() if name in own and p is own[name]]
+        same = [tensors[a] for a in aliases if a in wanted and a in tensors] or [own[n] for n in own if n == name]
+        if any(t.shape == tensors[key].shape and torch.equal(t.float(), tensors[key].float()) for t in same):
+            del kept[key]
+    return kept
 
 
 def _config(methods: Sequence[Method], seats: Seats, base: dict[str, Any]) -> dict[str, Any]:
     """One method: PEFT's config. Several: a list of them. A task head becomes `modules_to_save`, as in PEFT."""
     common = {"base_model_name_or_path": base.get("name"), "inference_mode": True, "task_type": base.get("task_type")}
-    parts = [{**m.file_config(part), "peft_type": m.peft_type} for m, part in zip(methods, seats, strict=True) if not m.is_head]
-    heads = [site.name for m, part in zip(methods, seats, strict=True) if m.is_head for site, _ in part]
+    parts = [
+        {**m.file_config(part), "peft_type": m.peft_type}
+        for m, part in zip(methods, seats, strict=True)
+        if not m.is_head()
+    ]
+    heads = [site.name for m, part in zip(methods, seats, strict=True) if m.is_head() for site, _ in part]
     if heads and parts:
         common["task_type"] = "SEQ_CLS"
         parts[0]["modules_to_save"] = [*(parts[0].get("modules_to_save") or []), *heads]
@@ -100,21 +136,30 @@ def _config(methods: Sequence[Method], seats: Seats, base: dict[str, Any]) -> di
     return {**common, **parts[0]} if len(parts) == 1 else {**common, "peft_type": MIXED, "methods": parts}
 
 
-def _methods(config: dict[str, Any], own: list[dict[str, Any]], tensors: dict[str, Any], modules: set[str]) -> list[Method]:
+def _methods(
+    config: dict[str, Any], own: list[dict[str, Any]], tensors: dict[str, Any], modules: set[str]
+) -> list[Method]:
     """The methods of a config, the task head told from `modules_to_save` by the base not having such a module."""
     parts = [dict(part) for part in (config["methods"] if config.get("peft_type") == MIXED else [config])]
     saved = list(parts[0].get("modules_to_save") or [])
     heads = [name for name in saved if name in HEADS and name not in modules]
     parts[0]["modules_to_save"] = [name for name in saved if name not in heads]
-    own_heads = [extra for extra in own if find(extra["name"]).is_head]
-    own_rest = [extra for extra in own if extra not in own_heads] or [{} for _ in parts]
-    methods = [_method(part, dict(extra)) for part, extra in zip(parts, own_rest, strict=True)] if own_rest != own_heads else []
+    own_heads = [extra for extra in own if find(extra["name"]).is_head()]
+    own_rest = [extra for extra in own if extra not in own_heads]
+    if not own_heads or own_rest:
+        methods = [_method(part, dict(extra)) for part, extra in zip(parts, own_rest or [{}] * len(parts), strict=True)]
+    else:
+        methods = []  # a linear probe: a head and nothing else
     if own_heads:
         return [*methods, *(_method({"peft_type": find(extra["name"]).peft_type}, dict(extra)) for extra in own_heads)]
     for name in heads:  # PEFT's file: the head's shape is in its tensor
         weight = tensors.get(f"base_model.model.{name}.weight")
         if weight is None:
-            raise AdapterError(f"the head {name!r} is not in the file", f"a tensor base_model.model.{name}.weight", "load the base with its own classification head")
+            raise AdapterError(
+                f"the head {name!r} is not in the file",
+                f"a tensor base_model.model.{name}.weight",
+                "load the base with its own classification head",
+            )
         methods.append(find("task_head")(num_labels=len(weight), pool="last" if name == "score" else "first"))
     return methods
 
@@ -126,16 +171,26 @@ def _method(config: dict[str, Any], own: dict[str, Any]) -> Method:
     cls = next((c for c in map(find, names()) if c.peft_type == kind), None)
     if cls is None:
         known = sorted({find(n).peft_type for n in names()})
-        raise AdapterError(f"peft_type {kind!r} is not known here", f"one of {', '.join(known)}", "train it again with one of these methods")
+        raise AdapterError(
+            f"peft_type {kind!r} is not known here",
+            f"one of {', '.join(known)}",
+            "train it again with one of these methods",
+        )
     known_fields = {f.name for f in fields(cls)}
     ignored = {k: v for k, v in config.items() if k not in known_fields | SILENT and v not in (None, False, [], {}, "")}
     if ignored:
         shown = ", ".join(f"{k}={v!r}" for k, v in ignored.items())
-        raise AdapterError(f"the adapter uses {shown}", f"settings of {cls.__name__} that Graft knows", "load it with the tool that wrote it")
+        raise AdapterError(
+            f"the adapter uses {shown}",
+            f"settings of {cls.__name__} that Graft knows",
+            "load it with the tool that wrote it",
+        )
     settings = {k: _frozen(v) for k, v in {**config, **own}.items() if k in known_fields and v is not None}
     rank = settings.get("r", 1)
     if not isinstance(rank, int) or not 1 <= rank <= MAX_RANK:
-        raise AdapterError(f"r={rank!r}", f"a rank from 1 to {MAX_RANK}", "this file is damaged or hostile: do not use it")
+        raise AdapterError(
+            f"r={rank!r}", f"a rank from 1 to {MAX_RANK}", "this file is damaged or hostile: do not use it"
+        )
     return cls.from_file(settings)
 
 

@@ -1,9 +1,9 @@
 """Where a LoRA starts: the factors A and B at birth, for every `init_lora_weights`.
 
-    true       A uniform in ±1/√in (Kaiming, a = √5), B = 0        gaussian   A normal with deviation 1/r, B = 0
-    pissa      √(S/s)·V and U·√(S/s) of the r largest singular values; pissa_niter_N by N power iterations
-    olora      R and Q of W = QR, first r rows and columns
-    loftq      the same two roots of W − Ŵ, W read again from the checkpoint
+true       A uniform in ±1/√in (Kaiming, a = √5), B = 0        gaussian   A normal with deviation 1/r, B = 0
+pissa      √(S/s)·V and U·√(S/s) of the r largest singular values; pissa_niter_N by N power iterations
+olora      R and Q of W = QR, first r rows and columns
+loftq      the same two roots of W − Ŵ, W read again from the checkpoint
 """
 
 import re
@@ -20,8 +20,14 @@ Start = bool | str
 
 def check(init: Start) -> None:
     """Raise UsageError for a start that is not known."""
-    if isinstance(init, str) and init not in ("gaussian", "pissa", "olora", "loftq") and not re.fullmatch(r"pissa_niter_\d+", init):
-        raise UsageError(f"init_lora_weights={init!r}", "true, gaussian, pissa, pissa_niter_N, olora or loftq", "leave it out")
+    if (
+        isinstance(init, str)
+        and init not in ("gaussian", "pissa", "olora", "loftq")
+        and not re.fullmatch(r"pissa_niter_\d+", init)
+    ):
+        raise UsageError(
+            f"init_lora_weights={init!r}", "true, gaussian, pissa, pissa_niter_N, olora or loftq", "leave it out"
+        )
 
 
 def subtracts(init: Start) -> bool:

@@ -6,8 +6,8 @@
     LoftQ:  sBA starts as the rank-r part of W − Ŵ, what quantisation took from the checkpoint's weight
     on an embedding:  E[id] + s·B A[:, id]        A (r, ids) = 0 at birth, B (width, r)
 
-Hu et al. 2021 (2106.09685); Kalajdzievski 2023 (2312.03732); Liu et al. 2024 (2402.09353); Meng et al. 2024 (2404.02948);
-Büyükakyüz 2024 (2406.01775); Li et al. 2023 (2310.08659); LoRA+: Hayou et al. 2024 (2402.12354).
+Hu et al. 2021 (2106.09685); Kalajdzievski 2023 (2312.03732); Liu et al. 2024 (2402.09353); Meng et al. 2024
+(2404.02948); Büyükakyüz 2024 (2406.01775); Li et al. 2023 (2310.08659); LoRA+: Hayou et al. 2024 (2402.12354).
 Differs: the base is never rewritten. PiSSA and OLoRA subtract B₀A₀ in the forward and are saved as an ordinary LoRA of
 rank 2r; LoftQ takes one step against the bytes that are there. Length: five published variants share this arithmetic.
 """
@@ -70,7 +70,11 @@ class LoRA(Method):
             chosen = [site for site in places if site.kind == "linear"]
         else:
             chosen = [site for site in places if matches(site.name, self.target_modules)]
-        chosen = [s for s in chosen if not matches(s.name, self.exclude_modules or ()) and not matches(s.name, self.modules_to_save)]
+        chosen = [
+            s
+            for s in chosen
+            if not matches(s.name, self.exclude_modules or ()) and not matches(s.name, self.modules_to_save)
+        ]
         chosen = [site for site in chosen if self._in_layers(site)]
         if not chosen:
             raise no_such_site(self.target_modules, places)
@@ -121,7 +125,10 @@ class LoRA(Method):
         if start.subtracts(self.init_lora_weights):
             config |= {"r": 2 * self.r, "rank_pattern": {k: 2 * v for k, v in self.rank_pattern.items()}}
             growth = math.sqrt(2) if self.use_rslora else 2
-            config |= {"lora_alpha": growth * self.lora_alpha, "alpha_pattern": {k: growth * v for k, v in self.alpha_pattern.items()}}
+            config |= {
+                "lora_alpha": growth * self.lora_alpha,
+                "alpha_pattern": {k: growth * v for k, v in self.alpha_pattern.items()},
+            }
         return config | {"init_lora_weights": True}
 
     @classmethod
@@ -133,13 +140,20 @@ class LoRA(Method):
             return True
         wanted = (self.layers_to_transform,) if isinstance(self.layers_to_transform, int) else self.layers_to_transform
         patterns = (self.layers_pattern,) if isinstance(self.layers_pattern, str) else self.layers_pattern or ()
-        return site.layer in wanted and (not patterns or any(f".{p}.{site.layer}." in f".{site.name}." for p in patterns))
+        return site.layer in wanted and (
+            not patterns or any(f".{p}.{site.layer}." in f".{site.name}." for p in patterns)
+        )
 
 
 class LowRank(Insert):
     """s·B A drop(x) beside one projection."""
 
-    names: ClassVar = {"A": "lora_A.weight", "B": "lora_B.weight", "bias": "lora_B.bias", "magnitude": "lora_magnitude_vector"}
+    names: ClassVar = {
+        "A": "lora_A.weight",
+        "B": "lora_B.weight",
+        "bias": "lora_B.bias",
+        "magnitude": "lora_magnitude_vector",
+    }
 
     def __init__(self, site: Site, r: int, scale: float, config: LoRA) -> None:
         super().__init__()
@@ -191,7 +205,9 @@ class LowRank(Insert):
 
     def _update(self, x: torch.Tensor) -> torch.Tensor:
         A, B = self.factors()
-        update = F.linear(F.linear(x, A.to(x.dtype)), B.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+        update = F.linear(
+            F.linear(x, A.to(x.dtype)), B.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype)
+        )
         return update * self.scale
 
     @torch.no_grad()
@@ -210,8 +226,12 @@ class LowRankEmbedding(Insert):
 
     def __init__(self, site: Site, r: int, scale: float, config: LoRA) -> None:
         super().__init__()
-        if config.use_dora or isinstance(config.init_lora_weights, str) and config.init_lora_weights != "gaussian":
-            raise UsageError(f"use_dora or init_lora_weights={config.init_lora_weights!r} on {site.name}", "plain LoRA on embeddings", "leave the table out of target_modules")
+        if config.use_dora or (isinstance(config.init_lora_weights, str) and config.init_lora_weights != "gaussian"):
+            raise UsageError(
+                f"use_dora or init_lora_weights={config.init_lora_weights!r} on {site.name}",
+                "plain LoRA on embeddings",
+                "leave the table out of target_modules",
+            )
         self.scale = scale
         self.A = nn.Parameter(torch.zeros(r, site.in_features))
         self.B = nn.Parameter(torch.randn(site.out_features, r))

@@ -32,7 +32,11 @@ class Subset(Method):
 
     def __post_init__(self) -> None:
         if self.top_layers < 0 or (self.top_layers == 0 and not self.target_modules):
-            raise UsageError(f"top_layers={self.top_layers} without target_modules", "at least one block or module", "for example top_layers=2")
+            raise UsageError(
+                f"top_layers={self.top_layers} without target_modules",
+                "at least one block or module",
+                "for example top_layers=2",
+            )
 
     def targets(self, sites: Sequence[Site]) -> list[Site]:
         chosen = [s for s in sites if s.kind == "module" and (self._on_top(s, sites) or self._named(s))]
@@ -48,11 +52,24 @@ class Subset(Method):
         """In the last blocks of the last stack, or the norm behind them."""
         blocks = [s for s in sites if s.kind == "block"]
         stack = blocks[-1].name.rpartition(".")[0]
-        top = [s.name for s in blocks if s.name.rpartition(".")[0] == stack][-self.top_layers :] if self.top_layers else []
+        top = (
+            [s.name for s in blocks if s.name.rpartition(".")[0] == stack][-self.top_layers :]
+            if self.top_layers
+            else []
+        )
         trunk = stack.rpartition(".")[0]
-        behind = top and site.layer is None and site.name.startswith(trunk + ".") and any(s.kind == "norm" and s.name == site.name for s in sites)
-        return bool(behind and "embed" not in site.name.lower()) or any(site.name.startswith(name + ".") for name in top)
+        behind = (
+            top
+            and site.layer is None
+            and site.name.startswith(trunk + ".")
+            and any(s.kind == "norm" and s.name == site.name for s in sites)
+        )
+        return bool(behind and "embed" not in site.name.lower()) or any(
+            site.name.startswith(name + ".") for name in top
+        )
 
     def _named(self, site: Site) -> bool:
         parents = site.name.split(".")
-        return bool(self.target_modules) and any(matches(".".join(parents[: i + 1]), self.target_modules) for i in range(len(parents)))
+        return bool(self.target_modules) and any(
+            matches(".".join(parents[: i + 1]), self.target_modules) for i in range(len(parents))
+        )

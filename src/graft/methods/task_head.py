@@ -8,7 +8,6 @@ Differs: encoders pool by the mean over live tokens unless told otherwise, becau
 trained for; and the head belongs to the adapter, so rows of one batch may use adapters with other heads.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -38,7 +37,11 @@ class TaskHead(Method):
 
     def __post_init__(self) -> None:
         if self.num_labels < 1 or self.pool not in POOLS:
-            raise UsageError(f"num_labels={self.num_labels}, pool={self.pool!r}", f"at least 1 class and one of {', '.join(POOLS)}", "see `graft methods task_head`")
+            raise UsageError(
+                f"num_labels={self.num_labels}, pool={self.pool!r}",
+                f"at least 1 class and one of {', '.join(POOLS)}",
+                "see `graft methods task_head`",
+            )
 
     def build(self, site: Site) -> Insert:
         decoder = site.name == "score"
@@ -62,5 +65,7 @@ class Classifier(Insert):
     def _pooled(self, x: torch.Tensor, live: torch.Tensor) -> torch.Tensor:
         if self.pool == "mean":
             return (x * live[..., None]).sum(1) / live.sum(1, keepdim=True)
-        position = live.argmax(1) if self.pool == "first" else (live * torch.arange(live.shape[1], device=x.device)).argmax(1)
+        position = (
+            live.argmax(1) if self.pool == "first" else (live * torch.arange(live.shape[1], device=x.device)).argmax(1)
+        )
         return x[torch.arange(len(x), device=x.device), position]

@@ -1,6 +1,6 @@
 """Classification: cross-entropy of the adapter's task head.
 
-    L = − Σ_rows log softmax(W·pool(h) + b)[label]
+L = − Σ_rows log softmax(W·pool(h) + b)[label]
 """
 
 from typing import TYPE_CHECKING

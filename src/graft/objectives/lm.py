@@ -22,7 +22,7 @@ Loss = tuple[torch.Tensor, dict[str, float]]
 
 
 def language_modelling(base: "Base", batch: "Batch") -> Loss:
-    """Sum of token losses (a scalar), and {"tokens", "correct"}: supervised positions and those whose best guess is right."""
+    """Sum of token losses (a scalar), and {"tokens", "correct"}: supervised positions, and those guessed right."""
     hidden = base.hidden(**_forward_keywords(base, batch))
     labels = batch.labels
     if base.family == "causal":
@@ -42,7 +42,9 @@ def chunked_loss(base: "Base", hidden: torch.Tensor, labels: torch.Tensor) -> Lo
 
     total, correct = torch.zeros((), device=hidden.device), 0
     for states, wanted in zip(hidden.split(CHUNK), labels.split(CHUNK), strict=True):
-        loss, hits = checkpoint(part, states, wanted, use_reentrant=False) if torch.is_grad_enabled() else part(states, wanted)
+        loss, hits = (
+            checkpoint(part, states, wanted, use_reentrant=False) if torch.is_grad_enabled() else part(states, wanted)
+        )
         total, correct = total + loss, correct + int(hits)
     return total, {"tokens": float(len(labels)), "correct": float(correct)}
 

@@ -1,0 +1,35 @@
+"""What a model is: how many parameters it has, and a fingerprint that tells it from another."""
+
+import hashlib
+import json
+
+import torch
+from torch import nn
+
+from graft.anatomy import kind_of
+
+
+def count(model: nn.Module) -> int:
+    """Parameters, packed weights counted as the numbers they stand for, tied tensors once."""
+    packed = [module for module in model.modules() if hasattr(module, "codes")]
+    held = {id(p) for module in packed for name, p in module.named_parameters(recurse=False) if name != "bias"}
+    plain = sum(p.numel() for p in model.parameters() if id(p) not in held)
+    return plain + sum(module.in_features * module.out_features for module in packed)
+
+
+def fingerprint(model: nn.Module) -> str:
+    """SHA-256 of the architecture and of samples from the embeddings and norms, which quantisation leaves alone.
+
+    The same for a model and its quantised form, so that an adapter trained on NF4 is known on the original; another
+    for a model of another shape, or one trained further in these tensors.
+    """
+    keys = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")
+    shape = {key: getattr(model.config, key, None) for key in keys}
+    digest = hashlib.sha256(json.dumps(shape, sort_keys=True).encode())
+    for name, p in sorted(model.named_parameters()):
+        module = model.get_submodule(name.rpartition(".")[0])
+        if isinstance(module, nn.Embedding) or kind_of(module) == "norm":
+            step = max(1, p.numel() // 1024)
+            sample = p.detach().flatten()[::step].to("cpu", torch.bfloat16)
+            digest.update(name.encode() + sample.view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,201 @@
+"""The laws that every method keeps on every base it supports. Each is a function of a fresh-base maker and a method.
+
+A law returns None when it holds and a reason when the method declared that it does not apply; it raises AssertionError
+when it is broken.
+"""
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from torch.testing import assert_close
+
+from graft.base import Base
+from graft.method import Method
+
+Make = Callable[[], Base]
+IDS = torch.randint(4, 90, (4, 6), generator=torch.Generator().manual_seed(7))
+
+
+def answer(base: Base, name: str | None, rows: slice = slice(None), **keywords):
+    """Logits of the rows under one adapter: the language head's, or the task head's."""
+    with base.using(name):
+        output = base(IDS[rows], **keywords)
+    return output[0] if isinstance(output, list) else output.logits
+
+
+def moved(base: Base, method: Method, name: str = "x", seed: int = 0):
+    """An attached adapter with random values in all it trains."""
+    torch.manual_seed(seed)
+    adapter = base.attach(name, method)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in adapter.parameters():
+            p.add_((torch.randn(p.shape, generator=generator) * 0.1).to(p))
+    return adapter
+
+
+def close(base: Base, ours, wanted):
+    """Equal up to the order of additions in the base's dtype."""
+    loose = base.dtype == torch.bfloat16
+    assert_close(ours.float(), wanted.float(), atol=0.15 if loose else 2e-5, rtol=0.05 if loose else 1e-4)
+
+
+def newborn_changes_nothing(make: Make, method: Method):
+    if not method.newborn:
+        return str(method.newborn)
+    base = make()
+    before = answer(base, None)
+    base.attach("x", method)
+    assert torch.equal(answer(base, "x"), before), "a newborn adapter changes the answer"
+
+
+def detach_leaves_no_trace(make: Make, method: Method):
+    base = make()
+    before, keys = answer(base, None), list(base.model.state_dict())
+    values = copy.deepcopy(base.model.state_dict())
+    moved(base, method)
+    answer(base, "x")
+    base.detach("x")
+    assert torch.equal(answer(base, None), before) and list(base.model.state_dict()) == keys
+    assert all(torch.equal(v, values[k]) for k, v in base.model.state_dict().items()), "a value of the base changed"
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in base.model.modules()), "a hook was left behind"
+
+
+def only_inserts_receive_gradients(make: Make, method: Method):
+    base = make()
+    adapter = moved(base, method)
+    base.train()
+    answer(base, "x").float().square().mean().backward()
+    base.train(False)
+    leaked = [name for name, p in base.model.named_parameters() if p.grad is not None or p.requires_grad]
+    assert not leaked, f"the base is trained: {leaked[:3]}"
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in adapter.parameters()), "nothing is trained"
+
+
+def saved_equals_loaded(make: Make, method: Method):
+    base, again = make(), make()
+    adapter = moved(base, method)
+    with TemporaryDirectory() as folder:
+        adapter.save(Path(folder))
+        again.load_adapter(folder, "x")
+    assert torch.equal(answer(again, "x"), answer(base, "x")), "the loaded adapter answers otherwise"
+
+
+def checkpoint_state_restores(make: Make, method: Method):
+    base, again = make(), make()
+    adapter = moved(base, method)
+    other = moved(again, method, seed=1)
+    other.restore({k: v.clone() for k, v in adapter.tensors().items()})
+    assert torch.equal(answer(again, "x"), answer(base, "x")), "restored tensors answer otherwise"
+
+
+def merged_equals_attached(make: Make, method: Method):
+    if not method.mergeable:
+        return str(method.mergeable)
+    base = make()
+    before = answer(base, None)
+    moved(base, method)
+    attached = answer(base, "x")
+    assert (attached - before).abs().max() > 1e-2, "random values do not move the answer"
+    base.merge("x")
+    close(base, answer(base, None), attached)
+    base.unmerge("x")
+    assert torch.equal(answer(base, None), before), "unmerge did not put everything back"
+
+
+def mixed_equals_separate(make: Make, method: Method):
+    if not method.routable:
+        return str(method.routable)
+    base = make()
+    for seed, name in enumerate(("x", "y")):
+        moved(base, method, name, seed)
+    rows = ["y", "x", "y", "x"] if not method.newborn else ["y", "x", None, "y"]
+    output = base(IDS, adapters=rows)
+    if isinstance(output, list):
+        output = torch.cat(output)[[2, 0, 3, 1]]
+    else:
+        output = output.logits
+    for row, name in enumerate(rows):
+        close(base, output[row], answer(base, name, slice(row, row + 1))[0])
+
+
+def planned_equals_counted(make: Make, method: Method):
+    base = make()
+    with torch.device("meta"):
+        shape = copy.deepcopy(base.model).to("meta")
+        planned = Base(shape).attach("x", method).count()
+    assert planned == base.attach("x", method).count(), "the plan and the adapter count otherwise"
+
+
+def checkpointing_changes_nothing(make: Make, method: Method):
+    gradients = []
+    for on in (False, True):
+        base = make()
+        adapters = [moved(base, method, name, seed) for seed, name in enumerate(("x", "y"))]
+        base.checkpointing(on)
+        base.train()
+        torch.manual_seed(0)
+        loss = sum(answer(base, name, use_cache=False).float().square().mean() for name in ("x", "y"))
+        loss.backward()
+        gradients.append([p.grad for a in adapters for p in a.parameters()])
+    assert [g is None for g in gradients[0]] == [g is None for g in gradients[1]]
+    for plain, recomputed in zip(*gradients, strict=True):
+        if plain is not None:
+            assert_close(recomputed, plain, atol=1e-6, rtol=1e-4)
+
+
+def compiled_equals_eager(make: Make, method: Method):
+    base = make()
+    moved(base, method)
+    eager = answer(base, "x")
+    base.compile(backend="eager")
+    close(base, answer(base, "x"), eager)
+    base.compile(False)
+
+
+def config_survives_json(make: Make, method: Method):
+    text = json.dumps(method.config())
+    settings = {k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(text).items()}
+    assert type(method)(**settings) == method, "the configuration is not the same after JSON"
+
+
+def seed_decides_everything(make: Make, method: Method):
+    tensors = []
+    for _ in range(2):
+        base = make()
+        torch.manual_seed(3)
+        tensors.append(base.attach("x", method).tensors())
+    assert all(torch.equal(a, b) for a, b in zip(tensors[0].values(), tensors[1].values(), strict=True)), (
+        "two births differ"
+    )
+
+
+def outputs_keep_their_dtype(make: Make, method: Method):
+    base = make()
+    moved(base, method)
+    heads = method.kinds == ("final",)
+    assert answer(base, "x").dtype == (torch.float32 if heads else base.dtype)
+
+
+LAWS = {
+    law.__name__: law
+    for law in (
+        newborn_changes_nothing,
+        detach_leaves_no_trace,
+        only_inserts_receive_gradients,
+        saved_equals_loaded,
+        checkpoint_state_restores,
+        merged_equals_attached,
+        mixed_equals_separate,
+        planned_equals_counted,
+        checkpointing_changes_nothing,
+        compiled_equals_eager,
+        config_survives_json,
+        seed_decides_everything,
+        outputs_keep_their_dtype,
+    )
+}

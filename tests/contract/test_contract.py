@@ -1,0 +1,31 @@
+"""Every law, for every registered method, on every base. A new method is tested here without a line being written."""
+
+import pytest
+import torch
+from laws import LAWS
+
+from graft.base import Base
+from graft.method import find, names
+from graft.quant import quantise_model
+from models import tiny_model
+
+BASES = {
+    "fp32": lambda: Base(tiny_model("llama"), name="tiny"),
+    "bf16": lambda: Base(tiny_model("llama").to(torch.bfloat16), name="tiny"),
+    "nf4": lambda: Base(quantise_model(tiny_model("llama"), "nf4"), name="tiny"),
+}
+SLOW = {"compiled_equals_eager"}  # half a second of tracing each: on fp32 only
+
+
+@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("name", names())
+def test_law(name, base, law):
+    method = find(name)()
+    if base == "nf4" and not method.quantisable:
+        pytest.skip(f"{name} on nf4: {method.quantisable}")
+    if law in SLOW and base != "fp32":
+        pytest.skip("traced on fp32")
+    reason = LAWS[law](BASES[base], method)
+    if reason:
+        pytest.skip(f"{name}: {reason}")
