@@ -13,7 +13,7 @@ LAYERS = [
     {"recipe"},
     {"methods", "data"},
     {"base", "joint", "merging", "dropout", "head", "rows", "identity", "generation"},
-    {"load", "objectives"},
+    {"load", "folder", "objectives"},
     {"evaluate", "export"},
     {"train"},
     {"plan", "seedling"},

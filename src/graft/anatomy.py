@@ -5,6 +5,7 @@ own `GradientCheckpointingLayer`, the head by `get_output_embeddings`. So a mode
 """
 
 import re
+from typing import Any
 
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -12,7 +13,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from graft.site import Site
 
 
-def sites(model: nn.Module) -> list[Site]:
+def sites(model: Any) -> list[Site]:
     """All sites of `model`, in the order of its modules; `final` last.
 
     Sequence-classification heads of the base are of kind `head`, as PEFT's `all-linear` leaves them out too.
@@ -52,7 +53,7 @@ def layer_of(name: str) -> int | None:
     return int(number.group(1)) if number else None
 
 
-def family(model: nn.Module) -> str:
+def family(model: Any) -> str:
     """ "causal", "masked", "seq2seq", or "encoder" for a model without a language head."""
     if getattr(model.config, "is_encoder_decoder", False):
         return "seq2seq"
@@ -61,7 +62,7 @@ def family(model: nn.Module) -> str:
     return "masked" if "MaskedLM" in type(model).__name__ or "PreTraining" in type(model).__name__ else "causal"
 
 
-def _heads(model: nn.Module) -> list[nn.Module]:
+def _heads(model: Any) -> list[nn.Module]:
     """The language head, and the layers of a task head that the base class brought along."""
     output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     task = [
@@ -72,6 +73,6 @@ def _heads(model: nn.Module) -> list[nn.Module]:
     return [head for head in (output, *task) if head is not None]
 
 
-def _final_name(model: nn.Module) -> str:
+def _final_name(model: Any) -> str:
     """PEFT's name of a classification head: `score` on decoders, `classifier` on encoders."""
     return "score" if family(model) in ("causal", "seq2seq") else "classifier"

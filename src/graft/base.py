@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from graft import anatomy, generation, identity
 from graft.adapter import Adapter
@@ -37,7 +36,7 @@ class Base:
     into adapter files.
     """
 
-    def __init__(self, model: nn.Module, tokenizer: Any = None, name: str = "") -> None:
+    def __init__(self, model: Any, tokenizer: Any = None, name: str = "") -> None:
         self.model = model.requires_grad_(False).eval()
         self.tokenizer, self.name = tokenizer, name or getattr(model.config, "name_or_path", "")
         self.family = anatomy.family(model)

@@ -6,6 +6,7 @@ declarations. Names are file names. A class that derives from another method's c
 """
 
 import ast
+import functools
 import importlib.util
 import io
 import re
@@ -62,7 +63,7 @@ def cards() -> dict[str, Card]:
     spec = importlib.util.find_spec("graft.methods")
     folders = (spec.submodule_search_locations or []) if spec else []
     files = {path.stem: path for folder in folders for path in sorted(Path(folder).glob("[!_]*.py"))}
-    trees = {name: _Source(path) for name, path in files.items()}
+    trees = {name: _read(path, path.stat().st_mtime_ns) for name, path in files.items()}
     classes = {cls.name: (source, cls) for source in trees.values() for cls in source.classes()}
     found = {}
     for name, source in sorted(trees.items()):
@@ -87,8 +88,14 @@ def card(name: str) -> Card:
 
 def settings(path: Path, cls: str) -> dict[str, Setting]:
     """The annotated fields of one class of a Python file, with their comments as help."""
-    source = _Source(path)
+    source = _read(path, path.stat().st_mtime_ns)
     return next(source.settings(node) for node in source.classes() if node.name == cls)
+
+
+@functools.lru_cache(maxsize=256)
+def _read(path: Path, changed: int) -> "_Source":
+    """The parsed file; parsed again when it was changed."""
+    return _Source(path)
 
 
 class _Source:

@@ -15,7 +15,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 from transformers.generation import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
-from graft.data.templates import prompt_ids
+from graft.data.rows import BadRow
+from graft.data.templates import Template, prompt_ids, source
 from graft.errors import DataError, UsageError, nearest
 
 if TYPE_CHECKING:
@@ -92,14 +93,18 @@ def generate(
         raise UsageError(f"generate was given {given}", f"keywords like {near}", "correct the spelling")
     how = Sampling(**sampling)
     _check(base, prompts, batch_size)
-    tokens = [_encode(base.tokenizer, prompt) for prompt in prompts]
+    tokens = [_encode(base, prompt, row) for row, prompt in enumerate(prompts)]
+    ends = _ends(base, how.stop, chat=any(not isinstance(prompt, str) for prompt in prompts))
+    pad = base.tokenizer.pad_token_id if base.tokenizer.pad_token_id is not None else (ends or [0])[0]
     context = _context(base)
     if context is not None:
         _fit(tokens, context)
     texts = [""] * len(prompts)
     with torch.no_grad(), evaluating(base), _seeded(how.seed):
         for rows, room in _batches(tokens, how.max_new_tokens, context, batch_size):
-            part = _batch(base, [tokens[row] for row in rows], [adapters[row] for row in rows], how, room)
+            part = _batch(
+                base, [tokens[row] for row in rows], [adapters[row] for row in rows], how, how.config(ends, pad, room)
+            )
             for row, text in zip(rows, part, strict=True):
                 texts[row] = text
     return texts
@@ -119,32 +124,31 @@ def evaluating(base: "Base") -> Iterator[None]:
             module.training = mode
 
 
-def _batch(base: "Base", tokens: list[list[int]], names: list[str | None], how: Sampling, room: int) -> list[str]:
+def _batch(
+    base: "Base", tokens: list[list[int]], names: list[str | None], how: Sampling, config: GenerationConfig
+) -> list[str]:
     """One call of the model. `base.routed` tells in which order the rows must stand; the order is undone here."""
     tokenizer, seq2seq = base.tokenizer, base.family == "seq2seq"
-    ends, words = _stops(base, how.stop)
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (ends or [0])[0]
     width = max(map(len, tokens))
-    ids = torch.full((len(tokens), width), pad)
+    ids = torch.full((len(tokens), width), config.pad_token_id)
     live = torch.zeros_like(ids)
     for row, own in enumerate(tokens):
         place = slice(0, len(own)) if seq2seq else slice(width - len(own), width)
         ids[row, place] = torch.tensor(own)
         live[row, place] = 1
+    start = 1 if seq2seq else width  # a decoder's first token is its start token
+    criteria = StoppingCriteriaList([_StopWords(tokenizer, how.stop, start)] if how.stop else [])
     with base.routed(names) as order:
-        ids, live = ids[order].to(base.device), live[order].to(base.device)
-        start = 0 if seq2seq else width
         out = base.model.generate(
-            input_ids=ids,
-            attention_mask=live,
-            generation_config=how.config(ends, pad, room),
-            stopping_criteria=StoppingCriteriaList([_StopWords(tokenizer, words, start)] if words else []),
+            input_ids=ids[order].to(base.device),
+            attention_mask=live[order].to(base.device),
+            generation_config=config,
+            stopping_criteria=criteria,
         )
     texts = [""] * len(tokens)
-    for place, row in enumerate(order):
-        new = out[place, start:].tolist()
-        end = next((i for i, token in enumerate(new) if token in ends), len(new))
-        texts[row] = _cut(continuation(tokenizer, [] if seq2seq else tokens[row], new[:end]), words)
+    for row, answer in zip(order, out[:, start:].tolist(), strict=True):
+        end = next((i for i, token in enumerate(answer) if token in (config.eos_token_id or ())), len(answer))
+        texts[row] = _cut(continuation(tokenizer, [] if seq2seq else tokens[row], answer[:end]), how.stop)
     return texts
 
 
@@ -161,7 +165,7 @@ def continuation(tokenizer: PreTrainedTokenizerBase, prompt: list[int], new: lis
 class _StopWords(StoppingCriteria):
     """True for rows whose new text holds a stop word. Looks at the last tokens only: a word may be cut anywhere."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, words: list[str], start: int) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, words: Sequence[str], start: int) -> None:
         self.tokenizer, self.words, self.start = tokenizer, words, start
         self.reach = 4 + 4 * max(map(len, words))  # a character takes at most four tokens (bytes)
 
@@ -171,35 +175,50 @@ class _StopWords(StoppingCriteria):
         return torch.tensor(found, device=input_ids.device)
 
 
-def _stops(base: "Base", stop: tuple[str, ...]) -> tuple[list[int], list[str]]:
-    """(end tokens, stop words): a stop that is one special token is watched as a token, because decoding hides it."""
+def _ends(base: "Base", stop: Sequence[str], *, chat: bool) -> list[int]:
+    """Tokens that end a text: those of model and tokenizer, the template's end of turn, and stops that are one token.
+
+    Decoding hides special tokens, so a stop that is one could not be found in the text.
+    """
     tokenizer = base.tokenizer
     own = base.model.generation_config.eos_token_id
     ends = [] if own is None else [own] if isinstance(own, int) else list(own)
-    ends += [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
-    ends += [tokenizer.convert_tokens_to_ids(text) for text in stop if text in tokenizer.all_special_tokens]
-    return list(dict.fromkeys(ends)), [text for text in stop if text not in tokenizer.all_special_tokens]
+    ends += [tokenizer.eos_token_id, _turn_end(tokenizer) if chat else None]
+    ends += [tokenizer.get_added_vocab().get(text) for text in stop]
+    return [token for token in dict.fromkeys(ends) if token is not None]
 
 
-def _cut(text: str, words: list[str]) -> str:
+def _turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The token that the chat template writes behind an answer, which training teaches."""
+    template, answer = Template(tokenizer, source(tokenizer)), "graft"
+    text = template.render([{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}])
+    found = template.controls.search(text, text.rfind(answer) + len(answer))
+    return tokenizer.convert_tokens_to_ids(found.group()) if found else None
+
+
+def _cut(text: str, words: Sequence[str]) -> str:
     """The text in front of the first stop word."""
     return text[: min((text.find(word) for word in words if word in text), default=len(text))]
 
 
-def _encode(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
-    if not isinstance(prompt, str):
-        return list(prompt_ids(tokenizer, prompt))
-    ids = list(tokenizer(prompt)["input_ids"])
-    return ids or [token for token in (tokenizer.bos_token_id, tokenizer.eos_token_id) if token is not None][:1]
+def _encode(base: "Base", prompt: Prompt, row: int) -> list[int]:
+    """The ids that training rows begin with; one start token where a prompt is empty."""
+    tokenizer = base.tokenizer
+    try:
+        ids = prompt_ids(prompt, tokenizer, family=base.family)
+    except BadRow as bad:
+        reason, detail, remedy = bad.args
+        raise DataError(
+            f"prompt {row}: {reason}: {detail}", "messages that the chat template can write", remedy
+        ) from None
+    return ids or [token for token in (tokenizer.bos_token_id, tokenizer.eos_token_id, 0) if token is not None][:1]
 
 
 def _text(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
     return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
-def _batches(
-    tokens: list[list[int]], new: int, context: int | None, size: int
-) -> Iterator[tuple[list[int], int]]:
+def _batches(tokens: list[list[int]], new: int, context: int | None, size: int) -> Iterator[tuple[list[int], int]]:
     """(rows, room for new tokens): long prompts first, so that a lack of memory shows at once.
 
     Rows whose room is short of `new` share a batch with rows of their length only: a longer neighbour may not shorten
@@ -230,9 +249,13 @@ def _check(base: "Base", prompts: Sequence[Prompt], batch_size: int) -> None:
     if isinstance(prompts, str):
         raise UsageError("generate was given one text", "a list of prompts", "write [prompt]")
     if base.tokenizer is None:
-        raise UsageError(f"{base.name} has no tokenizer", "a base with one", "load the model from a folder with a tokenizer")
+        raise UsageError(
+            f"{base.name} has no tokenizer", "a base with one", "load the model from a folder with a tokenizer"
+        )
     if base.family not in ("causal", "seq2seq"):
-        raise UsageError(f"{base.name} is a {base.family} model", "a causal or encoder-decoder model", "load one that writes")
+        raise UsageError(
+            f"{base.name} is a {base.family} model", "a causal or encoder-decoder model", "load one that writes"
+        )
     _require("batch_size", batch_size, "a whole number above 0", _whole(batch_size, 1))
 
 

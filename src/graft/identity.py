@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from typing import Any
 
 import torch
 from torch import nn
@@ -9,7 +10,7 @@ from torch import nn
 from graft.anatomy import kind_of
 
 
-def count(model: nn.Module) -> int:
+def count(model: Any) -> int:
     """Parameters, packed weights counted as the numbers they stand for, tied tensors once."""
     packed = [module for module in model.modules() if hasattr(module, "codes")]
     held = {id(p) for module in packed for name, p in module.named_parameters(recurse=False) if name != "bias"}
@@ -17,7 +18,7 @@ def count(model: nn.Module) -> int:
     return plain + sum(module.in_features * module.out_features for module in packed)
 
 
-def fingerprint(model: nn.Module) -> str:
+def fingerprint(model: Any) -> str:
     """SHA-256 of the architecture and of samples from the embeddings and norms, which quantisation leaves alone.
 
     The same for a model and its quantised form, so that an adapter trained on NF4 is known on the original; another

@@ -10,7 +10,7 @@ Three inserts serve many methods: `Shift` (a trained bias), `Replacement` (a ful
 
 import copy
 from collections import OrderedDict
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -61,11 +61,12 @@ class Insert(nn.Module):
 class Shift(Insert):
     """y + Δb: a trained bias beside the base's own. The file holds b + Δb, as PEFT does."""
 
+    origin: torch.Tensor
+
     def __init__(self, site: Site, suffix: str = "bias") -> None:
         super().__init__()
-        bias = site.bias()
         self.suffix = suffix
-        self.register_buffer("origin", bias.detach().float().clone(), persistent=False)
+        self.register_buffer("origin", site.module.bias.detach().float().clone(), persistent=False)
         self.delta = nn.Parameter(torch.zeros_like(self.origin))
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -87,7 +88,7 @@ class Replacement(Insert):
 
     def __init__(self, site: Site) -> None:
         super().__init__()
-        self.copy = _without_hooks(site.module)
+        self.copy: Any = _without_hooks(site.module)
         self.transposed = site.transposed
         for name, tensor in (("weight", site.module.weight), ("bias", site.bias())):
             if tensor is not None:
@@ -96,7 +97,8 @@ class Replacement(Insert):
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         cast = {name: p.to(y.dtype) for name, p in self.copy.named_parameters()}
-        return torch.func.functional_call(self.copy, cast, (x,))
+        replaced: torch.Tensor = torch.func.functional_call(self.copy, cast, (x,))
+        return replaced
 
     def merge(self, weight: torch.Tensor, bias: torch.Tensor | None) -> Weights:
         own = self.copy.weight.detach()
@@ -132,7 +134,7 @@ class Thaw(Insert):
         return {**self._borrowed, **dict(self.named_parameters(recurse=False))}
 
 
-def _without_hooks(module: nn.Module) -> nn.Module:
+def _without_hooks(module: Any) -> Any:
     """A shallow copy that shares nothing mutable with `module`; a packed linear becomes a plain one."""
     if hasattr(module, "codes"):
         plain = nn.Linear(module.in_features, module.out_features, bias=module.bias is not None, device="meta")

@@ -42,7 +42,7 @@ class Joint:
             return (self._spans(route, x, output[0]), *output[1:])
         return self._spans(route, x, output)
 
-    def _spans(self, route: Route, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    def _spans(self, route: Route, x: Any, y: torch.Tensor) -> torch.Tensor:
         if len(route.spans) == 1:
             return self._fold(route.spans[0][0], x, y)
         k = len(y) // route.rows  # OPT flattens to B·T; beams and returned sequences repeat rows

@@ -4,8 +4,9 @@ What was there is kept and put back; nothing is ever subtracted. A packed layer 
 dequantised values. Of two tied tensors only the merged one changes, so the tie is broken while the merge lasts.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,6 +14,8 @@ from torch import nn
 from graft.adapter import Adapter
 from graft.errors import MergeError
 from graft.insert import Insert
+from graft.quant import QuantLinear
+from graft.quant.replace import unpacked
 from graft.site import Site
 
 
@@ -29,7 +32,7 @@ class Merged:
 class Merges:
     """The stack of merges of one model; the last one in is the first one out."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Any) -> None:
         self._model = model
         self._stack: list[Merged] = []
 
@@ -92,27 +95,24 @@ class Merges:
                 "finite values",
                 "train with a lower lr, or use an earlier checkpoint",
             )
-        weight = weight.T if site.transposed else weight
-        new = {"weight": nn.Parameter(weight.to(dtype).contiguous(), requires_grad=False)}
-        if bias is not None:
-            new["bias"] = nn.Parameter(bias.to(dtype), requires_grad=False)
-        if hasattr(module, "codes"):
-            self._replace(site, new, merged)
+        bias = None if bias is None else nn.Parameter(bias.to(dtype), requires_grad=False)
+        if isinstance(module, QuantLinear):
+            self._replace(site.name, module, weight.to(dtype), bias, merged)
             return
+        stored = (weight.T if site.transposed else weight).to(dtype).contiguous()
         merged.untied |= site.kind in ("head", "embed") and self._shared(module)
-        _put(module, new, merged)
+        _put(module, {"weight": nn.Parameter(stored, requires_grad=False), "bias": bias}, merged)
 
-    def _replace(self, site: Site, new: dict[str, nn.Parameter], merged: Merged) -> None:
-        packed = site.module
-        plain = nn.Linear(packed.in_features, packed.out_features, bias="bias" in new, device="meta")
-        for name, parameter in new.items():
-            plain._parameters[name] = parameter
-        parent, _, leaf = site.name.rpartition(".")
-        setattr(self._model.get_submodule(parent), leaf, plain.eval())
-        merged.dequantised.append(site.name)
-        merged._undo.append(lambda: setattr(self._model.get_submodule(parent), leaf, packed))
+    def _replace(
+        self, name: str, packed: QuantLinear, weight: torch.Tensor, bias: nn.Parameter | None, merged: Merged
+    ) -> None:
+        plain = unpacked(packed, weight).requires_grad_(False).eval()
+        plain.bias = bias
+        self._model.set_submodule(name, plain)
+        merged.dequantised.append(name)
+        merged._undo.append(lambda: self._model.set_submodule(name, packed))
 
-    def _shared(self, module: nn.Module) -> bool:
+    def _shared(self, module: Any) -> bool:
         return sum(m._parameters.get("weight") is module._parameters["weight"] for m in self._model.modules()) > 1
 
 
@@ -124,9 +124,9 @@ def _by_site(adapter: Adapter) -> list[tuple[Site, list[Insert]]]:
     return list(grouped.values())
 
 
-def _put(module: nn.Module, new: dict[str, nn.Parameter], merged: Merged) -> None:
+def _put(module: nn.Module, new: Mapping[str, nn.Parameter | None], merged: Merged) -> None:
     before = dict(module._parameters)
-    module._parameters.update(new)
+    module._parameters.update({name: p for name, p in new.items() if p is not None})
 
     def back() -> None:
         module._parameters.clear()

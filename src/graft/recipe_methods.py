@@ -22,9 +22,9 @@ _TYPES = {kind.__name__: Annotated[kind, Strict()] for kind in (int, float, bool
 
 def resolved(raw: Settings, notices: list[str]) -> dict[str, str]:
     """Expand presets and defaults of `method` in place: every method becomes {name, all settings}. Returns problems by key."""
-    if "method" not in raw:
-        raw["method"] = {"name": "full" if isinstance(raw.get("model"), dict) else "lora"}
-    given = raw["method"]
+    usual = {"name": "full" if isinstance(raw.get("model"), dict) else "lora"}
+    given = raw.get("method", usual)
+    given = usual | given if isinstance(given, dict) else given   # method.r=8 alone is about the usual method
     entries = given if isinstance(given, list) else [given]
     problems: dict[str, str] = {}
     methods = []
@@ -42,7 +42,7 @@ def resolved(raw: Settings, notices: list[str]) -> dict[str, str]:
     if not problems:
         raw["method"] = methods if isinstance(given, list) else methods[0]
     else:
-        del raw["method"]   # reported here, and better than the tree's own check could
+        raw.pop("method", None)   # reported here, and better than the tree's own check could
     return problems
 
 

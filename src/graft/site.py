@@ -15,9 +15,9 @@ what they mean there. A Site looks its module up by name, so it survives the mod
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import nn
 
 KINDS = ("linear", "norm", "embed", "head", "block", "final", "module")
 
@@ -28,11 +28,11 @@ class Site:
 
     name: str
     kind: str
-    root: nn.Module
+    root: Any
     layer: int | None = None
 
     @property
-    def module(self) -> nn.Module:
+    def module(self) -> Any:
         """The module that sits here now; at `final` the whole model, as nothing sits behind the last hidden state."""
         return self.root if self.kind == "final" else self.root.get_submodule(self.name)
 
@@ -63,7 +63,8 @@ class Site:
     def weight(self) -> torch.Tensor:
         """The weight as (out, in), dequantised; (ids, width) at `embed`. No copy where none is needed."""
         weight = self.module.weight
-        return weight.T if self.transposed else weight
+        matrix: torch.Tensor = weight.T if self.transposed else weight
+        return matrix
 
     def bias(self) -> torch.Tensor | None:
         """The bias (out,), or None."""

@@ -53,3 +53,17 @@ def test_a_merge_says_which_layers_became_16_bit_and_unmerge_packs_them_again():
     assert torch.equal(base(**batch).logits, before) and hasattr(
         base.model.get_submodule(merged.dequantised[0]), "codes"
     )
+
+
+def test_a_merged_conv1d_is_a_conv1d_again_as_files_expect_it():
+    base, batch = Base(quantise_model(tiny_model("gpt2"), "nf4")), inputs("gpt2")
+    adapter = base.attach("x", LoRA(bias="all"))
+    with torch.no_grad():
+        for p in adapter.parameters():
+            p.add_(torch.randn_like(p) * 0.1)
+    with base.using("x"):
+        attached = base(**batch).logits
+    base.merge("x")
+    plain = tiny_model("gpt2")
+    plain.load_state_dict(base.model.state_dict())
+    assert_close(plain(batch["ids"]).logits, attached, atol=1e-4, rtol=1e-4)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from graft.cli.say import duration, number, talk
+from graft.cli.say import duration, number, print_markup, talk
 from graft.recipe import Recipe
 
 
@@ -51,8 +51,9 @@ class Progress:
 
     def _line(self, record: dict[str, Any]) -> str:
         pace = (time.perf_counter() - self._began) / max(1, self.done - self._first)
+        loss = f"loss {record['loss']:.4f}" if "loss" in record else "skipped: not finite"
         return (
-            f"step {self.done:5d}   loss {record['loss']:.4f}   lr {record['lr']:.1e}   {record['tokens_per_s']:,.0f} tok/s   "
+            f"step {self.done:5d}   {loss}   lr {record['lr']:.1e}   {record['tokens_per_s']:,.0f} tok/s   "
             f"{record['memory_mb'] / 1024:.2f} GiB   eta {duration(pace * (self.total - self.done))}"
         )
 
@@ -70,9 +71,13 @@ class Progress:
     def warn(self, text: str) -> None:
         self.say(f"warning {text}")
 
-    def note(self, text: str) -> None:
-        """Something the run is about to do or has found out before its first step."""
-        self.say(text)
+    def note(self, what: str, text: str) -> None:
+        self.say(f"{what:<7} {text}")
+
+    def data(self, report: Any) -> None:
+        colour = sys.stderr.isatty()
+        for line in report.lines(colour):
+            print_markup(line) if colour else talk(line)
 
     def finished(self, record: dict[str, Any]) -> None:
         if self._bar is not None:

@@ -15,6 +15,13 @@ def talk(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def print_markup(text: str, *, stream: Any = None) -> None:
+    """A line with rich's colour marks, on stderr unless told otherwise; for terminals only."""
+    from rich.console import Console  # only where there are colours: an eighth of a second
+
+    Console(file=stream or sys.stderr, soft_wrap=True, highlight=False).print(text)
+
+
 def show(text: str) -> None:
     """A line of the answer, on stdout."""
     print(text, flush=True)
@@ -44,6 +51,11 @@ def size(count: float) -> str:
         if count >= step:
             return f"{count / step:.1f} {unit}"
     return f"{count:.0f} B"
+
+
+def size_of(folder: Path) -> str:
+    """All files of a folder together, as `size` says it."""
+    return size(sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()))
 
 
 def number(count: float) -> str:

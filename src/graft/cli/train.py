@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from graft.cli.progress import Progress
-from graft.cli.say import after, recipe_of, show, show_json, talk
+from graft.cli.say import after, recipe_of, show, show_json, table, talk
 from graft.recipe import Recipe
 
 WORDS = {"ignore_unknown_options": True, "allow_extra_args": True}
@@ -39,8 +39,18 @@ def train(
 
     with Progress(chosen) as progress:
         result = run(chosen, observer=progress)
-    for line in result.lines():
+    for line in _table(result.scores):
         talk(line)
+    talk(f"wrote   {result.adapter}   {result.folder / 'report.html'}" + (f"   {result.model}" if result.model else ""))
     if json:
         show_json(result.facts())
     after(f'graft chat {chosen.output}   (or: graft eval {chosen.output}, graft export {chosen.output} OUT --to hf)')
+
+
+def _table(scores: dict[str, dict[str, float]]) -> list[str]:
+    """Scores before and after as lines; none where nothing was held out."""
+    if not scores:
+        return []
+    names = dict.fromkeys(name for column in scores.values() for name in column)
+    rows = [(name, *(f"{column[name]:.4g}" if name in column else "-" for column in scores.values())) for name in names]
+    return table(("metric", *scores), rows).splitlines()

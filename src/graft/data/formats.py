@@ -40,6 +40,10 @@ SPEAKERS = {
     "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "function_call": "assistant",
     "system": "system", "observation": "tool", "tool": "tool",
 }  # fmt: skip
+FOLLOWS = {
+    None: ("system", "developer", "user"), "system": ("user",), "developer": ("user",), "user": ("assistant",),
+    "assistant": ("user", "tool"), "tool": ("tool", "assistant"),
+}  # fmt: skip
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
@@ -47,17 +51,20 @@ def check_settings(stage: str, format: str, columns: Mapping[str, str]) -> None:
     """Refuse a format or a column name that means nothing, before any file is opened."""
     for given, known, key in [(stage, FITS, "stage"), (format, FORMATS, "data.format")]:
         if given not in known:
-            raise UsageError(f"{key} is {given!r}", f"one of {', '.join(known)}", f"did you mean {nearest(given, known, 1)[0]}?")
+            near = nearest(given, known, 1)[0]
+            raise UsageError(f"{key} is {given!r}", f"one of {', '.join(known)}", f"did you mean {near}?")
     if format != "auto" and format not in FITS[stage]:
         raise UsageError(f"data.format is {format} and the stage is {stage}", f"one of {', '.join(FITS[stage])}",
                          "change one of the two")  # fmt: skip
     for ours in columns:
         if ours not in COLUMNS:
             raise UsageError(f"data.columns maps {ours!r}", f"our names on the left: {', '.join(COLUMNS)}",
-                             f"did you mean {nearest(ours, COLUMNS, 1)[0]}? Your file's name goes on the right")  # fmt: skip
+                             f"did you mean {nearest(ours, COLUMNS, 1)[0]}? The file's name goes right")  # fmt: skip
 
 
-def recognise(record: Record, stage: str, format: str = "auto", columns: Mapping[str, str] | None = None) -> Row | Reject:
+def recognise(
+    record: Record, stage: str, format: str = "auto", columns: Mapping[str, str] | None = None
+) -> Row | Reject:
     """The row in normal form, or a Reject that says what is wrong with it.
 
     columns: {our name: the file's name}, for files with other names.
@@ -80,7 +87,8 @@ def _renamed(fields: dict[str, Any], columns: Mapping[str, str]) -> dict[str, An
             raise BadRow("missing column", f"no column {theirs!r}, which data.columns maps to {ours}",
                          f"did you mean {near[0]!r}?" if near else "fill the row")  # fmt: skip
     taken = set(columns) | set(columns.values())
-    return {k: v for k, v in fields.items() if k not in taken} | {ours: fields[theirs] for ours, theirs in columns.items()}
+    rest = {name: value for name, value in fields.items() if name not in taken}
+    return rest | {ours: fields[theirs] for ours, theirs in columns.items()}
 
 
 @lru_cache(maxsize=1024)
@@ -104,7 +112,8 @@ def _layout(keys: frozenset[str], stage: str, format: str) -> tuple[str, tuple[s
             return layout, found[layout]
     wanted = FITS[stage] if format == "auto" else (format,)
     has = ", ".join(sorted(map(str, keys))) or "none"
-    raise BadRow("unknown columns", f"columns {has}", f"stage {stage} reads {' or '.join(wanted)}; data.columns maps names")
+    remedy = f"stage {stage} reads {' or '.join(wanted)}; data.columns maps names"
+    raise BadRow("unknown columns", f"columns {has}", remedy)
 
 
 def _string(fields: Mapping[str, Any], name: str, reason: str) -> str:
@@ -123,7 +132,7 @@ def _check_text(text: str) -> None:
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            raise BadRow("not UTF-8", f"a lone surrogate at character {error.start}", "save the file as UTF-8") from None
+            raise BadRow("not UTF-8", f"half a character at {error.start}", "save the file as UTF-8") from None
 
 
 def _text(source: str, fields: Mapping[str, Any], names: tuple[str, ...]) -> Row:
@@ -145,10 +154,13 @@ def _alpaca(source: str, fields: Mapping[str, Any], names: tuple[str, ...]) -> R
     messages = [{"role": "system", "content": _string(fields, "system", "empty text")}] if fields.get("system") else []
     for turn in fields.get("history") or []:
         if not (isinstance(turn, list | tuple) and len(turn) == 2):
-            raise BadRow("bad messages", "history holds something else than pairs", "write [[instruction, answer], ...]")
-        messages += _messages([{"role": "user", "content": turn[0]}, {"role": "assistant", "content": turn[1]}], "role", "content")
-    messages += [{"role": "user", "content": ask}, {"role": "assistant", "content": _string(fields, names[1], "no answer")}]
-    return Row(source, "chat", messages)
+            raise BadRow("bad messages", "history is no list of pairs", "write [[instruction, answer], ...]")
+        messages += _messages(_turns(*turn), "role", "content")
+    return Row(source, "chat", messages + _turns(ask, _string(fields, names[1], "no answer")))
+
+
+def _turns(prompt: Any, answer: Any) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
 
 
 def _chat(source: str, fields: Mapping[str, Any], names: tuple[str, ...]) -> Row:
@@ -197,7 +209,7 @@ def _messages(turns: Any, role_key: str, content_key: str) -> list[dict[str, Any
     messages = []
     for number, turn in enumerate(turns, 1):
         if not isinstance(turn, dict):
-            raise BadRow("bad messages", f"turn {number} is {type(turn).__name__}", f"write {role_key} and {content_key}")
+            raise BadRow("bad messages", f"turn {number} is {type(turn).__name__}", f"write {role_key}, {content_key}")
         told = turn.get(role_key)
         role = SPEAKERS.get(told, told) if isinstance(told, str) else told
         if role not in ROLES:
@@ -222,13 +234,11 @@ def _content(content: Any, role: str, number: int, turn: Mapping[str, Any]) -> s
 
 def _ordered(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """[system] user assistant user assistant ...; tool results stand between two assistant turns."""
-    follows = {None: ("system", "developer", "user"), "system": ("user",), "developer": ("user",), "user": ("assistant",),
-               "assistant": ("user", "tool"), "tool": ("tool", "assistant")}  # fmt: skip
     before = None
     for number, message in enumerate(messages, 1):
-        if message["role"] not in follows[before]:
+        if message["role"] not in FOLLOWS[before]:
             raise BadRow("role order", f"turn {number} is {message['role']} after {before or 'the beginning'}",
-                         f"{' or '.join(follows[before])} must stand there")  # fmt: skip
+                         f"{' or '.join(FOLLOWS[before])} must stand there")  # fmt: skip
         before = message["role"]
     if before != "assistant":
         raise BadRow("no answer", f"the conversation ends with {before}", "end it with an assistant turn")

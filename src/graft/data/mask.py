@@ -1,38 +1,53 @@
 """From learnt characters to learnt tokens, with the ids of the prompt exactly as they will be at use.
 
     ids      = tokens of the whole text
-    learnt_k = token k begins inside a learnt span
+    learnt_k = token k lies in a learnt span
 
 A tokenizer may merge the last letters of a prompt with the first of an answer. Then the text is cut at that place and
 tokenised in pieces, so that the ids always begin with the ids of the prompt alone.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
-
-from graft.data.templates import Rendered
 
 Tokens = tuple[list[int], list[bool], list[tuple[int, int]]]  # ids, learnt, characters of each token ([] if unknown)
 
 
+@dataclass(frozen=True)
+class Rendered:
+    """A row as text.
+
+    starts: characters at which an assistant begins to speak.  spans: characters that are learnt, in order.
+    head, tail: ids before and after the text; the tail is learnt.
+    altered: learnt turns that stand here otherwise than the model would have written them.
+    """
+
+    text: str
+    starts: list[int] = field(default_factory=list)
+    spans: list[tuple[int, int]] = field(default_factory=list)
+    head: list[int] = field(default_factory=list)
+    tail: list[int] = field(default_factory=list)
+    altered: int = 0
+
+
 def tokenise(rendered: Sequence[Rendered], tokenizer: Any) -> list[Tokens]:
     """Ids and learnt flags for each text, heads and tails included. Offsets belong to the ids between these."""
-    prompts = [row.text[:start] for row in rendered for start, _ in row.spans]
+    prompts = [row.text[:start] for row in rendered for start in row.starts]
     whole = _encode([row.text for row in rendered], tokenizer)
     alone = iter(_encode(prompts, tokenizer)[0])
     found = []
     for row, ids, offsets in zip(rendered, *whole, strict=True):
-        cuts = []
-        for start, _ in row.spans:
-            prompt = next(alone)
-            if ids[: len(prompt)] != prompt:
-                cuts.append(start)
+        before = {start: next(alone) for start in row.starts}
         if not tokenizer.is_fast:
             ids, learnt = _counted(row, ids, tokenizer)
         else:
+            cuts = [start for start, prompt in before.items() if ids[: len(prompt)] != prompt]
+            counts = {start: len(prompt) for start, prompt in before.items()}
             if cuts:
-                ids, offsets = _pieces(row.text, cuts, tokenizer)
-            learnt = _flags(row.spans, offsets)
+                ids, offsets, counts = _pieces(row, cuts, tokenizer)
+            learnt = _flags([(counts.get(start, 0), end) for start, end in row.spans], offsets)
         flags = [False] * len(row.head) + learnt + [True] * len(row.tail)
         found.append((row.head + ids + row.tail, flags, offsets))
     return found
@@ -46,22 +61,31 @@ def _encode(texts: list[str], tokenizer: Any) -> tuple[list[list[int]], list[lis
 
 
 def _flags(spans: Sequence[tuple[int, int]], offsets: Sequence[tuple[int, int]]) -> list[bool]:
-    learnt, at = [], 0
-    for begin, _ in offsets:
-        while at < len(spans) and begin >= spans[at][1]:
-            at += 1
-        learnt.append(at < len(spans) and begin >= spans[at][0])
+    """spans: (first token, end character). Counted tokens, because byte-level offsets leave out blanks."""
+    learnt = [False] * len(offsets)
+    for first, end in spans:
+        for k in range(first, len(offsets)):
+            if offsets[k][0] >= end:
+                break
+            learnt[k] = True
     return learnt
 
 
-def _pieces(text: str, cuts: Sequence[int], tokenizer: Any) -> tuple[list[int], list[tuple[int, int]]]:
+def _pieces(
+    row: Rendered, cuts: Sequence[int], tokenizer: Any
+) -> tuple[list[int], list[tuple[int, int]], dict[int, int]]:
+    """Ids and offsets of the text tokenised in pieces, and how many tokens stand before each start."""
     ids: list[int] = []
     offsets: list[tuple[int, int]] = []
-    for begin, end in zip([0, *cuts], [*cuts, len(text)], strict=True):
-        (more,), (where,) = _encode([text[begin:end]], tokenizer)
+    counts: dict[int, int] = {}
+    for begin, end in pairwise([0, *cuts, len(row.text)]):
+        inside = [start for start in row.starts if begin <= start < end]
+        texts = [row.text[begin:end], *(row.text[begin:start] for start in inside)]
+        (more, *before), (where, *_) = _encode(texts, tokenizer)
+        counts |= {start: len(ids) + len(prompt) for start, prompt in zip(inside, before, strict=True)}
         ids += more
         offsets += [(begin + a, begin + b) for a, b in where]
-    return ids, offsets
+    return ids, offsets, counts
 
 
 def _counted(row: Rendered, ids: list[int], tokenizer: Any) -> tuple[list[int], list[bool]]:
@@ -70,7 +94,7 @@ def _counted(row: Rendered, ids: list[int], tokenizer: Any) -> tuple[list[int], 
     before = _encode([row.text[:border] for border in borders], tokenizer)[0]
     if any(ids[: len(prefix)] != prefix for prefix in before):
         edges = [0, *borders, len(row.text)]
-        pieces = _encode([row.text[a:b] for a, b in zip(edges, edges[1:], strict=False)], tokenizer)[0]
+        pieces = _encode([row.text[a:b] for a, b in pairwise(edges)], tokenizer)[0]
         flags = [k % 2 == 1 for k, piece in enumerate(pieces) for _ in piece]
         return [token for piece in pieces for token in piece], flags
     learnt = [False] * len(ids)

@@ -81,7 +81,7 @@ def _file(name: str) -> Iterator[Record | Reject]:
         return
     except OSError as error:
         raise DataError(f"{name} cannot be read ({error.strerror or error})", "a readable file",
-                        "check its permissions")  # fmt: skip
+                        "check its permissions") from error  # fmt: skip
     if last.endswith(":0"):
         yield Reject(f"{name}:1", "empty file", "the file has no row", "remove it from data.train or fill it")
 
@@ -95,7 +95,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return fields
 
 
-def _no_constant(name: str) -> None:
+def _no_constant(name: str) -> Any:
     raise BadRow("bad JSON", f"{name} is not JSON", "write null, a number or a string")
 
 
@@ -140,7 +140,7 @@ def _json_lines(name: str, stream: IO[bytes]) -> Iterator[Record | Reject]:
 
 
 def _json(name: str, stream: IO[bytes]) -> Iterator[Record | Reject]:
-    raw = stream.read()
+    raw = stream.read().removeprefix(b"\xef\xbb\xbf")
     if not raw.strip():
         return
     try:
@@ -211,7 +211,9 @@ def _text(name: str, stream: IO[bytes]) -> Iterator[Record | Reject]:
         try:
             line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
-            detail = "the file is UTF-16" if raw.startswith((b"\xff\xfe", b"\xfe\xff")) else f"byte 0x{raw[error.start]:02x}"
+            detail = (
+                "the file is UTF-16" if raw.startswith((b"\xff\xfe", b"\xfe\xff")) else f"byte 0x{raw[error.start]:02x}"
+            )
             yield Reject(f"{name}:{number}", "not UTF-8", detail, _UTF8)
             continue
         if not line.strip() and size >= DOCUMENT:

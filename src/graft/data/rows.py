@@ -1,6 +1,6 @@
 """Rows and rejects: every row of a file becomes one of the two, never neither.
 
-    rows read = rows used + Σ rejected by reason                              (checked before every run)
+rows read = rows used + Σ rejected by reason                              (checked before every run)
 """
 
 import hashlib
@@ -17,7 +17,7 @@ SHOWN = 20  # rejects that an error message lists one by one
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One row as it lies in the file.  source: `path:line`; for JSON arrays, Parquet and hub data `path:row`, from 1."""
+    """One row as it lies in the file.  source: `path:line`; for JSON arrays, Parquet and hub data `path:row`."""
 
     source: str
     fields: dict[str, Any]
@@ -40,8 +40,8 @@ class Reject:
 class Row:
     """One usable row in the normal form.
 
-    kind and value: "text" a str; "pair" (prompt, completion); "chat" a list of {role, content, ...}; "label" (text, label).
-    tools: JSON schemas that the chat template shows.  first: index of the first message whose assistant turns are learnt.
+    kind, value: "text" str; "pair" (prompt, completion); "chat" a list of {role, content, ...}; "label" (text, label).
+    tools: JSON schemas that the chat template shows.  first: index of the first message that may be learnt.
     """
 
     source: str

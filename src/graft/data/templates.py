@@ -1,6 +1,6 @@
 """Chat templates: how messages become text, where the assistant speaks in it, and the same prompt for training and use.
 
-A template is the tokenizer's own, a built-in one by name, or a Jinja file. It runs in transformers' sandbox. Which
+A template is the tokenizer's own, a built-in one (builtin.py), or a Jinja file. It runs in transformers' sandbox. Which
 characters are learnt is found by rendering, for every template alike:
 
     start = len(render(messages before the turn, with the prompt that asks for it))      what a server would send
@@ -10,46 +10,17 @@ Where a template rewrites earlier turns (thinking blocks), the answer is found b
 """
 
 import re
-from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from jinja2.exceptions import TemplateError
 
+from graft.data.builtin import BUILTIN, TOKENS, jinja
+from graft.data.mask import Rendered, tokenise
 from graft.data.rows import BadRow, Row
 from graft.errors import DataError, UsageError, nearest
 
-_SPOKEN = "{% for m in messages %}{% if m['role'] == 'assistant' %}"
-BUILTIN = {
-    # Letters, colon and blanks only: fits character-level tokenizers that know no '#', '=' or line break.
-    "plain": "[bos]" + _SPOKEN + " Assistant: {{ m['content'] | trim }}{{ eos_token }}{% else %}"
-    "{{ '' if loop.first else ' ' }}{{ m['role'] | capitalize }}: {{ m['content'] | trim }}{% endif %}{% endfor %}"
-    "{{ ' Assistant:' if add_generation_prompt else '' }}",
-    "chatml": "[bos]{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
-    "{{ '<|im_start|>assistant\n' if add_generation_prompt else '' }}",
-    "llama2": "{% for m in messages %}{% if m['role'] == 'system' %}[bos]{{ '[INST] <<SYS>>\n' + m['content'] + '\n<</SYS>>\n\n' }}"
-    "{% elif m['role'] == 'assistant' %}{{ ' ' + m['content'] | trim + ' ' + eos_token }}{% else %}"
-    "{% if loop.first or messages[loop.index0 - 1]['role'] != 'system' %}[bos][INST] {% endif %}"
-    "{{ m['content'] | trim + ' [/INST]' }}{% endif %}{% endfor %}",
-    "llama3": "[bos]{% for m in messages %}{{ '<|start_header_id|>' + m['role'] + '<|end_header_id|>\n\n' + m['content'] | trim "
-    "+ '<|eot_id|>' }}{% endfor %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' if add_generation_prompt else '' }}",
-    "alpaca": "[bos]" + _SPOKEN + "{{ '### Response:\n' + m['content'] + eos_token + '\n\n' }}{% else %}"
-    "{{ ('' if m['role'] == 'system' else '### Instruction:\n') + m['content'] + '\n\n' }}{% endif %}{% endfor %}"
-    "{{ '### Response:\n' if add_generation_prompt else '' }}",
-    "vicuna": "[bos]" + _SPOKEN + "{{ 'ASSISTANT: ' + m['content'] | trim + eos_token }}{% else %}"
-    "{{ ('' if m['role'] == 'system' else m['role'] | upper + ': ') + m['content'] + ' ' }}{% endif %}{% endfor %}"
-    "{{ 'ASSISTANT:' if add_generation_prompt else '' }}",
-    "zephyr": "[bos]{% for m in messages %}{{ '<|' + m['role'] + '|>\n' + m['content'] + eos_token + '\n' }}{% endfor %}"
-    "{{ '<|assistant|>\n' if add_generation_prompt else '' }}",
-    "guanaco": "[bos]" + _SPOKEN + "{{ '### Assistant: ' + m['content'] | trim + eos_token + '\n' }}{% else %}"
-    "{{ ('' if m['role'] == 'system' else '### Human: ') + m['content'] + '\n' }}{% endif %}{% endfor %}"
-    "{{ '### Assistant:' if add_generation_prompt else '' }}",
-}
-TOKENS = {  # what a template writes must be one token each, or the model learns to spell its own control words
-    "chatml": ("<|im_start|>", "<|im_end|>"),
-    "llama3": ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
-}
 MARK = "\ue0f0graft\ue0f1"  # private-use characters: in no text, changed by no template
 
 
@@ -76,7 +47,7 @@ def source(tokenizer: Any, name: str | None = None) -> str:
         raise DataError(f"The template {name} writes {', '.join(missing)}, which this tokenizer does not have",
                         "a template whose control words are tokens", "use data.template=plain")  # fmt: skip
     before, _ = affixes(tokenizer)
-    return BUILTIN[name].replace("[bos]", "{{ bos_token }}" if before and before[0] == tokenizer.bos_token_id else "")
+    return jinja(name, bos=bool(before) and before[0] == tokenizer.bos_token_id)
 
 
 def affixes(tokenizer: Any) -> tuple[list[int], list[int]]:
@@ -95,42 +66,29 @@ def prompt_ids(
 ) -> list[int]:  # fmt: skip
     """The ids a model is asked with: a text as it is, or messages through the chat template.
 
-    Training rows begin with exactly these ids.  template: Jinja text, as `source` gives it; None is the tokenizer's own
-    or `plain`.  family "seq2seq" adds the ids that end an encoder's input.
+    Training rows begin with exactly these ids, in every turn of a conversation.  template: Jinja text, as `source`
+    gives it; None is the tokenizer's own or `plain`.  family "seq2seq" adds the ids that end an encoder's input.
     """
     before, after = affixes(tokenizer)
-    if not isinstance(prompt, str):
-        prompt = Template(tokenizer, template or source(tokenizer)).render(prompt, tools, ask=True)
-        before = []  # the template writes what belongs there
-    ids = tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"]
-    return before + ids + (after if family == "seq2seq" else [])
-
-
-@dataclass(frozen=True)
-class Rendered:
-    """A row as text.  spans: characters that are learnt, in order.  head, tail: ids before and after; the tail is learnt.
-
-    altered: learnt turns that stand here otherwise than the model would have written them.
-    """
-
-    text: str
-    spans: list[tuple[int, int]]
-    head: list[int] = field(default_factory=list)
-    tail: list[int] = field(default_factory=list)
-    altered: int = 0
+    if isinstance(prompt, str):
+        rendered = Rendered(prompt, head=before)
+    else:
+        rendered = Template(tokenizer, template or source(tokenizer)).ask(prompt, tools)
+    ((ids, _, _),) = tokenise([rendered], tokenizer)
+    return ids + (after if family == "seq2seq" else [])
 
 
 class Template:
     """A Jinja chat template together with the tokenizer that it writes for."""
 
-    def __init__(self, tokenizer: Any, jinja: str) -> None:
-        self.tokenizer, self.jinja = tokenizer, jinja
+    def __init__(self, tokenizer: Any, text: str) -> None:
+        self.tokenizer, self.text = tokenizer, text
 
     def render(self, messages: list[dict[str, Any]], tools: list[Any] | None = None, *, ask: bool = False) -> str:
         """The messages as text; ask: ending with the words after which the assistant speaks."""
         try:
             return self.tokenizer.apply_chat_template(
-                messages, tools=tools, chat_template=self.jinja, add_generation_prompt=ask, tokenize=False
+                messages, tools=tools, chat_template=self.text, add_generation_prompt=ask, tokenize=False
             )
         except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
             raise BadRow("template failed", str(error).split("\n")[0] or type(error).__name__,
@@ -139,7 +97,8 @@ class Template:
     @cached_property
     def controls(self) -> re.Pattern[str]:
         """Matches the tokens that can end a turn: everything added to the vocabulary, special or not."""
-        words = {str(token) for token in self.tokenizer.added_tokens_decoder.values()} | {self.tokenizer.eos_token or ""}
+        added = self.tokenizer.added_tokens_decoder.values()
+        words = {str(token) for token in added} | {self.tokenizer.eos_token or ""}
         return re.compile("|".join(re.escape(w) for w in sorted(words, key=len, reverse=True) if w.strip()) or r"(?!)")
 
     def learn(self, row: Row) -> Rendered:
@@ -150,47 +109,64 @@ class Template:
             if message["role"] in ("user", "system", "developer") and message["content"].strip() not in text:
                 raise BadRow("template failed", f"it does not write turn {number} ({message['role']})",
                              "change the row, or choose another data.template")  # fmt: skip
-        spans, altered, ended = [], 0, True
-        for i in range(row.first, len(messages)):
-            if messages[i]["role"] == "assistant":
+        starts, spans, altered, ended = [], [], 0, True
+        for i, message in enumerate(messages):
+            if message["role"] == "assistant":
                 start, end, ended, plain = self._span(text, messages, i, tools)
-                spans.append((start, end))
-                altered += not plain
+                starts.append(start)
+                if i >= row.first:
+                    spans.append((start, end))
+                    altered += not plain
         if ended:
-            return Rendered(text, spans, altered=altered)
+            return Rendered(text, starts, spans, altered=altered)
         # This template ends no turn with a token: the text ends with the last answer, and with it the model must stop.
         eos = [] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]
-        return Rendered(text[: spans[-1][1]], spans, tail=eos, altered=altered)
+        return Rendered(text[: spans[-1][1]], starts, spans, tail=eos, altered=altered)
 
-    def _span(self, text: str, messages: list[dict[str, Any]], i: int, tools: Any) -> tuple[int, int, bool, bool]:
+    def ask(self, messages: list[dict[str, Any]], tools: list[Any] | None = None) -> Rendered:
+        """The conversation as the question for its next answer; earlier answers stand as they were learnt."""
+        text = self.render(messages, tools, ask=True)
+        spoken = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+        return Rendered(text, [self._span(text, messages, i, tools, True)[0] for i in spoken])
+
+    def _span(
+        self, text: str, messages: list[dict[str, Any]], i: int, tools: Any, ask: bool = False
+    ) -> tuple[int, int, bool, bool]:
         """Start and end of turn i in `text`; whether a control token ends it; whether it stands as it was generated."""
         content = messages[i]["content"].strip()
         try:
             asked = self.render(messages[:i], tools, ask=True) if i else ""
             upto = text if i + 1 == len(messages) else self.render(messages[: i + 1], tools)
         except BadRow:  # a template that wants the whole conversation
-            asked, upto = "\0", "\0"
-        plain = text.startswith(upto) and upto.startswith(asked)
-        if plain:
-            start, last = len(asked), len(upto)
+            asked, upto = MARK, ""
+        if text.startswith(upto) and upto.startswith(asked):
+            start, last, bare = len(asked), len(upto), len(upto.rstrip())
             found = upto.rfind(content, start) if content else -1
             answered = found + len(content) if found >= 0 else start
         else:
-            start, answered = self._by_marker(text, messages, i, tools)
-            start, last = len(asked) if text.startswith(asked) and len(asked) <= answered else start, len(text)
+            start, answered = self._by_marker(text, messages, i, tools, ask)
+            start = len(asked) if text.startswith(asked) and len(asked) <= answered else start
+            last, bare = len(text), answered
         ends = list(self.controls.finditer(text, answered, last))
         # An answer that is not there word for word (a tool call) may hold control tokens itself: the last one ends it.
         stop = ends[0 if answered > start else -1] if ends else None
-        end = stop.end() if stop else max(answered, len(text[:last].rstrip()) if plain else answered)
+        end = stop.end() if stop else bare
         if not text[start : stop.start() if stop else end].strip():
             raise BadRow("template failed", f"it writes nothing for turn {i + 1} (assistant)",
                          "change the row, or choose another data.template")  # fmt: skip
-        return start, end, stop is not None, plain
+        return (
+            start,
+            end,
+            stop is not None,
+            upto.startswith(text[:start]) and upto.startswith(text[start:end], len(asked)),
+        )
 
-    def _by_marker(self, text: str, messages: list[dict[str, Any]], i: int, tools: Any) -> tuple[int, int]:
+    def _by_marker(self, text: str, messages: list[dict[str, Any]], i: int, tools: Any, ask: bool) -> tuple[int, int]:
         """Where the content of turn i begins and ends, seen by writing a marker in its place."""
-        marked = self.render([*messages[:i], messages[i] | {"content": MARK}, *messages[i + 1 :]], tools)
+        marked = self.render([*messages[:i], messages[i] | {"content": MARK}, *messages[i + 1 :]], tools, ask=ask)
         head, _, tail = marked.partition(MARK)
         if MARK not in marked or MARK in tail or not (text.startswith(head) and text.endswith(tail)):
-            raise BadRow("template failed", f"turn {i + 1} cannot be found in what it writes", "choose another data.template")
+            raise BadRow(
+                "template failed", f"turn {i + 1} is not found in what it writes", "choose another data.template"
+            )
         return len(head), len(text) - len(tail)

@@ -150,7 +150,9 @@ def user_scores(path: str, predictions: Texts, references: References, rows: Seq
         ) from error
     scores = answer if isinstance(answer, dict) else {path.partition(":")[2]: answer}
     if not all(isinstance(key, str) and isinstance(value, int | float) for key, value in scores.items()):
-        raise UsageError(f"metric {path!r} returned {answer!r}", "a number or a dict of numbers", "correct the function")
+        raise UsageError(
+            f"metric {path!r} returned {answer!r}", "a number or a dict of numbers", "correct the function"
+        )
     return {key: float(value) for key, value in scores.items()}
 
 

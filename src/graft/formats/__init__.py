@@ -17,7 +17,9 @@ def refuse_pickle(path: str | Path) -> None:
         pickles = sorted(p.name for p in path.iterdir() if p.suffix in PICKLES and not _harmless(p))
         if not pickles or any(path.glob("*.safetensors")):
             return
-        given = f"{path} holds its weights as {', '.join(pickles[:3])}, which is a pickle: reading it may run foreign code"
+        given = (
+            f"{path} holds its weights as {', '.join(pickles[:3])}, which is a pickle: reading it may run foreign code"
+        )
     elif path.suffix in PICKLES and path.exists():
         given = f"{path} is a pickle: reading it may run foreign code"
     else:

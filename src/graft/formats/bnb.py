@@ -4,9 +4,9 @@
              W.weight.quant_state.bitsandbytes__nf4: JSON {shape, blocksize, nested_blocksize, nested_offset, ...}
     8 bits   W.weight (out, in) int8, W.SCB (out,) row maxima, W.weight_format
 
-Blocks of the 4-bit form run over the flat weight. They never cross a row where the block divides the row, and the bytes
-are taken as they are. Otherwise the greatest common divisor of both becomes the block: every short block lies in one long
-one and has its absmax, so the values stay exactly the same. Rows with no divisor of at least 4 are refused.
+Blocks of the 4-bit form run over the flat weight. Where the block divides the row they never cross one, and the bytes
+are taken as they are. Otherwise the greatest common divisor of both becomes the block: every short block lies in one
+long one and has its absmax, so the values stay exactly the same. Rows with no divisor of at least 4 are refused.
 Dettmers et al. 2023, arXiv 2305.14314; layout of bitsandbytes 0.50.
 """
 
@@ -26,24 +26,37 @@ from graft.quant.dynamic import SIGNED
 from graft.quant.scheme import CODEBOOKS
 
 STATE = ".weight.quant_state.bitsandbytes__"
-SIDE = (".weight.absmax", ".weight.quant_map", ".weight.nested_absmax", ".weight.nested_quant_map", ".SCB", ".weight_format")
+SIDE = (
+    ".weight.absmax",
+    ".weight.quant_map",
+    ".weight.nested_absmax",
+    ".weight.nested_quant_map",
+    ".SCB",
+    ".weight_format",
+)
 SMALLEST_BLOCK = 4  # below it the absmax takes more room than a 16-bit weight
 
 
 def convert(state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Checkpoint tensors in bitsandbytes' names -> in ours, and the keywords of `GraftQuantConfig` for them.
 
-    state: key -> tensor, or anything that gives it by `[...]` (a safetensors slice): what is not packed passes untouched.
+    state: key -> tensor, or what gives it by `[...]` (a safetensors slice). What is not packed passes untouched.
     """
     four = {key.partition(STATE)[0]: key for key in state if STATE in key}
     eight = [key.removesuffix(".SCB") for key in state if key.endswith(".SCB")]
     if not four and not eight:
-        raise ModelError("no bitsandbytes tensors (quant_state or SCB) in the checkpoint", "a checkpoint saved in 4 or 8 bits", "load it without quantization_config in config.json")
+        raise ModelError(
+            "no bitsandbytes tensors (quant_state or SCB) in the checkpoint",
+            "a checkpoint saved in 4 or 8 bits",
+            "load it without quantization_config in config.json",
+        )
     ours: dict[str, Any] = {}
     modules: dict[str, dict[str, Any]] = {}
     schemes = {key.partition(STATE)[2] for key in four.values()} | ({"int8"} if eight else set())
     if len(schemes) > 1:
-        raise ModelError(f"a checkpoint that mixes {', '.join(sorted(schemes))}", "one scheme", "quantise the original model again")
+        raise ModelError(
+            f"a checkpoint that mixes {', '.join(sorted(schemes))}", "one scheme", "quantise the original model again"
+        )
     for name in four:
         ours |= _four(name, state, four[name], modules)
     for name in eight:
@@ -51,7 +64,9 @@ def convert(state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         ours[f"{name}.codes"] = state[f"{name}.weight"][...]
         ours[f"{name}.absmax"] = state[f"{name}.SCB"][...].float().view(-1, 1)
         modules[name] = {}
-    taken = {name + ".weight" for name in modules} | {name + side for name in modules for side in SIDE} | set(four.values())
+    taken = (
+        {name + ".weight" for name in modules} | {name + side for name in modules for side in SIDE} | set(four.values())
+    )
     ours |= {key: value for key, value in state.items() if key not in taken}
     return ours, {"scheme": schemes.pop(), "modules": modules}
 
@@ -61,7 +76,11 @@ def _four(name: str, state: Mapping[str, Any], key: str, modules: dict[str, dict
     codebook = CODEBOOKS.get(facts["quant_type"])
     levels = state[f"{name}.weight.quant_map"][...]
     if codebook is None or not _same(levels, codebook):
-        raise ModelError(f"{name}: levels of {facts['quant_type']!r} that are not bitsandbytes' own", "nf4 or fp4", "quantise the original model again")
+        raise ModelError(
+            f"{name}: levels of {facts['quant_type']!r} that are not bitsandbytes' own",
+            "nf4 or fp4",
+            "quantise the original model again",
+        )
     rows, columns = facts["shape"]
     block = math.gcd(columns, facts["blocksize"])
     if block < SMALLEST_BLOCK:
@@ -104,4 +123,8 @@ def _same(levels: Tensor, codebook: Codebook) -> bool:
 def _check_rows(name: str, state: Mapping[str, Any]) -> None:
     format_key = f"{name}.weight_format"
     if format_key in state and int(state[format_key][...]) != 0:
-        raise ModelError(f"{name}: 8-bit weights in a layout for one kind of GPU", "weight_format row", "save it again with bitsandbytes 0.45 or later")
+        raise ModelError(
+            f"{name}: 8-bit weights in a layout for one kind of GPU",
+            "weight_format row",
+            "save it again with bitsandbytes 0.45 or later",
+        )

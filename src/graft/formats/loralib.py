@@ -27,7 +27,9 @@ PREFIX = "base_model.model."
 INHERITED = ("LD_LIBRARY_PATH", "SYSTEMROOT")
 
 
-def convert(path: str | Path, out: str | Path, *, lora_alpha: float, base: str | None = None, force: bool = False) -> str:
+def convert(
+    path: str | Path, out: str | Path, *, lora_alpha: float, base: str | None = None, force: bool = False
+) -> str:
     """Write the PEFT folder `out` from the loralib file `path` and return a line that says what was done.
 
     lora_alpha: α of the training run, which the file does not state.  base: written as `base_model_name_or_path`.
@@ -60,7 +62,9 @@ def unpickled(path: Path, timeout_s: float = 600) -> dict[str, torch.Tensor]:
         environment = {"OMP_NUM_THREADS": "1"} | {key: os.environ[key] for key in INHERITED if key in os.environ}
         remedy = "get the file from its official place, or convert it where it is trusted"
         try:
-            child = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, env=environment, cwd=folder)
+            child = subprocess.run(
+                command, capture_output=True, text=True, timeout=timeout_s, env=environment, cwd=folder
+            )
         except subprocess.TimeoutExpired:
             raise ModelError(f"{path} was still being read after {timeout_s:.0f} s", "a small file", remedy) from None
         if child.returncode or not target.exists():
@@ -112,5 +116,7 @@ def _misfit(module: str, state: Mapping[str, torch.Tensor]) -> str:
         return f"lora_{'A' if A is None else 'B'} is missing"
     if A.ndim != 2 or B.ndim != 2 or A.shape[0] != B.shape[1]:
         fused = A.ndim == 2 and B.ndim >= 2 and A.shape[0] % B.shape[1] == 0
-        return f"lora_A {tuple(A.shape)} and lora_B {tuple(B.shape)} share no rank" + (" (fused layer)" if fused else "")
+        return f"lora_A {tuple(A.shape)} and lora_B {tuple(B.shape)} share no rank" + (
+            " (fused layer)" if fused else ""
+        )
     return ""

@@ -1,7 +1,7 @@
 """What the kernels work on: a codebook, and a weight packed with it.
 
-    value = levels[code] · absmax[block]          4 bits, 16 levels in [−1, 1]
-    value = code · absmax[row] / 127              8 bits, no codebook
+value = levels[code] · absmax[block]          4 bits, 16 levels in [−1, 1]
+value = code · absmax[row] / 127              8 bits, no codebook
 """
 
 from dataclasses import dataclass

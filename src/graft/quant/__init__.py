@@ -2,7 +2,15 @@
 
 from graft.quant.dynamic import dequantise_state, quantise_state
 from graft.quant.linear import QuantLinear
-from graft.quant.replace import quantise_model
+from graft.quant.replace import dequantise_model, quantise_model, unpacked
 from graft.quant.scheme import Scheme
 
-__all__ = ["QuantLinear", "Scheme", "dequantise_state", "quantise_model", "quantise_state"]
+__all__ = [
+    "QuantLinear",
+    "Scheme",
+    "dequantise_model",
+    "dequantise_state",
+    "quantise_model",
+    "quantise_state",
+    "unpacked",
+]

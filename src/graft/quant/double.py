@@ -3,8 +3,8 @@
     offset = mean(absmax);  u = absmax − offset;  A = max|u| over groups of 256;  code = table(u / A)
     absmax^ = levels[code] · A + offset
 
-Dettmers et al. 2023, arXiv 2305.14314. The table has 65,536 entries: entry k holds the code nearest to 2k/65535 − 1, and
-u / A looks its entry up rounded. That is what bitsandbytes does, not quite the nearest level; with it bytes are equal.
+Dettmers et al. 2023, arXiv 2305.14314. The table has 65,536 entries: entry k holds the code nearest to 2k/65535 − 1,
+and u / A looks its entry up, rounded. That is not quite the nearest level, but what bitsandbytes does: bytes are equal.
 """
 
 from functools import cache

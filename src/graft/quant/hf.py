@@ -17,8 +17,19 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from graft.errors import ModelError
 from graft.quant.linear import QuantLinear
-from graft.quant.replace import is_linear, matrix, not_finite, outline, packable, quantise_model, replace
+from graft.quant.replace import (
+    dequantise_model,
+    is_conv1d,
+    is_linear,
+    matrix,
+    not_finite,
+    outline,
+    packable,
+    quantise_model,
+    replace,
+)
 from graft.quant.scheme import Scheme
 
 METHOD = "graft"
@@ -77,17 +88,10 @@ class _QuantiseOnArrival(ConversionOps):
         arrived = {}
         for key, value in input_dict.items():
             weight = value[0] if isinstance(value, list) else value
-            name = key.removesuffix(".weight")
-            module = model.get_submodule(name)
-            if module.weight.shape != weight.shape:
-                raise ValueError(f"{key} is {tuple(weight.shape)} in the file and {tuple(module.weight.shape)} in the model")
-            if not replace(model, name, module, self.quantizer.quantization_config.kind(name), weight):
-                self.quantizer.bad.append(key)
-            if missing_keys is not None:
-                missing_keys.discard(key)
-            packed = model.get_submodule(name)
-            if isinstance(packed, QuantLinear):
-                arrived |= {f"{name}.{part}": tensor for part, tensor in packed.packed().items()}
+            if self.quantizer.pack(model, key.removesuffix(".weight"), weight):
+                packed = model.get_submodule(key.removesuffix(".weight")).packed()
+                arrived |= {key.removesuffix("weight") + part: tensor for part, tensor in packed.items()}
+                (missing_keys or set()).discard(key)
         return arrived
 
 
@@ -99,7 +103,9 @@ class GraftQuantizer(HfQuantizer):
 
     def __init__(self, quantization_config: GraftQuantConfig, **kwargs: Any) -> None:
         super().__init__(quantization_config, **kwargs)
-        self.bad: list[str] = []  # tensors with NaN or infinity: an exception inside an operation would lose its type
+        # What was wrong is collected and raised after loading: an exception inside an operation would lose its type.
+        self.bad: list[str] = []
+        self.misshapen: list[str] = []
         self.targets: set[str] = set()
 
     @property
@@ -112,7 +118,21 @@ class GraftQuantizer(HfQuantizer):
     def get_quantize_ops(self) -> ConversionOps:
         return _QuantiseOnArrival(self)
 
-    def _process_model_before_weight_loading(self, model: nn.Module, dtype: torch.dtype | None = None, **_: Any) -> None:
+    def pack(self, model: nn.Module, name: str, weight: Tensor) -> bool:
+        """Pack one linear with the values that arrived for it; False where they are not finite or do not fit."""
+        module = model.get_submodule(name)
+        if module.weight.shape != weight.shape:
+            shapes = f"{tuple(weight.shape)} in the file and {tuple(module.weight.shape)} by config.json"
+            self.misshapen.append(f"{name}.weight is {shapes}")
+            return False
+        if not replace(model, name, module, self.quantization_config.kind(name), weight):
+            self.bad.append(f"{name}.weight")
+            return False
+        return True
+
+    def _process_model_before_weight_loading(
+        self, model: nn.Module, dtype: torch.dtype | None = None, **_: Any
+    ) -> None:
         names = self.quantization_config.names(model)
         if not self.pre_quantized:
             self.targets = {f"{name}.weight" for name in names}
@@ -121,11 +141,18 @@ class GraftQuantizer(HfQuantizer):
             linear = model.get_submodule(name)
             rows, columns = matrix(linear).shape
             kind = self.quantization_config.kind(key)
-            model.set_submodule(name, QuantLinear(columns, rows, kind, linear.bias, linear.weight.dtype, "meta"))
+            layer = QuantLinear(columns, rows, kind, linear.bias, linear.weight.dtype, "meta")
+            layer.transposed = is_conv1d(linear)
+            model.set_submodule(name, layer)
 
     def _process_model_after_weight_loading(self, model: nn.Module, **_: Any) -> nn.Module:
         if self.bad:
             raise not_finite(self.bad)
+        if self.misshapen:
+            more = f" (and {len(self.misshapen) - 1} more)" if len(self.misshapen) > 1 else ""
+            raise ModelError(
+                self.misshapen[0] + more, "weights and config.json of one model", "compare with the original"
+            )
         return model.requires_grad_(False)  # loading makes every float tensor trainable, absmax too
 
     def get_state_dict_and_metadata(self, model: nn.Module) -> tuple[None, dict[str, str]]:
@@ -135,6 +162,9 @@ class GraftQuantizer(HfQuantizer):
         by_rule = {name for name, _ in packable(model) if not _ends(name, config.skip)}
         config.modules = None if set(layers) == by_rule and all(v == usual for v in layers.values()) else layers
         return None, {}
+
+    def _dequantize(self, model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
+        return dequantise_model(model, dtype)
 
     def is_serializable(self) -> bool:
         return True

@@ -53,15 +53,17 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         product = _backward_op if torch.compiler.is_compiling() else _backward
-        dx = product(dy, list(ctx.saved_tensors), *ctx.statics) if ctx.needs_input_grad[0] else None
+        weight = ctx.saved_tensors  # once: under checkpointing a second look is an error
+        dx = product(dy, list(weight), *ctx.statics) if ctx.needs_input_grad[0] else None
         dbias = dy.flatten(0, -2).sum(0) if ctx.needs_input_grad[1] else None
-        return dx, dbias, None, None, *([None] * len(ctx.saved_tensors))
+        return dx, dbias, None, None, *([None] * len(weight))
 
 
 class QuantLinear(nn.Module):
     """A linear layer (in_features -> out_features) with a packed weight; see `Scheme.shapes` for its tensors.
 
     dtype: what `weight` is given in; products follow x.
+    transposed: it took the place of a Conv1D, which stores (in, out).
     """
 
     def __init__(
@@ -75,7 +77,7 @@ class QuantLinear(nn.Module):
     ) -> None:
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
-        self.scheme, self.dtype = scheme, dtype
+        self.scheme, self.dtype, self.transposed = scheme, dtype, False
         for name, (shape, kind) in scheme.shapes(out_features, in_features).items():
             setattr(self, name, nn.Parameter(torch.empty(shape, dtype=kind, device=device), requires_grad=False))
         self.register_parameter("bias", bias)
@@ -110,7 +112,8 @@ class QuantLinear(nn.Module):
         return _Linear.apply(x, bias, self.scheme.name, self.scheme.block, *self.packed().values())
 
     def extra_repr(self) -> str:
-        return f"{self.in_features}, {self.out_features}, {self.scheme.name}, block={self.scheme.block}, bias={self.bias is not None}"
+        bias = self.bias is not None
+        return f"{self.in_features}, {self.out_features}, {self.scheme.name}, block={self.scheme.block}, bias={bias}"
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Devices reach the packed tensors, dtypes do not: `.to(bf16)` would ruin absmax."""

@@ -1,8 +1,8 @@
 """Which linears of a model are packed, and packing them in a model that is already in memory.
 
-Packed are the linears of the blocks: those below an `nn.ModuleList`. Left alone are the head and the embeddings, whatever
-is tied, heads of classifiers (they lie outside the blocks), and what transformers keeps in fp32, for example T5's `wo`,
-whose dtype is read in every forward.
+Packed are the linears of the blocks: those below an `nn.ModuleList`. Left alone are the head and the embeddings,
+whatever is tied, heads of classifiers (they lie outside the blocks), and what transformers keeps in fp32, for example
+T5's `wo`, whose dtype is read in every forward.
 """
 
 from collections.abc import Iterator
@@ -18,13 +18,18 @@ from graft.quant.scheme import Scheme
 
 def is_linear(module: nn.Module) -> bool:
     """nn.Linear itself or transformers' Conv1D, which stores (in, out). Subclasses may compute something else."""
-    return type(module) is nn.Linear or type(module).__name__ == "Conv1D"
+    return type(module) is nn.Linear or is_conv1d(module)
+
+
+def is_conv1d(module: nn.Module) -> bool:
+    """GPT-2's linear layer."""
+    return type(module).__name__ == "Conv1D"
 
 
 def matrix(module: nn.Module, weight: torch.Tensor | None = None) -> torch.Tensor:
     """The weight as (out, in)."""
     weight = module.weight if weight is None else weight
-    return weight.T if type(module).__name__ == "Conv1D" else weight
+    return weight.T if is_conv1d(module) else weight
 
 
 def packable(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -51,7 +56,11 @@ def quantise_model(model: nn.Module, scheme: str | Scheme, *, block: int = 64, d
     scheme = scheme if isinstance(scheme, Scheme) else Scheme(scheme, block, double)
     found = [(name, module) for name, module in packable(model) if not isinstance(module, QuantLinear)]
     if not found:
-        raise UsageError(f"{type(model).__name__} has no linear layers in blocks left to quantise", "a transformer in 16 or 32 bits", "use quant: none")
+        raise UsageError(
+            f"{type(model).__name__} has no linear layers in blocks left to quantise",
+            "a transformer in 16 or 32 bits",
+            "use quant: none",
+        )
     bad = [f"{name}.weight" for name, module in found if not replace(model, name, module, scheme)]
     if bad:
         raise not_finite(bad)
@@ -63,8 +72,34 @@ def replace(model: nn.Module, name: str, module: nn.Module, scheme: Scheme, weig
     with torch.no_grad():
         layer = QuantLinear.pack(matrix(module, weight).detach(), scheme, module.bias)
     if layer is not None:
+        layer.transposed = is_conv1d(module)
         model.set_submodule(name, layer.train(module.training).requires_grad_(False))
     return layer is not None
+
+
+def unpacked(layer: QuantLinear, weight: torch.Tensor | None = None) -> nn.Module:
+    """The plain layer for the place of a packed one: nn.Linear, or Conv1D where it was one, as files expect it.
+
+    weight: (out, in); left out, the values the codes stand for.
+    """
+    weight = layer.weight if weight is None else weight
+    if layer.transposed:
+        from transformers.pytorch_utils import Conv1D  # late: training states use this package without transformers
+
+        plain, weight = Conv1D(0, 0), weight.T.contiguous()
+        plain.nf, plain.nx = layer.out_features, layer.in_features
+    else:
+        plain = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
+    plain.weight = nn.Parameter(weight, requires_grad=False)
+    plain.bias = layer.bias
+    return plain.train(layer.training)
+
+
+def dequantise_model(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
+    """Make every packed layer plain again, in place; returns the model. dtype: of weights, by default the layer's."""
+    for name, layer in [(n, m) for n, m in model.named_modules() if isinstance(m, QuantLinear)]:
+        model.set_submodule(name, unpacked(layer, None if dtype is None else layer.weight.to(dtype)))
+    return model
 
 
 def not_finite(names: list[str]) -> ModelError:

@@ -26,7 +26,9 @@ class Scheme:
     def __post_init__(self) -> None:
         if self.name not in CODEBOOKS:
             known = ", ".join(CODEBOOKS)
-            raise UsageError(f"quant={self.name!r}", f"one of {known}", f"did you mean {nearest(self.name, CODEBOOKS, 1)[0]!r}?")
+            raise UsageError(
+                f"quant={self.name!r}", f"one of {known}", f"did you mean {nearest(self.name, CODEBOOKS, 1)[0]!r}?"
+            )
         if self.block < 2 or self.block % 2:
             raise UsageError(f"a block of {self.block} weights", "an even number, usual are 32 to 4096", "use 64")
         if self.codebook is None:

@@ -9,7 +9,7 @@
 
 import re
 from collections.abc import Iterator, Sequence
-from functools import cache
+from functools import lru_cache
 from itertools import pairwise
 from statistics import fmean
 
@@ -61,6 +61,7 @@ def unique_share(texts: Sequence[str]) -> float:
     return len({_plain(text) for text in texts}) / len(texts)
 
 
+@lru_cache(maxsize=1024)  # every text is searched for many values
 def _plain(text: str) -> str:
     return " ".join(text.casefold().split())
 
@@ -69,7 +70,7 @@ def _words(text: str) -> Iterator[str]:
     return (match.group() for match in re.finditer(r"\w+", text.casefold()))
 
 
-@cache
+@lru_cache(maxsize=4096)
 def _pattern(value: str) -> re.Pattern[str]:
     # A number does not end before ".5" nor begin after "1.", a word does end before a full stop.
     return re.compile(rf"(?<!\w)(?<!\d[.,]){re.escape(_plain(value))}(?!\w)(?![.,]\d)")

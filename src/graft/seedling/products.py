@@ -1,8 +1,8 @@
 """Invented products: what they are called, what can be said of them, and which of them are held out.
 
-A product is a name and 3 to 6 further attributes, each a value of one to three words. Every product is a pure function of (seed, index).
-Whether it is held out is a function of its name alone (one name in ten, by hash), so a held-out product has a name that no training
-text contains and, with it, an unseen combination of attributes.
+A product is a name, a type and 3 to 6 further attributes, each a value of one to three words. Every product is a pure
+function of (seed, index). Whether it is held out is a function of its name alone (one name in ten, by hash), so a
+held-out product has a name that no training text contains and, with it, an unseen combination of attributes.
 """
 
 import hashlib
@@ -65,73 +65,117 @@ GROUPS = {
         _words("desk lamp, floor lamp, lantern, reading light, night light, pendant light, torch"),
         (*_COMMON, "size", "power", "style"),
         _SOLIDS,
-        _words("touch dimmer, warm glow, swivel arm, folding stand, sleep timer, motion sensor, frosted shade, magnetic base"),
-        _words("late reading, small bedrooms, narrow hallways, study corners, garden evenings, bedside tables, power cuts"),
+        _words(
+            "touch dimmer, warm glow, swivel arm, folding stand, sleep timer, motion sensor, frosted shade, magnetic base"
+        ),
+        _words(
+            "late reading, small bedrooms, narrow hallways, study corners, garden evenings, bedside tables, power cuts"
+        ),
     ),
     "bag": Group(
         _words("backpack, tote bag, suitcase, shoulder bag, duffel bag, laptop sleeve, satchel, camera bag"),
         (*_COMMON, "size", "capacity", "style"),
         _CLOTHS,
-        _words("hidden pocket, padded straps, rain cover, laptop sleeve, lockable zip, bottle holder, chest strap, wide opening"),
+        _words(
+            "hidden pocket, padded straps, rain cover, laptop sleeve, lockable zip, bottle holder, chest strap, wide "
+            "opening"
+        ),
         _words("weekend trips, daily commutes, school days, long flights, city walks, market mornings, short hikes"),
     ),
     "kitchen": Group(
-        _words("kettle, teapot, frying pan, saucepan, coffee press, mixing bowl, blender, toaster, chopping board, water jug"),
+        _words(
+            "kettle, teapot, frying pan, saucepan, coffee press, mixing bowl, blender, toaster, chopping board, water jug"
+        ),
         (*_COMMON, "size", "capacity", "style"),
         _SOLIDS,
-        _words("cool handle, glass lid, drip spout, fine filter, measuring marks, steam vent, heavy base, stay warm plate"),
-        _words("busy mornings, slow breakfasts, family dinners, small kitchens, baking days, camping stoves, large parties"),
+        _words(
+            "cool handle, glass lid, drip spout, fine filter, measuring marks, steam vent, heavy base, stay warm plate"
+        ),
+        _words(
+            "busy mornings, slow breakfasts, family dinners, small kitchens, baking days, camping stoves, large parties"
+        ),
     ),
     "furniture": Group(
         _words("armchair, bookcase, side table, stool, bench, wardrobe, writing desk, coat rack, shoe cabinet"),
         (*_COMMON, "size", "style", "finish"),
         _SOLIDS,
-        _words("hidden drawer, rounded corners, soft cushion, adjustable feet, cable tray, folding top, quiet hinges, open shelf"),
-        _words("small flats, home offices, children's rooms, reading corners, entrance halls, guest rooms, sunny balconies"),
+        _words(
+            "hidden drawer, rounded corners, soft cushion, adjustable feet, cable tray, folding top, quiet hinges, open "
+            "shelf"
+        ),
+        _words(
+            "small flats, home offices, children's rooms, reading corners, entrance halls, guest rooms, sunny balconies"
+        ),
     ),
     "garment": Group(
         _words("jacket, raincoat, jumper, scarf, sun hat, shirt, apron, cardigan, winter coat"),
         (*_COMMON, "fit", "care", "style"),
         _CLOTHS,
-        _words("deep pockets, taped seams, hidden buttons, soft lining, high collar, reflective trim, elastic cuffs, two way zip"),
-        _words("windy beaches, autumn walks, cold offices, rainy commutes, summer evenings, mountain huts, garden work"),
+        _words(
+            "deep pockets, taped seams, hidden buttons, soft lining, high collar, reflective trim, elastic cuffs, two way "
+            "zip"
+        ),
+        _words(
+            "windy beaches, autumn walks, cold offices, rainy commutes, summer evenings, mountain huts, garden work"
+        ),
     ),
     "device": Group(
-        _words("speaker, radio, alarm clock, headset, camera, keyboard, desk fan, weather station, e-reader, power bank"),
+        _words(
+            "speaker, radio, alarm clock, headset, camera, keyboard, desk fan, weather station, e-reader, power bank"
+        ),
         (*_COMMON, "size", "power", "battery"),
         _SOLIDS,
-        _words("touch controls, splash proof case, quiet motor, voice prompts, night mode, fast charging, large display, clip mount"),
+        _words(
+            "touch controls, splash proof case, quiet motor, voice prompts, night mode, fast charging, large display, clip "
+            "mount"
+        ),
         _words("home offices, loud trains, beach days, bedside tables, video calls, long journeys, open windows"),
     ),
     "outdoor": Group(
-        _words("tent, sleeping bag, hammock, camping stove, cool box, picnic blanket, folding chair, water bottle, rucksack"),
+        _words(
+            "tent, sleeping bag, hammock, camping stove, cool box, picnic blanket, folding chair, water bottle, rucksack"
+        ),
         (*_COMMON, "size", "capacity", "care"),
         _CLOTHS,
-        _words("double seams, quick release, carry handle, wind guard, mesh window, repair kit, storage sack, leak proof cap"),
+        _words(
+            "double seams, quick release, carry handle, wind guard, mesh window, repair kit, storage sack, leak proof cap"
+        ),
         _words("rocky camps, festival weekends, river banks, winter nights, long treks, family picnics, bike tours"),
     ),
     "desk": Group(
         _words("notebook, fountain pen, pencil case, desk organiser, wall calendar, sketchbook, letter tray, ruler"),
         (*_COMMON, "size", "finish", "style"),
         _SOLIDS,
-        _words("lay flat binding, numbered pages, smooth clip, ink window, elastic band, back pocket, non slip feet, slim spine"),
+        _words(
+            "lay flat binding, numbered pages, smooth clip, ink window, elastic band, back pocket, non slip feet, slim "
+            "spine"
+        ),
         _words("travel notes, quick sketches, careful letters, busy desks, exam weeks, daily plans, long meetings"),
     ),
 }
 
 _SHADES = _words("deep, pale, bright, soft, dark, light, warm, dusty, matte, smoky")
-_COLOURS = _words("red, blue, green, yellow, orange, purple, brown, grey, black, white, pink, teal, ivory, copper, sand, plum, olive, navy")
+_COLOURS = _words(
+    "red, blue, green, yellow, orange, purple, brown, grey, black, white, pink, teal, ivory, copper, sand, plum, "
+    "olive, navy"
+)
 _STYLES = _words("modern, rustic, vintage, minimal, nautical, industrial, classic, playful, coastal, nordic")
 _MOODS = _words("plain, bold, quiet, elegant, sturdy, relaxed, simple, timeless")
 _FINISHES = _words("satin, gloss, waxed, oiled, lacquered, powder coated, sanded, hammered, etched, raw")
 _FITS = _words("loose, slim, regular, boxy, tailored, relaxed, cropped, long")
 _CARES = _words("cold wash, hand wash, wipe clean, line dry, cool iron, spot clean, air dry, brush clean")
-_PLACES = _words("Portugal, Denmark, Japan, Italy, Canada, Poland, Norway, Mexico, Vietnam, Austria, Ireland, Chile, Kenya, Finland, Wales")
+_PLACES = _words(
+    "Portugal, Denmark, Japan, Italy, Canada, Poland, Norway, Mexico, Vietnam, Austria, Ireland, Chile, Kenya, "
+    "Finland, Wales"
+)
 _BRANDS = _words(
     "Oakham, Linden, Harrow, Velkor, Brightside, Tamsin, Northway, Calder, Fernhill, Juno, Marlow, Quist, Redfern, Solberg, Thistle, "
     "Umbra Works, Vantage, Wren and Co, Yarrow, Zephyr, Ashdown, Bellweather, Copperleaf, Dunmore"
 )
-_STARTS = _words("Ar, Bel, Cor, Dav, El, Fen, Gal, Hal, Is, Jor, Kal, Lum, Mar, Nor, Or, Pel, Quin, Ros, Sol, Tar, Ul, Ven, Wil, Yor, Zan")
+_STARTS = _words(
+    "Ar, Bel, Cor, Dav, El, Fen, Gal, Hal, Is, Jor, Kal, Lum, Mar, Nor, Or, Pel, Quin, Ros, Sol, Tar, Ul, Ven, Wil, "
+    "Yor, Zan"
+)
 _MIDDLES = _words("a, e, i, o, u, an, el, in, or, ul, av, em")
 _ENDS = _words("da, ro, ta, la, no, ris, ton, via, wick, mar, den, ley, so, bra, nix, que, lo, fa")
 
@@ -148,7 +192,7 @@ def _pair(first: tuple[str, ...], second: tuple[str, ...]) -> Callable[[random.R
 _VALUES: dict[str, Callable[[random.Random], str]] = {
     "brand": lambda draw: draw.choice(_BRANDS),
     "colour": _pair(_SHADES, _COLOURS),
-    "weight": lambda draw: f"{draw.randint(2, 98) * 10} g" if draw.random() < 0.5 else f"{draw.randint(10, 99) / 10} kg",
+    "weight": lambda draw: draw.choice((f"{draw.randint(2, 98) * 10} g", f"{draw.randint(10, 99) / 10} kg")),
     "price": lambda draw: f"{draw.choice('$€£')}{draw.randint(5, 299)}",
     "size": lambda draw: f"{draw.randint(8, 120)} cm {draw.choice(('tall', 'wide', 'long'))}",
     "capacity": lambda draw: f"{draw.randint(2, 60)} litres",

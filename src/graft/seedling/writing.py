@@ -11,7 +11,8 @@ What pretraining does teach is to find an attribute in a list and to say its val
 
 import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 
 from graft.seedling.phrases import CLOSINGS, OPENINGS, OPINIONS, PHRASES
@@ -80,18 +81,45 @@ def _single(item: Product, pair: tuple[str, str], draw: random.Random) -> str:
     return f"{_subject(item, draw)} {draw.choice(PHRASES[key].predicates).format(v=value)}."
 
 
-def _sheet(item: Product, draw: random.Random) -> str:
-    """An attribute list as shops write it: labels, separators and capitals vary; the order does too."""
-    capital, mark, end = draw.choice((str.capitalize, str)), draw.choice((": ", ": ", " - ", " = ")), draw.choice("\n\n\n;")
-    pairs = list(item.attributes[2:])
-    draw.shuffle(pairs)
-    labelled = [(key if draw.random() < 0.7 else draw.choice(PHRASES[key].labels), value) for key, value in pairs]
+@dataclass(frozen=True)
+class Style:
+    """How a shop writes its attribute lists."""
+
+    capital: bool
+    spoken: bool  # labels as people say them ("made of") instead of the keys
+    mark: str
+    end: str
+
+    @classmethod
+    def drawn(cls, draw: random.Random) -> "Style":
+        mark, end = draw.choice((": ", ": ", ": ", " - ", " = ")), draw.choice(("\n", "\n", "\n", "; "))
+        return cls(draw.random() < 0.3, draw.random() < 0.2, mark, end)
+
+    def labels(self, item: Product, draw: random.Random) -> dict[str, str]:
+        """What this shop calls each attribute of the product."""
+        keys = [key for key, _ in item.attributes]
+        said = {key: draw.choice(PHRASES[key].labels) if self.spoken and key in PHRASES else key for key in keys}
+        return {key: label.capitalize() if self.capital else label for key, label in said.items()}
+
+
+def _sheet(item: Product, draw: random.Random) -> tuple[str, list[str], str]:
+    """An attribute list as shops write it, the order drawn: its text, its lines and what joins them."""
+    style = Style.drawn(draw)
+    labels = style.labels(item, draw)
+    lines = [labels[key] + style.mark + value for key, value in item.attributes]
+    rest = lines[2:]
+    draw.shuffle(rest)
     if draw.random() < 0.5:
-        labelled = [*item.attributes[:2], *labelled]
-        head = ""
-    else:
-        head = f"{item['name']} ({item['type']})\n"
-    return head + (end + " " * (end == ";")).join(capital(label) + mark + value for label, value in labelled)
+        return style.end.join([*lines[:2], *rest]), [*lines[:2], *rest], style.end
+    return f"{item['name']} ({item['type']})\n" + style.end.join(rest), rest, style.end
+
+
+def _excerpt(lines: list[str], end: str, draw: random.Random) -> str:
+    """A few lines of a list once more, for those in a hurry: neighbours, or here and there."""
+    n = draw.randint(2, min(4, len(lines)))
+    start = draw.randint(0, len(lines) - n)
+    few = lines[start : start + n] if draw.random() < 0.5 else draw.sample(lines, n)
+    return draw.choice(("In short:\n", "Look again:\n", "Most asked:\n")) + end.join(few)
 
 
 def _question(item: Product, pair: tuple[str, str], draw: random.Random) -> str:
@@ -114,25 +142,38 @@ def _catalogue(draw: random.Random, source: Iterator[Product]) -> str:
 
 def _questions(draw: random.Random, source: Iterator[Product]) -> str:
     item = next(source)
-    known = _sheet(item, draw) if draw.random() < 0.75 else describe(item, draw)
-    asked = draw.choices(item.attributes[2:], k=draw.randint(2, 5))
+    known = _sheet(item, draw)[0] if draw.random() < 0.75 else describe(item, draw)
+    asked = draw.sample(item.attributes[2:], draw.randint(2, len(item.attributes) - 2))
     return known + "\n\n" + "\n".join(_question(item, pair, draw) for pair in asked)
 
 
 def _lists(draw: random.Random, source: Iterator[Product]) -> str:
     blocks = []
-    for item in islice(source, draw.randint(1, 3)):
-        block = _sheet(item, draw)
-        if draw.random() < 0.8:
-            said = [_single(item, pair, draw) for pair in draw.sample(item.attributes[2:], draw.randint(1, 2))]
-            said = [draw.choice(OPINIONS), f"I bought the {item['name']}.", *said][draw.randint(0, 2):]
-            block += "\n\n" + draw.choice(("Review: ", "", "Note: ")) + " ".join(said)
-        blocks.append(block)
+    for item in islice(source, draw.randint(1, 2)):
+        text, lines, end = _sheet(item, draw)
+        blocks.append(text)
+        for more in draw.sample((_tags, _review, None, None), draw.randint(1, 2)):
+            blocks.append(more(item, draw) if more else _excerpt(lines, end, draw))
     return "\n\n".join(blocks)
+
+
+def _tags(item: Product, draw: random.Random) -> str:
+    """Short labels for the shelf, one to three of them: the name and up to three values."""
+    lines = []
+    for _ in range(draw.randint(1, 3)):
+        values = [value for _, value in draw.sample(item.attributes[1:], draw.randint(1, 3))]
+        lines.append(item["name"] + draw.choice((", ", ": ", " / ")) + ", ".join(values))
+    return draw.choice(("Label: ", "Tag: ", "")) + "\n".join(lines)
+
+
+def _review(item: Product, draw: random.Random) -> str:
+    said = [_single(item, pair, draw) for pair in draw.sample(item.attributes[2:], draw.randint(1, 2))]
+    said = [draw.choice(OPINIONS), f"I bought the {item['name']}.", *said][draw.randint(0, 2) :]
+    return draw.choice(("Review: ", "", "Note: ")) + " ".join(said)
 
 
 def _descriptions(draw: random.Random, source: Iterator[Product]) -> str:
     return "\n\n".join(describe(item, draw) for item in islice(source, draw.randint(1, 3)))
 
 
-_KINDS: dict[Callable[[random.Random, Iterator[Product]], str], int] = {_catalogue: 2, _questions: 4, _lists: 3, _descriptions: 1}
+_KINDS: dict[Callable[[random.Random, Iterator[Product]], str], int] = {_catalogue: 1, _questions: 3, _lists: 5, _descriptions: 1}

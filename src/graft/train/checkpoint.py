@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Progress:
-    """Where a run is.  best: {"step", "loss"} of the best evaluation; waited: evaluations since; lengths: of the logs."""
+    """Where a run is.  best: {"step", "loss"} of the best evaluation; waited: evaluations since; lengths: of logs."""
 
     step: int = 0
     tokens: int = 0
@@ -54,6 +54,8 @@ class Checkpoints:
         state = fs.encode({"progress": asdict(progress), "rng": rng.values()})
         needed = len(state) + sum(t.numel() * t.element_size() for part in parts.values() for t in part.values())
         target = self.folder / f"step-{progress.step:06d}"
+        if target.exists():  # of this very step: damaged ones were set aside when the run was resumed
+            return target
 
         def fill(folder: Path) -> None:
             for name, tensors in parts.items():
@@ -74,12 +76,10 @@ class Checkpoints:
         checkpoint, damaged = fs.latest(self.folder)
         if checkpoint is not None:
             self._check(checkpoint)
-        for error in damaged:
-            broken = next(folder for _, folder in fs.steps(self.folder))  # newest first, as they were found
+        for broken, error in damaged:
             aside = fs.set_aside(broken)
-            self.warn(
-                f"{error.given}: kept as {aside.name}, going on from {checkpoint.name if checkpoint else 'the start'}"
-            )
+            origin = checkpoint.name if checkpoint else "the start"
+            self.warn(f"{error.given}: kept as {aside.name}, going on from {origin}")
         if checkpoint is None:
             return None
         adapter.restore(load_file(checkpoint / "adapter.safetensors"))
@@ -97,23 +97,15 @@ class Checkpoints:
     def _check(self, checkpoint: Path) -> None:
         facts = fs.validate(checkpoint)
         same_run(checkpoint, facts["identity"], self.identity)
-        here = versions()
-        changed = [
-            f"{key} {value} -> {here.get(key)}" for key, value in facts["versions"].items() if here.get(key) != value
-        ]
-        if changed:
-            self.warn(f"resumed with {', '.join(changed)}: results may differ in the last bits")
+        if changed := _changes(facts["versions"], versions()):
+            self.warn(f"resumed with other versions ({changed}): results may differ in the last bits")
 
 
 def same_run(where: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Raise CheckpointError, naming every key that differs, unless both identities are equal."""
-    keys = sorted({*before, *now})
-    changed = [
-        f"{key}: {_short(before.get(key))} -> {_short(now.get(key))}" for key in keys if before.get(key) != now.get(key)
-    ]
-    if changed:
+    if changed := _changes(before, now):
         raise CheckpointError(
-            f"{where} belongs to a run with other settings ({'; '.join(changed)})",
+            f"{where} belongs to a run with other settings ({changed})",
             "the settings, base and data that the run began with",
             "put them back to go on with this run, or choose another output for a new one",
         )
@@ -128,6 +120,11 @@ def versions() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    keys = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
+    return "; ".join(f"{key}: {_short(before.get(key))} -> {_short(now.get(key))}" for key in keys)
 
 
 def _short(value: Any) -> str:

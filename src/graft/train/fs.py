@@ -150,13 +150,10 @@ def validate(folder: Path) -> dict[str, Any]:
         own = body.pop("sha256")
         sound = own == hashlib.sha256(encode(body)).hexdigest() and encode(body | {"sha256": own}) == raw
     except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise _damaged(
-            manifest, f"cannot be read ({type(error).__name__})", "a manifest written by a finished commit"
-        ) from None
+        state = f"cannot be read ({type(error).__name__})"
+        raise _damaged(manifest, state, "a manifest written by a finished commit") from None
     if not sound or body["format"] != FORMAT or body["name"] != folder.name:
-        raise _damaged(
-            manifest, "has been changed after it was written", f"the manifest of {folder.name}, format {FORMAT}"
-        )
+        raise _damaged(manifest, "was changed after it was written", f"the manifest of {folder.name}, format {FORMAT}")
     present = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()} - {MANIFEST}
     for name in sorted(present ^ set(body["files"])):
         state = "is not in the manifest" if name in present else "is missing"
@@ -187,15 +184,15 @@ def steps(folder: Path) -> list[tuple[int, Path]]:
     return sorted(((int(match[1]), entry) for match, entry in found if match), reverse=True)
 
 
-def latest(folder: Path) -> tuple[Path | None, list[CheckpointError]]:
-    """The newest valid checkpoint, and what is wrong with each newer one."""
+def latest(folder: Path) -> tuple[Path | None, list[tuple[Path, CheckpointError]]]:
+    """The newest valid checkpoint; and each newer one with what is wrong with it."""
     damaged = []
     for _, checkpoint in steps(folder):
         try:
             validate(checkpoint)
             return checkpoint, damaged
         except CheckpointError as error:
-            damaged.append(error)
+            damaged.append((checkpoint, error))
     return None, damaged
 
 

@@ -77,6 +77,62 @@ class Journal:
         self._file.close()
 
 
+class RunLog:
+    """The three files of a run that grow, and the observer that hears the same."""
+
+    def __init__(self, run: Path, device: torch.device, observer: Observer) -> None:
+        self.observer = observer
+        self._metrics, self._samples = Journal(run / "metrics.jsonl"), Journal(run / "samples.md")
+        self._timing, self._clock = Journal(run / "timing.jsonl"), Clock(device)
+
+    def step(self, record: dict[str, Any], tokens: int) -> None:
+        """A step that is done; its tokens give the speed."""
+        timing = {"step": record["step"], **self._clock.lap(tokens)}
+        self._metrics.record(record)
+        self._timing.record(timing)
+        self.observer.step({**record, **timing})
+
+    def evaluated(self, record: dict[str, Any]) -> None:
+        """The metrics of an evaluation."""
+        self._metrics.record(record)
+        self.observer.evaluated(record)
+
+    def sampled(self, step: int, texts: Sequence[str]) -> None:
+        """Answers to the sample prompts after a step."""
+        self._samples.add(f"## step {step}\n\n" + "".join(f"{text}\n\n---\n\n" for text in texts))
+        self.observer.sampled(texts)
+
+    def pause(self) -> None:
+        """What was done since the last step is not the next one's time."""
+        self._clock.lap(0)
+
+    def resumed(self, step: int, lengths: dict[str, int]) -> None:
+        """Forget what was written after the checkpoint of this step."""
+        self.cut(lengths)
+        self._timing.record({"resumed": step})
+        self.observer.resumed(step)
+
+    def warn(self, text: str) -> None:
+        """Note what did not stop the run."""
+        self._timing.record({"warning": text})
+        self.observer.warn(text)
+
+    def settle(self) -> dict[str, int]:
+        """Make everything durable; the lengths to come back to."""
+        self._timing.settle()
+        return {journal.path.name: journal.settle() for journal in (self._metrics, self._samples)}
+
+    def cut(self, lengths: dict[str, int]) -> None:
+        """Cut the files that a resumed run repeats back to these lengths; none is empty."""
+        for journal in (self._metrics, self._samples):
+            journal.cut(lengths.get(journal.path.name, 0))
+
+    def close(self) -> None:
+        """Close the files."""
+        for journal in (self._metrics, self._samples, self._timing):
+            journal.close()
+
+
 class Clock:
     """Seconds, speed and memory from one step to the next."""
 
@@ -105,4 +161,5 @@ def usage(device: torch.device) -> tuple[int, int]:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
     except OSError:  # not Linux
         return peak, peak
-    return pages * os.sysconf("SC_PAGE_SIZE"), peak
+    memory = pages * os.sysconf("SC_PAGE_SIZE")
+    return memory, max(memory, peak)  # the kernel updates the two counters at different times

@@ -8,21 +8,20 @@ the process was killed on the way or not.
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import load_file
 
 from graft.errors import TrainingError
 from graft.train import fs, rng
 from graft.train.checkpoint import Checkpoints, Progress, same_run
 from graft.train.lock import locked
-from graft.train.log import MIB, Clock, Journal, Observer
-from graft.train.memory import exhausted, out_of_memory
+from graft.train.log import MIB, Observer, RunLog
+from graft.train.memory import advice
 from graft.train.neftune import Neftune
-from graft.train.optimizers import build
+from graft.train.optimizers import AdamW, build
 from graft.train.paging import Pages
 from graft.train.schedule import factor
 from graft.train.signals import Interrupted, Signals
@@ -35,17 +34,20 @@ SKIPS = 3  # steps in a row that on_nan=skip lets pass
 
 
 @dataclass(frozen=True)
-class Hooks:
-    """What happens beside the steps.
+class Task:
+    """What a run does.
 
-    evaluate: step -> metrics; "loss" decides which step is best.  sample: () -> texts.  identity: JSON values (settings,
-    fingerprints of base and data) under which alone the run may be resumed.
+    feed: `steps_per_epoch`, and `step(epoch, index) -> micro-batches`, a pure function.
+    objective: (base, batch) -> (loss summed over the supervised tokens, metrics).
+    evaluate: step -> metrics; "loss" decides which step is best.  sample: () -> answers to the sample prompts.
+    identity: JSON values (settings, fingerprints of base and data) under which alone the run may be resumed.
     """
 
+    feed: Any
+    objective: Objective
     evaluate: Callable[[int], Mapping[str, float]] | None = None
     sample: Callable[[], Sequence[str]] | None = None
-    observer: Observer = Observer()  # noqa: RUF009  without state
-    identity: Mapping[str, Any] | None = None
+    identity: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -60,29 +62,21 @@ class Result:
 
 
 class Trainer:
-    """Trains one adapter of a base into a run folder.
-
-    feed: `steps_per_epoch` and `step(epoch, index) -> micro-batches`, a pure function.  objective: (base, batch) ->
-    (loss summed over the supervised tokens, metrics).  settings: the recipe's `train:` section.
-    """
+    """Trains one adapter of a base into a run folder.  settings: the recipe's `train:` section."""
 
     def __init__(
-        self,
-        base: "Base",
-        name: str,
-        feed: Any,
-        objective: Objective,
-        settings: Any,
-        run: str | Path,
-        hooks: Hooks = Hooks(),
+        self, base: "Base", name: str, task: Task, settings: Any, run: str | Path, observer: Observer | None = None
     ) -> None:
-        self.base, self.adapter, self.feed, self.objective = base, base.adapters[name], feed, objective
-        self.settings, self.folder, self.hooks, self.observer = settings, Path(run), hooks, hooks.observer
-        self.total = settings.max_steps or math.ceil(settings.epochs * feed.steps_per_epoch)
+        self.base, self.adapter, self.task, self.feed = base, base.adapters[name], task, task.feed
+        self.settings, self.folder, self.observer = settings, Path(run), observer or Observer()
+        self.total = settings.max_steps or math.ceil(settings.epochs * task.feed.steps_per_epoch)
         self.progress = Progress()
 
     def run(self) -> Result:
-        """Train to the end, from wherever the folder says. Raises Interrupted, TrainingError, SpaceError, CheckpointError."""
+        """Train to the end, from wherever the folder says.
+
+        Raises Interrupted, TrainingError, SpaceError, CheckpointError.
+        """
         with locked(self.folder), Signals() as signals:
             done = self._finished()
             if done is not None:
@@ -101,20 +95,15 @@ class Trainer:
     @contextlib.contextmanager
     def _open(self) -> Iterator[None]:
         """The run's files, optimizer and switches, closed and put back afterwards."""
-        s, base = self.settings, self.base
+        base = self.base
         fs.sweep(self.folder)
         fs.sweep(self.folder / "checkpoints")
-        self.checkpoints = Checkpoints(self.folder, self.hooks.identity or {}, s.keep, self._warn)
-        self.metrics, self.samples = Journal(self.folder / "metrics.jsonl"), Journal(self.folder / "samples.md")
-        self.timing, self.clock = Journal(self.folder / "timing.jsonl"), Clock(base.device)
-        pages = Pages(int(s.paged_budget_mb * MIB), self.folder)
-        groups = [{"weight_decay": s.weight_decay, **group} for group in self.adapter.param_groups(s.lr)]
-        named = dict(self.adapter.named_parameters())
-        reserve = lambda: build(s.optimizer, named, groups, pages, betas=tuple(s.betas), eps=s.eps)
-        self.optimizer = fs.patiently(self.folder, 8 * self.adapter.count(), reserve, self._warn)
-        self.noise = Neftune(base.model.get_input_embeddings(), s.neftune_alpha)
-        base.checkpointing(s.gradient_checkpointing)
-        if s.compile:
+        self.log = RunLog(self.folder, base.device, self.observer)
+        self.checkpoints = Checkpoints(self.folder, self.task.identity, self.settings.keep, self.log.warn)
+        self.optimizer = self._optimizer()
+        self.noise = Neftune(base.model.get_input_embeddings(), self.settings.neftune_alpha)
+        base.checkpointing(self.settings.gradient_checkpointing)
+        if self.settings.compile:
             base.compile()
         try:
             with base.using(self.adapter.name):
@@ -123,39 +112,39 @@ class Trainer:
             self.noise.remove()
             base.train(False)
             base.checkpointing(False)
-            for journal in (self.metrics, self.samples, self.timing):
-                journal.close()
+            self.log.close()
+
+    def _optimizer(self) -> AdamW:
+        s, named = self.settings, dict(self.adapter.named_parameters())
+        groups = [{"weight_decay": s.weight_decay, **group} for group in self.adapter.param_groups(s.lr)]
+        pages = Pages(int(s.paged_budget_mb * MIB), self.folder)
+        reserve = lambda: build(s.optimizer, named, groups, pages, betas=tuple(s.betas), eps=s.eps)
+        return fs.patiently(self.folder, 8 * self.adapter.count(), reserve, self.log.warn)
 
     def _begin(self) -> None:
         """Go on from the newest checkpoint, or from the start after a dry run of the longest batch."""
         restored = self.checkpoints.restore(self.adapter, self.optimizer)
         self.progress = restored or Progress()
-        for name, journal in self._journals():
-            journal.cut(self.progress.lengths.get(name, 0))
-        self.observer.start(
-            {
-                "steps": self.total,
-                "steps_per_epoch": self.feed.steps_per_epoch,
-                "done": self.progress.step,
-                "trained": self.adapter.count(),
-                "optimizer_bytes": self.optimizer.states.resident_bytes + self.optimizer.states.paged_bytes,
-            }
-        )
+        states = self.optimizer.states
+        plan = {"steps": self.total, "steps_per_epoch": self.feed.steps_per_epoch, "done": self.progress.step}
+        sizes = {"trained": self.adapter.count(), "optimizer_bytes": states.resident_bytes + states.paged_bytes}
+        self.observer.start(plan | sizes)
         if restored:
-            self.timing.record({"resumed": self.progress.step})
-            self.observer.resumed(self.progress.step)
-        else:
-            rng.seed(self.settings.seed)
-            self._guarded(
-                [self.feed.longest()], lambda batches: preflight(self.base, self.adapter, self.objective, batches[0])
-            )
+            self.log.resumed(self.progress.step, self.progress.lengths)
+            return
+        self.log.cut({})
+        rng.seed(self.settings.seed)
+        batch = self.feed.longest()
+        self.base.train(True, dropout=self.settings.dropout)
+        with advice(self.base, self.adapter, self.settings, [batch]):
+            preflight(self.base, self.adapter, self.task.objective, batch)
 
     def _finished(self) -> Result | None:
         """What the folder says of a run that came to its end."""
         if not (self.folder / "finished.json").exists() or not (self.folder / "adapter").exists():
             return None
         record = fs.decode(self.folder / "finished.json")
-        same_run(self.folder, record.pop("identity"), self.hooks.identity or {})
+        same_run(self.folder, record.pop("identity"), self.task.identity)
         self.observer.finished(record)
         return Result(**{**record, "adapter": self.folder / "adapter"})
 
@@ -168,19 +157,18 @@ class Trainer:
     def _advance(self) -> None:
         """One optimizer step and what is due after it."""
         p, s = self.progress, self.settings
-        epoch, index = divmod(p.step, self.feed.steps_per_epoch)
-        self.base.train(True, dropout=s.dropout)
-        arm = self.noise.arm
-        batches = self.feed.step(epoch, index)
-        measured = self._guarded(batches, lambda b: measure(self.base, self.adapter, self.objective, b, arm))
+        batches = self.feed.step(*divmod(p.step, self.feed.steps_per_epoch))
         rate = factor(s.schedule, p.step, self.total, s.warmup)
-        p.step += 1
-        p.tokens += measured.tokens
-        if measured.trouble:
-            self._skip(measured, s.lr * rate)
-        else:
-            self._apply(measured, rate)
-        self._log(measured, s.lr * rate)
+        self.base.train(True, dropout=s.dropout)
+        with advice(self.base, self.adapter, s, batches):
+            measured = measure(self.base, self.adapter, self.task.objective, batches, self.noise.arm)
+            p.step += 1
+            p.tokens += measured.tokens
+            if measured.trouble:
+                self._skip(measured, s.lr * rate)
+            else:
+                self._apply(measured, rate)
+        self.log.step(self._record(measured, s.lr * rate), measured.tokens)
         improved = self._evaluate() if self._due(s.eval_every or self.feed.steps_per_epoch) else False
         if self._due(s.save_every) or (improved and s.patience) or self._over():
             self._save()
@@ -189,13 +177,14 @@ class Trainer:
         return self.progress.step % every == 0 or self.progress.step == self.total
 
     def _apply(self, measured: Measured, rate: float) -> None:
-        if self.settings.clip:
-            torch.nn.utils.clip_grads_with_norm_(
-                self.adapter.parameters(), self.settings.clip, torch.tensor(measured.norm)
-            )
+        clip, parameters = self.settings.clip, self.adapter.parameters()
+        if clip and measured.norm > clip:
+            for p in parameters:
+                if p.grad is not None:
+                    p.grad.mul_(clip / (measured.norm + 1e-6))
         self.optimizer.step(rate)
-        for parameter in self.adapter.parameters():
-            parameter.grad = None
+        for p in parameters:
+            p.grad = None
         self.adapter.after_step(self.progress.step, self.total)
         self.progress.skipped, self.progress.loss = 0, measured.loss
 
@@ -205,87 +194,60 @@ class Trainer:
         error = stop(self.progress.step, measured, lr, self.base)
         if self.settings.on_nan == "stop" or self.progress.skipped > SKIPS:
             raise error
-        self._warn(f"{error.given}: skipped ({self.progress.skipped} in a row)")
+        self.log.warn(f"{error.given}: skipped ({self.progress.skipped} in a row)")
 
-    def _guarded(self, batches: Sequence[Any], action: Callable[[Sequence[Any]], Any]) -> Any:
-        """`action(batches)`, where running out of memory becomes advice."""
-        try:
-            return action(batches)
-        except (RuntimeError, MemoryError) as error:
-            if not exhausted(error):
-                raise
-            shape = max((tuple(batch.labels.shape) for batch in batches), key=math.prod)
-        raise out_of_memory(
-            self.base, self.adapter, self.settings, shape
-        )  # outside: the traceback would hold the tensors
-
-    # What is written
-
-    def _log(self, measured: Measured, lr: float) -> None:
-        p = self.progress
-        record = {"step": p.step, "epoch": round(p.step / self.feed.steps_per_epoch, 4)}
+    def _record(self, measured: Measured, lr: float) -> dict[str, Any]:
+        """The step's line in metrics.jsonl: nothing in it depends on the machine's speed."""
+        record: dict[str, Any] = self._position() | {"lr": lr, "tokens": self.progress.tokens}
         if measured.trouble:
-            record |= {"skipped": measured.trouble, "lr": lr}
-        else:
-            record |= {"loss": measured.loss, "lr": lr, "grad_norm": measured.norm}
-            if "correct" in measured.metrics:
-                record["accuracy"] = measured.metrics["correct"] / measured.tokens
-        record["tokens"] = p.tokens
-        timing = {"step": p.step, **self.clock.lap(measured.tokens)}
-        self.metrics.record(record)
-        self.timing.record(timing)
-        self.observer.step({**record, **timing})
+            return record | {"skipped": measured.trouble}
+        if "correct" in measured.metrics:
+            record["accuracy"] = measured.metrics["correct"] / measured.tokens
+        return record | {"loss": measured.loss, "grad_norm": measured.norm}
+
+    def _position(self) -> dict[str, Any]:
+        return {"step": self.progress.step, "epoch": round(self.progress.step / self.feed.steps_per_epoch, 4)}
+
+    # Beside the steps
 
     def _evaluate(self) -> bool:
         """Evaluate and sample without touching the run's random draws; whether this was the best step so far."""
-        p, improved = self.progress, False
+        improved = False
         self.base.train(False)
         with rng.preserved(), torch.no_grad():
-            if self.hooks.evaluate:
-                found = self.hooks.evaluate(p.step)
-                record = {"step": p.step, "epoch": round(p.step / self.feed.steps_per_epoch, 4)}
-                record |= {f"eval_{key}": value for key, value in found.items()}
-                self.metrics.record(record)
-                self.observer.evaluated(record)
+            if self.task.evaluate:
+                found = self.task.evaluate(self.progress.step)
+                self.log.evaluated(self._position() | {f"eval_{key}": value for key, value in found.items()})
                 improved = self._judge(found.get("loss"))
-            if self.hooks.sample:
-                texts = list(self.hooks.sample())
-                self.samples.add(f"## step {p.step}\n\n" + "".join(f"{text}\n\n---\n\n" for text in texts))
-                self.observer.sampled(texts)
-        self.clock.lap(0)  # what was spent here is not the next step's
+            if self.task.sample:
+                self.log.sampled(self.progress.step, list(self.task.sample()))
+        self.log.pause()
         return improved
 
     def _judge(self, loss: float | None) -> bool:
+        p = self.progress
         if loss is None:
             return False
-        improved = self.progress.best is None or loss < self.progress.best["loss"]
+        improved = p.best is None or loss < p.best["loss"]
         if improved:
-            self.progress.best = {"step": self.progress.step, "loss": loss}
-        self.progress.waited = 0 if improved else self.progress.waited + 1
+            p.best = {"step": p.step, "loss": loss}
+        p.waited = 0 if improved else p.waited + 1
         return improved
 
     def _save(self) -> None:
         """Commit a checkpoint of sound tensors."""
-        self._sound(self.adapter.tensors())
-        self.progress.lengths = {name: journal.settle() for name, journal in self._journals()}
+        self._refuse_unsound(self.adapter.tensors())
+        self.progress.lengths = self.log.settle()
         self.observer.saved(self.checkpoints.save(self.progress, self.adapter, self.optimizer))
+        self.log.pause()
 
-    def _sound(self, tensors: dict[str, torch.Tensor]) -> None:
+    def _refuse_unsound(self, tensors: dict[str, torch.Tensor]) -> None:
         if bad := unsound(tensors):
             raise TrainingError(
                 f"step {self.progress.step}: {', '.join(bad[:8])} hold a NaN or an infinity",
                 "finite adapter tensors; nothing was saved over the last checkpoint",
-                "lower train.lr or train.clip and run again: it goes on from the last checkpoint",
+                "lower train.lr or train.clip and start a new run, or go on from the last checkpoint",
             )
-
-    def _journals(self) -> list[tuple[str, Journal]]:
-        return [("metrics.jsonl", self.metrics), ("samples.md", self.samples)]
-
-    def _warn(self, text: str) -> None:
-        self.timing.record({"warning": text})
-        self.observer.warn(text)
-
-    # End
 
     def _finish(self) -> Result:
         """Save the adapter (the best one where early stopping chose), read it again, and mark the run as finished."""
@@ -293,12 +255,12 @@ class Trainer:
         if self.settings.patience and p.best:
             self.adapter.restore(self.checkpoints.adapter(p.best["step"]))
         state = self.adapter.state()
-        self._sound(state)
+        self._refuse_unsound(state)
         needed = sum(t.numel() * t.element_size() for t in state.values())
-        fs.patiently(self.folder, needed, lambda: fs.commit(target, self.adapter.save), self._warn)
+        fs.patiently(self.folder, needed, lambda: fs.commit(target, self.adapter.save), self.log.warn)
         fs.validate(target)
         record = {"steps": p.step, "loss": p.loss, "tokens": p.tokens, "best": p.best, "adapter": "adapter"}
-        fs.replace(self.folder / "finished.json", fs.encode({**record, "identity": dict(self.hooks.identity or {})}))
+        fs.replace(self.folder / "finished.json", fs.encode({**record, "identity": dict(self.task.identity)}))
         self.observer.saved(target)
         self.observer.finished(record)
         return Result(**{**record, "adapter": target})

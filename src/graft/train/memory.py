@@ -1,5 +1,8 @@
 """What to say when memory runs out: what was used, and which keys would save how much, largest first."""
 
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,23 +18,28 @@ GIB = 2**30
 _NF4 = 4.127 / 8  # bytes per number, double-quantised
 
 
-def exhausted(error: BaseException) -> bool:
-    """True where torch or the system had no memory to give."""
+@contextlib.contextmanager
+def advice(base: "Base", adapter: "Adapter", settings: Any, batches: Sequence[Any]) -> Iterator[None]:
+    """Running out of memory inside the block becomes a TrainingError with its levers.  batches: what is computed."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not _exhausted(error):
+            raise
+        shape = max((tuple(batch.inputs["input_ids"].shape) for batch in batches), key=math.prod)
+        peak = usage(base.device)[1]
+        found = sorted(levers(base, adapter, settings, shape, peak), reverse=True)
+        raise TrainingError(
+            f"memory ran out on a micro-batch of {shape[0]} rows x {shape[1]} tokens"
+            f" (peak {peak / GIB:.2f} GiB on {base.device})",
+            "micro-batches that fit",
+            "set one or more of these (estimated saving): "
+            + ", ".join(f"{key} ({saving / GIB:.2f} GiB)" for saving, key in found),
+        ) from error
+
+
+def _exhausted(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
-
-
-def out_of_memory(
-    base: "Base", adapter: "Adapter", settings: Any, shape: tuple[int, ...], peak: int = 0
-) -> TrainingError:
-    """The error with its levers.  shape: (B, T) of the batch that did not fit; peak: bytes, measured where 0."""
-    peak = peak or usage(base.device)[1]
-    found = sorted(levers(base, adapter, settings, shape, peak), reverse=True)
-    return TrainingError(
-        f"memory ran out on a batch of {' x '.join(map(str, shape))} tokens (peak {peak / GIB:.2f} GiB on {base.device})",
-        "a batch that fits",
-        "set one or more of (estimated saving): "
-        + ", ".join(f"{key} ({saving / GIB:.2f} GiB)" for saving, key in found),
-    )
 
 
 def levers(base: "Base", adapter: "Adapter", settings: Any, shape: tuple[int, ...], peak: int) -> list[tuple[int, str]]:

@@ -35,7 +35,7 @@ class AdamW:
         *,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
-        pages: Pages = Pages(),
+        pages: Pages | None = None,
     ) -> None:
         self.betas, self.eps = betas, eps
         self._parameters = dict(named)
@@ -43,7 +43,7 @@ class AdamW:
         self._groups = {name: by_id[id(p)] for name, p in self._parameters.items()}
         self._steps = dict.fromkeys(self._parameters, 0)
         device = next(iter(self._parameters.values())).device
-        self.states = States({name: self._layout(p) for name, p in self._parameters.items()}, device, pages)
+        self.states = States({name: self._layout(p) for name, p in self._parameters.items()}, device, pages or Pages())
         for name, state in self.states.visit():
             if "master" in state:
                 state["master"].copy_(self._parameters[name].detach())
@@ -137,4 +137,4 @@ def build(
             f"did you mean {nearest(kind, OPTIMIZERS, 1)[0]!r}?",
         )
     family = AdamW8bit if kind.endswith("8bit") else AdamW
-    return family(named, groups, pages=pages if kind.startswith("paged") else Pages(), **constants)
+    return family(named, groups, pages=pages if kind.startswith("paged") else None, **constants)

@@ -58,7 +58,7 @@ def measure(
             sums.append((loss, batch))
             metrics = {key: metrics.get(key, 0.0) + float(value) for key, value in own.items()}
     losses = torch.stack([loss for loss, _ in sums]).tolist()  # one synchronisation for the whole step
-    norm = float(torch.nn.utils.get_total_norm([p.grad for p in adapter.parameters() if p.grad is not None]))
+    norm = _norm([p.grad for p in adapter.parameters() if p.grad is not None])
     trouble = _trouble(losses, norm, adapter)
     if trouble:  # a loss names its rows; a gradient may come from any of them
         bad = [b for value, (_, b) in zip(losses, sums, strict=True) if not _finite(value)]
@@ -100,17 +100,21 @@ def unsound(tensors: dict[str, torch.Tensor]) -> list[str]:
 def stop(step: int, measured: Measured, lr: float, base: "Base") -> TrainingError:
     """The error for a step that is not finite; a broken base weight is named, as no learning rate will mend it."""
     broken = unsound(dict(base.model.named_parameters()))
-    remedy = (
-        f"the base itself is damaged ({_listed(broken)}): load it again from a sound source"
-        if broken
-        else "look at these rows, lower train.lr or train.clip, or set train.on_nan=skip; the last checkpoint is untouched"
-    )
-    dtype = str(base.dtype).removeprefix("torch.")
+    remedy = "look at these rows, lower train.lr or set train.on_nan=skip; the last checkpoint is untouched"
+    if broken:
+        remedy = f"the base itself is damaged ({_listed(broken)}): load it again from a sound source"
+    numbers = f"lr {lr:.3g}, gradient norm {measured.norm:.3g}, {str(base.dtype).removeprefix('torch.')}"
     return TrainingError(
-        f"step {step}: {measured.trouble} (lr {lr:.3g}, gradient norm {measured.norm:.3g}, {dtype}) in rows {_listed(measured.sources)}",
+        f"step {step}: {measured.trouble} ({numbers}) in rows {_listed(measured.sources)}",
         "finite numbers; this step was not applied",
         remedy,
     )
+
+
+def _norm(gradients: Sequence[torch.Tensor]) -> float:
+    """The norm of all gradients together; summed in fp32 at least, where bf16 would keep two digits."""
+    precise = lambda g: torch.promote_types(g.dtype, torch.float32)
+    return float(torch.stack([torch.linalg.vector_norm(g, dtype=precise(g)).float() for g in gradients]).norm())
 
 
 def _trouble(losses: list[float], norm: float, adapter: "Adapter") -> str:

@@ -1,0 +1,188 @@
+"""kill -9 at random moments of real runs: does the same command end with the bytes of an undisturbed run?
+
+    python benchmarks/reliability/kill.py                       # LoRA in fp32 and bf16, QLoRA, full, on the seedling
+    python benchmarks/reliability/kill.py --only lora-fp32 --kills 30 --seed 7
+
+Each kind of run is done twice: once in peace, once killed `--kills` times, one of these inside a commit. Told for each:
+kills (after the first commit), the steps it went on from, the most steps that were done twice, and whether adapter
+SHA-256 and metrics file are equal. Exit 1 where one is not, or more than `save_every` steps were lost.
+"""
+
+import argparse
+import hashlib
+import random
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+KINDS = {
+    "lora-fp32": {"dtype": "fp32", "method": {"name": "lora", "r": 8, "lora_dropout": 0.05}},
+    "lora-bf16": {"dtype": "bf16", "method": {"name": "lora", "r": 8, "lora_dropout": 0.05}},
+    "qlora": {"method": {"name": "qlora", "r": 8}},
+    "full": {"dtype": "fp32", "method": {"name": "full"}},
+}
+COMMAND = "import sys; sys.argv = ['graft', 'train', {recipe!r}]\nfrom graft.cli import main; main()"
+# The process dies at the k-th operation of its second commit: the seam is in this script, not in the product.
+INSIDE = """
+import os, signal
+from graft.train import fs
+
+class Os:
+    left = None
+    def __getattr__(self, name):
+        real = getattr(os, name)
+        if self.left is None or name not in ("open", "mkdir", "write", "fsync", "rename"):
+            return real
+        self.left -= 1
+        return real if self.left else os.kill(os.getpid(), signal.SIGKILL)
+
+fs.os, commit, seen = Os(), fs.commit, []
+def counted(target, *rest):
+    seen.append(target)
+    if target.parent.name == "checkpoints" and sum(t.parent.name == "checkpoints" for t in seen) == 2:
+        fs.os.left = {k}
+    return commit(target, *rest)
+fs.commit = counted
+"""
+
+
+@dataclass
+class Trial:
+    """A killed run.  resumed: the steps it went on from; repeated: steps done twice after each kill."""
+
+    kills: int = 0
+    late: int = 0
+    resumed: list[int] = field(default_factory=list)
+    repeated: list[int] = field(default_factory=list)
+
+
+def recipe(folder: Path, kind: str, options: argparse.Namespace) -> Path:
+    """Write the recipe of one kind into `folder`; its run is `folder/run`."""
+    keys = {
+        "model": options.model,
+        "data": {"train": options.data, "eval": 0.02, "limit": options.steps * 8, "max_length": 192},
+        "train": {
+            "epochs": 2,
+            "max_steps": options.steps,
+            "batch_size": 8,
+            "micro_batch_size": 4,
+            "save_every": options.save_every,
+            "eval_every": 3 * options.save_every,
+            "neftune_alpha": 2.0,
+            "samples": ["Describe: name: Alto"],
+            "sample_tokens": 8,
+        },
+        "evaluate": {"metrics": ["perplexity"], "limit": 16},
+        "output": str(folder / "run"),
+    }
+    folder.mkdir(parents=True)
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(keys | KINDS[kind]))
+    return path
+
+
+def start(path: Path, inside: int = 0) -> subprocess.Popen:
+    """`graft train RECIPE`, its talk in `talk.txt`; inside: dies at that operation of its second commit."""
+    code = (INSIDE.format(k=inside) if inside else "") + COMMAND.format(recipe=str(path))
+    with open(path.parent / "talk.txt", "w") as talk:
+        return subprocess.Popen([sys.executable, "-c", code], stdout=talk, stderr=talk)
+
+
+def steps_done(folder: Path) -> int:
+    """The last step in the metrics file."""
+    metrics = folder / "run" / "metrics.jsonl"
+    found = re.findall(r'"step": (\d+)', metrics.read_text()) if metrics.exists() else []
+    return int(found[-1]) if found else 0
+
+
+def resumed_from(folder: Path) -> int:
+    """The step of `resumed from step N` in what the process said, 0 where it began anew."""
+    found = re.search(r"resumed from step (\d+)", (folder / "talk.txt").read_text())
+    return int(found[1]) if found else 0
+
+
+def kill(process: subprocess.Popen, folder: Path, target: int, pause_s: float) -> bool:
+    """kill -9 some time after step `target` was written; False where the run ended before."""
+    while process.poll() is None and steps_done(folder) < target:
+        time.sleep(0.002)
+    time.sleep(pause_s)
+    process.kill()
+    return process.wait() == -9
+
+
+def disturbed(path: Path, options: argparse.Namespace, chance: random.Random) -> Trial:
+    """The run of `path`, killed again and again, then left to finish."""
+    trial, folder, gap = Trial(), path.parent, options.steps / (options.kills + 1)
+    inside_at = chance.randrange(1, options.kills)  # which of the kills is inside a commit
+    for number in range(options.kills):
+        before = steps_done(folder)
+        if number == inside_at:
+            process = start(path, inside=chance.randrange(2, 12))
+            killed = process.wait() == -9
+        else:
+            process = start(path)
+            target = max(before, int(gap * (number + chance.random())))
+            killed = kill(process, folder, min(target, options.steps - 1), chance.uniform(0.0, 0.3))
+        note(trial, folder, before)
+        if not killed:
+            break
+        trial.kills += 1
+        trial.late += (folder / "run" / "checkpoints").exists() and any((folder / "run" / "checkpoints").glob("step-*"))
+    before = steps_done(folder)
+    if start(path).wait() != 0:
+        sys.exit(f"{path.parent.name}: the run could not go on\n{(folder / 'talk.txt').read_text()[-2000:]}")
+    note(trial, folder, before)
+    return trial
+
+
+def note(trial: Trial, folder: Path, before: int) -> None:
+    """Keep where the process that has just ended went on from; before: the last step written when it started."""
+    step = resumed_from(folder)
+    if step:
+        trial.resumed.append(step)
+    if step or before:
+        trial.repeated.append(max(0, before - step))
+
+
+def digests(folder: Path) -> tuple[str, str]:
+    """SHA-256 of the adapter and of the metrics."""
+    files = ("adapter/adapter_model.safetensors", "metrics.jsonl")
+    return tuple(hashlib.sha256((folder / "run" / file).read_bytes()).hexdigest() for file in files)
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    arguments.add_argument("--model", default="seedling")
+    arguments.add_argument("--data", default="seedling:descriptions")
+    arguments.add_argument("--only", choices=KINDS, nargs="*", default=list(KINDS))
+    arguments.add_argument("--kills", type=int, default=10)
+    arguments.add_argument("--steps", type=int, default=120)
+    arguments.add_argument("--save-every", type=int, default=10)
+    arguments.add_argument("--seed", type=int, default=0)
+    options = arguments.parse_args()
+    chance, failed = random.Random(options.seed), False
+    print(f"{'run':<11}{'kills':>6}{'late':>6}{'most repeated':>15}  {'adapter':<8}{'metrics':<8}resumed from")
+    with tempfile.TemporaryDirectory() as temporary:
+        for kind in options.only:
+            calm = recipe(Path(temporary, kind, "calm"), kind, options)
+            if start(calm).wait() != 0:
+                sys.exit((calm.parent / "talk.txt").read_text()[-2000:])
+            path = recipe(Path(temporary, kind, "killed"), kind, options)
+            trial = disturbed(path, options, chance)
+            same = [a == b for a, b in zip(digests(calm.parent), digests(path.parent), strict=True)]
+            lost = max(trial.repeated)
+            failed |= not all(same) or lost > options.save_every or trial.kills < options.kills
+            words = ["equal" if equal else "DIFFER" for equal in same]
+            told = " ".join(map(str, trial.resumed))
+            print(f"{kind:<11}{trial.kills:>6}{trial.late:>6}{lost:>15}  {words[0]:<8}{words[1]:<8}{told}", flush=True)
+    sys.exit(failed)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""graft compare: what two runs (or models) answer to the same prompts, side by side, and their scores."""
+
+import textwrap
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from graft.cli.say import after, show, show_json, table
+from graft.errors import UsageError
+
+WIDTH = 56
+
+
+def add_to(app: typer.Typer) -> None:
+    app.command("compare", help="Show the answers of two runs or models side by side, and their scores.")(compare)
+
+
+def compare(
+    first: Annotated[str, typer.Argument(help="A run's folder, an adapter's folder, a model, or seedling.")],
+    second: Annotated[str, typer.Argument(help="The other one.")],
+    prompts: Annotated[Path | None, typer.Option(help="A text file, one prompt a line.")] = None,
+    prompt: Annotated[list[str] | None, typer.Option(help="A prompt; repeat for several.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many prompts.")] = 8,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 64,
+    json: Annotated[bool, typer.Option("--json", help="The same for programs.")] = False,
+) -> None:
+    given = [*(prompt or []), *_lines(prompts)]
+
+    from graft.runs import open_model, prompts_of, scores_of  # torch costs seconds
+
+    answers, asked = [], given[:limit]
+    for name in (first, second):   # one after the other: two models at once may not fit
+        opened = open_model(name)
+        asked = asked or prompts_of(opened, limit)
+        answers.append(opened.ask(asked, max_new_tokens=max_new_tokens))
+        del opened
+    scores = {name: scores_of(name) for name in (first, second)}
+    facts = {"prompts": asked, "answers": {first: answers[0], second: answers[1]}, "scores": scores}
+    if json:
+        show_json(facts)
+    else:
+        for text, left, right in zip(asked, *answers, strict=True):
+            show(f"\n> {' '.join(text.split())}\n{side_by_side((first, left), (second, right))}")
+        show(_scores(scores))
+    after(f"graft chat {second}")
+
+
+def _lines(path: Path | None) -> list[str]:
+    if path is None:
+        return []
+    try:
+        return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} cannot be read: {error}", "a text file with one prompt a line", "check the path") from error
+
+
+def side_by_side(left: tuple[str, str], right: tuple[str, str]) -> str:
+    """Two named texts in columns of WIDTH characters."""
+    columns = [[name, "-" * WIDTH, *(textwrap.wrap(text, WIDTH) or ["(nothing)"])] for name, text in (left, right)]
+    height = max(map(len, columns))
+    rows = zip(*(column + [""] * (height - len(column)) for column in columns), strict=True)
+    return "\n".join(f"{a:<{WIDTH}}   {b}".rstrip() for a, b in rows)
+
+
+def _scores(found: dict[str, dict[str, Any]]) -> str:
+    names = sorted({metric for scores in found.values() for metric in scores})
+    if not names:
+        return ""
+    rows = [(name, *(f"{scores[name]:.4g}" if name in scores else "" for scores in found.values())) for name in names]
+    return "\n" + table(("metric", *found), rows)

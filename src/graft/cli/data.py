@@ -1,0 +1,46 @@
+"""graft data show: rows as the model will see them, with what is learnt in colour."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from graft.cli.say import after, print_markup, show, show_json
+from graft.recipe import read
+
+group = typer.Typer(name="data", help="Look at training data.", no_args_is_help=True, rich_markup_mode=None)
+
+
+def add_to(app: typer.Typer) -> None:
+    app.add_typer(group)
+
+
+@group.callback()
+def _data() -> None:
+    """A group, so that `graft data show` is two words."""
+
+
+@group.command("show", help="Print rows as the model sees them; what is learnt is green, or in ⟦⟧ without colours.")
+def show_rows(
+    path: Annotated[str, typer.Argument(help="A file, a folder, seedling:NAME, or a run's folder.")],
+    model: Annotated[str, typer.Option(help="Whose tokenizer and chat template.")] = "seedling",
+    rows: Annotated[int, typer.Option("-n", "--rows", min=1, help="How many rows.")] = 3,
+    stage: Annotated[str, typer.Option(help="pretrain, sft or classify.")] = "sft",
+    max_length: Annotated[int, typer.Option(min=1, help="Tokens per row.")] = 1024,
+    template: Annotated[str | None, typer.Option(help="A chat template: a file or a builtin name.")] = None,
+    bad_rows: Annotated[str, typer.Option(help="strict: stop at a defective row; skip: list it.")] = "strict",
+    json: Annotated[bool, typer.Option("--json", help="Counts and rows for programs.")] = False,
+) -> None:
+    recipe = read(
+        {"model": model, "stage": stage, "data": {"train": path, "max_length": max_length, "template": template, "bad_rows": bad_rows, "eval": None}}
+    )
+    from graft.runs import look  # after the words are known to be sound: torch costs seconds
+
+    report = look(recipe, rows)
+    colour = sys.stdout.isatty()
+    if json:
+        show_json(report.json())
+    else:
+        for line in report.lines(colour):
+            print_markup(line, stream=sys.stdout) if colour else show(line)
+    after(f"graft train --model {model} --data {path}")

@@ -1,0 +1,28 @@
+"""graft doctor: what this machine offers, and whether the parts we stand on behave as we found them."""
+
+from typing import Annotated
+
+import typer
+
+from graft.cli.say import after, show, show_json
+
+
+def add_to(app: typer.Typer) -> None:
+    app.command("doctor", help="Check versions, memory, disk, kernels, and run a self-test on a tiny model.")(doctor)
+
+
+def doctor(json: Annotated[bool, typer.Option("--json", help="The same facts for programs.")] = False) -> None:
+    from graft.selftest import examine  # torch costs seconds
+
+    facts, checks = examine()
+    if json:
+        show_json({**facts, "checks": {check.name: check.trouble or "ok" for check in checks}})
+    else:
+        for name, value in facts.items():
+            show(f"{name:<14} {value}")
+        for check in checks:
+            show(f"{check.name:<40} {check.trouble or 'ok'}")
+    if any(check.trouble for check in checks):
+        after("reinstall the versions of constraints.txt: something below graft behaves otherwise than it was built for")
+        raise typer.Exit(1)
+    after("graft demo")

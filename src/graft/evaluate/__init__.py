@@ -1,0 +1,6 @@
+"""Evaluation: perplexity, scores of written texts and of classes, before and after in one table."""
+
+from graft.evaluate.perplexity import perplexity
+from graft.evaluate.tasks import Held, Table, before_after, cases, evaluate
+
+__all__ = ["Held", "Table", "before_after", "cases", "evaluate", "perplexity"]

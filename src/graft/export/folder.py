@@ -1,0 +1,137 @@
+"""A base as an ordinary Hugging Face folder: 16 or 32 bits, no hooks, nothing of Graft in it.
+
+The model is written from a clone of its class that shares the tensors: packed layers come out dequantised, a head that
+left its tie is untied in the config, and the base itself stays untouched. transformers writes the files.
+"""
+
+import contextlib
+import copy
+import errno
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+from transformers.utils import logging as transformers_logging
+
+from graft.errors import ModelError, SpaceError, UsageError
+
+if TYPE_CHECKING:
+    from graft.base import Base
+
+
+def write_model(base: "Base", folder: Path, *, shard: str = "5GB") -> list[str]:
+    """Write config, generation config, weights, tokenizer and chat template; returns the names of unpacked layers.
+
+    shard: largest size of one file, as transformers understands it. Raises ModelError where a tensor is not finite or
+    did not reach the file.
+    """
+    clone, unpacked = plain(base.model)
+    bad = [name for name, tensor in clone.named_parameters() if not torch.isfinite(tensor).all()]
+    if bad:
+        raise ModelError(f"{bad[0]} holds NaN or infinity ({len(bad)} tensors do)", "finite weights", "merge a sound adapter")
+    with _quiet():
+        clone.save_pretrained(folder, max_shard_size=shard)
+        if base.tokenizer is not None:
+            base.tokenizer.save_pretrained(folder)
+    _written(clone, folder)
+    return unpacked
+
+
+def plain(model: nn.Module) -> tuple[nn.Module, list[str]]:
+    """(clone in 16 or 32 bits that shares its tensors with `model`, names of the layers that were packed)."""
+    config = copy.deepcopy(model.config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    head, table = model.get_output_embeddings(), model.get_input_embeddings()
+    if head is not None:
+        config.tie_word_embeddings = head.weight.data_ptr() == table.weight.data_ptr()
+    with torch.device("meta"):
+        clone = type(model)(config)
+    packed = {name: module for name, module in model.named_modules() if hasattr(module, "codes")}
+    inside = tuple(f"{name}." for name in packed)
+    state = {key: tensor for key, tensor in model.state_dict().items() if not key.startswith(inside)}
+    for name, module in packed.items():
+        state[f"{name}.weight"] = module.weight
+        if module.bias is not None:
+            state[f"{name}.bias"] = module.bias
+    for name, module in clone.named_modules():
+        if type(module).__name__ == "Conv1D" and type(model.get_submodule(name)).__name__ != "Conv1D":
+            state[f"{name}.weight"] = state[f"{name}.weight"].T  # packing turns it into (out, in)
+    clone.load_state_dict({key: tensor.contiguous() for key, tensor in state.items()}, strict=True, assign=True)
+    clone.tie_weights()
+    if clone.can_generate():
+        clone.generation_config = _sound(copy.deepcopy(model.generation_config))
+    return clone.eval(), list(packed)
+
+
+@contextlib.contextmanager
+def replaced(folder: Path, *, force: bool) -> Iterator[Path]:
+    """A new folder beside `folder` that takes its place at the end, whole, or vanishes on an error.
+
+    Raises UsageError where `folder` holds something and force is False, SpaceError where the disk is full.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not force:
+        raise UsageError(f"{folder} exists", "a new folder", "choose another name, delete it, or pass force=True")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    mark = uuid.uuid4().hex[:8]
+    partial, old = (folder.with_name(f".{folder.name}.{word}-{mark}") for word in ("partial", "old"))
+    partial.mkdir()
+    try:
+        yield partial
+        if folder.exists():
+            os.replace(folder, old)
+        os.replace(partial, folder)
+    except (OSError, SafetensorError) as error:
+        if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
+            free = shutil.disk_usage(folder.parent).free
+            raise SpaceError(
+                f"the disk of {folder.parent} is full ({free / 2**30:.2f} GiB free)", "room for the whole model", "free some"
+            ) from error
+        raise
+    finally:
+        for rest in (partial, old):
+            shutil.rmtree(rest, ignore_errors=True)
+
+
+def _sound(config: Any) -> Any:
+    """A generation config that transformers refuses to save has sampling values without sampling: let it sample."""
+    try:
+        config.validate(strict=True)
+    except ValueError:
+        config.do_sample = True
+    return config
+
+
+def _written(clone: nn.Module, folder: Path) -> None:
+    """Read the files again: every tensor, or one that shares its storage, must be there with its values' count."""
+    found = 0
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, "pt") as opened:
+            found += sum(_size(opened.get_slice(key).get_shape()) for key in opened.keys())  # noqa: SIM118
+    shared = {t.untyped_storage().data_ptr(): t.numel() for t in clone.state_dict().values()}
+    if found != sum(shared.values()):
+        raise ModelError(f"{folder} holds {found:,} values of {sum(shared.values()):,}", "all weights", "check the disk, export again")
+
+
+def _size(shape: list[int]) -> int:
+    return int(torch.Size(shape).numel())
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """transformers shows bars and remarks of its own; what matters is in our errors."""
+    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()

@@ -1,0 +1,208 @@
+"""A model folder: found, checked and opened, before any class of transformers is asked.
+
+Only config.json and safetensors are read, and we open the weights ourselves: no pickle, no code that a folder brings
+along, no adapter that it points at. What could not be trusted is refused, by name.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from transformers.configuration_utils import PreTrainedConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
+
+from graft.errors import ModelError, UsageError, nearest
+from graft.formats import bnb, refuse_pickle
+from graft.quant.hf import METHOD, GraftQuantConfig
+from graft.quant.scheme import Scheme
+
+SEEDLING = Path(__file__).parent / "seedling"
+# Keys that make transformers fetch or run code of others.
+FOREIGN = (
+    "auto_map",
+    "trust_remote_code",
+    "custom_pipelines",
+    "_attn_implementation_internal",
+    "_experts_implementation_internal",
+)
+
+FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")  # all that is ever fetched of a model
+
+
+@dataclass
+class Opened:
+    """config: as transformers has it, without quantisation.  state: key -> slice of a mapped file, or tensor.
+
+    quantisation: how the weights are packed (`packed`) or shall be.
+    """
+
+    folder: Path
+    config: PreTrainedConfig
+    state: dict[str, Any]
+    quantisation: GraftQuantConfig | None
+    packed: bool
+
+
+def open_model(path: str | Path, scheme: Scheme | None) -> Opened:
+    """Find a folder, a hub id or "seedling", and open what is in it."""
+    folder = find(path)
+    config, facts = _config(folder)
+    refuse_pickle(folder)
+    method = _method(folder, facts.get("quantization_config") or {}, scheme)
+    state = _tensors(folder)
+    if method == "bitsandbytes":
+        state, keywords = bnb.convert(state)
+        return Opened(folder, config, state, GraftQuantConfig(**keywords), packed=True)
+    if method == METHOD:
+        return Opened(folder, config, state, GraftQuantConfig.from_dict(facts["quantization_config"]), packed=True)
+    wanted = None if scheme is None else GraftQuantConfig(scheme.name, scheme.block, scheme.double)
+    return Opened(folder, config, state, wanted, packed=False)
+
+
+def read_config(path: str | Path) -> PreTrainedConfig:
+    """The config of a folder, a hub id (only that file is fetched) or "seedling"; weights need not be there."""
+    return _config(find(path, ["config.json", "tokenizer_config.json"]))[0]
+
+
+def find(path: str | Path, files: Sequence[str] = FILES) -> Path:
+    """The local folder of a path, a hub id (its `files` downloaded: no pickles, no code) or "seedling"."""
+    folder = SEEDLING if str(path) == "seedling" else Path(path).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise ModelError(
+            f"{path} is a file",
+            "a model folder (config.json, model.safetensors) or a hub id",
+            "give the folder it lies in",
+        )
+    parent = folder.parent if folder.parent.is_dir() else Path()
+    beside = sorted(str(f) for f in parent.iterdir() if (f / "config.json").exists())
+    beside += [] if "/" in str(path) else ["seedling"]
+    near = f"nearest: {', '.join(nearest(str(folder), beside))}" if beside else "check the spelling"
+    is_hub_id = re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", str(path))
+    if not is_hub_id or ("/" in str(path) and folder.parent.is_dir()):
+        raise ModelError(f"there is no folder {path}", "a model folder, a hub id or 'seedling'", near)
+    return _download(str(path), near, files)
+
+
+def _download(hub_id: str, near: str, files: Sequence[str]) -> Path:
+    from huggingface_hub import snapshot_download  # late: only a hub id needs it, and it brings a network client
+
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=list(files), ignore_patterns=["*/*"], etag_timeout=5))
+    except Exception as error:  # the client raises errors of many libraries: network, disk, rights, unknown names
+        given = f"{hub_id} is no folder here, and the hub did not give it ({first_line(error)})"
+        raise ModelError(given, "a model folder, a hub id or 'seedling'", near) from error
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of somebody else says first."""
+    return (str(error).strip().split("\n")[0] or type(error).__name__).rstrip(".")
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ModelError(
+            f"{file} is not a JSON object: {first_line(error)}",
+            "a file as transformers writes it",
+            "download or save the model again",
+        ) from error
+
+
+def _config(folder: Path) -> tuple[PreTrainedConfig, dict[str, Any]]:
+    if not (folder / "config.json").exists():
+        if (folder / "adapter_config.json").exists():
+            raise ModelError(
+                f"{folder} is an adapter",
+                "a model folder",
+                f"load its base, then base.load_adapter({str(folder)!r}, name)",
+            )
+        raise ModelError(
+            f"{folder} has no config.json",
+            "a model folder as transformers writes it",
+            "give the folder that holds config.json and model.safetensors",
+        )
+    facts = _json(folder / "config.json")
+    for file in ("config.json", "tokenizer_config.json"):
+        keys = _json(folder / file) if (folder / file).exists() else {}
+        foreign = [key for key in FOREIGN if keys.get(key)]
+        if foreign:
+            raise ModelError(
+                f"{folder / file} asks for code of its own ({', '.join(foreign)})",
+                "an architecture that transformers has",
+                f"if model_type {facts.get('model_type')!r} is one, delete {foreign[0]} from {file}",
+            )
+    model_type = str(facts.get("model_type", ""))
+    if model_type not in CONFIG_MAPPING_NAMES:
+        raise ModelError(
+            f"{folder}: model_type {model_type!r}",
+            "an architecture of the installed transformers",
+            f"nearest: {', '.join(nearest(model_type, CONFIG_MAPPING_NAMES))}",
+        )
+    try:
+        plain = {key: value for key, value in facts.items() if key != "quantization_config"}
+        return CONFIG_MAPPING[model_type].from_dict(plain), facts
+    except Exception as error:  # configs validate themselves, each with errors of its own
+        raise ModelError(
+            f"{folder}/config.json: {first_line(error.__cause__ or error)}",
+            f"a config of {model_type}",
+            "compare with the original model",
+        ) from error
+
+
+def _method(folder: Path, packed: dict[str, Any], scheme: Scheme | None) -> str | None:
+    """How the folder is quantised: None, "graft" or "bitsandbytes"."""
+    four_or_eight = packed.get("load_in_4bit") or packed.get("load_in_8bit")
+    method = "bitsandbytes" if four_or_eight else packed.get("quant_method")
+    if method and scheme is not None:
+        raise UsageError(
+            f"quant={scheme.name} for {folder}, which is quantised already ({method})",
+            "a model in 16 or 32 bits",
+            "leave quant out, or start from the original model",
+        )
+    if method not in (None, METHOD, "bitsandbytes"):
+        raise ModelError(
+            f"{folder} is quantised with {method}",
+            "graft's own or bitsandbytes' format",
+            "load the original model with quant=",
+        )
+    return method
+
+
+def _tensors(folder: Path) -> dict[str, Any]:
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        names = {Path(str(name)).name for name in _json(index).get("weight_map", {}).values()}
+    else:
+        whole = folder / "model.safetensors"
+        names = (
+            {whole.name}
+            if whole.exists()
+            else {f.name for f in folder.glob("*.safetensors") if not f.name.startswith("adapter")}
+        )
+    missing = sorted(name for name in names if not (folder / name).exists())
+    if missing or not names:
+        what = f"has no {', '.join(missing[:3])}" if missing else "has no weights"
+        raise ModelError(
+            f"{folder} {what}",
+            "model.safetensors, or all files that model.safetensors.index.json lists",
+            "download or save the model again",
+        )
+    state: dict[str, Any] = {}
+    for name in sorted(names):
+        try:
+            file = safe_open(folder / name, framework="pt")
+            state |= {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+        except (SafetensorError, OSError) as error:
+            raise ModelError(
+                f"{folder / name} cannot be read: {first_line(error)}",
+                "a whole safetensors file",
+                "download or save the model again",
+            ) from error
+    return state

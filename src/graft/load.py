@@ -1,0 +1,277 @@
+"""A folder, a hub id or "seedling" -> Base, quantised tensor by tensor while the weights stream in.
+
+`folder` finds and opens the files; here they become a model. A model that could not be trusted is refused: weights that
+are missing, of another shape, or not finite.
+"""
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from torch import nn
+from transformers.configuration_utils import PreTrainedConfig
+from transformers.generation.configuration_utils import GenerationConfig
+from transformers.modeling_utils import PreTrainedModel
+from transformers.models.auto import modeling_auto
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES, AutoConfig
+from transformers.models.auto.tokenization_auto import AutoTokenizer
+from transformers.utils import is_accelerate_available
+from transformers.utils import logging as transformers_logging
+
+from graft.base import Base
+from graft.errors import GraftError, ModelError, UsageError, nearest
+from graft.folder import Opened, first_line, open_model
+from graft.quant.replace import not_finite
+from graft.quant.scheme import Scheme
+
+MODEL_MAPPING = modeling_auto.MODEL_MAPPING
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp16": torch.float16}
+TASKS = {
+    "causal": modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING,
+    "masked": modeling_auto.MODEL_FOR_MASKED_LM_MAPPING,
+    "seq2seq": modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+    "encoder": MODEL_MAPPING,
+}
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
+
+
+def load(
+    path: str | Path,
+    quant: str | None = None,
+    dtype: str = "bf16",
+    *,
+    task: str | None = None,
+    device: str | torch.device | None = None,
+) -> Base:
+    """Load a pretrained model, frozen, with its tokenizer.
+
+    quant: None, nf4, fp4 (both with double quantisation) or int8; folders that are quantised already (by us or by
+    bitsandbytes) load as they are.  dtype: bf16, fp32, fp16.  task: causal, masked, seq2seq or encoder, where the
+    folder's own class is not wanted; a head that its weights do not have is then fresh.  device: the GPU if there is
+    one.
+    Raises ModelError for what cannot be read or trusted, UsageError for an argument that means nothing.
+    """
+    kind, scheme = _dtype(dtype), None if quant in (None, "none") else Scheme(str(quant))
+    if task is not None and task not in TASKS:
+        raise UsageError(
+            f"task={task!r}", f"one of {', '.join(TASKS)}", f"did you mean {nearest(task, TASKS, 1)[0]!r}?"
+        )
+    with _quiet():
+        opened = open_model(path, scheme)
+        model = _stream(model_class(opened.config, task), opened, kind, _device(device), fresh_head=task is not None)
+        if model.can_generate() and (opened.folder / "generation_config.json").exists():
+            model.generation_config = GenerationConfig.from_pretrained(opened.folder, local_files_only=True)
+        return Base(model, _tokenizer(opened.folder, model), str(path))
+
+
+def fresh(
+    config: dict[str, Any], tokenizer: Any = None, dtype: str = "fp32", seed: int = 0, *, task: str | None = None
+) -> Base:
+    """A model with random weights, from keys of a transformers config such as {"model_type": "llama", ...}.
+
+    vocab_size and the ids of special tokens come from the tokenizer where the config does not give them. The same seed
+    gives the same weights.
+    """
+    config = dict(config)
+    kind, model_type = _dtype(dtype), str(config.pop("model_type", ""))
+    if model_type not in CONFIG_MAPPING_NAMES:
+        raise UsageError(
+            f"model_type {model_type!r}",
+            "an architecture of transformers",
+            f"nearest: {', '.join(nearest(model_type, CONFIG_MAPPING_NAMES))}",
+        )
+    known = {**AutoConfig.for_model(model_type).to_dict(), **AutoConfig.for_model(model_type).attribute_map}
+    for key in config:
+        if key not in known:
+            raise UsageError(
+                f"config key {key!r} of {model_type}",
+                "a key of its config",
+                f"nearest: {', '.join(nearest(key, known))}",
+            )
+    if tokenizer is not None:
+        ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id", None) for name in ("bos", "eos", "pad")}
+        config = {"vocab_size": len(tokenizer), **ids} | config
+        if config["vocab_size"] < len(tokenizer):
+            raise UsageError(
+                f"vocab_size {config['vocab_size']}",
+                f"at least the tokenizer's {len(tokenizer)}",
+                "leave vocab_size out",
+            )
+    try:
+        built = AutoConfig.for_model(model_type, **config)
+        cls = model_class(built, task)
+        with torch.random.fork_rng(), _quiet():
+            torch.manual_seed(seed)
+            model = cls._from_config(built, dtype=kind)
+    except (ValueError, TypeError, RuntimeError, ZeroDivisionError, StrictDataclassError) as error:
+        raise UsageError(
+            f"no {model_type} can be built from this config: {first_line(error.__cause__ or error)}",
+            "sizes that fit together",
+            "compare with the config of a published model",
+        ) from error
+    return Base(model.to(_device(None)), tokenizer, f"fresh {model_type}")
+
+
+def _dtype(dtype: str) -> torch.dtype:
+    if dtype not in DTYPES:
+        raise UsageError(
+            f"dtype={dtype!r}", f"one of {', '.join(DTYPES)}", f"did you mean {nearest(str(dtype), DTYPES, 1)[0]!r}?"
+        )
+    return DTYPES[dtype]
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(
+            f"device={device!r}: {first_line(error)}", "a device this torch can reach", "use 'cpu', or leave device out"
+        ) from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """transformers says what it found on the terminal; we say it in errors."""
+    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def model_class(config: PreTrainedConfig, task: str | None) -> type[PreTrainedModel]:
+    """The class that config.json names, or the one transformers has for the task."""
+    try:
+        plain = MODEL_MAPPING[type(config)]
+    except KeyError:
+        raise ModelError(
+            f"model_type {config.model_type!r}",
+            "an architecture with a text model",
+            f"use one of {', '.join(TASKS)} models",
+        ) from None
+    module = sys.modules[(plain[0] if isinstance(plain, tuple) else plain).__module__]
+    named = getattr(module, str((config.architectures or [""])[0]), None)
+    if task is None and isinstance(named, type) and issubclass(named, PreTrainedModel):
+        return named
+    task = task or _usual_task(config)
+    if type(config) not in TASKS[task]:
+        able = [name for name, mapping in TASKS.items() if type(config) in mapping]
+        raise UsageError(
+            f"task={task!r} for a {config.model_type} model",
+            f"one of {', '.join(able)}",
+            "leave task out, or choose another model",
+        )
+    return TASKS[task][type(config)]
+
+
+def _usual_task(config: PreTrainedConfig) -> str:
+    if config.is_encoder_decoder:
+        return "seq2seq"
+    decoder = getattr(config, "is_decoder", False)  # BERT and its like are in both mappings
+    order = ("causal", "masked", "encoder") if decoder else ("masked", "causal", "encoder")
+    return next(task for task in order if type(config) in TASKS[task])
+
+
+def _stream(
+    cls: type[PreTrainedModel], opened: Opened, dtype: torch.dtype, device: torch.device, *, fresh_head: bool
+) -> PreTrainedModel:
+    config, keywords = opened.config, {}
+    if opened.quantisation is not None and opened.packed:
+        config.quantization_config = opened.quantisation.to_dict()
+    elif opened.quantisation is not None:
+        keywords["quantization_config"] = opened.quantisation
+    if device.type != "cpu" and is_accelerate_available():
+        keywords["device_map"] = {"": device}  # each tensor is quantised on the device it goes to
+    try:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)  # a fresh head is the same in every process
+            model, info = cls.from_pretrained(
+                None,
+                config=config,
+                state_dict=opened.state,
+                dtype=dtype,
+                trust_remote_code=False,
+                ignore_mismatched_sizes=True,  # so that we can name them
+                output_loading_info=True,
+                **keywords,
+            )
+    except GraftError:
+        raise
+    except Exception as error:  # transformers and the model's own code, whose checks raise anything
+        raise ModelError(
+            f"{opened.folder} did not load as {cls.__name__}: {first_line(error)}",
+            "weights and config.json of one model",
+            "compare with the original folder",
+        ) from error
+    model.config.name_or_path = str(opened.folder)
+    _complete(model, info, opened.folder, fresh_head)
+    _finite(model)
+    return model.to(device).requires_grad_(False).eval()
+
+
+def _complete(model: PreTrainedModel, info: dict[str, Any], folder: Path, fresh_head: bool) -> None:
+    """Refuse a model with weights that the folder did not have, or had in another shape."""
+    wrong = sorted(info["mismatched_keys"])
+    if wrong:
+        name, found, expected = wrong[0]
+        raise ModelError(
+            f"{folder}: {name} is {tuple(found)} in the file and {tuple(expected)} by config.json" + _more(wrong),
+            "weights and config.json of one model",
+            "compare with the original folder",
+        )
+    missing = sorted(info["missing_keys"])
+    if fresh_head:
+        backbone = model.base_model_prefix + "."
+        missing = [key for key in missing if key.startswith(backbone) and ".pooler." not in key]
+        if model.base_model is model:
+            missing = [key for key in sorted(info["missing_keys"]) if not key.startswith("pooler.")]
+    if missing:
+        raise ModelError(
+            f"{folder} has no {missing[0]}{_more(missing)}, which {type(model).__name__} needs",
+            "all weights of the model",
+            "download the whole model; for a head that was never trained pass task=, which makes a fresh one",
+        )
+
+
+def _more(items: list[Any]) -> str:
+    return f" (and {len(items) - 1} more)" if len(items) > 1 else ""
+
+
+def _finite(model: nn.Module) -> None:
+    """One pass over every float tensor, without a temporary of its size."""
+    bad = []
+    for name, tensor in model.named_parameters():
+        if tensor.is_floating_point() and tensor.numel():
+            low, high = torch.aminmax(tensor)
+            if not (torch.isfinite(low) and torch.isfinite(high)):
+                bad.append(name)
+    if bad:
+        raise not_finite(bad)
+
+
+def _tokenizer(folder: Path, model: PreTrainedModel) -> Any:
+    """The folder's tokenizer, or None if it has none; with a pad token that the embeddings know."""
+    if not any((folder / file).exists() for file in TOKENIZERS):
+        return None
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except Exception as error:  # each tokenizer class fails in its own way, some for want of a library
+        raise ModelError(
+            f"the tokenizer of {folder}: {first_line(error)}", "tokenizer files of this model", "download them again"
+        ) from error
+    rows = model.get_input_embeddings().weight.shape[0]
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= rows:
+        # Which one does not matter: masks are ours, and padding never counts. Only it must not need a new embedding.
+        ids = [tokenizer.unk_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id, 0]
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(next(i for i in ids if i is not None and i < rows))
+    return tokenizer

@@ -1,0 +1,265 @@
+"""Plan: what a run will hold in memory and whether that fits, before a weight is read.
+
+    held  = weights + adapter + gradients + optimizer                             exact: the objects of the run, as sketches
+    train = held + a micro-batch's forward and backward                           one step of the sketch, every block alike
+    save  = held + one more copy of adapter and optimizer, on their way to disk
+
+The process itself (interpreter, libraries) is measured, as is the memory of the machine. Bytes of a step are those of
+the operations' results; what an allocator keeps besides is not in them.
+"""
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from transformers.models.auto.configuration_auto import AutoConfig
+
+from graft.data import load_rows
+from graft.folder import read_config
+from graft.load import DTYPES, TASKS, model_class
+from graft.method import Method, find
+from graft.recipe import NewTokenizer, Recipe, read
+from graft.sketch import Step, alike, peak, sketch, stored, unreal, weights
+from graft.train.log import usage
+from graft.train.optimizers import BLOCK, AdamW8bit
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a run asks of memory besides its base and methods. rows: of a micro-batch; eval_rows: of an evaluation's.
+
+    budget: bytes of optimizer state that a paged optimizer keeps resident.
+    """
+
+    rows: int = 2
+    length: int = 1024
+    eval_rows: int = 8
+    checkpointing: bool = False
+    optimizer: str = "adamw"
+    budget: int = 0
+    classify: bool = False
+
+    def step(self, rows: int | None = None) -> Step:
+        """One micro-batch of this shape."""
+        return Step(rows or self.rows, self.length, self.checkpointing, self.classify)
+
+
+@dataclass(frozen=True)
+class Lever:
+    """A setting that saves memory.  change: "key=value" as the command line takes it; saves: bytes of the training peak."""
+
+    change: str
+    saves: int
+    costs: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Bytes everywhere. parts: what is held and the step's share; peaks: train, evaluate, save, the process included.
+
+    micro_batch: the largest that fits, 0 where none does.  available: memory that this process can have.
+    """
+
+    base: str
+    parameters: int
+    trained: int
+    sites: int
+    parts: dict[str, int]
+    peaks: dict[str, int]
+    process: int
+    available: int
+    device: str
+    micro_batch: int
+    levers: list[Lever] = field(default_factory=list)
+    seconds: float | None = None
+
+    @property
+    def fits(self) -> bool:
+        """Whether every phase fits into what the machine can give."""
+        return max(self.peaks.values()) <= self.available
+
+    def facts(self) -> dict[str, Any]:
+        """Everything as JSON values."""
+        return asdict(self) | {"fits": self.fits}
+
+    def lines(self) -> list[str]:
+        """For the terminal."""
+        parts, share = self.parts, 100 * self.trained / self.parameters
+        made = [
+            f"base     {self.base}   {self.parameters:,} parameters   {_gib(parts['weights'])}",
+            f"adapter  {self.trained:,} trained ({share:.2g} %) on {self.sites} sites   {_gib(parts['adapter'])}",
+            f"training gradients {_gib(parts['gradients'])}, optimizer {_gib(parts['optimizer'])}, step {_gib(parts['step'])}",
+            "peak     " + ", ".join(f"{phase} {_gib(size)}" for phase, size in self.peaks.items()),
+            f"memory   {_gib(self.available)} on {self.device}, {_gib(self.process)} of it this process: "
+            + ("fits" if self.fits else "DOES NOT FIT"),
+            f"largest  train.micro_batch_size={self.micro_batch}" if self.micro_batch else "largest  not even one row fits",
+        ]
+        made += [f"lever    {lever.change}   saves {_gib(lever.saves)}   {lever.costs}" for lever in self.levers]
+        return made + ([f"time     {self.seconds / 60:.1f} min at the measured speed"] if self.seconds else [])
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
+
+
+def plan(recipe: str | Path | dict[str, Any] | Recipe, overrides: Iterable[str] = ()) -> Plan:
+    """The plan of a recipe. Reads the model's config and, for classes, the rows; no weights."""
+    chosen = read(recipe, overrides)
+    config = _config(chosen)
+    train = chosen.train
+    shape = Shape(
+        rows=train.micro_batch_size,
+        length=min(chosen.data.max_length, _positions(config) or chosen.data.max_length),
+        eval_rows=chosen.evaluate.batch_size,
+        checkpointing=train.gradient_checkpointing,
+        optimizer=train.optimizer,
+        budget=int(train.paged_budget_mb * 2**20),
+        classify=chosen.stage == "classify",
+    )
+    kind = {"quant": chosen.quant, "dtype": DTYPES[chosen.dtype], "task": _task(chosen, config)}
+    found = plan_model(config, _methods(chosen), shape, **kind)
+    return replace(found, base=chosen.model if isinstance(chosen.model, str) else f"fresh {config.model_type}")
+
+
+def plan_model(
+    config: Any, methods: Sequence[Method], shape: Shape, *,
+    quant: str = "none", dtype: torch.dtype = torch.bfloat16, task: str | None = None,
+) -> Plan:  # fmt: skip
+    """The plan of training `methods` on a base of this transformers config.
+
+    quant: none, nf4, fp4 or int8.  dtype: of the base's other weights and of activations.  task: as for `graft.load`.
+    """
+    kind = {"quant": quant, "dtype": dtype, "task": task}
+    with unreal():
+        base = sketch(config, **kind)
+        adapter = base.attach("plan", methods)
+        trained, uniform = adapter.parameters(), alike(base)
+        held = {
+            "weights": weights(base),
+            "adapter": stored(list(adapter.tensors().values())),
+            "gradients": stored(trained),
+            "optimizer": _resident(optimizer_bytes(shape.optimizer, trained), shape),
+        }
+        parameters, sites = base.count(), len({site.name for site, _ in adapter.inserts})
+        lighter = weights(base) - weights(sketch(config, **kind | {"quant": "nf4"})) if quant == "none" else 0
+    steps = [peak(config, methods, shape.step(rows), uniform=uniform, **kind) for rows in (shape.rows, 2 * shape.rows)]
+    evaluation = peak(config, methods, replace(shape, checkpointing=False).step(shape.eval_rows), training=False, uniform=uniform, **kind)
+    available, device, process = memory()
+    update = 2 * 4 * max((p.numel() for p in trained), default=0)  # the largest tensor's update: two fp32 temporaries
+    kept = process + sum(held.values())
+    parts = {**held, "step": max(steps[0], update)}
+    peaks = {
+        "train": kept + parts["step"],
+        "evaluate": kept - held["gradients"] + evaluation,
+        "save": kept - held["gradients"] + held["adapter"] + optimizer_bytes(shape.optimizer, trained),
+    }
+    per_row = max(1, (steps[1] - steps[0]) // shape.rows)
+    spare = available - kept - steps[0]
+    draft = Plan(
+        config.model_type, parameters, sum(p.numel() for p in trained), sites, parts, peaks, process, available, device,
+        micro_batch=max(0, shape.rows + spare // per_row),
+    )  # fmt: skip
+    saving = steps[0] - peak(config, methods, replace(shape, checkpointing=True).step(), uniform=uniform, **kind)
+    found = _levers(draft, shape, methods, per_row, {"checkpointing": 0 if shape.checkpointing else saving, "nf4": lighter}, trained)
+    return replace(draft, levers=found)
+
+
+def optimizer_bytes(kind: str, trained: Sequence[torch.Tensor]) -> int:
+    """Bytes of AdamW's states: two moments in fp32 or in 8 bits, and an fp32 master of 16-bit parameters."""
+    total = 0
+    for p in trained:
+        wide = torch.promote_types(p.dtype, torch.float32)
+        small = kind.endswith("8bit") and p.numel() >= AdamW8bit.smallest
+        moments = 2 * (p.numel() + 4 * -(-p.numel() // BLOCK)) if small else 2 * wide.itemsize * p.numel()
+        total += moments + (wide.itemsize * p.numel() if wide != p.dtype else 0)
+    return total
+
+
+def memory() -> tuple[int, str, int]:
+    """(bytes this process can have in all, "cpu" or "cuda", bytes it has now): what is free within its control group."""
+    if torch.cuda.is_available():
+        return torch.cuda.mem_get_info()[0], "cuda", 0
+    now, facts, group = usage(torch.device("cpu"))[0], Path("/proc/meminfo"), Path("/sys/fs/cgroup")
+    if not facts.exists():  # not Linux: all that is built in
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), "cpu", now
+    free = next(int(line.split()[1]) * 1024 for line in facts.read_text().splitlines() if line.startswith("MemAvailable"))
+    limit, used = group / "memory.max", group / "memory.current"
+    if limit.exists() and used.exists() and limit.read_text().strip() != "max":
+        free = min(free, int(limit.read_text()) - int(used.read_text()))
+    return free + now, "cpu", now
+
+
+def _config(recipe: Recipe) -> Any:
+    """The transformers config of a recipe's base; of a hub model only that file is fetched."""
+    if isinstance(recipe.model, str):
+        return read_config(recipe.model)
+    values = dict(recipe.model.config)
+    tokens = recipe.model.tokenizer
+    size = tokens.vocab_size if isinstance(tokens, NewTokenizer) else len(Tokenizer.from_file(str(Path(tokens) / "tokenizer.json")).get_vocab())
+    return AutoConfig.for_model(values.pop("model_type", "llama"), **{"vocab_size": size} | values)
+
+
+def _task(recipe: Recipe, config: Any) -> str | None:
+    """The kind of model that a recipe loads: its objective's, or an encoder without its word head for classes."""
+    if recipe.stage != "classify":
+        return {"causal": None, "masked": "masked", "span": None}[recipe.objective]
+    return "encoder" if issubclass(model_class(config, None), tuple(TASKS["masked"].values())) else None
+
+
+def _methods(recipe: Recipe) -> list[Method]:
+    """The recipe's methods; a classifier gets a head with the classes of its rows where none is named."""
+    labels = {str(row.value[1]) for row in load_rows(recipe.data, stage="classify").train} if recipe.stage == "classify" else ()
+    methods = []
+    for settings in recipe.methods:
+        values = {key: tuple(v) if isinstance(v, list) else v for key, v in settings.items() if key != "name"}
+        methods.append(find(settings["name"])(**values))
+    heads = [method for method in methods if method.is_head()]
+    methods = [replace(method, num_labels=len(labels)) if method in heads else method for method in methods]
+    return methods + ([find("task_head")(num_labels=len(labels))] if labels and not heads else [])
+
+
+def _positions(config: Any) -> int | None:
+    found = getattr(config, "max_position_embeddings", None)
+    return found if isinstance(found, int) else None
+
+
+def _gib(size: float) -> str:
+    """Bytes for people.
+
+    >>> _gib(3_865_593_216), _gib(5_000_000)
+    ('3.60 GiB', '4.8 MiB')
+    """
+    return f"{size / GIB:.2f} GiB" if size >= GIB / 10 else f"{size / 2**20:.1f} MiB"
+
+
+def _resident(states: int, shape: Shape) -> int:
+    return min(states, shape.budget) if shape.optimizer.startswith("paged") else states
+
+
+def _levers(
+    draft: Plan, shape: Shape, methods: Sequence[Method], per_row: int, known: dict[str, int], trained: Sequence[torch.Tensor]
+) -> list[Lever]:
+    """The three cheapest changes that save at least 1 % of the training peak; cheapest: least loss of quality, then of time."""
+    half = (draft.parts["adapter"] + draft.parts["gradients"] + draft.parts["optimizer"]) // 2
+    now = draft.parts["optimizer"]
+    found = [
+        Lever(f"train.micro_batch_size={shape.rows // 2}", per_row * (shape.rows - shape.rows // 2), "same steps, a little slower"),
+        Lever("train.optimizer=paged_adamw_8bit", now - _resident(0, shape), "states in bytes on disk or host, slower steps"),
+        Lever("train.gradient_checkpointing=true", known["checkpointing"], "same steps, about a third more time"),
+        Lever("quant=nf4", known["nf4"], "4-bit base, merging becomes lossy"),
+        Lever(f"data.max_length={shape.length // 2}", per_row * shape.rows // 2, "longer rows are cut"),
+    ]
+    rank = next((method.r for method in methods if hasattr(method, "r")), 0)
+    found += [Lever(f"method.r={rank // 2}", half, "fewer trained parameters")] if rank > 1 else []
+    quantisable = all(method.quantisable for method in methods)
+    useful = [lever for lever in found if lever.saves > draft.peaks["train"] // 100]
+    if shape.rows < 2:
+        useful = [lever for lever in useful if "micro_batch" not in lever.change]
+    if shape.optimizer == "paged_adamw_8bit":
+        useful = [lever for lever in useful if "optimizer" not in lever.change]
+    return [lever for lever in useful if quantisable or "quant" not in lever.change][:3]

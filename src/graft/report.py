@@ -1,0 +1,94 @@
+"""report.html of a run: curves, scores, data, samples and settings on one page that needs no network.
+
+Everything is read from the run's folder. Texts of rows and models are escaped; plotly's script lies in the page once.
+"""
+
+import json
+from collections.abc import Sequence
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+_STYLE = """
+body{font:15px/1.5 system-ui,sans-serif;max-width:64rem;margin:2rem auto;padding:0 1rem;color:#222}
+h1{font-size:1.5rem} h2{font-size:1.1rem;margin-top:2.2rem;border-bottom:1px solid #ddd}
+table{border-collapse:collapse} td,th{padding:.2rem .9rem .2rem 0;text-align:left;vertical-align:top;font-variant-numeric:tabular-nums}
+pre{background:#f6f6f4;padding:.8rem;overflow-x:auto;white-space:pre-wrap} .chart{height:20rem}
+"""
+
+
+def report(folder: Path) -> str:
+    """The page of one run. Parts whose files are missing are left out."""
+    metrics, timing = _lines(folder / "metrics.jsonl"), _lines(folder / "timing.jsonl")
+    charts = {"Loss": _curves(metrics, ("loss", "eval_loss")), "Learning rate": _curves(metrics, ("lr",))}
+    charts |= {"Gradient norm": _curves(metrics, ("grad_norm",)), "Tokens per second": _curves(timing, ("tokens_per_s",))}
+    sections = [_chart(index, title, traces) for index, (title, traces) in enumerate(charts.items()) if traces]
+    facts = _json(folder / "evaluation.json")
+    if facts:
+        sections.insert(0, _section("Before and after", _scores(facts["columns"])))
+        sections += [_section("Answers", _table([[_plain(text[k]) for k in text] for text in facts["texts"]], [*facts["texts"][0]]))] if facts["texts"] else []
+    data = _json(folder / "data_report.json")
+    if data:
+        sections.append(_section("Data", _table([(key, _plain(value)) for key, value in data.items()])))
+    sections += [_section(title, f"<pre>{escape(text)}</pre>") for title, text in _texts(folder) if text]
+    title = escape(f"graft run {folder.name}")
+    script = files("plotly").joinpath("package_data/plotly.min.js").read_text(encoding="utf-8")
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>'
+        f"<script>{script}</script></head><body><h1>{title}</h1>{''.join(sections)}</body></html>\n"
+    )
+
+
+def _texts(folder: Path) -> list[tuple[str, str]]:
+    named = {"Samples": "samples.md", "Settings": "recipe.yaml"}
+    return [(title, path.read_text(encoding="utf-8")) for title, name in named.items() if (path := folder / name).exists()]
+
+
+def _curves(records: Sequence[dict[str, Any]], names: Sequence[str]) -> list[dict[str, Any]]:
+    """One plotly trace for each name that some record has."""
+    traces = []
+    for name in names:
+        points = [(record["step"], record[name]) for record in records if name in record and "step" in record]
+        if points:
+            steps, values = zip(*points, strict=True)
+            traces.append({"x": steps, "y": values, "name": name.replace("_", " "), "mode": "lines" if len(points) > 30 else "lines+markers"})
+    return traces
+
+
+def _chart(index: int, title: str, traces: list[dict[str, Any]]) -> str:
+    layout = {"margin": {"t": 10, "r": 10}, "xaxis": {"title": {"text": "step"}}, "showlegend": len(traces) > 1}
+    # "</" would end the script element wherever it stands.
+    call = f"Plotly.newPlot('chart{index}',{json.dumps(traces)},{json.dumps(layout)},{{responsive:true}})".replace("</", "<\\/")
+    return _section(title, f'<div id="chart{index}" class="chart"></div><script>{call}</script>')
+
+
+def _scores(facts: dict[str, dict[str, Any]]) -> str:
+    """facts: {column: {metric: value}}; columns in their order, such as before and after."""
+    names = list(dict.fromkeys(name for column in facts.values() for name in column))
+    rows = [(name, *(_plain(column.get(name, "")) for column in facts.values())) for name in names]
+    return _table(rows, ("metric", *facts))
+
+
+def _table(rows: Sequence[Sequence[str]], header: Sequence[str] = ()) -> str:
+    head = f"<tr>{''.join(f'<th>{escape(cell)}</th>' for cell in header)}</tr>" if header else ""
+    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
+    return f"<table>{head}{body}</table>"
+
+
+def _section(title: str, body: str) -> str:
+    return f"<h2>{escape(title)}</h2>{body}"
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line] if path.exists() else []

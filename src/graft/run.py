@@ -1,0 +1,224 @@
+"""A recipe carried out: base, adapter, data, training, scores, report; the same call goes on where it stopped.
+
+What a run leaves behind is in its folder: recipe.yaml (repeats the run), metrics.jsonl, checkpoints/, adapter/ with tokenizer and
+template, samples.md, data_report.json, evaluation.json, report.html, and model/ for a model that started from random weights.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from graft import runs
+from graft.base import Base
+from graft.data import DataReport, Prepared, prepare
+from graft.data.pack import obstacle
+from graft.errors import UsageError
+from graft.evaluate import perplexity
+from graft.export import export
+from graft.objectives import BY_STAGE
+from graft.recipe import Recipe, read
+from graft.report import report
+from graft.train import Observer, Result, Task, Trainer, fs
+from graft.train.checkpoint import same_run
+
+# Settings that may differ between two starts of one run: they change speed, memory or what is written, never the steps.
+FREE = ("output", "evaluate", "train.micro_batch_size", "train.gradient_checkpointing", "train.compile", "train.paged_budget_mb",
+        "train.save_every", "train.keep", "train.log_every", "data.test")  # fmt: skip
+
+
+SHOWN = 20  # written texts that evaluation.json keeps
+
+
+class RunObserver(Observer):
+    """An observer of training that also hears what a run says before and after it."""
+
+    def note(self, what: str, text: str) -> None:
+        """One fact in two columns: base, adapter, note, eval."""
+
+    def data(self, report: DataReport) -> None:
+        """The data report, before the first step."""
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a finished run left.  scores: {"before"/"after": {metric: value}}; model: its folder, where a whole model was trained."""
+
+    folder: Path
+    adapter: Path
+    steps: int
+    loss: float | None
+    tokens: int
+    scores: dict[str, dict[str, float]] = field(default_factory=dict)
+    model: Path | None = None
+
+    def facts(self) -> dict[str, Any]:
+        """Everything as JSON values."""
+        paths = {"folder": str(self.folder), "adapter": str(self.adapter), "model": str(self.model) if self.model else None}
+        return {**paths, "steps": self.steps, "loss": self.loss, "tokens": self.tokens, "scores": self.scores}
+
+
+def run(recipe: str | Path | dict[str, Any] | Recipe, overrides: Iterable[str] = (), observer: RunObserver | None = None) -> RunResult:
+    """Carry out a recipe, from the beginning or from where its output folder stands.
+
+    observer: hears what happens (`graft.train.Observer`).  Raises UsageError for a recipe that cannot be meant, DataError for rows that
+    cannot be used, CheckpointError for a folder of another run, TrainingError for steps that must not count.
+    """
+    chosen, observer = read(recipe, overrides), observer or RunObserver()
+    folder = Path(chosen.output)
+    _same_settings(folder, chosen)
+    base = runs.load_base(chosen)
+    name = _attach(base, chosen)
+    return _train(base, name, chosen, observer)
+
+
+def train(base: Base, adapter: Any, data: str | Path | Sequence[str | Path] | Mapping[str, Any], **keys: Any) -> RunResult:
+    """Train an attached adapter on rows: the same run as a recipe's, with a base that is loaded already.
+
+    data: a path, several, or the keys of a recipe's `data:`.  keys: those of `train:` (epochs=2, lr=1e-4, ...), and output=, stage=,
+    objective=, evaluate=, observer=.
+    """
+    observer = keys.pop("observer", None) or RunObserver()
+    top = {key: keys.pop(key) for key in ("output", "stage", "objective", "evaluate") if key in keys}
+    section = dict(data) if isinstance(data, Mapping) else {"train": [str(p) for p in data] if isinstance(data, list | tuple) else str(data)}
+    methods = [{"name": type(method).__module__.rpartition(".")[2], **method.config()} for method in adapter.methods]
+    settings = {"model": base.name or "given", "method": methods if len(methods) > 1 else methods[0], "data": section, "train": keys}
+    chosen = read({**settings, "output": f"runs/{adapter.name}", **top})
+    _same_settings(Path(chosen.output), chosen)
+    return _train(base, adapter.name, chosen, observer)
+
+
+def _same_settings(folder: Path, chosen: Recipe) -> None:
+    """Refuse a folder that holds a run with other settings, before anything is loaded."""
+    if (folder / "recipe.yaml").exists():
+        same_run(folder, _identity(read(folder)), _identity(chosen))
+
+
+def _identity(recipe: Recipe) -> dict[str, Any]:
+    """The settings under which alone a run may be resumed, by dotted key."""
+    flat: dict[str, Any] = {}
+    for key, value in recipe.model_dump().items():
+        flat |= {f"{key}.{k}": v for k, v in value.items()} if key in ("data", "train") else {key: value}
+    return {key: value for key, value in flat.items() if key not in FREE}
+
+
+def _attach(base: Base, recipe: Recipe) -> str:
+    """A new adapter, or the saved one that the recipe goes on from. Returns its name."""
+    name = Path(recipe.output).name
+    torch.manual_seed(recipe.train.seed)   # before the adapter is born: same recipe, same adapter
+    if recipe.adapter is not None:
+        base.load_adapter(recipe.adapter, name)
+    elif recipe.stage != "classify":
+        base.attach(name, runs.methods_of(recipe))
+    return name   # a classifier is attached when the rows have told its classes
+
+
+def _train(base: Base, name: str, recipe: Recipe, observer: RunObserver) -> RunResult:
+    """Rows, adapter of a classifier, training, and what is left behind."""
+    folder, settings, seed = Path(recipe.output), runs.located(recipe.data), recipe.train.seed
+    _suited(base, recipe)
+    prepared = prepare(settings, base.tokenizer, stage=recipe.stage, objective=recipe.objective, family=base.family, seed=seed)
+    if prepared.template is not None:
+        base.tokenizer.chat_template = prepared.template
+    if name not in base.adapters:
+        torch.manual_seed(seed)
+        base.attach(name, runs.methods_of(recipe, prepared.labels or ()))
+    asks = runs.asks_by_template(settings, recipe.stage)
+    opened = runs.Opened(base, name, recipe, folder, asks)
+    _write(folder, recipe, prepared, asks)
+    _tell(observer, opened, prepared)
+    task, again = _task(opened, prepared), (folder / "finished.json").exists()
+    result = Trainer(base, name, task, recipe.train, folder, observer).run()
+    if again:   # nothing was trained now: the adapter is what the folder holds
+        base.adapters[name].load_state(load_file(folder / "adapter" / "adapter_model.safetensors"))
+    return _finish(opened, result, observer)
+
+
+def _write(folder: Path, recipe: Recipe, prepared: Prepared, asks: bool) -> None:
+    """What is known before the first step."""
+    folder.mkdir(parents=True, exist_ok=True)
+    fs.replace(folder / "recipe.yaml", recipe.yaml().encode())
+    fs.replace(folder / "data_report.json", fs.encode(prepared.report.json() | {"asks_by_template": asks}))
+    if prepared.report.rejects:
+        prepared.report.write_rejects(folder / "rejected.jsonl")
+
+
+def _task(opened: runs.Opened, prepared: Prepared) -> Task:
+    """The batches, evaluation and samples of training, and the identity under which the run goes on."""
+    base, recipe, name = opened.base, opened.recipe, opened.adapter
+    size, prompts = recipe.evaluate.batch_size, recipe.train.samples
+    feed = runs.feed(base, recipe, prepared.train, recipe.train.batch_size, recipe.train.micro_batch_size)
+    held = runs.feed(base, recipe, prepared.eval, size, size) if prepared.eval else None
+
+    def evaluate(step: int) -> dict[str, float]:
+        with base.using(name):
+            found = perplexity(base, held)
+        if recipe.stage == "classify":
+            return {"loss": found["loss"], "accuracy": found["token_accuracy"]}
+        return found
+
+    def sample() -> list[str]:
+        answers = opened.ask(prompts, max_new_tokens=recipe.train.sample_tokens)
+        return [f"{prompt}\n\n{answer}" for prompt, answer in zip(prompts, answers, strict=True)]
+
+    identity = _identity(recipe) | {"base": base.fingerprint()}
+    return Task(feed, BY_STAGE[recipe.stage], evaluate if held else None, sample if prompts else None, identity)
+
+
+def _suited(base: Base, recipe: Recipe) -> None:
+    """Refuse an objective that this model cannot learn by."""
+    fits = {"causal": ("causal",), "masked": ("masked",), "span": ("seq2seq",)}[recipe.objective]
+    fits = ("causal", "seq2seq") if recipe.stage == "sft" else fits
+    if recipe.stage != "classify" and base.family not in fits:
+        raise UsageError(
+            f"stage {recipe.stage} with objective {recipe.objective} on {base.name}, a {base.family} model",
+            f"a {' or '.join(fits)} model",
+            "set objective: masked for an encoder, span for an encoder-decoder, or take another model",
+        )
+
+
+def _tell(observer: RunObserver, opened: runs.Opened, prepared: Prepared) -> None:
+    """What will happen, before the first step."""
+    base, recipe, adapter = opened.base, opened.recipe, opened.base.adapters[opened.adapter]
+    whole, trained = base.count(), adapter.count()
+    observer.note("base", f"{base.name}   {whole:,} parameters   {recipe.dtype if recipe.quant == 'none' else recipe.quant}")
+    names = " + ".join(method["name"] for method in recipe.methods)
+    observer.note("adapter", f"{names} on {len(adapter.inserts)} sites   {trained:,} trained ({100 * trained / whole:.2g} %)")
+    why = obstacle(base.model.config, recipe.data.max_length)
+    if recipe.data.pack and why and recipe.stage != "classify":
+        observer.note("note", f"rows are padded, not packed: {why}")
+    observer.data(prepared.report)
+
+
+def _finish(opened: runs.Opened, result: Result, observer: RunObserver) -> RunResult:
+    """Tokenizer, scores, model folder and report of a run whose training is over. Repeating it changes nothing."""
+    base, folder, recipe = opened.base, opened.folder, opened.recipe
+    if not (folder / "adapter" / "tokenizer_config.json").exists():
+        _add_tokenizer(folder / "adapter", base.tokenizer)
+    if not (folder / "evaluation.json").exists():
+        observer.note("eval", "scoring before and after on the rows held out")
+        table = runs.score(opened, recipe)
+        kept = {"columns": table.columns, "texts": table.texts[:SHOWN]}
+        fs.replace(folder / "evaluation.json", json.dumps(kept, indent=1, ensure_ascii=False).encode())   # columns in their order
+    scores = fs.decode(folder / "evaluation.json")["columns"]
+    model = folder / "model" if recipe.fresh else None
+    if model is not None and not model.exists():
+        export(base, model, to="hf", adapter=opened.adapter)
+    fs.replace(folder / "report.html", report(folder).encode())
+    return RunResult(folder, folder / "adapter", result.steps, result.loss, result.tokens, scores, model)
+
+
+def _add_tokenizer(adapter: Path, tokenizer: Any) -> None:
+    """Commit the adapter's folder once more, with tokenizer and chat template beside the two files."""
+    kept = {path.name: path.read_bytes() for path in adapter.iterdir() if path.is_file() and path.name != fs.MANIFEST}
+
+    def fill(folder: Path) -> None:
+        for name, data in kept.items():
+            fs.write(folder / name, data)
+        tokenizer.save_pretrained(folder)
+
+    fs.commit(adapter, fill)

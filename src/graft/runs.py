@@ -1,0 +1,267 @@
+"""What every command opens: a run's folder, an adapter's folder, a model's folder, a hub id or the seedling, as a base ready to answer.
+
+Also the pieces of a recipe as objects: its base, its methods, its rows with the embedded data resolved.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from transformers.models.auto.tokenization_auto import AutoTokenizer
+from transformers.utils.logging import disable_progress_bar
+
+from graft import seedling
+from graft.base import Base
+from graft.data import DataReport, Row, load_rows, prepare
+from graft.data.encode import Encoder
+from graft.data.formats import recognise
+from graft.data.order import Feed
+from graft.data.pack import first_position, obstacle
+from graft.data.read import records
+from graft.data.report import sample
+from graft.data.rows import Reject
+from graft.data.train_tokenizer import train_bpe
+from graft.errors import ModelError, UsageError
+from graft.evaluate import Held, Table, before_after, cases, evaluate
+from graft.export.folder import replaced
+from graft.folder import find as find_model
+from graft.load import fresh, load
+from graft.method import Method, find
+from graft.recipe import Data, NewTokenizer, Recipe, read
+from graft.train import fs
+
+TASKS = {"causal": None, "masked": "masked", "span": None}
+
+
+@dataclass
+class Opened:
+    """base with its adapters; adapter: the name that answers, None for the bare base.  recipe, folder: of a run."""
+
+    base: Base
+    adapter: str | None = None
+    recipe: Recipe | None = None
+    folder: Path | None = None
+    by_template: bool = False
+
+    def ask(self, prompts: Sequence[str], **how: Any) -> list[str]:
+        """Answers to plain texts, asked in the way that the model was trained with."""
+        return self.base.generate([asked(p, self.by_template) for p in prompts], adapters=[self.adapter] * len(prompts), **how)
+
+
+def open_model(name: str, adapters: Sequence[str] = (), quant: str | None = None) -> Opened:
+    """A run's folder (with its adapter), an adapter's folder (with its base), or a model.
+
+    adapters: folders, or NAME=FOLDER; the last one answers.  quant: how to store the base; a run has its own.
+    """
+    folder = Path(name)
+    if (folder / "recipe.yaml").exists() and not (folder / "config.json").exists():
+        opened = _open_run(folder, quant)
+    elif (folder / "adapter_config.json").exists():
+        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        opened = Opened(load(str(config.get("base_model_name_or_path")), quant=quant))
+        adapters = [*adapters, name]
+    else:
+        opened = Opened(load(name, quant=quant))
+    for word in adapters:
+        label, _, path = word.rpartition("=")
+        path = str(Path(path) / "adapter") if (Path(path) / "adapter").is_dir() else path   # a run's folder
+        label = label or _label(Path(path))
+        opened.base.load_adapter(path, label)
+        opened.adapter = label
+    if opened.recipe is None:
+        opened.by_template = bool(getattr(opened.base.tokenizer, "chat_template", None))
+    return opened
+
+
+def _label(folder: Path) -> str:
+    """A name for an adapter: its folder's, or its run's."""
+    folder = folder.resolve()
+    return folder.parent.name if folder.name == "adapter" else folder.name
+
+
+def _open_run(folder: Path, quant: str | None) -> Opened:
+    recipe = read(folder)
+    finished = (folder / "adapter" / "adapter_config.json").exists()
+    if not finished:
+        raise UsageError(f"{folder} has no adapter yet", "a run that has finished", f"go on with it: graft train {folder}")
+    report = json.loads((folder / "data_report.json").read_text(encoding="utf-8"))
+    by_template = bool(report.get("asks_by_template"))
+    if recipe.fresh:
+        return Opened(load(folder / "model", quant=quant, dtype=recipe.dtype), None, recipe, folder, by_template)
+    base = load_base(recipe, quant)
+    base.load_adapter(folder / "adapter", folder.resolve().name)
+    if (folder / "adapter" / "tokenizer_config.json").exists():
+        base.tokenizer = tokenizer_in(folder / "adapter")   # with the template of training
+    return Opened(base, folder.resolve().name, recipe, folder, by_template)
+
+
+def load_base(recipe: Recipe, quant: str | None = None) -> Base:
+    """The base of a recipe: loaded, or with random weights and its tokenizer, which is trained once and kept in the run's folder."""
+    task = TASKS[recipe.objective]
+    if isinstance(recipe.model, str):
+        base = load(recipe.model, quant=quant or recipe.quant, dtype=recipe.dtype, task=task)
+        if recipe.stage == "classify" and base.family == "masked":   # classes are read from the hidden state: its word head is no use
+            base = load(recipe.model, quant=quant or recipe.quant, dtype=recipe.dtype, task="encoder")
+        return base
+    wanted, folder = recipe.model.tokenizer, Path(recipe.output) / "tokenizer"
+    if isinstance(wanted, NewTokenizer) and not folder.exists():
+        rows = load_rows(located(recipe.data), stage=recipe.stage, seed=recipe.train.seed).train
+        made = train_bpe((text for row in rows for text in row.texts()), wanted.vocab_size, max_length=recipe.data.max_length)
+        fs.commit(folder, made.save_pretrained)
+    tokenizer = tokenizer_in(folder if isinstance(wanted, NewTokenizer) else wanted)
+    return fresh(recipe.model.config, tokenizer, dtype=recipe.dtype, seed=recipe.train.seed, task=task)
+
+
+def tokenizer_in(folder: str | Path) -> Any:
+    """The tokenizer of a folder, without a model. Raises ModelError where there is none."""
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except Exception as error:  # each tokenizer class fails in its own way
+        given = f"there is no tokenizer in {folder} ({str(error).splitlines()[0]})"
+        raise ModelError(given, "a folder with tokenizer.json", "check the path") from error
+
+
+def methods_of(recipe: Recipe, labels: Sequence[str] = ()) -> list[Method]:
+    """The recipe's methods as objects; a classifier gets the classes of its rows, and a head where none is named."""
+    methods = []
+    for settings in recipe.methods:
+        values = {key: tuple(v) if isinstance(v, list) else v for key, v in settings.items() if key != "name"}
+        if settings["name"] == "task_head":
+            values |= {"num_labels": len(labels), "labels": tuple(labels)}
+        methods.append(find(settings["name"])(**values))
+    if recipe.stage == "classify" and not any(method.is_head() for method in methods):
+        methods.append(find("task_head")(num_labels=len(labels), labels=tuple(labels)))
+    return methods
+
+
+def located(data: Data) -> Data:
+    """The data section with `seedling:NAME` replaced by the file that the generator writes."""
+
+    def find_(where: Any) -> Any:
+        if isinstance(where, list):
+            return [find_(one) for one in where]
+        return str(seedling.dataset(where)) if isinstance(where, str) and where.startswith(seedling.PREFIX) else where
+
+    return data.model_copy(update={key: find_(getattr(data, key)) for key in ("train", "eval", "test")})
+
+
+def asks_by_template(data: Data, stage: str) -> bool:
+    """Whether rows of this run are conversations, which are asked through the chat template, or plain prompts and texts."""
+    if stage != "sft" or data.template is not None:
+        return stage == "sft"
+    rows = (recognise(r, stage, data.format, data.columns) for r in records(data.train) if not isinstance(r, Reject))
+    return any(row.kind == "chat" for row in islice((row for row in rows if isinstance(row, Row)), 1))
+
+
+def look(recipe: Recipe, rows: int) -> DataReport:
+    """The data report of a recipe with its first rows as the model would see them. `data.train` may be a run's folder."""
+    folder = Path(str(recipe.data.train))
+    if (folder / "recipe.yaml").exists():
+        recipe = read(folder)
+    tokenizer = tokenizer_in(find_model(recipe.model)) if isinstance(recipe.model, str) else tokenizer_in(Path(recipe.output) / "tokenizer")
+    data = located(recipe.data)
+    prepared = prepare(data, tokenizer, stage=recipe.stage, objective=recipe.objective, seed=recipe.train.seed)
+    prepared.report.samples = [sample(prepared.train[i], tokenizer, prepared.labels) for i in range(min(rows, len(prepared.train)))]
+    return prepared.report
+
+
+def asked(text: str, by_template: bool) -> str | list[dict[str, str]]:
+    """A prompt for `Base.generate`: a conversation of one turn, or the text as it is."""
+    return [{"role": "user", "content": text}] if by_template else text
+
+
+def material(opened: Opened, recipe: Recipe, rows: Sequence[Row]) -> Held:
+    """Rows as evaluation takes them: encoded for losses and classes, and as prompts for written answers."""
+    base = opened.base
+    heads = [m for m in (base.adapters[opened.adapter].methods if opened.adapter else ()) if m.is_head()]
+    encoder = Encoder(
+        base.tokenizer, stage=recipe.stage, objective=recipe.objective, family=base.family, max_length=recipe.data.max_length,
+        template=recipe.data.template, labels=heads[0].labels if heads else (),
+    )  # fmt: skip
+    size = recipe.evaluate.batch_size
+    examples = encoder(rows).examples
+    if opened.by_template:
+        rows = [_as_chat(row) for row in rows]
+    return Held(feed(base, recipe, examples, size, size), rows, {"max_new_tokens": recipe.evaluate.max_new_tokens, "batch_size": size})
+
+
+def feed(base: Base, recipe: Recipe, examples: Sequence[Any], batch_size: int, micro_batch_size: int) -> Feed:
+    """Examples as this base and recipe want their batches; packed where the model allows it."""
+    config = base.model.config
+    return Feed(
+        examples, base.tokenizer, batch_size=batch_size, micro_batch_size=micro_batch_size, max_length=recipe.data.max_length,
+        pack=recipe.data.pack and obstacle(config, recipe.data.max_length) is None, seed=recipe.train.seed, stage=recipe.stage,
+        objective=recipe.objective, family=base.family, first_position=first_position(config),
+        decoder_start=getattr(config, "decoder_start_token_id", None),
+    )  # fmt: skip
+
+
+def _as_chat(row: Row) -> Row:
+    if row.kind != "pair":
+        return row
+    turns = [{"role": "user", "content": row.value[0]}, {"role": "assistant", "content": row.value[1]}]
+    return Row(row.source, "chat", turns, row.tools)
+
+
+def held_rows(recipe: Recipe) -> list[Row]:
+    """The rows that a recipe is judged on: its test rows, else its held-out ones; at most evaluate.limit."""
+    loaded = load_rows(located(recipe.data), stage=recipe.stage, seed=recipe.train.seed)
+    return (loaded.test or loaded.eval or [])[: recipe.evaluate.limit]
+
+
+def score(opened: Opened, recipe: Recipe, data: str | None = None) -> Table:
+    """The recipe's metrics without and with the adapter, on its own held rows or on all rows of `data`; no column without rows."""
+    if data is None:
+        rows = held_rows(recipe)
+    else:
+        other = recipe.data.model_copy(update={"train": data, "eval": None, "test": None})
+        rows = load_rows(located(other), stage=recipe.stage).train[: recipe.evaluate.limit]
+    if not rows:
+        return Table({}, [])
+    held, metrics = material(opened, recipe, rows), recipe.evaluate.metrics
+    if opened.adapter is None:
+        return Table({"model": evaluate(opened.base, held, metrics)}, [])
+    return before_after(opened.base, held, metrics, adapter=opened.adapter)
+
+
+def judged_by(opened: Opened, stage: str | None, metrics: Sequence[str], limit: int | None) -> Recipe:
+    """The recipe to score by: the run's own with these changes, or one for a model that is no run."""
+    changes = [f"evaluate.metrics={json.dumps(list(metrics))}"] if metrics else []
+    changes += [f"evaluate.limit={limit}"] if limit else []
+    changes += [f"stage={stage}"] if stage else []
+    if opened.recipe is not None:
+        return read(opened.recipe, changes)
+    objective = {"masked": "masked", "seq2seq": "span"}.get(opened.base.family, "causal") if stage == "pretrain" else "causal"
+    return read({"model": opened.base.name, "objective": objective}, changes)
+
+
+def scores_of(name: str) -> dict[str, float]:
+    """The scores that a run's folder holds, of the trained model; empty for anything else."""
+    path = Path(name) / "evaluation.json"
+    columns = json.loads(path.read_text(encoding="utf-8"))["columns"] if path.exists() else {}
+    return dict(list(columns.values())[-1]) if columns else {}
+
+
+def prompts_of(opened: Opened, limit: int) -> list[str]:
+    """Prompts to compare by: the recipe's samples, else what its held-out rows ask."""
+    recipe = opened.recipe
+    if recipe is None:
+        raise UsageError("there are no prompts", "--prompt TEXT or --prompts FILE", "give some, or name a run first")
+    if recipe.train.samples:
+        return recipe.train.samples[:limit]
+    found = [case.prompt for case in cases(held_rows(recipe))]
+    return [p if isinstance(p, str) else str(p[-1]["content"]) for p in found[:limit]]
+
+
+def quantise(name: str, folder: Path, quant: str, *, force: bool = False) -> Path:
+    """Write a model with its linear weights packed; our loader and transformers (with graft imported) read it."""
+    base = load(name, quant=quant)
+    disable_progress_bar()
+    with replaced(folder, force=force) as partial:
+        base.model.save_pretrained(partial)
+        if base.tokenizer is not None:
+            base.tokenizer.save_pretrained(partial)
+    return folder

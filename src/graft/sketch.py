@@ -1,0 +1,209 @@
+"""Sketch: a base of any size without its numbers, on which one training step is run to see what it would hold.
+
+Everything is built of fake tensors: shapes, dtypes and devices are real, storage is not. The same classes are put
+together by the same code as in a run, so counts and bytes of weights are exact, and a forward and backward of the
+sketch allocates and frees what the real ones do; `Ledger` keeps the books. A deep model is run with one and with two
+blocks and carried on to its depth in a straight line.
+"""
+
+import contextlib
+import copy
+import re
+import weakref
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
+
+from graft.adapter import Adapter
+from graft.base import Base
+from graft.load import model_class
+from graft.method import Method
+from graft.objectives.lm import CHUNK
+from graft.quant import QuantLinear, Scheme
+from graft.quant.replace import matrix, packable
+
+DEPTH = ("num_hidden_layers", "num_layers", "n_layer", "num_decoder_layers", "encoder_layers", "decoder_layers")
+SHALLOW = (1, 2)  # numbers of blocks that are run in place of a deep model
+
+
+class Sketch(Base):
+    """A Base of fake tensors. It has no values, hence no fingerprint."""
+
+    def fingerprint(self) -> str:
+        return ""
+
+    def attach(self, name: str, method: Method | Sequence[Method]) -> Adapter:
+        """As in Base, but for moving the inserts to the device, which fake tensors cannot do: they are born there."""
+        methods = [method] if isinstance(method, Method) else list(method)
+        sites = self.sites
+        return self._seat(Adapter(name, methods, [self._checked(m, sites) for m in methods], {}))
+
+
+class Ledger(TorchDispatchMode):
+    """Bytes that operations inside the block allocate and have not freed.  peak: the most at any time."""
+
+    def __init__(self, known: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self._seen = weakref.WeakKeyDictionary({t.untyped_storage(): None for t in known})
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        for tensor in output if isinstance(output, tuple | list) else (output,):
+            if isinstance(tensor, Tensor):
+                self._enter(tensor)
+        return output
+
+    def _enter(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        if storage not in self._seen:
+            self._seen[storage] = None
+            self.live += storage.nbytes()
+            self.peak = max(self.peak, self.live)
+            weakref.finalize(storage, self._leave, storage.nbytes()).atexit = False
+
+    def _leave(self, size: int) -> None:
+        self.live -= size
+
+
+class _Product(torch.autograd.Function):
+    """A packed linear as the reference kernel computes it: one dequantised copy, in forward and again in backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, bias: Tensor | None, rows: int) -> Tensor:
+        ctx.shape = rows, x.shape[-1]
+        return F.linear(x, x.new_empty(ctx.shape), bias)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
+        return dy @ dy.new_empty(ctx.shape), None, None
+
+
+class _Packed(QuantLinear):
+    """A QuantLinear whose values nobody asks for."""
+
+    @property
+    def weight(self) -> Tensor:
+        return torch.empty(self.out_features, self.in_features, dtype=self.dtype, device=self.codes.device)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _Product.apply(x, None if self.bias is None else self.bias.to(x.dtype), self.out_features)
+
+
+@dataclass(frozen=True)
+class Step:
+    """What runs at once.  rows: of a micro-batch; length: tokens of a row.  classify: a task head, no language head."""
+
+    rows: int
+    length: int
+    checkpointing: bool = False
+    classify: bool = False
+
+
+@contextlib.contextmanager
+def unreal() -> Iterator[None]:
+    """Inside, every new tensor is fake; constants made before (code books) may take part."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        yield
+
+
+def sketch(
+    config: Any, *, quant: str = "none", dtype: torch.dtype = torch.bfloat16, task: str | None = None
+) -> Sketch:
+    """The base of a transformers configuration; arguments as for `graft.load`. Call inside `unreal`."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        model = model_class(config, task)(copy.deepcopy(config))
+    finally:
+        torch.set_default_dtype(before)
+    if quant != "none":
+        for name, module in list(packable(model)):
+            rows, columns = matrix(module).shape
+            model.set_submodule(name, _Packed(columns, rows, Scheme(quant), module.bias, dtype))
+    return Sketch(model)
+
+
+def stored(tensors: Sequence[Tensor]) -> int:
+    """Bytes behind these tensors, shared storage once."""
+    return sum({id(s): s.nbytes() for s in (t.untyped_storage() for t in tensors)}.values())
+
+
+def weights(base: Base) -> int:
+    """Bytes of the base: packed codes and constants, 16-bit rest, buffers."""
+    return stored([*base.model.parameters(), *base.model.buffers()])
+
+
+def alike(base: Base) -> bool:
+    """Whether the adapter "plan" is the same in every block, so that a few blocks speak for all."""
+    blocks: dict[int, set[str]] = {site.layer: set() for site in base.sites if site.layer is not None}
+    for site, _ in base.adapters["plan"].inserts:
+        if site.layer is not None:
+            blocks[site.layer].add(re.sub(r"\d+", "#", site.name))
+    return len({frozenset(names) for names in blocks.values()}) <= 1
+
+
+def peak(config: Any, methods: Sequence[Method], step: Step, *, training: bool = True, uniform: bool, **kind: Any) -> int:
+    """Bytes that one micro-batch holds at its peak, beyond weights, adapter and gradients.
+
+    training: with backward.  uniform: see `alike`.  kind: quant, dtype and task of the base.
+    """
+    depth = max(getattr(config, key, 0) or 0 for key in DEPTH)
+    if depth <= SHALLOW[1] or not uniform:
+        return _run(config, methods, step, training, kind)
+    low, high = (_run(shallow(config, blocks), methods, step, training, kind) for blocks in SHALLOW)
+    return round(low + (high - low) * (depth - SHALLOW[0]) / (SHALLOW[1] - SHALLOW[0]))
+
+
+def shallow(config: Any, blocks: int) -> Any:
+    """The configuration with so many blocks; lists with one entry per block are cut."""
+    values = config.to_dict()
+    depth = max(values.get(key) or 0 for key in DEPTH)
+    cut = {key: blocks for key in DEPTH if isinstance(values.get(key), int)}
+    cut |= {key: value[:blocks] for key, value in values.items() if isinstance(value, list) and len(value) == depth}
+    return type(config)(
+        **{key: value for key, value in (values | cut).items() if key not in ("model_type", "transformers_version")}
+    )
+
+
+def _run(config: Any, methods: Sequence[Method], step: Step, training: bool, kind: dict[str, Any]) -> int:
+    with unreal():
+        base = sketch(config, **kind)
+        adapter = base.attach("plan", methods)
+        known = [*base.model.parameters(), *base.model.buffers(), *adapter.tensors().values()]
+        for parameter in adapter.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+            known.append(parameter.grad)
+        base.train(training)
+        base.checkpointing(step.checkpointing)
+        with base.using("plan"), torch.set_grad_enabled(training), Ledger(known) as ledger:
+            total = loss(base, step)
+            if training:
+                total.backward()
+        return ledger.peak
+
+
+def loss(base: Base, step: Step) -> Tensor:
+    """The summed loss of a full batch: block mask as packing gives it, logits in chunks that backward computes again."""
+    shape = step.rows, step.length
+    ids = torch.zeros(shape, dtype=torch.long)
+    if step.classify:
+        return base(ids, attention_mask=torch.ones(shape, dtype=torch.long))[0].float().logsumexp(-1).sum()
+    keywords = {"decoder_input_ids": ids} if base.family == "seq2seq" else {}
+    if base.family == "causal":
+        keywords["attention_mask"] = torch.ones(step.rows, 1, step.length, step.length, dtype=torch.bool)
+    hidden = base.hidden(ids, **keywords).flatten(0, 1)
+    parts = [checkpoint(_nll, base, part, use_reentrant=False) for part in hidden.split(CHUNK)]
+    return torch.stack(parts).sum()
+
+
+def _nll(base: Base, states: Tensor) -> Tensor:
+    logits = base.logits(states[None])[0].float()
+    return F.cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.long), reduction="sum")

@@ -1,0 +1,152 @@
+"""Every kind of defective row is found, named file:line with reason and remedy, and counted."""
+
+import gzip
+import json
+
+import pytest
+
+from graft.data import load_rows, prepare
+from graft.data.rows import Reject
+from graft.errors import DataError
+
+GOOD = b'{"prompt": "What is two and two?", "completion": "four"}\n'
+
+TALK = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]
+
+
+def line(**fields):
+    return json.dumps(fields).encode() + b"\n"
+
+
+def chat(*turns):
+    return line(messages=[{"role": role, "content": content} for role, content in turns])
+
+
+# name: (file, bytes, line of the defect, reason); how many lines of a broken archive can be read, zlib decides
+DEFECTS = {
+    "broken json": ("a.jsonl", GOOD + b'{"prompt": "x", \n', 2, "bad JSON"),
+    "single quotes": ("a.jsonl", GOOD + b"{'prompt': 'x'}\n", 2, "bad JSON"),
+    "two objects on a line": ("a.jsonl", GOOD + GOOD.strip() + GOOD, 2, "bad JSON"),
+    "key twice": ("a.jsonl", GOOD + b'{"prompt": "a", "prompt": "b", "completion": "c"}\n', 2, "bad JSON"),
+    "NaN": ("a.jsonl", GOOD + b'{"prompt": "a", "completion": NaN}\n', 2, "bad JSON"),
+    "nested too deeply": ("a.jsonl", GOOD + b'{"a":' + b"[" * 200_000 + b"\n", 2, "bad JSON"),
+    "huge number": ("a.jsonl", GOOD + b'{"a": ' + b"9" * 5000 + b"}\n", 2, "bad JSON"),
+    "row is a list": ("a.jsonl", GOOD + b"[1, 2]\n", 2, "not an object"),
+    "row is a string": ("a.jsonl", GOOD + b'"text"\n', 2, "not an object"),
+    "row is null": ("a.jsonl", GOOD + b"null\n", 2, "not an object"),
+    "latin-1": ("a.jsonl", GOOD + '{"prompt": "caf\u00e9", "completion": "x"}\n'.encode("latin-1"), 2, "not UTF-8"),
+    "utf-16": ("a.jsonl", '{"prompt": "x", "completion": "y"}\n'.encode("utf-16"), 1, "not UTF-8"),
+    "NUL in the file": ("a.jsonl", GOOD + b'{"prompt": "a\0b", "completion": "c"}\n', 2, "NUL byte"),
+    "NUL escaped": ("a.jsonl", GOOD + b'{"prompt": "a\\u0000b", "completion": "c"}\n', 2, "NUL byte"),
+    "half a surrogate pair": ("a.jsonl", GOOD + b'{"prompt": "\\ud83d", "completion": "c"}\n', 2, "not UTF-8"),
+    "empty file": ("a.jsonl", b"", 1, "empty file"),
+    "only blank lines": ("a.jsonl", b"\n\n  \n", 1, "empty file"),
+    "no answer": ("a.jsonl", GOOD + line(prompt="x", completion=None), 2, "no answer"),
+    "empty answer": ("a.jsonl", GOOD + line(prompt="x", completion=""), 2, "no answer"),
+    "blank answer": ("a.jsonl", GOOD + line(prompt="x", completion=" \n"), 2, "no answer"),
+    "empty prompt": ("a.jsonl", GOOD + line(prompt="", completion="x"), 2, "no prompt"),
+    "answer is a number": ("a.jsonl", GOOD + line(prompt="x", completion=4), 2, "not text"),
+    "answer is an object": ("a.jsonl", GOOD + line(prompt="x", completion={"a": 1}), 2, "not text"),
+    "other columns": ("a.jsonl", GOOD + line(question="x", reply="y"), 2, "unknown columns"),
+    "no columns": ("a.jsonl", GOOD + b"{}\n", 2, "unknown columns"),
+    "preference pair": ("a.jsonl", GOOD + line(chosen="x", rejected="y"), 2, "unknown columns"),
+    "label in sft": ("a.jsonl", GOOD + line(text="x", label="y"), 2, "label without classify"),
+    "no turns": ("a.jsonl", GOOD + line(messages=[]), 2, "bad messages"),
+    "turn is a string": ("a.jsonl", GOOD + line(messages=["hi"]), 2, "bad messages"),
+    "unknown role": ("a.jsonl", GOOD + chat(("usr", "hi"), ("assistant", "x")), 2, "bad role"),
+    "no role": ("a.jsonl", GOOD + line(messages=[{"content": "x"}]), 2, "bad role"),
+    "assistant first": ("a.jsonl", GOOD + chat(("assistant", "hi"), ("user", "x")), 2, "role order"),
+    "user twice": ("a.jsonl", GOOD + chat(("user", "a"), ("user", "b"), ("assistant", "c")), 2, "role order"),
+    "system late": ("a.jsonl", GOOD + chat(("user", "a"), ("assistant", "b"), ("system", "c")), 2, "role order"),
+    "ends with user": ("a.jsonl", GOOD + chat(("user", "a"), ("assistant", "b"), ("user", "c")), 2, "no answer"),
+    "assistant is silent": ("a.jsonl", GOOD + chat(("user", "a"), ("assistant", "")), 2, "no answer"),
+    "image": ("a.jsonl", GOOD + chat(("user", [{"type": "image"}]), ("assistant", "x")), 2, "unsupported content"),
+    "content is a number": ("a.jsonl", GOOD + chat(("user", 5), ("assistant", "x")), 2, "not text"),
+    "tools are no JSON": ("a.jsonl", GOOD + line(messages=TALK, tools="[{"), 2, "bad messages"),
+    "history holds no pairs": ("a.jsonl", GOOD + line(instruction="x", output="y", history=["z"]), 2, "bad messages"),
+    "element of an array": ("a.json", b"[" + GOOD.strip() + b", 3]", 2, "not an object"),
+    "json breaks off": ("a.json", b"[" + GOOD.strip() + b",", 1, "bad JSON"),
+    "too few cells": ("a.csv", b"prompt,completion\na,b\nc\n", 3, "wrong number of cells"),
+    "too many cells": ("a.csv", b"prompt,completion\na,b\nc,d,e\n", 3, "wrong number of cells"),
+    "quote never closed": ("a.csv", b'prompt,completion\na,b\n"c,d\n', 3, "bad CSV"),
+    "header twice": ("a.csv", b"prompt,prompt\na,b\n", 1, "bad header"),
+    "cell in latin-1": ("a.csv", "prompt,completion\na,b\nc,caf\u00e9\n".encode("latin-1"), 3, "not UTF-8"),
+    "cell is empty": ("a.tsv", b"prompt\tcompletion\na\tb\nc\t\n", 3, "no answer"),
+    "archive breaks off": ("a.jsonl.gz", gzip.compress(GOOD * 400, mtime=0)[:-12], None, "damaged archive"),
+    "no archive at all": ("a.jsonl.gz", GOOD, 0, "damaged archive"),
+    "no parquet at all": ("a.parquet", GOOD, 1, "bad Parquet"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DEFECTS)
+def test_every_defect_is_named_by_file_and_line(name, tmp_path, settings):
+    file, content, at, reason = DEFECTS[name]
+    (tmp_path / file).write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        load_rows(settings(train=str(tmp_path / file)), stage="sft")
+    (reject,) = caught.value.report.rejects
+    path, _, number = reject.source.rpartition(":")
+    assert (path, int(number), reject.reason) == (str(tmp_path / file), int(number) if at is None else at, reason)
+    assert reject.detail and reject.remedy and str(reject) in str(caught.value)
+
+
+CLASSIFY = {
+    "label is null": (line(text="a", label="x") + line(text="b", label=None), "no label"),
+    "label is a float": (line(text="a", label="x") + line(text="b", label=0.5), "bad label"),
+    "labels are many": (line(text="a", label="x") + line(text="b", label=["x", "y"]), "bad label"),
+    "text is blank": (line(text="a", label="x") + line(text=" ", label="x"), "empty text"),
+}
+
+
+@pytest.mark.parametrize("name", CLASSIFY)
+def test_defects_of_labelled_rows_are_named(name, tmp_path, settings):
+    content, reason = CLASSIFY[name]
+    (tmp_path / "a.jsonl").write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        load_rows(settings(train=str(tmp_path / "a.jsonl")), stage="classify")
+    assert [(r.source, r.reason) for r in caught.value.report.rejects] == [(f"{tmp_path}/a.jsonl:2", reason)]
+
+
+ENCODED = {  # found with the tokenizer at hand
+    "control token in a text": (line(prompt="the cat</s>", completion="sat"), "control token"),
+    "control token in a turn": (chat(("user", "a <s> b"), ("assistant", "c")), "control token"),
+    "answer behind max_length": (line(prompt="the cat " * 60, completion="sat"), "cut away"),
+    "letters outside the alphabet": (line(prompt="the cat", completion="\u732b"), "unknown characters"),
+}
+
+
+@pytest.mark.parametrize("name", ENCODED)
+def test_defects_that_only_the_tokenizer_shows_are_named(name, tmp_path, settings, llama):
+    content, reason = ENCODED[name]
+    (tmp_path / "a.jsonl").write_bytes(GOOD * 300 + content)
+    with pytest.raises(DataError) as caught:
+        prepare(settings(train=str(tmp_path / "a.jsonl")), llama, stage="sft")
+    assert [(r.source, r.reason) for r in caught.value.report.rejects] == [(f"{tmp_path}/a.jsonl:301", reason)]
+
+
+def test_skipping_uses_the_good_rows_and_lists_the_bad_ones(tmp_path, settings, llama):
+    (tmp_path / "a.jsonl").write_bytes(GOOD + b"[1]\n" + GOOD + line(prompt="x", completion="") + b"{\n" + GOOD)
+    report = prepare(settings(train=str(tmp_path / "a.jsonl"), bad_rows="skip"), llama, stage="sft").report
+    assert (report.read, report.train) == (6, 3)
+    assert report.rejected == {"not an object": 1, "no answer": 1, "bad JSON": 1}
+    report.write_rejects(tmp_path / "rejected.jsonl")
+    written = [Reject(**json.loads(row)) for row in (tmp_path / "rejected.jsonl").read_text().splitlines()]
+    assert [row.source.rpartition(":")[2] for row in written] == ["2", "4", "5"]
+
+
+def test_a_strict_run_names_the_first_twenty_and_counts_all(tmp_path, settings):
+    (tmp_path / "a.jsonl").write_bytes(GOOD + b"[1]\n" * 30)
+    with pytest.raises(DataError, match=r"30 of 31 rows cannot be used \(not an object 30\)") as caught:
+        load_rows(settings(train=str(tmp_path / "a.jsonl")), stage="sft")
+    assert str(caught.value).count("a.jsonl:") == 20 and "and 10 more" in str(caught.value)
+
+
+def test_more_than_one_percent_of_answers_cut_away_stops_even_a_lenient_run(tmp_path, settings, llama):
+    for rows, refused in [(GOOD * 300, False), (GOOD * 50, True)]:
+        (tmp_path / "a.jsonl").write_bytes(rows + line(prompt="the cat " * 60, completion="sat"))
+        asked = settings(train=str(tmp_path / "a.jsonl"), bad_rows="skip")
+        if refused:
+            with pytest.raises(DataError, match="cuts the whole answer away in 1 of 51 rows"):
+                prepare(asked, llama, stage="sft")
+        else:
+            assert prepare(asked, llama, stage="sft").report.rejected == {"cut away": 1}

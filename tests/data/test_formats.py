@@ -1,0 +1,77 @@
+"""Rows are recognised by their columns and brought into one form."""
+
+import pytest
+
+from graft.data.formats import check_settings, recognise
+from graft.data.rows import Record, Reject
+from graft.errors import UsageError
+
+USER, ANSWER = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
+SYSTEM = {"role": "system", "content": "s"}
+SAME = {
+    "messages": {"messages": [USER, ANSWER]},
+    "parts": {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}, ANSWER]},
+    "sharegpt": {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]},
+    "alpaca": {"instruction": "a", "input": "", "output": "b"},
+    "alpaca response": {"instruction": "a", "response": "b", "category": "c"},
+    "lists": {"prompt": [USER], "completion": [ANSWER]},
+}
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_every_layout_of_a_conversation_gives_the_same_messages(name):
+    row = recognise(Record("f:1", SAME[name]), "sft")
+    assert (row.source, row.kind, row.value) == ("f:1", "chat", [USER, ANSWER])
+
+
+def test_system_input_history_and_tools_find_their_places():
+    alpaca = {"instruction": "c", "input": "d", "output": "e", "system": "s", "history": [["a", "b"]]}
+    last = [{"role": "user", "content": "c\nd"}, {"role": "assistant", "content": "e"}]
+    assert recognise(Record("f:1", alpaca), "sft").value == [SYSTEM, USER, ANSWER, *last]
+    turns = [("human", "a"), ("function_call", "f()"), ("observation", "1"), ("gpt", "b")]
+    shared = {"conversations": [{"from": w, "value": v} for w, v in turns], "system": "s", "tools": '[{"name": "f"}]'}
+    row = recognise(Record("f:1", shared), "sft")
+    assert [m["role"] for m in row.value] == ["system", "user", "assistant", "tool", "assistant"]
+    assert row.tools == [{"name": "f"}]
+
+
+def test_only_the_completion_is_learnt_where_prompt_and_completion_are_lists():
+    fields = {"prompt": [USER, ANSWER, USER], "completion": [ANSWER]}
+    assert recognise(Record("f:1", fields), "sft").first == 3
+
+
+@pytest.mark.parametrize(
+    "names",
+    ["prompt completion", "prompt response", "question answer", "query response", "input target", "input output"],
+)
+def test_texts_stay_texts(names):
+    ask, answer = names.split()
+    row = recognise(Record("f:1", {ask: "a", answer: "b", "id": 7}), "sft")
+    assert (row.kind, row.value) == ("pair", ("a", "b"))
+
+
+def test_the_stage_decides_between_readings_of_the_same_columns():
+    fields = {"text": "a", "label": 3}
+    assert recognise(Record("f:1", fields), "classify").value == ("a", 3)
+    assert recognise(Record("f:1", fields), "pretrain").value == "a"
+    assert isinstance(recognise(Record("f:1", fields), "sft"), Reject)
+
+
+def test_columns_and_format_overrule_recognition():
+    row = recognise(
+        Record("f:1", {"text": "t", "mr": "a", "ref": "b"}), "sft", "auto", {"prompt": "mr", "completion": "ref"}
+    )
+    assert row.value == ("a", "b")
+    row = recognise(Record("f:1", {"text": "t", "prompt": "a", "completion": "b"}), "sft", "text")
+    assert row.value == "t"
+    reject = recognise(Record("f:1", {"mrs": "a", "ref": "b"}), "sft", "auto", {"prompt": "mr"})
+    assert reject.reason == "missing column" and "mrs" in reject.remedy
+
+
+def test_wrong_words_in_the_settings_are_refused_with_the_nearest():
+    for arguments, near in [(("sft", "alpacca", {}), "alpaca"), (("sft", "auto", {"promt": "x"}), "prompt")]:
+        with pytest.raises(UsageError) as caught:
+            check_settings(*arguments)
+        assert near in caught.value.remedy
+    with pytest.raises(UsageError):
+        check_settings("pretrain", "alpaca", {})

@@ -1,0 +1,142 @@
+"""From settings to examples: held-out rows, cache, report."""
+
+import io
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from graft.data import DataReport, cache, load_rows, prepare
+from graft.data.preparation import split
+from graft.data.rows import Row
+from graft.errors import DataError
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    rows = [{"prompt": f"What is {i}?", "completion": f"the cat {i}"} for i in range(40)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def append(file, line):
+    with open(file, "a") as stream:
+        stream.write(line)
+
+
+def test_the_share_held_out_is_exact_and_depends_on_content_and_seed_only():
+    rows = [Row(f"f:{i}", "text", f"row {i}") for i in range(101)]
+    train, held = split(rows, 0.05, 0)
+    assert (len(train), len(held)) == (96, 5)
+    moved = [Row(f"g:{i}", row.kind, row.value) for i, row in enumerate(reversed(rows))]
+    assert {row.value for row in split(moved, 0.05, 0)[1]} == {row.value for row in held}
+    assert {row.value for row in split(rows, 0.05, 1)[1]} != {row.value for row in held}
+
+
+def test_equal_rows_stay_on_one_side():
+    rows = [Row(f"f:{i}", "text", f"row {i // 2}") for i in range(40)] + [Row("f:40", "text", "alone")]
+    train, held = split(rows, 0.25, 0)
+    assert len(held) == 10 and not {row.value for row in held} & {row.value for row in train}
+    assert len(split([Row("f:1", "text", "x")] * 4, 0.5, 0)[1]) == 2
+
+
+def test_too_few_rows_to_hold_any_out_is_an_error():
+    with pytest.raises(DataError, match="holds out 1 of 1"):
+        split([Row("f:1", "text", "x")], 0.05, 0)
+
+
+def test_every_row_read_is_used_or_rejected(file, settings, llama):
+    append(file, "[]\n")
+    report = prepare(settings(train=file, eval=0.1, bad_rows="skip"), llama, stage="sft").report
+    assert (report.read, report.train, report.eval, report.rejected) == (41, 36, 4, {"not an object": 1})
+
+
+def test_duplicates_and_overlap_are_counted(tmp_path, settings, llama):
+    row = lambda text: json.dumps({"prompt": text, "completion": "four"}) + "\n"
+    (tmp_path / "a.jsonl").write_text(row("a") + row("a") + row("b"))
+    (tmp_path / "b.jsonl").write_text(row("b") + row("c"))
+    asked = settings(train=str(tmp_path / "a.jsonl"), eval=str(tmp_path / "b.jsonl"))
+    report = prepare(asked, llama, stage="sft").report
+    assert (report.duplicates, report.overlap, report.train, report.eval) == (1, 1, 3, 2)
+    assert any("score will flatter" in line for line in report.lines())
+
+
+def test_the_limit_takes_the_first_rows(file, settings):
+    loaded = load_rows(settings(train=file, limit=7), stage="sft")
+    assert [row.source for row in loaded.train] == [f"{file}:{i}" for i in range(1, 8)] and loaded.read == 7
+
+
+def test_class_names_are_in_numerical_or_alphabetical_order(tmp_path, settings, bert):
+    for labels, names in [(["b", "a", "b"], ["a", "b"]), ([10, 9, 10], ["9", "10"])]:
+        text = "".join(json.dumps({"text": f"the cat {i}", "label": label}) + "\n" for i, label in enumerate(labels))
+        (tmp_path / "a.jsonl").write_text(text)
+        found = prepare(settings(train=str(tmp_path / "a.jsonl")), bert, stage="classify", family="encoder")
+        assert found.labels == names and [names[e.target] for e in found.train] == [str(label) for label in labels]
+
+
+def test_the_cache_gives_back_the_same_and_follows_every_change(file, settings, llama, bpe, monkeypatch):
+    asked = settings(train=file, eval=0.1)
+    first = prepare(asked, llama, stage="sft")
+    monkeypatch.setattr("graft.data.preparation.load_rows", lambda *_, **__: pytest.fail("read again"))
+    again = prepare(asked, llama, stage="sft")
+    assert list(again.train) == list(first.train) and list(again.eval) == list(first.eval)
+    assert again.report == first.report and again.template == first.template
+    monkeypatch.undo()
+    monkeypatch.setenv("GRAFT_CACHE", str(Path(file).parent / "cache"))
+    entries = lambda: len(list(cache.folder().iterdir()))
+    assert entries() == 1
+    prepare(settings(train=file, eval=0.1, max_length=32), llama, stage="sft")
+    prepare(asked, bpe, stage="sft")
+    prepare(asked, llama, stage="sft", seed=1)
+    prepare(settings(train=file, eval=0.1, template="vicuna"), llama, stage="sft")
+    append(file, '{"prompt": "x", "completion": "y"}\n')
+    prepare(asked, llama, stage="sft")
+    assert entries() == 6
+
+
+def test_a_damaged_entry_of_the_cache_is_made_again(file, settings, llama):
+    first = prepare(settings(train=file), llama, stage="sft")
+    (entry,) = cache.folder().iterdir()
+    for name in ("tokens.safetensors", "data.json"):
+        (entry / name).write_bytes((entry / name).read_bytes()[:20])
+        assert list(prepare(settings(train=file), llama, stage="sft").train) == list(first.train)
+        assert cache.load(entry.name) is not None
+
+
+def test_a_cache_that_cannot_be_written_is_no_error(file, settings, llama, tmp_path, monkeypatch):
+    (tmp_path / "occupied").write_text("")
+    monkeypatch.setenv("GRAFT_CACHE", str(tmp_path / "occupied"))
+    assert len(prepare(settings(train=file), llama, stage="sft").train) == 40
+
+
+def test_the_report_shows_two_rows_with_what_is_learnt(file, settings, bpe):
+    report = prepare(settings(train=file), bpe, stage="sft").report
+    plain = "\n".join(report.lines(color=False))
+    assert "40 rows read   40 train   0 eval   0 rejected" in plain
+    assert "What is 0?⟦ the cat 0</s>⟧" in plain
+    console = Console(width=200, color_system=None, record=True, file=io.StringIO())
+    for line in report.lines():
+        console.print(line, markup=True, highlight=False)
+    assert "What is 0? the cat 0</s>" in console.export_text()
+    assert DataReport.from_json(json.loads(json.dumps(report.json()))) == report
+
+
+def test_a_row_without_answer_is_named_within_a_second_and_without_torch(tmp_path):
+    (tmp_path / "a.jsonl").write_text(
+        '{"prompt": "x", "completion": "y"}\n' * 500 + '{"prompt": "x", "completion": ""}\n'
+    )
+    program = (
+        "import sys; from types import SimpleNamespace as S; from graft.data import load_rows\n"
+        "data = S(train=sys.argv[1], eval=None, test=None, format='auto', bad_rows='strict', limit=None, columns={})\n"
+        "try: load_rows(data, stage='sft')\n"
+        "except Exception as e: print(e); assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
+    )
+    begin = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path / "a.jsonl")], capture_output=True, text=True)
+    assert "a.jsonl:501: no answer" in done.stdout and done.returncode == 0, done.stderr
+    assert time.monotonic() - begin < 3  # far less on an idle machine; torch alone would take two seconds

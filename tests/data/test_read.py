@@ -1,0 +1,114 @@
+"""Files of every kind give the same rows, each with its place."""
+
+import gzip
+import json
+import sys
+import time
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from graft.data.formats import recognise
+from graft.data.read import DOCUMENT, records, sources
+from graft.data.rows import Record, Reject
+from graft.errors import DataError
+
+ROWS = [{"prompt": "a", "completion": "b"}, {"prompt": 'c, "d"\ne', "completion": "\u00e9"}]
+
+
+def write(folder, kind):
+    path = folder / f"rows.{kind}"
+    text = {
+        "jsonl": "".join(json.dumps(row) + "\n" for row in ROWS),
+        "json": json.dumps(ROWS, indent=1),
+        "csv": 'prompt,completion\na,b\n"c, ""d""\ne",\u00e9\n',
+        "tsv": 'prompt\tcompletion\na\tb\n"c, ""d""\ne"\t\u00e9\n',
+    }
+    if kind == "data.json":
+        path.write_text(json.dumps({"data": ROWS}), "utf-8")
+    elif kind == "parquet":
+        table = pytest.importorskip("pyarrow").Table.from_pylist(ROWS)
+        pytest.importorskip("pyarrow.parquet").write_table(table, path)
+    elif kind.endswith(".gz"):
+        path.write_bytes(gzip.compress(text[kind[:-3]].encode()))
+    else:
+        path.write_text(text[kind], "utf-8")
+    return path
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json", "data.json", "csv", "tsv", "parquet", "jsonl.gz", "csv.gz"])
+def test_every_kind_of_file_gives_the_same_rows(kind, tmp_path):
+    path = write(tmp_path, kind)
+    first = 2 if kind[:3] in ("csv", "tsv") else 1
+    assert list(records(str(path))) == [Record(f"{path}:{first + i}", row) for i, row in enumerate(ROWS)]
+
+
+def test_a_byte_order_mark_and_json_lines_named_json_are_read(tmp_path):
+    (tmp_path / "a.json").write_bytes(b"\xef\xbb\xbf" + b'{"text": "x"}\n{"text": "y"}\n')
+    assert [record.fields["text"] for record in records(str(tmp_path / "a.json"))] == ["x", "y"]
+
+
+def test_text_is_gathered_into_documents_that_begin_at_their_line(tmp_path):
+    paragraph = "word " * 400 + "\n"  # 2001 characters
+    (tmp_path / "a.txt").write_text("\n" + (paragraph + "\n") * 12)
+    found = list(records(str(tmp_path / "a.txt")))
+    assert [record.source.rpartition(":")[2] for record in found] == ["2", "12", "22"]
+    assert all(len(record.fields["text"]) >= DOCUMENT for record in found[:2])
+    assert "".join(r.fields["text"] for r in found).count("word") == 12 * 400
+
+
+def test_a_folder_gives_its_data_files_in_order(tmp_path):
+    for name in ["b.jsonl", "a.jsonl", "README.md", ".hidden.jsonl", "sub/c.csv", "picture.png"]:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text('{"text": "x"}\n')
+    assert sources(tmp_path) == [str(tmp_path / name) for name in ["a.jsonl", "b.jsonl", "sub/c.csv"]]
+    assert sources([tmp_path / "b.jsonl", "hub:owner/name"]) == [str(tmp_path / "b.jsonl"), "hub:owner/name"]
+
+
+@pytest.mark.parametrize("name", ["missing.jsonl", "folder", "model.pkl"])
+def test_what_cannot_be_read_at_all_is_an_error_with_a_remedy(name, tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "model.pkl").write_bytes(b"\x80\x04")
+    with pytest.raises(DataError) as caught:
+        list(records(str(tmp_path / name)))
+    assert name in caught.value.given and caught.value.remedy
+
+
+def test_missing_readers_say_what_to_install(tmp_path, monkeypatch):
+    (tmp_path / "a.parquet").write_bytes(b"PAR1")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    for name, extra in [(str(tmp_path / "a.parquet"), "graftlm[parquet]"), ("owner/name", "graftlm[hub]")]:
+        with pytest.raises(DataError, match="pip install") as caught:
+            list(records(name))
+        assert extra in caught.value.remedy
+
+
+def test_hub_rows_carry_the_name_and_their_number(monkeypatch):
+    asked = []
+    load = lambda name, split: asked.append((name, split)) or [{"text": "x"}, {"text": "y"}]
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load))
+    assert [record.source for record in records("hub:owner/name:test")][-1] == "hub:owner/name:test:2"
+    assert asked == [("owner/name", "test")]
+
+
+@given(st.binary(max_size=200), st.sampled_from(["a.jsonl", "a.json", "a.csv", "a.txt", "a.jsonl.gz"]))
+def test_any_bytes_become_records_or_rejects(tmp_path_factory, content, name):
+    path = tmp_path_factory.mktemp("fuzz") / name
+    path.write_bytes(content)
+    for record in records(str(path)):
+        row = record if isinstance(record, Reject) else recognise(record, "sft")
+        assert row.source.startswith(str(path))
+
+
+def test_twenty_thousand_chat_rows_a_second_are_read_and_recognised(tmp_path):
+    turns = [{"role": "user", "content": "Where is my card?"}, {"role": "assistant", "content": "On its way to you."}]
+    (tmp_path / "a.jsonl").write_text((json.dumps({"messages": turns}) + "\n") * 5000)
+    best = float("inf")
+    for _ in range(3):
+        begin = time.process_time()
+        assert sum(recognise(record, "sft").kind == "chat" for record in records(str(tmp_path / "a.jsonl"))) == 5000
+        best = min(best, time.process_time() - begin)
+    assert 5000 / best > 20_000

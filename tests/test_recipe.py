@@ -1,0 +1,192 @@
+"""Recipes: what is understood, what is refused, and how it is said."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from graft.cards import REQUIRED, Source, card, cards
+from graft.errors import GraftError, UsageError
+from graft.method import find
+from graft.recipe import Recipe, explain, read
+from graft.recipe_text import emit, read_text
+from graft.recipe_words import SYNONYMS
+
+
+def refusal(source, overrides=()):
+    with pytest.raises(UsageError) as caught:
+        read(source, overrides)
+    return caught.value
+
+
+def test_every_key_has_a_default_and_a_line_of_help():
+    assert all(explain().values())
+    assert read({}) == Recipe(method=read({}).method)
+
+
+def test_a_written_recipe_reads_back_equal(tmp_path):
+    recipe = read({"method": {"name": "lora", "target_modules": ["q_proj"]}}, ["train.lr=1e-4", "train.samples=['a: b # c', \"x\\ny\"]"])
+    (tmp_path / "recipe.yaml").write_text(recipe.yaml(), encoding="utf-8")
+    assert read(tmp_path / "recipe.yaml") == recipe
+    assert read(tmp_path) == recipe  # a run's folder
+
+
+def test_a_written_recipe_means_the_same_to_another_yaml_reader():
+    recipe = read({"train": {"eps": 1e-8, "lr": 2e-5}, "data": {"train": "yes"}})
+    assert yaml.safe_load(recipe.yaml()) == recipe.model_dump()
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+                    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3), max_leaves=6))  # fmt: skip
+def test_any_value_survives_writing(value):
+    assert yaml.safe_load(emit({"key": value}, {"key": "help"})) == {"key": value}
+
+
+def test_a_misspelt_key_names_the_nearest_and_its_line(tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text("model: m\ntrain:\n  lerning_rate: 1e-4\n")
+    error = refusal(path)
+    assert "line 3: train.lerning_rate" in error.given and "train.lr" in error.given and error.remedy
+
+
+def test_all_problems_are_said_at_once():
+    error = refusal({"modle": "x", "quant": "nf5", "train": {"lr": "fast", "batch_size": 0}, "method": {"name": "lora", "rr": 4}}, ["nonsense"])
+    for named in ("modle", "model", "quant", "nf4", "train.lr", "train.batch_size", "method.rr", "nonsense"):
+        assert named in error.given
+
+
+@pytest.mark.parametrize(
+    ("source", "named"),
+    [
+        ({"objective": "masked"}, "objective"),
+        ({"quant": "nf4", "method": "full"}, "quant"),
+        ({"train": {"batch_size": 6, "micro_batch_size": 4}}, "train.micro_batch_size"),
+        ({"train": {"paged_budget_mb": 8}}, "train.paged_budget_mb"),
+        ({"train": {"patience": 2}, "data": {"eval": None}}, "train.patience"),
+        ({"model": {"config": {"model_type": "llama"}, "tokenizer": "t"}, "quant": "nf4"}, "quant"),
+        ({"model": {"config": {"model_type": "llama"}, "tokenizer": "t"}, "method": "lora"}, "method"),
+        ({"method": ["full", "lora"]}, "method"),
+        ({"learning_rate": 1e-3, "train": {"lr": 1e-4}}, "learning_rate"),
+        ({"method": "loar"}, "lora"),
+        ({"method": 8}, "method"),
+        ({"method": [{"r": 8}]}, "method.0"),
+        ({"method": {"name": "lora", "r": "eight"}}, "method.r"),
+        ({"method": []}, "method"),
+        ({"train": 5}, "train"),
+        ({"train": {"lr": True}}, "train.lr"),
+        ({"train": {"betas": [0.9]}}, "train.betas"),
+        ({"train": {"lr": float("nan")}}, "train.lr"),
+        ({1: 2}, "1"),
+        ({"gradient_accumulation_steps": "many"}, "gradient_accumulation_steps"),
+        ({"model": {"config": {}}}, "model.tokenizer"),
+        ({"data": {"columns": ["a"]}}, "data.columns"),
+    ],
+)
+def test_contradictions_and_wrong_values_name_their_key(source, named):
+    assert named in refusal(source).given
+
+
+@pytest.mark.parametrize(
+    "text", ["a: [", "- 1\n- 2", "just words", "a: 1\na: 2", "\t- x", "a: &x [*x]", "train: {lr: *none}", "x: !!python/object:os.system {}", "? [a]\n: b"]
+)
+def test_a_broken_file_is_refused_with_its_name(tmp_path, text):
+    path = tmp_path / "broken.yaml"
+    path.write_text(text)
+    assert "broken.yaml" in refusal(path).given
+
+
+@pytest.mark.parametrize("content", [None, b"\xff\xfe\x00a", b"\x00"])
+def test_an_unreadable_file_is_refused(tmp_path, content):
+    path = tmp_path / "r.yaml"
+    if content is not None:
+        path.write_bytes(content)
+    assert str(path) in refusal(path).given
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.text(max_size=40))
+def test_no_change_of_a_setting_crashes(word):
+    try:
+        read({}, [word])
+    except GraftError as error:
+        assert error.given and error.expected and error.remedy
+
+
+def test_changes_win_over_the_file():
+    assert read({"train": {"lr": 1e-3}}, ["train.lr=1e-4"]).train.lr == 1e-4
+    assert read({"train": {"lr": 1e-3}}, ["learning_rate=1e-4"]).train.lr == 1e-4
+
+
+def test_another_method_drops_the_settings_of_the_first():
+    assert "r" not in read({"method": {"name": "lora", "r": 4}}, ["method=full"]).method
+    assert read({"method": {"name": "lora", "r": 4}}, ["method=lora", "method.lora_alpha=8"]).method["r"] == 4
+
+
+def test_words_of_other_trainers_are_understood_with_a_notice():
+    notices = []
+    recipe = read(
+        {"learning_rate": 1e-4, "num_train_epochs": 3, "max_seq_length": 256, "load_in_4bit": True, "lora_r": 4, "lora_alpha": 8,
+         "per_device_train_batch_size": 4, "gradient_accumulation_steps": 8, "lr_scheduler_type": "cosine", "optim": "paged_adamw_32bit",
+         "output_dir": "o", "max_steps": 7, "cutoff_len": 256, "bf16": True, "save_steps": 5, "target_modules": ["q_proj"]}, (), notices
+    )  # fmt: skip
+    train = recipe.train
+    assert (train.lr, train.epochs, train.micro_batch_size, train.batch_size, train.schedule) == (1e-4, 3.0, 4, 32, "cosine")
+    assert (train.optimizer, train.max_steps, train.save_every, recipe.data.max_length) == ("paged_adamw", 7, 5, 256)
+    assert (recipe.quant, recipe.output, recipe.dtype) == ("nf4", "o", "bf16")
+    assert recipe.method["r"] == 4 and recipe.method["lora_alpha"] == 8 and recipe.method["target_modules"] == ["q_proj"]
+    assert any("learning_rate" in notice for notice in notices)
+
+
+def test_every_synonym_means_a_key_that_exists():
+    keys = {*explain(), "method.name"} | {f"method.{name}" for name in card("lora").settings}
+    assert {target for target, _ in SYNONYMS.values()} <= keys
+
+
+def test_qlora_is_nf4_and_lora_on_all_linears_and_a_paged_optimizer():
+    recipe = read({"method": "qlora"})
+    assert (recipe.quant, recipe.method["name"], recipe.method["target_modules"]) == ("nf4", "lora", "all-linear")
+    assert recipe.train.optimizer == "paged_adamw_8bit"
+
+
+def test_a_preset_leaves_alone_what_is_set():
+    recipe = read({"method": {"name": "qlora", "r": 4}, "quant": "int8", "train": {"optimizer": "adamw"}})
+    assert (recipe.quant, recipe.train.optimizer, recipe.method["r"]) == ("int8", "adamw", 4)
+
+
+def test_a_fresh_model_is_trained_in_full():
+    assert read({"model": {"config": {"model_type": "llama"}, "tokenizer": {"train": "bpe"}}, "stage": "pretrain"}).method == {"name": "full"}
+
+
+@pytest.mark.parametrize("name", sorted(cards()))
+def test_a_card_equals_the_dataclass_that_it_was_read_from(name):
+    read_, real = cards()[name], find(name)
+    assert read_.cls == real.__name__
+    fields = {f.name: f for f in dataclasses.fields(real)}
+    assert list(read_.settings) == list(fields)
+    for key, setting in read_.settings.items():
+        if setting.default is REQUIRED:
+            assert fields[key].default is dataclasses.MISSING and fields[key].default_factory is dataclasses.MISSING
+        elif not isinstance(setting.default, Source):
+            made = fields[key].default_factory() if fields[key].default is dataclasses.MISSING else fields[key].default
+            assert setting.default == made
+        assert setting.help, f"{key} has no line of help"
+    for word in ("mergeable", "quantisable", "routable"):
+        assert (read_.declared.get(word, True) is True) == bool(getattr(real, word))
+    assert read_.title and read_.doc.strip() == Path(read_.path).read_text(encoding="utf-8").split('"""')[1].strip()
+
+
+def test_every_method_setting_is_accepted_as_its_own_default():
+    for name, one in cards().items():
+        required = {s.name for s in one.settings.values() if s.default is REQUIRED}
+        if not required:
+            resolved = read({"method": name}).method
+            assert read({"method": dict(resolved)}).method == resolved
+
+
+def test_lines_are_those_of_the_file(tmp_path):
+    (tmp_path / "r.yaml").write_text("model: m\n\ndata:\n  train: x\n  eval: 0.1\n")
+    assert read_text(tmp_path / "r.yaml").lines == {"model": 1, "data": 3, "data.train": 4, "data.eval": 5}
