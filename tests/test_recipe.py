@@ -12,8 +12,8 @@ from graft.cards import REQUIRED, Source, card, cards
 from graft.errors import GraftError, UsageError
 from graft.method import find
 from graft.recipe import Recipe, explain, read
-from graft.recipe_text import emit, read_text
-from graft.recipe_words import SYNONYMS
+from graft.recipe.text import emit, read_text
+from graft.recipe.words import SYNONYMS
 
 
 def refusal(source, overrides=()):

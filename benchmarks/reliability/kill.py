@@ -165,15 +165,16 @@ def main() -> None:
     arguments.add_argument("--steps", type=int, default=120)
     arguments.add_argument("--save-every", type=int, default=10)
     arguments.add_argument("--seed", type=int, default=0)
+    arguments.add_argument("--folder", help="keep the runs there, to be looked at")
     options = arguments.parse_args()
     chance, failed = random.Random(options.seed), False
     print(f"{'run':<11}{'kills':>6}{'late':>6}{'most repeated':>15}  {'adapter':<8}{'metrics':<8}resumed from")
     with tempfile.TemporaryDirectory() as temporary:
         for kind in options.only:
-            calm = recipe(Path(temporary, kind, "calm"), kind, options)
+            calm = recipe(Path(options.folder or temporary, kind, "calm"), kind, options)
             if start(calm).wait() != 0:
                 sys.exit((calm.parent / "talk.txt").read_text()[-2000:])
-            path = recipe(Path(temporary, kind, "killed"), kind, options)
+            path = recipe(Path(options.folder or temporary, kind, "killed"), kind, options)
             trial = disturbed(path, options, chance)
             same = [a == b for a, b in zip(digests(calm.parent), digests(path.parent), strict=True)]
             lost = max(trial.repeated)

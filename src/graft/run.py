@@ -23,7 +23,7 @@ from graft.export import export
 from graft.objectives import BY_STAGE
 from graft.recipe import Recipe, read
 from graft.report import report
-from graft.train import Observer, Result, Task, Trainer, fs
+from graft.train import Observer, Task, Trainer, fs
 from graft.train.checkpoint import same_run
 
 # Settings that may differ between two starts of one run: they change speed, memory or what is written, never the steps.
@@ -71,6 +71,8 @@ def run(recipe: str | Path | dict[str, Any] | Recipe, overrides: Iterable[str] =
     chosen, observer = read(recipe, overrides), observer or RunObserver()
     folder = Path(chosen.output)
     _same_settings(folder, chosen)
+    if (folder / "report.html").exists() and (folder / "adapter").exists():
+        return _result(folder, chosen)   # nothing is left to do
     base = runs.load_base(chosen)
     name = _attach(base, chosen)
     return _train(base, name, chosen, observer)
@@ -132,10 +134,10 @@ def _train(base: Base, name: str, recipe: Recipe, observer: RunObserver) -> RunR
     _write(folder, recipe, prepared, asks)
     _tell(observer, opened, prepared)
     task, again = _task(opened, prepared), (folder / "finished.json").exists()
-    result = Trainer(base, name, task, recipe.train, folder, observer).run()
+    Trainer(base, name, task, recipe.train, folder, observer).run()
     if again:   # nothing was trained now: the adapter is what the folder holds
         base.adapters[name].load_state(load_file(folder / "adapter" / "adapter_model.safetensors"))
-    return _finish(opened, result, observer)
+    return _finish(opened, observer)
 
 
 def _write(folder: Path, recipe: Recipe, prepared: Prepared, asks: bool) -> None:
@@ -194,7 +196,7 @@ def _tell(observer: RunObserver, opened: runs.Opened, prepared: Prepared) -> Non
     observer.data(prepared.report)
 
 
-def _finish(opened: runs.Opened, result: Result, observer: RunObserver) -> RunResult:
+def _finish(opened: runs.Opened, observer: RunObserver) -> RunResult:
     """Tokenizer, scores, model folder and report of a run whose training is over. Repeating it changes nothing."""
     base, folder, recipe = opened.base, opened.folder, opened.recipe
     if not (folder / "adapter" / "tokenizer_config.json").exists():
@@ -204,12 +206,17 @@ def _finish(opened: runs.Opened, result: Result, observer: RunObserver) -> RunRe
         table = runs.score(opened, recipe)
         kept = {"columns": table.columns, "texts": table.texts[:SHOWN]}
         fs.replace(folder / "evaluation.json", json.dumps(kept, indent=1, ensure_ascii=False).encode())   # columns in their order
-    scores = fs.decode(folder / "evaluation.json")["columns"]
-    model = folder / "model" if recipe.fresh else None
-    if model is not None and not model.exists():
-        export(base, model, to="hf", adapter=opened.adapter)
+    if recipe.fresh and not (folder / "model").exists():
+        export(base, folder / "model", to="hf", adapter=opened.adapter)
     fs.replace(folder / "report.html", report(folder).encode())
-    return RunResult(folder, folder / "adapter", result.steps, result.loss, result.tokens, scores, model)
+    return _result(folder, recipe)
+
+
+def _result(folder: Path, recipe: Recipe) -> RunResult:
+    """What a finished run's folder says."""
+    done, scores = fs.decode(folder / "finished.json"), fs.decode(folder / "evaluation.json")["columns"]
+    model = folder / "model" if recipe.fresh else None
+    return RunResult(folder, folder / "adapter", done["steps"], done["loss"], done["tokens"], scores, model)
 
 
 def _add_tokenizer(adapter: Path, tokenizer: Any) -> None:

@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from graft.adapter import Adapter
 from graft.base import Base
+from graft.data.pack import obstacle
 from graft.load import model_class
 from graft.method import Method
 from graft.objectives.lm import CHUNK
@@ -194,11 +195,16 @@ def loss(base: Base, step: Step) -> Tensor:
     """The summed loss of a full batch: block mask as packing gives it, logits in chunks that backward computes again."""
     shape = step.rows, step.length
     ids = torch.zeros(shape, dtype=torch.long)
+    live = torch.ones(shape, dtype=torch.long)
+    live[0, -1] = 0  # one pad: without any, transformers leaves the mask out
     if step.classify:
-        return base(ids, attention_mask=torch.ones(shape, dtype=torch.long))[0].float().logsumexp(-1).sum()
-    keywords = {"decoder_input_ids": ids} if base.family == "seq2seq" else {}
-    if base.family == "causal":
+        return base(ids, attention_mask=live)[0].float().logsumexp(-1).sum()
+    keywords = {"attention_mask": live}
+    if base.family == "seq2seq":
+        keywords["decoder_input_ids"] = ids
+    elif obstacle(base.model.config, step.length) is None:
         keywords["attention_mask"] = torch.ones(step.rows, 1, step.length, step.length, dtype=torch.bool)
+        keywords["position_ids"] = torch.arange(step.length).expand(shape)
     hidden = base.hidden(ids, **keywords).flatten(0, 1)
     parts = [checkpoint(_nll, base, part, use_reentrant=False) for part in hidden.split(CHUNK)]
     return torch.stack(parts).sum()

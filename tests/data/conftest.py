@@ -19,7 +19,7 @@ CONTROLS = [
 
 @pytest.fixture(scope="session")
 def bpe():
-    """Byte-level BPE without BOS, as GPT-2, with control tokens of many chat models; <think> is added but not special."""
+    """Byte-level BPE without BOS, as GPT-2, with control tokens of many chats; <think> is added but not special."""
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()

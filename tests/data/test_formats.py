@@ -1,6 +1,8 @@
 """Rows are recognised by their columns and brought into one form."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from graft.data.formats import check_settings, recognise
 from graft.data.rows import Record, Reject
@@ -75,3 +77,35 @@ def test_wrong_words_in_the_settings_are_refused_with_the_nearest():
         assert near in caught.value.remedy
     with pytest.raises(UsageError):
         check_settings("pretrain", "alpaca", {})
+
+
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=5)
+    | st.sampled_from(["user", "gpt", "a"]),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["role", "content", "from", "value"]), inner)
+    ),
+    max_leaves=8,
+)
+NAMES = [
+    "text",
+    "label",
+    "messages",
+    "conversations",
+    "prompt",
+    "completion",
+    "instruction",
+    "output",
+    "history",
+    "tools",
+]
+
+
+@given(st.dictionaries(st.sampled_from(NAMES), VALUES), st.sampled_from(["sft", "pretrain", "classify"]))
+def test_any_values_in_known_columns_become_rows_or_rejects(fields, stage):
+    row = recognise(Record("f:1", fields), stage)
+    assert row.source == "f:1" and (row.reason if isinstance(row, Reject) else row.key())

@@ -145,4 +145,5 @@ def test_models_that_cannot_be_packed_are_known():
     assert say("mistral", 512, sliding_window=4096) is None and "window of 256" in say(
         "mistral", 512, sliding_window=256
     )
+    assert "eager" in say("llama", attn_implementation="eager")
     assert first_position(AutoConfig.for_model("roberta")) == 2 and first_position(AutoConfig.for_model("bert")) == 0

@@ -11,8 +11,8 @@ import pytest
 from graft.errors import DataError, UsageError
 from graft.seedling import dataset
 from graft.seedling.coverage import coverage, is_verbatim
-from graft.seedling.products import GROUPS, Product, product, products
 from graft.seedling.phrases import PHRASES
+from graft.seedling.products import GROUPS, Product, product, products
 from graft.seedling.writing import INSTRUCTION, attribute_list, describe, documents, sft_rows
 
 

@@ -54,7 +54,8 @@ def test_a_run_killed_again_and_again_ends_with_the_bytes_of_an_undisturbed_one(
         assert finish(run, keys=dict(keys), kill=kill) == -signal.SIGKILL, kill
     assert finish(run, keys=dict(keys)) == 0
     assert outcome(run) == outcome(tmp_path / "calm")
-    resumed = [json.loads(line)["resumed"] for line in open(run / "timing.jsonl") if "resumed" in line]
+    timing = (run / "timing.jsonl").read_text().splitlines()
+    resumed = [json.loads(line)["resumed"] for line in timing if "resumed" in line]
     assert len(resumed) >= 4 and resumed == sorted(resumed) and not list(run.rglob(".tmp-*"))
 
 

@@ -11,7 +11,6 @@ import os
 import sys
 import tempfile
 import traceback
-from pathlib import Path
 
 import typer
 
@@ -60,7 +59,7 @@ def call(words: list[str]) -> int:
 
 
 def _fail(error: GraftError) -> int:
-    talk(f"graft: error: {error.given}")
+    talk(f"graft: error: {error.given.rstrip()}")
     talk(f"  expected: {error.expected}")
     talk(f"  to do:    {error.remedy}")
     return error.exit_code
@@ -72,5 +71,5 @@ def _defect(error: Exception) -> int:
     with os.fdopen(handle, "w", encoding="utf-8") as file:
         traceback.print_exception(error, file=file)
     talk(f"graft: error: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}")
-    talk(f"  this is a defect of graft; the traceback is in {Path(name)}")
+    talk(f"  expected: this never to happen; it is a defect of graft\n  to do:    report it with the traceback in {name}")
     return 70

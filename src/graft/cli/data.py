@@ -6,7 +6,6 @@ from typing import Annotated
 import typer
 
 from graft.cli.say import after, print_markup, show, show_json
-from graft.recipe import read
 
 group = typer.Typer(name="data", help="Look at training data.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -31,6 +30,8 @@ def show_rows(
     bad_rows: Annotated[str, typer.Option(help="strict: stop at a defective row; skip: list it.")] = "strict",
     json: Annotated[bool, typer.Option("--json", help="Counts and rows for programs.")] = False,
 ) -> None:
+    from graft.recipe import read  # late: pydantic, which no --help needs
+
     recipe = read(
         {"model": model, "stage": stage, "data": {"train": path, "max_length": max_length, "template": template, "bad_rows": bad_rows, "eval": None}}
     )

@@ -1,12 +1,13 @@
 """graft plan: what a run will cost, before it costs anything."""
 
+import shlex
+import sys
 from typing import Annotated
 
 import typer
 
-from graft.cli.say import after, recipe_of, show, show_json
-
-WORDS = {"ignore_unknown_options": True, "allow_extra_args": True}
+from graft.cli.say import after, show, show_json
+from graft.cli.words import WORDS, recipe_of
 
 
 def add_to(app: typer.Typer) -> None:
@@ -28,4 +29,4 @@ def plan(
 
     predicted = predict(chosen)
     show_json(predicted.facts()) if json else show(str(predicted))
-    after(f"graft train {recipe or f'--model {chosen.model} ...'}")
+    after(f"graft train {shlex.join(word for word in sys.argv[2:] if word != '--json')}")

@@ -4,16 +4,18 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from graft.cli.say import duration, number, print_markup, talk
-from graft.recipe import Recipe
+
+if TYPE_CHECKING:
+    from graft.recipe import Recipe
 
 
 class Progress:
     """An observer of training (see graft.train.log.Observer) that talks on stderr."""
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: "Recipe") -> None:
         self.every, self.total, self.done = recipe.train.log_every, 0, 0
         self._bar: Any = None
         self._began, self._first = time.perf_counter(), 0

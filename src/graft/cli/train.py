@@ -1,14 +1,18 @@
 """graft train: carry out a recipe; the same command goes on where it stopped."""
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from graft.cli.progress import Progress
-from graft.cli.say import after, recipe_of, show, show_json, table, talk
-from graft.recipe import Recipe
+from graft.cli.say import after, show, show_json, table, talk
+from graft.cli.words import WORDS, recipe_of
 
-WORDS = {"ignore_unknown_options": True, "allow_extra_args": True}
+if TYPE_CHECKING:
+    from graft.recipe import Recipe
+
+SMALL = 32 * 2**20  # bytes of rows that are read once more to be checked early
 
 
 def add_to(app: typer.Typer) -> None:
@@ -30,10 +34,14 @@ def train(
     json: Annotated[bool, typer.Option("--json", help="Print the result for programs.")] = False,
 ) -> None:
     if keys:
-        return show(Recipe().yaml())
+        from graft.recipe import read  # late: pydantic, which no --help needs
+
+        return show(read({}).yaml())
     chosen = recipe_of(recipe, context.args, {"model": model, "data.train": data, "method": method, "output": output})
     if dry_run:
         return show(chosen.yaml())
+
+    _check_rows(chosen)
 
     from graft.run import run  # after the recipe is known to be sound: torch costs seconds
 
@@ -45,6 +53,20 @@ def train(
     if json:
         show_json(result.facts())
     after(f'graft chat {chosen.output}   (or: graft eval {chosen.output}, graft export {chosen.output} OUT --to hf)')
+
+
+def _check_rows(recipe: "Recipe") -> None:
+    """Defective rows are named before torch is imported, which takes longer than reading a small file twice."""
+    from graft.data import load_rows  # reads files, needs no torch
+    from graft.data.read import sources
+
+    data = recipe.data
+    named = [where for where in (data.train, data.eval, data.test) if isinstance(where, str | list)]
+    if "seedling:" in str(named):   # written by ourselves
+        return
+    files = [Path(name) for where in named for name in sources(where)]
+    if all(file.exists() for file in files) and sum(file.stat().st_size for file in files) < SMALL:
+        load_rows(data, stage=recipe.stage, seed=recipe.train.seed)
 
 
 def _table(scores: dict[str, dict[str, float]]) -> list[str]:

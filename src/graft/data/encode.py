@@ -6,7 +6,8 @@
     sft                conversations, prompt and completion: the answers and the tokens that end them are learnt
     classify           text and the index of its label
 
-What is too long is cut at the end and counted; a row that loses all it would teach by that is a reject.
+What is too long is cut at the end and counted; a row that loses all it would teach by that is a reject. So is a row
+whose own text spells a special token: it would steer the model as if the template had written it.
 """
 
 from array import array

@@ -90,9 +90,13 @@ def first_position(config: Any) -> int:
 def obstacle(config: Any, max_length: int) -> str | None:
     """Why rows of this model cannot be packed, or None.
 
-    An explicit mask replaces the model's own: a sliding window shorter than a row would be lost.
+    An explicit mask replaces the model's own: a sliding window shorter than a row would be lost. Only sdpa obeys a mask
+    of truth values; eager attention would add it to the scores, and the documents would see each other.
     """
     text = config.get_text_config()
+    attention = getattr(config, "_attn_implementation", None) or "sdpa"
+    if not attention.endswith("sdpa"):
+        return f"its attention is {attention}, which takes no block mask"
     if getattr(text, "is_encoder_decoder", False):
         return "an encoder-decoder"
     if (

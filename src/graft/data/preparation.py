@@ -78,12 +78,12 @@ def split(rows: Sequence[Row], share: float, seed: int) -> tuple[list[Row], list
     salt = seed.to_bytes(8, "little", signed=True)
     for i, row in enumerate(rows):
         groups.setdefault(row.key(), []).append(i)
-    from_hash = sorted(groups, key=lambda key: _salted(key, salt))
+    ordered = sorted(groups, key=lambda key: _salted(key, salt))
     held: set[int] = set()
-    for key in from_hash:
+    for key in ordered:
         if len(held) + len(groups[key]) <= wanted:
             held.update(groups[key])
-    for key in from_hash:  # only where rows repeat so often that whole groups do not add up
+    for key in ordered:  # only where rows repeat so often that whole groups do not add up
         held.update(islice((i for i in groups[key] if i not in held), wanted - len(held)))
     return [r for i, r in enumerate(rows) if i not in held], [r for i, r in enumerate(rows) if i in held]
 

@@ -52,7 +52,7 @@ class Row:
 
     def key(self) -> bytes:
         """8 bytes that equal rows share, whatever file and line they stand on."""
-        content = json.dumps([self.kind, self.value, self.tools], ensure_ascii=True, sort_keys=True)
+        content = json.dumps([self.kind, self.value, self.tools], sort_keys=True, default=str)
         return hashlib.blake2b(content.encode(), digest_size=8).digest()
 
     def texts(self) -> list[str]:

@@ -1,14 +1,15 @@
 """Train a byte-level BPE tokenizer on texts.
 
-Text is split as GPT-2 splits it (words with their leading space, numbers, punctuation, white space), digits one by one, and each piece is
-written in UTF-8 bytes. All 256 bytes are in the vocabulary, so every text can be encoded and comes back unchanged. The most frequent
-neighbours are joined until the vocabulary is full.
-Sennrich et al. 2016, arXiv 1508.07909; bytes as in Radford et al. 2019 ("Language Models are Unsupervised Multitask Learners"), §2.2.
+Text is split as GPT-2 splits it (words with their leading space, numbers, punctuation, white space), digits one by one,
+and each piece is written in UTF-8 bytes. All 256 bytes are in the vocabulary, so every text can be encoded and comes
+back unchanged. The most frequent neighbours are joined until the vocabulary is full.
+Sennrich et al. 2016, arXiv 1508.07909; bytes as in Radford et al. 2019, "Language Models are Unsupervised Multitask
+Learners", §2.2.
 """
 
 from collections.abc import Iterable
 
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from graft.errors import DataError, UsageError
@@ -18,14 +19,16 @@ SMALLEST = 256 + len(SPECIAL)
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int, *, max_length: int = 512) -> PreTrainedTokenizerFast:
-    """A tokenizer of exactly or at most `vocab_size` entries: fewer where the texts hold fewer pairs to join.
+    """A tokenizer of `vocab_size` entries, or fewer where the texts hold fewer pairs to join.
 
-    Encoding begins with <bos>; <eos> ends a document and is for the caller to add. max_length: positions of the model, in tokens.
+    Encoding begins with <bos>; <eos> ends a document and is for the caller to add. max_length: positions of the model.
     Raises UsageError where the vocabulary cannot hold the bytes, DataError where there is no text.
     """
     if vocab_size < SMALLEST:
         raise UsageError(
-            f"vocab_size={vocab_size}", f"at least {SMALLEST}: 256 bytes and {len(SPECIAL)} special tokens", "raise it; 2048 is usual"
+            f"vocab_size={vocab_size}",
+            f"at least {SMALLEST}: 256 bytes and {len(SPECIAL)} special tokens",
+            "raise it; 2048 is usual",
         )
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.Sequence(
@@ -46,8 +49,12 @@ def train_bpe(texts: Iterable[str], vocab_size: int, *, max_length: int = 512) -
 
     core.train_from_iterator(counted(), trainer)
     if not seen:
-        raise DataError("the tokenizer was given no text", "at least one document that is not empty", "check data.train")
-    core.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, core.token_to_id(BOS))])
+        raise DataError(
+            "the tokenizer was given no text", "at least one document that is not empty", "check data.train"
+        )
+    core.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", special_tokens=[(BOS, core.token_to_id(BOS))]
+    )
     return PreTrainedTokenizerFast(
         tokenizer_object=core,
         pad_token=PAD,

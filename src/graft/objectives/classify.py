@@ -11,7 +11,7 @@ from graft.objectives.lm import Loss
 
 if TYPE_CHECKING:
     from graft.base import Base
-    from graft.data.batch import Batch
+    from graft.data.order import Batch
 
 
 def classification(base: "Base", batch: "Batch") -> Loss:

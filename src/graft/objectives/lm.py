@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 if TYPE_CHECKING:
     from graft.base import Base
-    from graft.data.batch import Batch
+    from graft.data.order import Batch
 
 CHUNK = 1024  # positions whose logits exist at one time
 Loss = tuple[torch.Tensor, dict[str, float]]

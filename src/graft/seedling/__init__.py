@@ -1,14 +1,16 @@
 """The embedded base and data: a small language model of ours, and the generator that writes what it reads.
 
-`seedling` as a model name means the folder of this package; `seedling:NAME` as a data path means a file that the generator writes.
-Nothing here needs a network.
+`seedling` as a model name means the folder of this package; `seedling:NAME` as a data path means a file that the
+generator writes. Nothing here needs a network.
 """
 
 import hashlib
 import json
 import os
+import random
 import tempfile
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 
 from graft.errors import DataError, nearest
@@ -22,20 +24,29 @@ def _texts(n: int, seed: int, split: str) -> list[dict[str, str]]:
     return [{"text": text} for text in writing.documents(n, seed, split)]
 
 
+def _shelves(n: int, seed: int, split: str) -> list[dict[str, str]]:
+    """A description and the shelf that its product stands on: a task of one label."""
+    draw, shelf = random.Random(f"shelves {seed} {split}"), {kind: name for name, group in products.GROUPS.items() for kind in group.types}
+    items = islice(products.products(split, seed), n)
+    return [{"text": writing.describe(item, draw), "label": shelf[item["type"]]} for item in items]
+
+
 # name: (what writes the rows, number of rows, seed, split of the products)
 DATASETS: dict[str, tuple[Callable[[int, int, str], list[dict[str, str]]], int, int, str]] = {
     "text": (_texts, 60_000, 0, "train"),
     "text-held-out": (_texts, 400, 1, "held-out"),
     "descriptions": (writing.sft_rows, 4_000, 2, "train"),
     "descriptions-held-out": (writing.sft_rows, 200, 3, "held-out"),
+    "shelves": (_shelves, 1_000, 4, "train"),
+    "shelves-held-out": (_shelves, 200, 5, "held-out"),
 }
 
 
 def dataset(name: str, folder: str | Path | None = None) -> Path:
     """The JSONL file of `seedling:NAME` or NAME, written where it is missing.
 
-    folder: where it lies; the user's cache when None ($XDG_CACHE_HOME or ~/.cache). The file's name carries a hash of the generator, so
-    a changed generator never meets an old file. Raises DataError for an unknown name.
+    folder: where it lies; the user's cache when None ($XDG_CACHE_HOME or ~/.cache). The file's name carries a hash of
+    the generator, so a changed generator never meets an old file. Raises DataError for an unknown name.
     """
     name = name.removeprefix(PREFIX)
     if name not in DATASETS:

@@ -1,10 +1,12 @@
 """Does a text state what was asked for? Measures of descriptions that a program can check.
 
-    coverage         share of a product's attribute values that its text contains, whole words, case and white space aside
-    against others   the same, of every OTHER product's values: what one gets without reading the list. References give chance level
+    coverage         share of a product's attribute values that its text contains: whole words, case aside
+    against others   the same, of every OTHER product's values: what one gets without reading the list
     verbatim         share of texts that repeat half of the list's lines or more as they stand
     distinct-2       different word pairs per word pair, over all texts (Li et al. 2016, arXiv 1510.03055, §5)
     unique           different texts per text
+
+The value that reference descriptions have against others is the level of chance.
 """
 
 import re

@@ -65,91 +65,56 @@ GROUPS = {
         _words("desk lamp, floor lamp, lantern, reading light, night light, pendant light, torch"),
         (*_COMMON, "size", "power", "style"),
         _SOLIDS,
-        _words(
-            "touch dimmer, warm glow, swivel arm, folding stand, sleep timer, motion sensor, frosted shade, magnetic base"
-        ),
-        _words(
-            "late reading, small bedrooms, narrow hallways, study corners, garden evenings, bedside tables, power cuts"
-        ),
+        _words("touch dimmer, warm glow, swivel arm, folding stand, sleep timer, motion sensor, frosted shade"),
+        _words("late reading, small bedrooms, narrow hallways, study corners, garden evenings, bedside tables"),
     ),
     "bag": Group(
         _words("backpack, tote bag, suitcase, shoulder bag, duffel bag, laptop sleeve, satchel, camera bag"),
         (*_COMMON, "size", "capacity", "style"),
         _CLOTHS,
-        _words(
-            "hidden pocket, padded straps, rain cover, laptop sleeve, lockable zip, bottle holder, chest strap, wide "
-            "opening"
-        ),
+        _words("hidden pocket, padded straps, rain cover, laptop sleeve, lockable zip, bottle holder, chest strap"),
         _words("weekend trips, daily commutes, school days, long flights, city walks, market mornings, short hikes"),
     ),
     "kitchen": Group(
-        _words(
-            "kettle, teapot, frying pan, saucepan, coffee press, mixing bowl, blender, toaster, chopping board, water jug"
-        ),
+        _words("kettle, teapot, frying pan, saucepan, coffee press, mixing bowl, blender, toaster, chopping board"),
         (*_COMMON, "size", "capacity", "style"),
         _SOLIDS,
-        _words(
-            "cool handle, glass lid, drip spout, fine filter, measuring marks, steam vent, heavy base, stay warm plate"
-        ),
-        _words(
-            "busy mornings, slow breakfasts, family dinners, small kitchens, baking days, camping stoves, large parties"
-        ),
+        _words("cool handle, glass lid, drip spout, fine filter, measuring marks, steam vent, heavy base"),
+        _words("busy mornings, slow breakfasts, family dinners, small kitchens, baking days, camping stoves"),
     ),
     "furniture": Group(
         _words("armchair, bookcase, side table, stool, bench, wardrobe, writing desk, coat rack, shoe cabinet"),
         (*_COMMON, "size", "style", "finish"),
         _SOLIDS,
-        _words(
-            "hidden drawer, rounded corners, soft cushion, adjustable feet, cable tray, folding top, quiet hinges, open "
-            "shelf"
-        ),
-        _words(
-            "small flats, home offices, children's rooms, reading corners, entrance halls, guest rooms, sunny balconies"
-        ),
+        _words("hidden drawer, rounded corners, soft cushion, adjustable feet, cable tray, folding top, quiet hinges"),
+        _words("small flats, home offices, children's rooms, reading corners, entrance halls, guest rooms"),
     ),
     "garment": Group(
         _words("jacket, raincoat, jumper, scarf, sun hat, shirt, apron, cardigan, winter coat"),
         (*_COMMON, "fit", "care", "style"),
         _CLOTHS,
-        _words(
-            "deep pockets, taped seams, hidden buttons, soft lining, high collar, reflective trim, elastic cuffs, two way "
-            "zip"
-        ),
-        _words(
-            "windy beaches, autumn walks, cold offices, rainy commutes, summer evenings, mountain huts, garden work"
-        ),
+        _words("deep pockets, taped seams, hidden buttons, soft lining, high collar, reflective trim, elastic cuffs"),
+        _words("windy beaches, autumn walks, cold offices, rainy commutes, summer evenings, mountain huts"),
     ),
     "device": Group(
-        _words(
-            "speaker, radio, alarm clock, headset, camera, keyboard, desk fan, weather station, e-reader, power bank"
-        ),
+        _words("speaker, radio, alarm clock, headset, camera, keyboard, desk fan, weather station, e-reader"),
         (*_COMMON, "size", "power", "battery"),
         _SOLIDS,
-        _words(
-            "touch controls, splash proof case, quiet motor, voice prompts, night mode, fast charging, large display, clip "
-            "mount"
-        ),
+        _words("touch controls, splash proof case, quiet motor, voice prompts, night mode, fast charging"),
         _words("home offices, loud trains, beach days, bedside tables, video calls, long journeys, open windows"),
     ),
     "outdoor": Group(
-        _words(
-            "tent, sleeping bag, hammock, camping stove, cool box, picnic blanket, folding chair, water bottle, rucksack"
-        ),
+        _words("tent, sleeping bag, hammock, camping stove, cool box, picnic blanket, folding chair, water bottle"),
         (*_COMMON, "size", "capacity", "care"),
         _CLOTHS,
-        _words(
-            "double seams, quick release, carry handle, wind guard, mesh window, repair kit, storage sack, leak proof cap"
-        ),
+        _words("double seams, quick release, carry handle, wind guard, mesh window, repair kit, storage sack"),
         _words("rocky camps, festival weekends, river banks, winter nights, long treks, family picnics, bike tours"),
     ),
     "desk": Group(
         _words("notebook, fountain pen, pencil case, desk organiser, wall calendar, sketchbook, letter tray, ruler"),
         (*_COMMON, "size", "finish", "style"),
         _SOLIDS,
-        _words(
-            "lay flat binding, numbered pages, smooth clip, ink window, elastic band, back pocket, non slip feet, slim "
-            "spine"
-        ),
+        _words("lay flat binding, numbered pages, smooth clip, ink window, elastic band, back pocket, non slip feet"),
         _words("travel notes, quick sketches, careful letters, busy desks, exam weeks, daily plans, long meetings"),
     ),
 }
@@ -169,8 +134,8 @@ _PLACES = _words(
     "Finland, Wales"
 )
 _BRANDS = _words(
-    "Oakham, Linden, Harrow, Velkor, Brightside, Tamsin, Northway, Calder, Fernhill, Juno, Marlow, Quist, Redfern, Solberg, Thistle, "
-    "Umbra Works, Vantage, Wren and Co, Yarrow, Zephyr, Ashdown, Bellweather, Copperleaf, Dunmore"
+    "Oakham, Linden, Harrow, Velkor, Brightside, Tamsin, Northway, Calder, Fernhill, Juno, Marlow, Quist, Redfern, "
+    "Solberg, Thistle, Umbra Works, Vantage, Wren and Co, Yarrow, Zephyr, Ashdown, Bellweather, Copperleaf, Dunmore"
 )
 _STARTS = _words(
     "Ar, Bel, Cor, Dav, El, Fen, Gal, Hal, Is, Jor, Kal, Lum, Mar, Nor, Or, Pel, Quin, Ros, Sol, Tar, Ul, Ven, Wil, "

@@ -5,13 +5,13 @@
     lists         attribute lists, some followed by a review that takes up one or two of the values
     descriptions  a paragraph that states every attribute
 
-No pretraining document goes from a list to a description of all of it: that is the task, and it is learnt in fine-tuning.
-What pretraining does teach is to find an attribute in a list and to say its value again.
+No pretraining document goes from a list to a description of all of it: that is the task, and it is learnt in
+fine-tuning. What pretraining does teach is to find an attribute in a list and to say its value again.
 """
 
 import random
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 
@@ -149,7 +149,7 @@ def _questions(draw: random.Random, source: Iterator[Product]) -> str:
 
 def _lists(draw: random.Random, source: Iterator[Product]) -> str:
     blocks = []
-    for item in islice(source, draw.randint(1, 2)):
+    for item in islice(source, draw.choice((1, 1, 1, 2))):
         text, lines, end = _sheet(item, draw)
         blocks.append(text)
         for more in draw.sample((_tags, _review, None, None), draw.randint(1, 2)):
@@ -176,4 +176,9 @@ def _descriptions(draw: random.Random, source: Iterator[Product]) -> str:
     return "\n\n".join(describe(item, draw) for item in islice(source, draw.randint(1, 3)))
 
 
-_KINDS: dict[Callable[[random.Random, Iterator[Product]], str], int] = {_catalogue: 1, _questions: 3, _lists: 5, _descriptions: 1}
+_KINDS: dict[Callable[[random.Random, Iterator[Product]], str], int] = {
+    _catalogue: 1,
+    _questions: 3,
+    _lists: 5,
+    _descriptions: 1,
+}

@@ -113,8 +113,8 @@ def stop(step: int, measured: Measured, lr: float, base: "Base") -> TrainingErro
 
 def _norm(gradients: Sequence[torch.Tensor]) -> float:
     """The norm of all gradients together; summed in fp32 at least, where bf16 would keep two digits."""
-    precise = lambda g: torch.promote_types(g.dtype, torch.float32)
-    return float(torch.stack([torch.linalg.vector_norm(g, dtype=precise(g)).float() for g in gradients]).norm())
+    dtype = torch.float64 if any(g.dtype == torch.float64 for g in gradients) else torch.float32
+    return float(torch.stack([torch.linalg.vector_norm(g, dtype=dtype) for g in gradients]).norm())
 
 
 def _trouble(losses: list[float], norm: float, adapter: "Adapter") -> str:

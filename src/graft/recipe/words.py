@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from graft.recipe_text import value
+from graft.recipe.text import value
 
 Settings = dict[str, Any]
 

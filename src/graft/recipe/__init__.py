@@ -13,9 +13,9 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, Validatio
 
 from graft.cards import settings
 from graft.errors import UsageError, nearest
-from graft.recipe_methods import method_help, refused, resolved
-from graft.recipe_text import emit, read_text
-from graft.recipe_words import SYNONYMS, canonical
+from graft.recipe.methods import method_help, refused, resolved
+from graft.recipe.text import emit, read_text
+from graft.recipe.words import SYNONYMS, canonical
 
 Count = Annotated[int, Field(ge=1)]
 Whole = Annotated[int, Field(ge=0)]
@@ -141,6 +141,8 @@ def read(source: str | Path | dict[str, Any] | Recipe, overrides: Iterable[str] 
         path = Path(source) / "recipe.yaml" if Path(source).is_dir() else Path(source)
         text = read_text(path)
         raw, where, lines = text.settings, str(path), text.lines
+        if Path(source).is_dir():
+            raw["output"] = str(source)   # a run's folder is where it lies now
         raw.setdefault("output", f"runs/{path.stem}")
     heard: list[str] = [] if notices is None else notices
     raw, problems = canonical(raw, overrides, heard)

@@ -1,0 +1,110 @@
+"""Predicted against measured peak memory of training steps and of an evaluation, on the CPU; one process per row.
+
+    python benchmarks/memory/plan_check.py            all rows, as a table
+    python benchmarks/memory/plan_check.py ROW        one row as JSON (what the table calls)
+
+Measured is the largest resident set of a process that builds a model with random weights, attaches LoRA, and takes three
+steps on full packed rows. Predicted is `graft.plan` in the same process before anything is built.
+"""
+
+import json
+import resource
+import subprocess
+import sys
+
+import torch
+
+from graft.data.order import Batch
+from graft.data.pack import packed
+from graft.load import fresh
+from graft.methods.full import Full
+from graft.methods.lora import LoRA
+from graft.objectives.lm import language_modelling
+from graft.plan import Shape, plan_model
+from graft.quant import quantise_model
+from graft.train.optimizers import build
+from graft.train.paging import Pages
+from graft.train.step import measure
+
+LLAMA = {"model_type": "llama", "hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 12, "num_attention_heads": 8,
+         "vocab_size": 16384, "max_position_embeddings": 1024}  # fmt: skip
+GPT2 = {"model_type": "gpt2", "n_embd": 384, "n_layer": 8, "n_head": 6, "vocab_size": 16384, "n_positions": 512}
+BERT = {"model_type": "bert", "hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 6, "num_attention_heads": 12}
+LORA = LoRA(r=16, target_modules="all-linear")
+ROWS = {  # config, method, quant, dtype, rows, length, checkpointing, optimizer
+    "llama lora bf16": (LLAMA, LORA, "none", "bf16", 4, 512, False, "adamw"),
+    "llama lora fp32": (LLAMA, LORA, "none", "fp32", 4, 512, False, "adamw"),
+    "llama lora bf16 checkpointed": (LLAMA, LORA, "none", "bf16", 4, 512, True, "adamw"),
+    "llama qlora": (LLAMA, LORA, "nf4", "bf16", 4, 512, False, "adamw_8bit"),
+    "llama full": (LLAMA, Full(), "none", "bf16", 2, 256, False, "adamw"),
+    "gpt2 lora fp32": (GPT2, LORA, "none", "fp32", 8, 256, False, "adamw"),
+    "bert lora fp32": (BERT, LORA, "none", "fp32", 8, 256, False, "adamw"),
+}
+
+
+def run(name: str) -> dict[str, float]:
+    """Predict, then do; bytes."""
+    config, method, quant, dtype, rows, length, checkpointing, optimizer = ROWS[name]
+    shape = Shape(rows, length, rows, checkpointing, optimizer)
+    floor = resident()
+    base = fresh(config, dtype=dtype)
+    predicted = plan_model(base.model.config, [method], shape, quant=quant, dtype=base.dtype)
+    process = floor  # what planning itself left behind is no part of a training process
+    if quant != "none":
+        quantise_model(base.model, quant)
+    adapter = base.attach("x", method)
+    for parameter in adapter.parameters():
+        parameter.data.add_(0.01)
+    batch = example(base, rows, length)
+    named = dict(adapter.named_parameters())
+    states = build(optimizer, named, [{"weight_decay": 0.0, **g} for g in adapter.param_groups(1e-4)], Pages())
+    base.checkpointing(checkpointing)
+    forget()
+    for _ in range(3):
+        base.train(True)
+        with base.using("x"):
+            measure(base, adapter, language_modelling, [batch], lambda mask: None)
+        states.step(1.0)
+    train = peak()
+    return {"predicted": predicted.peaks["train"] - predicted.process + process, "measured": train, "floor": floor}
+
+
+def example(base, rows: int, length: int) -> Batch:
+    """Full packed rows of random ids."""
+    ids = torch.randint(5, 100, (rows, length)).tolist()
+    inputs, labels = packed([[(row, list(row))] for row in ids], pad=0, causal=base.family == "causal")
+    return Batch(inputs, labels, rows * (length - 1), ["random"])
+
+
+def resident() -> int:
+    """Bytes of memory this process holds."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize()
+
+
+def forget() -> None:
+    """Set the kernel's high-water mark of this process back to what it holds now."""
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")
+
+
+def peak() -> int:
+    """The high-water mark in bytes."""
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM"))
+
+
+def main() -> None:
+    if len(sys.argv) > 1:
+        print(json.dumps(run(sys.argv[1])))
+        return
+    print(f"{'':32}{'predicted MiB':>15}{'measured MiB':>15}{'ratio':>8}{'without process':>18}")
+    for name in ROWS:
+        done = subprocess.run([sys.executable, __file__, name], capture_output=True, text=True, check=True)
+        found = json.loads(done.stdout.splitlines()[-1])
+        a, b, floor = (found[key] / 2**20 for key in ("predicted", "measured", "floor"))
+        print(f"{name:32}{a:15.0f}{b:15.0f}{a / b:8.2f}{(a - floor) / (b - floor):18.2f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

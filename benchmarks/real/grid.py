@@ -1,0 +1,131 @@
+"""What is compared: every base with its tasks, and the runs that make the table.
+
+Both tools train the same cell with the same rows in the same order, the same steps, batch, seed, learning rate and
+schedule; a setting differs between methods in the learning rate alone.
+"""
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tasks
+from tokenizers import Tokenizer, processors
+
+METHODS = ("full", "lora", "qlora")
+TOOLS = ("graft", "peft")
+SEEDS = (0, 1, 2)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One task on one base.
+
+    context: tokens of a row at most.  new_tokens: of an answer.  lr: by method.  sizes: row counts beside the full set,
+    trained with LoRA.
+    """
+
+    base: str
+    task: str
+    context: int
+    steps: int
+    batch_size: int
+    lr: dict[str, float]
+    new_tokens: int = 0
+    sizes: tuple[int, ...] = ()
+
+    @property
+    def stage(self) -> str:
+        return "sft" if self.task in tasks.TEXT_TASKS else "classify"
+
+
+BOOK = {"context": 192, "steps": 120, "batch_size": 16, "new_tokens": 96, "sizes": (500, 1000)}
+STORIES = {"context": 512, "steps": 100, "batch_size": 16, "new_tokens": 144}
+LETTERS = {"context": 256, "steps": 100, "batch_size": 16, "new_tokens": 200}
+SETTINGS = (
+    Setting("book-llama-6m", "e2e", lr={"full": 1e-3, "lora": 5e-3, "qlora": 5e-3}, **BOOK),
+    Setting("book-llama-6m", "laptop", lr={"full": 1e-3, "lora": 5e-3, "qlora": 5e-3}, **BOOK),
+    Setting(
+        "all-MiniLM-L6-v2", "banking77", context=64, steps=250, batch_size=32,
+        lr={"full": 4e-4, "lora": 2e-3, "qlora": 2e-3}, sizes=(500, 1000),
+    ),  # fmt: skip
+    Setting("stories260K", "e2e", lr={"full": 3e-3, "lora": 1e-2, "qlora": 1e-2}, **STORIES),
+    Setting("stories260K", "laptop", lr={"full": 3e-3, "lora": 1e-2, "qlora": 1e-2}, **STORIES),
+    Setting("babyllama-char", "e2e", lr={"full": 2e-3, "lora": 5e-3, "qlora": 5e-3}, **LETTERS),
+    Setting("babyllama-char", "laptop", lr={"full": 2e-3, "lora": 5e-3, "qlora": 5e-3}, **LETTERS),
+)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run.  method "none": the base before any training (graft only)."""
+
+    setting: Setting
+    method: str
+    tool: str = "graft"
+    rows: int | None = None
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        """
+        >>> Cell(SETTINGS[0], "lora", "peft", 500, 2).name
+        'book-llama-6m.e2e.500.lora.peft.2'
+        """
+        s = self.setting
+        if self.method == "none":
+            return f"{s.base}.{s.task}.before"
+        return f"{s.base}.{s.task}.{self.rows or 'all'}.{self.method}.{self.tool}.{self.seed}"
+
+    def train_file(self) -> Path:
+        return tasks.train_file(tasks.WORK / "data" / f"{self.setting.base}.{self.setting.task}", self.rows)
+
+    def recipe(self, output: Path) -> dict[str, Any]:
+        """The recipe of graft's run; the peer takes its batches, rate and constants from the same."""
+        s, method = self.setting, {"name": "full"}
+        if self.method != "full":
+            method = {"name": "lora", "r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
+            if s.stage == "classify":
+                method["exclude_modules"] = ["pooler.dense"]  # the mean of the last hidden states passes it by
+        return {
+            "model": str(folder(s.base)),
+            "quant": "nf4" if self.method == "qlora" else "none",
+            "dtype": "fp32",
+            "stage": s.stage,
+            "method": method,
+            "data": {"train": str(self.train_file()), "eval": None, "max_length": s.context, "pack": False},
+            "train": {
+                "max_steps": s.steps, "batch_size": s.batch_size, "micro_batch_size": s.batch_size,
+                "lr": s.lr.get(self.method, 1e-3), "seed": self.seed, "save_every": s.steps,
+            },
+            "evaluate": {"batch_size": 50},
+            "output": str(output),
+        }  # fmt: skip
+
+
+def cells() -> Iterator[Cell]:
+    """Every run, one seed after the other, so that a table can be made early; tools side by side."""
+    yield from (Cell(setting, "none") for setting in SETTINGS)
+    for seed in SEEDS:
+        for setting in SETTINGS:
+            kinds = [(method, None) for method in METHODS] + [("lora", size) for size in setting.sizes]
+            yield from (Cell(setting, method, tool, rows, seed) for method, rows in kinds for tool in TOOLS)
+
+
+def folder(base: str) -> Path:
+    """The folder of a base. book-llama-6m learnt texts that begin with <s>, and its tokenizer does not write one: here
+    it is in a copy that does."""
+    origin = tasks.SHARED / "models" / base
+    if base != "book-llama-6m":
+        return origin
+    ours = tasks.WORK / "models" / base
+    if not (ours / "tokenizer.json").exists():
+        ours.mkdir(parents=True, exist_ok=True)
+        for name in ("config.json", "generation_config.json", "model.safetensors", "tokenizer_config.json"):
+            shutil.copyfile(origin / name, ours / name)
+        tokenizer = Tokenizer.from_file(str(origin / "tokenizer.json"))
+        start = [("<s>", tokenizer.token_to_id("<s>"))]
+        tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=start)
+        tokenizer.save(str(ours / "tokenizer.json"))
+    return ours

@@ -1,0 +1,54 @@
+"""The recipe that a command line means: a file or a run's folder, options, then `key=value` and `--key value` words."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from graft.cli.say import talk
+from graft.errors import UsageError
+
+if TYPE_CHECKING:
+    from graft.recipe import Recipe
+
+# For typer: words that it does not know are changes of the recipe.
+WORDS = {"ignore_unknown_options": True, "allow_extra_args": True}
+
+
+def recipe_of(recipe: str | None, words: Sequence[str], options: dict[str, str | None]) -> "Recipe":
+    """The recipe, sound, its notices said. Raises UsageError with everything that is wrong."""
+    from graft.recipe import read  # late: pydantic, which no --help needs
+
+    words = list(words)
+    if recipe is not None and "=" in recipe:
+        recipe, words = None, [recipe, *words]   # no file was named: the first change took its place
+    changes = [f"{key}={json.dumps(value)}" for key, value in options.items() if value is not None] + _changes(words)
+    if recipe is None and not changes:
+        raise UsageError("there is no recipe", "a recipe.yaml, or --model and --data", "see recipes/, or `graft train --keys`")
+    if recipe is None and not options.get("output"):
+        changes.append(f"output=runs/{_stem(options)}") if not any(c.startswith("output=") for c in changes) else None
+    notices: list[str] = []
+    chosen = read(recipe if recipe is not None else {}, changes, notices)
+    for notice in notices:
+        talk(f"note    {notice}")
+    return chosen
+
+
+def _changes(words: list[str]) -> list[str]:
+    """`--key value`, `--key=value` and `key=value` words as key=value."""
+    found = []
+    while words:
+        word = words.pop(0)
+        if not word.startswith("--"):
+            found.append(word)
+        elif "=" in word or not words:
+            found.append(word[2:])
+        else:
+            found.append(f"{word[2:]}={words.pop(0)}")
+    return found
+
+
+def _stem(options: dict[str, str | None]) -> str:
+    """A run's name from what is trained on what."""
+    data = Path(options.get("data.train") or "data").name.partition(".")[0].replace("seedling:", "")
+    return f"{data}-{options.get('method') or 'lora'}"

@@ -1,0 +1,153 @@
+"""What this machine offers, and whether torch and transformers behave as Graft relies on: the checks of `graft doctor`.
+
+Each check runs on a two-layer model and takes a fraction of a second. A new version of a library that breaks a promise fails here by name.
+"""
+
+import os
+import platform
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+
+from graft.base import Base
+from graft.kernels import find as kernel
+from graft.kernels import reference
+from graft.load import fresh
+from graft.method import find
+from graft.objectives.lm import language_modelling
+from graft.plan import memory
+from graft.quant import Scheme, quantise_model
+
+LIBRARIES = ("graftlm", "torch", "transformers", "safetensors", "tokenizers", "pydantic", "typer", "rich", "filelock")
+EXTRAS = {"pyarrow": "Parquet data", "datasets": "data from the hub"}
+TINY = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "num_key_value_heads": 2, "vocab_size": 64, "max_position_embeddings": 32}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Check:
+    """One promise.  trouble: what was seen instead, empty where it holds."""
+
+    name: str
+    trouble: str
+
+
+def examine() -> tuple[dict[str, str], list[Check]]:
+    """(facts of the machine, checks)."""
+    return _facts(), [Check(name, _trouble(check)) for name, check in CHECKS.items()]
+
+
+def _facts() -> dict[str, str]:
+    free, _, _ = memory()
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none: runs on the processor"
+    facts = {"python": platform.python_version(), "system": platform.platform(terse=True)}
+    facts |= {name: _version(name) or "missing" for name in LIBRARIES}
+    facts |= {name: _version(name) or f"not installed (for {purpose})" for name, purpose in EXTRAS.items()}
+    facts |= {"processor": f"{os.cpu_count()} cores, {torch.get_num_threads()} threads used", "gpu": gpu}
+    facts |= {"memory": f"{free / 2**30:.1f} GiB free", "disk": f"{shutil.disk_usage('.').free / 2**30:.1f} GiB free here"}
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    own = [name for name in reference.__all__ if kernel(name, device) is not getattr(reference, name)]
+    return facts | {"kernels": f"{', '.join(own) or 'none of our own'}; torch's reference for the other {len(reference.__all__) - len(own)}"}
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _trouble(check: Callable[[], str]) -> str:
+    try:
+        return check()
+    except Exception as error:  # whatever a changed library throws is the finding
+        return f"{type(error).__name__}: {error}"
+
+
+def _base(quant: str | None = None) -> tuple[Base, dict[str, Any]]:
+    """A random base with two adapters whose effect is visible, and the keywords of a forward."""
+    base = fresh(TINY, dtype="fp32")
+    if quant:
+        quantise_model(base.model, Scheme(quant))
+    for name in ("a", "b"):
+        adapter = base.attach(name, find("lora")(r=2))
+        generator = torch.Generator().manual_seed(len(name) + ord(name))
+        with torch.no_grad():
+            for p in adapter.parameters():
+                p.copy_(torch.randn(p.shape, generator=generator) * 0.1)
+    ids = torch.randint(0, 64, (2, 8), generator=torch.Generator().manual_seed(0), device="cpu").to(base.device)
+    return base, {"ids": ids}
+
+
+def hooks_route_rows() -> str:
+    """Two rows with two adapters answer as each alone."""
+    base, given = _base()
+    with torch.no_grad():
+        both = base(**given, adapters=["a", "b"]).logits
+        alone = [base(given["ids"][i : i + 1], adapters=[name]).logits for i, name in enumerate("ab")]
+    apart = (both - torch.cat(alone)).abs().max().item()
+    return "" if apart < 1e-5 else f"rows differ by {apart:.1g}"
+
+
+def checkpointing_keeps_gradients() -> str:
+    """One backward through two adapters gives the same gradients with and without activation checkpointing."""
+    found = []
+    for on in (False, True):
+        base, given = _base()
+        base.checkpointing(on)
+        base.train(True)
+        total = 0.0
+        for name in ("a", "b"):
+            with base.using(name):
+                total = total + base(**given, use_cache=False).logits.square().mean()
+        total.backward()
+        found.append([p.grad for name in "ab" for p in base.adapters[name].parameters()])
+    apart = max((x - y).abs().max().item() for x, y in zip(*found, strict=True))
+    return "" if apart < 1e-6 else f"gradients differ by {apart:.1g}"
+
+
+def detach_leaves_no_trace() -> str:
+    """After detach the base answers bit for bit as before."""
+    base, given = _base()
+    with torch.no_grad():
+        before = base(**given).logits
+        for name in "ab":
+            base.detach(name)
+        same = torch.equal(before, base(**given).logits)
+    return "" if same else "the bare base answers differently"
+
+
+def packed_weights_answer() -> str:
+    """A 4-bit base answers finitely, and an adapter on it receives gradients."""
+    base, given = _base("nf4")
+    with base.using("a"):
+        loss = base(**given, use_cache=False).logits.square().mean()
+    loss.backward()
+    sound = all(p.grad is not None and torch.isfinite(p.grad).all() for p in base.adapters["a"].parameters())
+    return "" if sound else "no finite gradient through packed weights"
+
+
+def losses_agree() -> str:
+    """The chunked loss from hidden states equals cross-entropy on full logits."""
+    from graft.data.order import Batch  # beside its one use: the data layer is no part of the other checks
+
+    base, given = _base()
+    ids = given["ids"]
+    with torch.no_grad(), base.using("a"):
+        own = language_modelling(base, Batch({"input_ids": ids}, ids, ids.numel() - 2, []))[0]
+        full = torch.nn.functional.cross_entropy(base(ids).logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="sum")
+    apart = (own - full).abs().item()
+    return "" if apart < 1e-3 else f"losses differ by {apart:.1g}"
+
+
+CHECKS: dict[str, Callable[[], str]] = {
+    "hooks route rows to adapters": hooks_route_rows,
+    "checkpointing keeps gradients": checkpointing_keeps_gradients,
+    "detach leaves no trace": detach_leaves_no_trace,
+    "packed weights answer and train": packed_weights_answer,
+    "chunked loss equals the full one": losses_agree,
+}

@@ -1,0 +1,204 @@
+"""The command line: it answers at once, says what is wrong in lines, and every command accepts a run's folder."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+from tiny_folder import write_model, write_rows
+
+import graft
+from graft.cards import cards
+from graft.cli import call
+
+VERBS = ("demo", "plan", "train", "eval", "chat", "compare", "merge", "export", "quantize", "methods", "data", "doctor")
+HEAVY = ("torch", "transformers", "pydantic", "rich", "plotly")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A model, rows, and a finished run."""
+    folder = tmp_path_factory.mktemp("cli")
+    write_model(folder / "model")
+    write_rows(folder / "rows.jsonl")
+    words = ["train", "--model", str(folder / "model"), "--data", str(folder / "rows.jsonl"), "--output", str(folder / "run"),
+             "dtype=fp32", "method.r=2", "train.max_steps=2", "train.batch_size=4", "data.eval=0.25", "--train.lr", "1e-2"]  # fmt: skip
+    assert call(words) == 0
+    return folder
+
+
+def modules_after(code):
+    """Names of the heavy modules that a fresh process has after this code."""
+    check = f"{code}\nimport sys\nprint([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
+    return done.stderr.splitlines()[-1]
+
+
+def test_importing_graft_imports_nothing_heavy():
+    assert modules_after("import graft; graft.__version__; dir(graft); graft.__all__") == "[]"
+
+
+@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["methods"], ["methods", "lora", "--json"]])
+def test_help_and_methods_import_nothing_heavy(words):
+    assert modules_after(f"from graft.cli import call\ncall({words!r})") == "[]"
+
+
+def test_recipe_and_row_errors_import_no_torch(tmp_path):
+    write_rows(tmp_path / "bad.jsonl", [{"prompt": "x", "completion": ""}])
+    data = f"--data={tmp_path / 'bad.jsonl'}"
+    for words in (["train", "train.lerning_rate=1"], ["train", "--model", "m", data]):
+        assert "torch" not in modules_after(f"from graft.cli import call\nassert call({words!r})")
+
+
+def test_public_names_are_sorted_and_exist():
+    assert graft.__all__ == sorted(graft.__all__)
+    assert {"load", "train", "run", "plan", "export", "Base", "Adapter", "Recipe", "LoRA", "Full", "Subset"} <= set(graft.__all__)
+    assert all(getattr(graft, name).__name__ == name for name in graft.__all__)
+
+
+def test_functions_keep_their_names_when_packages_of_that_name_are_imported():
+    code = "import graft, graft.train.loop, graft.export; assert callable(graft.train) and callable(graft.export) and callable(graft.load)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_an_unknown_public_name_is_an_attribute_error():
+    with pytest.raises(AttributeError):
+        graft.LoRa  # noqa: B018
+
+
+@pytest.mark.parametrize("verb", ["", *VERBS, "data show"])
+def test_help_fits_a_screen(verb, capsys):
+    assert call([*verb.split(), "--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert 5 <= len(lines) <= 34 and max(map(len, lines)) <= 100
+    if not verb:
+        assert all(any(line.split()[:1] == [name] for line in lines) for name in VERBS)
+        assert not any(line.endswith("...") for line in lines), "a verb's line of help is cut off"
+
+
+def test_methods_are_listed_for_people_and_programs(capsys):
+    assert call(["methods"]) == 0
+    out, err = capsys.readouterr()
+    assert all(name in out for name in cards()) and "next" in err
+    assert call(["methods", "--json"]) == 0
+    assert [one["name"] for one in json.loads(capsys.readouterr().out)] == list(cards())
+
+
+def test_a_card_shows_the_docstring_and_every_setting(capsys):
+    assert call(["methods", "lora"]) == 0
+    out = capsys.readouterr().out
+    assert cards()["lora"].doc.splitlines()[0] in out and all(name in out for name in cards()["lora"].settings)
+
+
+def test_the_keys_are_a_recipe(capsys, tmp_path):
+    assert call(["train", "--keys"]) == 0
+    (tmp_path / "r.yaml").write_text(capsys.readouterr().out)
+    assert call(["train", str(tmp_path / "r.yaml"), "--dry-run"]) == 0
+
+
+BAD = [
+    ["nonsense"], ["train"], ["train", "no-such.yaml"], ["train", "train.lerning_rate=1"], ["train", "method=loar"], ["train", "quant=nf5"],
+    ["train", "--model", "m", "--data", "none.jsonl"], ["train", "model=x", "nonsense"], ["train", "--train.lr"], ["methods", "loar"],
+    ["eval", "no/such/model", "--data", "x"], ["eval"], ["chat", "./nowhere"], ["chat", "MODEL", "--adapter", "./nowhere"],
+    ["chat", "MODEL", "--quant", "nf5"], ["chat", "MODEL", "--prompt", "x", "--top-p", "7"], ["export", "MODEL", "OUT", "--to", "gguff"],
+    ["export", "RUN", "MODEL"], ["export", "MODEL", "OUT", "--adapter", "MODEL"], ["merge", "RUN"], ["quantize", "MODEL", "OUT", "--quant", "nf5"],
+    ["data"], ["data", "show", "none.jsonl", "--model", "MODEL"], ["data", "show", "ROWS", "--stage", "stfu"], ["plan", "--model", "./nowhere"],
+    ["compare", "MODEL", "MODEL"], ["compare", "RUN", "MODEL", "--prompts", "./nowhere"], ["eval", "RUN", "--metric", "blue"],
+    ["eval", "RUN", "--data", "none.jsonl"], ["eval", "MODEL"], ["train", "RUN", "train.lr=5e-5"], ["train", "--", "\x00"], ["train", "=", "=="],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("words", BAD, ids=lambda words: " ".join(words).replace("\x00", "NUL"))
+def test_bad_input_ends_in_lines_and_not_in_a_traceback(words, home, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.chdir(tmp_path)
+    named = {"MODEL": home / "model", "RUN": home / "run", "ROWS": home / "rows.jsonl", "OUT": tmp_path / "out"}
+    code = call([str(named.get(word, word)) for word in words])
+    err = capsys.readouterr().err
+    assert code in (1, 2), err
+    assert "Traceback" not in err and "defect" not in err
+    assert "Usage:" in err or all(part in err for part in ("graft: error:", "expected:", "to do:"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_defect_is_one_line_and_a_file(capsys, monkeypatch):
+    monkeypatch.setattr("graft.cli.methods.cards", lambda: 1 / 0)
+    assert call(["methods"]) == 70
+    err = capsys.readouterr().err
+    assert "ZeroDivisionError" in err and "Traceback" not in err
+    with open(re.search(r"(\S+\.txt)", err)[1], encoding="utf-8") as file:
+        assert "Traceback" in file.read()
+
+
+@pytest.mark.parametrize(("raised", "code"), [(KeyboardInterrupt(), 130), (OSError(28, "No space left on device"), 74), (SystemExit(3), 3)])
+def test_exit_codes_tell_what_happened(raised, code, monkeypatch, capsys):
+    def fail():
+        raise raised
+
+    monkeypatch.setattr("graft.cli.methods.cards", fail)
+    assert call(["methods"]) == code
+
+
+def test_a_run_says_what_happens_and_what_next(home, capsys):
+    words = ["train", "--model", str(home / "model"), "--data", str(home / "rows.jsonl"), "--output", str(home / "said"),
+             "train.max_steps=2", "data.eval=null", "train.log_every=1", "num_train_epochs=1"]  # fmt: skip
+    assert call([*words, "--json"]) == 0
+    out, err = capsys.readouterr()
+    for said in ("base ", "adapter lora on 14 sites", "data    24 rows read", "step     2   loss", "lr", "tok/s", "GiB", "eta", "saved", "next    graft chat"):
+        assert said in err
+    assert "num_train_epochs is train.epochs here" in err
+    assert json.loads(out)["steps"] == 2
+
+
+def test_every_command_accepts_a_run(home, capsys, tmp_path):
+    run = str(home / "run")
+    commands = [
+        ["plan", run], ["train", run], ["eval", run], ["chat", run, "--prompt", "Day 1.", "--max-new-tokens", "3"], ["compare", run, run, "--limit", "1"],
+        ["export", run, str(tmp_path / "peft"), "--to", "peft"], ["merge", run, str(tmp_path / "merged"), "--lossy"], ["data", "show", run],
+    ]  # fmt: skip
+    for words in commands:
+        assert call(words) == 0, words
+        err = capsys.readouterr().err
+        assert err.splitlines()[-1].startswith("next    graft "), words
+
+
+def test_a_merged_model_is_quantised_and_asked(home, tmp_path, capsys):
+    assert call(["export", str(home / "run"), str(tmp_path / "m"), "--lossy"]) == 0
+    assert call(["quantize", str(tmp_path / "m"), str(tmp_path / "q")]) == 0
+    assert call(["chat", str(tmp_path / "q"), "--raw", "--prompt", "Day 1.", "--max-new-tokens", "2"]) == 0
+    assert json.loads((tmp_path / "q" / "config.json").read_text())["quantization_config"]["quant_method"] == "graft"
+
+
+def test_eval_and_plan_speak_json(home, capsys):
+    assert call(["eval", str(home / "run"), "--json", "--limit", "2"]) == 0
+    assert set(json.loads(capsys.readouterr().out)["columns"]) == {"before", "after"}
+    assert call(["plan", str(home / "run"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["fits"] is True
+
+
+def test_a_conversation_resets_and_switches_adapters(home, capsys, monkeypatch):
+    lines = iter(["Day 1.", "/adapter base", "/adapter nobody", "/reset", "Day 1.", "/quit"])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
+    assert call(["chat", str(home / "run"), "--max-new-tokens", "2"]) == 0
+    err = capsys.readouterr().err
+    assert "base answers" in err and "nobody is no command" in err and "forgotten" in err
+
+
+def test_data_show_marks_what_is_learnt(home, capsys):
+    assert call(["data", "show", str(home / "rows.jsonl"), "--model", str(home / "model"), "-n", "1"]) == 0
+    assert "⟦The cat wants a ball.<eos>⟧" in capsys.readouterr().out
+
+
+def test_prompts_come_from_a_file(home, tmp_path, capsys):
+    (tmp_path / "prompts.txt").write_text("Day 1.\n\nDay 2.\n")
+    assert call(["compare", str(home / "run"), str(home / "model"), "--prompts", str(tmp_path / "prompts.txt"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["prompts"] == ["Day 1.", "Day 2."]
+
+
+def test_the_doctor_finds_this_machine_sound(capsys):
+    assert call(["doctor", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert set(found["checks"].values()) == {"ok"} and found["torch"]
+
+

@@ -1,0 +1,208 @@
+"""Runs: what a recipe leaves behind, that it repeats, resumes and refuses."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_folder import rows, write_model, write_rows
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import graft
+from graft.errors import CheckpointError, DataError, UsageError
+from graft.report import report
+from graft.run import RunObserver, run, train
+from graft.runs import open_model, score
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    home = tmp_path_factory.mktemp("run")
+    write_model(home / "model")
+    write_rows(home / "rows.jsonl")
+    return home
+
+
+def recipe(folder, output, **changes):
+    plain = {
+        "model": str(folder / "model"), "dtype": "fp32", "method": {"name": "lora", "r": 2},
+        "data": {"train": str(folder / "rows.jsonl"), "eval": 0.25, "max_length": 64},
+        "train": {"max_steps": 4, "batch_size": 4, "micro_batch_size": 2, "lr": 1e-2, "save_every": 2, "samples": ["Day 1."], "sample_tokens": 4},
+        "output": str(output),
+    }  # fmt: skip
+    for key, value in changes.items():
+        plain[key] = {**plain[key], **value} if isinstance(plain.get(key), dict) and isinstance(value, dict) else value
+    return plain
+
+
+@pytest.fixture(scope="module")
+def done(folder):
+    heard = Heard()
+    return run(recipe(folder, folder / "done"), observer=heard), heard
+
+
+class Heard(RunObserver):
+    """Writes down what it is told."""
+
+    def __init__(self):
+        self.notes, self.reports, self.steps, self.resumes = [], [], [], []
+
+    def note(self, what, text):
+        self.notes.append((what, text))
+
+    def data(self, report):
+        assert not self.steps, "the data report comes before step 1"
+        self.reports.append(report)
+
+    def step(self, record):
+        self.steps.append(record["step"])
+
+    def resumed(self, step):
+        self.resumes.append(step)
+
+
+def test_a_run_leaves_every_file_it_promises(done):
+    result, heard = done
+    names = {path.name for path in result.folder.iterdir()}
+    assert {"recipe.yaml", "metrics.jsonl", "timing.jsonl", "checkpoints", "adapter", "samples.md", "report.html", "data_report.json"} <= names
+    assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json"} <= {p.name for p in result.adapter.iterdir()}
+    assert heard.steps == [1, 2, 3, 4] and heard.reports[0].train == 18 and dict(heard.notes)["adapter"].startswith("lora on 14 sites")
+
+
+def test_a_resolved_recipe_repeats_the_run_bit_for_bit(done, folder):
+    again = run(done[0].folder / "recipe.yaml", [f"output={folder / 'again'}"])
+    for file in ("adapter/adapter_model.safetensors", "metrics.jsonl"):
+        assert (again.folder / file).read_bytes() == (done[0].folder / file).read_bytes()
+
+
+def test_the_same_command_goes_on_from_the_last_checkpoint(done, folder):
+    class Killed(RunObserver):
+        def step(self, record):
+            if record["step"] == 3:
+                raise MemoryError("killed")   # stands for the power cut: nothing is saved after it
+
+    target, heard = folder / "killed", Heard()
+    with pytest.raises(MemoryError):
+        run(recipe(folder, target), observer=Killed())
+    result = run(recipe(folder, target), observer=heard)
+    assert heard.resumes == [2] and heard.steps == [3, 4]
+    assert (result.adapter / "adapter_model.safetensors").read_bytes() == (done[0].adapter / "adapter_model.safetensors").read_bytes()
+
+
+def test_a_finished_run_is_not_run_again(done, folder):
+    heard = Heard()
+    again = run(recipe(folder, done[0].folder), observer=heard)
+    assert again == done[0] and not heard.steps
+
+
+def test_another_recipe_is_refused_in_a_used_folder(done, folder):
+    before = (done[0].folder / "recipe.yaml").read_bytes()
+    with pytest.raises(CheckpointError, match=r"train\.lr"):
+        run(recipe(folder, done[0].folder, train={"lr": 1e-3}))
+    assert (done[0].folder / "recipe.yaml").read_bytes() == before
+
+
+def test_settings_that_change_no_step_may_change_in_a_used_folder(done, folder):
+    assert run(recipe(folder, done[0].folder, train={"micro_batch_size": 4, "log_every": 3})) == done[0]
+
+
+def test_scores_are_those_of_the_saved_adapter(done):
+    opened = open_model(str(done[0].folder))
+    table = score(opened, opened.recipe)
+    assert table.columns["after"]["perplexity"] == pytest.approx(done[0].scores["after"]["perplexity"], rel=1e-5)
+    assert done[0].scores["after"]["perplexity"] < done[0].scores["before"]["perplexity"]
+
+
+def test_a_moved_run_opens_where_it_lies_now(done, folder):
+    moved = folder / "moved"
+    shutil.copytree(done[0].folder, moved)
+    assert open_model(str(moved)).folder == moved
+
+
+def test_an_adapter_folder_opens_with_its_base(done):
+    opened = open_model(str(done[0].adapter))
+    assert opened.adapter == "done" and opened.ask(["Day 1."], max_new_tokens=2)
+
+
+def test_training_goes_on_from_a_saved_adapter(done, folder):
+    result = run(recipe(folder, folder / "further", adapter=str(done[0].adapter), train={"max_steps": 1, "lr": 1e-9}))
+    before, after = (load_file(at / "adapter_model.safetensors") for at in (done[0].adapter, result.adapter))
+    assert all(torch.allclose(before[key], after[key], atol=1e-6) for key in before)
+
+
+def test_training_an_attached_adapter_is_the_same_run(done, folder):
+    base = graft.load(folder / "model", dtype="fp32")
+    torch.manual_seed(0)
+    adapter = base.attach("done", graft.LoRA(r=2))
+    keys = recipe(folder, "")["train"]
+    result = train(base, adapter, data={**recipe(folder, "")["data"]}, output=str(folder / "api"), **keys)
+    assert (result.adapter / "adapter_model.safetensors").read_bytes() == (done[0].adapter / "adapter_model.safetensors").read_bytes()
+    assert base.adapters["done"] is adapter
+
+
+def test_a_misspelt_training_keyword_names_the_nearest(folder):
+    base = graft.load(folder / "model")
+    with pytest.raises(UsageError, match=r"train\.epochs"):
+        train(base, base.attach("x", graft.LoRA(r=2)), data=folder / "rows.jsonl", epoch=2)
+
+
+def test_a_fresh_model_becomes_an_ordinary_folder(folder):
+    texts = write_rows(folder / "texts.jsonl", [{"text": row["prompt"] + row["completion"]} for row in rows()])
+    config = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2,
+              "num_key_value_heads": 2, "max_position_embeddings": 64}  # fmt: skip
+    made = {"config": config, "tokenizer": {"train": "bpe", "vocab_size": 290}}
+    changes = {"model": made, "stage": "pretrain", "method": "full", "data": {"train": str(texts)}, "train": {"samples": []}}
+    result = run(recipe(folder, folder / "fresh", **changes))
+    plain = AutoModelForCausalLM.from_pretrained(result.model, trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(result.model, trust_remote_code=False)
+    ids = torch.tensor([tokenizer("Day 1. What")["input_ids"]])
+    opened = open_model(str(result.folder))
+    with torch.no_grad():
+        assert torch.allclose(plain(ids).logits.float(), opened.base(ids).logits.float(), atol=1e-5)
+
+
+def test_classes_come_from_the_rows(folder):
+    labelled = write_rows(folder / "labels.jsonl", [{"text": row["completion"], "label": row["completion"].split()[1]} for row in rows()])
+    changes = {"stage": "classify", "data": {"train": str(labelled)}, "train": {"samples": []}, "evaluate": {"metrics": ["accuracy"]}}
+    result = run(recipe(folder, folder / "classes", **changes))
+    assert set(result.scores) == {"majority", "after"}
+    opened = open_model(str(result.folder))
+    assert opened.base.adapters["classes"].methods[-1].labels == ("bird", "cat", "dog", "horse")
+    assert score(opened, opened.recipe).columns["after"] == pytest.approx(result.scores["after"])
+
+
+def test_conversations_are_asked_through_the_template_they_were_trained_with(folder):
+    turns = [[{"role": "user", "content": r["prompt"]}, {"role": "assistant", "content": r["completion"]}] for r in rows()]
+    chats = write_rows(folder / "chats.jsonl", [{"messages": pair} for pair in turns])
+    result = run(recipe(folder, folder / "chats", data={"train": str(chats)}, train={"max_steps": 1}))
+    opened = open_model(str(result.folder))
+    assert opened.by_template and "Assistant:" in opened.base.tokenizer.chat_template
+
+
+def test_a_defective_row_is_named_before_anything_is_trained(folder):
+    bad = write_rows(folder / "bad.jsonl", [*rows(), {"prompt": "x", "completion": ""}])
+    with pytest.raises(DataError, match=r"bad\.jsonl:25"):
+        run(recipe(folder, folder / "bad", data={"train": str(bad)}))
+    result = run(recipe(folder, folder / "skipped", data={"train": str(bad), "bad_rows": "skip"}, train={"max_steps": 1}))
+    assert json.loads((result.folder / "rejected.jsonl").read_text())["source"].endswith(":25")
+
+
+def test_an_objective_that_a_model_cannot_learn_by_is_refused(folder):
+    with pytest.raises(UsageError, match="span"):
+        run(recipe(folder, folder / "span", stage="pretrain", objective="span"))
+
+
+def test_the_report_works_without_a_network_and_escapes_texts(done, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(done[0].folder, copy)
+    (copy / "samples.md").write_text("</script><script>alert(1)</script>")
+    page = report(copy)
+    assert "Plotly.newPlot" in page and page.count("<script") == 1 + page.count("Plotly.newPlot('chart")
+    assert "alert(1)</script>" not in page and "&lt;script&gt;alert(1)" in page
+    assert not [tag for tag in ("<link", "src=\"http", "@import") if tag in page.split("</head>")[1]]
+
+
+def test_a_report_of_an_empty_folder_is_a_page(tmp_path):
+    assert report(Path(tmp_path)).startswith("<!doctype html>")
