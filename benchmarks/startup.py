@@ -1,6 +1,6 @@
 """How long the command line takes to answer when no model is needed: best of five, in seconds.
 
-    python benchmarks/startup.py
+python benchmarks/startup.py
 """
 
 import subprocess
@@ -19,7 +19,11 @@ COMMANDS = {
 
 def best(words: list[str] | None, times: int = 5) -> float:
     """Seconds of the fastest of `times` runs in fresh processes."""
-    code = "import graft" if words is None else f"import sys; sys.argv = ['graft', *{words!r}]; from graft.cli import main; main()"
+    code = (
+        "import graft"
+        if words is None
+        else f"import sys; sys.argv = ['graft', *{words!r}]; from graft.cli import main; main()"
+    )
     seconds = []
     for _ in range(times):
         began = time.perf_counter()

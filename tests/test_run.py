@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_folder import rows, write_model, write_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import graft
@@ -15,6 +14,7 @@ from graft.errors import CheckpointError, DataError, UsageError
 from graft.report import report
 from graft.run import RunObserver, run, train
 from graft.runs import open_model, score
+from tiny_folder import CONFIG, rows, write_model, write_rows
 
 
 @pytest.fixture(scope="module")
@@ -26,12 +26,15 @@ def folder(tmp_path_factory):
 
 
 def recipe(folder, output, **changes):
+    steps = {"max_steps": 4, "batch_size": 4, "micro_batch_size": 2, "lr": 1e-2, "save_every": 2}
     plain = {
-        "model": str(folder / "model"), "dtype": "fp32", "method": {"name": "lora", "r": 2},
+        "model": str(folder / "model"),
+        "dtype": "fp32",
+        "method": {"name": "lora", "r": 2},
         "data": {"train": str(folder / "rows.jsonl"), "eval": 0.25, "max_length": 64},
-        "train": {"max_steps": 4, "batch_size": 4, "micro_batch_size": 2, "lr": 1e-2, "save_every": 2, "samples": ["Day 1."], "sample_tokens": 4},
+        "train": {**steps, "samples": ["Day 1."], "sample_tokens": 4},
         "output": str(output),
-    }  # fmt: skip
+    }
     for key, value in changes.items():
         plain[key] = {**plain[key], **value} if isinstance(plain.get(key), dict) and isinstance(value, dict) else value
     return plain
@@ -66,9 +69,24 @@ class Heard(RunObserver):
 def test_a_run_leaves_every_file_it_promises(done):
     result, heard = done
     names = {path.name for path in result.folder.iterdir()}
-    assert {"recipe.yaml", "metrics.jsonl", "timing.jsonl", "checkpoints", "adapter", "samples.md", "report.html", "data_report.json"} <= names
-    assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json"} <= {p.name for p in result.adapter.iterdir()}
-    assert heard.steps == [1, 2, 3, 4] and heard.reports[0].train == 18 and dict(heard.notes)["adapter"].startswith("lora on 14 sites")
+    assert {
+        "recipe.yaml",
+        "metrics.jsonl",
+        "timing.jsonl",
+        "checkpoints",
+        "adapter",
+        "samples.md",
+        "report.html",
+        "data_report.json",
+    } <= names
+    assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json"} <= {
+        p.name for p in result.adapter.iterdir()
+    }
+    assert (
+        heard.steps == [1, 2, 3, 4]
+        and heard.reports[0].train == 18
+        and dict(heard.notes)["adapter"].startswith("lora on 14 sites")
+    )
 
 
 def test_a_resolved_recipe_repeats_the_run_bit_for_bit(done, folder):
@@ -81,14 +99,16 @@ def test_the_same_command_goes_on_from_the_last_checkpoint(done, folder):
     class Killed(RunObserver):
         def step(self, record):
             if record["step"] == 3:
-                raise MemoryError("killed")   # stands for the power cut: nothing is saved after it
+                raise MemoryError("killed")  # stands for the power cut: nothing is saved after it
 
     target, heard = folder / "killed", Heard()
     with pytest.raises(MemoryError):
         run(recipe(folder, target), observer=Killed())
     result = run(recipe(folder, target), observer=heard)
     assert heard.resumes == [2] and heard.steps == [3, 4]
-    assert (result.adapter / "adapter_model.safetensors").read_bytes() == (done[0].adapter / "adapter_model.safetensors").read_bytes()
+    assert (result.adapter / "adapter_model.safetensors").read_bytes() == (
+        done[0].adapter / "adapter_model.safetensors"
+    ).read_bytes()
 
 
 def test_a_finished_run_is_not_run_again(done, folder):
@@ -138,7 +158,9 @@ def test_training_an_attached_adapter_is_the_same_run(done, folder):
     adapter = base.attach("done", graft.LoRA(r=2))
     keys = recipe(folder, "")["train"]
     result = train(base, adapter, data={**recipe(folder, "")["data"]}, output=str(folder / "api"), **keys)
-    assert (result.adapter / "adapter_model.safetensors").read_bytes() == (done[0].adapter / "adapter_model.safetensors").read_bytes()
+    assert (result.adapter / "adapter_model.safetensors").read_bytes() == (
+        done[0].adapter / "adapter_model.safetensors"
+    ).read_bytes()
     assert base.adapters["done"] is adapter
 
 
@@ -150,10 +172,15 @@ def test_a_misspelt_training_keyword_names_the_nearest(folder):
 
 def test_a_fresh_model_becomes_an_ordinary_folder(folder):
     texts = write_rows(folder / "texts.jsonl", [{"text": row["prompt"] + row["completion"]} for row in rows()])
-    config = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2,
-              "num_key_value_heads": 2, "max_position_embeddings": 64}  # fmt: skip
+    config = {**CONFIG, "num_hidden_layers": 1, "max_position_embeddings": 64}
     made = {"config": config, "tokenizer": {"train": "bpe", "vocab_size": 290}}
-    changes = {"model": made, "stage": "pretrain", "method": "full", "data": {"train": str(texts)}, "train": {"samples": []}}
+    changes = {
+        "model": made,
+        "stage": "pretrain",
+        "method": "full",
+        "data": {"train": str(texts)},
+        "train": {"samples": []},
+    }
     result = run(recipe(folder, folder / "fresh", **changes))
     plain = AutoModelForCausalLM.from_pretrained(result.model, trust_remote_code=False)
     tokenizer = AutoTokenizer.from_pretrained(result.model, trust_remote_code=False)
@@ -164,8 +191,15 @@ def test_a_fresh_model_becomes_an_ordinary_folder(folder):
 
 
 def test_classes_come_from_the_rows(folder):
-    labelled = write_rows(folder / "labels.jsonl", [{"text": row["completion"], "label": row["completion"].split()[1]} for row in rows()])
-    changes = {"stage": "classify", "data": {"train": str(labelled)}, "train": {"samples": []}, "evaluate": {"metrics": ["accuracy"]}}
+    labelled = write_rows(
+        folder / "labels.jsonl", [{"text": row["completion"], "label": row["completion"].split()[1]} for row in rows()]
+    )
+    changes = {
+        "stage": "classify",
+        "data": {"train": str(labelled)},
+        "train": {"samples": []},
+        "evaluate": {"metrics": ["accuracy"]},
+    }
     result = run(recipe(folder, folder / "classes", **changes))
     assert set(result.scores) == {"majority", "after"}
     opened = open_model(str(result.folder))
@@ -174,7 +208,9 @@ def test_classes_come_from_the_rows(folder):
 
 
 def test_conversations_are_asked_through_the_template_they_were_trained_with(folder):
-    turns = [[{"role": "user", "content": r["prompt"]}, {"role": "assistant", "content": r["completion"]}] for r in rows()]
+    turns = [
+        [{"role": "user", "content": r["prompt"]}, {"role": "assistant", "content": r["completion"]}] for r in rows()
+    ]
     chats = write_rows(folder / "chats.jsonl", [{"messages": pair} for pair in turns])
     result = run(recipe(folder, folder / "chats", data={"train": str(chats)}, train={"max_steps": 1}))
     opened = open_model(str(result.folder))
@@ -185,7 +221,9 @@ def test_a_defective_row_is_named_before_anything_is_trained(folder):
     bad = write_rows(folder / "bad.jsonl", [*rows(), {"prompt": "x", "completion": ""}])
     with pytest.raises(DataError, match=r"bad\.jsonl:25"):
         run(recipe(folder, folder / "bad", data={"train": str(bad)}))
-    result = run(recipe(folder, folder / "skipped", data={"train": str(bad), "bad_rows": "skip"}, train={"max_steps": 1}))
+    result = run(
+        recipe(folder, folder / "skipped", data={"train": str(bad), "bad_rows": "skip"}, train={"max_steps": 1})
+    )
     assert json.loads((result.folder / "rejected.jsonl").read_text())["source"].endswith(":25")
 
 
@@ -201,7 +239,7 @@ def test_the_report_works_without_a_network_and_escapes_texts(done, tmp_path):
     page = report(copy)
     assert "Plotly.newPlot" in page and page.count("<script") == 1 + page.count("Plotly.newPlot('chart")
     assert "alert(1)</script>" not in page and "&lt;script&gt;alert(1)" in page
-    assert not [tag for tag in ("<link", "src=\"http", "@import") if tag in page.split("</head>")[1]]
+    assert not [tag for tag in ("<link", 'src="http', "@import") if tag in page.split("</head>")[1]]
 
 
 def test_a_report_of_an_empty_folder_is_a_page(tmp_path):

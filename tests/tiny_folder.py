@@ -17,7 +17,10 @@ CONFIG = {
 def rows(count: int = 24) -> list[dict[str, str]]:
     """Prompts and answers, all different."""
     return [
-        {"prompt": f"Day {i}. What does the {ANIMALS[i % 4]} want? ", "completion": f"The {ANIMALS[i % 4]} wants a {TOYS[i % 3]}."}
+        {
+            "prompt": f"Day {i}. What does the {ANIMALS[i % 4]} want? ",
+            "completion": f"The {ANIMALS[i % 4]} wants a {TOYS[i % 3]}.",
+        }
         for i in range(count)
     ]
 

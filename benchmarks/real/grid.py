@@ -22,8 +22,8 @@ SEEDS = (0, 1, 2)
 class Setting:
     """One task on one base.
 
-    context: tokens of a row at most.  new_tokens: of an answer.  lr: by method.  sizes: row counts beside the full set,
-    trained with LoRA.
+    context: tokens of a row at most.  new_tokens: of an answer.  lr: peak rate of full and of LoRA.  sizes: row counts
+    beside the full set, trained with LoRA.
     """
 
     base: str
@@ -40,20 +40,19 @@ class Setting:
         return "sft" if self.task in tasks.TEXT_TASKS else "classify"
 
 
-BOOK = {"context": 192, "steps": 120, "batch_size": 16, "new_tokens": 96, "sizes": (500, 1000)}
-STORIES = {"context": 512, "steps": 100, "batch_size": 16, "new_tokens": 144}
-LETTERS = {"context": 256, "steps": 100, "batch_size": 16, "new_tokens": 200}
+SIZES = (500, 1000)
+BOOK = {"context": 192, "steps": 120, "batch_size": 16, "lr": {"full": 1e-3, "lora": 5e-3}, "new_tokens": 96}
+MINILM = {"context": 64, "steps": 250, "batch_size": 32, "lr": {"full": 4e-4, "lora": 2e-3}}
+STORIES = {"context": 512, "steps": 100, "batch_size": 16, "lr": {"full": 3e-3, "lora": 1e-2}, "new_tokens": 144}
+LETTERS = {"context": 256, "steps": 100, "batch_size": 16, "lr": {"full": 2e-3, "lora": 5e-3}, "new_tokens": 200}
 SETTINGS = (
-    Setting("book-llama-6m", "e2e", lr={"full": 1e-3, "lora": 5e-3, "qlora": 5e-3}, **BOOK),
-    Setting("book-llama-6m", "laptop", lr={"full": 1e-3, "lora": 5e-3, "qlora": 5e-3}, **BOOK),
-    Setting(
-        "all-MiniLM-L6-v2", "banking77", context=64, steps=250, batch_size=32,
-        lr={"full": 4e-4, "lora": 2e-3, "qlora": 2e-3}, sizes=(500, 1000),
-    ),  # fmt: skip
-    Setting("stories260K", "e2e", lr={"full": 3e-3, "lora": 1e-2, "qlora": 1e-2}, **STORIES),
-    Setting("stories260K", "laptop", lr={"full": 3e-3, "lora": 1e-2, "qlora": 1e-2}, **STORIES),
-    Setting("babyllama-char", "e2e", lr={"full": 2e-3, "lora": 5e-3, "qlora": 5e-3}, **LETTERS),
-    Setting("babyllama-char", "laptop", lr={"full": 2e-3, "lora": 5e-3, "qlora": 5e-3}, **LETTERS),
+    Setting("book-llama-6m", "e2e", sizes=SIZES, **BOOK),
+    Setting("book-llama-6m", "laptop", sizes=SIZES, **BOOK),
+    Setting("all-MiniLM-L6-v2", "banking77", sizes=SIZES, **MINILM),
+    Setting("stories260K", "e2e", **STORIES),
+    Setting("stories260K", "laptop", **STORIES),
+    Setting("babyllama-char", "e2e", **LETTERS),
+    Setting("babyllama-char", "laptop", **LETTERS),
 )
 
 
@@ -78,12 +77,18 @@ class Cell:
             return f"{s.base}.{s.task}.before"
         return f"{s.base}.{s.task}.{self.rows or 'all'}.{self.method}.{self.tool}.{self.seed}"
 
-    def train_file(self) -> Path:
-        return tasks.train_file(tasks.WORK / "data" / f"{self.setting.base}.{self.setting.task}", self.rows)
+    @property
+    def lr(self) -> float:
+        return self.setting.lr["full" if self.method == "full" else "lora"]
+
+    def material(self) -> Path:
+        """The folder of its rows and test."""
+        return tasks.WORK / "data" / f"{self.setting.base}.{self.setting.task}"
 
     def recipe(self, output: Path) -> dict[str, Any]:
         """The recipe of graft's run; the peer takes its batches, rate and constants from the same."""
-        s, method = self.setting, {"name": "full"}
+        s, rows = self.setting, tasks.train_file(self.material(), self.rows)
+        method: dict[str, Any] = {"name": "full"}
         if self.method != "full":
             method = {"name": "lora", "r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
             if s.stage == "classify":
@@ -94,10 +99,10 @@ class Cell:
             "dtype": "fp32",
             "stage": s.stage,
             "method": method,
-            "data": {"train": str(self.train_file()), "eval": None, "max_length": s.context, "pack": False},
+            "data": {"train": str(rows), "eval": None, "max_length": s.context, "pack": False},
             "train": {
                 "max_steps": s.steps, "batch_size": s.batch_size, "micro_batch_size": s.batch_size,
-                "lr": s.lr.get(self.method, 1e-3), "seed": self.seed, "save_every": s.steps,
+                "lr": self.lr, "seed": self.seed, "save_every": s.steps,
             },
             "evaluate": {"batch_size": 50},
             "output": str(output),

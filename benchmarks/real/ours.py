@@ -1,4 +1,4 @@
-"""Graft's side of a cell: the recipe carried out by `graft.run`, the adapter opened again from its folder and tested."""
+"""Graft's side of a cell: the recipe carried out by `graft.run`, its adapter opened again from the run's folder."""
 
 import json
 from pathlib import Path
@@ -18,8 +18,8 @@ from graft.evaluate.perplexity import classes, perplexity
 from graft.recipe import Recipe
 
 
-def train(cell: Cell, recipe: Recipe) -> dict[str, Any]:
-    """{losses, step_seconds, trained} of the finished run, which stays in the recipe's output folder."""
+def train(recipe: Recipe) -> dict[str, Any]:
+    """{losses, step_seconds} of the finished run, which stays in the recipe's output folder."""
     graft.run(recipe)
     output = Path(recipe.output)
     steps = _lines(output / "metrics.jsonl")
@@ -30,7 +30,7 @@ def train(cell: Cell, recipe: Recipe) -> dict[str, Any]:
 def score(cell: Cell, recipe: Recipe) -> dict[str, Any]:
     """The test's numbers and some texts of the trained adapter, or of the base where method is "none"."""
     opened = untrained(recipe) if cell.method == "none" else runs.open_model(recipe.output)
-    cases, _ = tasks.test_of(cell.train_file().parent)
+    cases, _ = tasks.test_of(cell.material())
     base, feed = opened.base, test_feed(cell, recipe, opened.base, cases)
     trained = base.adapters[opened.adapter].count() if opened.adapter else 0
     with base.using(opened.adapter):
@@ -55,6 +55,15 @@ def labels_of(recipe: Recipe) -> list[str]:
     return sorted({json.loads(line)["label"] for line in Path(str(recipe.data.train)).open(encoding="utf-8")})
 
 
+def baselines(cell: Cell) -> dict[str, dict[str, Any]]:
+    """The test's numbers of answers that need no model."""
+    cases, _ = tasks.test_of(cell.material())
+    answers = {name: [case.baselines[name] for case in cases] for name in cases[0].baselines}
+    if cell.setting.stage == "classify":
+        return {name: class_scores(texts, [c.references[0] for c in cases]) for name, texts in answers.items()}
+    return {name: text_scores(texts, cases) for name, texts in answers.items()}
+
+
 def test_feed(cell: Cell, recipe: Recipe, base: Any, cases: list[tasks.Case]) -> Feed:
     """The test as batches: the first reference of every case, or the class of every question."""
     kind = "label" if cell.setting.stage == "classify" else "pair"
@@ -73,7 +82,7 @@ def text_scores(answers: list[str], cases: list[tasks.Case]) -> dict[str, Any]:
     return {"bleu": bleu(answers, references), "rouge_l": rouge_l(answers, references), "texts": shown}
 
 
-def class_scores(predicted: list[int], true: list[int]) -> dict[str, Any]:
+def class_scores(predicted: list[Any], true: list[Any]) -> dict[str, Any]:
     """Accuracy and macro-F1, 0 … 100."""
     return {"accuracy": 100 * accuracy(predicted, true), "f1": 100 * macro_f1(predicted, true)}
 

@@ -83,8 +83,10 @@ class Peer:
     @torch.no_grad()
     def score(self) -> dict[str, Any]:
         """The numbers of `ours.score`, by the peer's own model."""
-        self.model.eval()
-        cases, _ = tasks.test_of(self.cell.train_file().parent)
+        # In evaluation mode bitsandbytes packs weights for a CPU kernel that refuses widths which 32 does not divide. There
+        # is no dropout here, so training mode computes the same.
+        self.model.train(self.cell.method == "qlora")
+        cases, _ = tasks.test_of(self.cell.material())
         feed = ours.test_feed(self.cell, self.recipe, self.base, cases)
         batches = [batch for step in range(feed.steps_per_epoch) for batch in feed.step(0, step)]
         count = {"trained": sum(p.numel() for p in self.trained)}

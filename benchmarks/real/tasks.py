@@ -112,9 +112,13 @@ def material(task: str, tokenizer: Any, context: int) -> Material:
     cases = _cases(test, slots)
     seen = {row["prompt"] for row in rows}
     unseen = [case for case in cases if case.prompt not in seen]
-    fitting = list(held.keep(unseen, [f"{c.prompt} {c.references[0]}" for c in unseen]))  # its loss is measured on the first
+    fitting = list(
+        held.keep(unseen, [f"{c.prompt} {c.references[0]}" for c in unseen])
+    )  # its loss is measured on the first
     chosen = random.Random(0).sample(fitting, min(CASES, len(fitting)))
-    left_out = dict(held.left_out) | ({"asked in training": len(cases) - len(unseen)} if len(cases) > len(unseen) else {})
+    left_out = dict(held.left_out) | (
+        {"asked in training": len(cases) - len(unseen)} if len(cases) > len(unseen) else {}
+    )
     return Material(kept, chosen, _counts(rows, kept, fit.left_out, cases, fitting, left_out, chosen))
 
 

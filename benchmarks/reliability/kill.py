@@ -108,8 +108,10 @@ def resumed_from(folder: Path) -> int:
 
 
 def kill(process: subprocess.Popen, folder: Path, target: int, pause_s: float) -> bool:
-    """kill -9 some time after step `target` was written; False where the run ended before."""
-    while process.poll() is None and steps_done(folder) < target:
+    """kill -9 some time after this process wrote step `target`; False where the run ended before."""
+    saved = any((folder / "run" / "checkpoints").glob("step-*"))
+    begun = (lambda: resumed_from(folder)) if saved else (lambda: steps_done(folder))
+    while process.poll() is None and not (begun() and steps_done(folder) >= target):
         time.sleep(0.002)
     time.sleep(pause_s)
     process.kill()
@@ -127,7 +129,7 @@ def disturbed(path: Path, options: argparse.Namespace, chance: random.Random) ->
             killed = process.wait() == -9
         else:
             process = start(path)
-            target = max(before, int(gap * (number + chance.random())))
+            target = max(before + 1, int(gap * (number + chance.random())))
             killed = kill(process, folder, min(target, options.steps - 1), chance.uniform(0.0, 0.3))
         note(trial, folder, before)
         if not killed:

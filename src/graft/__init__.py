@@ -4,8 +4,8 @@
     sql = base.attach("sql", graft.LoRA(r=16))
     graft.train(base, sql, data="sql.jsonl", epochs=2)
 
-Names are imported when they are first used, so `import graft` costs milliseconds. Every method's class is here under its own name
-(`graft methods` lists them): the files of graft/methods are read for it, not a table.
+Names are imported when they are first used, so `import graft` costs milliseconds. Every method's class is here under
+its own name (`graft methods` lists them): the files of graft/methods are read for it, not a table.
 """
 
 import importlib
@@ -33,7 +33,7 @@ _HOME = {
 
 
 class _Package(types.ModuleType):
-    """Keeps `graft.train` the function when the package graft.train is imported: Python would bind the package over it."""
+    """Keeps `graft.train` the function when the package graft.train is imported, which Python would bind over it."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if not (name in _HOME and isinstance(value, types.ModuleType)):

@@ -1,16 +1,14 @@
 """Cards: what a method's file says of itself, read as text, so that help and config errors never wait for torch.
 
-A method is a file of graft/methods holding one frozen dataclass that derives from Method. Its module docstring is the card's text
-(equation, paper, differences), each field `r: int = 8  # help` a setting, and class attributes such as `mergeable = False` its
-declarations. Names are file names. A class that derives from another method's class inherits its settings.
+A method is a file of graft/methods holding one frozen dataclass that derives from Method. Its module docstring is the
+card's text (equation, paper, differences), each field `r: int = 8  # help` a setting, and class attributes such as
+`mergeable = No("why")` its declarations. A class that derives from another method's class inherits its settings.
 """
 
 import ast
 import functools
 import importlib.util
-import io
 import re
-import tokenize
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -99,14 +97,17 @@ def _read(path: Path, changed: int) -> "_Source":
 
 
 class _Source:
-    """One parsed file together with its comments by line."""
+    """One parsed file together with its lines, in bytes as ast counts columns."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        text = path.read_text(encoding="utf-8")
-        self.tree = ast.parse(text)
-        tokens = tokenize.generate_tokens(io.StringIO(text).readline)
-        self.comments = {t.start[0]: t.string.lstrip("# ").strip() for t in tokens if t.type == tokenize.COMMENT}
+        raw = path.read_bytes()
+        self.tree, self.lines = ast.parse(raw), raw.splitlines()
+
+    def comment(self, node: ast.stmt) -> str:
+        """What stands behind a statement."""
+        behind = self.lines[(node.end_lineno or node.lineno) - 1][node.end_col_offset :].decode()
+        return behind.strip().removeprefix("#").strip()
 
     def classes(self) -> list[ast.ClassDef]:
         return [node for node in self.tree.body if isinstance(node, ast.ClassDef)]
@@ -117,8 +118,7 @@ class _Source:
             if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
                 kind = ast.unparse(node.annotation)
                 if "ClassVar" not in kind:
-                    help = self.comments.get(node.end_lineno or 0) or self.comments.get(node.lineno, "")
-                    found[node.target.id] = Setting(node.target.id, kind, _value(node.value), help)
+                    found[node.target.id] = Setting(node.target.id, kind, _value(node.value), self.comment(node))
         return found
 
     def declared(self, cls: ast.ClassDef) -> dict[str, Any]:
@@ -153,7 +153,7 @@ def _card(name: str, source: _Source, cls: ast.ClassDef, line: list[tuple[_Sourc
 
 
 def _value(node: ast.expr | None) -> Any:
-    """The literal a default stands for; `field(default_factory=dict)` is an empty dict, `No("why")` is "why"; else Source."""
+    """What a default stands for: a literal, {} for a factory of dicts, "why" for `No("why")`; else its Source."""
     if node is None:
         return REQUIRED
     if isinstance(node, ast.Call) and ast.unparse(node.func) == "No":
@@ -161,7 +161,9 @@ def _value(node: ast.expr | None) -> Any:
     if isinstance(node, ast.Call):
         for word in node.keywords:
             if word.arg == "default_factory":
-                return {"dict": {}, "list": [], "tuple": ()}.get(ast.unparse(word.value), Source(ast.unparse(word.value)))
+                return {"dict": {}, "list": [], "tuple": ()}.get(
+                    ast.unparse(word.value), Source(ast.unparse(word.value))
+                )
             if word.arg == "default":
                 return _value(word.value)
     try:

@@ -23,6 +23,7 @@ from graft.folder import read_config
 from graft.load import DTYPES, TASKS, model_class
 from graft.method import Method, find
 from graft.recipe import NewTokenizer, Recipe, read
+from graft.seedling import located
 from graft.sketch import Step, alike, peak, sketch, stored, unreal, weights
 from graft.train.log import usage
 from graft.train.optimizers import BLOCK, AdamW8bit
@@ -98,7 +99,9 @@ class Plan:
             "peak     " + ", ".join(f"{phase} {_gib(size)}" for phase, size in self.peaks.items()),
             f"memory   {_gib(self.available)} on {self.device}, {_gib(self.process)} of it this process: "
             + ("fits" if self.fits else "DOES NOT FIT"),
-            f"largest  train.micro_batch_size={self.micro_batch}" if self.micro_batch else "largest  not even one row fits",
+            f"largest  train.micro_batch_size={self.micro_batch}"
+            if self.micro_batch
+            else "largest  not even one row fits",
         ]
         made += [f"lever    {lever.change}   saves {_gib(lever.saves)}   {lever.costs}" for lever in self.levers]
         return made + ([f"time     {self.seconds / 60:.1f} min at the measured speed"] if self.seconds else [])
@@ -148,7 +151,14 @@ def plan_model(
         parameters, sites = base.count(), len({site.name for site, _ in adapter.inserts})
         lighter = weights(base) - weights(sketch(config, **kind | {"quant": "nf4"})) if quant == "none" else 0
     steps = [peak(config, methods, shape.step(rows), uniform=uniform, **kind) for rows in (shape.rows, 2 * shape.rows)]
-    evaluation = peak(config, methods, replace(shape, checkpointing=False).step(shape.eval_rows), training=False, uniform=uniform, **kind)
+    evaluation = peak(
+        config,
+        methods,
+        replace(shape, checkpointing=False).step(shape.eval_rows),
+        training=False,
+        uniform=uniform,
+        **kind,
+    )
     available, device, process = memory()
     update = 2 * 4 * max((p.numel() for p in trained), default=0)  # the largest tensor's update: two fp32 temporaries
     kept = process + sum(held.values())
@@ -165,7 +175,9 @@ def plan_model(
         micro_batch=max(0, shape.rows + spare // per_row),
     )  # fmt: skip
     saving = steps[0] - peak(config, methods, replace(shape, checkpointing=True).step(), uniform=uniform, **kind)
-    found = _levers(draft, shape, methods, per_row, {"checkpointing": 0 if shape.checkpointing else saving, "nf4": lighter}, trained)
+    found = _levers(
+        draft, shape, methods, per_row, {"checkpointing": 0 if shape.checkpointing else saving, "nf4": lighter}, trained
+    )
     return replace(draft, levers=found)
 
 
@@ -187,7 +199,9 @@ def memory() -> tuple[int, str, int]:
     now, facts, group = usage(torch.device("cpu"))[0], Path("/proc/meminfo"), Path("/sys/fs/cgroup")
     if not facts.exists():  # not Linux: all that is built in
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), "cpu", now
-    free = next(int(line.split()[1]) * 1024 for line in facts.read_text().splitlines() if line.startswith("MemAvailable"))
+    free = next(
+        int(line.split()[1]) * 1024 for line in facts.read_text().splitlines() if line.startswith("MemAvailable")
+    )
     limit, used = group / "memory.max", group / "memory.current"
     if limit.exists() and used.exists() and limit.read_text().strip() != "max":
         free = min(free, int(limit.read_text()) - int(used.read_text()))
@@ -200,7 +214,11 @@ def _config(recipe: Recipe) -> Any:
         return read_config(recipe.model)
     values = dict(recipe.model.config)
     tokens = recipe.model.tokenizer
-    size = tokens.vocab_size if isinstance(tokens, NewTokenizer) else len(Tokenizer.from_file(str(Path(tokens) / "tokenizer.json")).get_vocab())
+    size = (
+        tokens.vocab_size
+        if isinstance(tokens, NewTokenizer)
+        else len(Tokenizer.from_file(str(Path(tokens) / "tokenizer.json")).get_vocab())
+    )
     return AutoConfig.for_model(values.pop("model_type", "llama"), **{"vocab_size": size} | values)
 
 
@@ -213,7 +231,11 @@ def _task(recipe: Recipe, config: Any) -> str | None:
 
 def _methods(recipe: Recipe) -> list[Method]:
     """The recipe's methods; a classifier gets a head with the classes of its rows where none is named."""
-    labels = {str(row.value[1]) for row in load_rows(recipe.data, stage="classify").train} if recipe.stage == "classify" else ()
+    labels = (
+        {str(row.value[1]) for row in load_rows(located(recipe.data), stage="classify").train}
+        if recipe.stage == "classify"
+        else ()
+    )
     methods = []
     for settings in recipe.methods:
         values = {key: tuple(v) if isinstance(v, list) else v for key, v in settings.items() if key != "name"}
@@ -242,14 +264,27 @@ def _resident(states: int, shape: Shape) -> int:
 
 
 def _levers(
-    draft: Plan, shape: Shape, methods: Sequence[Method], per_row: int, known: dict[str, int], trained: Sequence[torch.Tensor]
+    draft: Plan,
+    shape: Shape,
+    methods: Sequence[Method],
+    per_row: int,
+    known: dict[str, int],
+    trained: Sequence[torch.Tensor],
 ) -> list[Lever]:
     """The three cheapest changes that save at least 1 % of the training peak; cheapest: least loss of quality, then of time."""
     half = (draft.parts["adapter"] + draft.parts["gradients"] + draft.parts["optimizer"]) // 2
     now = draft.parts["optimizer"]
     found = [
-        Lever(f"train.micro_batch_size={shape.rows // 2}", per_row * (shape.rows - shape.rows // 2), "same steps, a little slower"),
-        Lever("train.optimizer=paged_adamw_8bit", now - _resident(0, shape), "states in bytes on disk or host, slower steps"),
+        Lever(
+            f"train.micro_batch_size={shape.rows // 2}",
+            per_row * (shape.rows - shape.rows // 2),
+            "same steps, a little slower",
+        ),
+        Lever(
+            "train.optimizer=paged_adamw_8bit",
+            now - _resident(0, shape),
+            "states in bytes on disk or host, slower steps",
+        ),
         Lever("train.gradient_checkpointing=true", known["checkpointing"], "same steps, about a third more time"),
         Lever("quant=nf4", known["nf4"], "4-bit base, merging becomes lossy"),
         Lever(f"data.max_length={shape.length // 2}", per_row * shape.rows // 2, "longer rows are cut"),

@@ -13,7 +13,8 @@ from typing import Any
 _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:64rem;margin:2rem auto;padding:0 1rem;color:#222}
 h1{font-size:1.5rem} h2{font-size:1.1rem;margin-top:2.2rem;border-bottom:1px solid #ddd}
-table{border-collapse:collapse} td,th{padding:.2rem .9rem .2rem 0;text-align:left;vertical-align:top;font-variant-numeric:tabular-nums}
+table{border-collapse:collapse;font-variant-numeric:tabular-nums}
+td,th{padding:.2rem .9rem .2rem 0;text-align:left;vertical-align:top}
 pre{background:#f6f6f4;padding:.8rem;overflow-x:auto;white-space:pre-wrap} .chart{height:20rem}
 """
 
@@ -22,12 +23,24 @@ def report(folder: Path) -> str:
     """The page of one run. Parts whose files are missing are left out."""
     metrics, timing = _lines(folder / "metrics.jsonl"), _lines(folder / "timing.jsonl")
     charts = {"Loss": _curves(metrics, ("loss", "eval_loss")), "Learning rate": _curves(metrics, ("lr",))}
-    charts |= {"Gradient norm": _curves(metrics, ("grad_norm",)), "Tokens per second": _curves(timing, ("tokens_per_s",))}
+    charts |= {
+        "Gradient norm": _curves(metrics, ("grad_norm",)),
+        "Tokens per second": _curves(timing, ("tokens_per_s",)),
+    }
     sections = [_chart(index, title, traces) for index, (title, traces) in enumerate(charts.items()) if traces]
     facts = _json(folder / "evaluation.json")
     if facts:
         sections.insert(0, _section("Before and after", _scores(facts["columns"])))
-        sections += [_section("Answers", _table([[_plain(text[k]) for k in text] for text in facts["texts"]], [*facts["texts"][0]]))] if facts["texts"] else []
+        sections += (
+            [
+                _section(
+                    "Answers",
+                    _table([[_plain(text[k]) for k in text] for text in facts["texts"]], [*facts["texts"][0]]),
+                )
+            ]
+            if facts["texts"]
+            else []
+        )
     data = _json(folder / "data_report.json")
     if data:
         sections.append(_section("Data", _table([(key, _plain(value)) for key, value in data.items()])))
@@ -42,7 +55,9 @@ def report(folder: Path) -> str:
 
 def _texts(folder: Path) -> list[tuple[str, str]]:
     named = {"Samples": "samples.md", "Settings": "recipe.yaml"}
-    return [(title, path.read_text(encoding="utf-8")) for title, name in named.items() if (path := folder / name).exists()]
+    return [
+        (title, path.read_text(encoding="utf-8")) for title, name in named.items() if (path := folder / name).exists()
+    ]
 
 
 def _curves(records: Sequence[dict[str, Any]], names: Sequence[str]) -> list[dict[str, Any]]:
@@ -52,14 +67,23 @@ def _curves(records: Sequence[dict[str, Any]], names: Sequence[str]) -> list[dic
         points = [(record["step"], record[name]) for record in records if name in record and "step" in record]
         if points:
             steps, values = zip(*points, strict=True)
-            traces.append({"x": steps, "y": values, "name": name.replace("_", " "), "mode": "lines" if len(points) > 30 else "lines+markers"})
+            traces.append(
+                {
+                    "x": steps,
+                    "y": values,
+                    "name": name.replace("_", " "),
+                    "mode": "lines" if len(points) > 30 else "lines+markers",
+                }
+            )
     return traces
 
 
 def _chart(index: int, title: str, traces: list[dict[str, Any]]) -> str:
     layout = {"margin": {"t": 10, "r": 10}, "xaxis": {"title": {"text": "step"}}, "showlegend": len(traces) > 1}
     # "</" would end the script element wherever it stands.
-    call = f"Plotly.newPlot('chart{index}',{json.dumps(traces)},{json.dumps(layout)},{{responsive:true}})".replace("</", "<\\/")
+    call = f"Plotly.newPlot('chart{index}',{json.dumps(traces)},{json.dumps(layout)},{{responsive:true}})".replace(
+        "</", "<\\/"
+    )
     return _section(title, f'<div id="chart{index}" class="chart"></div><script>{call}</script>')
 
 

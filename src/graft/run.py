@@ -1,9 +1,11 @@
 """A recipe carried out: base, adapter, data, training, scores, report; the same call goes on where it stopped.
 
-What a run leaves behind is in its folder: recipe.yaml (repeats the run), metrics.jsonl, checkpoints/, adapter/ with tokenizer and
-template, samples.md, data_report.json, evaluation.json, report.html, and model/ for a model that started from random weights.
+What a run leaves behind is in its folder: recipe.yaml (repeats the run), metrics.jsonl, checkpoints/, adapter/ with
+tokenizer and template, samples.md, data_report.json, evaluation.json, report.html, and model/ for a model that started
+from random weights.
 """
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +15,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from graft import runs
+from graft import runs, seedling
 from graft.base import Base
 from graft.data import DataReport, Prepared, prepare
 from graft.data.pack import obstacle
@@ -25,12 +27,20 @@ from graft.recipe import Recipe, read
 from graft.report import report
 from graft.train import Observer, Task, Trainer, fs
 from graft.train.checkpoint import same_run
+from graft.train.lock import locked
 
 # Settings that may differ between two starts of one run: they change speed, memory or what is written, never the steps.
-FREE = ("output", "evaluate", "train.micro_batch_size", "train.gradient_checkpointing", "train.compile", "train.paged_budget_mb",
-        "train.save_every", "train.keep", "train.log_every", "data.test")  # fmt: skip
-
-
+FREE = (
+    *("output", "evaluate", "data.test", "train.micro_batch_size", "train.gradient_checkpointing", "train.compile"),
+    *(
+        "train.paged_budget_mb",
+        "train.save_every",
+        "train.keep",
+        "train.log_every",
+        "train.samples",
+        "train.sample_tokens",
+    ),
+)
 SHOWN = 20  # written texts that evaluation.json keeps
 
 
@@ -46,7 +56,7 @@ class RunObserver(Observer):
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a finished run left.  scores: {"before"/"after": {metric: value}}; model: its folder, where a whole model was trained."""
+    """What a finished run left.  scores: {"before", "after": {metric: value}}; model: folder of a whole new model."""
 
     folder: Path
     adapter: Path
@@ -58,38 +68,48 @@ class RunResult:
 
     def facts(self) -> dict[str, Any]:
         """Everything as JSON values."""
-        paths = {"folder": str(self.folder), "adapter": str(self.adapter), "model": str(self.model) if self.model else None}
+        paths = {
+            "folder": str(self.folder),
+            "adapter": str(self.adapter),
+            "model": str(self.model) if self.model else None,
+        }
         return {**paths, "steps": self.steps, "loss": self.loss, "tokens": self.tokens, "scores": self.scores}
 
 
-def run(recipe: str | Path | dict[str, Any] | Recipe, overrides: Iterable[str] = (), observer: RunObserver | None = None) -> RunResult:
+def run(
+    recipe: str | Path | dict[str, Any] | Recipe, overrides: Iterable[str] = (), observer: RunObserver | None = None
+) -> RunResult:
     """Carry out a recipe, from the beginning or from where its output folder stands.
 
-    observer: hears what happens (`graft.train.Observer`).  Raises UsageError for a recipe that cannot be meant, DataError for rows that
-    cannot be used, CheckpointError for a folder of another run, TrainingError for steps that must not count.
+    observer: hears what happens.  Raises UsageError for a recipe that cannot be meant, DataError for rows that cannot
+    be used, CheckpointError for a folder of another run, TrainingError for steps that must not count.
     """
     chosen, observer = read(recipe, overrides), observer or RunObserver()
     folder = Path(chosen.output)
-    _same_settings(folder, chosen)
+    with locked(folder):  # before anything is loaded: who comes second shall know at once
+        _same_settings(folder, chosen)
     if (folder / "report.html").exists() and (folder / "adapter").exists():
-        return _result(folder, chosen)   # nothing is left to do
+        return _result(folder, chosen)  # nothing is left to do
     base = runs.load_base(chosen)
     name = _attach(base, chosen)
     return _train(base, name, chosen, observer)
 
 
-def train(base: Base, adapter: Any, data: str | Path | Sequence[str | Path] | Mapping[str, Any], **keys: Any) -> RunResult:
+def train(
+    base: Base, adapter: Any, data: str | Path | Sequence[str | Path] | Mapping[str, Any], **keys: Any
+) -> RunResult:
     """Train an attached adapter on rows: the same run as a recipe's, with a base that is loaded already.
 
-    data: a path, several, or the keys of a recipe's `data:`.  keys: those of `train:` (epochs=2, lr=1e-4, ...), and output=, stage=,
-    objective=, evaluate=, observer=.
+    data: a path, several, or the keys of a recipe's `data:`.  keys: those of `train:` (epochs=2, lr=1e-4, ...), and
+    output=, stage=, objective=, evaluate=, observer=.
     """
     observer = keys.pop("observer", None) or RunObserver()
     top = {key: keys.pop(key) for key in ("output", "stage", "objective", "evaluate") if key in keys}
-    section = dict(data) if isinstance(data, Mapping) else {"train": [str(p) for p in data] if isinstance(data, list | tuple) else str(data)}
-    methods = [{"name": type(method).__module__.rpartition(".")[2], **method.config()} for method in adapter.methods]
-    settings = {"model": base.name or "given", "method": methods if len(methods) > 1 else methods[0], "data": section, "train": keys}
-    chosen = read({**settings, "output": f"runs/{adapter.name}", **top})
+    if not isinstance(data, Mapping):
+        data = {"train": [str(path) for path in data] if isinstance(data, list | tuple) else str(data)}
+    methods = [{"name": _method_name(method), **method.config()} for method in adapter.methods]
+    settings = {"model": base.name or "given", "method": methods if len(methods) > 1 else methods[0]}
+    chosen = read({**settings, "data": dict(data), "train": keys, "output": f"runs/{adapter.name}", **top})
     _same_settings(Path(chosen.output), chosen)
     return _train(base, adapter.name, chosen, observer)
 
@@ -110,32 +130,35 @@ def _identity(recipe: Recipe) -> dict[str, Any]:
 
 def _attach(base: Base, recipe: Recipe) -> str:
     """A new adapter, or the saved one that the recipe goes on from. Returns its name."""
-    name = Path(recipe.output).name
-    torch.manual_seed(recipe.train.seed)   # before the adapter is born: same recipe, same adapter
+    name = Path(recipe.output).resolve().name
+    torch.manual_seed(recipe.train.seed)  # before the adapter is born: same recipe, same adapter
     if recipe.adapter is not None:
         base.load_adapter(recipe.adapter, name)
     elif recipe.stage != "classify":
         base.attach(name, runs.methods_of(recipe))
-    return name   # a classifier is attached when the rows have told its classes
+    return name  # a classifier is attached when the rows have told its classes
 
 
 def _train(base: Base, name: str, recipe: Recipe, observer: RunObserver) -> RunResult:
     """Rows, adapter of a classifier, training, and what is left behind."""
-    folder, settings, seed = Path(recipe.output), runs.located(recipe.data), recipe.train.seed
+    folder, settings, seed = Path(recipe.output), seedling.located(recipe.data), recipe.train.seed
     _suited(base, recipe)
-    prepared = prepare(settings, base.tokenizer, stage=recipe.stage, objective=recipe.objective, family=base.family, seed=seed)
+    prepared = prepare(
+        settings, base.tokenizer, stage=recipe.stage, objective=recipe.objective, family=base.family, seed=seed
+    )
     if prepared.template is not None:
         base.tokenizer.chat_template = prepared.template
     if name not in base.adapters:
         torch.manual_seed(seed)
         base.attach(name, runs.methods_of(recipe, prepared.labels or ()))
+    _same_classes(base.adapters[name], prepared.labels)
     asks = runs.asks_by_template(settings, recipe.stage)
     opened = runs.Opened(base, name, recipe, folder, asks)
     _write(folder, recipe, prepared, asks)
     _tell(observer, opened, prepared)
     task, again = _task(opened, prepared), (folder / "finished.json").exists()
     Trainer(base, name, task, recipe.train, folder, observer).run()
-    if again:   # nothing was trained now: the adapter is what the folder holds
+    if again:  # nothing was trained now: the adapter is what the folder holds
         base.adapters[name].load_state(load_file(folder / "adapter" / "adapter_model.safetensors"))
     return _finish(opened, observer)
 
@@ -167,8 +190,24 @@ def _task(opened: runs.Opened, prepared: Prepared) -> Task:
         answers = opened.ask(prompts, max_new_tokens=recipe.train.sample_tokens)
         return [f"{prompt}\n\n{answer}" for prompt, answer in zip(prompts, answers, strict=True)]
 
-    identity = _identity(recipe) | {"base": base.fingerprint()}
+    rows = hashlib.sha256(prepared.train.ids).hexdigest()
+    identity = _identity(recipe) | {"fingerprint of the base": base.fingerprint(), "fingerprint of the rows": rows}
     return Task(feed, BY_STAGE[recipe.stage], evaluate if held else None, sample if prompts else None, identity)
+
+
+def _method_name(method: Any) -> str:
+    return type(method).__module__.rpartition(".")[2]
+
+
+def _same_classes(adapter: Any, labels: Sequence[str] | None) -> None:
+    """Refuse a saved classifier whose classes are not those of the rows."""
+    for head in (method for method in adapter.methods if method.is_head() and labels is not None):
+        if head.labels and list(head.labels) != list(labels):
+            raise UsageError(
+                f"the adapter knows the classes {', '.join(head.labels)}; the rows have {', '.join(labels)}",
+                "the same classes in both",
+                "train a new adapter on these rows, or give rows of the adapter's classes",
+            )
 
 
 def _suited(base: Base, recipe: Recipe) -> None:
@@ -187,9 +226,10 @@ def _tell(observer: RunObserver, opened: runs.Opened, prepared: Prepared) -> Non
     """What will happen, before the first step."""
     base, recipe, adapter = opened.base, opened.recipe, opened.base.adapters[opened.adapter]
     whole, trained = base.count(), adapter.count()
-    observer.note("base", f"{base.name}   {whole:,} parameters   {recipe.dtype if recipe.quant == 'none' else recipe.quant}")
-    names = " + ".join(method["name"] for method in recipe.methods)
-    observer.note("adapter", f"{names} on {len(adapter.inserts)} sites   {trained:,} trained ({100 * trained / whole:.2g} %)")
+    stored = recipe.dtype if recipe.quant == "none" else recipe.quant
+    observer.note("base", f"{base.name}   {whole:,} parameters   {stored}")
+    names, places = " + ".join(map(_method_name, adapter.methods)), len(adapter.inserts)
+    observer.note("adapter", f"{names} on {places} sites   {trained:,} trained ({100 * trained / whole:.2g} %)")
     why = obstacle(base.model.config, recipe.data.max_length)
     if recipe.data.pack and why and recipe.stage != "classify":
         observer.note("note", f"rows are padded, not packed: {why}")
@@ -204,8 +244,8 @@ def _finish(opened: runs.Opened, observer: RunObserver) -> RunResult:
     if not (folder / "evaluation.json").exists():
         observer.note("eval", "scoring before and after on the rows held out")
         table = runs.score(opened, recipe)
-        kept = {"columns": table.columns, "texts": table.texts[:SHOWN]}
-        fs.replace(folder / "evaluation.json", json.dumps(kept, indent=1, ensure_ascii=False).encode())   # columns in their order
+        kept = {"columns": table.columns, "texts": table.texts[:SHOWN]}  # not sorted: the columns have an order
+        fs.replace(folder / "evaluation.json", json.dumps(kept, indent=1, ensure_ascii=False).encode())
     if recipe.fresh and not (folder / "model").exists():
         export(base, folder / "model", to="hf", adapter=opened.adapter)
     fs.replace(folder / "report.html", report(folder).encode())

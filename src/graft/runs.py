@@ -1,4 +1,4 @@
-"""What every command opens: a run's folder, an adapter's folder, a model's folder, a hub id or the seedling, as a base ready to answer.
+"""What every command opens: the folder of a run, an adapter or a model, a hub id or the seedling, ready to answer.
 
 Also the pieces of a recipe as objects: its base, its methods, its rows with the embedded data resolved.
 """
@@ -48,7 +48,9 @@ class Opened:
 
     def ask(self, prompts: Sequence[str], **how: Any) -> list[str]:
         """Answers to plain texts, asked in the way that the model was trained with."""
-        return self.base.generate([asked(p, self.by_template) for p in prompts], adapters=[self.adapter] * len(prompts), **how)
+        return self.base.generate(
+            [asked(p, self.by_template) for p in prompts], adapters=[self.adapter] * len(prompts), **how
+        )
 
 
 def open_model(name: str, adapters: Sequence[str] = (), quant: str | None = None) -> Opened:
@@ -67,7 +69,7 @@ def open_model(name: str, adapters: Sequence[str] = (), quant: str | None = None
         opened = Opened(load(name, quant=quant))
     for word in adapters:
         label, _, path = word.rpartition("=")
-        path = str(Path(path) / "adapter") if (Path(path) / "adapter").is_dir() else path   # a run's folder
+        path = str(Path(path) / "adapter") if (Path(path) / "adapter").is_dir() else path  # a run's folder
         label = label or _label(Path(path))
         opened.base.load_adapter(path, label)
         opened.adapter = label
@@ -84,9 +86,8 @@ def _label(folder: Path) -> str:
 
 def _open_run(folder: Path, quant: str | None) -> Opened:
     recipe = read(folder)
-    finished = (folder / "adapter" / "adapter_config.json").exists()
-    if not finished:
-        raise UsageError(f"{folder} has no adapter yet", "a run that has finished", f"go on with it: graft train {folder}")
+    if not (folder / "adapter" / "adapter_config.json").exists():
+        raise UsageError(f"{folder} has no adapter yet", "a run that has finished", f"go on with: graft train {folder}")
     report = json.loads((folder / "data_report.json").read_text(encoding="utf-8"))
     by_template = bool(report.get("asks_by_template"))
     if recipe.fresh:
@@ -94,22 +95,23 @@ def _open_run(folder: Path, quant: str | None) -> Opened:
     base = load_base(recipe, quant)
     base.load_adapter(folder / "adapter", folder.resolve().name)
     if (folder / "adapter" / "tokenizer_config.json").exists():
-        base.tokenizer = tokenizer_in(folder / "adapter")   # with the template of training
+        base.tokenizer = tokenizer_in(folder / "adapter")  # with the template of training
     return Opened(base, folder.resolve().name, recipe, folder, by_template)
 
 
 def load_base(recipe: Recipe, quant: str | None = None) -> Base:
-    """The base of a recipe: loaded, or with random weights and its tokenizer, which is trained once and kept in the run's folder."""
+    """The base of a recipe: loaded, or with random weights and a tokenizer that the run's folder keeps once trained."""
     task = TASKS[recipe.objective]
     if isinstance(recipe.model, str):
         base = load(recipe.model, quant=quant or recipe.quant, dtype=recipe.dtype, task=task)
-        if recipe.stage == "classify" and base.family == "masked":   # classes are read from the hidden state: its word head is no use
+        if recipe.stage == "classify" and base.family == "masked":  # its word head is of no use to a classifier
             base = load(recipe.model, quant=quant or recipe.quant, dtype=recipe.dtype, task="encoder")
         return base
     wanted, folder = recipe.model.tokenizer, Path(recipe.output) / "tokenizer"
     if isinstance(wanted, NewTokenizer) and not folder.exists():
-        rows = load_rows(located(recipe.data), stage=recipe.stage, seed=recipe.train.seed).train
-        made = train_bpe((text for row in rows for text in row.texts()), wanted.vocab_size, max_length=recipe.data.max_length)
+        rows = load_rows(seedling.located(recipe.data), stage=recipe.stage, seed=recipe.train.seed).train
+        texts = (text for row in rows for text in row.texts())
+        made = train_bpe(texts, wanted.vocab_size, max_length=recipe.data.max_length)
         fs.commit(folder, made.save_pretrained)
     tokenizer = tokenizer_in(folder if isinstance(wanted, NewTokenizer) else wanted)
     return fresh(recipe.model.config, tokenizer, dtype=recipe.dtype, seed=recipe.train.seed, task=task)
@@ -137,19 +139,8 @@ def methods_of(recipe: Recipe, labels: Sequence[str] = ()) -> list[Method]:
     return methods
 
 
-def located(data: Data) -> Data:
-    """The data section with `seedling:NAME` replaced by the file that the generator writes."""
-
-    def find_(where: Any) -> Any:
-        if isinstance(where, list):
-            return [find_(one) for one in where]
-        return str(seedling.dataset(where)) if isinstance(where, str) and where.startswith(seedling.PREFIX) else where
-
-    return data.model_copy(update={key: find_(getattr(data, key)) for key in ("train", "eval", "test")})
-
-
 def asks_by_template(data: Data, stage: str) -> bool:
-    """Whether rows of this run are conversations, which are asked through the chat template, or plain prompts and texts."""
+    """Whether rows are conversations, asked through the chat template, or plain prompts and texts."""
     if stage != "sft" or data.template is not None:
         return stage == "sft"
     rows = (recognise(r, stage, data.format, data.columns) for r in records(data.train) if not isinstance(r, Reject))
@@ -157,14 +148,20 @@ def asks_by_template(data: Data, stage: str) -> bool:
 
 
 def look(recipe: Recipe, rows: int) -> DataReport:
-    """The data report of a recipe with its first rows as the model would see them. `data.train` may be a run's folder."""
+    """The data report of a recipe with its first rows as the model sees them. `data.train` may be a run's folder."""
     folder = Path(str(recipe.data.train))
     if (folder / "recipe.yaml").exists():
         recipe = read(folder)
-    tokenizer = tokenizer_in(find_model(recipe.model)) if isinstance(recipe.model, str) else tokenizer_in(Path(recipe.output) / "tokenizer")
-    data = located(recipe.data)
+    tokenizer = (
+        tokenizer_in(find_model(recipe.model))
+        if isinstance(recipe.model, str)
+        else tokenizer_in(Path(recipe.output) / "tokenizer")
+    )
+    data = seedling.located(recipe.data)
     prepared = prepare(data, tokenizer, stage=recipe.stage, objective=recipe.objective, seed=recipe.train.seed)
-    prepared.report.samples = [sample(prepared.train[i], tokenizer, prepared.labels) for i in range(min(rows, len(prepared.train)))]
+    prepared.report.samples = [
+        sample(prepared.train[i], tokenizer, prepared.labels) for i in range(min(rows, len(prepared.train)))
+    ]
     return prepared.report
 
 
@@ -178,25 +175,42 @@ def material(opened: Opened, recipe: Recipe, rows: Sequence[Row]) -> Held:
     base = opened.base
     heads = [m for m in (base.adapters[opened.adapter].methods if opened.adapter else ()) if m.is_head()]
     encoder = Encoder(
-        base.tokenizer, stage=recipe.stage, objective=recipe.objective, family=base.family, max_length=recipe.data.max_length,
-        template=recipe.data.template, labels=heads[0].labels if heads else (),
-    )  # fmt: skip
+        base.tokenizer,
+        stage=recipe.stage,
+        objective=recipe.objective,
+        family=base.family,
+        max_length=recipe.data.max_length,
+        template=recipe.data.template,
+        labels=heads[0].labels if heads else (),
+    )
     size = recipe.evaluate.batch_size
     examples = encoder(rows).examples
     if opened.by_template:
         rows = [_as_chat(row) for row in rows]
-    return Held(feed(base, recipe, examples, size, size), rows, {"max_new_tokens": recipe.evaluate.max_new_tokens, "batch_size": size})
+    return Held(
+        feed(base, recipe, examples, size, size),
+        rows,
+        {"max_new_tokens": recipe.evaluate.max_new_tokens, "batch_size": size},
+    )
 
 
 def feed(base: Base, recipe: Recipe, examples: Sequence[Any], batch_size: int, micro_batch_size: int) -> Feed:
     """Examples as this base and recipe want their batches; packed where the model allows it."""
-    config = base.model.config
+    config, length = base.model.config, recipe.data.max_length
     return Feed(
-        examples, base.tokenizer, batch_size=batch_size, micro_batch_size=micro_batch_size, max_length=recipe.data.max_length,
-        pack=recipe.data.pack and obstacle(config, recipe.data.max_length) is None, seed=recipe.train.seed, stage=recipe.stage,
-        objective=recipe.objective, family=base.family, first_position=first_position(config),
+        examples,
+        base.tokenizer,
+        batch_size=batch_size,
+        micro_batch_size=micro_batch_size,
+        max_length=length,
+        pack=recipe.data.pack and obstacle(config, length) is None,
+        seed=recipe.train.seed,
+        stage=recipe.stage,
+        objective=recipe.objective,
+        family=base.family,
+        first_position=first_position(config),
         decoder_start=getattr(config, "decoder_start_token_id", None),
-    )  # fmt: skip
+    )
 
 
 def _as_chat(row: Row) -> Row:
@@ -208,17 +222,17 @@ def _as_chat(row: Row) -> Row:
 
 def held_rows(recipe: Recipe) -> list[Row]:
     """The rows that a recipe is judged on: its test rows, else its held-out ones; at most evaluate.limit."""
-    loaded = load_rows(located(recipe.data), stage=recipe.stage, seed=recipe.train.seed)
+    loaded = load_rows(seedling.located(recipe.data), stage=recipe.stage, seed=recipe.train.seed)
     return (loaded.test or loaded.eval or [])[: recipe.evaluate.limit]
 
 
 def score(opened: Opened, recipe: Recipe, data: str | None = None) -> Table:
-    """The recipe's metrics without and with the adapter, on its own held rows or on all rows of `data`; no column without rows."""
+    """The recipe's metrics without and with the adapter, on its held rows or those of `data`; no rows, no columns."""
     if data is None:
         rows = held_rows(recipe)
     else:
         other = recipe.data.model_copy(update={"train": data, "eval": None, "test": None})
-        rows = load_rows(located(other), stage=recipe.stage).train[: recipe.evaluate.limit]
+        rows = load_rows(seedling.located(other), stage=recipe.stage).train[: recipe.evaluate.limit]
     if not rows:
         return Table({}, [])
     held, metrics = material(opened, recipe, rows), recipe.evaluate.metrics
@@ -234,7 +248,9 @@ def judged_by(opened: Opened, stage: str | None, metrics: Sequence[str], limit: 
     changes += [f"stage={stage}"] if stage else []
     if opened.recipe is not None:
         return read(opened.recipe, changes)
-    objective = {"masked": "masked", "seq2seq": "span"}.get(opened.base.family, "causal") if stage == "pretrain" else "causal"
+    objective = (
+        {"masked": "masked", "seq2seq": "span"}.get(opened.base.family, "causal") if stage == "pretrain" else "causal"
+    )
     return read({"model": opened.base.name, "objective": objective}, changes)
 
 

@@ -1,6 +1,7 @@
 """What this machine offers, and whether torch and transformers behave as Graft relies on: the checks of `graft doctor`.
 
-Each check runs on a two-layer model and takes a fraction of a second. A new version of a library that breaks a promise fails here by name.
+Each check runs on a two-layer model and takes a fraction of a second. A new version of a library that breaks a promise
+fails here by name.
 """
 
 import os
@@ -24,8 +25,16 @@ from graft.quant import Scheme, quantise_model
 
 LIBRARIES = ("graftlm", "torch", "transformers", "safetensors", "tokenizers", "pydantic", "typer", "rich", "filelock")
 EXTRAS = {"pyarrow": "Parquet data", "datasets": "data from the hub"}
-TINY = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2,
-        "num_key_value_heads": 2, "vocab_size": 64, "max_position_embeddings": 32}  # fmt: skip
+TINY = {
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "vocab_size": 64,
+    "max_position_embeddings": 32,
+}
 
 
 @dataclass(frozen=True)
@@ -48,10 +57,14 @@ def _facts() -> dict[str, str]:
     facts |= {name: _version(name) or "missing" for name in LIBRARIES}
     facts |= {name: _version(name) or f"not installed (for {purpose})" for name, purpose in EXTRAS.items()}
     facts |= {"processor": f"{os.cpu_count()} cores, {torch.get_num_threads()} threads used", "gpu": gpu}
-    facts |= {"memory": f"{free / 2**30:.1f} GiB free", "disk": f"{shutil.disk_usage('.').free / 2**30:.1f} GiB free here"}
+    facts |= {
+        "memory": f"{free / 2**30:.1f} GiB free",
+        "disk": f"{shutil.disk_usage('.').free / 2**30:.1f} GiB free here",
+    }
     device = "cuda" if torch.cuda.is_available() else "cpu"
     own = [name for name in reference.__all__ if kernel(name, device) is not getattr(reference, name)]
-    return facts | {"kernels": f"{', '.join(own) or 'none of our own'}; torch's reference for the other {len(reference.__all__) - len(own)}"}
+    rest = len(reference.__all__) - len(own)
+    return facts | {"kernels": f"{', '.join(own) or 'none of our own'}; torch's reference for the other {rest}"}
 
 
 def _version(name: str) -> str | None:
@@ -139,7 +152,9 @@ def losses_agree() -> str:
     ids = given["ids"]
     with torch.no_grad(), base.using("a"):
         own = language_modelling(base, Batch({"input_ids": ids}, ids, ids.numel() - 2, []))[0]
-        full = torch.nn.functional.cross_entropy(base(ids).logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="sum")
+        full = torch.nn.functional.cross_entropy(
+            base(ids).logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="sum"
+        )
     apart = (own - full).abs().item()
     return "" if apart < 1e-3 else f"losses differ by {apart:.1g}"
 

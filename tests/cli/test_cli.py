@@ -1,19 +1,27 @@
 """The command line: it answers at once, says what is wrong in lines, and every command accepts a run's folder."""
 
+import importlib
+import inspect
 import json
 import re
 import subprocess
 import sys
 
 import pytest
-from tiny_folder import write_model, write_rows
 
 import graft
 from graft.cards import cards
 from graft.cli import call
+from tiny_folder import write_model, write_rows
 
 VERBS = ("demo", "plan", "train", "eval", "chat", "compare", "merge", "export", "quantize", "methods", "data", "doctor")
-HEAVY = ("torch", "transformers", "pydantic", "rich", "plotly")
+HEAVY = ("torch", "transformers", "rich", "plotly")  # typer itself reads options by pydantic
+
+
+def training(folder, output, changes):
+    """The words of `graft train` on the tiny model."""
+    named = {"--model": "model", "--data": "rows.jsonl", "--output": output}
+    return ["train", *(word for key, name in named.items() for word in (key, str(folder / name))), *changes.split()]
 
 
 @pytest.fixture(scope="module")
@@ -22,8 +30,8 @@ def home(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cli")
     write_model(folder / "model")
     write_rows(folder / "rows.jsonl")
-    words = ["train", "--model", str(folder / "model"), "--data", str(folder / "rows.jsonl"), "--output", str(folder / "run"),
-             "dtype=fp32", "method.r=2", "train.max_steps=2", "train.batch_size=4", "data.eval=0.25", "--train.lr", "1e-2"]  # fmt: skip
+    changes = "dtype=fp32 method.r=2 train.max_steps=2 train.batch_size=4 data.eval=0.25 --train.lr 1e-2"
+    words = training(folder, "run", changes)
     assert call(words) == 0
     return folder
 
@@ -36,7 +44,10 @@ def modules_after(code):
 
 
 def test_importing_graft_imports_nothing_heavy():
-    assert modules_after("import graft; graft.__version__; dir(graft); graft.__all__") == "[]"
+    names = (
+        "import graft; graft.__version__; dir(graft); graft.__all__; import sys; assert 'pydantic' not in sys.modules"
+    )
+    assert modules_after(names) == "[]"
 
 
 @pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["methods"], ["methods", "lora", "--json"]])
@@ -53,13 +64,16 @@ def test_recipe_and_row_errors_import_no_torch(tmp_path):
 
 def test_public_names_are_sorted_and_exist():
     assert graft.__all__ == sorted(graft.__all__)
-    assert {"load", "train", "run", "plan", "export", "Base", "Adapter", "Recipe", "LoRA", "Full", "Subset"} <= set(graft.__all__)
+    assert {"load", "train", "run", "plan", "export", "Base", "Adapter", "Recipe", "LoRA", "Full", "Subset"} <= set(
+        graft.__all__
+    )
     assert all(getattr(graft, name).__name__ == name for name in graft.__all__)
 
 
 def test_functions_keep_their_names_when_packages_of_that_name_are_imported():
-    code = "import graft, graft.train.loop, graft.export; assert callable(graft.train) and callable(graft.export) and callable(graft.load)"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    for name in ("train", "export", "load", "plan", "run"):
+        setattr(graft, name, importlib.import_module(f"graft.{name}"))  # what the import system does
+        assert inspect.isfunction(getattr(graft, name))
 
 
 def test_an_unknown_public_name_is_an_attribute_error():
@@ -74,7 +88,7 @@ def test_help_fits_a_screen(verb, capsys):
     assert 5 <= len(lines) <= 34 and max(map(len, lines)) <= 100
     if not verb:
         assert all(any(line.split()[:1] == [name] for line in lines) for name in VERBS)
-        assert not any(line.endswith("...") for line in lines), "a verb's line of help is cut off"
+        assert not any(line.endswith("...") for line in lines[1:]), "a verb's line of help is cut off"
 
 
 def test_methods_are_listed_for_people_and_programs(capsys):
@@ -97,24 +111,49 @@ def test_the_keys_are_a_recipe(capsys, tmp_path):
     assert call(["train", str(tmp_path / "r.yaml"), "--dry-run"]) == 0
 
 
-BAD = [
-    ["nonsense"], ["train"], ["train", "no-such.yaml"], ["train", "train.lerning_rate=1"], ["train", "method=loar"], ["train", "quant=nf5"],
-    ["train", "--model", "m", "--data", "none.jsonl"], ["train", "model=x", "nonsense"], ["train", "--train.lr"], ["methods", "loar"],
-    ["eval", "no/such/model", "--data", "x"], ["eval"], ["chat", "./nowhere"], ["chat", "MODEL", "--adapter", "./nowhere"],
-    ["chat", "MODEL", "--quant", "nf5"], ["chat", "MODEL", "--prompt", "x", "--top-p", "7"], ["export", "MODEL", "OUT", "--to", "gguff"],
-    ["export", "RUN", "MODEL"], ["export", "MODEL", "OUT", "--adapter", "MODEL"], ["merge", "RUN"], ["quantize", "MODEL", "OUT", "--quant", "nf5"],
-    ["data"], ["data", "show", "none.jsonl", "--model", "MODEL"], ["data", "show", "ROWS", "--stage", "stfu"], ["plan", "--model", "./nowhere"],
-    ["compare", "MODEL", "MODEL"], ["compare", "RUN", "MODEL", "--prompts", "./nowhere"], ["eval", "RUN", "--metric", "blue"],
-    ["eval", "RUN", "--data", "none.jsonl"], ["eval", "MODEL"], ["train", "RUN", "train.lr=5e-5"], ["train", "--", "\x00"], ["train", "=", "=="],
-]  # fmt: skip
+BAD = """
+nonsense
+train
+train no-such.yaml
+train train.lerning_rate=1
+train method=loar
+train quant=nf5
+train --model m --data none.jsonl
+train model=x nonsense
+train --train.lr
+train RUN train.lr=5e-5
+train -- \x00
+train = ==
+methods loar
+eval
+eval no/such/model --data x
+eval MODEL
+eval RUN --metric blue
+eval RUN --data none.jsonl
+chat ./nowhere
+chat MODEL --adapter ./nowhere
+chat MODEL --quant nf5
+chat MODEL --prompt x --top-p 7
+export MODEL OUT --to gguff
+export RUN MODEL
+export MODEL OUT --adapter MODEL
+merge RUN
+quantize MODEL OUT --quant nf5
+data
+data show none.jsonl --model MODEL
+data show ROWS --stage stfu
+plan --model ./nowhere
+compare MODEL MODEL
+compare RUN MODEL --prompts ./nowhere
+""".strip().splitlines()
 
 
-@pytest.mark.parametrize("words", BAD, ids=lambda words: " ".join(words).replace("\x00", "NUL"))
-def test_bad_input_ends_in_lines_and_not_in_a_traceback(words, home, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("line", BAD, ids=lambda line: line.replace("\x00", "NUL"))
+def test_bad_input_ends_in_lines_and_not_in_a_traceback(line, home, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.chdir(tmp_path)
     named = {"MODEL": home / "model", "RUN": home / "run", "ROWS": home / "rows.jsonl", "OUT": tmp_path / "out"}
-    code = call([str(named.get(word, word)) for word in words])
+    code = call([str(named.get(word, word)) for word in line.split()])
     err = capsys.readouterr().err
     assert code in (1, 2), err
     assert "Traceback" not in err and "defect" not in err
@@ -131,7 +170,9 @@ def test_a_defect_is_one_line_and_a_file(capsys, monkeypatch):
         assert "Traceback" in file.read()
 
 
-@pytest.mark.parametrize(("raised", "code"), [(KeyboardInterrupt(), 130), (OSError(28, "No space left on device"), 74), (SystemExit(3), 3)])
+@pytest.mark.parametrize(
+    ("raised", "code"), [(KeyboardInterrupt(), 130), (OSError(28, "No space left on device"), 74), (SystemExit(3), 3)]
+)
 def test_exit_codes_tell_what_happened(raised, code, monkeypatch, capsys):
     def fail():
         raise raised
@@ -141,11 +182,21 @@ def test_exit_codes_tell_what_happened(raised, code, monkeypatch, capsys):
 
 
 def test_a_run_says_what_happens_and_what_next(home, capsys):
-    words = ["train", "--model", str(home / "model"), "--data", str(home / "rows.jsonl"), "--output", str(home / "said"),
-             "train.max_steps=2", "data.eval=null", "train.log_every=1", "num_train_epochs=1"]  # fmt: skip
+    words = training(home, "said", "train.max_steps=2 data.eval=null train.log_every=1 num_train_epochs=1")
     assert call([*words, "--json"]) == 0
     out, err = capsys.readouterr()
-    for said in ("base ", "adapter lora on 14 sites", "data    24 rows read", "step     2   loss", "lr", "tok/s", "GiB", "eta", "saved", "next    graft chat"):
+    for said in (
+        "base ",
+        "adapter lora on 14 sites",
+        "data    24 rows read",
+        "step     2   loss",
+        "lr",
+        "tok/s",
+        "GiB",
+        "eta",
+        "saved",
+        "next    graft chat",
+    ):
         assert said in err
     assert "num_train_epochs is train.epochs here" in err
     assert json.loads(out)["steps"] == 2
@@ -153,14 +204,20 @@ def test_a_run_says_what_happens_and_what_next(home, capsys):
 
 def test_every_command_accepts_a_run(home, capsys, tmp_path):
     run = str(home / "run")
-    commands = [
-        ["plan", run], ["train", run], ["eval", run], ["chat", run, "--prompt", "Day 1.", "--max-new-tokens", "3"], ["compare", run, run, "--limit", "1"],
-        ["export", run, str(tmp_path / "peft"), "--to", "peft"], ["merge", run, str(tmp_path / "merged"), "--lossy"], ["data", "show", run],
-    ]  # fmt: skip
-    for words in commands:
-        assert call(words) == 0, words
+    commands = f"""
+        plan {run}
+        train {run}
+        eval {run}
+        chat {run} --prompt Day --max-new-tokens 3
+        compare {run} {run} --limit 1
+        export {run} {tmp_path}/peft --to peft
+        merge {run} {tmp_path}/merged --lossy
+        data show {run}
+    """.strip().splitlines()
+    for line in commands:
+        assert call(line.split()) == 0, line
         err = capsys.readouterr().err
-        assert err.splitlines()[-1].startswith("next    graft "), words
+        assert err.splitlines()[-1].startswith("next    graft "), line
 
 
 def test_a_merged_model_is_quantised_and_asked(home, tmp_path, capsys):
@@ -192,7 +249,10 @@ def test_data_show_marks_what_is_learnt(home, capsys):
 
 def test_prompts_come_from_a_file(home, tmp_path, capsys):
     (tmp_path / "prompts.txt").write_text("Day 1.\n\nDay 2.\n")
-    assert call(["compare", str(home / "run"), str(home / "model"), "--prompts", str(tmp_path / "prompts.txt"), "--json"]) == 0
+    assert (
+        call(["compare", str(home / "run"), str(home / "model"), "--prompts", str(tmp_path / "prompts.txt"), "--json"])
+        == 0
+    )
     assert json.loads(capsys.readouterr().out)["prompts"] == ["Day 1.", "Day 2."]
 
 
@@ -200,5 +260,3 @@ def test_the_doctor_finds_this_machine_sound(capsys):
     assert call(["doctor", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert set(found["checks"].values()) == {"ok"} and found["torch"]
-
-

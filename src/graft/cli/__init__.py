@@ -1,7 +1,7 @@
 """The command `graft`: one short file per verb, and here what they share: the table of verbs, errors and exit codes.
 
-A verb parses, calls the library and prints. Data goes to stdout, talk to stderr. Heavy modules are imported inside the verbs' bodies,
-because `graft --help` and every error of a recipe must answer at once and torch alone takes two seconds to import.
+A verb parses, calls the library and prints. Data goes to stdout, talk to stderr. Heavy modules are imported inside the
+verbs' bodies, because `graft --help` and every error of a recipe must answer at once and torch alone takes two seconds.
 
     exit 0 done   1 failed   2 misuse   70 a defect of ours   74 disk full   130 interrupted   143 terminated
 """
@@ -21,7 +21,7 @@ from graft.errors import GraftError, SpaceError
 app = typer.Typer(
     name="graft",
     help="Fine-tune language models on the machine you have.",
-    epilog="Start with `graft demo`, or `graft train --model MODEL --data ROWS.jsonl`. A run's folder can stand for its model.",
+    epilog="Start with `graft demo`, or `graft train --model M --data ROWS`. A run's folder can stand for its model.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -41,7 +41,7 @@ def main() -> None:
 def call(words: list[str]) -> int:
     """Run one command line; returns the exit code. Every failure is said in lines, never as a traceback."""
     try:
-        app(words)
+        app(words, prog_name="graft")
     except SystemExit as done:
         return done.code if isinstance(done.code, int) else int(done.code is not None)
     except KeyboardInterrupt:
@@ -51,7 +51,11 @@ def call(words: list[str]) -> int:
         return _fail(error)
     except OSError as error:
         if error.errno == errno.ENOSPC:
-            return _fail(SpaceError(f"no space left for {error.filename or 'a file'}", "room on the disk", "free some and repeat"))
+            return _fail(
+                SpaceError(
+                    f"no space left for {error.filename or 'a file'}", "room on the disk", "free some and repeat"
+                )
+            )
         return _defect(error)
     except Exception as error:
         return _defect(error)
@@ -71,5 +75,7 @@ def _defect(error: Exception) -> int:
     with os.fdopen(handle, "w", encoding="utf-8") as file:
         traceback.print_exception(error, file=file)
     talk(f"graft: error: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}")
-    talk(f"  expected: this never to happen; it is a defect of graft\n  to do:    report it with the traceback in {name}")
+    talk(
+        f"  expected: this never to happen; it is a defect of graft\n  to do:    report it with the traceback in {name}"
+    )
     return 70

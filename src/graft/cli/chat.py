@@ -9,12 +9,14 @@ from graft.cli.say import after, show, talk
 
 
 def add_to(app: typer.Typer) -> None:
-    app.command("chat", help="Talk to a run, a model, or a model with adapters; --prompt asks once.")(chat)
+    app.command("chat", help="Talk to a run or a model; --prompt asks once.")(chat)
 
 
 def chat(
     model: Annotated[str, typer.Argument(help="A run's folder, an adapter's folder, a model, or seedling.")],
-    adapter: Annotated[list[str] | None, typer.Option(help="Adapter folder, or NAME=FOLDER; repeat for several.")] = None,
+    adapter: Annotated[
+        list[str] | None, typer.Option(help="Adapter folder, or NAME=FOLDER; repeat for several.")
+    ] = None,
     prompt: Annotated[str | None, typer.Option(help="Answer this and stop.")] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without a chat template.")] = False,
     quant: Annotated[str | None, typer.Option(help="none, nf4, fp4 or int8.")] = None,
@@ -48,7 +50,9 @@ class Conversation:
         """The answer; both turns are remembered."""
         asked: Any = text if self.raw else [*self.messages, {"role": "user", "content": text}]
         answer = self.base.generate([asked], adapters=[self.adapter], **self.how)[0].strip()
-        self.messages += [] if self.raw else [{"role": "user", "content": text}, {"role": "assistant", "content": answer}]
+        self.messages += (
+            [] if self.raw else [{"role": "user", "content": text}, {"role": "assistant", "content": answer}]
+        )
         return answer
 
     def listen(self) -> None:

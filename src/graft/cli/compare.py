@@ -13,7 +13,7 @@ WIDTH = 56
 
 
 def add_to(app: typer.Typer) -> None:
-    app.command("compare", help="Show the answers of two runs or models side by side, and their scores.")(compare)
+    app.command("compare", help="Show what two runs or models answer, side by side.")(compare)
 
 
 def compare(
@@ -30,7 +30,7 @@ def compare(
     from graft.runs import open_model, prompts_of, scores_of  # torch costs seconds
 
     answers, asked = [], given[:limit]
-    for name in (first, second):   # one after the other: two models at once may not fit
+    for name in (first, second):  # one after the other: two models at once may not fit
         opened = open_model(name)
         asked = asked or prompts_of(opened, limit)
         answers.append(opened.ask(asked, max_new_tokens=max_new_tokens))
@@ -52,7 +52,9 @@ def _lines(path: Path | None) -> list[str]:
     try:
         return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} cannot be read: {error}", "a text file with one prompt a line", "check the path") from error
+        raise UsageError(
+            f"{path} cannot be read: {error}", "a text file with one prompt a line", "check the path"
+        ) from error
 
 
 def side_by_side(left: tuple[str, str], right: tuple[str, str]) -> str:

@@ -33,7 +33,11 @@ def show_rows(
     from graft.recipe import read  # late: pydantic, which no --help needs
 
     recipe = read(
-        {"model": model, "stage": stage, "data": {"train": path, "max_length": max_length, "template": template, "bad_rows": bad_rows, "eval": None}}
+        {
+            "model": model,
+            "stage": stage,
+            "data": {"train": path, "max_length": max_length, "template": template, "bad_rows": bad_rows, "eval": None},
+        }
     )
     from graft.runs import look  # after the words are known to be sound: torch costs seconds
 

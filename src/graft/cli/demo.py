@@ -11,16 +11,18 @@ from graft.errors import UsageError
 
 
 def add_to(app: typer.Typer) -> None:
-    app.command("demo", help="The whole job on the embedded model, in minutes.")(demo)
+    app.command("demo", help="Run the whole job on the embedded model, in minutes.")(demo)
 
 
 def demo(
     folder: Annotated[Path, typer.Option(help="A new folder for the run and the merged model.")] = Path("runs/demo"),
 ) -> None:
-    """Plan, QLoRA, the same prompts before and after, merged export. Exit code 1 where the measures do not show that it learnt."""
+    """Plan, QLoRA, the same prompts before and after, merged export. Exit code 1 where it did not learn the task."""
     merged = folder / "merged"
     if merged.exists():
-        raise UsageError(f"{folder} holds a demo already", "a new folder", f"delete it, or: graft demo --folder {folder}-2")
+        raise UsageError(
+            f"{folder} holds a demo already", "a new folder", f"delete it, or: graft demo --folder {folder}-2"
+        )
 
     from graft import demo as job  # torch costs seconds
     from graft.export import export
@@ -29,7 +31,7 @@ def demo(
     from graft.runs import open_model
 
     recipe = job.recipe(folder)
-    talk("The embedded model has read about products, but never wrote a description from a list of attributes. It learns that now.\n")
+    talk("The embedded model has read about products. It now learns to describe one from its attributes.\n")
     talk(str(plan(recipe)))
     with Progress(recipe) as progress:
         run(recipe, observer=progress)
@@ -65,7 +67,9 @@ def _table(scores: dict[str, Any], perplexity: dict[str, float]) -> str:
         ("distinct texts", "unique", ".2f"),
     ]
     lines = [(title, *(format(getattr(one, key), shape) for one in scores.values())) for title, key, shape in rows]
-    lines.append(("perplexity of the references", *(f"{perplexity[name]:.1f}" if name in perplexity else "-" for name in scores)))
+    lines.append(
+        ("perplexity of the references", *(f"{perplexity[name]:.1f}" if name in perplexity else "-" for name in scores))
+    )
     return table(("measure", *scores), lines)
 
 

@@ -8,7 +8,7 @@ from graft.cli.say import after, show, show_json
 
 
 def add_to(app: typer.Typer) -> None:
-    app.command("doctor", help="Check versions, memory, disk, kernels, and run a self-test on a tiny model.")(doctor)
+    app.command("doctor", help="Check this machine and the libraries below graft.")(doctor)
 
 
 def doctor(json: Annotated[bool, typer.Option("--json", help="The same facts for programs.")] = False) -> None:
@@ -23,6 +23,8 @@ def doctor(json: Annotated[bool, typer.Option("--json", help="The same facts for
         for check in checks:
             show(f"{check.name:<40} {check.trouble or 'ok'}")
     if any(check.trouble for check in checks):
-        after("reinstall the versions of constraints.txt: something below graft behaves otherwise than it was built for")
+        after(
+            "reinstall the versions of constraints.txt: something below graft behaves otherwise than it was built for"
+        )
         raise typer.Exit(1)
     after("graft demo")

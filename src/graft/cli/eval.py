@@ -9,14 +9,18 @@ from graft.errors import UsageError
 
 
 def add_to(app: typer.Typer) -> None:
-    app.command("eval", help="Score a run, a model, or a model with an adapter, beside the bare base.")(evaluate)
+    app.command("eval", help="Score a run or a model, beside the bare base.")(evaluate)
 
 
 def evaluate(
     model: Annotated[str, typer.Argument(help="A run's folder, an adapter's folder, a model, or seedling.")],
-    data: Annotated[str | None, typer.Option(help="Rows to score on; a run's own test or held-out rows when left out.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Rows to score on; a run's own test or held-out rows when left out.")
+    ] = None,
     adapter: Annotated[list[str] | None, typer.Option(help="Adapter folder, or NAME=FOLDER.")] = None,
-    metric: Annotated[list[str] | None, typer.Option(help="perplexity, accuracy, bleu, ... or module:function; repeatable.")] = None,
+    metric: Annotated[
+        list[str] | None, typer.Option(help="perplexity, accuracy, bleu, ... or module:function; repeatable.")
+    ] = None,
     stage: Annotated[str | None, typer.Option(help="What rows are for: sft, pretrain or classify.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many rows.")] = None,
     quant: Annotated[str | None, typer.Option(help="none, nf4, fp4 or int8.")] = None,
@@ -26,13 +30,25 @@ def evaluate(
 
     opened = open_model(model, adapters=adapter or (), quant=quant)
     if opened.recipe is None and data is None:
-        raise UsageError(f"{model} is no run, so it has no rows of its own", "--data ROWS", "for example --data seedling:descriptions-held-out")
+        raise UsageError(
+            f"{model} is no run, so it has no rows of its own",
+            "--data ROWS",
+            "for example --data seedling:descriptions-held-out",
+        )
     table = score(opened, judged_by(opened, stage, metric or (), limit), data)
     if not table.columns:
-        raise UsageError(f"{model} held no rows back", "--data ROWS, or a recipe with data.eval or data.test", "name the rows to score on")
+        raise UsageError(
+            f"{model} held no rows back",
+            "--data ROWS, or a recipe with data.eval or data.test",
+            "name the rows to score on",
+        )
     if json:
         show_json({"columns": table.columns, "texts": table.texts})
     else:
         for line in table.lines():
             show(line)
-    after(f"graft export {model} OUT --to hf" if opened.adapter else f"graft train --model {model} --data ROWS.jsonl --method qlora")
+    after(
+        f"graft export {model} OUT --to hf"
+        if opened.adapter
+        else f"graft train --model {model} --data ROWS.jsonl --method qlora"
+    )

@@ -15,7 +15,9 @@ def add_to(app: typer.Typer) -> None:
 def export(
     model: Annotated[str, typer.Argument(help="A run's folder, an adapter's folder, a model, or seedling.")],
     folder: Annotated[Path, typer.Argument(help="Where to write.")],
-    to: Annotated[str, typer.Option(help="hf: one ordinary model folder; peft: adapter_config.json and its tensors.")] = "hf",
+    to: Annotated[
+        str, typer.Option(help="hf: one ordinary model folder; peft: adapter_config.json and its tensors.")
+    ] = "hf",
     adapter: Annotated[list[str] | None, typer.Option(help="Adapter folder, or NAME=FOLDER.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace what is in the folder.")] = False,
     lossy: Annotated[bool, typer.Option("--lossy", help="Merge even where rounding loses what was learnt.")] = False,

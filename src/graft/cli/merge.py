@@ -16,7 +16,9 @@ def add_to(app: typer.Typer) -> None:
 def merge(
     model: Annotated[str, typer.Argument(help="A run's folder, an adapter's folder, or a base with --adapter.")],
     folder: Annotated[Path, typer.Argument(help="Where to write the model.")],
-    adapter: Annotated[list[str] | None, typer.Option(help="Adapter folder, or NAME=FOLDER, when MODEL is a base.")] = None,
+    adapter: Annotated[
+        list[str] | None, typer.Option(help="Adapter folder, or NAME=FOLDER, when MODEL is a base.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace what is in the folder.")] = False,
     lossy: Annotated[bool, typer.Option("--lossy", help="Merge even where rounding loses what was learnt.")] = False,
     json: Annotated[bool, typer.Option("--json", help="The same facts for programs.")] = False,
@@ -32,9 +34,9 @@ def merge(
     else:
         show(f"wrote   {written} ({size_of(written)})")
         for part in facts["adapters"]:
-            moved = part["logits"]
-            talk(f"merged  {part['adapter']}: {100 * part['kept']:.1f} % of its change survives the rounding to {facts['dtype']}")
-            talk(f"logits  differ by {moved['mean']:.2g} on average; the adapter itself moves them by {moved['effect']:.2g}")
+            moved, dtype = part["logits"], facts["dtype"]
+            talk(f"merged  {part['adapter']}: {part['kept']:.1%} of its change survives the rounding to {dtype}")
+            talk(f"logits  differ by {moved['mean']:.2g} on average; the adapter moves them by {moved['effect']:.2g}")
         if facts["note"]:
             talk(f"note    {facts['note']}")
     after(f"graft chat {written}   (or: graft quantize {written} OUT)")

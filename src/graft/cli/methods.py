@@ -10,7 +10,7 @@ from graft.cli.say import after, show, show_json, table
 
 
 def add_to(app: typer.Typer) -> None:
-    app.command("methods", help="List the fine-tuning methods, or show the card of one.")(methods)
+    app.command("methods", help="List the methods, or show the card of one.")(methods)
 
 
 def methods(
@@ -35,11 +35,18 @@ def _show_card(one: Card) -> None:
     for setting in one.settings.values():
         default = "required" if setting.default is REQUIRED else repr(setting.default)
         head = f"  {setting.name:<{width}}  {default:<14} "
-        show(textwrap.fill(setting.help, 118, initial_indent=head, subsequent_indent=" " * len(head)) if setting.help else head.rstrip())
+        show(
+            textwrap.fill(setting.help, 118, initial_indent=head, subsequent_indent=" " * len(head))
+            if setting.help
+            else head.rstrip()
+        )
     for word in ("mergeable", "quantisable", "routable"):
         declared = one.declared.get(word, True)
-        show(f"\n{word}: {'yes' if declared is True else f'no: {declared}'}" if word == "mergeable" else
-             f"{word}: {'yes' if declared is True else f'no: {declared}'}")
+        show(
+            f"\n{word}: {'yes' if declared is True else f'no: {declared}'}"
+            if word == "mergeable"
+            else f"{word}: {'yes' if declared is True else f'no: {declared}'}"
+        )
 
 
 def _facts(one: Card) -> dict[str, Any]:
@@ -48,7 +55,14 @@ def _facts(one: Card) -> dict[str, Any]:
         for s in one.settings.values()
     ]
     declared = {word: one.declared.get(word, True) is True for word in ("mergeable", "quantisable", "routable")}
-    return {"name": one.name, "class": one.cls, "title": one.title, "paper": one.paper, **declared, "settings": settings}
+    return {
+        "name": one.name,
+        "class": one.cls,
+        "title": one.title,
+        "paper": one.paper,
+        **declared,
+        "settings": settings,
+    }
 
 
 def _sites(one: Card) -> str:

@@ -11,7 +11,7 @@ from graft.cli.words import WORDS, recipe_of
 
 
 def add_to(app: typer.Typer) -> None:
-    help = "Say what a run costs: parameters, bytes, peak memory, and whether it fits."
+    help = "Say what a run costs in memory, and whether it fits."
     app.command("plan", help=help, context_settings=WORDS)(plan)
 
 

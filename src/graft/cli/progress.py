@@ -60,7 +60,9 @@ class Progress:
         )
 
     def evaluated(self, record: dict[str, Any]) -> None:
-        scores = "   ".join(f"{key.removeprefix('eval_')} {value:.4f}" for key, value in record.items() if key.startswith("eval_"))
+        scores = "   ".join(
+            f"{key.removeprefix('eval_')} {value:.4f}" for key, value in record.items() if key.startswith("eval_")
+        )
         self.say(f"eval {record['step']:5d}   {scores}")
 
     def sampled(self, texts: Sequence[str]) -> None:

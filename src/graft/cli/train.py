@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from graft.cli.progress import Progress
-from graft.cli.say import after, show, show_json, table, talk
+from graft.cli.say import after, show, show_json, size, table, talk
 from graft.cli.words import WORDS, recipe_of
 
 if TYPE_CHECKING:
@@ -18,8 +18,11 @@ SMALL = 32 * 2**20  # bytes of rows that are read once more to be checked early
 def add_to(app: typer.Typer) -> None:
     help = """Train: `graft train recipe.yaml train.lr=1e-4`, or `graft train --model M --data D --method qlora`.
 
-    Any key of a recipe can be changed by key=value or --key value; --keys lists them. The same command resumes a run that was stopped."""
-    app.command("train", help=help, context_settings=WORDS)(train)
+    Any key of a recipe can be changed by key=value or --key value; --keys lists them. The same command resumes a run
+    that was stopped."""
+    app.command(
+        "train", help=help, short_help="Carry out a recipe; the same command resumes it.", context_settings=WORDS
+    )(train)
 
 
 def train(
@@ -43,8 +46,12 @@ def train(
 
     _check_rows(chosen)
 
-    from graft.run import run  # after the recipe is known to be sound: torch costs seconds
+    from graft.plan import plan  # after the recipe is known to be sound: torch costs seconds
+    from graft.run import run
 
+    cost = plan(chosen)
+    fits = "fits" if cost.fits else "DOES NOT FIT: see `graft plan` for what would help"
+    talk(f"plan    peak {size(max(cost.peaks.values()))} of {size(cost.available)} on {cost.device}: {fits}")
     with Progress(chosen) as progress:
         result = run(chosen, observer=progress)
     for line in _table(result.scores):
@@ -52,7 +59,9 @@ def train(
     talk(f"wrote   {result.adapter}   {result.folder / 'report.html'}" + (f"   {result.model}" if result.model else ""))
     if json:
         show_json(result.facts())
-    after(f'graft chat {chosen.output}   (or: graft eval {chosen.output}, graft export {chosen.output} OUT --to hf)')
+    speaks = chosen.stage != "classify" and chosen.objective != "masked"
+    first, rest = ("chat", "eval") if speaks else ("eval", "compare OTHER")
+    after(f"graft {first} {chosen.output}   (or: graft {rest} {chosen.output}, graft export {chosen.output} OUT)")
 
 
 def _check_rows(recipe: "Recipe") -> None:
@@ -62,7 +71,7 @@ def _check_rows(recipe: "Recipe") -> None:
 
     data = recipe.data
     named = [where for where in (data.train, data.eval, data.test) if isinstance(where, str | list)]
-    if "seedling:" in str(named):   # written by ourselves
+    if "seedling:" in str(named):  # written by ourselves
         return
     files = [Path(name) for where in named for name in sources(where)]
     if all(file.exists() for file in files) and sum(file.stat().st_size for file in files) < SMALL:

@@ -12,7 +12,10 @@ Settings = dict[str, Any]
 # A preset is a word for several settings; each applies unless its key is set otherwise.
 PRESETS: dict[str, tuple[Settings, Settings]] = {
     # word: (the method, other keys)
-    "qlora": ({"name": "lora", "target_modules": "all-linear"}, {"quant": "nf4", "train.optimizer": "paged_adamw_8bit"}),
+    "qlora": (
+        {"name": "lora", "target_modules": "all-linear"},
+        {"quant": "nf4", "train.optimizer": "paged_adamw_8bit"},
+    ),
 }
 # What the annotations of a method's fields may be written with.
 _TYPES = {kind.__name__: Annotated[kind, Strict()] for kind in (int, float, bool, str)} | {
@@ -21,10 +24,10 @@ _TYPES = {kind.__name__: Annotated[kind, Strict()] for kind in (int, float, bool
 
 
 def resolved(raw: Settings, notices: list[str]) -> dict[str, str]:
-    """Expand presets and defaults of `method` in place: every method becomes {name, all settings}. Returns problems by key."""
+    """Expand presets and defaults of `method` in place to {name, all settings}. Returns problems by key."""
     usual = {"name": "full" if isinstance(raw.get("model"), dict) else "lora"}
     given = raw.get("method", usual)
-    given = usual | given if isinstance(given, dict) else given   # method.r=8 alone is about the usual method
+    given = usual | given if isinstance(given, dict) else given  # method.r=8 alone is about the usual method
     entries = given if isinstance(given, list) else [given]
     problems: dict[str, str] = {}
     methods = []
@@ -42,7 +45,7 @@ def resolved(raw: Settings, notices: list[str]) -> dict[str, str]:
     if not problems:
         raw["method"] = methods if isinstance(given, list) else methods[0]
     else:
-        raw.pop("method", None)   # reported here, and better than the tree's own check could
+        raw.pop("method", None)  # reported here, and better than the tree's own check could
     return problems
 
 
@@ -63,7 +66,9 @@ def method_help(method: Settings) -> dict[str, str]:
     """Every dotted key of one method with its line of help."""
     known = cards()
     fields = known[method["name"]].settings if method["name"] in known else {}
-    return {"method.name": "`graft methods` lists them"} | {f"method.{key}": setting.help for key, setting in fields.items()}
+    return {"method.name": "`graft methods` lists them"} | {
+        f"method.{key}": setting.help for key, setting in fields.items()
+    }
 
 
 def _expanded(entry: Settings, raw: Settings, notices: list[str]) -> Settings:
@@ -77,7 +82,8 @@ def _expanded(entry: Settings, raw: Settings, notices: list[str]) -> Settings:
         if isinstance(group, dict) and leaf not in group:
             group[leaf] = setting
             applied.append(f"{key}={setting}")
-    notices.append(f"{entry['name']} is method {method['name']} on {method['target_modules']} with {', '.join(applied) or 'your settings'}")
+    with_ = ", ".join(applied) or "your settings"
+    notices.append(f"{entry['name']} is method {method['name']} on {method['target_modules']} with {with_}")
     return method | {key: value for key, value in entry.items() if key != "name"}
 
 
@@ -93,7 +99,11 @@ def _checked(entry: Settings, prefix: str) -> tuple[Settings, dict[str, str]]:
         _model(card).model_validate(given)
     except ValidationError as error:
         return entry, dict(_problem(card, prefix, detail) for detail in reversed(error.errors(include_url=False)))
-    filled = {key: s.default for key, s in card.settings.items() if not (s.default is REQUIRED or isinstance(s.default, Source))}
+    filled = {
+        key: s.default
+        for key, s in card.settings.items()
+        if not (s.default is REQUIRED or isinstance(s.default, Source))
+    }
     # Lists, as YAML has them, so that a recipe that is written and read again is equal.
     filled = {key: list(value) if isinstance(value, tuple) else value for key, value in (filled | given).items()}
     return {"name": card.name} | filled, {}
@@ -115,7 +125,13 @@ def _model(card: Card) -> type[BaseModel]:
 def _problem(card: Card, prefix: str, detail: Any) -> tuple[str, str]:
     name = str(detail["loc"][0])
     if detail["type"] == "extra_forbidden":
-        return f"{prefix}.{name}", f"is no setting of {card.name}; nearest: {', '.join(nearest(name, card.settings, 2))}"
+        return (
+            f"{prefix}.{name}",
+            f"is no setting of {card.name}; nearest: {', '.join(nearest(name, card.settings, 2))}",
+        )
     if detail["type"] == "missing":
         return f"{prefix}.{name}", f"is missing ({card.settings[name].help})"
-    return f"{prefix}.{name}", f"= {detail['input']!r:.60} is not {card.settings[name].type} ({card.settings[name].help})"
+    return (
+        f"{prefix}.{name}",
+        f"= {detail['input']!r:.60} is not {card.settings[name].type} ({card.settings[name].help})",
+    )

@@ -37,19 +37,27 @@ def read_text(path: Path) -> RecipeText:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise UsageError(
-            f"{path} cannot be read: {reason}", "a recipe file in YAML, or a run's folder", "check the path; recipes/ holds examples"
+            f"{path} cannot be read: {reason}",
+            "a recipe file in YAML, or a run's folder",
+            "check the path; recipes/ holds examples",
         ) from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         where = getattr(error, "problem_mark", None)
         line = f"{path}:{where.line + 1}" if where else str(path)
         problem = getattr(error, "problem", None) or str(error)
-        raise UsageError(f"{line} is no YAML: {problem}", "`key: value` lines with even indentation", "correct that line") from error
+        raise UsageError(
+            f"{line} is no YAML: {problem}", "`key: value` lines with even indentation", "correct that line"
+        ) from error
     if not isinstance(settings, dict):
-        raise UsageError(f"{path} holds {type(settings).__name__}, not settings", "`key: value` lines", "see recipes/ for examples")
+        raise UsageError(
+            f"{path} holds {type(settings).__name__}, not settings", "`key: value` lines", "see recipes/ for examples"
+        )
     lines: dict[str, int] = {}
     for key, line in _walk(node, "", set()) if node is not None else ():
         if key in lines:
-            raise UsageError(f"{path}:{line} sets {key} again", f"one value ({key} is also on line {lines[key]})", "remove one")
+            raise UsageError(
+                f"{path}:{line} sets {key} again", f"one value ({key} is also on line {lines[key]})", "remove one"
+            )
         lines[key] = line
     return RecipeText(settings, lines)
 

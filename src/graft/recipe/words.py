@@ -1,10 +1,11 @@
-"""The words of other trainers, understood with a notice: `learning_rate` is train.lr, `load_in_4bit` is quant: nf4, and so on.
+"""The words of other trainers, understood with a notice: `learning_rate` is train.lr, `load_in_4bit` is quant: nf4.
 
-One canonical name per idea; what is listed here may stand at the top of a recipe, in its section, or on the command line.
+One canonical name per idea. What is listed here may stand at the top of a recipe, in its section, or on the command
+line.
 """
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import yaml
@@ -13,48 +14,70 @@ from graft.recipe.text import value
 
 Settings = dict[str, Any]
 
-_OPTIMIZERS = {
-    "adamw_torch": "adamw", "adamw_torch_fused": "adamw", "adamw_hf": "adamw", "adamw_bnb_8bit": "adamw_8bit",
-    "paged_adamw_32bit": "paged_adamw",
-}  # fmt: skip
-_SCHEDULES = {"constant_with_warmup": "constant", "cosine_with_min_lr": "cosine"}
-_TARGETS = {"all": "all-linear", True: "all-linear"}
+# our key: their words
+_WORDS = {
+    "model": "model_name_or_path base_model",
+    "dtype": "torch_dtype bf16",
+    "quant": "load_in_4bit load_in_8bit bnb_4bit_quant_type bnb_4bit_use_double_quant",
+    "adapter": "adapter_name_or_path",
+    "output": "output_dir",
+    "data.train": "dataset dataset_name train_file",
+    "data.eval": "eval_dataset validation_file val_size val_set_size",
+    "data.max_length": "max_seq_length max_seq_len cutoff_len sequence_len model_max_length",
+    "data.pack": "packing sample_packing",
+    "data.template": "chat_template",
+    "data.limit": "max_samples max_train_samples",
+    "train.lr": "learning_rate",
+    "train.epochs": "num_train_epochs num_epochs",
+    "train.max_steps": "max_steps",
+    "train.micro_batch_size": "per_device_train_batch_size",
+    "train.batch_size": "gradient_accumulation_steps",
+    "train.schedule": "lr_scheduler_type lr_scheduler",
+    "train.warmup": "warmup_ratio",
+    "train.optimizer": "optim",
+    "train.weight_decay": "weight_decay",
+    "train.eps": "adam_epsilon",
+    "train.clip": "max_grad_norm",
+    "train.neftune_alpha": "neftune_noise_alpha",
+    "train.gradient_checkpointing": "gradient_checkpointing",
+    "train.compile": "torch_compile",
+    "train.seed": "seed",
+    "train.save_every": "save_steps",
+    "train.keep": "save_total_limit",
+    "train.log_every": "logging_steps",
+    "train.eval_every": "eval_steps",
+    "train.patience": "early_stopping_patience",
+    "evaluate.batch_size": "per_device_eval_batch_size",
+    "evaluate.limit": "max_eval_samples",
+    "method.name": "finetuning_type",
+    "method.r": "lora_r lora_rank",
+    "method.lora_alpha": "lora_alpha",
+    "method.lora_dropout": "lora_dropout",
+    "method.target_modules": "target_modules lora_target lora_target_modules lora_target_linear",
+    "method.modules_to_save": "modules_to_save",
+    "method.use_rslora": "use_rslora",
+    "method.use_dora": "use_dora",
+    "method.init_lora_weights": "init_lora_weights",
+}
+SYNONYMS = {word: key for key, words in _WORDS.items() for word in words.split()}
 
-
-def _if_true(word: str) -> Callable[[Any], Any]:
-    return lambda given: word if given is True else None
-
-
-# word -> (canonical key, how its value translates; a translation of None means that nothing has to be set)
-SYNONYMS: dict[str, tuple[str, Any]] = {
-    "model_name_or_path": ("model", None), "base_model": ("model", None), "torch_dtype": ("dtype", {"bfloat16": "bf16", "float32": "fp32"}),
-    "bf16": ("dtype", {True: "bf16", False: "fp32"}), "load_in_4bit": ("quant", _if_true("nf4")),
-    "load_in_8bit": ("quant", _if_true("int8")), "bnb_4bit_quant_type": ("quant", None),
-    "bnb_4bit_use_double_quant": ("quant", lambda given: None), "output_dir": ("output", None),
-    "resume_from_adapter": ("adapter", None), "adapter_name_or_path": ("adapter", None),
-    "dataset": ("data.train", None), "train_file": ("data.train", None), "dataset_name": ("data.train", None),
-    "eval_dataset": ("data.eval", None), "validation_file": ("data.eval", None), "val_size": ("data.eval", None),
-    "val_set_size": ("data.eval", None), "max_seq_length": ("data.max_length", None), "max_seq_len": ("data.max_length", None),
-    "cutoff_len": ("data.max_length", None), "sequence_len": ("data.max_length", None), "model_max_length": ("data.max_length", None),
-    "packing": ("data.pack", None), "sample_packing": ("data.pack", None), "chat_template": ("data.template", None),
-    "max_samples": ("data.limit", None), "max_train_samples": ("data.limit", None),
-    "learning_rate": ("train.lr", None), "num_train_epochs": ("train.epochs", float), "num_epochs": ("train.epochs", float),
-    "per_device_train_batch_size": ("train.micro_batch_size", None), "lr_scheduler_type": ("train.schedule", _SCHEDULES),
-    "lr_scheduler": ("train.schedule", _SCHEDULES), "warmup_ratio": ("train.warmup", None), "optim": ("train.optimizer", _OPTIMIZERS),
-    "adam_epsilon": ("train.eps", None), "max_grad_norm": ("train.clip", None), "neftune_noise_alpha": ("train.neftune_alpha", None),
-    "torch_compile": ("train.compile", None), "logging_steps": ("train.log_every", None), "save_steps": ("train.save_every", None),
-    "save_total_limit": ("train.keep", None), "eval_steps": ("train.eval_every", None),
-    "early_stopping_patience": ("train.patience", None), "max_steps": ("train.max_steps", None), "seed": ("train.seed", None),
-    "weight_decay": ("train.weight_decay", None), "gradient_checkpointing": ("train.gradient_checkpointing", None),
-    "per_device_eval_batch_size": ("evaluate.batch_size", None), "max_eval_samples": ("evaluate.limit", None),
-    "lora_r": ("method.r", None), "lora_rank": ("method.r", None), "lora_alpha": ("method.lora_alpha", None),
-    "lora_dropout": ("method.lora_dropout", None), "lora_target": ("method.target_modules", _TARGETS),
-    "lora_target_modules": ("method.target_modules", _TARGETS), "target_modules": ("method.target_modules", _TARGETS),
-    "lora_target_linear": ("method.target_modules", _TARGETS), "modules_to_save": ("method.modules_to_save", None),
-    "use_rslora": ("method.use_rslora", None), "use_dora": ("method.use_dora", None),
-    "init_lora_weights": ("method.init_lora_weights", None), "finetuning_type": ("method.name", None),
-    "gradient_accumulation_steps": ("train.batch_size", None),
-}  # fmt: skip
+_NOTHING = object()  # a value of theirs for which nothing has to be set here
+_VALUES: dict[str, Any] = {
+    # our key or their word: their value -> ours
+    "dtype": {"bfloat16": "bf16", "float32": "fp32", True: "bf16", False: "fp32"},
+    "train.schedule": {"constant_with_warmup": "constant", "cosine_with_min_lr": "cosine"},
+    "train.optimizer": {
+        "adamw_torch": "adamw",
+        "adamw_torch_fused": "adamw",
+        "adamw_hf": "adamw",
+        "adamw_bnb_8bit": "adamw_8bit",
+        "paged_adamw_32bit": "paged_adamw",
+    },
+    "method.target_modules": {"all": "all-linear", True: "all-linear"},
+    "load_in_4bit": {True: "nf4", False: _NOTHING},
+    "load_in_8bit": {True: "int8", False: _NOTHING},
+    "bnb_4bit_use_double_quant": {True: _NOTHING, False: _NOTHING},  # nf4 and fp4 always have it
+}
 
 
 def canonical(raw: Settings, overrides: Iterable[str], notices: list[str]) -> tuple[Settings, dict[str, str]]:
@@ -85,19 +108,20 @@ def _renamed(raw: Settings, problems: dict[str, str], notices: list[str]) -> Set
             renames.append((section, section, inner))
         elif section in ("data", "train", "evaluate", "method") and isinstance(inner, dict):
             # A word inside its own section: train: {learning_rate: ...}; the canonical key itself is no synonym there.
-            foreign = {k for k in inner if k in SYNONYMS and SYNONYMS[k][0] != f"{section}.{k}"}
+            foreign = {k for k in inner if k in SYNONYMS and SYNONYMS[k] != f"{section}.{k}"}
             renames += [(f"{section}.{k}", k, v) for k, v in inner.items() if k in foreign]
             result[section] = {k: copy.deepcopy(v) for k, v in inner.items() if k not in foreign}
         else:
-            result[section] = {"name": inner} if section == "method" and isinstance(inner, str) else copy.deepcopy(inner)
+            result[section] = (
+                {"name": inner} if section == "method" and isinstance(inner, str) else copy.deepcopy(inner)
+            )
     words = {word for _, word, _ in renames}
     for written, word, given in renames:
-        key, translate = SYNONYMS[word]
-        if word == "gradient_accumulation_steps" or (word == "load_in_4bit" and "bnb_4bit_quant_type" in words):
-            continue
-        setting = translate.get(given, given) if isinstance(translate, dict) and _plain(given) else given
-        setting = translate(given) if callable(translate) and _plain(given) else setting
-        if setting is None and given is not None:
+        key = SYNONYMS[word]
+        known = _VALUES.get(word) or _VALUES.get(key, {})
+        setting = known.get(given, given) if isinstance(given, str | bool) else given
+        counted_apart = word == "gradient_accumulation_steps"
+        if counted_apart or setting is _NOTHING or (word == "load_in_4bit" and "bnb_4bit_quant_type" in words):
             continue
         _set_once(result, key, setting, written, problems)
         notices.append(f"{written} is {key} here")
@@ -105,7 +129,9 @@ def _renamed(raw: Settings, problems: dict[str, str], notices: list[str]) -> Set
     return result
 
 
-def _accumulate(result: Settings, renames: list[tuple[str, str, Any]], problems: dict[str, str], notices: list[str]) -> None:
+def _accumulate(
+    result: Settings, renames: list[tuple[str, str, Any]], problems: dict[str, str], notices: list[str]
+) -> None:
     """batch_size from rows per forward and the number of forwards, as other trainers count."""
     words = {word: given for _, word, given in renames}
     train = result.get("train", {})
@@ -153,7 +179,3 @@ def _merge(settings: Settings, changes: Settings) -> None:
             _merge(old, change)
         else:
             settings[key] = change
-
-
-def _plain(given: Any) -> bool:
-    return isinstance(given, str | int | float | bool)

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from graft.errors import DataError, nearest
 from graft.seedling import phrases, products, writing
@@ -26,7 +27,10 @@ def _texts(n: int, seed: int, split: str) -> list[dict[str, str]]:
 
 def _shelves(n: int, seed: int, split: str) -> list[dict[str, str]]:
     """A description and the shelf that its product stands on: a task of one label."""
-    draw, shelf = random.Random(f"shelves {seed} {split}"), {kind: name for name, group in products.GROUPS.items() for kind in group.types}
+    draw, shelf = (
+        random.Random(f"shelves {seed} {split}"),
+        {kind: name for name, group in products.GROUPS.items() for kind in group.types},
+    )
     items = islice(products.products(split, seed), n)
     return [{"text": writing.describe(item, draw), "label": shelf[item["type"]]} for item in items]
 
@@ -64,6 +68,17 @@ def dataset(name: str, folder: str | Path | None = None) -> Path:
             file.writelines(lines)
         os.replace(file.name, path)  # two processes may write at once; each replaces the file whole
     return path
+
+
+def located(data: Any) -> Any:
+    """A recipe's `data:` section with every `seedling:NAME` replaced by the path of its file."""
+
+    def found(where: Any) -> Any:
+        if isinstance(where, list):
+            return [found(one) for one in where]
+        return str(dataset(where)) if isinstance(where, str) and where.startswith(PREFIX) else where
+
+    return data.model_copy(update={key: found(getattr(data, key)) for key in ("train", "eval", "test")})
 
 
 def _cache() -> Path:

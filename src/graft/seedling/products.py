@@ -27,8 +27,8 @@ class Product:
 
     @property
     def split(self) -> str:
-        """`held-out` or `train`, by a hash of the first word of the name (`Aroda` and `Aroda 7` go together)."""
-        digest = hashlib.sha256(self["name"].split()[0].encode()).digest()
+        """`held-out` or `train`, by a hash of the name."""
+        digest = hashlib.sha256(self["name"].encode()).digest()
         return SPLITS[int.from_bytes(digest[:4], "big") % HELD_OUT_SHARE == 0]
 
 
@@ -47,44 +47,44 @@ def _words(text: str) -> tuple[str, ...]:
     return tuple(word.strip() for word in text.split(","))
 
 
-_COMMON = ("brand", "colour", "material", "weight", "price", "feature", "use", "origin", "warranty")
+_COMMON = ("brand", "colour", "material", "price", "feature", "use", "origin", "size")
 
 _CLOTHS = tuple(
     f"{treated} {cloth}"
-    for treated in _words("recycled, woven, brushed, coated, washed, natural, quilted, ribbed, organic, heavy")
+    for treated in _words("recycled, woven, brushed, washed, organic, quilted, ribbed, undyed")
     for cloth in _words("cotton, linen, leather, wool, canvas, nylon, hemp, denim, felt, velvet")
 )
 _SOLIDS = tuple(
     f"{treated} {solid}"
-    for treated in _words("recycled, brushed, pressed, polished, coated, natural, reclaimed, painted, smooth, strong")
-    for solid in _words("steel, oak, glass, bamboo, walnut, brass, cork, aluminium, ceramic, ash, maple, copper, stone")
+    for treated in _words("recycled, brushed, pressed, polished, reclaimed, painted, carved, forged")
+    for solid in _words("steel, oak, glass, bamboo, walnut, brass, cork, aluminium, ceramic, ash, maple, stone")
 )
 
 GROUPS = {
     "light": Group(
         _words("desk lamp, floor lamp, lantern, reading light, night light, pendant light, torch"),
-        (*_COMMON, "size", "power", "style"),
+        (*_COMMON, "style"),
         _SOLIDS,
         _words("touch dimmer, warm glow, swivel arm, folding stand, sleep timer, motion sensor, frosted shade"),
         _words("late reading, small bedrooms, narrow hallways, study corners, garden evenings, bedside tables"),
     ),
     "bag": Group(
         _words("backpack, tote bag, suitcase, shoulder bag, duffel bag, laptop sleeve, satchel, camera bag"),
-        (*_COMMON, "size", "capacity", "style"),
+        (*_COMMON, "style"),
         _CLOTHS,
         _words("hidden pocket, padded straps, rain cover, laptop sleeve, lockable zip, bottle holder, chest strap"),
         _words("weekend trips, daily commutes, school days, long flights, city walks, market mornings, short hikes"),
     ),
     "kitchen": Group(
         _words("kettle, teapot, frying pan, saucepan, coffee press, mixing bowl, blender, toaster, chopping board"),
-        (*_COMMON, "size", "capacity", "style"),
+        (*_COMMON, "style"),
         _SOLIDS,
         _words("cool handle, glass lid, drip spout, fine filter, measuring marks, steam vent, heavy base"),
         _words("busy mornings, slow breakfasts, family dinners, small kitchens, baking days, camping stoves"),
     ),
     "furniture": Group(
         _words("armchair, bookcase, side table, stool, bench, wardrobe, writing desk, coat rack, shoe cabinet"),
-        (*_COMMON, "size", "style", "finish"),
+        (*_COMMON, "style", "finish"),
         _SOLIDS,
         _words("hidden drawer, rounded corners, soft cushion, adjustable feet, cable tray, folding top, quiet hinges"),
         _words("small flats, home offices, children's rooms, reading corners, entrance halls, guest rooms"),
@@ -98,56 +98,61 @@ GROUPS = {
     ),
     "device": Group(
         _words("speaker, radio, alarm clock, headset, camera, keyboard, desk fan, weather station, e-reader"),
-        (*_COMMON, "size", "power", "battery"),
+        (*_COMMON, "style", "finish"),
         _SOLIDS,
         _words("touch controls, splash proof case, quiet motor, voice prompts, night mode, fast charging"),
         _words("home offices, loud trains, beach days, bedside tables, video calls, long journeys, open windows"),
     ),
     "outdoor": Group(
         _words("tent, sleeping bag, hammock, camping stove, cool box, picnic blanket, folding chair, water bottle"),
-        (*_COMMON, "size", "capacity", "care"),
+        (*_COMMON, "care", "style"),
         _CLOTHS,
         _words("double seams, quick release, carry handle, wind guard, mesh window, repair kit, storage sack"),
         _words("rocky camps, festival weekends, river banks, winter nights, long treks, family picnics, bike tours"),
     ),
     "desk": Group(
         _words("notebook, fountain pen, pencil case, desk organiser, wall calendar, sketchbook, letter tray, ruler"),
-        (*_COMMON, "size", "finish", "style"),
+        (*_COMMON, "finish", "style"),
         _SOLIDS,
         _words("lay flat binding, numbered pages, smooth clip, ink window, elastic band, back pocket, non slip feet"),
         _words("travel notes, quick sketches, careful letters, busy desks, exam weeks, daily plans, long meetings"),
     ),
 }
 
-_SHADES = _words("deep, pale, bright, soft, dark, light, warm, dusty, matte, smoky")
+_SHADES = _words("deep, pale, bright, soft, dark, warm, dusty, matte, smoky, misty")
 _COLOURS = _words(
-    "red, blue, green, yellow, orange, purple, brown, grey, black, white, pink, teal, ivory, copper, sand, plum, "
-    "olive, navy"
+    "red, blue, green, yellow, orange, purple, brown, grey, black, white, pink, teal, ivory, crimson, plum, olive, navy"
 )
-_STYLES = _words("modern, rustic, vintage, minimal, nautical, industrial, classic, playful, coastal, nordic")
-_MOODS = _words("plain, bold, quiet, elegant, sturdy, relaxed, simple, timeless")
-_FINISHES = _words("satin, gloss, waxed, oiled, lacquered, powder coated, sanded, hammered, etched, raw")
-_FITS = _words("loose, slim, regular, boxy, tailored, relaxed, cropped, long")
+_STYLES = _words("modern, rustic, vintage, minimal, nautical, industrial, classic, coastal, nordic, oriental")
+_MOODS = _words("plain, bold, quiet, elegant, sturdy, simple, timeless, playful")
+_FINISHES = _words("satin, gloss, waxed, oiled, lacquered, sanded, hammered, etched, raw, frosted")
+_FITS = _words("loose, slim, regular, boxy, tailored, relaxed, cropped, flowing")
 _CARES = _words("cold wash, hand wash, wipe clean, line dry, cool iron, spot clean, air dry, brush clean")
+_SIZES = _words("tiny, small, compact, medium, large, huge, oversized, narrow, wide, tall")
+_NUMBERS = _words(
+    "eight, nine, eleven, twelve, fifteen, eighteen, twenty, thirty, forty, fifty, sixty, seventy, eighty, ninety"
+)
 _PLACES = _words(
     "Portugal, Denmark, Japan, Italy, Canada, Poland, Norway, Mexico, Vietnam, Austria, Ireland, Chile, Kenya, "
     "Finland, Wales"
 )
 _BRANDS = _words(
     "Oakham, Linden, Harrow, Velkor, Brightside, Tamsin, Northway, Calder, Fernhill, Juno, Marlow, Quist, Redfern, "
-    "Solberg, Thistle, Umbra Works, Vantage, Wren and Co, Yarrow, Zephyr, Ashdown, Bellweather, Copperleaf, Dunmore"
+    "Solberg, Thistle, Vantage, Yarrow, Zephyr, Ashdown, Bellweather, Copperleaf, Dunmore"
 )
-_STARTS = _words(
-    "Ar, Bel, Cor, Dav, El, Fen, Gal, Hal, Is, Jor, Kal, Lum, Mar, Nor, Or, Pel, Quin, Ros, Sol, Tar, Ul, Ven, Wil, "
-    "Yor, Zan"
+_FIRST_NAMES = _words(
+    "Silver, Golden, Amber, Coral, Velvet, Crystal, Royal, Lunar, Solar, Polar, Arctic, Alpine, Urban, Rapid, Gentle, "
+    "Lucky, Happy, Noble, Secret, Hidden, Wild, Little, Grand, Early, Lazy, Merry, Proud, Clever, Brave, Swift"
 )
-_MIDDLES = _words("a, e, i, o, u, an, el, in, or, ul, av, em")
-_ENDS = _words("da, ro, ta, la, no, ris, ton, via, wick, mar, den, ley, so, bra, nix, que, lo, fa")
+_LAST_NAMES = _words(
+    "Falcon, Heron, Otter, Badger, Willow, Clover, Meadow, Harbour, Lagoon, Summit, Canyon, Comet, Meteor, Planet, "
+    "Anchor, Arrow, Beacon, Compass, Feather, Pebble, Breeze, Thunder, Shadow, Whisper, Echo, Ember, Sparrow, Rabbit, "
+    "Panther, Dolphin"
+)
 
 
 def _name(draw: random.Random) -> str:
-    name = draw.choice(_STARTS) + draw.choice(_MIDDLES) + draw.choice(_ENDS)
-    return f"{name} {draw.randint(2, 99)}" if draw.random() < 0.3 else name
+    return f"{draw.choice(_FIRST_NAMES)} {draw.choice(_LAST_NAMES)}"
 
 
 def _pair(first: tuple[str, ...], second: tuple[str, ...]) -> Callable[[random.Random], str]:
@@ -157,13 +162,8 @@ def _pair(first: tuple[str, ...], second: tuple[str, ...]) -> Callable[[random.R
 _VALUES: dict[str, Callable[[random.Random], str]] = {
     "brand": lambda draw: draw.choice(_BRANDS),
     "colour": _pair(_SHADES, _COLOURS),
-    "weight": lambda draw: draw.choice((f"{draw.randint(2, 98) * 10} g", f"{draw.randint(10, 99) / 10} kg")),
-    "price": lambda draw: f"{draw.choice('$€£')}{draw.randint(5, 299)}",
-    "size": lambda draw: f"{draw.randint(8, 120)} cm {draw.choice(('tall', 'wide', 'long'))}",
-    "capacity": lambda draw: f"{draw.randint(2, 60)} litres",
-    "power": lambda draw: f"{draw.randint(3, 90)} watts",
-    "battery": lambda draw: f"{draw.randint(4, 72)} hours",
-    "warranty": lambda draw: f"{draw.randint(2, 15)} years" if draw.random() < 0.6 else f"{draw.randint(6, 30)} months",
+    "price": _pair(_NUMBERS, ("euros", "pounds", "dollars")),
+    "size": lambda draw: draw.choice(_SIZES),
     "style": _pair(_MOODS, _STYLES),
     "finish": lambda draw: draw.choice(_FINISHES),
     "fit": lambda draw: draw.choice(_FITS),

@@ -9,6 +9,7 @@
 The order of rows and the learning rate are pure functions of the step, so nothing else has a position.
 """
 
+import json
 import platform
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -103,7 +104,7 @@ class Checkpoints:
 
 def same_run(where: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Raise CheckpointError, naming every key that differs, unless both identities are equal."""
-    if changed := _changes(before, now):
+    if changed := _changes(before, json.loads(fs.encode(dict(now)))):  # as JSON: it has no tuples
         raise CheckpointError(
             f"{where} belongs to a run with other settings ({changed})",
             "the settings, base and data that the run began with",

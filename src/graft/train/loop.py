@@ -141,10 +141,14 @@ class Trainer:
 
     def _finished(self) -> Result | None:
         """What the folder says of a run that came to its end."""
-        if not (self.folder / "finished.json").exists() or not (self.folder / "adapter").exists():
+        if not (self.folder / "adapter").exists():
             return None
-        record = fs.decode(self.folder / "finished.json")
-        same_run(self.folder, record.pop("identity"), self.task.identity)
+        try:
+            record = fs.decode(self.folder / "finished.json")
+            identity = record.pop("identity")
+        except (OSError, ValueError, KeyError):
+            return None  # not finished, or no longer legible: the last checkpoint knows as much
+        same_run(self.folder, identity, self.task.identity)
         self.observer.finished(record)
         return Result(**{**record, "adapter": self.folder / "adapter"})
 

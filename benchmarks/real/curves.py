@@ -1,0 +1,56 @@
+"""Loss curves as one SVG picture, drawn from the numbers alone.
+
+A panel for each run: training loss, smoothed over the last tenth of what was seen, as a line; held-out loss as dots.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+WIDTH, HEIGHT, LEFT, TOP, GAP = 300, 190, 44, 30, 24  # of a panel, in pixels
+STYLE = (
+    "text{font:11px sans-serif;fill:#444}.t{font-size:13px;fill:#111}.g{stroke:#ddd}"
+    ".l{fill:none;stroke:#3465a4;stroke-width:1.6}.d{fill:#c4321f}"
+)
+
+
+def svg(runs: Sequence[dict[str, Any]]) -> str:
+    """runs: {"pretrain", "model", "losses", "eval": [[step, loss], ...]}."""
+    width, height = len(runs) * (LEFT + WIDTH + GAP), TOP + HEIGHT + 34
+    panels = "".join(panel(run, index * (LEFT + WIDTH + GAP) + LEFT) for index, run in enumerate(runs))
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}">'
+        f'<style>{STYLE}</style><rect width="100%" height="100%" fill="#fff"/>{panels}</svg>\n'
+    )
+
+
+def panel(run: dict[str, Any], left: int) -> str:
+    """One run, its axis at x = left."""
+    losses, held = smooth(run["losses"]), run["eval"]
+    values = losses + [loss for _, loss in held]
+    low, high = math.floor(min(values)), math.ceil(max(values))
+    x = lambda step: left + WIDTH * step / len(losses)
+    y = lambda loss: TOP + HEIGHT * (high - loss) / (high - low)
+    grid = "".join(
+        f'<line class="g" x1="{left}" x2="{left + WIDTH}" y1="{y(v):.1f}" y2="{y(v):.1f}"/>'
+        f'<text x="{left - 6}" y="{y(v) + 4:.1f}" text-anchor="end">{v}</text>'
+        for v in range(low, high + 1)
+    )
+    points = " ".join(f"{x(step):.1f},{y(loss):.1f}" for step, loss in enumerate(losses, 1))
+    dots = "".join(f'<circle class="d" cx="{x(step):.1f}" cy="{y(loss):.1f}" r="3"/>' for step, loss in held)
+    foot = TOP + HEIGHT + 16
+    return (
+        f'<text class="t" x="{left}" y="18">{run["pretrain"]}: {run["model"]}</text>{grid}'
+        f'<polyline class="l" points="{points}"/>{dots}<text x="{left}" y="{foot}">0</text>'
+        f'<text x="{left + WIDTH}" y="{foot}" text-anchor="end">step {len(losses)}</text>'
+    )
+
+
+def smooth(losses: Sequence[float]) -> list[float]:
+    """The mean of each loss and those before it, over a tenth of the steps so far.
+
+    >>> smooth([4.0, 2.0])
+    [4.0, 2.0]
+    """
+    spans = [max(1, end // 10) for end in range(1, len(losses) + 1)]
+    return [sum(losses[end - n : end]) / n for end, n in enumerate(spans, 1)]

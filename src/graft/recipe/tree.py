@@ -1,0 +1,138 @@
+"""Every setting of a run as a typed tree.
+
+The comment behind a field is its help everywhere: in the resolved recipe.yaml, on the command line and in the docs.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+
+from graft.cards import settings
+from graft.recipe.methods import method_help
+from graft.recipe.text import emit
+
+Count = Annotated[int, Field(ge=1)]
+Whole = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+Name = Annotated[str, Field(min_length=1)]
+Betas = Annotated[list[Share], Field(min_length=2, max_length=2)]
+Methods = dict[str, Any] | list[dict[str, Any]]
+Schedule = Literal["linear", "cosine", "constant"]
+BadRows = Literal["strict", "skip"]
+Optimizer = Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"]
+
+
+class Section(BaseModel):
+    """A group of keys. Strict: a number in quotes is not a number, an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, validate_default=False, allow_inf_nan=False)
+
+
+class NewTokenizer(Section):
+    train: Literal["bpe"] = "bpe"  # kind of tokenizer to train on data.train
+    vocab_size: Count = 2048  # its number of tokens
+
+
+# A path, or a group of keys: one branch is tried, so that an error speaks of what was meant.
+_by_kind = Discriminator(lambda value: "path" if isinstance(value, str) else "keys")
+TokenizerSource = Annotated[Annotated[Name, Tag("path")] | Annotated[NewTokenizer, Tag("keys")], _by_kind]
+
+
+class Fresh(Section):
+    config: dict[str, Any]  # keys of the transformers configuration; model_type is one of them
+    tokenizer: TokenizerSource  # a tokenizer folder, or {train: bpe, vocab_size: 2048}
+
+
+ModelSource = Annotated[Annotated[Name, Tag("path")] | Annotated[Fresh, Tag("keys")], _by_kind]
+
+
+class Data(Section):
+    train: Name | list[Name] | None = None  # rows to learn from: a file, a folder, several of them, or a hub name
+    eval: Share | Name | None = 0.05  # held-out rows: a share of train, a file, or null
+    test: Name | None = None  # rows for the evaluation after training; eval rows when null
+    format: Name = "auto"  # layout of a row; auto recognises text, messages, prompt/completion, alpaca, sharegpt
+    max_length: Count = 1024  # tokens per row; longer rows are cut, and counted in the data report
+    pack: bool = True  # several rows in one sequence, never seeing each other
+    bad_rows: BadRows = "strict"  # strict: a defective row stops the run; skip: it is listed and left out
+    template: Name | None = None  # chat template: a file or a builtin name; null: the tokenizer's own
+    limit: Count | None = None  # use only so many rows of train
+    columns: dict[str, str] = {}  # names of columns that are not recognised, for example {prompt: question}
+
+
+class Train(Section):
+    epochs: Positive = 1.0  # passes over the data
+    max_steps: Count | None = None  # stop after so many optimiser steps instead
+    batch_size: Count = 16  # rows per optimiser step
+    micro_batch_size: Count = 2  # rows per forward; changes memory and speed, never the step
+    lr: Positive = 2e-4  # peak learning rate
+    schedule: Schedule = "linear"  # of the learning rate after the warm-up: linear, cosine, constant
+    warmup: Share = 0.03  # share of the steps in which the learning rate rises
+    weight_decay: NotNegative = 0.0  # decoupled weight decay
+    betas: Betas = [0.9, 0.999]  # AdamW's averages of gradient and square
+    eps: Positive = 1e-8  # AdamW's denominator floor
+    clip: NotNegative = 1.0  # largest gradient norm; 0 does not clip
+    optimizer: Optimizer = "adamw"  # adamw, adamw_8bit, paged_adamw, paged_adamw_8bit; paged: states off the device
+    paged_budget_mb: Whole = 0  # optimizer state kept on the device by the paged optimizers
+    neftune_alpha: NotNegative = 0.0  # noise on the embeddings of training rows; 0 is none
+    gradient_checkpointing: bool = False  # compute activations again in backward: less memory, about a third more time
+    dropout: bool = False  # the base's own dropout during training
+    compile: bool = False  # torch.compile the base
+    seed: Whole = 0  # of the adapter's birth, the order of rows and every random choice
+    save_every: Count = 100  # steps between checkpoints
+    keep: Count = 2  # checkpoints kept
+    log_every: Count = 10  # steps between printed lines
+    eval_every: Whole = 0  # steps between evaluations; 0: after every epoch
+    patience: Whole = 0  # stop after so many evaluations without a better loss; 0: never
+    on_nan: Literal["stop", "skip"] = "stop"  # at a step that is not finite: stop, or skip it (at most 3 in a row)
+    samples: list[str] = []  # prompts answered at every evaluation, kept in samples.md
+    sample_tokens: Count = 64  # length of these answers
+
+
+class Evaluate(Section):
+    metrics: list[Name] = ["perplexity"]  # builtin names, or module:function of yours
+    max_new_tokens: Count = 128  # length of generated answers
+    limit: Count | None = None  # rows to evaluate on
+    batch_size: Count = 8  # rows per forward
+
+
+class Recipe(Section):
+    model: ModelSource = "seedling"  # folder, hub id, seedling, or {config: ..., tokenizer: ...} for a fresh model
+    quant: Literal["none", "nf4", "fp4", "int8"] = "none"  # how the frozen base is stored: none, nf4, fp4, int8
+    dtype: Literal["bf16", "fp32"] = "bf16"  # number format of base and computation: bf16, fp32
+    stage: Literal["pretrain", "sft", "classify"] = "sft"  # what a row is for: pretrain, sft, classify
+    objective: Literal["causal", "masked", "span"] = "causal"  # of pretrain: causal, masked, span
+    method: Methods = {"name": "lora"}  # what is trained; `graft methods` lists them; qlora is a preset
+    adapter: Name | None = None  # a saved adapter to go on from, instead of a new one
+    data: Data = Data()
+    train: Train = Train()
+    evaluate: Evaluate = Evaluate()
+    output: Name = "runs/latest"  # the run's folder
+
+    @property
+    def methods(self) -> list[dict[str, Any]]:
+        """The methods in order, each {name, settings...} with every setting resolved."""
+        return self.method if isinstance(self.method, list) else [self.method]
+
+    @property
+    def fresh(self) -> bool:
+        """Whether the model starts from random weights."""
+        return isinstance(self.model, Fresh)
+
+    def yaml(self) -> str:
+        """The whole recipe as YAML, each key with its help; reading it back gives an equal recipe."""
+        return emit(self.model_dump(), explain() | ({} if isinstance(self.method, list) else method_help(self.method)))
+
+
+def explain() -> dict[str, str]:
+    """Every dotted key with its line of help, in the order of the file."""
+    here, found = Path(__file__), {}
+    for name, setting in settings(here, "Recipe").items():
+        kind = {"data": "Data", "train": "Train", "evaluate": "Evaluate"}.get(name)
+        if kind:
+            found |= {f"{name}.{key}": inner.help for key, inner in settings(here, kind).items()}
+        elif not name.startswith("_"):
+            found[name] = setting.help
+    return found
