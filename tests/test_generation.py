@@ -1,4 +1,4 @@
-"""Generation: only the new text, in order, the same alone and in a batch. Oracle: transformers' own generate, one row at a time."""
+"""Generation: only the new text, the same alone and in a batch. Oracle: transformers' generate on one row."""
 
 import math
 from pathlib import Path
@@ -6,8 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-from transformers import T5Config, T5ForConditionalGeneration
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from graft.base import Base
 from graft.errors import DataError, UsageError
@@ -42,8 +49,8 @@ def llama(tokenizer, positions=64):
 def gpt2(tokenizer, positions=64):
     torch.manual_seed(0)
     config = GPT2Config(
-        vocab_size=len(tokenizer), n_embd=32, n_layer=2, n_head=4, n_positions=positions, bos_token_id=0, eos_token_id=1,
-        initializer_range=0.4,
+        vocab_size=len(tokenizer), n_embd=32, n_layer=2, n_head=4, n_positions=positions, bos_token_id=0,
+        eos_token_id=1, initializer_range=0.4,
     )  # fmt: skip
     return GPT2LMHeadModel(config).eval()
 
@@ -140,7 +147,8 @@ def test_settings_of_the_model_do_not_leak_in(base):
 
 
 def test_messages_go_through_the_chat_template(base, tokenizer):
-    template = "{% for m in messages %}{{ '<|im_start|>' + m['content'] + '<|im_end|>' }}{% endfor %}{{ '<|im_start|>' if add_generation_prompt else '' }}"
+    turns = "{% for m in messages %}{{ '<|im_start|>' + m['content'] + '<|im_end|>' }}{% endfor %}"
+    template = turns + "{{ '<|im_start|>' if add_generation_prompt else '' }}"
     tokenizer.chat_template = template
     try:
         said = base.generate([[{"role": "user", "content": "a dog"}]], max_new_tokens=6)
@@ -166,8 +174,8 @@ def test_an_answer_ends_where_the_context_ends_and_neighbours_keep_theirs(tokeni
 @pytest.mark.parametrize(
     "setting",
     [
-        {"temperature": math.nan}, {"temperature": -1.0}, {"temperature": 0.0}, {"temperature": math.inf}, {"top_p": 0.0},
-        {"top_p": 1.5}, {"top_p": math.nan}, {"top_k": -1}, {"top_k": 2.5}, {"max_new_tokens": 0}, {"batch_size": 0},
+        {"temperature": math.nan}, {"temperature": -1.0}, {"temperature": 0.0}, {"temperature": math.inf},
+        {"top_p": 0.0}, {"top_p": 1.5}, {"top_p": math.nan}, {"top_k": -1}, {"top_k": 2.5}, {"max_new_tokens": 0}, {"batch_size": 0},
         {"stop": [""]}, {"max_tokens": 5},
     ],
 )  # fmt: skip

@@ -5,7 +5,6 @@ import json
 
 import pytest
 import torch
-from models import CONFIGS, tiny_base, tiny_model
 from transformers import AutoConfig, BertConfig, LlamaConfig
 
 from graft.errors import UsageError
@@ -13,9 +12,11 @@ from graft.methods.full import Full
 from graft.methods.lora import LoRA
 from graft.plan import Shape, memory, optimizer_bytes, plan, plan_model
 from graft.quant import quantise_model
+from graft.recipe import read
 from graft.sketch import Ledger, Step, alike, loss, peak, shallow, sketch, unreal, weights
 from graft.train.optimizers import build
 from graft.train.paging import Pages
+from models import CONFIGS, tiny_base, tiny_model
 
 SIZES = {"7b": (32, 4096, 11008), "13b": (40, 5120, 13824), "33b": (60, 6656, 17920), "65b": (80, 8192, 22016)}
 ALL = "all-linear"
@@ -24,8 +25,8 @@ ALL = "all-linear"
 def llama(size):
     layers, width, inner = SIZES[size]
     return LlamaConfig(
-        num_hidden_layers=layers, hidden_size=width, intermediate_size=inner, num_attention_heads=width // 128, vocab_size=32000,
-        max_position_embeddings=2048,
+        num_hidden_layers=layers, hidden_size=width, intermediate_size=inner, num_attention_heads=width // 128,
+        vocab_size=32000, max_position_embeddings=2048,
     )  # fmt: skip
 
 
@@ -90,7 +91,7 @@ def test_a_sketched_step_holds_what_a_real_one_holds(family, training):
         total = loss(base, step)
         if training:
             total.backward()
-    predicted = peak(base.model.config, methods, step, training=training, uniform=True, dtype=torch.float32)
+    predicted, _ = peak(base.model.config, methods, step, training=training, uniform=True, dtype=torch.float32)
     assert predicted == pytest.approx(ledger.peak, rel=0.02)  # masks that transformers leaves out for real values
 
 
@@ -111,16 +112,21 @@ def test_only_adapters_that_treat_blocks_alike_are_carried_on():
 
 
 def test_checkpointing_and_small_batches_hold_less():
-    config, methods = AutoConfig.for_model("llama", **CONFIGS["llama"] | {"num_hidden_layers": 6}), [LoRA(r=4, target_modules=ALL)]
-    whole = peak(config, methods, Step(4, 64), uniform=True)
-    assert peak(config, methods, Step(4, 64, checkpointing=True), uniform=True) < 0.6 * whole
-    assert peak(config, methods, Step(2, 64), uniform=True) < 0.7 * whole
+    config, methods = (
+        AutoConfig.for_model("llama", **CONFIGS["llama"] | {"num_hidden_layers": 6}),
+        [LoRA(r=4, target_modules=ALL)],
+    )
+    whole, _ = peak(config, methods, Step(4, 64), uniform=True)
+    assert peak(config, methods, Step(4, 64, checkpointing=True), uniform=True)[0] < 0.6 * whole
+    assert peak(config, methods, Step(2, 64), uniform=True)[0] < 0.7 * whole
 
 
 @pytest.mark.parametrize("kind", ["adamw", "adamw_8bit"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_optimizer_bytes_are_those_of_the_real_optimizer(kind, dtype):
-    named = {name: torch.nn.Parameter(torch.zeros(n, dtype=dtype)) for name, n in (("a", 5000), ("b", 100), ("c", 4096))}
+    named = {
+        name: torch.nn.Parameter(torch.zeros(n, dtype=dtype)) for name, n in (("a", 5000), ("b", 100), ("c", 4096))
+    }
     real = build(kind, named, [{"params": list(named.values()), "lr": 1.0, "weight_decay": 0.0}], Pages())
     padding = real.states.resident_bytes - optimizer_bytes(kind, list(named.values()))
     assert 0 <= padding < 64 * len(real.tensors())  # each state begins at a multiple of 64 bytes
@@ -146,18 +152,23 @@ def test_levers_are_keys_of_a_recipe_and_save_what_they_say():
     found = plan_model(config, methods, Shape(rows=4, length=512))
     assert len(found.levers) == 3
     for lever in found.levers:
-        key, value = lever.change.split("=")
-        plan({"model": "x", "method": {"name": "lora", "r": 16}}, [lever.change]) if key == "unknown" else None
-        assert key.split(".")[0] in ("train", "data", "quant", "method") and value
+        read({"method": {"name": "lora", "r": 16}}, [lever.change])  # refuses a key that it does not know
     halved = plan_model(config, methods, Shape(rows=2, length=512))
     saved = next(lever.saves for lever in found.levers if lever.change == "train.micro_batch_size=2")
-    assert found.peaks["train"] - halved.peaks["train"] == pytest.approx(saved, rel=0.05)
+    assert found.parts["step"] - halved.parts["step"] == pytest.approx(saved, rel=0.05)
 
 
 def test_a_recipe_is_planned_without_its_weights(tmp_path):
     llama("7b").save_pretrained(tmp_path / "model")
-    settings = {"model": str(tmp_path / "model"), "quant": "nf4", "method": {"name": "lora", "r": 16, "target_modules": ALL}}
-    found = plan(settings | {"train": {"gradient_checkpointing": True, "optimizer": "paged_adamw_8bit"}, "data": {"max_length": 512}})
+    settings = {
+        "model": str(tmp_path / "model"),
+        "quant": "nf4",
+        "method": {"name": "lora", "r": 16, "target_modules": ALL},
+    }
+    found = plan(
+        settings
+        | {"train": {"gradient_checkpointing": True, "optimizer": "paged_adamw_8bit"}, "data": {"max_length": 512}}
+    )
     assert (found.parameters, found.trained, found.sites) == (6_738_415_616, 39_976_960, 224)
     assert found.parts["optimizer"] == 0  # paged, nothing kept resident
     assert json.loads(json.dumps(found.facts()))["fits"] is found.fits

@@ -3,8 +3,8 @@
     python benchmarks/memory/plan_check.py            all rows, as a table
     python benchmarks/memory/plan_check.py ROW        one row as JSON (what the table calls)
 
-Measured is the largest resident set of a process that builds a model with random weights, attaches LoRA, and takes three
-steps on full packed rows. Predicted is `graft.plan` in the same process before anything is built.
+Measured is the largest resident set of a process that builds a model with random weights, attaches LoRA, and takes
+three steps on full packed rows. Predicted is `graft.plan` in the same process before anything is built.
 """
 
 import json
@@ -26,10 +26,17 @@ from graft.train.optimizers import build
 from graft.train.paging import Pages
 from graft.train.step import measure
 
-LLAMA = {"model_type": "llama", "hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 12, "num_attention_heads": 8,
+LLAMA = {"model_type": "llama", "hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 12,
+         "num_attention_heads": 8,
          "vocab_size": 16384, "max_position_embeddings": 1024}  # fmt: skip
 GPT2 = {"model_type": "gpt2", "n_embd": 384, "n_layer": 8, "n_head": 6, "vocab_size": 16384, "n_positions": 512}
-BERT = {"model_type": "bert", "hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 6, "num_attention_heads": 12}
+BERT = {
+    "model_type": "bert",
+    "hidden_size": 384,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 12,
+}
 LORA = LoRA(r=16, target_modules="all-linear")
 ROWS = {  # config, method, quant, dtype, rows, length, checkpointing, optimizer
     "llama lora bf16": (LLAMA, LORA, "none", "bf16", 4, 512, False, "adamw"),

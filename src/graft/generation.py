@@ -1,4 +1,4 @@
-"""Generation: prompts in, only the new text out, in the order of the prompts, rows with different adapters side by side.
+"""Generation: prompts in, only the new text out, in their order, rows with different adapters side by side.
 
 Prompts are sorted by length and left-padded, so that every row's last token stands at the same place and positions
 count live tokens only. A stop is a token (the end tokens of model and template) or a string, which is cut off.

@@ -31,6 +31,7 @@ from graft.quant import QuantLinear, Scheme
 from graft.quant.replace import matrix, packable
 
 DEPTH = ("num_hidden_layers", "num_layers", "n_layer", "num_decoder_layers", "encoder_layers", "decoder_layers")
+HEAP = 32 << 20  # glibc gives larger blocks back at once; smaller ones leave holes that the next step does not fill
 SHALLOW = (1, 2)  # numbers of blocks that are run in place of a deep model
 
 
@@ -48,11 +49,14 @@ class Sketch(Base):
 
 
 class Ledger(TorchDispatchMode):
-    """Bytes that operations inside the block allocate and have not freed.  peak: the most at any time."""
+    """Bytes that operations inside the block allocate and have not freed.
+
+    peak: the most at any time.  heap: the same for blocks of at most HEAP bytes alone.
+    """
 
     def __init__(self, known: Sequence[Tensor]) -> None:
         super().__init__()
-        self.live = self.peak = 0
+        self.peak = self.heap = self._live = self._small = 0
         self._seen = weakref.WeakKeyDictionary({t.untyped_storage(): None for t in known})
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -66,12 +70,13 @@ class Ledger(TorchDispatchMode):
         storage = tensor.untyped_storage()
         if storage not in self._seen:
             self._seen[storage] = None
-            self.live += storage.nbytes()
-            self.peak = max(self.peak, self.live)
-            weakref.finalize(storage, self._leave, storage.nbytes()).atexit = False
+            self._count(storage.nbytes(), 1)
+            weakref.finalize(storage, self._count, storage.nbytes(), -1).atexit = False
 
-    def _leave(self, size: int) -> None:
-        self.live -= size
+    def _count(self, size: int, sign: int) -> None:
+        self._live += sign * size
+        self._small += sign * size * (size <= HEAP)
+        self.peak, self.heap = max(self.peak, self._live), max(self.heap, self._small)
 
 
 class _Product(torch.autograd.Function):
@@ -115,9 +120,7 @@ def unreal() -> Iterator[None]:
         yield
 
 
-def sketch(
-    config: Any, *, quant: str = "none", dtype: torch.dtype = torch.bfloat16, task: str | None = None
-) -> Sketch:
+def sketch(config: Any, *, quant: str = "none", dtype: torch.dtype = torch.bfloat16, task: str | None = None) -> Sketch:
     """The base of a transformers configuration; arguments as for `graft.load`. Call inside `unreal`."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
@@ -151,8 +154,10 @@ def alike(base: Base) -> bool:
     return len({frozenset(names) for names in blocks.values()}) <= 1
 
 
-def peak(config: Any, methods: Sequence[Method], step: Step, *, training: bool = True, uniform: bool, **kind: Any) -> int:
-    """Bytes that one micro-batch holds at its peak, beyond weights, adapter and gradients.
+def peak(
+    config: Any, methods: Sequence[Method], step: Step, *, training: bool = True, uniform: bool, **kind: Any
+) -> tuple[int, int]:
+    """Bytes that one micro-batch holds at its peak, beyond weights, adapter and gradients: (all, in blocks up to HEAP).
 
     training: with backward.  uniform: see `alike`.  kind: quant, dtype and task of the base.
     """
@@ -160,7 +165,9 @@ def peak(config: Any, methods: Sequence[Method], step: Step, *, training: bool =
     if depth <= SHALLOW[1] or not uniform:
         return _run(config, methods, step, training, kind)
     low, high = (_run(shallow(config, blocks), methods, step, training, kind) for blocks in SHALLOW)
-    return round(low + (high - low) * (depth - SHALLOW[0]) / (SHALLOW[1] - SHALLOW[0]))
+    further = (depth - SHALLOW[0]) / (SHALLOW[1] - SHALLOW[0])
+    whole, heap = (round(a + (b - a) * further) for a, b in zip(low, high, strict=True))
+    return whole, heap
 
 
 def shallow(config: Any, blocks: int) -> Any:
@@ -174,7 +181,7 @@ def shallow(config: Any, blocks: int) -> Any:
     )
 
 
-def _run(config: Any, methods: Sequence[Method], step: Step, training: bool, kind: dict[str, Any]) -> int:
+def _run(config: Any, methods: Sequence[Method], step: Step, training: bool, kind: dict[str, Any]) -> tuple[int, int]:
     with unreal():
         base = sketch(config, **kind)
         adapter = base.attach("plan", methods)
@@ -188,11 +195,11 @@ def _run(config: Any, methods: Sequence[Method], step: Step, training: bool, kin
             total = loss(base, step)
             if training:
                 total.backward()
-        return ledger.peak
+        return ledger.peak, ledger.heap
 
 
 def loss(base: Base, step: Step) -> Tensor:
-    """The summed loss of a full batch: block mask as packing gives it, logits in chunks that backward computes again."""
+    """The summed loss of a full batch: a block mask as packing has it, logits in chunks computed again in backward."""
     shape = step.rows, step.length
     ids = torch.zeros(shape, dtype=torch.long)
     live = torch.ones(shape, dtype=torch.long)

@@ -1,12 +1,20 @@
-"""Perplexity, classes and texts of held-out rows. Oracle: transformers' loss of one row at a time, arithmetic by hand."""
+"""Perplexity, classes and texts of held-out rows. Oracles: transformers' loss of one row at a time, arithmetic."""
 
 import math
 
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import BertConfig, BertForMaskedLM, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-from transformers import T5Config, T5ForConditionalGeneration
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from graft.base import Base
 from graft.data.encode import IGNORED, Example
@@ -17,7 +25,14 @@ from graft.evaluate import Held, before_after, cases, evaluate, perplexity
 from graft.methods.lora import LoRA
 from graft.methods.task_head import TaskHead
 
-WORDS = ["<pad>", "<s>", "</s>", "<unk>", "[MASK]", *"the cat sat on mat a dog ran red blue".split()]
+WORDS = [
+    "<pad>",
+    "<s>",
+    "</s>",
+    "<unk>",
+    "[MASK]",
+    *["the", "cat", "sat", "on", "mat", "a", "dog", "ran", "red", "blue"],
+]
 ROWS = [[1, 5, 6, 7, 8, 5, 9, 2], [1, 10, 11, 2], [1, 10, 11, 12, 2], [1, 5, 13, 6, 2], [1, 14, 2]]
 
 
@@ -26,7 +41,12 @@ def tokenizer():
     words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(
-        tokenizer_object=words, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>", mask_token="[MASK]"
+        tokenizer_object=words,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        mask_token="[MASK]",
     )
 
 
@@ -62,7 +82,9 @@ def test_perplexity_weighs_every_token_alike_however_rows_are_batched(llama, tok
 
 def test_masked_models_count_the_hidden_tokens(tokenizer):
     torch.manual_seed(0)
-    config = BertConfig(vocab_size=len(WORDS), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24)
+    config = BertConfig(
+        vocab_size=len(WORDS), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24
+    )
     base = Base(BertForMaskedLM(config), tokenizer, "tiny")
     settings = {"stage": "pretrain", "objective": "masked", "family": "masked", "pack": False}
     whole = [Example(ids, list(ids), "x:1") for ids in ROWS]
@@ -76,7 +98,9 @@ def test_masked_models_count_the_hidden_tokens(tokenizer):
 
 def test_encoder_decoders_count_the_tokens_they_write(tokenizer):
     torch.manual_seed(0)
-    config = T5Config(vocab_size=len(WORDS), d_model=16, d_kv=8, d_ff=24, num_layers=1, num_heads=2, decoder_start_token_id=0)
+    config = T5Config(
+        vocab_size=len(WORDS), d_model=16, d_kv=8, d_ff=24, num_layers=1, num_heads=2, decoder_start_token_id=0
+    )
     base = Base(T5ForConditionalGeneration(config), tokenizer, "tiny")
     pairs = [(ROWS[0], [5, 6, 2]), (ROWS[1], [7, 8, 9, 10, 2])]
     written = [Example(read, [IGNORED] * len(read), "x:1", target_ids=write) for read, write in pairs]
@@ -137,7 +161,9 @@ def test_before_and_after_differ_by_the_adapter_only(llama, tokenizer):
 
 def test_classes_come_from_the_adapters_head_and_stand_beside_the_majority(tokenizer):
     torch.manual_seed(0)
-    config = BertConfig(vocab_size=len(WORDS), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24)
+    config = BertConfig(
+        vocab_size=len(WORDS), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24
+    )
     base = Base(BertModel(config), tokenizer, "tiny")
     adapter = base.attach("intent", TaskHead(num_labels=3))
     head = adapter.inserts[0][1]

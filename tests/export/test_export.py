@@ -1,4 +1,4 @@
-"""Merged folders load in plain transformers with equal logits; lossy merges are refused. Oracles: transformers, PEFT."""
+"""Merged folders load in transformers with equal logits; lossy merges are refused. Oracles: transformers, PEFT."""
 
 import json
 import sys
@@ -6,12 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from models import inputs, randomise, tiny_base, tiny_model
 from peft import PeftModel
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM, AutoTokenizer
-from transformers import PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    PreTrainedTokenizerFast,
+)
 
 from graft.base import Base
 from graft.errors import AdapterError, MergeError, UsageError
@@ -21,6 +25,7 @@ from graft.methods.full import Full
 from graft.methods.lora import LoRA
 from graft.methods.task_head import TaskHead
 from graft.quant import quantise_model
+from models import inputs, randomise, tiny_base, tiny_model
 
 AUTO = {"bert": AutoModelForMaskedLM, "t5": AutoModelForSeq2SeqLM}
 
@@ -177,7 +182,9 @@ def test_an_existing_folder_stays_unless_force_is_given(tmp_path):
 
 def test_a_failure_leaves_nothing_behind(tmp_path, monkeypatch):
     base = tiny_base()
-    monkeypatch.setattr(sys.modules["graft.export"], "write_model", lambda *_: Path(tmp_path / "nowhere/x").write_text("x"))
+    monkeypatch.setattr(
+        sys.modules["graft.export"], "write_model", lambda *_: Path(tmp_path / "nowhere/x").write_text("x")
+    )
     with pytest.raises(FileNotFoundError):
         export(base, tmp_path / "out")
     assert not list(tmp_path.iterdir())

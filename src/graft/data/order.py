@@ -14,7 +14,7 @@ from torch import Tensor
 
 from graft.data import noise
 from graft.data.encode import IGNORED, Example
-from graft.data.pack import best_fit, packed
+from graft.data.pack import best_fit, packed, rounded
 from graft.errors import UsageError
 
 MEGA = 50  # batches sorted together by length when rows are padded
@@ -153,19 +153,21 @@ class Feed:
 
     def _packed(self, groups: list[list[Example]]) -> Batch:
         pairs = [[(example.ids, example.labels) for example in group] for group in groups]
-        inputs, labels = packed(pairs, pad=self.pad, causal=self.causal, first_position=self.first_position)
+        inputs, labels = packed(
+            pairs, pad=self.pad, causal=self.causal, first_position=self.first_position, limit=self.max_length
+        )
         return Batch(inputs, labels, self._count(labels), [example.source for group in groups for example in group])
 
     def _padded(self, examples: list[Example]) -> Batch:
-        ids, live = _rectangle([example.ids for example in examples], self.pad)
+        ids, live = self._rectangle([example.ids for example in examples], self.pad)
         inputs = {"input_ids": ids, "attention_mask": live}
         sources = [example.source for example in examples]
         if self.stage == "classify":
             return Batch(inputs, torch.tensor([example.target for example in examples]), len(examples), sources)
         if not self.seq2seq:
-            labels = _rectangle([example.labels for example in examples], IGNORED)[0]
+            labels = self._rectangle([example.labels for example in examples], IGNORED)[0]
             return Batch(inputs, labels, self._count(labels), sources)
-        labels = _rectangle([example.target_ids or [] for example in examples], IGNORED)[0]
+        labels = self._rectangle([example.target_ids or [] for example in examples], IGNORED)[0]
         start = self.pad if self.decoder_start is None else self.decoder_start
         shifted = torch.cat([torch.full_like(labels[:, :1], start), labels[:, :-1]], 1)
         inputs["decoder_input_ids"] = shifted.masked_fill(shifted == IGNORED, self.pad)
@@ -175,8 +177,8 @@ class Feed:
         return int(((labels[:, 1:] if self.causal else labels) != IGNORED).sum())
 
 
-def _rectangle(rows: Sequence[list[int]], fill: int) -> tuple[Tensor, Tensor]:
-    """Rows filled up on the right to one length, and (B, T) int64 with 1 where a row is."""
-    width = max(map(len, rows))
-    values = torch.tensor([row + [fill] * (width - len(row)) for row in rows])
-    return values, torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
+    def _rectangle(self, rows: Sequence[list[int]], fill: int) -> tuple[Tensor, Tensor]:
+        """Rows filled up on the right to one length, and (B, T) int64 with 1 where a row is."""
+        width = rounded(max(map(len, rows)), self.max_length)
+        values = torch.tensor([row + [fill] * (width - len(row)) for row in rows])
+        return values, torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])

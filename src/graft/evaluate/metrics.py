@@ -3,7 +3,7 @@
 A text metric takes (predictions, references): one string per row, one list of acceptable strings per row.
 
     bleu, chrf     corpus level by sacrebleu (Post 2018, arXiv 1804.08771), 13a tokens, all references, 0 … 100
-    rouge_l        F of the longest common subsequence (Lin 2004) by rouge_score, Porter stems, best reference, mean, 0 … 100
+    rouge_l        F of the longest common subsequence (Lin 2004) by rouge_score, Porter stems; best reference, 0 … 100
     exact_match    share equal to a reference after SQuAD's normalisation (Rajpurkar et al. 2016), 0 … 1
     distinct_n     different n-grams over all n-grams of all predictions (Li et al. 2016, arXiv 1510.03055), 0 … 1
     accuracy, f1   of classes; f1 is the plain mean of each class's F (macro), over classes predicted or true, 0 … 1

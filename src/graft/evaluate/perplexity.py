@@ -4,8 +4,8 @@
 
 Tokens are those the stage supervises: for causal models every token but a row's first, for masked models the hidden
 ones, for encoder-decoders the target's, for supervised fine-tuning the answers'. Rows longer than max_length were cut
-into windows by the data layer (stride = window), the start token is in the context where training has it, and logits are
-reduced in fp32.
+into windows by the data layer (stride = window), the start token is in the context where training has it, and logits
+are reduced in fp32.
 """
 
 import math
@@ -46,7 +46,9 @@ def perplexity(base: "Base", feed: Feed, progress: Progress = silent) -> dict[st
                     correct += found["correct"]
             progress("perplexity", step + 1, steps)
     if not tokens:
-        raise DataError("no token of the evaluation rows is supervised", "at least one", "check data.eval and max_length")
+        raise DataError(
+            "no token of the evaluation rows is supervised", "at least one", "check data.eval and max_length"
+        )
     return {
         "loss": loss / tokens,
         "perplexity": math.exp(min(loss / tokens, 700)),  # beyond that a float has no room

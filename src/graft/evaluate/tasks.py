@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from graft.data.order import Feed
 from graft.data.rows import Row
 from graft.errors import DataError
-from graft.evaluate import metrics as scores
+from graft.evaluate.metrics import CLASS, LOSS, NAMES, TEXT, check, user_scores
 from graft.evaluate.perplexity import Progress, classes, perplexity, silent
 
 if TYPE_CHECKING:
@@ -71,24 +71,24 @@ def evaluate(
     metrics: names of `graft.evaluate.metrics`, or package.module:function.  progress: called with (what, done, total).
     keep: receives {"prompt", "references", "text"} of every written text.
     """
-    scores.check(metrics)
+    check(metrics)
     found: dict[str, float] = {}
     with base.using(adapter):
-        if set(metrics) & set(scores.LOSS):
+        if set(metrics) & set(LOSS):
             found |= perplexity(base, _feed(held, metrics), progress)
-        if set(metrics) & set(scores.CLASS):
+        if set(metrics) & set(CLASS):
             pairs = classes(base, _feed(held, metrics), progress)
-            found |= {name: scores.CLASS[name](*pairs) for name in metrics if name in scores.CLASS}
-        written = [name for name in metrics if name in scores.TEXT or ":" in name]
+            found |= {name: CLASS[name](*pairs) for name in metrics if name in CLASS}
+        written = [name for name in metrics if name in TEXT or ":" in name]
         if written:
             found |= _texts(base, held, written, progress, keep)
-    own = [key for key in found if key not in (*scores.NAMES, "tokens")]  # what functions of the user called their numbers
+    own = [key for key in found if key not in (*NAMES, "tokens")]  # what functions of the user called their numbers
     return {name: found[name] for name in [*(m for m in metrics if m in found), *own]}
 
 
 @dataclass(frozen=True)
 class Table:
-    """The same metrics in several columns.  columns: {title: {metric: value}}.  texts: prompt, references and each column's."""
+    """The same metrics in several columns: {title: {metric: value}}.  texts: prompt, references, each column's text."""
 
     columns: dict[str, dict[str, float]]
     texts: list[dict[str, Any]]
@@ -104,20 +104,24 @@ class Table:
         titles = list(self.columns)
         widths = [max([len(t), *(len(values[i]) for _, values in shown)]) for i, t in enumerate(titles)]
         first = max([6, *(len(name) for name, _ in shown)])
-        make = lambda name, cells: "  ".join([name.ljust(first), *(c.rjust(w) for c, w in zip(cells, widths, strict=True))])
+        make = lambda name, cells: "  ".join(
+            [name.ljust(first), *(c.rjust(w) for c, w in zip(cells, widths, strict=True))]
+        )
         return [make("metric", titles), *(make(name, cells) for name, cells in shown)]
 
 
 def before_after(
     base: "Base", held: Held, metrics: Sequence[str], *, adapter: str, progress: Progress = silent
 ) -> Table:
-    """The bare base and the adapter on the same material. For classes, which a bare base does not give, the first column
-    is the most frequent class of the material."""
+    """The bare base and the adapter on the same material.
+
+    For classes, which a bare base does not give, the first column is the material's most frequent class.
+    """
     classify = held.feed is not None and held.feed.stage == "classify"
     before: list[dict[str, Any]] = []
     after: list[dict[str, Any]] = []
     if classify:
-        columns = {"majority": majority(held.feed, [m for m in metrics if m in scores.CLASS])}
+        columns = {"majority": majority(held.feed, [m for m in metrics if m in CLASS])}
     else:
         columns = {"before": evaluate(base, held, metrics, adapter=None, progress=progress, keep=before)}
     columns["after"] = evaluate(base, held, metrics, adapter=adapter, progress=progress, keep=after)
@@ -132,7 +136,7 @@ def majority(feed: Feed | None, metrics: Sequence[str]) -> dict[str, float]:
     """Class metrics of the answer that is always the most frequent class: what a model has to beat."""
     true = [example.target for example in (feed.examples if feed else [])]
     usual = Counter(true).most_common(1)[0][0]
-    return {name: scores.CLASS[name]([usual] * len(true), true) for name in metrics}
+    return {name: CLASS[name]([usual] * len(true), true) for name in metrics}
 
 
 def _feed(held: Held, metrics: Sequence[str]) -> Feed:
@@ -146,7 +150,9 @@ def _texts(
 ) -> dict[str, float]:
     asked = cases(held.rows)
     if not asked:
-        raise DataError(f"{', '.join(names)} without prompts and answers", "rows that ask something", "set data.eval or data.test")
+        raise DataError(
+            f"{', '.join(names)} without prompts and answers", "rows that ask something", "set data.eval or data.test"
+        )
     texts, writing = [""] * len(asked), dict(held.writing)
     # Slices of like length, longest first, as `generate` makes them: one call each, so that progress can be shown.
     order = sorted(range(len(asked)), key=lambda i: -len(str(asked[i].prompt)))
@@ -159,8 +165,8 @@ def _texts(
     references = [case.references for case in asked]
     if keep is not None:
         keep += [{"prompt": c.prompt, "references": c.references, "text": t} for c, t in zip(asked, texts, strict=True)]
-    found = {name: scores.TEXT[name](texts, references) for name in names if name in scores.TEXT}
+    found = {name: TEXT[name](texts, references) for name in names if name in TEXT}
     for name in names:
         if ":" in name:
-            found |= scores.user_scores(name, texts, references, [case.rows for case in asked])
+            found |= user_scores(name, texts, references, [case.rows for case in asked])
     return found

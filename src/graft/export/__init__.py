@@ -58,7 +58,9 @@ def export(
             "base": base.name,
             "dtype": str(base.dtype).removeprefix("torch."),
             "dequantised_layers": len(dequantised),
-            "note": f"{len(dequantised)} packed layers were written in 16 bits from their dequantised values" if dequantised else "",
+            "note": f"{len(dequantised)} packed layers were written in 16 bits from their dequantised values"
+            if dequantised
+            else "",
             "adapters": reports,
         }
         (partial / REPORT).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
@@ -91,7 +93,9 @@ def _one(base: "Base", name: str | None) -> str:
         return known[0]
     if name is None:
         given = "no adapter is attached" if not known else f"{len(known)} adapters are attached"
-        raise UsageError(given, "the name of one", f"pass adapter= one of {', '.join(known)}" if known else "attach one first")
+        raise UsageError(
+            given, "the name of one", f"pass adapter= one of {', '.join(known)}" if known else "attach one first"
+        )
     if name not in known:
         remedy = f"did you mean {nearest(name, known, 1)[0]!r}?" if known else "attach or load one first"
         raise AdapterError(f"no adapter {name!r} on this base", f"one of {', '.join(known) or 'none yet'}", remedy)
@@ -125,9 +129,13 @@ With PEFT:
 def _adapter(base: "Base", folder: Path, name: str, force: bool) -> Path:
     adapter = base.adapters[name]
     kinds = [method.peft_type for method in adapter.methods]
-    foreign = "" if len(kinds) > 1 or kinds[0].startswith("GRAFT") else FOREIGN.format(base=base.name, folder=folder.name)
+    foreign = (
+        "" if len(kinds) > 1 or kinds[0].startswith("GRAFT") else FOREIGN.format(base=base.name, folder=folder.name)
+    )
     methods = ", ".join(type(method).__module__.rpartition(".")[2] for method in adapter.methods)
-    card = CARD.format(base=base.name, name=name, methods=methods, count=adapter.count(), folder=folder.name, foreign=foreign)
+    card = CARD.format(
+        base=base.name, name=name, methods=methods, count=adapter.count(), folder=folder.name, foreign=foreign
+    )
     with replaced(folder, force=force) as partial:
         adapter.save(partial)
         if base.tokenizer is not None:

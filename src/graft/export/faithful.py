@@ -20,7 +20,11 @@ from graft.site import Site
 if TYPE_CHECKING:
     from graft.base import Base
 
-PROBES = ("The quick brown fox jumps over the lazy dog.", "Once upon a time there was", "Question: what is it?\nAnswer:")
+PROBES = (
+    "The quick brown fox jumps over the lazy dog.",
+    "Once upon a time there was",
+    "Question: what is it?\nAnswer:",
+)
 KEPT = 0.5  # smallest share of the change that must survive
 DRIFT = 0.5  # largest mean difference of the logits, as a share of what the adapter changes in them
 NOISE = 8  # differences below so many roundings of a logit say nothing
@@ -51,7 +55,7 @@ def survival(adapter: Adapter) -> dict[str, Any]:
 
 
 def answers(base: "Base", name: str | None) -> list[torch.Tensor]:
-    """What the base says to the fixed prompts under adapter `name`: logits, or hidden states without a language head."""
+    """What the base says to the fixed prompts under `name`: logits, or hidden states without a language head."""
     tokenizer = base.tokenizer
     rows = [tokenizer(text)["input_ids"] for text in PROBES] if tokenizer is not None else [list(range(4, 12))]
     found = []
@@ -62,13 +66,20 @@ def answers(base: "Base", name: str | None) -> list[torch.Tensor]:
     return found
 
 
-def drift(before: Sequence[torch.Tensor], adapted: Sequence[torch.Tensor], merged: Sequence[torch.Tensor]) -> dict[str, float]:
+def drift(
+    before: Sequence[torch.Tensor], adapted: Sequence[torch.Tensor], merged: Sequence[torch.Tensor]
+) -> dict[str, float]:
     """{"max", "mean"} absolute difference of merged and adapted logits; "effect": mean change that the adapter makes;
     "size": mean absolute logit."""
     apart = torch.cat([(m - a).abs().flatten() for m, a in zip(merged, adapted, strict=True)])
     effect = torch.cat([(a - b).abs().flatten() for a, b in zip(adapted, before, strict=True)])
     size = torch.cat([a.abs().flatten() for a in adapted])
-    return {"max": float(apart.max()), "mean": float(apart.mean()), "effect": float(effect.mean()), "size": float(size.mean())}
+    return {
+        "max": float(apart.max()),
+        "mean": float(apart.mean()),
+        "effect": float(effect.mean()),
+        "size": float(size.mean()),
+    }
 
 
 def judge(name: str, report: dict[str, Any], dtype: torch.dtype) -> None:

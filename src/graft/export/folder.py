@@ -34,7 +34,9 @@ def write_model(base: "Base", folder: Path, *, shard: str = "5GB") -> list[str]:
     clone, unpacked = plain(base.model)
     bad = [name for name, tensor in clone.named_parameters() if not torch.isfinite(tensor).all()]
     if bad:
-        raise ModelError(f"{bad[0]} holds NaN or infinity ({len(bad)} tensors do)", "finite weights", "merge a sound adapter")
+        raise ModelError(
+            f"{bad[0]} holds NaN or infinity ({len(bad)} tensors do)", "finite weights", "merge a sound adapter"
+        )
     with _quiet():
         clone.save_pretrained(folder, max_shard_size=shard)
         if base.tokenizer is not None:
@@ -91,7 +93,9 @@ def replaced(folder: Path, *, force: bool) -> Iterator[Path]:
         if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
             free = shutil.disk_usage(folder.parent).free
             raise SpaceError(
-                f"the disk of {folder.parent} is full ({free / 2**30:.2f} GiB free)", "room for the whole model", "free some"
+                f"the disk of {folder.parent} is full ({free / 2**30:.2f} GiB free)",
+                "room for the whole model",
+                "free some",
             ) from error
         raise
     finally:
@@ -116,7 +120,11 @@ def _written(clone: nn.Module, folder: Path) -> None:
             found += sum(_size(opened.get_slice(key).get_shape()) for key in opened.keys())  # noqa: SIM118
     shared = {t.untyped_storage().data_ptr(): t.numel() for t in clone.state_dict().values()}
     if found != sum(shared.values()):
-        raise ModelError(f"{folder} holds {found:,} values of {sum(shared.values()):,}", "all weights", "check the disk, export again")
+        raise ModelError(
+            f"{folder} holds {found:,} values of {sum(shared.values()):,}",
+            "all weights",
+            "check the disk, export again",
+        )
 
 
 def _size(shape: list[int]) -> int:

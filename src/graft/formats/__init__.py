@@ -28,7 +28,7 @@ def refuse_pickle(path: str | Path) -> None:
         given,
         "safetensors",
         "ask the author for safetensors; a LoRA file in loralib layout comes in through "
-        "`graft.formats.loralib.convert(file, folder, lora_alpha=...)`, which reads it in a child process",
+        "`graft convert FILE FOLDER --alpha A`, which reads it in a process of its own",
     )
 
 

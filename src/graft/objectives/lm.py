@@ -13,11 +13,14 @@ import torch
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from graft.data import IGNORED
+
 if TYPE_CHECKING:
     from graft.base import Base
     from graft.data.order import Batch
 
 CHUNK = 1024  # positions whose logits exist at one time
+GRAIN = 128  # their number is filled up to a multiple: every new shape costs a compiled kernel, which is then kept
 Loss = tuple[torch.Tensor, dict[str, float]]
 
 
@@ -27,7 +30,7 @@ def language_modelling(base: "Base", batch: "Batch") -> Loss:
     labels = batch.labels
     if base.family == "causal":
         hidden, labels = hidden[:, :-1], labels[:, 1:]
-    live = labels != -100
+    live = labels != IGNORED
     return chunked_loss(base, hidden[live], labels[live])
 
 
@@ -40,13 +43,15 @@ def chunked_loss(base: "Base", hidden: torch.Tensor, labels: torch.Tensor) -> Lo
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         return F.cross_entropy(logits, wanted, reduction="sum"), (logits.argmax(-1) == wanted).sum()
 
-    total, correct = torch.zeros((), device=hidden.device), 0
+    total, correct, count = torch.zeros((), device=hidden.device), 0, len(labels)
+    filler = -count % GRAIN
+    hidden, labels = F.pad(hidden, (0, 0, 0, filler)), F.pad(labels, (0, filler), value=IGNORED)
     for states, wanted in zip(hidden.split(CHUNK), labels.split(CHUNK), strict=True):
         loss, hits = (
             checkpoint(part, states, wanted, use_reentrant=False) if torch.is_grad_enabled() else part(states, wanted)
         )
         total, correct = total + loss, correct + int(hits)
-    return total, {"tokens": float(len(labels)), "correct": float(correct)}
+    return total, {"tokens": float(count), "correct": float(correct)}
 
 
 def _forward_keywords(base: "Base", batch: "Batch") -> dict[str, torch.Tensor]:

@@ -37,7 +37,7 @@ def _shelves(n: int, seed: int, split: str) -> list[dict[str, str]]:
 
 # name: (what writes the rows, number of rows, seed, split of the products)
 DATASETS: dict[str, tuple[Callable[[int, int, str], list[dict[str, str]]], int, int, str]] = {
-    "text": (_texts, 60_000, 0, "train"),
+    "text": (_texts, 90_000, 0, "train"),
     "text-held-out": (_texts, 400, 1, "held-out"),
     "descriptions": (writing.sft_rows, 4_000, 2, "train"),
     "descriptions-held-out": (writing.sft_rows, 200, 3, "held-out"),

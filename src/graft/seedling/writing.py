@@ -137,7 +137,7 @@ def _question(item: Product, pair: tuple[str, str], draw: random.Random) -> str:
 
 def _cards(draw: random.Random, source: Iterator[Product]) -> str:
     item = next(source)
-    few = draw.sample(item.attributes[2:], draw.randint(1, 3))
+    few = draw.sample(item.attributes[2:], min(len(item.attributes) - 2, draw.choice((1, 1, 1, 2, 2, 3, 3, 4, 6))))
     card = Product((*item.attributes[:2], *few))
     text, form = _sheet(card, draw)[0], draw.random()
     if form < 0.3:
@@ -193,9 +193,9 @@ def _descriptions(draw: random.Random, source: Iterator[Product]) -> str:
 
 
 _KINDS: dict[Callable[[random.Random, Iterator[Product]], str], int] = {
-    _cards: 10,
+    _cards: 24,
     _catalogue: 1,
-    _questions: 2,
-    _lists: 2,
+    _questions: 1,
+    _lists: 1,
     _descriptions: 1,
 }
