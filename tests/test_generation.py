@@ -175,7 +175,8 @@ def test_an_answer_ends_where_the_context_ends_and_neighbours_keep_theirs(tokeni
     "setting",
     [
         {"temperature": math.nan}, {"temperature": -1.0}, {"temperature": 0.0}, {"temperature": math.inf},
-        {"top_p": 0.0}, {"top_p": 1.5}, {"top_p": math.nan}, {"top_k": -1}, {"top_k": 2.5}, {"max_new_tokens": 0}, {"batch_size": 0},
+        {"top_p": 0.0}, {"top_p": 1.5}, {"top_p": math.nan}, {"top_k": -1},
+        {"top_k": 2.5}, {"max_new_tokens": 0}, {"batch_size": 0},
         {"stop": [""]}, {"max_tokens": 5},
     ],
 )  # fmt: skip

@@ -4,7 +4,7 @@
     python benchmarks/memory/plan_check.py ROW        one row as JSON (what the table calls)
 
 Measured is the largest resident set of a process that builds a model with random weights, attaches LoRA, and takes
-three steps on full packed rows. Predicted is `graft.plan` in the same process before anything is built.
+three steps on full packed rows. Predicted is `graft.plan` of the same, with the process as it was before the model.
 """
 
 import json
@@ -55,8 +55,6 @@ def run(name: str) -> dict[str, float]:
     shape = Shape(rows, length, rows, checkpointing, optimizer)
     floor = resident()
     base = fresh(config, dtype=dtype)
-    predicted = plan_model(base.model.config, [method], shape, quant=quant, dtype=base.dtype)
-    process = floor  # what planning itself left behind is no part of a training process
     if quant != "none":
         quantise_model(base.model, quant)
     adapter = base.attach("x", method)
@@ -72,8 +70,9 @@ def run(name: str) -> dict[str, float]:
         with base.using("x"):
             measure(base, adapter, language_modelling, [batch], lambda mask: None)
         states.step(1.0)
-    train = peak()
-    return {"predicted": predicted.peaks["train"] - predicted.process + process, "measured": train, "floor": floor}
+    measured = peak()
+    predicted = plan_model(base.model.config, [method], shape, quant=quant, dtype=base.dtype)
+    return {"predicted": predicted.peaks["train"] - predicted.process + floor, "measured": measured, "floor": floor}
 
 
 def example(base, rows: int, length: int) -> Batch:

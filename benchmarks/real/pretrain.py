@@ -27,7 +27,7 @@ import graft
 from graft.recipe import read
 from graft.run import RunObserver
 
-CHARACTERS = {"train": 60_000, "valid": 40_000}  # from each book
+CHARACTERS = {"train": 60_000, "valid": 15_000}  # from each book
 LLAMA = {
     "model_type": "llama", "hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 4,
     "num_attention_heads": 4, "num_key_value_heads": 4, "max_position_embeddings": 256, "tie_word_embeddings": True,
@@ -44,7 +44,7 @@ STEPS = {"causal": 300, "span": 300, "masked": 200}
 def recipes(folder: Path) -> dict[str, dict[str, Any]]:
     """The three runs."""
     data = {"train": str(books(folder, "train")), "eval": str(books(folder, "valid"))}
-    usual = {"stage": "pretrain", "dtype": "fp32"}
+    usual = {"stage": "pretrain", "dtype": "fp32", "evaluate": {"metrics": ["loss", "perplexity"]}}
     fresh = usual | {"data": data | {"max_length": 128}, "train": train(16, 0.01)}
     low_rank = {
         "name": "lora", "r": 16, "lora_alpha": 32, "target_modules": "all-linear",

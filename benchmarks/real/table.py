@@ -1,10 +1,13 @@
 """RESULTS.md from results/*.json: each row beside PEFT and beside answers without a model; and what falls short.
 
-python benchmarks/real/table.py
+    python benchmarks/real/table.py [runs/real/trial]
+
+The page is written beside the folder of the results.
 """
 
 import json
 import statistics
+import sys
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -13,7 +16,6 @@ from typing import Any
 import curves
 import grid
 
-HERE = Path(__file__).parent
 LAST = 10  # steps whose mean is a run's training loss
 ALLOWED = 0.02  # relative difference of training losses that counts as equal
 WANTED = 80.0  # per cent of Banking77's questions, by full and LoRA on all rows
@@ -86,16 +88,17 @@ class Row:
 
 
 def main() -> None:
-    runs = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((HERE / "results").glob("*.json"))]
+    results = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent / "results"
+    runs = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(results.glob("*.json"))]
     compared = sorted((run for run in runs if "cell" in run), key=place)
     pretrained = [run for run in runs if "pretrain" in run]
     short: list[str] = []
     page = [head(runs)] + [section(list(group), short) for _, group in groupby(compared, key=place)]
     if pretrained:
-        (HERE / "pretraining.svg").write_text(curves.svg(pretrained), encoding="utf-8")
+        (results.parent / "pretraining.svg").write_text(curves.svg(pretrained), encoding="utf-8")
         page.append(pretraining(pretrained))
     page += ["## What falls short\n", "\n".join(f"- {line}" for line in short) or "Nothing that is measured here."]
-    (HERE / "RESULTS.md").write_text("\n".join(page) + "\n", encoding="utf-8")
+    (results.parent / "RESULTS.md").write_text("\n".join(page) + "\n", encoding="utf-8")
 
 
 def head(runs: Sequence[Run]) -> str:

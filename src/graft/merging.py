@@ -106,7 +106,7 @@ class Merges:
     def _replace(
         self, name: str, packed: QuantLinear, weight: torch.Tensor, bias: nn.Parameter | None, merged: Merged
     ) -> None:
-        plain = unpacked(packed, weight).requires_grad_(False).eval()
+        plain: Any = unpacked(packed, weight).requires_grad_(False).eval()
         plain.bias = bias
         self._model.set_submodule(name, plain)
         merged.dequantised.append(name)

@@ -117,10 +117,10 @@ def plan(recipe: str | Path | dict[str, Any] | Recipe, overrides: Iterable[str] 
     """The plan of a recipe. Reads the model's config and, for classes, the rows; no weights."""
     chosen = read(recipe, overrides)
     config = _config(chosen)
-    train = chosen.train
+    train, positions = chosen.train, getattr(config, "max_position_embeddings", None)
     shape = Shape(
         rows=train.micro_batch_size,
-        length=min(chosen.data.max_length, _positions(config) or chosen.data.max_length),
+        length=min(chosen.data.max_length, positions or chosen.data.max_length),
         eval_rows=chosen.evaluate.batch_size,
         checkpointing=train.gradient_checkpointing,
         optimizer=train.optimizer,
@@ -142,18 +142,8 @@ def plan_model(
     """
     kind = {"quant": quant, "dtype": dtype, "task": task}
     available, device, process = memory()
-    with unreal():
-        base = sketch(config, **kind)
-        adapter = base.attach("plan", methods)
-        trained, uniform = adapter.parameters(), alike(base)
-        held = {
-            "weights": weights(base),
-            "adapter": stored(list(adapter.tensors().values())),
-            "gradients": stored(trained),
-            "optimizer": _resident(optimizer_bytes(shape.optimizer, trained), shape),
-        }
-        counts = base.count(), adapter.count(), len({site.name for site, _ in adapter.inserts})
-        lighter = weights(base) - weights(sketch(config, **kind | {"quant": "nf4"})) if quant == "none" else 0
+    standing = _standing(config, methods, shape, kind)
+    held, uniform = standing.held, standing.uniform
 
     def cost(step: Step, training: bool = True) -> tuple[int, int]:
         """(tensors of the step, what the allocator keeps beside them)."""
@@ -164,18 +154,52 @@ def plan_model(
         cost(step) for step in (shape.step(), shape.step(2 * shape.rows), replace(shape, checkpointing=True).step())
     )
     evaluation = cost(replace(shape, checkpointing=False).step(shape.eval_rows), training=False)
-    update = 2 * 4 * max((p.numel() for p in trained), default=0)  # the largest tensor's update: two fp32 temporaries
-    kept, parts = process + sum(held.values()), {**held, "step": max(now[0], update), "allocator": now[1]}
+    kept, parts = process + sum(held.values()), {**held, "step": max(now[0], standing.update), "allocator": now[1]}
     peaks = {
         "train": kept + parts["step"] + parts["allocator"],
         "evaluate": kept - held["gradients"] + sum(evaluation),
-        "save": kept - held["gradients"] + held["adapter"] + optimizer_bytes(shape.optimizer, trained),
+        "save": kept - held["gradients"] + held["adapter"] + standing.states,
     }
     per_row = max(1, (doubled[0] - now[0]) // shape.rows)  # tensors only: holes do not grow in a line
-    fitting = max(0, shape.rows + (available - kept - now[0] - max(now[1], doubled[1])) // per_row)
-    draft = Plan(config.model_type, *counts, parts, peaks, process, available, device, fitting)
-    saved = {"row": per_row, "checkpointing": 0 if shape.checkpointing else now[0] - leaner[0], "nf4": lighter}
+    more = (available - kept - now[0] - max(now[1], doubled[1])) // per_row
+    fits = peaks["train"] <= available
+    fitting = shape.rows + max(more, 0) if fits else min(max(shape.rows + more, 0), shape.rows - 1)
+    draft = Plan(config.model_type, *standing.counts, parts, peaks, process, available, device, fitting)
+    saved = {"row": per_row, "checkpointing": 0 if shape.checkpointing else now[0] - leaner[0], "nf4": standing.lighter}
     return replace(draft, levers=_levers(draft, shape, methods, saved))
+
+
+@dataclass(frozen=True)
+class _Standing:
+    """What is there before a step.  held: bytes by part.  counts: parameters, trained ones, sites.  uniform: `alike`.
+
+    states: bytes of the whole optimizer.  update: of an optimizer's temporaries.  lighter: that NF4 would save.
+    """
+
+    held: dict[str, int]
+    counts: tuple[int, int, int]
+    uniform: bool
+    states: int
+    update: int
+    lighter: int
+
+
+def _standing(config: Any, methods: Sequence[Method], shape: Shape, kind: dict[str, Any]) -> _Standing:
+    with unreal():
+        base = sketch(config, **kind)
+        adapter = base.attach("plan", methods)
+        trained = adapter.parameters()
+        states = optimizer_bytes(shape.optimizer, trained)
+        held = {
+            "weights": weights(base),
+            "adapter": stored(list(adapter.tensors().values())),
+            "gradients": stored(trained),
+            "optimizer": min(states, shape.budget) if shape.optimizer.startswith("paged") else states,
+        }
+        counts = base.count(), adapter.count(), len({site.name for site, _ in adapter.inserts})
+        update = 2 * 4 * max((p.numel() for p in trained), default=0)  # the largest tensor's: two fp32 temporaries
+        packed = weights(sketch(config, **kind | {"quant": "nf4"})) if kind["quant"] == "none" else held["weights"]
+        return _Standing(held, counts, alike(base), states, update, lighter=held["weights"] - packed)
 
 
 def optimizer_bytes(kind: str, trained: Sequence[torch.Tensor]) -> int:
@@ -242,11 +266,6 @@ def _methods(recipe: Recipe) -> list[Method]:
     return methods + ([find("task_head")(num_labels=len(labels))] if labels and not heads else [])
 
 
-def _positions(config: Any) -> int | None:
-    found = getattr(config, "max_position_embeddings", None)
-    return found if isinstance(found, int) else None
-
-
 def _gib(size: float) -> str:
     """Bytes for people.
 
@@ -254,10 +273,6 @@ def _gib(size: float) -> str:
     ('3.60 GiB', '4.8 MiB')
     """
     return f"{size / GIB:.2f} GiB" if size >= GIB / 10 else f"{size / 2**20:.1f} MiB"
-
-
-def _resident(states: int, shape: Shape) -> int:
-    return min(states, shape.budget) if shape.optimizer.startswith("paged") else states
 
 
 def _levers(draft: Plan, shape: Shape, methods: Sequence[Method], saved: dict[str, int]) -> list[Lever]:

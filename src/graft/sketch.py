@@ -2,7 +2,7 @@
 
 Everything is built of fake tensors: shapes, dtypes and devices are real, storage is not. The same classes are put
 together by the same code as in a run, so counts and bytes of weights are exact, and a forward and backward of the
-sketch allocates and frees what the real ones do; `Ledger` keeps the books. A deep model is run with one and with two
+sketch allocates and frees what the real ones do; `Ledger` keeps the books. A deep model is run with a few
 blocks and carried on to its depth in a straight line.
 """
 
@@ -32,7 +32,6 @@ from graft.quant.replace import matrix, packable
 
 DEPTH = ("num_hidden_layers", "num_layers", "n_layer", "num_decoder_layers", "encoder_layers", "decoder_layers")
 HEAP = 32 << 20  # glibc gives larger blocks back at once; smaller ones leave holes that the next step does not fill
-SHALLOW = (1, 2)  # numbers of blocks that are run in place of a deep model
 
 
 class Sketch(Base):
@@ -162,12 +161,13 @@ def peak(
     training: with backward.  uniform: see `alike`.  kind: quant, dtype and task of the base.
     """
     depth = max(getattr(config, key, 0) or 0 for key in DEPTH)
-    if depth <= SHALLOW[1] or not uniform:
+    # The first block hands no gradient down. Where one block at a time is computed again, that is no share of each.
+    few = 2 if step.checkpointing else 1
+    if depth <= few + 1 or not uniform:
         return _run(config, methods, step, training, kind)
-    low, high = (_run(shallow(config, blocks), methods, step, training, kind) for blocks in SHALLOW)
-    further = (depth - SHALLOW[0]) / (SHALLOW[1] - SHALLOW[0])
-    whole, heap = (round(a + (b - a) * further) for a, b in zip(low, high, strict=True))
-    return whole, heap
+    low, high = (_run(shallow(config, blocks), methods, step, training, kind) for blocks in (few, few + 1))
+    whole, heap = (a + (b - a) * (depth - few) for a, b in zip(low, high, strict=True))
+    return whole, min(heap, whole)
 
 
 def shallow(config: Any, blocks: int) -> Any:

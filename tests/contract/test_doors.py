@@ -6,7 +6,6 @@ from typing import ClassVar
 
 import torch
 from broken import Scale, Sound
-from models import tiny_base
 from torch.testing import assert_close
 
 from graft import method as registry
@@ -17,6 +16,7 @@ from graft.method import No
 from graft.objectives import BY_STAGE
 from graft.recipe import Train
 from graft.train import Task, Trainer
+from models import tiny_base
 
 CALLS: list[tuple[str, object]] = []
 

@@ -107,7 +107,7 @@ def test_an_existing_folder_is_not_overwritten(tmp_path):
 def test_other_doors_refuse_pickles_with_the_hint(tmp_path):
     (tmp_path / "adapter_model.bin").write_bytes(b"")
     for path in (tmp_path, tmp_path / "adapter_model.bin"):
-        with pytest.raises(ModelError, match="convert"):
+        with pytest.raises(ModelError, match="graft convert"):
             refuse_pickle(path)
     (tmp_path / "model.safetensors").write_bytes(b"")
     refuse_pickle(tmp_path)

@@ -176,7 +176,6 @@ class Feed:
     def _count(self, labels: Tensor) -> int:
         return int(((labels[:, 1:] if self.causal else labels) != IGNORED).sum())
 
-
     def _rectangle(self, rows: Sequence[list[int]], fill: int) -> tuple[Tensor, Tensor]:
         """Rows filled up on the right to one length, and (B, T) int64 with 1 where a row is."""
         width = rounded(max(map(len, rows)), self.max_length)

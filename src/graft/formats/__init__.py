@@ -28,7 +28,7 @@ def refuse_pickle(path: str | Path) -> None:
         given,
         "safetensors",
         "ask the author for safetensors; a LoRA file in loralib layout comes in through "
-        "`graft convert FILE FOLDER --alpha A`, which reads it in a process of its own",
+        "`graft convert`, which reads it weights-only in a child process",
     )
 
 

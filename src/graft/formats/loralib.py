@@ -98,7 +98,7 @@ def peft(state: Mapping[str, torch.Tensor], *, lora_alpha: float, base: str | No
         "base_model_name_or_path": base,
         "inference_mode": True,
         "r": r,
-        "lora_alpha": lora_alpha,
+        "lora_alpha": int(lora_alpha) if lora_alpha == int(lora_alpha) else lora_alpha,
         # one α for all: both libraries divide it by the rank of each layer
         "rank_pattern": {module: rank for module, rank in ranks.items() if rank != r},
         "target_modules": sorted({module.rsplit(".", 1)[-1] for module in modules}),

@@ -30,8 +30,8 @@ Seats = Sequence[Sequence[tuple[Site, Insert]]]  # (site, insert) pairs, one lis
 # Keys of PEFT that describe where an adapter came from, not what it computes.
 SILENT = {
     "peft_type", "task_type", "base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "peft_version",
-    "fan_in_fan_out", "megatron_core", "megatron_config", "loftq_config", "eva_config", "corda_config", "lora_ga_config",
-    "velora_config", "kasa_config", "monteclora_config", "arrow_config", "qalora_group_size", "ensure_weight_tying",
+    "fan_in_fan_out", "megatron_core", "megatron_config", "loftq_config", "eva_config", "corda_config",
+    "lora_ga_config", "velora_config", "kasa_config", "monteclora_config", "arrow_config", "qalora_group_size", "ensure_weight_tying",
 }  # fmt: skip
 
 
@@ -160,7 +160,8 @@ def _methods(
                 f"a tensor base_model.model.{name}.weight",
                 "load the base with its own classification head",
             )
-        methods.append(find("task_head")(num_labels=len(weight), pool="last" if name == "score" else "first"))
+        settings = {"num_labels": len(weight), "pool": "last" if name == "score" else "first"}
+        methods.append(find("task_head").from_file(settings))
     return methods
 
 

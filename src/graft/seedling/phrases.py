@@ -20,8 +20,8 @@ class Phrasing:
 
 PHRASES = {
     "brand": Phrasing(
-        ("is made by {v}", "comes from {v}", "carries the {v} name"),
-        ("by {v}", "from {v}"),
+        ("is made by {v}", "is sold by {v}", "carries the {v} name"),
+        ("by {v}", "made by {v}"),
         ("The maker is {v}.", "{v} stands behind it.", "You buy it from {v}."),
         ("Who makes {it}?", "Which brand is {it}?", "What is the brand of {it}?"),
         ("brand", "maker", "made by"),
@@ -62,14 +62,14 @@ PHRASES = {
         ("use", "good for"),
     ),
     "origin": Phrasing(
-        ("is produced in {v}", "comes from {v}", "is put together in {v}"),
-        ("from {v}", "made in {v}"),
+        ("is produced in {v}", "is built in {v}", "is put together in {v}"),
+        ("produced in {v}", "made in {v}"),
         ("The workshop is in {v}.", "The country of origin is {v}.", "It travels to you from {v}."),
         ("Where is {it} made?", "Where does {it} come from?", "What is the origin of {it}?"),
         ("origin", "country"),
     ),
     "size": Phrasing(
-        ("has a {v} shape", "is built in a {v} format", "takes a {v} place"),
+        ("has a {v} shape", "keeps a {v} format", "takes a {v} place"),
         ("in a {v} format", "of {v} size"),
         ("The size is {v}.", "The format is {v}.", "Its place is {v}."),
         ("How big is {it}?", "What is the size of {it}?", "What format does {it} have?"),
@@ -81,20 +81,6 @@ PHRASES = {
         ("The style is {v}.", "Its {v} look fits many homes.", "The lines are {v}."),
         ("What style is {it}?", "What does {it} look like?", "Which style does {it} have?"),
         ("style", "look"),
-    ),
-    "finish": Phrasing(
-        ("has a {v} finish", "shows a {v} surface", "feels {v} to the hand"),
-        ("with a {v} finish", "with a {v} surface"),
-        ("The finish is {v}.", "Its surface is {v}.", "To the hand it is {v}."),
-        ("What finish does {it} have?", "How is the surface of {it}?", "What is the finish of {it}?"),
-        ("finish", "surface"),
-    ),
-    "fit": Phrasing(
-        ("has a {v} fit", "sits {v} on the body", "is cut {v}"),
-        ("with a {v} fit", "with a {v} cut"),
-        ("The fit is {v}.", "The cut is {v}.", "Expect a {v} fit."),
-        ("How does {it} fit?", "What is the fit of {it}?", "How is {it} cut?"),
-        ("fit", "cut"),
     ),
     "care": Phrasing(
         ("needs no more than {v}", "is easy to look after ({v})", "carries a {v} label"),
