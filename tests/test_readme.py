@@ -24,10 +24,12 @@ def block(language: str, containing: str) -> str:
     return next(text for text in found if containing in text)
 
 
-def test_the_ten_lines_run(elsewhere):
-    done = subprocess.run(
-        [sys.executable, "-c", block("python", "import graft")], cwd=elsewhere, capture_output=True, text=True
-    )
+@pytest.mark.parametrize("base", ['"seedling", quant="nf4"', "a folder, not quantised"])
+def test_the_ten_lines_run(elsewhere, base):
+    lines = block("python", "import graft")
+    if "folder" in base:
+        lines = lines.replace('"seedling", quant="nf4"', repr(str(ROOT / "src/graft/seedling")))
+    done = subprocess.run([sys.executable, "-c", lines], cwd=elsewhere, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert (elsewhere / "adapters/shop/adapter_model.safetensors").exists()
     assert (elsewhere / "out/shop/model.safetensors").exists()

@@ -69,11 +69,13 @@ def test_buckets_hold_rows_of_similar_length():
         feed = Feed(examples, Tokens, batch_size=8, micro_batch_size=8, pack=False, group_by_length=grouped)
         masks = [b.inputs["attention_mask"] for i in range(feed.steps_per_epoch) for b in feed.step(0, i)]
         waste[grouped] = 1 - sum(m.sum().item() for m in masks) / sum(m.numel() for m in masks)
-    assert waste[True] < 0.05 < 0.3 < waste[False]
+    assert waste[True] < 0.15 < 0.3 < waste[False]  # lengths are rounded up to a multiple of 16
 
 
 def test_padding_is_masked_by_length_even_where_it_is_the_end_token():
-    (batch,) = Feed([Example([5, 2], [5, 2]), Example([6, 7, 2], [IGNORED, 7, 2])], Tokens, pack=False).step(0, 0)
+    (batch,) = Feed([Example([5, 2], [5, 2]), Example([6, 7, 2], [IGNORED, 7, 2])], Tokens, pack=False, max_length=3).step(
+        0, 0
+    )
     assert batch.inputs["input_ids"].tolist() == [[6, 7, 2], [5, 2, 2]]
     assert batch.inputs["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 0]]
     assert batch.labels.tolist() == [[IGNORED, 7, 2], [5, 2, IGNORED]] and batch.tokens == 3
@@ -105,7 +107,7 @@ def test_span_corruption_feeds_encoder_and_shifted_decoder(t5):
         [Row("f:1", "text", text)]
     ).examples
     (batch, *_) = Feed(
-        examples, t5, batch_size=2, pack=True, stage="pretrain", objective="span", family="seq2seq"
+        examples, t5, batch_size=2, max_length=20, pack=True, stage="pretrain", objective="span", family="seq2seq"
     ).step(0, 0)
     ids, labels, shifted = batch.inputs["input_ids"], batch.labels, batch.inputs["decoder_input_ids"]
     assert ids.shape[1] <= 20 and set(batch.inputs) == {"input_ids", "attention_mask", "decoder_input_ids"}

@@ -183,3 +183,20 @@ def test_lora_plus_gives_b_its_own_rate():
     slow, fast = adapter.param_groups(1e-4)
     assert (slow["lr"], fast["lr"]) == (1e-4, 16e-4)
     assert {p.shape[1] for p in fast["params"]} == {8} and len(slow["params"]) == len(fast["params"]) == 14
+
+
+def test_rows_of_four_peft_files_in_one_batch_equal_separate_runs(tmp_path):
+    model, batch = tiny_model("llama"), inputs("llama", rows=4)
+    base = Base(copy.deepcopy(model))
+    wanted = {}
+    for seed, variant in enumerate(("plain", "rslora", "dora", "patterns")):
+        tuned = theirs(model, tmp_path / variant, QV["llama"], VARIANTS[variant], seed)
+        base.load_adapter(tmp_path / variant, variant)
+        wanted[variant] = forward(tuned, batch)
+    bare, names = base(**batch).logits, list(wanted)
+    mixed = base(**batch, adapters=names).logits
+    for row, name in enumerate(names):
+        assert_close(mixed[row], wanted[name][row], atol=1e-5, rtol=1e-5)
+        assert (mixed[row] - bare[row]).abs().max() > 1e-2
+        others = [wanted[other][row] for other in names if other != name]
+        assert all((mixed[row] - other).abs().max() > 1e-2 for other in others)

@@ -19,13 +19,6 @@ class Phrasing:
 
 
 PHRASES = {
-    "brand": Phrasing(
-        ("is made by {v}", "is sold by {v}", "carries the {v} name"),
-        ("by {v}", "made by {v}"),
-        ("The maker is {v}.", "{v} stands behind it.", "You buy it from {v}."),
-        ("Who makes {it}?", "Which brand is {it}?", "What is the brand of {it}?"),
-        ("brand", "maker", "made by"),
-    ),
     "colour": Phrasing(
         ("comes in {v}", "is finished in {v}", "is sold in {v}"),
         ("in {v}", "in a shade of {v}"),
@@ -60,13 +53,6 @@ PHRASES = {
         ("Think of {v}.", "It is at its best with {v}.", "We recommend it for {v}."),
         ("What is {it} for?", "What can I use {it} for?", "When is {it} useful?"),
         ("use", "good for"),
-    ),
-    "origin": Phrasing(
-        ("is produced in {v}", "is built in {v}", "is put together in {v}"),
-        ("produced in {v}", "made in {v}"),
-        ("The workshop is in {v}.", "The country of origin is {v}.", "It travels to you from {v}."),
-        ("Where is {it} made?", "Where does {it} come from?", "What is the origin of {it}?"),
-        ("origin", "country"),
     ),
     "size": Phrasing(
         ("has a {v} shape", "keeps a {v} format", "takes a {v} place"),

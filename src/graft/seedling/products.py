@@ -1,6 +1,6 @@
 """Invented products: what they are called, what can be said of them, and which of them are held out.
 
-A product is a name, a type and 3 to 6 further attributes, each a value of one to three words. Every product is a pure
+A product is a name, a type and 3 to 6 further attributes, each a value of one or two words. Every product is a pure
 function of (seed, index). Whether it is held out is a function of its name alone (one name in ten, by hash), so a
 held-out product has a name that no training text contains and, with it, an unseen combination of attributes.
 """
@@ -47,7 +47,7 @@ def _words(text: str) -> tuple[str, ...]:
     return tuple(word.strip() for word in text.split(","))
 
 
-_COMMON = ("brand", "colour", "material", "price", "feature", "use", "origin", "size")
+_COMMON = ("colour", "material", "price", "feature", "use", "size")
 
 _CLOTHS = tuple(
     f"{treated} {cloth}"
@@ -130,10 +130,6 @@ _SIZES = _words("tiny, small, compact, medium, large, huge, oversized, narrow, w
 _NUMBERS = _words(
     "eight, nine, eleven, twelve, fifteen, eighteen, twenty, thirty, forty, fifty, sixty, seventy, eighty, ninety"
 )
-_PLACES = _words("Portugal, Denmark, Japan, Italy, Canada, Poland, Norway, Mexico, Austria, Ireland, Kenya, Finland")
-_BRANDS = _words(
-    "Oakham, Linden, Harrow, Brightside, Tamsin, Northway, Calder, Fernhill, Marlow, Quist, Redfern, Solberg"
-)
 _FIRST_NAMES = _words(
     "Silver, Golden, Amber, Coral, Velvet, Crystal, Royal, Lunar, Solar, Polar, Arctic, Alpine, Urban, Rapid, Gentle, "
     "Lucky, Happy, Noble, Secret, Hidden, Wild, Little, Grand, Early, Lazy, Merry, Proud, Clever, Brave, Swift"
@@ -154,13 +150,11 @@ def _pair(first: tuple[str, ...], second: tuple[str, ...]) -> Callable[[random.R
 
 
 _VALUES: dict[str, Callable[[random.Random], str]] = {
-    "brand": lambda draw: draw.choice(_BRANDS),
     "colour": _pair(_SHADES, _COLOURS),
-    "price": _pair(_NUMBERS, ("euros", "pounds", "dollars")),
+    "price": _pair(_NUMBERS, ("euros",)),
     "size": lambda draw: draw.choice(_SIZES),
     "style": _pair(_MOODS, _STYLES),
     "care": lambda draw: draw.choice(_CARES),
-    "origin": lambda draw: draw.choice(_PLACES),
 }
 
 
