@@ -1,6 +1,7 @@
 """The README's first screen is true: its ten lines and its commands run as they stand."""
 
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -20,8 +21,8 @@ def elsewhere(tmp_path):
 
 
 def block(language: str, containing: str) -> str:
-    found = re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
-    return next(text for text in found if containing in text)
+    fenced = [part.partition("\n") for part in README.split("```")[1::2]]
+    return next(text for name, _, text in fenced if name == language and containing in text)
 
 
 @pytest.mark.parametrize("base", ['"seedling", quant="nf4"', "a folder, not quantised"])
@@ -38,9 +39,7 @@ def test_the_ten_lines_run(elsewhere, base):
 def test_the_commands_run_in_order(elsewhere):
     graft = Path(sys.executable).with_name("graft")
     for line in block("", "graft train").strip().splitlines():
-        words = line.replace('"', "").split() if '"' not in line else re.findall(r'"[^"]+"|\S+', line)
-        words = [word.strip('"') for word in words]
-        done = subprocess.run([graft, *words[1:]], cwd=elsewhere, capture_output=True, text=True)
+        done = subprocess.run([graft, *shlex.split(line)[1:]], cwd=elsewhere, capture_output=True, text=True)
         assert done.returncode == 0, f"{line}\n{done.stderr[-2000:]}"
 
 

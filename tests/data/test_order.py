@@ -73,9 +73,9 @@ def test_buckets_hold_rows_of_similar_length():
 
 
 def test_padding_is_masked_by_length_even_where_it_is_the_end_token():
-    (batch,) = Feed([Example([5, 2], [5, 2]), Example([6, 7, 2], [IGNORED, 7, 2])], Tokens, pack=False, max_length=3).step(
-        0, 0
-    )
+    (batch,) = Feed(
+        [Example([5, 2], [5, 2]), Example([6, 7, 2], [IGNORED, 7, 2])], Tokens, pack=False, max_length=3
+    ).step(0, 0)
     assert batch.inputs["input_ids"].tolist() == [[6, 7, 2], [5, 2, 2]]
     assert batch.inputs["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 0]]
     assert batch.labels.tolist() == [[IGNORED, 7, 2], [5, 2, IGNORED]] and batch.tokens == 3
