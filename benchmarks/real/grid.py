@@ -22,8 +22,8 @@ SEEDS = (0, 1, 2)
 class Setting:
     """One task on one base.
 
-    context: tokens of a row at most.  new_tokens: of an answer.  lr: peak rate of full and of LoRA.  sizes: row counts
-    beside the full set, trained with LoRA.
+    context: tokens of a row at most.  lr: peak rate of full and of LoRA.  r: rank of LoRA, whose alpha is twice that.
+    new_tokens: of an answer.  sizes: row counts beside the full set, trained with LoRA.
     """
 
     base: str
@@ -32,6 +32,7 @@ class Setting:
     steps: int
     batch_size: int
     lr: dict[str, float]
+    r: int = 16
     new_tokens: int = 0
     sizes: tuple[int, ...] = ()
 
@@ -41,10 +42,24 @@ class Setting:
 
 
 SIZES = (500, 1000)
-BOOK = {"context": 192, "steps": 120, "batch_size": 16, "lr": {"full": 1e-3, "lora": 5e-3}, "new_tokens": 96}
-MINILM = {"context": 64, "steps": 250, "batch_size": 32, "lr": {"full": 4e-4, "lora": 2e-3}}
-STORIES = {"context": 512, "steps": 100, "batch_size": 16, "lr": {"full": 3e-3, "lora": 1e-2}, "new_tokens": 144}
-LETTERS = {"context": 256, "steps": 100, "batch_size": 16, "lr": {"full": 2e-3, "lora": 5e-3}, "new_tokens": 200}
+BOOK = {"context": 192, "steps": 480, "batch_size": 8, "lr": {"full": 2e-3, "lora": 3e-3}, "r": 64, "new_tokens": 96}
+MINILM = {"context": 64, "steps": 240, "batch_size": 16, "lr": {"full": 5e-4, "lora": 3e-3}}
+STORIES = {
+    "context": 512,
+    "steps": 480,
+    "batch_size": 8,
+    "lr": {"full": 5e-3, "lora": 1e-2},
+    "r": 32,
+    "new_tokens": 144,
+}
+LETTERS = {
+    "context": 256,
+    "steps": 300,
+    "batch_size": 8,
+    "lr": {"full": 2e-3, "lora": 5e-3},
+    "r": 32,
+    "new_tokens": 200,
+}
 SETTINGS = (
     Setting("book-llama-6m", "e2e", sizes=SIZES, **BOOK),
     Setting("book-llama-6m", "laptop", sizes=SIZES, **BOOK),
@@ -90,7 +105,7 @@ class Cell:
         s, rows = self.setting, tasks.train_file(self.material(), self.rows)
         method: dict[str, Any] = {"name": "full"}
         if self.method != "full":
-            method = {"name": "lora", "r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
+            method = {"name": "lora", "r": s.r, "lora_alpha": 2 * s.r, "target_modules": "all-linear"}
             if s.stage == "classify":
                 method["exclude_modules"] = ["pooler.dense"]  # the mean of the last hidden states passes it by
         return {

@@ -31,7 +31,8 @@ Seats = Sequence[Sequence[tuple[Site, Insert]]]  # (site, insert) pairs, one lis
 SILENT = {
     "peft_type", "task_type", "base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "peft_version",
     "fan_in_fan_out", "megatron_core", "megatron_config", "loftq_config", "eva_config", "corda_config",
-    "lora_ga_config", "velora_config", "kasa_config", "monteclora_config", "arrow_config", "qalora_group_size", "ensure_weight_tying",
+    "lora_ga_config", "velora_config", "kasa_config", "monteclora_config", "arrow_config", "qalora_group_size",
+    "ensure_weight_tying",
 }  # fmt: skip
 
 
