@@ -12,7 +12,7 @@ LAYERS = [
     {"adapter", "anatomy", "cards"},
     {"recipe"},
     {"methods", "data", "seedling"},
-    {"base", "joint", "merging", "dropout", "head", "rows", "identity", "generation"},
+    {"base", "joint", "merging", "dropout", "head", "rows", "identity", "generation", "attention", "virtual"},
     {"load", "folder", "objectives"},
     {"evaluate", "export"},
     {"train"},

@@ -42,11 +42,11 @@ class Setting:
 
 
 SIZES = (500, 1000)
-BOOK = {"context": 192, "steps": 480, "batch_size": 8, "lr": {"full": 2e-3, "lora": 3e-3}, "r": 64, "new_tokens": 96}
-MINILM = {"context": 64, "steps": 240, "batch_size": 16, "lr": {"full": 5e-4, "lora": 3e-3}}
+BOOK = {"context": 192, "steps": 160, "batch_size": 8, "lr": {"full": 2e-3, "lora": 4e-3}, "r": 64, "new_tokens": 96}
+MINILM = {"context": 64, "steps": 220, "batch_size": 16, "lr": {"full": 5e-4, "lora": 3e-3}}
 STORIES = {
     "context": 512,
-    "steps": 480,
+    "steps": 240,
     "batch_size": 8,
     "lr": {"full": 5e-3, "lora": 1e-2},
     "r": 32,
@@ -54,7 +54,7 @@ STORIES = {
 }
 LETTERS = {
     "context": 256,
-    "steps": 300,
+    "steps": 160,
     "batch_size": 8,
     "lr": {"full": 2e-3, "lora": 5e-3},
     "r": 32,

@@ -5,6 +5,7 @@ own `GradientCheckpointingLayer`, the head by `get_output_embeddings`. So a mode
 """
 
 import re
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import nn
@@ -28,7 +29,7 @@ def sites(model: Any) -> list[Site]:
             found.append(Site(name, kind, model, layer_of(name)))
         if name and any(True for _ in module.parameters(recurse=False)):
             found.append(Site(name, "module", model, layer_of(name)))
-    return [*found, Site(_final_name(model), "final", model)]
+    return [*found, *_sublayers(found), *_prompts(model), Site(_final_name(model), "final", model)]
 
 
 def kind_of(module: nn.Module) -> str | None:
@@ -60,6 +61,45 @@ def family(model: Any) -> str:
     if model.get_output_embeddings() is None:
         return "encoder"
     return "masked" if "MaskedLM" in type(model).__name__ or "PreTraining" in type(model).__name__ else "causal"
+
+
+def _sublayers(found: Sequence[Site]) -> Iterator[Site]:
+    """Attention and feed-forward parts, from the order of the projections in each block; `kv` where queries are made.
+
+    A feed-forward part with experts is none: no single projection is its last.
+    """
+    for block in (site for site in found if site.kind == "block"):
+        parts: dict[tuple[str, str], list[Site]] = {}
+        for site in found:
+            if site.kind == "linear" and site.name.startswith(block.name + "."):
+                parts.setdefault(_part(site.name[len(block.name) + 1 :]), []).append(site)
+        for (kind, _), linears in parts.items():
+            if not 2 <= len(linears) <= 4:
+                continue
+            queries = [s for s in linears if s.name.rpartition(".")[2].startswith("q")] if kind != "mlp" else []
+            entry = (queries or linears)[0].name  # BART makes keys first, Phi-3 its output
+            last = [s.name for s in linears if s.name != entry][-1]
+            yield Site(last, kind, block.root, block.layer, entry)
+            if kind != "mlp":
+                yield Site(entry.rpartition(".")[0], "kv", block.root, block.layer)
+
+
+def _part(path: str) -> tuple[str, str]:
+    """(kind, name) of the sublayer that a projection of a block belongs to.
+
+    >>> _part("layer.1.EncDecAttention.q"), _part("attention.self.query"), _part("output.dense")
+    (('cross', 'EncDecAttention'), ('attention', 'attention'), ('mlp', ''))
+    """
+    name = next((part for part in path.split(".") if re.search("attn|attention", part, re.IGNORECASE)), "")
+    crosses = re.search("cross|enc_?dec|encoder_att", name, re.IGNORECASE)
+    return ("cross" if crosses else "attention" if name else "mlp"), name
+
+
+def _prompts(model: Any) -> Iterator[Site]:
+    """Where vectors can be put around the rows: the embeddings of a decoder or encoder; of both stacks the encoder's."""
+    table = (model.get_encoder() if family(model) == "seq2seq" else model).get_input_embeddings()
+    name = next(name for name, module in model.named_modules(remove_duplicate=False) if module is table)
+    yield Site(name, "prompt", model)
 
 
 def _heads(model: Any) -> list[nn.Module]:

@@ -15,6 +15,8 @@ import torch
 
 from graft import anatomy, generation, identity
 from graft.adapter import Adapter
+from graft.attention import Attention
+from graft.data.pack import obstacle
 from graft.dropout import SilentDropout
 from graft.errors import AdapterError, UsageError, nearest
 from graft.formats import peft
@@ -25,6 +27,7 @@ from graft.method import Method
 from graft.route import Route, current, installed, spans
 from graft.rows import count_rows, pick
 from graft.site import Site
+from graft.virtual import Virtual
 
 Rows = Sequence[str | None]
 
@@ -41,7 +44,8 @@ class Base:
         self.tokenizer, self.name = tokenizer, name or getattr(model.config, "name_or_path", "")
         self.family = anatomy.family(model)
         self.adapters: dict[str, Adapter] = {}
-        self._joints: dict[tuple[str, str], Joint] = {}
+        self._joints: dict[str, Joint] = {}
+        self._attention, self._virtual = Attention(model), Virtual(model)
         self._choice: ContextVar[str | None] = ContextVar("graft_adapter", default=None)
         self._merges = Merges(model)
         self._dropout = SilentDropout(model)
@@ -97,6 +101,8 @@ class Base:
         for key, joint in list(self._joints.items()):
             if joint.remove(name):
                 del self._joints[key]
+        self._attention.remove(name)
+        self._virtual.remove(name)
         self._forget_compiled()
         return self.adapters.pop(name)
 
@@ -132,11 +138,13 @@ class Base:
     def _seat(self, adapter: Adapter) -> Adapter:
         self.adapters[adapter.name] = adapter
         for site, insert in adapter.inserts:
-            if site.kind == "module" or site.kind == "final":
-                continue  # no hook: the Route swaps in-place parameters, `__call__` runs heads
-            key = (site.name, site.kind)
-            self._joints[key] = self._joints.get(key) or Joint(site)
-            self._joints[key].add(adapter.name, insert)
+            if site.kind == "kv":
+                self._attention.add(adapter.name, site, insert)
+            elif site.kind not in ("module", "final", "prompt"):
+                self._joints.setdefault(site.name, Joint(site)).add(adapter.name, site, insert)
+            # No hook at `module` and `final`: the Route swaps in-place parameters, `__call__` runs heads.
+            if site.kind == "prompt" or insert.ahead:
+                self._virtual.add(adapter.name, insert)
         self._forget_compiled()
         return adapter.train(False)
 
@@ -189,6 +197,15 @@ class Base:
         if name is not None and self.adapters[name].in_place:
             return Route(groups, rows, self.adapters[name].swapped)
         return Route(groups, rows)
+
+    def unpackable(self, length: int) -> str | None:
+        """Why documents cannot share a row of so many tokens on this model with these adapters, or None."""
+        refusals = [m.packable for adapter in self.adapters.values() for m in adapter.methods if not m.packable]
+        return obstacle(self.model.config, length) or next((str(reason) for reason in refusals), None)
+
+    def positions(self, names: Rows) -> int:
+        """How many positions these adapters take beside the tokens, at most."""
+        return self._virtual.positions(names)
 
     def _usable(self, name: str) -> None:
         self._known(name)

@@ -50,7 +50,7 @@ class Sampling:
         _require("top_k", self.top_k, "0 (off) or a whole number above it", _whole(self.top_k, 0))
         _require("stop", stop, "texts that are not empty", all(isinstance(text, str) and text for text in stop))
 
-    def config(self, ends: list[int], pad: int, room: int) -> GenerationConfig:
+    def config(self, ends: list[int], pad: int, room: int, cache: bool = True) -> GenerationConfig:
         """transformers' settings for one batch; every field that a model's own defaults could fill is stated."""
         return GenerationConfig(
             max_new_tokens=min(self.max_new_tokens, room),
@@ -65,7 +65,7 @@ class Sampling:
             length_penalty=1.0,
             repetition_penalty=1.0,
             no_repeat_ngram_size=0,
-            use_cache=True,
+            use_cache=cache,
             return_dict_in_generate=False,
             eos_token_id=ends or None,
             pad_token_id=pad,
@@ -96,15 +96,15 @@ def generate(
     tokens = [_encode(base, prompt, row) for row, prompt in enumerate(prompts)]
     ends = _ends(base, how.stop, chat=any(not isinstance(prompt, str) for prompt in prompts))
     pad = base.tokenizer.pad_token_id if base.tokenizer.pad_token_id is not None else (ends or [0])[0]
-    context = _context(base)
+    context = _context(base, adapters)
     if context is not None:
         _fit(tokens, context)
+    cache = all(m.cacheable for name in set(adapters) if name for m in base.adapters[name].methods)
     texts = [""] * len(prompts)
     with torch.no_grad(), evaluating(base), _seeded(how.seed):
         for rows, room in _batches(tokens, how.max_new_tokens, context, batch_size):
-            part = _batch(
-                base, [tokens[row] for row in rows], [adapters[row] for row in rows], how, how.config(ends, pad, room)
-            )
+            names, settings = [adapters[row] for row in rows], how.config(ends, pad, room, cache)
+            part = _batch(base, [tokens[row] for row in rows], names, how, settings)
             for row, text in zip(rows, part, strict=True):
                 texts[row] = text
     return texts
@@ -231,10 +231,10 @@ def _batches(tokens: list[list[int]], new: int, context: int | None, size: int) 
         yield from ((rows[i : i + size], limit) for i in range(0, len(rows), size))
 
 
-def _context(base: "Base") -> int | None:
-    """How many positions the model has; None where it has no limit (T5)."""
+def _context(base: "Base", adapters: Sequence[str | None]) -> int | None:
+    """How many positions the model has for tokens beside these adapters; None where it has no limit (T5)."""
     limit = getattr(base.model.config, "max_position_embeddings", None)
-    return limit if isinstance(limit, int) and base.family != "seq2seq" else None
+    return limit - base.positions(adapters) if isinstance(limit, int) and base.family != "seq2seq" else None
 
 
 def _fit(tokens: list[list[int]], context: int) -> None:

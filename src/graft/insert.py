@@ -28,6 +28,7 @@ class Insert(nn.Module):
     reads_base_weight: ClassVar[bool] = (
         False  # forward depends on the base's weight: must come first at its site to merge
     )
+    ahead = 0  # positions that it takes before the first token of its rows
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """What shall leave the site; same shape and dtype as y."""
@@ -40,6 +41,14 @@ class Insert(nn.Module):
             "inserts whose effect is one weight and one bias",
             "keep the adapter attached, or export it as an adapter",
         )
+
+    def keys_values(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """At a `kv` site: keys and values (heads, p, width of a head) that every query of the rows sees."""
+        raise NotImplementedError
+
+    def around(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """At the `prompt` site: vectors (p, d) in front of every row, and (q, d) behind it."""
+        return None
 
     def swap(self) -> dict[str, nn.Parameter]:
         """Parameters that stand in for the module's own while the adapter is in use (in-place methods)."""
@@ -129,6 +138,14 @@ class Thaw(Insert):
             else:
                 shared[id(parameter)] = nn.Parameter(parameter.detach().clone())
                 self.register_parameter(name, shared[id(parameter)])
+
+    def keys_values(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """At a `kv` site: keys and values (heads, p, width of a head) that every query of the rows sees."""
+        raise NotImplementedError
+
+    def around(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """At the `prompt` site: vectors (p, d) in front of every row, and (q, d) behind it."""
+        return None
 
     def swap(self) -> dict[str, nn.Parameter]:
         return {**self._borrowed, **dict(self.named_parameters(recurse=False))}

@@ -40,7 +40,8 @@ class Method:
 
     Declarations (True, or No with a reason): `routable` rows of one batch may use different adapters; `quantisable`
     works on packed weights; `mergeable` the effect can be folded into the base; `newborn` a fresh adapter changes
-    nothing. `in_place` methods train the base's own tensors and are used one at a time.
+    nothing; `packable` documents may share a row; `cacheable` text can be generated with a cache of keys and values.
+    `in_place` methods train the base's own tensors and are used one at a time.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("linear",)  # kinds of sites it can be put at
@@ -52,6 +53,8 @@ class Method:
     quantisable: ClassVar[bool | No] = True
     mergeable: ClassVar[bool | No] = True
     newborn: ClassVar[bool | No] = True
+    packable: ClassVar[bool | No] = True
+    cacheable: ClassVar[bool | No] = True
     in_place: ClassVar[bool] = False
     passes: ClassVar[int] = 1  # forwards per micro-batch; their outputs go to `extra_loss`
 

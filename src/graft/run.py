@@ -18,7 +18,6 @@ from safetensors.torch import load_file
 from graft import runs, seedling
 from graft.base import Base
 from graft.data import DataReport, Prepared, prepare
-from graft.data.pack import obstacle
 from graft.errors import UsageError
 from graft.evaluate import perplexity
 from graft.export import export
@@ -230,7 +229,7 @@ def _tell(observer: RunObserver, opened: runs.Opened, prepared: Prepared) -> Non
     observer.note("base", f"{base.name}   {whole:,} parameters   {stored}")
     names, places = " + ".join(map(_method_name, adapter.methods)), len(adapter.inserts)
     observer.note("adapter", f"{names} on {places} sites   {trained:,} trained ({100 * trained / whole:.2g} %)")
-    why = obstacle(base.model.config, recipe.data.max_length)
+    why = base.unpackable(recipe.data.max_length)
     if recipe.data.pack and why and recipe.stage != "classify":
         observer.note("note", f"rows are padded, not packed: {why}")
     observer.data(prepared.report)

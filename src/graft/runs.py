@@ -19,7 +19,7 @@ from graft.data import DataReport, Row, load_rows, prepare
 from graft.data.encode import Encoder
 from graft.data.formats import recognise
 from graft.data.order import Feed
-from graft.data.pack import first_position, obstacle
+from graft.data.pack import first_position
 from graft.data.read import records
 from graft.data.report import sample
 from graft.data.rows import Reject
@@ -203,7 +203,7 @@ def feed(base: Base, recipe: Recipe, examples: Sequence[Any], batch_size: int, m
         batch_size=batch_size,
         micro_batch_size=micro_batch_size,
         max_length=length,
-        pack=recipe.data.pack and obstacle(config, length) is None,
+        pack=recipe.data.pack and base.unpackable(length) is None,
         seed=recipe.train.seed,
         stage=recipe.stage,
         objective=recipe.objective,

@@ -10,6 +10,10 @@ what they mean there. A Site looks its module up by name, so it survives the mod
     embed    token ids                       their embeddings
     head     last hidden state               logits
     block    input of a transformer block    its output
+    attention, cross, mlp: the self-attention, cross-attention and feed-forward part of a block
+             input of its first projection   output of its last projection, before dropout and residual
+    kv       -                               -   (an attention module: the insert gives keys and values for every query)
+    prompt   -                               -   (the input embeddings: the insert gives vectors around every row)
     final    last hidden state (B, T, D)     None: the insert gives its own logits
     module   -                               -   (any module that owns parameters: in-place methods train there)
 """
@@ -19,17 +23,20 @@ from typing import Any
 
 import torch
 
-KINDS = ("linear", "norm", "embed", "head", "block", "final", "module")
+SUBLAYERS = ("attention", "cross", "mlp")
+KINDS = ("linear", "norm", "embed", "head", "block", *SUBLAYERS, "kv", "prompt", "final", "module")
 
 
 @dataclass(frozen=True)
 class Site:
-    """name: module path.  kind: one of KINDS.  root: the model.  layer: index of the block it lies in, if any."""
+    """name: module path.  kind: one of KINDS.  root: the model.  layer: index of the block it lies in, if any.
+    entry: of a sublayer, whose name is its last projection: path of the projection that x enters."""
 
     name: str
     kind: str
     root: Any
     layer: int | None = None
+    entry: str = ""
 
     @property
     def module(self) -> Any:
@@ -44,10 +51,10 @@ class Site:
     @property
     def in_features(self) -> int:
         """Width of x; the number of ids at `embed`."""
-        module = self.module
+        module = self.root.get_submodule(self.entry) if self.entry else self.module
         if self.kind == "final":
             return int(self.root.config.hidden_size)
-        if self.transposed:
+        if type(module).__name__ == "Conv1D":
             return int(module.weight.shape[0])
         return int(next(getattr(module, a) for a in ("in_features", "num_embeddings") if hasattr(module, a)))
 

@@ -23,7 +23,6 @@ from torch.utils.checkpoint import checkpoint
 
 from graft.adapter import Adapter
 from graft.base import Base
-from graft.data.pack import obstacle
 from graft.load import model_class
 from graft.method import Method
 from graft.objectives.lm import CHUNK
@@ -209,7 +208,7 @@ def loss(base: Base, step: Step) -> Tensor:
     keywords = {"attention_mask": live}
     if base.family == "seq2seq":
         keywords["decoder_input_ids"] = ids
-    elif obstacle(base.model.config, step.length) is None:
+    elif base.unpackable(step.length) is None:
         keywords["attention_mask"] = torch.ones(step.rows, 1, step.length, step.length, dtype=torch.bool)
         keywords["position_ids"] = torch.arange(step.length).expand(shape)
     hidden = base.hidden(ids, **keywords).flatten(0, 1)

@@ -1,0 +1,117 @@
+"""Keys and values that adapters add to attention, through transformers' own registries.
+
+    softmax(q [P_K; K]ᵀ/√d) [P_V; V]        P_K, P_V (heads, p, width): seen by every query of their rows, never cached
+
+One wrapper per wrapped implementation is registered, in both registries (a name in only one silently gets no mask). The
+wrapper knows its inserts by the attention module that calls it.
+"""
+
+import sys
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch.nn import functional as F
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
+
+from graft.errors import SiteError
+from graft.insert import Insert
+from graft.route import Route, current
+from graft.site import Site
+
+PREFIX = "graft_"
+_seats: WeakKeyDictionary[torch.nn.Module, dict[str, list[Insert]]] = WeakKeyDictionary()
+
+
+class Attention:
+    """The attention modules of one model; its own implementation is back when the last insert is gone."""
+
+    def __init__(self, model: Any) -> None:
+        self._model, self._own = model, ""
+        self._modules: dict[str, list[torch.nn.Module]] = {}
+
+    def add(self, name: str, site: Site, insert: Insert) -> None:
+        """Seat an insert that gives keys and values for the queries of one attention module."""
+        if not self._modules:
+            self._own = self._model.config._attn_implementation
+            self._model.set_attn_implementation(_registered(self._own))
+        self._modules.setdefault(name, []).append(site.module)
+        _seats.setdefault(site.module, {}).setdefault(name, []).append(insert)
+
+    def remove(self, name: str) -> None:
+        """Unseat an adapter."""
+        for module in self._modules.pop(name, ()):
+            _seats[module].pop(name, None)
+            if not _seats[module]:
+                del _seats[module]
+            if not self._modules:
+                self._model.set_attn_implementation(self._own)
+
+
+def _registered(own: str) -> str:
+    """The name of the wrapper around one implementation."""
+    name = PREFIX + own
+    if own not in ("sdpa", "eager"):
+        raise SiteError(
+            f"keys and values cannot be added to attention of kind {own!r}",
+            "attention by sdpa or eager",
+            'load the base with attn_implementation="sdpa"',
+        )
+    if name not in ALL_ATTENTION_FUNCTIONS:
+
+        def attend(module: torch.nn.Module, query: Any, key: Any, value: Any, mask: Any, **keywords: Any) -> Any:
+            original = ALL_ATTENTION_FUNCTIONS.get(own) or sys.modules[type(module).__module__].eager_attention_forward
+            route = current()
+            seats = _seats.get(module, {})
+            if route is not None and any(span[0] in seats for span in route.spans):
+                key, value, mask, keywords = _extended(module, route, seats, query, key, value, mask, keywords)
+            return original(module, query, key, value, mask, **keywords)
+
+        AttentionInterface.register(name, attend)
+        AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[own])
+    return name
+
+
+def _extended(
+    module: Any,
+    route: Route,
+    seats: dict[str, list[Insert]],
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    keywords: dict[str, Any],
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, dict[str, Any]]:
+    """Keys, values, mask and position bias with the prefix of every row in front, filled up on the left."""
+    added = [[insert.keys_values() for insert in seats.get(name or "", ())] for name, _, _ in route.spans]
+    width = max(sum(k.shape[1] for k, _ in pairs) for pairs in added)
+    k = len(query) // route.rows
+    keys, values, live = [], [], torch.zeros(len(query), 1, 1, width, dtype=torch.bool, device=query.device)
+    for pairs, (_, a, b) in zip(added, route.spans, strict=True):
+        rows, own = (b - a) * k, sum(k_.shape[1] for k_, _ in pairs)
+        for side, into, like in ((0, keys, key), (1, values, value)):
+            empty = like.new_zeros(like.shape[1], width - own, like.shape[3])
+            row = torch.cat([empty, *(pair[side].to(like.dtype) for pair in pairs)], 1)
+            into.append(row[None].expand(rows, -1, -1, -1))
+        live[a * k : b * k, ..., width - own :] = True
+    if mask is None:
+        mask = _own_mask(module, query, key, keywords)
+    seen = live.expand(-1, 1, mask.shape[2], -1)
+    if mask.dtype != torch.bool:  # eager adds its mask to the scores
+        seen = torch.zeros(seen.shape, dtype=mask.dtype, device=mask.device).masked_fill(
+            ~seen, torch.finfo(mask.dtype).min
+        )
+    mask = torch.cat([seen.expand(-1, mask.shape[1], -1, -1), mask.expand(len(query), -1, -1, -1)], -1)
+    if keywords.get("position_bias") is not None:  # T5: a prefix has no distance
+        keywords = keywords | {"position_bias": F.pad(keywords["position_bias"], (width, 0))}
+    return torch.cat([torch.cat(keys), key], 2), torch.cat([torch.cat(values), value], 2), mask, keywords
+
+
+def _own_mask(module: Any, query: torch.Tensor, key: torch.Tensor, keywords: dict[str, Any]) -> torch.Tensor:
+    """What no mask means: everything before, for several queries of a causal module; else everything."""
+    q, k = query.shape[2], key.shape[2]
+    causal = keywords.get("is_causal")
+    causal = getattr(module, "is_causal", False) if causal is None else causal
+    mask = torch.ones(1, 1, q, k, dtype=torch.bool, device=query.device)
+    return mask.tril(k - q) if causal and q > 1 else mask
