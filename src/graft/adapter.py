@@ -133,6 +133,8 @@ class Adapter:
     def _file_key(self, index: int, site: Site, suffix: str) -> str:
         mixed = sum(not method.is_head() for method in self.methods) > 1
         part = f"{index}." if mixed and site.kind != "final" else ""
+        if suffix.startswith("/"):
+            return f"base_model.{part}{suffix[1:]}"
         return f"base_model.model.{site.name}.{part}{suffix}"
 
     def _keyed(self) -> Iterator[tuple[str, Insert]]:

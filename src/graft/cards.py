@@ -60,11 +60,13 @@ def cards() -> dict[str, Card]:
     """Every method by name, sorted. Read anew at each call: a file that has just been added is seen."""
     spec = importlib.util.find_spec("graft.methods")
     folders = (spec.submodule_search_locations or []) if spec else []
-    files = {path.stem: path for folder in folders for path in sorted(Path(folder).glob("[!_]*.py"))}
+    files = {path.stem: path for folder in folders for path in sorted(Path(folder).glob("*.py"))}
     trees = {name: _read(path, path.stat().st_mtime_ns) for name, path in files.items()}
     classes = {cls.name: (source, cls) for source in trees.values() for cls in source.classes()}
     found = {}
     for name, source in sorted(trees.items()):
+        if name.startswith("_"):
+            continue  # what several methods share
         for cls in source.classes():
             line = _lineage(cls.name, classes)
             if line is not None:

@@ -1,8 +1,8 @@
 """Insert: what an adapter puts at one site.
 
-An insert sees what entered the site (x) and what left it (y) and returns what shall leave. Laws: the result has y's
-shape and dtype; trained tensors are fp32 and cast to x's dtype for the product; random choices come from torch's
-generator; nothing is kept on the module between two forwards.
+An insert sees what entered the site (x) and what left it (y) and returns what shall leave; one that must act before the
+site computes overrides `enter`. Laws: the result has y's shape and dtype; trained tensors are fp32 and cast to x's
+dtype for the product; random choices come from torch's generator; nothing is kept on the module between two forwards.
 
 Three inserts serve many methods: `Shift` (a trained bias), `Replacement` (a fully trained copy of a module) and
 `Thaw` (a trained copy that stands in for the module's own parameters, for methods that train in place).
@@ -30,12 +30,21 @@ class Insert(nn.Module):
     )
     ahead = 0  # positions that it takes before the first token of its rows
 
+    @property
+    def enters(self) -> bool:
+        """Whether it changes what enters the site."""
+        return type(self).enter is not Insert.enter
+
+    def enter(self, x: torch.Tensor) -> torch.Tensor:
+        """What shall enter the site, for its module and for every insert there; same shape and dtype as x."""
+        return x
+
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """What shall leave the site; same shape and dtype as y."""
         return y
 
     def merge(self, weight: torch.Tensor, bias: torch.Tensor | None) -> Weights:
-        """The weight (out, in) and bias that give the same without the insert. fp32 in, fp32 out."""
+        """The weight (out, in) and bias that give the same without the insert; fp32, or fp64 on a base in fp64."""
         raise MergeError(
             f"{type(self).__name__} has no merged form",
             "inserts whose effect is one weight and one bias",
@@ -55,7 +64,10 @@ class Insert(nn.Module):
         return {}
 
     def saved(self) -> dict[str, torch.Tensor]:
-        """{suffix in the file: tensor}: what another program needs to use the adapter."""
+        """{suffix in the file: tensor}: what another program needs to use the adapter.
+
+        A suffix that starts with "/" is the rest of a key that names no site: a tensor of the whole adapter.
+        """
         return {self.names.get(name, name): tensor for name, tensor in self.state_dict().items()}
 
     def load(self, tensors: dict[str, torch.Tensor]) -> None:

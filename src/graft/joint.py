@@ -1,9 +1,10 @@
-"""Joint: the one hook at an occupied module. It hands every span of rows to the inserts of its adapter.
+"""Joint: the hooks at an occupied module. They hand every span of rows to the inserts of its adapter.
 
-A sublayer's x entered another module than the one its y left. A second hook, there, leaves x in the Route for the
-length of the sublayer.
+A sublayer's x entered another module than the one its y leaves. A hook there keeps x in the Route for the length of the
+sublayer.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ Seat = tuple[Site, Insert]
 
 
 class Joint:
-    """Occupies the module of one path, whatever kinds of sites lie there; leaves no trace when its last insert is gone."""
+    """Occupies the module of one path, whatever kinds of sites lie there; no trace is left when its last insert goes."""
 
     def __init__(self, site: Site) -> None:
         self._root, self._name = site.root, site.name
@@ -35,42 +36,62 @@ class Joint:
         return not self._seats
 
     def move(self) -> None:
-        """Hook the modules that sit here now."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
-        if self._seats:
-            module = self._root.get_submodule(self._name)
-            self._handles = [module.register_forward_hook(self._run, with_kwargs=True)]
-        for entry in {site.entry for seats in self._seats.values() for site, _ in seats if site.entry}:
-            keep = self._root.get_submodule(entry).register_forward_pre_hook(self._enter)
-            self._handles.append(keep)
+        """Hook the modules that sit here now, as the inserts need it."""
+        while self._handles:
+            self._handles.pop().remove()
+        seats = [seat for own in self._seats.values() for seat in own]
+        module = self._root.get_submodule(self._name)
+        if seats:
+            self._handles.append(module.register_forward_hook(self._leave, with_kwargs=True))
+        if any(insert.enters for _, insert in seats):
+            self._handles.append(module.register_forward_pre_hook(self._enter, with_kwargs=True))
+        for entry in {site.entry for site, _ in seats if site.entry}:
+            self._handles.append(self._root.get_submodule(entry).register_forward_pre_hook(self._keep))
 
-    def _enter(self, module: torch.nn.Module, args: tuple[Any, ...]) -> None:
-        route = current()
-        if route is not None and self._concerns(route):
+    def _keep(self, module: torch.nn.Module, args: tuple[Any, ...]) -> None:
+        route = self._route()
+        if route is not None:
             route.taps[self._name] = args[0]
 
-    def _run(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        route = current()
-        if route is None or not self._concerns(route):
+    def _enter(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        route = self._route()
+        if route is None:
+            return None
+        if args:
+            return (self._spans(route, self._fold_in, args[0]), *args[1:]), kwargs
+        key = "hidden_states" if "hidden_states" in kwargs else "input"
+        return args, kwargs | {key: self._spans(route, self._fold_in, kwargs[key])}
+
+    def _leave(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        route = self._route()
+        if route is None:
             return None
         x = args[0] if args else kwargs.get("hidden_states", kwargs.get("input"))
-        entered = route.taps.pop(self._name, None)
+        kept = route.taps.pop(self._name, x)
         if isinstance(output, tuple):  # attention modules and T5's blocks
-            return (self._spans(route, x, entered, output[0]), *output[1:])
-        return self._spans(route, x, entered, output)
+            return (self._spans(route, self._fold_out, x, kept, output[0]), *output[1:])
+        return self._spans(route, self._fold_out, x, kept, output)
 
-    def _concerns(self, route: Route) -> bool:
-        return any(name in self._seats for name, _, _ in route.spans)
+    def _route(self) -> Route | None:
+        """The Route of this forward, if it has rows for an insert here."""
+        route = current()
+        return route if route and any(name in self._seats for name, _, _ in route.spans) else None
 
-    def _spans(self, route: Route, x: Any, entered: Any, y: torch.Tensor) -> torch.Tensor:
+    def _spans(self, route: Route, fold: Callable[..., torch.Tensor], *tensors: Any) -> torch.Tensor:
         if len(route.spans) == 1:
-            return self._fold(route.spans[0][0], slice(None), x, entered, y)
-        k = len(y) // route.rows  # OPT flattens to B·T; beams and returned sequences repeat rows
-        return torch.cat([self._fold(name, slice(a * k, b * k), x, entered, y[a * k : b * k]) for name, a, b in route.spans])
+            return fold(route.spans[0][0], *tensors)
+        k = len(tensors[-1]) // route.rows  # OPT flattens to B·T; beams and returned sequences repeat rows
+        return torch.cat([fold(name, *(t[a * k : b * k] for t in tensors)) for name, a, b in route.spans])
 
-    def _fold(self, name: str | None, rows: slice, x: Any, entered: Any, y: torch.Tensor) -> torch.Tensor:
-        for site, insert in self._seats.get(name, ()) if name is not None else ():
-            y = insert((entered if site.entry else x)[rows], y)
+    def _fold_in(self, name: str | None, x: torch.Tensor) -> torch.Tensor:
+        for _, insert in self._at(name):
+            x = insert.enter(x)
+        return x
+
+    def _fold_out(self, name: str | None, x: torch.Tensor, kept: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        for site, insert in self._at(name):
+            y = insert(kept if site.entry else x, y)
         return y
+
+    def _at(self, name: str | None) -> list[Seat]:
+        return self._seats.get(name, []) if name is not None else []

@@ -75,6 +75,8 @@ class Merges:
         _undo(self._stack.pop())
 
     def _fold(self, site: Site, inserts: list[Insert], merged: Merged) -> None:
+        # Every insert saw what the last one let in: what changes the input comes after all else, the last one first.
+        inserts = [i for i in inserts if not i.enters] + [i for i in reversed(inserts) if i.enters]
         for index, insert in enumerate(inserts):
             if index and insert.reads_base_weight:
                 pair = f"{type(inserts[index - 1]).__name__}, then {type(insert).__name__}"
@@ -85,8 +87,9 @@ class Merges:
                 )
         module, bias = site.module, site.bias()
         dtype = module.weight.dtype
-        weight = site.weight().detach().float()
-        bias = None if bias is None else bias.detach().float()
+        wide = torch.promote_types(dtype, torch.float32)
+        weight = site.weight().detach().to(wide)
+        bias = None if bias is None else bias.detach().to(wide)
         for insert in inserts:
             weight, bias = insert.merge(weight, bias)
         if not torch.isfinite(weight).all():

@@ -49,6 +49,7 @@ class Method:
     own_fields: ClassVar[frozenset[str]] = (
         frozenset()
     )  # fields that PEFT does not know: saved beside, not in its config
+    idle_fields: ClassVar[frozenset[str]] = frozenset()  # keys of PEFT's config that decide nothing once trained
     routable: ClassVar[bool | No] = True
     quantisable: ClassVar[bool | No] = True
     mergeable: ClassVar[bool | No] = True
@@ -94,7 +95,7 @@ class Method:
         return None
 
     def after_step(self, adapter: "Adapter", step: int, total: int) -> None:
-        """Called after every optimizer step (rank pruning, schedules of the method itself)."""
+        """Called after every optimizer step, while its gradients are there (rank pruning, the method's schedules)."""
 
     def frozen_state(self, adapter: "Adapter") -> dict[str, torch.Tensor] | None:
         """What is saved, where it is not simply every insert's `saved()` (prefix tuning drops its MLP)."""

@@ -179,7 +179,8 @@ def _method(config: dict[str, Any], own: dict[str, Any]) -> Method:
             "train it again with one of these methods",
         )
     known_fields = {f.name for f in fields(cls)}
-    ignored = {k: v for k, v in config.items() if k not in known_fields | SILENT and v not in (None, False, [], {}, "")}
+    harmless = known_fields | SILENT | cls.idle_fields
+    ignored = {k: v for k, v in config.items() if k not in harmless and v not in (None, False, [], {}, "")}
     if ignored:
         shown = ", ".join(f"{k}={v!r}" for k, v in ignored.items())
         raise AdapterError(

@@ -13,7 +13,6 @@ rank 2r; LoftQ takes one step against the bytes that are there. Length: five pub
 """
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -23,9 +22,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from graft.errors import UsageError
-from graft.insert import Insert, Replacement, Shift, Weights
-from graft.method import Method, matches, no_such_site
+from graft.insert import Insert, Weights
 from graft.methods import _lora_start as start
+from graft.methods._targets import Seats, Targeted, biases, by_pattern, check_bias, check_dropout, check_rank
 from graft.site import Site
 
 if TYPE_CHECKING:
@@ -33,22 +32,17 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class LoRA(Method):
+class LoRA(Targeted):
     r: int = 8  # rank of the update
     lora_alpha: float = 16  # numerator of the scale: alpha / r
     lora_dropout: float = 0.0  # dropout on the input of A only
-    target_modules: str | tuple[str, ...] = "all-linear"  # names or their last parts; a string is a regular expression
-    exclude_modules: str | tuple[str, ...] = ()  # taken out of the targets, same rule
     use_rslora: bool = False  # scale alpha / sqrt(r), so that large ranks keep learning
     use_dora: bool = False  # train magnitude and direction apart
     init_lora_weights: bool | str = True  # true, gaussian, pissa, pissa_niter_N, olora, loftq
     bias: str = "none"  # biases of the base that are trained too: none, lora_only, all
     lora_bias: bool = False  # a bias behind B
-    modules_to_save: tuple[str, ...] = ()  # modules trained in full, such as embed_tokens or lm_head
     rank_pattern: dict[str, int] = field(default_factory=dict)  # rank by module name
     alpha_pattern: dict[str, float] = field(default_factory=dict)  # alpha by module name
-    layers_to_transform: tuple[int, ...] | int | None = None  # only these blocks
-    layers_pattern: str | tuple[str, ...] | None = None  # name of the list of blocks, where a model has several
     loraplus_lr_ratio: float = 1.0  # LoRA+: learning rate of B over that of A
 
     kinds: ClassVar = ("linear", "head", "embed")
@@ -56,50 +50,18 @@ class LoRA(Method):
     own_fields: ClassVar = frozenset({"loraplus_lr_ratio"})
 
     def __post_init__(self) -> None:
-        if not 1 <= self.r <= 4096:
-            raise UsageError(f"r={self.r}", "a rank from 1 to 4096", "8 to 64 serve most tasks")
-        if not 0 <= self.lora_dropout < 1:
-            raise UsageError(f"lora_dropout={self.lora_dropout}", "0 up to, not including, 1", "0.05 is usual")
-        if self.bias not in ("none", "lora_only", "all"):
-            raise UsageError(f"bias={self.bias!r}", "none, lora_only or all", "leave it out")
+        check_rank("r", self.r)
+        check_dropout("lora_dropout", self.lora_dropout)
+        check_bias(self.bias, "lora_only")
         start.check(self.init_lora_weights)
 
-    def targets(self, sites: Sequence[Site]) -> list[Site]:
-        places = [site for site in sites if site.kind in self.kinds]
-        if self.target_modules == "all-linear":
-            chosen = [site for site in places if site.kind == "linear"]
-        else:
-            chosen = [site for site in places if matches(site.name, self.target_modules)]
-        chosen = [
-            s
-            for s in chosen
-            if not matches(s.name, self.exclude_modules or ()) and not matches(s.name, self.modules_to_save)
-        ]
-        chosen = [site for site in chosen if self._in_layers(site)]
-        if not chosen:
-            raise no_such_site(self.target_modules, places)
-        return chosen
-
-    def assemble(self, sites: Sequence[Site]) -> list[tuple[Site, Insert]]:
-        seats: list[tuple[Site, Insert]] = [(site, self.build(site)) for site in self.targets(sites)]
-        if self.bias != "none":
-            low_rank = {site.name for site, _ in seats}
-            owners = [s for s in sites if s.kind in ("linear", "norm", "head") and isinstance(s.bias(), torch.Tensor)]
-            seats += [
-                (site, Shift(site, "base_layer.bias" if site.name in low_rank else "bias"))
-                for site in owners
-                if self.bias == "all" or site.name in low_rank
-            ]
-        for name in self.modules_to_save:
-            inside = [s for s in sites if s.kind in ("linear", "norm", "head", "embed") and _within(s.name, name)]
-            if not inside:
-                raise no_such_site(name, [s for s in sites if s.kind != "module"])
-            seats += [(site, Replacement(site)) for site in inside]
-        return seats
+    def assemble(self, sites: Sequence[Site]) -> Seats:
+        seats: Seats = [(site, self.build(site)) for site in self.targets(sites)]
+        return seats + biases(self.bias, sites, seats) + self.replacements(sites)
 
     def build(self, site: Site) -> Insert:
-        r = int(_by_pattern(self.rank_pattern, site.name, self.r))
-        alpha = _by_pattern(self.alpha_pattern, site.name, self.lora_alpha)
+        r = int(by_pattern(self.rank_pattern, site.name, self.r))
+        alpha = by_pattern(self.alpha_pattern, site.name, self.lora_alpha)
         scale = alpha / math.sqrt(r) if self.use_rslora else alpha / r
         if site.kind == "embed":
             return LowRankEmbedding(site, r, scale, self)
@@ -116,12 +78,6 @@ class LoRA(Method):
     def file_config(self, seats: Sequence[tuple[Site, Insert]]) -> dict[str, Any]:
         """PEFT's config; PiSSA and OLoRA become the LoRA of rank 2r that they are."""
         config = super().file_config(seats)
-        low_rank = [(site, insert) for site, insert in seats if isinstance(insert, LowRank | LowRankEmbedding)]
-        config["fan_in_fan_out"] = any(site.transposed for site, _ in low_rank)
-        if self.target_modules == "all-linear":
-            config["target_modules"] = sorted(site.name for site, _ in low_rank)
-        config["modules_to_save"] = config["modules_to_save"] or None
-        config["exclude_modules"] = config["exclude_modules"] or None
         if start.subtracts(self.init_lora_weights):
             config |= {"r": 2 * self.r, "rank_pattern": {k: 2 * v for k, v in self.rank_pattern.items()}}
             growth = math.sqrt(2) if self.use_rslora else 2
@@ -134,15 +90,6 @@ class LoRA(Method):
     @classmethod
     def from_file(cls, settings: dict[str, Any]) -> "LoRA":
         return cls(**{**settings, "init_lora_weights": True})  # the start is in the tensors
-
-    def _in_layers(self, site: Site) -> bool:
-        if self.layers_to_transform is None:
-            return True
-        wanted = (self.layers_to_transform,) if isinstance(self.layers_to_transform, int) else self.layers_to_transform
-        patterns = (self.layers_pattern,) if isinstance(self.layers_pattern, str) else self.layers_pattern or ()
-        return site.layer in wanted and (
-            not patterns or any(f".{p}.{site.layer}." in f".{site.name}." for p in patterns)
-        )
 
 
 class LowRank(Insert):
@@ -184,7 +131,7 @@ class LowRank(Insert):
         return y + (ratio - 1) * plain + ratio * update.to(y.dtype)
 
     def merge(self, weight: torch.Tensor, bias: torch.Tensor | None) -> Weights:
-        A, B = (t.detach().float() for t in self.factors())
+        A, B = (t.detach().to(weight.dtype) for t in self.factors())
         merged = weight + self.scale * (B @ A)
         if self.dora:
             merged = merged * (self.magnitude.detach() / merged.norm(dim=1))[:, None]
@@ -241,12 +188,3 @@ class LowRankEmbedding(Insert):
 
     def merge(self, weight: torch.Tensor, bias: torch.Tensor | None) -> Weights:
         return weight + self.scale * (self.B @ self.A).T.detach(), bias
-
-
-def _by_pattern(patterns: dict[str, Any], name: str, default: Any) -> Any:
-    """PEFT's rule: the first key that, as a regular expression, ends the name."""
-    return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", name)), default)
-
-
-def _within(name: str, module: str) -> bool:
-    return f".{module}." in f".{name}."

@@ -187,9 +187,9 @@ class Trainer:
                 if p.grad is not None:
                     p.grad.mul_(clip / (measured.norm + 1e-6))
         self.optimizer.step(rate)
+        self.adapter.after_step(self.progress.step, self.total)  # it may look at the gradients
         for p in parameters:
             p.grad = None
-        self.adapter.after_step(self.progress.step, self.total)
         self.progress.skipped, self.progress.loss = 0, measured.loss
 
     def _skip(self, measured: Measured, lr: float) -> None:

@@ -1,0 +1,83 @@
+"""What the methods of LyCORIS share: rank and alpha with their patterns, two dropouts, and y + s·drop(ΔW x).
+
+rank_dropout leaves out whole outputs of ΔW, module_dropout all of ΔW, both for one forward in training.
+Yeh et al. 2023 (2309.14859); names and meanings are PEFT's. Differs: dropped are outputs of the product, never rows of
+a ΔW that would have to be built for it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from graft.insert import Insert, Weights
+from graft.methods._targets import Targeted, by_pattern, check_dropout, check_rank
+from graft.site import Site
+
+
+@dataclass(frozen=True)
+class Lycoris(Targeted):
+    r: int = 8  # rank of the factors
+    alpha: float = 8  # numerator of the scale: alpha / r
+    rank_dropout: float = 0.0  # share of the update's outputs left out in a forward of training
+    module_dropout: float = 0.0  # how often a site goes without its update in training
+    rank_pattern: dict[str, int] = field(default_factory=dict)  # rank by module name
+    alpha_pattern: dict[str, float] = field(default_factory=dict)  # alpha by module name
+
+    idle_fields: ClassVar = frozenset({"init_weights", "use_effective_conv2d"})
+
+    def __post_init__(self) -> None:
+        check_rank("r", self.r)
+        check_dropout("rank_dropout", self.rank_dropout)
+        check_dropout("module_dropout", self.module_dropout)
+
+    def rank_and_scale(self, site: Site) -> tuple[int, float]:
+        """(r, alpha / r) at one site."""
+        r = int(by_pattern(self.rank_pattern, site.name, self.r))
+        return r, by_pattern(self.alpha_pattern, site.name, self.alpha) / r
+
+    def file_config(self, seats: Sequence[tuple[Site, Insert]]) -> dict[str, Any]:
+        config = super().file_config(seats)
+        del config["fan_in_fan_out"]  # PEFT has these methods on nn.Linear only
+        return config
+
+
+class Product(Insert):
+    """s·ΔW x beside one projection; subclasses say what ΔW is.  rescaled: outputs that stay make up for the others."""
+
+    def __init__(self, scale: float, config: Lycoris, *, rescaled: bool) -> None:
+        super().__init__()
+        self.scale, self.rescaled = scale, rescaled
+        self.rank_dropout, self.module_dropout = config.rank_dropout, config.module_dropout
+
+    def delta(self, dtype: torch.dtype) -> torch.Tensor:
+        """s·ΔW (out, in), for merging."""
+        raise NotImplementedError
+
+    def product(self, x: torch.Tensor) -> torch.Tensor:
+        """s·ΔW x, for which ΔW is not built."""
+        raise NotImplementedError
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        update = self.product(x).to(y.dtype)
+        if self.training and (self.rank_dropout or self.module_dropout):
+            update = update * self._stays(y.shape[-1], y.device).to(y.dtype)
+        return y + update
+
+    def merge(self, weight: torch.Tensor, bias: torch.Tensor | None) -> Weights:
+        return weight + self.delta(weight.dtype), bias
+
+    def _stays(self, outputs: int, device: torch.device) -> torch.Tensor:
+        """1 for outputs that take part in this forward, 0 for the others."""
+        whole = torch.rand(1, device=device) >= self.module_dropout
+        mask = (torch.rand(outputs, device=device) >= self.rank_dropout).float()
+        if self.rescaled:
+            mask = mask / mask.mean().clamp_min(1 / outputs)  # the mean is 0 when none stays
+        return mask * whole
+
+
+def kaiming(*shape: int) -> torch.Tensor:
+    """A new matrix, uniform in ±1/√(its columns)."""
+    return nn.init.kaiming_uniform_(torch.empty(shape), a=5**0.5)

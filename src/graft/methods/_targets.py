@@ -1,0 +1,121 @@
+"""Targets: the choice of sites that most methods share, under PEFT's names, and what is trained beside them.
+
+A name matches as in PEFT: a string is a regular expression for the whole name, a tuple holds names or their last parts.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from graft.errors import UsageError
+from graft.insert import Insert, Replacement, Shift
+from graft.method import Method, matches, no_such_site
+from graft.site import Site
+
+Seats = list[tuple[Site, Insert]]
+
+
+@dataclass(frozen=True)
+class Targeted(Method):
+    """Base class of methods that put one insert at each projection they are pointed at."""
+
+    target_modules: str | tuple[str, ...] = "all-linear"  # names or their last parts; a string is a regular expression
+    exclude_modules: str | tuple[str, ...] = ()  # taken out of the targets, same rule
+    layers_to_transform: tuple[int, ...] | int | None = None  # only these blocks
+    layers_pattern: str | tuple[str, ...] | None = None  # name of the list of blocks, where a model has several
+    modules_to_save: tuple[str, ...] = ()  # modules trained in full, such as embed_tokens or lm_head
+
+    kinds: ClassVar = ("linear", "head")
+
+    def targets(self, sites: Sequence[Site]) -> list[Site]:
+        places = [site for site in sites if site.kind in self.kinds]
+        chosen = [site for site in places if self._named(site) and not self._left_out(site)]
+        if not chosen:
+            raise no_such_site(self.target_modules, places)
+        return chosen
+
+    def assemble(self, sites: Sequence[Site]) -> Seats:
+        return [(site, self.build(site)) for site in self.targets(sites)] + self.replacements(sites)
+
+    def replacements(self, sites: Sequence[Site]) -> Seats:
+        """Copies of `modules_to_save`."""
+        seats: Seats = []
+        for name in self.modules_to_save:
+            inside = [s for s in sites if s.kind in ("linear", "norm", "head", "embed") and _within(s.name, name)]
+            if not inside:
+                raise no_such_site(name, [s for s in sites if s.kind != "module"])
+            seats += [(site, Replacement(site)) for site in inside]
+        return seats
+
+    def file_config(self, seats: Sequence[tuple[Site, Insert]]) -> dict[str, Any]:
+        """PEFT's config. A list of targets is written as it was given; any other choice as the names it came to."""
+        config = super().file_config(seats)
+        own = [site for site, insert in seats if not isinstance(insert, Shift | Replacement)]
+        if isinstance(self.target_modules, str) or self.exclude_modules or self.layers_to_transform is not None:
+            config["target_modules"] = sorted(site.name for site in own)
+        config |= {key: config[key] or None for key in ("exclude_modules", "modules_to_save") if key in config}
+        return config | {"fan_in_fan_out": any(site.transposed for site in own)}
+
+    def _named(self, site: Site) -> bool:
+        if self.target_modules == "all-linear":
+            return site.kind == "linear"
+        return matches(site.name, self.target_modules)
+
+    def _left_out(self, site: Site) -> bool:
+        return (
+            matches(site.name, self.exclude_modules or ())
+            or matches(site.name, self.modules_to_save)
+            or not self._in_layers(site)
+        )
+
+    def _in_layers(self, site: Site) -> bool:
+        if self.layers_to_transform is None:
+            return True
+        wanted = (self.layers_to_transform,) if isinstance(self.layers_to_transform, int) else self.layers_to_transform
+        patterns = (self.layers_pattern,) if isinstance(self.layers_pattern, str) else self.layers_pattern or ()
+        return site.layer in wanted and (
+            not patterns or any(f".{p}.{site.layer}." in f".{site.name}." for p in patterns)
+        )
+
+
+def biases(bias: str, sites: Sequence[Site], seats: Seats) -> Seats:
+    """The base's own biases, trained too: "none", "all", or ("..._only") those at the sites of `seats`."""
+    if bias == "none":
+        return []
+    taken = {site.name for site, _ in seats}
+    owners = [s for s in sites if s.kind in ("linear", "norm", "head") and isinstance(s.bias(), torch.Tensor)]
+    return [
+        (site, Shift(site, "base_layer.bias" if site.name in taken else "bias"))
+        for site in owners
+        if bias == "all" or site.name in taken
+    ]
+
+
+def by_pattern(patterns: dict[str, Any], name: str, default: Any) -> Any:
+    """PEFT's rule: the first key that, as a regular expression, ends the name."""
+    return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", name)), default)
+
+
+def check_rank(name: str, rank: int) -> None:
+    """Raise UsageError for a rank that is none, or that only a hostile file would ask for."""
+    if not isinstance(rank, int) or not 1 <= rank <= 4096:
+        raise UsageError(f"{name}={rank!r}", "a rank from 1 to 4096", "8 to 64 serve most tasks")
+
+
+def check_dropout(name: str, rate: float) -> None:
+    """Raise UsageError for what is no dropout."""
+    if not 0 <= rate < 1:
+        raise UsageError(f"{name}={rate}", "0 up to, not including, 1", "0.05 is usual")
+
+
+def check_bias(bias: str, some: str) -> None:
+    """Raise UsageError for a bias setting that is not known.  some: the method's word for "at its sites"."""
+    if bias not in ("none", some, "all"):
+        raise UsageError(f"bias={bias!r}", f"none, {some} or all", "leave it out")
+
+
+def _within(name: str, module: str) -> bool:
+    return f".{module}." in f".{name}."

@@ -1,0 +1,101 @@
+"""IA3: learned vectors rescale keys, values and the inner activation of the feed-forward network.
+
+    k ← l_k ⊙ (W_k x + b)      v ← l_v ⊙ (W_v x + b)      FFN: W₂ (l_ff ⊙ γ(W₁x)) + b
+    l_k, l_v (out,) and l_ff (in,) of W₂;  all ones at birth
+
+Liu et al. 2022, "Infused Adapter by Inhibiting and Amplifying Inner Activations" (2205.05638). Merges exactly: rows of
+W and b times l, columns of W₂ times l_ff. No weight decay: it would pull the vectors to 0, where their rest is 1.
+Differs: l multiplies in fp32, as near 1 bf16 knows only steps of 1/128. Keys are scaled before the rotation of RoPE,
+as in PEFT. The targets are found by the names that transformers' models use; where q, k and v are one matrix, all of
+it is scaled; attention's own output matrix is not, though PEFT's default for BERT takes it in.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from graft.insert import Insert, Weights
+from graft.method import matches
+from graft.methods._targets import Targeted
+from graft.site import Site
+
+FEEDFORWARD = r".*\.(down_proj|fc2|fc_out|lin2|wo|w2|mlp\.c_proj|dense_4h_to_h|(?<!attention\.)output\.dense)"
+KEYS_AND_VALUES = r".*\.(k|v|k_proj|v_proj|k_lin|v_lin|key|value|key_proj|value_proj|c_attn|query_key_value|qkv_proj)"
+
+
+@dataclass(frozen=True)
+class IA3(Targeted):
+    target_modules: str | tuple[str, ...] = "auto"  # as everywhere; auto: keys, values and W₂ by their usual names
+    feedforward_modules: str | tuple[str, ...] = "auto"  # those of the targets whose input is scaled, not their output
+
+    kinds: ClassVar = ("linear",)
+    peft_type: ClassVar = "IA3"
+    own_fields: ClassVar = frozenset({"layers_to_transform", "layers_pattern"})
+    idle_fields: ClassVar = frozenset({"init_ia3_weights"})
+
+    def build(self, site: Site) -> Insert:
+        return ScaledInput(site.in_features) if self._feedforward(site.name) else ScaledOutput(site.out_features)
+
+    def file_config(self, seats: Sequence[tuple[Site, Insert]]) -> dict[str, Any]:
+        """PEFT's config; both lists by full name, as PEFT wants one to be a part of the other."""
+        scaled = [(site.name, insert) for site, insert in seats if isinstance(insert, Scaled)]
+        return super().file_config(seats) | {
+            "target_modules": sorted(name for name, _ in scaled),
+            "feedforward_modules": sorted(name for name, insert in scaled if isinstance(insert, ScaledInput)),
+        }
+
+    def _named(self, site: Site) -> bool:
+        if self.target_modules == "auto":
+            return matches(site.name, KEYS_AND_VALUES) or matches(site.name, FEEDFORWARD)
+        return super()._named(site)
+
+    def _feedforward(self, name: str) -> bool:
+        if isinstance(self.feedforward_modules, str):
+            return matches(name, FEEDFORWARD if self.feedforward_modules == "auto" else self.feedforward_modules)
+        return name.endswith(tuple(self.feedforward_modules))  # PEFT's rule: no whole parts of the name, as for targets
+
+
+class Scaled(Insert):
+    """A vector of ones that is trained.  shape: in the file."""
+
+    def __init__(self, shape: tuple[int, int]) -> None:
+        super().__init__()
+        self.shape = shape
+        self.l = nn.Parameter(torch.ones(max(shape)))
+
+    def saved(self) -> dict[str, torch.Tensor]:
+        return {"ia3_l": self.l.detach().view(self.shape)}
+
+    def load(self, tensors: dict[str, torch.Tensor]) -> None:
+        with torch.no_grad():
+            self.l.copy_(tensors["ia3_l"].flatten())
+
+
+class ScaledOutput(Scaled):
+    """l ⊙ y"""
+
+    def __init__(self, width: int) -> None:
+        super().__init__((width, 1))
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return (y * self.l).to(y.dtype)
+
+    def merge(self, weight: torch.Tensor, bias: torch.Tensor | None) -> Weights:
+        l = self.l.detach()
+        return weight * l[:, None], None if bias is None else bias * l
+
+
+class ScaledInput(Scaled):
+    """l ⊙ x, before the site computes"""
+
+    def __init__(self, width: int) -> None:
+        super().__init__((1, width))
+
+    def enter(self, x: torch.Tensor) -> torch.Tensor:
+        return (x * self.l).to(x.dtype)
+
+    def merge(self, weight: torch.Tensor, bias: torch.Tensor | None) -> Weights:
+        return weight * self.l.detach(), bias

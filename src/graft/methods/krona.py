@@ -1,0 +1,50 @@
+"""KronA: a Kronecker-factored update beside a frozen projection; of full rank where low-rank factors cannot be.
+
+    y = W₀x + b + s·(A ⊗ B) x        A (a₁, a₂) Kaiming-uniform, B (b₁, b₂) = 0 at birth;  a₁b₁ = out, a₂b₂ = in
+
+The product is never built: (A ⊗ B) x = vec(A X Bᵀ), X (a₂, b₂) being x row by row. a₁ ≥ b₁ and a₂ ≤ b₂ are the divisors
+nearest the square roots, so a 768 × 768 matrix costs 32·24 + 24·32 numbers, as LoRA does at rank 1.
+Edalati et al. 2022 (2212.10650). Differs: the paper leaves open which factor is zero at birth; B is here. PEFT has no
+KronA; `lokr` with r too large for factors is its nearest kin there.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from graft.insert import Insert, Weights
+from graft.methods._kron import kron_linear, near_root
+from graft.methods._lycoris import kaiming
+from graft.methods._targets import Targeted
+from graft.site import Site
+
+
+@dataclass(frozen=True)
+class KronA(Targeted):
+    scale: float = 1.0  # s, constant
+
+    peft_type: ClassVar = "GRAFT_KRONA"
+
+    def build(self, site: Site) -> Insert:
+        return Kronecker(site, self.scale)
+
+
+class Kronecker(Insert):
+    """s·(A ⊗ B) x beside one projection."""
+
+    names: ClassVar = {"A": "krona_A", "B": "krona_B"}
+
+    def __init__(self, site: Site, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+        (b1, a1), (a2, b2) = near_root(site.out_features), near_root(site.in_features)
+        self.A, self.B = nn.Parameter(kaiming(a1, a2)), nn.Parameter(torch.zeros(b1, b2))
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return y + kron_linear(x, self.scale * self.A.to(x.dtype), self.B.to(x.dtype)).to(y.dtype)
+
+    def merge(self, weight: torch.Tensor, bias: torch.Tensor | None) -> Weights:
+        A, B = (t.detach().to(weight.dtype) for t in (self.A, self.B))
+        return weight + self.scale * torch.kron(A, B), bias
