@@ -89,6 +89,11 @@ class Adapter:
         for method in self.methods:
             method.after_step(self.of(method), step, total)
 
+    def notices(self) -> list[str]:
+        """What the methods have to say before training."""
+        said = [method.notice(self.of(method)) for method in self.methods]
+        return [text for text in said if text is not None]
+
     # What is kept
 
     def tensors(self) -> dict[str, torch.Tensor]:

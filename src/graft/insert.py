@@ -80,28 +80,34 @@ class Insert(nn.Module):
 
 
 class Shift(Insert):
-    """y + Δb: a trained bias beside the base's own. The file holds b + Δb, as PEFT does."""
+    """y + (b' − b): a bias b' trained in the place of the base's b, or of zero where it has none.
+
+    Trained and saved is b' itself, as PEFT does: what is loaded is then what was saved, bit for bit.
+    """
 
     origin: torch.Tensor
 
     def __init__(self, site: Site, suffix: str = "bias") -> None:
         super().__init__()
+        bias = site.bias()
+        origin = torch.zeros(site.out_features) if bias is None else bias.detach().float().clone()
         self.suffix = suffix
-        self.register_buffer("origin", site.module.bias.detach().float().clone(), persistent=False)
-        self.delta = nn.Parameter(torch.zeros_like(self.origin))
+        self.register_buffer("origin", origin, persistent=False)
+        self.bias = nn.Parameter(origin.clone())
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return y + self.delta.to(y.dtype)
+        return y + (self.bias - self.origin).to(y.dtype)
 
     def merge(self, weight: torch.Tensor, bias: torch.Tensor | None) -> Weights:
-        return weight, self.delta.detach() if bias is None else bias + self.delta.detach()
+        shift = (self.bias - self.origin).detach()
+        return weight, shift if bias is None else bias + shift
 
     def saved(self) -> dict[str, torch.Tensor]:
-        return {self.suffix: self.origin + self.delta.detach()}
+        return {self.suffix: self.bias.detach()}
 
     def load(self, tensors: dict[str, torch.Tensor]) -> None:
         with torch.no_grad():
-            self.delta.copy_(tensors[self.suffix].float() - self.origin)
+            self.bias.copy_(tensors[self.suffix])
 
 
 class Replacement(Insert):
@@ -109,7 +115,7 @@ class Replacement(Insert):
 
     def __init__(self, site: Site) -> None:
         super().__init__()
-        self.copy: Any = _without_hooks(site.module)
+        self.copy: Any = without_hooks(site.module)
         self.transposed = site.transposed
         for name, tensor in (("weight", site.module.weight), ("bias", site.bias())):
             if tensor is not None:
@@ -163,7 +169,7 @@ class Thaw(Insert):
         return {**self._borrowed, **dict(self.named_parameters(recurse=False))}
 
 
-def _without_hooks(module: Any) -> Any:
+def without_hooks(module: Any) -> Any:
     """A shallow copy that shares nothing mutable with `module`; a packed linear becomes a plain one."""
     if hasattr(module, "codes"):
         plain = nn.Linear(module.in_features, module.out_features, bias=module.bias is not None, device="meta")
@@ -172,6 +178,7 @@ def _without_hooks(module: Any) -> Any:
     clone._parameters = dict(module._parameters)
     clone._buffers = dict(module._buffers)
     clone._modules = {}
+    clone._non_persistent_buffers_set = set(module._non_persistent_buffers_set)
     for hooks in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"):
         setattr(clone, hooks, OrderedDict())
     return clone

@@ -97,6 +97,10 @@ class Method:
     def after_step(self, adapter: "Adapter", step: int, total: int) -> None:
         """Called after every optimizer step, while its gradients are there (rank pruning, the method's schedules)."""
 
+    def notice(self, adapter: "Adapter") -> str | None:
+        """What the user shall know of this adapter before it is trained, where it is not what the settings suggest."""
+        return None
+
     def frozen_state(self, adapter: "Adapter") -> dict[str, torch.Tensor] | None:
         """What is saved, where it is not simply every insert's `saved()` (prefix tuning drops its MLP)."""
         return None

@@ -229,6 +229,8 @@ def _tell(observer: RunObserver, opened: runs.Opened, prepared: Prepared) -> Non
     observer.note("base", f"{base.name}   {whole:,} parameters   {stored}")
     names, places = " + ".join(map(_method_name, adapter.methods)), len(adapter.inserts)
     observer.note("adapter", f"{names} on {places} sites   {trained:,} trained ({100 * trained / whole:.2g} %)")
+    for text in adapter.notices():
+        observer.note("note", text)
     why = base.unpackable(recipe.data.max_length)
     if recipe.data.pack and why and recipe.stage != "classify":
         observer.note("note", f"rows are padded, not packed: {why}")

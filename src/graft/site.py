@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn import functional as F
 
 SUBLAYERS = ("attention", "cross", "mlp")
 KINDS = ("linear", "norm", "embed", "head", "block", *SUBLAYERS, "kv", "prompt", "final", "module")
@@ -76,3 +77,8 @@ class Site:
     def bias(self) -> torch.Tensor | None:
         """The bias (out,), or None."""
         return getattr(self.module, "bias", None)
+
+    def product(self, x: torch.Tensor) -> torch.Tensor:
+        """x (..., in) times the weight: no bias, no hooks. A packed weight is decoded again in backward, not kept."""
+        module = self.module
+        return module.product(x) if hasattr(module, "codes") else F.linear(x, self.weight().to(x.dtype))

@@ -97,8 +97,8 @@ class _Packed(QuantLinear):
     def weight(self) -> Tensor:
         return torch.empty(self.out_features, self.in_features, dtype=self.dtype, device=self.codes.device)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return _Product.apply(x, None if self.bias is None else self.bias.to(x.dtype), self.out_features)
+    def product(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        return _Product.apply(x, bias, self.out_features)
 
 
 @dataclass(frozen=True)

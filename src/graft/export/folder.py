@@ -19,10 +19,12 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers.utils import logging as transformers_logging
 
-from graft.errors import ModelError, SpaceError, UsageError
+from graft.errors import MergeError, ModelError, SpaceError, UsageError
 
 if TYPE_CHECKING:
     from graft.base import Base
+
+BIASES = ("attention_bias", "mlp_bias")  # settings of transformers' configs that give projections a bias
 
 
 def write_model(base: "Base", folder: Path, *, shard: str = "5GB") -> list[str]:
@@ -53,8 +55,7 @@ def plain(model: nn.Module) -> tuple[nn.Module, list[str]]:
     head, table = model.get_output_embeddings(), model.get_input_embeddings()
     if head is not None:
         config.tie_word_embeddings = head.weight.data_ptr() == table.weight.data_ptr()
-    with torch.device("meta"):
-        clone = type(model)(config)
+    clone = _empty(model, config)
     packed = {name: module for name, module in model.named_modules() if hasattr(module, "codes")}
     inside = tuple(f"{name}." for name in packed)
     state = {key: tensor for key, tensor in model.state_dict().items() if not key.startswith(inside)}
@@ -62,6 +63,8 @@ def plain(model: nn.Module) -> tuple[nn.Module, list[str]]:
         state[f"{name}.weight"] = module.weight
         if module.bias is not None:
             state[f"{name}.bias"] = module.bias
+    if state.keys() - clone.state_dict().keys():
+        clone = _with_biases(model, config, state)
     for name, module in clone.named_modules():
         if type(module).__name__ == "Conv1D" and type(model.get_submodule(name)).__name__ != "Conv1D":
             state[f"{name}.weight"] = state[f"{name}.weight"].T  # packing turns it into (out, in)
@@ -70,6 +73,31 @@ def plain(model: nn.Module) -> tuple[nn.Module, list[str]]:
     if clone.can_generate():
         clone.generation_config = _sound(copy.deepcopy(model.generation_config))
     return clone.eval(), list(packed)
+
+
+def _empty(model: nn.Module, config: Any) -> nn.Module:
+    """A model of this class without storage."""
+    with torch.device("meta"):
+        return type(model)(config)
+
+
+def _with_biases(model: nn.Module, config: Any, state: dict[str, torch.Tensor]) -> nn.Module:
+    """An empty model whose config asks for biases, where a merge has added some; those it did not add become zero."""
+    for flag in BIASES:
+        if hasattr(config, flag):
+            setattr(config, flag, True)
+    clone = _empty(model, config)
+    wanted = clone.state_dict()
+    homeless = sorted(state.keys() - wanted.keys())
+    if homeless:
+        raise MergeError(
+            f"{homeless[0]} was added by an adapter ({len(homeless)} tensors were)",
+            f"tensors that a {type(model).__name__} of transformers has",
+            "keep the adapter attached, or train it on target_modules that have such tensors",
+        )
+    for key in wanted.keys() - state.keys():
+        state[key] = torch.zeros(wanted[key].shape, dtype=model.get_input_embeddings().weight.dtype)
+    return clone
 
 
 @contextlib.contextmanager

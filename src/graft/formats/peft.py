@@ -32,7 +32,7 @@ SILENT = {
     "peft_type", "task_type", "base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "peft_version",
     "fan_in_fan_out", "megatron_core", "megatron_config", "loftq_config", "eva_config", "corda_config",
     "lora_ga_config", "velora_config", "kasa_config", "monteclora_config", "arrow_config", "qalora_group_size",
-    "ensure_weight_tying",
+    "ensure_weight_tying", "init_weights",
 }  # fmt: skip
 
 
@@ -190,9 +190,10 @@ def _method(config: dict[str, Any], own: dict[str, Any]) -> Method:
         )
     settings = {k: _frozen(v) for k, v in {**config, **own}.items() if k in known_fields and v is not None}
     rank = settings.get("r", 1)
-    if not isinstance(rank, int) or not 1 <= rank <= MAX_RANK:
+    lowest = min(1, getattr(cls, "r", 1))  # 0 where that is the default: blocks that are given by their size instead
+    if not isinstance(rank, int) or not lowest <= rank <= MAX_RANK:
         raise AdapterError(
-            f"r={rank!r}", f"a rank from 1 to {MAX_RANK}", "this file is damaged or hostile: do not use it"
+            f"r={rank!r}", f"a rank from {lowest} to {MAX_RANK}", "this file is damaged or hostile: do not use it"
         )
     return cls.from_file(settings)
 

@@ -81,6 +81,20 @@ class Targeted(Method):
         )
 
 
+@dataclass(frozen=True)
+class Accompanied(Targeted):
+    """A targeted method beside which biases of the base may be trained."""
+
+    bias: str = "none"  # biases of the base that are trained too: none, those of the targets (NAME_only), all
+
+    def __post_init__(self) -> None:
+        check_bias(self.bias, f"{self.peft_type.lower()}_only")
+
+    def assemble(self, sites: Sequence[Site]) -> Seats:
+        seats = [(site, self.build(site)) for site in self.targets(sites)]
+        return seats + biases(self.bias, sites, seats) + self.replacements(sites)
+
+
 def biases(bias: str, sites: Sequence[Site], seats: Seats) -> Seats:
     """The base's own biases, trained too: "none", "all", or ("..._only") those at the sites of `seats`."""
     if bias == "none":

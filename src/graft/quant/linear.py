@@ -108,7 +108,10 @@ class QuantLinear(nn.Module):
         return kernels.find("dequantise", self.codes.device.type)(packed, self.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return self.product(x, None if self.bias is None else self.bias.to(x.dtype))
+
+    def product(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """x Ŵᵀ, and b where it is given: what an insert uses that needs the weight's product with another input."""
         return _Linear.apply(x, bias, self.scheme.name, self.scheme.block, *self.packed().values())
 
     def extra_repr(self) -> str:

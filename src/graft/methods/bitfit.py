@@ -1,0 +1,57 @@
+"""BitFit: only biases are trained, of linears and of norms.
+
+    y = W x + b'        b' (out,) trained, starts as the base's b
+
+Ben Zaken et al. 2022 (2106.10199); half of them, on BERT `target_modules: [query, intermediate.dense]`, are nearly as
+good there. Differs: b' − b is added behind the layer, so rows of one batch may use different biases and the base may be
+quantised. Where no target has a bias (Llama, T5), the linears among them get one of zero, and a run says so before its
+first step; norms without a bias get none, as their modules have no place for it. The head's bias is left alone.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+
+from graft.errors import SiteError
+from graft.insert import Insert, Shift
+from graft.methods._targets import Targeted
+from graft.site import Site
+
+if TYPE_CHECKING:
+    from graft.adapter import Adapter
+
+
+@dataclass(frozen=True)
+class BitFit(Targeted):
+    target_modules: str | tuple[str, ...] = ".*"  # linears and norms, by name, last parts or regular expression
+
+    kinds: ClassVar = ("linear", "norm")
+    peft_type: ClassVar = "GRAFT_BITFIT"
+
+    def targets(self, sites: Sequence[Site]) -> list[Site]:
+        """The targets that have a bias; where none has, the linears."""
+        named = super().targets(sites)
+        chosen = [site for site in named if _has_bias(site)] or [site for site in named if site.kind == "linear"]
+        if not chosen:
+            raise SiteError(
+                f"target_modules={self.target_modules!r} names only norms without a bias",
+                "linears, or norms that have a bias",
+                "leave target_modules out to train what can be trained",
+            )
+        return chosen
+
+    def build(self, site: Site) -> Insert:
+        return Shift(site)
+
+    def file_config(self, seats: Sequence[tuple[Site, Insert]]) -> dict[str, Any]:
+        return super().file_config(seats) | {"target_modules": sorted(site.name for site, _ in seats)}
+
+    def notice(self, adapter: "Adapter") -> str | None:
+        added = sum(not _has_bias(site) for site, _ in adapter.inserts)
+        return f"no target has a bias: {added} linears get one that starts at zero" if added else None
+
+
+def _has_bias(site: Site) -> bool:
+    return isinstance(site.bias(), torch.Tensor)

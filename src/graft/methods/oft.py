@@ -1,0 +1,137 @@
+"""OFT: a trained rotation, block by block, of what enters a frozen projection.
+
+    y = (xR) Wᵀ + b         R (in, in) block-diagonal; per block of b features the b(b−1)/2 angles v, zero at birth
+    Q = skew(v)             v above the diagonal row by row, −v below
+    use_cayley_neumann:     R = I + 2Q + 2Q² + … + 2Qᵖ⁻¹ + Qᵖ, which tends to (I + Q)(I − Q)⁻¹ only for ‖Q‖ < 1
+    otherwise:              R = (I − Q)(I + Q)⁻¹, orthogonal for every Q; for equal v the transpose of the one above
+    coft:                   the Frobenius norm of each Q is held at eps/√blocks at most
+
+An orthogonal R keeps the angles between the neurons (rows of W). Qiu et al. 2023 (2306.07280); the series: Qiu et al.
+2025 (2506.19847). The two branches turn opposite ways because PEFT's do; p is num_cayley_neumann_terms − 1, at least 3
+from three terms on, also as in PEFT. Differs: computed is y + x(R − I)Wᵀ, so inserts add up, also in 16 bits, at the
+price of a second product with W, for which a packed W is decoded once more and not kept; `module_dropout`, which PEFT
+accepts and leaves without effect, drops blocks; embeddings cannot be turned.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import nn
+
+from graft.errors import UsageError
+from graft.insert import Insert, Weights
+from graft.methods._rotation import BlockDropout, blockwise, cayley
+from graft.methods._targets import Accompanied
+from graft.site import Site
+
+if TYPE_CHECKING:
+    from graft.adapter import Adapter
+
+
+@dataclass(frozen=True)
+class OFT(Accompanied):
+    oft_block_size: int = 32  # features that turn together; where it does not divide the input, its nearest divisor
+    r: int = 0  # number of blocks instead of their size; then oft_block_size must be 0
+    module_dropout: float = 0.0  # share of the blocks that a training step leaves unturned
+    coft: bool = False  # keep every rotation small: constrained OFT
+    eps: float = 6e-5  # with coft: how large, shared among the blocks
+    block_share: bool = False  # one rotation for all blocks of a projection
+    use_cayley_neumann: bool = True  # series instead of an exact inverse: faster, orthogonal for small angles only
+    num_cayley_neumann_terms: int = 5  # terms of the series
+
+    kinds: ClassVar = ("linear", "head")
+    peft_type: ClassVar = "OFT"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if min(self.r, self.oft_block_size) != 0 or max(self.r, self.oft_block_size) < 1:
+            raise UsageError(
+                f"r={self.r} with oft_block_size={self.oft_block_size}",
+                "one of them positive, the other 0",
+                "for example oft_block_size=32, r=0",
+            )
+        if not 0 <= self.module_dropout < 1 or self.eps <= 0 or self.num_cayley_neumann_terms < 1:
+            raise UsageError(
+                f"module_dropout={self.module_dropout}, eps={self.eps}, "
+                f"num_cayley_neumann_terms={self.num_cayley_neumann_terms}",
+                "a share below 1, a positive size, at least one term",
+                "leave them out",
+            )
+
+    def build(self, site: Site) -> Insert:
+        width = site.in_features
+        if self.r:
+            return BlockRotation(site, width // _divisor(width, self.r), self)
+        return BlockRotation(site, _divisor(width, self.oft_block_size), self)
+
+    def after_step(self, adapter: "Adapter", step: int, total: int) -> None:
+        """COFT: what the step moved out of bounds goes back to them."""
+        for _, insert in adapter.inserts:
+            if isinstance(insert, BlockRotation):
+                insert.bound()
+
+
+class BlockRotation(Insert):
+    """y + x(R − I)Wᵀ at one projection."""
+
+    names: ClassVar = {"angles": "oft_R.weight"}
+    reads_base_weight: ClassVar = True
+
+    def __init__(self, site: Site, block: int, config: OFT) -> None:
+        super().__init__()
+        self.site, self.block, self.config = site, block, config
+        self.dropout = BlockDropout(config.module_dropout)
+        blocks = 1 if config.block_share else site.in_features // block
+        self.angles = nn.Parameter(torch.zeros(blocks, block * (block - 1) // 2))
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return y + self.site.product(blockwise(x, self.dropout(self.change()))).to(y.dtype)
+
+    def merge(self, weight: torch.Tensor, bias: torch.Tensor | None) -> Weights:
+        return weight + blockwise(weight, self.change().detach().mT), bias
+
+    def change(self) -> torch.Tensor:
+        """R − I, (blocks, b, b)."""
+        Q = self._skew()
+        terms = self.config.num_cayley_neumann_terms
+        if not self.config.use_cayley_neumann:
+            return cayley(Q)
+        if terms < 3:
+            return 2 * (terms - 1) * Q
+        change, power = 2 * Q, Q
+        for _ in range(2, max(terms - 1, 3)):
+            power = power @ Q
+            change = change + 2 * power
+        return change + power @ Q  # the highest power counts once
+
+    def load(self, tensors: dict[str, torch.Tensor]) -> None:
+        super().load(tensors)
+        self.bound()  # PEFT saves what its last step left, in bounds or not
+
+    @torch.no_grad()
+    def bound(self) -> None:
+        """Scale the angles of a block down where its Q is larger than COFT allows."""
+        if self.config.coft:
+            limit = self.config.eps / len(self.angles) ** 0.5
+            norm = self.angles.norm(dim=1, keepdim=True) * 2**0.5  # each angle stands in Q twice
+            self.angles.mul_((limit / norm).clamp(max=1))
+
+    def _skew(self) -> torch.Tensor:
+        angles = self.angles
+        rows, columns = torch.triu_indices(self.block, self.block, 1, device=angles.device)
+        upper = angles.new_zeros(len(angles), self.block, self.block)
+        upper = upper.index_put((torch.arange(len(angles), device=angles.device)[:, None], rows, columns), angles)
+        return upper - upper.mT
+
+
+def _divisor(width: int, wanted: int) -> int:
+    """The divisor of `width` nearest to `wanted`, of two the smaller, as PEFT adjusts it.
+
+    >>> _divisor(11008, 32), _divisor(96, 28), _divisor(64, 100)
+    (32, 24, 64)
+    """
+    if width % wanted == 0:
+        return wanted
+    divisors = [d for d in range(1, width + 1) if width % d == 0]
+    return min(divisors, key=lambda d: (abs(d - wanted), d))
