@@ -14,7 +14,7 @@ LAYERS = [
     {"methods", "data", "seedling"},
     {"base", "joint", "merging", "dropout", "head", "rows", "identity", "generation", "attention", "virtual"},
     {"load", "folder", "objectives"},
-    {"evaluate", "export"},
+    {"evaluate", "export", "lowrank", "soup", "blend", "extract"},
     {"train"},
     {"plan", "sketch"},
     {"run", "runs", "report", "demo", "selftest"},

@@ -19,6 +19,7 @@ from graft.errors import MergeError
 from graft.site import Site
 
 Weights = tuple[torch.Tensor, torch.Tensor | None]  # weight (out, in), bias (out,) or None
+LowRankForm = tuple[torch.Tensor, torch.Tensor, float]  # A (r, in), B (out, r), scale s
 
 
 class Insert(nn.Module):
@@ -57,6 +58,13 @@ class Insert(nn.Module):
 
     def around(self) -> tuple[torch.Tensor, torch.Tensor] | None:
         """At the `prompt` site: vectors (p, d) in front of every row, and (q, d) behind it."""
+        return None
+
+    def low_rank(self) -> LowRankForm | None:
+        """(A, B, s) where s·B A x beside the base is all that this insert does, dropout aside; None otherwise.
+
+        At `embed` x is one-hot: A (r, ids), B (width, r).
+        """
         return None
 
     def swap(self) -> dict[str, nn.Parameter]:

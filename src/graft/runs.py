@@ -28,7 +28,8 @@ from graft.errors import ModelError, UsageError
 from graft.evaluate import Held, Table, before_after, cases, evaluate
 from graft.export.folder import replaced
 from graft.folder import find as find_model
-from graft.load import fresh, load
+from graft.folder import read_config
+from graft.load import DTYPES, fresh, load
 from graft.method import Method, find
 from graft.recipe import Data, NewTokenizer, Recipe, read
 from graft.train import fs
@@ -115,6 +116,12 @@ def load_base(recipe: Recipe, quant: str | None = None) -> Base:
         fs.commit(folder, made.save_pretrained)
     tokenizer = tokenizer_in(folder if isinstance(wanted, NewTokenizer) else wanted)
     return fresh(recipe.model.config, tokenizer, dtype=recipe.dtype, seed=recipe.train.seed, task=task)
+
+
+def base_as_stored(name: str) -> Base:
+    """A base in the dtype of its file, where rounding must not look like a change."""
+    stored = read_config(name).dtype
+    return load(name, dtype=next((word for word, dtype in DTYPES.items() if dtype == stored), "fp32"))
 
 
 def tokenizer_in(folder: str | Path) -> Any:

@@ -14,7 +14,21 @@ from graft.cards import cards
 from graft.cli import call
 from tiny_folder import write_model, write_rows
 
-VERBS = ("demo", "plan", "train", "eval", "chat", "compare", "merge", "export", "quantize", "methods", "data", "doctor")
+VERBS = (
+    "demo",
+    "plan",
+    "train",
+    "eval",
+    "chat",
+    "compare",
+    "merge",
+    "export",
+    "quantize",
+    "convert",
+    "methods",
+    "data",
+    "doctor",
+)
 HEAVY = ("torch", "transformers", "rich", "plotly")  # typer itself reads options by pydantic
 
 
@@ -71,7 +85,7 @@ def test_public_names_are_sorted_and_exist():
 
 
 def test_functions_keep_their_names_when_packages_of_that_name_are_imported():
-    for name in ("train", "export", "load", "plan", "run"):
+    for name in ("train", "export", "load", "plan", "run", "blend", "extract"):
         setattr(graft, name, importlib.import_module(f"graft.{name}"))  # what the import system does
         assert inspect.isfunction(getattr(graft, name))
 
@@ -138,6 +152,21 @@ export MODEL OUT --to gguff
 export RUN MODEL
 export MODEL OUT --adapter MODEL
 merge RUN
+merge RUN OUT --as pt
+merge RUN OUT --adapter b=RUN --weight c=0.5
+merge RUN OUT --adapter b=RUN --weight b=half
+merge RUN OUT --adapter b=RUN --how tiess
+merge RUN OUT --adapter b=RUN --how ties
+merge MODEL OUT --weight a=0.5
+convert MODEL OUT
+convert MODEL OUT --base ./nowhere
+convert MODEL OUT --base MODEL
+convert MODEL OUT --base MODEL --rest drop
+convert MODEL OUT --base MODEL --alpha 16
+convert MODEL RUN --base MODEL
+convert ROWS OUT
+convert ROWS OUT --alpha 16 --r 4
+convert ROWS OUT --alpha 16
 quantize MODEL OUT --quant nf5
 data
 data show none.jsonl --model MODEL
@@ -225,6 +254,52 @@ def test_a_merged_model_is_quantised_and_asked(home, tmp_path, capsys):
     assert call(["quantize", str(tmp_path / "m"), str(tmp_path / "q")]) == 0
     assert call(["chat", str(tmp_path / "q"), "--raw", "--prompt", "Day 1.", "--max-new-tokens", "2"]) == 0
     assert json.loads((tmp_path / "q" / "config.json").read_text())["quantization_config"]["quant_method"] == "graft"
+
+
+def test_two_runs_are_blended_into_an_adapter_and_into_a_model(home, tmp_path, capsys):
+    words = training(
+        home, "other", "dtype=fp32 method.r=3 train.max_steps=2 data.eval=null --train.lr 1e-2 train.seed=7"
+    )
+    assert call(words) == 0
+    both = ["--adapter", f"a={home / 'run'}", "--adapter", f"b={home / 'other'}", "--weight", "b=-0.5", "--lossy"]
+    capsys.readouterr()
+    assert call(["merge", str(home / "model"), str(tmp_path / "ab"), *both, "--as", "adapter", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["blend"]["weights"] == {"a": 1.0, "b": -0.5}
+    assert err.splitlines()[-1] == f"next    graft chat {home / 'model'} --adapter {tmp_path / 'ab'}"
+    assert json.loads((tmp_path / "ab" / "adapter_config.json").read_text())["r"] == 5  # exact: ranks add up
+    assert call(["merge", str(home / "model"), str(tmp_path / "m"), *both, "--how=ties_svd", "--density=0.5"]) == 0
+    out, err = capsys.readouterr()
+    assert "blended 1 a + -0.5 b by ties_svd" in err and "merged  a + b" in err
+    assert (tmp_path / "m" / "config.json").exists()
+
+
+def test_one_adapter_is_weighed(home, tmp_path, capsys):
+    run = ["merge", str(home / "run"), str(tmp_path / "half"), "--weight", "run=0.5", "--as", "adapter"]
+    assert call(run) == 0
+    assert "blended 0.5 run by cat" in capsys.readouterr().err
+
+
+def test_a_merged_model_is_taken_apart_again(home, tmp_path, capsys):
+    assert call(["merge", str(home / "run"), str(tmp_path / "tuned"), "--lossy"]) == 0
+    capsys.readouterr()
+    words = [
+        "convert",
+        str(tmp_path / "tuned"),
+        str(tmp_path / "x"),
+        "--base",
+        str(home / "model"),
+        "--r",
+        "2",
+        "--json",
+    ]
+    assert call(words) == 0
+    out, err = capsys.readouterr()
+    facts = json.loads(out)
+    assert len(facts["layers"]) == 14 and facts["left"] == []
+    assert err.splitlines()[-1].startswith("next    graft chat") and "layer   model.layers.0" in err
+    assert min(layer["kept"] for layer in facts["layers"].values()) > 0.99
+    assert call(["chat", str(home / "model"), "--adapter", str(tmp_path / "x"), "--prompt", "Day", "--raw"]) == 0
 
 
 def test_eval_and_plan_speak_json(home, capsys):

@@ -1,27 +1,83 @@
-"""graft convert: bring in an old LoRA file in loralib layout, which is a pickle."""
+"""graft convert: make an adapter folder of what others made: an old loralib pickle, or a model tuned in full."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from graft.cli.say import after, show
+from graft.cli.say import after, show, show_json, size_of, talk
+from graft.errors import UsageError
 
 
 def add_to(app: typer.Typer) -> None:
-    app.command("convert", help="Make a pickled loralib file an adapter folder.")(convert)
+    app.command("convert", help="Make a fully tuned model, or a loralib file, an adapter.")(convert)
 
 
 def convert(
-    file: Annotated[Path, typer.Argument(help="The file (.bin, .pt) in loralib layout.")],
+    source: Annotated[str, typer.Argument(help="A fully tuned model, or a file (.bin, .pt) in loralib layout.")],
     folder: Annotated[Path, typer.Argument(help="The adapter folder to write.")],
-    alpha: Annotated[float, typer.Option("--alpha", help="lora_alpha of its training, which the file does not state.")],
-    base: Annotated[str, typer.Option("--base", help="The model it was trained on.")] = "",
+    base: Annotated[str, typer.Option("--base", help="The model it was tuned from.")] = "",
+    r: Annotated[int | None, typer.Option("--r", help="Tuned model: rank of each layer; 16 if not given.")] = None,
+    energy: Annotated[float | None, typer.Option(help="Tuned model: the share of each change to keep.")] = None,
+    rest: Annotated[str, typer.Option(help="Norms, biases, embeddings that changed: name, or keep in full.")] = "name",
+    alpha: Annotated[
+        float | None, typer.Option("--alpha", help="Loralib file: lora_alpha of its training, which it does not state.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace what is in the folder.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="The same facts for programs.")] = False,
 ) -> None:
-    """A pickle can run code when it is read. This reads weights only, in a process of its own with limits, and writes
-    safetensors; nothing else in graft opens a pickle."""
+    """A tuned model becomes the LoRA nearest to what tuning changed, layer by layer. A pickle can run code when it is
+    read: this reads weights only, in a process of its own with limits; nothing else in graft opens a pickle."""
+    pickled = Path(source).is_file()
+    _check(source, pickled, base, alpha, for_tuned=bool(r or energy or rest != "name"))
+    if pickled and alpha is not None:
+        facts = _unpickle(source, folder, base, alpha, force)
+    else:
+        facts = _extract(source, folder, base, r=r, energy=energy, rest=rest, force=force)
+    if json:
+        show_json({"folder": str(folder), **facts})
+    else:
+        show(f"wrote   {folder} ({size_of(folder)})")
+    after(f"graft chat {base or 'MODEL'} --adapter {folder}")
+
+
+def _check(source: str, pickled: bool, base: str, alpha: float | None, *, for_tuned: bool) -> None:
+    """Raise UsageError for options that are missing, or that belong to the other kind of source."""
+    if pickled and for_tuned:
+        raise UsageError(f"--r, --energy or --rest with {source}", "these with a tuned model", "leave them out")
+    if pickled and alpha is None:
+        raise UsageError(f"{source} without --alpha", "the lora_alpha of its training", "the official files used 16")
+    if not pickled and alpha is not None:
+        raise UsageError(f"--alpha with {source}, which is no file", "it with a loralib file", "check the path")
+    if not pickled and not base:
+        raise UsageError(f"{source} without --base", "the model it was tuned from", "add --base MODEL")
+
+
+def _unpickle(source: str, folder: Path, base: str, alpha: float, force: bool) -> dict[str, Any]:
     from graft.formats import loralib  # torch costs seconds
 
-    show(loralib.convert(file, folder, lora_alpha=alpha, base=base or None, force=force))
-    after(f"graft chat MODEL --adapter {folder}")
+    said = loralib.convert(source, folder, lora_alpha=alpha, base=base or None, force=force)
+    talk(said)
+    return {"said": said}
+
+
+def _extract(source: str, folder: Path, base: str, *, rest: str, force: bool, **size: Any) -> dict[str, Any]:
+    from graft.export import export  # torch costs seconds
+    from graft.export.folder import refuse_occupied
+    from graft.extract import difference
+    from graft.runs import base_as_stored, tokenizer_in
+
+    refuse_occupied(folder, force=force)  # before the work
+    frozen = base_as_stored(base)
+    if (Path(source) / "tokenizer_config.json").exists():
+        frozen.tokenizer = tokenizer_in(source)  # with the template of the tuning
+    said = lambda site, layer: talk(f"layer   {site}   r {len(layer.A)}   {layer.kept:.1%} of its change kept")
+    found = difference(frozen, source, told=said, **size)
+    adapter = found.attach("extracted", rest)
+    export(frozen, folder, "peft", adapter=adapter.name, force=force)
+    talk(f"kept    {found.kept:.1%} of what changed in {len(found.layers)} layers; {adapter.count():,} numbers")
+    left = [*(found.rest if rest == "name" else ()), *found.foreign]
+    if left:
+        talk(f"left    {len(left)} changed tensors: {', '.join(left)}   (--rest keep takes along what the base has)")
+    layers = {site: {"r": len(layer.A), "kept": layer.kept, "norm": layer.norm} for site, layer in found.layers.items()}
+    return {"kept": found.kept, "layers": layers, "rest": rest, "left": left}

@@ -1,42 +1,99 @@
-"""graft merge: fold an adapter into its base, say what the rounding cost, write one ordinary model."""
+"""graft merge: fold an adapter, or the blend of several, into the base; say what it cost; write one ordinary model."""
 
 import json as codec
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from graft.cli.say import after, show, show_json, size_of, talk
+from graft.errors import UsageError, nearest
+
+if TYPE_CHECKING:
+    from graft.runs import Opened
+
+FORMS = ("model", "adapter")
 
 
 def add_to(app: typer.Typer) -> None:
-    app.command("merge", help="Fold an adapter into its base; says what it cost.")(merge)
+    app.command("merge", help="Fold adapters into their base; says what it cost.")(merge)
 
 
 def merge(
     model: Annotated[str, typer.Argument(help="A run's folder, an adapter's folder, or a base with --adapter.")],
-    folder: Annotated[Path, typer.Argument(help="Where to write the model.")],
+    folder: Annotated[Path, typer.Argument(help="Where to write.")],
     adapter: Annotated[
-        list[str] | None, typer.Option(help="Adapter folder, or NAME=FOLDER, when MODEL is a base.")
+        list[str] | None, typer.Option(help="Adapter folder, or NAME=FOLDER; several are blended into one.")
     ] = None,
+    weight: Annotated[list[str] | None, typer.Option(help="NAME=NUMBER in the blend; 1 where not given.")] = None,
+    how: Annotated[str, typer.Option(help="cat (exact), svd, linear, ties, dare_ties, average, ...")] = "cat",
+    density: Annotated[float | None, typer.Option(help="Share of entries that ties, dare and magnitude keep.")] = None,
+    r: Annotated[int | None, typer.Option("--r", help="Rank of a blend by svd or ..._svd.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the entries that dare drops.")] = 0,
+    form: Annotated[str, typer.Option("--as", help="model: one ordinary model; adapter: the blend alone.")] = "model",
     force: Annotated[bool, typer.Option("--force", help="Replace what is in the folder.")] = False,
     lossy: Annotated[bool, typer.Option("--lossy", help="Merge even where rounding loses what was learnt.")] = False,
     json: Annotated[bool, typer.Option("--json", help="The same facts for programs.")] = False,
 ) -> None:
+    if form not in FORMS:
+        raise UsageError(f"--as {form}", f"one of {', '.join(FORMS)}", f"did you mean {nearest(form, FORMS, 1)[0]}?")
     from graft.export import REPORT, export  # torch costs seconds
     from graft.runs import open_model
 
     opened = open_model(model, adapters=adapter or ())
-    written = export(opened.base, folder, "hf", adapter=opened.adapter, force=force, lossy=lossy)
-    facts = codec.loads((written / REPORT).read_text(encoding="utf-8"))
+    blended = _blend(opened, weight or [], how=how, density=density, r=r, seed=seed)
+    to = "hf" if form == "model" else "peft"
+    written = export(opened.base, folder, to, adapter=opened.adapter, force=force, lossy=lossy)
+    facts = codec.loads((written / REPORT).read_text(encoding="utf-8")) if form == "model" else {}
     if json:
-        show_json({"folder": str(written), **facts})
+        show_json({"folder": str(written), "as": form, "blend": blended, **facts})
     else:
         show(f"wrote   {written} ({size_of(written)})")
-        for part in facts["adapters"]:
-            moved, dtype = part["logits"], facts["dtype"]
-            talk(f"merged  {part['adapter']}: {part['kept']:.1%} of its change survives the rounding to {dtype}")
-            talk(f"logits  differ by {moved['mean']:.2g} on average; the adapter moves them by {moved['effect']:.2g}")
-        if facts["note"]:
-            talk(f"note    {facts['note']}")
-    after(f"graft chat {written}   (or: graft quantize {written} OUT)")
+        if blended:
+            parts = " + ".join(f"{number:g} {name}" for name, number in blended["weights"].items())
+            talk(f"blended {parts} by {blended['how']}: {blended['trained']:,} numbers")
+        _say_cost(facts)
+    if form == "model":
+        after(f"graft chat {written}   (or: graft quantize {written} OUT)")
+    else:
+        after(f"graft chat {opened.base.name} --adapter {written}")
+
+
+def _blend(opened: "Opened", words: list[str], *, how: str, **settings: Any) -> dict[str, Any] | None:
+    """Blend the adapters that were opened, where there are several or a weight; the blend answers then."""
+    known = list(opened.base.adapters)
+    weights = dict.fromkeys(known, 1.0) | _weights(words, known)
+    chosen = {key: value for key, value in settings.items() if key != "seed" and value is not None}
+    if len(known) < 2 and not words and not chosen and how == "cat":
+        return None
+    from graft.blend import blend  # torch costs seconds
+
+    opened.adapter = " + ".join(known)
+    if opened.adapter in known:  # one adapter, blended with nothing: only weighed
+        opened.adapter += " weighed"
+    made = blend(opened.base, weights, opened.adapter, how, **settings)
+    return {"weights": weights, "how": how, **settings, "trained": made.count()}
+
+
+def _weights(words: list[str], known: list[str]) -> dict[str, float]:
+    found = {}
+    for word in words:
+        name, _, number = word.rpartition("=")
+        if name not in known:
+            near = f"nearest: {', '.join(nearest(name, known))}" if known else "give --adapter NAME=FOLDER first"
+            raise UsageError(f"--weight {word}", f"NAME=NUMBER for one of {', '.join(known) or 'no adapters'}", near)
+        try:
+            found[name] = float(number)
+        except ValueError:
+            raise UsageError(f"--weight {word}", "a number behind the =", f"for example {name}=0.7") from None
+    return found
+
+
+def _say_cost(facts: dict[str, Any]) -> None:
+    """What merging each adapter into the weights cost."""
+    for part in facts.get("adapters", []):
+        moved, dtype = part["logits"], facts["dtype"]
+        talk(f"merged  {part['adapter']}: {part['kept']:.1%} of its change survives the rounding to {dtype}")
+        talk(f"logits  differ by {moved['mean']:.2g} on average; the adapter moves them by {moved['effect']:.2g}")
+    if facts.get("note"):
+        talk(f"note    {facts['note']}")

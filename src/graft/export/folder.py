@@ -106,8 +106,7 @@ def replaced(folder: Path, *, force: bool) -> Iterator[Path]:
 
     Raises UsageError where `folder` holds something and force is False, SpaceError where the disk is full.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not force:
-        raise UsageError(f"{folder} exists", "a new folder", "choose another name, delete it, or pass force=True")
+    refuse_occupied(folder, force=force)
     folder.parent.mkdir(parents=True, exist_ok=True)
     mark = uuid.uuid4().hex[:8]
     partial, old = (folder.with_name(f".{folder.name}.{word}-{mark}") for word in ("partial", "old"))
@@ -129,6 +128,12 @@ def replaced(folder: Path, *, force: bool) -> Iterator[Path]:
     finally:
         for rest in (partial, old):
             shutil.rmtree(rest, ignore_errors=True)
+
+
+def refuse_occupied(folder: Path, *, force: bool) -> None:
+    """Raise UsageError where `folder` holds something and force is False."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not force:
+        raise UsageError(f"{folder} exists", "a new folder", "choose another name, delete it, or pass force=True")
 
 
 def _sound(config: Any) -> Any:

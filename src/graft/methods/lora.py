@@ -22,7 +22,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from graft.errors import UsageError
-from graft.insert import Insert, Weights
+from graft.insert import Insert, LowRankForm, Weights
 from graft.methods import _lora_start as start
 from graft.methods._targets import Seats, Targeted, biases, by_pattern, check_bias, check_dropout, check_rank
 from graft.site import Site
@@ -145,6 +145,9 @@ class LowRank(Insert):
             return torch.cat([self.A, self.A0]), torch.cat([self.B, -self.B0], dim=1)
         return self.A, self.B
 
+    def low_rank(self) -> LowRankForm | None:
+        return None if self.dora or self.bias is not None else (*self.factors(), self.scale)
+
     def saved(self) -> dict[str, torch.Tensor]:
         tensors = {self.names[name]: p for name, p in self.named_parameters()}
         A, B = self.factors()
@@ -188,3 +191,6 @@ class LowRankEmbedding(Insert):
 
     def merge(self, weight: torch.Tensor, bias: torch.Tensor | None) -> Weights:
         return weight + self.scale * (self.B @ self.A).T.detach(), bias
+
+    def low_rank(self) -> LowRankForm:
+        return self.A, self.B, self.scale
