@@ -10,7 +10,7 @@ from transformers import AutoConfig, BertConfig, LlamaConfig
 from graft.errors import UsageError
 from graft.methods.full import Full
 from graft.methods.lora import LoRA
-from graft.plan import Shape, memory, optimizer_bytes, plan, plan_model
+from graft.plan import Shape, _methods, memory, optimizer_bytes, plan, plan_model
 from graft.quant import quantise_model
 from graft.recipe import read
 from graft.sketch import Ledger, Step, alike, loss, peak, shallow, sketch, unreal, weights
@@ -43,6 +43,14 @@ def test_counts_and_footprints_are_those_of_the_published_models(size, parameter
         assert plain.count() == packed.count() == parameters
         assert weights(plain) / 1e9 == pytest.approx(in_16_bits, abs=0.006)
         assert weights(packed) / 1e9 == pytest.approx(in_nf4, abs=0.01)
+
+
+def test_a_recipe_for_tagged_words_plans_a_class_for_every_token(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    of = lambda rows: read({"stage": "classify", "method": {"name": "lora", "r": 2}, "data": {"train": rows}})
+    (_, tagger), (_, classifier) = (_methods(of(f"seedling:{rows}")) for rows in ("entities", "shelves"))
+    assert (tagger.num_labels, tagger.every_token) == (20, True)
+    assert (classifier.num_labels, classifier.every_token) == (8, False)
 
 
 def test_bert_base_has_its_published_count():

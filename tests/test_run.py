@@ -10,11 +10,12 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import graft
+from graft.cli.chat import Conversation
 from graft.errors import CheckpointError, DataError, UsageError
 from graft.report import report
 from graft.run import RunObserver, run, train
-from graft.runs import open_model, score
-from tiny_folder import CONFIG, rows, write_model, write_rows
+from graft.runs import open_model, prompts_of, score
+from tiny_folder import ANIMALS, CONFIG, rows, write_model, write_rows
 
 
 @pytest.fixture(scope="module")
@@ -205,6 +206,46 @@ def test_classes_come_from_the_rows(folder):
     opened = open_model(str(result.folder))
     assert opened.base.adapters["classes"].methods[-1].labels == ("bird", "cat", "dog", "horse")
     assert score(opened, opened.recipe).columns["after"] == pytest.approx(result.scores["after"])
+
+
+def test_tags_of_words_come_from_a_conll_file_and_are_told_in_brackets(folder):
+    sentences = [[(word, "B-PET" if word in ANIMALS else "O") for word in row["completion"].split()] for row in rows()]
+    lines = ["".join(f"{word}\t{tag}\n" for word, tag in sentence) for sentence in sentences]
+    (folder / "pets.txt").write_text("\n".join(lines))
+    changes = {
+        "stage": "classify",
+        "data": {"train": str(folder / "pets.txt")},
+        "train": {"max_steps": 20, "lr": 3e-2, "samples": ["The horse wants a kite."]},
+    }
+    result = run(recipe(folder, folder / "pets", **changes))
+    before, after = result.scores["majority"], result.scores["after"]
+    assert before == {"accuracy": 0.8, "precision": 0, "recall": 0, "f1": 0}  # one of five words is a pet
+    assert set(after) == set(before) and after["f1"] > 0.9
+    opened = open_model(str(result.folder))
+    head = opened.base.adapters["pets"].head
+    assert (head.labels, head.pool) == (("B-PET", "O"), "none")
+    assert score(opened, opened.recipe).columns["after"] == pytest.approx(after)
+    assert opened.ask(["The horse wants a kite."]) == ["The [PET horse] wants a kite ."]
+    spoken = Conversation(opened.base, "pets", {}, raw=True)
+    assert spoken.ask("The cat wants a ball.") == "The [PET cat] wants a ball ."
+    assert "The [PET horse] wants a kite ." in (result.folder / "samples.md").read_text()
+    shown = json.loads((result.folder / "evaluation.json").read_text())["texts"]
+    assert len(shown) == 6 and all("[PET " in text["references"][0] for text in shown)
+    assert prompts_of(opened, 2) == ["The horse wants a kite."]
+
+
+def test_a_head_takes_the_names_of_the_rows_classes_and_is_refused_where_it_does_not_fit(folder):
+    tagged = write_rows(folder / "tagged.jsonl", [{"tokens": ["a", "cat"], "tags": ["O", "B-PET"]}] * 8)
+    data = {"train": str(tagged), "eval": None}
+    nameless = graft.load(folder / "model", dtype="fp32")
+    adapter = nameless.attach("x", graft.TaskHead(num_labels=2, pool="none"))
+    train(nameless, adapter, data, stage="classify", output=str(folder / "nameless"), max_steps=1)
+    assert adapter.head.labels == ("B-PET", "O")
+    unfit = {"pool='none'": graft.TaskHead(pool="mean"), "3 without names": graft.TaskHead(num_labels=3)}
+    for word, method in unfit.items():
+        base = graft.load(folder / "model", dtype="fp32")
+        with pytest.raises(UsageError, match=word):
+            train(base, base.attach("x", method), data, stage="classify", output=str(folder / "unfit"), max_steps=1)
 
 
 def test_conversations_are_asked_through_the_template_they_were_trained_with(folder):

@@ -35,6 +35,11 @@ class Adapter:
         return [seat for part in self._seats for seat in part]
 
     @property
+    def head(self) -> Any:
+        """The method that is its task head, or None."""
+        return next((method for method in self.methods if method.is_head()), None)
+
+    @property
     def in_place(self) -> bool:
         """True when the adapter trains the base's own tensors and therefore cannot share a batch."""
         return any(method.in_place for method in self.methods)
@@ -137,10 +142,13 @@ class Adapter:
 
     def _file_key(self, index: int, site: Site, suffix: str) -> str:
         mixed = sum(not method.is_head() for method in self.methods) > 1
-        part = f"{index}." if mixed and site.kind != "final" else ""
-        if suffix.startswith("/"):
+        if site.kind == "final":
+            return f"base_model.model.{site.name}.{suffix}"
+        part = f"{index}." if mixed else ""
+        if suffix.startswith("/"):  # no site's, but the whole adapter's
             return f"base_model.{part}{suffix[1:]}"
-        return f"base_model.model.{site.name}.{part}{suffix}"
+        trunk = peft.trunk(site.root) if self.head is not None else ""
+        return f"base_model.model.{trunk}{site.name}.{part}{suffix}"
 
     def _keyed(self) -> Iterator[tuple[str, Insert]]:
         for index, part in enumerate(self._seats):

@@ -120,7 +120,9 @@ class Base:
             )
         adapter = self.attach(name, methods)
         try:
-            adapter.load_state(peft.without_base_copies(tensors, adapter.state(), self.model))
+            wanted = adapter.state()
+            named = peft.named_here(tensors, wanted, self.model)
+            adapter.load_state(peft.without_base_copies(named, wanted, self.model))
         except AdapterError:
             self.detach(name)
             raise
@@ -243,7 +245,8 @@ class Base:
 
         ids: (B, T).  adapters: one name or None per row; left out: the adapter of the `using` block for all.
         keywords: transformers' own.  Returns transformers' output. Where adapters bring a task head, the heads' logits
-        instead: a list with one tensor per adapter, in the order of `route.spans`.
+        instead: a list with one tensor per adapter, in the order of `route.spans`: (rows, classes), or
+        (rows, T, classes) of a head that tells a class for every token.
         """
         rows = self._rows(adapters, count_rows(ids, keywords))
         if any(name is not None and self._heads(name) for name in rows):
@@ -312,7 +315,7 @@ class Base:
             )
         order, groups = spans(rows)
         mask = keywords.get("attention_mask")
-        states = self.hidden(ids, rows, **keywords)
+        states = self._last_hidden(ids, rows, keywords)
         answers = []
         for name, a, b in groups:
             index = torch.tensor(order[a:b], device=states.device)
@@ -320,6 +323,13 @@ class Base:
             for head in self._heads(name or ""):
                 answers.append(head(states[index], part))
         return answers
+
+    def _last_hidden(self, ids: torch.Tensor | None, rows: Rows, keywords: dict[str, Any]) -> torch.Tensor:
+        """What a task head sits behind, (B, T, D): a masked model's word head would transform it first."""
+        if self.family != "masked":
+            return self.hidden(ids, rows, **keywords)
+        trunk = lambda ids, keywords: self.model.base_model(ids, **keywords).last_hidden_state
+        return self._sorted(trunk, ids, rows, keywords)
 
     # Training, checkpointing, compiling
 

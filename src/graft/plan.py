@@ -20,6 +20,7 @@ from tokenizers import Tokenizer
 from transformers.models.auto.configuration_auto import AutoConfig
 
 from graft.data import load_rows
+from graft.data.preparation import label_names
 from graft.folder import read_config
 from graft.load import DTYPES, TASKS, model_class
 from graft.method import Method, find
@@ -252,18 +253,16 @@ def _task(recipe: Recipe, config: Any) -> str | None:
 
 def _methods(recipe: Recipe) -> list[Method]:
     """The recipe's methods; a classifier gets a head with the classes of its rows where none is named."""
-    labels = (
-        {str(row.value[1]) for row in load_rows(located(recipe.data), stage="classify").train}
-        if recipe.stage == "classify"
-        else ()
-    )
+    rows = load_rows(located(recipe.data), stage="classify").train if recipe.stage == "classify" else []
+    labels, pool = label_names(rows), "none" if rows and rows[0].kind == "tags" else "auto"
     methods = []
     for settings in recipe.methods:
         values = {key: tuple(v) if isinstance(v, list) else v for key, v in settings.items() if key != "name"}
         methods.append(find(settings["name"])(**values))
-    heads = [method for method in methods if method.is_head()]
-    methods = [replace(method, num_labels=len(labels)) if method in heads else method for method in methods]
-    return methods + ([find("task_head")(num_labels=len(labels))] if labels and not heads else [])
+    if labels and not any(method.is_head() for method in methods):
+        methods.append(find("task_head")())
+    own = lambda head: {"num_labels": len(labels), "pool": pool if head.pool == "auto" else head.pool}
+    return [replace(method, **own(method)) if method.is_head() else method for method in methods]
 
 
 def _gib(size: float) -> str:

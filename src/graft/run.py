@@ -8,7 +8,7 @@ from random weights.
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -149,8 +149,8 @@ def _train(base: Base, name: str, recipe: Recipe, observer: RunObserver) -> RunR
         base.tokenizer.chat_template = prepared.template
     if name not in base.adapters:
         torch.manual_seed(seed)
-        base.attach(name, runs.methods_of(recipe, prepared.labels or ()))
-    _same_classes(base.adapters[name], prepared.labels)
+        base.attach(name, runs.methods_of(recipe, prepared.labels or (), tagged=bool(prepared.train.tags)))
+    _fit_head(base.adapters[name], prepared)
     asks = runs.asks_by_template(settings, recipe.stage)
     opened = runs.Opened(base, name, recipe, folder, asks)
     _write(folder, recipe, prepared, asks)
@@ -198,15 +198,29 @@ def _method_name(method: Any) -> str:
     return type(method).__module__.rpartition(".")[2]
 
 
-def _same_classes(adapter: Any, labels: Sequence[str] | None) -> None:
-    """Refuse a saved classifier whose classes are not those of the rows."""
-    for head in (method for method in adapter.methods if method.is_head() and labels is not None):
-        if head.labels and list(head.labels) != list(labels):
-            raise UsageError(
-                f"the adapter knows the classes {', '.join(head.labels)}; the rows have {', '.join(labels)}",
-                "the same classes in both",
-                "train a new adapter on these rows, or give rows of the adapter's classes",
-            )
+def _fit_head(adapter: Any, prepared: Prepared) -> None:
+    """Give a head without names those of the rows' classes.
+
+    Refuses one that has other classes, or pools where every word has a class.
+    """
+    head, labels, tagged = adapter.head, prepared.labels, bool(prepared.train.tags)
+    if head is None or labels is None:
+        return
+    if (head.labels and list(head.labels) != labels) or head.num_labels != len(labels):
+        known = ", ".join(head.labels) or f"{head.num_labels} without names"
+        raise UsageError(
+            f"the adapter knows the classes {known}; the rows have {', '.join(labels)}",
+            "the same classes in both",
+            "train a new adapter on these rows, or give rows of the adapter's classes",
+        )
+    if head.every_token != tagged:
+        raise UsageError(
+            f"a task head with pool={head.pool!r} for rows with one {'tag per word' if tagged else 'label per text'}",
+            "pool='none' for tagged words, another for texts",
+            "leave pool out of the recipe, or attach TaskHead(pool='none')" if tagged else "choose another pool",
+        )
+    named = replace(head, labels=tuple(labels))
+    adapter.methods = tuple(named if method is head else method for method in adapter.methods)
 
 
 def _suited(base: Base, recipe: Recipe) -> None:

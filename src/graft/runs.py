@@ -5,7 +5,7 @@ Also the pieces of a recipe as objects: its base, its methods, its rows with the
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from graft.data.report import sample
 from graft.data.rows import Reject
 from graft.data.train_tokenizer import train_bpe
 from graft.errors import ModelError, UsageError
-from graft.evaluate import Held, Table, before_after, cases, evaluate
+from graft.evaluate import Held, Table, answers, before_after, cases, evaluate
 from graft.export.folder import replaced
 from graft.folder import find as find_model
 from graft.folder import read_config
@@ -49,9 +49,7 @@ class Opened:
 
     def ask(self, prompts: Sequence[str], **how: Any) -> list[str]:
         """Answers to plain texts, asked in the way that the model was trained with."""
-        return self.base.generate(
-            [asked(p, self.by_template) for p in prompts], adapters=[self.adapter] * len(prompts), **how
-        )
+        return reply(self.base, [asked(p, self.by_template) for p in prompts], self.adapter, **how)
 
 
 def open_model(name: str, adapters: Sequence[str] = (), quant: str | None = None) -> Opened:
@@ -133,17 +131,25 @@ def tokenizer_in(folder: str | Path) -> Any:
         raise ModelError(given, "a folder with tokenizer.json", "check the path") from error
 
 
-def methods_of(recipe: Recipe, labels: Sequence[str] = ()) -> list[Method]:
-    """The recipe's methods as objects; a classifier gets the classes of its rows, and a head where none is named."""
+def methods_of(recipe: Recipe, labels: Sequence[str] = (), *, tagged: bool = False) -> list[Method]:
+    """The recipe's methods as objects; a classifier gets the classes of its rows, and a head where none is named.
+
+    tagged: the rows have a class for every word.
+    """
     methods = []
     for settings in recipe.methods:
         values = {key: tuple(v) if isinstance(v, list) else v for key, v in settings.items() if key != "name"}
-        if settings["name"] == "task_head":
-            values |= {"num_labels": len(labels), "labels": tuple(labels)}
         methods.append(find(settings["name"])(**values))
-    if recipe.stage == "classify" and not any(method.is_head() for method in methods):
-        methods.append(find("task_head")(num_labels=len(labels), labels=tuple(labels)))
-    return methods
+    if recipe.stage != "classify":
+        return methods
+    if not any(method.is_head() for method in methods):
+        methods.append(find("task_head")())
+    return [_of_classes(method, labels, tagged) if method.is_head() else method for method in methods]
+
+
+def _of_classes(head: Any, labels: Sequence[str], tagged: bool) -> Method:
+    pool = "none" if tagged and head.pool == "auto" else head.pool
+    return replace(head, num_labels=len(labels), labels=tuple(labels), pool=pool)
 
 
 def asks_by_template(data: Data, stage: str) -> bool:
@@ -177,10 +183,21 @@ def asked(text: str, by_template: bool) -> str | list[dict[str, str]]:
     return [{"role": "user", "content": text}] if by_template else text
 
 
+def reply(base: Base, prompts: Sequence[Any], adapter: str | None, **how: Any) -> list[str]:
+    """What the model writes to each prompt; of an adapter with a task head, what that tells of each text.
+
+    prompts: as `asked` gives them.  how: keywords of `Base.generate`.
+    """
+    if adapter is None or base.adapters[adapter].head is None:
+        return base.generate(prompts, adapters=[adapter] * len(prompts), **how)
+    texts = [prompt if isinstance(prompt, str) else prompt[-1]["content"] for prompt in prompts]
+    return answers(base, texts, [adapter] * len(texts))
+
+
 def material(opened: Opened, recipe: Recipe, rows: Sequence[Row]) -> Held:
     """Rows as evaluation takes them: encoded for losses and classes, and as prompts for written answers."""
     base = opened.base
-    heads = [m for m in (base.adapters[opened.adapter].methods if opened.adapter else ()) if m.is_head()]
+    head = base.adapters[opened.adapter].head if opened.adapter else None
     encoder = Encoder(
         base.tokenizer,
         stage=recipe.stage,
@@ -188,7 +205,7 @@ def material(opened: Opened, recipe: Recipe, rows: Sequence[Row]) -> Held:
         family=base.family,
         max_length=recipe.data.max_length,
         template=recipe.data.template,
-        labels=heads[0].labels if heads else (),
+        labels=head.labels if head is not None else (),
     )
     size = recipe.evaluate.batch_size
     examples = encoder(rows).examples
@@ -275,7 +292,10 @@ def prompts_of(opened: Opened, limit: int) -> list[str]:
         raise UsageError("there are no prompts", "--prompt TEXT or --prompts FILE", "give some, or name a run first")
     if recipe.train.samples:
         return recipe.train.samples[:limit]
-    found = [case.prompt for case in cases(held_rows(recipe))]
+    rows = held_rows(recipe)
+    if recipe.stage == "classify":
+        return [row.value[0] if row.kind == "label" else " ".join(row.value[0]) for row in rows[:limit]]
+    found = [case.prompt for case in cases(rows)]
     return [p if isinstance(p, str) else str(p[-1]["content"]) for p in found[:limit]]
 
 

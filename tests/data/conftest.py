@@ -95,6 +95,6 @@ def settings(tmp_path, monkeypatch):
     monkeypatch.setenv("GRAFT_CACHE", str(tmp_path / "cache"))
     usual = {
         "train": None, "eval": None, "test": None, "format": "auto", "max_length": 64, "pack": True, "columns": {},
-        "bad_rows": "strict", "template": None, "limit": None,
+        "bad_rows": "strict", "template": None, "limit": None, "tag_names": [],
     }  # fmt: skip
     return lambda **changes: SimpleNamespace(**{**usual, **changes})

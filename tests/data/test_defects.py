@@ -1,9 +1,11 @@
 """Every kind of defective row is found, named file:line with reason and remedy, and counted."""
 
+import copy
 import gzip
 import json
 
 import pytest
+from tokenizers import normalizers
 
 from graft.data import load_rows, prepare
 from graft.data.rows import Reject
@@ -90,11 +92,25 @@ def test_every_defect_is_named_by_file_and_line(name, tmp_path, settings):
     assert reject.detail and reject.remedy and str(reject) in str(caught.value)
 
 
+TAGGED = line(tokens=["a", "b"], tags=["B-PER", "I-PER"])
+
 CLASSIFY = {
     "label is null": (line(text="a", label="x") + line(text="b", label=None), "no label"),
     "label is a float": (line(text="a", label="x") + line(text="b", label=0.5), "bad label"),
     "labels are many": (line(text="a", label="x") + line(text="b", label=["x", "y"]), "bad label"),
     "text is blank": (line(text="a", label="x") + line(text=" ", label="x"), "empty text"),
+    "a word without a tag": (TAGGED + line(tokens=["a", "b"], tags=["O"]), "unequal lengths"),
+    "tags are missing": (TAGGED + line(tokens=["a"], tags=None), "no tags"),
+    "no word": (TAGGED + line(tokens=[], tags=[]), "no words"),
+    "words are a string": (TAGGED + line(tokens="a b", tags=["O", "O"]), "no words"),
+    "word is a number": (TAGGED + line(tokens=[7], tags=["O"]), "bad word"),
+    "word is blank": (TAGGED + line(tokens=[" "], tags=["O"]), "bad word"),
+    "tag is null": (TAGGED + line(tokens=["a"], tags=[None]), "bad tag"),
+    "tag is true": (TAGGED + line(tokens=["a"], tags=[True]), "bad tag"),
+    "tag is an integer": (TAGGED + line(tokens=["a"], ner_tags=[0]), "tag without a name"),
+    "tags are IOB1": (TAGGED + line(tokens=["a"], tags=["I-PER"]), "not IOB2"),
+    "NUL in a word": (TAGGED + line(tokens=["a\0"], tags=["O"]), "NUL byte"),
+    "half a character in a tag": (TAGGED + b'{"tokens": ["a"], "tags": ["B-\\ud83d"]}\n', "not UTF-8"),
 }
 
 
@@ -105,6 +121,31 @@ def test_defects_of_labelled_rows_are_named(name, tmp_path, settings):
     with pytest.raises(DataError) as caught:
         load_rows(settings(train=str(tmp_path / "a.jsonl")), stage="classify")
     assert [(r.source, r.reason) for r in caught.value.report.rejects] == [(f"{tmp_path}/a.jsonl:2", reason)]
+
+
+CONLL = {
+    "tag is missing": (b"a O\nb O\n\nc O\nd\n", 5, "no tags"),
+    "tag is empty": (b"a\tO\n\nb\t\n", 3, "no tags"),
+    "cells differ": (b"a DT O\nb NN O\n\nc DT O\nd O\n", 5, "wrong number of cells"),
+    "latin-1": (b"a O\n\ncaf\xe9 O\n", 3, "not UTF-8"),
+    "IOB1": (b"a O\n\nb O\nc I-PER\n", 3, "not IOB2"),
+    "only blank lines": (b"\n\n", 1, "empty file"),
+}
+
+
+@pytest.mark.parametrize("name", CONLL)
+def test_defects_of_conll_files_are_named_by_line(name, tmp_path, settings):
+    content, at, reason = CONLL[name]
+    (tmp_path / "a.conll").write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        load_rows(settings(train=str(tmp_path / "a.conll")), stage="classify")
+    assert [(r.source, r.reason) for r in caught.value.report.rejects] == [(f"{tmp_path}/a.conll:{at}", reason)]
+
+
+def test_labels_and_tags_in_one_file_are_refused_with_both_places(tmp_path, settings):
+    (tmp_path / "a.jsonl").write_bytes(TAGGED + TAGGED + line(text="a", label="x"))
+    with pytest.raises(DataError, match=r"a\.jsonl:3 has one label and .*a\.jsonl:1 a tag for every word"):
+        load_rows(settings(train=str(tmp_path / "a.jsonl")), stage="classify")
 
 
 ENCODED = {  # found with the tokenizer at hand
@@ -122,6 +163,18 @@ def test_defects_that_only_the_tokenizer_shows_are_named(name, tmp_path, setting
     with pytest.raises(DataError) as caught:
         prepare(settings(train=str(tmp_path / "a.jsonl")), llama, stage="sft")
     assert [(r.source, r.reason) for r in caught.value.report.rejects] == [(f"{tmp_path}/a.jsonl:301", reason)]
+
+
+@pytest.mark.parametrize(
+    "words, reason", [(["a", "[SEP]"], "control token"), (["a", "\u200b"], "word without a token")]
+)
+def test_words_that_a_tokenizer_cannot_take_are_named(words, reason, tmp_path, settings, bert):
+    bert = copy.deepcopy(bert)
+    bert.backend_tokenizer.normalizer = normalizers.BertNormalizer()  # drops what is not printed
+    (tmp_path / "a.jsonl").write_bytes(TAGGED + line(tokens=words, tags=["B-PER", "I-PER"]))
+    with pytest.raises(DataError) as caught:
+        prepare(settings(train=str(tmp_path / "a.jsonl")), bert, stage="classify", family="encoder")
+    assert [(r.source, r.reason) for r in caught.value.report.rejects] == [(f"{tmp_path}/a.jsonl:2", reason)]
 
 
 def test_skipping_uses_the_good_rows_and_lists_the_bad_ones(tmp_path, settings, llama):

@@ -1,5 +1,7 @@
 """Rows become examples: what is learnt, where it is cut, what is counted."""
 
+from itertools import pairwise
+
 import pytest
 
 from graft.data.encode import IGNORED, Encoder, Example, Examples
@@ -112,3 +114,36 @@ def test_flat_storage_gives_back_what_was_put_in():
     assert stored.lengths() == [3, 1, 2]
     with pytest.raises(IndexError):
         stored[3]
+
+
+TAGS = ["B-X", "I-X", "O"]
+
+
+def tagged(tokenizer, *rows, **settings):
+    made = [Row(f"f:{i}", "tags", row) for i, row in enumerate(rows, 1)]
+    return Encoder(tokenizer, stage="classify", family="encoder", labels=TAGS, **settings)(made)
+
+
+@pytest.mark.parametrize("name", ["bpe", "llama", "bert"])
+def test_the_first_token_of_every_word_carries_its_tag(name, request):
+    tokenizer = request.getfixturevalue(name)
+    words, tags = ["Assistant", "sat", "onmat"], ["B-X", "I-X", "O"]
+    (example,) = tagged(tokenizer, (words, tags)).examples
+    assert example.ids == tokenizer(" ".join(words))["input_ids"] and not learnt(example)
+    found = [(i, TAGS[tag]) for i, tag in enumerate(example.tags) if tag != IGNORED]
+    assert [tag for _, tag in found] == tags
+    starts = [i for i, _ in found] + [len(example.ids)]
+    spoken = [tokenizer.decode(example.ids[a:b], skip_special_tokens=True) for a, b in pairwise(starts)]
+    assert name == "bert" or [word.strip() for word in spoken] == words
+
+
+def test_tagged_rows_are_cut_between_their_special_tokens_and_counted(bert):
+    made = tagged(bert, (["the"] * 9, ["O"] * 9), (["a", "cat"], ["B-X", "I-X"]), max_length=6)
+    cut, whole = made.examples
+    assert (len(cut.ids), cut.ids[0], cut.ids[-1]) == (6, 2, 3) and made.cut == ["f:1"]
+    assert cut.tags == [IGNORED, 2, 2, 2, 2, IGNORED] and whole.tags == [IGNORED, 0, 1, IGNORED]
+
+
+def test_a_tag_that_no_training_row_has_is_rejected(bert):
+    made = tagged(bert, (["a"], ["B-Y"]), (["a"], ["O"]))
+    assert [(r.source, r.reason) for r in made.rejects] == [("f:1", "unknown label")] and len(made.examples) == 1

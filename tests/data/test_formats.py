@@ -59,6 +59,23 @@ def test_the_stage_decides_between_readings_of_the_same_columns():
     assert isinstance(recognise(Record("f:1", fields), "sft"), Reject)
 
 
+@pytest.mark.parametrize("names", ["tokens tags", "words ner_tags", "tokens labels"])
+def test_words_with_tags_are_recognised_by_their_columns(names):
+    words, tags = names.split()
+    row = recognise(Record("f:1", {words: ["Anna", "left"], tags: ["B-PER", "O"], "id": 7}), "classify")
+    assert (row.kind, row.value) == ("tags", (["Anna", "left"], ["B-PER", "O"]))
+    assert row.texts() == ["Anna", "left", "B-PER", "O"]
+    assert recognise(Record("f:1", {words: ["Anna"], tags: ["O"]}), "sft").reason == "unknown columns"
+
+
+def test_numbers_are_tags_where_their_names_are_given():
+    fields = {"tokens": ["Anna", "left"], "ner_tags": [1, 0]}
+    reject = recognise(Record("f:1", fields), "classify")
+    assert reject.reason == "tag without a name" and "data.tag_names" in reject.remedy
+    assert recognise(Record("f:1", fields), "classify", tag_names=["O", "B-PER"]).value[1] == ["B-PER", "O"]
+    assert recognise(Record("f:1", fields), "classify", tag_names=["O"]).detail == "ner_tags[0] is 1"
+
+
 def test_columns_and_format_overrule_recognition():
     row = recognise(
         Record("f:1", {"text": "t", "mr": "a", "ref": "b"}), "sft", "auto", {"prompt": "mr", "completion": "ref"}
@@ -102,6 +119,8 @@ NAMES = [
     "output",
     "history",
     "tools",
+    "tokens",
+    "tags",
 ]
 
 

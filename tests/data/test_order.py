@@ -123,3 +123,12 @@ def test_a_tokenizer_without_sentinels_lends_the_last_ids_of_its_vocabulary(llam
     feed = Feed([Example(list(range(10, 70)), [1] * 60)], llama, stage="pretrain", objective="span")
     (batch,) = feed.step(0, 0)
     assert batch.labels[0, 0] == len(llama) - 1 and len(llama) - 2 in batch.labels[0]
+
+
+def test_tagged_rows_are_padded_with_labels_that_carry_no_loss():
+    long, short = Example([5, 6, 7], [IGNORED] * 3, tags=[IGNORED, 1, 0]), Example([5], [IGNORED], tags=[2])
+    for family in ("encoder", "causal"):  # nothing is shifted: a tag is its own token's
+        feed = Feed([short, long], Tokens, stage="classify", family=family, max_length=3)
+        (batch,) = feed.step(0, 0)
+        assert batch.labels.tolist() == [[IGNORED, 1, 0], [2, IGNORED, IGNORED]] and batch.tokens == 3
+        assert batch.inputs["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]

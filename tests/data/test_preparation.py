@@ -140,3 +140,16 @@ def test_a_row_without_answer_is_named_within_a_second_and_without_torch(tmp_pat
     done = subprocess.run([sys.executable, "-c", program, str(tmp_path / "a.jsonl")], capture_output=True, text=True)
     assert "a.jsonl:501: no answer" in done.stdout and done.returncode == 0, done.stderr
     assert time.monotonic() - begin < 3  # far less on an idle machine; torch alone would take two seconds
+
+
+def test_tagged_words_are_counted_shown_and_kept_in_the_cache(tmp_path, settings, bert):
+    rows = [(["the", "cat", "sat"], ["O", "B-PET", "O"]), (["a", "dog"], ["O", "B-PET"])]
+    text = "".join(json.dumps({"tokens": words, "tags": tags}) + "\n" for words, tags in rows)
+    (tmp_path / "a.jsonl").write_text(text)
+    asked = settings(train=str(tmp_path / "a.jsonl"), max_length=4)
+    first, again = (prepare(asked, bert, stage="classify", family="encoder") for _ in range(2))
+    assert first.labels == ["B-PET", "O"] and [e.tags for e in first.train] == [[-100, 1, 0, -100]] * 2
+    assert list(again.train) == list(first.train) and again.train.tags == first.train.tags
+    plain = "\n".join(first.report.lines(color=False))
+    assert "2 classes   4 learnt" in plain and "1 rows cut to 4 tokens" in plain
+    assert "[CLS]⟦the⟧⟦cat/B-PET⟧[SEP]" in plain

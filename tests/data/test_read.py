@@ -50,6 +50,28 @@ def test_a_byte_order_mark_and_json_lines_named_json_are_read(tmp_path):
     assert [record.fields["text"] for record in records(str(tmp_path / "a.json"))] == ["x", "y"]
 
 
+CONLL = "-DOCSTART- -X- O\n\nEU NNP B-ORG\nrejects VBZ O\n\n\nPeter NNP B-PER\n"
+
+
+@pytest.mark.parametrize("name", ["a.conll", "a.conll.gz", "train.txt", "a.tsv"])
+def test_conll_files_are_sentences_at_the_line_where_they_begin(name, tmp_path):
+    text = CONLL.replace(" ", "\t") if name == "a.tsv" else CONLL
+    (tmp_path / name).write_bytes(gzip.compress(text.encode()) if name.endswith("gz") else text.encode())
+    assert list(records(tmp_path / name, tagged=True)) == [
+        Record(f"{tmp_path / name}:3", {"tokens": ["EU", "rejects"], "tags": ["B-ORG", "O"]}),
+        Record(f"{tmp_path / name}:7", {"tokens": ["Peter"], "tags": ["B-PER"]}),
+    ]
+
+
+def test_text_and_tables_are_no_conll_files_unless_tags_are_asked_for_and_there(tmp_path):
+    (tmp_path / "a.txt").write_text(CONLL)
+    (tmp_path / "b.txt").write_text("A story of words O, and more.\n")
+    (tmp_path / "c.tsv").write_text("text\tlabel\na\tb\n")
+    assert [list(r.fields) for r in records(tmp_path / "a.txt")] == [["text"]]
+    assert [list(r.fields) for r in records(tmp_path / "b.txt", tagged=True)] == [["text"]]
+    assert [list(r.fields) for r in records(tmp_path / "c.tsv", tagged=True)] == [["text", "label"]]
+
+
 def test_text_is_gathered_into_documents_that_begin_at_their_line(tmp_path):
     paragraph = "word " * 400 + "\n"  # 2001 characters
     (tmp_path / "a.txt").write_text("\n" + (paragraph + "\n") * 12)

@@ -67,3 +67,28 @@ def test_a_misspelt_metric_names_the_nearest():
     with pytest.raises(UsageError, match="perplexity"):
         metrics.check(["preplexity"])
     metrics.check(["perplexity", "bleu", "f1", "math:fsum"])
+
+
+def test_entities_count_where_type_and_both_ends_are_right():
+    # seqeval's own example: 2 entities are true, 2 told, only PER has both ends right
+    true = [["O", "O", "O", "B-MISC", "I-MISC", "I-MISC", "O"], ["B-PER", "I-PER", "O"]]
+    told = [["O", "O", "B-MISC", "I-MISC", "I-MISC", "I-MISC", "O"], ["B-PER", "I-PER", "O"]]
+    assert metrics.entity_scores(told, true) == {"precision": 0.5, "recall": 0.5, "f1": 0.5}
+    # 1 of 3 told (a wrong type, one too many), 1 of 2 true; the stray I-PER of the third row tells nothing
+    true = [["B-PER", "O", "B-LOC"], ["O", "O"], ["O"]]
+    told = [["B-PER", "O", "B-ORG"], ["B-PER", "O"], ["I-PER"]]
+    wanted = {"precision": 1 / 3, "recall": 1 / 2, "f1": 2 / 5}
+    assert metrics.entity_scores(told, true) == pytest.approx(wanted)
+    assert metrics.entity_scores([["O"]], [["O"]]) == {"precision": 0, "recall": 0, "f1": 0}
+
+
+def test_tagged_rows_have_the_accuracy_of_words_and_the_f_of_entities():
+    names, labels = ["accuracy", "f1", "perplexity"], ["B-X", "I-X", "O"]
+    true, told = [[0, 1, 2], [2, 0]], [[0, 2, 2], [2, 0]]  # 4 of 5 words; 1 of 2 entities
+    assert metrics.class_scores(names, told, true, labels) == {"accuracy": 0.8, "f1": 0.5}
+
+
+def test_tags_that_are_no_entities_are_classes_of_words():
+    # NOUN: told 2, true 1, hits 1; VERB: told 1, true 2, hits 1
+    found = metrics.class_scores(["precision", "recall"], [[0, 0], [1]], [[0, 1], [1]], ["NOUN", "VERB"])
+    assert found == {"precision": (1 / 2 + 1) / 2, "recall": (1 + 1 / 2) / 2}

@@ -8,8 +8,9 @@ from itertools import islice
 
 import pytest
 
+from graft.data import tags
 from graft.errors import DataError, UsageError
-from graft.seedling import dataset
+from graft.seedling import dataset, entities
 from graft.seedling.coverage import coverage, is_verbatim
 from graft.seedling.phrases import PHRASES
 from graft.seedling.products import GROUPS, Product, product, products
@@ -93,3 +94,27 @@ def test_an_unknown_data_set_names_the_nearest(tmp_path):
 def test_an_unknown_split_is_refused():
     with pytest.raises(UsageError, match="train or held-out"):
         next(products("test", 0))
+
+
+def test_every_value_of_a_sentence_is_an_entity_of_its_attribute():
+    made = entities.rows(400, 6)
+    for row, item in zip(made, products("train", 6), strict=False):
+        found = [(kind.lower(), " ".join(row["tokens"][a:b])) for kind, a, b in tags.entities(row["tags"])]
+        assert all(item[key] == value for key, value in found)
+        text = " ".join(row["tokens"])
+        assert text.count(item["name"]) == sum(key == "name" for key, _ in found)
+        assert tags.astray(row["tags"]) is None and not any(mark in text for mark in entities.MARKS.values())
+    assert {tag[2:].lower() for row in made for tag in row["tags"]} == {"", "name", "type", *PHRASES}
+    assert 0 < sum(set(row["tags"]) == {"O"} for row in made) < 80
+
+
+def test_tagged_sentences_are_those_of_the_descriptions_with_articles_that_agree():
+    for row in entities.rows(300, 7, "held-out"):
+        for a, b in zip(row["tokens"], row["tokens"][1:], strict=False):
+            assert a.lower() not in ("a", "an") or (a.lower() == "an") == (b[0] in "aeio")
+
+
+def test_the_sheet_of_entities_reads_as_rows(tmp_path):
+    path = dataset("seedling:entities-held-out", tmp_path)
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    assert rows == entities.rows(200, 7, "held-out") and set(rows[0]) == {"tokens", "tags"}

@@ -48,8 +48,10 @@ class Conversation:
 
     def ask(self, text: str) -> str:
         """The answer; both turns are remembered."""
+        from graft.runs import reply  # late, as in `chat`
+
         asked: Any = text if self.raw else [*self.messages, {"role": "user", "content": text}]
-        answer = self.base.generate([asked], adapters=[self.adapter], **self.how)[0].strip()
+        answer = reply(self.base, [asked], self.adapter, **self.how)[0].strip()
         self.messages += (
             [] if self.raw else [{"role": "user", "content": text}, {"role": "assistant", "content": answer}]
         )

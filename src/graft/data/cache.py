@@ -22,8 +22,8 @@ from safetensors.numpy import load_file, save_file
 
 from graft.data.encode import Examples
 
-VERSION = 1  # raise when encoding changes
-ARRAYS = {"ids": "i", "ends": "q", "targets": "i", "target_ids": "i", "target_ends": "q"}
+VERSION = 2  # raise when encoding changes
+ARRAYS = {"ids": "i", "ends": "q", "targets": "i", "target_ids": "i", "target_ends": "q", "tags": "i"}
 
 
 def folder() -> Path:

@@ -4,7 +4,7 @@
     pretrain masked    [CLS] window [SEP], which tokens are hidden is drawn anew in each epoch (order.py)
     pretrain span      raw windows as long as the corrupted input may come from (noise.py)
     sft                conversations, prompt and completion: the answers and the tokens that end them are learnt
-    classify           text and the index of its label
+    classify           text and the index of its label; or words, and the index of each one's tag at its first token
 
 What is too long is cut at the end and counted; a row that loses all it would teach by that is a reject. So is a row
 whose own text spells a special token: it would steer the model as if the template had written it.
@@ -18,6 +18,7 @@ from typing import Any
 
 from graft.data.mask import Rendered, tokenise
 from graft.data.rows import BadRow, Reject, Row
+from graft.data.tags import pieces
 from graft.data.templates import Template, affixes, source
 from graft.errors import DataError
 
@@ -29,7 +30,8 @@ BATCH = 1024  # rows tokenised at once
 class Example:
     """ids and labels: T each, labels not shifted, IGNORED where nothing is learnt.  target: index of the class.
 
-    target_ids: what an encoder-decoder shall write.  source: `file:line`.
+    target_ids: what an encoder-decoder shall write.  tags: T class indices, IGNORED but on the first token of a word.
+    source: `file:line`.
     """
 
     ids: list[int]
@@ -37,6 +39,7 @@ class Example:
     source: str = ""
     target: int | None = None
     target_ids: list[int] | None = None
+    tags: list[int] | None = None
 
 
 @dataclass
@@ -49,6 +52,7 @@ class Examples(Sequence[Example]):
     targets: array = field(default_factory=lambda: array("i"))  # class index per example, empty without classes
     target_ids: array = field(default_factory=lambda: array("i"))
     target_ends: array = field(default_factory=lambda: array("q"))
+    tags: array = field(default_factory=lambda: array("i"))  # class index per token, empty without tagged words
     sources: list[str] = field(default_factory=list)
 
     def add(self, example: Example) -> None:
@@ -61,6 +65,8 @@ class Examples(Sequence[Example]):
         if example.target_ids is not None:
             self.target_ids.extend(example.target_ids)
             self.target_ends.append(len(self.target_ids))
+        if example.tags is not None:
+            self.tags.extend(example.tags)
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -75,7 +81,8 @@ class Examples(Sequence[Example]):
         written = None
         if self.target_ends:
             written = self.target_ids[self.target_ends[i - 1] if i else 0 : self.target_ends[i]].tolist()
-        return Example(ids, labels, self.sources[i], self.targets[i] if self.targets else None, written)
+        tags = self.tags[begin:end].tolist() if self.tags else None
+        return Example(ids, labels, self.sources[i], self.targets[i] if self.targets else None, written, tags)
 
     def lengths(self) -> list[int]:
         """T of every example; for an encoder-decoder that of its encoder."""
@@ -130,7 +137,8 @@ class Encoder:
     def __call__(self, rows: Sequence[Row]) -> Encoded:
         """Encode rows in order; every row gives at least one example or exactly one reject."""
         made = Encoded()
-        build = {"pretrain": self._documents, "classify": self._labelled}.get(
+        classify = self._tagged if rows and rows[0].kind == "tags" else self._labelled  # load_rows lets no others by
+        build = {"pretrain": self._documents, "classify": classify}.get(
             self.stage, self._answers if self.family == "seq2seq" else self._learnt
         )
         for begin in range(0, len(rows), BATCH):
@@ -201,6 +209,23 @@ class Encoder:
             else:
                 ids = self.before + self._cut(ids, self.room, row, made) + self.after
                 yield row, [Example(ids, [IGNORED] * len(ids), row.source, target)]
+
+    def _tagged(self, rows: list[Row], made: Encoded) -> Iterator[tuple[Row, list[Example] | BadRow]]:
+        for row, (ids, of) in zip(rows, pieces([row.value[0] for row in rows], self.tokenizer), strict=True):
+            words, tags = row.value
+            unknown = next((tag for tag in tags if tag not in self.labels), None)
+            silent = next((words[k] for k in sorted(set(range(len(words))) - set(of))), None)
+            if unknown is not None:
+                yield row, BadRow("unknown label", f"{unknown!r} is in no training row", "correct the tag")
+            elif silent is not None:
+                yield row, BadRow("word without a token", f"{silent!r}", "remove it and its tag")
+            else:
+                first = [k == 0 or of[k] != of[k - 1] for k in range(len(of))]
+                classes = [self.labels[tags[word]] if use else IGNORED for word, use in zip(of, first, strict=True)]
+                wrap = [IGNORED] * len(self.before), [IGNORED] * len(self.after)
+                ids = self.before + self._cut(ids, self.room, row, made) + self.after
+                learnt = wrap[0] + classes[: self.room] + wrap[1]
+                yield row, [Example(ids, [IGNORED] * len(ids), row.source, tags=learnt)]
 
     def _answers(self, rows: list[Row], made: Encoded) -> Iterator[tuple[Row, list[Example] | BadRow]]:
         """Encoder-decoders: everything before the last answer is read, the last answer is written."""

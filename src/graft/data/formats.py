@@ -6,16 +6,18 @@
     alpaca                  instruction, output | response (also input, system, history)
     sharegpt                conversations of from, value (also system, tools)
     classification          text | sentence, label | label_text | intent
+    tags                    tokens | words, tags | ner_tags | labels
 
 Texts stay texts and messages are messages: only messages (and Alpaca, ShareGPT) pass through a chat template.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
 from graft.data.rows import BadRow, Record, Reject, Row
+from graft.data.tags import astray
 from graft.errors import UsageError, nearest
 
 TEXTS = ("text", "content", "document")
@@ -26,15 +28,17 @@ PAIRS = (
 )  # fmt: skip
 LABELS = ("label", "label_text", "intent")
 LABELLED = ("text", "sentence", "content", "utterance")
-FORMATS = ("auto", "text", "messages", "prompt_completion", "alpaca", "sharegpt", "classification")
+WORDS = ("tokens", "words")
+TAGS = ("tags", "ner_tags", "labels")
+FORMATS = ("auto", "text", "messages", "prompt_completion", "alpaca", "sharegpt", "classification", "tags")
 COLUMNS = (
     "text", "label", "messages", "tools", "prompt", "completion", "instruction", "input", "output", "system", "history",
-    "conversations",
+    "conversations", "tokens", "tags",
 )  # fmt: skip
 FITS = {
     "pretrain": ("text",),
     "sft": ("messages", "sharegpt", "alpaca", "prompt_completion", "text"),
-    "classify": ("classification",),
+    "classify": ("classification", "tags"),
 }
 SPEAKERS = {
     "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "function_call": "assistant",
@@ -63,15 +67,21 @@ def check_settings(stage: str, format: str, columns: Mapping[str, str]) -> None:
 
 
 def recognise(
-    record: Record, stage: str, format: str = "auto", columns: Mapping[str, str] | None = None
+    record: Record,
+    stage: str,
+    format: str = "auto",
+    columns: Mapping[str, str] | None = None,
+    tag_names: Sequence[str] = (),
 ) -> Row | Reject:
     """The row in normal form, or a Reject that says what is wrong with it.
 
-    columns: {our name: the file's name}, for files with other names.
+    columns: {our name: the file's name}, for files with other names.  tag_names: of tags that are written as numbers.
     """
     try:
         fields = _renamed(record.fields, columns) if columns else record.fields
         layout, names = _layout(frozenset(fields), stage, format)
+        if layout == "tags" and tag_names:
+            fields = fields | {names[1]: _named(fields[names[1]], tag_names)}
         row = _BUILD[layout](record.source, fields, names)
         for text in row.texts():
             _check_text(text)
@@ -95,7 +105,7 @@ def _renamed(fields: dict[str, Any], columns: Mapping[str, str]) -> dict[str, An
 def _layout(keys: frozenset[str], stage: str, format: str) -> tuple[str, tuple[str, ...]]:
     """Which format rows with these columns have, and the columns that carry it."""
     one = lambda names: next(((name,) for name in names if name in keys), ())
-    answer, labelled, label = one(("output", "response")), one(LABELLED), one(LABELS)
+    answer, labelled, label, words, tags = map(one, (("output", "response"), LABELLED, LABELS, WORDS, TAGS))
     found = {
         "messages": one(("messages",)),
         "sharegpt": one(("conversations", "conversation")),
@@ -103,6 +113,7 @@ def _layout(keys: frozenset[str], stage: str, format: str) -> tuple[str, tuple[s
         "prompt_completion": next((pair for pair in PAIRS if keys.issuperset(pair)), ()),
         "text": one(TEXTS),
         "classification": labelled + label if labelled and label else (),
+        "tags": words + tags if words and tags else (),
     }
     for layout in FITS[stage] if format == "auto" else (format,):
         if found[layout]:
@@ -183,9 +194,41 @@ def _label(source: str, fields: Mapping[str, Any], names: tuple[str, ...]) -> Ro
     return Row(source, "label", (text, label))
 
 
+def _tagged(source: str, fields: Mapping[str, Any], names: tuple[str, ...]) -> Row:
+    words, tags = _listed(fields, names[0], "no words"), _listed(fields, names[1], "no tags")
+    if len(words) != len(tags):
+        raise BadRow("unequal lengths", f"{len(words)} {names[0]}, {len(tags)} {names[1]}", "give every word one tag")
+    for k, (word, tag) in enumerate(zip(words, tags, strict=True)):
+        if type(tag) is int:
+            raise BadRow("tag without a name", f"{names[1]}[{k}] is {tag}",
+                         "name the numbers in their order: data.tag_names=[O, B-PER, I-PER]")  # fmt: skip
+        for name, value, reason in ((names[0], word, "bad word"), (names[1], tag, "bad tag")):
+            if not isinstance(value, str) or not value.strip():
+                raise BadRow(reason, f"{name}[{k}] is {value!r:.40}", "write words and tags as strings")
+    lost = astray(tags)
+    if lost is not None:
+        detail = f"{names[1]}[{lost}] is {tags[lost]} and continues no entity"
+        raise BadRow("not IOB2", detail, f"let entities begin with B{tags[lost][1:]}")
+    return Row(source, "tags", (words, tags))
+
+
+def _listed(fields: Mapping[str, Any], name: str, reason: str) -> list[Any]:
+    values = fields[name]
+    if not isinstance(values, list) or not values:
+        found = type(values).__name__ if values else "empty"
+        raise BadRow(reason, f"{name!r} is {found}", "write a list with one string per word")
+    return values
+
+
+def _named(tags: Any, names: Sequence[str]) -> Any:
+    """Tags by name; a number that has none stays and is refused."""
+    known = dict(enumerate(names))
+    return [known.get(tag, tag) if type(tag) is int else tag for tag in tags] if isinstance(tags, list) else tags
+
+
 _BUILD = {
     "text": _text, "prompt_completion": _pair, "alpaca": _alpaca, "messages": _chat, "sharegpt": _sharegpt,
-    "classification": _label,
+    "classification": _label, "tags": _tagged,
 }  # fmt: skip
 
 

@@ -26,7 +26,8 @@ class Batch:
     """A micro-batch.  inputs: keywords of the model, input_ids and attention_mask among them.
 
     attention_mask: (B, T), or (B, 1, T, T) bool when packed, then with position_ids (B, T).
-    labels: (B, T) not shifted, IGNORED where nothing is learnt; of the decoder if there is one; classify: (B,) classes.
+    labels: (B, T) not shifted, IGNORED where nothing is learnt; of the decoder if there is one; classify: (B,) classes,
+    of tagged words (B, T).
     tokens: supervised positions that count.  sources: `file:line` of every row inside.
     """
 
@@ -162,6 +163,9 @@ class Feed:
         ids, live = self._rectangle([example.ids for example in examples], self.pad)
         inputs = {"input_ids": ids, "attention_mask": live}
         sources = [example.source for example in examples]
+        if examples[0].tags is not None:
+            labels = self._rectangle([example.tags or [] for example in examples], IGNORED)[0]
+            return Batch(inputs, labels, int((labels != IGNORED).sum()), sources)
         if self.stage == "classify":
             return Batch(inputs, torch.tensor([example.target for example in examples]), len(examples), sources)
         if not self.seq2seq:

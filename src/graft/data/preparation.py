@@ -60,6 +60,8 @@ def load_rows(settings: Any, *, stage: str, seed: int = 0) -> Loaded:
         _judge(apart.rejects, apart.read, settings)
     if not found.train:
         raise refuse(found.rejects, found.read)
+    if stage == "classify":
+        _one_task([*found.train, *(found.eval or []), *(found.test or [])])
     if isinstance(settings.eval, float) and settings.eval > 0:
         found.train, found.eval = split(found.train, settings.eval, seed)
     return found
@@ -106,7 +108,7 @@ def prepare(
         report = DataReport.from_json(facts)
         return Prepared(splits["train"], splits.get("eval"), report, report.labels, template)
     loaded = load_rows(settings, stage=stage, seed=seed)
-    labels = _labels(loaded.train) if stage == "classify" else None
+    labels = label_names(loaded.train) if stage == "classify" else None
     encoder = Encoder(tokenizer, stage=stage, objective=objective, family=family, max_length=settings.max_length,
                       template=settings.template, labels=labels or ())  # fmt: skip
     train = encoder(loaded.train)
@@ -123,13 +125,22 @@ def prepare(
 
 def _rows(where: Any, settings: Any, stage: str, found: Loaded, limit: int | None = None) -> list[Row]:
     rows = []
-    for record in islice(records(where), limit):
+    names = getattr(settings, "tag_names", ())
+    for record in islice(records(where, tagged=stage == "classify"), limit):
         found.read += 1
         row = record
         if not isinstance(row, Reject):
-            row = recognise(record, stage, settings.format, settings.columns)
+            row = recognise(record, stage, settings.format, settings.columns, names)
         (found.rejects if isinstance(row, Reject) else rows).append(row)
     return rows
+
+
+def _one_task(rows: Sequence[Row]) -> None:
+    """Refuse texts with one label beside words with tags: no head answers both."""
+    first = {row.kind: row for row in reversed(rows)}
+    if len(first) > 1:
+        raise DataError(f"{first['label'].source} has one label and {first['tags'].source} a tag for every word",
+                        "rows of one task", "train an adapter for each of the two")  # fmt: skip
 
 
 def _judge(rejects: list[Reject], read: int, settings: Any) -> None:
@@ -169,9 +180,9 @@ def _admit(report: DataReport, settings: Any) -> None:
         raise refuse(report.rejects, report.read)
 
 
-def _labels(rows: Sequence[Row]) -> list[str]:
+def label_names(rows: Sequence[Row]) -> list[str]:
     """Names of the classes: numbers in their order, words in alphabetical order."""
-    names = {str(row.value[1]) for row in rows}
+    names = {str(label) for row in rows for label in (row.value[1] if row.kind == "tags" else row.value[1:])}
     return sorted(names, key=int) if all(name.lstrip("-").isdecimal() for name in names) else sorted(names)
 
 
@@ -181,7 +192,7 @@ def _files(settings: Any) -> list[str]:
 
 
 def _cache_name(settings: Any, tokenizer: Any, facts: list[Any]) -> str | None:
-    keys = ("train", "eval", "test", "format", "max_length", "bad_rows", "limit", "columns", "template")
+    keys = ("train", "eval", "test", "format", "max_length", "bad_rows", "limit", "columns", "template", "tag_names")
     chosen = [str(getattr(settings, key, None)) for key in keys]
     return store.key(_files(settings), tokenizer, chosen + facts)
 

@@ -1,7 +1,8 @@
 """Files of any usual kind become records with `path:line`; what cannot be read becomes a reject, never nothing.
 
-JSONL, JSON (an array, or {"data": [...]}), CSV and TSV with a header, Parquet, plain text; each of them also as .gz; a
-folder or a list of these; the train split of a hub data set. Only blank lines between rows are passed over.
+JSONL, JSON (an array, or {"data": [...]}), CSV and TSV with a header, Parquet, plain text, CoNLL; each of them also as
+.gz; a folder or a list of these; the train split of a hub data set. Only blank lines between rows are passed over, and
+the -DOCSTART- of CoNLL files.
 """
 
 import csv
@@ -11,6 +12,7 @@ import json
 import re
 import zlib
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,11 +21,12 @@ from graft.errors import DataError
 
 KINDS = {
     ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet",
-    ".txt": "text", ".md": "text",
+    ".txt": "text", ".md": "text", ".conll": "conll",
 }  # fmt: skip
 DOCUMENT = 8192  # characters; paragraphs of a text file are gathered until a document has about as many
 CSV_CELL = 1 << 27  # characters in one cell; the csv module's own limit, 131,072, is less than a chapter
 
+TAGGED = re.compile(rb"\S.*[\t ](?:O|[BIESLU]-\S+)\s*")  # a line of a CoNLL file without that ending
 _UTF8 = "save the file as UTF-8"
 
 
@@ -59,21 +62,25 @@ def kind_of(path: Path) -> str | None:
     return KINDS.get(Path(path.stem if path.suffix == ".gz" else path.name).suffix.lower())
 
 
-def records(where: str | Path | Iterable[str | Path]) -> Iterator[Record | Reject]:
+def records(where: str | Path | Iterable[str | Path], *, tagged: bool = False) -> Iterator[Record | Reject]:
     """Every row of every file, in order, as a Record or as a Reject that says why it is none.
 
+    tagged: text files and TSV may be CoNLL files; their first line tells.
     Raises DataError where nothing can be read at all: a path that does not exist, a missing reader.
     """
     for name in sources(where):
-        yield from _hub(name) if name.startswith("hub:") else _file(name)
+        yield from _hub(name) if name.startswith("hub:") else _file(name, tagged)
 
 
-def _file(name: str) -> Iterator[Record | Reject]:
-    path, last = Path(name), f"{name}:0"
-    read = {"jsonl": _json_lines, "json": _json, "csv": _csv, "tsv": _csv, "parquet": _parquet, "text": _text}
+def _file(name: str, tagged: bool) -> Iterator[Record | Reject]:
+    path, last, kind = Path(name), f"{name}:0", kind_of(Path(name)) or ""
+    read = {"jsonl": _json_lines, "json": _json, "csv": _csv, "tsv": _csv, "parquet": _parquet, "text": _text,
+            "conll": _conll}  # fmt: skip
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as stream:
-            for record in read[kind_of(path) or ""](name, stream):  # type: ignore[operator]
+            if tagged and kind in ("text", "tsv") and TAGGED.fullmatch(stream.peek(DOCUMENT).lstrip().split(b"\n")[0]):
+                kind = "conll"
+            for record in read[kind](name, stream):  # type: ignore[operator]
                 last = record.source
                 yield record
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
@@ -227,6 +234,33 @@ def _text(name: str, stream: IO[bytes]) -> Iterator[Record | Reject]:
         size += len(line)
     if lines:
         yield Record(f"{name}:{begin}", {"text": "".join(lines).strip()})
+
+
+def _conll(name: str, stream: IO[bytes]) -> Iterator[Record | Reject]:
+    """Sentences between blank lines; in each line the word comes first and its tag last."""
+    lines: list[tuple[int, bytes]] = []
+    for number, raw in enumerate(chain(stream, [b""]), 1):
+        if raw.strip() and not raw.startswith(b"-DOCSTART-"):
+            lines.append((number, raw))
+        elif lines:
+            yield _sentence(name, lines)
+            lines = []
+
+
+def _sentence(name: str, lines: list[tuple[int, bytes]]) -> Record | Reject:
+    cells: list[list[str]] = []
+    for number, raw in lines:
+        try:
+            line = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip("\r\n ")
+        except UnicodeDecodeError as error:
+            return Reject(f"{name}:{number}", "not UTF-8", f"byte 0x{raw[error.start]:02x}", _UTF8)
+        cells.append(line.split("\t") if "\t" in line else line.split())
+        if len(cells[-1]) < 2 or not cells[-1][-1].strip():
+            return Reject(f"{name}:{number}", "no tags", f"the line is {line[:40]!r}", "write the word, then its tag")
+        if len(cells[-1]) != len(cells[0]):
+            detail = f"{len(cells[-1])} cells, {len(cells[0])} in line {lines[0][0]}"
+            return Reject(f"{name}:{number}", "wrong number of cells", detail, "part words and tags by one tab")
+    return Record(f"{name}:{lines[0][0]}", {"tokens": [row[0] for row in cells], "tags": [row[-1] for row in cells]})
 
 
 def _hub(name: str) -> Iterator[Record | Reject]:

@@ -48,7 +48,8 @@ class DataReport:
     def lines(self, color: bool = True) -> list[str]:
         """The report for a terminal. color: rich markup, learnt text green and the rest dim; else learnt text in ⟦⟧."""
         share = 100 * self.tokens_learnt / max(self.tokens, 1)
-        learnt = f"{len(self.labels)} classes" if self.labels else f"{self.tokens_learnt:,} learnt ({share:.0f} %)"
+        learnt = f"{self.tokens_learnt:,} learnt ({share:.0f} %)" if self.tokens_learnt else ""
+        learnt = "   ".join(filter(None, [f"{len(self.labels)} classes" if self.labels else "", learnt]))
         rows = f"{self.train:,} train   {self.eval:,} eval   {len(self.rejects):,} rejected"
         spark = "".join(BARS[n * 7 // max(m for _, m in self.histogram)] for _, n in self.histogram)
         out = [
@@ -96,7 +97,7 @@ def describe(report: DataReport, examples: Examples, tokenizer: Any) -> DataRepo
     lengths = sorted(examples.lengths())
     written = len(examples.target_ids)
     report.examples, report.tokens = len(lengths), len(examples.ids) + written
-    report.tokens_learnt = sum(examples.learnt) + written
+    report.tokens_learnt = sum(examples.learnt) + written + sum(tag != IGNORED for tag in examples.tags)
     report.lengths = {str(p): lengths[(len(lengths) - 1) * p // 100] for p in (0, 10, 50, 90, 99, 100)}
     step = max(1, -(-lengths[-1] // 16))
     report.histogram = [[top, 0] for top in range(step, lengths[-1] + step, step)]
@@ -109,6 +110,8 @@ def describe(report: DataReport, examples: Examples, tokenizer: Any) -> DataRepo
 
 def sample(example: Example, tokenizer: Any, labels: Sequence[str] | None) -> dict[str, Any]:
     """One row for `DataReport.samples`: its place and its runs of [text, learnt]."""
+    if example.tags is not None and labels:
+        return {"source": example.source, "pieces": _tagged(example, tokenizer, labels)}
     runs: list[tuple[list[int], bool]] = []
     for token, label in zip(example.ids, example.labels, strict=True):
         if not runs or runs[-1][1] != (label != IGNORED):
@@ -119,6 +122,18 @@ def sample(example: Example, tokenizer: Any, labels: Sequence[str] | None) -> di
     if example.target is not None and labels:
         pieces.append([labels[example.target], True])
     return {"source": example.source, "pieces": pieces}
+
+
+def _tagged(example: Example, tokenizer: Any, labels: Sequence[str]) -> list[list[Any]]:
+    """Every word with its tag, `O` left unsaid; what the tokenizer puts around them is not learnt."""
+    special, words = set(tokenizer.all_special_ids), list[tuple[list[int], int]]()
+    for token, tag in zip(example.ids, example.tags or [], strict=True):
+        if not words or tag != IGNORED or token in special:
+            words.append(([], tag))
+        words[-1][0].append(token)
+    shown = [(tokenizer.decode(ids), tag) for ids, tag in words]
+    return [[text if tag == IGNORED or labels[tag] == "O" else f"{text}/{labels[tag]}", tag != IGNORED]
+            for text, tag in shown]  # fmt: skip
 
 
 def _painted(sample: dict[str, Any], color: bool) -> str:

@@ -40,7 +40,8 @@ class Reject:
 class Row:
     """One usable row in the normal form.
 
-    kind, value: "text" str; "pair" (prompt, completion); "chat" a list of {role, content, ...}; "label" (text, label).
+    kind, value: "text" str; "pair" (prompt, completion); "chat" a list of {role, content, ...}; "label" (text, label);
+    "tags" (words, tags).
     tools: JSON schemas that the chat template shows.  first: index of the first message that may be learnt.
     """
 
@@ -57,6 +58,8 @@ class Row:
 
     def texts(self) -> list[str]:
         """Every string that somebody wrote into this row and that the model will read."""
+        if self.kind == "tags":
+            return [*self.value[0], *self.value[1]]
         if self.kind == "chat":
             return [text for message in self.value for text in message.values() if isinstance(text, str)]
         return [self.value] if self.kind == "text" else [str(part) for part in self.value]

@@ -6,7 +6,11 @@ A text metric takes (predictions, references): one string per row, one list of a
     rouge_l        F of the longest common subsequence (Lin 2004) by rouge_score, Porter stems; best reference, 0 … 100
     exact_match    share equal to a reference after SQuAD's normalisation (Rajpurkar et al. 2016), 0 … 1
     distinct_n     different n-grams over all n-grams of all predictions (Li et al. 2016, arXiv 1510.03055), 0 … 1
-    accuracy, f1   of classes; f1 is the plain mean of each class's F (macro), over classes predicted or true, 0 … 1
+    accuracy       share of rows, or of tagged words, whose class is right
+    precision, recall, f1
+                   of classes: plain means of each class's (macro), over classes predicted or true, 0 … 1
+                   of entities, where words are tagged by IOB2: over all entities (micro), one counts where type, first
+                   and last word are right (`graft.data.tags`; CoNLL 2003, seqeval's strict mode), 0 … 1
 """
 
 import importlib
@@ -14,8 +18,12 @@ import os
 import re
 import string
 import sys
+from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
+from itertools import chain
+from typing import Any
 
+from graft.data.tags import entities, iob2
 from graft.errors import UsageError, nearest
 
 Texts = Sequence[str]
@@ -85,12 +93,46 @@ def accuracy(predictions: Sequence[Hashable], targets: Sequence[Hashable]) -> fl
 
 def macro_f1(predictions: Sequence[Hashable], targets: Sequence[Hashable]) -> float:
     """Unweighted mean of 2·hits / (predicted + true) over every class that was predicted or is true."""
-    pairs = list(zip(predictions, targets, strict=True))
-    scores = []
-    for label in {label for pair in pairs for label in pair}:
-        hits = sum(p == t == label for p, t in pairs)
-        scores.append(2 * hits / sum((p == label) + (t == label) for p, t in pairs))
-    return _mean(scores)
+    return _mean([f1 for _, _, f1 in _by_class(predictions, targets)])
+
+
+def macro_precision(predictions: Sequence[Hashable], targets: Sequence[Hashable]) -> float:
+    """Unweighted mean of hits / predicted; 0 for a class that was never predicted."""
+    return _mean([precision for precision, _, _ in _by_class(predictions, targets)])
+
+
+def macro_recall(predictions: Sequence[Hashable], targets: Sequence[Hashable]) -> float:
+    """Unweighted mean of hits / true; 0 for a class that is never true."""
+    return _mean([recall for _, recall, _ in _by_class(predictions, targets)])
+
+
+def _by_class(predictions: Sequence[Hashable], targets: Sequence[Hashable]) -> list[tuple[float, float, float]]:
+    """Precision, recall and F of every class that was predicted or is true."""
+    hits = Counter(p for p, t in zip(predictions, targets, strict=True) if p == t)
+    told, true = Counter(predictions), Counter(targets)
+    return [_ratios(hits[label], told[label], true[label]) for label in told.keys() | true.keys()]
+
+
+def entity_scores(predictions: Sequence[Sequence[str]], targets: Sequence[Sequence[str]]) -> dict[str, float]:
+    """precision, recall and f1 of the entities that the tags of each row's words tell."""
+    told, true = ({(i, *e) for i, tags in enumerate(rows) for e in entities(tags)} for rows in (predictions, targets))
+    return dict(zip(("precision", "recall", "f1"), _ratios(len(told & true), len(told), len(true)), strict=True))
+
+
+def class_scores(
+    metrics: Sequence[str], predictions: Sequence[Any], targets: Sequence[Any], labels: Sequence[str] = ()
+) -> dict[str, float]:
+    """Those of `metrics` that are of classes.
+
+    predictions, targets: one class index per row, or a list with one per word.  labels: names of the classes.
+    """
+    wanted, tagged = [name for name in metrics if name in CLASS], bool(targets) and isinstance(targets[0], list)
+    words = [list(chain(*rows)) if tagged else rows for rows in (predictions, targets)]
+    found = {name: CLASS[name](*words) for name in wanted}
+    if tagged and labels and iob2(labels):
+        told, true = ([[labels[c] for c in row] for row in rows] for rows in (predictions, targets))
+        found |= {name: value for name, value in entity_scores(told, true).items() if name in wanted}
+    return found
 
 
 TEXT: dict[str, Callable[..., float]] = {
@@ -101,7 +143,12 @@ TEXT: dict[str, Callable[..., float]] = {
     "distinct_1": distinct_1,
     "distinct_2": distinct_2,
 }
-CLASS: dict[str, Callable[..., float]] = {"accuracy": accuracy, "f1": macro_f1}
+CLASS: dict[str, Callable[..., float]] = {
+    "accuracy": accuracy,
+    "precision": macro_precision,
+    "recall": macro_recall,
+    "f1": macro_f1,
+}
 LOSS = ("perplexity", "loss", "token_accuracy")
 NAMES = (*LOSS, *CLASS, *TEXT)
 
@@ -161,6 +208,11 @@ def _streams(references: References) -> list[list[str | None]]:
     if not all(references):
         raise UsageError(f"row {[bool(r) for r in references].index(False)} has no reference", "one or more", "add it")
     return [[refs[i] if i < len(refs) else None for refs in references] for i in range(max(map(len, references)))]
+
+
+def _ratios(hits: int, told: int, true: int) -> tuple[float, float, float]:
+    """Precision, recall and their harmonic mean; 0 where nothing was told or is true."""
+    return hits / told if told else 0.0, hits / true if true else 0.0, 2 * hits / (told + true) if told + true else 0.0
 
 
 def _mean(values: Sequence[float]) -> float:

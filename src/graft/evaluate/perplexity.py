@@ -10,10 +10,11 @@ are reduced in fp32.
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from graft.data import IGNORED
 from graft.data.order import Feed
 from graft.errors import DataError
 from graft.generation import evaluating
@@ -57,15 +58,27 @@ def perplexity(base: "Base", feed: Feed, progress: Progress = silent) -> dict[st
     }
 
 
-def classes(base: "Base", feed: Feed, progress: Progress = silent) -> tuple[list[int], list[int]]:
-    """(predicted, true) class of every row of a classification feed, by the head of the adapter in use."""
-    predicted, true, steps = [], [], feed.steps_per_epoch
+def classes(base: "Base", feed: Feed, progress: Progress = silent) -> tuple[list[Any], list[Any]]:
+    """(predicted, true) class of every row of a classification feed, by the head of the adapter in use.
+
+    Of tagged rows a list with one class per word.
+    """
+    predicted: list[Any] = []
+    true: list[Any] = []
+    steps = feed.steps_per_epoch
     with torch.no_grad(), evaluating(base):
         for step in range(steps):
             for batch in (b.to(base.device) for b in feed.step(0, step)):
                 keywords = dict(batch.inputs)
                 logits = base(keywords.pop("input_ids"), **keywords)[0]
-                predicted += logits.argmax(-1).tolist()
-                true += batch.labels.tolist()
+                predicted += _labelled(logits.argmax(-1), batch.labels)
+                true += _labelled(batch.labels, batch.labels)
             progress("classes", step + 1, steps)
     return predicted, true
+
+
+def _labelled(found: torch.Tensor, labels: torch.Tensor) -> list[Any]:
+    """Rows of `found`; where rows are sequences, only what `labels` supervises."""
+    if labels.ndim == 1:
+        return found.tolist()
+    return [row[live].tolist() for row, live in zip(found, labels != IGNORED, strict=True)]

@@ -8,16 +8,23 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
+from graft.data import IGNORED
 from graft.data.order import Feed
 from graft.data.rows import Row
+from graft.data.tags import marked
 from graft.errors import DataError
-from graft.evaluate.metrics import CLASS, LOSS, NAMES, TEXT, check, user_scores
+from graft.evaluate.answers import answers
+from graft.evaluate.metrics import CLASS, LOSS, NAMES, TEXT, check, class_scores, user_scores
 from graft.evaluate.perplexity import Progress, classes, perplexity, silent
 
 if TYPE_CHECKING:
     from graft.base import Base
+
+
+SHOWN = 20  # rows whose classes are shown beside the scores
 
 
 @dataclass(frozen=True)
@@ -69,7 +76,7 @@ def evaluate(
     """{metric: value} on the held-out material, answered by `adapter` (None: the bare or merged base).
 
     metrics: names of `graft.evaluate.metrics`, or package.module:function.  progress: called with (what, done, total).
-    keep: receives {"prompt", "references", "text"} of every written text.
+    keep: receives {"prompt", "references", "text"} of every written text, and of the first SHOWN rows with classes.
     """
     check(metrics)
     found: dict[str, float] = {}
@@ -77,8 +84,9 @@ def evaluate(
         if set(metrics) & set(LOSS):
             found |= perplexity(base, _feed(held, metrics), progress)
         if set(metrics) & set(CLASS):
-            pairs = classes(base, _feed(held, metrics), progress)
-            found |= {name: CLASS[name](*pairs) for name in metrics if name in CLASS}
+            found |= class_scores(metrics, *classes(base, _feed(held, metrics), progress), _labels(base, adapter))
+            if keep is not None:
+                keep += _told(base, held, adapter)
         written = [name for name in metrics if name in TEXT or ":" in name]
         if written:
             found |= _texts(base, held, written, progress, keep)
@@ -121,22 +129,45 @@ def before_after(
     before: list[dict[str, Any]] = []
     after: list[dict[str, Any]] = []
     if classify:
-        columns = {"majority": majority(held.feed, [m for m in metrics if m in CLASS])}
+        columns = {"majority": majority(_feed(held, metrics), metrics, _labels(base, adapter))}
     else:
         columns = {"before": evaluate(base, held, metrics, adapter=None, progress=progress, keep=before)}
     columns["after"] = evaluate(base, held, metrics, adapter=adapter, progress=progress, keep=after)
+    earlier = [{"before": b["text"]} for b in before] or [{}] * len(after)
     texts = [
-        {"prompt": a["prompt"], "references": a["references"], "before": b["text"], "after": a["text"]}
-        for b, a in zip(before, after, strict=False)
+        {"prompt": a["prompt"], "references": a["references"], **e, "after": a["text"]}
+        for a, e in zip(after, earlier, strict=True)
     ]
     return Table(columns, texts)
 
 
-def majority(feed: Feed | None, metrics: Sequence[str]) -> dict[str, float]:
+def majority(feed: Feed, metrics: Sequence[str], labels: Sequence[str] = ()) -> dict[str, float]:
     """Class metrics of the answer that is always the most frequent class: what a model has to beat."""
-    true = [example.target for example in (feed.examples if feed else [])]
-    usual = Counter(true).most_common(1)[0][0]
-    return {name: CLASS[name]([usual] * len(true), true) for name in metrics}
+    true: list[Any] = []
+    for example in feed.examples:
+        true.append(example.target if example.tags is None else [tag for tag in example.tags if tag != IGNORED])
+    tagged = isinstance(true[0], list)
+    usual = Counter(chain(*true) if tagged else true).most_common(1)[0][0]
+    told = [[usual] * len(row) for row in true] if tagged else [usual] * len(true)
+    return class_scores(metrics, told, true, labels)
+
+
+def _labels(base: "Base", adapter: str | None) -> Sequence[str]:
+    """Names of the classes that the adapter's head knows."""
+    head = base.adapters[adapter].head if adapter is not None else None
+    return head.labels if head is not None else ()
+
+
+def _told(base: "Base", held: Held, adapter: str | None) -> list[dict[str, Any]]:
+    """The first rows with the class, or the tagged words, that the adapter answers."""
+    scored = {example.source for example in _feed(held, []).examples}
+    rows = [row for row in held.rows if row.source in scored][:SHOWN]
+    if adapter is None or base.adapters[adapter].head is None or not rows:
+        return []
+    told = answers(base, [row.value[0] for row in rows], [adapter] * len(rows))
+    right = [marked(*row.value) if row.kind == "tags" else str(row.value[1]) for row in rows]
+    asked = [" ".join(row.value[0]) if row.kind == "tags" else row.value[0] for row in rows]
+    return [{"prompt": p, "references": [r], "text": t} for p, r, t in zip(asked, right, told, strict=True)]
 
 
 def _feed(held: Held, metrics: Sequence[str]) -> Feed:

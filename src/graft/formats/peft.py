@@ -120,6 +120,24 @@ def without_base_copies(
     return kept
 
 
+def trunk(model: Any) -> str:
+    """What a model with a head puts before the names of this one: "bert." for a bare BertModel, else ""."""
+    prefix = getattr(model, "base_model_prefix", "")
+    return f"{prefix}." if prefix and model.base_model is model else ""
+
+
+def named_here(
+    tensors: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], model: Any
+) -> dict[str, torch.Tensor]:
+    """`tensors` under the names that `wanted` has: `bert.encoder` of a model with a head is `encoder` of a bare one."""
+    bare, headed = "base_model.model.", f"base_model.model.{getattr(model, 'base_model_prefix', '')}."
+    named = {}
+    for key, tensor in tensors.items():
+        other = key.replace(headed, bare, 1) if key.startswith(headed) else key.replace(bare, headed, 1)
+        named[other if key not in wanted and other in wanted else key] = tensor
+    return named
+
+
 def _config(methods: Sequence[Method], seats: Seats, base: dict[str, Any]) -> dict[str, Any]:
     """One method: PEFT's config. Several: a list of them. A task head becomes `modules_to_save`, as in PEFT."""
     common = {"base_model_name_or_path": base.get("name"), "inference_mode": True, "task_type": base.get("task_type")}
@@ -129,8 +147,10 @@ def _config(methods: Sequence[Method], seats: Seats, base: dict[str, Any]) -> di
         if not m.is_head()
     ]
     heads = [site.name for m, part in zip(methods, seats, strict=True) if m.is_head() for site, _ in part]
+    for method, part in zip(methods, seats, strict=True):
+        if method.is_head():
+            common |= method.file_config(part)
     if heads and parts:
-        common["task_type"] = "SEQ_CLS"
         parts[0]["modules_to_save"] = [*(parts[0].get("modules_to_save") or []), *heads]
     if not parts:
         return {**common, "peft_type": methods[0].peft_type}
@@ -143,6 +163,9 @@ def _methods(
     """The methods of a config, the task head told from `modules_to_save` by the base not having such a module."""
     parts = [dict(part) for part in (config["methods"] if config.get("peft_type") == MIXED else [config])]
     saved = list(parts[0].get("modules_to_save") or [])
+    there = [name for name in HEADS if any(key.startswith(f"base_model.model.{name}.") for key in tensors)]
+    if there:  # PEFT lists both names, whichever the model has
+        saved = [name for name in saved if name not in HEADS or name in there]
     heads = [name for name in saved if name in HEADS and name not in modules]
     parts[0]["modules_to_save"] = [name for name in saved if name not in heads]
     own_heads = [extra for extra in own if find(extra["name"]).is_head()]
@@ -161,7 +184,8 @@ def _methods(
                 f"a tensor base_model.model.{name}.weight",
                 "load the base with its own classification head",
             )
-        settings = {"num_labels": len(weight), "pool": "last" if name == "score" else "first"}
+        row = "last" if name == "score" else "first"
+        settings = {"num_labels": len(weight), "pool": "none" if config.get("task_type") == "TOKEN_CLS" else row}
         methods.append(find("task_head").from_file(settings))
     return methods
 

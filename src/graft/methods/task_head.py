@@ -1,15 +1,18 @@
 """Task head: a linear classifier behind the last hidden state.
 
     logits = W·pool(h) + b        h (B, T, D), W (classes, D);  pool: the last token, the first token, or the mean
+    logits_t = W·h_t + b          pool "none": a class for every token, for tagged words
 
 Alone it is a linear probe; beside another method it is the head that a task needs. Decoders: last token that is not
 padding, no bias, `score`, as transformers' sequence classification and PEFT have it. Encoders: `classifier` with bias.
+Classes of tokens have a bias on both, as token classification has it there.
 Differs: encoders pool by the mean over live tokens unless told otherwise, because that is what sentence encoders are
 trained for; and the head belongs to the adapter, so rows of one batch may use adapters with other heads.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -20,13 +23,13 @@ from graft.insert import Insert
 from graft.method import Method, No
 from graft.site import Site
 
-POOLS = ("auto", "last", "first", "mean")
+POOLS = ("auto", "last", "first", "mean", "none")
 
 
 @dataclass(frozen=True)
 class TaskHead(Method):
-    num_labels: int = 2  # classes
-    pool: str = "auto"  # which hidden state: last, first, mean; auto: last on decoders, mean on encoders
+    num_labels: int = 2  # classes; as many as there are names in labels, where these are given
+    pool: str = "auto"  # which hidden state: last, first, mean, none (each); auto: last on decoders, mean on encoders
     labels: tuple[str, ...] = ()  # names of the classes, in order
 
     kinds: ClassVar = ("final",)
@@ -36,6 +39,8 @@ class TaskHead(Method):
     mergeable: ClassVar = No("a head stays behind the merged base")
 
     def __post_init__(self) -> None:
+        if self.labels:
+            object.__setattr__(self, "num_labels", len(self.labels))
         if self.num_labels < 1 or self.pool not in POOLS:
             raise UsageError(
                 f"num_labels={self.num_labels}, pool={self.pool!r}",
@@ -43,14 +48,26 @@ class TaskHead(Method):
                 "see `graft methods task_head`",
             )
 
+    @property
+    def every_token(self) -> bool:
+        """Whether every token gets a class, not the row."""
+        return self.pool == "none"
+
+    def file_config(self, seats: Sequence[tuple[Site, Insert]]) -> dict[str, Any]:
+        """What PEFT calls the task; the rest of a head is in its tensors."""
+        return {"task_type": "TOKEN_CLS" if self.every_token else "SEQ_CLS"}
+
     def build(self, site: Site) -> Insert:
         decoder = site.name == "score"
         pool = ("last" if decoder else "mean") if self.pool == "auto" else self.pool
-        return Classifier(site.in_features, self.num_labels, pool, bias=not decoder)
+        return Classifier(site.in_features, self.num_labels, pool, bias=not decoder or self.every_token)
 
 
 class Classifier(Insert):
-    """x: last hidden state (B, T, D); y: attention mask (B, T) or None. Returns logits (B, classes) in fp32."""
+    """x: last hidden state (B, T, D); y: attention mask (B, T) or None.
+
+    Returns logits in fp32: (B, classes), or (B, T, classes) where nothing is pooled.
+    """
 
     def __init__(self, width: int, classes: int, pool: str, *, bias: bool) -> None:
         super().__init__()
@@ -59,6 +76,8 @@ class Classifier(Insert):
         self.bias = nn.Parameter(torch.zeros(classes)) if bias else None
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        if self.pool == "none":
+            return F.linear(x.float(), self.weight, self.bias)
         live = torch.ones(x.shape[:2], device=x.device) if y is None else y.to(x.device).float()
         return F.linear(self._pooled(x.float(), live), self.weight, self.bias)
 

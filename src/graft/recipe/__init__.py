@@ -45,7 +45,7 @@ def read(
     raw, problems = canonical(raw, overrides, heard)
     problems |= resolved(raw, heard)
     if raw.get("stage") == "classify" and isinstance(raw.setdefault("evaluate", {}), dict):
-        raw["evaluate"].setdefault("metrics", ["accuracy", "f1"])  # a class has no perplexity
+        raw["evaluate"].setdefault("metrics", ["accuracy", "precision", "recall", "f1"])  # a class has no perplexity
     try:
         recipe = Recipe.model_validate(raw)
         problems |= _contradictions(recipe)

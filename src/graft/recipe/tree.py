@@ -53,12 +53,13 @@ class Data(Section):
     train: Name | list[Name] | None = None  # rows to learn from: a file, a folder, several of them, or a hub name
     eval: Share | Name | None = 0.05  # held-out rows: a share of train, a file, or null
     test: Name | None = None  # rows for the evaluation after training; eval rows when null
-    format: Name = "auto"  # layout of a row; auto recognises text, messages, prompt/completion, alpaca, sharegpt
+    format: Name = "auto"  # layout of a row; auto recognises text, messages, prompt/completion, alpaca, sharegpt, tags
     max_length: Count = 1024  # tokens per row; longer rows are cut, and counted in the data report
     pack: bool = True  # several rows in one sequence, never seeing each other
     bad_rows: BadRows = "strict"  # strict: a defective row stops the run; skip: it is listed and left out
     template: Name | None = None  # chat template: a file or a builtin name; null: the tokenizer's own
     limit: Count | None = None  # use only so many rows of train
+    tag_names: list[Name] = []  # names of tags that are written as numbers, in their order: [O, B-PER, I-PER]
     columns: dict[str, str] = {}  # names of columns that are not recognised, for example {prompt: question}
 
 

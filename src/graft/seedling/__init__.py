@@ -15,17 +15,20 @@ from pathlib import Path
 from typing import Any
 
 from graft.errors import DataError, nearest
-from graft.seedling import phrases, products, writing
+from graft.seedling import entities, phrases, products, writing
 
 FOLDER = Path(__file__).parent
 PREFIX = "seedling:"
 
 
-def _texts(n: int, seed: int, split: str) -> list[dict[str, str]]:
+Rows = list[dict[str, Any]]
+
+
+def _texts(n: int, seed: int, split: str) -> Rows:
     return [{"text": text} for text in writing.documents(n, seed, split)]
 
 
-def _shelves(n: int, seed: int, split: str) -> list[dict[str, str]]:
+def _shelves(n: int, seed: int, split: str) -> Rows:
     """A description and the shelf that its product stands on: a task of one label."""
     draw, shelf = (
         random.Random(f"shelves {seed} {split}"),
@@ -36,13 +39,15 @@ def _shelves(n: int, seed: int, split: str) -> list[dict[str, str]]:
 
 
 # name: (what writes the rows, number of rows, seed, split of the products)
-DATASETS: dict[str, tuple[Callable[[int, int, str], list[dict[str, str]]], int, int, str]] = {
+DATASETS: dict[str, tuple[Callable[[int, int, str], Rows], int, int, str]] = {
     "text": (_texts, 90_000, 0, "train"),
     "text-held-out": (_texts, 400, 1, "held-out"),
     "descriptions": (writing.sft_rows, 4_000, 2, "train"),
     "descriptions-held-out": (writing.sft_rows, 200, 3, "held-out"),
     "shelves": (_shelves, 1_000, 4, "train"),
     "shelves-held-out": (_shelves, 200, 5, "held-out"),
+    "entities": (entities.rows, 2_000, 6, "train"),
+    "entities-held-out": (entities.rows, 200, 7, "held-out"),
 }
 
 
@@ -86,5 +91,5 @@ def _cache() -> Path:
 
 
 def _fingerprint(n: int, seed: int) -> str:
-    sources = b"".join(Path(module.__file__).read_bytes() for module in (products, phrases, writing))
+    sources = b"".join(Path(module.__file__).read_bytes() for module in (products, phrases, writing, entities))
     return hashlib.sha256(sources + f"{n} {seed}".encode()).hexdigest()[:12]
