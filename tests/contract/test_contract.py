@@ -13,6 +13,8 @@ BASES = {
     "fp32": lambda: Base(tiny_model("llama"), name="tiny"),
     "bf16": lambda: Base(tiny_model("llama").to(torch.bfloat16), name="tiny"),
     "nf4": lambda: Base(quantise_model(tiny_model("llama"), "nf4"), name="tiny"),
+    "encoder": lambda: Base(tiny_model("bert"), name="tiny"),
+    "seq2seq": lambda: Base(tiny_model("t5"), name="tiny"),
 }
 SLOW = {"compiled_equals_eager"}  # half a second of tracing each: on fp32 only
 
