@@ -15,6 +15,8 @@ from typing import Any
 
 from graft.errors import UsageError, nearest
 
+# What a method may declare not to do, each with a reason.
+LAWS = ("newborn", "mergeable", "routable", "quantisable", "packable", "cacheable")
 REQUIRED = object()  # the default of a field that has none
 
 
@@ -42,6 +44,10 @@ class Card:
     settings: dict[str, Setting]
     declared: dict[str, Any] = field(default_factory=dict)
     path: Path = Path()
+
+    def exceptions(self) -> dict[str, Any]:
+        """{law: reason} of what the method declares not to do."""
+        return {law: self.declared[law] for law in LAWS if self.declared.get(law, True) is not True}
 
     @property
     def title(self) -> str:
@@ -84,6 +90,36 @@ def card(name: str) -> Card:
             f"did you mean {' or '.join(nearest(name, known, n=2)) or 'another'}? `graft methods` describes each",
         )
     return known[name]
+
+
+def pages() -> dict[str, str]:
+    """{file: text} of docs/methods: a page of Markdown per method, and the matrix of what each declares."""
+    known = cards()
+    reasons = list(dict.fromkeys(str(reason) for one in known.values() for reason in one.exceptions().values()))
+
+    def cell(one: Card, law: str) -> str:
+        return f"no [{reasons.index(str(one.exceptions()[law])) + 1}]" if law in one.exceptions() else "yes"
+
+    rows = [
+        _row(f"[{name}]({name}.md)", *(cell(one, law) for law in LAWS), one.paper, one.title)
+        for name, one in known.items()
+    ]
+    matrix = ["# Methods", "", "Written by `graft methods --write docs/methods` from the methods' own files.", ""]
+    matrix += [_row("method", *LAWS, "paper", "what"), _row(*["---"] * (len(LAWS) + 3)), *rows, ""]
+    matrix += [f"{number}. {reason}" for number, reason in enumerate(reasons, 1)]
+    return {f"{name}.md": _page(one) for name, one in known.items()} | {"README.md": "\n".join([*matrix, ""])}
+
+
+def _page(one: Card) -> str:
+    rows = [_row("setting", "type", "default", "what"), _row(*["---"] * 4)]
+    for s in one.settings.values():
+        rows.append(_row(f"`{s.name}`", f"`{s.type}`", "" if s.default is REQUIRED else f"`{s.default!r}`", s.help))
+    refused = [f"- not {law}: {reason}" for law, reason in one.exceptions().items()]
+    return "\n".join([f"# {one.name}", "", "```text", one.doc.strip(), "```", "", *rows, "", *refused]).rstrip() + "\n"
+
+
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 
 def settings(path: Path, cls: str) -> dict[str, Setting]:

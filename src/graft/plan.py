@@ -21,9 +21,10 @@ from transformers.models.auto.configuration_auto import AutoConfig
 
 from graft.data import load_rows
 from graft.data.preparation import label_names
+from graft.errors import GraftError
 from graft.folder import read_config
 from graft.load import DTYPES, TASKS, model_class
-from graft.method import Method, find
+from graft.method import Method, find, names
 from graft.recipe import NewTokenizer, Recipe, read
 from graft.seedling import located
 from graft.sketch import Step, alike, peak, sketch, stored, unreal, weights
@@ -183,6 +184,20 @@ class _Standing:
     states: int
     update: int
     lighter: int
+
+
+def count_methods(model: str) -> dict[str, int | str]:
+    """What each method trains with its defaults on a base (path, hub id or seedling): a count, or why it cannot."""
+    found: dict[str, int | str] = {}
+    with unreal():
+        base = sketch(read_config(model))
+        for name in names():
+            try:
+                found[name] = base.attach(name, find(name)()).count()
+                base.detach(name)
+            except GraftError as error:
+                found[name] = error.given
+    return found
 
 
 def _standing(config: Any, methods: Sequence[Method], shape: Shape, kind: dict[str, Any]) -> _Standing:

@@ -6,11 +6,12 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import graft
-from graft.cards import cards
+from graft.cards import cards, pages
 from graft.cli import call
 from tiny_folder import write_model, write_rows
 
@@ -29,6 +30,7 @@ VERBS = (
     "data",
     "doctor",
 )
+ROOT = Path(__file__).resolve().parents[2]
 HEAVY = ("torch", "transformers", "rich", "plotly")  # typer itself reads options by pydantic
 
 
@@ -117,6 +119,18 @@ def test_a_card_shows_the_docstring_and_every_setting(capsys):
     assert call(["methods", "lora"]) == 0
     out = capsys.readouterr().out
     assert cards()["lora"].doc.splitlines()[0] in out and all(name in out for name in cards()["lora"].settings)
+
+
+def test_methods_are_counted_on_a_base(capsys):
+    assert call(["methods", "--model", "seedling", "--json"]) == 0
+    trained = {one["name"]: one["trained"] for one in json.loads(capsys.readouterr().out)}
+    # 4 blocks, 192 wide, MLP 512: four squares and three rectangles at rank 8
+    assert trained["lora"] == 4 * 8 * (4 * (192 + 192) + 3 * (192 + 512)) and set(trained) == set(cards())
+
+
+def test_the_pages_of_the_methods_are_those_of_their_files():
+    written = {path.name: path.read_text() for path in (ROOT / "docs" / "methods").iterdir()}
+    assert written == pages(), "run `graft methods --write docs/methods`"
 
 
 def test_the_keys_are_a_recipe(capsys, tmp_path):

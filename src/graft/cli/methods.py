@@ -1,11 +1,12 @@
 """graft methods: what can be trained, from the methods' own files."""
 
 import textwrap
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from graft.cards import REQUIRED, Card, card, cards
+from graft.cards import LAWS, REQUIRED, Card, card, cards, pages
 from graft.cli.say import after, show, show_json, table
 
 
@@ -15,14 +16,26 @@ def add_to(app: typer.Typer) -> None:
 
 def methods(
     name: Annotated[str | None, typer.Argument(help="A method; without it all are listed.")] = None,
+    model: Annotated[str | None, typer.Option(help="Count what each method trains on this base.")] = None,
+    write: Annotated[Path | None, typer.Option(help="Write every card as a page into this folder.")] = None,
     json: Annotated[bool, typer.Option("--json", help="A list of {name, ...} for programs.")] = False,
 ) -> None:
     chosen = list(cards().values()) if name is None else [card(name)]
-    if json:
-        show_json([_facts(one) for one in chosen])
+    counts: dict[str, int | str] = {}
+    if model is not None:
+        from graft.plan import count_methods  # torch costs seconds
+
+        counts = count_methods(model)
+    if write is not None:
+        write.mkdir(parents=True, exist_ok=True)
+        for file, text in pages().items():
+            (write / file).write_text(text, encoding="utf-8")
+        after(f"open {write / 'README.md'}")
+    elif json:
+        show_json([_facts(one) | ({"trained": counts[one.name]} if counts else {}) for one in chosen])
     elif name is None:
-        rows = [(one.name, _sites(one), _can(one, "mergeable"), one.paper, one.title) for one in chosen]
-        show(table(("method", "sites", "merges", "paper", "what"), rows))
+        rows = [(one.name, _sites(one), *_trained(one, counts), _can(one), one.paper, one.title) for one in chosen]
+        show(table(("method", "sites", *(("trained",) if counts else ()), "merges", "paper", "what"), rows))
         after(f"graft methods {chosen[0].name}")
     else:
         _show_card(chosen[0])
@@ -35,18 +48,17 @@ def _show_card(one: Card) -> None:
     for setting in one.settings.values():
         default = "required" if setting.default is REQUIRED else repr(setting.default)
         head = f"  {setting.name:<{width}}  {default:<14} "
-        show(
-            textwrap.fill(setting.help, 118, initial_indent=head, subsequent_indent=" " * len(head))
-            if setting.help
-            else head.rstrip()
-        )
-    for word in ("mergeable", "quantisable", "routable"):
+        wrapped = textwrap.fill(setting.help, 118, initial_indent=head, subsequent_indent=" " * len(head))
+        show(wrapped if setting.help else head.rstrip())
+    show("")
+    for word in LAWS:
         declared = one.declared.get(word, True)
-        show(
-            f"\n{word}: {'yes' if declared is True else f'no: {declared}'}"
-            if word == "mergeable"
-            else f"{word}: {'yes' if declared is True else f'no: {declared}'}"
-        )
+        show(f"{word}: {'yes' if declared is True else f'no: {declared}'}")
+
+
+def _trained(one: Card, counts: dict[str, int | str]) -> tuple[str, ...]:
+    count = counts.get(one.name)
+    return () if not counts else (f"{count:,}" if isinstance(count, int) else "-",)
 
 
 def _facts(one: Card) -> dict[str, Any]:
@@ -54,7 +66,7 @@ def _facts(one: Card) -> dict[str, Any]:
         {"name": s.name, "type": s.type, "default": None if s.default is REQUIRED else s.default, "help": s.help}
         for s in one.settings.values()
     ]
-    declared = {word: one.declared.get(word, True) is True for word in ("mergeable", "quantisable", "routable")}
+    declared = {word: one.declared.get(word, True) is True for word in LAWS}
     return {
         "name": one.name,
         "class": one.cls,
@@ -70,5 +82,5 @@ def _sites(one: Card) -> str:
     return " ".join(kinds) if isinstance(kinds, tuple | list) else str(kinds)
 
 
-def _can(one: Card, word: str) -> str:
-    return "yes" if one.declared.get(word, True) is True else "no"
+def _can(one: Card) -> str:
+    return "yes" if one.declared.get("mergeable", True) is True else "no"
