@@ -57,11 +57,11 @@ class Share(Insert):
 
 @pytest.fixture
 def doubt(tmp_path):
-    (tmp_path / "more").mkdir()
-    (tmp_path / "more" / "doubt.py").write_text(FILE)
-    graft.methods.__path__.append(str(tmp_path / "more"))
+    (tmp_path / "more" / "methods").mkdir(parents=True)
+    (tmp_path / "more" / "methods" / "doubt.py").write_text(FILE)
+    graft.__path__.append(str(tmp_path / "more"))
     yield find("doubt")
-    graft.methods.__path__.pop()
+    graft.__path__.pop()
     sys.modules.pop("graft.methods.doubt")
     vars(graft.methods).pop("doubt", None)
     vars(graft).pop("Doubt", None)
