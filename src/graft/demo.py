@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
+from transformers.utils.logging import disable_progress_bar
 
 from graft.base import Base
 from graft.recipe import Recipe, read
@@ -84,6 +85,7 @@ def shortfalls(before: Scores, after: Scores, chance: float) -> list[str]:
 @torch.no_grad()
 def reload_difference(base: Base, folder: str | Path, item: Product) -> float:
     """Load the exported folder in plain transformers; largest difference of its logits from ours, for one prompt."""
+    disable_progress_bar()
     plain = AutoModelForCausalLM.from_pretrained(folder, dtype=base.dtype, trust_remote_code=False)
     plain = plain.to(base.device).eval()
     ids = torch.tensor([base.tokenizer(prompt(item))["input_ids"]], device=base.device)
