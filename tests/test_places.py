@@ -99,7 +99,9 @@ def test_inserts_at_one_module_run_in_the_order_of_their_adapter():
     at_linear = At("linear", double)
     base.attach("first", [at_linear, at_mlp])
     base.attach("second", [at_mlp, at_linear])
-    assert not torch.equal(base(**keywords, adapters=["first"] * 3).logits, base(**keywords, adapters=["second"] * 3).logits)
+    assert not torch.equal(
+        base(**keywords, adapters=["first"] * 3).logits, base(**keywords, adapters=["second"] * 3).logits
+    )
 
 
 @pytest.mark.parametrize("family", [f for f in CONFIGS if f != "t5"])

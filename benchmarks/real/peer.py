@@ -83,8 +83,8 @@ class Peer:
     @torch.no_grad()
     def score(self) -> dict[str, Any]:
         """The numbers of `ours.score`, by the peer's own model."""
-        # In evaluation mode bitsandbytes packs weights for a CPU kernel that refuses widths which 32 does not divide. There
-        # is no dropout here, so training mode computes the same.
+        # In evaluation mode bitsandbytes packs weights for a CPU kernel that refuses widths which 32 does not divide.
+        # There is no dropout here, so training mode computes the same.
         self.model.train(self.cell.method == "qlora")
         cases, _ = tasks.test_of(self.cell.material())
         feed = ours.test_feed(self.cell, self.recipe, self.base, cases)

@@ -96,7 +96,7 @@ def _part(path: str) -> tuple[str, str]:
 
 
 def _prompts(model: Any) -> Iterator[Site]:
-    """Where vectors can be put around the rows: the embeddings of a decoder or encoder; of both stacks the encoder's."""
+    """Where vectors can be put around the rows: the embeddings of a decoder or encoder; of two stacks the encoder's."""
     table = (model.get_encoder() if family(model) == "seq2seq" else model).get_input_embeddings()
     name = next(name for name, module in model.named_modules(remove_duplicate=False) if module is table)
     yield Site(name, "prompt", model)

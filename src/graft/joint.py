@@ -17,7 +17,7 @@ Seat = tuple[Site, Insert]
 
 
 class Joint:
-    """Occupies the module of one path, whatever kinds of sites lie there; no trace is left when its last insert goes."""
+    """Occupies the module of one path, whatever kinds of sites lie there; no trace stays when its last insert goes."""
 
     def __init__(self, site: Site) -> None:
         self._root, self._name = site.root, site.name

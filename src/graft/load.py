@@ -60,7 +60,7 @@ def load(
         raise UsageError(
             f"task={task!r}", f"one of {', '.join(TASKS)}", f"did you mean {nearest(task, TASKS, 1)[0]!r}?"
         )
-    with _quiet():
+    with quiet():
         opened = open_model(path, scheme)
         model = _stream(model_class(opened.config, task), opened, kind, _device(device), fresh_head=task is not None)
         if model.can_generate() and (opened.folder / "generation_config.json").exists():
@@ -104,7 +104,7 @@ def fresh(
     try:
         built = AutoConfig.for_model(model_type, **config)
         cls = model_class(built, task)
-        with torch.random.fork_rng(), _quiet():
+        with torch.random.fork_rng(), quiet():
             torch.manual_seed(seed)
             model = cls._from_config(built, dtype=kind)
     except (ValueError, TypeError, RuntimeError, ZeroDivisionError, StrictDataclassError) as error:
@@ -136,7 +136,7 @@ def _device(device: str | torch.device | None) -> torch.device:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """transformers says what it found on the terminal; we say it in errors."""
     verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()

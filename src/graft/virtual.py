@@ -4,8 +4,8 @@
 
 A hook before the backbone turns ids into such embeddings and extends the attention mask; positions count live tokens. A
 hook behind it takes the extra positions off the last hidden state again, so that heads, labels and pooling keep their
-lengths (the states of an encoder that a decoder reads stay whole: the decoder's mask is extended instead). With a filled
-cache the front lies in the cache: mask and positions alone are extended.
+lengths (the states of an encoder that a decoder reads stay whole: the decoder's mask is extended instead). With a
+filled cache the front lies in the cache: mask and positions alone are extended.
 """
 
 import inspect
@@ -161,9 +161,7 @@ class Virtual:
             route.taps.pop("virtual", None)
         if route is None or states is None or not any(name in self._inserts for name, _, _ in route.spans):
             return None
-        front, back, live_front, live_back, _ = self._spread(
-            route, states.shape[2], states, len(states) // route.rows
-        )
+        front, back, live_front, live_back, _ = self._spread(route, states.shape[2], states, len(states) // route.rows)
         mask = kwargs.get("encoder_attention_mask")
         if mask is None:
             mask = torch.ones(len(states), states.shape[1] - front.shape[1] - back.shape[1], device=states.device)

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers.utils import logging as transformers_logging
 
 from graft.errors import MergeError, ModelError, SpaceError, UsageError
+from graft.load import quiet
 
 if TYPE_CHECKING:
     from graft.base import Base
@@ -39,7 +39,7 @@ def write_model(base: "Base", folder: Path, *, shard: str = "5GB") -> list[str]:
         raise ModelError(
             f"{bad[0]} holds NaN or infinity ({len(bad)} tensors do)", "finite weights", "merge a sound adapter"
         )
-    with _quiet():
+    with quiet():
         clone.save_pretrained(folder, max_shard_size=shard)
         if base.tokenizer is not None:
             base.tokenizer.save_pretrained(folder)
@@ -162,17 +162,3 @@ def _written(clone: nn.Module, folder: Path) -> None:
 
 def _size(shape: list[int]) -> int:
     return int(torch.Size(shape).numel())
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """transformers shows bars and remarks of its own; what matters is in our errors."""
-    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()
