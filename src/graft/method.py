@@ -58,6 +58,7 @@ class Method:
     cacheable: ClassVar[bool | No] = True
     in_place: ClassVar[bool] = False
     passes: ClassVar[int] = 1  # forwards per micro-batch; their outputs go to `extra_loss`
+    consistency: ClassVar[float] = 0.0  # weight of the symmetric KL between the predictions of two passes
 
     @classmethod
     def name(cls) -> str:

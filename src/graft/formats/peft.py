@@ -124,7 +124,7 @@ def _config(methods: Sequence[Method], seats: Seats, base: dict[str, Any]) -> di
     """One method: PEFT's config. Several: a list of them. A task head becomes `modules_to_save`, as in PEFT."""
     common = {"base_model_name_or_path": base.get("name"), "inference_mode": True, "task_type": base.get("task_type")}
     parts = [
-        {**m.file_config(part), "peft_type": m.peft_type}
+        {"peft_type": m.peft_type, **m.file_config(part)}
         for m, part in zip(methods, seats, strict=True)
         if not m.is_head()
     ]
