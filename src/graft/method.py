@@ -138,6 +138,12 @@ def find(name: str) -> type[Method]:
     )
 
 
+def described(settings: dict[str, Any]) -> Method:
+    """The method that checked settings with a `name` stand for; lists, as YAML and JSON have them, become tuples."""
+    values = {key: tuple(v) if isinstance(v, list) else v for key, v in settings.items() if key != "name"}
+    return find(settings["name"])(**values)
+
+
 def names() -> list[str]:
     """Names of all methods: the files of the package."""
     package = importlib.import_module("graft.methods")

@@ -22,7 +22,7 @@ from transformers.models.auto.configuration_auto import AutoConfig
 from graft.data import load_rows
 from graft.folder import read_config
 from graft.load import DTYPES, TASKS, model_class
-from graft.method import Method, find
+from graft.method import Method, described, find
 from graft.recipe import NewTokenizer, Recipe, read
 from graft.seedling import located
 from graft.sketch import Step, alike, peak, sketch, stored, unreal, weights
@@ -257,10 +257,7 @@ def _methods(recipe: Recipe) -> list[Method]:
         if recipe.stage == "classify"
         else ()
     )
-    methods = []
-    for settings in recipe.methods:
-        values = {key: tuple(v) if isinstance(v, list) else v for key, v in settings.items() if key != "name"}
-        methods.append(find(settings["name"])(**values))
+    methods = [described(settings) for settings in recipe.methods]
     heads = [method for method in methods if method.is_head()]
     methods = [replace(method, num_labels=len(labels)) if method in heads else method for method in methods]
     return methods + ([find("task_head")(num_labels=len(labels))] if labels and not heads else [])

@@ -30,7 +30,7 @@ from graft.export.folder import replaced
 from graft.folder import find as find_model
 from graft.folder import read_config
 from graft.load import DTYPES, fresh, load
-from graft.method import Method, find
+from graft.method import Method, described, find
 from graft.recipe import Data, NewTokenizer, Recipe, read
 from graft.train import fs
 
@@ -137,10 +137,8 @@ def methods_of(recipe: Recipe, labels: Sequence[str] = ()) -> list[Method]:
     """The recipe's methods as objects; a classifier gets the classes of its rows, and a head where none is named."""
     methods = []
     for settings in recipe.methods:
-        values = {key: tuple(v) if isinstance(v, list) else v for key, v in settings.items() if key != "name"}
-        if settings["name"] == "task_head":
-            values |= {"num_labels": len(labels), "labels": tuple(labels)}
-        methods.append(find(settings["name"])(**values))
+        classes = {"num_labels": len(labels), "labels": tuple(labels)} if settings["name"] == "task_head" else {}
+        methods.append(described(settings | classes))
     if recipe.stage == "classify" and not any(method.is_head() for method in methods):
         methods.append(find("task_head")(num_labels=len(labels), labels=tuple(labels)))
     return methods

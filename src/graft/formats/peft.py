@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from graft.errors import AdapterError
 from graft.insert import Insert
@@ -67,6 +68,7 @@ def write(
     return folder
 
 
+@unset_fake_temporarily()  # a file is real, also while a plan without numbers is made
 def read(folder: Path, modules: set[str]) -> tuple[list[Method], dict[str, torch.Tensor], dict[str, Any]]:
     """(methods, tensors, base) of an adapter folder; `base` is empty for a file that is not ours.
 

@@ -6,6 +6,7 @@ Settings have the names of the `adapters` library. Differs: W_up starts at zero 
 changes nothing bit for bit; `houlsby` and `bert` draw it, as the papers do, and are only near the base at birth.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -110,7 +111,7 @@ class Bottleneck(Addition):
     def __init__(
         self, place: Site, down: nn.Module, up: nn.Module, config: Bottlenecked, d: int, *, parallel: bool = False
     ) -> None:  # fmt: skip
-        super().__init__(place, parallel=parallel)
+        super().__init__(place, d, parallel=parallel)
         self.down, self.up, self.act = down, up, activation(config.non_linearity)
         self.dropout = nn.Dropout(config.dropout)
         self.scaling: Any = config.scaling
@@ -133,5 +134,7 @@ def started(weight: torch.Tensor, start: str, *, zero: bool) -> torch.Tensor:
     if start == "bert":
         return nn.init.normal_(weight, std=0.02)
     if start == "houlsby":
-        return nn.init.trunc_normal_(weight, std=0.01, a=-0.02, b=0.02)
+        # By the inverse of the distribution: torch's own draws until all fit, which a plan without numbers cannot do.
+        cut = math.erf(2**0.5)
+        return weight.uniform_(-cut, cut).erfinv_().mul_(0.01 * 2**0.5)
     return weight.zero_() if zero else nn.init.kaiming_uniform_(weight, a=5**0.5)

@@ -87,11 +87,11 @@ class Placed(Method):
 
 
 class Addition(Insert):
-    """Adds `delta` at one place; the top of this file says how.  parallel: of what entered the sublayer."""
+    """Adds `delta` at one place; the top of this file says how.  d: width there; parallel: Δ of what entered."""
 
-    def __init__(self, place: Site, *, parallel: bool = False) -> None:
+    def __init__(self, place: Site, d: int, *, parallel: bool = False) -> None:
         super().__init__()
-        self.place, self.parallel = place, parallel
+        self.place, self.d, self.parallel = place, d, parallel
 
     def delta(self, u: torch.Tensor) -> torch.Tensor:
         """Δ(u), (..., d) as u."""

@@ -41,7 +41,7 @@ class Beside(Addition):
     names: ClassVar = {"A": "krona_A", "B": "krona_B", "s_res": "krona_res"}
 
     def __init__(self, place: Site, sublayer: Site, config: KronAB) -> None:
-        super().__init__(place, parallel=True)
+        super().__init__(place, sublayer.out_features, parallel=True)
         self.scale = config.scale
         (b1, a1), (a2, b2) = near_root(sublayer.out_features), near_root(sublayer.in_features)
         self.A, self.B = nn.Parameter(kaiming(a1, a2)), nn.Parameter(torch.zeros(b1, b2))
