@@ -50,6 +50,7 @@ class Method:
         frozenset()
     )  # fields that PEFT does not know: saved beside, not in its config
     idle_fields: ClassVar[frozenset[str]] = frozenset()  # keys of PEFT's config that decide nothing once trained
+    adapters_marks: ClassVar[dict[str, Any]] = {}  # settings of the `adapters` library that make a file one of this
     routable: ClassVar[bool | No] = True
     quantisable: ClassVar[bool | No] = True
     mergeable: ClassVar[bool | No] = True
@@ -118,6 +119,11 @@ class Method:
     def from_file(cls, settings: dict[str, Any]) -> "Method":
         """The method that a file describes; `settings` holds fields of this class only."""
         return cls(**settings)
+
+    @classmethod
+    def from_adapters(cls, settings: dict[str, Any], sites: Sequence[Site]) -> "Method":
+        """The same for a file of the `adapters` library and the base with these sites."""
+        return cls.from_file(settings)
 
 
 def find(name: str) -> type[Method]:

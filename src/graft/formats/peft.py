@@ -19,6 +19,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from graft.errors import AdapterError
+from graft.formats import adapters
 from graft.insert import Insert
 from graft.method import Method, find, names
 from graft.site import Site
@@ -69,10 +70,10 @@ def write(
 
 
 @unset_fake_temporarily()  # a file is real, also while a plan without numbers is made
-def read(folder: Path, modules: set[str]) -> tuple[list[Method], dict[str, torch.Tensor], dict[str, Any]]:
+def read(folder: Path, sites: Sequence[Site]) -> tuple[list[Method], dict[str, torch.Tensor], dict[str, Any]]:
     """(methods, tensors, base) of an adapter folder; `base` is empty for a file that is not ours.
 
-    modules: names of the base's modules, to tell its own heads from an adapter's.
+    sites: of the base, which tell its own heads from an adapter's. A folder of the `adapters` library is translated.
 
     The header is checked before a tensor is read: rank, dtype and finiteness are bounded, so that a hostile file
     cannot make us allocate what it does not contain.
@@ -82,18 +83,24 @@ def read(folder: Path, modules: set[str]) -> tuple[list[Method], dict[str, torch
         raise AdapterError(
             f"{folder} holds no {CONFIG}", "an adapter folder", f"did you mean {near[0]}?" if near else "check the path"
         )
-    if not (folder / WEIGHTS).is_file():
+    foreign = not (folder / WEIGHTS).is_file() and (folder / adapters.WEIGHTS).is_file()
+    weights = folder / (adapters.WEIGHTS if foreign else WEIGHTS)
+    if not weights.is_file():
         raise AdapterError(
             f"{folder} holds no {WEIGHTS}",
             "safetensors: pickle files (.bin, .pt) can run code and are not read",
-            "convert a legacy file with `graft convert`, or save it again with safe_serialization=True",
+            "convert a legacy file with `graft convert`, or save it again with safe_serialization=True "
+            "(use_safetensors=True in the `adapters` library)",
         )
     try:
         config = json.loads((folder / CONFIG).read_text())
-        with safe_open(folder / WEIGHTS, "pt") as file:
+        with safe_open(weights, "pt") as file:
             extra = json.loads((file.metadata() or {}).get("graft", "{}"))
             tensors = {key: file.get_tensor(key) for key in list(file.keys())}
-        methods = _methods(config, extra.get("methods", []), tensors, modules)
+        if foreign:
+            adapters.warn_of_head(folder)
+            config, tensors = adapters.translated(config, tensors, sites)
+        methods = _methods(config, extra.get("methods", []), tensors, sites)
     except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise AdapterError(
             f"{folder} is damaged ({error})", "the two files of an adapter, whole", "copy it again from where it came"
@@ -140,11 +147,12 @@ def _config(methods: Sequence[Method], seats: Seats, base: dict[str, Any]) -> di
 
 
 def _methods(
-    config: dict[str, Any], own: list[dict[str, Any]], tensors: dict[str, Any], modules: set[str]
+    config: dict[str, Any], own: list[dict[str, Any]], tensors: dict[str, Any], sites: Sequence[Site]
 ) -> list[Method]:
     """The methods of a config, the task head told from `modules_to_save` by the base not having such a module."""
     parts = [dict(part) for part in (config["methods"] if config.get("peft_type") == MIXED else [config])]
     saved = list(parts[0].get("modules_to_save") or [])
+    modules = {name for name, _ in sites[0].root.named_modules()}
     heads = [name for name in saved if name in HEADS and name not in modules]
     parts[0]["modules_to_save"] = [name for name in saved if name not in heads]
     own_heads = [extra for extra in own if find(extra["name"]).is_head()]

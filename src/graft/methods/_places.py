@@ -9,7 +9,7 @@ u + Δ(u)          the same on pre-norm blocks, which end with a sum that is not
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
@@ -35,6 +35,11 @@ class Placed(Method):
 
     kinds: ClassVar = tuple(KINDS)
     original_ln_before: ClassVar[bool | None] = False  # a setting of those that may sit behind the residual
+
+    @classmethod
+    def from_adapters(cls, settings: dict[str, Any], sites: Sequence[Site]) -> Method:
+        """The library trains no norms."""
+        return cls.from_file(settings | {"train_norms": False})
 
     def insert(self, sublayer: Site, place: Site, block: int) -> Insert:
         """What comes to one place.  sublayer: tells the widths; block: its number through all stacks."""

@@ -121,8 +121,7 @@ class Fusion(Addition):
 def _member(entry: Any, sites: Sequence[Site]) -> tuple[Method, list[tuple[Site, Addition]]]:
     """An adapter to fuse with its inserts: read from its folder, or newborn from its settings."""
     if isinstance(entry, str):
-        modules = {name for name, _ in sites[0].root.named_modules()}
-        methods, tensors, _ = peft.read(Path(entry), modules)
+        methods, tensors, _ = peft.read(Path(entry), sites)
     else:
         methods, tensors = [described(_checked(entry))], None
     seats = methods[0].assemble(sites)

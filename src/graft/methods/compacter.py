@@ -38,6 +38,7 @@ class Compacter(Bottlenecked):
     phm_init_range: float = 0.0001  # deviation of the shared matrices at birth
 
     peft_type: ClassVar = "GRAFT_COMPACTER"
+    adapters_marks: ClassVar = {"is_parallel": False, "phm_layer": True}
     newborn: ClassVar = No("three small factors multiply: what is added starts near zero, not at it")
 
     def __post_init__(self) -> None:

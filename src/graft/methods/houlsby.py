@@ -22,3 +22,4 @@ class Houlsby(Dense):
     train_norms: bool = True  # train the gains and biases of all norms of the base too
 
     peft_type: ClassVar = "GRAFT_HOULSBY"
+    adapters_marks: ClassVar = {"is_parallel": False, "phm_layer": False, "original_ln_before": False}

@@ -20,3 +20,4 @@ class Pfeiffer(Dense):
     original_ln_before: bool | None = None  # read the sum with the residual, normed if so; null: if so only
 
     peft_type: ClassVar = "GRAFT_PFEIFFER"
+    adapters_marks: ClassVar = {"is_parallel": False, "phm_layer": False, "original_ln_before": True}
