@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, processors
 METHODS = ("full", "lora", "qlora")
 TOOLS = ("graft", "peft")
 SEEDS = (0, 1, 2)
-# All linear layers of a Llama and its head: these bases hardly know the tasks' signs, and some never saw an end of text.
+# All linear layers of a Llama and its head: these bases hardly know the tasks' signs, and some saw no end of text.
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head"]
 
 

@@ -49,6 +49,11 @@ class Adapter:
         """Forwards per micro-batch that training needs."""
         return max(method.passes for method in self.methods)
 
+    @property
+    def consistency(self) -> float:
+        """Weight of the symmetric KL between the predictions of its passes; the objective computes it."""
+        return sum(method.consistency for method in self.methods)
+
     def of(self, method: Method) -> "Adapter":
         """The part of this adapter that one of its methods built."""
         index = next(i for i, m in enumerate(self.methods) if m is method)

@@ -107,11 +107,11 @@ class Base:
         return self.adapters.pop(name)
 
     def load_adapter(self, folder: str | Path, name: str, *, force: bool = False) -> Adapter:
-        """Read an adapter folder (ours or PEFT's) and attach it.
+        """Read an adapter folder (ours, PEFT's or the `adapters` library's) and attach it.
 
         force: take an adapter whose fingerprint says that it was trained on another base.
         """
-        methods, tensors, base = peft.read(Path(folder), {name for name, _ in self.model.named_modules()})
+        methods, tensors, base = peft.read(Path(folder), self.sites)
         if base.get("fingerprint") and base["fingerprint"] != self.fingerprint() and not force:
             raise AdapterError(
                 f"{folder} was trained on another base: {base.get('name') or '?'}, {base['fingerprint'][:12]}",

@@ -50,6 +50,7 @@ class Method:
         frozenset()
     )  # fields that PEFT does not know: saved beside, not in its config
     idle_fields: ClassVar[frozenset[str]] = frozenset()  # keys of PEFT's config that decide nothing once trained
+    adapters_marks: ClassVar[dict[str, Any]] = {}  # settings of the `adapters` library that make a file one of this
     routable: ClassVar[bool | No] = True
     quantisable: ClassVar[bool | No] = True
     mergeable: ClassVar[bool | No] = True
@@ -58,6 +59,7 @@ class Method:
     cacheable: ClassVar[bool | No] = True
     in_place: ClassVar[bool] = False
     passes: ClassVar[int] = 1  # forwards per micro-batch; their outputs go to `extra_loss`
+    consistency: ClassVar[float] = 0.0  # weight of the symmetric KL between the predictions of two passes
 
     @classmethod
     def name(cls) -> str:
@@ -118,6 +120,11 @@ class Method:
         """The method that a file describes; `settings` holds fields of this class only."""
         return cls(**settings)
 
+    @classmethod
+    def from_adapters(cls, settings: dict[str, Any], sites: Sequence[Site]) -> "Method":
+        """The same for a file of the `adapters` library and the base with these sites."""
+        return cls.from_file(settings)
+
 
 def find(name: str) -> type[Method]:
     """The method class of `graft/methods/NAME.py`."""
@@ -135,6 +142,12 @@ def find(name: str) -> type[Method]:
         for value in vars(module).values()
         if isinstance(value, type) and issubclass(value, Method) and value.__module__ == module.__name__
     )
+
+
+def described(settings: dict[str, Any]) -> Method:
+    """The method that checked settings with a `name` stand for; lists, as YAML and JSON have them, become tuples."""
+    values = {key: tuple(v) if isinstance(v, list) else v for key, v in settings.items() if key != "name"}
+    return find(settings["name"])(**values)
 
 
 def names() -> list[str]:

@@ -24,7 +24,7 @@ from graft.data.preparation import label_names
 from graft.errors import GraftError
 from graft.folder import read_config
 from graft.load import DTYPES, TASKS, model_class
-from graft.method import Method, find, names
+from graft.method import Method, described, find, names
 from graft.recipe import NewTokenizer, Recipe, read
 from graft.seedling import located
 from graft.sketch import Step, alike, peak, sketch, stored, unreal, weights
@@ -270,10 +270,7 @@ def _methods(recipe: Recipe) -> list[Method]:
     """The recipe's methods; a classifier gets a head with the classes of its rows where none is named."""
     rows = load_rows(located(recipe.data), stage="classify").train if recipe.stage == "classify" else []
     labels, pool = label_names(rows), "none" if rows and rows[0].kind == "tags" else "auto"
-    methods = []
-    for settings in recipe.methods:
-        values = {key: tuple(v) if isinstance(v, list) else v for key, v in settings.items() if key != "name"}
-        methods.append(find(settings["name"])(**values))
+    methods = [described(settings) for settings in recipe.methods]
     if labels and not any(method.is_head() for method in methods):
         methods.append(find("task_head")())
     own = lambda head: {"num_labels": len(labels), "pool": pool if head.pool == "auto" else head.pool}

@@ -30,7 +30,7 @@ from graft.export.folder import replaced
 from graft.folder import find as find_model
 from graft.folder import read_config
 from graft.load import DTYPES, fresh, load
-from graft.method import Method, find
+from graft.method import Method, described, find
 from graft.recipe import Data, NewTokenizer, Recipe, read
 from graft.train import fs
 
@@ -136,10 +136,7 @@ def methods_of(recipe: Recipe, labels: Sequence[str] = (), *, tagged: bool = Fal
 
     tagged: the rows have a class for every word.
     """
-    methods = []
-    for settings in recipe.methods:
-        values = {key: tuple(v) if isinstance(v, list) else v for key, v in settings.items() if key != "name"}
-        methods.append(find(settings["name"])(**values))
+    methods = [described(settings) for settings in recipe.methods]
     if recipe.stage != "classify":
         return methods
     if not any(method.is_head() for method in methods):

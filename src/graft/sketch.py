@@ -191,7 +191,7 @@ def _run(config: Any, methods: Sequence[Method], step: Step, training: bool, kin
         base.train(training)
         base.checkpointing(step.checkpointing)
         with base.using("plan"), torch.set_grad_enabled(training), Ledger(known) as ledger:
-            total = loss(base, step)
+            total = torch.stack([loss(base, step) for _ in range(adapter.passes if training else 1)]).sum()
             if training:
                 total.backward()
         return ledger.peak, ledger.heap

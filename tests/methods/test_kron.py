@@ -3,7 +3,6 @@
 import pytest
 import torch
 from torch.testing import assert_close
-from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import T5Config
 
 from graft.insert import Insert
@@ -13,6 +12,7 @@ from graft.methods.loha import LoHa
 from graft.methods.lokr import LoKr
 from graft.site import Site
 from graft.sketch import sketch, unreal
+from largest import Largest
 
 
 @pytest.mark.parametrize("shapes", [((2, 3), (4, 5)), ((1, 7), (3, 1)), ((6, 2), (2, 6))])
@@ -37,21 +37,6 @@ def test_krona_costs_1536_numbers_per_matrix_of_t5_base():
         adapter = sketch(config).attach("x", KronA(target_modules=("q", "v")))
         assert {sum(p.numel() for p in insert.parameters()) for _, insert in adapter.inserts} == {1536}
         assert adapter.count() == 110_592  # 36 attentions, q and v
-
-
-class Largest(TorchDispatchMode):
-    """The most elements that any operation's result has."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        output = func(*args, **(kwargs or {}))
-        for tensor in output if isinstance(output, tuple | list) else (output,):
-            if isinstance(tensor, torch.Tensor):
-                self.seen = max(self.seen, tensor.numel())
-        return output
 
 
 @pytest.mark.parametrize(

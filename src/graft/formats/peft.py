@@ -16,8 +16,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from graft.errors import AdapterError
+from graft.formats import adapters
 from graft.insert import Insert
 from graft.method import Method, find, names
 from graft.site import Site
@@ -67,10 +69,11 @@ def write(
     return folder
 
 
-def read(folder: Path, modules: set[str]) -> tuple[list[Method], dict[str, torch.Tensor], dict[str, Any]]:
+@unset_fake_temporarily()  # a file is real, also while a plan without numbers is made
+def read(folder: Path, sites: Sequence[Site]) -> tuple[list[Method], dict[str, torch.Tensor], dict[str, Any]]:
     """(methods, tensors, base) of an adapter folder; `base` is empty for a file that is not ours.
 
-    modules: names of the base's modules, to tell its own heads from an adapter's.
+    sites: of the base, which tell its own heads from an adapter's. A folder of the `adapters` library is translated.
 
     The header is checked before a tensor is read: rank, dtype and finiteness are bounded, so that a hostile file
     cannot make us allocate what it does not contain.
@@ -80,18 +83,24 @@ def read(folder: Path, modules: set[str]) -> tuple[list[Method], dict[str, torch
         raise AdapterError(
             f"{folder} holds no {CONFIG}", "an adapter folder", f"did you mean {near[0]}?" if near else "check the path"
         )
-    if not (folder / WEIGHTS).is_file():
+    foreign = not (folder / WEIGHTS).is_file() and (folder / adapters.WEIGHTS).is_file()
+    weights = folder / (adapters.WEIGHTS if foreign else WEIGHTS)
+    if not weights.is_file():
         raise AdapterError(
             f"{folder} holds no {WEIGHTS}",
             "safetensors: pickle files (.bin, .pt) can run code and are not read",
-            "convert a legacy file with `graft convert`, or save it again with safe_serialization=True",
+            "convert a legacy file with `graft convert`, or save it again with safe_serialization=True "
+            "(use_safetensors=True in the `adapters` library)",
         )
     try:
         config = json.loads((folder / CONFIG).read_text())
-        with safe_open(folder / WEIGHTS, "pt") as file:
+        with safe_open(weights, "pt") as file:
             extra = json.loads((file.metadata() or {}).get("graft", "{}"))
             tensors = {key: file.get_tensor(key) for key in list(file.keys())}
-        methods = _methods(config, extra.get("methods", []), tensors, modules)
+        if foreign:
+            adapters.warn_of_head(folder)
+            config, tensors = adapters.translated(config, tensors, sites)
+        methods = _methods(config, extra.get("methods", []), tensors, sites)
     except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise AdapterError(
             f"{folder} is damaged ({error})", "the two files of an adapter, whole", "copy it again from where it came"
@@ -142,7 +151,7 @@ def _config(methods: Sequence[Method], seats: Seats, base: dict[str, Any]) -> di
     """One method: PEFT's config. Several: a list of them. A task head becomes `modules_to_save`, as in PEFT."""
     common = {"base_model_name_or_path": base.get("name"), "inference_mode": True, "task_type": base.get("task_type")}
     parts = [
-        {**m.file_config(part), "peft_type": m.peft_type}
+        {"peft_type": m.peft_type, **m.file_config(part)}
         for m, part in zip(methods, seats, strict=True)
         if not m.is_head()
     ]
@@ -158,7 +167,7 @@ def _config(methods: Sequence[Method], seats: Seats, base: dict[str, Any]) -> di
 
 
 def _methods(
-    config: dict[str, Any], own: list[dict[str, Any]], tensors: dict[str, Any], modules: set[str]
+    config: dict[str, Any], own: list[dict[str, Any]], tensors: dict[str, Any], sites: Sequence[Site]
 ) -> list[Method]:
     """The methods of a config, the task head told from `modules_to_save` by the base not having such a module."""
     parts = [dict(part) for part in (config["methods"] if config.get("peft_type") == MIXED else [config])]
@@ -166,6 +175,7 @@ def _methods(
     there = [name for name in HEADS if any(key.startswith(f"base_model.model.{name}.") for key in tensors)]
     if there:  # PEFT lists both names, whichever the model has
         saved = [name for name in saved if name not in HEADS or name in there]
+    modules = {name for name, _ in sites[0].root.named_modules()}
     heads = [name for name in saved if name in HEADS and name not in modules]
     parts[0]["modules_to_save"] = [name for name in saved if name not in heads]
     own_heads = [extra for extra in own if find(extra["name"]).is_head()]

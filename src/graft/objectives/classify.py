@@ -4,12 +4,14 @@ L = − Σ_rows log softmax(W·pool(h) + b)[label]           one label per text
 L = − Σ_rows Σ_words log softmax(W·h_t + b)[tag]         one tag per word, t its first token
 """
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import torch
 from torch.nn import functional as F
 
 from graft.data import IGNORED
-from graft.objectives.lm import Loss
+from graft.objectives.lm import Loss, symmetric_kl
 
 if TYPE_CHECKING:
     from graft.base import Base
@@ -18,8 +20,28 @@ if TYPE_CHECKING:
 
 def classification(base: "Base", batch: "Batch") -> Loss:
     """Sum of the losses of rows or words (a scalar), and {"tokens", "correct"}: how many, and how many are right."""
+    return _loss(class_logits(base, batch), batch.labels)
+
+
+def consistent_classification(base: "Base", batch: "Batch", weight: float, before_pass: Callable[[], None]) -> Loss:
+    """The mean loss of two passes, and weight · ½(KL(p₁‖p₂) + KL(p₂‖p₁)) of every row or word."""
+    before_pass()
+    first = class_logits(base, batch)
+    before_pass()
+    second = class_logits(base, batch)
+    (loss, metrics), (other, _) = _loss(first, batch.labels), _loss(second, batch.labels)
+    apart = symmetric_kl(first, second)[batch.labels != IGNORED].sum()
+    return (loss + other) / 2 + weight * apart, metrics
+
+
+def class_logits(base: "Base", batch: "Batch") -> torch.Tensor:
+    """Of the adapter's task head: (B, classes), or (B, T, classes)."""
     keywords = dict(batch.inputs)
-    logits = base(keywords.pop("input_ids"), **keywords)[0]  # (B, classes), or (B, T, classes)
-    loss = F.cross_entropy(logits.flatten(0, -2), batch.labels.flatten(), ignore_index=IGNORED, reduction="sum")
-    live, right = batch.labels != IGNORED, logits.argmax(-1) == batch.labels
+    logits: torch.Tensor = base(keywords.pop("input_ids"), **keywords)[0]
+    return logits
+
+
+def _loss(logits: torch.Tensor, labels: torch.Tensor) -> Loss:
+    loss = F.cross_entropy(logits.flatten(0, -2), labels.flatten(), ignore_index=IGNORED, reduction="sum")
+    live, right = labels != IGNORED, logits.argmax(-1) == labels
     return loss, {"tokens": float(live.sum()), "correct": float((right & live).sum())}

@@ -7,6 +7,7 @@ the labels that the data layer made, and in the shift by one that causal models 
 supervised positions reach the head, a chunk at a time, recomputed in backward: full logits never exist.
 """
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -26,32 +27,61 @@ Loss = tuple[torch.Tensor, dict[str, float]]
 
 def language_modelling(base: "Base", batch: "Batch") -> Loss:
     """Sum of token losses (a scalar), and {"tokens", "correct"}: supervised positions, and those guessed right."""
+    return chunked_loss(base, *supervised(base, batch))
+
+
+def consistent_modelling(base: "Base", batch: "Batch", weight: float, before_pass: Callable[[], None]) -> Loss:
+    """The mean loss of two passes, and weight · ½(KL(p₁‖p₂) + KL(p₂‖p₁)) of every supervised position."""
+    states = []
+    for _ in range(2):
+        before_pass()
+        hidden, labels = supervised(base, batch)
+        states.append(hidden)
+    return chunked_loss(base, torch.stack(states), labels, weight)
+
+
+def supervised(base: "Base", batch: "Batch") -> tuple[torch.Tensor, torch.Tensor]:
+    """What enters the head, (N, D), and the labels, (N,), of the supervised positions."""
     hidden = base.hidden(**_forward_keywords(base, batch))
     labels = batch.labels
     if base.family == "causal":
         hidden, labels = hidden[:, :-1], labels[:, 1:]
     live = labels != IGNORED
-    return chunked_loss(base, hidden[live], labels[live])
+    return hidden[live], labels[live]
 
 
-def chunked_loss(base: "Base", hidden: torch.Tensor, labels: torch.Tensor) -> Loss:
-    """hidden (N, D) and labels (N,) of the supervised positions of rows that all use the adapter in use."""
-    adapters = [base.active]  # captured: the chunks are recomputed in backward, where another adapter may be in use
+def chunked_loss(base: "Base", hidden: torch.Tensor, labels: torch.Tensor, consistency: float = 0.0) -> Loss:
+    """hidden (N, D) and labels (N,) of the supervised positions of rows that all use the adapter in use.
+
+    Of two passes hidden is (2, N, D): the loss is their mean, and consistency times their symmetric KL.
+    """
+    hidden = hidden if hidden.ndim == 3 else hidden[None]
+    # Captured: the chunks are recomputed in backward, where another adapter may be in use.
+    adapters = [base.active] * len(hidden)
 
     def part(states: torch.Tensor, wanted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        logits = base.logits(states[None], adapters)[0]
+        logits = base.logits(states, adapters)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        return F.cross_entropy(logits, wanted, reduction="sum"), (logits.argmax(-1) == wanted).sum()
+        loss = F.cross_entropy(logits.flatten(0, 1), wanted.repeat(len(logits)), reduction="sum") / len(logits)
+        if consistency:
+            loss = loss + consistency * symmetric_kl(*logits)[wanted != IGNORED].sum()
+        return loss, (logits[0].argmax(-1) == wanted).sum()
 
     total, correct, count = torch.zeros((), device=hidden.device), 0, len(labels)
     filler = -count % GRAIN
     hidden, labels = F.pad(hidden, (0, 0, 0, filler)), F.pad(labels, (0, filler), value=IGNORED)
-    for states, wanted in zip(hidden.split(CHUNK), labels.split(CHUNK), strict=True):
+    for states, wanted in zip(hidden.split(CHUNK, dim=1), labels.split(CHUNK), strict=True):
         loss, hits = (
             checkpoint(part, states, wanted, use_reentrant=False) if torch.is_grad_enabled() else part(states, wanted)
         )
         total, correct = total + loss, correct + int(hits)
     return total, {"tokens": float(count), "correct": float(correct)}
+
+
+def symmetric_kl(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """½(KL(p‖q) + KL(q‖p)) = ½ Σ (p − q)(log p − log q) of two predictions given as logits (..., V)."""
+    log_p, log_q = one.log_softmax(-1), other.log_softmax(-1)
+    return 0.5 * ((log_p.exp() - log_q.exp()) * (log_p - log_q)).sum(-1)
 
 
 def _forward_keywords(base: "Base", batch: "Batch") -> dict[str, torch.Tensor]:

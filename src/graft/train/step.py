@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from graft.errors import TrainingError
+from graft.objectives import consistent
 from graft.train import rng
 
 if TYPE_CHECKING:
@@ -71,11 +72,16 @@ def _backward(
 ) -> tuple[torch.Tensor, dict[str, float]]:
     """Add one micro-batch's share to the gradient; its summed loss and metrics."""
     batch = batch.to(base.device)
+    before_pass = lambda: arm(batch.inputs.get("attention_mask"))
     losses = []
-    for _ in range(adapter.passes):
-        arm(batch.inputs.get("attention_mask"))
-        loss, metrics = objective(base, batch)
+    if adapter.consistency:
+        loss, metrics = consistent(objective)(base, batch, adapter.consistency, before_pass)
         losses.append(loss)
+    else:
+        for _ in range(adapter.passes):
+            before_pass()
+            loss, metrics = objective(base, batch)
+            losses.append(loss)
     summed = torch.stack(losses).mean()
     share = batch.tokens / tokens
     extra = adapter.extra_loss([loss / batch.tokens for loss in losses])

@@ -1,0 +1,140 @@
+"""Bottleneck: two projections with a non-linearity between them, which adapters of many kinds share.
+
+    Δ(u) = s · drop(W_up φ(W_down u + b_down) + b_up)        W_down (m, d), W_up (d, m);  m = d / reduction_factor
+
+Settings have the names of the `adapters` library. Differs: W_up starts at zero by default, so a newborn adapter
+changes nothing bit for bit; `houlsby` and `bert` draw it, as the papers do, and are only near the base at birth.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers.activations import ACT2FN
+
+from graft.errors import UsageError, nearest
+from graft.insert import Insert
+from graft.method import No
+from graft.methods._places import Addition, Placed
+from graft.methods._targets import check_dropout
+from graft.site import Site
+
+WIDEST = 4  # times d: no bottleneck is wider; a file that asks for more is hostile
+
+
+@dataclass(frozen=True)
+class Bottlenecked(Placed):
+    """Base class of methods whose added module is a bottleneck."""
+
+    reduction_factor: float | dict[str, float] = 16  # d / m; or by number of the block, {"0": 8, "default": 16}
+    m: int | None = None  # width of the bottleneck, in place of reduction_factor
+    non_linearity: str = "relu"  # φ: relu, gelu, gelu_new, swish, tanh, ... as transformers names them
+    scaling: float | str = 1.0  # s: a number, or trained from 1 on: learned (one), channel (one per output)
+    dropout: float = 0.0  # on what is added
+    original_ln_before: bool | None = False  # read the sum with the residual, normed if so; null: if so only
+
+    mergeable: ClassVar = No("a non-linearity lies between the two projections")
+
+    def __post_init__(self) -> None:
+        check_dropout("dropout", self.dropout)
+        known = [*ACT2FN, "leakyrelu"]
+        if self.non_linearity.lower() not in known:
+            near = nearest(self.non_linearity, known, 2)
+            raise UsageError(
+                f"non_linearity={self.non_linearity!r}", "an activation of transformers", f"nearest: {', '.join(near)}"
+            )
+        if isinstance(self.scaling, str) and self.scaling not in ("learned", "channel"):
+            raise UsageError(f"scaling={self.scaling!r}", "a number, learned or channel", "leave it out for 1")
+
+    def width(self, d: int, block: int) -> int:
+        """m at one block."""
+        factor = self.reduction_factor
+        if isinstance(factor, dict):
+            if not {str(block), "default"} & set(factor):
+                raise UsageError(
+                    f"reduction_factor says nothing of block {block}", "it, or a default", 'add {"default": 16}'
+                )
+            factor = factor.get(str(block), factor.get("default", 1))
+        width = max(1, int(d // factor)) if self.m is None and factor > 0 else self.m
+        if width is None or not 1 <= width <= WIDEST * d:
+            raise UsageError(
+                f"m={self.m}, reduction_factor={factor}",
+                f"a bottleneck of 1 to {WIDEST * d} (d is {d})",
+                "m=64 is usual",
+            )
+        return width
+
+
+@dataclass(frozen=True)
+class Dense(Bottlenecked):
+    """Base class of those whose projections are ordinary matrices."""
+
+    init_weights: str = "mam_adapter"  # W_up zero; bert: both N(0, 0.02); houlsby: both N(0, 0.01), cut at 2 deviations
+
+    parallel: ClassVar = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.init_weights not in ("mam_adapter", "bert", "houlsby"):
+            raise UsageError(
+                f"init_weights={self.init_weights!r}", "mam_adapter, bert or houlsby", "leave it out: W_up is zero then"
+            )
+
+    def insert(self, sublayer: Site, place: Site, block: int) -> Insert:
+        d, m = sublayer.out_features, self.width(sublayer.out_features, block)
+        down, up = Projection(d, m, self.init_weights), Projection(m, d, self.init_weights, zero=True)
+        return Bottleneck(place, down, up, self, d, parallel=self.parallel)
+
+
+class Projection(nn.Module):
+    """W u + b in u's dtype.  zero: the one of the two that starts at zero where nothing else is asked."""
+
+    def __init__(self, inputs: int, outputs: int, start: str, *, zero: bool = False) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(started(torch.empty(outputs, inputs), start, zero=zero))
+        self.bias = nn.Parameter(torch.zeros(outputs))
+
+    def forward(self, u: torch.Tensor) -> torch.Tensor:
+        return F.linear(u, self.weight.to(u.dtype), self.bias.to(u.dtype))
+
+
+class Bottleneck(Addition):
+    """s · drop(up φ(down u)) at one place.  down, up: modules from d to m and back."""
+
+    names: ClassVar = {
+        f"{side}.{part}": f"adapter_{side}.{part}" for side in ("down", "up") for part in ("weight", "bias")
+    }
+
+    def __init__(
+        self, place: Site, down: nn.Module, up: nn.Module, config: Bottlenecked, d: int, *, parallel: bool = False
+    ) -> None:  # fmt: skip
+        super().__init__(place, d, parallel=parallel)
+        self.down, self.up, self.act = down, up, activation(config.non_linearity)
+        self.dropout = nn.Dropout(config.dropout)
+        self.scaling: Any = config.scaling
+        if isinstance(config.scaling, str):
+            self.scaling = nn.Parameter(torch.ones(d if config.scaling == "channel" else 1))
+
+    def delta(self, u: torch.Tensor) -> torch.Tensor:
+        update: torch.Tensor = self.up(self.act(self.down(u)))
+        scaling = self.scaling.to(u.dtype) if isinstance(self.scaling, torch.Tensor) else self.scaling
+        return self.dropout(update * scaling)
+
+
+def activation(name: str) -> nn.Module:
+    """φ by the library's names, which are transformers' and one more."""
+    return nn.LeakyReLU() if name.lower() == "leakyrelu" else ACT2FN[name.lower()]
+
+
+def started(weight: torch.Tensor, start: str, *, zero: bool) -> torch.Tensor:
+    """`weight` with the values of one of the library's three starts."""
+    if start == "bert":
+        return nn.init.normal_(weight, std=0.02)
+    if start == "houlsby":
+        # By the inverse of the distribution: torch's own draws until all fit, which a plan without numbers cannot do.
+        cut = math.erf(2**0.5)
+        return weight.uniform_(-cut, cut).erfinv_().mul_(0.01 * 2**0.5)
+    return weight.zero_() if zero else nn.init.kaiming_uniform_(weight, a=5**0.5)

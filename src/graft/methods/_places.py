@@ -1,0 +1,129 @@
+"""Places of modules that are added inside the blocks, under the settings of the `adapters` library.
+
+mh_adapter, cross_adapter, output_adapter: at the self-attention, cross-attention and feed-forward sublayers
+y + Δ(y)          behind a sublayer, before its residual is added
+y + Δ(x)          beside it (parallel): x is what its first projection reads
+norm(u₀ + Δ(u))   behind a post-norm block's residual: u₀ its sum, u = norm(u₀); the block's own norm acts twice
+u + Δ(u)          the same on pre-norm blocks, which end with a sum that is not normed
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from graft.errors import SiteError
+from graft.insert import Insert
+from graft.method import Method
+from graft.methods._targets import Seats
+from graft.methods.ln_tuning import LNTuning
+from graft.site import Site
+
+KINDS = {"attention": "mh_adapter", "cross": "cross_adapter", "mlp": "output_adapter"}  # kind: its switch
+
+
+@dataclass(frozen=True)
+class Placed(Method):
+    """Base class of methods that add one module to each sublayer of the chosen kinds."""
+
+    mh_adapter: bool = False  # at self-attention
+    output_adapter: bool = True  # at the feed-forward network
+    cross_adapter: bool = False  # at the decoder's cross-attention
+    leave_out: tuple[int, ...] = ()  # blocks without (AdapterDrop), numbered through encoder and decoder
+    train_norms: bool = False  # train the gains and biases of all norms of the base too
+
+    kinds: ClassVar = tuple(KINDS)
+    original_ln_before: ClassVar[bool | None] = False  # a setting of those that may sit behind the residual
+
+    @classmethod
+    def from_adapters(cls, settings: dict[str, Any], sites: Sequence[Site]) -> Method:
+        """The library trains no norms."""
+        return cls.from_file(settings | {"train_norms": False})
+
+    def insert(self, sublayer: Site, place: Site, block: int) -> Insert:
+        """What comes to one place.  sublayer: tells the widths; block: its number through all stacks."""
+        raise NotImplementedError
+
+    def targets(self, sites: Sequence[Site]) -> list[Site]:
+        return [sublayer for sublayer, _, _ in self.places(sites)]
+
+    def places(self, sites: Sequence[Site]) -> list[tuple[Site, Site, int]]:
+        """(sublayer, where the insert sits, number of the block) for each sublayer that gets one."""
+        blocks = [site for site in sites if site.kind == "block"]
+        found = [
+            (site, self._place(site, block, sites), number)
+            for number, block in enumerate(blocks)
+            if number not in self.leave_out
+            for site in sites
+            if site.name.startswith(block.name + ".") and site.kind in KINDS and getattr(self, KINDS[site.kind])
+        ]
+        if not found:
+            wanted = [kind for kind, switch in KINDS.items() if getattr(self, switch)]
+            raise SiteError(
+                f"{type(self).__name__} finds no place: {', '.join(wanted) or 'no kind of sublayer'} is wanted",
+                "a sublayer of a block that is not left out; a feed-forward network of experts is none",
+                "set mh_adapter or output_adapter, or leave out fewer blocks",
+            )
+        return found
+
+    def assemble(self, sites: Sequence[Site]) -> Seats:
+        seats: Seats = [(place, self.insert(sublayer, place, n)) for sublayer, place, n in self.places(sites)]
+        return seats + self.norms(sites)
+
+    def norms(self, sites: Sequence[Site]) -> Seats:
+        """The norms, where they are trained."""
+        return LNTuning().assemble(sites) if self.train_norms else []
+
+    def _place(self, sublayer: Site, block: Site, sites: Sequence[Site]) -> Site:
+        if self.original_ln_before is False:
+            return sublayer
+        if post_norm(sites):
+            return norm_behind(sublayer, block, sites)
+        if self.original_ln_before is None:
+            return sublayer
+        if sublayer.kind != "mlp":
+            raise SiteError(
+                f"original_ln_before at the {sublayer.kind} of {block.name}, whose sum no module gives",
+                "the feed-forward network, or a post-norm model such as BERT",
+                "leave original_ln_before out",
+            )
+        return block
+
+
+class Addition(Insert):
+    """Adds `delta` at one place; the top of this file says how.  d: width there; parallel: Δ of what entered."""
+
+    def __init__(self, place: Site, d: int, *, parallel: bool = False) -> None:
+        super().__init__()
+        self.place, self.d, self.parallel = place, d, parallel
+
+    def delta(self, u: torch.Tensor) -> torch.Tensor:
+        """Δ(u), (..., d) as u."""
+        raise NotImplementedError
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        if self.place.kind == "norm":
+            again: torch.Tensor = self.place.module.forward(x + self.delta(y).to(x.dtype))  # no hooks a second time
+            return again.to(y.dtype)
+        return y + self.delta(x if self.parallel else y).to(y.dtype)
+
+
+def post_norm(sites: Sequence[Site]) -> bool:
+    """Whether blocks end with a norm (BERT, BART): pre-norm stacks need one behind the last block instead."""
+    base = sites[0].root.base_model
+    inside = {id(module) for module in base.modules()}
+    outer = [s for s in sites if s.kind == "norm" and s.layer is None and id(s.module) in inside]
+    return all("emb" in site.name for site in outer)
+
+
+def norm_behind(sublayer: Site, block: Site, sites: Sequence[Site]) -> Site:
+    """The norm of a post-norm block that follows a sublayer: the next one in the order of its modules."""
+    inside = [s for s in sites if s.name.startswith(block.name + ".") and s.kind in ("linear", "norm")]
+    start = next(i for i, site in enumerate(inside) if site.name == sublayer.name)
+    norms = [site for site in inside[start:] if site.kind == "norm"]
+    if not norms:
+        raise SiteError(
+            f"no norm follows {sublayer.name}", "one behind the residual", "set original_ln_before to false"
+        )
+    return norms[0]

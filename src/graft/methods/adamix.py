@@ -1,0 +1,138 @@
+"""AdaMix: several experts of an adapter or a LoRA, one drawn at random in each forward, all averaged at the end.
+
+    training:   y ← y + W_up^(j) φ(W_down^(i) u)       LoRA: y ← y + s·B^(j) A^(i) drop(x)
+                i, j uniform, drawn anew for each pass and each site; one of the two sides is shared by all experts
+    afterwards: W̄ = 1/E Σ_e W^(e) of each side: one ordinary adapter or LoRA, as cheap as that
+
+    L = ½(CE(p₁) + CE(p₂)) + consistency · ½(KL(p₁‖p₂) + KL(p₂‖p₁))        p₁, p₂: two passes with draws of their own
+
+W_down (E, m, d), W_up (1, d, m); A (E, r, in), B (1, out, r). Trained are L(E(dm + m) + md + d) numbers, of which
+L(2dm + m + d) stay. In eval mode the averages answer, and files hold them: an adapter of Pfeiffer, or a LoRA that PEFT
+loads. Checkpoints keep every expert. Wang et al. 2022 (2205.12410). Differs: up-projections start at zero.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from graft.errors import UsageError
+from graft.insert import Insert
+from graft.method import Method, No
+from graft.methods import _lora_start as start
+from graft.methods._bottleneck import Bottleneck, Dense, Projection
+from graft.methods._targets import Seats, check_rank
+from graft.methods.lora import LoRA, LowRank
+from graft.methods.pfeiffer import Pfeiffer
+from graft.site import Site
+
+
+@dataclass(frozen=True)
+class AdaMix(Dense):
+    host: str = "adapter"  # what there are experts of: adapter (that of Pfeiffer), lora
+    num_experts: int = 4  # E
+    share: str = "up"  # the side that all experts share: up, down, none
+    consistency: float = 1.0  # weight of the symmetric KL between two passes
+    non_linearity: str = "gelu"  # φ: relu, gelu, gelu_new, swish, tanh, ... as transformers names them
+    original_ln_before: bool | None = None  # read the sum with the residual, normed if so; null: if so only
+    r: int = 4  # lora: rank of each expert
+    lora_alpha: float = 16  # lora: numerator of the scale, alpha / r
+    lora_dropout: float = 0.0  # lora: dropout on the input of A
+    target_modules: str | tuple[str, ...] = "all-linear"  # lora: names or their last parts, or a regular expression
+
+    peft_type: ClassVar = "GRAFT_ADAMIX"
+    passes: ClassVar = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_rank("num_experts", self.num_experts)
+        for name, known in (("host", ("adapter", "lora")), ("share", ("up", "down", "none"))):
+            if getattr(self, name) not in known:
+                raise UsageError(
+                    f"{name}={getattr(self, name)!r}", f"one of {', '.join(known)}", f"{known[0]} is usual"
+                )
+        self.hosted()  # checks what it is given
+
+    @property
+    def mergeable(self) -> bool | No:
+        """As the host is."""
+        return self.hosted().mergeable
+
+    def hosted(self) -> Method:
+        """The method that the average is an adapter of."""
+        host = LoRA if self.host == "lora" else Pfeiffer
+        shared = {f.name for f in fields(self)} & {f.name for f in fields(host)}
+        return host(**{name: getattr(self, name) for name in shared})
+
+    def assemble(self, sites: Sequence[Site]) -> Seats:
+        if self.host == "adapter":
+            return super().assemble(sites)
+        host = self.hosted()
+        return [(site, MixedLowRank(site, host, self.experts)) for site in host.targets(sites)]
+
+    def insert(self, sublayer: Site, place: Site, block: int) -> Insert:
+        d, m, (downs, ups) = sublayer.out_features, self.width(sublayer.out_features, block), self.experts
+        down = Experts([Projection(d, m, self.init_weights) for _ in range(downs)])
+        up = Experts([Projection(m, d, self.init_weights, zero=True) for _ in range(ups)])
+        return Mixed(place, down, up, self, d)
+
+    @property
+    def experts(self) -> tuple[int, int]:
+        """How many there are of the down- and of the up-projection."""
+        return 1 if self.share == "down" else self.num_experts, 1 if self.share == "up" else self.num_experts
+
+    def file_config(self, seats: Sequence[tuple[Site, Insert]]) -> dict[str, Any]:
+        """That of the host: what is saved is one of its adapters."""
+        host = self.hosted()
+        return {**host.file_config(seats), "peft_type": host.peft_type}
+
+
+class Experts(nn.Module):
+    """Several projections, of which training draws one and the rest is answered by their average."""
+
+    def __init__(self, projections: Sequence[Projection]) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.stack([p.weight.detach() for p in projections]))
+        self.bias = nn.Parameter(torch.stack([p.bias.detach() for p in projections]))
+
+    def forward(self, u: torch.Tensor) -> torch.Tensor:
+        weight, bias = drawn(self.weight, self.bias) if self.training else (self.weight.mean(0), self.bias.mean(0))
+        return F.linear(u, weight.to(u.dtype), bias.to(u.dtype))
+
+
+class Mixed(Bottleneck):
+    """A bottleneck with experts."""
+
+    def saved(self) -> dict[str, torch.Tensor]:
+        stacked = self.names.values()
+        return {key: t.mean(0) if key in stacked else t for key, t in super().saved().items()}
+
+
+class MixedLowRank(LowRank):
+    """s·B^(j) A^(i) drop(x) beside one projection."""
+
+    def __init__(self, site: Site, host: LoRA, experts: tuple[int, int]) -> None:
+        super().__init__(site, host.r, host.lora_alpha / host.r, host)
+        others = [start.factors(site, host.r, self.scale, True)[0] for _ in range(experts[0] - 1)]
+        self.A = nn.Parameter(torch.stack([self.A.detach(), *others]))
+        self.B = nn.Parameter(self.B.detach().repeat(experts[1], 1, 1))
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        if not self.training:
+            return super().forward(x, y)
+        (A,), (B,) = drawn(self.A), drawn(self.B)
+        update = F.linear(F.linear(self.dropout(x), A.to(x.dtype)), B.to(x.dtype))
+        return y + (self.scale * update).to(y.dtype)
+
+    def factors(self) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.A.mean(0), self.B.mean(0)
+
+
+def drawn(*stacks: torch.Tensor) -> list[torch.Tensor]:
+    """The tensors of one expert, the same of each stack. A recomputed block finds torch's generator as it was: it draws
+    the same."""
+    expert = torch.randint(len(stacks[0]), (1,), device=stacks[0].device)
+    return [stack.index_select(0, expert)[0] for stack in stacks]

@@ -1,0 +1,149 @@
+"""AdapterFusion: trained adapters of several tasks, frozen, and at each place an attention over what they add.
+
+    z_n = Δ_n(u)        a_n = softmax_n((Q u + b_q)·(K z_n + b_k) / temperature)        o = V Σ_n a_n z_n
+    L = CE + regularization · Σ ‖V − I‖²
+
+o takes the place of one adapter's Δ. Q, K, V (d, d): Q and K are N(0, 0.02), V = I with 1e-6 beside the diagonal;
+3d² + 2d numbers per place, 21.25 million on BERT-base. Without V it is the static variant. Pfeiffer et al. 2020
+(2005.00247). Differs: K is applied to the query and V to the sum, once for all n, which is the same; V has no weight
+decay, as its rest is I and not 0; the temperature is constant and scores are not dropped out. The file holds the fused
+adapters too: the folders they came from are not needed again.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from graft.adapter import Adapter
+from graft.errors import AdapterError, UsageError
+from graft.formats import peft
+from graft.insert import Insert
+from graft.method import Method, No, described
+from graft.methods._bottleneck import Projection
+from graft.methods._places import KINDS, Addition
+from graft.methods._targets import Seats
+from graft.recipe.methods import resolved
+from graft.site import Site
+
+
+@dataclass(frozen=True)
+class AdapterFusion(Method):
+    adapters: tuple[Any, ...] = (
+        {"name": "pfeiffer", "init_weights": "houlsby"},
+        {"name": "pfeiffer", "init_weights": "houlsby"},
+    )  # folders of trained adapters; {name: pfeiffer, ...} stands for one that is not trained
+    value: bool = True  # with V; without it is the static variant
+    regularization: float = 0.01  # weight of ‖V − I‖²
+    temperature: float = 1.0  # of the softmax over the adapters
+
+    kinds: ClassVar = (*KINDS, "norm", "block")
+    peft_type: ClassVar = "GRAFT_ADAPTER_FUSION"
+    mergeable: ClassVar = No("which adapter counts depends on the input")
+    newborn: ClassVar = No("the adapters that it fuses act from the first step on")
+
+    def __post_init__(self) -> None:
+        if not self.adapters or self.temperature <= 0:
+            raise UsageError(
+                f"adapters={self.adapters}, temperature={self.temperature}",
+                "at least one adapter, and a temperature above 0",
+                "name the folders of the adapters to fuse",
+            )
+
+    def assemble(self, sites: Sequence[Site]) -> Seats:
+        members = [_member(entry, sites) for entry in self.adapters]
+        settings = [{"name": method.name(), **method.config()} for method, _ in members]
+        places: dict[tuple[str, str], tuple[Site, list[Addition]]] = {}
+        for _, seats in members:
+            for site, insert in seats:
+                places.setdefault((site.name, site.kind), (site, []))[1].append(insert)
+        return [(site, Fusion(site, inserts, settings, self)) for site, inserts in places.values()]
+
+    def param_groups(self, adapter: Adapter, lr: float) -> list[dict[str, Any]]:
+        values = [insert.V for _, insert in adapter.inserts if self.value]
+        groups = super().param_groups(adapter, lr)
+        rest = [g | {"params": [p for p in g["params"] if all(p is not V for V in values)]} for g in groups]
+        return rest + ([{"params": values, "lr": lr, "weight_decay": 0.0}] if values else [])
+
+    def extra_loss(self, adapter: Adapter, outputs: Sequence[torch.Tensor]) -> torch.Tensor | None:
+        if not self.value:
+            return None
+        values = [insert.V for _, insert in adapter.inserts]
+        away = [(V - torch.eye(len(V), device=V.device)).square().sum() for V in values]
+        return self.regularization * torch.stack(away).sum()
+
+    def notice(self, adapter: Adapter) -> str | None:
+        untrained = sum(not isinstance(entry, str) for entry in self.adapters)
+        return f"{untrained} of the {len(self.adapters)} fused adapters are untrained" if untrained else None
+
+    def file_config(self, seats: Sequence[tuple[Site, Insert]]) -> dict[str, Any]:
+        """With the settings of the fused adapters in place of their folders."""
+        return self.config() | {"adapters": seats[0][1].settings}
+
+
+class Fusion(Addition):
+    """o at one place.  members: frozen; settings: those of all fused adapters."""
+
+    def __init__(
+        self, place: Site, members: Sequence[Addition], settings: list[dict[str, Any]], config: AdapterFusion
+    ) -> None:
+        d, parallel = members[0].d, members[0].parallel
+        if any(member.parallel != parallel for member in members):
+            raise UsageError(
+                f"adapters beside and behind {place.name}",
+                "all beside it, or all behind it",
+                "fuse adapters of one kind",
+            )
+        super().__init__(place, d, parallel=parallel)
+        self.settings, self.temperature = settings, config.temperature
+        self.members = nn.ModuleList(members).requires_grad_(False)
+        self.query, self.key = Projection(d, d, "bert"), Projection(d, d, "bert")
+        self.V = nn.Parameter(torch.full((d, d), 1e-6).fill_diagonal_(1.0)) if config.value else None
+
+    def train(self, mode: bool = True) -> "Fusion":
+        """The fused adapters stay as they answer when they are used: without dropout."""
+        super().train(mode)
+        self.members.eval()
+        return self
+
+    def delta(self, u: torch.Tensor) -> torch.Tensor:
+        z = torch.stack([member.delta(u) for member in self.members], dim=-2)  # (..., N, d)
+        q, K, b = self.query(u), self.key.weight.to(u.dtype), self.key.bias.to(u.dtype)
+        scores = (z @ (q @ K)[..., None])[..., 0] + (q @ b)[..., None]
+        a = (scores / self.temperature).softmax(-1, dtype=torch.float32).to(u.dtype)
+        mixed = (a[..., None, :] @ z)[..., 0, :]
+        return mixed if self.V is None else mixed @ self.V.to(u.dtype).T
+
+
+def _member(entry: Any, sites: Sequence[Site]) -> tuple[Method, list[tuple[Site, Addition]]]:
+    """An adapter to fuse with its inserts: read from its folder, or newborn from its settings."""
+    if isinstance(entry, str):
+        methods, tensors, _ = peft.read(Path(entry), sites)
+    else:
+        methods, tensors = [described(_checked(entry))], None
+    seats = methods[0].assemble(sites)
+    if len(methods) > 1 or not all(isinstance(insert, Addition) for _, insert in seats):
+        raise AdapterError(
+            f"{entry} is no adapter that can be fused",
+            "one method whose modules add something at sublayers, norms of the base frozen",
+            "train it as pfeiffer, parallel, or houlsby with train_norms=false",
+        )
+    if tensors is not None:
+        Adapter(entry, methods, [seats], dict).load_state(tensors)
+    return methods[0], seats
+
+
+def _checked(entry: Any) -> dict[str, Any]:
+    """Settings of a method, complete."""
+    raw: dict[str, Any] = {"method": entry}
+    problems = resolved(raw, [])
+    if problems:
+        raise UsageError(
+            "adapters: " + "; ".join(f"{key} {text}" for key, text in problems.items()),
+            "folders of trained adapters, or settings such as {name: pfeiffer, m: 64}",
+            "correct this entry",
+        )
+    return raw["method"]

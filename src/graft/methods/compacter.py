@@ -1,0 +1,110 @@
+"""Compacter: bottlenecks whose matrices are sums of Kronecker products of shared small and own rank-one matrices.
+
+    Δ(u) = s · drop(LPHM_up(φ(LPHM_down(u))))        φ GELU (tanh form), m = d / 32
+    LPHM(x) = x H + b,  H (k, d) = Σ_i A_i ⊗ (s_i t_i)        A (n, n, n) shared by the whole model;
+    s_i (k/n, rank), t_i (rank, d/n) each layer's own: k + d numbers at rank 1, where a matrix has k·d
+
+H is never built: with X (n, k/n) the reshape of x,  (x H)[a', :] = Σ_i Σ_a A_i[a, a'] (X[a, :] s_i) t_i, which costs
+n(k + n² + d) instead of kd. Behind attention and the feed-forward network, with all norms trained: 161,728 numbers on
+T5-base; Compacter++ is mh_adapter=false: 104,704. Mahabadi et al. 2021 (2106.04647). A is N(0, 1e-4), s and t are
+Glorot-uniform with gain √2: near the base at birth, not equal. Differs: A, which all layers share, has no weight decay.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import nn
+
+from graft.errors import UsageError
+from graft.method import No
+from graft.methods._bottleneck import Bottleneck, Bottlenecked
+from graft.methods._targets import Seats, check_rank
+from graft.site import Site
+
+if TYPE_CHECKING:
+    from graft.adapter import Adapter
+
+
+@dataclass(frozen=True)
+class Compacter(Bottlenecked):
+    mh_adapter: bool = True  # at self-attention; without it is Compacter++
+    reduction_factor: float | dict[str, float] = 32  # d / m; or by number of the block, {"0": 8, "default": 16}
+    non_linearity: str = "gelu_new"  # φ: relu, gelu, gelu_new, swish, tanh, ... as transformers names them
+    train_norms: bool = True  # train the gains and biases of all norms of the base too
+    phm_dim: int = 4  # n, number and size of the shared matrices; divides d and m
+    phm_rank: int = 1  # rank of each layer's own matrices
+    phm_init_range: float = 0.0001  # deviation of the shared matrices at birth
+
+    peft_type: ClassVar = "GRAFT_COMPACTER"
+    adapters_marks: ClassVar = {"is_parallel": False, "phm_layer": True}
+    newborn: ClassVar = No("three small factors multiply: what is added starts near zero, not at it")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_rank("phm_rank", self.phm_rank)
+        check_rank("phm_dim", self.phm_dim)
+
+    def width(self, d: int, block: int) -> int:
+        """m, where it follows from d the nearest multiple of n that is not above."""
+        width, n = super().width(d, block), self.phm_dim
+        return width if self.m else max(n, width // n * n)
+
+    def assemble(self, sites: Sequence[Site]) -> Seats:
+        rule = Rule(self.phm_dim, self.phm_init_range)
+        seats: Seats = []
+        for sublayer, place, block in self.places(sites):
+            d, m = sublayer.out_features, self.width(sublayer.out_features, block)
+            down, up = LPHM(rule, d, m, self.phm_rank), LPHM(rule, m, d, self.phm_rank)
+            seats.append((place, Hypercomplex(place, down, up, self, d)))
+        seats[0][1].rule = rule  # the first keeps it, in checkpoints and files; the others borrow
+        return seats + self.norms(sites)
+
+    def param_groups(self, adapter: "Adapter", lr: float) -> list[dict[str, Any]]:
+        shared = [insert.rule.A for _, insert in adapter.inserts if hasattr(insert, "rule")]
+        groups = super().param_groups(adapter, lr)
+        rest = [group | {"params": [p for p in group["params"] if p is not shared[0]]} for group in groups]
+        return [*rest, {"params": shared, "lr": lr, "weight_decay": 0.0}]
+
+
+class Rule(nn.Module):
+    """A (n, n, n), one tensor for the whole model."""
+
+    def __init__(self, n: int, deviation: float) -> None:
+        super().__init__()
+        self.A = nn.Parameter(torch.randn(n, n, n) * deviation)
+
+
+class LPHM(nn.Module):
+    """x H + b of the top of this file; tensors as in the `adapters` library: W_left s, W_right t."""
+
+    def __init__(self, rule: Rule, inputs: int, outputs: int, rank: int) -> None:
+        super().__init__()
+        n = len(rule.A)
+        if inputs % n or outputs % n:
+            raise UsageError(
+                f"phm_dim={n} for a projection from {inputs} to {outputs}",
+                "a divisor of both",
+                "choose another phm_dim or m",
+            )
+        self._rule = (rule,)  # in a tuple torch does not see it: its tensor is kept once
+        left, right = torch.empty(n, inputs // n, rank), torch.empty(n, rank, outputs // n)
+        for matrix in (*left, *right):
+            nn.init.xavier_uniform_(matrix, gain=2**0.5)
+        self.W_left, self.W_right = nn.Parameter(left), nn.Parameter(right)
+        self.b = nn.Parameter(torch.zeros(outputs))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        A, s, t, b = (p.to(x.dtype) for p in (self._rule[0].A, self.W_left, self.W_right, self.b))
+        rows = torch.einsum("...ak,ikr->...air", x.unflatten(-1, (len(A), -1)), s)
+        mixed = torch.einsum("...air,iac->...cir", rows, A)
+        return torch.einsum("...cir,ird->...cd", mixed, t).flatten(-2) + b
+
+
+class Hypercomplex(Bottleneck):
+    """A bottleneck of two LPHM layers."""
+
+    names: ClassVar = {"rule.A": "/phm_rule"} | {
+        f"{side}.{part}": f"adapter_{side}.{part}" for side in ("down", "up") for part in ("W_left", "W_right", "b")
+    }
