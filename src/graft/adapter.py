@@ -139,8 +139,9 @@ class Adapter:
         mixed = sum(not method.is_head() for method in self.methods) > 1
         part = f"{index}." if mixed and site.kind != "final" else ""
         if suffix.startswith("/"):
-            return f"base_model.{part}{suffix[1:]}"
-        return f"base_model.model.{site.name}.{part}{suffix}"
+            return part + suffix[1:]
+        root = "base_model" if any(method.outside for method in self.methods) else "base_model.model"
+        return f"{root}.{site.name}.{part}{suffix}"
 
     def _keyed(self) -> Iterator[tuple[str, Insert]]:
         for index, part in enumerate(self._seats):

@@ -25,6 +25,7 @@ from graft.site import Site
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 MIXED = "GRAFT_MIX"
 HEADS = ("score", "classifier")
+ROOTS = ("base_model.model", "base_model")  # of keys in files of methods inside and beside the model
 MAX_RANK = 4096
 Seats = Sequence[Sequence[tuple[Site, Insert]]]  # (site, insert) pairs, one list per method
 # Keys of PEFT that describe where an adapter came from, not what it computes.
@@ -124,7 +125,7 @@ def _config(methods: Sequence[Method], seats: Seats, base: dict[str, Any]) -> di
     """One method: PEFT's config. Several: a list of them. A task head becomes `modules_to_save`, as in PEFT."""
     common = {"base_model_name_or_path": base.get("name"), "inference_mode": True, "task_type": base.get("task_type")}
     parts = [
-        {**m.file_config(part), "peft_type": m.peft_type}
+        {"peft_type": m.peft_type, **m.file_config(part)}
         for m, part in zip(methods, seats, strict=True)
         if not m.is_head()
     ]
@@ -153,14 +154,14 @@ def _methods(
         methods = []  # a linear probe: a head and nothing else
     if own_heads:
         return [*methods, *(_method({"peft_type": find(extra["name"]).peft_type}, dict(extra)) for extra in own_heads)]
-    for name in heads:  # PEFT's file: the head's shape is in its tensor
-        weight = tensors.get(f"base_model.model.{name}.weight")
-        if weight is None:
-            raise AdapterError(
-                f"the head {name!r} is not in the file",
-                f"a tensor base_model.model.{name}.weight",
-                "load the base with its own classification head",
-            )
+    found = {name: w for name in heads for w in (tensors.get(f"{r}.{name}.weight") for r in ROOTS) if w is not None}
+    if heads and not found and len(heads) == len(saved):
+        raise AdapterError(
+            f"the head {heads[0]!r} is not in the file",
+            f"a tensor base_model.model.{heads[0]}.weight",
+            "load the base with its own classification head",
+        )
+    for name, weight in found.items():  # PEFT's file lists all usual names; the head's shape is in its tensor
         settings = {"num_labels": len(weight), "pool": "last" if name == "score" else "first"}
         methods.append(find("task_head").from_file(settings))
     return methods
