@@ -1,4 +1,4 @@
-"""Prefix tuning against PEFT, whose cache of past keys is the oracle; and where it has none: T5, packed and mixed rows."""
+"""Prefix tuning against PEFT, whose cache of past keys is the oracle; and what it cannot do: T5, packed, mixed rows."""
 
 import copy
 import json

@@ -45,7 +45,7 @@ class SoftPrompt(Method):
 
     def file_config(self, seats: Sequence[tuple[Site, Insert]]) -> dict[str, Any]:
         """Of an encoder-decoder the encoder alone gets a prompt; PEFT would keep a second, idle one."""
-        return super().file_config(seats) | {"num_transformer_submodules": 1}
+        return {"num_transformer_submodules": 1, **super().file_config(seats)}
 
 
 class Prompt(Insert):
@@ -67,16 +67,24 @@ class MadePrompt(Insert):
 
     loaded: torch.Tensor | None = None
 
+    def __init__(self, length: int) -> None:
+        super().__init__()
+        self.length = length
+
     @abstractmethod
     def made(self) -> torch.Tensor:
-        """The vectors (p, d)."""
+        """The table of vectors, of which the first `length` stand in front of the text."""
+
+    def table(self) -> torch.Tensor:
+        """What is made, or what a file has put in its place."""
+        return self.made() if self.loaded is None else self.loaded
 
     def around(self) -> tuple[torch.Tensor, torch.Tensor]:
-        vectors = self.made() if self.loaded is None else self.loaded
-        return vectors, vectors[:0]
+        table = self.table()
+        return table[: self.length], table[:0]
 
     def saved(self) -> dict[str, torch.Tensor]:
-        return {KEY: self.around()[0].detach()}
+        return {KEY: self.table().detach()}
 
     def load(self, tensors: dict[str, torch.Tensor]) -> None:
         """The vectors alone are in the file: from here on they are what they are."""

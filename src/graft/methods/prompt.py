@@ -19,7 +19,7 @@ import torch
 
 from graft.errors import UsageError
 from graft.insert import Insert
-from graft.methods._soft import SHAPES, Prompt, SoftPrompt, tokenizer
+from graft.methods._soft import Prompt, SoftPrompt, tokenizer
 from graft.site import Site
 
 INITS = ("SAMPLE_VOCAB", "TEXT", "RANDOM")
@@ -33,7 +33,6 @@ class PromptTuning(SoftPrompt):
     num_transformer_submodules: int = 1  # 2 in PEFT's files for encoder-decoders: a second half of P that is idle
 
     peft_type: ClassVar = "PROMPT_TUNING"
-    idle_fields: ClassVar = SHAPES | {"tokenizer_kwargs"}
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -54,8 +53,7 @@ class PromptTuning(SoftPrompt):
         return Prompt(self._start(site, rows), self.num_virtual_tokens)
 
     def file_config(self, seats: Sequence[tuple[Site, Insert]]) -> dict[str, Any]:
-        config = super().file_config(seats) | {"num_transformer_submodules": self.num_transformer_submodules}
-        return config | {"prompt_tuning_init": "RANDOM", "prompt_tuning_init_text": None}
+        return super().file_config(seats) | {"prompt_tuning_init": "RANDOM", "prompt_tuning_init_text": None}
 
     @classmethod
     def from_file(cls, settings: dict[str, Any]) -> "PromptTuning":
