@@ -25,7 +25,7 @@ SHAPES = frozenset({"token_dim", "num_layers", "num_attention_heads", "num_trans
 
 @dataclass(frozen=True)
 class SoftPrompt(Method):
-    """Base class of methods that put vectors in front of every row."""
+    """Base class of methods that put vectors in front of every row: inserts with a `length`."""
 
     num_virtual_tokens: int = 20  # vectors in front of every row; each takes a position of the context
 
@@ -39,9 +39,11 @@ class SoftPrompt(Method):
     def __post_init__(self) -> None:
         check_length(self.num_virtual_tokens)
 
-    def targets(self, sites: Sequence[Site]) -> list[Site]:
-        check_room(self.num_virtual_tokens, sites[0].root.config)
-        return super().targets(sites)
+    def assemble(self, sites: Sequence[Site]) -> list[tuple[Site, Insert]]:
+        seats = super().assemble(sites)
+        for site, insert in seats:
+            check_room(insert.length, site.root.config)
+        return seats
 
     def file_config(self, seats: Sequence[tuple[Site, Insert]]) -> dict[str, Any]:
         """Of an encoder-decoder the encoder alone gets a prompt; PEFT would keep a second, idle one."""
