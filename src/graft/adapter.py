@@ -147,13 +147,12 @@ class Adapter:
 
     def _file_key(self, index: int, site: Site, suffix: str) -> str:
         mixed = sum(not method.is_head() for method in self.methods) > 1
-        if site.kind == "final":
-            return f"base_model.model.{site.name}.{suffix}"
-        part = f"{index}." if mixed else ""
-        if suffix.startswith("/"):  # no site's, but the whole adapter's
-            return f"base_model.{part}{suffix[1:]}"
-        trunk = peft.trunk(site.root) if self.head is not None else ""
-        return f"base_model.model.{trunk}{site.name}.{part}{suffix}"
+        part = f"{index}." if mixed and site.kind != "final" else ""
+        if suffix.startswith("/"):
+            return part + suffix[1:]
+        root = "base_model" if any(method.outside for method in self.methods) else "base_model.model"
+        trunk = peft.trunk(site.root) if self.head is not None and site.kind != "final" else ""
+        return f"{root}.{trunk}{site.name}.{part}{suffix}"
 
     def _keyed(self) -> Iterator[tuple[str, Insert]]:
         for index, part in enumerate(self._seats):

@@ -74,7 +74,7 @@ class Insert(nn.Module):
     def saved(self) -> dict[str, torch.Tensor]:
         """{suffix in the file: tensor}: what another program needs to use the adapter.
 
-        A suffix that starts with "/" is the rest of a key that names no site: a tensor of the whole adapter.
+        What follows a leading "/" is the whole key, which names no site: a tensor of the whole adapter.
         """
         return {self.names.get(name, name): tensor for name, tensor in self.state_dict().items()}
 

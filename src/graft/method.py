@@ -58,6 +58,8 @@ class Method:
     packable: ClassVar[bool | No] = True
     cacheable: ClassVar[bool | No] = True
     in_place: ClassVar[bool] = False
+    outside: ClassVar[bool] = False  # PEFT keeps it beside the model: keys in its files have one "model" less
+    word_head: ClassVar[bool] = False  # reads through a masked model's language head, also as a classifier
     passes: ClassVar[int] = 1  # forwards per micro-batch; their outputs go to `extra_loss`
     consistency: ClassVar[float] = 0.0  # weight of the symmetric KL between the predictions of two passes
 
@@ -70,6 +72,11 @@ class Method:
     def is_head(cls) -> bool:
         """True for task heads, which sit behind the base and are saved as PEFT saves them."""
         return cls.kinds == ("final",)
+
+    @classmethod
+    def classifies(cls) -> bool:
+        """True for methods that answer with classes: they have the fields `num_labels` and `labels`."""
+        return "final" in cls.kinds
 
     def targets(self, sites: Sequence[Site]) -> list[Site]:
         """The sites this method goes to, among all of a model."""

@@ -93,6 +93,7 @@ class Virtual:
         front, back, live_front, live_back, shift = self._spread(route, width, embeds, rows // route.rows)
         mask = given.get("attention_mask")
         if not front.shape[1] + back.shape[1]:  # positions alone: the mask stays what it is, also a packed one
+            self._fits(seen + length + self.positions(name for name, _, _ in route.spans))
             return (), given | {"inputs_embeds": embeds, **self._positions(module, given, mask, shift, seen, length)}
         if mask is None:
             mask = torch.ones(rows, length + max(0, seen - front.shape[1]), device=embeds.device)

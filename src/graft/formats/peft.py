@@ -27,6 +27,7 @@ from graft.site import Site
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 MIXED = "GRAFT_MIX"
 HEADS = ("score", "classifier")
+ROOTS = ("base_model.model", "base_model")  # of keys in files of methods inside and beside the model
 MAX_RANK = 4096
 Seats = Sequence[Sequence[tuple[Site, Insert]]]  # (site, insert) pairs, one list per method
 # Keys of PEFT that describe where an adapter came from, not what it computes.
@@ -172,11 +173,11 @@ def _methods(
     """The methods of a config, the task head told from `modules_to_save` by the base not having such a module."""
     parts = [dict(part) for part in (config["methods"] if config.get("peft_type") == MIXED else [config])]
     saved = list(parts[0].get("modules_to_save") or [])
-    there = [name for name in HEADS if any(key.startswith(f"base_model.model.{name}.") for key in tensors)]
+    there = [name for name in HEADS if any(f"{root}.{name}.weight" in tensors for root in ROOTS)]
     if there:  # PEFT lists both names, whichever the model has
         saved = [name for name in saved if name not in HEADS or name in there]
     modules = {name for name, _ in sites[0].root.named_modules()}
-    heads = [name for name in saved if name in HEADS and name not in modules]
+    heads = [name for name in HEADS if name in saved and name not in modules]  # PEFT may list a name twice
     parts[0]["modules_to_save"] = [name for name in saved if name not in heads]
     own_heads = [extra for extra in own if find(extra["name"]).is_head()]
     own_rest = [extra for extra in own if extra not in own_heads]
@@ -187,7 +188,7 @@ def _methods(
     if own_heads:
         return [*methods, *(_method({"peft_type": find(extra["name"]).peft_type}, dict(extra)) for extra in own_heads)]
     for name in heads:  # PEFT's file: the head's shape is in its tensor
-        weight = tensors.get(f"base_model.model.{name}.weight")
+        weight = next((tensors[key] for root in ROOTS if (key := f"{root}.{name}.weight") in tensors), None)
         if weight is None:
             raise AdapterError(
                 f"the head {name!r} is not in the file",

@@ -105,6 +105,6 @@ class LPHM(nn.Module):
 class Hypercomplex(Bottleneck):
     """A bottleneck of two LPHM layers."""
 
-    names: ClassVar = {"rule.A": "/phm_rule"} | {
+    names: ClassVar = {"rule.A": "/base_model.phm_rule"} | {
         f"{side}.{part}": f"adapter_{side}.{part}" for side in ("down", "up") for part in ("W_left", "W_right", "b")
     }

@@ -82,8 +82,8 @@ class Vectors(Insert):
         return weight + (b[:, None] * B) @ (d[:, None] * A), bias
 
     def saved(self) -> dict[str, torch.Tensor]:
-        shared = {"/vera_A": self._borrowed[0].A, "/vera_B": self._borrowed[0].B} if self.kept else {}
-        return {"vera_lambda_b": self.b, "vera_lambda_d": self.d} | shared
+        own, shared = {"vera_lambda_b": self.b, "vera_lambda_d": self.d}, self._borrowed[0]
+        return own | ({"/base_model.vera_A": shared.A, "/base_model.vera_B": shared.B} if self.kept else {})
 
     def load(self, tensors: dict[str, torch.Tensor]) -> None:
         with torch.no_grad():

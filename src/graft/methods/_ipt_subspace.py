@@ -1,0 +1,107 @@
+"""Stage 1 of intrinsic prompt tuning: the subspace in which the prompts of many tasks lie.
+
+    z_i = W_e vec(P_i) + b_e        P̂_i = W₂ tanh(W₁z_i + b₁) + b₂
+    minimise Σ_i ‖P̂_i − P_i‖²/‖P_i − P̄‖² + L_i(P̂_i)        L_i: loss of task i under a prompt; P̄: mean of all P_i
+
+Qin et al. 2021 (2110.07867). Differs: the prompts are centred and brought to unit size first, and each task's distance
+is measured against its own from the mean, so that no task drowns the others; W₂ and b₂ in the file undo both.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from graft.errors import UsageError
+from graft.methods._soft import KEY
+
+if TYPE_CHECKING:
+    from graft.adapter import Adapter
+
+
+def find_subspace(
+    prompts: "Sequence[torch.Tensor | Adapter]",
+    path: str | Path,
+    intrinsic_dim: int = 250,
+    *,
+    hidden_size: int = 768,
+    steps: int = 1000,
+    lr: float = 1e-3,
+    task_loss: Callable[[int, torch.Tensor], torch.Tensor] | None = None,
+    seed: int = 0,
+) -> float:
+    """Train the auto-encoder on prompts (p, d) of one size, or on adapters that hold one each, and write its decoder.
+
+    task_loss: (which task, its decoded prompt (p, d)) -> loss of that task; left out, the distances alone count.
+    Returns the share of the prompts' variance that the subspace does not hold: 0 is a perfect one.
+    """
+    check_sizes(intrinsic_dim=intrinsic_dim, hidden_size=hidden_size)
+    stack = torch.stack(_tensors(prompts))
+    mean = stack.mean(0)
+    size = (stack - mean).std().clamp(min=1e-8)
+    X = ((stack - mean) / size).flatten(1)
+    own = X.square().sum(1).clamp(min=1e-8)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        coder = AutoEncoder(X.shape[1], intrinsic_dim, hidden_size).to(X.device)
+    optimizer = torch.optim.Adam(coder.parameters(), lr)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for _ in range(steps):
+        decoded = coder(X)
+        loss = ((decoded - X).square().sum(1) / own).mean()
+        if task_loss is not None:
+            found = decoded.view_as(stack) * size + mean
+            loss = loss + torch.stack([task_loss(i, prompt) for i, prompt in enumerate(found)]).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    with torch.no_grad():
+        left = float((coder(X) - X).square().sum() / own.sum())
+    _write(coder, size, mean, Path(path))
+    return left
+
+
+class AutoEncoder(nn.Module):
+    """Of vectors of `width` numbers: one layer in, two out. Centred inputs make the encoder's bias the mean's z."""
+
+    def __init__(self, width: int, intrinsic_dim: int, hidden_size: int) -> None:
+        super().__init__()
+        self.encode = nn.Linear(width, intrinsic_dim)
+        self.decode = nn.Sequential(nn.Linear(intrinsic_dim, hidden_size), nn.Tanh(), nn.Linear(hidden_size, width))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        decoded: torch.Tensor = self.decode(self.encode(x))
+        return decoded
+
+
+def check_sizes(**sizes: int | None) -> None:
+    """Raise UsageError for a size that is none; None is one that is left out."""
+    for name, size in sizes.items():
+        if size is not None and size < 1:
+            raise UsageError(f"{name}={size}", "a whole number above 0", "leave it out")
+
+
+def _write(coder: AutoEncoder, size: torch.Tensor, mean: torch.Tensor, path: Path) -> None:
+    """The decoder for prompts as they are, and where a new task starts."""
+    first, last = coder.decode[0], coder.decode[2]
+    b2 = last.bias.view_as(mean) * size + mean
+    decoder = {"W1": first.weight, "b1": first.bias, "W2": last.weight * size, "b2": b2, "z": coder.encode.bias}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in decoder.items()}, path)
+
+
+def _tensors(prompts: "Sequence[torch.Tensor | Adapter]") -> list[torch.Tensor]:
+    """Every prompt as a tensor (p, d) in fp32. Raises UsageError for too few, or unlike ones."""
+    found = [p if isinstance(p, torch.Tensor) else p.state().get(KEY[1:], torch.empty(0)) for p in prompts]
+    shapes = sorted({tuple(p.shape) for p in found})
+    if len(found) < 2 or len(shapes) != 1 or found[0].ndim != 2:
+        raise UsageError(
+            f"{len(found)} prompts of the shapes {', '.join(map(str, shapes)) or 'none'}",
+            "at least two prompts (p, d) of one shape, trained on the same model",
+            "train each with the method `prompt` and the same num_virtual_tokens",
+        )
+    return [p.detach().float() for p in found]

@@ -1,0 +1,121 @@
+"""Soft prompts: what the methods share that put vectors in front of every row.
+
+A prompt is a table that is trained, or it is made of other trained tensors; either way the file holds its vectors, as
+PEFT's do, and what is loaded is a table.
+"""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from transformers.models.auto.tokenization_auto import AutoTokenizer
+
+from graft.errors import UsageError
+from graft.insert import Insert
+from graft.method import Method, No
+from graft.site import Site
+
+KEY = "/prompt_embeddings"
+# What PEFT notes of the model it was made for; the tensors' shapes say it too.
+SHAPES = frozenset({"token_dim", "num_layers", "num_attention_heads", "num_transformer_submodules"})
+
+
+@dataclass(frozen=True)
+class SoftPrompt(Method):
+    """Base class of methods that put vectors in front of every row: inserts with a `length`."""
+
+    num_virtual_tokens: int = 20  # vectors in front of every row; each takes a position of the context
+
+    kinds: ClassVar = ("prompt",)
+    outside: ClassVar = True
+    idle_fields: ClassVar = SHAPES | {"tokenizer_kwargs"}
+    newborn: ClassVar = No("vectors in front of the text are seen from the start")
+    mergeable: ClassVar = No("no weight has the effect of further tokens; export it as an adapter")
+    packable: ClassVar = No("every document would need virtual tokens of its own")
+
+    def __post_init__(self) -> None:
+        check_length(self.num_virtual_tokens)
+
+    def assemble(self, sites: Sequence[Site]) -> list[tuple[Site, Insert]]:
+        seats = super().assemble(sites)
+        for site, insert in seats:
+            check_room(insert.length, site.root.config)
+        return seats
+
+    def file_config(self, seats: Sequence[tuple[Site, Insert]]) -> dict[str, Any]:
+        """Of an encoder-decoder the encoder alone gets a prompt; PEFT would keep a second, idle one."""
+        return {"num_transformer_submodules": 1, **super().file_config(seats)}
+
+
+class Prompt(Insert):
+    """P (p, d): a trained table of vectors."""
+
+    names: ClassVar = {"table": KEY}
+
+    def __init__(self, table: torch.Tensor, length: int) -> None:
+        """length: how many rows of the table stand in front of the text."""
+        super().__init__()
+        self.table, self.length = nn.Parameter(table.detach().float().clone()), length
+
+    def around(self) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.table[: self.length], self.table[:0]
+
+
+class MadePrompt(Insert):
+    """P = `made()`, of tensors that are needed in training only."""
+
+    loaded: torch.Tensor | None = None
+
+    def __init__(self, length: int) -> None:
+        super().__init__()
+        self.length = length
+
+    @abstractmethod
+    def made(self) -> torch.Tensor:
+        """The table of vectors, of which the first `length` stand in front of the text."""
+
+    def table(self) -> torch.Tensor:
+        """What is made, or what a file has put in its place."""
+        return self.made() if self.loaded is None else self.loaded
+
+    def around(self) -> tuple[torch.Tensor, torch.Tensor]:
+        table = self.table()
+        return table[: self.length], table[:0]
+
+    def saved(self) -> dict[str, torch.Tensor]:
+        return {KEY: self.table().detach()}
+
+    def load(self, tensors: dict[str, torch.Tensor]) -> None:
+        """The vectors alone are in the file: from here on they are what they are."""
+        self.loaded = tensors[KEY].to(next(self.parameters()))
+
+
+def check_length(length: int) -> None:
+    """Raise UsageError for what is no number of virtual tokens."""
+    if not isinstance(length, int) or length < 1:
+        raise UsageError(f"num_virtual_tokens={length!r}", "a whole number above 0", "10 to 100 are usual")
+
+
+def check_room(length: int, config: Any) -> None:
+    """Raise UsageError where no position would be left for the text."""
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if isinstance(limit, int) and length >= limit:
+        raise UsageError(
+            f"num_virtual_tokens={length}", f"fewer than the {limit} positions of this base", "10 to 100 are usual"
+        )
+
+
+def tokenizer(site: Site, path: str | None) -> Any:
+    """The tokenizer in `path`, or beside the model. Raises UsageError where there is none."""
+    where = path or site.root.config.name_or_path
+    try:
+        return AutoTokenizer.from_pretrained(where, trust_remote_code=False, local_files_only=True)
+    except Exception as error:  # each tokenizer class fails in its own way
+        raise UsageError(
+            f"no tokenizer can be read from {where or 'the model, which came from no folder'}",
+            "the tokenizer that the text is to be read with",
+            "set tokenizer_name_or_path to its folder",
+        ) from error

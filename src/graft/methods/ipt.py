@@ -1,0 +1,104 @@
+"""Intrinsic prompt tuning: a prompt is a point of a small subspace that tasks share; its coordinates alone are trained.
+
+    P = W₂ tanh(W₁z + b₁) + b₂        z (d_I,) trained; W₁ (h, d_I), W₂ (p·d, h), b₁, b₂ frozen
+
+Qin et al. 2021 (2110.07867). Stage 1 (`find_subspace`) finds the decoder from prompts trained on other tasks; stage 2,
+this method, trains z on a new one. P is what is saved: a prompt as of prompt tuning, which needs no decoder.
+Differs: without a subspace the decoder is random and centred on sampled words, which is what the paper compares with.
+The claim of "5 trained numbers" leaves out the decoder of stage 1: 59 M frozen numbers for p·d = 76,800.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from graft.errors import AdapterError
+from graft.insert import Insert
+from graft.methods._ipt_subspace import check_sizes, find_subspace
+from graft.methods._soft import MadePrompt, SoftPrompt
+from graft.methods.prompt import PromptTuning
+from graft.site import Site
+
+__all__ = ["IPT", "find_subspace"]
+RANDOM = {"num_virtual_tokens": 20, "intrinsic_dim": 5}  # sizes where no subspace has them
+
+
+@dataclass(frozen=True)
+class IPT(SoftPrompt):
+    num_virtual_tokens: int | None = None  # p: that of the subspace; 20 in a random one
+    intrinsic_dim: int | None = None  # d_I, the numbers that are trained: that of the subspace; 5 in a random one
+    subspace: str | None = None  # file that find_subspace wrote; a random decoder where left out
+    hidden_size: int = 768  # h: width of a random decoder
+    seed: int = 0  # of a random decoder
+
+    peft_type: ClassVar = "GRAFT_IPT"  # in no file: what is saved is a prompt
+    own_fields: ClassVar = frozenset({"intrinsic_dim", "subspace", "hidden_size", "seed"})
+
+    def __post_init__(self) -> None:
+        check_sizes(
+            num_virtual_tokens=self.num_virtual_tokens, intrinsic_dim=self.intrinsic_dim, hidden_size=self.hidden_size
+        )
+
+    def build(self, site: Site) -> Insert:
+        return Intrinsic(self._random(site) if self.subspace is None else self._found(site))
+
+    def file_config(self, seats: Sequence[tuple[Site, Insert]]) -> dict[str, Any]:
+        (insert,) = (insert for _, insert in seats if isinstance(insert, Intrinsic))
+        remains = PromptTuning(insert.length, prompt_tuning_init="RANDOM")
+        return remains.file_config(seats) | {"peft_type": remains.peft_type}
+
+    def _random(self, site: Site) -> dict[str, torch.Tensor]:
+        """A decoder drawn from the seed: sampled words at z = 0, and steps of their size around them."""
+        p, d_i = (getattr(self, name) or size for name, size in RANDOM.items())
+        generator = torch.Generator("cpu").manual_seed(self.seed)
+        normal = lambda *shape: torch.randn(shape, generator=generator, device="cpu")
+        module, device = site.module, site.module.weight.device
+        words = module(torch.randint(0, site.in_features, (p,), generator=generator, device="cpu").to(device)).float()
+        W1, W2 = normal(self.hidden_size, d_i) / d_i**0.5, normal(words.numel(), self.hidden_size)
+        W2 = W2.to(device) * (words.std() / self.hidden_size**0.5)
+        return {"z": torch.zeros(d_i), "W1": W1, "b1": torch.zeros(self.hidden_size), "W2": W2, "b2": words}
+
+    def _found(self, site: Site) -> dict[str, torch.Tensor]:
+        """The decoder of a file, which must be for this model and for the sizes that were asked for."""
+        path = Path(str(self.subspace))
+        try:
+            tensors = load_file(path)
+            sizes = {"num_virtual_tokens": len(tensors["b2"]), "intrinsic_dim": len(tensors["z"])}
+            width = tensors["b2"].shape[1]
+        except (OSError, SafetensorError, KeyError, IndexError) as error:
+            raise AdapterError(
+                f"{path} is no subspace of prompts", "a file that find_subspace wrote", "check the path"
+            ) from error
+        wrong = [f"{k}={v}" for k, v in sizes.items() if getattr(self, k) not in (None, v)]
+        if wrong or width != site.out_features:
+            raise AdapterError(
+                f"{path} holds prompts of {sizes['num_virtual_tokens']} vectors of width {width}, found in "
+                f"{sizes['intrinsic_dim']} dimensions",
+                f"what was asked for on a model of width {site.out_features}",
+                "leave num_virtual_tokens and intrinsic_dim out, and use the model that the prompts were trained on",
+            )
+        return tensors
+
+
+class Intrinsic(MadePrompt):
+    """z and its frozen decoder, which files and checkpoints leave out."""
+
+    W1: torch.Tensor
+    b1: torch.Tensor
+    W2: torch.Tensor
+    b2: torch.Tensor
+
+    def __init__(self, tensors: dict[str, torch.Tensor]) -> None:
+        super().__init__(len(tensors["b2"]))
+        self.z = nn.Parameter(tensors["z"].float().clone())
+        for name in ("W1", "b1", "W2", "b2"):
+            self.register_buffer(name, tensors[name].detach().float(), persistent=False)
+
+    def made(self) -> torch.Tensor:
+        return (self.W2 @ torch.tanh(self.W1 @ self.z + self.b1)).view_as(self.b2) + self.b2

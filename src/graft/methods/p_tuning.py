@@ -1,0 +1,83 @@
+"""P-tuning: virtual tokens that an encoder makes of a trained table.
+
+    E' = [P; E(x)]        P (p, d)
+    MLP:   P = W₃ relu(W₂ relu(W₁H))                  H (p, d); W₁ to m, W₂ m to m, W₃ to d; each with a bias
+    LSTM:  P = W₂ relu(W₁ BiLSTM(H))                  BiLSTM of m in each direction; W₁ 2m to 2m, W₂ to d
+
+Liu et al. 2021, "GPT Understands, Too" (2103.10385). The encoder ties the virtual tokens together and steadies
+training; it is left behind when the adapter is saved, so what is loaded is a prompt as of prompt tuning.
+Differs: the vectors stand in front of the text, as in PEFT, not between literal words of a template.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from graft.errors import UsageError
+from graft.insert import Insert
+from graft.method import Method
+from graft.methods._soft import MadePrompt, SoftPrompt
+from graft.methods._targets import check_dropout
+from graft.methods.prompt import PromptTuning
+from graft.site import Site
+
+ENCODERS = ("MLP", "LSTM")
+LASTING = ("num_virtual_tokens", "num_transformer_submodules")  # settings that outlive the encoder
+
+
+@dataclass(frozen=True)
+class PTuning(SoftPrompt):
+    encoder_reparameterization_type: str = "MLP"  # what makes the vectors: MLP or LSTM
+    encoder_hidden_size: int | None = None  # m: width of the encoder; the model's where left out
+    encoder_num_layers: int = 2  # layers of the LSTM; an MLP has three
+    encoder_dropout: float = 0.0  # dropout between the layers of the LSTM
+    num_transformer_submodules: int = 1  # 2 in PEFT's files for encoder-decoders: a second half of P that is idle
+
+    peft_type: ClassVar = "P_TUNING"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_dropout("encoder_dropout", self.encoder_dropout)
+        sizes = (self.encoder_hidden_size or 1, self.encoder_num_layers)
+        if self.encoder_reparameterization_type not in ENCODERS or min(sizes) < 1:
+            raise UsageError(
+                f"an encoder of kind {self.encoder_reparameterization_type!r} of width {self.encoder_hidden_size} "
+                f"with {self.encoder_num_layers} layers",
+                f"{' or '.join(ENCODERS)} with at least 1 of each",
+                "leave these settings out",
+            )
+
+    def build(self, site: Site) -> Insert:
+        return EncodedPrompt(site.out_features, self)
+
+    def file_config(self, seats: Sequence[tuple[Site, Insert]]) -> dict[str, Any]:
+        own = super().file_config(seats)
+        return own | {"encoder_hidden_size": next(i.width for _, i in seats if isinstance(i, EncodedPrompt))}
+
+    @classmethod
+    def from_file(cls, settings: dict[str, Any]) -> Method:
+        return PromptTuning.from_file({k: settings[k] for k in LASTING if k in settings})
+
+
+class EncodedPrompt(MadePrompt):
+    """The table H and its encoder, whose parts are named as in PEFT."""
+
+    def __init__(self, d: int, config: PTuning) -> None:
+        super().__init__(config.num_virtual_tokens)
+        self.width = m = config.encoder_hidden_size or d
+        self.embedding = nn.Embedding(config.num_virtual_tokens * config.num_transformer_submodules, d)
+        self.lstm_head: nn.LSTM | None = None
+        if config.encoder_reparameterization_type == "MLP":
+            layers = [nn.Linear(d, m), nn.ReLU(), nn.Linear(m, m), nn.ReLU(), nn.Linear(m, d)]
+        else:
+            depth, dropout = config.encoder_num_layers, config.encoder_dropout
+            self.lstm_head = nn.LSTM(d, m, depth, dropout=dropout, bidirectional=True, batch_first=True)
+            layers = [nn.Linear(2 * m, 2 * m), nn.ReLU(), nn.Linear(2 * m, d)]
+        self.mlp_head = nn.Sequential(*layers)
+
+    def made(self) -> torch.Tensor:
+        H = self.embedding.weight
+        return self.mlp_head(H if self.lstm_head is None else self.lstm_head(H[None])[0][0])

@@ -1,0 +1,153 @@
+"""Prefix tuning: trained keys and values that every query of every attention layer sees.
+
+    softmax(q [P_K; K]ᵀ/√d_h) [P_V; V]        P_K, P_V (p, H_kv, d_h) of each layer
+    with prefix_projection:  [P_K, P_V of all layers] = W₂ tanh(W₁E + b₁) + b₂        E (p, H_kv·d_h), W₁ to m
+
+Li & Liang 2021 (2101.00190); without the projection and with a task head this is P-tuning v2 (2110.07602). The
+projection steadies training; it is left behind when the adapter is saved. Keys are stored as attention uses them, after
+the rotation of RoPE. On encoder-decoders all three attentions of a layer get a prefix of their own.
+Differs: keys and values are added inside attention and never lie in the cache, so gradient checkpointing and beams keep
+them. PEFT's files for encoder-decoders are refused: there it gives several layers of the decoder one prefix.
+"""
+
+import math
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from graft.errors import UsageError
+from graft.insert import Insert
+from graft.method import Method, No
+from graft.methods._soft import KEY, SHAPES, check_length, check_room
+from graft.site import Site
+
+
+@dataclass(frozen=True)
+class PrefixTuning(Method):
+    num_virtual_tokens: int = 30  # p: keys and values added in every layer
+    prefix_projection: bool = False  # train the prefix through an MLP, which steadies training
+    encoder_hidden_size: int = 512  # m: width of that MLP
+    shift_positions: bool = True  # the text's positions begin at p, as in PEFT; false: at 0
+
+    kinds: ClassVar = ("kv",)
+    peft_type: ClassVar = "PREFIX_TUNING"
+    own_fields: ClassVar = frozenset({"shift_positions"})
+    idle_fields: ClassVar = SHAPES | {"init_weights"}
+    outside: ClassVar = True
+    newborn: ClassVar = No("a key draws attention away from the text, whatever its value")
+    mergeable: ClassVar = No("no weight has the effect of further keys; export it as an adapter")
+
+    def __post_init__(self) -> None:
+        check_length(self.num_virtual_tokens)
+        if self.encoder_hidden_size < 1:
+            raise UsageError(f"encoder_hidden_size={self.encoder_hidden_size}", "at least 1", "512 is usual")
+
+    def assemble(self, sites: Sequence[Site]) -> list[tuple[Site, Insert]]:
+        places, config = self.targets(sites), sites[0].root.config
+        check_room(self.num_virtual_tokens, config)
+        text = config.get_text_config()
+        heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+        width = getattr(text, "head_dim", None) or getattr(text, "d_kv", None)
+        shape = (self.num_virtual_tokens, 2, heads, width or text.hidden_size // text.num_attention_heads)
+        inserts = self._inserts(shape, len(places))
+        inserts[0].layers = tuple(inserts)
+        if self.shift_positions and not config.is_encoder_decoder:
+            inserts[0].ahead = self.num_virtual_tokens
+        return list(zip(places, inserts, strict=True))
+
+    def _inserts(self, shape: tuple[int, ...], count: int) -> list["Prefix"]:
+        if not self.prefix_projection:
+            return [Table(shape) for _ in range(count)]
+        shared = Shared(shape, self.encoder_hidden_size)
+        return [Projected(shape, shared, owner=layer == 0) for layer in range(count)]
+
+    def file_config(self, seats: Sequence[tuple[Site, Insert]]) -> dict[str, Any]:
+        """What is saved is the product, so no projection is said."""
+        return super().file_config(seats) | {"prefix_projection": False, "num_transformer_submodules": 1}
+
+    @classmethod
+    def from_file(cls, settings: dict[str, Any]) -> "PrefixTuning":
+        return cls(**{**settings, "prefix_projection": False})
+
+
+class Prefix(Insert):
+    """P_K and P_V of one layer.  shape: (p, 2, H_kv, d_h).
+
+    layers: the inserts of all layers; held by the first, which speaks for them in the file.
+    """
+
+    layers: tuple["Prefix", ...] = ()
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.shape = shape
+
+    @abstractmethod
+    def flat(self) -> torch.Tensor:
+        """(p, 2·H_kv·d_h), as in the file."""
+
+    @abstractmethod
+    def take(self, flat: torch.Tensor) -> None:
+        """Become what `flat` gave."""
+
+    def keys_values(self) -> tuple[torch.Tensor, torch.Tensor]:
+        keys, values = self.flat().view(self.shape).permute(1, 2, 0, 3)
+        return keys, values
+
+    def saved(self) -> dict[str, torch.Tensor]:
+        return {KEY: torch.cat([layer.flat() for layer in self.layers], 1).detach()} if self.layers else {}
+
+    def load(self, tensors: dict[str, torch.Tensor]) -> None:
+        for layer, part in zip(self.layers, tensors[KEY].chunk(len(self.layers), 1) if tensors else (), strict=True):
+            layer.take(part)
+
+
+class Table(Prefix):
+    """A prefix that is trained as it is."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__(shape)
+        self.table = nn.Parameter(torch.randn(shape[0], math.prod(shape[1:])))
+
+    def flat(self) -> torch.Tensor:
+        return self.table
+
+    def take(self, flat: torch.Tensor) -> None:
+        with torch.no_grad():
+            self.table.copy_(flat)
+
+
+class Shared(nn.Module):
+    """tanh(W₁E + b₁), which the projections of all layers share."""
+
+    def __init__(self, shape: tuple[int, ...], hidden: int) -> None:
+        super().__init__()
+        p, _, heads, width = shape
+        self.E = nn.Parameter(torch.randn(p, heads * width))
+        self.W1 = nn.Linear(heads * width, hidden)
+
+    def forward(self) -> torch.Tensor:
+        return torch.tanh(self.W1(self.E))
+
+
+class Projected(Prefix):
+    """A layer's part of W₂ on what is shared.  owner: it keeps the shared part; the others borrow."""
+
+    loaded: torch.Tensor | None = None  # the product, once a file has replaced what it was made of
+
+    def __init__(self, shape: tuple[int, ...], shared: Shared, *, owner: bool) -> None:
+        super().__init__(shape)
+        self.W2 = nn.Linear(shared.W1.out_features, math.prod(shape[1:]))
+        self._borrowed = (shared,)  # in a tuple torch does not see it: checkpoints hold it once
+        if owner:
+            self.owned = shared
+
+    def flat(self) -> torch.Tensor:
+        return self.W2(self._borrowed[0]()) if self.loaded is None else self.loaded
+
+    def take(self, flat: torch.Tensor) -> None:
+        self.loaded = flat.to(self.W2.weight)

@@ -1,0 +1,22 @@
+"""The laws for settings that give a method other inserts than its defaults do."""
+
+import pytest
+from laws import LAWS
+from test_contract import BASES, SLOW
+
+from graft.method import find
+
+VARIANTS = {
+    "prefix with its projection": ("prefix", {"prefix_projection": True, "encoder_hidden_size": 8}),
+    "p-tuning by an LSTM": ("p_tuning", {"encoder_reparameterization_type": "LSTM", "encoder_hidden_size": 8}),
+}
+
+
+@pytest.mark.parametrize("law", [law for law in LAWS if law not in SLOW])
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_law(variant, base, law):
+    name, settings = VARIANTS[variant]
+    reason = LAWS[law](BASES[base], find(name)(**settings))
+    if reason:
+        pytest.skip(f"{variant}: {reason}")
