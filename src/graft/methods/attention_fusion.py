@@ -1,7 +1,7 @@
 """AttentionFusion: every token attends over its own states in all layers of a frozen base.
 
     e_l = q·LN(h_l)/√d + b_l        a = softmax_l(e)        h ← Σ_l a_l h_l
-    h_l (T, d) state behind block l, h_0 embeddings;  q (d,) = 0 and b (L+1,) = (0, .., 0, 4) at birth;  LN without weights
+    h_l (T, d) state behind block l, h_0 embeddings;  q (d,) = 0, b (L+1,) = (0, .., 0, 4) at birth;  LN has no weights
 
 d + L + 1 trained numbers, 781 on BERT-base, and no gradient in the base: nothing below the states is trained. At birth
 the last layer has e⁴/(e⁴ + L) of the weight, so the answer is nearly the base's. The fused state takes the place of
