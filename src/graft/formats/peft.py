@@ -128,7 +128,7 @@ def _config(methods: Sequence[Method], seats: Seats, base: dict[str, Any]) -> di
         for m, part in zip(methods, seats, strict=True)
         if not m.is_head()
     ]
-    heads = [site.name for m, part in zip(methods, seats, strict=True) if m.is_head() for site, _ in part]
+    heads = [site.name for part in seats for site, _ in part if site.kind == "final"]
     if heads and parts:
         common["task_type"] = "SEQ_CLS"
         parts[0]["modules_to_save"] = [*(parts[0].get("modules_to_save") or []), *heads]
