@@ -29,7 +29,7 @@ def sites(model: Any) -> list[Site]:
             found.append(Site(name, kind, model, layer_of(name)))
         if name and any(True for _ in module.parameters(recurse=False)):
             found.append(Site(name, "module", model, layer_of(name)))
-    return [*found, *_sublayers(found), *_prompts(model), Site(_final_name(model), "final", model)]
+    return [*found, *_stacks(found), *_sublayers(found), *_prompts(model), Site(_final_name(model), "final", model)]
 
 
 def kind_of(module: nn.Module) -> str | None:
@@ -63,6 +63,13 @@ def family(model: Any) -> str:
     return "masked" if "MaskedLM" in type(model).__name__ or "PreTraining" in type(model).__name__ else "causal"
 
 
+def _stacks(found: Sequence[Site]) -> Iterator[Site]:
+    """The modules that own a list of blocks, and with it the norm behind the last one where there is one."""
+    lists = dict.fromkeys(site.name.rpartition(".")[0] for site in found if site.kind == "block")
+    for name in dict.fromkeys(name.rpartition(".")[0] for name in lists):
+        yield Site(name, "stack", found[0].root)
+
+
 def _sublayers(found: Sequence[Site]) -> Iterator[Site]:
     """Attention and feed-forward parts, from the order of the projections in each block; `kv` where queries are made.
 
@@ -72,7 +79,7 @@ def _sublayers(found: Sequence[Site]) -> Iterator[Site]:
         parts: dict[tuple[str, str], list[Site]] = {}
         for site in found:
             if site.kind == "linear" and site.name.startswith(block.name + "."):
-                parts.setdefault(_part(site.name[len(block.name) + 1 :]), []).append(site)
+                parts.setdefault(part_of(site.name[len(block.name) + 1 :]), []).append(site)
         for (kind, _), linears in parts.items():
             if not 2 <= len(linears) <= 4:
                 continue
@@ -84,10 +91,10 @@ def _sublayers(found: Sequence[Site]) -> Iterator[Site]:
                 yield Site(entry.rpartition(".")[0], "kv", block.root, block.layer)
 
 
-def _part(path: str) -> tuple[str, str]:
+def part_of(path: str) -> tuple[str, str]:
     """(kind, name) of the sublayer that a projection of a block belongs to.
 
-    >>> _part("layer.1.EncDecAttention.q"), _part("attention.self.query"), _part("output.dense")
+    >>> part_of("layer.1.EncDecAttention.q"), part_of("attention.self.query"), part_of("output.dense")
     (('cross', 'EncDecAttention'), ('attention', 'attention'), ('mlp', ''))
     """
     name = next((part for part in path.split(".") if re.search("attn|attention", part, re.IGNORECASE)), "")

@@ -255,16 +255,15 @@ class Base:
 
     def hidden(self, ids: torch.Tensor | None = None, adapters: Rows | None = None, **keywords: Any) -> torch.Tensor:
         """The last hidden state, (B, T, D): what enters the language head where there is one."""
+        return self._sorted(self._states, ids, self._rows(adapters, count_rows(ids, keywords)), keywords)
+
+    def _states(self, ids: torch.Tensor | None, keywords: dict[str, Any]) -> torch.Tensor:
         keywords = {"use_cache": False, **keywords} if self.family != "masked" else keywords
-
-        def states(ids: torch.Tensor | None, keywords: dict[str, Any]) -> torch.Tensor:
-            if self.family == "encoder":
-                return self._forward(ids, keywords).last_hidden_state
-            with captured(self.model) as caught:
-                self._forward(ids, keywords)
-            return caught[0]
-
-        return self._sorted(states, ids, self._rows(adapters, count_rows(ids, keywords)), keywords)
+        if self.family == "encoder":
+            return self._forward(ids, keywords).last_hidden_state
+        with captured(self.model) as caught:
+            self._forward(ids, keywords)
+        return caught[0]
 
     def logits(self, hidden: torch.Tensor, adapters: Rows | None = None) -> torch.Tensor:
         """The language head, with its inserts, on hidden states (B, T, D); T may be any part of the sequence."""
@@ -313,23 +312,23 @@ class Base:
                 "rows that all have a head",
                 "run them in batches of their own",
             )
-        order, groups = spans(rows)
-        mask = keywords.get("attention_mask")
-        states = self._last_hidden(ids, rows, keywords)
-        answers = []
-        for name, a, b in groups:
-            index = torch.tensor(order[a:b], device=states.device)
-            part = None if mask is None else mask[index]
-            for head in self._heads(name or ""):
-                answers.append(head(states[index], part))
-        return answers
 
-    def _last_hidden(self, ids: torch.Tensor | None, rows: Rows, keywords: dict[str, Any]) -> torch.Tensor:
+        def answers(ids: torch.Tensor | None, keywords: dict[str, Any]) -> list[torch.Tensor]:
+            states, mask, route = self._last_hidden(ids, keywords), keywords.get("attention_mask"), current()
+            return [  # in the Route of the forward: a head may read what other inserts left there
+                head(states[a:b], None if mask is None else mask[a:b])
+                for name, a, b in (route.spans if route else ())
+                for head in self._heads(name or "")
+            ]
+
+        return self._sorted(answers, ids, rows, keywords)
+
+    def _last_hidden(self, ids: torch.Tensor | None, keywords: dict[str, Any]) -> torch.Tensor:
         """What a task head sits behind, (B, T, D): a masked model's word head would transform it first."""
-        if self.family != "masked":
-            return self.hidden(ids, rows, **keywords)
-        trunk = lambda ids, keywords: self.model.base_model(ids, **keywords).last_hidden_state
-        return self._sorted(trunk, ids, rows, keywords)
+        if self.family == "masked":
+            states: torch.Tensor = self.model.base_model(ids, **keywords).last_hidden_state
+            return states
+        return self._states(ids, keywords)
 
     # Training, checkpointing, compiling
 

@@ -1,16 +1,18 @@
 """Joint: the hooks at an occupied module. They hand every span of rows to the inserts of its adapter.
 
 A sublayer's x entered another module than the one its y leaves. A hook there keeps x in the Route for the length of the
-sublayer.
+sublayer. A stack's x are the tensors among its keywords: masks and positions, as its blocks will have them.
 """
 
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from transformers.utils.generic import ModelOutput
 
 from graft.insert import Insert
 from graft.route import Route, current
+from graft.rows import pick
 from graft.site import Site
 
 Seat = tuple[Site, Insert]
@@ -42,7 +44,8 @@ class Joint:
         seats = [seat for own in self._seats.values() for seat in own]
         module = self._root.get_submodule(self._name)
         if seats:
-            self._handles.append(module.register_forward_hook(self._leave, with_kwargs=True))
+            first = any(site.kind == "stack" for site, _ in seats)  # before virtual tokens are cut off
+            self._handles.append(module.register_forward_hook(self._leave, with_kwargs=True, prepend=first))
         if any(insert.enters for _, insert in seats):
             self._handles.append(module.register_forward_pre_hook(self._enter, with_kwargs=True))
         for entry in {site.entry for site, _ in seats if site.entry}:
@@ -68,6 +71,10 @@ class Joint:
             return None
         x = args[0] if args else kwargs.get("hidden_states", kwargs.get("input"))
         kept = route.taps.pop(self._name, x)
+        if isinstance(output, ModelOutput):  # a stack's
+            given = {name: value for name, value in kwargs.items() if isinstance(value, torch.Tensor)}
+            output.last_hidden_state = self._spans(route, self._fold_out, given, given, output.last_hidden_state)
+            return output
         if isinstance(output, tuple):  # attention modules and T5's blocks
             return (self._spans(route, self._fold_out, x, kept, output[0]), *output[1:])
         return self._spans(route, self._fold_out, x, kept, output)
@@ -80,8 +87,10 @@ class Joint:
     def _spans(self, route: Route, fold: Callable[..., torch.Tensor], *tensors: Any) -> torch.Tensor:
         if len(route.spans) == 1:
             return fold(route.spans[0][0], *tensors)
-        k = len(tensors[-1]) // route.rows  # OPT flattens to B·T; beams and returned sequences repeat rows
-        return torch.cat([fold(name, *(t[a * k : b * k] for t in tensors)) for name, a, b in route.spans])
+        count = len(tensors[-1])
+        k = count // route.rows  # OPT flattens to B·T; beams and returned sequences repeat rows
+        cut = [(name, slice(a * k, b * k)) for name, a, b in route.spans]
+        return torch.cat([fold(name, *(pick(t, rows, count) for t in tensors)) for name, rows in cut])
 
     def _fold_in(self, name: str | None, x: torch.Tensor) -> torch.Tensor:
         for _, insert in self._at(name):

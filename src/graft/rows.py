@@ -15,12 +15,14 @@ def count_rows(ids: torch.Tensor | None, keywords: dict[str, Any]) -> int:
     return len(given)
 
 
-def pick(value: Any, index: torch.Tensor, count: int) -> Any:
+def pick(value: Any, index: torch.Tensor | slice, count: int) -> Any:
     """Rows `index` of every tensor in `value` that has `count` rows; tuples, outputs and caches are walked."""
     if isinstance(value, torch.Tensor):
         return value[index] if value.ndim and len(value) == count else value
     if type(value) in (tuple, list):
         return type(value)(pick(item, index, count) for item in value)
+    if type(value) is dict:
+        return {key: pick(item, index, count) for key, item in value.items()}
     if hasattr(value, "batch_select_indices"):  # transformers' caches
         value.batch_select_indices(index)
     elif hasattr(value, "keys") and hasattr(value, "__getitem__"):  # transformers' outputs

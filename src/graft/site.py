@@ -10,6 +10,7 @@ what they mean there. A Site looks its module up by name, so it survives the mod
     embed    token ids                       their embeddings
     head     last hidden state               logits
     block    input of a transformer block    its output
+    stack    tensors among its keywords      last hidden state           (what owns a list of blocks; x is a dict)
     attention, cross, mlp: the self-attention, cross-attention and feed-forward part of a block
              input of its first projection   output of its last projection, before dropout and residual
     kv       -                               -   (an attention module: the insert gives keys and values for every query)
@@ -25,7 +26,7 @@ import torch
 from torch.nn import functional as F
 
 SUBLAYERS = ("attention", "cross", "mlp")
-KINDS = ("linear", "norm", "embed", "head", "block", *SUBLAYERS, "kv", "prompt", "final", "module")
+KINDS = ("linear", "norm", "embed", "head", "block", "stack", *SUBLAYERS, "kv", "prompt", "final", "module")
 
 
 @dataclass(frozen=True)

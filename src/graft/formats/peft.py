@@ -156,7 +156,7 @@ def _config(methods: Sequence[Method], seats: Seats, base: dict[str, Any]) -> di
         for m, part in zip(methods, seats, strict=True)
         if not m.is_head()
     ]
-    heads = [site.name for m, part in zip(methods, seats, strict=True) if m.is_head() for site, _ in part]
+    heads = [site.name for part in seats for site, _ in part if site.kind == "final"]
     for method, part in zip(methods, seats, strict=True):
         if method.is_head():
             common |= method.file_config(part)

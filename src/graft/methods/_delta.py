@@ -1,0 +1,64 @@
+"""Sparse deltas: a few weights of a projection get a trained difference, chosen early in training and then fixed.
+
+    y = (W₀ + M ⊙ D) x + b₀        M: k ones where |∂L/∂W ⊙ W₀| of one step is largest
+
+D holds the k entries under M alone, so optimizer states and files are as small as it. Until M is chosen D rests at 0.
+"""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from graft.errors import AdapterError
+from graft.insert import Insert
+from graft.site import Site
+
+REST, WATCH, TRAIN = range(3)  # phases; kept as a tensor, so that a resumed run goes on in the same one
+
+
+class Delta(Insert):
+    """(M ⊙ D) x beside one projection; D (k,) lies at `index` of the flat matrix.  density: k over all its weights."""
+
+    def __init__(self, site: Site, density: float) -> None:
+        super().__init__()
+        self.site, self.shape = site, (site.out_features, site.in_features)
+        count = max(1, round(density * site.out_features * site.in_features))
+        self.D = nn.Parameter(torch.zeros(count))
+        self.register_buffer("index", torch.arange(count, dtype=torch.int32))
+        self.register_buffer("phase", torch.tensor(REST))
+        self._watched: torch.Tensor | None = None  # zeros beside the whole weight: they get its gradient
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        delta = self.matrix()
+        if self.training and self.phase == WATCH:
+            if self._watched is None:
+                self._watched = torch.zeros_like(delta, requires_grad=True)
+            delta = delta + self._watched
+        return y + F.linear(x, delta.to(x.dtype)).to(y.dtype)
+
+    def matrix(self) -> torch.Tensor:
+        """M ⊙ D (out, in)."""
+        flat = torch.zeros(self.shape, device=self.D.device).flatten()
+        return flat.scatter(0, self.index.long(), self.D * (self.phase == TRAIN)).view(self.shape)
+
+    def load(self, tensors: dict[str, torch.Tensor]) -> None:
+        last = self.shape[0] * self.shape[1] - 1
+        if not ((tensors["index"] >= 0) & (tensors["index"] <= last)).all():
+            raise AdapterError(
+                f"an index outside {self.site.name}", f"0 to {last}", "this file is damaged: do not use it"
+            )
+        super().load(tensors)
+
+    def watch(self) -> None:
+        """See the gradient of the whole weight in the step that comes, unless M is chosen already."""
+        if self.phase == REST:
+            self.phase.fill_(WATCH)
+
+    @torch.no_grad()
+    def choose(self) -> None:
+        """Fix M by what was watched."""
+        if self._watched is not None and self._watched.grad is not None:
+            score = (self._watched.grad * self.site.weight()).abs().flatten()
+            self.index.copy_(score.topk(len(self.D)).indices.sort().values)
+            self.phase.fill_(TRAIN)
+            self._watched = None

@@ -1,0 +1,41 @@
+"""Taps: states of the trunk, left in the Route for an insert of the same adapter further up.
+
+A tap changes nothing and keeps nothing: what it left goes with the forward. It is not taken out at its use, as
+generation runs an encoder once and its decoder many times.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from graft.insert import Insert
+from graft.route import current
+from graft.site import Site
+
+
+class Tap(Insert):
+    """Leaves what enters its block: at block l of L, counted from 0, that is h_l, and h_0 the embeddings."""
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        self.leave(x)
+        return y
+
+    def leave(self, states: Any) -> None:
+        """Keep states for the length of the forward. An adapter owns one span of its rows, so its taps never meet."""
+        route = current()
+        assert route is not None, "inserts run inside a Route"
+        route.taps[f"tap {id(self)}"] = states
+
+    def left(self) -> Any:
+        """What was left in the forward that runs."""
+        route = current()
+        assert route is not None, "inserts run inside a Route"
+        return route.taps[f"tap {id(self)}"]
+
+
+def stacks(sites: Sequence[Site]) -> list[tuple[Site, list[Site]]]:
+    """Every stack with its blocks, in order: of an encoder-decoder the encoder first."""
+    blocks = [site for site in sites if site.kind == "block"]
+    owner = lambda block: block.name.rpartition(".")[0].rpartition(".")[0]
+    return [(stack, [b for b in blocks if owner(b) == stack.name]) for stack in sites if stack.kind == "stack"]

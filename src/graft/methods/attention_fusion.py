@@ -1,0 +1,58 @@
+"""AttentionFusion: every token attends over its own states in all layers of a frozen base.
+
+    e_l = q·LN(h_l)/√d + b_l        a = softmax_l(e)        h ← Σ_l a_l h_l
+    h_l (T, d) state behind block l, h_0 embeddings;  q (d,) = 0, b (L+1,) = (0, .., 0, 4) at birth;  LN has no weights
+
+d + L + 1 trained numbers, 781 on BERT-base, and no gradient in the base: nothing below the states is trained. At birth
+the last layer has e⁴/(e⁴ + L) of the weight, so the answer is nearly the base's. The fused state takes the place of
+h_L: a norm behind the last block, and any head, read it as they read h_L.
+
+Cao, Prakash and Hamza, Findings of NAACL 2022, "Attention Fusion". Reconstructed from its abstract, without code: the
+form of the score, b and the birth are ours. Of an encoder-decoder the decoder's layers are fused.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from graft.insert import Insert
+from graft.method import Method, No
+from graft.methods._taps import Tap, stacks
+from graft.site import Site
+
+
+@dataclass(frozen=True)
+class AttentionFusion(Method):
+    last_bias: float = 4.0  # b of the last layer at birth: the larger, the nearer to the base
+
+    kinds: ClassVar = ("block",)
+    peft_type: ClassVar = "GRAFT_ATTENTION_FUSION"
+    newborn: ClassVar = No("other layers have a little weight from the start")
+    mergeable: ClassVar = No("it weighs states, not weights")
+
+    def assemble(self, sites: Sequence[Site]) -> list[tuple[Site, Insert]]:
+        blocks = stacks(sites)[-1][1]
+        taps = [Tap() for _ in blocks[:-1]]
+        fusion = Fusion(taps, blocks[0].root.config.hidden_size, self.last_bias)
+        return list(zip(blocks, [*taps, fusion], strict=True))
+
+
+class Fusion(Insert):
+    """At the last block, where x is h_{L−1} and y is h_L."""
+
+    def __init__(self, taps: list[Tap], width: int, last_bias: float) -> None:
+        super().__init__()
+        self.taps = tuple(taps)  # not as modules: each is an insert of its own
+        self.q = nn.Parameter(torch.zeros(width))
+        self.b = nn.Parameter(torch.tensor([0.0] * (len(taps) + 1) + [last_bias]))
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        states = torch.stack([*(tap.left() for tap in self.taps), x, y], dim=-2)  # (B, T, L+1, d)
+        width = states.shape[-1]
+        scores = F.layer_norm(states, (width,)).float() @ self.q / width**0.5 + self.b
+        fused: torch.Tensor = scores.softmax(-1).to(y.dtype)[..., None, :] @ states
+        return fused.squeeze(-2)

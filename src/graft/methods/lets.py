@@ -1,0 +1,147 @@
+"""LeTS: a classifier reads the activations of all blocks of a trunk that tasks share; few weights differ by task.
+
+    a_l = LN(pool(h_l))        z_l = σ((γ_l + ε)/τ), ε logistic noise;  after training z_l = 1 where γ_l > 0, else 0
+    u = BiLSTM(z_0 a_0, .., z_L a_L)        logits = W·u + b
+    y = (W₀ + M ⊙ D) x + b₀ in the last blocks: see `_delta`
+    h_l (T, d) state behind block l, h_0 embeddings;  LN has no weights;  γ_l = 2 at birth;  u (d/2,) last states of
+    both directions, d/4 wide each;  W (classes, d/2)
+
+Nothing below the first delta is trained, so the trunk up to there runs without gradient. Where there are no deltas, one
+forward of it serves the classifiers of all tasks (`share`). The BiLSTM has 2.5 d² + 4 d numbers, 1.35 % of BERT-base.
+
+Fu et al., ICML 2021, "Learn-to-Share". Reconstructed from its abstract, without code: pooling, LN, gates, the form of
+the classifier and the births are ours. Of an encoder-decoder the encoder is read.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from graft.errors import UsageError
+from graft.method import No
+from graft.methods._delta import Delta
+from graft.methods._taps import Tap, stacks
+from graft.methods._targets import Seats
+from graft.methods.task_head import Classifier, TaskHead
+from graft.site import Site
+
+if TYPE_CHECKING:
+    from graft.adapter import Adapter
+    from graft.base import Base
+
+
+@dataclass(frozen=True)
+class LeTS(TaskHead):
+    delta_layers: int = 2  # last blocks in which weights differ by task; 0: none, the trunk is the same for all
+    delta_density: float = 0.005  # share of their weights that differ
+    choose_at: float = 0.1  # share of the steps after which those weights are chosen
+    tau_start: float = 1.0  # temperature of the gates at first
+    tau_end: float = 0.1  # and in the end
+
+    peft_type: ClassVar = "GRAFT_LETS"
+    own_fields: ClassVar = TaskHead.own_fields | {
+        "delta_layers", "delta_density", "choose_at", "tau_start", "tau_end",
+    }  # fmt: skip
+    mergeable: ClassVar = No("its classifier stays beside the base")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.pool == "none" or self.delta_layers < 0 or not 0 < self.delta_density <= 1:
+            raise UsageError(
+                f"pool={self.pool!r}, delta_layers={self.delta_layers}, delta_density={self.delta_density}",
+                "a pool of rows, blocks from 0, a density above 0 and up to 1",
+                "see `graft methods lets`",
+            )
+        if not 0 <= self.choose_at < 1 or not 0 < self.tau_end <= self.tau_start:
+            raise UsageError(
+                f"choose_at={self.choose_at}, tau_start={self.tau_start}, tau_end={self.tau_end}",
+                "a share from 0 to 1, and a temperature above 0 that does not rise",
+                "leave them out",
+            )
+
+    def assemble(self, sites: Sequence[Site]) -> Seats:
+        (_, blocks), final = stacks(sites)[0], sites[-1]
+        decoder = len(stacks(sites)) == 1 and final.name == "score"
+        pool = ("last" if decoder else "mean") if self.pool == "auto" else self.pool
+        taps = [*(Tap() for _ in blocks), Behind()]
+        own = tuple(f"{block.name}." for block in blocks[len(blocks) - min(self.delta_layers, len(blocks)) :])
+        linears = [site for site in sites if site.kind == "linear" and site.name.startswith(own)]
+        return [
+            *((site, Delta(site, self.delta_density)) for site in linears),
+            *zip([*blocks, blocks[-1]], taps, strict=True),
+            (final, Readout(taps, final.in_features, self.num_labels, pool, self.tau_start)),
+        ]
+
+    def after_step(self, adapter: "Adapter", step: int, total: int) -> None:
+        """Cool the gates; choose the weights that differ from the gradients of one step."""
+        choice = max(2, round(self.choose_at * total))
+        for _, insert in adapter.inserts:
+            if isinstance(insert, Readout):
+                insert.tau.fill_(self.tau_start * (self.tau_end / self.tau_start) ** (step / total))
+            elif isinstance(insert, Delta) and step == choice - 1:
+                insert.watch()
+            elif isinstance(insert, Delta) and step == choice:
+                insert.choose()
+
+
+class Behind(Tap):
+    """Leaves what leaves its block."""
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        self.leave(y)
+        return y
+
+
+class Readout(Classifier):
+    """At `final`, where y is the attention mask (B, T) or None: logits (B, classes) in fp32 of what the taps left."""
+
+    def __init__(self, taps: Sequence[Tap], width: int, classes: int, pool: str, tau: float) -> None:
+        super().__init__(width // 4 * 2, classes, pool, bias=True)
+        self.taps = tuple(taps)  # not as modules: each is an insert of its own
+        self.gates = nn.Parameter(torch.full((len(taps),), 2.0))
+        self.lstm = nn.LSTM(width, width // 4, batch_first=True, bidirectional=True)
+        self.register_buffer("tau", torch.tensor(tau))
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor | None) -> torch.Tensor:
+        return self.read([tap.left() for tap in self.taps], y)
+
+    def read(self, states: Sequence[torch.Tensor], mask: torch.Tensor | None) -> torch.Tensor:
+        """Logits from h_0 .. h_L, each (B, T, d)."""
+        live = torch.ones_like(states[0][..., 0]) if mask is None else mask.to(states[0].device)
+        pooled = torch.stack([self._pooled(state.float(), live.float()) for state in states], 1)
+        gated = self._open()[:, None] * F.layer_norm(pooled, pooled.shape[-1:])
+        _, (last, _) = self.lstm(gated)
+        return F.linear(torch.cat([last[0], last[1]], -1), self.weight, self.bias)
+
+    def _open(self) -> torch.Tensor:
+        """z (L+1,)."""
+        if not self.training:
+            return (self.gates > 0).float()
+        noise = torch.rand_like(self.gates).clamp(1e-6, 1 - 1e-6).logit()
+        return torch.sigmoid((self.gates + noise) / self.tau)
+
+
+def share(base: "Base", names: Sequence[str], ids: torch.Tensor, **keywords: Any) -> dict[str, torch.Tensor]:
+    """{name: logits} of several adapters of LeTS without deltas for the same rows, by one forward of the trunk."""
+    inserts = {name: [i for _, i in base.adapters[name].inserts] if name in base.adapters else [] for name in names}
+    apart = [name for name, own in inserts.items() if {type(insert) for insert in own} != {Tap, Behind, Readout}]
+    if apart or not names:
+        given = f"{', '.join(apart) or 'no adapter'} on a shared trunk"
+        raise UsageError(given, "adapters of LeTS alone, with delta_layers=0", "answer its rows by themselves")
+    readouts, found = {name: own[-1] for name, own in inserts.items()}, {}
+
+    def answer_all(first: Readout, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        states = [tap.left() for tap in first.taps]
+        found.update({name: readout.read(states, args[1]) for name, readout in readouts.items()})
+
+    handle = readouts[names[0]].register_forward_hook(answer_all)
+    try:
+        with base.using(names[0]):
+            base(ids, **keywords)
+    finally:
+        handle.remove()
+    return found
