@@ -1,4 +1,4 @@
-"""Bottleneck adapters against the equations of their papers, written into the blocks by hand, and published counts."""
+"""Bottleneck adapters against the equations of their papers, written into the blocks by hand."""
 
 import pytest
 import torch
@@ -6,7 +6,6 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 from transformers.models.bart.configuration_bart import BartConfig
 from transformers.models.bart.modeling_bart import BartForConditionalGeneration
-from transformers.models.t5.configuration_t5 import T5Config
 
 from block_oracle import rewired
 from graft.base import Base
@@ -15,9 +14,7 @@ from graft.methods._bottleneck import Bottleneck
 from graft.methods.houlsby import Houlsby
 from graft.methods.parallel import Parallel
 from graft.methods.pfeiffer import Pfeiffer
-from graft.sketch import sketch, unreal
 from models import CONFIGS, ENCODERS, inputs, randomise, tiny_base, tiny_model
-from shapes import bert_base, llama_2_7b
 
 ALL_KINDS = {"mh_adapter": True, "cross_adapter": True, "output_adapter": True}
 PHI = {"relu": F.relu, "gelu": F.gelu, "swish": F.silu, "leakyrelu": F.leaky_relu, "tanh": torch.tanh}
@@ -156,29 +153,6 @@ def test_the_starts_of_the_library(init_weights, down, up):
         assert abs(insert.down.weight.std() - down) < down / 20
         assert abs(insert.up.weight.std() - up) <= up / 20 and not insert.up.bias.any()
         assert init_weights != "houlsby" or 0.0195 < insert.up.weight.abs().max() <= 0.02  # cut at two deviations
-
-
-@pytest.mark.parametrize(
-    ("make", "method", "count"),
-    [
-        (bert_base, Houlsby(m=64, train_norms=False), 2_379_264),
-        (bert_base, Houlsby(m=64), 2_379_264 + 38_400),
-        (bert_base, Pfeiffer(), 894_528),
-        (bert_base, Parallel(), 7_091_712),
-        (llama_2_7b, Houlsby(m=256, train_norms=False), 134_496_256),
-        (llama_2_7b, Pfeiffer(m=256), 67_248_128),
-        (llama_2_7b, Parallel(reduction_factor=16), 67_248_128),
-    ],
-)
-def test_counts_are_the_published_ones(make, method, count):
-    assert make().attach("x", method).count() == count
-
-
-def test_counts_on_t5_base_are_those_of_the_compacter_paper():
-    config = T5Config(d_model=768, d_kv=64, num_heads=12, d_ff=3072, num_layers=12, vocab_size=32128)
-    with unreal():
-        assert sketch(config).attach("x", Houlsby(m=24)).count() == 1_855_104
-        assert sketch(config).attach("x", Pfeiffer(m=24, train_norms=True)).count() == 951_360
 
 
 @pytest.mark.parametrize(
