@@ -7,7 +7,6 @@ from torch.testing import assert_close
 from graft.methods.attention_fusion import AttentionFusion
 from graft.methods.task_head import TaskHead
 from models import inputs, randomise, tiny_base
-from shapes import bert_base, llama_2_7b
 
 FAMILIES = ("llama", "gpt2", "opt", "gemma2", "bert", "t5")
 
@@ -15,12 +14,6 @@ FAMILIES = ("llama", "gpt2", "opt", "gemma2", "bert", "t5")
 def last_blocks(base):
     blocks = [site for site in base.sites if site.kind == "block"]
     return [site.module for site in blocks[-base.model.config.num_hidden_layers :]]
-
-
-def test_counts():
-    assert bert_base().attach("x", AttentionFusion()).count() == 768 + 12 + 1 == 781
-    assert llama_2_7b().attach("x", AttentionFusion()).count() == 4096 + 32 + 1
-    assert 781 / bert_base().count() < 1e-5
 
 
 @pytest.mark.parametrize("family", FAMILIES)

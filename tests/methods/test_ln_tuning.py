@@ -16,7 +16,6 @@ from graft.methods.ln_tuning import Gain, LNTuning
 from graft.site import Site
 from models import CONFIGS, inputs, randomise, tiny_base, tiny_model
 from peft_oracle import files_travel_both_ways, gradients_agree
-from shapes import bert_base, llama_2_7b
 
 TARGETS = {
     "llama": ["input_layernorm", "post_attention_layernorm", "norm"],
@@ -123,11 +122,6 @@ def test_what_is_loaded_is_what_was_saved_bit_for_bit(tmp_path):
     assert loaded.methods[0].layers_to_transform == (1,) and len(loaded.inserts) == 2
     with base.using("x"), again.using("x"):
         assert torch.equal(again(**batch).logits, base(**batch).logits)
-
-
-def test_counts_of_the_paper():
-    assert llama_2_7b().attach("x", LNTuning()).count() == 65 * 4096 == 266_240
-    assert bert_base().attach("x", LNTuning()).count() == 25 * 2 * 768 == 38_400
 
 
 def test_a_norm_of_two_inputs_is_named():
