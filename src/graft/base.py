@@ -312,14 +312,24 @@ class Base:
             )
         order, groups = spans(rows)
         mask = keywords.get("attention_mask")
-        states = self.hidden(ids, rows, **keywords)
+        worded = {name: any(m.word_head for m in self._known(name or "").methods) for name, _, _ in groups}
+        states = {word: self._last_hidden(ids, rows, keywords, word_head=word) for word in set(worded.values())}
         answers = []
         for name, a, b in groups:
-            index = torch.tensor(order[a:b], device=states.device)
+            index = torch.tensor(order[a:b], device=self.device)
             part = None if mask is None else mask[index]
             for head in self._heads(name or ""):
-                answers.append(head(states[index], part))
+                answers.append(head(states[worded[name]][index], part))
         return answers
+
+    def _last_hidden(
+        self, ids: torch.Tensor | None, rows: Rows, keywords: dict[str, Any], *, word_head: bool
+    ) -> torch.Tensor:
+        """What a task head sits behind, (B, T, D): a masked model's word head would transform it first."""
+        if word_head or self.family != "masked":
+            return self.hidden(ids, rows, **keywords)
+        trunk = lambda ids, keywords: self.model.base_model(ids, **keywords).last_hidden_state
+        return self._sorted(trunk, ids, rows, keywords)
 
     # Training, checkpointing, compiling
 

@@ -244,8 +244,9 @@ def _config(recipe: Recipe) -> Any:
 
 
 def _task(recipe: Recipe, config: Any) -> str | None:
-    """The kind of model that a recipe loads: its objective's, or an encoder without its word head for classes."""
-    if recipe.stage != "classify":
+    """The kind of model that a recipe loads: its objective's, or an encoder without its word head for classes, where
+    no method reads through it."""
+    if recipe.stage != "classify" or any(find(settings["name"]).word_head for settings in recipe.methods):
         return {"causal": None, "masked": "masked", "span": None}[recipe.objective]
     return "encoder" if issubclass(model_class(config, None), tuple(TASKS["masked"].values())) else None
 
@@ -261,7 +262,7 @@ def _methods(recipe: Recipe) -> list[Method]:
     for settings in recipe.methods:
         values = {key: tuple(v) if isinstance(v, list) else v for key, v in settings.items() if key != "name"}
         methods.append(find(settings["name"])(**values))
-    heads = [method for method in methods if method.is_head()]
+    heads = [method for method in methods if method.classifies()]
     methods = [replace(method, num_labels=len(labels)) if method in heads else method for method in methods]
     return methods + ([find("task_head")(num_labels=len(labels))] if labels and not heads else [])
 

@@ -200,7 +200,7 @@ def _method_name(method: Any) -> str:
 
 def _same_classes(adapter: Any, labels: Sequence[str] | None) -> None:
     """Refuse a saved classifier whose classes are not those of the rows."""
-    for head in (method for method in adapter.methods if method.is_head() and labels is not None):
+    for head in (method for method in adapter.methods if method.classifies() and labels is not None):
         if head.labels and list(head.labels) != list(labels):
             raise UsageError(
                 f"the adapter knows the classes {', '.join(head.labels)}; the rows have {', '.join(labels)}",

@@ -103,9 +103,10 @@ def _open_run(folder: Path, quant: str | None) -> Opened:
 def load_base(recipe: Recipe, quant: str | None = None) -> Base:
     """The base of a recipe: loaded, or with random weights and a tokenizer that the run's folder keeps once trained."""
     task = TASKS[recipe.objective]
+    words = any(find(settings["name"]).word_head for settings in recipe.methods)
     if isinstance(recipe.model, str):
         base = load(recipe.model, quant=quant or recipe.quant, dtype=recipe.dtype, task=task)
-        if recipe.stage == "classify" and base.family == "masked":  # its word head is of no use to a classifier
+        if recipe.stage == "classify" and base.family == "masked" and not words:  # its word head is of no use then
             base = load(recipe.model, quant=quant or recipe.quant, dtype=recipe.dtype, task="encoder")
         return base
     wanted, folder = recipe.model.tokenizer, Path(recipe.output) / "tokenizer"
@@ -138,10 +139,11 @@ def methods_of(recipe: Recipe, labels: Sequence[str] = ()) -> list[Method]:
     methods = []
     for settings in recipe.methods:
         values = {key: tuple(v) if isinstance(v, list) else v for key, v in settings.items() if key != "name"}
-        if settings["name"] == "task_head":
+        cls = find(settings["name"])
+        if cls.classifies():
             values |= {"num_labels": len(labels), "labels": tuple(labels)}
-        methods.append(find(settings["name"])(**values))
-    if recipe.stage == "classify" and not any(method.is_head() for method in methods):
+        methods.append(cls(**values))
+    if recipe.stage == "classify" and not any(method.classifies() for method in methods):
         methods.append(find("task_head")(num_labels=len(labels), labels=tuple(labels)))
     return methods
 
@@ -180,7 +182,7 @@ def asked(text: str, by_template: bool) -> str | list[dict[str, str]]:
 def material(opened: Opened, recipe: Recipe, rows: Sequence[Row]) -> Held:
     """Rows as evaluation takes them: encoded for losses and classes, and as prompts for written answers."""
     base = opened.base
-    heads = [m for m in (base.adapters[opened.adapter].methods if opened.adapter else ()) if m.is_head()]
+    heads = [m for m in (base.adapters[opened.adapter].methods if opened.adapter else ()) if m.classifies()]
     encoder = Encoder(
         base.tokenizer,
         stage=recipe.stage,
