@@ -12,13 +12,16 @@ from transformers.models.llama.modeling_llama import LlamaForCausalLM
 from transformers.models.opt.configuration_opt import OPTConfig
 from transformers.models.opt.modeling_opt import OPTForCausalLM
 from transformers.models.roberta.configuration_roberta import RobertaConfig
-from transformers.models.roberta.modeling_roberta import RobertaModel
+from transformers.models.roberta.modeling_roberta import RobertaForMaskedLM, RobertaModel
 from transformers.models.t5.configuration_t5 import T5Config
 from transformers.models.t5.modeling_t5 import T5ForConditionalGeneration
 
 from graft.adapter import Adapter
 from graft.base import Base
 from graft.method import Method
+
+LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096,
+         "vocab_size": 50265}  # fmt: skip
 
 
 def llama_2_7b() -> Base:
@@ -44,8 +47,12 @@ def roberta_base() -> Base:
 
 def roberta_large() -> Base:
     """24 blocks of width 1024."""
-    sizes = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
-    return _shaped(RobertaModel, RobertaConfig(vocab_size=50265, **sizes))
+    return _shaped(RobertaModel, RobertaConfig(**LARGE))
+
+
+def roberta_words() -> Base:
+    """RoBERTa-large as the masked language model."""
+    return _shaped(RobertaForMaskedLM, RobertaConfig(**LARGE))
 
 
 def t5_base() -> Base:

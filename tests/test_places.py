@@ -132,6 +132,22 @@ def test_fronts_of_any_length_share_a_batch_also_with_padding(family):
         assert_close(mixed[row, :length], alone, atol=2e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2", "opt", "bert"])
+def test_the_state_of_a_vector_behind_the_text_stands_first_where_an_insert_reads_it(family):
+    base, ids = tiny_base(family), inputs(family)["ids"]
+    table = base.model.get_input_embeddings()
+    behind = lambda site, *words: Front(table(torch.tensor([5])).detach(), table(torch.tensor(words)).detach())
+    reader = lambda site: setattr(made := behind(site, 9, 10), "reads", 1) or made
+    base.attach("x", [At("prompt", lambda site: behind(site, 7, 8)), At("prompt", reader)])
+    around = torch.cat([torch.tensor([[5, 5]] * 3), ids, torch.tensor([[7, 8, 9, 10]] * 3)], 1)
+    wanted = base.hidden(around)
+    ours = base.hidden(ids, adapters=["x", None, "x"])[[0, 2]]
+    assert_close(ours[:, 0], wanted[[0, 2], -1], atol=2e-5, rtol=1e-4)
+    assert_close(ours[:, 1:], wanted[[0, 2], 3:-4], atol=2e-5, rtol=1e-4)
+    assert (ours[:, 0] - wanted[[0, 2], 2]).abs().max() > 1e-2
+    assert_close(base.hidden(ids, adapters=["x", None, "x"])[1], base.hidden(ids)[1], atol=2e-5, rtol=1e-4)
+
+
 def test_an_encoder_front_is_read_by_the_decoder():
     base, keywords = tiny_base("t5"), inputs("t5")
     table = base.model.get_input_embeddings()

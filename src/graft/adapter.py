@@ -36,8 +36,8 @@ class Adapter:
 
     @property
     def head(self) -> Any:
-        """The method that is its task head, or None."""
-        return next((method for method in self.methods if method.is_head()), None)
+        """The method that answers with classes, or None."""
+        return next((method for method in self.methods if method.classifies()), None)
 
     @property
     def in_place(self) -> bool:

@@ -314,18 +314,23 @@ class Base:
             )
 
         def answers(ids: torch.Tensor | None, keywords: dict[str, Any]) -> list[torch.Tensor]:
-            states, mask, route = self._last_hidden(ids, keywords), keywords.get("attention_mask"), current()
+            mask, route = keywords.get("attention_mask"), current()
+            groups = route.spans if route else ()
+            worded = {
+                name: any(method.word_head for method in self._known(name or "").methods) for name, _, _ in groups
+            }
+            states = {words: self._last_hidden(ids, keywords, word_head=words) for words in set(worded.values())}
             return [  # in the Route of the forward: a head may read what other inserts left there
-                head(states[a:b], None if mask is None else mask[a:b])
-                for name, a, b in (route.spans if route else ())
+                head(states[worded[name]][a:b], None if mask is None else mask[a:b])
+                for name, a, b in groups
                 for head in self._heads(name or "")
             ]
 
         return self._sorted(answers, ids, rows, keywords)
 
-    def _last_hidden(self, ids: torch.Tensor | None, keywords: dict[str, Any]) -> torch.Tensor:
+    def _last_hidden(self, ids: torch.Tensor | None, keywords: dict[str, Any], *, word_head: bool) -> torch.Tensor:
         """What a task head sits behind, (B, T, D): a masked model's word head would transform it first."""
-        if self.family == "masked":
+        if self.family == "masked" and not word_head:
             states: torch.Tensor = self.model.base_model(ids, **keywords).last_hidden_state
             return states
         return self._states(ids, keywords)

@@ -30,6 +30,7 @@ class Insert(nn.Module):
         False  # forward depends on the base's weight: must come first at its site to merge
     )
     ahead = 0  # positions that it takes before the first token of its rows
+    reads: int | None = None  # of its vectors behind the rows, the one whose last state heads find at the first token
 
     @property
     def enters(self) -> bool:
@@ -164,14 +165,6 @@ class Thaw(Insert):
             else:
                 shared[id(parameter)] = nn.Parameter(parameter.detach().clone())
                 self.register_parameter(name, shared[id(parameter)])
-
-    def keys_values(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """At a `kv` site: keys and values (heads, p, width of a head) that every query of the rows sees."""
-        raise NotImplementedError
-
-    def around(self) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """At the `prompt` site: vectors (p, d) in front of every row, and (q, d) behind it."""
-        return None
 
     def swap(self) -> dict[str, nn.Parameter]:
         return {**self._borrowed, **dict(self.named_parameters(recurse=False))}

@@ -8,7 +8,7 @@ import importlib
 import pkgutil
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -77,6 +77,11 @@ class Method:
     def classifies(cls) -> bool:
         """True for methods that answer with classes: they have the fields `num_labels` and `labels`."""
         return "final" in cls.kinds
+
+    @property
+    def every_token(self) -> bool:
+        """Of a classifier: whether every token gets a class, not the row."""
+        return False
 
     def targets(self, sites: Sequence[Site]) -> list[Site]:
         """The sites this method goes to, among all of a model."""
@@ -155,6 +160,21 @@ def described(settings: dict[str, Any]) -> Method:
     """The method that checked settings with a `name` stand for; lists, as YAML and JSON have them, become tuples."""
     values = {key: tuple(v) if isinstance(v, list) else v for key, v in settings.items() if key != "name"}
     return find(settings["name"])(**values)
+
+
+def classifying(methods: Sequence[Method], labels: Sequence[str], *, tagged: bool) -> list[Method]:
+    """Methods for rows of these classes: whoever classifies gets them, and a task head comes where nobody does.
+
+    tagged: every word has a class.
+    """
+    heads = [] if any(method.classifies() for method in methods) else [find("task_head")()]
+    return [_of_classes(m, labels, tagged) if m.classifies() else m for m in [*methods, *heads]]
+
+
+def _of_classes(head: Any, labels: Sequence[str], tagged: bool) -> Method:
+    pool = {"pool": "none"} if tagged and getattr(head, "pool", None) == "auto" else {}
+    found: Method = replace(head, num_labels=len(labels), labels=tuple(labels), **pool)
+    return found
 
 
 def names() -> list[str]:

@@ -24,7 +24,7 @@ from graft.data.preparation import label_names
 from graft.errors import GraftError
 from graft.folder import read_config
 from graft.load import DTYPES, TASKS, model_class
-from graft.method import Method, described, find, names
+from graft.method import Method, classifying, described, find, names
 from graft.recipe import NewTokenizer, Recipe, read
 from graft.seedling import located
 from graft.sketch import Step, alike, peak, sketch, stored, unreal, weights
@@ -260,8 +260,9 @@ def _config(recipe: Recipe) -> Any:
 
 
 def _task(recipe: Recipe, config: Any) -> str | None:
-    """The kind of model that a recipe loads: its objective's, or an encoder without its word head for classes."""
-    if recipe.stage != "classify":
+    """The kind of model that a recipe loads: its objective's, or an encoder without its word head for classes, where
+    no method reads through it."""
+    if recipe.stage != "classify" or any(find(settings["name"]).word_head for settings in recipe.methods):
         return {"causal": None, "masked": "masked", "span": None}[recipe.objective]
     return "encoder" if issubclass(model_class(config, None), tuple(TASKS["masked"].values())) else None
 
@@ -269,12 +270,9 @@ def _task(recipe: Recipe, config: Any) -> str | None:
 def _methods(recipe: Recipe) -> list[Method]:
     """The recipe's methods; a classifier gets a head with the classes of its rows where none is named."""
     rows = load_rows(located(recipe.data), stage="classify").train if recipe.stage == "classify" else []
-    labels, pool = label_names(rows), "none" if rows and rows[0].kind == "tags" else "auto"
     methods = [described(settings) for settings in recipe.methods]
-    if labels and not any(method.is_head() for method in methods):
-        methods.append(find("task_head")())
-    own = lambda head: {"num_labels": len(labels), "pool": pool if head.pool == "auto" else head.pool}
-    return [replace(method, **own(method)) if method.is_head() else method for method in methods]
+    tagged = bool(rows) and rows[0].kind == "tags"
+    return classifying(methods, label_names(rows), tagged=tagged) if rows else methods
 
 
 def _gib(size: float) -> str:

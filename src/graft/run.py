@@ -215,8 +215,8 @@ def _fit_head(adapter: Any, prepared: Prepared) -> None:
         )
     if head.every_token != tagged:
         raise UsageError(
-            f"a task head with pool={head.pool!r} for rows with one {'tag per word' if tagged else 'label per text'}",
-            "pool='none' for tagged words, another for texts",
+            f"{head.name()} for rows with one {'tag per word' if tagged else 'label per text'}",
+            "a task head with pool='none' for tagged words, another pool for texts",
             "leave pool out of the recipe, or attach TaskHead(pool='none')" if tagged else "choose another pool",
         )
     named = replace(head, labels=tuple(labels))

@@ -5,7 +5,7 @@ Also the pieces of a recipe as objects: its base, its methods, its rows with the
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from graft.export.folder import replaced
 from graft.folder import find as find_model
 from graft.folder import read_config
 from graft.load import DTYPES, fresh, load
-from graft.method import Method, described, find
+from graft.method import Method, classifying, described, find
 from graft.recipe import Data, NewTokenizer, Recipe, read
 from graft.train import fs
 
@@ -101,9 +101,10 @@ def _open_run(folder: Path, quant: str | None) -> Opened:
 def load_base(recipe: Recipe, quant: str | None = None) -> Base:
     """The base of a recipe: loaded, or with random weights and a tokenizer that the run's folder keeps once trained."""
     task = TASKS[recipe.objective]
+    words = any(find(settings["name"]).word_head for settings in recipe.methods)
     if isinstance(recipe.model, str):
         base = load(recipe.model, quant=quant or recipe.quant, dtype=recipe.dtype, task=task)
-        if recipe.stage == "classify" and base.family == "masked":  # its word head is of no use to a classifier
+        if recipe.stage == "classify" and base.family == "masked" and not words:  # its word head is of no use then
             base = load(recipe.model, quant=quant or recipe.quant, dtype=recipe.dtype, task="encoder")
         return base
     wanted, folder = recipe.model.tokenizer, Path(recipe.output) / "tokenizer"
@@ -137,16 +138,7 @@ def methods_of(recipe: Recipe, labels: Sequence[str] = (), *, tagged: bool = Fal
     tagged: the rows have a class for every word.
     """
     methods = [described(settings) for settings in recipe.methods]
-    if recipe.stage != "classify":
-        return methods
-    if not any(method.is_head() for method in methods):
-        methods.append(find("task_head")())
-    return [_of_classes(method, labels, tagged) if method.is_head() else method for method in methods]
-
-
-def _of_classes(head: Any, labels: Sequence[str], tagged: bool) -> Method:
-    pool = "none" if tagged and head.pool == "auto" else head.pool
-    return replace(head, num_labels=len(labels), labels=tuple(labels), pool=pool)
+    return classifying(methods, labels, tagged=tagged) if recipe.stage == "classify" else methods
 
 
 def asks_by_template(data: Data, stage: str) -> bool:

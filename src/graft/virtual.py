@@ -5,7 +5,8 @@
 A hook before the backbone turns ids into such embeddings and extends the attention mask; positions count live tokens. A
 hook behind it takes the extra positions off the last hidden state again, so that heads, labels and pooling keep their
 lengths (the states of an encoder that a decoder reads stay whole: the decoder's mask is extended instead). With a
-filled cache the front lies in the cache: mask and positions alone are extended.
+filled cache the front lies in the cache: mask and positions alone are extended. The state of a vector behind the text
+that an insert `reads` takes the place of the first token's.
 """
 
 import inspect
@@ -148,12 +149,34 @@ class Virtual:
             return None
         first, length = place
         cut = lambda states: states[:, first : first + length]
+        show = lambda states: self._shown(route, cut(states), states[:, first + length :])
         if isinstance(output, tuple):
-            return (cut(output[0]), *output[1:])
-        output.last_hidden_state = cut(output.last_hidden_state)
+            return (show(output[0]), *output[1:])
+        output.last_hidden_state = show(output.last_hidden_state)
         if output.get("hidden_states") is not None:
             output.hidden_states = tuple(cut(states) for states in output.hidden_states)
         return output
+
+    def _shown(self, route: Route, text: torch.Tensor, behind: torch.Tensor) -> torch.Tensor:
+        """Last states `text` (rows, T, d), where a row's first is the one of `behind` that its adapter reads."""
+        places = [self._read_at(name) for name, _, _ in route.spans]
+        if all(place is None for place in places):
+            return text
+        k, parts = len(text) // route.rows, []
+        for (_, a, b), place in zip(route.spans, places, strict=True):
+            own = text[a * k : b * k]
+            first = own[:, :1] if place is None else behind[a * k : b * k, place : place + 1]
+            parts.append(torch.cat([first, own[:, 1:]], 1))
+        return torch.cat(parts)
+
+    def _read_at(self, name: str | None) -> int | None:
+        """Where among the vectors behind its rows an adapter reads, if it does."""
+        inserts = self._inserts.get(name or "", [])
+        reader = next((i for i, insert in enumerate(inserts) if insert.reads is not None), None)
+        if reader is None:
+            return None
+        passed = [pair for pair in (insert.around() for insert in inserts[:reader]) if pair is not None]
+        return (inserts[reader].reads or 0) + sum(len(back) for _, back in passed)
 
     def _read(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Let a decoder see the virtual tokens among the encoder's states."""

@@ -185,8 +185,7 @@ def seed_decides_everything(make: Make, method: Method):
 def outputs_keep_their_dtype(make: Make, method: Method):
     base = make()
     moved(base, method)
-    heads = method.kinds == ("final",)
-    assert answer(base, "x").dtype == (torch.float32 if heads else base.dtype)
+    assert answer(base, "x").dtype == (torch.float32 if method.classifies() else base.dtype)
 
 
 LAWS = {

@@ -37,7 +37,8 @@ from graft.methods.prompt import PromptTuning
 from graft.methods.subset import Subset
 from graft.methods.task_head import TaskHead
 from graft.methods.vera import VeRA
-from shapes import attached, bert_base, gpt3, llama_2_7b, roberta_base, roberta_large, t0_3b, t5_base
+from graft.methods.warp import WARP
+from shapes import attached, bert_base, gpt3, llama_2_7b, roberta_base, roberta_large, roberta_words, t0_3b, t5_base
 
 Q_V = ("q_proj", "v_proj")
 OF_BERT = ("query", "value")
@@ -95,14 +96,21 @@ TABLE = [
     # soft prompts
     (llama_2_7b, PromptTuning(20), 81_920, "p d"),
     (llama_2_7b, PromptTuning(100), 409_600, "p d"),
+    (llama_2_7b, PTuning.from_file({"num_virtual_tokens": 20}), 81_920, "what stays of a P-tuning"),
+    (bert_base, PrefixTuning(30), 552_960, "2 L p d"),
     (llama_2_7b, PrefixTuning(30), 7_864_320, "2 L p d"),
     (llama_2_7b, PrefixTuning(30, prefix_projection=True), 136_700_416, "p d + (d + 1) 512 + 513 · 2 L d; left behind"),
     (llama_2_7b, PTuning(20), 20 * D + 3 * (D + 1) * D, "with the encoder, which is left behind"),
+    (roberta_words, WARP(num_labels=2), (20 + 2) * 1024, "K d + C d"),
     (bert_base, IPT(100, 250, hidden_size=8), 250, "d_I, whatever the decoder"),
     # side networks
     (bert_base, AttentionFusion(), 781, "d + L + 1: 0.0007 %; Cao et al. say 0.0009 % of the model"),
+    (llama_2_7b, AttentionFusion(), 4_129, "d + L + 1"),
     (llama_2_7b, Ladder(), 172_545_056, "L blocks of d/8 and f/8, L + 1 D_l, U, a norm, L gates"),
+    (llama_2_7b, Ladder(layers=tuple(range(1, 32, 2))), 88_372_240, "the same with half of the blocks"),
+    (t5_base, Ladder(layers=(1, 2, 3, 5, 6, 7, 9, 10, 11)), 3_878_706, "1.74 %, Sung et al., table 1"),
     (bert_base, LeTS(num_labels=2, delta_layers=0), 1_478_415, "2.5 d² + 4 d + 13 gates + (d/2 + 1) · 2: 1.35 %"),
+    (bert_base, LeTS(), 1_549_191, "and half a per cent of the last two blocks: 1.4 %, Fu et al."),
 ]
 
 

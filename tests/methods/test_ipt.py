@@ -12,7 +12,6 @@ from torch.testing import assert_close
 
 from graft.base import Base
 from graft.errors import AdapterError, UsageError
-from graft.methods._ipt_subspace import AutoEncoder
 from graft.methods.ipt import IPT, find_subspace
 from graft.methods.prompt import PromptTuning
 from models import inputs, randomise, tiny_base, tiny_model
@@ -90,12 +89,6 @@ def test_what_is_saved_is_a_prompt_of_peft(tmp_path):
 def test_the_coordinates_alone_are_trained_and_kept_in_checkpoints():
     adapter = tiny_base().attach("x", IPT(**SETTINGS))
     assert adapter.count() == D_I and [t.shape for t in adapter.tensors().values()] == [(D_I,)]
-
-
-def test_the_papers_auto_encoder_has_its_published_size():
-    with torch.device("meta"):
-        coder = AutoEncoder(100 * 768, 250, 768)
-    assert sum(p.numel() for p in coder.parameters()) == 78_452_218
 
 
 def test_a_random_decoder_starts_from_words_and_its_seed_decides_it():

@@ -156,9 +156,10 @@ def _config(methods: Sequence[Method], seats: Seats, base: dict[str, Any]) -> di
         for m, part in zip(methods, seats, strict=True)
         if not m.is_head()
     ]
-    heads = [site.name for part in seats for site, _ in part if site.kind == "final"]
+    heads: list[str] = []
     for method, part in zip(methods, seats, strict=True):
         if method.is_head():
+            heads += [site.name for site, _ in part if site.kind == "final"]
             common |= method.file_config(part)
     if heads and parts:
         parts[0]["modules_to_save"] = [*(parts[0].get("modules_to_save") or []), *heads]

@@ -1,0 +1,150 @@
+"""WARP: word-level adversarial reprogramming. Trained vectors around the text turn a masked model into a classifier.
+
+    E' = [P₁; E(x); P₂; E([MASK]); P₃]        P = [P₁; P₂; P₃] (K, d): trained vectors
+    P(y | x) = softmax_y(h · v_y)             h: what the word head makes of the state at [MASK] before its table of
+                                              words; v (C, d): a trained vector for each class
+
+Hambardzumyan et al. 2021 (2101.00121). P starts as copies of E([MASK]); v at random, or from words that name the
+classes. Learning rates are near 1e-3; everything but P and v is frozen, the word head too.
+Differs: the vectors stand around the whole row, its special tokens included, and not between two sentences. Decoders
+have no [MASK] and read the last vector of P, encoder-decoders read the decoder's first state; their P starts from
+N(mean, variance) of the vocabulary. The same holds where no tokenizer tells which token [MASK] is.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from graft.anatomy import family
+from graft.errors import UsageError
+from graft.insert import Insert
+from graft.method import Method, No
+from graft.methods._soft import KEY, check_room, tokenizer
+from graft.site import Site
+
+if TYPE_CHECKING:
+    from graft.adapter import Adapter
+
+MASKED = ("masked", "encoder")
+NONE = -1  # mask_token_id of what has no [MASK]
+
+
+@dataclass(frozen=True)
+class WARP(Method):
+    before_text: int = 10  # vectors in front of the row
+    before_mask: int = 5  # vectors between the row and [MASK]
+    after_mask: int = 5  # vectors behind [MASK]
+    num_labels: int = 2  # classes; as many as there are names in labels, where these are given
+    labels: tuple[str, ...] = ()  # names of the classes, in order
+    label_words: tuple[str, ...] = ()  # a word for each class, that its vector starts from; at random where left out
+    mask_token_id: int | None = None  # id of [MASK]: the tokenizer's where left out; -1: the last vector is read
+    tokenizer_name_or_path: str | None = None  # tokenizer of words and [MASK]; the one beside the model where left out
+
+    kinds: ClassVar = ("prompt", "final")
+    peft_type: ClassVar = "GRAFT_WARP"
+    word_head: ClassVar = True
+    newborn: ClassVar = No("it answers with classes instead of tokens")
+    mergeable: ClassVar = No("no weight has the effect of further tokens")
+    packable: ClassVar = No("every document would need virtual tokens of its own")
+
+    def __post_init__(self) -> None:
+        if self.labels:
+            object.__setattr__(self, "num_labels", len(self.labels))
+        front, *behind = (self.before_text, self.before_mask, self.after_mask)
+        if self.num_labels < 1 or min(front, *behind) < 0 or not sum(behind):
+            raise UsageError(
+                f"num_labels={self.num_labels} with {front} vectors before the text and {sum(behind)} behind it",
+                "at least 1 class, and 1 vector behind the text",
+                "leave these settings out",
+            )
+        if self.label_words and len(self.label_words) != self.num_labels:
+            raise UsageError(
+                f"{len(self.label_words)} label_words for {self.num_labels} classes",
+                "a word for each class, in their order",
+                "leave label_words out to start at random",
+            )
+
+    def build(self, site: Site) -> Insert:
+        return self._around(site) if site.kind == "prompt" else Verbalizer(self._classes(site))
+
+    def file_config(self, seats: Sequence[tuple[Site, Insert]]) -> dict[str, Any]:
+        """[MASK] by its number, and v is in the tensors: a tokenizer is needed no more."""
+        mask = next(insert.mask for _, insert in seats if isinstance(insert, Around))
+        return super().file_config(seats) | {"mask_token_id": mask, "label_words": [], "tokenizer_name_or_path": None}
+
+    def notice(self, adapter: "Adapter") -> str | None:
+        site, around = next(seat for seat in adapter.inserts if isinstance(seat[1], Around))
+        wanted = self.mask_token_id is None and family(site.root) in MASKED
+        return "no tokenizer tells [MASK]: the last vector is read instead" if wanted and around.mask == NONE else None
+
+    def _around(self, site: Site) -> Insert:
+        parts, model = (self.before_text, self.before_mask, self.after_mask), site.root
+        mask = self._mask(site) if self.mask_token_id is None else self.mask_token_id
+        check_room(sum(parts) + (mask != NONE), model.config)
+        insert = Around(*self._start(site, sum(parts), mask), parts, mask)
+        if family(model) != "seq2seq":
+            insert.reads = self.before_mask + self.after_mask - 1 if mask == NONE else self.before_mask
+        return insert
+
+    def _mask(self, site: Site) -> int:
+        """What the tokenizer of a masked model tells, if there is one."""
+        if family(site.root) not in MASKED:
+            return NONE
+        try:
+            known = tokenizer(site, self.tokenizer_name_or_path).mask_token_id
+        except UsageError:
+            return NONE
+        return NONE if known is None else int(known)
+
+    def _start(self, site: Site, rows: int, mask: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """P at birth, and the vector of [MASK] (1, d), or (0, d)."""
+        embed = lambda ids: site.module(ids.to(site.module.weight.device)).float()
+        if mask != NONE:
+            vector = embed(torch.tensor([mask]))
+            return vector.expand(rows, -1), vector
+        words = embed(torch.randint(0, site.in_features, (4096,)))  # enough for mean and variance
+        return words.mean(0) + words.std(0) * torch.randn(rows, site.out_features).to(words), words[:0]
+
+    def _classes(self, site: Site) -> torch.Tensor:
+        """v at birth, as wide as what enters the table of words."""
+        head = site.root.get_output_embeddings()
+        if not self.label_words:
+            return torch.randn(self.num_labels, site.in_features if head is None else head.weight.shape[1]) * 0.02
+        if head is None:
+            raise UsageError("label_words on a model without a word head", "a masked model", "leave label_words out")
+        read = tokenizer(site, self.tokenizer_name_or_path)
+        ids = (read(word, add_special_tokens=False)["input_ids"] for word in self.label_words)
+        return torch.stack([head.weight[tokens].float().mean(0) for tokens in ids])
+
+
+class Around(Insert):
+    """P, and among it the frozen vector of [MASK], where there is one."""
+
+    names: ClassVar = {"table": KEY}
+    vector: torch.Tensor
+
+    def __init__(self, table: torch.Tensor, vector: torch.Tensor, parts: tuple[int, int, int], mask: int) -> None:
+        """parts: how many rows of the table stand before the text, before [MASK] and behind it."""
+        super().__init__()
+        self.parts, self.mask = parts, mask
+        self.table = nn.Parameter(table.detach().clone())
+        self.register_buffer("vector", vector.detach(), persistent=False)
+
+    def around(self) -> tuple[torch.Tensor, torch.Tensor]:
+        front, middle, end = self.table.split(self.parts)
+        return front, torch.cat([middle, self.vector, end])
+
+
+class Verbalizer(Insert):
+    """v. x: last hidden state (B, T, D), the one that is read in the first place. Returns logits (B, C) in fp32."""
+
+    def __init__(self, start: torch.Tensor) -> None:
+        super().__init__()
+        self.v = nn.Parameter(start.detach().clone())
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return F.linear(x[:, 0].float(), self.v)
