@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from graft.errors import UsageError
-from graft.methods._soft import KEY
+from graft.methods._soft import KEY, check_sizes
 
 if TYPE_CHECKING:
     from graft.adapter import Adapter
@@ -76,13 +76,6 @@ class AutoEncoder(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         decoded: torch.Tensor = self.decode(self.encode(x))
         return decoded
-
-
-def check_sizes(**sizes: int | None) -> None:
-    """Raise UsageError for a size that is none; None is one that is left out."""
-    for name, size in sizes.items():
-        if size is not None and size < 1:
-            raise UsageError(f"{name}={size}", "a whole number above 0", "leave it out")
 
 
 def _write(coder: AutoEncoder, size: torch.Tensor, mean: torch.Tensor, path: Path) -> None:

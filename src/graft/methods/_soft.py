@@ -37,7 +37,7 @@ class SoftPrompt(Method):
     packable: ClassVar = No("every document would need virtual tokens of its own")
 
     def __post_init__(self) -> None:
-        check_length(self.num_virtual_tokens)
+        check_sizes(num_virtual_tokens=self.num_virtual_tokens)
 
     def assemble(self, sites: Sequence[Site]) -> list[tuple[Site, Insert]]:
         seats = super().assemble(sites)
@@ -93,10 +93,11 @@ class MadePrompt(Insert):
         self.loaded = tensors[KEY].to(next(self.parameters()))
 
 
-def check_length(length: int) -> None:
-    """Raise UsageError for what is no number of virtual tokens."""
-    if not isinstance(length, int) or length < 1:
-        raise UsageError(f"num_virtual_tokens={length!r}", "a whole number above 0", "10 to 100 are usual")
+def check_sizes(**sizes: int | None) -> None:
+    """Raise UsageError for a size that is no number above 0; None is one that is left out."""
+    for name, size in sizes.items():
+        if size is not None and (not isinstance(size, int) or size < 1):
+            raise UsageError(f"{name}={size!r}", "a whole number above 0", "leave it out for a usual one")
 
 
 def check_room(length: int, config: Any) -> None:

@@ -20,8 +20,8 @@ from torch import nn
 
 from graft.errors import AdapterError
 from graft.insert import Insert
-from graft.methods._ipt_subspace import check_sizes, find_subspace
-from graft.methods._soft import MadePrompt, SoftPrompt
+from graft.methods._ipt_subspace import find_subspace
+from graft.methods._soft import MadePrompt, SoftPrompt, check_sizes
 from graft.methods.prompt import PromptTuning
 from graft.site import Site
 
@@ -41,9 +41,8 @@ class IPT(SoftPrompt):
     own_fields: ClassVar = frozenset({"intrinsic_dim", "subspace", "hidden_size", "seed"})
 
     def __post_init__(self) -> None:
-        check_sizes(
-            num_virtual_tokens=self.num_virtual_tokens, intrinsic_dim=self.intrinsic_dim, hidden_size=self.hidden_size
-        )
+        super().__post_init__()
+        check_sizes(intrinsic_dim=self.intrinsic_dim, hidden_size=self.hidden_size)
 
     def build(self, site: Site) -> Insert:
         return Intrinsic(self._random(site) if self.subspace is None else self._found(site))

@@ -19,10 +19,9 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from graft.errors import UsageError
 from graft.insert import Insert
 from graft.method import Method, No
-from graft.methods._soft import KEY, SHAPES, check_length, check_room
+from graft.methods._soft import KEY, SHAPES, check_room, check_sizes
 from graft.site import Site
 
 
@@ -42,9 +41,7 @@ class PrefixTuning(Method):
     mergeable: ClassVar = No("no weight has the effect of further keys; export it as an adapter")
 
     def __post_init__(self) -> None:
-        check_length(self.num_virtual_tokens)
-        if self.encoder_hidden_size < 1:
-            raise UsageError(f"encoder_hidden_size={self.encoder_hidden_size}", "at least 1", "512 is usual")
+        check_sizes(num_virtual_tokens=self.num_virtual_tokens, encoder_hidden_size=self.encoder_hidden_size)
 
     def assemble(self, sites: Sequence[Site]) -> list[tuple[Site, Insert]]:
         places, config = self.targets(sites), sites[0].root.config
