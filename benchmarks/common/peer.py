@@ -13,7 +13,8 @@ from typing import Any
 import ours
 import tasks
 import torch
-from peft import PeftConfig, PeftModel, get_peft_model
+from peft import PeftConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+from peft.utils import load_peft_weights
 from torch import nn
 from torch.nn import functional as F
 from transformers.generation.configuration_utils import GenerationConfig
@@ -159,10 +160,13 @@ class Peer:
             newborn.save(folder)
             settings = PeftConfig.from_json_file(f"{folder}/adapter_config.json") | self.more
             config = PeftConfig.from_peft_type(**settings | {"inference_mode": False})
-            if not self.own_start:
+            if not (self.own_start or config.is_prompt_learning):
                 return PeftModel.from_pretrained(model, folder, is_trainable=True, config=config)
             torch.manual_seed(self.recipe.train.seed)
-            return get_peft_model(model, config)
+            adapted = get_peft_model(model, config)
+            if not self.own_start:  # PEFT trains no prompts that it loads itself
+                set_peft_model_state_dict(adapted, load_peft_weights(folder))
+            return adapted
 
     def _write(self, prompts: list[str]) -> list[str]:
         """Greedy answers by transformers' own generate, rows of like length side by side."""

@@ -51,7 +51,7 @@ class Setting:
 SETTINGS = {
     LAPTOP: Setting("stories260K", "laptop", context=512, steps=240, batch_size=4, new_tokens=144),
     BANKING: Setting(
-        "all-MiniLM-L6-v2", "banking77", context=64, steps=120, batch_size=16,
+        "all-MiniLM-L6-v2", "banking77", context=64, steps=64, batch_size=16,
         linears=r"encoder\.layer\.\d+\..*(query|key|value|dense)",
     ),
 }  # fmt: skip

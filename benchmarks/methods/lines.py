@@ -41,7 +41,9 @@ LINES: dict[str, dict[str, Any]] = {
         "method": [{"name": "subset", "top_layers": 2}], "on": {LAPTOP: {"target_modules": ["lm_head"]}},
         "lr": rates(2e-3, 5e-4),
     },
-    "bitfit": {"method": [{"name": "bitfit"}], "lr": rates(1e-2, 5e-3)},
+    "bitfit": {
+        "method": [{"name": "bitfit"}], "on": {BANKING: {"exclude_modules": ["pooler.dense"]}}, "lr": rates(1e-2, 5e-3),
+    },
     "ln_tuning": {"method": [{"name": "ln_tuning"}], "lr": rates(1e-2, 5e-3), "peft": {}},
     "ia3": {"method": [{"name": "ia3"}], "lr": rates(1e-2, 1e-2), "peft": {}},
     "lora": {"method": everywhere("lora", **LORA), "lr": rates(4e-3, 2e-3), "peft": {}},
