@@ -8,11 +8,13 @@ three steps on full packed rows. Predicted is `graft.plan` of the same, with the
 """
 
 import json
-import resource
 import subprocess
 import sys
+from pathlib import Path
 
+sys.path.append(str(Path(__file__).parents[1] / "common"))
 import torch
+from memory import forget, peak, resident
 
 from graft.data.order import Batch
 from graft.data.pack import packed
@@ -80,24 +82,6 @@ def example(base, rows: int, length: int) -> Batch:
     ids = torch.randint(5, 100, (rows, length)).tolist()
     inputs, labels = packed([[(row, list(row))] for row in ids], pad=0, causal=base.family == "causal")
     return Batch(inputs, labels, rows * (length - 1), ["random"])
-
-
-def resident() -> int:
-    """Bytes of memory this process holds."""
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * resource.getpagesize()
-
-
-def forget() -> None:
-    """Set the kernel's high-water mark of this process back to what it holds now."""
-    with open("/proc/self/clear_refs", "w") as file:
-        file.write("5")
-
-
-def peak() -> int:
-    """The high-water mark in bytes."""
-    with open("/proc/self/status") as file:
-        return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM"))
 
 
 def main() -> None:

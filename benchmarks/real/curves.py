@@ -7,21 +7,16 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from page import picture
+
 WIDTH, HEIGHT, LEFT, TOP, GAP = 300, 190, 44, 30, 24  # of a panel, in pixels
-STYLE = (
-    "text{font:11px sans-serif;fill:#444}.t{font-size:13px;fill:#111}.g{stroke:#ddd}"
-    ".l{fill:none;stroke:#3465a4;stroke-width:1.6}.d{fill:#c4321f}"
-)
 
 
 def svg(runs: Sequence[dict[str, Any]]) -> str:
     """runs: {"pretrain", "model", "losses", "eval": [[step, loss], ...]}."""
     width, height = len(runs) * (LEFT + WIDTH + GAP), TOP + HEIGHT + 34
     panels = "".join(panel(run, index * (LEFT + WIDTH + GAP) + LEFT) for index, run in enumerate(runs))
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}">'
-        f'<style>{STYLE}</style><rect width="100%" height="100%" fill="#fff"/>{panels}</svg>\n'
-    )
+    return picture(width, height, panels)
 
 
 def panel(run: dict[str, Any], left: int) -> str:

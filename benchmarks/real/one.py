@@ -1,25 +1,23 @@
 """One run of the comparison, in this process: python benchmarks/real/one.py NAME RESULTS [--steps N]"""
 
 import argparse
-import json
 import os
-import platform
 import shutil
+import sys
 import time
 from dataclasses import replace
-from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+sys.path.append(str(Path(__file__).parents[1] / "common"))
 import grid
 import ours
+import result
 import tasks
 import torch
 
+from graft import runs
 from graft.recipe import read
-
-PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "graftlm")
 
 
 def main() -> None:
@@ -34,8 +32,8 @@ def main() -> None:
         cell = replace(cell, setting=replace(cell.setting, steps=asked.steps))
     folder, begun = tasks.WORK / "runs" / f"{cell.name}.{cell.setting.steps}", time.perf_counter()
     found = carry_out(cell, folder)
-    facts = {"cell": describe(cell), "wall_s": time.perf_counter() - begun, **found, "machine": machine()}
-    write(asked.results / f"{cell.name}.json", facts)
+    facts = {"cell": describe(cell), "wall_s": time.perf_counter() - begun, **found, "machine": result.machine()}
+    result.write(asked.results / f"{cell.name}.json", facts)
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -43,9 +41,9 @@ def carry_out(cell: grid.Cell, folder: Path) -> dict[str, Any]:
     """Train and test with the cell's tool; "none" tests the base, and the answers that need no model."""
     recipe = read(cell.recipe(folder))
     if cell.method == "none":
-        return ours.score(cell, recipe) | {"baselines": ours.baselines(cell)}
+        return ours.score(cell, recipe, ours.untrained(recipe)) | {"baselines": ours.baselines(cell)}
     if cell.tool == "graft":
-        return ours.train(recipe) | ours.score(cell, recipe)
+        return ours.train(recipe) | ours.score(cell, recipe, runs.open_model(recipe.output))
     from peer import Peer  # late: PEFT and bitsandbytes take seconds to import, and our runs shall not need them
 
     peer = Peer(cell, recipe)
@@ -60,25 +58,6 @@ def describe(cell: grid.Cell) -> dict[str, Any]:
         "seed": cell.seed, "steps": s.steps, "batch_size": s.batch_size, "lr": cell.lr,
         "counts": tasks.test_of(cell.material())[1],
     }  # fmt: skip
-
-
-def machine() -> dict[str, Any]:
-    """Where and with what this was measured."""
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return {
-        "cpu": names[0] if names else platform.processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads(),
-        "python": platform.python_version(), "packages": {name: version(name) for name in PACKAGES},
-        "date": date.today().isoformat(),
-    }  # fmt: skip
-
-
-def write(path: Path, facts: dict[str, Any]) -> None:
-    """A result, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(facts, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)
 
 
 if __name__ == "__main__":

@@ -15,10 +15,12 @@ import gzip
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
-import one
+sys.path.append(str(Path(__file__).parents[1] / "common"))
+import result
 import run
 import tasks
 import torch
@@ -125,9 +127,9 @@ def carry_out(name: str, recipe: dict[str, Any], output: Path, results: Path) ->
         "losses": [round(line["loss"], 5) for line in metrics if "loss" in line],
         "eval": [[line["step"], round(line["eval_loss"], 5)] for line in metrics if "eval_loss" in line],
         "train_s": sum(line["seconds"] for line in timing if "seconds" in line),
-        "before": columns[0], "after": columns[-1], "machine": one.machine(),
+        "before": columns[0], "after": columns[-1], "machine": result.machine(),
     }  # fmt: skip
-    one.write(results / f"pretrain-{name}.json", facts)
+    result.write(results / f"pretrain-{name}.json", facts)
     shutil.rmtree(output)
     print(
         f"done  {name}  loss {facts['losses'][0]:.3f} -> {facts['losses'][-1]:.3f}  {facts['train_s']:.0f} s",

@@ -9,15 +9,14 @@ Each run is a process of its own (one.py) and leaves results/NAME.json; what it 
 """
 
 import argparse
-import os
-import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).parents[1] / "common"))
 import grid
 import tasks
+import work
 
 HERE = Path(__file__).parent
 RESULTS, TRIAL = HERE / "results", tasks.WORK / "trial"
@@ -42,7 +41,8 @@ def main() -> int:
     prepare([chosen[name] for name in todo])
     print(f"{len(chosen) - len(todo)} of {len(chosen)} runs are done, {len(todo)} to do", flush=True)
     steps = ["--steps", str(asked.steps)] if asked.steps else []
-    return work(todo, asked.jobs, asked.threads, [str(results), *steps])
+    more = [str(results), *steps]
+    return work.side_by_side(HERE / "one.py", todo, tasks.WORK, jobs=asked.jobs, threads=asked.threads, more=more)
 
 
 def prepare(cells: Sequence[grid.Cell]) -> None:
@@ -52,30 +52,6 @@ def prepare(cells: Sequence[grid.Cell]) -> None:
     for setting in {(cell.setting.base, cell.setting.task): cell.setting for cell in cells}.values():
         tokenizer = AutoTokenizer.from_pretrained(grid.folder(setting.base), local_files_only=True)
         tasks.stored(setting.base, setting.task, tokenizer, setting.context)
-
-
-def work(todo: Sequence[str], jobs: int, threads: int, more: Sequence[str]) -> int:
-    """Start the runs in order, `jobs` at a time. Returns how many failed."""
-    limits = {f"{library}_NUM_THREADS": str(threads) for library in ("OMP", "MKL", "OPENBLAS")}
-    env = os.environ | limits | {"TOKENIZERS_PARALLELISM": "false", "GRAFT_CACHE": str(tasks.WORK / "cache")}
-    logs = tasks.WORK / "log"
-    logs.mkdir(parents=True, exist_ok=True)
-    waiting, running, failed = list(todo), {}, 0
-    while waiting or running:
-        while waiting and len(running) < jobs:
-            name = waiting.pop(0)
-            with (logs / f"{name}.txt").open("w") as log:
-                command = [sys.executable, str(HERE / "one.py"), name, *more]
-                process = subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT)
-            running[name] = process, time.perf_counter()
-        time.sleep(0.2)
-        for name, (process, begun) in list(running.items()):
-            if process.poll() is not None:
-                failed += process.returncode != 0
-                word = "done" if process.returncode == 0 else f"FAILED, see {logs / name}.txt:"
-                print(f"{word}  {name}  {time.perf_counter() - begun:.0f} s", flush=True)
-                del running[name]
-    return failed
 
 
 if __name__ == "__main__":

@@ -13,8 +13,10 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+sys.path.append(str(Path(__file__).parents[1] / "common"))
 import curves
 import grid
+from page import markdown, measured_on, spread
 
 LAST = 10  # steps whose mean is a run's training loss
 ALLOWED = 0.02  # relative difference of training losses that counts as equal
@@ -103,15 +105,11 @@ def main() -> None:
 
 def head(runs: Sequence[Run]) -> str:
     """Where, when and with what; how to read it."""
-    machine, dates = runs[0]["machine"], sorted({run["machine"]["date"] for run in runs})
-    packages = ", ".join(f"{name} {number}" for name, number in machine["packages"].items())
-    place = f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} thread a run, two runs at a time"
-    when = " to ".join(dict.fromkeys((dates[0], dates[-1])))
     return f"""# Real input: Graft beside PEFT
 
     {COMMAND}
 
-{place}; Python {machine["python"]}, {packages}; {when}.
+{measured_on(runs)}
 Tasks, settings and what is left out: [README](README.md).
 
 Both tools get the same rows in the same order, the same newborn adapter, steps, rates and clipping, in fp32. Training
@@ -211,30 +209,12 @@ def order(run: Run) -> tuple[int, float]:
     return ("none", *grid.METHODS).index(run["cell"]["method"]), -(run["cell"]["rows"] or float("inf"))
 
 
-def spread(values: Sequence[float], digits: int = 1) -> str:
-    """
-    >>> spread([1.0, 2.0]), spread([3.0]), spread([])
-    ('1.5 ± 0.7', '3.0', '')
-    """
-    if not values:
-        return ""
-    deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.{digits}f}{deviation}"
-
-
 def percent(share: float | None) -> str:
     """
     >>> percent(0.01234), percent(3e-8)
     ('1.2 %', '3e-06 %')
     """
     return "" if share is None else f"{100 * share:.2g} %"
-
-
-def markdown(table: Sequence[Sequence[str]]) -> str:
-    """Lines of cells, the first as header; short ones are filled up."""
-    width = len(table[0])
-    lines = [f"| {' | '.join([*cells, *[''] * (width - len(cells))])} |" for cells in table]
-    return "\n".join([lines[0], "|" + "---|" * width, *lines[1:]]) + "\n"
 
 
 if __name__ == "__main__":

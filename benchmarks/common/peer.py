@@ -1,22 +1,24 @@
 """The peer's side of a cell: transformers, PEFT, bitsandbytes and torch's own AdamW, on exactly our batches.
 
-A LoRA starts from the file of our newborn adapter, a classifier from our newborn head, so that nothing but the tools
+An adapter starts from the file of our newborn one, a classifier from our newborn head, so that nothing but the tools
 differs. The loop is the plain one: mean loss over the step's supervised tokens, clip, AdamW, linear schedule.
 """
 
 import math
 import time
+from collections.abc import Callable, Mapping
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import ours
 import tasks
 import torch
-from grid import Cell
-from peft import PeftModel
+from peft import PeftConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+from peft.utils import load_peft_weights
 from torch import nn
 from torch.nn import functional as F
 from transformers.generation.configuration_utils import GenerationConfig
+from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 from transformers.models.bert.modeling_bert import BertModel
 from transformers.optimization import get_linear_schedule_with_warmup
@@ -36,20 +38,38 @@ class Pooled(BertModel):
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.post_init()
 
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **_: Any) -> torch.Tensor:
-        hidden = super().forward(input_ids, attention_mask=attention_mask).last_hidden_state
-        live = attention_mask[..., None].to(hidden.dtype)
-        return self.classifier((hidden * live).sum(1) / live.sum(1))
+    def forward(
+        self, input_ids: Any = None, attention_mask: Any = None, inputs_embeds: Any = None, past_key_values: Any = None,
+        labels: Any = None, **_: Any,
+    ) -> SequenceClassifierOutput:  # fmt: skip
+        """Virtual tokens in front are pooled like others where they are embedded, and have no state as a prefix."""
+        given = {"inputs_embeds": inputs_embeds, "past_key_values": past_key_values}
+        hidden = super().forward(input_ids, attention_mask=attention_mask, **given).last_hidden_state
+        live = attention_mask[:, -hidden.shape[1] :, None].to(hidden.dtype)
+        logits = self.classifier((hidden * live).sum(1) / live.sum(1))
+        return SequenceClassifierOutput(None if labels is None else F.cross_entropy(logits, labels), logits)
 
 
 class Peer:
-    """One model of the peer with the batches to train it on."""
+    """One model of the peer with the batches to train it on.
 
-    def __init__(self, cell: Cell, recipe: Recipe) -> None:
-        self.cell, self.recipe = cell, recipe
+    more: settings for PEFT's config, beside or in place of those in our file.  own_start: PEFT draws the adapter
+    itself, where our file holds the result of a start or of an encoder, and not what is trained.  loaded: called when
+    the base is there.
+    """
+
+    def __init__(
+        self, cell: ours.Cell, recipe: Recipe, more: Mapping[str, Any] | None = None, *, own_start: bool = False,
+        loaded: Callable[[], None] = lambda: None,
+    ) -> None:  # fmt: skip
+        self.cell, self.recipe, self.more, self.own_start = cell, recipe, dict(more or {}), own_start
         self.base, self.feed, newborn = ours.newborn(recipe)
-        self.model = self._model(newborn)
+        model = self._model(newborn)
+        loaded()
+        self.model = self._adapted(model, newborn)
         self.trained = [p for p in self.model.parameters() if p.requires_grad]
+        # AdaLoRA: ranks are allocated after a step, and a penalty joins every loss.
+        self.allocate = getattr(getattr(self.model, "base_model", None), "update_and_allocate", None)
 
     def train(self) -> dict[str, Any]:
         """{losses, step_seconds} of all steps."""
@@ -69,6 +89,8 @@ class Peer:
             torch.nn.utils.clip_grad_norm_(self.trained, s.clip)
             optimizer.step()
             schedule.step()
+            if self.allocate:
+                self.allocate(step)
             optimizer.zero_grad()
             losses.append(total)
             seconds.append(time.perf_counter() - begun)
@@ -76,29 +98,46 @@ class Peer:
 
     def loss(self, batch: Any) -> torch.Tensor:
         """Mean over the batch's supervised tokens, or rows."""
-        if self.recipe.stage == "classify":
-            return F.cross_entropy(self.model(**batch.inputs), batch.labels)
-        return self.model(**batch.inputs, labels=batch.labels, use_cache=False).loss
+        return self._forward(self.model, batch).loss
+
+    def _forward(self, model: nn.Module, batch: Any) -> Any:
+        uncached = {} if self.recipe.stage == "classify" else {"use_cache": False}
+        return model(**batch.inputs, labels=batch.labels, **uncached)
+
+    @torch.no_grad()
+    def held_loss(self, cases: list[tasks.Case]) -> float:
+        """Mean over the supervised tokens, or rows, of these cases."""
+        self._evaluating()
+        model = self.model.get_base_model() if self.allocate else self.model  # beneath the penalty
+        batches = self._batches(cases)
+        total = sum(float(self._forward(model, batch).loss) * batch.tokens for batch in batches)
+        return total / sum(batch.tokens for batch in batches)
 
     @torch.no_grad()
     def score(self) -> dict[str, Any]:
         """The numbers of `ours.score`, by the peer's own model."""
-        # In evaluation mode bitsandbytes packs weights for a CPU kernel that refuses widths which 32 does not divide.
-        # There is no dropout here, so training mode computes the same.
-        self.model.train(self.cell.method == "qlora")
+        self._evaluating()
         cases, _ = tasks.test_of(self.cell.material())
-        feed = ours.test_feed(self.cell, self.recipe, self.base, cases)
-        batches = [batch for step in range(feed.steps_per_epoch) for batch in feed.step(0, step)]
         count = {"trained": sum(p.numel() for p in self.trained)}
         if self.recipe.stage == "classify":
-            predicted = [int(i) for batch in batches for i in self.model(**batch.inputs).argmax(-1)]
+            batches = self._batches(cases)
+            predicted = [int(i) for batch in batches for i in self.model(**batch.inputs).logits.argmax(-1)]
             return ours.class_scores(predicted, [int(i) for batch in batches for i in batch.labels]) | count
-        loss = sum(float(self.loss(batch)) * batch.tokens for batch in batches) / sum(b.tokens for b in batches)
+        loss = self.held_loss(cases)
         return ours.text_scores(self._write([case.prompt for case in cases]), cases) | {"loss": loss} | count
+
+    def _evaluating(self) -> None:
+        # In evaluation mode bitsandbytes packs weights for a CPU kernel that refuses widths which 32 does not divide.
+        # There is no dropout here, so training mode computes the same.
+        self.model.train(self.recipe.quant != "none")
+
+    def _batches(self, cases: list[tasks.Case]) -> list[Any]:
+        feed = ours.test_feed(self.cell, self.recipe, self.base, cases)
+        return [batch for step in range(feed.steps_per_epoch) for batch in feed.step(0, step)]
 
     def _model(self, newborn: Any) -> nn.Module:
         keywords: dict[str, Any] = {"dtype": torch.float32}
-        if self.cell.method == "qlora":
+        if self.recipe.quant == "nf4":
             keywords["quantization_config"] = BitsAndBytesConfig(
                 load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
                 bnb_4bit_compute_dtype=torch.float32, llm_int8_skip_modules=KEPT,
@@ -108,18 +147,26 @@ class Peer:
             dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
             cls, keywords = Pooled, keywords | dropout | {"num_labels": newborn.methods[-1].num_labels}
         model = cls.from_pretrained(self.recipe.model, trust_remote_code=False, local_files_only=True, **keywords)
-        if self.cell.method == "full":
-            if self.recipe.stage == "classify":
-                self._head(model, newborn)
+        if self.recipe.stage == "classify":  # the classifier starts where ours does
+            head = {name.rpartition(".")[2]: tensor for name, tensor in newborn.of(newborn.methods[-1]).state().items()}
+            model.classifier.load_state_dict(head)
+        return model
+
+    def _adapted(self, model: nn.Module, newborn: Any) -> nn.Module:
+        """The model with an adapter like ours; as it is where all of it is trained."""
+        if newborn.in_place:
             return model
         with TemporaryDirectory() as folder:
             newborn.save(folder)
-            return PeftModel.from_pretrained(model, folder, is_trainable=True)
-
-    def _head(self, model: Pooled, newborn: Any) -> None:
-        """The classifier starts where ours does."""
-        head = {name.rpartition(".")[2]: tensor for name, tensor in newborn.of(newborn.methods[-1]).state().items()}
-        model.classifier.load_state_dict(head)
+            settings = PeftConfig.from_json_file(f"{folder}/adapter_config.json") | self.more
+            config = PeftConfig.from_peft_type(**settings | {"inference_mode": False})
+            if not (self.own_start or config.is_prompt_learning):
+                return PeftModel.from_pretrained(model, folder, is_trainable=True, config=config)
+            torch.manual_seed(self.recipe.train.seed)
+            adapted = get_peft_model(model, config)
+            if not self.own_start:  # PEFT trains no prompts that it loads itself
+                set_peft_model_state_dict(adapted, load_peft_weights(folder))
+            return adapted
 
     def _write(self, prompts: list[str]) -> list[str]:
         """Greedy answers by transformers' own generate, rows of like length side by side."""

@@ -2,11 +2,10 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import tasks
 import torch
-from grid import Cell
 
 import graft
 from graft import runs
@@ -16,20 +15,29 @@ from graft.data.rows import Row
 from graft.evaluate.metrics import accuracy, bleu, macro_f1, rouge_l
 from graft.evaluate.perplexity import classes, perplexity
 from graft.recipe import Recipe
+from graft.run import RunObserver
 
 
-def train(recipe: Recipe) -> dict[str, Any]:
+class Cell(Protocol):
+    """A run as both tools know it.  setting: has a `stage`, "sft" or "classify", and `new_tokens` of an answer."""
+
+    setting: Any
+
+    def material(self) -> Path:
+        """The folder of its rows and test."""
+
+
+def train(recipe: Recipe, observer: RunObserver | None = None) -> dict[str, Any]:
     """{losses, step_seconds} of the finished run, which stays in the recipe's output folder."""
-    graft.run(recipe)
+    graft.run(recipe, observer=observer)
     output = Path(recipe.output)
     steps = _lines(output / "metrics.jsonl")
     seconds = [line["seconds"] for line in _lines(output / "timing.jsonl") if "seconds" in line]
     return {"losses": [line["loss"] for line in steps if "loss" in line], "step_seconds": seconds}
 
 
-def score(cell: Cell, recipe: Recipe) -> dict[str, Any]:
-    """The test's numbers and some texts of the trained adapter, or of the base where method is "none"."""
-    opened = untrained(recipe) if cell.method == "none" else runs.open_model(recipe.output)
+def score(cell: Cell, recipe: Recipe, opened: runs.Opened) -> dict[str, Any]:
+    """The test's numbers and some texts of the trained adapter, or of the bare base."""
     cases, _ = tasks.test_of(cell.material())
     base, feed = opened.base, test_feed(cell, recipe, opened.base, cases)
     trained = base.adapters[opened.adapter].count() if opened.adapter else 0
@@ -90,12 +98,17 @@ def class_scores(predicted: list[Any], true: list[Any]) -> dict[str, Any]:
 def newborn(recipe: Recipe) -> tuple[Any, Feed, Any]:
     """(base, feed, adapter) as `graft.run` has them before its first step: what the peer starts from."""
     base = runs.load_base(recipe)
+    feed, labels = training_feed(recipe, base)
+    torch.manual_seed(recipe.train.seed)
+    return base, feed, base.attach("newborn", runs.methods_of(recipe, labels))
+
+
+def training_feed(recipe: Recipe, base: Any) -> tuple[Feed, list[str]]:
+    """The recipe's batches, and the classes of its rows."""
     stage, seed = recipe.stage, recipe.train.seed
     prepared = graft.data.prepare(recipe.data, base.tokenizer, stage=stage, family=base.family, seed=seed)
-    torch.manual_seed(seed)
-    adapter = base.attach("newborn", runs.methods_of(recipe, prepared.labels or ()))
     feed = runs.feed(base, recipe, prepared.train, recipe.train.batch_size, recipe.train.micro_batch_size)
-    return base, feed, adapter
+    return feed, prepared.labels or []
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
