@@ -73,7 +73,8 @@ class Joint:
         kept = route.taps.pop(self._name, x)
         if isinstance(output, ModelOutput):  # a stack's
             given = {name: value for name, value in kwargs.items() if isinstance(value, torch.Tensor)}
-            output.last_hidden_state = self._spans(route, self._fold_out, given, given, output.last_hidden_state)
+            last = output["last_hidden_state"]
+            output["last_hidden_state"] = self._spans(route, self._fold_out, given, given, last)
             return output
         if isinstance(output, tuple):  # attention modules and T5's blocks
             return (self._spans(route, self._fold_out, x, kept, output[0]), *output[1:])
