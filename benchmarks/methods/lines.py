@@ -41,6 +41,7 @@ LINES: dict[str, dict[str, Any]] = {
         "method": [{"name": "subset", "top_layers": 2}], "on": {LAPTOP: {"target_modules": ["lm_head"]}},
         "lr": rates(2e-3, 5e-4),
     },
+    "trainable_tokens": {"method": [{"name": "trainable_tokens"}], "lr": rates(4e-3, 1e-3), "peft": {}},
     "bitfit": {
         "method": [{"name": "bitfit"}], "on": {BANKING: {"exclude_modules": ["pooler.dense"]}}, "lr": rates(1e-2, 5e-3),
     },

@@ -69,6 +69,12 @@ class Site:
         known = [a for a in ("out_features", "embedding_dim") if hasattr(module, a)]
         return int(getattr(module, known[0])) if known else int(module.weight.shape[-1])
 
+    @property
+    def multiplier(self) -> Any:
+        """At `embed`: what the table multiplies its rows by, as Gemma's does; 1 elsewhere."""
+        scale = getattr(self.module, "embed_scale", 1.0)
+        return scale.to(self.module.weight.dtype) if isinstance(scale, torch.Tensor) else scale
+
     def weight(self) -> torch.Tensor:
         """The weight as (out, in), dequantised; (ids, width) at `embed`. No copy where none is needed."""
         weight = self.module.weight

@@ -36,6 +36,7 @@ from graft.methods.prefix import PrefixTuning
 from graft.methods.prompt import PromptTuning
 from graft.methods.subset import Subset
 from graft.methods.task_head import TaskHead
+from graft.methods.trainable_tokens import TrainableTokens
 from graft.methods.vera import VeRA
 from graft.methods.warp import WARP
 from shapes import attached, bert_base, gpt3, llama_2_7b, roberta_base, roberta_large, roberta_words, t0_3b, t5_base
@@ -51,6 +52,8 @@ TABLE = [
     (llama_2_7b, BitFit(), L * (5 * D + 2 * F), "it has no biases: one for every linear is added"),
     (bert_base, LNTuning(), 38_400, "25 norms, gain and bias"),
     (llama_2_7b, LNTuning(), 266_240, "65 norms, gain only"),
+    (llama_2_7b, TrainableTokens((31_998, 31_999)), 2 * D, "k d"),
+    (t5_base, TrainableTokens((32_099,)), 768, "once, though the head is tied"),
     (roberta_base, TaskHead(num_labels=2), 2 * 768 + 2, "a head is counted apart from its method"),
     # low-rank and its kin
     (gpt3, LoRA(r=1, target_modules=Q_V), 4_718_592, "4.7 M, Hu et al., table 4"),

@@ -182,15 +182,16 @@ class LowRankEmbedding(Insert):
                 "plain LoRA on embeddings",
                 "leave the table out of target_modules",
             )
-        self.scale = scale
+        self.site, self.scale = site, scale
         self.A = nn.Parameter(torch.zeros(r, site.in_features))
         self.B = nn.Parameter(torch.randn(site.out_features, r))
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return y + (F.embedding(x, self.A.T.to(y.dtype)) @ self.B.T.to(y.dtype) * self.scale)
+        update = F.embedding(x, self.A.T.to(y.dtype)) @ self.B.T.to(y.dtype)
+        return y + update * self.scale * self.site.multiplier
 
     def merge(self, weight: torch.Tensor, bias: torch.Tensor | None) -> Weights:
-        return weight + self.scale * (self.B @ self.A).T.detach(), bias
+        return weight + self.scale * (self.B.to(weight) @ self.A.to(weight)).T.detach(), bias
 
     def low_rank(self) -> LowRankForm:
         return self.A, self.B, self.scale

@@ -1,0 +1,128 @@
+"""Trainable tokens: chosen rows of the table of word embeddings are trained, all else is frozen.
+
+    E'[i] = R_j where i is the j-th chosen id, E[i] elsewhere        R (k, d) trained, starts as those rows of E
+
+For tokens that are new to the vocabulary, or that a task gives another meaning. Where the head is tied to the table,
+its logits of the chosen ids come from R too. k·d numbers. PEFT's method of this name, without a paper. Differs: rows of
+one batch may use other R, as E itself stays as it is; the bias of a tied head (BERT) is kept, which PEFT leaves out.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from graft.errors import UsageError
+from graft.insert import Insert, Weights
+from graft.method import Method
+from graft.methods._targets import Seats
+from graft.site import Site
+
+if TYPE_CHECKING:
+    from graft.adapter import Adapter
+
+MANY = 4096  # rows from which on it is worth a word
+
+
+@dataclass(frozen=True)
+class TrainableTokens(Method):
+    token_indices: str | tuple[int, ...] = "all"  # ids of the tokens whose rows are trained; all: the whole table
+
+    kinds: ClassVar = ("embed", "head")
+    peft_type: ClassVar = "TRAINABLE_TOKENS"
+    idle_fields: ClassVar = frozenset({"target_modules", "init_weights"})
+
+    def __post_init__(self) -> None:
+        ids = self.token_indices
+        numbers = not isinstance(ids, str) and all(isinstance(i, int) and i >= 0 for i in ids)
+        if ids != "all" and not (numbers and ids and len(set(ids)) == len(ids)):
+            raise UsageError(
+                f"token_indices={ids!r}", "ids of tokens, each once, or all", "see tokenizer(text)['input_ids']"
+            )
+
+    def targets(self, sites: Sequence[Site]) -> list[Site]:
+        """The table, under all its names, and a head that is tied to it."""
+        tables = [site for site in sites if site.kind == "embed"]
+        tied = [site for site in sites if site.kind == "head" and site.module.weight is tables[0].module.weight]
+        return tables + tied
+
+    def assemble(self, sites: Sequence[Site]) -> Seats:
+        places = self.targets(sites)
+        count = places[0].in_features
+        ids = range(count) if isinstance(self.token_indices, str) else self.token_indices
+        if max(ids) >= count:
+            raise UsageError(f"token_indices holds {max(ids)}", f"ids below {count}", "resize the table first")
+        table = Table(places[0], ids)
+        seats: Seats = [(site, (Lookup if site.kind == "embed" else Scores)(site, table, ids)) for site in places]
+        seats[0][1].table = table  # the first keeps it, in checkpoints and files; the others borrow
+        return seats
+
+    def param_groups(self, adapter: "Adapter", lr: float) -> list[dict[str, Any]]:
+        """Without decay: a row's rest is where it started, not 0."""
+        return [group | {"weight_decay": 0.0} for group in super().param_groups(adapter, lr)]
+
+    def notice(self, adapter: "Adapter") -> str | None:
+        count = len(adapter.inserts[0][1].ids)
+        return f"{count:,} rows of the table are trained: name token_indices" if count >= MANY else None
+
+    def file_config(self, seats: Sequence[tuple[Site, Insert]]) -> dict[str, Any]:
+        return {"token_indices": seats[0][1].ids.tolist(), "target_modules": None, "init_weights": True}
+
+
+class Table(nn.Module):
+    """R: row j is that of ids[j]."""
+
+    def __init__(self, site: Site, ids: Sequence[int]) -> None:
+        super().__init__()
+        self.R = nn.Parameter(site.weight().detach()[list(ids)].float().clone())
+
+
+class Rows(Insert):
+    """What reads R at one site.  ids (k,): the chosen ones."""
+
+    ids: torch.Tensor
+
+    def __init__(self, site: Site, table: Table, ids: Sequence[int]) -> None:
+        super().__init__()
+        self.site = site
+        self._borrowed = (table,)  # in a tuple torch does not see it: its tensor is kept once
+        self.register_buffer("ids", torch.tensor(ids, device=table.R.device), persistent=False)
+
+    @property
+    def R(self) -> torch.Tensor:
+        """The trained rows (k, d)."""
+        return self._borrowed[0].R
+
+    def saved(self) -> dict[str, torch.Tensor]:
+        """R at every site, as PEFT writes it; files hold no tensor twice, so the others get copies."""
+        return {"trainable_tokens_delta": self.R if hasattr(self, "table") else self.R.clone()}
+
+    def load(self, tensors: dict[str, torch.Tensor]) -> None:
+        with torch.no_grad():
+            self.R.copy_(tensors["trainable_tokens_delta"])
+
+    def merge(self, weight: torch.Tensor, bias: torch.Tensor | None) -> Weights:
+        return weight.index_copy(0, self.ids, self.R.detach().to(weight)), bias
+
+
+class Lookup(Rows):
+    """At the table, where x are ids and y their vectors."""
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        rising, order = self.ids.sort()
+        place = torch.searchsorted(rising, x).clamp(max=len(rising) - 1)
+        chosen = (rising[place] == x)[..., None]
+        own = F.embedding(order[place], self.R).to(y.dtype) * self.site.multiplier
+        return torch.where(chosen, own, y)
+
+
+class Scores(Rows):
+    """At a tied head, where y are logits."""
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        bias = self.site.bias()
+        own = F.linear(x, self.R.to(x.dtype), None if bias is None else bias[self.ids].to(x.dtype))
+        return y.index_copy(-1, self.ids, own.to(y.dtype))
