@@ -18,7 +18,7 @@ import curves
 import grid
 from page import markdown, measured_on, spread
 
-LAST = 10  # steps whose mean is a run's training loss
+LAST = 0.25  # share of the steps whose mean is a run's training loss
 ALLOWED = 0.02  # relative difference of training losses that counts as equal
 WANTED = 80.0  # per cent of Banking77's questions, by full and LoRA on all rows
 METRICS = {"bleu": "BLEU", "rouge_l": "ROUGE-L", "accuracy": "accuracy", "f1": "macro-F1"}
@@ -34,6 +34,7 @@ class Row:
         by_seed = sorted(runs, key=lambda run: run["cell"]["seed"])
         self.sides = {tool: [run for run in by_seed if run["cell"]["tool"] == tool] for tool in grid.TOOLS}
         self.cell, self.trained, self.metrics = runs[0]["cell"], runs[0]["trained"], metrics
+        self.last = slice(-round(LAST * self.cell["steps"]), None)
 
     @property
     def complete(self) -> bool:
@@ -45,7 +46,7 @@ class Row:
 
     def losses(self) -> list[list[float]]:
         """The runs' training losses."""
-        return [[statistics.mean(run["losses"][-LAST:]) for run in self.sides[tool]] for tool in grid.TOOLS]
+        return [[statistics.mean(run["losses"][self.last]) for run in self.sides[tool]] for tool in grid.TOOLS]
 
     def difference(self, part: slice) -> float | None:
         """The largest relative difference of these steps' mean losses over the seeds."""
@@ -59,7 +60,7 @@ class Row:
         cells += [spread(side) for metric in self.metrics for side in self.values(metric)]
         cells += [spread(side, 4) for side in self.losses()]
         cells += [
-            percent(self.difference(slice(-LAST, None))),
+            percent(self.difference(self.last)),
             percent(self.difference(slice(0, 1))),
             f"{self.trained:,}",
         ]
@@ -70,7 +71,7 @@ class Row:
         if not self.complete:
             yield f"{len(self.sides['graft'])} runs of Graft and {len(self.sides['peft'])} of PEFT are there"
             return
-        difference = self.difference(slice(-LAST, None)) or 0.0
+        difference = self.difference(self.last) or 0.0
         if difference > ALLOWED:
             yield f"training losses differ by {percent(difference)}"
         for metric in self.metrics:
@@ -113,9 +114,10 @@ def head(runs: Sequence[Run]) -> str:
 Tasks, settings and what is left out: [README](README.md).
 
 Both tools get the same rows in the same order, the same newborn adapter, steps, rates and clipping, in fp32. Training
-loss: mean of the last {LAST} steps, which are the same batches for both; differences (of it, and of the first step's
-loss) are the largest of the seeds. ± is the standard deviation over {len(grid.SEEDS)} seeds. Seconds are of training
-alone.
+loss: mean of the last {percent(LAST)} of the steps, which are the same batches for both; differences (of it, and of the
+first step's loss) are the largest of the seeds. They start at rounding and grow with the steps: Adam divides small
+gradients by their size, and their rounding with them. ± is the standard deviation over {len(grid.SEEDS)} seeds. Seconds
+are of training alone, with other work on the machine.
 """
 
 
@@ -152,7 +154,7 @@ def section(runs: list[Run], short: list[str]) -> str:
         caption(cell, rows),
         markdown([header, *table, *(row.line() for row in rows)]),
     ]
-    return "\n".join(parts + [answers(trained)] * ("bleu" in metrics))
+    return "\n".join([*parts, answers(trained)] if "bleu" in metrics else parts)
 
 
 def caption(cell: dict[str, Any], rows: Sequence[Row]) -> str:
