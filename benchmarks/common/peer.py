@@ -6,6 +6,7 @@ differs. The loop is the plain one: mean loss over the step's supervised tokens,
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,21 +21,23 @@ from torch.nn import functional as F
 from transformers.generation.configuration_utils import GenerationConfig
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
-from transformers.models.bert.modeling_bert import BertModel
+from transformers.models.bert.modeling_bert import BertModel, BertPreTrainedModel
 from transformers.optimization import get_linear_schedule_with_warmup
 from transformers.utils.quantization_config import BitsAndBytesConfig
 
 from graft.data import prompt_ids
 from graft.recipe import Recipe
 
+warnings.filterwarnings("error", message="Found missing adapter keys")  # it would start from another adapter
 KEPT = ["lm_head", "classifier", "pooler"]  # modules that bitsandbytes leaves alone, as graft does
 
 
-class Pooled(BertModel):
-    """MiniLM with a linear classifier on the mean of the live positions."""
+class Pooled(BertPreTrainedModel):
+    """MiniLM with a linear classifier on the mean of the live positions; named as in an adapter file with a head."""
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
+        self.bert = BertModel(config)
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.post_init()
 
@@ -44,7 +47,7 @@ class Pooled(BertModel):
     ) -> SequenceClassifierOutput:  # fmt: skip
         """Virtual tokens in front are pooled like others where they are embedded, and have no state as a prefix."""
         given = {"inputs_embeds": inputs_embeds, "past_key_values": past_key_values}
-        hidden = super().forward(input_ids, attention_mask=attention_mask, **given).last_hidden_state
+        hidden = self.bert(input_ids, attention_mask=attention_mask, **given).last_hidden_state
         live = attention_mask[:, -hidden.shape[1] :, None].to(hidden.dtype)
         logits = self.classifier((hidden * live).sum(1) / live.sum(1))
         return SequenceClassifierOutput(None if labels is None else F.cross_entropy(logits, labels), logits)
