@@ -1,7 +1,8 @@
 """Merging: an adapter folded into the base's weights, and taken out again without a rounding error.
 
 What was there is kept and put back; nothing is ever subtracted. A packed layer becomes a 16-bit layer made from its
-dequantised values. Of two tied tensors only the merged one changes, so the tie is broken while the merge lasts.
+dequantised values; only where it is packed in groups and the change is constant within each, the groups' minima take it
+up, rounded to half precision, and the layer stays packed. Of two tied tensors only the merged one changes, so the tie is broken while the merge lasts.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,10 +22,15 @@ from graft.site import Site
 
 @dataclass
 class Merged:
-    """What one merge did. dequantised: names of packed layers that are 16-bit now.  untied: the head left its tie."""
+    """What one merge did.
+
+    dequantised: names of packed layers that are 16-bit now.  packed: of those whose minima took the change up.
+    untied: the head left its tie.
+    """
 
     adapter: str
     dequantised: list[str] = field(default_factory=list)
+    packed: list[str] = field(default_factory=list)
     untied: bool = False
     _undo: list[Callable[[], None]] = field(default_factory=list, repr=False)
 
@@ -86,18 +92,15 @@ class Merges:
                     "change the order of the methods, or do not merge",
                 )
         module, bias = site.module, site.bias()
+        if hasattr(module, "minimum") and self._into_minima(site, inserts, merged):
+            return
         dtype = module.weight.dtype
         wide = torch.promote_types(dtype, torch.float32)
         weight = site.weight().detach().to(wide)
         bias = None if bias is None else bias.detach().to(wide)
         for insert in inserts:
             weight, bias = insert.merge(weight, bias)
-        if not torch.isfinite(weight).all():
-            raise MergeError(
-                f"the merged weight of {site.name} is not finite",
-                "finite values",
-                "train with a lower lr, or use an earlier checkpoint",
-            )
+        _check_finite(weight, site)
         bias = None if bias is None else nn.Parameter(bias.to(dtype), requires_grad=False)
         if isinstance(module, QuantLinear):
             self._replace(site.name, module, weight.to(dtype), bias, merged)
@@ -105,6 +108,24 @@ class Merges:
         stored = (weight.T if site.transposed else weight).to(dtype).contiguous()
         merged.untied |= site.kind in ("head", "embed") and self._shared(module)
         _put(module, {"weight": nn.Parameter(stored, requires_grad=False), "bias": bias}, merged)
+
+    def _into_minima(self, site: Site, inserts: list[Insert], merged: Merged) -> bool:
+        """Whether the minima of a packed layer could take up all that the inserts do; if so, they have."""
+        module, bias = site.module, site.bias()
+        minimum = module.minimum.to(torch.promote_types(module.minimum.dtype, torch.float32))
+        kind, bias = module.dtype if bias is None else bias.dtype, None if bias is None else bias.to(minimum.dtype)
+        for insert in inserts:
+            taken = insert.merge_groups(minimum, bias, module.scheme.block)
+            if taken is None:
+                return False
+            minimum, bias = taken
+        minimum = minimum.to(module.minimum.dtype)
+        _check_finite(minimum, site)
+        new = {"minimum": minimum, "bias": None if bias is None else bias.to(kind)}
+        frozen = {name: None if t is None else nn.Parameter(t, requires_grad=False) for name, t in new.items()}
+        _put(module, frozen, merged)
+        merged.packed.append(site.name)
+        return True
 
     def _replace(
         self, name: str, packed: QuantLinear, weight: torch.Tensor, bias: nn.Parameter | None, merged: Merged
@@ -125,6 +146,15 @@ def _by_site(adapter: Adapter) -> list[tuple[Site, list[Insert]]]:
     for site, insert in adapter.inserts:
         grouped.setdefault((site.name, site.kind == "module"), (site, []))[1].append(insert)
     return list(grouped.values())
+
+
+def _check_finite(weight: torch.Tensor, site: Site) -> None:
+    if not torch.isfinite(weight).all():
+        raise MergeError(
+            f"the merged weight of {site.name} is not finite",
+            "finite values",
+            "train with a lower lr, or use an earlier checkpoint",
+        )
 
 
 def _put(module: nn.Module, new: Mapping[str, nn.Parameter | None], merged: Merged) -> None:

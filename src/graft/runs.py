@@ -103,9 +103,10 @@ def load_base(recipe: Recipe, quant: str | None = None) -> Base:
     task = TASKS[recipe.objective]
     words = any(find(settings["name"]).word_head for settings in recipe.methods)
     if isinstance(recipe.model, str):
-        base = load(recipe.model, quant=quant or recipe.quant, dtype=recipe.dtype, task=task)
+        stored = {"quant": quant or recipe.quant, "group_size": recipe.group_size, "dtype": recipe.dtype}
+        base = load(recipe.model, **stored, task=task)
         if recipe.stage == "classify" and base.family == "masked" and not words:  # its word head is of no use then
-            base = load(recipe.model, quant=quant or recipe.quant, dtype=recipe.dtype, task="encoder")
+            base = load(recipe.model, **stored, task="encoder")
         return base
     wanted, folder = recipe.model.tokenizer, Path(recipe.output) / "tokenizer"
     if isinstance(wanted, NewTokenizer) and not folder.exists():

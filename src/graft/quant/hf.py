@@ -45,16 +45,16 @@ class GraftQuantConfig(QuantizationConfigMixin):
     def __init__(
         self,
         scheme: str = "nf4",
-        block: int = 64,
+        block: int = 0,
         double: bool = True,
         skip: list[str] | None = None,
         modules: dict[str, dict[str, Any]] | None = None,
         **_: Any,  # what later versions may add
     ) -> None:
         self.quant_method = METHOD
-        self.scheme, self.block, self.double = scheme, block, double
+        usual = Scheme(scheme, block, double)
+        self.scheme, self.block, self.double = usual.name, usual.block, usual.double
         self.skip, self.modules = skip or [], modules
-        self.kind()
 
     def kind(self, module: str = "") -> Scheme:
         """The Scheme of all layers, or of one that has its own."""

@@ -48,7 +48,7 @@ def packable(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield name, module
 
 
-def quantise_model(model: nn.Module, scheme: str | Scheme, *, block: int = 64, double: bool = True) -> nn.Module:
+def quantise_model(model: nn.Module, scheme: str | Scheme, *, block: int = 0, double: bool = True) -> nn.Module:
     """Pack the linears of the blocks in place, one after the other; returns the model.
 
     Raises ModelError, naming the tensor, where a weight holds a NaN or an infinity.
