@@ -2,7 +2,8 @@
 
 What was there is kept and put back; nothing is ever subtracted. A packed layer becomes a 16-bit layer made from its
 dequantised values; only where it is packed in groups and the change is constant within each, the groups' minima take it
-up, rounded to half precision, and the layer stays packed. Of two tied tensors only the merged one changes, so the tie is broken while the merge lasts.
+up, rounded to half precision, and the layer stays packed. Of two tied tensors only the merged one changes, so the tie
+is broken while the merge lasts.
 """
 
 from collections.abc import Callable, Mapping

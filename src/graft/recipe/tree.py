@@ -107,7 +107,7 @@ class Recipe(Section):
     dtype: Literal["bf16", "fp32"] = "bf16"  # number format of base and computation: bf16, fp32
     stage: Literal["pretrain", "sft", "classify"] = "sft"  # what a row is for: pretrain, sft, classify
     objective: Literal["causal", "masked", "span"] = "causal"  # of pretrain: causal, masked, span
-    method: Methods = {"name": "lora"}  # what is trained; `graft methods` lists them; qlora is a preset
+    method: Methods = {"name": "lora"}  # what is trained; `graft methods` lists them; presets: qlora, qalora
     adapter: Name | None = None  # a saved adapter to go on from, instead of a new one
     data: Data = Data()
     train: Train = Train()
