@@ -18,6 +18,7 @@ from graft.kernels import Grouped, Nested, Packed
 from graft.quant.dynamic import SIGNED
 from graft.quant.scheme import CODEBOOKS, GROUPED, Scheme
 
+Quantise = Callable[[Tensor], dict[str, Tensor] | None]
 PACKED = ("codes", "absmax", "nested_absmax", "nested_offset", "scale", "minimum")
 
 
@@ -89,9 +90,11 @@ class QuantLinear(nn.Module):
         self.register_parameter("bias", bias)
 
     @classmethod
-    def pack(cls, weight: Tensor, scheme: Scheme, bias: nn.Parameter | None = None) -> Self | None:
-        """Quantise weight (out, in); None where it holds a NaN or an infinity."""
-        tensors = scheme.quantise(weight)
+    def pack(
+        cls, weight: Tensor, scheme: Scheme, bias: nn.Parameter | None = None, quantise: Quantise | None = None
+    ) -> Self | None:
+        """Quantise weight (out, in), by `quantise` or as the scheme does; None where it holds a NaN or an infinity."""
+        tensors = (quantise or scheme.quantise)(weight)
         if tensors is None:
             return None
         layer = cls(weight.shape[1], weight.shape[0], scheme, bias, weight.dtype, device="meta")
