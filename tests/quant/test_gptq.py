@@ -14,11 +14,11 @@ from models import inputs, tiny_model
 
 
 def correlated(features, tokens, seed=0):
-    """Inputs (tokens, features) as layers have them: correlated, some features large."""
+    """Inputs (tokens, features) as layers have them: mostly in few directions."""
     draw = torch.Generator().manual_seed(seed)
-    mix = torch.randn(features, features, generator=draw, dtype=torch.float64)
-    size = torch.logspace(-1, 1, features, dtype=torch.float64)
-    return torch.randn(tokens, features, generator=draw, dtype=torch.float64) @ mix * size
+    mix = torch.randn(features // 4, features, generator=draw, dtype=torch.float64)
+    few = torch.randn(tokens, features // 4, generator=draw, dtype=torch.float64)
+    return few @ mix + 0.3 * torch.randn(tokens, features, generator=draw, dtype=torch.float64)
 
 
 def plain(weight, x, bits, block):

@@ -65,7 +65,7 @@ def unpack_bits(packed: Tensor, bits: int) -> Tensor:
 
 def constants(groups: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     """Scale and minimum, in half precision, of groups along the last dimension."""
-    low, high = torch.aminmax(groups.float(), dim=-1)
+    low, high = torch.aminmax(groups, dim=-1)
     return ((high - low) / ((1 << bits) - 1)).half(), low.half()
 
 

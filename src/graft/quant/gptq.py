@@ -32,12 +32,12 @@ Batch = dict[str, Any]  # keywords of the model
 
 
 def factor(hessian: Tensor, damping: float = DAMPING) -> Tensor | None:
-    """U of a Hessian (in, in) of any scale; None where no input was seen.
+    """U of a Hessian (in, in) of any scale; None where no input, or none that is finite, was seen.
 
     The damping grows tenfold where rounding makes the matrix indefinite.
     """
     mean = hessian.diagonal().mean()
-    if mean <= 0:
+    if not 0 < mean < torch.inf:
         return None
     while True:
         damped = hessian.clone()
@@ -93,9 +93,7 @@ def quantise_calibrated(
     named = blocks(model)
     if not (scheme.grouped and batches and named):
         given = f"{len(batches)} calibration rows for {scheme.name} and {len(named)} blocks of {type(model).__name__}"
-        raise UsageError(
-            given, f"rows, one of {', '.join(GROUPED)}, and a transformer", "use quant: int4 and some rows"
-        )
+        raise UsageError(given, f"rows, one of {', '.join(GROUPED)}, a transformer", "use int4 and give some rows")
     calls = _recorded(model, list(named), batches)
     states: list[Tensor] = []
     for done, (name, linears) in enumerate(named.items(), 1):
@@ -155,8 +153,10 @@ class _Hessians:
     """X Xᵀ of the linears of one block, one for all that read the same tensor."""
 
     def __init__(self, linears: Sequence[tuple[str, nn.Module]]) -> None:
-        self.linears, self.owner, self.sums = linears, {}, {}
-        self._entered: list[tuple[Tensor, str]] = []
+        self.linears = linears
+        self.owner: dict[str, str] = {}  # linear -> the first that reads the same tensor
+        self.sums: dict[str, Tensor] = {}
+        self._entered: list[tuple[Tensor, str]] = []  # what the last two of these read, still alive
 
     @contextmanager
     def watching(self) -> Iterator[None]:

@@ -180,7 +180,11 @@ class GraftQuantizer(HfQuantizer):
 
 def quantise_pretrained(model: nn.Module, config: GraftQuantConfig) -> nn.Module:
     """Quantise a transformers model in memory, so that its `save_pretrained` writes a quantised folder."""
-    quantise_model(model, config.kind())
+    return packed_by(quantise_model(model, config.kind()), config)
+
+
+def packed_by(model: nn.Module, config: GraftQuantConfig) -> nn.Module:
+    """Let a transformers model whose layers were packed in memory know it."""
     model.hf_quantizer = GraftQuantizer(config, pre_quantized=False)
     model.config.quantization_config = config
     model.is_quantized, model.quantization_method = True, METHOD
