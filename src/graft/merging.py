@@ -15,7 +15,7 @@ from torch import nn
 
 from graft.adapter import Adapter
 from graft.errors import MergeError
-from graft.insert import Insert
+from graft.insert import Insert, Weights
 from graft.quant import QuantLinear
 from graft.quant.replace import unpacked
 from graft.site import Site
@@ -112,17 +112,13 @@ class Merges:
 
     def _into_minima(self, site: Site, inserts: list[Insert], merged: Merged) -> bool:
         """Whether the minima of a packed layer could take up all that the inserts do; if so, they have."""
-        module, bias = site.module, site.bias()
-        minimum = module.minimum.to(torch.promote_types(module.minimum.dtype, torch.float32))
-        kind, bias = module.dtype if bias is None else bias.dtype, None if bias is None else bias.to(minimum.dtype)
-        for insert in inserts:
-            taken = insert.merge_groups(minimum, bias, module.scheme.block)
-            if taken is None:
-                return False
-            minimum, bias = taken
+        taken = in_minima(site, inserts)
+        if taken is None:
+            return False
+        module, (minimum, bias) = site.module, taken
         minimum = minimum.to(module.minimum.dtype)
         _check_finite(minimum, site)
-        new = {"minimum": minimum, "bias": None if bias is None else bias.to(kind)}
+        new = {"minimum": minimum, "bias": None if bias is None else bias.to(module.dtype)}
         frozen = {name: None if t is None else nn.Parameter(t, requires_grad=False) for name, t in new.items()}
         _put(module, frozen, merged)
         merged.packed.append(site.name)
@@ -139,6 +135,19 @@ class Merges:
 
     def _shared(self, module: Any) -> bool:
         return sum(m._parameters.get("weight") is module._parameters["weight"] for m in self._model.modules()) > 1
+
+
+def in_minima(site: Site, inserts: list[Insert]) -> Weights | None:
+    """The minima and the bias of a layer packed in groups after all inserts, unrounded; None where one does more."""
+    module, bias = site.module, site.bias()
+    minimum = module.minimum.detach().to(torch.promote_types(module.minimum.dtype, torch.float32))
+    bias = None if bias is None else bias.detach().to(minimum.dtype)
+    for insert in inserts:
+        taken = insert.merge_groups(minimum, bias, module.scheme.block)
+        if taken is None:
+            return None
+        minimum, bias = taken
+    return minimum, bias
 
 
 def _by_site(adapter: Adapter) -> list[tuple[Site, list[Insert]]]:

@@ -17,7 +17,9 @@ from transformers.models.llama.modeling_llama import LlamaForCausalLM
 from graft.adapter import Adapter
 from graft.base import Base
 from graft.blend import blend
-from graft.errors import AdapterError, SiteError
+from graft.errors import AdapterError, MergeError, SiteError
+from graft.export import export
+from graft.load import load
 from graft.merging import Merges
 from graft.methods.qa_lora import QALoRA
 from graft.quant import QuantLinear, Scheme, quantise_model
@@ -120,6 +122,20 @@ def test_a_merged_base_stays_packed_saves_loads_and_comes_apart_again(group, tmp
     assert torch.equal(LlamaForCausalLM.from_pretrained(tmp_path)(batch["ids"]).logits, after)
     base.unmerge("x")
     assert torch.equal(base(**batch).logits, before)
+
+
+def test_an_adapter_is_exported_into_the_packed_base(tmp_path):
+    base, batch = Base(quantise_model(tiny_model("llama"), "int4"), name="tiny"), inputs("llama")
+    randomise(base.attach("x", QALoRA(r=4)))
+    export(base, tmp_path / "packed", to="packed")
+    facts = json.loads((tmp_path / "packed" / "merge_report.json").read_text())
+    assert facts["dequantised_layers"] == 0 and facts["adapters"][0]["kept"] > 0.99 and not base.merged
+    base.merge("x")
+    found = load(tmp_path / "packed", dtype="fp32")
+    assert torch.equal(found(**batch).logits, base(**batch).logits)
+    assert all(m.scheme == Scheme("int4") for m in found.model.modules() if isinstance(m, QuantLinear))
+    with pytest.raises(MergeError, match="no layer of plain is packed"):
+        export(Base(tiny_model("llama"), name="plain"), tmp_path / "out", to="packed")
 
 
 def test_groups_narrower_than_the_bases_and_other_formats_become_16_bit_and_a_notice_says_so():

@@ -1,5 +1,7 @@
 """GPTQ against the plain algorithm: the inverse of the Hessian, one column after the other, in double precision."""
 
+import gc
+
 import pytest
 import torch
 from torch import nn
@@ -104,6 +106,18 @@ def test_a_model_answers_its_calibration_rows_better_than_rounded_to_nearest(fam
             for one in (model, nearest)
         ]
     assert lost[0] < 0.9 * lost[1]
+
+
+def test_blocks_are_packed_one_after_the_other_and_no_hessian_outlives_its_block():
+    model, seen = tiny_model("llama"), []
+
+    def look(done, of):
+        packed = [n for n, m in model.named_modules() if isinstance(m, QuantLinear)]
+        square = [o for o in gc.get_objects() if isinstance(o, torch.Tensor) and o.shape == (128, 128)]
+        seen.append((done, {n.split(".")[2] for n in packed}, len(square)))
+
+    quantise_calibrated(model, batches("llama"), Scheme("int4"), look)
+    assert seen == [(1, {"0"}, 0), (2, {"0", "1"}, 0)]
 
 
 def test_a_block_is_calibrated_by_what_the_packed_blocks_before_it_answer():
