@@ -69,7 +69,7 @@ def words(folder, **special):
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
 
 
-@pytest.mark.parametrize("quant", [None, "nf4", "int8"])
+@pytest.mark.parametrize("quant", [None, "nf4", "int8", "int4"])
 @pytest.mark.parametrize("name", BUILD)
 def test_every_family_loads_with_its_own_class_and_values(name, quant, tmp_path):
     torch.manual_seed(0)

@@ -375,7 +375,8 @@ class Base:
 
     def merge(self, name: str) -> Merged:
         """Fold an adapter into the weights: the bare base then answers with it. Layers of a quantised base that it
-        touches become 16-bit, made from their dequantised values; the result says which."""
+        touches become 16-bit, made from their dequantised values, or take it into the minima of their groups; the
+        result says which."""
         adapter = self._known(name)
         self._usable(name)
         merged = self._merges.add(adapter)

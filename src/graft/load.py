@@ -44,18 +44,20 @@ def load(
     quant: str | None = None,
     dtype: str = "bf16",
     *,
+    group_size: int = 0,
     task: str | None = None,
     device: str | torch.device | None = None,
 ) -> Base:
     """Load a pretrained model, frozen, with its tokenizer.
 
-    quant: None, nf4, fp4 (both with double quantisation) or int8; folders that are quantised already (by us or by
+    quant: None, nf4, fp4 (both with double quantisation), int8, or int4, int3, int2, int8g, which have a scale and a
+    minimum for each `group_size` weights of a row (0: 32); folders that are quantised already (by us or by
     bitsandbytes) load as they are.  dtype: bf16, fp32, fp16.  task: causal, masked, seq2seq or encoder, where the
     folder's own class is not wanted; a head that its weights do not have is then fresh.  device: the GPU if there is
     one.
     Raises ModelError for what cannot be read or trusted, UsageError for an argument that means nothing.
     """
-    kind, scheme = _dtype(dtype), None if quant in (None, "none") else Scheme(str(quant))
+    kind, scheme = _dtype(dtype), None if quant in (None, "none") else Scheme(str(quant), group_size)
     if task is not None and task not in TASKS:
         raise UsageError(
             f"task={task!r}", f"one of {', '.join(TASKS)}", f"did you mean {nearest(task, TASKS, 1)[0]!r}?"

@@ -1,7 +1,9 @@
 """Merging: an adapter folded into the base's weights, and taken out again without a rounding error.
 
 What was there is kept and put back; nothing is ever subtracted. A packed layer becomes a 16-bit layer made from its
-dequantised values. Of two tied tensors only the merged one changes, so the tie is broken while the merge lasts.
+dequantised values; only where it is packed in groups and the change is constant within each, the groups' minima take it
+up, rounded to half precision, and the layer stays packed. Of two tied tensors only the merged one changes, so the tie
+is broken while the merge lasts.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,7 +15,7 @@ from torch import nn
 
 from graft.adapter import Adapter
 from graft.errors import MergeError
-from graft.insert import Insert
+from graft.insert import Insert, Weights
 from graft.quant import QuantLinear
 from graft.quant.replace import unpacked
 from graft.site import Site
@@ -21,10 +23,15 @@ from graft.site import Site
 
 @dataclass
 class Merged:
-    """What one merge did. dequantised: names of packed layers that are 16-bit now.  untied: the head left its tie."""
+    """What one merge did.
+
+    dequantised: names of packed layers that are 16-bit now.  packed: of those whose minima took the change up.
+    untied: the head left its tie.
+    """
 
     adapter: str
     dequantised: list[str] = field(default_factory=list)
+    packed: list[str] = field(default_factory=list)
     untied: bool = False
     _undo: list[Callable[[], None]] = field(default_factory=list, repr=False)
 
@@ -86,18 +93,15 @@ class Merges:
                     "change the order of the methods, or do not merge",
                 )
         module, bias = site.module, site.bias()
+        if hasattr(module, "minimum") and self._into_minima(site, inserts, merged):
+            return
         dtype = module.weight.dtype
         wide = torch.promote_types(dtype, torch.float32)
         weight = site.weight().detach().to(wide)
         bias = None if bias is None else bias.detach().to(wide)
         for insert in inserts:
             weight, bias = insert.merge(weight, bias)
-        if not torch.isfinite(weight).all():
-            raise MergeError(
-                f"the merged weight of {site.name} is not finite",
-                "finite values",
-                "train with a lower lr, or use an earlier checkpoint",
-            )
+        _check_finite(weight, site)
         bias = None if bias is None else nn.Parameter(bias.to(dtype), requires_grad=False)
         if isinstance(module, QuantLinear):
             self._replace(site.name, module, weight.to(dtype), bias, merged)
@@ -105,6 +109,20 @@ class Merges:
         stored = (weight.T if site.transposed else weight).to(dtype).contiguous()
         merged.untied |= site.kind in ("head", "embed") and self._shared(module)
         _put(module, {"weight": nn.Parameter(stored, requires_grad=False), "bias": bias}, merged)
+
+    def _into_minima(self, site: Site, inserts: list[Insert], merged: Merged) -> bool:
+        """Whether the minima of a packed layer could take up all that the inserts do; if so, they have."""
+        taken = in_minima(site, inserts)
+        if taken is None:
+            return False
+        module, (minimum, bias) = site.module, taken
+        minimum = minimum.to(module.minimum.dtype)
+        _check_finite(minimum, site)
+        new = {"minimum": minimum, "bias": None if bias is None else bias.to(module.dtype)}
+        frozen = {name: None if t is None else nn.Parameter(t, requires_grad=False) for name, t in new.items()}
+        _put(module, frozen, merged)
+        merged.packed.append(site.name)
+        return True
 
     def _replace(
         self, name: str, packed: QuantLinear, weight: torch.Tensor, bias: nn.Parameter | None, merged: Merged
@@ -119,12 +137,34 @@ class Merges:
         return sum(m._parameters.get("weight") is module._parameters["weight"] for m in self._model.modules()) > 1
 
 
+def in_minima(site: Site, inserts: list[Insert]) -> Weights | None:
+    """The minima and the bias of a layer packed in groups after all inserts, unrounded; None where one does more."""
+    module, bias = site.module, site.bias()
+    minimum = module.minimum.detach().to(torch.promote_types(module.minimum.dtype, torch.float32))
+    bias = None if bias is None else bias.detach().to(minimum.dtype)
+    for insert in inserts:
+        taken = insert.merge_groups(minimum, bias, module.scheme.block)
+        if taken is None:
+            return None
+        minimum, bias = taken
+    return minimum, bias
+
+
 def _by_site(adapter: Adapter) -> list[tuple[Site, list[Insert]]]:
     """Inserts per place, in order; a place is reached by its name, whatever kind the methods saw in it."""
     grouped: dict[tuple[str, bool], tuple[Site, list[Insert]]] = {}
     for site, insert in adapter.inserts:
         grouped.setdefault((site.name, site.kind == "module"), (site, []))[1].append(insert)
     return list(grouped.values())
+
+
+def _check_finite(weight: torch.Tensor, site: Site) -> None:
+    if not torch.isfinite(weight).all():
+        raise MergeError(
+            f"the merged weight of {site.name} is not finite",
+            "finite values",
+            "train with a lower lr, or use an earlier checkpoint",
+        )
 
 
 def _put(module: nn.Module, new: Mapping[str, nn.Parameter | None], merged: Merged) -> None:

@@ -182,6 +182,9 @@ convert ROWS OUT
 convert ROWS OUT --alpha 16 --r 4
 convert ROWS OUT --alpha 16
 quantize MODEL OUT --quant nf5
+quantize MODEL OUT --quant int4 --group-size 33
+quantize MODEL OUT --quant nf4 --data ROWS
+quantize MODEL OUT --quant int4 --data none.jsonl
 data
 data show none.jsonl --model MODEL
 data show ROWS --stage stfu
@@ -268,6 +271,16 @@ def test_a_merged_model_is_quantised_and_asked(home, tmp_path, capsys):
     assert call(["quantize", str(tmp_path / "m"), str(tmp_path / "q")]) == 0
     assert call(["chat", str(tmp_path / "q"), "--raw", "--prompt", "Day 1.", "--max-new-tokens", "2"]) == 0
     assert json.loads((tmp_path / "q" / "config.json").read_text())["quantization_config"]["quant_method"] == "graft"
+
+
+def test_a_model_is_quantised_by_rows_and_by_a_run(home, tmp_path, capsys):
+    for out, data in (("rows", home / "rows.jsonl"), ("run", home / "run")):
+        words = ["--to", "int4", "--group-size", "64", "--data", str(data), "--rows", "4"]
+        assert call(["quantize", str(home / "model"), str(tmp_path / out), *words]) == 0
+        assert "block   1 of" in capsys.readouterr().err
+        facts = json.loads((tmp_path / out / "config.json").read_text())["quantization_config"]
+        assert (facts["scheme"], facts["block"]) == ("int4", 64)
+    assert call(["chat", str(tmp_path / "run"), "--raw", "--prompt", "Day 1.", "--max-new-tokens", "2"]) == 0
 
 
 def test_two_runs_are_blended_into_an_adapter_and_into_a_model(home, tmp_path, capsys):

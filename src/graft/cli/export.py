@@ -9,14 +9,15 @@ from graft.cli.say import after, show, show_json, size_of
 
 
 def add_to(app: typer.Typer) -> None:
-    app.command("export", help="Write a merged model folder (hf) or an adapter (peft).")(export)
+    app.command("export", help="Write a merged model folder (hf, packed) or an adapter (peft).")(export)
 
 
 def export(
     model: Annotated[str, typer.Argument(help="A run's folder, an adapter's folder, a model, or seedling.")],
     folder: Annotated[Path, typer.Argument(help="Where to write.")],
     to: Annotated[
-        str, typer.Option(help="hf: one ordinary model folder; peft: adapter_config.json and its tensors.")
+        str,
+        typer.Option(help="hf: one ordinary model folder; packed: one in the base's few bits; peft: the adapter."),
     ] = "hf",
     adapter: Annotated[list[str] | None, typer.Option(help="Adapter folder, or NAME=FOLDER.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace what is in the folder.")] = False,
@@ -32,4 +33,4 @@ def export(
         show_json({"folder": str(written), "to": to, "files": sorted(path.name for path in written.iterdir())})
     else:
         show(f"wrote   {written} ({size_of(written)})")
-    after(f"graft chat {written}" if to == "hf" else f"graft chat {opened.base.name} --adapter {written}")
+    after(f"graft chat {written}" if to != "peft" else f"graft chat {opened.base.name} --adapter {written}")

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from graft.errors import AdapterError, MergeError, UsageError, nearest
 from graft.export.faithful import answers, drift, judge, survival
-from graft.export.folder import replaced, write_model
+from graft.export.folder import replaced, write_model, write_packed
 
 if TYPE_CHECKING:
     from graft.base import Base
 
-LAYOUTS = ("hf", "peft")
+LAYOUTS = ("hf", "packed", "peft")
 REPORT = "merge_report.json"
 
 
@@ -24,11 +24,12 @@ def export(
     force: bool = False,
     lossy: bool = False,
 ) -> Path:
-    """Write a folder that transformers ("hf") or PEFT ("peft") loads, and return it.
+    """Write a folder that transformers ("hf"), Graft ("packed") or PEFT ("peft") loads, and return it.
 
-    adapter: which one; None: what is merged (hf), or the only one there is. force: replace an existing folder.
-    hf: the adapter is merged in fp32 and rounded once to the base's dtype, packed layers become 16-bit; what that cost
-    is in merge_report.json. Raises MergeError where the merge does not keep what the adapter learned, unless lossy.
+    adapter: which one; None: what is merged (hf, packed), or the only one there is. force: replace an existing folder.
+    hf: the adapter is merged in fp32 and rounded once to the base's dtype, packed layers become 16-bit.  packed: layers
+    of a quantised base stay packed where the adapter fits into their groups (QA-LoRA on int4). What it cost is in
+    merge_report.json. Raises MergeError where it does not keep what the adapter learned, unless lossy.
     The base is afterwards as it was before.
     """
     if to not in LAYOUTS:
@@ -46,8 +47,8 @@ def export(
             base.unmerge(name)
         added: list[str] = []
         try:
-            reports = [_merge(base, name, lossy, added) for name in wanted]
-            unpacked = write_model(base, partial)
+            reports = [_merge(base, name, lossy, added, to == "packed") for name in wanted]
+            unpacked = write_model(base, partial) if to == "hf" else write_packed(base, partial)
             dequantised = sorted({*unpacked, *(layer for done in base.merged for layer in done.dequantised)})
         finally:
             for name in reversed(added):
@@ -67,7 +68,7 @@ def export(
     return folder
 
 
-def _merge(base: "Base", name: str, lossy: bool, added: list[str]) -> dict[str, Any]:
+def _merge(base: "Base", name: str, lossy: bool, added: list[str], packed: bool) -> dict[str, Any]:
     """Merge one adapter and say what it cost."""
     heads = [site.name for site, _ in base.adapters[name].inserts if site.kind == "final"]
     if heads:
@@ -77,7 +78,7 @@ def _merge(base: "Base", name: str, lossy: bool, added: list[str]) -> dict[str, 
             "export it with to='peft'",
         )
     before, adapted = answers(base, None), answers(base, name)
-    report = survival(base.adapters[name])
+    report = survival(base.adapters[name], packed)
     done = base.merge(name)
     added.append(name)
     report |= {"adapter": name, "untied": done.untied, "logits": drift(before, adapted, answers(base, None))}

@@ -15,6 +15,7 @@ from graft.adapter import Adapter
 from graft.errors import MergeError
 from graft.generation import evaluating
 from graft.insert import Insert
+from graft.merging import in_minima
 from graft.site import Site
 
 if TYPE_CHECKING:
@@ -30,22 +31,18 @@ DRIFT = 0.5  # largest mean difference of the logits, as a share of what the ada
 NOISE = 8  # differences below so many roundings of a logit say nothing
 
 
-def survival(adapter: Adapter) -> dict[str, Any]:
+def survival(adapter: Adapter, packed: bool = False) -> dict[str, Any]:
     """{"kept", "noise", "tensors": {site: {"kept", "noise", "norm"}}} of merging `adapter`, before it is merged.
 
-    norm: ‖D‖. Methods that train in place merge exactly and do not appear.
+    norm: ‖D‖. Methods that train in place merge exactly and do not appear.  packed: layers stay packed where they can.
     """
     tensors: dict[str, dict[str, float]] = {}
     inner = own = lost = 0.0
     with torch.no_grad():
         for site, inserts in _seats(adapter):
-            weight, bias = site.weight(), site.bias()
-            before = weight.float()
-            merged, bias = before, None if bias is None else bias.float()
-            for insert in inserts:
-                merged, bias = insert.merge(merged, bias)
+            before, merged, dtype = _folded(site, inserts, packed)
             change = merged - before
-            written = merged.to(weight.dtype).float() - before
+            written = merged.to(dtype).float() - before
             aligned, norm2 = float((written * change).sum()), float(change.square().sum())
             missed = float((written - change).square().sum())
             if norm2:
@@ -102,6 +99,18 @@ def judge(name: str, report: dict[str, Any], dtype: torch.dtype) -> None:
             f"at most {DRIFT:.0%} of that",
             remedy,
         )
+
+
+def _folded(site: Site, inserts: list[Insert], packed: bool) -> tuple[torch.Tensor, torch.Tensor, torch.dtype]:
+    """What is written before and after, in fp32, and its dtype: the weight, or a minimum per group of it."""
+    taken = in_minima(site, inserts) if packed and hasattr(site.module, "minimum") else None
+    if taken is not None:
+        return site.module.minimum.float(), taken[0].float(), site.module.minimum.dtype
+    weight, bias = site.weight(), site.bias()
+    merged, bias = weight.float(), None if bias is None else bias.float()
+    for insert in inserts:
+        merged, bias = insert.merge(merged, bias)
+    return weight.float(), merged, weight.dtype
 
 
 def _seats(adapter: Adapter) -> list[tuple[Site, list[Insert]]]:

@@ -20,6 +20,7 @@ from torch import nn
 
 from graft.errors import MergeError, ModelError, SpaceError, UsageError
 from graft.load import quiet
+from graft.quant.hf import GraftQuantConfig, packed_by
 
 if TYPE_CHECKING:
     from graft.base import Base
@@ -45,6 +46,21 @@ def write_model(base: "Base", folder: Path, *, shard: str = "5GB") -> list[str]:
             base.tokenizer.save_pretrained(folder)
     _written(clone, folder)
     return unpacked
+
+
+def write_packed(base: "Base", folder: Path) -> list[str]:
+    """The same of a base as it is stored, packed layers packed; our loader and transformers (with graft) read it."""
+    packed = [module for module in base.model.modules() if hasattr(module, "codes")]
+    if not packed:
+        raise MergeError(f"no layer of {base.name} is packed", "a base in quant: int4, nf4, ...", "export it to='hf'")
+    if getattr(base.model, "hf_quantizer", None) is None:  # packed in memory
+        scheme = packed[0].scheme
+        packed_by(base.model, GraftQuantConfig(scheme.name, scheme.block, scheme.double))
+    with quiet():
+        base.model.save_pretrained(folder)
+        if base.tokenizer is not None:
+            base.tokenizer.save_pretrained(folder)
+    return []
 
 
 def plain(model: nn.Module) -> tuple[nn.Module, list[str]]:

@@ -101,6 +101,9 @@ def read(folder: Path, sites: Sequence[Site]) -> tuple[list[Method], dict[str, t
         if foreign:
             adapters.warn_of_head(folder)
             config, tensors = adapters.translated(config, tensors, sites)
+        owner = _owner(config)
+        if owner is not None:
+            config, tensors = owner.from_peft(config, tensors)
         methods = _methods(config, extra.get("methods", []), tensors, sites)
     except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise AdapterError(
@@ -204,13 +207,12 @@ def _methods(
 
 def _method(config: dict[str, Any], own: dict[str, Any]) -> Method:
     """The method that a config describes; refuses what would change the result and is not known here."""
-    kind = config.get("peft_type")
     own.pop("name", None)
-    cls = next((c for c in map(find, names()) if c.peft_type == kind), None)
+    cls = _owner(config)
     if cls is None:
         known = sorted({find(n).peft_type for n in names()})
         raise AdapterError(
-            f"peft_type {kind!r} is not known here",
+            f"peft_type {config.get('peft_type')!r} is not known here",
             f"one of {', '.join(known)}",
             "train it again with one of these methods",
         )
@@ -232,6 +234,14 @@ def _method(config: dict[str, Any], own: dict[str, Any]) -> Method:
             f"r={rank!r}", f"a rank from {lowest} to {MAX_RANK}", "this file is damaged or hostile: do not use it"
         )
     return cls.from_file(settings)
+
+
+def _owner(config: dict[str, Any]) -> type[Method] | None:
+    """The method whose marks a config bears, or else whose type it names."""
+    known = [find(name) for name in names()]
+    marked = [c for c in known if c.peft_marks and all(config.get(k) == v for k, v in c.peft_marks.items())]
+    named = [c for c in known if c.peft_type == config.get("peft_type")]
+    return next(iter(marked + named), None)
 
 
 def _frozen(value: Any) -> Any:
