@@ -126,6 +126,7 @@ class Base:
         except AdapterError:
             self.detach(name)
             raise
+        adapter.folder = Path(folder).resolve()
         return adapter
 
     def _checked(self, method: Method, sites: list[Site]) -> list[tuple[Site, Any]]:
@@ -373,12 +374,13 @@ class Base:
 
     # Merging
 
-    def merge(self, name: str) -> Merged:
+    def merge(self, name: str, *, repack: bool = False) -> Merged:
         """Fold an adapter into the weights: the bare base then answers with it. Layers of a quantised base that it
-        touches become 16-bit, made from their dequantised values; the result says which."""
+        touches become 16-bit, made from their dequantised values; the result says which. repack: they are packed again
+        instead, which rounds away much of a small change (`graft.export.choices` measures how much)."""
         adapter = self._known(name)
         self._usable(name)
-        merged = self._merges.add(adapter)
+        merged = self._merges.add(adapter, repack=repack)
         self._moved()
         return merged
 

@@ -1,11 +1,12 @@
 """graft export: the result in the layout that other programs load."""
 
+import json as codec
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from graft.cli.say import after, show, show_json, size_of
+from graft.cli.say import after, show, show_json, size_of, talk
 
 
 def add_to(app: typer.Typer) -> None:
@@ -23,13 +24,17 @@ def export(
     lossy: Annotated[bool, typer.Option("--lossy", help="Merge even where rounding loses what was learnt.")] = False,
     json: Annotated[bool, typer.Option("--json", help="What was written, for programs.")] = False,
 ) -> None:
+    from graft.export import CERTIFICATE, said
     from graft.export import export as write  # torch costs seconds
     from graft.runs import open_model
 
     opened = open_model(model, adapters=adapter or ())
     written = write(opened.base, folder, to, adapter=opened.adapter, force=force, lossy=lossy)
+    certificate = codec.loads((written / CERTIFICATE).read_text(encoding="utf-8"))
     if json:
-        show_json({"folder": str(written), "to": to, "files": sorted(path.name for path in written.iterdir())})
+        files = sorted(path.name for path in written.iterdir())
+        show_json({"folder": str(written), "to": to, "files": files, "certificate": certificate})
     else:
         show(f"wrote   {written} ({size_of(written)})")
+        talk(f"certified: {said(certificate)}")
     after(f"graft chat {written}" if to == "hf" else f"graft chat {opened.base.name} --adapter {written}")

@@ -1,15 +1,26 @@
-"""Export: the result in the layout that other programs load, a merged Hugging Face folder or an adapter of PEFT."""
+"""Export: the result in the layout that other programs load, a merged Hugging Face folder or an adapter of PEFT.
 
+Every folder gets a certificate.json, which says how far it is from what was trained (`certificate`).
+"""
+
+import contextlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graft.errors import AdapterError, MergeError, UsageError, nearest
+from graft.export import prompts
+from graft.export.certificate import CERTIFICATE, certify, said, stacked, unmerged
 from graft.export.faithful import answers, drift, judge, survival
 from graft.export.folder import replaced, write_model
+from graft.export.quantised import check_into, choices, original_of, scheme_of
+from graft.export.readings import READERS
 
 if TYPE_CHECKING:
     from graft.base import Base
+
+__all__ = ["CERTIFICATE", "LAYOUTS", "REPORT", "choices", "export", "said", "scheme_of"]
 
 LAYOUTS = ("hf", "peft")
 REPORT = "merge_report.json"
@@ -21,54 +32,61 @@ def export(
     to: str = "hf",
     *,
     adapter: str | None = None,
+    into: str | None = None,
+    original: str | Path | None = None,
     force: bool = False,
     lossy: bool = False,
 ) -> Path:
     """Write a folder that transformers ("hf") or PEFT ("peft") loads, and return it.
 
     adapter: which one; None: what is merged (hf), or the only one there is. force: replace an existing folder.
-    hf: the adapter is merged in fp32 and rounded once to the base's dtype, packed layers become 16-bit; what that cost
-    is in merge_report.json. Raises MergeError where the merge does not keep what the adapter learned, unless lossy.
-    The base is afterwards as it was before.
+    hf: the adapter is merged in fp32 and rounded once to the base's dtype; what that cost, tensor by tensor, is in
+    merge_report.json. Raises MergeError where the merge does not keep what the adapter learned, unless lossy.
+    into: of a quantised base, "dequantised" (default), "original" or "packed", see `quantised`; original: the folder of
+    its weights before quantisation, where base.name is not that.
+    The folder is read again and measured; certificate.json holds the result. The base is afterwards as it was before.
     """
     if to not in LAYOUTS:
         raise UsageError(f"to={to!r}", f"one of {', '.join(LAYOUTS)}", f"did you mean {nearest(to, LAYOUTS, 1)[0]!r}?")
+    check_into(base, into)
     folder = Path(folder)
     if to == "peft":
         return _adapter(base, folder, _one(base, adapter), force)
-    merged = [done.adapter for done in base.merged]
     adapter = None if adapter is None else _one(base, adapter)
-    wanted = merged if adapter is None or adapter in merged else [*merged, adapter]
-    if not wanted and base.adapters:
-        wanted = [_one(base, None)]
-    with replaced(folder, force=force) as partial:
-        for name in reversed(merged):
-            base.unmerge(name)
-        added: list[str] = []
-        try:
-            reports = [_merge(base, name, lossy, added) for name in wanted]
-            unpacked = write_model(base, partial)
-            dequantised = sorted({*unpacked, *(layer for done in base.merged for layer in done.dequantised)})
-        finally:
-            for name in reversed(added):
-                base.unmerge(name)
-            for name in merged:
-                base.merge(name)
-        facts = {
-            "base": base.name,
-            "dtype": str(base.dtype).removeprefix("torch."),
-            "dequantised_layers": len(dequantised),
-            "note": f"{len(dequantised)} packed layers were written in 16 bits from their dequantised values"
-            if dequantised
-            else "",
-            "adapters": reports,
-        }
-        (partial / REPORT).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    into = into or ("dequantised" if scheme_of(base) else None)
+    with replaced(folder, force=force) as partial, unmerged(base) as merged:
+        names = merged if adapter is None or adapter in merged else [*merged, adapter]
+        if not names and base.adapters:
+            names = [_one(base, None)]
+        source = original_of(base, names, original) if into == "original" else base
+        _merged(source, partial, names, into, lossy)
+        with READERS[to](partial, source) as reading:
+            certify(source, partial, to, reading, names, trained=base, notes={"into": into})
     return folder
 
 
-def _merge(base: "Base", name: str, lossy: bool, added: list[str]) -> dict[str, Any]:
-    """Merge one adapter and say what it cost."""
+def _merged(base: "Base", folder: Path, names: Sequence[str], into: str | None, lossy: bool) -> None:
+    """Write the model with these adapters merged, and what that cost; the base is then as before."""
+    repack = into == "packed"
+    with contextlib.ExitStack() as stack:
+        reports = [_merge(base, name, lossy, repack, stack) for name in names]
+        unpacked = write_model(base, folder, packed=repack)
+        dequantised = sorted({*unpacked, *(layer for done in base.merged for layer in done.dequantised)})
+    facts = {
+        "base": base.name,
+        "dtype": str(base.dtype).removeprefix("torch."),
+        "into": into,
+        "dequantised_layers": len(dequantised),
+        "note": f"{len(dequantised)} packed layers were written in 16 bits from their dequantised values"
+        if dequantised
+        else "",
+        "adapters": reports,
+    }
+    (folder / REPORT).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+
+
+def _merge(base: "Base", name: str, lossy: bool, repack: bool, stack: contextlib.ExitStack) -> dict[str, Any]:
+    """Merge one adapter until the stack closes, and say what it cost."""
     heads = [site.name for site, _ in base.adapters[name].inserts if site.kind == "final"]
     if heads:
         raise MergeError(
@@ -76,13 +94,14 @@ def _merge(base: "Base", name: str, lossy: bool, added: list[str]) -> dict[str, 
             "an adapter that changes weights only",
             "export it with to='peft'",
         )
-    before, adapted = answers(base, None), answers(base, name)
-    report = survival(base.adapters[name])
-    done = base.merge(name)
-    added.append(name)
-    report |= {"adapter": name, "untied": done.untied, "logits": drift(before, adapted, answers(base, None))}
+    rows = prompts.rows(base, [name])
+    before, adapted = answers(base, None, rows), answers(base, name, rows)
+    report = survival(base.adapters[name], repack=repack)
+    stack.enter_context(stacked(base, [name], repack=repack))
+    untied = base.merged[-1].untied
+    report |= {"adapter": name, "untied": untied, "logits": drift(before, adapted, answers(base, None, rows))}
     if not lossy:
-        judge(name, report, base.dtype)
+        judge(name, report, base.dtype, scheme_of(base) if repack else "")
     return report
 
 
@@ -141,4 +160,8 @@ def _adapter(base: "Base", folder: Path, name: str, force: bool) -> Path:
         if base.tokenizer is not None:
             base.tokenizer.save_pretrained(partial)
         (partial / "README.md").write_text(card, encoding="utf-8")
+        adapter.folder = None  # the folder itself, whose name is not its own yet
+        with unmerged(base), READERS["peft"](partial, base) as reading:
+            certify(base, partial, "peft", reading, [name])
+    adapter.folder = folder.resolve()
     return folder
