@@ -36,5 +36,5 @@ def export(
         show_json({"folder": str(written), "to": to, "files": files, "certificate": certificate})
     else:
         show(f"wrote   {written} ({size_of(written)})")
-        talk(f"certified: {said(certificate)}")
+        talk(f"checked {said(certificate)}")
     after(f"graft chat {written}" if to == "hf" else f"graft chat {opened.base.name} --adapter {written}")

@@ -36,6 +36,6 @@ def verify(
     else:
         show(table(("what", "state", "found"), [(one.what, one.state, one.said) for one in checks]))
     if differs:
-        after("export it again, and ask who changed it")
+        after("write it again with graft merge or graft export; what differs is named above")
         raise typer.Exit(1)
     after(f"graft chat {folder}")

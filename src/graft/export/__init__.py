@@ -20,7 +20,7 @@ from graft.export.readings import READERS
 if TYPE_CHECKING:
     from graft.base import Base
 
-__all__ = ["CERTIFICATE", "LAYOUTS", "REPORT", "choices", "export", "said", "scheme_of"]
+__all__ = ["CERTIFICATE", "LAYOUTS", "REPORT", "check_into", "choices", "export", "said", "scheme_of"]
 
 LAYOUTS = ("hf", "peft")
 REPORT = "merge_report.json"
@@ -76,6 +76,7 @@ def _merged(base: "Base", folder: Path, names: Sequence[str], into: str | None, 
         "base": base.name,
         "dtype": str(base.dtype).removeprefix("torch."),
         "into": into,
+        "packed": scheme_of(base) if repack else "",
         "dequantised_layers": len(dequantised),
         "note": f"{len(dequantised)} packed layers were written in 16 bits from their dequantised values"
         if dequantised
