@@ -25,10 +25,12 @@ class Adapter:
 
     seats: one list of (site, insert) per method.  base: tells {"name", "fingerprint", ...} of the model it was made
     for; this goes into its files, so that it is not loaded onto another by mistake.
-    folder: where its files lie, as far as is known; training forgets it.
+    folder: where its files lie, as far as is known; training forgets it.  beside: how the weights were packed that it
+    was trained beside (`Base.quant`), "" where its file does not say.
     """
 
     folder: Path | None = None
+    beside = ""
 
     def __init__(self, name: str, methods: Sequence[Method], seats: Sequence[Sequence[Seat]], base: Identity) -> None:
         self.name, self.methods, self.base = name, tuple(methods), base
@@ -149,7 +151,7 @@ class Adapter:
 
     def save(self, folder: str | Path) -> Path:
         """Write `adapter_config.json` and `adapter_model.safetensors`, read them again and compare."""
-        peft.write(Path(folder), self.methods, self._seats, self.state(), self.base())
+        peft.write(Path(folder), self.methods, self._seats, self.state(), {**self.base(), "quant": self.beside})
         self.folder = Path(folder).resolve()
         return Path(folder)
 

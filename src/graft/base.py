@@ -64,6 +64,11 @@ class Base:
         return self.model.get_input_embeddings().weight.dtype
 
     @property
+    def quant(self) -> str:
+        """How the linears of the blocks are packed: nf4, fp4, int8, or none."""
+        return next((m.scheme.name for m in self.model.modules() if hasattr(m, "codes")), "none")
+
+    @property
     def sites(self) -> list[Site]:
         """Every place a method can go to."""
         return anatomy.sites(self.model)
@@ -89,6 +94,7 @@ class Base:
             raise UsageError("no method was given", "one Method or a list of them", "for example graft.LoRA(r=16)")
         sites = self.sites
         adapter = Adapter(name, methods, [self._checked(m, sites) for m in methods], self.identity)
+        adapter.beside = self.quant
         for _, insert in adapter.inserts:
             insert.to(self.device)
         return self._seat(adapter)
@@ -126,11 +132,11 @@ class Base:
         except AdapterError:
             self.detach(name)
             raise
-        adapter.folder = Path(folder).resolve()
+        adapter.folder, adapter.beside = Path(folder).resolve(), base.get("quant", "")
         return adapter
 
     def _checked(self, method: Method, sites: list[Site]) -> list[tuple[Site, Any]]:
-        if not method.quantisable and any(hasattr(m, "codes") for m in self.model.modules()):
+        if not method.quantisable and self.quant != "none":
             raise AdapterError(
                 f"{type(method).__name__} on a quantised base: {method.quantisable}",
                 "a base in 16 or 32 bits",

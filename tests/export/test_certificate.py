@@ -14,7 +14,7 @@ from graft.errors import GraftError, MergeError, ModelError, UsageError
 from graft.export import choices, export, prompts
 from graft.export.certificate import CERTIFICATE, ideal, said
 from graft.export.faithful import Tally, perplexity, survival
-from graft.export.verify import verify
+from graft.export.verify import SHAPE, verify
 from graft.load import load
 from graft.methods.full import Full
 from graft.methods.lora import LoRA
@@ -216,7 +216,7 @@ def test_a_way_that_cannot_be_had_says_why(tmp_path):
 
 def test_a_change_that_packing_again_rounds_away_is_refused_with_what_to_do(model_folder, tmp_path):
     base = trained(model_folder, tmp_path, scale=1e-3, quant="nf4")
-    with pytest.raises(MergeError, match=r"rounding to nf4.*into='dequantised'.*to='peft'.*lossy=True"):
+    with pytest.raises(MergeError, match=r"rounding to nf4.*into='dequantised'.*to='peft'.*--lossy"):
         export(base, tmp_path / "out", adapter="sql", into="packed")
     assert not (tmp_path / "out").exists() and not base.merged
 
@@ -266,6 +266,16 @@ def test_what_is_no_longer_there_is_said_and_is_no_difference(model_folder, tmp_
     assert states(export(nowhere, tmp_path / "bare"))["base"] == "not checked"
 
 
+def test_an_adapter_trained_beside_packed_weights_and_merged_into_others_is_noted(model_folder, tmp_path):
+    packed = load(model_folder, quant="nf4")
+    randomise(packed.attach("sql", LoRA(r=4)))
+    packed.adapters["sql"].save(tmp_path / "sql")
+    base = load(model_folder)
+    base.load_adapter(tmp_path / "sql", "sql")
+    note = json.loads((export(base, tmp_path / "out") / "merge_report.json").read_text())["note"]
+    assert note == "sql was trained beside nf4 weights and merged into unpacked ones"
+
+
 def test_training_forgets_where_an_adapter_lay(model_folder, tmp_path):
     base = trained(model_folder, tmp_path)
     assert base.adapters["sql"].folder == tmp_path / "sql"
@@ -276,6 +286,8 @@ def test_training_forgets_where_an_adapter_lay(model_folder, tmp_path):
 def test_a_damaged_certificate_is_an_error(tmp_path):
     with pytest.raises(UsageError, match="no certificate"):
         verify(tmp_path)
-    (tmp_path / CERTIFICATE).write_text('{"files": {}}')
-    with pytest.raises(ModelError, match="damaged"):
-        verify(tmp_path)
+    sound = certified(export(tiny_base(), tmp_path / "out"))
+    for damage in ("no JSON", "[]", "{}", *(json.dumps(sound | {key: 7}) for key in SHAPE)):
+        (tmp_path / "out" / CERTIFICATE).write_text(damage)
+        with pytest.raises(ModelError, match="damaged"):
+            verify(tmp_path / "out")

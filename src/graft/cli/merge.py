@@ -80,9 +80,9 @@ def merge(
 
 def _choices(opened: "Opened", form: str, into: str | None, original: str | None) -> list[dict[str, Any]]:
     """Measure and show the ways to merge into a quantised base, where none was chosen."""
-    from graft.export import choices, scheme_of  # torch costs seconds
+    from graft.export import choices  # torch costs seconds
 
-    if form != "model" or into or not opened.adapter or not scheme_of(opened.base):
+    if form != "model" or into or not opened.adapter or opened.base.quant == "none":
         return []
     found = choices(opened.base, [opened.adapter], original)
     talk(table(("--into", "bits", "survives", "logits differ", "perplexity", ""), [_row(way) for way in found]))

@@ -14,13 +14,13 @@ from graft.export import prompts
 from graft.export.certificate import CERTIFICATE, certify, said, stacked, unmerged
 from graft.export.faithful import answers, drift, judge, survival
 from graft.export.folder import replaced, write_model
-from graft.export.quantised import check_into, choices, original_of, scheme_of
+from graft.export.quantised import check_into, choices, original_of
 from graft.export.readings import READERS
 
 if TYPE_CHECKING:
     from graft.base import Base
 
-__all__ = ["CERTIFICATE", "LAYOUTS", "REPORT", "check_into", "choices", "export", "said", "scheme_of"]
+__all__ = ["CERTIFICATE", "LAYOUTS", "REPORT", "check_into", "choices", "export", "said"]
 
 LAYOUTS = ("hf", "peft")
 REPORT = "merge_report.json"
@@ -53,7 +53,7 @@ def export(
     if to == "peft":
         return _adapter(base, folder, _one(base, adapter), force)
     adapter = None if adapter is None else _one(base, adapter)
-    into = into or ("dequantised" if scheme_of(base) else None)
+    into = into or (None if base.quant == "none" else "dequantised")
     with replaced(folder, force=force) as partial, unmerged(base) as merged:
         names = merged if adapter is None or adapter in merged else [*merged, adapter]
         if not names and base.adapters:
@@ -76,14 +76,25 @@ def _merged(base: "Base", folder: Path, names: Sequence[str], into: str | None, 
         "base": base.name,
         "dtype": str(base.dtype).removeprefix("torch."),
         "into": into,
-        "packed": scheme_of(base) if repack else "",
+        "packed": base.quant if repack else "",
         "dequantised_layers": len(dequantised),
-        "note": f"{len(dequantised)} packed layers were written in 16 bits from their dequantised values"
-        if dequantised
-        else "",
+        "note": "; ".join(_notes(base, names, len(dequantised))),
         "adapters": reports,
     }
     (folder / REPORT).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+
+
+def _notes(base: "Base", names: Sequence[str], dequantised: int) -> list[str]:
+    """What a reader of the report might not expect."""
+    word = lambda quant: "unpacked" if quant == "none" else quant
+    notes = [
+        f"{name} was trained beside {word(base.adapters[name].beside)} weights and merged into {word(base.quant)} ones"
+        for name in names
+        if base.adapters[name].beside not in ("", base.quant)
+    ]
+    if dequantised:
+        notes.append(f"{dequantised} packed layers were written in 16 bits from their dequantised values")
+    return notes
 
 
 def _merge(base: "Base", name: str, lossy: bool, repack: bool, stack: contextlib.ExitStack) -> dict[str, Any]:
@@ -102,7 +113,7 @@ def _merge(base: "Base", name: str, lossy: bool, repack: bool, stack: contextlib
     untied = base.merged[-1].untied
     report |= {"adapter": name, "untied": untied, "logits": drift(before, adapted, answers(base, None, rows))}
     if not lossy:
-        judge(name, report, base.dtype, scheme_of(base) if repack else "")
+        judge(name, report, base.dtype, base.quant if repack else "")
     return report
 
 

@@ -142,7 +142,7 @@ def described(base: "Base") -> dict[str, Any]:
         "class": type(base.model).__name__,
         "family": base.family,
         "dtype": next((word for word, dtype in DTYPES.items() if dtype == base.dtype), str(base.dtype)),
-        "quant": next((m.scheme.name for m in base.model.modules() if isinstance(m, QuantLinear)), None),
+        "quant": base.quant,
         "tokenizer": base.tokenizer is not None,
     }
 

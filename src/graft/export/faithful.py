@@ -140,8 +140,8 @@ def drift(
 def judge(name: str, report: dict[str, Any], dtype: torch.dtype, packed: str = "") -> None:
     """Raise MergeError where the merged model is not the adapted one. packed: what it was packed in again."""
     form = packed or str(dtype).removeprefix("torch.")
-    way = "merge into 16 bits with into='dequantised'" if packed else "load the base with dtype='fp32', train longer"
-    remedy = f"{way}, export to='peft', or accept it with lossy=True"
+    way = "merge into='dequantised' (--into)" if packed else "load the base with dtype='fp32', train longer"
+    remedy = f"{way}, export to='peft' (--to), or accept it with lossy=True (--lossy)"
     kept, logits = report["kept"], report["logits"]
     if not kept >= KEPT:
         worst = min(report["tensors"], key=lambda site: report["tensors"][site]["kept"])

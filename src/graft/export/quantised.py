@@ -28,17 +28,12 @@ if TYPE_CHECKING:
 INTO = ("dequantised", "original", "packed")
 
 
-def scheme_of(base: "Base") -> str:
-    """How the base's weights are packed, or "" where they are not."""
-    return described(base)["quant"] or ""
-
-
 def check_into(base: "Base", into: str | None) -> None:
     """Raise UsageError for a choice that is none, or that a base in 16 or 32 bits does not have."""
     if into is not None and into not in INTO:
         near = nearest(into, INTO, 1)[0]
         raise UsageError(f"into={into!r}", f"one of {', '.join(INTO)}", f"did you mean {near!r}?")
-    if into is not None and not scheme_of(base):
+    if into is not None and base.quant == "none":
         raise UsageError(f"into={into!r} for {base.name}", "a quantised base", "leave into out: there is one way")
 
 
@@ -48,7 +43,7 @@ def original_of(base: "Base", names: Sequence[str], folder: str | Path | None = 
     folder: where it lies; by default what `base` was loaded from, quantised on the way.
     """
     original = load(folder or base.name, dtype=described(base)["dtype"], device=base.device)
-    if scheme_of(original):
+    if original.quant != "none":
         raise UsageError(
             f"{original.name} is quantised itself",
             "the weights before quantisation",

@@ -32,6 +32,10 @@ if TYPE_CHECKING:
 
 SAME, DIFFERS, UNKNOWN = "same", "differs", "not checked"
 TOLERANCE = 0.05  # of a measured difference
+SHAPE = {"format": str, "base": dict, "adapters": list, "files": dict, "versions": dict, "prompts": dict,
+         "logits": dict, "perplexity": dict}  # fmt: skip
+BASE = {"name", "fingerprint", "class", "family", "dtype", "quant", "tokenizer"}
+ADAPTER = {"name", "folder", "fingerprint"}
 
 
 @dataclass(frozen=True)
@@ -71,15 +75,22 @@ def _read(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UsageError(f"{folder} has no {CERTIFICATE}", "a folder that graft exported", "export it again")
     try:
-        facts = dict(json.loads(path.read_text(encoding="utf-8")))
-        facts["files"], facts["base"]["fingerprint"], facts["adapters"], facts["versions"]  # what is read below
-        if facts["format"] not in READERS:
-            raise KeyError(facts["format"])
-    except (ValueError, TypeError, KeyError) as error:
-        raise ModelError(
-            f"{path} is damaged ({error!r})", "a certificate as graft writes it", "export it again"
-        ) from error
-    return facts
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        facts = None
+    if not _sound(facts):
+        raise ModelError(f"{path} is damaged", "a certificate as graft writes it", "export it again")
+    return dict(facts)
+
+
+def _sound(facts: Any) -> bool:
+    """Whether this is a certificate: nothing of what is read here is missing or of another kind."""
+    if not isinstance(facts, dict) or not all(isinstance(facts.get(key), kind) for key, kind in SHAPE.items()):
+        return False
+    parts = [(BASE, facts["base"]), *((ADAPTER, one) for one in facts["adapters"])]
+    parts += [] if facts.get("added_to") is None else [(BASE, facts["added_to"])]
+    described = all(isinstance(part, dict) and keys <= part.keys() for keys, part in parts)
+    return described and facts["format"] in READERS and isinstance(facts["logits"].get("size"), float)
 
 
 def _files(wanted: dict[str, str], folder: Path) -> Check:
@@ -106,7 +117,7 @@ def _reopened(facts: dict[str, Any], folder: Path, checks: list[Check]) -> Itera
     base = _base("base", facts["base"], checks)
     names = [_adapter(base, wanted, facts, folder, checks) for wanted in facts["adapters"]]
     source = base
-    if facts["added_to"] is not None:
+    if facts.get("added_to") is not None:
         try:
             source = original_of(base, names, facts["added_to"]["name"])
         except GraftError as error:
@@ -163,7 +174,7 @@ def _compared(facts: dict[str, Any], again: dict[str, Any], base: "Base") -> lis
     share = {"weights": TOLERANCE, "logits": TOLERANCE, "perplexity": max(rounding, 1e-3)}
     found = []
     for what, slope in share.items():
-        then, now = facts[what] or {}, again[what] or {}
+        then, now = facts.get(what) or {}, again[what] or {}
         numbers = [key for key in then if isinstance(then[key], float)]
         moved = [key for key in numbers if not _near(then[key], now.get(key), slope, slack[what])]
         moved += [key for key in then if key not in numbers and key != "worst" and then[key] != now.get(key)]
