@@ -196,6 +196,23 @@ def test_the_three_ways_into_a_quantised_base_are_measured(model_folder, tmp_pat
         assert set(states(folder).values()) == {"same"}, into
 
 
+def test_the_weights_before_quantisation_are_refused_where_they_answer_otherwise(model_folder, tmp_path):
+    base = trained(model_folder, tmp_path, scale=0.02, quant="nf4")
+    with pytest.raises(MergeError, match=r"moves the logits.*--lossy"):
+        export(base, tmp_path / "out", adapter="sql", into="original")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_was_merged_packed_is_written_packed(model_folder, tmp_path):
+    base = trained(model_folder, tmp_path, quant="nf4")
+    base.merge("sql", repack=True)
+    ids = inputs("llama")["ids"]
+    expected = base(ids).logits
+    again = load(export(base, tmp_path / "out"))
+    assert again.quant == "nf4" and torch.equal(again(ids).logits, expected)
+    assert torch.equal(base(ids).logits, expected) and base.merged[0].repacked
+
+
 def test_a_way_that_cannot_be_had_says_why(tmp_path):
     model = tiny_model("llama")
     quantise_model(model, "nf4")

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 from graft.errors import AdapterError, MergeError, UsageError, nearest
 from graft.export import prompts
 from graft.export.certificate import CERTIFICATE, certify, said, stacked, unmerged
-from graft.export.faithful import answers, drift, judge, survival
+from graft.export.faithful import answers, drift, judge_answers, judge_survival, survival
 from graft.export.folder import replaced, write_model
-from graft.export.quantised import check_into, choices, original_of
+from graft.export.quantised import check_into, choices, original_of, usual_into
 from graft.export.readings import READERS
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def export(
     if to == "peft":
         return _adapter(base, folder, _one(base, adapter), force)
     adapter = None if adapter is None else _one(base, adapter)
-    into = into or (None if base.quant == "none" else "dequantised")
+    into = into or usual_into(base)
     with replaced(folder, force=force) as partial, unmerged(base) as merged:
         names = merged if adapter is None or adapter in merged else [*merged, adapter]
         if not names and base.adapters:
@@ -61,7 +61,9 @@ def export(
         source = original_of(base, names, original) if into == "original" else base
         _merged(source, partial, names, into, lossy)
         with READERS[to](partial, source) as reading:
-            certify(source, partial, to, reading, names, trained=base, notes={"into": into})
+            facts = certify(source, partial, to, reading, names, trained=base, notes={"into": into})
+        if names and not lossy:
+            judge_answers(" + ".join(names), facts["logits"], base.dtype)
     return folder
 
 
@@ -113,7 +115,8 @@ def _merge(base: "Base", name: str, lossy: bool, repack: bool, stack: contextlib
     untied = base.merged[-1].untied
     report |= {"adapter": name, "untied": untied, "logits": drift(before, adapted, answers(base, None, rows))}
     if not lossy:
-        judge(name, report, base.dtype, base.quant if repack else "")
+        judge_survival(name, report, base.dtype, base.quant if repack else "")
+        judge_answers(name, report["logits"], base.dtype)
     return report
 
 

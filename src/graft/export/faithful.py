@@ -29,6 +29,7 @@ Answer = Callable[..., torch.Tensor]  # (ids (1, T), **what the family needs bes
 
 KEPT = 0.5  # smallest share of the change that must survive
 DRIFT = 0.5  # largest mean difference of the logits, as a share of what the adapter changes in them
+REMEDY = "train longer, export to='peft' (--to), or accept it with lossy=True (--lossy)"
 NOISE = 8  # differences below so many roundings of a logit say nothing
 
 
@@ -122,40 +123,41 @@ def perplexity(base: "Base", rows: Sequence[Sequence[int]], logits: Sequence[tor
 
 def drift(
     before: Sequence[torch.Tensor], adapted: Sequence[torch.Tensor], merged: Sequence[torch.Tensor]
-) -> dict[str, float]:
-    """{"max", "mean"} absolute difference of merged and adapted logits; "effect": mean change that the adapter makes;
-    "size": mean absolute logit."""
+) -> dict[str, float | None]:
+    """{"max", "mean"} absolute difference of merged and adapted logits; "effect": mean change that the adapter makes,
+    None where it brings a task head, which answers otherwise than the bare base; "size": mean absolute logit."""
     apart = torch.cat([(m - a).abs().flatten() for m, a in zip(merged, adapted, strict=True)])
-    # A task head answers otherwise than the bare base: there is nothing to compare then.
     effect = [(a - b).abs().flatten() for a, b in zip(adapted, before, strict=True) if a.shape == b.shape]
     size = torch.cat([a.abs().flatten() for a in adapted])
     return {
         "max": float(apart.max()),
         "mean": float(apart.mean()),
-        "effect": float(torch.cat(effect).mean()) if effect else math.nan,
+        "effect": float(torch.cat(effect).mean()) if effect else None,
         "size": float(size.mean()),
     }
 
 
-def judge(name: str, report: dict[str, Any], dtype: torch.dtype, packed: str = "") -> None:
-    """Raise MergeError where the merged model is not the adapted one. packed: what it was packed in again."""
+def judge_survival(name: str, report: dict[str, Any], dtype: torch.dtype, packed: str = "") -> None:
+    """Raise MergeError where too little of the change is left. packed: what it was packed in again."""
+    if report["kept"] >= KEPT:
+        return
     form = packed or str(dtype).removeprefix("torch.")
-    way = "merge into='dequantised' (--into)" if packed else "load the base with dtype='fp32', train longer"
-    remedy = f"{way}, export to='peft' (--to), or accept it with lossy=True (--lossy)"
-    kept, logits = report["kept"], report["logits"]
-    if not kept >= KEPT:
-        worst = min(report["tensors"], key=lambda site: report["tensors"][site]["kept"])
-        raise MergeError(
-            f"only {kept:.0%} of what {name!r} changes survives the rounding to {form} "
-            f"(worst: {worst}, {report['tensors'][worst]['kept']:.0%})",
-            f"at least {KEPT:.0%}",
-            remedy,
-        )
+    worst = min(report["tensors"], key=lambda site: report["tensors"][site]["kept"])
+    raise MergeError(
+        f"only {report['kept']:.0%} of what {name!r} changes survives the rounding to {form} "
+        f"(worst: {worst}, {report['tensors'][worst]['kept']:.0%})",
+        f"at least {KEPT:.0%}",
+        "merge into='dequantised' (--into), " + REMEDY if packed else "load the base with dtype='fp32', " + REMEDY,
+    )
+
+
+def judge_answers(name: str, logits: dict[str, Any], dtype: torch.dtype) -> None:
+    """Raise MergeError where the merged model answers otherwise than the adapted one. logits: as `drift` gives them."""
     floor = NOISE * torch.finfo(dtype).eps * logits["size"]
-    if logits["mean"] > max(DRIFT * logits["effect"], floor):
+    if not logits["mean"] <= max(DRIFT * logits["effect"], floor):  # so that a NaN is no answer either
         raise MergeError(
             f"merging {name!r} moves the logits of fixed prompts by {logits['mean']:.3g} on average, "
             f"where the adapter itself moves them by {logits['effect']:.3g}",
             f"at most {DRIFT:.0%} of that",
-            remedy,
+            REMEDY,
         )

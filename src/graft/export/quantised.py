@@ -33,8 +33,16 @@ def check_into(base: "Base", into: str | None) -> None:
     if into is not None and into not in INTO:
         near = nearest(into, INTO, 1)[0]
         raise UsageError(f"into={into!r}", f"one of {', '.join(INTO)}", f"did you mean {near!r}?")
-    if into is not None and base.quant == "none":
+    if into is not None and usual_into(base) is None:
         raise UsageError(f"into={into!r} for {base.name}", "a quantised base", "leave into out: there is one way")
+
+
+def usual_into(base: "Base") -> str | None:
+    """The way into this base where none is chosen: what is merged already, or nearest to what was trained; None where
+    it is not quantised."""
+    if any(done.repacked for done in base.merged):
+        return "packed"
+    return "dequantised" if base.quant != "none" or any(done.dequantised for done in base.merged) else None
 
 
 def original_of(base: "Base", names: Sequence[str], folder: str | Path | None = None) -> "Base":

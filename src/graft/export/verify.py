@@ -11,7 +11,6 @@ What is no longer there is said, and counts neither way.
 
 import contextlib
 import json
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -185,9 +184,7 @@ def _compared(facts: dict[str, Any], again: dict[str, Any], base: "Base") -> lis
 
 
 def _near(then: float, now: Any, share: float, slack: float) -> bool:
-    if not isinstance(now, float) or math.isnan(then) or math.isnan(now):
-        return isinstance(now, float) and math.isnan(then) and math.isnan(now)
-    return abs(now - then) <= share * abs(then) + slack
+    return isinstance(now, float) and abs(now - then) <= share * abs(then) + slack
 
 
 def _plain(value: Any) -> str:
