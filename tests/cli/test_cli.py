@@ -24,6 +24,7 @@ VERBS = (
     "compare",
     "merge",
     "export",
+    "verify",
     "quantize",
     "convert",
     "methods",
@@ -66,7 +67,9 @@ def test_importing_graft_imports_nothing_heavy():
     assert modules_after(names) == "[]"
 
 
-@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["methods"], ["methods", "lora", "--json"]])
+@pytest.mark.parametrize(
+    "words", [["--help"], ["train", "--help"], ["verify", "--help"], ["methods"], ["methods", "lora", "--json"]]
+)
 def test_help_and_methods_import_nothing_heavy(words):
     assert modules_after(f"from graft.cli import call\ncall({words!r})") == "[]"
 
@@ -74,7 +77,7 @@ def test_help_and_methods_import_nothing_heavy(words):
 def test_recipe_and_row_errors_import_no_torch(tmp_path):
     write_rows(tmp_path / "bad.jsonl", [{"prompt": "x", "completion": ""}])
     data = f"--data={tmp_path / 'bad.jsonl'}"
-    for words in (["train", "train.lerning_rate=1"], ["train", "--model", "m", data]):
+    for words in (["train", "train.lerning_rate=1"], ["train", "--model", "m", data], ["verify", str(tmp_path)]):
         assert "torch" not in modules_after(f"from graft.cli import call\nassert call({words!r})")
 
 
@@ -167,11 +170,17 @@ export RUN MODEL
 export MODEL OUT --adapter MODEL
 merge RUN
 merge RUN OUT --as pt
+merge RUN OUT --into packed
+merge RUN OUT --into paked
+merge RUN MODEL
 merge RUN OUT --adapter b=RUN --weight c=0.5
 merge RUN OUT --adapter b=RUN --weight b=half
 merge RUN OUT --adapter b=RUN --how tiess
 merge RUN OUT --adapter b=RUN --how ties
 merge MODEL OUT --weight a=0.5
+verify
+verify ./nowhere
+verify MODEL
 convert MODEL OUT
 convert MODEL OUT --base ./nowhere
 convert MODEL OUT --base MODEL
@@ -258,6 +267,8 @@ def test_every_command_accepts_a_run(home, capsys, tmp_path):
         compare {run} {run} --limit 1
         export {run} {tmp_path}/peft --to peft
         merge {run} {tmp_path}/merged --lossy
+        verify {tmp_path}/peft
+        verify {tmp_path}/merged
         data show {run}
     """.strip().splitlines()
     for line in commands:
@@ -281,6 +292,30 @@ def test_a_model_is_quantised_by_rows_and_by_a_run(home, tmp_path, capsys):
         facts = json.loads((tmp_path / out / "config.json").read_text())["quantization_config"]
         assert (facts["scheme"], facts["block"]) == ("int4", 64)
     assert call(["chat", str(tmp_path / "run"), "--raw", "--prompt", "Day 1.", "--max-new-tokens", "2"]) == 0
+
+
+def test_a_merge_into_a_quantised_base_offers_three_ways(home, tmp_path, capsys):
+    adapter = ["--adapter", str(home / "run"), "--quant", "nf4", "--lossy"]
+    assert call(["merge", str(home / "model"), str(tmp_path / "m"), *adapter]) == 0
+    err = capsys.readouterr().err
+    table = [line.split()[:2] for line in err.splitlines()]
+    assert ["dequantised", "16"] in table and ["original", "16"] in table and ["packed", "4.13"] in table
+    assert "merged  run: " in err and "checked " in err and "perplexity" in err
+    chosen = ["merge", str(home / "model"), str(tmp_path / "q"), *adapter, "--into", "packed", "--json"]
+    assert call(chosen) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["choices"] == [] and facts["certificate"]["into"] == "packed" and facts["packed"] == "nf4"
+    assert call(["verify", str(tmp_path / "q"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["same"] is True
+
+
+def test_a_folder_that_was_changed_is_not_verified(home, tmp_path, capsys):
+    assert call(["export", str(home / "run"), str(tmp_path / "m"), "--lossy"]) == 0
+    (tmp_path / "m" / "config.json").write_text((tmp_path / "m" / "config.json").read_text() + "\n")
+    capsys.readouterr()
+    assert call(["verify", str(tmp_path / "m")]) == 1
+    out, err = capsys.readouterr()
+    assert "config.json was changed" in out and err.startswith("next ") and "Traceback" not in err
 
 
 def test_two_runs_are_blended_into_an_adapter_and_into_a_model(home, tmp_path, capsys):

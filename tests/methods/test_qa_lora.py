@@ -17,10 +17,11 @@ from transformers.models.llama.modeling_llama import LlamaForCausalLM
 from graft.adapter import Adapter
 from graft.base import Base
 from graft.blend import blend
-from graft.errors import AdapterError, MergeError, SiteError
-from graft.export import export
+from graft.errors import AdapterError, SiteError, UsageError
+from graft.export import export, fits
 from graft.load import load
 from graft.merging import Merges
+from graft.methods.lora import LoRA
 from graft.methods.qa_lora import QALoRA
 from graft.quant import QuantLinear, Scheme, quantise_model
 from graft.quant.hf import GraftQuantConfig, quantise_pretrained
@@ -81,7 +82,7 @@ def merged(name, block, repeat, groups, out_features, r, seed, exact):
     beside = insert(eye, layer(eye)).T.detach()
     codes = layer.codes.clone()
     done = Merges(root).add(Adapter("x", [QALoRA()], [[(Site("layer", "linear", root), insert)]], dict))
-    assert done.packed == ["layer"] and not done.dequantised and torch.equal(layer.codes, codes)
+    assert done.shifted == ["layer"] and not done.dequantised and torch.equal(layer.codes, codes)
     return beside, layer(eye).T, layer, insert
 
 
@@ -114,7 +115,7 @@ def test_a_merged_base_stays_packed_saves_loads_and_comes_apart_again(group, tmp
         attached = base(**batch).logits
     done = base.merge("x")
     packed = [n for n, m in model.named_modules() if isinstance(m, QuantLinear)]
-    assert done.packed == packed and not done.dequantised
+    assert done.shifted == packed and not done.dequantised
     after = base(**batch).logits
     assert_close(after, attached, atol=0.05, rtol=0.05)  # 14 layers of rounded minima
     assert (attached - before).abs().max() > 20 * (after - attached).abs().max()
@@ -127,15 +128,17 @@ def test_a_merged_base_stays_packed_saves_loads_and_comes_apart_again(group, tmp
 def test_an_adapter_is_exported_into_the_packed_base(tmp_path):
     base, batch = Base(quantise_model(tiny_model("llama"), "int4"), name="tiny"), inputs("llama")
     randomise(base.attach("x", QALoRA(r=4)))
-    export(base, tmp_path / "packed", to="packed")
+    base.attach("other", LoRA(r=4))
+    assert fits(base, ["x"]) and not fits(base, ["x", "other"])
+    export(base, tmp_path / "packed", adapter="x", into="packed")
     facts = json.loads((tmp_path / "packed" / "merge_report.json").read_text())
     assert facts["dequantised_layers"] == 0 and facts["adapters"][0]["kept"] > 0.99 and not base.merged
     base.merge("x")
     found = load(tmp_path / "packed", dtype="fp32")
     assert torch.equal(found(**batch).logits, base(**batch).logits)
     assert all(m.scheme == Scheme("int4") for m in found.model.modules() if isinstance(m, QuantLinear))
-    with pytest.raises(MergeError, match="no layer of plain is packed"):
-        export(Base(tiny_model("llama"), name="plain"), tmp_path / "out", to="packed")
+    with pytest.raises(UsageError, match="a quantised base"):
+        export(Base(tiny_model("llama"), name="plain"), tmp_path / "out", into="packed")
 
 
 def test_groups_narrower_than_the_bases_and_other_formats_become_16_bit_and_a_notice_says_so():

@@ -1,17 +1,28 @@
-"""Export: the result in the layout that other programs load, a merged Hugging Face folder or an adapter of PEFT."""
+"""Export: the result in the layout that other programs load, a merged Hugging Face folder or an adapter of PEFT.
 
+Every folder gets a certificate.json, which says how far it is from what was trained (`certificate`).
+"""
+
+import contextlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graft.errors import AdapterError, MergeError, UsageError, nearest
-from graft.export.faithful import answers, drift, judge, survival
-from graft.export.folder import replaced, write_model, write_packed
+from graft.export import prompts
+from graft.export.certificate import CERTIFICATE, certify, said, stacked, unmerged
+from graft.export.faithful import answers, drift, judge_answers, judge_survival, survival
+from graft.export.folder import replaced, write_model
+from graft.export.quantised import check_into, choices, fits, original_of, usual_into
+from graft.export.readings import READERS
 
 if TYPE_CHECKING:
     from graft.base import Base
 
-LAYOUTS = ("hf", "packed", "peft")
+__all__ = ["CERTIFICATE", "LAYOUTS", "REPORT", "check_into", "choices", "export", "fits", "said"]
+
+LAYOUTS = ("hf", "peft")
 REPORT = "merge_report.json"
 
 
@@ -21,55 +32,75 @@ def export(
     to: str = "hf",
     *,
     adapter: str | None = None,
+    into: str | None = None,
+    original: str | Path | None = None,
     force: bool = False,
     lossy: bool = False,
 ) -> Path:
-    """Write a folder that transformers ("hf"), Graft ("packed") or PEFT ("peft") loads, and return it.
+    """Write a folder that transformers ("hf") or PEFT ("peft") loads, and return it.
 
-    adapter: which one; None: what is merged (hf, packed), or the only one there is. force: replace an existing folder.
-    hf: the adapter is merged in fp32 and rounded once to the base's dtype, packed layers become 16-bit.  packed: layers
-    of a quantised base stay packed where the adapter fits into their groups (QA-LoRA on int4). What it cost is in
-    merge_report.json. Raises MergeError where it does not keep what the adapter learned, unless lossy.
-    The base is afterwards as it was before.
+    adapter: which one; None: what is merged (hf), or the only one there is. force: replace an existing folder.
+    hf: the adapter is merged in fp32 and rounded once to the base's dtype; what that cost, tensor by tensor, is in
+    merge_report.json. Raises MergeError where the merge does not keep what the adapter learned, unless lossy.
+    into: of a quantised base, "dequantised" (default), "original" or "packed", see `quantised`; original: the folder of
+    its weights before quantisation, where base.name is not that.
+    The folder is read again and measured; certificate.json holds the result. The base is afterwards as it was before.
     """
     if to not in LAYOUTS:
         raise UsageError(f"to={to!r}", f"one of {', '.join(LAYOUTS)}", f"did you mean {nearest(to, LAYOUTS, 1)[0]!r}?")
+    check_into(base, into)
     folder = Path(folder)
     if to == "peft":
         return _adapter(base, folder, _one(base, adapter), force)
-    merged = [done.adapter for done in base.merged]
     adapter = None if adapter is None else _one(base, adapter)
-    wanted = merged if adapter is None or adapter in merged else [*merged, adapter]
-    if not wanted and base.adapters:
-        wanted = [_one(base, None)]
-    with replaced(folder, force=force) as partial:
-        for name in reversed(merged):
-            base.unmerge(name)
-        added: list[str] = []
-        try:
-            reports = [_merge(base, name, lossy, added, to == "packed") for name in wanted]
-            unpacked = write_model(base, partial) if to == "hf" else write_packed(base, partial)
-            dequantised = sorted({*unpacked, *(layer for done in base.merged for layer in done.dequantised)})
-        finally:
-            for name in reversed(added):
-                base.unmerge(name)
-            for name in merged:
-                base.merge(name)
-        facts = {
-            "base": base.name,
-            "dtype": str(base.dtype).removeprefix("torch."),
-            "dequantised_layers": len(dequantised),
-            "note": f"{len(dequantised)} packed layers were written in 16 bits from their dequantised values"
-            if dequantised
-            else "",
-            "adapters": reports,
-        }
-        (partial / REPORT).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    into = into or usual_into(base)
+    with replaced(folder, force=force) as partial, unmerged(base) as merged:
+        names = merged if adapter is None or adapter in merged else [*merged, adapter]
+        if not names and base.adapters:
+            names = [_one(base, None)]
+        source = original_of(base, names, original) if into == "original" else base
+        _merged(source, partial, names, into, lossy)
+        with READERS[to](partial, source) as reading:
+            facts = certify(source, partial, to, reading, names, trained=base, notes={"into": into})
+        if names and not lossy:
+            judge_answers(" + ".join(names), facts["logits"], base.dtype)
     return folder
 
 
-def _merge(base: "Base", name: str, lossy: bool, added: list[str], packed: bool) -> dict[str, Any]:
-    """Merge one adapter and say what it cost."""
+def _merged(base: "Base", folder: Path, names: Sequence[str], into: str | None, lossy: bool) -> None:
+    """Write the model with these adapters merged, and what that cost; the base is then as before."""
+    repack = into == "packed"
+    with contextlib.ExitStack() as stack:
+        reports = [_merge(base, name, lossy, repack, stack) for name in names]
+        unpacked = write_model(base, folder, packed=repack)
+        dequantised = sorted({*unpacked, *(layer for done in base.merged for layer in done.dequantised)})
+    facts = {
+        "base": base.name,
+        "dtype": str(base.dtype).removeprefix("torch."),
+        "into": into,
+        "packed": base.quant if repack else "",
+        "dequantised_layers": len(dequantised),
+        "note": "; ".join(_notes(base, names, len(dequantised))),
+        "adapters": reports,
+    }
+    (folder / REPORT).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+
+
+def _notes(base: "Base", names: Sequence[str], dequantised: int) -> list[str]:
+    """What a reader of the report might not expect."""
+    word = lambda quant: "unpacked" if quant == "none" else quant
+    notes = [
+        f"{name} was trained beside {word(base.adapters[name].beside)} weights and merged into {word(base.quant)} ones"
+        for name in names
+        if base.adapters[name].beside not in ("", base.quant)
+    ]
+    if dequantised:
+        notes.append(f"{dequantised} packed layers were written in 16 bits from their dequantised values")
+    return notes
+
+
+def _merge(base: "Base", name: str, lossy: bool, repack: bool, stack: contextlib.ExitStack) -> dict[str, Any]:
+    """Merge one adapter until the stack closes, and say what it cost."""
     heads = [site.name for site, _ in base.adapters[name].inserts if site.kind == "final"]
     if heads:
         raise MergeError(
@@ -77,13 +108,15 @@ def _merge(base: "Base", name: str, lossy: bool, added: list[str], packed: bool)
             "an adapter that changes weights only",
             "export it with to='peft'",
         )
-    before, adapted = answers(base, None), answers(base, name)
-    report = survival(base.adapters[name], packed)
-    done = base.merge(name)
-    added.append(name)
-    report |= {"adapter": name, "untied": done.untied, "logits": drift(before, adapted, answers(base, None))}
+    rows = prompts.rows(base, [name])
+    before, adapted = answers(base, None, rows), answers(base, name, rows)
+    report = survival(base.adapters[name], repack=repack)
+    stack.enter_context(stacked(base, [name], repack=repack))
+    untied = base.merged[-1].untied
+    report |= {"adapter": name, "untied": untied, "logits": drift(before, adapted, answers(base, None, rows))}
     if not lossy:
-        judge(name, report, base.dtype)
+        judge_survival(name, report, base.dtype, base.quant if repack else "")
+        judge_answers(name, report["logits"], base.dtype)
     return report
 
 
@@ -142,4 +175,8 @@ def _adapter(base: "Base", folder: Path, name: str, force: bool) -> Path:
         if base.tokenizer is not None:
             base.tokenizer.save_pretrained(partial)
         (partial / "README.md").write_text(card, encoding="utf-8")
+        adapter.folder = None  # the folder itself, whose name is not its own yet
+        with unmerged(base), READERS["peft"](partial, base) as reading:
+            certify(base, partial, "peft", reading, [name])
+    adapter.folder = folder.resolve()
     return folder
