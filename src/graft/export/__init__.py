@@ -1,4 +1,6 @@
-"""Export: the result in the layout that other programs load, a merged Hugging Face folder or an adapter of PEFT."""
+"""Export: the result in the layout that other programs load: a merged model as a Hugging Face folder or a GGUF file, an
+adapter as PEFT's folder or a GGUF file.
+"""
 
 import json
 from pathlib import Path
@@ -7,11 +9,14 @@ from typing import TYPE_CHECKING, Any
 from graft.errors import AdapterError, MergeError, UsageError, nearest
 from graft.export.faithful import answers, drift, judge, survival
 from graft.export.folder import replaced, write_model
+from graft.export.gguf import file_name, write_gguf, write_lora
+from graft.export.serve import modelfile, vllm
+from graft.export.serve import write as write_serving
 
 if TYPE_CHECKING:
     from graft.base import Base
 
-LAYOUTS = ("hf", "peft")
+LAYOUTS = ("hf", "gguf", "peft", "gguf-lora")
 REPORT = "merge_report.json"
 
 
@@ -20,22 +25,26 @@ def export(
     folder: str | Path,
     to: str = "hf",
     *,
+    type: str = "q8_0",
     adapter: str | None = None,
     force: bool = False,
     lossy: bool = False,
 ) -> Path:
-    """Write a folder that transformers ("hf") or PEFT ("peft") loads, and return it.
+    """Write a folder that transformers ("hf"), llama.cpp and Ollama ("gguf", or "gguf-lora" for the adapter alone) or
+    PEFT ("peft") loads, and return it.
 
-    adapter: which one; None: what is merged (hf), or the only one there is. force: replace an existing folder.
-    hf: the adapter is merged in fp32 and rounded once to the base's dtype, packed layers become 16-bit; what that cost
-    is in merge_report.json. Raises MergeError where the merge does not keep what the adapter learned, unless lossy.
+    type: gguf: f32, f16, bf16, q8_0, q4_0, q4_1, q5_0 or q5_1. adapter: which one; None: what is merged (hf, gguf), or
+    the only one there is. force: replace an existing folder.
+    hf, gguf: the adapter is merged in fp32 and rounded once to the base's dtype, packed layers become 16-bit; what that
+    cost is in merge_report.json. Raises MergeError where the merge does not keep what the adapter learned, unless lossy.
     The base is afterwards as it was before.
     """
     if to not in LAYOUTS:
         raise UsageError(f"to={to!r}", f"one of {', '.join(LAYOUTS)}", f"did you mean {nearest(to, LAYOUTS, 1)[0]!r}?")
     folder = Path(folder)
-    if to == "peft":
-        return _adapter(base, folder, _one(base, adapter), force)
+    if to in ("peft", "gguf-lora"):
+        write = _adapter if to == "peft" else _gguf_lora
+        return write(base, folder, _one(base, adapter), force)
     merged = [done.adapter for done in base.merged]
     adapter = None if adapter is None else _one(base, adapter)
     wanted = merged if adapter is None or adapter in merged else [*merged, adapter]
@@ -47,18 +56,19 @@ def export(
         added: list[str] = []
         try:
             reports = [_merge(base, name, lossy, added) for name in wanted]
-            unpacked = write_model(base, partial)
+            unpacked = _hf(base, partial, folder.name) if to == "hf" else _gguf(base, partial, type)
             dequantised = sorted({*unpacked, *(layer for done in base.merged for layer in done.dequantised)})
         finally:
             for name in reversed(added):
                 base.unmerge(name)
             for name in merged:
                 base.merge(name)
+        stored = "16 bits" if to == "hf" else type
         facts = {
             "base": base.name,
             "dtype": str(base.dtype).removeprefix("torch."),
             "dequantised_layers": len(dequantised),
-            "note": f"{len(dequantised)} packed layers were written in 16 bits from their dequantised values"
+            "note": f"{len(dequantised)} packed layers were written in {stored} from their dequantised values"
             if dequantised
             else "",
             "adapters": reports,
@@ -72,7 +82,7 @@ def _merge(base: "Base", name: str, lossy: bool, added: list[str]) -> dict[str, 
     heads = [site.name for site, _ in base.adapters[name].inserts if site.kind == "final"]
     if heads:
         raise MergeError(
-            f"{name!r} has a task head ({heads[0]}), which a plain {type(base.model).__name__} has no place for",
+            f"{name!r} has a task head ({heads[0]}), which a plain {base.model.__class__.__name__} has no place for",
             "an adapter that changes weights only",
             "export it with to='peft'",
         )
@@ -84,6 +94,30 @@ def _merge(base: "Base", name: str, lossy: bool, added: list[str]) -> dict[str, 
     if not lossy:
         judge(name, report, base.dtype)
     return report
+
+
+def _hf(base: "Base", folder: Path, name: str) -> list[str]:
+    unpacked = write_model(base, folder)
+    if base.family == "causal" and base.tokenizer is not None:
+        lines = ["ollama create NAME -f Modelfile", vllm(name)]
+        write_serving(base, folder, name, lines, modelfile(base, "."))
+    return unpacked
+
+
+def _gguf(base: "Base", folder: Path, form: str) -> list[str]:
+    unpacked = write_gguf(base, folder, form)
+    file = file_name(base, form)
+    lines = [f"llama-server -m {file}", "ollama create NAME -f Modelfile", vllm(file, tokenizer=base.name)]
+    write_serving(base, folder, file, lines, modelfile(base, f"./{file}"))
+    return unpacked
+
+
+def _gguf_lora(base: "Base", folder: Path, name: str, force: bool) -> Path:
+    with replaced(folder, force=force) as partial:
+        file, model = write_lora(base, partial, name), file_name(base, "f16")
+        lines = [f"llama-server -m {model} --lora {file}", "ollama create NAME -f Modelfile"]
+        write_serving(base, partial, f"{file} beside {model}", lines, modelfile(base, f"./{model}", f"./{file}"))
+    return folder
 
 
 def _one(base: "Base", name: str | None) -> str:
@@ -125,13 +159,20 @@ With PEFT:
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base}"), "{folder}")
 """
 
+VLLM = """
+With vLLM:
+
+    {line}
+"""
+
 
 def _adapter(base: "Base", folder: Path, name: str, force: bool) -> Path:
     adapter = base.adapters[name]
     kinds = [method.peft_type for method in adapter.methods]
-    foreign = (
-        "" if len(kinds) > 1 or kinds[0].startswith("GRAFT") else FOREIGN.format(base=base.name, folder=folder.name)
-    )
+    own = len(kinds) > 1 or kinds[0].startswith("GRAFT")
+    ranks = [len(form[0]) for _, insert in adapter.inserts if (form := insert.low_rank())]
+    foreign = "" if own else FOREIGN.format(base=base.name, folder=folder.name)
+    foreign += VLLM.format(line=vllm(base.name, lora=(name, folder.name, max(ranks)))) if ranks and len(ranks) == len(adapter.inserts) else ""
     methods = ", ".join(type(method).__module__.rpartition(".")[2] for method in adapter.methods)
     card = CARD.format(
         base=base.name, name=name, methods=methods, count=adapter.count(), folder=folder.name, foreign=foreign

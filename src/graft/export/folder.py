@@ -33,18 +33,24 @@ def write_model(base: "Base", folder: Path, *, shard: str = "5GB") -> list[str]:
     shard: largest size of one file, as transformers understands it. Raises ModelError where a tensor is not finite or
     did not reach the file.
     """
-    clone, unpacked = plain(base.model)
-    bad = [name for name, tensor in clone.named_parameters() if not torch.isfinite(tensor).all()]
-    if bad:
-        raise ModelError(
-            f"{bad[0]} holds NaN or infinity ({len(bad)} tensors do)", "finite weights", "merge a sound adapter"
-        )
+    clone, unpacked = sound(base.model)
     with quiet():
         clone.save_pretrained(folder, max_shard_size=shard)
         if base.tokenizer is not None:
             base.tokenizer.save_pretrained(folder)
     _written(clone, folder)
     return unpacked
+
+
+def sound(model: nn.Module) -> tuple[nn.Module, list[str]]:
+    """`plain`, with every number finite; raises ModelError otherwise."""
+    clone, unpacked = plain(model)
+    bad = [name for name, tensor in clone.named_parameters() if not torch.isfinite(tensor).all()]
+    if bad:
+        raise ModelError(
+            f"{bad[0]} holds NaN or infinity ({len(bad)} tensors do)", "finite weights", "merge a sound adapter"
+        )
+    return clone, unpacked
 
 
 def plain(model: nn.Module) -> tuple[nn.Module, list[str]]:
