@@ -170,9 +170,10 @@ def _adapter(base: "Base", folder: Path, name: str, force: bool) -> Path:
     adapter = base.adapters[name]
     kinds = [method.peft_type for method in adapter.methods]
     own = len(kinds) > 1 or kinds[0].startswith("GRAFT")
-    ranks = [len(form[0]) for _, insert in adapter.inserts if (form := insert.low_rank())]
     foreign = "" if own else FOREIGN.format(base=base.name, folder=folder.name)
-    foreign += VLLM.format(line=vllm(base.name, lora=(name, folder.name, max(ranks)))) if ranks and len(ranks) == len(adapter.inserts) else ""
+    ranks = [len(form[0]) for _, insert in adapter.inserts if (form := insert.low_rank())]
+    if ranks and len(ranks) == len(adapter.inserts):
+        foreign += VLLM.format(line=vllm(base.name, lora=(name, folder.name, max(ranks))))
     methods = ", ".join(type(method).__module__.rpartition(".")[2] for method in adapter.methods)
     card = CARD.format(
         base=base.name, name=name, methods=methods, count=adapter.count(), folder=folder.name, foreign=foreign

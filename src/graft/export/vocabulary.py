@@ -79,9 +79,8 @@ def _pieces(whole: dict[str, Any], rows: int) -> tuple[list[str], list[int]]:
     known = {i: piece for piece, i in whole["model"]["vocab"].items()} | {i: t["content"] for i, t in added.items()}
     if max(known) >= rows:
         raise _refusal(f"has {max(known) + 1:,} tokens and the model's table {rows:,} rows", "resize the model's table")
-    empty = [i for i, piece in known.items() if not piece]
-    if empty or len(set(known.values())) < len(known):
-        raise _refusal("has an empty piece" if empty else "has the same piece twice")
+    if len(set(known.values())) < len(known):
+        raise _refusal("has the same piece twice")
     unknown, kinds = whole["model"].get("unk_token"), [UNUSED] * rows
     for i, piece in known.items():
         special = CONTROL if i in added and added[i]["special"] else OURS if i in added else NORMAL
