@@ -1,6 +1,9 @@
 """llama.cpp itself, through the wheel of `xllamacpp`, as the oracle of GGUF files."""
 
 import json
+import os
+import subprocess
+import sys
 import urllib.request
 
 import pytest
@@ -49,6 +52,24 @@ class LlamaCpp:
         )
         with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request) as answer:
             return json.load(answer)
+
+
+def opens(path):
+    """Whether llama.cpp opens the file; asked in a process of its own, for it may abort."""
+    environment = {**os.environ, "GGML_NO_BACKTRACE": "1"}
+    return subprocess.run([sys.executable, "-c", OPEN, str(path)], env=environment, timeout=60).returncode == 0
+
+
+OPEN = """
+import os, sys, xllamacpp
+settings, status = xllamacpp.CommonParams(), 1
+settings.model.path, settings.n_ctx, settings.warmup, settings.verbosity = sys.argv[1], 64, False, -1
+try:
+    server = xllamacpp.Server(settings)
+    status = 0
+finally:
+    os._exit(status)  # its threads would keep the process alive
+"""
 
 
 def compare(llama, model, prompt, new, top=5):
