@@ -1,7 +1,7 @@
 """A model folder, or a GGUF file: found, checked and opened, before any class of transformers is asked.
 
-Of a folder, only config.json and safetensors are read, and we open the weights ourselves: no pickle, no code that a folder brings
-along, no adapter that it points at. What could not be trusted is refused, by name.
+Of a folder, only config.json and safetensors are read, and we open the weights ourselves: no pickle, no code that a
+folder brings along, no adapter that it points at. What could not be trusted is refused, by name.
 """
 
 import json
@@ -71,7 +71,7 @@ def read_config(path: str | Path) -> PreTrainedConfig:
 
 
 def find(path: str | Path, files: Sequence[str] = FILES) -> Path:
-    """The local folder of a path, a hub id (its `files` downloaded: no pickles, no code) or "seedling"; or a GGUF file."""
+    """The local folder of a path, a hub id (its `files` downloaded: no pickles, no code) or "seedling"; a GGUF file."""
     folder = SEEDLING if str(path) == "seedling" else Path(path).expanduser()
     if folder.is_dir() or (folder.suffix == gguf_file.SUFFIX and folder.is_file()):
         return folder

@@ -24,8 +24,8 @@ from transformers.utils import logging as transformers_logging
 
 from graft.base import Base
 from graft.errors import GraftError, ModelError, UsageError, nearest
-from graft.formats import gguf_file
 from graft.folder import Opened, first_line, open_model
+from graft.formats import gguf_file
 from graft.quant.replace import not_finite
 from graft.quant.scheme import Scheme
 
@@ -51,9 +51,9 @@ def load(
     """Load a pretrained model, frozen, with its tokenizer.
 
     quant: None, nf4, fp4 (both with double quantisation) or int8; folders that are quantised already (by us or by
-    bitsandbytes) load as they are, GGUF files as what their blocks stand for.  dtype: bf16, fp32, fp16.  task: causal, masked, seq2seq or encoder, where the
-    folder's own class is not wanted; a head that its weights do not have is then fresh.  device: the GPU if there is
-    one.
+    bitsandbytes) load as they are, GGUF files as what their blocks stand for.  dtype: bf16, fp32, fp16.  task: causal,
+    masked, seq2seq or encoder, where the folder's own class is not wanted; a head that its weights do not have is then
+    fresh.  device: the GPU if there is one.
     Raises ModelError for what cannot be read or trusted, UsageError for an argument that means nothing.
     """
     kind, scheme = _dtype(dtype), None if quant in (None, "none") else Scheme(str(quant))

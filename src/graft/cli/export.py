@@ -15,9 +15,7 @@ def add_to(app: typer.Typer) -> None:
 def export(
     model: Annotated[str, typer.Argument(help="A run's folder, an adapter's folder, a model, or seedling.")],
     folder: Annotated[Path, typer.Argument(help="Where to write.")],
-    to: Annotated[
-        str, typer.Option(help="hf or gguf: one merged model; peft or gguf-lora: the adapter alone.")
-    ] = "hf",
+    to: Annotated[str, typer.Option(help="hf or gguf: one merged model; peft or gguf-lora: the adapter alone.")] = "hf",
     form: Annotated[str, typer.Option("--type", help="Of a gguf: f32 f16 bf16 q8_0 q4_0 q4_1 q5_0 q5_1.")] = "q8_0",
     adapter: Annotated[list[str] | None, typer.Option(help="Adapter folder, or NAME=FOLDER.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace what is in the folder.")] = False,

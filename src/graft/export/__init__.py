@@ -35,8 +35,9 @@ def export(
 
     type: gguf: f32, f16, bf16, q8_0, q4_0, q4_1, q5_0 or q5_1. adapter: which one; None: what is merged (hf, gguf), or
     the only one there is. force: replace an existing folder.
-    hf, gguf: the adapter is merged in fp32 and rounded once to the base's dtype, packed layers become 16-bit; what that
-    cost is in merge_report.json. Raises MergeError where the merge does not keep what the adapter learned, unless lossy.
+    hf, gguf: the adapter is merged in fp32 and rounded once to the base's dtype, packed layers become 16-bit; what
+    that cost is in merge_report.json. Raises MergeError where the merge does not keep what the adapter learned, unless
+    lossy.
     The base is afterwards as it was before.
     """
     if to not in LAYOUTS:

@@ -1,11 +1,11 @@
 """A base as one GGUF file, or a LoRA as a GGUF adapter beside one: what llama.cpp and Ollama open.
 
-Matrices take the type that was asked for, with three exceptions: norms and biases stay in fp32, a table or head is never
-below 8 bits, and a matrix whose rows 32 does not divide keeps 16 bits. Tensors are encoded and written one by one.
+Matrices take the type that was asked for, with three exceptions: norms and biases stay in fp32, a table or head is
+never below 8 bits, and a matrix whose rows 32 does not divide keeps 16 bits. Tensors are encoded and written one by one.
 """
 
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from graft.export.folder import sound
 from graft.export.serve import ends
 from graft.export.vocabulary import vocabulary
 from graft.formats import gguf_names as names
-from graft.formats.gguf import BLOCK, FORMS, decode, encode, unpack
+from graft.formats.gguf import FORMS, decode, encode, unpack
 
 if TYPE_CHECKING:
     from graft.base import Base
@@ -45,7 +45,9 @@ def write_gguf(base: "Base", folder: Path, form: str) -> list[str]:
         **vocabulary(base.tokenizer, rows, ends(base)),
     }
     tied = config.tie_word_embeddings
-    state = {names.file_name(key, arch): t for key, t in model.state_dict().items() if not tied or key != "lm_head.weight"}
+    state = {
+        names.file_name(key, arch): t for key, t in model.state_dict().items() if not tied or key != "lm_head.weight"
+    }
     factors = names.rope_factors(config)
     if factors is not None:
         state[names.ROPE_FACTORS] = factors
@@ -60,7 +62,7 @@ def write_gguf(base: "Base", folder: Path, form: str) -> list[str]:
 
 
 def write_lora(base: "Base", folder: Path, adapter: str) -> str:
-    """Write ADAPTER-lora.gguf and return its name: A and B of every site in fp32, with the order of rows that the base's file has.
+    """Write ADAPTER-lora.gguf, A and B of every site in fp32 with rows in the order of the base's file; returns its name.
 
     Raises UsageError where the adapter is more than low-rank updates of matrices that the file has by themselves.
     """
@@ -97,7 +99,9 @@ def file_name(base: "Base", form: str) -> str:
 
 def _check(base: "Base", form: str) -> None:
     if form not in FORMS:
-        raise UsageError(f"type={form!r}", f"one of {', '.join(FORMS)}", f"did you mean {nearest(form, FORMS, 1)[0]!r}?")
+        raise UsageError(
+            f"type={form!r}", f"one of {', '.join(FORMS)}", f"did you mean {nearest(form, FORMS, 1)[0]!r}?"
+        )
     if importlib.util.find_spec("gguf") is None:
         raise UsageError("GGUF without the package gguf", "it", "pip install 'graftlm[gguf]'")
     if base.tokenizer is None:
@@ -119,7 +123,9 @@ def _encoded(values: Tensor, name: str, form: str) -> Tensor:
     stored = encode(values.reshape(-1, values.shape[-1]), form)
     parts = [decode(stored, form)] if FORMS[form].dtype is not None else [*unpack(stored, form)[1:]]
     if not all(torch.isfinite(part).all() for part in parts if part is not None):
-        raise ModelError(f"{name} does not fit into {form}: it has values beyond fp16", "smaller ones", "use type='bf16'")
+        raise ModelError(
+            f"{name} does not fit into {form}: it has values beyond fp16", "smaller ones", "use type='bf16'"
+        )
     return stored
 
 

@@ -6,8 +6,8 @@
     q5_0   d | 4 bytes | 16 bytes      d·(q − 16)     as q4_0 with −16
     q5_1   d | m | 4 bytes | 16 bytes  d·q + m        as q4_1 with 31
 
-d and m are fp16. Byte j of the 16 holds code j in its low half and code j + 16 in its high half; bit j of the 4 bytes is
-the fifth bit of code j. Codes are found with d before its rounding to fp16, as llama.cpp does: the bytes are the same.
+d and m are fp16. Byte j of the 16 holds code j in its low half and code j + 16 in its high half; bit j of the 4 bytes
+is the fifth bit of code j. Codes are found with d before its rounding to fp16, as llama.cpp does: the bytes are the same.
 ggml, ggml-quants.c (quantize_row_*_ref); numbers of the types: ggml.h.
 """
 
@@ -21,7 +21,7 @@ CHUNK = 2**22  # numbers that are encoded or decoded at a time
 
 
 class Form(NamedTuple):
-    """number: as files call it.  dtype: of a float type.  bits, minimum: of a block type's codes, and whether it has m."""
+    """number: in files.  dtype: of a float type.  bits, minimum: of a block type's codes, and whether it has m."""
 
     number: int
     dtype: torch.dtype | None = None
@@ -53,7 +53,7 @@ NAMES = {form.number: name for name, form in FORMS.items()}
 
 
 def encode(weight: Tensor, name: str) -> Tensor:
-    """weight (rows, columns), any float -> bytes (rows, row_bytes). A range beyond fp16 shows as infinity in `decode`."""
+    """weight (rows, columns), any float -> bytes (rows, row_bytes). What fp16 cannot hold comes back as infinity."""
     form = FORMS[name]
     out = torch.empty(len(weight), form.row_bytes(weight.shape[1]), dtype=torch.uint8)
     for rows in _chunks(weight.shape):

@@ -56,7 +56,9 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Stored]]:
         keys = {name: field.contents() for name, field in reader.fields.items()}
         return keys, {tensor.name: Stored(tensor) for tensor in reader.tensors}
     except Exception as error:  # the package checks little: a damaged file fails anywhere in it
-        raise ModelError(f"{path} cannot be read: {error}", "a whole GGUF file", "download or write it again") from error
+        raise ModelError(
+            f"{path} cannot be read: {error}", "a whole GGUF file", "download or write it again"
+        ) from error
 
 
 def config(path: Path) -> dict[str, Any]:

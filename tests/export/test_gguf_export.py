@@ -104,7 +104,9 @@ def test_a_lora_is_loaded_by_llama_cpp_beside_its_base(kind, seedling, tmp_path)
     from llama_cpp import LlamaCpp, compare
 
     base = tiny(kind, seedling.tokenizer)
-    method = LoRA(r=4, lora_alpha=8, target_modules="all-linear", rank_pattern={"q_proj": 2}, alpha_pattern={"up_proj": 3})
+    method = LoRA(
+        r=4, lora_alpha=8, target_modules="all-linear", rank_pattern={"q_proj": 2}, alpha_pattern={"up_proj": 3}
+    )
     randomise(base.attach("sql", method), scale=0.1)
     lora = tmp_path / write_lora(base, tmp_path, "sql")
     with torch.no_grad():
@@ -222,7 +224,9 @@ def test_ollama_gets_the_template_in_its_own_language(base, tmp_path):
         '{{ else if eq .Role "system" }}<|system|>\n{{ .Content }}<eos>\n{{ end }}{{ end }}'
     )
     assert go_template(base.tokenizer) == expected
-    base.tokenizer.chat_template = "{{ bos_token }}{% for m in messages %}{{ loop.index }}{{ m['content'] }}{% endfor %}"
+    base.tokenizer.chat_template = (
+        "{{ bos_token }}{% for m in messages %}{{ loop.index }}{{ m['content'] }}{% endfor %}"
+    )
     assert go_template(base.tokenizer) is None  # turns differ
     base.tokenizer.chat_template = jinja("plain", bos=True)
     export(base, tmp_path / "out", to="gguf")
@@ -296,7 +300,9 @@ def test_sizes_and_stops_that_do_not_fit_are_refused(base):
 DROPPED = {
     "merges": lambda keys: keys.pop("tokenizer.ggml.merges"),
     "cuts": lambda keys: keys.update({"tokenizer.ggml.pre": "mine"}),
-    "size": lambda keys: [keys[f"tokenizer.ggml.{key}"].append(last) for key, last in (("tokens", "x"), ("token_type", 1))],
+    "size": lambda keys: [
+        keys[f"tokenizer.ggml.{key}"].append(last) for key, last in (("tokens", "x"), ("token_type", 1))
+    ],
 }
 
 
