@@ -1,7 +1,8 @@
 """A base as one GGUF file, or a LoRA as a GGUF adapter beside one: what llama.cpp and Ollama open.
 
 Matrices take the type that was asked for, with three exceptions: norms and biases stay in fp32, a table or head is
-never below 8 bits, and a matrix whose rows 32 does not divide keeps 16 bits. Tensors are encoded and written one by one.
+never below 8 bits, and a matrix whose rows 32 does not divide keeps 16 bits. Tensors are encoded and written one by
+one.
 """
 
 import importlib.util
@@ -62,7 +63,7 @@ def write_gguf(base: "Base", folder: Path, form: str) -> list[str]:
 
 
 def write_lora(base: "Base", folder: Path, adapter: str) -> str:
-    """Write ADAPTER-lora.gguf, A and B of every site in fp32 with rows in the order of the base's file; returns its name.
+    """Write ADAPTER-lora.gguf, A and B of every site in fp32, rows in the order of the base's file; returns its name.
 
     Raises UsageError where the adapter is more than low-rank updates of matrices that the file has by themselves.
     """

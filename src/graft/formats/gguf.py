@@ -7,7 +7,8 @@
     q5_1   d | m | 4 bytes | 16 bytes  d·q + m        as q4_1 with 31
 
 d and m are fp16. Byte j of the 16 holds code j in its low half and code j + 16 in its high half; bit j of the 4 bytes
-is the fifth bit of code j. Codes are found with d before its rounding to fp16, as llama.cpp does: the bytes are the same.
+is the fifth bit of code j. Codes are found with d before its rounding to fp16, as llama.cpp does: the bytes are
+the same.
 ggml, ggml-quants.c (quantize_row_*_ref); numbers of the types: ggml.h.
 """
 
