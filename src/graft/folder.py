@@ -1,7 +1,7 @@
-"""A model folder: found, checked and opened, before any class of transformers is asked.
+"""A model folder, or a GGUF file: found, checked and opened, before any class of transformers is asked.
 
-Only config.json and safetensors are read, and we open the weights ourselves: no pickle, no code that a folder brings
-along, no adapter that it points at. What could not be trusted is refused, by name.
+Of a folder, only config.json and safetensors are read, and we open the weights ourselves: no pickle, no code that a
+folder brings along, no adapter that it points at. What could not be trusted is refused, by name.
 """
 
 import json
@@ -16,7 +16,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
 
 from graft.errors import ModelError, UsageError, nearest
-from graft.formats import bnb, refuse_pickle
+from graft.formats import bnb, gguf_file, refuse_pickle
 from graft.quant.hf import METHOD, GraftQuantConfig
 from graft.quant.scheme import Scheme
 
@@ -48,9 +48,12 @@ class Opened:
 
 
 def open_model(path: str | Path, scheme: Scheme | None) -> Opened:
-    """Find a folder, a hub id or "seedling", and open what is in it."""
+    """Find a folder, a GGUF file, a hub id or "seedling", and open what is in it."""
     folder = find(path)
     config, facts = _config(folder)
+    wanted = None if scheme is None else GraftQuantConfig(scheme.name, scheme.block, scheme.double)
+    if folder.suffix == gguf_file.SUFFIX and folder.is_file():
+        return Opened(folder, config, gguf_file.state(folder, config), wanted, packed=False)
     refuse_pickle(folder)
     method = _method(folder, facts.get("quantization_config") or {}, scheme)
     state = _tensors(folder)
@@ -59,7 +62,6 @@ def open_model(path: str | Path, scheme: Scheme | None) -> Opened:
         return Opened(folder, config, state, GraftQuantConfig(**keywords), packed=True)
     if method == METHOD:
         return Opened(folder, config, state, GraftQuantConfig.from_dict(facts["quantization_config"]), packed=True)
-    wanted = None if scheme is None else GraftQuantConfig(scheme.name, scheme.block, scheme.double)
     return Opened(folder, config, state, wanted, packed=False)
 
 
@@ -69,14 +71,14 @@ def read_config(path: str | Path) -> PreTrainedConfig:
 
 
 def find(path: str | Path, files: Sequence[str] = FILES) -> Path:
-    """The local folder of a path, a hub id (its `files` downloaded: no pickles, no code) or "seedling"."""
+    """The local folder of a path, a hub id (its `files` downloaded: no pickles, no code) or "seedling"; a GGUF file."""
     folder = SEEDLING if str(path) == "seedling" else Path(path).expanduser()
-    if folder.is_dir():
+    if folder.is_dir() or (folder.suffix == gguf_file.SUFFIX and folder.is_file()):
         return folder
     if folder.exists():
         raise ModelError(
             f"{path} is a file",
-            "a model folder (config.json, model.safetensors) or a hub id",
+            "a model folder (config.json, model.safetensors), a .gguf file or a hub id",
             "give the folder it lies in",
         )
     parent = folder.parent if folder.parent.is_dir() else Path()
@@ -116,6 +118,8 @@ def _json(file: Path) -> dict[str, Any]:
 
 
 def _config(folder: Path) -> tuple[PreTrainedConfig, dict[str, Any]]:
+    if folder.is_file():
+        return _built(folder, gguf_file.config(folder)), {}
     if not (folder / "config.json").exists():
         if (folder / "adapter_config.json").exists():
             raise ModelError(
@@ -145,13 +149,17 @@ def _config(folder: Path) -> tuple[PreTrainedConfig, dict[str, Any]]:
             "an architecture of the installed transformers",
             f"nearest: {', '.join(nearest(model_type, CONFIG_MAPPING_NAMES))}",
         )
+    return _built(folder / "config.json", facts), facts
+
+
+def _built(file: Path, facts: dict[str, Any]) -> PreTrainedConfig:
     try:
         plain = {key: value for key, value in facts.items() if key != "quantization_config"}
-        return CONFIG_MAPPING[model_type].from_dict(plain), facts
+        return CONFIG_MAPPING[facts["model_type"]].from_dict(plain)
     except Exception as error:  # configs validate themselves, each with errors of its own
         raise ModelError(
-            f"{folder}/config.json: {first_line(error.__cause__ or error)}",
-            f"a config of {model_type}",
+            f"{file}: {first_line(error.__cause__ or error)}",
+            f"a config of {facts['model_type']}",
             "compare with the original model",
         ) from error
 

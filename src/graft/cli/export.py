@@ -10,13 +10,16 @@ from graft.cli.say import after, show, show_json, size_of, talk
 
 
 def add_to(app: typer.Typer) -> None:
-    app.command("export", help="Write a merged model folder (hf) or an adapter (peft).")(export)
+    app.command("export", help="Write a merged model (hf, gguf) or an adapter (peft, gguf-lora).")(export)
 
 
 def export(
     model: Annotated[str, typer.Argument(help="A run's folder, an adapter's folder, a model, or seedling.")],
     folder: Annotated[Path, typer.Argument(help="Where to write.")],
-    to: Annotated[str, typer.Option(help="hf: one ordinary model folder; peft: the adapter.")] = "hf",
+    to: Annotated[str, typer.Option(help="hf or gguf: one merged model; peft or gguf-lora: the adapter alone.")] = "hf",
+    form: Annotated[
+        str | None, typer.Option("--type", help="Of a gguf: f32 f16 bf16 q8_0 q4_0 q4_1 q5_0 q5_1; q8_0, q4_1 of int4.")
+    ] = None,
     adapter: Annotated[list[str] | None, typer.Option(help="Adapter folder, or NAME=FOLDER.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace what is in the folder.")] = False,
     lossy: Annotated[bool, typer.Option("--lossy", help="Merge even where rounding loses what was learnt.")] = False,
@@ -27,7 +30,7 @@ def export(
     from graft.runs import open_model
 
     opened = open_model(model, adapters=adapter or ())
-    written = write(opened.base, folder, to, adapter=opened.adapter, force=force, lossy=lossy)
+    written = write(opened.base, folder, to, type=form, adapter=opened.adapter, force=force, lossy=lossy)
     certificate = codec.loads((written / CERTIFICATE).read_text(encoding="utf-8"))
     if json:
         files = sorted(path.name for path in written.iterdir())
@@ -35,4 +38,7 @@ def export(
     else:
         show(f"wrote   {written} ({size_of(written)})")
         talk(f"checked {said(certificate)}")
-    after(f"graft chat {written}" if to == "hf" else f"graft chat {opened.base.name} --adapter {written}")
+    if to.startswith("gguf"):
+        after(f"ollama create NAME -f {written / 'Modelfile'}   (or, for llama.cpp and vLLM: {written / 'README.md'})")
+    else:
+        after(f"graft chat {written}" if to == "hf" else f"graft chat {opened.base.name} --adapter {written}")

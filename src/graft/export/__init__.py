@@ -1,16 +1,19 @@
-"""Export: the result in the layout that other programs load, a merged Hugging Face folder or an adapter of PEFT.
+"""Export: the result in the layout that other programs load: a merged model as a Hugging Face folder or a GGUF file, an
+adapter as PEFT's folder or a GGUF file.
 
 Every folder gets a certificate.json, which says how far it is from what was trained (`certificate`).
 """
 
 import contextlib
+import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graft.errors import AdapterError, MergeError, UsageError, nearest
-from graft.export import prompts
+from graft.export import gguf, prompts, serve
+from graft.export.adapters import ADAPTERS
 from graft.export.certificate import CERTIFICATE, certify, said, stacked, unmerged
 from graft.export.faithful import answers, drift, judge_answers, judge_survival, survival
 from graft.export.folder import replaced, write_model
@@ -22,8 +25,25 @@ if TYPE_CHECKING:
 
 __all__ = ["CERTIFICATE", "LAYOUTS", "REPORT", "check_into", "choices", "export", "fits", "said"]
 
-LAYOUTS = ("hf", "peft")
 REPORT = "merge_report.json"
+
+
+def _hf(base: "Base", folder: Path, name: str, type: str | None, packed: bool) -> list[str]:
+    unpacked = write_model(base, folder, packed=packed)
+    if base.family == "causal" and base.tokenizer is not None:
+        serve.write_model(base, folder, name)
+    return unpacked
+
+
+def _gguf(base: "Base", folder: Path, name: str, type: str | None, packed: bool) -> list[str]:
+    unpacked, file = gguf.write_gguf(base, folder, type or gguf.usual_type(base))
+    serve.write_gguf(base, folder, file)
+    return unpacked
+
+
+# (base with all merged, folder, its name in the end, type, whether packed layers stay so) -> layers that were unpacked
+MODELS: dict[str, Callable[["Base", Path, str, str | None, bool], list[str]]] = {"hf": _hf, "gguf": _gguf}
+LAYOUTS = (*MODELS, *ADAPTERS)
 
 
 def export(
@@ -31,17 +51,22 @@ def export(
     folder: str | Path,
     to: str = "hf",
     *,
+    type: str | None = None,
     adapter: str | None = None,
     into: str | None = None,
     original: str | Path | None = None,
     force: bool = False,
     lossy: bool = False,
 ) -> Path:
-    """Write a folder that transformers ("hf") or PEFT ("peft") loads, and return it.
+    """Write a folder that transformers ("hf"), llama.cpp and Ollama ("gguf", or "gguf-lora" for the adapter alone) or
+    PEFT ("peft") loads, and return it.
 
-    adapter: which one; None: what is merged (hf), or the only one there is. force: replace an existing folder.
-    hf: the adapter is merged in fp32 and rounded once to the base's dtype; what that cost, tensor by tensor, is in
-    merge_report.json. Raises MergeError where the merge does not keep what the adapter learned, unless lossy.
+    type: gguf: f32, f16, bf16, q8_0, q4_0, q4_1, q5_0 or q5_1; by default q8_0, of a base packed in groups of up to 4
+    bits q4_1, which holds its codes as they are. adapter: which one; None: what is merged (hf, gguf), or the only one
+    there is. force: replace an existing folder.
+    hf, gguf: the adapter is merged in fp32 and rounded once to the base's dtype, packed layers become 16-bit unless
+    they are packed in groups that take it up; what that cost, tensor by tensor, is in merge_report.json. Raises
+    MergeError where the merge does not keep what the adapter learned, unless lossy.
     into: of a quantised base, "dequantised" (default), "original" or "packed", see `quantised`; original: the folder of
     its weights before quantisation, where base.name is not that.
     The folder is read again and measured; certificate.json holds the result. The base is afterwards as it was before.
@@ -50,8 +75,8 @@ def export(
         raise UsageError(f"to={to!r}", f"one of {', '.join(LAYOUTS)}", f"did you mean {nearest(to, LAYOUTS, 1)[0]!r}?")
     check_into(base, into)
     folder = Path(folder)
-    if to == "peft":
-        return _adapter(base, folder, _one(base, adapter), force)
+    if to in ADAPTERS:
+        return ADAPTERS[to](base, folder, _one(base, adapter), force=force)
     adapter = None if adapter is None else _one(base, adapter)
     into = into or usual_into(base)
     with replaced(folder, force=force) as partial, unmerged(base) as merged:
@@ -59,7 +84,8 @@ def export(
         if not names and base.adapters:
             names = [_one(base, None)]
         source = original_of(base, names, original) if into == "original" else base
-        _merged(source, partial, names, into, lossy)
+        write = functools.partial(MODELS[to], source, partial, folder.name, type, into == "packed")
+        _merged(source, partial, names, into, lossy, write)
         with READERS[to](partial, source) as reading:
             facts = certify(source, partial, to, reading, names, trained=base, notes={"into": into})
         if names and not lossy:
@@ -67,13 +93,14 @@ def export(
     return folder
 
 
-def _merged(base: "Base", folder: Path, names: Sequence[str], into: str | None, lossy: bool) -> None:
+def _merged(
+    base: "Base", folder: Path, names: Sequence[str], into: str | None, lossy: bool, write: Callable[[], list[str]]
+) -> None:
     """Write the model with these adapters merged, and what that cost; the base is then as before."""
     repack = into == "packed"
     with contextlib.ExitStack() as stack:
         reports = [_merge(base, name, lossy, repack, stack) for name in names]
-        unpacked = write_model(base, folder, packed=repack)
-        dequantised = sorted({*unpacked, *(layer for done in base.merged for layer in done.dequantised)})
+        dequantised = sorted({*write(), *(layer for done in base.merged for layer in done.dequantised)})
     facts = {
         "base": base.name,
         "dtype": str(base.dtype).removeprefix("torch."),
@@ -95,7 +122,7 @@ def _notes(base: "Base", names: Sequence[str], dequantised: int) -> list[str]:
         if base.adapters[name].beside not in ("", base.quant)
     ]
     if dequantised:
-        notes.append(f"{dequantised} packed layers were written in 16 bits from their dequantised values")
+        notes.append(f"{dequantised} packed layers were written from their dequantised values")
     return notes
 
 
@@ -104,7 +131,7 @@ def _merge(base: "Base", name: str, lossy: bool, repack: bool, stack: contextlib
     heads = [site.name for site, _ in base.adapters[name].inserts if site.kind == "final"]
     if heads:
         raise MergeError(
-            f"{name!r} has a task head ({heads[0]}), which a plain {type(base.model).__name__} has no place for",
+            f"{name!r} has a task head ({heads[0]}), which a plain {base.model.__class__.__name__} has no place for",
             "an adapter that changes weights only",
             "export it with to='peft'",
         )
@@ -134,49 +161,3 @@ def _one(base: "Base", name: str | None) -> str:
         remedy = f"did you mean {nearest(name, known, 1)[0]!r}?" if known else "attach or load one first"
         raise AdapterError(f"no adapter {name!r} on this base", f"one of {', '.join(known) or 'none yet'}", remedy)
     return name
-
-
-CARD = """---
-base_model: {base}
-library_name: peft
-tags: [adapter, {methods}]
----
-
-# {name}
-
-An adapter ({methods}) for `{base}`: {count:,} trained parameters. Its base is not in this folder.
-
-    import graft
-    base = graft.load("{base}")
-    base.load_adapter("{folder}", "{name}")
-    base.generate(["..."], adapters=["{name}"])
-{foreign}"""
-
-FOREIGN = """
-With PEFT:
-
-    from peft import PeftModel
-    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base}"), "{folder}")
-"""
-
-
-def _adapter(base: "Base", folder: Path, name: str, force: bool) -> Path:
-    adapter = base.adapters[name]
-    kinds = [method.peft_type for method in adapter.methods]
-    foreign = (
-        "" if len(kinds) > 1 or kinds[0].startswith("GRAFT") else FOREIGN.format(base=base.name, folder=folder.name)
-    )
-    methods = ", ".join(type(method).__module__.rpartition(".")[2] for method in adapter.methods)
-    card = CARD.format(
-        base=base.name, name=name, methods=methods, count=adapter.count(), folder=folder.name, foreign=foreign
-    )
-    with replaced(folder, force=force) as partial:
-        adapter.save(partial)
-        if base.tokenizer is not None:
-            base.tokenizer.save_pretrained(partial)
-        (partial / "README.md").write_text(card, encoding="utf-8")
-        adapter.folder = None  # the folder itself, whose name is not its own yet
-        with unmerged(base), READERS["peft"](partial, base) as reading:
-            certify(base, partial, "peft", reading, [name])
-    adapter.folder = folder.resolve()
-    return folder

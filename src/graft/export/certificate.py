@@ -137,12 +137,13 @@ def unmerged(base: "Base") -> Iterator[list[str]]:
 def described(base: "Base") -> dict[str, Any]:
     """What finds this base again and tells it from another."""
     return {
-        "name": str(Path(base.name).resolve()) if Path(base.name).is_dir() else base.name,
+        "name": str(Path(base.name).resolve()) if Path(base.name).exists() else base.name,
         "fingerprint": base.fingerprint(),
         "class": type(base.model).__name__,
         "family": base.family,
         "dtype": next((word for word, dtype in DTYPES.items() if dtype == base.dtype), str(base.dtype)),
         "quant": base.quant,
+        "group": next((m.scheme.block for m in base.model.modules() if hasattr(m, "codes") and m.scheme.grouped), 0),
         "tokenizer": base.tokenizer is not None,
     }
 

@@ -36,19 +36,25 @@ def write_model(base: "Base", folder: Path, *, packed: bool = False, shard: str 
     packed: leave packed layers as they are.  shard: largest size of one file, as transformers understands it. Raises
     ModelError where a tensor is not finite or did not reach the file.
     """
-    clone, unpacked = plain(base.model, packed=packed)
-    floats = ((name, tensor) for name, tensor in clone.named_parameters() if tensor.is_floating_point())
-    bad = [name for name, tensor in floats if not torch.isfinite(tensor).all()]
-    if bad:
-        raise ModelError(
-            f"{bad[0]} holds NaN or infinity ({len(bad)} tensors do)", "finite weights", "merge a sound adapter"
-        )
+    clone, unpacked = sound(base.model, packed=packed)
     with quiet():
         clone.save_pretrained(folder, max_shard_size=shard)
         if base.tokenizer is not None:
             base.tokenizer.save_pretrained(folder)
     _written(clone, folder)
     return unpacked
+
+
+def sound(model: nn.Module, *, packed: bool = False) -> tuple[nn.Module, list[str]]:
+    """`plain`, with every number finite; raises ModelError otherwise."""
+    clone, unpacked = plain(model, packed=packed)
+    floats = ((name, tensor) for name, tensor in clone.named_parameters() if tensor.is_floating_point())
+    bad = [name for name, tensor in floats if not torch.isfinite(tensor).all()]
+    if bad:
+        raise ModelError(
+            f"{bad[0]} holds NaN or infinity ({len(bad)} tensors do)", "finite weights", "merge a sound adapter"
+        )
+    return clone, unpacked
 
 
 def plain(model: nn.Module, *, packed: bool = False) -> tuple[nn.Module, list[str]]:

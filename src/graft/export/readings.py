@@ -11,12 +11,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from graft.export.certificate import Reading, tensors
+from graft.formats import gguf_file
 from graft.load import DTYPES, load
 
 if TYPE_CHECKING:
     from graft.base import Base
 
 AGAIN = "read again"
+
+
+def dtype_word(base: "Base") -> str:
+    """How `load` calls the base's dtype."""
+    return next((word for word, dtype in DTYPES.items() if dtype == base.dtype), "fp32")
 
 
 class Model:
@@ -56,15 +62,43 @@ class Attached:
         return self.state.get(name)
 
 
+class File(Model):
+    """A GGUF file: its weights as its blocks stand for them, before any rounding to the base's dtype."""
+
+    def __init__(self, base: "Base", path: Path) -> None:
+        super().__init__(base)
+        self.state = gguf_file.state(path, base.model.config)
+
+    def weight(self, name: str) -> torch.Tensor | None:
+        return self.state[name][...].float() if name in self.state else None
+
+
+class Lora(Attached):
+    """A GGUF adapter; its tensors are scaled otherwise than ours, so that only what it answers is measured."""
+
+    def weight(self, name: str) -> torch.Tensor | None:
+        return None
+
+
+def _load(path: Path, base: "Base") -> "Base":
+    """A model: beside the base where there is room for both, else in main memory."""
+    try:
+        return load(path, dtype=dtype_word(base), device=base.device)
+    except torch.OutOfMemoryError:
+        return load(path, dtype=dtype_word(base), device="cpu")
+
+
 @contextlib.contextmanager
 def model(folder: Path, base: "Base") -> Iterator[Reading]:
-    """The model in a folder: beside the base where there is room for both, else in main memory."""
-    dtype = next((word for word, dtype in DTYPES.items() if dtype == base.dtype), "fp32")
-    try:
-        again = load(folder, dtype=dtype, device=base.device)
-    except torch.OutOfMemoryError:
-        again = load(folder, dtype=dtype, device="cpu")
-    yield Model(again)
+    """The model in a folder."""
+    yield Model(_load(folder, base))
+
+
+@contextlib.contextmanager
+def gguf(folder: Path, base: "Base") -> Iterator[Reading]:
+    """The GGUF file in a folder."""
+    path = _file(folder)
+    yield File(_load(path, base), path)
 
 
 @contextlib.contextmanager
@@ -77,7 +111,24 @@ def adapter(folder: Path, base: "Base") -> Iterator[Reading]:
         base.detach(AGAIN)
 
 
+@contextlib.contextmanager
+def gguf_lora(folder: Path, base: "Base") -> Iterator[Reading]:
+    """The GGUF adapter in a folder, on this base for a while."""
+    base.load_adapter(_file(folder), AGAIN)
+    try:
+        yield Lora(base, AGAIN)
+    finally:
+        base.detach(AGAIN)
+
+
+def _file(folder: Path) -> Path:
+    """The one GGUF file of a folder that we wrote."""
+    return next(folder.glob(f"*{gguf_file.SUFFIX}"))
+
+
 READERS: dict[str, Callable[[Path, "Base"], contextlib.AbstractContextManager[Reading]]] = {
     "hf": model,
+    "gguf": gguf,
     "peft": adapter,
+    "gguf-lora": gguf_lora,
 }

@@ -33,7 +33,7 @@ SAME, DIFFERS, UNKNOWN = "same", "differs", "not checked"
 TOLERANCE = 0.05  # of a measured difference
 SHAPE = {"format": str, "base": dict, "adapters": list, "files": dict, "versions": dict, "prompts": dict,
          "logits": dict, "perplexity": dict}  # fmt: skip
-BASE = {"name", "fingerprint", "class", "family", "dtype", "quant", "tokenizer"}
+BASE = {"name", "fingerprint", "class", "family", "dtype", "quant", "group", "tokenizer"}
 ADAPTER = {"name", "folder", "fingerprint"}
 
 
@@ -129,9 +129,11 @@ def _base(what: str, wanted: dict[str, Any], checks: list[Check]) -> "Base":
     try:
         where = find(wanted["name"])
         config = read_config(where)
-        packed = json.loads((where / "config.json").read_text(encoding="utf-8")).get("quantization_config")
+        packed = where.is_dir() and "quantization_config" in (where / "config.json").read_text(encoding="utf-8")
         task = None if model_class(config, None).__name__ == wanted["class"] else wanted["family"]
-        base = load(wanted["name"], None if packed else wanted["quant"], wanted["dtype"], task=task)
+        base = load(
+            wanted["name"], None if packed else wanted["quant"], wanted["dtype"], task=task, group_size=wanted["group"]
+        )
     except GraftError as error:
         raise _missing(what, error, checks) from error
     base.tokenizer = base.tokenizer if wanted["tokenizer"] else None

@@ -74,33 +74,14 @@ def write(
 def read(folder: Path, sites: Sequence[Site]) -> tuple[list[Method], dict[str, torch.Tensor], dict[str, Any]]:
     """(methods, tensors, base) of an adapter folder; `base` is empty for a file that is not ours.
 
-    sites: of the base, which tell its own heads from an adapter's. A folder of the `adapters` library is translated.
+    sites: of the base, which tell its own heads from an adapter's. A folder of the `adapters` library is translated,
+    and so is the GGUF file of a LoRA.
 
     The header is checked before a tensor is read: rank, dtype and finiteness are bounded, so that a hostile file
     cannot make us allocate what it does not contain.
     """
-    if not (folder / CONFIG).is_file():
-        near = sorted(str(p.parent) for p in folder.glob(f"*/{CONFIG}")) if folder.is_dir() else []
-        raise AdapterError(
-            f"{folder} holds no {CONFIG}", "an adapter folder", f"did you mean {near[0]}?" if near else "check the path"
-        )
-    foreign = not (folder / WEIGHTS).is_file() and (folder / adapters.WEIGHTS).is_file()
-    weights = folder / (adapters.WEIGHTS if foreign else WEIGHTS)
-    if not weights.is_file():
-        raise AdapterError(
-            f"{folder} holds no {WEIGHTS}",
-            "safetensors: pickle files (.bin, .pt) can run code and are not read",
-            "convert a legacy file with `graft convert`, or save it again with safe_serialization=True "
-            "(use_safetensors=True in the `adapters` library)",
-        )
     try:
-        config = json.loads((folder / CONFIG).read_text())
-        with safe_open(weights, "pt") as file:
-            extra = json.loads((file.metadata() or {}).get("graft", "{}"))
-            tensors = {key: file.get_tensor(key) for key in list(file.keys())}
-        if foreign:
-            adapters.warn_of_head(folder)
-            config, tensors = adapters.translated(config, tensors, sites)
+        config, tensors, extra = _files(folder, sites)
         owner = _owner(config)
         if owner is not None:
             config, tensors = owner.from_peft(config, tensors)
@@ -115,6 +96,36 @@ def read(folder: Path, sites: Sequence[Site]) -> tuple[list[Method], dict[str, t
             f"{bad[0]} in {folder} holds NaN or Inf", "finite tensors", "use another checkpoint of this adapter"
         )
     return methods, tensors, extra.get("base", {})
+
+
+def _files(folder: Path, sites: Sequence[Site]) -> tuple[dict[str, Any], dict[str, torch.Tensor], dict[str, Any]]:
+    """(config, tensors, what only we wrote), in PEFT's layout or ours."""
+    if folder.suffix == ".gguf" and folder.is_file():
+        from graft.formats import gguf_file  # late: it needs transformers
+
+        return *gguf_file.lora(folder, sites[0].root.config), {}
+    if not (folder / CONFIG).is_file():
+        near = sorted(str(p.parent) for p in folder.glob(f"*/{CONFIG}")) if folder.is_dir() else []
+        raise AdapterError(
+            f"{folder} holds no {CONFIG}", "an adapter folder", f"did you mean {near[0]}?" if near else "check the path"
+        )
+    foreign = not (folder / WEIGHTS).is_file() and (folder / adapters.WEIGHTS).is_file()
+    weights = folder / (adapters.WEIGHTS if foreign else WEIGHTS)
+    if not weights.is_file():
+        raise AdapterError(
+            f"{folder} holds no {WEIGHTS}",
+            "safetensors: pickle files (.bin, .pt) can run code and are not read",
+            "convert a legacy file with `graft convert`, or save it again with safe_serialization=True "
+            "(use_safetensors=True in the `adapters` library)",
+        )
+    config = json.loads((folder / CONFIG).read_text())
+    with safe_open(weights, "pt") as file:
+        extra = json.loads((file.metadata() or {}).get("graft", "{}"))
+        tensors = {key: file.get_tensor(key) for key in list(file.keys())}
+    if foreign:
+        adapters.warn_of_head(folder)
+        config, tensors = adapters.translated(config, tensors, sites)
+    return config, tensors, extra
 
 
 def without_base_copies(
