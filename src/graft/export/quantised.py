@@ -22,6 +22,7 @@ from graft.export.certificate import described, stacked, unmerged
 from graft.export.faithful import answers, drift, perplexity, survival
 from graft.load import load
 from graft.merging import in_minima, places
+from graft.quant import QuantLinear
 
 if TYPE_CHECKING:
     from graft.base import Base
@@ -47,14 +48,14 @@ def usual_into(base: "Base") -> str | None:
 
 
 def fits(base: "Base", names: Sequence[str]) -> bool:
-    """Whether the minima of a base packed in groups take up all that these adapters change."""
-    changed = [
+    """Whether the minima of a base packed in groups take up all that these adapters change in packed layers."""
+    packed = [
         (site, inserts)
         for name in names
         for site, inserts in places(base.adapters[name])
-        if site.kind not in ("module", "final")
+        if site.kind not in ("module", "final") and isinstance(site.module, QuantLinear)
     ]
-    return bool(changed) and all(in_minima(site, inserts) is not None for site, inserts in changed)
+    return bool(packed) and all(in_minima(site, inserts) is not None for site, inserts in packed)
 
 
 def original_of(base: "Base", names: Sequence[str], folder: str | Path | None = None) -> "Base":
