@@ -150,8 +150,8 @@ def _notes(base: "Base", names: Sequence[str], to: str, dequantised: int) -> lis
         notes.append(f"{dequantised} packed layers were written from their dequantised values")
     if to in ROUNDED:
         notes.append(f"{to} has whole zero points: every packed layer was rounded anew")
-        shifted = sum(len(done.shifted) for done in base.merged)
-        notes += [f"so were the minima of {shifted} layers, which held what was learnt exactly"] if shifted else []
+        exact = "so was what the minima of the groups would have held exactly (to='hf', into='packed'; to='gguf')"
+        notes += [exact] if fits(base, names) else []
     return notes
 
 

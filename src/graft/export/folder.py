@@ -41,9 +41,7 @@ def write_model(base: "Base", folder: Path, *, packed: bool = False, shard: str 
     return unpacked
 
 
-def write_state(
-    base: "Base", clone: Any, state: dict[str, torch.Tensor], folder: Path, *, shard: str = "5GB"
-) -> None:
+def write_state(base: "Base", clone: Any, state: dict[str, torch.Tensor], folder: Path, *, shard: str = "5GB") -> None:
     """Write the configs of `clone`, these tensors, tokenizer and chat template.
 
     Raises ModelError where a tensor did not reach the file.

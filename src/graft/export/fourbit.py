@@ -1,9 +1,9 @@
 """A base as a folder of GPTQ, AWQ, compressed-tensors or bitsandbytes: what vLLM and transformers open in four bits.
 
 The first three have whole zero points (`formats.whole`), so that everything is rounded: each layer of the blocks anew
-from W + D in fp32, with the scales that a base packed in groups has where they leave least error. The change that
-QA-LoRA makes to the minima of groups, which our own folders and GGUF hold exactly, is rounded too. Linears that a format
-has no place for stay as they are, and its config names them.
+from W + D in fp32, with the scales that a base packed in groups has where they leave least error. What QA-LoRA adds to
+the minima of groups, which our own folders and GGUF hold exactly, is rounded too. Linears that a format has no place
+for stay as they are, and its config names them.
 bitsandbytes is NF4 or FP4 as we have it: its folders hold the same bytes.
 """
 
@@ -88,9 +88,7 @@ def _grouped(layer: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def _rounded(
-    base: "Base", form: ModuleType, layers: dict[str, nn.Module], group: int
-) -> dict[str, dict[str, Tensor]]:
+def _rounded(base: "Base", form: ModuleType, layers: dict[str, nn.Module], group: int) -> dict[str, dict[str, Tensor]]:
     """The tensors of these layers, from W + D before it was merged into the base's dtype."""
     keys = {f"{path}.weight": path for path in layers}
     packed, dtype = {}, form.scale_dtype(base.dtype)

@@ -4,7 +4,8 @@
     weight_zero_point (⌈out/8⌉, in/g) int32, only where it is not symmetric
 
 They count from −8 and store what they have plus 8, which are our codes and zero points; symmetric ones have no zero
-point, which is 8 here. A row is one group where the strategy is `channel`. Layout of compressed-tensors 0.20.
+point, which is 8 here. A row is one group where the strategy is `channel`. Layout of compressed-tensors 0.20, with
+which transformers loads what we write, which is not symmetric, where it is told to dequantise (`dequantize=True`).
 """
 
 from collections.abc import Sequence

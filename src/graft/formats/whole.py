@@ -1,4 +1,4 @@
-"""Weights in four bits with whole zero points: what GPTQ, AWQ and compressed-tensors store, each in a layout of its own.
+"""Four bits with whole zero points: what GPTQ, AWQ and compressed-tensors store, each in a layout of its own.
 
     ŵ = s·(q − z)        q, z whole, 0 … 15; s and z per group of a row
 
@@ -70,7 +70,7 @@ def check_order(name: str, order: Tensor | None, group: int) -> None:
     """Raise ModelError where the inputs of a layer are not grouped in their order. order: each input's group."""
     if order is not None and not torch.equal(order.cpu(), torch.arange(len(order), dtype=order.dtype) // group):
         raise ModelError(
-            f"{name}: inputs sorted into groups by their activations (desc_act, actorder: g_idx is not 0 … 0, 1 … 1, …)",
+            f"{name}: inputs sorted into groups by their activations (desc_act; g_idx is not 0 … 0, 1 … 1, …)",
             "groups of neighbours",
             "load a checkpoint made without, or the original model with quant='int4'",
         )
