@@ -10,7 +10,7 @@ from graft.cli.say import after, show, show_json, size_of, talk
 
 
 def add_to(app: typer.Typer) -> None:
-    app.command("export", help="Write a merged model (hf, gguf, gptq, awq, ...) or an adapter (peft, ...).")(export)
+    app.command("export", help="Write a merged model (hf, gguf, awq, ...) or an adapter (peft).")(export)
 
 
 def export(

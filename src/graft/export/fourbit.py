@@ -7,6 +7,8 @@ for stay as they are, and its config names them.
 bitsandbytes is NF4 or FP4 as we have it: its folders hold the same bytes.
 """
 
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -36,17 +38,17 @@ def write_whole(base: "Base", folder: Path, name: str, to: str) -> list[str]:
     Raises UsageError where the format has no place for any layer, ModelError where it is too narrow for a value.
     """
     form = FORMATS[to]
-    layers, group = chosen(base.model, form)
-    if not layers:
-        raise UsageError(
-            f"{base.name} as {to}: no linear layer has sizes that it can hold",
-            "blocks of linears whose sizes are multiples of 32",
-            "export it with to='hf' or 'gguf'",
-        )
-    packed = _rounded(base, form, layers, group)
-    skipped = _skipped(base.model, layers)
-    unpacked = _write(base, folder, name, packed, form.settings(group, skipped))
-    return [path for path in unpacked if path not in layers]
+    with unmerged(base) as names:
+        layers, group = chosen(base.model, form)
+        if not layers:
+            raise UsageError(
+                f"{base.name} as {to}: no linear layer has sizes that it can hold",
+                "blocks of linears whose sizes are multiples of 32",
+                "export it with to='hf' or 'gguf'",
+            )
+        packed = _rounded(base, names, form, layers, group)
+    unpacked = _write(base, folder, name, packed, form.settings(group, _skipped(base.model, packed)))
+    return [path for path in unpacked if path not in packed]
 
 
 def write_bnb(base: "Base", folder: Path, name: str) -> list[str]:
@@ -88,23 +90,30 @@ def _grouped(layer: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def _rounded(base: "Base", form: ModuleType, layers: dict[str, nn.Module], group: int) -> dict[str, dict[str, Tensor]]:
-    """The tensors of these layers, from W + D before it was merged into the base's dtype."""
+def _rounded(
+    base: "Base", names: Sequence[str], form: ModuleType, layers: dict[str, nn.Module], group: int
+) -> dict[str, dict[str, Tensor]]:
+    """The tensors of these layers, from W + D of the adapters, which are not merged: before any rounding."""
     keys = {f"{path}.weight": path for path in layers}
-    packed, dtype = {}, form.scale_dtype(base.dtype)
-    with unmerged(base) as names:
-        own = {path: base.model.get_submodule(path) for path in layers}
-        kinds = {layer: layer.dtype for layer in base.model.modules() if isinstance(layer, QuantLinear)}
-        try:
-            for layer in kinds:
-                layer.dtype = torch.float32  # Ŵ as the codes have it
-            for key, _, weight in ideal(base, names):
-                if key in keys:
-                    packed[keys[key]] = _packed(keys[key], weight.float(), own[keys[key]], form, group, dtype)
-        finally:
-            for layer, kind in kinds.items():
-                layer.dtype = kind
+    dtype, packed = form.scale_dtype(base.dtype), {}
+    with _wide(base.model):
+        for key, _, weight in ideal(base, names):
+            if path := keys.get(key):
+                packed[path] = _packed(path, weight.float(), layers[path], form, group, dtype)
     return packed
+
+
+@contextlib.contextmanager
+def _wide(model: nn.Module) -> Iterator[None]:
+    """Inside, packed layers give their weights in fp32, as their codes have them."""
+    kinds = {layer: layer.dtype for layer in model.modules() if isinstance(layer, QuantLinear)}
+    try:
+        for layer in kinds:
+            layer.dtype = torch.float32
+        yield
+    finally:
+        for layer, dtype in kinds.items():
+            layer.dtype = dtype
 
 
 def _packed(
