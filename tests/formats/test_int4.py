@@ -270,6 +270,10 @@ def wrong_size(parts):
     parts["scales"] = parts["scales"][:, :-8]
 
 
+def no_order(parts):
+    del parts["g_idx"]
+
+
 def nothing(parts):
     pass
 
@@ -280,6 +284,7 @@ def nothing(parts):
         ("gptq", {"bits": 8}, nothing, "GPTQ in 8 bits"),
         ("gptq", {"checkpoint_format": "marlin"}, nothing, "format 'marlin'"),
         ("gptq", {"desc_act": True}, reordered, "sorted into groups by their activations"),
+        ("gptq", {"desc_act": True}, no_order, "fit together"),
         ("gptq", {"group_size": 64}, nothing, "sorted into groups"),
         ("gptq", {}, wrong_size, r"down_proj: qweight .* fit together"),
         ("awq", {"version": "gemv"}, nothing, "version 'gemv'"),

@@ -68,7 +68,8 @@ def unpack(name: str, parts: dict[str, Tensor], config: dict[str, Any]) -> Whole
     codes, qzeros = unpack_words(parts["qweight"].T), parts["qzeros"]
     group = config.get("group_size", -1)
     group = group if group > 0 else codes.shape[1]
-    check_order(name, parts.get("g_idx"), group)
+    order = parts["g_idx"] if config.get("desc_act") else parts.get("g_idx")  # sorted ones must say how
+    check_order(name, order, group)
     if _format(config) == "gptq":
         qzeros = qzeros + ONE_EACH
     return Whole(codes, unpack_words(qzeros).T.contiguous(), parts["scales"].T.contiguous(), group)
