@@ -163,8 +163,8 @@ REFUSED = {
         r"_proj\.weight is \(64, 96\) in the file and \(64, 128\) by config",
     ),
     "other quantiser": (
-        lambda f: edit(f, quantization_config={"quant_method": "gptq"}),
-        r"is quantised (with gptq|already \(gptq\))",
+        lambda f: edit(f, quantization_config={"quant_method": "hqq"}),
+        r"is quantised (with hqq|already \(hqq\))",
     ),
     "NaN in a norm": (
         lambda f: edit_weights(f, lambda s: s["model.norm.weight"].fill_(torch.nan)),

@@ -16,10 +16,11 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
 
 from graft.errors import ModelError, UsageError, nearest
-from graft.formats import bnb, gguf_file, refuse_pickle
+from graft.formats import bnb, gguf_file, int4, refuse_pickle
 from graft.quant.hf import METHOD, GraftQuantConfig
 from graft.quant.scheme import Scheme
 
+BNB = "bitsandbytes"
 SEEDLING = Path(__file__).parent / "seedling"
 # Keys that make transformers fetch or run code of others.
 FOREIGN = (
@@ -50,24 +51,25 @@ class Opened:
 def open_model(path: str | Path, scheme: Scheme | None) -> Opened:
     """Find a folder, a GGUF file, a hub id or "seedling", and open what is in it."""
     folder = find(path)
-    config, facts = _config(folder)
+    config = _config(folder)
     wanted = None if scheme is None else GraftQuantConfig(scheme.name, scheme.block, scheme.double)
     if folder.suffix == gguf_file.SUFFIX and folder.is_file():
         return Opened(folder, config, gguf_file.state(folder, config), wanted, packed=False)
     refuse_pickle(folder)
-    method = _method(folder, facts.get("quantization_config") or {}, scheme)
-    state = _tensors(folder)
-    if method == "bitsandbytes":
-        state, keywords = bnb.convert(state)
-        return Opened(folder, config, state, GraftQuantConfig(**keywords), packed=True)
+    packed = quantisation(folder)
+    method = _method(folder, packed, scheme)
+    state = tensors(folder)
     if method == METHOD:
-        return Opened(folder, config, state, GraftQuantConfig.from_dict(facts["quantization_config"]), packed=True)
+        return Opened(folder, config, state, GraftQuantConfig.from_dict(packed), packed=True)
+    if method is not None:
+        state, keywords = bnb.convert(state) if method == BNB else int4.convert(state, packed)
+        return Opened(folder, config, state, GraftQuantConfig(**keywords), packed=True)
     return Opened(folder, config, state, wanted, packed=False)
 
 
 def read_config(path: str | Path) -> PreTrainedConfig:
     """The config of a folder, a hub id (only that file is fetched) or "seedling"; weights need not be there."""
-    return _config(find(path, ["config.json", "tokenizer_config.json"]))[0]
+    return _config(find(path, ["config.json", "tokenizer_config.json"]))
 
 
 def find(path: str | Path, files: Sequence[str] = FILES) -> Path:
@@ -117,9 +119,20 @@ def _json(file: Path) -> dict[str, Any]:
         ) from error
 
 
-def _config(folder: Path) -> tuple[PreTrainedConfig, dict[str, Any]]:
+def quantisation(folder: Path) -> dict[str, Any]:
+    """How a folder says that its weights are packed: transformers' `quantization_config`, or the file of AutoGPTQ."""
     if folder.is_file():
-        return _built(folder, gguf_file.config(folder)), {}
+        return {}
+    found = _json(folder / "config.json").get("quantization_config")
+    older = folder / "quantize_config.json"
+    if not found and older.exists():
+        found = {"quant_method": "gptq", **_json(older)}
+    return dict(found or {})
+
+
+def _config(folder: Path) -> PreTrainedConfig:
+    if folder.is_file():
+        return _built(folder, gguf_file.config(folder))
     if not (folder / "config.json").exists():
         if (folder / "adapter_config.json").exists():
             raise ModelError(
@@ -149,7 +162,7 @@ def _config(folder: Path) -> tuple[PreTrainedConfig, dict[str, Any]]:
             "an architecture of the installed transformers",
             f"nearest: {', '.join(nearest(model_type, CONFIG_MAPPING_NAMES))}",
         )
-    return _built(folder / "config.json", facts), facts
+    return _built(folder / "config.json", facts)
 
 
 def _built(file: Path, facts: dict[str, Any]) -> PreTrainedConfig:
@@ -165,25 +178,27 @@ def _built(file: Path, facts: dict[str, Any]) -> PreTrainedConfig:
 
 
 def _method(folder: Path, packed: dict[str, Any], scheme: Scheme | None) -> str | None:
-    """How the folder is quantised: None, "graft" or "bitsandbytes"."""
+    """How the folder is quantised: None, "graft", "bitsandbytes" or one of `int4.FORMATS`."""
     four_or_eight = packed.get("load_in_4bit") or packed.get("load_in_8bit")
-    method = "bitsandbytes" if four_or_eight else packed.get("quant_method")
+    method = BNB if four_or_eight else packed.get("quant_method")
     if method and scheme is not None:
         raise UsageError(
             f"quant={scheme.name} for {folder}, which is quantised already ({method})",
             "a model in 16 or 32 bits",
             "leave quant out, or start from the original model",
         )
-    if method not in (None, METHOD, "bitsandbytes"):
+    known = (METHOD, BNB, *int4.FORMATS)
+    if method not in (None, *known):
         raise ModelError(
             f"{folder} is quantised with {method}",
-            "graft's own or bitsandbytes' format",
+            f"one of {', '.join(known)}",
             "load the original model with quant=",
         )
     return method
 
 
-def _tensors(folder: Path) -> dict[str, Any]:
+def tensors(folder: Path) -> dict[str, Any]:
+    """Key -> slice of a mapped file, of every tensor in a folder."""
     index = folder / "model.safetensors.index.json"
     if index.exists():
         names = {Path(str(name)).name for name in _json(index).get("weight_map", {}).values()}

@@ -53,9 +53,9 @@ def load(
 
     quant: None, nf4, fp4 (both with double quantisation), int8, or int4, int3, int2, int8g, which have a scale and a
     minimum for each `group_size` weights of a row (0: 32); folders that are quantised already (by us or by
-    bitsandbytes) load as they are, GGUF files as what their blocks stand for.  dtype: bf16, fp32, fp16.  task: causal,
-    masked, seq2seq or encoder, where the folder's own class is not wanted; a head that its weights do not have is then
-    fresh.  device: the GPU if there is one.
+    bitsandbytes) load as they are, those of GPTQ, AWQ and compressed-tensors as int4, GGUF files as what their blocks
+    stand for.  dtype: bf16, fp32, fp16.  task: causal, masked, seq2seq or encoder, where the folder's own class is not
+    wanted; a head that its weights do not have is then fresh.  device: the GPU if there is one.
     Raises ModelError for what cannot be read or trusted, UsageError for an argument that means nothing.
     """
     kind, scheme = _dtype(dtype), None if quant in (None, "none") else Scheme(str(quant), group_size)

@@ -10,13 +10,18 @@ from graft.cli.say import after, show, show_json, size_of, talk
 
 
 def add_to(app: typer.Typer) -> None:
-    app.command("export", help="Write a merged model (hf, gguf) or an adapter (peft, gguf-lora).")(export)
+    app.command("export", help="Write a merged model (hf, gguf, awq, ...) or an adapter (peft).")(export)
 
 
 def export(
     model: Annotated[str, typer.Argument(help="A run's folder, an adapter's folder, a model, or seedling.")],
     folder: Annotated[Path, typer.Argument(help="Where to write.")],
-    to: Annotated[str, typer.Option(help="hf or gguf: one merged model; peft or gguf-lora: the adapter alone.")] = "hf",
+    to: Annotated[
+        str,
+        typer.Option(
+            help="hf, gguf, gptq, awq, compressed-tensors, bnb: one merged model; peft, gguf-lora: the adapter alone."
+        ),
+    ] = "hf",
     form: Annotated[
         str | None, typer.Option("--type", help="Of a gguf: f32 f16 bf16 q8_0 q4_0 q4_1 q5_0 q5_1; q8_0, q4_1 of int4.")
     ] = None,
@@ -25,7 +30,7 @@ def export(
     lossy: Annotated[bool, typer.Option("--lossy", help="Merge even where rounding loses what was learnt.")] = False,
     json: Annotated[bool, typer.Option("--json", help="What was written, for programs.")] = False,
 ) -> None:
-    from graft.export import CERTIFICATE, said
+    from graft.export import CERTIFICATE, MODELS, said
     from graft.export import export as write  # torch costs seconds
     from graft.runs import open_model
 
@@ -41,4 +46,4 @@ def export(
     if to.startswith("gguf"):
         after(f"ollama create NAME -f {written / 'Modelfile'}   (or, for llama.cpp and vLLM: {written / 'README.md'})")
     else:
-        after(f"graft chat {written}" if to == "hf" else f"graft chat {opened.base.name} --adapter {written}")
+        after(f"graft chat {written}" if to in MODELS else f"graft chat {opened.base.name} --adapter {written}")

@@ -1,5 +1,5 @@
-"""Export: the result in the layout that other programs load: a merged model as a Hugging Face folder or a GGUF file, an
-adapter as PEFT's folder or a GGUF file.
+"""Export: the result in the layout that other programs load: a merged model as a Hugging Face folder (in 16 bits, or in
+4 as GPTQ, AWQ, compressed-tensors or bitsandbytes) or a GGUF file, an adapter as PEFT's folder or a GGUF file.
 
 Every folder gets a certificate.json, which says how far it is from what was trained (`certificate`).
 """
@@ -12,18 +12,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graft.errors import AdapterError, MergeError, UsageError, nearest
-from graft.export import gguf, prompts, serve
+from graft.export import fourbit, gguf, prompts, serve
 from graft.export.adapters import ADAPTERS
 from graft.export.certificate import CERTIFICATE, certify, said, stacked, unmerged
 from graft.export.faithful import answers, drift, judge_answers, judge_survival, survival
 from graft.export.folder import replaced, write_model
 from graft.export.quantised import check_into, choices, fits, original_of, usual_into
 from graft.export.readings import READERS
+from graft.formats.int4 import FORMATS
 
 if TYPE_CHECKING:
     from graft.base import Base
 
-__all__ = ["CERTIFICATE", "LAYOUTS", "REPORT", "check_into", "choices", "export", "fits", "said"]
+__all__ = ["CERTIFICATE", "LAYOUTS", "MODELS", "REPORT", "check_into", "choices", "export", "fits", "said"]
 
 REPORT = "merge_report.json"
 
@@ -41,8 +42,22 @@ def _gguf(base: "Base", folder: Path, name: str, type: str | None, packed: bool)
     return unpacked
 
 
+def _bnb(base: "Base", folder: Path, name: str, type: str | None, packed: bool) -> list[str]:
+    return fourbit.write_bnb(base, folder, name)
+
+
+def _whole(base: "Base", folder: Path, name: str, type: str | None, packed: bool, *, to: str) -> list[str]:
+    return fourbit.write_whole(base, folder, name, to)
+
+
+ROUNDED = tuple(FORMATS)  # whole zero points: nothing is held exactly
 # (base with all merged, folder, its name in the end, type, whether packed layers stay so) -> layers that were unpacked
-MODELS: dict[str, Callable[["Base", Path, str, str | None, bool], list[str]]] = {"hf": _hf, "gguf": _gguf}
+MODELS: dict[str, Callable[["Base", Path, str, str | None, bool], list[str]]] = {
+    "hf": _hf,
+    "gguf": _gguf,
+    "bnb": _bnb,
+    **{to: functools.partial(_whole, to=to) for to in ROUNDED},
+}
 LAYOUTS = (*MODELS, *ADAPTERS)
 
 
@@ -58,15 +73,16 @@ def export(
     force: bool = False,
     lossy: bool = False,
 ) -> Path:
-    """Write a folder that transformers ("hf"), llama.cpp and Ollama ("gguf", or "gguf-lora" for the adapter alone) or
-    PEFT ("peft") loads, and return it.
+    """Write a folder that transformers ("hf"), llama.cpp and Ollama ("gguf", or "gguf-lora" for the adapter alone),
+    vLLM in four bits ("gptq", "awq", "compressed-tensors", "bnb") or PEFT ("peft") loads, and return it.
 
     type: gguf: f32, f16, bf16, q8_0, q4_0, q4_1, q5_0 or q5_1; by default q8_0, of a base packed in groups of up to 4
-    bits q4_1, which holds its codes as they are. adapter: which one; None: what is merged (hf, gguf), or the only one
-    there is. force: replace an existing folder.
-    hf, gguf: the adapter is merged in fp32 and rounded once to the base's dtype, packed layers become 16-bit unless
+    bits q4_1, which holds its codes as they are. adapter: which one; None: what is merged (of a model), or the only
+    one there is. force: replace an existing folder.
+    A model: the adapter is merged in fp32 and rounded once to the base's dtype, packed layers become 16-bit unless
     they are packed in groups that take it up; what that cost, tensor by tensor, is in merge_report.json. Raises
     MergeError where the merge does not keep what the adapter learned, unless lossy.
+    gptq, awq, compressed-tensors: rounded anew, in groups (`fourbit`). bnb: an nf4 or fp4 base as it is.
     into: of a quantised base, "dequantised" (default), "original" or "packed", see `quantised`; original: the folder of
     its weights before quantisation, where base.name is not that.
     The folder is read again and measured; certificate.json holds the result. The base is afterwards as it was before.
@@ -78,23 +94,32 @@ def export(
     if to in ADAPTERS:
         return ADAPTERS[to](base, folder, _one(base, adapter), force=force)
     adapter = None if adapter is None else _one(base, adapter)
-    into = into or usual_into(base)
+    into = into or ("packed" if to == "bnb" else usual_into(base))
     with replaced(folder, force=force) as partial, unmerged(base) as merged:
+        if to == "bnb":
+            fourbit.check_bnb(base, into)
         names = merged if adapter is None or adapter in merged else [*merged, adapter]
         if not names and base.adapters:
             names = [_one(base, None)]
         source = original_of(base, names, original) if into == "original" else base
         write = functools.partial(MODELS[to], source, partial, folder.name, type, into == "packed")
-        _merged(source, partial, names, into, lossy, write)
+        _merged(source, partial, names, to, into, lossy, write)
+        notes = {"into": into, **({"rounded": True} if to in ROUNDED else {})}
         with READERS[to](partial, source) as reading:
-            facts = certify(source, partial, to, reading, names, trained=base, notes={"into": into})
+            facts = certify(source, partial, to, reading, names, trained=base, notes=notes)
         if names and not lossy:
             judge_answers(" + ".join(names), facts["logits"], base.dtype)
     return folder
 
 
 def _merged(
-    base: "Base", folder: Path, names: Sequence[str], into: str | None, lossy: bool, write: Callable[[], list[str]]
+    base: "Base",
+    folder: Path,
+    names: Sequence[str],
+    to: str,
+    into: str | None,
+    lossy: bool,
+    write: Callable[[], list[str]],
 ) -> None:
     """Write the model with these adapters merged, and what that cost; the base is then as before."""
     repack = into == "packed"
@@ -107,13 +132,13 @@ def _merged(
         "into": into,
         "packed": base.quant if repack else "",
         "dequantised_layers": len(dequantised),
-        "note": "; ".join(_notes(base, names, len(dequantised))),
+        "note": "; ".join(_notes(base, names, to, len(dequantised))),
         "adapters": reports,
     }
     (folder / REPORT).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
 
-def _notes(base: "Base", names: Sequence[str], dequantised: int) -> list[str]:
+def _notes(base: "Base", names: Sequence[str], to: str, dequantised: int) -> list[str]:
     """What a reader of the report might not expect."""
     word = lambda quant: "unpacked" if quant == "none" else quant
     notes = [
@@ -123,6 +148,10 @@ def _notes(base: "Base", names: Sequence[str], dequantised: int) -> list[str]:
     ]
     if dequantised:
         notes.append(f"{dequantised} packed layers were written from their dequantised values")
+    if to in ROUNDED:
+        notes.append(f"{to} has whole zero points: every packed layer was rounded anew")
+        exact = "so was what the minima of the groups would have held exactly (to='hf', into='packed'; to='gguf')"
+        notes += [exact] if fits(base, names) else []
     return notes
 
 

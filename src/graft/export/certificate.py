@@ -99,7 +99,9 @@ def measured(base: "Base", reading: Reading, adapters: Sequence[str], trained: "
 def said(facts: dict[str, Any]) -> str:
     """The certificate in one line."""
     weights, logits, ppl = (facts[key] for key in ("weights", "logits", "perplexity"))
-    parts = [f"{weights['survived']:.1%} of the update is there"] if weights and weights["survived"] is not None else []
+    parts = ["rounded"] if facts.get("rounded") else []
+    survived = weights and weights["survived"]
+    parts += [] if survived is None else [f"{survived:.1%} of the update is there"]
     parts += [f"weights differ by {weights['max']:.2g} at most ({weights['mean']:.2g} on average)"] if weights else []
     parts += [f"logits by {logits['max']:.2g} ({logits['mean']:.2g})"]
     if ppl["written"] is not None:

@@ -37,12 +37,20 @@ def write_model(base: "Base", folder: Path, *, packed: bool = False, shard: str 
     ModelError where a tensor is not finite or did not reach the file.
     """
     clone, unpacked = sound(base.model, packed=packed)
+    write_state(base, clone, clone.state_dict(), folder, shard=shard)
+    return unpacked
+
+
+def write_state(base: "Base", clone: Any, state: dict[str, torch.Tensor], folder: Path, *, shard: str = "5GB") -> None:
+    """Write the configs of `clone`, these tensors, tokenizer and chat template.
+
+    Raises ModelError where a tensor did not reach the file.
+    """
     with quiet():
-        clone.save_pretrained(folder, max_shard_size=shard)
+        clone.save_pretrained(folder, state_dict=dict(state), max_shard_size=shard)
         if base.tokenizer is not None:
             base.tokenizer.save_pretrained(folder)
-    _written(clone, folder)
-    return unpacked
+    _written(state, folder)
 
 
 def sound(model: nn.Module, *, packed: bool = False) -> tuple[nn.Module, list[str]]:
@@ -173,13 +181,13 @@ def _sound(config: Any) -> Any:
     return config
 
 
-def _written(clone: nn.Module, folder: Path) -> None:
+def _written(state: dict[str, torch.Tensor], folder: Path) -> None:
     """Read the files again: every tensor, or one that shares its storage, must be there with its values' count."""
     found = 0
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, "pt") as opened:
             found += sum(_size(opened.get_slice(key).get_shape()) for key in opened.keys())  # noqa: SIM118
-    shared = {t.untyped_storage().data_ptr(): t.numel() for t in clone.state_dict().values()}
+    shared = {t.untyped_storage().data_ptr(): t.numel() for t in state.values()}
     if found != sum(shared.values()):
         raise ModelError(
             f"{folder} holds {found:,} values of {sum(shared.values()):,}",

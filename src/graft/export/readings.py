@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from graft.export.certificate import Reading, tensors
-from graft.formats import gguf_file
+from graft.folder import quantisation
+from graft.folder import tensors as tensors_of
+from graft.formats import gguf_file, int4
 from graft.load import DTYPES, load
 
 if TYPE_CHECKING:
@@ -43,6 +45,20 @@ class Model:
             return tensors(self.base.model.get_submodule(path)).get(own)
         except AttributeError:  # no such module
             return None
+
+
+class Packed(Model):
+    """A folder with whole zero points: its weights as the tensors of the file have them, before they become ours."""
+
+    def __init__(self, base: "Base", folder: Path) -> None:
+        super().__init__(base)
+        self.layers = int4.layers(tensors_of(folder), quantisation(folder))
+
+    def weight(self, name: str) -> torch.Tensor | None:
+        path, _, own = name.rpartition(".")
+        if own == "weight" and path in self.layers:
+            return self.layers[path]().values()
+        return super().weight(name)
 
 
 class Attached:
@@ -95,6 +111,12 @@ def model(folder: Path, base: "Base") -> Iterator[Reading]:
 
 
 @contextlib.contextmanager
+def packed(folder: Path, base: "Base") -> Iterator[Reading]:
+    """The model in a folder of GPTQ, AWQ or compressed-tensors."""
+    yield Packed(_load(folder, base), folder)
+
+
+@contextlib.contextmanager
 def gguf(folder: Path, base: "Base") -> Iterator[Reading]:
     """The GGUF file in a folder."""
     path = _file(folder)
@@ -129,6 +151,8 @@ def _file(folder: Path) -> Path:
 READERS: dict[str, Callable[[Path, "Base"], contextlib.AbstractContextManager[Reading]]] = {
     "hf": model,
     "gguf": gguf,
+    "bnb": model,
+    **dict.fromkeys(int4.FORMATS, packed),
     "peft": adapter,
     "gguf-lora": gguf_lora,
 }

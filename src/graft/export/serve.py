@@ -55,6 +55,11 @@ def write_model(base: "Base", folder: Path, name: str) -> None:
     write(base, folder, name, ["ollama create NAME -f Modelfile", vllm(name)], modelfile(base, "."))
 
 
+def write_packed(base: "Base", folder: Path, name: str) -> None:
+    """For a folder in a format that Ollama does not read."""
+    _readme(base, folder, name, [vllm(name)])
+
+
 def write_gguf(base: "Base", folder: Path, file: str) -> None:
     """For a GGUF file in the folder."""
     lines = [f"llama-server -m {file}", "ollama create NAME -f Modelfile", vllm(file, tokenizer=base.name)]
@@ -70,6 +75,10 @@ def write_lora(base: "Base", folder: Path, file: str, model: str) -> None:
 def write(base: "Base", folder: Path, what: str, commands: list[str], modelfile: str) -> None:
     """Modelfile, and a README.md with the commands that serve `what`."""
     (folder / "Modelfile").write_text(modelfile, encoding="utf-8")
+    _readme(base, folder, what, commands)
+
+
+def _readme(base: "Base", folder: Path, what: str, commands: list[str]) -> None:
     shown = "\n".join(f"    {command}" for command in commands)
     text = f"# {what}\n\nMade from `{base.name}`. Served by any of\n\n{shown}\n"
     (folder / "README.md").write_text(text, encoding="utf-8")

@@ -23,7 +23,7 @@ from graft.export.certificate import CERTIFICATE, files, measured, versions
 from graft.export.faithful import NOISE
 from graft.export.quantised import original_of
 from graft.export.readings import READERS
-from graft.folder import find, read_config
+from graft.folder import find, quantisation, read_config
 from graft.load import load, model_class
 
 if TYPE_CHECKING:
@@ -129,10 +129,13 @@ def _base(what: str, wanted: dict[str, Any], checks: list[Check]) -> "Base":
     try:
         where = find(wanted["name"])
         config = read_config(where)
-        packed = where.is_dir() and "quantization_config" in (where / "config.json").read_text(encoding="utf-8")
         task = None if model_class(config, None).__name__ == wanted["class"] else wanted["family"]
         base = load(
-            wanted["name"], None if packed else wanted["quant"], wanted["dtype"], task=task, group_size=wanted["group"]
+            wanted["name"],
+            None if quantisation(where) else wanted["quant"],
+            wanted["dtype"],
+            task=task,
+            group_size=wanted["group"],
         )
     except GraftError as error:
         raise _missing(what, error, checks) from error
