@@ -52,7 +52,7 @@ SETTINGS = (
     ),
     Setting(
         "book-llama-6m", "laptop", context=192, steps=400, batch_size=4, r=64, new_tokens=96, targets=LINEARS,
-        lr={QLORA: 3e-3, QALORA: 3e-3, QALORA2: 3e-3},
+        lr={QLORA: 3e-3, QALORA: 5e-4, QALORA2: 5e-4},
     ),
 )  # fmt: skip
 
