@@ -47,12 +47,18 @@ class Opened:
     packed: bool
 
 
-def open_model(path: str | Path, scheme: Scheme | None) -> Opened:
-    """Find a folder, a GGUF file, a hub id or "seedling", and open what is in it."""
+def open_model(path: str | Path, scheme: Scheme | None, *, plain: bool = False) -> Opened:
+    """Find a folder, a GGUF file, a hub id or "seedling", and open what is in it.
+
+    plain: what a GGUF file holds in blocks is decoded, also where a packed base could have it as it is.
+    """
     folder = find(path)
     config, facts = _config(folder)
     wanted = None if scheme is None else GraftQuantConfig(scheme.name, scheme.block, scheme.double)
     if folder.suffix == gguf_file.SUFFIX and folder.is_file():
+        own = None if plain else gguf_file.packed(folder, config)
+        if own is not None and scheme in (None, (held := GraftQuantConfig(**own[1])).kind()):
+            return Opened(folder, config, own[0], held, packed=True)
         return Opened(folder, config, gguf_file.state(folder, config), wanted, packed=False)
     refuse_pickle(folder)
     method = _method(folder, facts.get("quantization_config") or {}, scheme)

@@ -124,7 +124,7 @@ def load_base(recipe: Recipe, quant: str | None = None) -> Base:
 def base_as_stored(name: str) -> Base:
     """A base in the dtype of its file, where rounding must not look like a change."""
     stored = read_config(name).dtype
-    return load(name, dtype=next((word for word, dtype in DTYPES.items() if dtype == stored), "fp32"))
+    return load(name, "none", dtype=next((word for word, dtype in DTYPES.items() if dtype == stored), "fp32"))
 
 
 def tokenizer_in(folder: str | Path) -> Any:
@@ -306,7 +306,7 @@ def quantise(
     """
     refuse_occupied(folder, force=force)
     scheme = Scheme(quant, group_size)
-    base = load(name, quant=None if calibrate else quant, group_size=group_size)
+    base = load(name, quant="none" if calibrate else quant, group_size=group_size)
     if calibrate:
         quantise_calibrated(base.model, _calibration(base, calibrate), scheme, tell)
         packed_by(base.model, GraftQuantConfig(scheme.name, scheme.block))

@@ -19,6 +19,7 @@ from graft.export.faithful import answers, drift, judge_answers, judge_survival,
 from graft.export.folder import replaced, write_model
 from graft.export.quantised import check_into, choices, fits, original_of, usual_into
 from graft.export.readings import READERS
+from graft.site import shown
 
 if TYPE_CHECKING:
     from graft.base import Base
@@ -67,8 +68,9 @@ def export(
     hf, gguf: the adapter is merged in fp32 and rounded once to the base's dtype, packed layers become 16-bit unless
     they are packed in groups that take it up; what that cost, tensor by tensor, is in merge_report.json. Raises
     MergeError where the merge does not keep what the adapter learned, unless lossy.
-    into: of a quantised base, "dequantised" (default), "original" or "packed", see `quantised`; original: the folder of
-    its weights before quantisation, where base.name is not that.
+    into: of a quantised base, "dequantised", "original" or "packed", see `quantised`; by default the first, or packed
+    where a gguf holds the codes of the base and their minima take up the change. original: the folder of its weights
+    before quantisation, where base.name is not that.
     The folder is read again and measured; certificate.json holds the result. The base is afterwards as it was before.
     """
     if to not in LAYOUTS:
@@ -78,11 +80,13 @@ def export(
     if to in ADAPTERS:
         return ADAPTERS[to](base, folder, _one(base, adapter), force=force)
     adapter = None if adapter is None else _one(base, adapter)
-    into = into or usual_into(base)
+    usual = usual_into(base)
     with replaced(folder, force=force) as partial, unmerged(base) as merged:
         names = merged if adapter is None or adapter in merged else [*merged, adapter]
         if not names and base.adapters:
             names = [_one(base, None)]
+        if into is None:
+            into = "packed" if to == "gguf" and gguf.holds(base, type) and _taken_up(base, names) else usual
         source = original_of(base, names, original) if into == "original" else base
         write = functools.partial(MODELS[to], source, partial, folder.name, type, into == "packed")
         _merged(source, partial, names, into, lossy, write)
@@ -91,6 +95,11 @@ def export(
         if names and not lossy:
             judge_answers(" + ".join(names), facts["logits"], base.dtype)
     return folder
+
+
+def _taken_up(base: "Base", names: Sequence[str]) -> bool:
+    """Whether a base packed in groups stays as it is but for its minima."""
+    return not names or fits(base, names)
 
 
 def _merged(
@@ -107,13 +116,13 @@ def _merged(
         "into": into,
         "packed": base.quant if repack else "",
         "dequantised_layers": len(dequantised),
-        "note": "; ".join(_notes(base, names, len(dequantised))),
+        "note": "; ".join(_notes(base, names, dequantised)),
         "adapters": reports,
     }
     (folder / REPORT).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
 
-def _notes(base: "Base", names: Sequence[str], dequantised: int) -> list[str]:
+def _notes(base: "Base", names: Sequence[str], dequantised: Sequence[str]) -> list[str]:
     """What a reader of the report might not expect."""
     word = lambda quant: "unpacked" if quant == "none" else quant
     notes = [
@@ -122,7 +131,8 @@ def _notes(base: "Base", names: Sequence[str], dequantised: int) -> list[str]:
         if base.adapters[name].beside not in ("", base.quant)
     ]
     if dequantised:
-        notes.append(f"{dequantised} packed layers were written from their dequantised values")
+        count = len(dequantised)
+        notes.append(f"{count} packed layers were written from their dequantised values: {shown(dequantised)}")
     return notes
 
 

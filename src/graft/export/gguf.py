@@ -34,8 +34,13 @@ LARGEST_BITS = 8  # of the types in blocks
 
 def usual_type(base: "Base") -> str:
     """The type for a base where none was chosen: what holds its codes as they are, else 8 bits."""
-    layers = [m for m in base.model.modules() if isinstance(m, QuantLinear)]
-    return "q4_1" if layers and all(_holds("q4_1", layer) for layer in layers) else "q8_0"
+    return "q4_1" if holds(base, "q4_1") else "q8_0"
+
+
+def holds(base: "Base", form: str | None) -> bool:
+    """Whether files of this type, or of the usual one, hold layers of the base code by code."""
+    form = form or usual_type(base)
+    return form in FORMS and any(isinstance(m, QuantLinear) and _holds(form, m) for m in base.model.modules())
 
 
 def write_gguf(base: "Base", folder: Path, form: str) -> tuple[list[str], str]:
