@@ -1,6 +1,7 @@
 """Bases in groups and GGUF blocks: codes go out and come in as they are, and certificates tell what did not."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -166,6 +167,16 @@ def test_a_file_becomes_a_packed_base_with_its_own_codes(form, scheme, middle, t
     assert torch.equal(base(ids).logits, plain(ids).logits)
     base.model.save_pretrained(tmp_path / "kept")
     assert torch.equal(load(tmp_path / "kept", dtype="fp32")(ids).logits, base(ids).logits)
+
+
+def test_two_types_of_one_scheme_are_one_packed_base(tokenizer, tmp_path, monkeypatch):
+    source = Base(tiny_model("llama", **WIDE), tokenizer, "tiny")
+    form = lambda name, t, *_: "f32" if t.dim() == 1 else "q4_1" if "ffn_down" in name else "q4_0"
+    monkeypatch.setattr(sys.modules["graft.export.gguf"], "_form", form)
+    write_gguf(source, tmp_path, "q4_0")
+    path, ids = tmp_path / name_of_file(source, "q4_0"), torch.arange(3, 40)[None]
+    base = load(path, dtype="fp32")
+    assert base.quant == "int4" and torch.equal(base(ids).logits, load(path, "none", dtype="fp32")(ids).logits)
 
 
 def test_another_scheme_is_made_of_the_values_and_mixed_files_are_decoded(tokenizer, tmp_path):

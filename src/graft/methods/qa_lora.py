@@ -83,11 +83,11 @@ class QALoRA(Targeted):
         left = [s for s in super().targets(sites_of(pooled[0].root)) if s.in_features % self.group(s)]
         packed = [(s, s.module.scheme) for s in pooled if hasattr(s.module, "codes")]
         wide = [s for s, scheme in packed if not scheme.grouped or self.group(s) % scheme.block]
-        said = [f"left out, as the group does not divide their input: {shown(s.name for s in left)}"] if left else []
-        said += (
-            [f"merging will make 16-bit, as not packed in such groups: {shown(s.name for s in wide)}"] if wide else []
-        )
-        return "; ".join(said) or None
+        reasons = {
+            "left out, as the group does not divide their input": left,
+            "merging will make 16-bit, as not packed in such groups": wide,
+        }
+        return "; ".join(f"{why}: {shown(s.name for s in those)}" for why, those in reasons.items() if those) or None
 
     def file_config(self, seats: Sequence[tuple[Site, Insert]]) -> dict[str, Any]:
         """PEFT's names, with the pooling, and the group and the bits as they came to be."""
