@@ -65,7 +65,10 @@ def open_model(name: str, adapters: Sequence[str] = (), quant: str | None = None
         opened = _open_run(folder, quant)
     elif (folder / "adapter_config.json").exists():
         config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        opened = Opened(load(str(config.get("base_model_name_or_path")), quant=quant))
+        base = config.get("base_model_name_or_path")
+        if not base:
+            raise UsageError(f"{name} names no base", "an adapter that does", f"give the base, and --adapter {name}")
+        opened = Opened(load(str(base), quant=quant))
         adapters = [*adapters, name]
     else:
         opened = Opened(load(name, quant=quant))
