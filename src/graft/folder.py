@@ -133,10 +133,11 @@ def _config(folder: Path) -> tuple[PreTrainedConfig, dict[str, Any]]:
                 "a model folder",
                 f"load its base, then base.load_adapter({str(folder)!r}, name)",
             )
+        file = next(folder.glob(f"*{gguf_file.SUFFIX}"), None)
         raise ModelError(
             f"{folder} has no config.json",
             "a model folder as transformers writes it",
-            "give the folder that holds config.json and model.safetensors",
+            f"did you mean {file}?" if file else "give the folder that holds config.json and model.safetensors",
         )
     facts = _json(folder / "config.json")
     for file in ("config.json", "tokenizer_config.json"):

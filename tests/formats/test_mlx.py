@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch.testing import assert_close
 
+from graft.base import Base
 from graft.errors import AdapterError
 from models import inputs, tiny_base
 from tiny_folder import write_model
@@ -97,8 +98,7 @@ def test_half_precision_and_a_backbone_without_a_head_are_taken(tmp_path):
     tensors = {key: tensor.bfloat16() for key, tensor in made(base, places([1])).items()}
     folder = written(tmp_path / "mlx", settings(), tensors)
     expected = by_hand(base, {key: tensor.float() for key, tensor in tensors.items()}, 5.0).model(ids)[0]
-    base.model = base.model.model  # a Base of the backbone alone
-    backbone = type(base)(base.model, name="backbone")
+    backbone = Base(base.model.model, name="backbone")
     backbone.load_adapter(folder, "x")
     assert_close(backbone(ids, adapters=["x"] * len(ids))[0], expected, atol=1e-5, rtol=1e-5)
 
@@ -119,7 +119,7 @@ REFUSED = {
     "experts": (settings(), GOOD, {"model.layers.1.mlp.up_proj.lora_a": torch.ones(2, 3, 64)}, r"\(2, 3, 64\)"),
     "a whole weight": (settings(), GOOD, {"model.norm.weight": torch.ones(64)}, "the tensor model.norm.weight"),
     "magnitudes of a LoRA": (settings(), GOOD, {f"{GOOD[0]}.m": torch.ones(64)}, "lora_a, lora_b, m"),
-    "DoRA without magnitudes": (settings("dora"), GOOD, {}, "what dora has"),
+    "DoRA without magnitudes": (settings("dora"), GOOD, {}, "dora on .* with lora_a, lora_b\\."),
     "another model": (settings(), [*GOOD], {"language_model.x.lora_a": torch.ones(4, 3)}, "not in this base"),
     "another depth": (settings(), places([0]), {}, "places differ.*of blocks 1 to 1"),
     "a place too few": (settings(), GOOD[:1], {}, "down_proj is not in the file"),
@@ -127,6 +127,7 @@ REFUSED = {
     "another width": (settings(keys=KEYS[:1]), [], {
         f"{GOOD[0]}.lora_a": torch.ones(32, 3), f"{GOOD[0]}.lora_b": torch.ones(3, 64),
     }, "lora_A"),
+    "no tensors": (settings(keys=None), [], {}, "a file without tensors"),
     "a tied table": (settings(keys=["model.embed_tokens"]), ["model.embed_tokens"], {"tied": True}, "not the head"),
 }  # fmt: skip
 

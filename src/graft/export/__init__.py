@@ -76,6 +76,10 @@ def export(
     if to not in LAYOUTS:
         raise UsageError(f"to={to!r}", f"one of {', '.join(LAYOUTS)}", f"did you mean {nearest(to, LAYOUTS, 1)[0]!r}?")
     check_into(base, into)
+    if to == "gguf":
+        gguf.check(base, type or gguf.usual_type(base))  # before the work
+    elif type is not None:
+        raise UsageError(f"type={type!r} with to={to!r}", "a type of to='gguf'", "leave type out")
     folder = Path(folder)
     if to in ADAPTERS:
         return ADAPTERS[to](base, folder, _one(base, adapter), force=force)

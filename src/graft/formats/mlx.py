@@ -25,9 +25,11 @@ KINDS = {"lora": {"lora_a", "lora_b"}, "dora": {"lora_a", "lora_b", "m"}}  # fin
 PARTS = {"lora_a": "lora_A.weight", "lora_b": "lora_B.weight", "m": "lora_magnitude_vector"}
 TABLE = {"lora_a": "lora_embedding_A", "lora_b": "lora_embedding_B"}
 PARAMETERS = {"rank", "scale", "dropout", "keys", "alpha"}
+ELSEWHERE = "load the base it was trained on"
 HINT = "fuse it into its base with mlx_lm.fuse, and load that"
 
 Settings = dict[str, Any]
+Places = dict[str, tuple[Site, dict[str, Tensor]]]  # name in this base -> (site, {part: tensor})
 
 
 def translated(
@@ -47,8 +49,11 @@ def translated(
     if not numbers or not isinstance(keys, list | None):
         given = f"rank {r!r}, scale {scale!r} and keys {keys!r}"
         raise AdapterError(given, "two numbers and a list", "copy it again from where it came")
-    found = _by_place(tensors, kind, r, {site.name: site for site in sites if site.kind in ("linear", "head", "embed")})
-    _check_places(found, keys, last, sites)
+    known = {site.name: site for site in sites if site.kind in ("linear", "head", "embed")}
+    found = _by_place(tensors, known)
+    for name, (site, parts) in found.items():
+        _check_parts(f"{kind} on {name}", site, parts, KINDS[kind], r)
+    _check_places(found, known, keys, [site for site in sites if site.kind == "block"], last)
     ours = {}
     for site, parts in found.values():
         for part, tensor in parts.items():
@@ -58,51 +63,42 @@ def translated(
     return {"peft_type": "LORA", **settings, "target_modules": sorted(found)}, ours
 
 
-Places = dict[str, tuple[Site, dict[str, Tensor]]]
-
-
-def _by_place(tensors: dict[str, Tensor], kind: str, r: int, known: dict[str, Site]) -> Places:
-    """{name in this base: (site, {part: tensor})}, every place whole and of rank r."""
+def _by_place(tensors: dict[str, Tensor], known: dict[str, Site]) -> Places:
     found: Places = {}
     for key, tensor in tensors.items():
         match = re.fullmatch(r"(.+)\.(lora_a|lora_b|m)", key)
         if match is None or tensor.dim() != (1 if match[2] == "m" else 2):
-            shown = f"{key} {tuple(tensor.shape)}"
-            raise AdapterError(f"the tensor {shown}", "lora_a, lora_b and m of projections", HINT)
+            given = f"the tensor {key} {tuple(tensor.shape)}"
+            raise AdapterError(given, "lora_a, lora_b and m of projections", HINT)
         site = known.get(match[1]) or known.get(match[1].partition(".")[2])  # a backbone alone has one word less
         if site is None:
-            raise AdapterError(
-                f"{match[1]!r} is not in this base", "its projections", "load the base it was trained on"
-            )
+            raise AdapterError(f"{match[1]!r} is not in this base", "its projections", ELSEWHERE)
         found.setdefault(site.name, (site, {}))[1][match[2]] = tensor
-    for name, (site, parts) in found.items():
-        if parts.keys() != KINDS[kind]:
-            raise AdapterError(f"{name} with {', '.join(parts)}", f"what {kind} has: {sorted(KINDS[kind])}", HINT)
-        if site.kind == "embed" and (kind == "dora" or site.root.config.tie_word_embeddings):
-            raise AdapterError(f"{kind} on {name}", "LoRA on a table that is not the head, too", HINT)
-        if (parts["lora_a"].shape[1], len(parts["lora_b"])) != (r, r):
-            raise AdapterError(
-                f"{name} of rank {parts['lora_a'].shape[1]}", f"rank {r}", "copy it again from where it came"
-            )
     return found
 
 
-def _check_places(found: Places, keys: list[str] | None, last: int, sites: Sequence[Site]) -> None:
+def _check_parts(what: str, site: Site, parts: dict[str, Tensor], wanted: set[str], r: int) -> None:
+    """Refuse a place that is not whole, of another rank, or a table where that would mean more than a table."""
+    if parts.keys() != wanted:
+        raise AdapterError(f"{what} with {', '.join(sorted(parts))}", ", ".join(sorted(wanted)), HINT)
+    if site.kind == "embed" and ("m" in wanted or site.root.config.tie_word_embeddings):
+        raise AdapterError(what, "LoRA on a table that is not the head, too", HINT)
+    own = (parts["lora_a"].shape[1], len(parts["lora_b"]))
+    if own != (r, r):
+        raise AdapterError(f"{what} of rank {own[0]}", f"rank {r}", "copy it again from where it came")
+
+
+def _check_places(
+    found: Places, known: dict[str, Site], keys: list[str] | None, blocks: Sequence[Site], last: int
+) -> None:
     """Refuse places that are not those of the settings: mlx-lm would leave them out, or it was another base."""
-    blocks = {site.layer: f"{site.name}." for site in sites if site.kind == "block"}
+    fronts = {block.layer: f"{block.name}." for block in blocks}
     first = max(0, len(blocks) - last) if last > 0 else 0
-    inside = lambda site: site.name.removeprefix(blocks.get(site.layer, ""))
-    wanted = set(keys or {inside(site) for site, _ in found.values()})
-    meant = {
-        site.name
-        for site in sites
-        if site.kind in ("linear", "head", "embed") and inside(site) in wanted
-        if site.layer is None or site.layer >= first
-    }
-    if odd := sorted(meant ^ found.keys()):
-        given = f"{odd[0]} is {'not ' if odd[0] in meant else ''}in the file ({len(odd)} places differ)"
-        raise AdapterError(
-            given,
-            f"{', '.join(sorted(wanted))} of blocks {first} to {len(blocks) - 1}",
-            "load the base it was trained on",
-        )
+    inside = {name: name.removeprefix(fronts.get(site.layer, "")) for name, site in known.items()}
+    wanted = set(keys or (inside[name] for name in found))
+    meant = {n for n, s in known.items() if inside[n] in wanted and (s.layer is None or s.layer >= first)}
+    odd = sorted(meant ^ found.keys())
+    if odd or not found:
+        given = f"{odd[0]} is {'not ' if odd[0] in meant else ''}in the file" if odd else "a file without tensors"
+        places = f"{', '.join(sorted(wanted))} of blocks {first} to {len(blocks) - 1}"
+        raise AdapterError(f"{given} ({len(odd)} places differ)", places, ELSEWHERE)
