@@ -113,7 +113,7 @@ class Base:
         return self.adapters.pop(name)
 
     def load_adapter(self, folder: str | Path, name: str, *, force: bool = False) -> Adapter:
-        """Read an adapter folder (ours, PEFT's or the `adapters` library's) and attach it.
+        """Read an adapter folder (ours, PEFT's, the `adapters` library's or mlx-lm's) or a GGUF LoRA, and attach it.
 
         force: take an adapter whose fingerprint says that it was trained on another base.
         """

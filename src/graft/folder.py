@@ -48,12 +48,18 @@ class Opened:
     packed: bool
 
 
-def open_model(path: str | Path, scheme: Scheme | None) -> Opened:
-    """Find a folder, a GGUF file, a hub id or "seedling", and open what is in it."""
+def open_model(path: str | Path, scheme: Scheme | None, *, plain: bool = False) -> Opened:
+    """Find a folder, a GGUF file, a hub id or "seedling", and open what is in it.
+
+    plain: what a GGUF file holds in blocks is decoded, also where a packed base could have it as it is.
+    """
     folder = find(path)
     config = _config(folder)
     wanted = None if scheme is None else GraftQuantConfig(scheme.name, scheme.block, scheme.double)
     if folder.suffix == gguf_file.SUFFIX and folder.is_file():
+        own = None if plain else gguf_file.packed(folder, config)
+        if own is not None and scheme in (None, (held := GraftQuantConfig(**own[1])).kind()):
+            return Opened(folder, config, own[0], held, packed=True)
         return Opened(folder, config, gguf_file.state(folder, config), wanted, packed=False)
     refuse_pickle(folder)
     packed = quantisation(folder)
@@ -140,10 +146,11 @@ def _config(folder: Path) -> PreTrainedConfig:
                 "a model folder",
                 f"load its base, then base.load_adapter({str(folder)!r}, name)",
             )
+        file = next(folder.glob(f"*{gguf_file.SUFFIX}"), None)
         raise ModelError(
             f"{folder} has no config.json",
             "a model folder as transformers writes it",
-            "give the folder that holds config.json and model.safetensors",
+            f"did you mean {file}?" if file else "give the folder that holds config.json and model.safetensors",
         )
     facts = _json(folder / "config.json")
     for file in ("config.json", "tokenizer_config.json"):

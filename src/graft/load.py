@@ -51,11 +51,12 @@ def load(
 ) -> Base:
     """Load a pretrained model, frozen, with its tokenizer.
 
-    quant: None, nf4, fp4 (both with double quantisation), int8, or int4, int3, int2, int8g, which have a scale and a
-    minimum for each `group_size` weights of a row (0: 32); folders that are quantised already (by us or by
-    bitsandbytes) load as they are, those of GPTQ, AWQ and compressed-tensors as int4, GGUF files as what their blocks
-    stand for.  dtype: bf16, fp32, fp16.  task: causal, masked, seq2seq or encoder, where the folder's own class is not
-    wanted; a head that its weights do not have is then fresh.  device: the GPU if there is one.
+    quant: nf4, fp4 (both with double quantisation), int8, or int4, int3, int2, int8g, which have a scale and a minimum
+    for each `group_size` weights of a row (0: 32). None: as stored; folders that are quantised already (by us, by
+    bitsandbytes) load as they are, those of GPTQ, AWQ and compressed-tensors as int4, and so do GGUF files whose
+    matrices are all Q4_0 and Q4_1 (int4) or Q8_0 (int8g); other GGUF files as what their blocks stand for, and all of
+    them with "none".  dtype: bf16, fp32, fp16.  task: causal, masked, seq2seq or encoder, where the folder's own class
+    is not wanted; a head that its weights do not have is then fresh.  device: the GPU if there is one.
     Raises ModelError for what cannot be read or trusted, UsageError for an argument that means nothing.
     """
     kind, scheme = _dtype(dtype), None if quant in (None, "none") else Scheme(str(quant), group_size)
@@ -64,7 +65,7 @@ def load(
             f"task={task!r}", f"one of {', '.join(TASKS)}", f"did you mean {nearest(task, TASKS, 1)[0]!r}?"
         )
     with quiet():
-        opened = open_model(path, scheme)
+        opened = open_model(path, scheme, plain=quant == "none")
         model = _stream(model_class(opened.config, task), opened, kind, _device(device), fresh_head=task is not None)
         if model.can_generate() and (opened.folder / "generation_config.json").exists():
             model.generation_config = GenerationConfig.from_pretrained(opened.folder, local_files_only=True)

@@ -65,7 +65,10 @@ def open_model(name: str, adapters: Sequence[str] = (), quant: str | None = None
         opened = _open_run(folder, quant)
     elif (folder / "adapter_config.json").exists():
         config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        opened = Opened(load(str(config.get("base_model_name_or_path")), quant=quant))
+        base = config.get("base_model_name_or_path")
+        if not base:
+            raise UsageError(f"{name} names no base", "an adapter that does", f"give the base, and --adapter {name}")
+        opened = Opened(load(str(base), quant=quant))
         adapters = [*adapters, name]
     else:
         opened = Opened(load(name, quant=quant))
@@ -124,7 +127,7 @@ def load_base(recipe: Recipe, quant: str | None = None) -> Base:
 def base_as_stored(name: str) -> Base:
     """A base in the dtype of its file, where rounding must not look like a change."""
     stored = read_config(name).dtype
-    return load(name, dtype=next((word for word, dtype in DTYPES.items() if dtype == stored), "fp32"))
+    return load(name, "none", dtype=next((word for word, dtype in DTYPES.items() if dtype == stored), "fp32"))
 
 
 def tokenizer_in(folder: str | Path) -> Any:
@@ -306,7 +309,7 @@ def quantise(
     """
     refuse_occupied(folder, force=force)
     scheme = Scheme(quant, group_size)
-    base = load(name, quant=None if calibrate else quant, group_size=group_size)
+    base = load(name, quant="none" if calibrate else quant, group_size=group_size)
     if calibrate:
         quantise_calibrated(base.model, _calibration(base, calibrate), scheme, tell)
         packed_by(base.model, GraftQuantConfig(scheme.name, scheme.block))

@@ -162,10 +162,15 @@ eval MODEL
 eval RUN --metric blue
 eval RUN --data none.jsonl
 chat ./nowhere
+chat ./nowhere.gguf
 chat MODEL --adapter ./nowhere
 chat MODEL --quant nf5
 chat MODEL --prompt x --top-p 7
 export MODEL OUT --to gguff
+export MODEL OUT --to gguf --type q4_7
+export MODEL OUT --to gguf --type q4_k_m
+export MODEL OUT --to hf --type q8_0
+export MODEL OUT --to gguf-lora
 export RUN MODEL
 export MODEL OUT --adapter MODEL
 merge RUN

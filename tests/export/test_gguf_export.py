@@ -120,7 +120,7 @@ def test_a_lora_is_loaded_by_llama_cpp_beside_its_base(kind, seedling, tmp_path)
 def test_the_file_holds_the_blocks_of_our_weights_and_loads_again(form, seedling, tmp_path):
     path = written(seedling, tmp_path, form)
     state, arch = seedling.model.state_dict(), architecture(seedling.model.config)
-    again = load(path, dtype="fp32")
+    again = load(path, "none", dtype="fp32")
     for tensor in gguf.GGUFReader(path).tensors:
         key = state_name(tensor.name, arch)
         own = tensor.tensor_type.name.lower()
@@ -138,7 +138,7 @@ def test_the_file_holds_the_blocks_of_our_weights_and_loads_again(form, seedling
 def test_transformers_reads_the_same_weights(seedling, tmp_path):
     path = written(seedling, tmp_path, "q8_0")
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=path.name, dtype=torch.float32).state_dict()
-    ours = load(path, dtype="fp32").model.state_dict()
+    ours = load(path, "none", dtype="fp32").model.state_dict()
     assert theirs.keys() == ours.keys() and all(torch.equal(theirs[key], ours[key]) for key in ours)
 
 
@@ -403,7 +403,7 @@ def test_real_bases_write_the_same_in_llama_cpp(name, form, tmp_path):
         pytest.skip("the real models are not beside the checkout")
     base = load(name if name == "seedling" else REAL / name, dtype="fp32")
     path = written(base, tmp_path, form)
-    again, llama = load(path, dtype="fp32"), LlamaCpp(path)
+    again, llama = load(path, "none", dtype="fp32"), LlamaCpp(path)
     state, arch = base.model.state_dict(), architecture(base.model.config)
     for tensor in gguf.GGUFReader(path).tensors:
         key, own = state_name(tensor.name, arch), tensor.tensor_type.name.lower()
@@ -432,7 +432,7 @@ def test_what_differs_in_8_bits_is_the_rounding_of_activations(name, tmp_path):
     if name != "seedling" and not (REAL / name).exists():
         pytest.skip("the real models are not beside the checkout")
     path = written(load(name if name == "seedling" else REAL / name, dtype="fp32"), tmp_path, "q8_0")
-    base, llama = load(path, dtype="fp32"), LlamaCpp(path)
+    base, llama = load(path, "none", dtype="fp32"), LlamaCpp(path)
     prompts = [base.tokenizer(prompt)["input_ids"] for prompt in PROMPTS]
     control = LlamaCpp(written(base, tmp_path, "f32"))
     assert max(compare(control, base.model, prompt, 1, top=50)[0][0] for prompt in prompts) < 1e-3

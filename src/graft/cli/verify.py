@@ -38,4 +38,5 @@ def verify(
     if differs:
         after("write it again with graft merge or graft export; what differs is named above")
         raise typer.Exit(1)
-    after(f"graft chat {folder}")
+    file = next(folder.glob("*.gguf"), folder)
+    after(f"graft chat MODEL --adapter {file}" if file.name.endswith("-lora.gguf") else f"graft chat {file}")

@@ -20,6 +20,7 @@ from graft.export.folder import replaced, write_model
 from graft.export.quantised import check_into, choices, fits, original_of, usual_into
 from graft.export.readings import READERS
 from graft.formats.int4 import FORMATS
+from graft.site import shown
 
 if TYPE_CHECKING:
     from graft.base import Base
@@ -83,24 +84,30 @@ def export(
     they are packed in groups that take it up; what that cost, tensor by tensor, is in merge_report.json. Raises
     MergeError where the merge does not keep what the adapter learned, unless lossy.
     gptq, awq, compressed-tensors: rounded anew, in groups (`fourbit`). bnb: an nf4 or fp4 base as it is.
-    into: of a quantised base, "dequantised" (default), "original" or "packed", see `quantised`; original: the folder of
-    its weights before quantisation, where base.name is not that.
+    into: of a quantised base, "dequantised", "original" or "packed", see `quantised`; by default the first, or packed
+    where a gguf holds the codes of the base and their minima take up the change. original: the folder of its weights
+    before quantisation, where base.name is not that.
     The folder is read again and measured; certificate.json holds the result. The base is afterwards as it was before.
     """
     if to not in LAYOUTS:
         raise UsageError(f"to={to!r}", f"one of {', '.join(LAYOUTS)}", f"did you mean {nearest(to, LAYOUTS, 1)[0]!r}?")
     check_into(base, into)
+    if to == "gguf":
+        gguf.check(base, type or gguf.usual_type(base))  # before the work
+    elif type is not None:
+        raise UsageError(f"type={type!r} with to={to!r}", "a type of to='gguf'", "leave type out")
     folder = Path(folder)
     if to in ADAPTERS:
         return ADAPTERS[to](base, folder, _one(base, adapter), force=force)
     adapter = None if adapter is None else _one(base, adapter)
-    into = into or ("packed" if to == "bnb" else usual_into(base))
+    usual = usual_into(base)
     with replaced(folder, force=force) as partial, unmerged(base) as merged:
-        if to == "bnb":
-            fourbit.check_bnb(base, into)
         names = merged if adapter is None or adapter in merged else [*merged, adapter]
         if not names and base.adapters:
             names = [_one(base, None)]
+        into = into or ("packed" if _stays(base, names, to, type) else usual)
+        if to == "bnb":
+            fourbit.check_bnb(base, into)
         source = original_of(base, names, original) if into == "original" else base
         write = functools.partial(MODELS[to], source, partial, folder.name, type, into == "packed")
         _merged(source, partial, names, to, into, lossy, write)
@@ -110,6 +117,11 @@ def export(
         if names and not lossy:
             judge_answers(" + ".join(names), facts["logits"], base.dtype)
     return folder
+
+
+def _stays(base: "Base", names: Sequence[str], to: str, type: str | None) -> bool:
+    """Whether the layout holds the packed layers as they are, and they take up what these adapters change."""
+    return to == "bnb" or (to == "gguf" and gguf.holds(base, type) and (not names or fits(base, names)))
 
 
 def _merged(
@@ -132,13 +144,13 @@ def _merged(
         "into": into,
         "packed": base.quant if repack else "",
         "dequantised_layers": len(dequantised),
-        "note": "; ".join(_notes(base, names, to, len(dequantised))),
+        "note": "; ".join(_notes(base, names, to, dequantised)),
         "adapters": reports,
     }
     (folder / REPORT).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
 
-def _notes(base: "Base", names: Sequence[str], to: str, dequantised: int) -> list[str]:
+def _notes(base: "Base", names: Sequence[str], to: str, dequantised: Sequence[str]) -> list[str]:
     """What a reader of the report might not expect."""
     word = lambda quant: "unpacked" if quant == "none" else quant
     notes = [
@@ -147,7 +159,8 @@ def _notes(base: "Base", names: Sequence[str], to: str, dequantised: int) -> lis
         if base.adapters[name].beside not in ("", base.quant)
     ]
     if dequantised:
-        notes.append(f"{dequantised} packed layers were written from their dequantised values")
+        count = len(dequantised)
+        notes.append(f"{count} packed layers were written from their dequantised values: {shown(dequantised)}")
     if to in ROUNDED:
         notes.append(f"{to} has whole zero points: every packed layer was rounded anew")
         exact = "so was what the minima of the groups would have held exactly (to='hf', into='packed'; to='gguf')"

@@ -34,8 +34,27 @@ LARGEST_BITS = 8  # of the types in blocks
 
 def usual_type(base: "Base") -> str:
     """The type for a base where none was chosen: what holds its codes as they are, else 8 bits."""
-    layers = [m for m in base.model.modules() if isinstance(m, QuantLinear)]
-    return "q4_1" if layers and all(_holds("q4_1", layer) for layer in layers) else "q8_0"
+    return "q4_1" if holds(base, "q4_1") else "q8_0"
+
+
+def holds(base: "Base", form: str | None) -> bool:
+    """Whether files of this type, or of the usual one, hold layers of the base code by code."""
+    form = form or usual_type(base)
+    return form in FORMS and any(isinstance(m, QuantLinear) and _holds(form, m) for m in base.model.modules())
+
+
+def check(base: "Base", form: str) -> names.Architecture:
+    """What llama.cpp calls this model. Raises UsageError for a type that is none, and for a base that it would refuse
+    or would not compute as transformers does."""
+    if form not in FORMS:
+        raise UsageError(
+            f"type={form!r}", f"one of {', '.join(FORMS)}", f"did you mean {nearest(form, FORMS, 1)[0]!r}?"
+        )
+    if importlib.util.find_spec("gguf") is None:
+        raise UsageError("GGUF without the package gguf", "it", "pip install 'graftlm[gguf]'")
+    if base.tokenizer is None:
+        raise UsageError(f"{base.name} as gguf: it has no tokenizer", "a base with one", "load it from a whole folder")
+    return names.architecture(base.model.config)
 
 
 def write_gguf(base: "Base", folder: Path, form: str) -> tuple[list[str], str]:
@@ -43,8 +62,7 @@ def write_gguf(base: "Base", folder: Path, form: str) -> tuple[list[str], str]:
 
     Raises UsageError for a model or a tokenizer that llama.cpp would refuse, or would not compute as transformers does.
     """
-    _check(base, form)
-    arch = names.architecture(base.model.config)
+    arch = check(base, form)
     model, unpacked = sound(base.model)
     config, rows = model.config, base.model.get_input_embeddings().weight.shape[0]
     keys = {
@@ -86,8 +104,7 @@ def write_lora(base: "Base", folder: Path, adapter: str) -> str:
 
     Raises UsageError where the adapter is more than low-rank updates of matrices that the file has by themselves.
     """
-    _check(base, "f32")
-    arch, config = names.architecture(base.model.config), base.model.config
+    arch, config = check(base, "f32"), base.model.config
     state: dict[str, Tensor] = {}
     alpha = 0.0
     for site, insert in base.adapters[adapter].inserts:
@@ -115,17 +132,6 @@ def label(base: "Base") -> str:
 def file_name(base: "Base", form: str) -> str:
     """How the file of a base is called."""
     return f"{label(base)}-{form.upper()}.gguf"
-
-
-def _check(base: "Base", form: str) -> None:
-    if form not in FORMS:
-        raise UsageError(
-            f"type={form!r}", f"one of {', '.join(FORMS)}", f"did you mean {nearest(form, FORMS, 1)[0]!r}?"
-        )
-    if importlib.util.find_spec("gguf") is None:
-        raise UsageError("GGUF without the package gguf", "it", "pip install 'graftlm[gguf]'")
-    if base.tokenizer is None:
-        raise UsageError(f"{base.name} as gguf: it has no tokenizer", "a base with one", "load it from a whole folder")
 
 
 def _holds(form: str, layer: QuantLinear) -> bool:

@@ -63,10 +63,12 @@ def original_of(base: "Base", names: Sequence[str], folder: str | Path | None = 
 
     folder: where it lies; by default what `base` was loaded from, quantised on the way.
     """
-    original = load(folder or base.name, dtype=described(base)["dtype"], device=base.device)
-    if original.quant != "none":
+    where = folder or base.name
+    original = load(where, "none", described(base)["dtype"], device=base.device)
+    as_stored = folder is None and getattr(getattr(base.model, "hf_quantizer", None), "pre_quantized", False)
+    if as_stored or original.quant != "none":
         raise UsageError(
-            f"{original.name} is quantised itself",
+            f"{where} is quantised itself",
             "the weights before quantisation",
             "name their folder with original= (--original), or merge into='dequantised'",
         )

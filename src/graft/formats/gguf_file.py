@@ -1,7 +1,14 @@
 """A GGUF file, opened: settings as a config, tensors under transformers' names, the tokenizer.
 
 Tensors are decoded when they are asked for, one at a time. Types that we do not write (K and IQ blocks) are decoded by
-the `gguf` package. A file that we wrote holds its tokenizer.json; of any other, transformers rebuilds the tokenizer.
+the `gguf` package. Blocks that a packed base holds as they are can be had undecoded (`packed`):
+
+    Q4_1   d·q + m       scale d, minimum m                          int4
+    Q4_0   d·(q − 8)     scale d, minimum −8d, codes from 0 to 15    int4
+    Q8_0   d·q           scale d, minimum −128d, codes q + 128       int8g
+
+all exact in half precision. A file that we wrote holds its tokenizer.json; of any other, transformers rebuilds the
+tokenizer.
 """
 
 import importlib.util
@@ -17,32 +24,60 @@ from transformers.models.auto.tokenization_auto import AutoTokenizer
 
 from graft.errors import AdapterError, ModelError
 from graft.formats import gguf_names as names
-from graft.formats.gguf import NAMES, decode
+from graft.formats.gguf import BLOCK, FORMS, NAMES, decode, unpack
+from graft.kernels.groups import pack_bits
 
 SUFFIX = ".gguf"
+SCHEMES = {"q4_0": "int4", "q4_1": "int4", "q8_0": "int8g"}  # names as in graft.quant
+PARTS = ("codes", "scale", "minimum")
 TOKENS = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
 
 
 @dataclass
 class Stored:
-    """One tensor in the file; `[...]` decodes it, as a slice of safetensors does."""
+    """One tensor in the file; `[...]` decodes it, as a slice of safetensors does.
+
+    part: one of PARTS of a packed layer instead, undecoded.
+    """
 
     tensor: Any
     arch: names.Architecture | None = None
     config: Any = None
+    part: str = ""
+
+    @property
+    def form(self) -> str | None:
+        """Its type, one of FORMS; None for those that we do not write."""
+        return NAMES.get(int(self.tensor.tensor_type))
+
+    def get_dtype(self) -> str:
+        """As a slice of safetensors says it."""
+        return "U8" if self.part == "codes" else "F16" if self.part else "F32"
 
     def __getitem__(self, key: Any) -> Tensor:
-        from gguf import dequantize  # late: an extra
-
-        name = NAMES.get(int(self.tensor.tensor_type))
-        if name is None:
-            values = torch.from_numpy(dequantize(self.tensor.data, self.tensor.tensor_type))
-        else:
-            raw = torch.from_numpy(self.tensor.data.copy())  # the file is mapped for reading only
-            values = decode(raw.view(torch.uint8), name)
+        values = _undecoded(self._raw(), str(self.form), self.part) if self.part else self._decoded()
         if self.arch is not None:
             values = names.from_file(values, self.tensor.name, self.arch, self.config)
         return values[key]
+
+    def _decoded(self) -> Tensor:
+        from gguf import dequantize  # late: an extra
+
+        if self.form is None:
+            return torch.from_numpy(dequantize(self.tensor.data, self.tensor.tensor_type))
+        return decode(self._raw(), self.form)
+
+    def _raw(self) -> Tensor:
+        return torch.from_numpy(self.tensor.data.copy()).view(torch.uint8)  # the file is mapped for reading only
+
+
+def _undecoded(raw: Tensor, form: str, part: str) -> Tensor:
+    """A packed layer's codes, scale or minimum, of blocks with or without a minimum of their own."""
+    codes, scale, minimum = unpack(raw, form)
+    middle = 0 if FORMS[form].minimum else 2 ** (FORMS[form].bits - 1)
+    if part == "codes":
+        return pack_bits((codes.short() + middle).to(torch.uint8).flatten(1), FORMS[form].bits)
+    return scale if part == "scale" else -middle * scale if minimum is None else minimum
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Stored]]:
@@ -80,6 +115,25 @@ def state(path: Path, config: Any) -> dict[str, Stored]:
         elif name != names.ROPE_FACTORS:
             raise ModelError(f"{path} has {name}", f"a {arch.name} model that transformers has", "load the original")
     return found
+
+
+def packed(path: Path, config: Any) -> tuple[dict[str, Stored], dict[str, Any]] | None:
+    """`state` with the matrices of the blocks undecoded, and the keywords of `GraftQuantConfig` for them; None where
+    these are not all of types that one scheme holds."""
+    found = state(path, config)
+    inside = {
+        key.removesuffix(".weight"): one
+        for key, one in found.items()
+        if key.startswith("model.layers.") and len(one.tensor.shape) > 1
+    }
+    schemes = {SCHEMES.get(str(one.form)) for one in inside.values()}
+    scheme = schemes.pop() if len(schemes) == 1 else None
+    if scheme is None:
+        return None
+    for name, one in inside.items():
+        del found[f"{name}.weight"]
+        found |= {f"{name}.{part}": Stored(one.tensor, one.arch, one.config, part) for part in PARTS}
+    return found, {"scheme": scheme, "block": BLOCK, "modules": {name: {} for name in inside}}
 
 
 def lora(path: Path, config: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:

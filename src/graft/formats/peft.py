@@ -19,7 +19,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from graft.errors import AdapterError
-from graft.formats import adapters
+from graft.formats import adapters, mlx
 from graft.insert import Insert
 from graft.method import Method, find, names
 from graft.site import Site
@@ -74,8 +74,8 @@ def write(
 def read(folder: Path, sites: Sequence[Site]) -> tuple[list[Method], dict[str, torch.Tensor], dict[str, Any]]:
     """(methods, tensors, base) of an adapter folder; `base` is empty for a file that is not ours.
 
-    sites: of the base, which tell its own heads from an adapter's. A folder of the `adapters` library is translated,
-    and so is the GGUF file of a LoRA.
+    sites: of the base, which tell its own heads from an adapter's. A folder of the `adapters` library or of mlx-lm is
+    translated, and so is the GGUF file of a LoRA.
 
     The header is checked before a tensor is read: rank, dtype and finiteness are bounded, so that a hostile file
     cannot make us allocate what it does not contain.
@@ -109,8 +109,9 @@ def _files(folder: Path, sites: Sequence[Site]) -> tuple[dict[str, Any], dict[st
         raise AdapterError(
             f"{folder} holds no {CONFIG}", "an adapter folder", f"did you mean {near[0]}?" if near else "check the path"
         )
-    foreign = not (folder / WEIGHTS).is_file() and (folder / adapters.WEIGHTS).is_file()
-    weights = folder / (adapters.WEIGHTS if foreign else WEIGHTS)
+    others = (other for other in (adapters, mlx) if (folder / other.WEIGHTS).is_file())
+    foreign = None if (folder / WEIGHTS).is_file() else next(others, None)
+    weights = folder / (foreign.WEIGHTS if foreign else WEIGHTS)
     if not weights.is_file():
         raise AdapterError(
             f"{folder} holds no {WEIGHTS}",
@@ -122,9 +123,10 @@ def _files(folder: Path, sites: Sequence[Site]) -> tuple[dict[str, Any], dict[st
     with safe_open(weights, "pt") as file:
         extra = json.loads((file.metadata() or {}).get("graft", "{}"))
         tensors = {key: file.get_tensor(key) for key in list(file.keys())}
-    if foreign:
+    if foreign is adapters:
         adapters.warn_of_head(folder)
-        config, tensors = adapters.translated(config, tensors, sites)
+    if foreign is not None:
+        config, tensors = foreign.translated(config, tensors, sites)
     return config, tensors, extra
 
 

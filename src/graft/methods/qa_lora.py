@@ -12,7 +12,6 @@ a base in 16 bits, NF4 or wider groups than its own the update works as well, an
 """
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -27,7 +26,7 @@ from graft.insert import Insert, LowRankForm, Weights
 from graft.methods._pooling import as_sums
 from graft.methods._targets import Seats, Targeted, biases, check_bias, check_dropout, check_rank
 from graft.quant.scheme import GROUPED
-from graft.site import Site
+from graft.site import Site, shown
 
 if TYPE_CHECKING:
     from graft.adapter import Adapter
@@ -84,9 +83,11 @@ class QALoRA(Targeted):
         left = [s for s in super().targets(sites_of(pooled[0].root)) if s.in_features % self.group(s)]
         packed = [(s, s.module.scheme) for s in pooled if hasattr(s.module, "codes")]
         wide = [s for s, scheme in packed if not scheme.grouped or self.group(s) % scheme.block]
-        said = [f"left out, as the group does not divide their input: {_shown(left)}"] if left else []
-        said += [f"merging will make 16-bit, as not packed in such groups: {_shown(wide)}"] if wide else []
-        return "; ".join(said) or None
+        reasons = {
+            "left out, as the group does not divide their input": left,
+            "merging will make 16-bit, as not packed in such groups": wide,
+        }
+        return "; ".join(f"{why}: {shown(s.name for s in those)}" for why, those in reasons.items() if those) or None
 
     def file_config(self, seats: Sequence[tuple[Site, Insert]]) -> dict[str, Any]:
         """PEFT's names, with the pooling, and the group and the bits as they came to be."""
@@ -138,8 +139,3 @@ class PooledLowRank(Insert):
 
     def _update(self, dtype: torch.dtype) -> torch.Tensor:
         return self.scale * (self.B.detach().to(dtype) @ self.A.detach().to(dtype))
-
-
-def _shown(sites: Sequence[Site]) -> str:
-    """Their names, with a star for the number of a block."""
-    return ", ".join(dict.fromkeys(re.sub(r"\b\d+\b", "*", site.name) for site in sites))
