@@ -108,7 +108,7 @@ def merged_equals_attached(make: Make, method: Method):
     attached = answer(base, "x")
     assert (attached - before).abs().max() > 1e-2, "random values do not move the answer"
     merged = base.merge("x")
-    close(base, answer(base, None), attached, halves=bool(merged.packed))
+    close(base, answer(base, None), attached, halves=bool(merged.shifted))
     base.unmerge("x")
     assert torch.equal(answer(base, None), before), "unmerge did not put everything back"
 
