@@ -41,7 +41,7 @@ def main() -> None:
     asked = words.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     cell = next(cell for cell in grid.cells() if cell.name == asked.name)
-    changes = {"steps": asked.steps, "lr": asked.lr and dict.fromkeys(grid.LINES, asked.lr)}
+    changes = {"steps": asked.steps, "lr": asked.lr}
     cell = replace(cell, setting=replace(cell.setting, **{key: value for key, value in changes.items() if value}))
     folder = grid.WORK / "runs" / f"{cell.name}.{cell.setting.steps}"
     shutil.rmtree(folder, ignore_errors=True)
@@ -53,7 +53,7 @@ def main() -> None:
         facts["forms"][name] = measured(cell, recipe, form, adapter, cases)
     s = cell.setting
     about = {"name": cell.name, "base": s.base, "task": s.task, "line": cell.line, "seed": cell.seed,
-             "steps": s.steps, "batch_size": s.batch_size, "r": s.r, "lr": s.lr[cell.line]}  # fmt: skip
+             "steps": s.steps, "batch_size": s.batch_size, "r": s.r, "lr": s.lr}  # fmt: skip
     wall = time.perf_counter() - begun
     result.write(
         asked.results / f"{cell.name}.json", {"cell": about, "wall_s": wall, **facts, "machine": result.machine()}
