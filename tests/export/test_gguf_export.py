@@ -50,7 +50,6 @@ FAMILIES = {
     "gemma2": ("gemma2", {"query_pre_attn_scalar": 16, "sliding_window": 8}),
     "gemma3": ("gemma3_text", {**models.LLAMA, **CONTEXT, "sliding_window": 8}),
 }
-models.CONFIGS.setdefault("gemma3_text", {})
 
 
 @pytest.fixture(scope="module")
