@@ -56,7 +56,7 @@ LETTERS = {
     "context": 256,
     "steps": 700,
     "batch_size": 4,
-    "lr": {"full": 2e-3, "lora": 6e-3},
+    "lr": {"full": 2e-3, "lora": 3e-3},
     "r": 32,
     "new_tokens": 200,
 }
