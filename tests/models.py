@@ -41,9 +41,9 @@ ENCODERS, SEQ2SEQ = ("bert", "roberta"), ("t5",)
 
 
 def tiny_model(family: str, *, seed: int = 0, bare: bool = False, **changes: object) -> torch.nn.Module:
-    """A random model in fp32. bare: an encoder without a head."""
+    """A random model in fp32. bare: an encoder without a head.  A family that has no entry above needs all settings."""
     torch.manual_seed(seed)
-    config = AutoConfig.for_model(family, **{**CONFIGS[family], **changes})
+    config = AutoConfig.for_model(family, **{**CONFIGS.get(family, {}), **changes})
     auto = (
         AutoModelForMaskedLM
         if family in ENCODERS

@@ -69,7 +69,7 @@ def words(folder, **special):
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
 
 
-@pytest.mark.parametrize("quant", [None, "nf4", "int8"])
+@pytest.mark.parametrize("quant", [None, "nf4", "int8", "int4"])
 @pytest.mark.parametrize("name", BUILD)
 def test_every_family_loads_with_its_own_class_and_values(name, quant, tmp_path):
     torch.manual_seed(0)
@@ -163,8 +163,8 @@ REFUSED = {
         r"_proj\.weight is \(64, 96\) in the file and \(64, 128\) by config",
     ),
     "other quantiser": (
-        lambda f: edit(f, quantization_config={"quant_method": "gptq"}),
-        r"is quantised (with gptq|already \(gptq\))",
+        lambda f: edit(f, quantization_config={"quant_method": "hqq"}),
+        r"is quantised (with hqq|already \(hqq\))",
     ),
     "NaN in a norm": (
         lambda f: edit_weights(f, lambda s: s["model.norm.weight"].fill_(torch.nan)),

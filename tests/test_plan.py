@@ -75,7 +75,7 @@ def test_trained_parameters_of_a_7b_are_those_of_the_papers(method, trained):
         assert sketch(llama("7b")).attach("plan", method).count() == trained
 
 
-@pytest.mark.parametrize("scheme", ["nf4", "fp4", "int8"])
+@pytest.mark.parametrize("scheme", ["nf4", "fp4", "int8", "int4", "int3", "int2", "int8g"])
 def test_bytes_of_a_packed_base_are_those_of_the_real_one(scheme):
     real = quantise_model(tiny_model("llama", hidden_size=96, intermediate_size=160).to(torch.bfloat16), scheme)
     stored = sum(p.numel() * p.element_size() for p in real.parameters()) + 4 * sum(b.numel() for b in real.buffers())

@@ -73,6 +73,7 @@ def test_all_problems_are_said_at_once():
     [
         ({"objective": "masked"}, "objective"),
         ({"quant": "nf4", "method": "full"}, "quant"),
+        ({"quant": "int8", "group_size": 64}, "group_size"),
         ({"train": {"batch_size": 6, "micro_batch_size": 4}}, "train.micro_batch_size"),
         ({"train": {"paged_budget_mb": 8}}, "train.paged_budget_mb"),
         ({"train": {"patience": 2}, "data": {"eval": None}}, "train.patience"),
@@ -194,6 +195,13 @@ def test_every_synonym_means_a_key_that_exists():
 def test_qlora_is_nf4_and_lora_on_all_linears_and_a_paged_optimizer():
     recipe = read({"method": "qlora"})
     assert (recipe.quant, recipe.method["name"], recipe.method["target_modules"]) == ("nf4", "lora", "all-linear")
+    assert recipe.train.optimizer == "paged_adamw_8bit"
+
+
+def test_qalora_is_int4_and_qa_lora_on_all_linears_and_a_paged_optimizer():
+    recipe = read({"method": "qalora", "group_size": 64})
+    assert (recipe.quant, recipe.group_size) == ("int4", 64)
+    assert (recipe.method["name"], recipe.method["target_modules"]) == ("qa_lora", "all-linear")
     assert recipe.train.optimizer == "paged_adamw_8bit"
 
 

@@ -27,6 +27,7 @@ def test_a_recipe_runs(path, tmp_path):
 
 def test_every_job_has_its_recipe():
     named = {path.stem: read(path) for path in RECIPES}
-    assert set(named) == {"pretrain", "sft", "single_task", "tagging", "lora", "qlora", "full", "mix"}
+    assert set(named) == {"pretrain", "sft", "single_task", "tagging", "lora", "qlora", "qalora", "full", "mix"}
     assert named["pretrain"].fresh and named["single_task"].stage == "classify"
+    assert named["qalora"].quant == "int4" and named["qalora"].methods[0]["name"] == "qa_lora"
     assert named["qlora"].quant == "nf4" and named["full"].methods[0]["name"] == "full"

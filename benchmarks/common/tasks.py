@@ -12,11 +12,14 @@ import gzip
 import json
 import random
 import re
+import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from tokenizers import Tokenizer, processors
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = ROOT.parent / "shared"  # models and data beside the checkout
@@ -161,6 +164,24 @@ def test_of(folder: Path) -> tuple[list[Case], dict[str, Any]]:
     """(cases, counts) of a stored material."""
     facts = json.loads((folder / "test.json").read_text(encoding="utf-8"))
     return [Case(**case) for case in facts["cases"]], facts["counts"]
+
+
+def model_folder(base: str) -> Path:
+    """The folder of a base. book-llama-6m learnt texts that begin with <s>, and its tokenizer does not write one: here
+    it is in a copy that does."""
+    origin = SHARED / "models" / base
+    if base != "book-llama-6m":
+        return origin
+    ours = WORK / "models" / base
+    if not (ours / "tokenizer.json").exists():
+        ours.mkdir(parents=True, exist_ok=True)
+        for name in ("config.json", "generation_config.json", "model.safetensors", "tokenizer_config.json"):
+            shutil.copyfile(origin / name, ours / name)
+        tokenizer = Tokenizer.from_file(str(origin / "tokenizer.json"))
+        start = [("<s>", tokenizer.token_to_id("<s>"))]
+        tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=start)
+        tokenizer.save(str(ours / "tokenizer.json"))
+    return ours
 
 
 def _plain(word: str) -> str:

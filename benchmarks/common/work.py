@@ -1,37 +1,51 @@
 """Runs as processes side by side."""
 
+import multiprocessing
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 
 
 def side_by_side(
     script: Path, todo: Sequence[str], folder: Path, *, jobs: int, threads: int, more: Sequence[str] = ()
 ) -> int:
-    """Start `script NAME *more` for each name in order, `jobs` at a time. Returns how many failed.
+    """Carry out `script NAME *more` for each name in order, `jobs` at a time. Returns how many failed.
 
-    folder: for what they say (log) and prepared rows (cache).
+    Each is a process of its own, forked from one that has imported the script and computed nothing: importing torch
+    takes as long as a short run.  folder: for what they say (log) and prepared rows (cache).
     """
     limits = {f"{library}_NUM_THREADS": str(threads) for library in ("OMP", "MKL", "OPENBLAS")}
-    env = os.environ | limits | {"TOKENIZERS_PARALLELISM": "false", "GRAFT_CACHE": str(folder / "cache")}
+    paths = [str(script.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    os.environ |= limits | {"TOKENIZERS_PARALLELISM": "false", "GRAFT_CACHE": str(folder / "cache")}
+    os.environ["PYTHONPATH"] = os.pathsep.join(paths)
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload([script.stem])
     logs = folder / "log"
     logs.mkdir(parents=True, exist_ok=True)
     waiting, running, failed = list(todo), {}, 0
     while waiting or running:
         while waiting and len(running) < jobs:
             name = waiting.pop(0)
-            with (logs / f"{name}.txt").open("w") as log:
-                command = [sys.executable, str(script), name, *more]
-                process = subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT)
+            process = processes.Process(target=_carry_out, args=(script.stem, [name, *more], logs / f"{name}.txt"))
+            process.start()
             running[name] = process, time.perf_counter()
         time.sleep(0.2)
         for name, (process, begun) in list(running.items()):
-            if process.poll() is not None:
-                failed += process.returncode != 0
-                word = "done" if process.returncode == 0 else f"FAILED, see {logs / name}.txt:"
+            if process.exitcode is not None:
+                failed += process.exitcode != 0
+                word = "done" if process.exitcode == 0 else f"FAILED, see {logs / name}.txt:"
                 print(f"{word}  {name}  {time.perf_counter() - begun:.0f} s", flush=True)
                 del running[name]
     return failed
+
+
+def _carry_out(module: str, words: list[str], log: Path) -> None:
+    """The script's `main`, as if it were started with these words, all that it says in the log."""
+    with log.open("w", encoding="utf-8") as file:
+        os.dup2(file.fileno(), sys.stdout.fileno())
+        os.dup2(file.fileno(), sys.stderr.fileno())
+    sys.argv = [module, *words]
+    import_module(module).main()

@@ -4,14 +4,12 @@ Both tools train the same cell with the same rows in the same order, the same st
 schedule; a setting differs between methods in the learning rate alone.
 """
 
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import tasks
-from tokenizers import Tokenizer, processors
 
 METHODS = ("full", "lora", "qlora")
 TOOLS = ("graft", "peft")
@@ -112,7 +110,7 @@ class Cell:
             if s.stage == "classify":
                 method["exclude_modules"] = ["pooler.dense"]  # the mean of the last hidden states passes it by
         return {
-            "model": str(folder(s.base)),
+            "model": str(tasks.model_folder(s.base)),
             "quant": "nf4" if self.method == "qlora" else "none",
             "dtype": "fp32",
             "stage": s.stage,
@@ -134,21 +132,3 @@ def cells() -> Iterator[Cell]:
         for setting in SETTINGS:
             kinds = [(method, None) for method in METHODS] + [("lora", size) for size in setting.sizes]
             yield from (Cell(setting, method, tool, rows, seed) for method, rows in kinds for tool in TOOLS)
-
-
-def folder(base: str) -> Path:
-    """The folder of a base. book-llama-6m learnt texts that begin with <s>, and its tokenizer does not write one: here
-    it is in a copy that does."""
-    origin = tasks.SHARED / "models" / base
-    if base != "book-llama-6m":
-        return origin
-    ours = tasks.WORK / "models" / base
-    if not (ours / "tokenizer.json").exists():
-        ours.mkdir(parents=True, exist_ok=True)
-        for name in ("config.json", "generation_config.json", "model.safetensors", "tokenizer_config.json"):
-            shutil.copyfile(origin / name, ours / name)
-        tokenizer = Tokenizer.from_file(str(origin / "tokenizer.json"))
-        start = [("<s>", tokenizer.token_to_id("<s>"))]
-        tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=start)
-        tokenizer.save(str(ours / "tokenizer.json"))
-    return ours

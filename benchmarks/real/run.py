@@ -50,7 +50,7 @@ def prepare(cells: Sequence[grid.Cell]) -> None:
     from transformers.models.auto.tokenization_auto import AutoTokenizer  # late: --list and --help are quick
 
     for setting in {(cell.setting.base, cell.setting.task): cell.setting for cell in cells}.values():
-        tokenizer = AutoTokenizer.from_pretrained(grid.folder(setting.base), local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(tasks.model_folder(setting.base), local_files_only=True)
         tasks.stored(setting.base, setting.task, tokenizer, setting.context)
 
 

@@ -1,6 +1,8 @@
 """Adapter: a named, ordered list of (site, insert): what is trained, saved, shared, blended and merged."""
 
 import contextlib
+import hashlib
+import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,12 @@ class Adapter:
 
     seats: one list of (site, insert) per method.  base: tells {"name", "fingerprint", ...} of the model it was made
     for; this goes into its files, so that it is not loaded onto another by mistake.
+    folder: where its files lie, as far as is known; training forgets it.  beside: how the weights were packed that it
+    was trained beside (`Base.quant`), "" where its file does not say.
     """
+
+    folder: Path | None = None
+    beside = ""
 
     def __init__(self, name: str, methods: Sequence[Method], seats: Sequence[Sequence[Seat]], base: Identity) -> None:
         self.name, self.methods, self.base = name, tuple(methods), base
@@ -80,6 +87,7 @@ class Adapter:
 
     def train(self, mode: bool = True) -> "Adapter":
         """Switch the inserts' dropout on or off."""
+        self.folder = None if mode else self.folder
         for _, insert in self.inserts:
             insert.train(mode)
         return self
@@ -143,7 +151,19 @@ class Adapter:
 
     def save(self, folder: str | Path) -> Path:
         """Write `adapter_config.json` and `adapter_model.safetensors`, read them again and compare."""
-        return peft.write(Path(folder), self.methods, self._seats, self.state(), self.base())
+        peft.write(Path(folder), self.methods, self._seats, self.state(), {**self.base(), "quant": self.beside})
+        self.folder = Path(folder).resolve()
+        return Path(folder)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of what its files hold: the methods' settings and the tensors."""
+        parts = zip(self.methods, self._seats, strict=True)
+        settings = [[m.peft_type, m.file_config(seats), {k: m.config()[k] for k in m.own_fields}] for m, seats in parts]
+        found = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
+        for key, tensor in sorted(self.state().items()):
+            found.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            found.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        return found.hexdigest()
 
     def _file_key(self, index: int, site: Site, suffix: str) -> str:
         mixed = sum(not method.is_head() for method in self.methods) > 1

@@ -64,6 +64,11 @@ class Base:
         return self.model.get_input_embeddings().weight.dtype
 
     @property
+    def quant(self) -> str:
+        """How the linears of the blocks are packed: nf4, fp4, int8, or none."""
+        return next((m.scheme.name for m in self.model.modules() if hasattr(m, "codes")), "none")
+
+    @property
     def sites(self) -> list[Site]:
         """Every place a method can go to."""
         return anatomy.sites(self.model)
@@ -89,6 +94,7 @@ class Base:
             raise UsageError("no method was given", "one Method or a list of them", "for example graft.LoRA(r=16)")
         sites = self.sites
         adapter = Adapter(name, methods, [self._checked(m, sites) for m in methods], self.identity)
+        adapter.beside = self.quant
         for _, insert in adapter.inserts:
             insert.to(self.device)
         return self._seat(adapter)
@@ -107,7 +113,7 @@ class Base:
         return self.adapters.pop(name)
 
     def load_adapter(self, folder: str | Path, name: str, *, force: bool = False) -> Adapter:
-        """Read an adapter folder (ours, PEFT's or the `adapters` library's) and attach it.
+        """Read an adapter folder (ours, PEFT's, the `adapters` library's or mlx-lm's) or a GGUF LoRA, and attach it.
 
         force: take an adapter whose fingerprint says that it was trained on another base.
         """
@@ -126,10 +132,11 @@ class Base:
         except AdapterError:
             self.detach(name)
             raise
+        adapter.folder, adapter.beside = Path(folder).resolve(), base.get("quant", "")
         return adapter
 
     def _checked(self, method: Method, sites: list[Site]) -> list[tuple[Site, Any]]:
-        if not method.quantisable and any(hasattr(m, "codes") for m in self.model.modules()):
+        if not method.quantisable and self.quant != "none":
             raise AdapterError(
                 f"{type(method).__name__} on a quantised base: {method.quantisable}",
                 "a base in 16 or 32 bits",
@@ -373,12 +380,14 @@ class Base:
 
     # Merging
 
-    def merge(self, name: str) -> Merged:
+    def merge(self, name: str, *, repack: bool = False) -> Merged:
         """Fold an adapter into the weights: the bare base then answers with it. Layers of a quantised base that it
-        touches become 16-bit, made from their dequantised values; the result says which."""
+        touches become 16-bit, made from their dequantised values, or take it into the minima of their groups; the
+        result says which. repack: those that would become 16-bit are packed again instead, which rounds away much of a
+        small change (`graft.export.choices` measures how much)."""
         adapter = self._known(name)
         self._usable(name)
-        merged = self._merges.add(adapter)
+        merged = self._merges.add(adapter, repack=repack)
         self._moved()
         return merged
 

@@ -161,7 +161,7 @@ def _tensors(tuned: str | Path | nn.Module) -> Mapping[str, Any]:
     """{name: what gives its tensor by `[...]`}: parameters in memory, or slices of a folder's files."""
     if isinstance(tuned, nn.Module):
         return dict(tuned.named_parameters(remove_duplicate=False))
-    opened = open_model(tuned, None)
+    opened = open_model(tuned, None, plain=True)
     if opened.packed:
         raise ModelError(
             f"{tuned} is quantised", "a tuned model in 16 or 32 bits", "give the model before quantisation"

@@ -1,7 +1,7 @@
-"""A model folder: found, checked and opened, before any class of transformers is asked.
+"""A model folder, or a GGUF file: found, checked and opened, before any class of transformers is asked.
 
-Only config.json and safetensors are read, and we open the weights ourselves: no pickle, no code that a folder brings
-along, no adapter that it points at. What could not be trusted is refused, by name.
+Of a folder, only config.json and safetensors are read, and we open the weights ourselves: no pickle, no code that a
+folder brings along, no adapter that it points at. What could not be trusted is refused, by name.
 """
 
 import json
@@ -16,10 +16,11 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
 
 from graft.errors import ModelError, UsageError, nearest
-from graft.formats import bnb, refuse_pickle
+from graft.formats import bnb, gguf_file, int4, refuse_pickle
 from graft.quant.hf import METHOD, GraftQuantConfig
 from graft.quant.scheme import Scheme
 
+BNB = "bitsandbytes"
 SEEDLING = Path(__file__).parent / "seedling"
 # Keys that make transformers fetch or run code of others.
 FOREIGN = (
@@ -47,36 +48,45 @@ class Opened:
     packed: bool
 
 
-def open_model(path: str | Path, scheme: Scheme | None) -> Opened:
-    """Find a folder, a hub id or "seedling", and open what is in it."""
+def open_model(path: str | Path, scheme: Scheme | None, *, plain: bool = False) -> Opened:
+    """Find a folder, a GGUF file, a hub id or "seedling", and open what is in it.
+
+    plain: what a GGUF file holds in blocks is decoded, also where a packed base could have it as it is.
+    """
     folder = find(path)
-    config, facts = _config(folder)
-    refuse_pickle(folder)
-    method = _method(folder, facts.get("quantization_config") or {}, scheme)
-    state = _tensors(folder)
-    if method == "bitsandbytes":
-        state, keywords = bnb.convert(state)
-        return Opened(folder, config, state, GraftQuantConfig(**keywords), packed=True)
-    if method == METHOD:
-        return Opened(folder, config, state, GraftQuantConfig.from_dict(facts["quantization_config"]), packed=True)
+    config = _config(folder)
     wanted = None if scheme is None else GraftQuantConfig(scheme.name, scheme.block, scheme.double)
+    if folder.suffix == gguf_file.SUFFIX and folder.is_file():
+        own = None if plain else gguf_file.packed(folder, config)
+        if own is not None and scheme in (None, (held := GraftQuantConfig(**own[1])).kind()):
+            return Opened(folder, config, own[0], held, packed=True)
+        return Opened(folder, config, gguf_file.state(folder, config), wanted, packed=False)
+    refuse_pickle(folder)
+    packed = quantisation(folder)
+    method = _method(folder, packed, scheme)
+    state = tensors(folder)
+    if method == METHOD:
+        return Opened(folder, config, state, GraftQuantConfig.from_dict(packed), packed=True)
+    if method is not None:
+        state, keywords = bnb.convert(state) if method == BNB else int4.convert(state, packed)
+        return Opened(folder, config, state, GraftQuantConfig(**keywords), packed=True)
     return Opened(folder, config, state, wanted, packed=False)
 
 
 def read_config(path: str | Path) -> PreTrainedConfig:
     """The config of a folder, a hub id (only that file is fetched) or "seedling"; weights need not be there."""
-    return _config(find(path, ["config.json", "tokenizer_config.json"]))[0]
+    return _config(find(path, ["config.json", "tokenizer_config.json"]))
 
 
 def find(path: str | Path, files: Sequence[str] = FILES) -> Path:
-    """The local folder of a path, a hub id (its `files` downloaded: no pickles, no code) or "seedling"."""
+    """The local folder of a path, a hub id (its `files` downloaded: no pickles, no code) or "seedling"; a GGUF file."""
     folder = SEEDLING if str(path) == "seedling" else Path(path).expanduser()
-    if folder.is_dir():
+    if folder.is_dir() or (folder.suffix == gguf_file.SUFFIX and folder.is_file()):
         return folder
     if folder.exists():
         raise ModelError(
             f"{path} is a file",
-            "a model folder (config.json, model.safetensors) or a hub id",
+            "a model folder (config.json, model.safetensors), a .gguf file or a hub id",
             "give the folder it lies in",
         )
     parent = folder.parent if folder.parent.is_dir() else Path()
@@ -115,7 +125,20 @@ def _json(file: Path) -> dict[str, Any]:
         ) from error
 
 
-def _config(folder: Path) -> tuple[PreTrainedConfig, dict[str, Any]]:
+def quantisation(folder: Path) -> dict[str, Any]:
+    """How a folder says that its weights are packed: transformers' `quantization_config`, or the file of AutoGPTQ."""
+    if folder.is_file():
+        return {}
+    found = _json(folder / "config.json").get("quantization_config")
+    older = folder / "quantize_config.json"
+    if not found and older.exists():
+        found = {"quant_method": "gptq", **_json(older)}
+    return dict(found or {})
+
+
+def _config(folder: Path) -> PreTrainedConfig:
+    if folder.is_file():
+        return _built(folder, gguf_file.config(folder))
     if not (folder / "config.json").exists():
         if (folder / "adapter_config.json").exists():
             raise ModelError(
@@ -123,10 +146,11 @@ def _config(folder: Path) -> tuple[PreTrainedConfig, dict[str, Any]]:
                 "a model folder",
                 f"load its base, then base.load_adapter({str(folder)!r}, name)",
             )
+        file = next(folder.glob(f"*{gguf_file.SUFFIX}"), None)
         raise ModelError(
             f"{folder} has no config.json",
             "a model folder as transformers writes it",
-            "give the folder that holds config.json and model.safetensors",
+            f"did you mean {file}?" if file else "give the folder that holds config.json and model.safetensors",
         )
     facts = _json(folder / "config.json")
     for file in ("config.json", "tokenizer_config.json"):
@@ -145,37 +169,43 @@ def _config(folder: Path) -> tuple[PreTrainedConfig, dict[str, Any]]:
             "an architecture of the installed transformers",
             f"nearest: {', '.join(nearest(model_type, CONFIG_MAPPING_NAMES))}",
         )
+    return _built(folder / "config.json", facts)
+
+
+def _built(file: Path, facts: dict[str, Any]) -> PreTrainedConfig:
     try:
         plain = {key: value for key, value in facts.items() if key != "quantization_config"}
-        return CONFIG_MAPPING[model_type].from_dict(plain), facts
+        return CONFIG_MAPPING[facts["model_type"]].from_dict(plain)
     except Exception as error:  # configs validate themselves, each with errors of its own
         raise ModelError(
-            f"{folder}/config.json: {first_line(error.__cause__ or error)}",
-            f"a config of {model_type}",
+            f"{file}: {first_line(error.__cause__ or error)}",
+            f"a config of {facts['model_type']}",
             "compare with the original model",
         ) from error
 
 
 def _method(folder: Path, packed: dict[str, Any], scheme: Scheme | None) -> str | None:
-    """How the folder is quantised: None, "graft" or "bitsandbytes"."""
+    """How the folder is quantised: None, "graft", "bitsandbytes" or one of `int4.FORMATS`."""
     four_or_eight = packed.get("load_in_4bit") or packed.get("load_in_8bit")
-    method = "bitsandbytes" if four_or_eight else packed.get("quant_method")
+    method = BNB if four_or_eight else packed.get("quant_method")
     if method and scheme is not None:
         raise UsageError(
             f"quant={scheme.name} for {folder}, which is quantised already ({method})",
             "a model in 16 or 32 bits",
             "leave quant out, or start from the original model",
         )
-    if method not in (None, METHOD, "bitsandbytes"):
+    known = (METHOD, BNB, *int4.FORMATS)
+    if method not in (None, *known):
         raise ModelError(
             f"{folder} is quantised with {method}",
-            "graft's own or bitsandbytes' format",
+            f"one of {', '.join(known)}",
             "load the original model with quant=",
         )
     return method
 
 
-def _tensors(folder: Path) -> dict[str, Any]:
+def tensors(folder: Path) -> dict[str, Any]:
+    """Key -> slice of a mapped file, of every tensor in a folder."""
     index = folder / "model.safetensors.index.json"
     if index.exists():
         names = {Path(str(name)).name for name in _json(index).get("weight_map", {}).values()}

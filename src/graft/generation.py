@@ -94,7 +94,7 @@ def generate(
     how = Sampling(**sampling)
     _check(base, prompts, batch_size)
     tokens = [_encode(base, prompt, row) for row, prompt in enumerate(prompts)]
-    ends = _ends(base, how.stop, chat=any(not isinstance(prompt, str) for prompt in prompts))
+    ends = end_tokens(base, how.stop, chat=any(not isinstance(prompt, str) for prompt in prompts))
     pad = base.tokenizer.pad_token_id if base.tokenizer.pad_token_id is not None else (ends or [0])[0]
     context = _context(base, adapters)
     if context is not None:
@@ -175,7 +175,7 @@ class _StopWords(StoppingCriteria):
         return torch.tensor(found, device=input_ids.device)
 
 
-def _ends(base: "Base", stop: Sequence[str], *, chat: bool) -> list[int]:
+def end_tokens(base: "Base", stop: Sequence[str] = (), *, chat: bool) -> list[int]:
     """Tokens that end a text: those of model and tokenizer, the template's end of turn, and stops that are one token.
 
     Decoding hides special tokens, so a stop that is one could not be found in the text.

@@ -53,6 +53,13 @@ class Insert(nn.Module):
             "keep the adapter attached, or export it as an adapter",
         )
 
+    def merge_groups(self, minimum: torch.Tensor, bias: torch.Tensor | None, block: int) -> Weights | None:
+        """The same for a weight packed with a minimum per `block` inputs of a row: the minima (out, groups) and bias.
+
+        None where the effect is not constant within such groups.
+        """
+        return None
+
     def keys_values(self) -> tuple[torch.Tensor, torch.Tensor]:
         """At a `kv` site: keys and values (heads, p, width of a head) that every query of the rows sees."""
         raise NotImplementedError
@@ -110,6 +117,9 @@ class Shift(Insert):
     def merge(self, weight: torch.Tensor, bias: torch.Tensor | None) -> Weights:
         shift = (self.bias - self.origin).detach()
         return weight, shift if bias is None else bias + shift
+
+    def merge_groups(self, minimum: torch.Tensor, bias: torch.Tensor | None, block: int) -> Weights | None:
+        return self.merge(minimum, bias)
 
     def saved(self) -> dict[str, torch.Tensor]:
         return {self.suffix: self.bias.detach()}

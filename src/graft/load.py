@@ -1,4 +1,4 @@
-"""A folder, a hub id or "seedling" -> Base, quantised tensor by tensor while the weights stream in.
+"""A folder, a GGUF file, a hub id or "seedling" -> Base, quantised tensor by tensor while the weights stream in.
 
 `folder` finds and opens the files; here they become a model. A model that could not be trusted is refused: weights that
 are missing, of another shape, or not finite.
@@ -25,6 +25,7 @@ from transformers.utils import logging as transformers_logging
 from graft.base import Base
 from graft.errors import GraftError, ModelError, UsageError, nearest
 from graft.folder import Opened, first_line, open_model
+from graft.formats import gguf_file
 from graft.quant.replace import not_finite
 from graft.quant.scheme import Scheme
 
@@ -44,24 +45,27 @@ def load(
     quant: str | None = None,
     dtype: str = "bf16",
     *,
+    group_size: int = 0,
     task: str | None = None,
     device: str | torch.device | None = None,
 ) -> Base:
     """Load a pretrained model, frozen, with its tokenizer.
 
-    quant: None, nf4, fp4 (both with double quantisation) or int8; folders that are quantised already (by us or by
-    bitsandbytes) load as they are.  dtype: bf16, fp32, fp16.  task: causal, masked, seq2seq or encoder, where the
-    folder's own class is not wanted; a head that its weights do not have is then fresh.  device: the GPU if there is
-    one.
+    quant: nf4, fp4 (both with double quantisation), int8, or int4, int3, int2, int8g, which have a scale and a minimum
+    for each `group_size` weights of a row (0: 32). None: as stored; folders that are quantised already (by us, by
+    bitsandbytes) load as they are, those of GPTQ, AWQ and compressed-tensors as int4, and so do GGUF files whose
+    matrices are all Q4_0 and Q4_1 (int4) or Q8_0 (int8g); other GGUF files as what their blocks stand for, and all of
+    them with "none".  dtype: bf16, fp32, fp16.  task: causal, masked, seq2seq or encoder, where the folder's own class
+    is not wanted; a head that its weights do not have is then fresh.  device: the GPU if there is one.
     Raises ModelError for what cannot be read or trusted, UsageError for an argument that means nothing.
     """
-    kind, scheme = _dtype(dtype), None if quant in (None, "none") else Scheme(str(quant))
+    kind, scheme = _dtype(dtype), None if quant in (None, "none") else Scheme(str(quant), group_size)
     if task is not None and task not in TASKS:
         raise UsageError(
             f"task={task!r}", f"one of {', '.join(TASKS)}", f"did you mean {nearest(task, TASKS, 1)[0]!r}?"
         )
     with quiet():
-        opened = open_model(path, scheme)
+        opened = open_model(path, scheme, plain=quant == "none")
         model = _stream(model_class(opened.config, task), opened, kind, _device(device), fresh_head=task is not None)
         if model.can_generate() and (opened.folder / "generation_config.json").exists():
             model.generation_config = GenerationConfig.from_pretrained(opened.folder, local_files_only=True)
@@ -261,14 +265,20 @@ def _finite(model: nn.Module) -> None:
 
 def _tokenizer(folder: Path, model: PreTrainedModel) -> Any:
     """The folder's tokenizer, or None if it has none; with a pad token that the embeddings know."""
-    if not any((folder / file).exists() for file in TOKENIZERS):
+    if not folder.is_file() and not any((folder / file).exists() for file in TOKENIZERS):
         return None
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        tokenizer = (
+            gguf_file.tokenizer(folder)
+            if folder.is_file()
+            else AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        )
     except Exception as error:  # each tokenizer class fails in its own way, some for want of a library
         raise ModelError(
             f"the tokenizer of {folder}: {first_line(error)}", "tokenizer files of this model", "download them again"
         ) from error
+    if tokenizer is None:
+        return None
     rows = model.get_input_embeddings().weight.shape[0]
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= rows:
         # Which one does not matter: masks are ours, and padding never counts. Only it must not need a new embedding.

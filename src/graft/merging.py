@@ -1,10 +1,12 @@
 """Merging: an adapter folded into the base's weights, and taken out again without a rounding error.
 
 What was there is kept and put back; nothing is ever subtracted. A packed layer becomes a 16-bit layer made from its
-dequantised values. Of two tied tensors only the merged one changes, so the tie is broken while the merge lasts.
+dequantised values, or is packed again; only where it is packed in groups and the change is constant within each, the
+groups' minima take it up, rounded to half precision, and the layer stays as it is. Of two tied tensors only the merged
+one changes, so the tie is broken while the merge lasts.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +15,7 @@ from torch import nn
 
 from graft.adapter import Adapter
 from graft.errors import MergeError
-from graft.insert import Insert
+from graft.insert import Insert, Weights
 from graft.quant import QuantLinear
 from graft.quant.replace import unpacked
 from graft.site import Site
@@ -21,10 +23,16 @@ from graft.site import Site
 
 @dataclass
 class Merged:
-    """What one merge did. dequantised: names of packed layers that are 16-bit now.  untied: the head left its tie."""
+    """What one merge did.
+
+    Names of packed layers: dequantised, those that are 16-bit now; repacked, that were packed again; shifted, whose
+    minima took the change up.  untied: the head left its tie.
+    """
 
     adapter: str
     dequantised: list[str] = field(default_factory=list)
+    repacked: list[str] = field(default_factory=list)
+    shifted: list[str] = field(default_factory=list)
     untied: bool = False
     _undo: list[Callable[[], None]] = field(default_factory=list, repr=False)
 
@@ -44,23 +52,22 @@ class Merges:
         """All merges, oldest first."""
         return list(self._stack)
 
-    def add(self, adapter: Adapter) -> Merged:
-        """Fold an adapter into the weights; all of it or, on an error, nothing."""
+    def add(self, adapter: Adapter, *, repack: bool = False) -> Merged:
+        """Fold an adapter into the weights; all of it or, on an error, nothing. repack: packed layers stay packed."""
         for method in adapter.methods:
             if not method.mergeable:
                 raise MergeError(
                     f"{type(method).__name__}: {method.mergeable}", "a mergeable method", "keep the adapter attached"
                 )
         merged = Merged(adapter.name)
-        sites = _by_site(adapter)
         try:
-            for site, inserts in sites:
+            for site, inserts in places(adapter):
                 if site.kind == "module":
                     for insert in inserts:  # shares the trained values, so tied tensors stay tied
                         frozen = {k: nn.Parameter(p.detach(), requires_grad=False) for k, p in insert.swap().items()}
                         _put(site.module, frozen, merged)
                 elif site.kind != "final":  # a head keeps answering behind the merged base
-                    self._fold(site, inserts, merged)
+                    self._fold(site, inserts, merged, repack)
         except BaseException:
             _undo(merged)
             raise
@@ -74,9 +81,7 @@ class Merges:
             raise MergeError(f"{name!r} is not the last merge", f"the last of {order}", "unmerge in reverse order")
         _undo(self._stack.pop())
 
-    def _fold(self, site: Site, inserts: list[Insert], merged: Merged) -> None:
-        # Every insert saw what the last one let in: what changes the input comes after all else, the last one first.
-        inserts = [i for i in inserts if not i.enters] + [i for i in reversed(inserts) if i.enters]
+    def _fold(self, site: Site, inserts: list[Insert], merged: Merged, repack: bool) -> None:
         for index, insert in enumerate(inserts):
             if index and insert.reads_base_weight:
                 pair = f"{type(inserts[index - 1]).__name__}, then {type(insert).__name__}"
@@ -85,46 +90,98 @@ class Merges:
                     "the one that reads the base's weight first",
                     "change the order of the methods, or do not merge",
                 )
-        module, bias = site.module, site.bias()
+        module = site.module
+        if (shifted := in_minima(site, inserts)) is not None:
+            self._shift(site, *shifted, merged)
+            return
         dtype = module.weight.dtype
-        wide = torch.promote_types(dtype, torch.float32)
-        weight = site.weight().detach().to(wide)
-        bias = None if bias is None else bias.detach().to(wide)
-        for insert in inserts:
-            weight, bias = insert.merge(weight, bias)
-        if not torch.isfinite(weight).all():
-            raise MergeError(
-                f"the merged weight of {site.name} is not finite",
-                "finite values",
-                "train with a lower lr, or use an earlier checkpoint",
-            )
+        weight, bias = folded(site, inserts)
+        _check_finite(weight.to(dtype), site)  # fp16 may not hold what fp32 does
         bias = None if bias is None else nn.Parameter(bias.to(dtype), requires_grad=False)
         if isinstance(module, QuantLinear):
-            self._replace(site.name, module, weight.to(dtype), bias, merged)
+            self._replace(site.name, module, weight.to(dtype), bias, merged, repack)
             return
         stored = (weight.T if site.transposed else weight).to(dtype).contiguous()
         merged.untied |= site.kind in ("head", "embed") and self._shared(module)
         _put(module, {"weight": nn.Parameter(stored, requires_grad=False), "bias": bias}, merged)
 
+    def _shift(self, site: Site, minimum: torch.Tensor, bias: torch.Tensor | None, merged: Merged) -> None:
+        module = site.module
+        minimum = minimum.to(module.minimum.dtype)
+        _check_finite(minimum, site)
+        new = {"minimum": minimum, "bias": None if bias is None else bias.to(module.dtype)}
+        _put(module, {k: None if t is None else nn.Parameter(t, requires_grad=False) for k, t in new.items()}, merged)
+        merged.shifted.append(site.name)
+
     def _replace(
-        self, name: str, packed: QuantLinear, weight: torch.Tensor, bias: nn.Parameter | None, merged: Merged
+        self,
+        name: str,
+        packed: QuantLinear,
+        weight: torch.Tensor,
+        bias: nn.Parameter | None,
+        merged: Merged,
+        repack: bool,
     ) -> None:
-        plain: Any = unpacked(packed, weight).requires_grad_(False).eval()
-        plain.bias = bias
-        self._model.set_submodule(name, plain)
-        merged.dequantised.append(name)
+        if repack:
+            new: Any = QuantLinear.pack(weight, packed.scheme)
+            new.transposed = packed.transposed
+        else:
+            new = unpacked(packed, weight)
+        new.requires_grad_(False).eval().bias = bias
+        self._model.set_submodule(name, new)
+        (merged.repacked if repack else merged.dequantised).append(name)
         merged._undo.append(lambda: self._model.set_submodule(name, packed))
 
     def _shared(self, module: Any) -> bool:
         return sum(m._parameters.get("weight") is module._parameters["weight"] for m in self._model.modules()) > 1
 
 
-def _by_site(adapter: Adapter) -> list[tuple[Site, list[Insert]]]:
-    """Inserts per place, in order; a place is reached by its name, whatever kind the methods saw in it."""
+def places(adapter: Adapter) -> list[tuple[Site, list[Insert]]]:
+    """Inserts per place, in the order in which they are folded; a place is reached by its name, whatever kind the
+    methods saw in it."""
     grouped: dict[tuple[str, bool], tuple[Site, list[Insert]]] = {}
     for site, insert in adapter.inserts:
         grouped.setdefault((site.name, site.kind == "module"), (site, []))[1].append(insert)
-    return list(grouped.values())
+    # Every insert saw what the last one let in: what changes the input comes after all else, the last one first.
+    return [
+        (site, [i for i in inserts if not i.enters] + [i for i in reversed(inserts) if i.enters])
+        for site, inserts in grouped.values()
+    ]
+
+
+def folded(site: Site, inserts: Sequence[Insert]) -> Weights:
+    """The weight (out, in) and bias that the site has with these inserts, before any rounding: fp32, or fp64."""
+    wide = torch.promote_types(site.module.weight.dtype, torch.float32)
+    weight, bias = site.weight().detach().to(wide), site.bias()
+    bias = None if bias is None else bias.detach().to(wide)
+    for insert in inserts:
+        weight, bias = insert.merge(weight, bias)
+    return weight, bias
+
+
+def in_minima(site: Site, inserts: Sequence[Insert]) -> Weights | None:
+    """The minima of a layer packed in groups, and its bias, after all inserts and before any rounding: fp32, or fp64;
+    None where it is no such layer or an insert does more."""
+    module, bias = site.module, site.bias()
+    if getattr(module, "minimum", None) is None:
+        return None
+    minimum = module.minimum.detach().to(torch.promote_types(module.minimum.dtype, torch.float32))
+    bias = None if bias is None else bias.detach().to(minimum.dtype)
+    for insert in inserts:
+        taken = insert.merge_groups(minimum, bias, module.scheme.block)
+        if taken is None:
+            return None
+        minimum, bias = taken
+    return minimum, bias
+
+
+def _check_finite(weight: torch.Tensor, site: Site) -> None:
+    if not torch.isfinite(weight).all():
+        raise MergeError(
+            f"the merged weight of {site.name} is not finite",
+            "finite values",
+            "train with a lower lr, or use an earlier checkpoint",
+        )
 
 
 def _put(module: nn.Module, new: Mapping[str, nn.Parameter | None], merged: Merged) -> None:

@@ -50,6 +50,7 @@ class Method:
         frozenset()
     )  # fields that PEFT does not know: saved beside, not in its config
     idle_fields: ClassVar[frozenset[str]] = frozenset()  # keys of PEFT's config that decide nothing once trained
+    peft_marks: ClassVar[dict[str, Any]] = {}  # settings of PEFT's config that make a file one of this
     adapters_marks: ClassVar[dict[str, Any]] = {}  # settings of the `adapters` library that make a file one of this
     routable: ClassVar[bool | No] = True
     quantisable: ClassVar[bool | No] = True
@@ -131,6 +132,13 @@ class Method:
     def from_file(cls, settings: dict[str, Any]) -> "Method":
         """The method that a file describes; `settings` holds fields of this class only."""
         return cls(**settings)
+
+    @classmethod
+    def from_peft(
+        cls, config: dict[str, Any], tensors: dict[str, torch.Tensor]
+    ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+        """Config and tensors of a file as this method would have written them, where it knows another convention."""
+        return config, tensors
 
     @classmethod
     def from_adapters(cls, settings: dict[str, Any], sites: Sequence[Site]) -> "Method":

@@ -129,20 +129,21 @@ def plan(recipe: str | Path | dict[str, Any] | Recipe, overrides: Iterable[str] 
         budget=int(train.paged_budget_mb * 2**20),
         classify=chosen.stage == "classify",
     )
-    kind = {"quant": chosen.quant, "dtype": DTYPES[chosen.dtype], "task": _task(chosen, config)}
+    stored_as = {"quant": chosen.quant, "group_size": chosen.group_size, "dtype": DTYPES[chosen.dtype]}
+    kind = stored_as | {"task": _task(chosen, config)}
     found = plan_model(config, _methods(chosen), shape, **kind)
     return replace(found, base=chosen.model if isinstance(chosen.model, str) else f"fresh {config.model_type}")
 
 
 def plan_model(
     config: Any, methods: Sequence[Method], shape: Shape, *,
-    quant: str = "none", dtype: torch.dtype = torch.bfloat16, task: str | None = None,
+    quant: str = "none", group_size: int = 0, dtype: torch.dtype = torch.bfloat16, task: str | None = None,
 ) -> Plan:  # fmt: skip
     """The plan of training `methods` on a base of this transformers config.
 
-    quant: none, nf4, fp4 or int8.  dtype: of the base's other weights and of activations.  task: as for `graft.load`.
+    quant, group_size, task: as for `graft.load`.  dtype: of the base's other weights and of activations.
     """
-    kind = {"quant": quant, "dtype": dtype, "task": task}
+    kind = {"quant": quant, "group_size": group_size, "dtype": dtype, "task": task}
     available, device, process = memory()
     standing = _standing(config, methods, shape, kind)
     held, uniform = standing.held, standing.uniform
@@ -214,7 +215,8 @@ def _standing(config: Any, methods: Sequence[Method], shape: Shape, kind: dict[s
         }
         counts = base.count(), adapter.count(), len({site.name for site, _ in adapter.inserts})
         update = 2 * 4 * max((p.numel() for p in trained), default=0)  # the largest tensor's: two fp32 temporaries
-        packed = weights(sketch(config, **kind | {"quant": "nf4"})) if kind["quant"] == "none" else held["weights"]
+        lighter = kind | {"quant": "nf4", "group_size": 0}
+        packed = weights(sketch(config, **lighter)) if kind["quant"] == "none" else held["weights"]
         return _Standing(held, counts, alike(base), states, update, lighter=held["weights"] - packed)
 
 

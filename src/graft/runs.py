@@ -4,7 +4,7 @@ Also the pieces of a recipe as objects: its base, its methods, its rows with the
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -26,11 +26,14 @@ from graft.data.rows import Reject
 from graft.data.train_tokenizer import train_bpe
 from graft.errors import ModelError, UsageError
 from graft.evaluate import Held, Table, answers, before_after, cases, evaluate
-from graft.export.folder import replaced
+from graft.export.folder import refuse_occupied, replaced
 from graft.folder import find as find_model
 from graft.folder import read_config
 from graft.load import DTYPES, fresh, load
 from graft.method import Method, classifying, described, find
+from graft.quant import Scheme
+from graft.quant.gptq import quantise_calibrated
+from graft.quant.hf import GraftQuantConfig, packed_by
 from graft.recipe import Data, NewTokenizer, Recipe, read
 from graft.train import fs
 
@@ -62,7 +65,10 @@ def open_model(name: str, adapters: Sequence[str] = (), quant: str | None = None
         opened = _open_run(folder, quant)
     elif (folder / "adapter_config.json").exists():
         config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        opened = Opened(load(str(config.get("base_model_name_or_path")), quant=quant))
+        base = config.get("base_model_name_or_path")
+        if not base:
+            raise UsageError(f"{name} names no base", "an adapter that does", f"give the base, and --adapter {name}")
+        opened = Opened(load(str(base), quant=quant))
         adapters = [*adapters, name]
     else:
         opened = Opened(load(name, quant=quant))
@@ -103,9 +109,10 @@ def load_base(recipe: Recipe, quant: str | None = None) -> Base:
     task = TASKS[recipe.objective]
     words = any(find(settings["name"]).word_head for settings in recipe.methods)
     if isinstance(recipe.model, str):
-        base = load(recipe.model, quant=quant or recipe.quant, dtype=recipe.dtype, task=task)
+        stored = {"quant": quant or recipe.quant, "group_size": recipe.group_size, "dtype": recipe.dtype}
+        base = load(recipe.model, **stored, task=task)
         if recipe.stage == "classify" and base.family == "masked" and not words:  # its word head is of no use then
-            base = load(recipe.model, quant=quant or recipe.quant, dtype=recipe.dtype, task="encoder")
+            base = load(recipe.model, **stored, task="encoder")
         return base
     wanted, folder = recipe.model.tokenizer, Path(recipe.output) / "tokenizer"
     if isinstance(wanted, NewTokenizer) and not folder.exists():
@@ -120,7 +127,7 @@ def load_base(recipe: Recipe, quant: str | None = None) -> Base:
 def base_as_stored(name: str) -> Base:
     """A base in the dtype of its file, where rounding must not look like a change."""
     stored = read_config(name).dtype
-    return load(name, dtype=next((word for word, dtype in DTYPES.items() if dtype == stored), "fp32"))
+    return load(name, "none", dtype=next((word for word, dtype in DTYPES.items() if dtype == stored), "fp32"))
 
 
 def tokenizer_in(folder: str | Path) -> Any:
@@ -149,11 +156,15 @@ def asks_by_template(data: Data, stage: str) -> bool:
     return any(row.kind == "chat" for row in islice((row for row in rows if isinstance(row, Row)), 1))
 
 
+def _or_the_runs(recipe: Recipe) -> Recipe:
+    """The recipe, or that of the run which `data.train` names."""
+    folder = Path(str(recipe.data.train))
+    return read(folder) if (folder / "recipe.yaml").exists() else recipe
+
+
 def look(recipe: Recipe, rows: int) -> DataReport:
     """The data report of a recipe with its first rows as the model sees them. `data.train` may be a run's folder."""
-    folder = Path(str(recipe.data.train))
-    if (folder / "recipe.yaml").exists():
-        recipe = read(folder)
+    recipe = _or_the_runs(recipe)
     tokenizer = (
         tokenizer_in(find_model(recipe.model))
         if isinstance(recipe.model, str)
@@ -288,12 +299,35 @@ def prompts_of(opened: Opened, limit: int) -> list[str]:
     return [p if isinstance(p, str) else str(p[-1]["content"]) for p in found[:limit]]
 
 
-def quantise(name: str, folder: Path, quant: str, *, force: bool = False) -> Path:
-    """Write a model with its linear weights packed; our loader and transformers (with graft imported) read it."""
-    base = load(name, quant=quant)
+def quantise(
+    name: str, folder: Path, quant: str, *, group_size: int = 0, calibrate: Recipe | None = None, force: bool = False,
+    tell: Callable[[int, int], None] | None = None,
+) -> Path:  # fmt: skip
+    """Write a model with its linear weights packed; our loader and transformers (with graft imported) read it.
+
+    calibrate: its rows choose the codes, by GPTQ.  tell: called with the blocks done and their number.
+    """
+    refuse_occupied(folder, force=force)
+    scheme = Scheme(quant, group_size)
+    base = load(name, quant="none" if calibrate else quant, group_size=group_size)
+    if calibrate:
+        quantise_calibrated(base.model, _calibration(base, calibrate), scheme, tell)
+        packed_by(base.model, GraftQuantConfig(scheme.name, scheme.block))
     disable_progress_bar()
     with replaced(folder, force=force) as partial:
         base.model.save_pretrained(partial)
         if base.tokenizer is not None:
             base.tokenizer.save_pretrained(partial)
     return folder
+
+
+def _calibration(base: Base, recipe: Recipe) -> list[dict[str, Any]]:
+    """The first `data.limit` rows as this model sees them in training, one a forward, so that none is padded."""
+    limit, recipe = recipe.data.limit, _or_the_runs(recipe)
+    few = recipe.data.model_copy(update={"pack": False, "eval": None, "limit": limit})
+    recipe = recipe.model_copy(update={"data": few})
+    kind = {"stage": recipe.stage, "objective": recipe.objective, "family": base.family}
+    rows = prepare(seedling.located(few), base.tokenizer, **kind).train
+    own = {} if base.family == "masked" else {"use_cache": False}
+    batches = feed(base, recipe, rows, 1, 1)
+    return [batches.step(0, index)[0].to(base.device).inputs | own for index in range(batches.steps_per_epoch)]

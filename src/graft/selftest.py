@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from graft.base import Base
+from graft.kernels import REFERENCE
 from graft.kernels import find as kernel
-from graft.kernels import reference
 from graft.load import fresh
 from graft.method import find
 from graft.objectives.lm import language_modelling
@@ -62,8 +62,8 @@ def _facts() -> dict[str, str]:
         "disk": f"{shutil.disk_usage('.').free / 2**30:.1f} GiB free here",
     }
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    own = [name for name in reference.__all__ if kernel(name, device) is not getattr(reference, name)]
-    rest = len(reference.__all__) - len(own)
+    own = [name for name, plain in REFERENCE.items() if kernel(name, device) is not plain]
+    rest = len(REFERENCE) - len(own)
     return facts | {"kernels": f"{', '.join(own) or 'none of our own'}; torch's reference for the other {rest}"}
 
 

@@ -19,6 +19,8 @@ what they mean there. A Site looks its module up by name, so it survives the mod
     module   -                               -   (any module that owns parameters: in-place methods train there)
 """
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,3 +91,12 @@ class Site:
         """x (..., in) times the weight: no bias, no hooks. A packed weight is decoded again in backward, not kept."""
         module = self.module
         return module.product(x) if hasattr(module, "codes") else F.linear(x, self.weight().to(x.dtype))
+
+
+def shown(names: Iterable[str]) -> str:
+    """Names for a reader, with a star for the number of a block.
+
+    >>> shown(["layers.0.mlp", "layers.1.mlp", "head"])
+    'layers.*.mlp, head'
+    """
+    return ", ".join(dict.fromkeys(re.sub(r"\b\d+\b", "*", name) for name in names))

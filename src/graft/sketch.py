@@ -118,7 +118,10 @@ def unreal() -> Iterator[None]:
         yield
 
 
-def sketch(config: Any, *, quant: str = "none", dtype: torch.dtype = torch.bfloat16, task: str | None = None) -> Sketch:
+def sketch(
+    config: Any, *, quant: str = "none", group_size: int = 0, dtype: torch.dtype = torch.bfloat16,
+    task: str | None = None,
+) -> Sketch:  # fmt: skip
     """The base of a transformers configuration; arguments as for `graft.load`. Call inside `unreal`."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
@@ -129,7 +132,7 @@ def sketch(config: Any, *, quant: str = "none", dtype: torch.dtype = torch.bfloa
     if quant != "none":
         for name, module in list(packable(model)):
             rows, columns = matrix(module).shape
-            model.set_submodule(name, _Packed(columns, rows, Scheme(quant), module.bias, dtype))
+            model.set_submodule(name, _Packed(columns, rows, Scheme(quant, group_size), module.bias, dtype))
     return Sketch(model)
 
 
@@ -157,7 +160,7 @@ def peak(
 ) -> tuple[int, int]:
     """Bytes that one micro-batch holds at its peak, beyond weights, adapter and gradients: (all, in blocks up to HEAP).
 
-    training: with backward.  uniform: see `alike`.  kind: quant, dtype and task of the base.
+    training: with backward.  uniform: see `alike`.  kind: quant, group_size, dtype and task of the base.
     """
     depth = max(getattr(config, key, 0) or 0 for key in DEPTH)
     # The first block hands no gradient down. Where one block at a time is computed again, that is no share of each.

@@ -24,6 +24,7 @@ VERBS = (
     "compare",
     "merge",
     "export",
+    "verify",
     "quantize",
     "convert",
     "methods",
@@ -66,7 +67,9 @@ def test_importing_graft_imports_nothing_heavy():
     assert modules_after(names) == "[]"
 
 
-@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["methods"], ["methods", "lora", "--json"]])
+@pytest.mark.parametrize(
+    "words", [["--help"], ["train", "--help"], ["verify", "--help"], ["methods"], ["methods", "lora", "--json"]]
+)
 def test_help_and_methods_import_nothing_heavy(words):
     assert modules_after(f"from graft.cli import call\ncall({words!r})") == "[]"
 
@@ -74,7 +77,7 @@ def test_help_and_methods_import_nothing_heavy(words):
 def test_recipe_and_row_errors_import_no_torch(tmp_path):
     write_rows(tmp_path / "bad.jsonl", [{"prompt": "x", "completion": ""}])
     data = f"--data={tmp_path / 'bad.jsonl'}"
-    for words in (["train", "train.lerning_rate=1"], ["train", "--model", "m", data]):
+    for words in (["train", "train.lerning_rate=1"], ["train", "--model", "m", data], ["verify", str(tmp_path)]):
         assert "torch" not in modules_after(f"from graft.cli import call\nassert call({words!r})")
 
 
@@ -159,19 +162,30 @@ eval MODEL
 eval RUN --metric blue
 eval RUN --data none.jsonl
 chat ./nowhere
+chat ./nowhere.gguf
 chat MODEL --adapter ./nowhere
 chat MODEL --quant nf5
 chat MODEL --prompt x --top-p 7
 export MODEL OUT --to gguff
+export MODEL OUT --to gguf --type q4_7
+export MODEL OUT --to gguf --type q4_k_m
+export MODEL OUT --to hf --type q8_0
+export MODEL OUT --to gguf-lora
 export RUN MODEL
 export MODEL OUT --adapter MODEL
 merge RUN
 merge RUN OUT --as pt
+merge RUN OUT --into packed
+merge RUN OUT --into paked
+merge RUN MODEL
 merge RUN OUT --adapter b=RUN --weight c=0.5
 merge RUN OUT --adapter b=RUN --weight b=half
 merge RUN OUT --adapter b=RUN --how tiess
 merge RUN OUT --adapter b=RUN --how ties
 merge MODEL OUT --weight a=0.5
+verify
+verify ./nowhere
+verify MODEL
 convert MODEL OUT
 convert MODEL OUT --base ./nowhere
 convert MODEL OUT --base MODEL
@@ -182,6 +196,9 @@ convert ROWS OUT
 convert ROWS OUT --alpha 16 --r 4
 convert ROWS OUT --alpha 16
 quantize MODEL OUT --quant nf5
+quantize MODEL OUT --quant int4 --group-size 33
+quantize MODEL OUT --quant nf4 --data ROWS
+quantize MODEL OUT --quant int4 --data none.jsonl
 data
 data show none.jsonl --model MODEL
 data show ROWS --stage stfu
@@ -255,6 +272,8 @@ def test_every_command_accepts_a_run(home, capsys, tmp_path):
         compare {run} {run} --limit 1
         export {run} {tmp_path}/peft --to peft
         merge {run} {tmp_path}/merged --lossy
+        verify {tmp_path}/peft
+        verify {tmp_path}/merged
         data show {run}
     """.strip().splitlines()
     for line in commands:
@@ -268,6 +287,48 @@ def test_a_merged_model_is_quantised_and_asked(home, tmp_path, capsys):
     assert call(["quantize", str(tmp_path / "m"), str(tmp_path / "q")]) == 0
     assert call(["chat", str(tmp_path / "q"), "--raw", "--prompt", "Day 1.", "--max-new-tokens", "2"]) == 0
     assert json.loads((tmp_path / "q" / "config.json").read_text())["quantization_config"]["quant_method"] == "graft"
+
+
+def test_a_model_is_exported_in_four_bits_and_called_rounded(home, tmp_path, capsys):
+    assert call(["export", str(home / "model"), str(tmp_path / "m"), "--to", "gptq"]) == 0
+    err = capsys.readouterr().err.splitlines()
+    assert any(line.startswith("checked rounded; weights differ by") for line in err)
+    assert err[-1] == f"next    graft chat {tmp_path / 'm'}"
+    assert call(["chat", str(tmp_path / "m"), "--raw", "--prompt", "Day 1.", "--max-new-tokens", "2"]) == 0
+
+
+def test_a_model_is_quantised_by_rows_and_by_a_run(home, tmp_path, capsys):
+    for out, data in (("rows", home / "rows.jsonl"), ("run", home / "run")):
+        words = ["--to", "int4", "--group-size", "64", "--data", str(data), "--rows", "4"]
+        assert call(["quantize", str(home / "model"), str(tmp_path / out), *words]) == 0
+        assert "block   1 of" in capsys.readouterr().err
+        facts = json.loads((tmp_path / out / "config.json").read_text())["quantization_config"]
+        assert (facts["scheme"], facts["block"]) == ("int4", 64)
+    assert call(["chat", str(tmp_path / "run"), "--raw", "--prompt", "Day 1.", "--max-new-tokens", "2"]) == 0
+
+
+def test_a_merge_into_a_quantised_base_offers_three_ways(home, tmp_path, capsys):
+    adapter = ["--adapter", str(home / "run"), "--quant", "nf4", "--lossy"]
+    assert call(["merge", str(home / "model"), str(tmp_path / "m"), *adapter]) == 0
+    err = capsys.readouterr().err
+    table = [line.split()[:2] for line in err.splitlines()]
+    assert ["dequantised", "16"] in table and ["original", "16"] in table and ["packed", "4.13"] in table
+    assert "merged  run: " in err and "checked " in err and "perplexity" in err
+    chosen = ["merge", str(home / "model"), str(tmp_path / "q"), *adapter, "--into", "packed", "--json"]
+    assert call(chosen) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["choices"] == [] and facts["certificate"]["into"] == "packed" and facts["packed"] == "nf4"
+    assert call(["verify", str(tmp_path / "q"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["same"] is True
+
+
+def test_a_folder_that_was_changed_is_not_verified(home, tmp_path, capsys):
+    assert call(["export", str(home / "run"), str(tmp_path / "m"), "--lossy"]) == 0
+    (tmp_path / "m" / "config.json").write_text((tmp_path / "m" / "config.json").read_text() + "\n")
+    capsys.readouterr()
+    assert call(["verify", str(tmp_path / "m")]) == 1
+    out, err = capsys.readouterr()
+    assert "config.json was changed" in out and err.startswith("next ") and "Traceback" not in err
 
 
 def test_two_runs_are_blended_into_an_adapter_and_into_a_model(home, tmp_path, capsys):

@@ -13,6 +13,7 @@ BASES = {
     "fp32": lambda: Base(tiny_model("llama"), name="tiny"),
     "bf16": lambda: Base(tiny_model("llama").to(torch.bfloat16), name="tiny"),
     "nf4": lambda: Base(quantise_model(tiny_model("llama"), "nf4"), name="tiny"),
+    "int4": lambda: Base(quantise_model(tiny_model("llama"), "int4"), name="tiny"),
     "encoder": lambda: Base(tiny_model("bert"), name="tiny"),
     "seq2seq": lambda: Base(tiny_model("t5"), name="tiny"),
 }
@@ -24,8 +25,8 @@ SLOW = {"compiled_equals_eager"}  # half a second of tracing each: on fp32 only
 @pytest.mark.parametrize("name", names())
 def test_law(name, base, law):
     method = find(name)()
-    if base == "nf4" and not method.quantisable:
-        pytest.skip(f"{name} on nf4: {method.quantisable}")
+    if base in ("nf4", "int4") and not method.quantisable:
+        pytest.skip(f"{name} on {base}: {method.quantisable}")
     if law in SLOW and base != "fp32":
         pytest.skip("traced on fp32")
     reason = LAWS[law](BASES[base], method)

@@ -34,12 +34,26 @@ from graft.methods.parallel import Parallel
 from graft.methods.pfeiffer import Pfeiffer
 from graft.methods.prefix import PrefixTuning
 from graft.methods.prompt import PromptTuning
+from graft.methods.qa_lora import QALoRA
 from graft.methods.subset import Subset
 from graft.methods.task_head import TaskHead
 from graft.methods.trainable_tokens import TrainableTokens
 from graft.methods.vera import VeRA
 from graft.methods.warp import WARP
-from shapes import attached, bert_base, gpt3, llama_2_7b, roberta_base, roberta_large, roberta_words, t0_3b, t5_base
+from shapes import (
+    attached,
+    bert_base,
+    gpt3,
+    llama_2_7b,
+    llama_13b,
+    llama_33b,
+    llama_65b,
+    roberta_base,
+    roberta_large,
+    roberta_words,
+    t0_3b,
+    t5_base,
+)
 
 Q_V = ("q_proj", "v_proj")
 OF_BERT = ("query", "value")
@@ -64,6 +78,10 @@ TABLE = [
     (llama_2_7b, LoRA(r=8, target_modules=Q_V), 4_194_304, "Σ r (d_in + d_out)"),
     (llama_2_7b, LoRA(r=16), 39_976_960, "all linears"),
     (llama_2_7b, LoRA(r=64), 159_907_840, "160 M, Xu et al. (QA-LoRA), table 1"),
+    (llama_2_7b, QALoRA(), 89_309_184, "89 M, Xu et al., table 1: Σ r (d_in / 32 + d_out), r = 64"),
+    (llama_13b, QALoRA(), 139_878_400, "140 M"),
+    (llama_33b, QALoRA(), 272_363_520, "272 M"),
+    (llama_65b, QALoRA(), 446_545_920, "447 M"),
     (llama_2_7b, LoRA(r=16, use_dora=True), 39_976_960 + 1_359_872, "+ Σ d_out"),
     (llama_2_7b, LoRA(r=8, use_dora=True, target_modules=Q_V), 4_194_304 + 262_144, "+ Σ d_out"),
     (llama_2_7b, AdaLoRA(init_r=12, target_modules=Q_V), 6_292_224, "Σ r (d_in + d_out + 1)"),

@@ -47,7 +47,7 @@ def packed(model):
 
 
 @pytest.mark.parametrize("build", [llama, gpt2])
-@pytest.mark.parametrize("scheme", ["nf4", "fp4", "int8"])
+@pytest.mark.parametrize("scheme", ["nf4", "fp4", "int8", "int4", "int3"])
 def test_quantised_on_load_equals_quantised_in_memory_and_saves_and_loads(build, scheme, tmp_path):
     model = build()
     model.save_pretrained(tmp_path / "plain")
@@ -135,14 +135,18 @@ def test_a_weight_that_is_not_finite_is_named(value, tmp_path):
         quantise_model(model, "nf4")
 
 
-def test_weights_in_bf16_are_quantised_from_bf16(tmp_path):
+@pytest.mark.parametrize("scheme", ["nf4", "int4"])
+def test_weights_in_bf16_are_quantised_from_bf16(scheme, tmp_path):
     model = llama(torch.bfloat16)
-    model.save_pretrained(tmp_path)
+    model.save_pretrained(tmp_path / "plain")
     streamed = LlamaForCausalLM.from_pretrained(
-        tmp_path, quantization_config=GraftQuantConfig("nf4"), dtype=torch.bfloat16
+        tmp_path / "plain", quantization_config=GraftQuantConfig(scheme), dtype=torch.bfloat16
     )
-    expected = quantise_model(model, "nf4").state_dict()
-    assert all(torch.equal(tensor, expected[name]) for name, tensor in streamed.state_dict().items())
+    streamed.save_pretrained(tmp_path / "packed")
+    again = LlamaForCausalLM.from_pretrained(tmp_path / "packed", dtype=torch.bfloat16)
+    expected = quantise_model(model, scheme).state_dict()
+    for found in (streamed.state_dict(), again.state_dict()):
+        assert found.keys() == expected.keys() and all(torch.equal(t, expected[name]) for name, t in found.items())
     assert streamed.model.layers[0].mlp.up_proj.weight.dtype == torch.bfloat16
 
 

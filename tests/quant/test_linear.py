@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from graft.quant import QuantLinear, Scheme
 
 SCHEMES = [Scheme("nf4"), Scheme("nf4", double=False), Scheme("fp4", 32), Scheme("int8")]
+SCHEMES += [Scheme("int4"), Scheme("int4", 64), Scheme("int3"), Scheme("int2"), Scheme("int8g", 128)]
 schemes = pytest.mark.parametrize("scheme", SCHEMES, ids=str)
 
 

@@ -14,7 +14,22 @@ import traceback
 
 import typer
 
-from graft.cli import chat, compare, convert, data, demo, doctor, eval, export, merge, methods, plan, quantize, train
+from graft.cli import (
+    chat,
+    compare,
+    convert,
+    data,
+    demo,
+    doctor,
+    eval,
+    export,
+    merge,
+    methods,
+    plan,
+    quantize,
+    train,
+    verify,
+)
 from graft.cli.say import talk
 from graft.errors import GraftError, SpaceError
 
@@ -29,7 +44,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 # The order of a job, which is the order of the help.
-for _verb in (demo, plan, train, eval, chat, compare, merge, export, quantize, convert, methods, data, doctor):
+for _verb in (demo, plan, train, eval, chat, compare, merge, export, verify, quantize, convert, methods, data, doctor):
     _verb.add_to(app)
 
 

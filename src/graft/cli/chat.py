@@ -19,7 +19,7 @@ def chat(
     ] = None,
     prompt: Annotated[str | None, typer.Option(help="Answer this and stop.")] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without a chat template.")] = False,
-    quant: Annotated[str | None, typer.Option(help="none, nf4, fp4 or int8.")] = None,
+    quant: Annotated[str | None, typer.Option(help="none, nf4, fp4, int8, int4, ...")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 256,
     temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token.")] = 0.0,
     top_p: Annotated[float, typer.Option(help="Smallest set of tokens with so much probability.")] = 1.0,

@@ -23,7 +23,7 @@ def evaluate(
     ] = None,
     stage: Annotated[str | None, typer.Option(help="What rows are for: sft, pretrain or classify.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many rows.")] = None,
-    quant: Annotated[str | None, typer.Option(help="none, nf4, fp4 or int8.")] = None,
+    quant: Annotated[str | None, typer.Option(help="none, nf4, fp4, int8, int4, ...")] = None,
     json: Annotated[bool, typer.Option("--json", help="The same for programs.")] = False,
 ) -> None:
     from graft.runs import judged_by, open_model, score  # torch costs seconds

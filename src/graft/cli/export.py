@@ -1,35 +1,49 @@
 """graft export: the result in the layout that other programs load."""
 
+import json as codec
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from graft.cli.say import after, show, show_json, size_of
+from graft.cli.say import after, show, show_json, size_of, talk
 
 
 def add_to(app: typer.Typer) -> None:
-    app.command("export", help="Write a merged model folder (hf) or an adapter (peft).")(export)
+    app.command("export", help="Write a merged model (hf, gguf, awq, ...) or an adapter (peft).")(export)
 
 
 def export(
     model: Annotated[str, typer.Argument(help="A run's folder, an adapter's folder, a model, or seedling.")],
     folder: Annotated[Path, typer.Argument(help="Where to write.")],
     to: Annotated[
-        str, typer.Option(help="hf: one ordinary model folder; peft: adapter_config.json and its tensors.")
+        str,
+        typer.Option(
+            help="hf, gguf, gptq, awq, compressed-tensors, bnb: one merged model; peft, gguf-lora: the adapter alone."
+        ),
     ] = "hf",
+    form: Annotated[
+        str | None, typer.Option("--type", help="Of a gguf: f32 f16 bf16 q8_0 q4_0 q4_1 q5_0 q5_1; q8_0, q4_1 of int4.")
+    ] = None,
     adapter: Annotated[list[str] | None, typer.Option(help="Adapter folder, or NAME=FOLDER.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace what is in the folder.")] = False,
     lossy: Annotated[bool, typer.Option("--lossy", help="Merge even where rounding loses what was learnt.")] = False,
     json: Annotated[bool, typer.Option("--json", help="What was written, for programs.")] = False,
 ) -> None:
+    from graft.export import CERTIFICATE, MODELS, said
     from graft.export import export as write  # torch costs seconds
     from graft.runs import open_model
 
     opened = open_model(model, adapters=adapter or ())
-    written = write(opened.base, folder, to, adapter=opened.adapter, force=force, lossy=lossy)
+    written = write(opened.base, folder, to, type=form, adapter=opened.adapter, force=force, lossy=lossy)
+    certificate = codec.loads((written / CERTIFICATE).read_text(encoding="utf-8"))
     if json:
-        show_json({"folder": str(written), "to": to, "files": sorted(path.name for path in written.iterdir())})
+        files = sorted(path.name for path in written.iterdir())
+        show_json({"folder": str(written), "to": to, "files": files, "certificate": certificate})
     else:
         show(f"wrote   {written} ({size_of(written)})")
-    after(f"graft chat {written}" if to == "hf" else f"graft chat {opened.base.name} --adapter {written}")
+        talk(f"checked {said(certificate)}")
+    if to.startswith("gguf"):
+        after(f"ollama create NAME -f {written / 'Modelfile'}   (or, for llama.cpp and vLLM: {written / 'README.md'})")
+    else:
+        after(f"graft chat {written}" if to in MODELS else f"graft chat {opened.base.name} --adapter {written}")

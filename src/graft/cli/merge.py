@@ -6,13 +6,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from graft.cli.say import after, show, show_json, size_of, talk
+from graft.cli.say import after, show, show_json, size_of, table, talk
 from graft.errors import UsageError, nearest
 
 if TYPE_CHECKING:
     from graft.runs import Opened
 
 FORMS = ("model", "adapter")
+WAYS = {
+    "dequantised": "what was trained, rounded once",
+    "original": "the weights before quantisation, beside which it was not trained",
+    "packed": "quantised again; QA-LoRA goes into the groups as it is",
+}
 
 
 def add_to(app: typer.Typer) -> None:
@@ -32,31 +37,66 @@ def merge(
     seed: Annotated[int, typer.Option(help="Of the entries that dare drops.")] = 0,
     form: Annotated[str, typer.Option("--as", help="model: one ordinary model; adapter: the blend alone.")] = "model",
     force: Annotated[bool, typer.Option("--force", help="Replace what is in the folder.")] = False,
+    quant: Annotated[str | None, typer.Option(help="What the adapters were trained beside: none, nf4, ...")] = None,
+    into: Annotated[
+        str | None, typer.Option(help="Quantised: dequantised, original, packed; none: all are measured.")
+    ] = None,
+    original: Annotated[str | None, typer.Option(help="Weights before quantisation, if elsewhere.")] = None,
     lossy: Annotated[bool, typer.Option("--lossy", help="Merge even where rounding loses what was learnt.")] = False,
     json: Annotated[bool, typer.Option("--json", help="The same facts for programs.")] = False,
 ) -> None:
     if form not in FORMS:
         raise UsageError(f"--as {form}", f"one of {', '.join(FORMS)}", f"did you mean {nearest(form, FORMS, 1)[0]}?")
-    from graft.export import REPORT, export  # torch costs seconds
+    from graft.export import CERTIFICATE, REPORT, check_into, export, fits, said  # torch costs seconds
+    from graft.export.folder import refuse_occupied
     from graft.runs import open_model
 
-    opened = open_model(model, adapters=adapter or ())
+    refuse_occupied(folder, force=force)  # before the work
+    opened = open_model(model, adapters=adapter or (), quant=quant)
+    check_into(opened.base, into)
     blended = _blend(opened, weight or [], how=how, density=density, r=r, seed=seed)
     to = "hf" if form == "model" else "peft"
-    written = export(opened.base, folder, to, adapter=opened.adapter, force=force, lossy=lossy)
+    ways = _choices(opened, form, into, original)
+    if form == "model" and not into and opened.adapter and fits(opened.base, [opened.adapter]):
+        into = "packed"
+    written = export(
+        opened.base, folder, to, adapter=opened.adapter, into=into, original=original, force=force, lossy=lossy
+    )
     facts = codec.loads((written / REPORT).read_text(encoding="utf-8")) if form == "model" else {}
+    certificate = codec.loads((written / CERTIFICATE).read_text(encoding="utf-8"))
     if json:
-        show_json({"folder": str(written), "as": form, "blend": blended, **facts})
+        more = {"choices": ways, "certificate": certificate}
+        show_json({"folder": str(written), "as": form, "blend": blended, **facts, **more})
     else:
         show(f"wrote   {written} ({size_of(written)})")
         if blended:
             parts = " + ".join(f"{number:g} {name}" for name, number in blended["weights"].items())
             talk(f"blended {parts} by {blended['how']}: {blended['trained']:,} numbers")
         _say_cost(facts)
+        talk(f"checked {said(certificate)}")
     if form == "model":
         after(f"graft chat {written}   (or: graft quantize {written} OUT)")
     else:
         after(f"graft chat {opened.base.name} --adapter {written}")
+
+
+def _choices(opened: "Opened", form: str, into: str | None, original: str | None) -> list[dict[str, Any]]:
+    """Measure and show the ways to merge into a quantised base, where none was chosen."""
+    from graft.export import choices  # torch costs seconds
+
+    if form != "model" or into or not opened.adapter or opened.base.quant == "none":
+        return []
+    found = choices(opened.base, [opened.adapter], original)
+    talk(table(("--into", "bits", "survives", "logits differ", "perplexity", ""), [_row(way) for way in found]))
+    return found
+
+
+def _row(way: dict[str, Any]) -> tuple[str, ...]:
+    if "trouble" in way:
+        return way["into"], "", "", "", "", f"not to be had: {way['trouble']}"
+    ppl = way["perplexity"]["merged"]
+    cells = f"{way['bits']:.3g}", f"{way['kept']:.1%}", f"{way['logits']['mean']:.2g}"
+    return way["into"], *cells, "" if ppl is None else f"{ppl:.4g}", WAYS[way["into"]]
 
 
 def _blend(opened: "Opened", words: list[str], *, how: str, **settings: Any) -> dict[str, Any] | None:
@@ -92,8 +132,8 @@ def _weights(words: list[str], known: list[str]) -> dict[str, float]:
 def _say_cost(facts: dict[str, Any]) -> None:
     """What merging each adapter into the weights cost."""
     for part in facts.get("adapters", []):
-        moved, dtype = part["logits"], facts["dtype"]
-        talk(f"merged  {part['adapter']}: {part['kept']:.1%} of its change survives the rounding to {dtype}")
+        moved, form = part["logits"], facts["packed"] or facts["dtype"]
+        talk(f"merged  {part['adapter']}: {part['kept']:.1%} of its change survives the rounding to {form}")
         talk(f"logits  differ by {moved['mean']:.2g} on average; the adapter moves them by {moved['effect']:.2g}")
     if facts.get("note"):
         talk(f"note    {facts['note']}")

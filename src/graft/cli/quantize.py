@@ -1,27 +1,41 @@
-"""graft quantize: store a model's linear weights in 4 or 8 bits."""
+"""graft quantize: store a model's linear weights in 2 to 8 bits."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from graft.cli.say import after, show, show_json, size_of
+from graft.cli.say import after, show, show_json, size_of, talk
 
 
 def add_to(app: typer.Typer) -> None:
-    app.command("quantize", help="Write a model with weights in 4 or 8 bits.")(quantize)
+    app.command("quantize", help="Write a model with weights in 2 to 8 bits.")(quantize)
 
 
 def quantize(
     model: Annotated[str, typer.Argument(help="A model's folder, a hub id, or seedling.")],
     folder: Annotated[Path, typer.Argument(help="Where to write.")],
-    quant: Annotated[str, typer.Option("--quant", "--to", help="nf4, fp4 or int8.")] = "nf4",
+    quant: Annotated[
+        str, typer.Option("--quant", "--to", help="nf4, fp4, int8; in groups: int4, int3, int2, int8g.")
+    ] = "nf4",
+    group_size: Annotated[int, typer.Option(help="Weights that share a scale and a minimum; 0: 32.")] = 0,
+    data: Annotated[
+        str | None, typer.Option(help="Rows, texts or a run, by which GPTQ chooses the codes; else they are rounded.")
+    ] = None,
+    rows: Annotated[int, typer.Option(min=1, help="How many of them.")] = 128,
+    max_length: Annotated[int, typer.Option(min=1, help="Tokens per row.")] = 1024,
+    stage: Annotated[str, typer.Option(help="What the rows are for: pretrain, sft or classify.")] = "sft",
     force: Annotated[bool, typer.Option("--force", help="Replace what is in the folder.")] = False,
     json: Annotated[bool, typer.Option("--json", help="The same facts for programs.")] = False,
 ) -> None:
+    from graft.recipe import read  # late: pydantic, which no --help needs
+
+    chosen = {"train": data, "limit": rows, "max_length": max_length, "eval": None}
+    calibrate = None if data is None else read({"model": model, "stage": stage, "data": chosen})
     from graft.runs import quantise  # torch costs seconds
 
-    written = quantise(model, folder, quant, force=force)
+    tell = lambda done, of: talk(f"block   {done} of {of}")
+    written = quantise(model, folder, quant, group_size=group_size, calibrate=calibrate, force=force, tell=tell)
     if json:
         show_json({"folder": str(written), "quant": quant, "files": sorted(path.name for path in written.iterdir())})
     else:

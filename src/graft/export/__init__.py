@@ -1,18 +1,65 @@
-"""Export: the result in the layout that other programs load, a merged Hugging Face folder or an adapter of PEFT."""
+"""Export: the result in the layout that other programs load: a merged model as a Hugging Face folder (in 16 bits, or in
+4 as GPTQ, AWQ, compressed-tensors or bitsandbytes) or a GGUF file, an adapter as PEFT's folder or a GGUF file.
 
+Every folder gets a certificate.json, which says how far it is from what was trained (`certificate`).
+"""
+
+import contextlib
+import functools
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graft.errors import AdapterError, MergeError, UsageError, nearest
-from graft.export.faithful import answers, drift, judge, survival
+from graft.export import fourbit, gguf, prompts, serve
+from graft.export.adapters import ADAPTERS
+from graft.export.certificate import CERTIFICATE, certify, said, stacked, unmerged
+from graft.export.faithful import answers, drift, judge_answers, judge_survival, survival
 from graft.export.folder import replaced, write_model
+from graft.export.quantised import check_into, choices, fits, original_of, usual_into
+from graft.export.readings import READERS
+from graft.formats.int4 import FORMATS
+from graft.site import shown
 
 if TYPE_CHECKING:
     from graft.base import Base
 
-LAYOUTS = ("hf", "peft")
+__all__ = ["CERTIFICATE", "LAYOUTS", "MODELS", "REPORT", "check_into", "choices", "export", "fits", "said"]
+
 REPORT = "merge_report.json"
+
+
+def _hf(base: "Base", folder: Path, name: str, type: str | None, packed: bool) -> list[str]:
+    unpacked = write_model(base, folder, packed=packed)
+    if base.family == "causal" and base.tokenizer is not None:
+        serve.write_model(base, folder, name)
+    return unpacked
+
+
+def _gguf(base: "Base", folder: Path, name: str, type: str | None, packed: bool) -> list[str]:
+    unpacked, file = gguf.write_gguf(base, folder, type or gguf.usual_type(base))
+    serve.write_gguf(base, folder, file)
+    return unpacked
+
+
+def _bnb(base: "Base", folder: Path, name: str, type: str | None, packed: bool) -> list[str]:
+    return fourbit.write_bnb(base, folder, name)
+
+
+def _whole(base: "Base", folder: Path, name: str, type: str | None, packed: bool, *, to: str) -> list[str]:
+    return fourbit.write_whole(base, folder, name, to)
+
+
+ROUNDED = tuple(FORMATS)  # whole zero points: nothing is held exactly
+# (base with all merged, folder, its name in the end, type, whether packed layers stay so) -> layers that were unpacked
+MODELS: dict[str, Callable[["Base", Path, str, str | None, bool], list[str]]] = {
+    "hf": _hf,
+    "gguf": _gguf,
+    "bnb": _bnb,
+    **{to: functools.partial(_whole, to=to) for to in ROUNDED},
+}
+LAYOUTS = (*MODELS, *ADAPTERS)
 
 
 def export(
@@ -20,69 +67,125 @@ def export(
     folder: str | Path,
     to: str = "hf",
     *,
+    type: str | None = None,
     adapter: str | None = None,
+    into: str | None = None,
+    original: str | Path | None = None,
     force: bool = False,
     lossy: bool = False,
 ) -> Path:
-    """Write a folder that transformers ("hf") or PEFT ("peft") loads, and return it.
+    """Write a folder that transformers ("hf"), llama.cpp and Ollama ("gguf", or "gguf-lora" for the adapter alone),
+    vLLM in four bits ("gptq", "awq", "compressed-tensors", "bnb") or PEFT ("peft") loads, and return it.
 
-    adapter: which one; None: what is merged (hf), or the only one there is. force: replace an existing folder.
-    hf: the adapter is merged in fp32 and rounded once to the base's dtype, packed layers become 16-bit; what that cost
-    is in merge_report.json. Raises MergeError where the merge does not keep what the adapter learned, unless lossy.
-    The base is afterwards as it was before.
+    type: gguf: f32, f16, bf16, q8_0, q4_0, q4_1, q5_0 or q5_1; by default q8_0, of a base packed in groups of up to 4
+    bits q4_1, which holds its codes as they are. adapter: which one; None: what is merged (of a model), or the only
+    one there is. force: replace an existing folder.
+    A model: the adapter is merged in fp32 and rounded once to the base's dtype, packed layers become 16-bit unless
+    they are packed in groups that take it up; what that cost, tensor by tensor, is in merge_report.json. Raises
+    MergeError where the merge does not keep what the adapter learned, unless lossy.
+    gptq, awq, compressed-tensors: rounded anew, in groups (`fourbit`). bnb: an nf4 or fp4 base as it is.
+    into: of a quantised base, "dequantised", "original" or "packed", see `quantised`; by default the first, or packed
+    where a gguf holds the codes of the base and their minima take up the change. original: the folder of its weights
+    before quantisation, where base.name is not that.
+    The folder is read again and measured; certificate.json holds the result. The base is afterwards as it was before.
     """
     if to not in LAYOUTS:
         raise UsageError(f"to={to!r}", f"one of {', '.join(LAYOUTS)}", f"did you mean {nearest(to, LAYOUTS, 1)[0]!r}?")
+    check_into(base, into)
+    if to == "gguf":
+        gguf.check(base, type or gguf.usual_type(base))  # before the work
+    elif type is not None:
+        raise UsageError(f"type={type!r} with to={to!r}", "a type of to='gguf'", "leave type out")
     folder = Path(folder)
-    if to == "peft":
-        return _adapter(base, folder, _one(base, adapter), force)
-    merged = [done.adapter for done in base.merged]
+    if to in ADAPTERS:
+        return ADAPTERS[to](base, folder, _one(base, adapter), force=force)
     adapter = None if adapter is None else _one(base, adapter)
-    wanted = merged if adapter is None or adapter in merged else [*merged, adapter]
-    if not wanted and base.adapters:
-        wanted = [_one(base, None)]
-    with replaced(folder, force=force) as partial:
-        for name in reversed(merged):
-            base.unmerge(name)
-        added: list[str] = []
-        try:
-            reports = [_merge(base, name, lossy, added) for name in wanted]
-            unpacked = write_model(base, partial)
-            dequantised = sorted({*unpacked, *(layer for done in base.merged for layer in done.dequantised)})
-        finally:
-            for name in reversed(added):
-                base.unmerge(name)
-            for name in merged:
-                base.merge(name)
-        facts = {
-            "base": base.name,
-            "dtype": str(base.dtype).removeprefix("torch."),
-            "dequantised_layers": len(dequantised),
-            "note": f"{len(dequantised)} packed layers were written in 16 bits from their dequantised values"
-            if dequantised
-            else "",
-            "adapters": reports,
-        }
-        (partial / REPORT).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    usual = usual_into(base)
+    with replaced(folder, force=force) as partial, unmerged(base) as merged:
+        names = merged if adapter is None or adapter in merged else [*merged, adapter]
+        if not names and base.adapters:
+            names = [_one(base, None)]
+        into = into or ("packed" if _stays(base, names, to, type) else usual)
+        if to == "bnb":
+            fourbit.check_bnb(base, into)
+        source = original_of(base, names, original) if into == "original" else base
+        write = functools.partial(MODELS[to], source, partial, folder.name, type, into == "packed")
+        _merged(source, partial, names, to, into, lossy, write)
+        notes = {"into": into, **({"rounded": True} if to in ROUNDED else {})}
+        with READERS[to](partial, source) as reading:
+            facts = certify(source, partial, to, reading, names, trained=base, notes=notes)
+        if names and not lossy:
+            judge_answers(" + ".join(names), facts["logits"], base.dtype)
     return folder
 
 
-def _merge(base: "Base", name: str, lossy: bool, added: list[str]) -> dict[str, Any]:
-    """Merge one adapter and say what it cost."""
+def _stays(base: "Base", names: Sequence[str], to: str, type: str | None) -> bool:
+    """Whether the layout holds the packed layers as they are, and they take up what these adapters change."""
+    return to == "bnb" or (to == "gguf" and gguf.holds(base, type) and (not names or fits(base, names)))
+
+
+def _merged(
+    base: "Base",
+    folder: Path,
+    names: Sequence[str],
+    to: str,
+    into: str | None,
+    lossy: bool,
+    write: Callable[[], list[str]],
+) -> None:
+    """Write the model with these adapters merged, and what that cost; the base is then as before."""
+    repack = into == "packed"
+    with contextlib.ExitStack() as stack:
+        reports = [_merge(base, name, lossy, repack, stack) for name in names]
+        dequantised = sorted({*write(), *(layer for done in base.merged for layer in done.dequantised)})
+    facts = {
+        "base": base.name,
+        "dtype": str(base.dtype).removeprefix("torch."),
+        "into": into,
+        "packed": base.quant if repack else "",
+        "dequantised_layers": len(dequantised),
+        "note": "; ".join(_notes(base, names, to, dequantised)),
+        "adapters": reports,
+    }
+    (folder / REPORT).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+
+
+def _notes(base: "Base", names: Sequence[str], to: str, dequantised: Sequence[str]) -> list[str]:
+    """What a reader of the report might not expect."""
+    word = lambda quant: "unpacked" if quant == "none" else quant
+    notes = [
+        f"{name} was trained beside {word(base.adapters[name].beside)} weights and merged into {word(base.quant)} ones"
+        for name in names
+        if base.adapters[name].beside not in ("", base.quant)
+    ]
+    if dequantised:
+        count = len(dequantised)
+        notes.append(f"{count} packed layers were written from their dequantised values: {shown(dequantised)}")
+    if to in ROUNDED:
+        notes.append(f"{to} has whole zero points: every packed layer was rounded anew")
+        exact = "so was what the minima of the groups would have held exactly (to='hf', into='packed'; to='gguf')"
+        notes += [exact] if fits(base, names) else []
+    return notes
+
+
+def _merge(base: "Base", name: str, lossy: bool, repack: bool, stack: contextlib.ExitStack) -> dict[str, Any]:
+    """Merge one adapter until the stack closes, and say what it cost."""
     heads = [site.name for site, _ in base.adapters[name].inserts if site.kind == "final"]
     if heads:
         raise MergeError(
-            f"{name!r} has a task head ({heads[0]}), which a plain {type(base.model).__name__} has no place for",
+            f"{name!r} has a task head ({heads[0]}), which a plain {base.model.__class__.__name__} has no place for",
             "an adapter that changes weights only",
             "export it with to='peft'",
         )
-    before, adapted = answers(base, None), answers(base, name)
-    report = survival(base.adapters[name])
-    done = base.merge(name)
-    added.append(name)
-    report |= {"adapter": name, "untied": done.untied, "logits": drift(before, adapted, answers(base, None))}
+    rows = prompts.rows(base, [name])
+    before, adapted = answers(base, None, rows), answers(base, name, rows)
+    report = survival(base.adapters[name], repack=repack)
+    stack.enter_context(stacked(base, [name], repack=repack))
+    untied = base.merged[-1].untied
+    report |= {"adapter": name, "untied": untied, "logits": drift(before, adapted, answers(base, None, rows))}
     if not lossy:
-        judge(name, report, base.dtype)
+        judge_survival(name, report, base.dtype, base.quant if repack else "")
+        judge_answers(name, report["logits"], base.dtype)
     return report
 
 
@@ -100,45 +203,3 @@ def _one(base: "Base", name: str | None) -> str:
         remedy = f"did you mean {nearest(name, known, 1)[0]!r}?" if known else "attach or load one first"
         raise AdapterError(f"no adapter {name!r} on this base", f"one of {', '.join(known) or 'none yet'}", remedy)
     return name
-
-
-CARD = """---
-base_model: {base}
-library_name: peft
-tags: [adapter, {methods}]
----
-
-# {name}
-
-An adapter ({methods}) for `{base}`: {count:,} trained parameters. Its base is not in this folder.
-
-    import graft
-    base = graft.load("{base}")
-    base.load_adapter("{folder}", "{name}")
-    base.generate(["..."], adapters=["{name}"])
-{foreign}"""
-
-FOREIGN = """
-With PEFT:
-
-    from peft import PeftModel
-    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base}"), "{folder}")
-"""
-
-
-def _adapter(base: "Base", folder: Path, name: str, force: bool) -> Path:
-    adapter = base.adapters[name]
-    kinds = [method.peft_type for method in adapter.methods]
-    foreign = (
-        "" if len(kinds) > 1 or kinds[0].startswith("GRAFT") else FOREIGN.format(base=base.name, folder=folder.name)
-    )
-    methods = ", ".join(type(method).__module__.rpartition(".")[2] for method in adapter.methods)
-    card = CARD.format(
-        base=base.name, name=name, methods=methods, count=adapter.count(), folder=folder.name, foreign=foreign
-    )
-    with replaced(folder, force=force) as partial:
-        adapter.save(partial)
-        if base.tokenizer is not None:
-            base.tokenizer.save_pretrained(partial)
-        (partial / "README.md").write_text(card, encoding="utf-8")
-    return folder

@@ -1,113 +1,169 @@
-"""What a merge costs: how much of an adapter's change survives the rounding to the base's number format.
+"""What a merge costs: how much of an adapter's change survives the number format that it is written in.
 
-    W' = round(W + D)        R = W' − W        kept = ⟨R, D⟩ / ⟨D, D⟩        noise = ‖R − D‖ / ‖D‖
+    R = Q(W + D) − W        survived = ⟨R, D⟩ / ⟨D, D⟩        noise = ‖R − D‖ / ‖D‖
 
-kept is 1 where the format holds the sum, 0 where every step is smaller than half the gap between two numbers: such a
-merge has no visible effect. Beside the weights, the logits of fixed prompts before and after say what a user will see.
+W is the weight as the base computes with it, D the whole change that the adapter makes to it, Q the rounding to the
+base's dtype, or packing it again. Q(W) is W, so R is Q(W + D) − Q(W): the change that is left, and `survived` is the
+length of its projection on D in units of ‖D‖. It is 1 where the format holds the sum, 0 where every step is smaller
+than half the gap between two numbers: such a merge has no visible effect. Beside the weights, the logits of fixed
+prompts say what a user will see, and their perplexity whether it is good.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn import functional as F
 
 from graft.adapter import Adapter
 from graft.errors import MergeError
 from graft.generation import evaluating
-from graft.insert import Insert
-from graft.site import Site
+from graft.merging import folded, in_minima, places
+from graft.quant import QuantLinear
 
 if TYPE_CHECKING:
     from graft.base import Base
 
-PROBES = (
-    "The quick brown fox jumps over the lazy dog.",
-    "Once upon a time there was",
-    "Question: what is it?\nAnswer:",
-)
+Answer = Callable[..., torch.Tensor]  # (ids (1, T), **what the family needs besides) -> logits (1, T, V)
+
 KEPT = 0.5  # smallest share of the change that must survive
 DRIFT = 0.5  # largest mean difference of the logits, as a share of what the adapter changes in them
+REMEDY = "train longer, export to='peft' (--to), or accept it with lossy=True (--lossy)"
 NOISE = 8  # differences below so many roundings of a logit say nothing
 
 
-def survival(adapter: Adapter) -> dict[str, Any]:
+class Tally:
+    """Sums over tensors that come one at a time: `add` each, then read the properties."""
+
+    def __init__(self) -> None:
+        self.tensors: dict[str, dict[str, float]] = {}
+        self.count = 0  # numbers
+        self.max, self._apart = 0.0, 0.0
+        self._inner = self._own = self._missed = 0.0
+
+    def add(self, name: str, before: torch.Tensor, ideal: torch.Tensor, written: torch.Tensor) -> None:
+        """One tensor: W, W + D and what is there in the end; the same shape each. An untouched one is W twice."""
+        self.count += ideal.numel()
+        if ideal is before and ideal.dtype == written.dtype and torch.equal(ideal, written):  # no copies in fp32
+            return
+        before, ideal, written = before.float(), ideal.float(), written.float()
+        missed, change = written - ideal, ideal - before
+        self.max = max(self.max, float(missed.abs().max()))
+        self._apart += float(missed.abs().sum())
+        norm2 = float(change.square().sum())
+        if norm2:
+            inner, missed2 = float(((written - before) * change).sum()), float(missed.square().sum())
+            self.tensors[name] = {"kept": inner / norm2, "noise": (missed2 / norm2) ** 0.5, "norm": norm2**0.5}
+            self._inner, self._own, self._missed = self._inner + inner, self._own + norm2, self._missed + missed2
+
+    @property
+    def kept(self) -> float:
+        """The share of the change that survived; 1 where nothing was to change."""
+        return self._inner / self._own if self._own else 1.0
+
+    @property
+    def noise(self) -> float:
+        """What was written wrongly into changed tensors, in units of the change."""
+        return (self._missed / self._own) ** 0.5 if self._own else 0.0
+
+    @property
+    def mean(self) -> float:
+        """Mean absolute difference of what is there from W + D, over all tensors."""
+        return self._apart / self.count if self.count else 0.0
+
+
+@torch.no_grad()
+def survival(adapter: Adapter, *, repack: bool = False) -> dict[str, Any]:
     """{"kept", "noise", "tensors": {site: {"kept", "noise", "norm"}}} of merging `adapter`, before it is merged.
 
-    norm: ‖D‖. Methods that train in place merge exactly and do not appear.
+    norm: ‖D‖, of the minima where they take it up. repack: other packed layers are packed again. Methods that train in
+    place merge exactly and do not appear.
     """
-    tensors: dict[str, dict[str, float]] = {}
-    inner = own = lost = 0.0
-    with torch.no_grad():
-        for site, inserts in _seats(adapter):
-            weight, bias = site.weight(), site.bias()
-            before = weight.float()
-            merged, bias = before, None if bias is None else bias.float()
-            for insert in inserts:
-                merged, bias = insert.merge(merged, bias)
-            change = merged - before
-            written = merged.to(weight.dtype).float() - before
-            aligned, norm2 = float((written * change).sum()), float(change.square().sum())
-            missed = float((written - change).square().sum())
-            if norm2:
-                tensors[site.name] = {"kept": aligned / norm2, "noise": (missed / norm2) ** 0.5, "norm": norm2**0.5}
-            inner, own, lost = inner + aligned, own + norm2, lost + missed
-    return {"kept": inner / own if own else 1.0, "noise": (lost / own) ** 0.5 if own else 0.0, "tensors": tensors}
+    tally = Tally()
+    for site, inserts in places(adapter):
+        if site.kind in ("module", "final"):
+            continue
+        if (shifted := in_minima(site, inserts)) is not None:
+            before, ideal = site.module.minimum, shifted[0]
+            tally.add(site.name, before, ideal, ideal.to(before.dtype))
+        else:
+            before, (ideal, _) = site.weight(), folded(site, inserts)
+            tally.add(site.name, before, ideal, _stored(site.module, ideal.to(before.dtype), repack))
+    return {"kept": tally.kept, "noise": tally.noise, "tensors": tally.tensors}
 
 
-def answers(base: "Base", name: str | None) -> list[torch.Tensor]:
-    """What the base says to the fixed prompts under `name`: logits, or hidden states without a language head."""
-    tokenizer = base.tokenizer
-    rows = [tokenizer(text)["input_ids"] for text in PROBES] if tokenizer is not None else [list(range(4, 12))]
+def _stored(module: Any, weight: torch.Tensor, repack: bool) -> torch.Tensor:
+    if not repack or not isinstance(module, QuantLinear):
+        return weight
+    packed = QuantLinear.pack(weight, module.scheme)
+    return torch.full_like(weight, math.nan) if packed is None else packed.weight
+
+
+def answers(base: "Base", name: str | None, rows: Sequence[Sequence[int]]) -> list[torch.Tensor]:
+    """What the base says to these ids under `name`: logits, or hidden states without a language head."""
+    return ask(base, rows, lambda ids, **extra: base(ids, adapters=[name], **extra)[0])
+
+
+@torch.no_grad()
+def ask(base: "Base", rows: Sequence[Sequence[int]], answer: Answer) -> list[torch.Tensor]:
+    """The answers to these rows, in fp32, with what a model of this family must be given besides."""
     found = []
-    with torch.no_grad(), evaluating(base):
+    with evaluating(base):
         for ids in (torch.tensor([row], device=base.device) for row in rows):
-            extra = {"decoder_input_ids": ids[:, :4]} if base.family == "seq2seq" else {}
-            found.append(base(ids, adapters=[name], **extra)[0].float())
+            extra = {"decoder_input_ids": ids} if base.family == "seq2seq" else {}
+            found.append(answer(ids, **extra).float())
     return found
+
+
+def perplexity(base: "Base", rows: Sequence[Sequence[int]], logits: Sequence[torch.Tensor]) -> float | None:
+    """exp of the mean NLL of every token but the rows' first; None where the logits do not predict a next token."""
+    if base.family not in ("causal", "seq2seq") or any(one.ndim != 3 for one in logits):
+        return None
+    nll, count = 0.0, 0
+    for row, one in zip(rows, logits, strict=True):
+        nll += float(F.cross_entropy(one[0, :-1], torch.tensor(row[1:], device=one.device), reduction="sum"))
+        count += len(row) - 1
+    return math.exp(min(nll / count, 700))  # beyond that a float has no room
 
 
 def drift(
     before: Sequence[torch.Tensor], adapted: Sequence[torch.Tensor], merged: Sequence[torch.Tensor]
-) -> dict[str, float]:
-    """{"max", "mean"} absolute difference of merged and adapted logits; "effect": mean change that the adapter makes;
-    "size": mean absolute logit."""
+) -> dict[str, float | None]:
+    """{"max", "mean"} absolute difference of merged and adapted logits; "effect": mean change that the adapter makes,
+    None where it brings a task head, which answers otherwise than the bare base; "size": mean absolute logit."""
     apart = torch.cat([(m - a).abs().flatten() for m, a in zip(merged, adapted, strict=True)])
-    effect = torch.cat([(a - b).abs().flatten() for a, b in zip(adapted, before, strict=True)])
+    effect = [(a - b).abs().flatten() for a, b in zip(adapted, before, strict=True) if a.shape == b.shape]
     size = torch.cat([a.abs().flatten() for a in adapted])
     return {
         "max": float(apart.max()),
         "mean": float(apart.mean()),
-        "effect": float(effect.mean()),
+        "effect": float(torch.cat(effect).mean()) if effect else None,
         "size": float(size.mean()),
     }
 
 
-def judge(name: str, report: dict[str, Any], dtype: torch.dtype) -> None:
-    """Raise MergeError where the merged model is not the adapted one."""
-    remedy = "load the base with dtype='fp32', train longer, export to='peft', or accept it with lossy=True"
-    kept, logits = report["kept"], report["logits"]
-    if kept < KEPT:
-        worst = min(report["tensors"], key=lambda site: report["tensors"][site]["kept"])
-        raise MergeError(
-            f"only {kept:.0%} of what {name!r} changes survives the rounding to {str(dtype).removeprefix('torch.')} "
-            f"(worst: {worst}, {report['tensors'][worst]['kept']:.0%})",
-            f"at least {KEPT:.0%}",
-            remedy,
-        )
+def judge_survival(name: str, report: dict[str, Any], dtype: torch.dtype, packed: str = "") -> None:
+    """Raise MergeError where too little of the change is left. packed: what it was packed in again."""
+    if report["kept"] >= KEPT:
+        return
+    form = packed or str(dtype).removeprefix("torch.")
+    worst = min(report["tensors"], key=lambda site: report["tensors"][site]["kept"])
+    raise MergeError(
+        f"only {report['kept']:.0%} of what {name!r} changes survives the rounding to {form} "
+        f"(worst: {worst}, {report['tensors'][worst]['kept']:.0%})",
+        f"at least {KEPT:.0%}",
+        "merge into='dequantised' (--into), " + REMEDY if packed else "load the base with dtype='fp32', " + REMEDY,
+    )
+
+
+def judge_answers(name: str, logits: dict[str, Any], dtype: torch.dtype) -> None:
+    """Raise MergeError where the merged model answers otherwise than the adapted one. logits: as `drift` gives them."""
     floor = NOISE * torch.finfo(dtype).eps * logits["size"]
-    if logits["mean"] > max(DRIFT * logits["effect"], floor):
+    if not logits["mean"] <= max(DRIFT * logits["effect"], floor):  # so that a NaN is no answer either
         raise MergeError(
             f"merging {name!r} moves the logits of fixed prompts by {logits['mean']:.3g} on average, "
             f"where the adapter itself moves them by {logits['effect']:.3g}",
             f"at most {DRIFT:.0%} of that",
-            remedy,
+            REMEDY,
         )
-
-
-def _seats(adapter: Adapter) -> list[tuple[Site, list[Insert]]]:
-    """Sites whose weight changes, each with its inserts in order."""
-    grouped: dict[str, tuple[Site, list[Insert]]] = {}
-    for site, insert in adapter.inserts:
-        if site.kind not in ("module", "final"):
-            grouped.setdefault(site.name, (site, []))[1].append(insert)
-    return list(grouped.values())

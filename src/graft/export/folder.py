@@ -1,7 +1,8 @@
-"""A base as an ordinary Hugging Face folder: 16 or 32 bits, no hooks, nothing of Graft in it.
+"""A base as an ordinary Hugging Face folder: 16 or 32 bits, no hooks, nothing of Graft in it; or packed as it is.
 
-The model is written from a clone of its class that shares the tensors: packed layers come out dequantised, a head that
-left its tie is untied in the config, and the base itself stays untouched. transformers writes the files.
+The model is written from a clone of its class that shares the tensors: packed layers come out dequantised unless they
+shall stay packed, a head that left its tie is untied in the config, and the base itself stays untouched. transformers
+writes the files.
 """
 
 import contextlib
@@ -20,6 +21,8 @@ from torch import nn
 
 from graft.errors import MergeError, ModelError, SpaceError, UsageError
 from graft.load import quiet
+from graft.quant import QuantLinear
+from graft.quant.hf import GraftQuantConfig, packed_by
 
 if TYPE_CHECKING:
     from graft.base import Base
@@ -27,28 +30,46 @@ if TYPE_CHECKING:
 BIASES = ("attention_bias", "mlp_bias")  # settings of transformers' configs that give projections a bias
 
 
-def write_model(base: "Base", folder: Path, *, shard: str = "5GB") -> list[str]:
+def write_model(base: "Base", folder: Path, *, packed: bool = False, shard: str = "5GB") -> list[str]:
     """Write config, generation config, weights, tokenizer and chat template; returns the names of unpacked layers.
 
-    shard: largest size of one file, as transformers understands it. Raises ModelError where a tensor is not finite or
-    did not reach the file.
+    packed: leave packed layers as they are.  shard: largest size of one file, as transformers understands it. Raises
+    ModelError where a tensor is not finite or did not reach the file.
     """
-    clone, unpacked = plain(base.model)
-    bad = [name for name, tensor in clone.named_parameters() if not torch.isfinite(tensor).all()]
+    clone, unpacked = sound(base.model, packed=packed)
+    write_state(base, clone, clone.state_dict(), folder, shard=shard)
+    return unpacked
+
+
+def write_state(base: "Base", clone: Any, state: dict[str, torch.Tensor], folder: Path, *, shard: str = "5GB") -> None:
+    """Write the configs of `clone`, these tensors, tokenizer and chat template.
+
+    Raises ModelError where a tensor did not reach the file.
+    """
+    with quiet():
+        clone.save_pretrained(folder, state_dict=dict(state), max_shard_size=shard)
+        if base.tokenizer is not None:
+            base.tokenizer.save_pretrained(folder)
+    _written(state, folder)
+
+
+def sound(model: nn.Module, *, packed: bool = False) -> tuple[nn.Module, list[str]]:
+    """`plain`, with every number finite; raises ModelError otherwise."""
+    clone, unpacked = plain(model, packed=packed)
+    floats = ((name, tensor) for name, tensor in clone.named_parameters() if tensor.is_floating_point())
+    bad = [name for name, tensor in floats if not torch.isfinite(tensor).all()]
     if bad:
         raise ModelError(
             f"{bad[0]} holds NaN or infinity ({len(bad)} tensors do)", "finite weights", "merge a sound adapter"
         )
-    with quiet():
-        clone.save_pretrained(folder, max_shard_size=shard)
-        if base.tokenizer is not None:
-            base.tokenizer.save_pretrained(folder)
-    _written(clone, folder)
-    return unpacked
+    return clone, unpacked
 
 
-def plain(model: nn.Module) -> tuple[nn.Module, list[str]]:
-    """(clone in 16 or 32 bits that shares its tensors with `model`, names of the layers that were packed)."""
+def plain(model: nn.Module, *, packed: bool = False) -> tuple[nn.Module, list[str]]:
+    """(clone in 16 or 32 bits that shares its tensors with `model`, names of the layers that were packed).
+
+    packed: they stay so, and are not named.
+    """
     config = copy.deepcopy(model.config)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
@@ -56,15 +77,17 @@ def plain(model: nn.Module) -> tuple[nn.Module, list[str]]:
     if head is not None:
         config.tie_word_embeddings = head.weight.data_ptr() == table.weight.data_ptr()
     clone = _empty(model, config)
-    packed = {name: module for name, module in model.named_modules() if hasattr(module, "codes")}
-    inside = tuple(f"{name}." for name in packed)
+    layers = {name: module for name, module in model.named_modules() if hasattr(module, "codes")}
+    inside = tuple(f"{name}." for name in layers)
     state = {key: tensor for key, tensor in model.state_dict().items() if not key.startswith(inside)}
-    for name, module in packed.items():
-        state[f"{name}.weight"] = module.weight
+    for name, module in layers.items():
+        state[f"{name}.weight"] = module.codes if packed else module.weight
         if module.bias is not None:
             state[f"{name}.bias"] = module.bias
     if state.keys() - clone.state_dict().keys():
         clone = _with_biases(model, config, state)
+    if packed and layers:
+        _pack(clone, layers, state)
     for name, module in clone.named_modules():
         if type(module).__name__ == "Conv1D" and type(model.get_submodule(name)).__name__ != "Conv1D":
             state[f"{name}.weight"] = state[f"{name}.weight"].T  # packing turns it into (out, in)
@@ -72,7 +95,20 @@ def plain(model: nn.Module) -> tuple[nn.Module, list[str]]:
     clone.tie_weights()
     if clone.can_generate():
         clone.generation_config = _sound(copy.deepcopy(model.generation_config))
-    return clone.eval(), list(packed)
+    return clone.eval(), [] if packed else list(layers)
+
+
+def _pack(clone: Any, layers: dict[str, Any], state: dict[str, torch.Tensor]) -> None:
+    """Give the empty clone packed layers like these, whose tensors take the place of their weights in `state`."""
+    for name, layer in layers.items():
+        del state[f"{name}.weight"]
+        state |= {f"{name}.{part}": tensor for part, tensor in layer.packed().items()}
+        bias = clone.get_submodule(name).bias if f"{name}.bias" in state else None
+        twin = QuantLinear(layer.in_features, layer.out_features, layer.scheme, bias, layer.dtype, "meta")
+        twin.transposed = layer.transposed
+        clone.set_submodule(name, twin)
+    scheme = next(iter(layers.values())).scheme
+    packed_by(clone, GraftQuantConfig(scheme.name, scheme.block, scheme.double))
 
 
 def _empty(model: nn.Module, config: Any) -> nn.Module:
@@ -145,13 +181,13 @@ def _sound(config: Any) -> Any:
     return config
 
 
-def _written(clone: nn.Module, folder: Path) -> None:
+def _written(state: dict[str, torch.Tensor], folder: Path) -> None:
     """Read the files again: every tensor, or one that shares its storage, must be there with its values' count."""
     found = 0
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, "pt") as opened:
             found += sum(_size(opened.get_slice(key).get_shape()) for key in opened.keys())  # noqa: SIM118
-    shared = {t.untyped_storage().data_ptr(): t.numel() for t in clone.state_dict().values()}
+    shared = {t.untyped_storage().data_ptr(): t.numel() for t in state.values()}
     if found != sum(shared.values()):
         raise ModelError(
             f"{folder} holds {found:,} values of {sum(shared.values()):,}",

@@ -1,4 +1,4 @@
-"""bitsandbytes checkpoints, read: 4 bits (nf4, fp4, nested or not) and 8 bits, into the tensors of QuantLinear.
+"""bitsandbytes checkpoints: 4 bits (nf4, fp4, nested or not), read and written, and 8 bits, read, as QuantLinear.
 
     4 bits   W.weight (n/2, 1), W.weight.absmax, .quant_map, .nested_absmax, .nested_quant_map,
              W.weight.quant_state.bitsandbytes__nf4: JSON {shape, blocksize, nested_blocksize, nested_offset, ...}
@@ -7,23 +7,25 @@
 Blocks of the 4-bit form run over the flat weight. Where the block divides the row they never cross one, and the bytes
 are taken as they are. Otherwise the greatest common divisor of both becomes the block: every short block lies in one
 long one and has its absmax, so the values stay exactly the same. Rows with no divisor of at least 4 are refused.
+Written are blocks that divide the row, byte for byte as bitsandbytes stores them.
 Dettmers et al. 2023, arXiv 2305.14314; layout of bitsandbytes 0.50.
 """
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from graft.errors import ModelError
+from graft.errors import ModelError, UsageError
 from graft.kernels import Codebook, Nested, Packed
 from graft.kernels.reference import fp32_absmax
 from graft.quant.double import GROUP
 from graft.quant.dynamic import SIGNED
-from graft.quant.scheme import CODEBOOKS
+from graft.quant.linear import QuantLinear
+from graft.quant.scheme import CODEBOOKS, Scheme
 
 STATE = ".weight.quant_state.bitsandbytes__"
 SIDE = (
@@ -34,7 +36,47 @@ SIDE = (
     ".SCB",
     ".weight_format",
 )
+BLOCKS = (32, 64, 128, 256, 512, 1024, 2048, 4096)  # that bitsandbytes has
 SMALLEST_BLOCK = 4  # below it the absmax takes more room than a 16-bit weight
+
+
+def settings(scheme: Scheme, dtype: torch.dtype, skipped: Sequence[str]) -> dict[str, Any]:
+    """The quantization_config of a folder. skipped: linears that stay as they are."""
+    return {
+        "quant_method": "bitsandbytes",
+        "load_in_4bit": True,
+        "load_in_8bit": False,
+        "bnb_4bit_quant_type": scheme.name,
+        "bnb_4bit_use_double_quant": scheme.double,
+        "bnb_4bit_compute_dtype": _word(dtype),
+        "bnb_4bit_quant_storage": "uint8",
+        "llm_int8_skip_modules": list(skipped),
+    }
+
+
+def pack(name: str, layer: QuantLinear) -> dict[str, Tensor]:
+    """The tensors of a layer in nf4 or fp4. Raises UsageError where its blocks are not those of bitsandbytes."""
+    scheme, columns = layer.scheme, layer.in_features
+    if columns % scheme.block or scheme.block not in BLOCKS:
+        raise UsageError(
+            f"{name}: rows of {columns} weights in blocks of {scheme.block}, for bitsandbytes",
+            f"blocks of {BLOCKS[0]}, {BLOCKS[1]}, … {BLOCKS[-1]} weights that divide the row",
+            "export it with to='hf', into='packed' (--into) keeps it in 4 bits",
+        )
+    own = layer.packed()
+    facts = {"quant_type": scheme.name, "blocksize": scheme.block, "dtype": _word(layer.dtype)}
+    facts["shape"] = [layer.out_features, columns]
+    tensors = {"weight": own["codes"].view(-1, 1), "weight.absmax": own["absmax"].flatten()}
+    tensors["weight.quant_map"] = scheme.codebook.levels(own["codes"].device).clone()
+    if scheme.double:
+        tensors["weight.nested_absmax"] = own["nested_absmax"]
+        tensors["weight.nested_quant_map"] = SIGNED.levels(own["codes"].device).clone()
+        facts |= {"nested_blocksize": GROUP, "nested_dtype": "float32", "nested_offset": own["nested_offset"].item()}
+    return tensors | {STATE[1:] + scheme.name: torch.tensor(list(json.dumps(facts).encode()), dtype=torch.uint8)}
+
+
+def _word(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def convert(state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

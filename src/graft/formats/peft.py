@@ -19,7 +19,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from graft.errors import AdapterError
-from graft.formats import adapters
+from graft.formats import adapters, mlx
 from graft.insert import Insert
 from graft.method import Method, find, names
 from graft.site import Site
@@ -74,33 +74,17 @@ def write(
 def read(folder: Path, sites: Sequence[Site]) -> tuple[list[Method], dict[str, torch.Tensor], dict[str, Any]]:
     """(methods, tensors, base) of an adapter folder; `base` is empty for a file that is not ours.
 
-    sites: of the base, which tell its own heads from an adapter's. A folder of the `adapters` library is translated.
+    sites: of the base, which tell its own heads from an adapter's. A folder of the `adapters` library or of mlx-lm is
+    translated, and so is the GGUF file of a LoRA.
 
     The header is checked before a tensor is read: rank, dtype and finiteness are bounded, so that a hostile file
     cannot make us allocate what it does not contain.
     """
-    if not (folder / CONFIG).is_file():
-        near = sorted(str(p.parent) for p in folder.glob(f"*/{CONFIG}")) if folder.is_dir() else []
-        raise AdapterError(
-            f"{folder} holds no {CONFIG}", "an adapter folder", f"did you mean {near[0]}?" if near else "check the path"
-        )
-    foreign = not (folder / WEIGHTS).is_file() and (folder / adapters.WEIGHTS).is_file()
-    weights = folder / (adapters.WEIGHTS if foreign else WEIGHTS)
-    if not weights.is_file():
-        raise AdapterError(
-            f"{folder} holds no {WEIGHTS}",
-            "safetensors: pickle files (.bin, .pt) can run code and are not read",
-            "convert a legacy file with `graft convert`, or save it again with safe_serialization=True "
-            "(use_safetensors=True in the `adapters` library)",
-        )
     try:
-        config = json.loads((folder / CONFIG).read_text())
-        with safe_open(weights, "pt") as file:
-            extra = json.loads((file.metadata() or {}).get("graft", "{}"))
-            tensors = {key: file.get_tensor(key) for key in list(file.keys())}
-        if foreign:
-            adapters.warn_of_head(folder)
-            config, tensors = adapters.translated(config, tensors, sites)
+        config, tensors, extra = _files(folder, sites)
+        owner = _owner(config)
+        if owner is not None:
+            config, tensors = owner.from_peft(config, tensors)
         methods = _methods(config, extra.get("methods", []), tensors, sites)
     except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise AdapterError(
@@ -112,6 +96,38 @@ def read(folder: Path, sites: Sequence[Site]) -> tuple[list[Method], dict[str, t
             f"{bad[0]} in {folder} holds NaN or Inf", "finite tensors", "use another checkpoint of this adapter"
         )
     return methods, tensors, extra.get("base", {})
+
+
+def _files(folder: Path, sites: Sequence[Site]) -> tuple[dict[str, Any], dict[str, torch.Tensor], dict[str, Any]]:
+    """(config, tensors, what only we wrote), in PEFT's layout or ours."""
+    if folder.suffix == ".gguf" and folder.is_file():
+        from graft.formats import gguf_file  # late: it needs transformers
+
+        return *gguf_file.lora(folder, sites[0].root.config), {}
+    if not (folder / CONFIG).is_file():
+        near = sorted(str(p.parent) for p in folder.glob(f"*/{CONFIG}")) if folder.is_dir() else []
+        raise AdapterError(
+            f"{folder} holds no {CONFIG}", "an adapter folder", f"did you mean {near[0]}?" if near else "check the path"
+        )
+    others = (other for other in (adapters, mlx) if (folder / other.WEIGHTS).is_file())
+    foreign = None if (folder / WEIGHTS).is_file() else next(others, None)
+    weights = folder / (foreign.WEIGHTS if foreign else WEIGHTS)
+    if not weights.is_file():
+        raise AdapterError(
+            f"{folder} holds no {WEIGHTS}",
+            "safetensors: pickle files (.bin, .pt) can run code and are not read",
+            "convert a legacy file with `graft convert`, or save it again with safe_serialization=True "
+            "(use_safetensors=True in the `adapters` library)",
+        )
+    config = json.loads((folder / CONFIG).read_text())
+    with safe_open(weights, "pt") as file:
+        extra = json.loads((file.metadata() or {}).get("graft", "{}"))
+        tensors = {key: file.get_tensor(key) for key in list(file.keys())}
+    if foreign is adapters:
+        adapters.warn_of_head(folder)
+    if foreign is not None:
+        config, tensors = foreign.translated(config, tensors, sites)
+    return config, tensors, extra
 
 
 def without_base_copies(
@@ -204,13 +220,12 @@ def _methods(
 
 def _method(config: dict[str, Any], own: dict[str, Any]) -> Method:
     """The method that a config describes; refuses what would change the result and is not known here."""
-    kind = config.get("peft_type")
     own.pop("name", None)
-    cls = next((c for c in map(find, names()) if c.peft_type == kind), None)
+    cls = _owner(config)
     if cls is None:
         known = sorted({find(n).peft_type for n in names()})
         raise AdapterError(
-            f"peft_type {kind!r} is not known here",
+            f"peft_type {config.get('peft_type')!r} is not known here",
             f"one of {', '.join(known)}",
             "train it again with one of these methods",
         )
@@ -232,6 +247,14 @@ def _method(config: dict[str, Any], own: dict[str, Any]) -> Method:
             f"r={rank!r}", f"a rank from {lowest} to {MAX_RANK}", "this file is damaged or hostile: do not use it"
         )
     return cls.from_file(settings)
+
+
+def _owner(config: dict[str, Any]) -> type[Method] | None:
+    """The method whose marks a config bears, or else whose type it names."""
+    known = [find(name) for name in names()]
+    marked = [c for c in known if c.peft_marks and all(config.get(k) == v for k, v in c.peft_marks.items())]
+    named = [c for c in known if c.peft_type == config.get("peft_type")]
+    return next(iter(marked + named), None)
 
 
 def _frozen(value: Any) -> Any:

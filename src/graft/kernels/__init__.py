@@ -9,6 +9,8 @@
     linear            x Ŵᵀ + b on packed Ŵ
     linear_backward   dy Ŵ
     pack, unpack      nibbles <-> bytes
+    quantise_groups   (out, in) -> packed codes, scale, minimum
+    dequantise_groups, linear_groups, linear_backward_groups, pack_bits, unpack_bits: the same for Grouped
 
 A backend that has no kernel for an operation leaves it to the reference.
 """
@@ -17,14 +19,15 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from graft.kernels import reference
-from graft.kernels.packed import Codebook, Nested, Packed
+from graft.kernels import groups, reference
+from graft.kernels.packed import Codebook, Grouped, Nested, Packed
 
-__all__ = ["Codebook", "Nested", "Packed", "find", "only_reference", "register"]
+__all__ = ["REFERENCE", "Codebook", "Grouped", "Nested", "Packed", "find", "only_reference", "register"]
 
 Kernel = Callable[..., Any]
 
-_kernels: dict[str, dict[str, Kernel]] = {name: {"reference": getattr(reference, name)} for name in reference.__all__}
+REFERENCE: dict[str, Kernel] = {name: getattr(part, name) for part in (reference, groups) for name in part.__all__}
+_kernels: dict[str, dict[str, Kernel]] = {name: {"reference": kernel} for name, kernel in REFERENCE.items()}
 _forced: list[str] = []
 
 

@@ -2,6 +2,7 @@
 
 value = levels[code] · absmax[block]          4 bits, 16 levels in [−1, 1]
 value = code · absmax[row] / 127              8 bits, no codebook
+value = scale[group] · code + minimum[group]  2, 3, 4 or 8 bits
 """
 
 from dataclasses import dataclass
@@ -94,3 +95,18 @@ class Packed(NamedTuple):
     block: int
     columns: int
     nested: Nested | None = None
+
+
+class Grouped(NamedTuple):
+    """A weight (out, in) as whole numbers below 2ᵇ, with a scale and a minimum per group of a row.
+
+    codes: (out, bytes) uint8: a row is a stream of bits, the first column in the highest; see `groups.row_bytes`.
+    scale, minimum: (out, ⌈in/block⌉), in half precision as stored; the last group of a row may be short.
+    """
+
+    codes: Tensor
+    scale: Tensor
+    minimum: Tensor
+    bits: int
+    block: int
+    columns: int

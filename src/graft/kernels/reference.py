@@ -54,8 +54,8 @@ class _Workspace:
         return self.codes[:rows]
 
 
-def _chunks(rows: int, columns: int, device: torch.device) -> tuple[int, list[tuple[int, int]]]:
-    """Rows of a workspace, and (start, stop) of the rows that are done in it one after the other."""
+def row_chunks(rows: int, columns: int, device: torch.device) -> tuple[int, list[tuple[int, int]]]:
+    """How many rows fit a workspace, and (start, stop) of the rows that are done in it one after the other."""
     size = CHUNK if device.type == "cpu" else CHUNK_GPU
     step = max(1, min(rows, size // max(columns, 1)))
     return step, [(start, min(start + step, rows)) for start in range(0, rows, step)]
@@ -78,7 +78,7 @@ def quantise_blocks(x: Tensor, codebook: Codebook, block: int) -> tuple[Tensor, 
     blocks = -(-n // block)
     codes = torch.empty(rows, n, dtype=torch.uint8, device=x.device)
     absmax = torch.empty(rows, blocks, dtype=torch.float32, device=x.device)
-    step, chunks = _chunks(rows, blocks * block, x.device)
+    step, chunks = row_chunks(rows, blocks * block, x.device)
     scratch = _Workspace(step, blocks * block, x.device)
     for start, stop in chunks:
         _scale(x[start:stop], absmax[start:stop], scratch)
@@ -102,7 +102,7 @@ def dequantise_blocks(codes: Tensor, absmax: Tensor, codebook: Codebook, out: Te
     """levels[code] · absmax for codes (rows, n) and absmax (rows, blocks) of equal blocks, into out (rows, n)."""
     rows, n = codes.shape
     levels = codebook.levels(codes.device)
-    step, chunks = _chunks(rows, n, codes.device)
+    step, chunks = row_chunks(rows, n, codes.device)
     values = torch.empty(step, n, dtype=torch.float32, device=codes.device)
     index = torch.empty(step, n, dtype=torch.int32, device=codes.device)
     for start, stop in chunks:
@@ -130,7 +130,7 @@ def quantise_4bit(weight: Tensor, codebook: Codebook, block: int) -> tuple[Tenso
     blocks = -(-n // block)
     codes = torch.empty(rows, -(-n // 2), dtype=torch.uint8, device=weight.device)
     absmax = torch.empty(rows, blocks, dtype=torch.float32, device=weight.device)
-    step, chunks = _chunks(rows, blocks * block, weight.device)
+    step, chunks = row_chunks(rows, blocks * block, weight.device)
     scratch = _Workspace(step, blocks * block, weight.device)
     for start, stop in chunks:
         _scale(weight[start:stop], absmax[start:stop], scratch)
@@ -142,7 +142,7 @@ def quantise_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
     """(out, in) -> codes (out, in) int8 in ±127 and absmax (out, 1) fp32: code = round(w · 127 / absmax)."""
     codes = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
     absmax = torch.empty(weight.shape[0], 1, dtype=torch.float32, device=weight.device)
-    step, chunks = _chunks(*weight.shape, weight.device)
+    step, chunks = row_chunks(*weight.shape, weight.device)
     scratch = torch.empty(step, weight.shape[1], dtype=torch.float32, device=weight.device)
     for start, stop in chunks:
         values = scratch[: stop - start].copy_(weight[start:stop])
@@ -158,7 +158,7 @@ def dequantise(weight: Packed, dtype: torch.dtype) -> Tensor:
     absmax = fp32_absmax(weight)
     out = torch.empty(rows, weight.columns, dtype=dtype, device=weight.codes.device)
     per_code = 1 if weight.codebook is None else 2
-    step, chunks = _chunks(rows, width * per_code, out.device)
+    step, chunks = row_chunks(rows, width * per_code, out.device)
     values = torch.empty(step, width * per_code, dtype=torch.float32, device=out.device)
     index = torch.empty(step, width, dtype=torch.int32, device=out.device)
     for start, stop in chunks:

@@ -45,16 +45,16 @@ class GraftQuantConfig(QuantizationConfigMixin):
     def __init__(
         self,
         scheme: str = "nf4",
-        block: int = 64,
+        block: int = 0,
         double: bool = True,
         skip: list[str] | None = None,
         modules: dict[str, dict[str, Any]] | None = None,
         **_: Any,  # what later versions may add
     ) -> None:
         self.quant_method = METHOD
-        self.scheme, self.block, self.double = scheme, block, double
+        usual = Scheme(scheme, block, double)
+        self.scheme, self.block, self.double = usual.name, usual.block, usual.double
         self.skip, self.modules = skip or [], modules
-        self.kind()
 
     def kind(self, module: str = "") -> Scheme:
         """The Scheme of all layers, or of one that has its own."""
@@ -180,7 +180,11 @@ class GraftQuantizer(HfQuantizer):
 
 def quantise_pretrained(model: nn.Module, config: GraftQuantConfig) -> nn.Module:
     """Quantise a transformers model in memory, so that its `save_pretrained` writes a quantised folder."""
-    quantise_model(model, config.kind())
+    return packed_by(quantise_model(model, config.kind()), config)
+
+
+def packed_by(model: nn.Module, config: GraftQuantConfig) -> nn.Module:
+    """Let a transformers model whose layers were packed in memory know it."""
     model.hf_quantizer = GraftQuantizer(config, pre_quantized=False)
     model.config.quantization_config = config
     model.is_quantized, model.quantization_method = True, METHOD

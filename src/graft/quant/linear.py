@@ -1,6 +1,6 @@
-"""QuantLinear: a frozen linear layer whose weight is packed in 4 or 8 bits.
+"""QuantLinear: a frozen linear layer whose weight is packed in 2 to 8 bits.
 
-    y = x Ŵᵀ + b        dx = dy Ŵ        Ŵ = dequantise(codes, absmax), in x's dtype
+    y = x Ŵᵀ + b        dx = dy Ŵ        Ŵ = dequantise(codes, constants), in x's dtype
 
 Forward keeps neither x nor Ŵ for backward; backward dequantises again, and there is no dW. The tensors are plain frozen
 parameters laid out by rows, so they shard, save and move like any others, and an insert never sees a difference.
@@ -14,24 +14,31 @@ import torch
 from torch import Tensor, nn
 
 from graft import kernels
-from graft.kernels import Nested, Packed
+from graft.kernels import Grouped, Nested, Packed
 from graft.quant.dynamic import SIGNED
-from graft.quant.scheme import CODEBOOKS, Scheme
+from graft.quant.scheme import CODEBOOKS, GROUPED, Scheme
 
-PACKED = ("codes", "absmax", "nested_absmax", "nested_offset")
+Quantise = Callable[[Tensor], dict[str, Tensor] | None]
+PACKED = ("codes", "absmax", "nested_absmax", "nested_offset", "scale", "minimum")
 
 
-def _packed(tensors: list[Tensor], scheme: str, block: int, columns: int) -> Packed:
+def _packed(tensors: list[Tensor], scheme: str, block: int, columns: int) -> Packed | Grouped:
+    if scheme in GROUPED:
+        return Grouped(tensors[0], tensors[1], tensors[2], GROUPED[scheme], block, columns)
     nested = Nested(tensors[2], tensors[3], SIGNED) if len(tensors) == 4 else None
     return Packed(tensors[0], tensors[1], CODEBOOKS[scheme], block, columns, nested)
 
 
+def _kernel(operation: str, scheme: str, device_type: str) -> kernels.Kernel:
+    return kernels.find(operation + "_groups" if scheme in GROUPED else operation, device_type)
+
+
 def _forward(x: Tensor, weight: list[Tensor], bias: Tensor | None, scheme: str, block: int) -> Tensor:
-    return kernels.find("linear", x.device.type)(x, _packed(weight, scheme, block, x.shape[-1]), bias)
+    return _kernel("linear", scheme, x.device.type)(x, _packed(weight, scheme, block, x.shape[-1]), bias)
 
 
 def _backward(dy: Tensor, weight: list[Tensor], scheme: str, block: int, columns: int) -> Tensor:
-    return kernels.find("linear_backward", dy.device.type)(dy, _packed(weight, scheme, block, columns))
+    return _kernel("linear_backward", scheme, dy.device.type)(dy, _packed(weight, scheme, block, columns))
 
 
 # For torch.compile each product is one opaque operation: if dequantising were visible, the compiler would find it in
@@ -83,9 +90,11 @@ class QuantLinear(nn.Module):
         self.register_parameter("bias", bias)
 
     @classmethod
-    def pack(cls, weight: Tensor, scheme: Scheme, bias: nn.Parameter | None = None) -> Self | None:
-        """Quantise weight (out, in); None where it holds a NaN or an infinity."""
-        tensors = scheme.quantise(weight)
+    def pack(
+        cls, weight: Tensor, scheme: Scheme, bias: nn.Parameter | None = None, quantise: Quantise | None = None
+    ) -> Self | None:
+        """Quantise weight (out, in), by `quantise` or as the scheme does; None where it holds a NaN or an infinity."""
+        tensors = (quantise or scheme.quantise)(weight)
         if tensors is None:
             return None
         layer = cls(weight.shape[1], weight.shape[0], scheme, bias, weight.dtype, device="meta")
@@ -105,7 +114,7 @@ class QuantLinear(nn.Module):
     def weight(self) -> Tensor:
         """The values the codes stand for, (out, in), computed anew in `dtype` at every call."""
         packed = _packed(list(self.packed().values()), self.scheme.name, self.scheme.block, self.in_features)
-        return kernels.find("dequantise", self.codes.device.type)(packed, self.dtype)
+        return _kernel("dequantise", self.scheme.name, self.codes.device.type)(packed, self.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.product(x, None if self.bias is None else self.bias.to(x.dtype))
@@ -119,7 +128,7 @@ class QuantLinear(nn.Module):
         return f"{self.in_features}, {self.out_features}, {self.scheme.name}, block={self.scheme.block}, bias={bias}"
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Devices reach the packed tensors, dtypes do not: `.to(bf16)` would ruin absmax."""
+        """Devices reach the packed tensors, dtypes do not: `.to(bf16)` would ruin the constants."""
         held = {id(tensor) for tensor in self.packed().values()}
         self.dtype = fn(torch.empty(0, dtype=self.dtype, device=self.codes.device)).dtype
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from graft.errors import ModelError, UsageError
-from graft.quant.linear import QuantLinear
+from graft.quant.linear import Quantise, QuantLinear
 from graft.quant.scheme import Scheme
 
 
@@ -39,16 +39,35 @@ def packable(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     tied = getattr(model, "all_tied_weights_keys", None) or {}
     tied_stems = {key.rpartition(".")[0] for pair in tied.items() for key in pair}
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    lists = {name for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
+    lists = _lists(model)
     for name, module in model.named_modules():
-        parts = name.split(".")
-        in_block = any(".".join(parts[:depth]) in lists for depth in range(1, len(parts)))
         linear = is_linear(module) or isinstance(module, QuantLinear)
-        if linear and in_block and module is not head and name not in tied_stems and not fp32 & set(parts):
+        in_block = _block(name, lists) is not None
+        if linear and in_block and module is not head and name not in tied_stems and not fp32 & set(name.split(".")):
             yield name, module
 
 
-def quantise_model(model: nn.Module, scheme: str | Scheme, *, block: int = 64, double: bool = True) -> nn.Module:
+def blocks(model: nn.Module) -> dict[str, list[tuple[str, nn.Module]]]:
+    """Path of every block -> its linears that can be packed and are not yet."""
+    lists = _lists(model)
+    found: dict[str, list[tuple[str, nn.Module]]] = {}
+    for name, module in packable(model):
+        if not isinstance(module, QuantLinear):
+            found.setdefault(str(_block(name, lists)), []).append((name, module))
+    return found
+
+
+def _lists(model: nn.Module) -> set[str]:
+    return {name for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
+
+
+def _block(name: str, lists: set[str]) -> str | None:
+    """The entry of the outermost list that a module lies in."""
+    parts = name.split(".")
+    return next((".".join(parts[: d + 1]) for d in range(1, len(parts)) if ".".join(parts[:d]) in lists), None)
+
+
+def quantise_model(model: nn.Module, scheme: str | Scheme, *, block: int = 0, double: bool = True) -> nn.Module:
     """Pack the linears of the blocks in place, one after the other; returns the model.
 
     Raises ModelError, naming the tensor, where a weight holds a NaN or an infinity.
@@ -67,10 +86,16 @@ def quantise_model(model: nn.Module, scheme: str | Scheme, *, block: int = 64, d
     return model
 
 
-def replace(model: nn.Module, name: str, module: nn.Module, scheme: Scheme, weight: torch.Tensor | None = None) -> bool:
-    """Put a packed layer in the place of `module`; weight: its values, as it stores them. False where not finite."""
+def replace(
+    model: nn.Module, name: str, module: nn.Module, scheme: Scheme,
+    weight: torch.Tensor | None = None, quantise: Quantise | None = None,
+) -> bool:  # fmt: skip
+    """Put a packed layer in the place of `module`; False where its values are not finite.
+
+    weight: its values, as it stores them.  quantise: chooses the codes, where not the scheme does.
+    """
     with torch.no_grad():
-        layer = QuantLinear.pack(matrix(module, weight).detach(), scheme, module.bias)
+        layer = QuantLinear.pack(matrix(module, weight).detach(), scheme, module.bias, quantise)
     if layer is not None:
         layer.transposed = is_conv1d(module)
         model.set_submodule(name, layer.train(module.training).requires_grad_(False))

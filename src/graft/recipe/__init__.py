@@ -98,6 +98,8 @@ def _contradictions(recipe: Recipe) -> dict[str, str]:
         found["objective"] = f"= {recipe.objective} belongs to stage: pretrain, and the stage is {recipe.stage}"
     if recipe.fresh and recipe.quant != "none":
         found["quant"] = f"= {recipe.quant} stores pretrained weights; a fresh model is trained whole, with quant: none"
+    if recipe.group_size and recipe.quant in ("none", "int8"):
+        found["group_size"] = f"= {recipe.group_size} has no effect with quant = {recipe.quant}; choose int4"
     if recipe.fresh and [method["name"] for method in recipe.methods] != ["full"]:
         found["method"] = "must be full for a fresh model: beside random weights nothing can be learnt"
     if train.batch_size % train.micro_batch_size:

@@ -16,6 +16,10 @@ PRESETS: dict[str, tuple[Settings, Settings]] = {
         {"name": "lora", "target_modules": "all-linear"},
         {"quant": "nf4", "train.optimizer": "paged_adamw_8bit"},
     ),
+    "qalora": (
+        {"name": "qa_lora", "target_modules": "all-linear"},
+        {"quant": "int4", "train.optimizer": "paged_adamw_8bit"},
+    ),
 }
 # What the annotations of a method's fields may be written with.
 _TYPES = {kind.__name__: Annotated[kind, Strict()] for kind in (int, float, bool, str)} | {

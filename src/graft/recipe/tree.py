@@ -22,6 +22,7 @@ Betas = Annotated[list[Share], Field(min_length=2, max_length=2)]
 Methods = dict[str, Any] | list[dict[str, Any]]
 Schedule = Literal["linear", "cosine", "constant"]
 BadRows = Literal["strict", "skip"]
+Quant = Literal["none", "nf4", "fp4", "int8", "int4", "int3", "int2", "int8g"]
 Optimizer = Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"]
 
 
@@ -101,11 +102,12 @@ class Evaluate(Section):
 
 class Recipe(Section):
     model: ModelSource = "seedling"  # folder, hub id, seedling, or {config: ..., tokenizer: ...} for a fresh model
-    quant: Literal["none", "nf4", "fp4", "int8"] = "none"  # how the frozen base is stored: none, nf4, fp4, int8
+    quant: Quant = "none"  # how the frozen base is stored: none, nf4, fp4, int8; in groups: int4, int3, int2, int8g
+    group_size: Literal[0, 32, 64, 128] = 0  # weights that share a scale and a minimum; 0: 32 (nf4, fp4: a maximum, 64)
     dtype: Literal["bf16", "fp32"] = "bf16"  # number format of base and computation: bf16, fp32
     stage: Literal["pretrain", "sft", "classify"] = "sft"  # what a row is for: pretrain, sft, classify
     objective: Literal["causal", "masked", "span"] = "causal"  # of pretrain: causal, masked, span
-    method: Methods = {"name": "lora"}  # what is trained; `graft methods` lists them; qlora is a preset
+    method: Methods = {"name": "lora"}  # what is trained; `graft methods` lists them; presets: qlora, qalora
     adapter: Name | None = None  # a saved adapter to go on from, instead of a new one
     data: Data = Data()
     train: Train = Train()

@@ -1,0 +1,23 @@
+"""llama.cpp, through the wheel of `xllamacpp`: greedy answers of a GGUF file on one thread."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import xllamacpp
+
+
+class LlamaCpp:
+    """A file with room for so many tokens."""
+
+    def __init__(self, path: Path, context: int) -> None:
+        settings = xllamacpp.CommonParams()
+        settings.model.path, settings.n_ctx, settings.n_parallel = str(path), context, 1
+        settings.warmup, settings.n_gpu_layers, settings.verbosity = False, 0, -1
+        settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = 1
+        self.server = xllamacpp.Server(settings)
+
+    def __call__(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> list[str]:
+        """What it writes to each, a prompt given as token ids."""
+        how = {"n_predict": new_tokens, "temperature": 0, "top_k": 1, "cache_prompt": False}
+        found = [self.server.handle_completions({"prompt": list(ids), **how}) for ids in prompts]
+        return [answer["choices"][0]["text"] for answer in found]

@@ -1,0 +1,42 @@
+"""graft verify: make the certificate of a merged or exported folder again, and say what differs."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from graft.cli.say import after, show, show_json, table
+from graft.errors import UsageError
+
+CERTIFICATE = "certificate.json"  # named again here: graft.export imports torch
+
+
+def add_to(app: typer.Typer) -> None:
+    app.command("verify", help="Check a merged or exported folder against its certificate.")(verify)
+
+
+def verify(
+    folder: Annotated[Path, typer.Argument(help="A folder that graft merge or graft export wrote.")],
+    json: Annotated[bool, typer.Option("--json", help="The same facts for programs.")] = False,
+) -> None:
+    """Files and fingerprints must be equal; weights, logits and perplexity are measured again where base and adapters
+    are still where they were. Exit 1 where something differs."""
+    if not (folder / CERTIFICATE).is_file():
+        raise UsageError(
+            f"{folder} has no {CERTIFICATE}", "a folder that graft merge or graft export wrote", "check the path"
+        )
+    from graft.export.verify import DIFFERS
+    from graft.export.verify import verify as check  # torch costs seconds
+
+    checks = check(folder)
+    differs = any(one.state == DIFFERS for one in checks)
+    if json:
+        facts = [{"what": one.what, "state": one.state, "said": one.said} for one in checks]
+        show_json({"folder": str(folder), "same": not differs, "checks": facts})
+    else:
+        show(table(("what", "state", "found"), [(one.what, one.state, one.said) for one in checks]))
+    if differs:
+        after("write it again with graft merge or graft export; what differs is named above")
+        raise typer.Exit(1)
+    file = next(folder.glob("*.gguf"), folder)
+    after(f"graft chat MODEL --adapter {file}" if file.name.endswith("-lora.gguf") else f"graft chat {file}")

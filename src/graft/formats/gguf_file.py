@@ -1,0 +1,186 @@
+"""A GGUF file, opened: settings as a config, tensors under transformers' names, the tokenizer.
+
+Tensors are decoded when they are asked for, one at a time. Types that we do not write (K and IQ blocks) are decoded by
+the `gguf` package. Blocks that a packed base holds as they are can be had undecoded (`packed`):
+
+    Q4_1   d·q + m       scale d, minimum m                          int4
+    Q4_0   d·(q − 8)     scale d, minimum −8d, codes from 0 to 15    int4
+    Q8_0   d·q           scale d, minimum −128d, codes q + 128       int8g
+
+all exact in half precision. A file that we wrote holds its tokenizer.json; of any other, transformers rebuilds the
+tokenizer.
+"""
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+from transformers.models.auto.tokenization_auto import AutoTokenizer
+
+from graft.errors import AdapterError, ModelError
+from graft.formats import gguf_names as names
+from graft.formats.gguf import BLOCK, FORMS, NAMES, decode, unpack
+from graft.kernels.groups import pack_bits
+
+SUFFIX = ".gguf"
+SCHEMES = {"q4_0": "int4", "q4_1": "int4", "q8_0": "int8g"}  # names as in graft.quant
+PARTS = ("codes", "scale", "minimum")
+TOKENS = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
+
+
+@dataclass
+class Stored:
+    """One tensor in the file; `[...]` decodes it, as a slice of safetensors does.
+
+    part: one of PARTS of a packed layer instead, undecoded.
+    """
+
+    tensor: Any
+    arch: names.Architecture | None = None
+    config: Any = None
+    part: str = ""
+
+    @property
+    def form(self) -> str | None:
+        """Its type, one of FORMS; None for those that we do not write."""
+        return NAMES.get(int(self.tensor.tensor_type))
+
+    def get_dtype(self) -> str:
+        """As a slice of safetensors says it."""
+        return "U8" if self.part == "codes" else "F16" if self.part else "F32"
+
+    def __getitem__(self, key: Any) -> Tensor:
+        values = _undecoded(self._raw(), str(self.form), self.part) if self.part else self._decoded()
+        if self.arch is not None:
+            values = names.from_file(values, self.tensor.name, self.arch, self.config)
+        return values[key]
+
+    def _decoded(self) -> Tensor:
+        from gguf import dequantize  # late: an extra
+
+        if self.form is None:
+            return torch.from_numpy(dequantize(self.tensor.data, self.tensor.tensor_type))
+        return decode(self._raw(), self.form)
+
+    def _raw(self) -> Tensor:
+        return torch.from_numpy(self.tensor.data.copy()).view(torch.uint8)  # the file is mapped for reading only
+
+
+def _undecoded(raw: Tensor, form: str, part: str) -> Tensor:
+    """A packed layer's codes, scale or minimum, of blocks with or without a minimum of their own."""
+    codes, scale, minimum = unpack(raw, form)
+    middle = 0 if FORMS[form].minimum else 2 ** (FORMS[form].bits - 1)
+    if part == "codes":
+        return pack_bits((codes.short() + middle).to(torch.uint8).flatten(1), FORMS[form].bits)
+    return scale if part == "scale" else -middle * scale if minimum is None else minimum
+
+
+def read(path: Path) -> tuple[dict[str, Any], dict[str, Stored]]:
+    """Keys and tensors, as the file has them. Raises ModelError where it is damaged."""
+    if importlib.util.find_spec("gguf") is None:
+        raise ModelError(f"{path} without the package gguf", "it", "pip install 'graftlm[gguf]'")
+    from gguf import GGUFReader  # late: an extra
+
+    try:
+        reader = GGUFReader(path)
+        keys = {name: field.contents() for name, field in reader.fields.items()}
+        return keys, {tensor.name: Stored(tensor) for tensor in reader.tensors}
+    except Exception as error:  # the package checks little: a damaged file fails anywhere in it
+        raise ModelError(
+            f"{path} cannot be read: {error}", "a whole GGUF file", "download or write it again"
+        ) from error
+
+
+def config(path: Path) -> dict[str, Any]:
+    """Keywords of transformers' config."""
+    keys, tensors = read(path)
+    if keys.get("general.type") == "adapter":
+        raise ModelError(f"{path} is an adapter", "a model", "load the adapter's folder in PEFT's layout")
+    return names.config_from(keys, tensors)
+
+
+def state(path: Path, config: Any) -> dict[str, Stored]:
+    """Tensors under transformers' names. Raises ModelError for one that transformers' model has no place for."""
+    _, tensors = read(path)
+    arch, found = names.ARCHITECTURES[config.model_type], {}
+    for name, stored in tensors.items():
+        own = names.state_name(name, arch)
+        if own is not None:
+            found[own] = Stored(stored.tensor, arch, config)
+        elif name != names.ROPE_FACTORS:
+            raise ModelError(f"{path} has {name}", f"a {arch.name} model that transformers has", "load the original")
+    return found
+
+
+def packed(path: Path, config: Any) -> tuple[dict[str, Stored], dict[str, Any]] | None:
+    """`state` with the matrices of the blocks undecoded, and the keywords of `GraftQuantConfig` for them; None where
+    these are not all of types that one scheme holds."""
+    found = state(path, config)
+    inside = {
+        key.removesuffix(".weight"): one
+        for key, one in found.items()
+        if key.startswith("model.layers.") and len(one.tensor.shape) > 1
+    }
+    schemes = {SCHEMES.get(str(one.form)) for one in inside.values()}
+    scheme = schemes.pop() if len(schemes) == 1 else None
+    if scheme is None:
+        return None
+    for name, one in inside.items():
+        del found[f"{name}.weight"]
+        found |= {f"{name}.{part}": Stored(one.tensor, one.arch, one.config, part) for part in PARTS}
+    return found, {"scheme": scheme, "block": BLOCK, "modules": {name: {} for name in inside}}
+
+
+def lora(path: Path, config: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """A GGUF adapter as PEFT's config and tensors; config: of the base. Raises AdapterError where they do not fit."""
+    keys, stored = read(path)
+    arch = names.architecture(config)
+    if keys.get("general.type") != "adapter" or keys.get("adapter.type") != "lora":
+        raise AdapterError(f"{path} is not a LoRA", "a GGUF adapter", "load a model with graft.load")
+    if keys.get("general.architecture") != arch.name:
+        raise AdapterError(
+            f"{path} is for {keys.get('general.architecture')}", f"an adapter for {arch.name}", "load its own base"
+        )
+    found: dict[str, Tensor] = {}
+    ranks: dict[str, int] = {}
+    for name, one in stored.items():
+        of, _, part = name.rpartition(".lora_")
+        key, values, table = names.state_name(of, arch), one[...].float(), of == "token_embd.weight"
+        if key is None or part not in ("a", "b"):
+            raise AdapterError(f"{path} has {name}", f"A and B of matrices of {arch.name}", "convert it again")
+        module = key.removesuffix(".weight")
+        if part == "a":
+            values = values.T if table else values
+            ranks[module] = len(values)
+        else:
+            values = names.from_file(values, of, arch, config)
+        suffix = f"lora_embedding_{part.upper()}" if table else f"lora_{part.upper()}.weight"
+        found[f"base_model.model.{module}.{suffix}"] = values
+    usual = max(ranks.values(), key=list(ranks.values()).count, default=1)
+    return {
+        "peft_type": "LORA",
+        "r": usual,
+        "lora_alpha": keys["adapter.lora.alpha"],  # over the rank of each, as in PEFT
+        "target_modules": sorted(ranks),
+        "rank_pattern": {module: r for module, r in ranks.items() if r != usual},
+    }, found
+
+
+def tokenizer(path: Path) -> Any:
+    """The file's tokenizer, with its chat template; None for a file without one."""
+    keys, _ = read(path)
+    tokens = keys.get("tokenizer.ggml.tokens")
+    if not tokens:
+        return None
+    whole = keys.get("tokenizer.huggingface.json")
+    if whole is None:
+        return AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True)
+    ids = {name: keys.get(f"tokenizer.ggml.{key}_token_id") for name, key in TOKENS.items()}
+    special = {name: tokens[i] for name, i in ids.items() if i is not None}
+    template = keys.get("tokenizer.chat_template")
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(whole), chat_template=template, **special)

@@ -1,0 +1,141 @@
+"""QA-LoRA: a low-rank update that is constant within the groups of a packed base, and merges into their minima.
+
+    y = W̃x + b + s·B A drop(P(x))        P(x)_k = Σ_{i in group k} x_i; A (r, in/g), B (out, r), B = 0 at birth; s = α/r
+    ΔW[o, i] = s·(BA)[o, group(i)]       W̃[o, i] = scale·code + minimum, per row o and group of g inputs
+    merged:  minimum[o, k] + s·(BA)[o, k]         codes and scales stay: the sum is exact but for a minimum's rounding
+
+Xu et al. 2023 (2309.14717), the sum pooling of algorithm 1. Files hold the A of the sum and say so; those of PEFT and
+of the authors' code, which pool otherwise, are converted when they are read (`_pooling`). Dropout acts behind the
+pooling, in PEFT before it.
+Differs: A starts as LoRA's does (Kaiming, for Xavier); the base may be rounded to nearest (the paper's is GPTQ's); on
+a base in 16 bits, NF4 or wider groups than its own the update works as well, and merges as any other.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from graft.anatomy import sites as sites_of
+from graft.errors import SiteError
+from graft.insert import Insert, LowRankForm, Weights
+from graft.methods._pooling import as_sums
+from graft.methods._targets import Seats, Targeted, biases, check_bias, check_dropout, check_rank
+from graft.quant.scheme import GROUPED
+from graft.site import Site, shown
+
+if TYPE_CHECKING:
+    from graft.adapter import Adapter
+
+GROUP = 32  # the paper's, where the base has no groups
+
+
+@dataclass(frozen=True)
+class QALoRA(Targeted):
+    r: int = 64  # rank of the update
+    lora_alpha: float = 16  # numerator of the scale: alpha / r
+    lora_dropout: float = 0.0  # dropout on the pooled input
+    qalora_group_size: int | None = None  # inputs that share an update; none: the base's groups, 32 where it has none
+    bias: str = "none"  # biases of the base that are trained too: none, lora_only, all
+
+    peft_type: ClassVar = "GRAFT_QALORA"
+    peft_marks: ClassVar = {"peft_type": "LORA", "use_qalora": True}
+    idle_fields: ClassVar = frozenset({"use_qalora", "qalora_pool", "qalora_bits", "init_lora_weights"})
+
+    def __post_init__(self) -> None:
+        check_rank("r", self.r)
+        check_dropout("lora_dropout", self.lora_dropout)
+        check_bias(self.bias, "lora_only")
+        if self.qalora_group_size is not None:
+            check_rank("qalora_group_size", self.qalora_group_size)
+
+    def targets(self, sites: Sequence[Site]) -> list[Site]:
+        """The targets whose input is whole groups; "all-linear" leaves the others out, and `notice` says which."""
+        named = super().targets(sites)
+        fit = [site for site in named if site.in_features % self.group(site) == 0]
+        if not fit or (len(fit) < len(named) and self.target_modules != "all-linear"):
+            site = next(site for site in named if site not in fit)
+            raise SiteError(
+                f"the input of {site.name} has {site.in_features} features",
+                f"a multiple of the group of {self.group(site)}",
+                "set qalora_group_size (and the group_size of the base), or leave it out of target_modules",
+            )
+        return fit
+
+    def group(self, site: Site) -> int:
+        """Inputs of a group at one site."""
+        scheme = getattr(site.module, "scheme", None)
+        return self.qalora_group_size or (scheme.block if scheme and scheme.grouped else GROUP)
+
+    def assemble(self, sites: Sequence[Site]) -> Seats:
+        seats: Seats = [(site, self.build(site)) for site in self.targets(sites)]
+        return seats + biases(self.bias, sites, seats) + self.replacements(sites)
+
+    def build(self, site: Site) -> Insert:
+        return PooledLowRank(site, self.group(site), self)
+
+    def notice(self, adapter: "Adapter") -> str | None:
+        pooled = [site for site, insert in adapter.inserts if isinstance(insert, PooledLowRank)]
+        left = [s for s in super().targets(sites_of(pooled[0].root)) if s.in_features % self.group(s)]
+        packed = [(s, s.module.scheme) for s in pooled if hasattr(s.module, "codes")]
+        wide = [s for s, scheme in packed if not scheme.grouped or self.group(s) % scheme.block]
+        reasons = {
+            "left out, as the group does not divide their input": left,
+            "merging will make 16-bit, as not packed in such groups": wide,
+        }
+        return "; ".join(f"{why}: {shown(s.name for s in those)}" for why, those in reasons.items() if those) or None
+
+    def file_config(self, seats: Sequence[tuple[Site, Insert]]) -> dict[str, Any]:
+        """PEFT's names, with the pooling, and the group and the bits as they came to be."""
+        pooled = [(site, insert) for site, insert in seats if isinstance(insert, PooledLowRank)]
+        groups = {insert.group for _, insert in pooled}
+        bits = {GROUPED.get(site.module.scheme.name) for site, _ in pooled if hasattr(site.module, "codes")}
+        facts = {"qalora_group_size": groups, "qalora_bits": bits}
+        known = {key: found.pop() if len(found) == 1 else None for key, found in facts.items()}
+        return super().file_config(seats) | {"qalora_pool": "sum"} | known
+
+    @classmethod
+    def from_peft(
+        cls, config: dict[str, Any], tensors: dict[str, torch.Tensor]
+    ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+        """A file of ours or of PEFT, with the A of the sum."""
+        pool = "sum" if config["peft_type"] == cls.peft_type else "mean_x_groups"
+        return as_sums(config | {"peft_type": cls.peft_type}, tensors, config.get("qalora_pool") or pool)
+
+
+class PooledLowRank(Insert):
+    """s·B A drop(P(x)) beside one projection."""
+
+    names: ClassVar = {"A": "lora_A.weight", "B": "lora_B.weight"}
+
+    def __init__(self, site: Site, group: int, config: QALoRA) -> None:
+        super().__init__()
+        self.group, self.scale = group, config.lora_alpha / config.r
+        self.dropout = nn.Dropout(config.lora_dropout)
+        self.A = nn.Parameter(torch.empty(config.r, site.in_features // group))
+        self.B = nn.Parameter(torch.zeros(site.out_features, config.r))
+        nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        wide = torch.promote_types(x.dtype, torch.float32)  # a sum of outliers leaves the range of fp16
+        pooled = x.unflatten(-1, (-1, self.group)).sum(-1, dtype=wide)
+        narrow = self.scale * F.linear(self.dropout(pooled), self.A.to(wide))
+        return y + F.linear(narrow.to(x.dtype), self.B.to(x.dtype)).to(y.dtype)
+
+    def merge(self, weight: torch.Tensor, bias: torch.Tensor | None) -> Weights:
+        return weight + self._update(weight.dtype).repeat_interleave(self.group, dim=1), bias
+
+    def merge_groups(self, minimum: torch.Tensor, bias: torch.Tensor | None, block: int) -> Weights | None:
+        if self.group % block:
+            return None
+        return minimum + self._update(minimum.dtype).repeat_interleave(self.group // block, dim=1), bias
+
+    def low_rank(self) -> LowRankForm:
+        return self.A.repeat_interleave(self.group, dim=1), self.B, self.scale
+
+    def _update(self, dtype: torch.dtype) -> torch.Tensor:
+        return self.scale * (self.B.detach().to(dtype) @ self.A.detach().to(dtype))

@@ -1,0 +1,86 @@
+"""llama.cpp itself, through the wheel of `xllamacpp`, as the oracle of GGUF files."""
+
+import json
+import os
+import subprocess
+import sys
+import urllib.request
+
+import pytest
+import torch
+
+xllamacpp = pytest.importorskip("xllamacpp")
+
+
+class LlamaCpp:
+    """A server in this process, on one thread, with keys and values in fp32 and plain attention: no rounding but that
+    of the file's own types."""
+
+    def __init__(self, path, lora=None, context=256):
+        settings = xllamacpp.CommonParams()
+        settings.model.path, settings.n_ctx, settings.n_parallel = str(path), context, 1
+        settings.warmup, settings.use_jinja, settings.n_gpu_layers, settings.verbosity = False, True, 0, -1
+        settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = 1
+        settings.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        settings.cache_type_k = settings.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+        if lora is not None:
+            adapter = xllamacpp.CommonAdapterLoraInfo()
+            adapter.path, adapter.scale = str(lora), 1.0
+            settings.lora_adapters = [adapter]
+        self.server = xllamacpp.Server(settings)
+
+    def complete(self, prompt, new, top=1):
+        """(text, why it stopped, ids of the new tokens, [{id: logprob}]) of the greedy continuation.
+
+        A token that ends within a character is left out of the ids: ask for one token where the text is not words.
+        """
+        wanted = {"n_predict": new, "temperature": 0, "top_k": 1, "n_probs": top, "cache_prompt": False}
+        choice = self.server.handle_completions({"prompt": prompt, **wanted})["choices"][0]
+        steps = choice["logprobs"]["content"]
+        likely = [{one["id"]: one["logprob"] for one in step["top_logprobs"]} for step in steps]
+        return choice["text"], choice["finish_reason"], [step["id"] for step in steps], likely
+
+    def tokenize(self, text):
+        return self._post("/tokenize", {"content": text, "add_special": True})["tokens"]
+
+    def render(self, messages):
+        return self._post("/apply-template", {"messages": messages})["prompt"]
+
+    def _post(self, path, body):
+        request = urllib.request.Request(
+            self.server.listening_address + path, json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request) as answer:
+            return json.load(answer)
+
+
+def opens(path):
+    """Whether llama.cpp opens the file; asked in a process of its own, for it may abort."""
+    environment = {**os.environ, "GGML_NO_BACKTRACE": "1"}
+    return subprocess.run([sys.executable, "-c", OPEN, str(path)], env=environment, timeout=60).returncode == 0
+
+
+OPEN = """
+import os, sys, xllamacpp
+settings, status = xllamacpp.CommonParams(), 1
+settings.model.path, settings.n_ctx, settings.warmup, settings.verbosity = sys.argv[1], 64, False, -1
+try:
+    server = xllamacpp.Server(settings)
+    status = 0
+finally:
+    os._exit(status)  # its threads would keep the process alive
+"""
+
+
+def compare(llama, model, prompt, new, top=5):
+    """(largest difference of log-probabilities, how much less likely its tokens are to us than our best) per token.
+
+    prompt: ids.  Our model reads what llama.cpp wrote, so that one other choice is one row of the comparison.
+    """
+    _, _, written, likely = llama.complete(prompt, new, top)
+    with torch.no_grad():
+        logits = model(torch.tensor([prompt + written])).logits[0, len(prompt) - 1 : -1].float()
+    ours = logits.log_softmax(-1)
+    apart = [max(abs(float(row[i]) - p) for i, p in step.items()) for row, step in zip(ours, likely, strict=False)]
+    behind = [float(row.max() - row[i]) for row, i in zip(ours, written, strict=False)]
+    return apart, behind
