@@ -100,7 +100,9 @@ def config(path: Path) -> dict[str, Any]:
     """Keywords of transformers' config."""
     keys, tensors = read(path)
     if keys.get("general.type") == "adapter":
-        raise ModelError(f"{path} is an adapter", "a model", "load the adapter's folder in PEFT's layout")
+        raise ModelError(
+            f"{path} is an adapter", "a model", f"load its base, then base.load_adapter({str(path)!r}, name)"
+        )
     return names.config_from(keys, tensors)
 
 
