@@ -1,4 +1,4 @@
-"""What is compared: every line on both tasks, three rates at one seed, then the best rate at two more, and PEFT's.
+"""What is compared: every line on both tasks, some rates at one seed, then the best rate at two more, and PEFT's.
 
 The rate is chosen by the loss on training rows that are left out of training. Both tools take the same rows in the same
 order, the same steps, batch, seed and schedule.
@@ -19,7 +19,7 @@ from graft.cards import cards
 WORK = tasks.ROOT / "runs" / "methods"
 TOOLS = ("graft", "peft")
 SEEDS = (0, 1, 2)
-FACTORS = (1 / 3, 1.0, 3.0)
+FACTOR, BEYOND = 3, 2  # between neighbouring rates; how many may follow the first three
 
 
 @dataclass(frozen=True)
@@ -116,11 +116,11 @@ class Cell:
 
 
 def cells(results: Path) -> Iterator[Cell]:
-    """The runs that can be named now: three rates of every line, then, where these are done, the rest at the best."""
+    """The runs that can be named now: the rates of every line, then, where these are done, the rest at the best."""
     places = [(setting, line) for setting in SETTINGS.values() for line in possible() if setting.task in _rates(line)]
     for setting, line in places:
-        yield from search(setting, line)
-    chosen = [(setting, line, best(results, search(setting, line))) for setting, line in places]
+        yield from search(results, setting, line)
+    chosen = [(setting, line, best(results, search(results, setting, line))) for setting, line in places]
     for seed in SEEDS:
         for setting, line, lr in chosen:
             if lr is not None:
@@ -128,10 +128,17 @@ def cells(results: Path) -> Iterator[Cell]:
                 yield from (cell for cell in found if (cell.tool, seed) != ("graft", SEEDS[0]))  # that one searched
 
 
-def search(setting: Setting, line: str) -> list[Cell]:
-    """The runs that choose a line's rate."""
-    middle = _rates(line)[setting.task]
-    return [Cell(setting, line, "graft", float(f"{middle * factor:.3g}")) for factor in FACTORS]
+def search(results: Path, setting: Setting, line: str) -> list[Cell]:
+    """The runs that choose a line's rate: three, and while the best of them stands at an end, the next beyond it."""
+    middle, powers = _rates(line)[setting.task], [-1, 0, 1]
+    at = lambda power: Cell(setting, line, "graft", float(f"{middle * FACTOR**power:.3g}"))
+    for _ in range(BEYOND):
+        lr = best(results, [at(power) for power in powers])
+        if lr == at(powers[0]).lr:
+            powers.insert(0, powers[0] - 1)
+        elif lr == at(powers[-1]).lr:
+            powers.append(powers[-1] + 1)
+    return [at(power) for power in powers]
 
 
 def best(results: Path, searched: Sequence[Cell]) -> float | None:

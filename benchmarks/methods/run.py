@@ -5,7 +5,7 @@
     python benchmarks/methods/run.py --only laptop .lora.      runs whose name holds all of these
     python benchmarks/methods/table.py                         results/*.json -> RESULTS.md, quality.svg
 
-First three rates of every line at one seed, then the other seeds and PEFT's at the best. Each run is a process of its
+First some rates of every line at one seed, then the other seeds and PEFT's at the best. Each run is a process of its
 own (one.py) and leaves results/NAME.json; what it says lies in runs/methods/log.
 """
 

@@ -103,7 +103,7 @@ def rows(runs: Sequence[Run], task: str, results: Path) -> list[Row]:
         of = [run for run in runs if (run["cell"]["task"], run["cell"]["line"]) == (task, line)]
         if not of:
             continue
-        searched = grid.search(grid.SETTINGS[task], line)
+        searched = grid.search(results, grid.SETTINGS[task], line)
         lr = grid.best(results, searched)
         names = {cell.name for cell in searched}
         at_best = sorted((run for run in of if run["cell"]["lr"] == lr), key=lambda run: run["cell"]["seed"])
@@ -127,9 +127,9 @@ def head(runs: Sequence[Run]) -> str:
 
 {measured_on(runs)} Tasks, settings and what is equal on both sides: [README](README.md).
 
-± is the standard deviation over {len(grid.SEEDS)} seeds. Rate: the best of three at seed {grid.SEEDS[0]} by the loss on
-held-out training rows; ↓ or ↑ where it is the smallest or largest that was tried. Trained and file include a
-classifier's head; file in kB. Peak: MiB of the process above base and rows, median of the seeds; tokens/s of the
+± is the standard deviation over {len(grid.SEEDS)} seeds. Rate: the best of three to five at seed {grid.SEEDS[0]} by
+the loss on held-out training rows; ↓ or ↑ where it is the smallest or largest that was tried. Trained and file include
+a classifier's head; file in kB. Peak: MiB of the process above base and rows, median of the seeds; tokens/s of the
 median step, prompts included. {speeds}
 
 ![quality against trained parameters](quality.svg)
