@@ -1,5 +1,6 @@
 """Runs as processes side by side."""
 
+import argparse
 import multiprocessing
 import os
 import sys
@@ -7,6 +8,16 @@ import time
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
+
+
+def words(description: str | None) -> argparse.ArgumentParser:
+    """What the command line of every comparison has."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", default=[], help="runs whose name holds all of these")
+    parser.add_argument("--list", action="store_true", help="print the runs and whether they are done")
+    parser.add_argument("--jobs", type=int, default=1, help="runs side by side")
+    parser.add_argument("--threads", type=int, default=1, help="threads of each run")
+    return parser
 
 
 def side_by_side(

@@ -8,7 +8,6 @@
 Each run is a process of its own (one.py) and leaves results/NAME.json; what it says lies in runs/real/log.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,11 +22,7 @@ RESULTS, TRIAL = HERE / "results", tasks.WORK / "trial"
 
 
 def main() -> int:
-    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    words.add_argument("--only", nargs="+", default=[], help="runs whose name holds all of these")
-    words.add_argument("--list", action="store_true", help="print the runs and whether they are done")
-    words.add_argument("--jobs", type=int, default=1, help="runs side by side")
-    words.add_argument("--threads", type=int, default=1, help="threads of each run")
+    words = work.words(__doc__)
     words.add_argument(
         "--steps", type=int, help=f"fewer steps, for a trial; results go to {TRIAL.relative_to(tasks.ROOT)}"
     )

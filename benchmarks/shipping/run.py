@@ -8,7 +8,6 @@
 Each run is a process of its own (one.py) and leaves results/NAME.json; what it says lies in runs/shipping/log.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,12 +23,7 @@ RESULTS = HERE / "results"
 
 
 def main() -> int:
-    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    words.add_argument("--only", nargs="+", default=[], help="runs whose name holds all of these")
-    words.add_argument("--list", action="store_true", help="print the runs and whether they are done")
-    words.add_argument("--jobs", type=int, default=1, help="runs side by side")
-    words.add_argument("--threads", type=int, default=1, help="threads of each run")
-    asked = words.parse_args()
+    asked = work.words(__doc__).parse_args()
     chosen = {cell.name: cell for cell in grid.cells() if all(part in cell.name for part in asked.only)}
     todo = [name for name in chosen if not (RESULTS / f"{name}.json").exists()]
     if asked.list:

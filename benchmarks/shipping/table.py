@@ -53,8 +53,9 @@ def head(runs: Sequence[Run]) -> str:
 {measured_on(runs)}
 Loss: nats per token of the test's references. "More loss" is against the form that was trained, of the same seed. ± is
 the standard deviation over the seeds. Size: of all tensors, the adapter included where it stays beside; of a GGUF, the
-file. Tokens a second: greedy, one answer at a time, by Graft, or by llama.cpp where it is a GGUF. Everything on one
-thread; packed weights are multiplied by Graft's reference kernels, which unpack them in every forward.
+file. Of a GGUF the loss is Graft's, which reads the file back; its answers and their speed are llama.cpp's. Tokens a
+second: greedy, one answer at a time, median of the seeds, with other work on the machine: a rough measure. Packed
+weights are multiplied by Graft's reference kernels, which unpack them in every forward.
 """
 
 
