@@ -1,5 +1,7 @@
 """Several methods at once: rows that each use a method of another family, and adapters that are mixes of methods."""
 
+import json
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -94,3 +96,24 @@ def test_every_part_of_a_mix_learns(mix):
         losses.append(float(loss.detach()))
     assert losses[-1] < losses[0]
     assert all(not torch.equal(p, old) for p, old in zip(adapter.parameters(), before, strict=True))
+
+
+def test_each_part_of_a_mix_learns_at_its_own_rate(tmp_path):
+    """In Adam's first step, beside its tiny eps, a number moves by the learning rate."""
+    base = tiny_base("llama")
+    adapter = base.attach("mix", [LoRA(r=3), PrefixTuning(2, lr=3e-2)])
+    randomise(adapter)
+    before = [{name: p.detach().clone() for name, p in adapter.of(m).named_parameters()} for m in adapter.methods]
+    optimizer = torch.optim.AdamW(adapter.param_groups(1e-3), eps=1e-30, weight_decay=0.0)
+    base.train(True)
+    batch = inputs("llama", rows=4)
+    with base.using("mix"):
+        base(**batch, labels=batch["ids"]).loss.backward()
+    optimizer.step()
+    for method, old, rate in zip(adapter.methods, before, (1e-3, 3e-2), strict=True):
+        for name, p in adapter.of(method).named_parameters():
+            moved = (p - old[name]).abs()[p.grad != 0]
+            assert_close(moved, torch.full_like(moved, rate), rtol=1e-3, atol=1e-6)
+    adapter.save(tmp_path)
+    assert "lr" not in json.loads((tmp_path / "adapter_config.json").read_text())
+    assert all(method.lr is None for method in base.load_adapter(tmp_path, "again").methods)

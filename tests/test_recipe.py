@@ -85,6 +85,8 @@ def test_all_problems_are_said_at_once():
         ({"method": 8}, "method"),
         ({"method": [{"r": 8}]}, "method.0"),
         ({"method": {"name": "lora", "r": "eight"}}, "method.r"),
+        ({"method": {"name": "lora", "lr": 0}}, "method.lr"),
+        ({"method": ["lora", {"name": "prefix", "lr": "fast"}]}, "method.1.lr"),
         ({"method": []}, "method"),
         ({"train": 5}, "train"),
         ({"train": {"lr": True}}, "train.lr"),
@@ -211,9 +213,12 @@ def test_a_preset_leaves_alone_what_is_set():
 
 
 def test_a_fresh_model_is_trained_in_full():
-    assert read(
-        {"model": {"config": {"model_type": "llama"}, "tokenizer": {"train": "bpe"}}, "stage": "pretrain"}
-    ).method == {"name": "full"}
+    assert (
+        read(
+            {"model": {"config": {"model_type": "llama"}, "tokenizer": {"train": "bpe"}}, "stage": "pretrain"}
+        ).methods[0]["name"]
+        == "full"
+    )
 
 
 @pytest.mark.parametrize("name", sorted(cards()))

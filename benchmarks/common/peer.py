@@ -78,7 +78,7 @@ class Peer:
         """{losses, step_seconds} of all steps."""
         s, losses, seconds = self.recipe.train, [], []
         steps = s.max_steps or 0
-        optimizer = torch.optim.AdamW(self.trained, s.lr, tuple(s.betas), s.eps, weight_decay=s.weight_decay)
+        optimizer = torch.optim.AdamW(self._groups(), s.lr, tuple(s.betas), s.eps, weight_decay=s.weight_decay)
         schedule = get_linear_schedule_with_warmup(optimizer, math.ceil(steps * s.warmup), steps)
         self.model.train()
         for step in range(steps):
@@ -98,6 +98,15 @@ class Peer:
             losses.append(total)
             seconds.append(time.perf_counter() - begun)
         return {"losses": losses, "step_seconds": seconds}
+
+    def _groups(self) -> list[dict[str, Any]]:
+        """What is trained; a classifier at the rate that the recipe gives it."""
+        last = self.recipe.methods[-1]
+        if last["name"] != "task_head" or last["lr"] is None:
+            return [{"params": self.trained}]
+        head = [p for name, p in self.model.named_parameters() if ".classifier." in f".{name}" and p.requires_grad]
+        rest = [p for p in self.trained if all(p is not one for one in head)]
+        return [{"params": rest}, {"params": head, "lr": last["lr"]}]
 
     def loss(self, batch: Any) -> torch.Tensor:
         """Mean over the batch's supervised tokens, or rows."""

@@ -2,6 +2,7 @@
 
     e2e        restaurant attributes -> text      E2E NLG challenge (Novikova et al. 2017), all references
     laptop     laptop attributes -> text          RNNLG (Wen et al. 2016), references grouped by attributes
+    acts       text about laptops -> its dialogue act    the same rows, for classifiers
     banking77  question -> one of 77 intents      Casanueva et al. 2020
 
 A row is left out where its text does not fit the base's context or holds a character that its tokenizer does not know;
@@ -26,7 +27,7 @@ SHARED = ROOT.parent / "shared"  # models and data beside the checkout
 WORK = ROOT / "runs" / "real"
 CASES, QUESTIONS = 100, 1000  # fixed test subsets: attribute sets to write for, questions to classify
 TEXT_TASKS = ("e2e", "laptop")
-FOLDERS = {"e2e": "e2e_nlg", "laptop": "product_laptop", "banking77": "banking77"}
+FOLDERS = {"e2e": "e2e_nlg", "laptop": "product_laptop", "acts": "product_laptop", "banking77": "banking77"}
 
 
 @dataclass
@@ -106,7 +107,7 @@ def copy(slots: Iterable[tuple[str, str]]) -> str:
 def material(task: str, tokenizer: Any, context: int) -> Material:
     """The task's rows and test cases that this tokenizer and context can hold, always the same ones."""
     train, test = _read(task, "train"), _read(task, "test")
-    if task == "banking77":
+    if task not in TEXT_TASKS:
         return _questions(train, test, Fit(tokenizer, context))
     slots = e2e_slots if task == "e2e" else laptop_slots
     rows = [{"prompt": prompt(slots(row["mr"])), "completion": row["ref"]} for row in train]
@@ -190,7 +191,8 @@ def _plain(word: str) -> str:
 
 def _read(task: str, split: str) -> list[dict[str, Any]]:
     with gzip.open(SHARED / "data" / FOLDERS[task] / f"{split}.jsonl.gz", "rt", encoding="utf-8") as lines:
-        return [json.loads(line) for line in lines]
+        rows = [json.loads(line) for line in lines]
+    return [{"text": row["ref"], "label": row["act"]} for row in rows] if task == "acts" else rows
 
 
 def _cases(rows: list[dict[str, Any]], slots: Any) -> list[Case]:

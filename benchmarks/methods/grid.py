@@ -7,12 +7,12 @@ order, the same steps, batch, seed and schedule.
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import tasks
-from lines import BANKING, LAPTOP, LINEARS, LINES
+from lines import BANKING, HEAD, LAPTOP, LINEARS, LINES
 
 from graft.cards import cards
 
@@ -85,7 +85,18 @@ class Cell:
         first, *rest = ({k: s.linears if v == LINEARS else v for k, v in m.items()} for m in line["method"])
         first |= line.get("on", {}).get(s.task, {})
         first |= {key: round(share * s.steps) for key, share in line.get("shares", {}).items()}
-        return [first, *rest]
+        first |= {"adapters": [str(m.folder() / "adapter") for m in self.members()]} if "fuses" in line else {}
+        bare = s.stage == "classify" and not any("final" in kinds(m["name"]) for m in line["method"])
+        return [first, *rest, *([HEAD] if bare else [])]
+
+    def members(self) -> list["Cell"]:
+        """The runs whose adapters this one fuses."""
+        fused = LINES[self.line].get("fuses", {}).get(self.setting.task, {})
+        return [Cell(replace(self.setting, task=task), "pfeiffer", "graft", lr) for task, lr in fused.items()]
+
+    def folder(self) -> Path:
+        """Where the adapter of such a run stays."""
+        return WORK / "fused" / self.name
 
     def peft(self) -> dict[str, Any]:
         """What the peer needs to know besides our newborn adapter's file."""
@@ -167,6 +178,11 @@ def possible() -> list[str]:
 def absent(line: str) -> list[str]:
     """Methods of a line that have no file."""
     return [method["name"] for method in LINES[line]["method"] if method["name"] not in cards()]
+
+
+def kinds(method: str) -> tuple[str, ...]:
+    """The kinds of places at which a method sits."""
+    return tuple(cards()[method].declared.get("kinds", ()))
 
 
 def unlisted() -> list[str]:

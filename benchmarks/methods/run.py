@@ -19,6 +19,8 @@ import rows
 import tasks
 import work
 
+import graft
+
 HERE = Path(__file__).parent
 RESULTS, TRIAL = HERE / "results", grid.WORK / "trial"
 
@@ -61,11 +63,14 @@ def undone(results: Path, cell: grid.Cell) -> bool:
 
 
 def prepare(cells: Sequence[grid.Cell]) -> None:
-    """Write the rows of every task once, before processes that need them run side by side."""
+    """Write the rows of every task and train what is fused, once, before processes that need them run side by side."""
     from transformers.models.auto.tokenization_auto import AutoTokenizer  # late: --list and --help are quick
 
-    for cell in {cell.setting.task: cell for cell in cells}.values():
+    fused = {member.name: member for cell in cells for member in cell.members()}.values()
+    for cell in {cell.setting.task: cell for cell in [*cells, *fused]}.values():
         rows.store(cell, AutoTokenizer.from_pretrained(cell.setting.folder, local_files_only=True))
+    for member in fused:
+        graft.run(member.recipe(member.folder()))  # goes on where it stopped, and does nothing once it is done
 
 
 if __name__ == "__main__":

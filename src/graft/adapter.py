@@ -93,8 +93,8 @@ class Adapter:
         return self
 
     def param_groups(self, lr: float) -> list[dict[str, Any]]:
-        """Optimizer groups of all methods."""
-        return [group for method in self.methods for group in method.param_groups(self.of(method), lr)]
+        """Optimizer groups of all methods, at this learning rate where they have none of their own."""
+        return [group for m in self.methods for group in m.param_groups(self.of(m), lr if m.lr is None else m.lr)]
 
     def extra_loss(self, outputs: Sequence[torch.Tensor]) -> torch.Tensor | None:
         """The sum of the methods' own terms for one micro-batch, or None."""

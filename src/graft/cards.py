@@ -2,7 +2,8 @@
 
 A method is a file of graft/methods holding one frozen dataclass that derives from Method. Its module docstring is the
 card's text (equation, paper, differences), each field `r: int = 8  # help` a setting, and class attributes such as
-`mergeable = No("why")` its declarations. A class that derives from another method's class inherits its settings.
+`mergeable = No("why")` its declarations. A class that derives from another method's class inherits its settings,
+and all have those of Method.
 """
 
 import ast
@@ -187,6 +188,7 @@ def _card(name: str, source: _Source, cls: ast.ClassDef, line: list[tuple[_Sourc
     for where, node in line:
         fields |= where.settings(node)
         declared |= where.declared(node)
+    fields |= settings(Path(__file__).with_name("method.py"), "Method")
     return Card(name, cls.name, ast.get_docstring(source.tree) or "", fields, declared, source.path)
 
 

@@ -8,7 +8,7 @@ import importlib
 import pkgutil
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -43,6 +43,8 @@ class Method:
     nothing; `packable` documents may share a row; `cacheable` text can be generated with a cache of keys and values.
     `in_place` methods train the base's own tensors and are used one at a time.
     """
+
+    lr: float | None = field(default=None, kw_only=True)  # its own peak learning rate; train.lr where left out
 
     kinds: ClassVar[tuple[str, ...]] = ("linear",)  # kinds of sites it can be put at
     peft_type: ClassVar[str] = ""  # `peft_type` in its files
@@ -125,8 +127,8 @@ class Method:
         return {f.name: _json(getattr(self, f.name)) for f in fields(self)}
 
     def file_config(self, seats: Sequence[tuple[Site, Insert]]) -> dict[str, Any]:
-        """What `adapter_config.json` says of this method, for the sites it went to."""
-        return {name: value for name, value in self.config().items() if name not in self.own_fields}
+        """What `adapter_config.json` says of this method, for the sites it went to; nothing of how it is trained."""
+        return {name: value for name, value in self.config().items() if name not in {"lr", *self.own_fields}}
 
     @classmethod
     def from_file(cls, settings: dict[str, Any]) -> "Method":
@@ -166,7 +168,7 @@ def find(name: str) -> type[Method]:
 
 def described(settings: dict[str, Any]) -> Method:
     """The method that checked settings with a `name` stand for; lists, as YAML and JSON have them, become tuples."""
-    values = {key: tuple(v) if isinstance(v, list) else v for key, v in settings.items() if key != "name"}
+    values: Any = {key: tuple(v) if isinstance(v, list) else v for key, v in settings.items() if key != "name"}
     return find(settings["name"])(**values)
 
 

@@ -16,6 +16,7 @@ from graft.methods.houlsby import Houlsby
 from graft.methods.lora import LoRA
 from graft.methods.parallel import Parallel
 from graft.methods.pfeiffer import Pfeiffer
+from graft.methods.task_head import TaskHead
 from graft.sketch import sketch, unreal
 from models import inputs, randomise, tiny_base, tiny_model
 
@@ -93,6 +94,19 @@ def test_fused_adapters_are_those_of_their_folders_and_stay_as_they_are(tmp_path
     optimizer.step()
     moved = [not torch.equal(p, q) for p, q in zip(adapter.parameters(), before, strict=True)]
     assert same() and sum(moved) >= len(moved) - 2  # the bias of K shifts all scores alike: its gradient is zero
+
+
+def test_adapters_of_classifiers_are_fused_without_their_heads(tmp_path):
+    classifier = tiny_base("bert", bare=True)
+    trained = classifier.attach("task", [Pfeiffer(m=3), TaskHead(num_labels=5)])
+    randomise(trained)
+    trained.save(tmp_path / "task")
+    base = tiny_base("bert", bare=True)
+    adapter = base.attach("x", [AdapterFusion(adapters=(str(tmp_path / "task"),)), TaskHead(num_labels=2)])
+    pairs = zip(adapter.of(adapter.methods[0]).inserts, trained.of(trained.methods[0]).inserts, strict=True)
+    for (_, fusion), (_, single) in pairs:
+        assert torch.equal(fusion.members[0].up.weight, single.up.weight)
+    assert adapter.head.num_labels == 2
 
 
 def test_the_file_needs_no_folder_any_more(tmp_path):

@@ -81,7 +81,7 @@ class AdapterFusion(Method):
 
     def file_config(self, seats: Sequence[tuple[Site, Insert]]) -> dict[str, Any]:
         """With the settings of the fused adapters in place of their folders."""
-        return self.config() | {"adapters": seats[0][1].settings}
+        return super().file_config(seats) | {"adapters": seats[0][1].settings}
 
 
 class Fusion(Addition):
@@ -119,21 +119,22 @@ class Fusion(Addition):
 
 
 def _member(entry: Any, sites: Sequence[Site]) -> tuple[Method, list[tuple[Site, Addition]]]:
-    """An adapter to fuse with its inserts: read from its folder, or newborn from its settings."""
+    """An adapter to fuse with its inserts: read from its folder, without its task's head, or newborn from settings."""
     if isinstance(entry, str):
         methods, tensors, _ = peft.read(Path(entry), sites)
     else:
         methods, tensors = [described(_checked(entry))], None
-    seats = methods[0].assemble(sites)
-    if len(methods) > 1 or not all(isinstance(insert, Addition) for _, insert in seats):
+    seats = [method.assemble(sites) for method in methods]
+    if tensors is not None:
+        Adapter(entry, methods, seats, dict).load_state(tensors)
+    found = [(method, pairs) for method, pairs in zip(methods, seats, strict=True) if not method.is_head()]
+    if len(found) != 1 or not all(isinstance(insert, Addition) for _, insert in found[0][1]):
         raise AdapterError(
             f"{entry} is no adapter that can be fused",
             "one method whose modules add something at sublayers, norms of the base frozen",
             "train it as pfeiffer, parallel, or houlsby with train_norms=false",
         )
-    if tensors is not None:
-        Adapter(entry, methods, [seats], dict).load_state(tensors)
-    return methods[0], seats
+    return found[0]
 
 
 def _checked(entry: Any) -> dict[str, Any]:

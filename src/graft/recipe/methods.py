@@ -57,11 +57,12 @@ def refused(methods: list[Settings], quant: str) -> dict[str, str]:
     """Problems of methods that do not work on packed weights, or not together."""
     found = {}
     known = cards()
+    inside = [method for method in methods if known[method["name"]].declared.get("kinds") != ("final",)]  # no head
     for method in methods:
         declared = known[method["name"]].declared
         if quant != "none" and declared.get("quantisable", True) is not True:
             found["quant"] = f"= {quant} does not go with method {method['name']}: {declared['quantisable']}"
-        if declared.get("in_place") and len(methods) > 1:
+        if declared.get("in_place") and len(inside) > 1:
             found["method"] = f"{method['name']} trains the base's own tensors and goes with no other method"
     return found
 
@@ -103,6 +104,8 @@ def _checked(entry: Settings, prefix: str) -> tuple[Settings, dict[str, str]]:
         _model(card).model_validate(given)
     except ValidationError as error:
         return entry, dict(_problem(card, prefix, detail) for detail in reversed(error.errors(include_url=False)))
+    if (lr := given.get("lr")) is not None and lr <= 0:
+        return entry, {f"{prefix}.lr": f"= {lr!r} is not above 0 ({card.settings['lr'].help})"}
     filled = {
         key: s.default
         for key, s in card.settings.items()
