@@ -1,6 +1,7 @@
 """One run of the comparison, in this process: python benchmarks/methods/one.py NAME RESULTS [--steps N]"""
 
 import argparse
+import json
 import math
 import os
 import shutil
@@ -137,9 +138,9 @@ def speed(seconds: list[float], feed: Any) -> float:
 
 def describe(cell: grid.Cell) -> dict[str, Any]:
     """The run in words and numbers, with the count of its rows."""
-    s = cell.setting
+    s, method = cell.setting, json.loads(json.dumps(cell.method()).replace(f"{tasks.ROOT}/", ""))
     return {
-        "name": cell.name, "base": s.base, "task": s.task, "line": cell.line, "method": cell.method(),
+        "name": cell.name, "base": s.base, "task": s.task, "line": cell.line, "method": method,
         "tool": cell.tool, "lr": cell.lr, "seed": cell.seed, "steps": s.steps, "batch_size": s.batch_size,
         "counts": tasks.test_of(cell.material())[1] | {"held": tasks.test_of(rows.held(cell.material()))[1]},
     }  # fmt: skip
