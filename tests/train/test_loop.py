@@ -1,5 +1,7 @@
 import json
 import re
+import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -7,7 +9,7 @@ import train_toys
 from safetensors.torch import load_file
 from train_toys import Adapter, Base, Feed, objective, told, trainer
 
-from graft.errors import CheckpointError, TrainingError
+from graft.errors import CheckpointError, SpaceError, TrainingError
 from graft.train import Task, Trainer, fs
 
 
@@ -66,6 +68,22 @@ def test_micro_batches_of_another_size_give_the_same_run(tmp_path):
         Trainer(Base(adapter, dropout=0), "toy", task, settings, tmp_path / str(micro)).run()
         runs.append(adapter.W.detach())
     assert all(torch.allclose(runs[0], run, rtol=0, atol=1e-6) for run in runs)
+
+
+def test_a_run_whose_checkpoints_do_not_fit_the_disk_ends_before_its_first_step(tmp_path, monkeypatch):
+    trainer(tmp_path / "measured", keep=2, save_every=1).run()
+    newest = max((tmp_path / "measured/checkpoints").iterdir())
+    tensors = [t for file in newest.glob("*.safetensors") for t in load_file(file).values()]
+    each = sum(t.numel() * t.element_size() for t in tensors)
+
+    def with_free(free, name):
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(total=0, used=0, free=free))
+        return trainer(tmp_path / name, keep=2, save_every=1).run()
+
+    with pytest.raises(SpaceError, match=f"3 checkpoints of {each:,} bytes"):
+        with_free(3 * each - 1, "short")
+    assert not (tmp_path / "short/checkpoints").exists() and not list((tmp_path / "short").glob("adapter*"))
+    with_free(3 * each, "enough")
 
 
 def test_a_finished_run_says_so_and_does_nothing(tmp_path):

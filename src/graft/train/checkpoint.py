@@ -11,6 +11,7 @@ The order of rows and the learning rate are pure functions of the step, so nothi
 
 import json
 import platform
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,7 +22,7 @@ import torch
 from safetensors.torch import load_file
 
 import graft
-from graft.errors import CheckpointError
+from graft.errors import CheckpointError, SpaceError
 from graft.train import fs, rng
 from graft.train.optimizers import AdamW
 
@@ -49,11 +50,25 @@ class Checkpoints:
         self.folder = run / "checkpoints"
         self.identity, self.keep, self.warn = dict(identity), keep, warn
 
+    def foresee(self, adapter: "Adapter", optimizer: AdamW, count: int) -> None:
+        """Raise SpaceError, before the first step, where the disk has no room for `count` checkpoints of this run.
+
+        Fewer are needed at a time: those that are kept, and the one that is being written.
+        """
+        each, most = _bytes(_parts(adapter, optimizer)), min(count, self.keep + 1)
+        free = shutil.disk_usage(next(path for path in (self.folder, *self.folder.parents) if path.exists())).free
+        if free < most * each:
+            raise SpaceError(
+                f"{self.folder} has {free:,} bytes free, and {most} checkpoints of {each:,} bytes are coming",
+                f"room for {most * each:,} bytes",
+                "make room, choose another output, or lower train.keep",
+            )
+
     def save(self, progress: Progress, adapter: "Adapter", optimizer: AdamW) -> Path:
         """Commit a checkpoint, read it again, then remove what is no longer kept."""
-        parts = {"adapter": adapter.tensors(), "optimizer": optimizer.tensors(), "rng": rng.tensors()}
+        parts = _parts(adapter, optimizer)
         state = fs.encode({"progress": asdict(progress), "rng": rng.values()})
-        needed = len(state) + sum(t.numel() * t.element_size() for part in parts.values() for t in part.values())
+        needed = len(state) + _bytes(parts)
         target = self.folder / f"step-{progress.step:06d}"
         if target.exists():  # of this very step: damaged ones were set aside when the run was resumed
             return target
@@ -100,6 +115,15 @@ class Checkpoints:
         same_run(checkpoint, facts["identity"], self.identity)
         if changed := _changes(facts["versions"], versions()):
             self.warn(f"resumed with other versions ({changed}): results may differ in the last bits")
+
+
+def _parts(adapter: "Adapter", optimizer: AdamW) -> dict[str, dict[str, torch.Tensor]]:
+    """The tensors of a checkpoint by file."""
+    return {"adapter": adapter.tensors(), "optimizer": optimizer.tensors(), "rng": rng.tensors()}
+
+
+def _bytes(parts: Mapping[str, Mapping[str, torch.Tensor]]) -> int:
+    return sum(t.numel() * t.element_size() for part in parts.values() for t in part.values())
 
 
 def same_run(where: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:

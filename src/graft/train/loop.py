@@ -132,6 +132,7 @@ class Trainer:
         if restored:
             self.log.resumed(self.progress.step, self.progress.lengths)
             return
+        self.checkpoints.foresee(self.adapter, self.optimizer, math.ceil(self.total / self.settings.save_every))
         self.log.cut({})
         rng.seed(self.settings.seed)
         batch = self.feed.longest()
