@@ -1,7 +1,8 @@
 """Joint: the hooks at an occupied module. They hand every span of rows to the inserts of its adapter.
 
 A sublayer's x entered another module than the one its y leaves. A hook there keeps x in the Route for the length of the
-sublayer. A stack's x are the tensors among its keywords: masks and positions, as its blocks will have them.
+sublayer. A stack's x are the tensors among its keywords: masks and positions, as its blocks will have them. Its cache of keys and
+values lies in the Route, whole: no span may cut it.
 """
 
 from collections.abc import Callable
@@ -11,7 +12,7 @@ import torch
 from transformers.utils.generic import ModelOutput
 
 from graft.insert import Insert
-from graft.route import Route, current
+from graft.route import CACHE, Route, current
 from graft.rows import pick
 from graft.site import Site
 
@@ -73,6 +74,7 @@ class Joint:
         kept = route.taps.pop(self._name, x)
         if isinstance(output, ModelOutput):  # a stack's
             given = {name: value for name, value in kwargs.items() if isinstance(value, torch.Tensor)}
+            route.taps[CACHE] = output.get("past_key_values")  # was given, or the stack made it
             last = output["last_hidden_state"]
             output["last_hidden_state"] = self._spans(route, self._fold_out, given, given, last)
             return output

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+CACHE = "cache"
 Span = tuple[str | None, int, int]  # adapter, first row, row behind the last
 
 
@@ -36,7 +37,8 @@ class Route:
 
     spans: contiguous, covering all rows.  rows: how many rows the caller gave (a module may see k times as many:
     OPT flattens to B·T, beams repeat rows; hooks scale by k).  swap: enters the parameters of in-place methods.
-    taps: tensors that an insert at one place leaves for an insert at another, for this forward only.
+    taps: tensors that an insert at one place leaves for an insert at another, for this forward only; under CACHE the
+    keys and values of the stack that has just run, or None.
     """
 
     spans: tuple[Span, ...]

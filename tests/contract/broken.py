@@ -107,6 +107,18 @@ class WrongCount(Sound):
         return Wide(site.out_features, 0 if site.module.weight.is_meta else 8)
 
 
+class Remembering(Scale):
+    def forward(self, x, y):
+        return super().forward(x, y) + self.g.to(y.dtype) * y.cumsum(1)
+
+
+class LooksBack(Sound):
+    mergeable: ClassVar = No("its effect depends on the tokens before")
+
+    def build(self, site):
+        return Remembering(site.out_features)
+
+
 BROKEN: dict[type[Method], Any] = {
     LeaksAHook: "detach_leaves_no_trace",
     NotIdentity: "newborn_changes_nothing",
@@ -115,4 +127,5 @@ BROKEN: dict[type[Method], Any] = {
     TrainsTheBase: "only_inserts_receive_gradients",
     WrongMerge: "merged_equals_attached",
     WrongCount: "planned_equals_counted",
+    LooksBack: "cached_equals_recomputed",
 }

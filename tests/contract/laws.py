@@ -188,6 +188,26 @@ def outputs_keep_their_dtype(make: Make, method: Method):
     assert answer(base, "x").dtype == (torch.float32 if method.classifies() else base.dtype)
 
 
+@torch.no_grad()
+def cached_equals_recomputed(make: Make, method: Method):
+    if not method.cacheable:
+        return str(method.cacheable)
+    base = make()
+    if base.family == "masked" or method.classifies():
+        return "writes no text"
+    if base.dtype != torch.float32:
+        return "rounding to 16 bits may choose another token; compared in fp32"
+    moved(base, method)
+    how = {"max_new_tokens": 3, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    with base.routed(["x"] * len(IDS)):
+        steps = [
+            base.model.generate(IDS, use_cache=cache, output_logits=True, return_dict_in_generate=True, **how).logits
+            for cache in (True, False)
+        ]
+    for kept, again in zip(*steps, strict=True):
+        close(base, kept, again)
+
+
 LAWS = {
     law.__name__: law
     for law in (
@@ -204,5 +224,6 @@ LAWS = {
         config_survives_json,
         seed_decides_everything,
         outputs_keep_their_dtype,
+        cached_equals_recomputed,
     )
 }

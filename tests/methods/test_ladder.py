@@ -275,31 +275,48 @@ def test_dropout_falls_on_the_embeddings_in_training_alone():
     assert torch.equal(*still) and (moving[0] - moving[1]).abs().max() > 1e-2
 
 
+GREEDY = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+
+
+@pytest.mark.parametrize("cache", [True, False])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
 @torch.no_grad()
-def test_greedy_generation_is_the_argmax_of_whole_forwards():
-    base, ids = tiny_base("llama"), inputs("llama")["ids"]
+def test_greedy_generation_is_the_argmax_of_whole_forwards(family, cache):
+    base, ids = tiny_base(family), inputs(family)["ids"]
     randomise(base.attach("x", Ladder(reduction_factor=2)))
     wanted = ids
     for _ in range(5):
         with base.using("x"):
             wanted = torch.cat([wanted, base(wanted).logits[:, -1:].argmax(-1)], 1)
     with base.routed(["x"] * 3):
-        ours = base.model.generate(
-            ids, use_cache=False, max_new_tokens=5, do_sample=False, pad_token_id=0, eos_token_id=None
-        )
-    assert torch.equal(ours, wanted)
+        assert torch.equal(base.model.generate(ids, use_cache=cache, **GREEDY), wanted)
+
+
+@pytest.mark.parametrize("cache", [True, False])
+@pytest.mark.parametrize("family", ["llama", "t5"])
+@torch.no_grad()
+def test_beams_follow_their_own_row(family, cache):
+    """The cache of the side network is reordered with the base's; a side decoder reads its row's side encoder."""
+    base, ids = tiny_base(family), inputs(family)["ids"]
+    randomise(base.attach("x", Ladder(reduction_factor=2)))
+    with base.routed(["x"] * 3):
+        together = base.model.generate(ids, use_cache=cache, num_beams=3, **GREEDY)
+    for row in range(3):
+        with base.routed(["x"]):
+            alone = base.model.generate(ids[row : row + 1], use_cache=False, num_beams=3, **GREEDY)
+            assert torch.equal(alone[0], together[row])
 
 
 @torch.no_grad()
-def test_beams_of_an_encoder_decoder_read_the_side_encoder_of_their_own_row():
-    base, ids = tiny_base("t5"), inputs("t5")["ids"]
+def test_rows_of_other_adapters_leave_the_caches_whole():
+    base, ids = tiny_base("llama"), inputs("llama")["ids"]
     randomise(base.attach("x", Ladder(reduction_factor=2)))
-    how = {"use_cache": False, "max_new_tokens": 5, "num_beams": 3, "do_sample": False, "eos_token_id": None}
-    with base.routed(["x"] * 3):
-        together = base.model.generate(ids, **how)
-    for row in range(3):
-        with base.routed(["x"]):
-            assert torch.equal(base.model.generate(ids[row : row + 1], **how)[0], together[row])
+    randomise(base.attach("y", LoRA(r=2)), 1)
+    with base.routed([None, "x", "y"]):
+        mixed = base.model.generate(ids, **GREEDY)
+    for row, name in enumerate([None, "x", "y"]):
+        with base.routed([name]):
+            assert torch.equal(base.model.generate(ids[row : row + 1], use_cache=False, **GREEDY)[0], mixed[row])
 
 
 def test_heads_that_do_not_divide_are_told():

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
+from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
 from graft.site import Site
 
@@ -41,12 +42,30 @@ class Narrow(nn.Module):
         """Its blocks."""
         return self.net.get_submodule(self._list)
 
-    def forward(self, states: torch.Tensor, **given: Any) -> torch.Tensor:
-        """States (B, T, width) through all of it, in their dtype; given: masks and positions, as for the base."""
+    def forward(self, states: torch.Tensor, cache: Any = None, **given: Any) -> torch.Tensor:
+        """States (B, T, width) through all of it, in their dtype.
+
+        given: masks and positions, as for the base.  cache: the base's, of keys and values; it then holds those of
+        this stack as well.
+        """
+        if cache is not None:
+            given["past_key_values"] = self._beside(cache)
         cast = {name: p.to(states.dtype) for name, p in self.net.named_parameters()}
         output = torch.func.functional_call(self.net, cast, (), {self._entry: states, **given})
         last: torch.Tensor = output.last_hidden_state
         return last
+
+    def _beside(self, cache: Any) -> Any:
+        """The cache of this stack. Its layers stand behind the base's, so what reorders or crops those does so here."""
+        caches: dict[int, Any] = vars(cache).setdefault("of_narrow_stacks", {})
+        if id(self) not in caches:
+            both = isinstance(cache, EncoderDecoderCache)
+            parts = [cache.self_attention_cache, cache.cross_attention_cache] if both else [cache]
+            own = [DynamicCache(config=self.net.config) for _ in parts]
+            for part, mine in zip(parts, own, strict=True):
+                part.layers += mine.layers
+            caches[id(self)] = EncoderDecoderCache(*own) if both else own[0]
+        return caches[id(self)]
 
 
 class Projection(nn.Linear):

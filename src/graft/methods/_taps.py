@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from graft.insert import Insert
-from graft.route import current
+from graft.route import CACHE, current
 from graft.site import Site
 
 
@@ -23,15 +23,21 @@ class Tap(Insert):
 
     def leave(self, states: Any) -> None:
         """Keep states for the length of the forward. An adapter owns one span of its rows, so its taps never meet."""
-        route = current()
-        assert route is not None, "inserts run inside a Route"
-        route.taps[f"tap {id(self)}"] = states
+        _taps()[f"tap {id(self)}"] = states
 
     def left(self) -> Any:
         """What was left in the forward that runs."""
-        route = current()
-        assert route is not None, "inserts run inside a Route"
-        return route.taps[f"tap {id(self)}"]
+        return _taps()[f"tap {id(self)}"]
+
+    def cache(self) -> Any:
+        """At a stack: its cache of keys and values, or None where it keeps none."""
+        return _taps()[CACHE]
+
+
+def _taps() -> dict[str, Any]:
+    route = current()
+    assert route is not None, "inserts run inside a Route"
+    return route.taps
 
 
 def stacks(sites: Sequence[Site]) -> list[tuple[Site, list[Site]]]:

@@ -6,8 +6,8 @@
     Block_l, N: blocks and last norm of the base's own classes, every width divided by R;  a_l = 0 at birth
 
 Sung, Cho and Bansal 2022 (2206.06522). Nothing upstream is trained, so autograd keeps nothing of the base but the h_l
-that D_l needs, and backward never enters it. Text is generated without a cache. An encoder-decoder gets two side
-stacks; the side decoder attends to the side encoder. Differs: pruning goes by the magnitude of weights, not by Fisher
+that D_l needs, and backward never enters it. The side network keeps its keys and values behind the base's. An
+encoder-decoder gets two side stacks; the side decoder attends to the side encoder. Differs: pruning goes by the magnitude of weights, not by Fisher
 information on data; D_l and U start as the choice of the dimensions that pruning kept (random in the official code).
 """
 
@@ -45,7 +45,6 @@ class Ladder(Method):
     peft_type: ClassVar = "GRAFT_LADDER"
     newborn: ClassVar = No("the side network answers, not the base")
     mergeable: ClassVar = No("the side network stays beside the base")
-    cacheable: ClassVar = No("the side network has no cache of its own")
 
     def __post_init__(self) -> None:
         check_dropout("dropout", self.dropout)
@@ -136,7 +135,7 @@ class Side(Tap):
         for side in self.encoder:
             states = side.left()
             given["encoder_hidden_states"] = states.repeat_interleave(len(y) // len(states), 0)  # beams
-        last = self.net(self.rungs[0].left(), **given)
+        last = self.net(self.rungs[0].left(), self.cache(), **given)
         if self.up is None:
             self.leave(last)
             return y
