@@ -1,8 +1,8 @@
 """Joint: the hooks at an occupied module. They hand every span of rows to the inserts of its adapter.
 
 A sublayer's x entered another module than the one its y leaves. A hook there keeps x in the Route for the length of the
-sublayer. A stack's x are the tensors among its keywords: masks and positions, as its blocks will have them. Its cache of keys and
-values lies in the Route, whole: no span may cut it.
+sublayer. A stack's x are the tensors among its keywords: masks and positions, as its blocks will have them. Its cache
+of keys and values lies in the Route, whole: no span may cut it.
 """
 
 from collections.abc import Callable
