@@ -319,6 +319,24 @@ def test_rows_of_other_adapters_leave_the_caches_whole():
             assert torch.equal(base.model.generate(ids[row : row + 1], use_cache=False, **GREEDY)[0], mixed[row])
 
 
+@torch.no_grad()
+def test_a_cache_that_came_back_goes_on_with_rows_of_several_adapters():
+    base, ids, rows = tiny_base("llama"), inputs("llama", rows=4)["ids"], ["x", "x", "x", "y"]
+    for seed, name in enumerate("xy"):
+        randomise(base.attach(name, Ladder(reduction_factor=2)), seed)
+    begun = base(ids[:, :-1], adapters=rows, use_cache=True)
+    last = base(ids[:, -1:], adapters=rows, past_key_values=begun.past_key_values).logits
+    assert_close(last, base(ids, adapters=rows).logits[:, -1:], atol=2e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_beams_over_rows_of_several_adapters_are_refused_where_a_cache_is_kept():
+    base, ids = tiny_base("llama"), inputs("llama")["ids"]
+    randomise(base.attach("x", Ladder(reduction_factor=2)))
+    with base.routed([None, "x", "x"]), pytest.raises(UsageError, match="beams"):
+        base.model.generate(ids, num_beams=2, **GREEDY)
+
+
 def test_heads_that_do_not_divide_are_told():
     base = tiny_base("llama")  # heads of 16 divide by 8, and by 16 no more: two positions stay
     assert base.attach("x", Ladder(reduction_factor=8)).notices() == []

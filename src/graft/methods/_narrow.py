@@ -13,6 +13,8 @@ from torch import nn
 from torch.nn import functional as F
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
+from graft.errors import UsageError
+from graft.route import current
 from graft.site import Site
 
 WIDTHS = (
@@ -56,14 +58,25 @@ class Narrow(nn.Module):
         return last
 
     def _beside(self, cache: Any) -> Any:
-        """The cache of this stack. Its layers stand behind the base's, so what reorders or crops those does so here."""
+        """The cache of this stack. Its layers stand behind the base's, so what reorders or crops those does so here.
+
+        Beside rows of other adapters it has some of the rows only, and is kept apart.
+        """
+        route, both = current(), isinstance(cache, EncoderDecoderCache)
+        assert route is not None, "inserts run inside a Route"
+        parts = [cache.self_attention_cache, cache.cross_attention_cache] if both else [cache]
+        if len(route.spans) > 1 and len(parts[0].layers[0].keys) > route.rows:
+            raise UsageError(
+                "beams over rows of several adapters, with a cache",
+                "rows of one adapter, or one beam",
+                "generate each adapter's rows by themselves, or with use_cache=False",
+            )
         caches: dict[int, Any] = vars(cache).setdefault("of_narrow_stacks", {})
         if id(self) not in caches:
-            both = isinstance(cache, EncoderDecoderCache)
-            parts = [cache.self_attention_cache, cache.cross_attention_cache] if both else [cache]
             own = [DynamicCache(config=self.net.config) for _ in parts]
-            for part, mine in zip(parts, own, strict=True):
-                part.layers += mine.layers
+            if len(route.spans) == 1:
+                for part, mine in zip(parts, own, strict=True):
+                    part.layers += mine.layers
             caches[id(self)] = EncoderDecoderCache(*own) if both else own[0]
         return caches[id(self)]
 
