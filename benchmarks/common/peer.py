@@ -70,6 +70,10 @@ class Peer:
         model = self._model(newborn)
         loaded()
         self.model = self._adapted(model, newborn)
+        head = [p for name, p in self.model.named_parameters() if ".classifier." in f".{name}"]
+        if not any(p.requires_grad for p in head):  # PEFT leaves it frozen beside trainable tokens
+            for p in head:
+                p.requires_grad_(True)
         self.trained = [p for p in self.model.parameters() if p.requires_grad]
         # AdaLoRA: ranks are allocated after a step, and a penalty joins every loss.
         self.allocate = getattr(getattr(self.model, "base_model", None), "update_and_allocate", None)

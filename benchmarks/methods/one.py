@@ -29,6 +29,7 @@ from graft.evaluate.perplexity import perplexity
 from graft.formats.peft import WEIGHTS
 from graft.recipe import read
 from graft.run import RunObserver
+from graft.train.signals import Interrupted
 
 MIB = 2**20
 
@@ -82,6 +83,8 @@ def ours_of(cell: grid.Cell, folder: Path) -> dict[str, Any]:
     level(recipe, watch)
     try:
         found = ours.train(recipe, watch)
+    except Interrupted:
+        raise
     except TrainingError as error:
         return {"diverged": error.given, "trained": watch.trained}
     opened = runs.open_model(recipe.output)
