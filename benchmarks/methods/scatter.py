@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from page import picture
 
-WIDTH, HEIGHT, LEFT, TOP, GAP = 560, 420, 44, 30, 60  # of a panel, in pixels
+WIDTH, HEIGHT, LEFT, TOP, GAP = 640, 520, 44, 30, 60  # of a panel, in pixels
 LABEL, CHARACTER = 11, 5.6  # height of a label and width of its letters
-STYLE = ".n{font-size:9.5px}.f{fill:#3465a4}"
+STYLE = ".n{font-size:9.5px}.f{fill:#3465a4}.t1{stroke:#bbb;stroke-width:.7}"
 
 
 @dataclass(frozen=True)
@@ -89,14 +89,17 @@ def ticks(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def labels(places: Sequence[tuple[float, float, str]]) -> list[str]:
-    """A name at each point (x, y): to the right of it, else at the nearest height where no other name stands."""
+    """A name at each point (x, y): to the right of it, else, with a line to it, at the nearest height that is free."""
     taken: list[tuple[float, float, float]] = []
     found = []
     for x, y, name in sorted(places, key=lambda place: place[1]):
         wide = CHARACTER * len(name)
         shifts = sorted((LABEL * i for i in range(-20, 21)), key=abs)
-        free = (s for s in shifts if all(abs(y + s - b) >= LABEL or x + wide < a or c < x for a, b, c in taken))
+        inside = (s for s in shifts if TOP <= y + s <= TOP + HEIGHT - LABEL / 2)
+        free = (s for s in inside if all(abs(y + s - b) >= LABEL or x + wide < a or c < x for a, b, c in taken))
         at = y + next(free, 0)
         taken.append((x, at, x + wide))
+        if at != y:
+            found.append(f'<line class="t1" x1="{x:.1f}" y1="{y:.1f}" x2="{x + 5:.1f}" y2="{at:.1f}"/>')
         found.append(f'<text class="n" x="{x + 5:.1f}" y="{at + 3:.1f}">{name}</text>')
     return found
