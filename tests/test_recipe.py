@@ -37,6 +37,14 @@ def test_a_written_recipe_reads_back_equal(tmp_path):
     assert read(tmp_path) == recipe.model_copy(update={"output": str(tmp_path)})  # a run's folder is where it lies
 
 
+def test_a_methods_own_seed_is_not_taken_for_the_runs(tmp_path):
+    recipe = read({"method": {"name": "ipt", "intrinsic_dim": 4, "seed": 5}, "train": {"seed": 1}})
+    assert (recipe.methods[0]["seed"], recipe.train.seed) == (5, 1)
+    (tmp_path / "recipe.yaml").write_text(recipe.yaml(), encoding="utf-8")
+    assert read(tmp_path / "recipe.yaml") == recipe
+    assert read({"method": {"name": "lora", "seed": 3}}).train.seed == 3  # LoRA has none
+
+
 def test_a_written_recipe_means_the_same_to_another_yaml_reader():
     recipe = read({"train": {"eps": 1e-8, "lr": 2e-5}, "data": {"train": "yes"}})
     assert yaml.safe_load(recipe.yaml()) == recipe.model_dump()

@@ -58,6 +58,7 @@ LINES: dict[str, dict[str, Any]] = {
         "peft": {"init_lora_weights": "pissa", **LORA}, "own_start": True,
     },
     "qlora": {"method": everywhere("lora", **LORA), "quant": "nf4", "lr": rates(4e-3, 2e-3), "peft": {}},
+    "qa_lora": {"method": everywhere("qa_lora", r=8), "quant": "int4", "lr": rates(4e-3, 2e-3)},
     "adalora": {
         "method": everywhere("adalora", init_r=12, target_r=8, deltaT=10, lora_alpha=24), "shares": BUDGET,
         "lr": rates(1e-2, 5e-3), "peft": {},

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from graft.cards import cards
 from graft.recipe.text import value
 
 Settings = dict[str, Any]
@@ -107,8 +108,10 @@ def _renamed(raw: Settings, problems: dict[str, str], notices: list[str]) -> Set
         if section in SYNONYMS:
             renames.append((section, section, inner))
         elif section in ("data", "train", "evaluate", "method") and isinstance(inner, dict):
-            # A word inside its own section: train: {learning_rate: ...}; the canonical key itself is no synonym there.
-            foreign = {k for k in inner if k in SYNONYMS and SYNONYMS[k] != f"{section}.{k}"}
+            # A word inside its own section: train: {learning_rate: ...}; the canonical key itself is no synonym there,
+            # nor is what the method calls so itself (the seed of a decoder, a rate of its own).
+            own = _settings_of(inner.get("name")) if section == "method" else set()
+            foreign = {k for k in inner if k in SYNONYMS and SYNONYMS[k] != f"{section}.{k}" and k not in own}
             renames += [(f"{section}.{k}", k, v) for k, v in inner.items() if k in foreign]
             result[section] = {k: copy.deepcopy(v) for k, v in inner.items() if k not in foreign}
         else:
@@ -127,6 +130,12 @@ def _renamed(raw: Settings, problems: dict[str, str], notices: list[str]) -> Set
         notices.append(f"{written} is {key} here")
     _accumulate(result, renames, problems, notices)
     return result
+
+
+def _settings_of(method: Any) -> set[str]:
+    """The names of a method's settings; none of what is no method."""
+    known = cards()
+    return set(known[method].settings) if isinstance(method, str) and method in known else set()
 
 
 def _accumulate(
