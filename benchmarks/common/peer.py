@@ -74,6 +74,7 @@ class Peer:
         if not any(p.requires_grad for p in head):  # PEFT leaves it frozen beside trainable tokens
             for p in head:
                 p.requires_grad_(True)
+        self.head = [p for p in head if p.requires_grad]  # PEFT keeps a frozen copy of what it trains
         self.trained = [p for p in self.model.parameters() if p.requires_grad]
         # AdaLoRA: ranks are allocated after a step, and a penalty joins every loss.
         self.allocate = getattr(getattr(self.model, "base_model", None), "update_and_allocate", None)
@@ -108,9 +109,8 @@ class Peer:
         last = self.recipe.methods[-1]
         if last["name"] != "task_head" or last["lr"] is None:
             return [{"params": self.trained}]
-        head = [p for name, p in self.model.named_parameters() if ".classifier." in f".{name}" and p.requires_grad]
-        rest = [p for p in self.trained if all(p is not one for one in head)]
-        return [{"params": rest}, {"params": head, "lr": last["lr"]}]
+        rest = [p for p in self.trained if all(p is not one for one in self.head)]
+        return [{"params": rest}, {"params": self.head, "lr": last["lr"]}]
 
     def loss(self, batch: Any) -> torch.Tensor:
         """Mean over the batch's supervised tokens, or rows."""
