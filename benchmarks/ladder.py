@@ -15,9 +15,9 @@ import time
 import torch
 
 from graft.base import Base
+from graft.core.registry import find
 from graft.data.order import Batch
 from graft.load import fresh
-from graft.method import find
 from graft.objectives.lm import language_modelling
 from graft.sketch import Ledger
 

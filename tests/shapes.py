@@ -18,7 +18,7 @@ from transformers.models.t5.modeling_t5 import T5ForConditionalGeneration
 
 from graft.adapter import Adapter
 from graft.base import Base
-from graft.method import Method
+from graft.core.method import Method
 
 LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096,
          "vocab_size": 50265}  # fmt: skip

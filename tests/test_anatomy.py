@@ -2,7 +2,7 @@ import pytest
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from graft.anatomy import family, layer_of, sites
+from graft.core.anatomy import family, layer_of, sites
 from models import CONFIGS, tiny_model
 
 

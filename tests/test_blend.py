@@ -10,8 +10,8 @@ from torch.testing import assert_close
 
 from graft.base import Base
 from graft.blend import HOWS, KINDS, SHORTENED, SPARSE, blend
+from graft.core.registry import find, names
 from graft.errors import AdapterError, UsageError
-from graft.method import find, names
 from graft.methods.full import Full
 from graft.methods.lora import LoRA
 from graft.methods.subset import Subset

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from graft.insert import Insert
-from graft.method import Method
+from graft.core.insert import Insert
+from graft.core.method import Method
 from models import CONFIGS, inputs, tiny_base, tiny_model
 
 DECODERS = [family for family in CONFIGS if family not in ("bert", "roberta", "t5")]
@@ -83,7 +83,7 @@ def test_no_tensor_is_left_in_the_route_and_no_hook_on_the_model():
     base = tiny_base()
     base.attach("x", At("mlp", lambda site: Probe(1.0)))
     with base.routed(["x"] * 3), torch.no_grad():
-        from graft.route import current
+        from graft.core.route import current
 
         base.model(inputs("llama")["ids"])
         assert current().taps == {}

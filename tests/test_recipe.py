@@ -8,9 +8,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from graft.cards import REQUIRED, Source, card, cards
+from graft.core.cards import REQUIRED, Source, card, cards
+from graft.core.registry import find
 from graft.errors import GraftError, UsageError
-from graft.method import find
 from graft.recipe import Recipe, explain, read
 from graft.recipe.text import emit, read_text
 from graft.recipe.words import SYNONYMS

@@ -3,7 +3,7 @@ import threading
 from hypothesis import given
 from hypothesis import strategies as st
 
-from graft.route import Route, current, installed, spans
+from graft.core.route import Route, current, installed, spans
 
 
 @given(st.lists(st.sampled_from([None, "a", "b", "c"])))

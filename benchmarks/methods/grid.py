@@ -14,7 +14,7 @@ from typing import Any
 import tasks
 from lines import BANKING, HEAD, LAPTOP, LINEARS, LINES
 
-from graft.cards import cards
+from graft.core.cards import cards
 
 WORK = tasks.ROOT / "runs" / "methods"
 TOOLS = ("graft", "peft")

@@ -20,10 +20,10 @@ _HOME = {
     "Adapter": "adapter",
     "Base": "base",
     "GraftError": "errors",
-    "Insert": "insert",
-    "Method": "method",
+    "Insert": "core.insert",
+    "Method": "core.method",
     "Recipe": "recipe",
-    "Site": "site",
+    "Site": "core.site",
     "blend": "blend",
     "export": "export",
     "extract": "extract",
@@ -62,6 +62,6 @@ def __dir__() -> list[str]:
 
 def _methods() -> dict[str, str]:
     """The class of every method, with its module."""
-    from graft.cards import cards  # late: `import graft` alone reads no files
+    from graft.core.cards import cards  # late: `import graft` alone reads no files
 
     return {card.cls: f"methods.{card.name}" for card in cards().values()}

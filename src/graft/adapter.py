@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from graft.core.insert import Insert
+from graft.core.method import Method
+from graft.core.site import Site
 from graft.errors import AdapterError
 from graft.formats import peft
-from graft.insert import Insert
-from graft.method import Method
-from graft.site import Site
 
 Seat = tuple[Site, Insert]
 Identity = Callable[[], dict[str, Any]]

@@ -15,10 +15,10 @@ from torch.nn import functional as F
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
+from graft.core.insert import Insert
+from graft.core.route import Route, current
+from graft.core.site import Site
 from graft.errors import SiteError
-from graft.insert import Insert
-from graft.route import Route, current
-from graft.site import Site
 
 PREFIX = "graft_"
 _seats: WeakKeyDictionary[torch.nn.Module, dict[str, list[Insert]]] = WeakKeyDictionary()

@@ -13,20 +13,21 @@ from typing import Any
 
 import torch
 
-from graft import anatomy, generation, identity
+from graft import generation, identity
 from graft.adapter import Adapter
 from graft.attention import Attention
-from graft.data.pack import obstacle
+from graft.core import anatomy
+from graft.core.method import Method
+from graft.core.positions import obstacle
+from graft.core.route import Route, current, installed, spans
+from graft.core.site import Site
 from graft.dropout import SilentDropout
 from graft.errors import AdapterError, UsageError, nearest
 from graft.formats import peft
 from graft.head import captured, transform
 from graft.joint import Joint
 from graft.merging import Merged, Merges
-from graft.method import Method
-from graft.route import Route, current, installed, spans
 from graft.rows import count_rows, pick
-from graft.site import Site
 from graft.virtual import Virtual
 
 Rows = Sequence[str | None]

@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from graft.adapter import Adapter
+from graft.core.insert import LowRankForm
 from graft.errors import AdapterError, UsageError, nearest
-from graft.insert import LowRankForm
 from graft.lowrank import Factors, attach, shortened, truncated
 from graft.soup import soup
 

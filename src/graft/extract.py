@@ -20,11 +20,11 @@ import torch
 from torch import nn
 
 from graft.adapter import Adapter
+from graft.core.site import Site
 from graft.errors import AdapterError, ModelError, UsageError
 from graft.folder import open_model
 from graft.lowrank import attach, truncated
 from graft.methods.lora import LoRA
-from graft.site import Site
 
 if TYPE_CHECKING:
     from graft.base import Base

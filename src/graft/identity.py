@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from graft.anatomy import kind_of
+from graft.core.anatomy import kind_of
 
 
 def count(model: Any) -> int:

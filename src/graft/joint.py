@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from transformers.utils.generic import ModelOutput
 
-from graft.insert import Insert
-from graft.route import CACHE, Route, current
+from graft.core.insert import Insert
+from graft.core.route import CACHE, Route, current
+from graft.core.site import Site
 from graft.rows import pick
-from graft.site import Site
 
 Seat = tuple[Site, Insert]
 

@@ -14,11 +14,11 @@ import torch
 from torch import nn
 
 from graft.adapter import Adapter
+from graft.core.insert import Insert, Weights
+from graft.core.site import Site
 from graft.errors import MergeError
-from graft.insert import Insert, Weights
 from graft.quant import QuantLinear
 from graft.quant.replace import unpacked
-from graft.site import Site
 
 
 @dataclass

@@ -19,12 +19,13 @@ import torch
 from tokenizers import Tokenizer
 from transformers.models.auto.configuration_auto import AutoConfig
 
+from graft.core.method import Method
+from graft.core.registry import classifying, described, find, names
 from graft.data import load_rows
 from graft.data.preparation import label_names
 from graft.errors import GraftError
 from graft.folder import read_config
 from graft.load import DTYPES, TASKS, model_class
-from graft.method import Method, classifying, described, find, names
 from graft.recipe import NewTokenizer, Recipe, read
 from graft.seedling import located
 from graft.sketch import Step, alike, peak, sketch, stored, unreal, weights

@@ -15,11 +15,13 @@ from transformers.utils.logging import disable_progress_bar
 
 from graft import seedling
 from graft.base import Base
+from graft.core.method import Method
+from graft.core.positions import first_position
+from graft.core.registry import classifying, described, find
 from graft.data import DataReport, Row, load_rows, prepare
 from graft.data.encode import Encoder
 from graft.data.formats import recognise
 from graft.data.order import Feed
-from graft.data.pack import first_position
 from graft.data.read import records
 from graft.data.report import sample
 from graft.data.rows import Reject
@@ -30,7 +32,6 @@ from graft.export.folder import refuse_occupied, replaced
 from graft.folder import find as find_model
 from graft.folder import read_config
 from graft.load import DTYPES, fresh, load
-from graft.method import Method, classifying, described, find
 from graft.quant import Scheme
 from graft.quant.gptq import quantise_calibrated
 from graft.quant.hf import GraftQuantConfig, packed_by

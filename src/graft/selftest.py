@@ -15,10 +15,10 @@ from typing import Any
 import torch
 
 from graft.base import Base
+from graft.core.registry import find
 from graft.kernels import REFERENCE
 from graft.kernels import find as kernel
 from graft.load import fresh
-from graft.method import find
 from graft.objectives.lm import language_modelling
 from graft.plan import memory
 from graft.quant import Scheme, quantise_model

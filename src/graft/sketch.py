@@ -23,8 +23,8 @@ from torch.utils.checkpoint import checkpoint
 
 from graft.adapter import Adapter
 from graft.base import Base
+from graft.core.method import Method
 from graft.load import model_class
-from graft.method import Method
 from graft.objectives.lm import CHUNK
 from graft.quant import QuantLinear, Scheme
 from graft.quant.replace import matrix, packable

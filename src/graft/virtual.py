@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from graft.data.pack import first_position
+from graft.core.insert import Insert
+from graft.core.positions import first_position
+from graft.core.route import Route, current
 from graft.errors import UsageError
-from graft.insert import Insert
-from graft.route import Route, current
 
 Around = tuple[torch.Tensor, torch.Tensor]  # front (p, d), back (q, d)
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 import graft
-from graft.cards import cards, pages
 from graft.cli import call
+from graft.core.cards import cards, pages
 from tiny_folder import write_model, write_rows
 
 VERBS = (

@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from graft.insert import Insert
-from graft.method import Method, No
+from graft.core.insert import Insert
+from graft.core.method import Method, No
 
 
 class Scale(Insert):

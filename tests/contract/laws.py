@@ -14,7 +14,7 @@ import torch
 from torch.testing import assert_close
 
 from graft.base import Base
-from graft.method import Method
+from graft.core.method import Method
 
 Make = Callable[[], Base]
 IDS = torch.randint(4, 90, (4, 6), generator=torch.Generator().manual_seed(7))

@@ -4,8 +4,8 @@ import pytest
 from broken import BROKEN, Sound
 from laws import LAWS
 
-from graft import method as registry
 from graft.base import Base
+from graft.core import registry
 from graft.formats import peft
 from models import tiny_model
 

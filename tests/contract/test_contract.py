@@ -5,7 +5,7 @@ import torch
 from laws import LAWS
 
 from graft.base import Base
-from graft.method import find, names
+from graft.core.registry import find, names
 from graft.quant import quantise_model
 from models import tiny_model
 

@@ -8,11 +8,11 @@ import torch
 from broken import Scale, Sound
 from torch.testing import assert_close
 
-from graft import method as registry
+from graft.core import registry
+from graft.core.method import No
 from graft.data.encode import Example
 from graft.data.order import Feed
 from graft.formats import peft
-from graft.method import No
 from graft.objectives import BY_STAGE
 from graft.recipe import Train
 from graft.train import Task, Trainer

@@ -12,7 +12,7 @@ from laws import answer, moved
 from safetensors.torch import load_file
 
 from graft.base import Base
-from graft.method import find, names
+from graft.core.registry import find, names
 from graft.quant import quantise_model
 from models import tiny_base, tiny_model
 

@@ -9,9 +9,9 @@ from laws import LAWS
 
 import graft.methods
 from graft.base import Base
-from graft.cards import pages
 from graft.cli import call
-from graft.method import find, names
+from graft.core.cards import pages
+from graft.core.registry import find, names
 from graft.recipe import read
 from models import tiny_model
 from tiny_folder import write_model, write_rows
@@ -29,8 +29,8 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from graft.insert import Insert
-from graft.method import Method, No
+from graft.core.insert import Insert
+from graft.core.method import Method, No
 
 
 @dataclass(frozen=True)

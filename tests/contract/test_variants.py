@@ -4,7 +4,7 @@ import pytest
 from laws import LAWS
 from test_contract import BASES, SLOW
 
-from graft.method import find
+from graft.core.registry import find
 
 VARIANTS = {
     "prefix with its projection": ("prefix", {"prefix_projection": True, "encoder_hidden_size": 8}),

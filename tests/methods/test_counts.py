@@ -7,7 +7,7 @@ feed-forward width f, rank r.
 import pytest
 import torch
 
-from graft.method import names
+from graft.core.registry import names
 from graft.methods._ipt_subspace import AutoEncoder
 from graft.methods.adalora import AdaLoRA
 from graft.methods.adamix import AdaMix

@@ -5,12 +5,12 @@ import torch
 from torch.testing import assert_close
 from transformers import T5Config
 
-from graft.insert import Insert
+from graft.core.insert import Insert
+from graft.core.site import Site
 from graft.methods._kron import kron_linear
 from graft.methods.krona import KronA
 from graft.methods.loha import LoHa
 from graft.methods.lokr import LoKr
-from graft.site import Site
 from graft.sketch import sketch, unreal
 from largest import Largest
 

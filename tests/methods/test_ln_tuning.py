@@ -11,9 +11,9 @@ from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextRMSNormGated
 
+from graft.core.site import Site
 from graft.errors import SiteError
 from graft.methods.ln_tuning import Gain, LNTuning
-from graft.site import Site
 from models import CONFIGS, inputs, randomise, tiny_base, tiny_model
 from peft_oracle import files_travel_both_ways, gradients_agree
 

@@ -17,6 +17,7 @@ from transformers.models.llama.modeling_llama import LlamaForCausalLM
 from graft.adapter import Adapter
 from graft.base import Base
 from graft.blend import blend
+from graft.core.site import Site
 from graft.errors import AdapterError, SiteError, UsageError
 from graft.export import export, fits
 from graft.load import load
@@ -25,7 +26,6 @@ from graft.methods.lora import LoRA
 from graft.methods.qa_lora import QALoRA
 from graft.quant import QuantLinear, Scheme, quantise_model
 from graft.quant.hf import GraftQuantConfig, quantise_pretrained
-from graft.site import Site
 from models import inputs, randomise, tiny_base, tiny_model
 
 

@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from graft.cards import LAWS, REQUIRED, Card, card, cards, pages
 from graft.cli.say import after, show, show_json, table
+from graft.core.cards import LAWS, REQUIRED, Card, card, cards, pages
 
 
 def add_to(app: typer.Typer) -> None:

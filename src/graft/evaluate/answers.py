@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from graft.core.route import spans
 from graft.data.encode import IGNORED, Encoder, Example
 from graft.data.rows import Row
 from graft.data.tags import marked, words_of
 from graft.errors import AdapterError, DataError
 from graft.generation import evaluating
-from graft.route import spans
 
 if TYPE_CHECKING:
     from graft.base import Base

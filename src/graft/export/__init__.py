@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from graft.core.site import shown
 from graft.errors import AdapterError, MergeError, UsageError, nearest
 from graft.export import fourbit, gguf, prompts, serve
 from graft.export.adapters import ADAPTERS
@@ -20,7 +21,6 @@ from graft.export.folder import replaced, write_model
 from graft.export.quantised import check_into, choices, fits, original_of, usual_into
 from graft.export.readings import READERS
 from graft.formats.int4 import FORMATS
-from graft.site import shown
 
 if TYPE_CHECKING:
     from graft.base import Base

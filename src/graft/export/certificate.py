@@ -22,13 +22,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 import graft
+from graft.core.insert import Insert
+from graft.core.site import Site
 from graft.export import prompts
 from graft.export.faithful import Tally, answers, ask, drift, perplexity
-from graft.insert import Insert
 from graft.load import DTYPES
 from graft.merging import folded, places
 from graft.quant import QuantLinear
-from graft.site import Site
 
 if TYPE_CHECKING:
     from graft.adapter import Adapter

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from graft.data.pack import first_position
+from graft.core.positions import first_position
 
 if TYPE_CHECKING:
     from graft.base import Base

@@ -19,9 +19,10 @@ from typing import Any
 
 from torch import Tensor
 
+from graft.core.method import Method
+from graft.core.registry import find, names
+from graft.core.site import Site
 from graft.errors import AdapterError
-from graft.method import Method, find, names
-from graft.site import Site
 
 WEIGHTS = "adapter.safetensors"
 # What the settings must be where a file states them; the library's own defaults.

@@ -17,8 +17,8 @@ from typing import Any
 
 from torch import Tensor
 
+from graft.core.site import Site
 from graft.errors import AdapterError
-from graft.site import Site
 
 WEIGHTS = "adapters.safetensors"
 KINDS = {"lora": {"lora_a", "lora_b"}, "dora": {"lora_a", "lora_b", "m"}}  # fine_tune_type -> parts of a place

@@ -18,11 +18,12 @@ from safetensors.torch import save_file
 from torch import nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
+from graft.core.insert import Insert
+from graft.core.method import Method
+from graft.core.registry import find, names
+from graft.core.site import Site
 from graft.errors import AdapterError
 from graft.formats import adapters, mlx
-from graft.insert import Insert
-from graft.method import Method, find, names
-from graft.site import Site
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 MIXED = "GRAFT_MIX"

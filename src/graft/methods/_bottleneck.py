@@ -15,12 +15,12 @@ from torch import nn
 from torch.nn import functional as F
 from transformers.activations import ACT2FN
 
+from graft.core.insert import Insert
+from graft.core.method import No
+from graft.core.site import Site
 from graft.errors import UsageError, nearest
-from graft.insert import Insert
-from graft.method import No
 from graft.methods._places import Addition, Placed
 from graft.methods._targets import check_dropout
-from graft.site import Site
 
 WIDEST = 4  # times d: no bottleneck is wider; a file that asks for more is hostile
 

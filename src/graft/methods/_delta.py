@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from graft.core.insert import Insert
+from graft.core.site import Site
 from graft.errors import AdapterError
-from graft.insert import Insert
-from graft.site import Site
 
 REST, WATCH, TRAIN = range(3)  # phases; kept as a tensor, so that a resumed run goes on in the same one
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
+from graft.core.site import Site
 from graft.errors import ModelError, UsageError
-from graft.site import Site
 
 Start = bool | str
 

@@ -12,9 +12,9 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from graft.insert import Insert, Weights
+from graft.core.insert import Insert, Weights
+from graft.core.site import Site
 from graft.methods._targets import Targeted, by_pattern, check_dropout, check_rank
-from graft.site import Site
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from torch import nn
 from torch.nn import functional as F
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
+from graft.core.route import current
+from graft.core.site import Site
 from graft.errors import UsageError
-from graft.route import current
-from graft.site import Site
 
 WIDTHS = (
     "hidden_size", "intermediate_size", "d_ff", "ffn_dim", "n_inner", "encoder_ffn_dim", "decoder_ffn_dim",

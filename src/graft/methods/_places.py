@@ -13,12 +13,12 @@ from typing import Any, ClassVar
 
 import torch
 
+from graft.core.insert import Insert
+from graft.core.method import Method
+from graft.core.site import Site
 from graft.errors import SiteError
-from graft.insert import Insert
-from graft.method import Method
 from graft.methods._targets import Seats
 from graft.methods.ln_tuning import LNTuning
-from graft.site import Site
 
 KINDS = {"attention": "mh_adapter", "cross": "cross_adapter", "mlp": "output_adapter"}  # kind: its switch
 

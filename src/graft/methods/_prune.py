@@ -16,9 +16,9 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from graft.anatomy import kind_of, part_of
+from graft.core.anatomy import kind_of, part_of
+from graft.core.site import SUBLAYERS, Site
 from graft.methods._narrow import Narrow, head_width
-from graft.site import SUBLAYERS, Site
 
 
 class Part(NamedTuple):

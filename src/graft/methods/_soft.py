@@ -13,10 +13,10 @@ import torch
 from torch import nn
 from transformers.models.auto.tokenization_auto import AutoTokenizer
 
+from graft.core.insert import Insert
+from graft.core.method import Method, No
+from graft.core.site import Site
 from graft.errors import UsageError
-from graft.insert import Insert
-from graft.method import Method, No
-from graft.site import Site
 
 KEY = "/prompt_embeddings"
 # What PEFT notes of the model it was made for; the tensors' shapes say it too.

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from graft.insert import Insert
-from graft.route import CACHE, current
-from graft.site import Site
+from graft.core.insert import Insert
+from graft.core.route import CACHE, current
+from graft.core.site import Site
 
 
 class Tap(Insert):

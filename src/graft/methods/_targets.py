@@ -10,10 +10,10 @@ from typing import Any, ClassVar
 
 import torch
 
+from graft.core.insert import Insert, Replacement, Shift
+from graft.core.method import Method, matches, no_such_site
+from graft.core.site import Site
 from graft.errors import UsageError
-from graft.insert import Insert, Replacement, Shift
-from graft.method import Method, matches, no_such_site
-from graft.site import Site
 
 Seats = list[tuple[Site, Insert]]
 

@@ -19,15 +19,15 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from graft.core.insert import Insert
+from graft.core.method import Method, No
+from graft.core.site import Site
 from graft.errors import UsageError
-from graft.insert import Insert
-from graft.method import Method, No
 from graft.methods import _lora_start as start
 from graft.methods._bottleneck import Bottleneck, Dense, Projection
 from graft.methods._targets import Seats, check_rank
 from graft.methods.lora import LoRA, LowRank
 from graft.methods.pfeiffer import Pfeiffer
-from graft.site import Site
 
 
 @dataclass(frozen=True)

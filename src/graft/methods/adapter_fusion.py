@@ -19,15 +19,16 @@ import torch
 from torch import nn
 
 from graft.adapter import Adapter
+from graft.core.insert import Insert
+from graft.core.method import Method, No
+from graft.core.registry import described
+from graft.core.site import Site
 from graft.errors import AdapterError, UsageError
 from graft.formats import peft
-from graft.insert import Insert
-from graft.method import Method, No, described
 from graft.methods._bottleneck import Projection
 from graft.methods._places import KINDS, Addition
 from graft.methods._targets import Seats
 from graft.recipe.methods import resolved
-from graft.site import Site
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from graft.insert import Insert
-from graft.method import Method, No
+from graft.core.insert import Insert
+from graft.core.method import Method, No
+from graft.core.site import Site
 from graft.methods._taps import Tap, stacks
-from graft.site import Site
 
 
 @dataclass(frozen=True)

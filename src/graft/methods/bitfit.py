@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
+from graft.core.insert import Insert, Shift
+from graft.core.site import Site
 from graft.errors import SiteError
-from graft.insert import Insert, Shift
 from graft.methods._targets import Targeted
-from graft.site import Site
 
 if TYPE_CHECKING:
     from graft.adapter import Adapter

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import nn
 
+from graft.core.method import No
+from graft.core.site import Site
 from graft.errors import UsageError
-from graft.method import No
 from graft.methods._bottleneck import Bottleneck, Bottlenecked
 from graft.methods._targets import Seats, check_rank
-from graft.site import Site
 
 if TYPE_CHECKING:
     from graft.adapter import Adapter

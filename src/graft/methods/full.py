@@ -12,9 +12,9 @@ from typing import ClassVar
 
 from torch import nn
 
-from graft.insert import Insert, Thaw
-from graft.method import Method, No
-from graft.site import Site
+from graft.core.insert import Insert, Thaw
+from graft.core.method import Method, No
+from graft.core.site import Site
 
 
 @dataclass(frozen=True)

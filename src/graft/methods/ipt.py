@@ -18,12 +18,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
+from graft.core.insert import Insert
+from graft.core.site import Site
 from graft.errors import AdapterError
-from graft.insert import Insert
 from graft.methods._ipt_subspace import find_subspace
 from graft.methods._soft import MadePrompt, SoftPrompt, check_sizes
 from graft.methods.prompt import PromptTuning
-from graft.site import Site
 
 __all__ = ["IPT", "find_subspace"]
 RANDOM = {"num_virtual_tokens": 20, "intrinsic_dim": 5}  # sizes where no subspace has them

@@ -14,11 +14,11 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from graft.insert import Insert, Weights
+from graft.core.insert import Insert, Weights
+from graft.core.site import Site
 from graft.methods._kron import kron_linear, near_root
 from graft.methods._lycoris import kaiming
 from graft.methods._targets import Targeted
-from graft.site import Site
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,12 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from graft.insert import Insert
-from graft.method import No
+from graft.core.insert import Insert
+from graft.core.method import No
+from graft.core.site import Site
 from graft.methods._kron import kron_linear, near_root
 from graft.methods._lycoris import kaiming
 from graft.methods._places import Addition, Placed
-from graft.site import Site
 
 
 @dataclass(frozen=True)

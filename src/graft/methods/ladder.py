@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import nn
 
+from graft.core.method import Method, No
+from graft.core.site import Site
 from graft.errors import UsageError
-from graft.method import Method, No
 from graft.methods._narrow import Narrow, Projection
 from graft.methods._prune import pruned
 from graft.methods._taps import Tap, stacks
 from graft.methods._targets import Seats, check_dropout
-from graft.site import Site
 
 if TYPE_CHECKING:
     from graft.adapter import Adapter

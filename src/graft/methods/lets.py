@@ -21,13 +21,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from graft.core.method import No
+from graft.core.site import Site
 from graft.errors import UsageError
-from graft.method import No
 from graft.methods._delta import Delta
 from graft.methods._taps import Tap, stacks
 from graft.methods._targets import Seats
 from graft.methods.task_head import Classifier, TaskHead
-from graft.site import Site
 
 if TYPE_CHECKING:
     from graft.adapter import Adapter

@@ -16,10 +16,10 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from graft.core.insert import Insert, Shift, Weights, without_hooks
+from graft.core.site import Site
 from graft.errors import SiteError
-from graft.insert import Insert, Shift, Weights, without_hooks
 from graft.methods._targets import Targeted
-from graft.site import Site
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from graft.insert import Insert
+from graft.core.insert import Insert
+from graft.core.site import Site
 from graft.methods._lycoris import Lycoris, Product, kaiming
-from graft.site import Site
 
 
 @dataclass(frozen=True)

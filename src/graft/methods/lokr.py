@@ -13,11 +13,11 @@ from typing import ClassVar
 import torch
 from torch import nn
 
+from graft.core.insert import Insert
+from graft.core.site import Site
 from graft.errors import UsageError
-from graft.insert import Insert
 from graft.methods._kron import kron_linear, near_root
 from graft.methods._lycoris import Lycoris, Product, kaiming
-from graft.site import Site
 
 # The tensors that start at zero, by `init_weights`.
 ZERO = {True: ("lokr_w1", "lokr_w1_a"), "lycoris": ("lokr_w2", "lokr_w2_b"), False: ()}

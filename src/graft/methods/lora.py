@@ -21,11 +21,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from graft.core.insert import Insert, LowRankForm, Weights
+from graft.core.site import Site
 from graft.errors import UsageError
-from graft.insert import Insert, LowRankForm, Weights
 from graft.methods import _lora_start as start
 from graft.methods._targets import Seats, Targeted, biases, by_pattern, check_bias, check_dropout, check_rank
-from graft.site import Site
 
 if TYPE_CHECKING:
     from graft.adapter import Adapter

@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import nn
 
+from graft.core.insert import Insert, Weights
+from graft.core.site import Site
 from graft.errors import UsageError
-from graft.insert import Insert, Weights
 from graft.methods._rotation import BlockDropout, blockwise, cayley
 from graft.methods._targets import Accompanied
-from graft.site import Site
 
 if TYPE_CHECKING:
     from graft.adapter import Adapter

@@ -16,13 +16,13 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from graft.core.insert import Insert
+from graft.core.method import Method
+from graft.core.site import Site
 from graft.errors import UsageError
-from graft.insert import Insert
-from graft.method import Method
 from graft.methods._soft import MadePrompt, SoftPrompt
 from graft.methods._targets import check_dropout
 from graft.methods.prompt import PromptTuning
-from graft.site import Site
 
 ENCODERS = ("MLP", "LSTM")
 LASTING = ("num_virtual_tokens", "num_transformer_submodules")  # settings that outlive the encoder

@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from graft.core.method import Method
+from graft.core.site import Site
 from graft.errors import AdapterError, UsageError
-from graft.method import Method
 from graft.methods._bottleneck import Dense
 from graft.methods._places import post_norm
-from graft.site import Site
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,10 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from graft.insert import Insert
-from graft.method import Method, No
+from graft.core.insert import Insert
+from graft.core.method import Method, No
+from graft.core.site import Site
 from graft.methods._soft import KEY, SHAPES, check_room, check_sizes
-from graft.site import Site
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,10 @@ from typing import Any, ClassVar
 
 import torch
 
+from graft.core.insert import Insert
+from graft.core.site import Site
 from graft.errors import UsageError
-from graft.insert import Insert
 from graft.methods._soft import Prompt, SoftPrompt, tokenizer
-from graft.site import Site
 
 INITS = ("SAMPLE_VOCAB", "TEXT", "RANDOM")
 

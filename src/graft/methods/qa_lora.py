@@ -20,13 +20,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from graft.anatomy import sites as sites_of
+from graft.core.anatomy import sites as sites_of
+from graft.core.insert import Insert, LowRankForm, Weights
+from graft.core.site import Site, shown
 from graft.errors import SiteError
-from graft.insert import Insert, LowRankForm, Weights
 from graft.methods._pooling import as_sums
 from graft.methods._targets import Seats, Targeted, biases, check_bias, check_dropout, check_rank
 from graft.quant.scheme import GROUPED
-from graft.site import Site, shown
 
 if TYPE_CHECKING:
     from graft.adapter import Adapter

@@ -13,10 +13,10 @@ from typing import ClassVar
 
 from torch import nn
 
+from graft.core.insert import Insert, Thaw
+from graft.core.method import Method, No, matches, no_such_site
+from graft.core.site import Site
 from graft.errors import UsageError
-from graft.insert import Insert, Thaw
-from graft.method import Method, No, matches, no_such_site
-from graft.site import Site
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from graft.core.insert import Insert
+from graft.core.method import Method, No
+from graft.core.site import Site
 from graft.errors import UsageError
-from graft.insert import Insert
-from graft.method import Method, No
-from graft.site import Site
 
 POOLS = ("auto", "last", "first", "mean", "none")
 

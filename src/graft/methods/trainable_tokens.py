@@ -15,11 +15,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from graft.core.insert import Insert, Weights
+from graft.core.method import Method
+from graft.core.site import Site
 from graft.errors import UsageError
-from graft.insert import Insert, Weights
-from graft.method import Method
 from graft.methods._targets import Seats
-from graft.site import Site
 
 if TYPE_CHECKING:
     from graft.adapter import Adapter

@@ -19,12 +19,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from graft.anatomy import family
+from graft.core.anatomy import family
+from graft.core.insert import Insert
+from graft.core.method import Method, No
+from graft.core.site import Site
 from graft.errors import UsageError
-from graft.insert import Insert
-from graft.method import Method, No
 from graft.methods._soft import KEY, check_room, tokenizer
-from graft.site import Site
 
 if TYPE_CHECKING:
     from graft.adapter import Adapter

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, Optional, Union
 
 from pydantic import BaseModel, ConfigDict, Strict, ValidationError, create_model
 
-from graft.cards import REQUIRED, Card, Source, cards
+from graft.core.cards import REQUIRED, Card, Source, cards
 from graft.errors import nearest
 
 Settings = dict[str, Any]

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
-from graft.cards import settings
+from graft.core.cards import settings
 from graft.recipe.methods import method_help
 from graft.recipe.text import emit
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from graft.cards import cards
+from graft.core.cards import cards
 from graft.recipe.text import value
 
 Settings = dict[str, Any]

@@ -15,8 +15,8 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from graft.core.site import Site
 from graft.errors import MergeError
-from graft.site import Site
 
 Weights = tuple[torch.Tensor, torch.Tensor | None]  # weight (out, in), bias (out,) or None
 LowRankForm = tuple[torch.Tensor, torch.Tensor, float]  # A (r, in), B (out, r), scale s

@@ -4,18 +4,16 @@ A method is one file in `graft/methods`, named as users name it. Nothing else kn
 planner call the doors below blindly, and their defaults do nothing.
 """
 
-import importlib
-import pkgutil
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from graft.errors import SiteError, UsageError, nearest
-from graft.insert import Insert
-from graft.site import Site
+from graft.core.insert import Insert
+from graft.core.site import Site
+from graft.errors import SiteError, nearest
 
 if TYPE_CHECKING:
     from graft.adapter import Adapter
@@ -146,51 +144,6 @@ class Method:
     def from_adapters(cls, settings: dict[str, Any], sites: Sequence[Site]) -> "Method":
         """The same for a file of the `adapters` library and the base with these sites."""
         return cls.from_file(settings)
-
-
-def find(name: str) -> type[Method]:
-    """The method class of `graft/methods/NAME.py`."""
-    package = importlib.import_module("graft.methods")
-    known = names()
-    if name not in known:
-        raise UsageError(
-            f"method {name!r} is not known",
-            f"one of {', '.join(known)}",
-            f"did you mean {nearest(name, known, 1)[0]!r}?",
-        )
-    module = importlib.import_module(f"{package.__name__}.{name}")
-    return next(
-        value
-        for value in vars(module).values()
-        if isinstance(value, type) and issubclass(value, Method) and value.__module__ == module.__name__
-    )
-
-
-def described(settings: dict[str, Any]) -> Method:
-    """The method that checked settings with a `name` stand for; lists, as YAML and JSON have them, become tuples."""
-    values: Any = {key: tuple(v) if isinstance(v, list) else v for key, v in settings.items() if key != "name"}
-    return find(settings["name"])(**values)
-
-
-def classifying(methods: Sequence[Method], labels: Sequence[str], *, tagged: bool) -> list[Method]:
-    """Methods for rows of these classes: whoever classifies gets them, and a task head comes where nobody does.
-
-    tagged: every word has a class.
-    """
-    heads = [] if any(method.classifies() for method in methods) else [find("task_head")()]
-    return [_of_classes(m, labels, tagged) if m.classifies() else m for m in [*methods, *heads]]
-
-
-def _of_classes(head: Any, labels: Sequence[str], tagged: bool) -> Method:
-    pool = {"pool": "none"} if tagged and getattr(head, "pool", None) == "auto" else {}
-    found: Method = replace(head, num_labels=len(labels), labels=tuple(labels), **pool)
-    return found
-
-
-def names() -> list[str]:
-    """Names of all methods: the files of the package."""
-    package = importlib.import_module("graft.methods")
-    return sorted(info.name for info in pkgutil.iter_modules(package.__path__) if not info.name.startswith("_"))
 
 
 def matches(name: str, target: str | Sequence[str]) -> bool:

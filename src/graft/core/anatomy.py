@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from graft.site import Site
+from graft.core.site import Site
 
 
 def sites(model: Any) -> list[Site]:

@@ -1,0 +1,52 @@
+"""Positions: where a model begins to count, and whether several documents may share one of its rows."""
+
+from typing import Any
+
+# Encoders whose first position is padding_idx + 1, in transformers' create_position_ids_from_input_ids.
+AFTER_PADDING = {
+    "camembert", "data2vec-text", "esm", "ibert", "lilt", "longformer", "luke", "markuplm", "mpnet", "roberta",
+    "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod",
+}  # fmt: skip
+# No positions to restart (ALiBi counts along the whole row), or a state that runs through the row.
+UNPACKABLE = {
+    "bloom",
+    "mpt",
+    "falcon",
+    "mamba",
+    "mamba2",
+    "falcon_mamba",
+    "rwkv",
+    "recurrent_gemma",
+    "jamba",
+    "zamba",
+    "bamba",
+}
+
+
+def first_position(config: Any) -> int:
+    """Where this model (a transformers config) begins to count its positions."""
+    return config.pad_token_id + 1 if config.model_type in AFTER_PADDING else 0
+
+
+def obstacle(config: Any, max_length: int) -> str | None:
+    """Why rows of this model cannot be packed, or None.
+
+    An explicit mask replaces the model's own: a sliding window shorter than a row would be lost. Only sdpa obeys a mask
+    of truth values; eager attention would add it to the scores, and the documents would see each other.
+    """
+    text = config.get_text_config()
+    attention = getattr(config, "_attn_implementation", None) or "sdpa"
+    if not attention.endswith("sdpa"):
+        return f"its attention is {attention}, which takes no block mask"
+    if getattr(text, "is_encoder_decoder", False):
+        return "an encoder-decoder"
+    if (
+        text.model_type in UNPACKABLE
+        or getattr(text, "alibi", False)
+        or getattr(text, "position_embedding_type", "") == "alibi"
+    ):
+        return f"{text.model_type} does not count positions by document"
+    window = getattr(text, "sliding_window", None) or getattr(text, "attention_chunk_size", None)
+    if window and window < max_length and getattr(text, "use_sliding_window", True):
+        return f"its attention window of {window} is shorter than max_length {max_length}"
+    return None

@@ -1,0 +1,55 @@
+"""Find methods by name: a method is a file of `graft/methods`, and its file name is its name."""
+
+import importlib
+import pkgutil
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from graft.core.method import Method
+from graft.errors import UsageError, nearest
+
+
+def find(name: str) -> type[Method]:
+    """The method class of `graft/methods/NAME.py`."""
+    package = importlib.import_module("graft.methods")
+    known = names()
+    if name not in known:
+        raise UsageError(
+            f"method {name!r} is not known",
+            f"one of {', '.join(known)}",
+            f"did you mean {nearest(name, known, 1)[0]!r}?",
+        )
+    module = importlib.import_module(f"{package.__name__}.{name}")
+    return next(
+        value
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, Method) and value.__module__ == module.__name__
+    )
+
+
+def described(settings: dict[str, Any]) -> Method:
+    """The method that checked settings with a `name` stand for; lists, as YAML and JSON have them, become tuples."""
+    values: Any = {key: tuple(v) if isinstance(v, list) else v for key, v in settings.items() if key != "name"}
+    return find(settings["name"])(**values)
+
+
+def classifying(methods: Sequence[Method], labels: Sequence[str], *, tagged: bool) -> list[Method]:
+    """Methods for rows of these classes: whoever classifies gets them, and a task head comes where nobody does.
+
+    tagged: every word has a class.
+    """
+    heads = [] if any(method.classifies() for method in methods) else [find("task_head")()]
+    return [_of_classes(m, labels, tagged) if m.classifies() else m for m in [*methods, *heads]]
+
+
+def _of_classes(head: Any, labels: Sequence[str], tagged: bool) -> Method:
+    pool = {"pool": "none"} if tagged and getattr(head, "pool", None) == "auto" else {}
+    found: Method = replace(head, num_labels=len(labels), labels=tuple(labels), **pool)
+    return found
+
+
+def names() -> list[str]:
+    """Names of all methods: the files of the package."""
+    package = importlib.import_module("graft.methods")
+    return sorted(info.name for info in pkgutil.iter_modules(package.__path__) if not info.name.startswith("_"))
