@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from block_oracle import rewired
 from graft.base import Base
 from graft.errors import AdapterError, UsageError
-from graft.methods._bottleneck import Bottleneck
+from graft.layers.bottleneck import Bottleneck
 from graft.methods.adapter_fusion import AdapterFusion
 from graft.methods.houlsby import Houlsby
 from graft.methods.lora import LoRA

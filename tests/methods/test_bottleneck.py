@@ -10,7 +10,7 @@ from transformers.models.bart.modeling_bart import BartForConditionalGeneration
 from block_oracle import rewired
 from graft.base import Base
 from graft.errors import SiteError, UsageError
-from graft.methods._bottleneck import Bottleneck
+from graft.layers.bottleneck import Bottleneck
 from graft.methods.houlsby import Houlsby
 from graft.methods.parallel import Parallel
 from graft.methods.pfeiffer import Pfeiffer

@@ -2,7 +2,7 @@
 
 import pytest
 
-from graft.methods._bottleneck import Bottleneck
+from graft.layers.bottleneck import Bottleneck
 from graft.methods.adamix import AdaMix
 from graft.methods.compacter import Compacter
 from graft.methods.houlsby import Houlsby

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from graft.core.registry import names
-from graft.methods._ipt_subspace import AutoEncoder
+from graft.layers.task_subspace import AutoEncoder
 from graft.methods.adalora import AdaLoRA
 from graft.methods.adamix import AdaMix
 from graft.methods.adapter_fusion import AdapterFusion

@@ -7,7 +7,7 @@ from transformers import T5Config
 
 from graft.core.insert import Insert
 from graft.core.site import Site
-from graft.methods._kron import kron_linear
+from graft.layers.kronecker import kron_linear
 from graft.methods.krona import KronA
 from graft.methods.loha import LoHa
 from graft.methods.lokr import LoKr

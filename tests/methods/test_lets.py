@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from graft.errors import AdapterError, UsageError
-from graft.methods._delta import TRAIN, Delta
+from graft.layers.delta import TRAIN, Delta
 from graft.methods.lets import LeTS, Readout, share
 from graft.methods.lora import LoRA
 from graft.sketch import Step, peak

@@ -1,6 +1,6 @@
 """What the trained parameters of side networks are made of, on published shapes; the sums are in test_counts."""
 
-from graft.methods._delta import Delta
+from graft.layers.delta import Delta
 from graft.methods.ladder import Foot, Ladder, Rung, Side
 from graft.methods.lets import LeTS, Readout
 from shapes import attached, bert_base, llama_2_7b, t5_base

@@ -4,8 +4,7 @@ A method is one file in `graft/methods`, named as users name it. Nothing else kn
 planner call the doors below blindly, and their defaults do nothing.
 """
 
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -13,7 +12,7 @@ import torch
 
 from graft.core.insert import Insert
 from graft.core.site import Site
-from graft.errors import SiteError, nearest
+from graft.errors import SiteError
 
 if TYPE_CHECKING:
     from graft.adapter import Adapter
@@ -144,29 +143,6 @@ class Method:
     def from_adapters(cls, settings: dict[str, Any], sites: Sequence[Site]) -> "Method":
         """The same for a file of the `adapters` library and the base with these sites."""
         return cls.from_file(settings)
-
-
-def matches(name: str, target: str | Sequence[str]) -> bool:
-    """PEFT's rule: a string is a regular expression for the whole name, a list holds names or their last parts.
-
-    >>> matches("model.layers.0.self_attn.q_proj", ["q_proj"]), matches("model.layers.0.q_proj", "q_proj")
-    (True, False)
-    """
-    if isinstance(target, str):
-        return re.fullmatch(target, name) is not None
-    return any(name == entry or name.endswith("." + entry) for entry in target)
-
-
-def no_such_site(target: Any, sites: Iterable[Site]) -> SiteError:
-    """The error for targets that match nothing, with the nearest names."""
-    parts = sorted({site.name.rsplit(".", 1)[-1] for site in sites})
-    shown = target if isinstance(target, str) else ", ".join(target)
-    near = nearest(shown.split(",")[0], parts)
-    return SiteError(
-        f"target_modules={shown!r} matches no site of this model",
-        f"'all-linear', a regular expression for whole names, or some of: {', '.join(parts)}",
-        f"nearest: {', '.join(near)}",
-    )
 
 
 def _json(value: Any) -> Any:

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from graft.core.insert import Insert, Weights
 from graft.core.site import Site
 from graft.errors import UsageError
-from graft.methods._targets import Seats, Targeted, biases, check_bias, check_dropout, check_rank
+from graft.layers.targets import Seats, Targeted, biases, check_bias, check_dropout, check_rank
 
 if TYPE_CHECKING:
     from graft.adapter import Adapter

@@ -23,9 +23,9 @@ from graft.core.insert import Insert
 from graft.core.method import Method, No
 from graft.core.site import Site
 from graft.errors import UsageError
-from graft.methods import _lora_start as start
-from graft.methods._bottleneck import Bottleneck, Dense, Projection
-from graft.methods._targets import Seats, check_rank
+from graft.layers import lora_start as start
+from graft.layers.bottleneck import Bottleneck, Dense, Projection
+from graft.layers.targets import Seats, check_rank
 from graft.methods.lora import LoRA, LowRank
 from graft.methods.pfeiffer import Pfeiffer
 

@@ -25,9 +25,9 @@ from graft.core.registry import described
 from graft.core.site import Site
 from graft.errors import AdapterError, UsageError
 from graft.formats import peft
-from graft.methods._bottleneck import Projection
-from graft.methods._places import KINDS, Addition
-from graft.methods._targets import Seats
+from graft.layers.bottleneck import Projection
+from graft.layers.sublayers import KINDS, Addition
+from graft.layers.targets import Seats
 from graft.recipe.methods import resolved
 
 

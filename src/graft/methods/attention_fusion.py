@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from graft.core.insert import Insert
 from graft.core.method import Method, No
 from graft.core.site import Site
-from graft.methods._taps import Tap, stacks
+from graft.layers.taps import Tap, stacks
 
 
 @dataclass(frozen=True)

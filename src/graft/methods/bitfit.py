@@ -17,7 +17,7 @@ import torch
 from graft.core.insert import Insert, Shift
 from graft.core.site import Site
 from graft.errors import SiteError
-from graft.methods._targets import Targeted
+from graft.layers.targets import Targeted
 
 if TYPE_CHECKING:
     from graft.adapter import Adapter

@@ -20,8 +20,8 @@ from torch import nn
 from graft.core.insert import Insert, Weights
 from graft.core.site import Site
 from graft.errors import UsageError
-from graft.methods._rotation import BlockDropout, blockwise, cayley
-from graft.methods._targets import Accompanied
+from graft.layers.rotation import BlockDropout, blockwise, cayley
+from graft.layers.targets import Accompanied
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ from torch import nn
 from graft.core.method import No
 from graft.core.site import Site
 from graft.errors import UsageError
-from graft.methods._bottleneck import Bottleneck, Bottlenecked
-from graft.methods._targets import Seats, check_rank
+from graft.layers.bottleneck import Bottleneck, Bottlenecked
+from graft.layers.targets import Seats, check_rank
 
 if TYPE_CHECKING:
     from graft.adapter import Adapter

@@ -12,7 +12,7 @@ Houlsby et al. 2019 (1902.00751). Differs: W_up starts at zero (init_weights=hou
 from dataclasses import dataclass
 from typing import ClassVar
 
-from graft.methods._bottleneck import Dense
+from graft.layers.bottleneck import Dense
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,8 @@ import torch
 from torch import nn
 
 from graft.core.insert import Insert, Weights
-from graft.core.method import matches
 from graft.core.site import Site
-from graft.methods._targets import Targeted
+from graft.layers.targets import Targeted, matches
 
 FEEDFORWARD = r".*\.(down_proj|fc2|fc_out|lin2|wo|w2|mlp\.c_proj|dense_4h_to_h|(?<!attention\.)output\.dense)"
 KEYS_AND_VALUES = r".*\.(k|v|k_proj|v_proj|k_lin|v_lin|key|value|key_proj|value_proj|c_attn|query_key_value|qkv_proj)"

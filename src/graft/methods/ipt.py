@@ -21,8 +21,8 @@ from torch import nn
 from graft.core.insert import Insert
 from graft.core.site import Site
 from graft.errors import AdapterError
-from graft.methods._ipt_subspace import find_subspace
-from graft.methods._soft import MadePrompt, SoftPrompt, check_sizes
+from graft.layers.soft_prompt import MadePrompt, SoftPrompt, check_sizes
+from graft.layers.task_subspace import find_subspace
 from graft.methods.prompt import PromptTuning
 
 __all__ = ["IPT", "find_subspace"]

@@ -16,9 +16,9 @@ from torch import nn
 
 from graft.core.insert import Insert, Weights
 from graft.core.site import Site
-from graft.methods._kron import kron_linear, near_root
-from graft.methods._lycoris import kaiming
-from graft.methods._targets import Targeted
+from graft.layers.kronecker import kron_linear, near_root
+from graft.layers.products import kaiming
+from graft.layers.targets import Targeted
 
 
 @dataclass(frozen=True)

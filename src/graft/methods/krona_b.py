@@ -17,9 +17,9 @@ from torch import nn
 from graft.core.insert import Insert
 from graft.core.method import No
 from graft.core.site import Site
-from graft.methods._kron import kron_linear, near_root
-from graft.methods._lycoris import kaiming
-from graft.methods._places import Addition, Placed
+from graft.layers.kronecker import kron_linear, near_root
+from graft.layers.products import kaiming
+from graft.layers.sublayers import Addition, Placed
 
 
 @dataclass(frozen=True)

@@ -23,10 +23,10 @@ from torch import nn
 from graft.core.method import Method, No
 from graft.core.site import Site
 from graft.errors import UsageError
-from graft.methods._narrow import Narrow, Projection
-from graft.methods._prune import pruned
-from graft.methods._taps import Tap, stacks
-from graft.methods._targets import Seats, check_dropout
+from graft.layers.narrow_stack import Narrow, Projection
+from graft.layers.pruning import pruned
+from graft.layers.taps import Tap, stacks
+from graft.layers.targets import Seats, check_dropout
 
 if TYPE_CHECKING:
     from graft.adapter import Adapter

@@ -2,7 +2,7 @@
 
     a_l = LN(pool(h_l))        z_l = σ((γ_l + ε)/τ), ε logistic noise;  after training z_l = 1 where γ_l > 0, else 0
     u = BiLSTM(z_0 a_0, .., z_L a_L)        logits = W·u + b
-    y = (W₀ + M ⊙ D) x + b₀ in the last blocks: see `_delta`
+    y = (W₀ + M ⊙ D) x + b₀ in the last blocks: see `layers.delta`
     h_l (T, d) state behind block l, h_0 embeddings;  LN has no weights;  γ_l = 2 at birth;  u (d/2,) last states of
     both directions, d/4 wide each;  W (classes, d/2)
 
@@ -24,9 +24,9 @@ from torch.nn import functional as F
 from graft.core.method import No
 from graft.core.site import Site
 from graft.errors import UsageError
-from graft.methods._delta import Delta
-from graft.methods._taps import Tap, stacks
-from graft.methods._targets import Seats
+from graft.layers.delta import Delta
+from graft.layers.taps import Tap, stacks
+from graft.layers.targets import Seats
 from graft.methods.task_head import Classifier, TaskHead
 
 if TYPE_CHECKING:

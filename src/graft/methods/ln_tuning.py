@@ -19,7 +19,7 @@ from torch import nn
 from graft.core.insert import Insert, Shift, Weights, without_hooks
 from graft.core.site import Site
 from graft.errors import SiteError
-from graft.methods._targets import Targeted
+from graft.layers.targets import Targeted
 
 
 @dataclass(frozen=True)

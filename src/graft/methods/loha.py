@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from graft.core.insert import Insert
 from graft.core.site import Site
-from graft.methods._lycoris import Lycoris, Product, kaiming
+from graft.layers.products import Lycoris, Product, kaiming
 
 
 @dataclass(frozen=True)

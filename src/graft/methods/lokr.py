@@ -16,8 +16,8 @@ from torch import nn
 from graft.core.insert import Insert
 from graft.core.site import Site
 from graft.errors import UsageError
-from graft.methods._kron import kron_linear, near_root
-from graft.methods._lycoris import Lycoris, Product, kaiming
+from graft.layers.kronecker import kron_linear, near_root
+from graft.layers.products import Lycoris, Product, kaiming
 
 # The tensors that start at zero, by `init_weights`.
 ZERO = {True: ("lokr_w1", "lokr_w1_a"), "lycoris": ("lokr_w2", "lokr_w2_b"), False: ()}

@@ -24,8 +24,8 @@ from torch.nn import functional as F
 from graft.core.insert import Insert, LowRankForm, Weights
 from graft.core.site import Site
 from graft.errors import UsageError
-from graft.methods import _lora_start as start
-from graft.methods._targets import Seats, Targeted, biases, by_pattern, check_bias, check_dropout, check_rank
+from graft.layers import lora_start as start
+from graft.layers.targets import Seats, Targeted, biases, by_pattern, check_bias, check_dropout, check_rank
 
 if TYPE_CHECKING:
     from graft.adapter import Adapter

@@ -20,8 +20,8 @@ from graft.core.insert import Insert
 from graft.core.method import Method
 from graft.core.site import Site
 from graft.errors import UsageError
-from graft.methods._soft import MadePrompt, SoftPrompt
-from graft.methods._targets import check_dropout
+from graft.layers.soft_prompt import MadePrompt, SoftPrompt
+from graft.layers.targets import check_dropout
 from graft.methods.prompt import PromptTuning
 
 ENCODERS = ("MLP", "LSTM")

@@ -15,8 +15,8 @@ from typing import Any, ClassVar
 from graft.core.method import Method
 from graft.core.site import Site
 from graft.errors import AdapterError, UsageError
-from graft.methods._bottleneck import Dense
-from graft.methods._places import post_norm
+from graft.layers.bottleneck import Dense
+from graft.layers.sublayers import post_norm
 
 
 @dataclass(frozen=True)

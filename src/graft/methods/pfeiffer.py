@@ -12,7 +12,7 @@ at zero.
 from dataclasses import dataclass
 from typing import ClassVar
 
-from graft.methods._bottleneck import Dense
+from graft.layers.bottleneck import Dense
 
 
 @dataclass(frozen=True)

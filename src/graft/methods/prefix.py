@@ -22,7 +22,7 @@ from torch import nn
 from graft.core.insert import Insert
 from graft.core.method import Method, No
 from graft.core.site import Site
-from graft.methods._soft import KEY, SHAPES, check_room, check_sizes
+from graft.layers.soft_prompt import KEY, SHAPES, check_room, check_sizes
 
 
 @dataclass(frozen=True)

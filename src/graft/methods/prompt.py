@@ -20,7 +20,7 @@ import torch
 from graft.core.insert import Insert
 from graft.core.site import Site
 from graft.errors import UsageError
-from graft.methods._soft import Prompt, SoftPrompt, tokenizer
+from graft.layers.soft_prompt import Prompt, SoftPrompt, tokenizer
 
 INITS = ("SAMPLE_VOCAB", "TEXT", "RANDOM")
 

@@ -5,7 +5,7 @@
     merged:  minimum[o, k] + s·(BA)[o, k]         codes and scales stay: the sum is exact but for a minimum's rounding
 
 Xu et al. 2023 (2309.14717), the sum pooling of algorithm 1. Files hold the A of the sum and say so; those of PEFT and
-of the authors' code, which pool otherwise, are converted when they are read (`_pooling`). Dropout acts behind the
+of the authors' code, which pool otherwise, are converted when they are read (`layers.pooling`). Dropout acts behind the
 pooling, in PEFT before it.
 Differs: A starts as LoRA's does (Kaiming, for Xavier); the base may be rounded to nearest (the paper's is GPTQ's); on
 a base in 16 bits, NF4 or wider groups than its own the update works as well, and merges as any other.
@@ -24,8 +24,8 @@ from graft.core.anatomy import sites as sites_of
 from graft.core.insert import Insert, LowRankForm, Weights
 from graft.core.site import Site, shown
 from graft.errors import SiteError
-from graft.methods._pooling import as_sums
-from graft.methods._targets import Seats, Targeted, biases, check_bias, check_dropout, check_rank
+from graft.layers.pooling import as_sums
+from graft.layers.targets import Seats, Targeted, biases, check_bias, check_dropout, check_rank
 from graft.quant.scheme import GROUPED
 
 if TYPE_CHECKING:

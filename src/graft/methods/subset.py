@@ -14,9 +14,10 @@ from typing import ClassVar
 from torch import nn
 
 from graft.core.insert import Insert, Thaw
-from graft.core.method import Method, No, matches, no_such_site
+from graft.core.method import Method, No
 from graft.core.site import Site
 from graft.errors import UsageError
+from graft.layers.targets import matches, no_such_site
 
 
 @dataclass(frozen=True)

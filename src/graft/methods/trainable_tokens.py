@@ -19,7 +19,7 @@ from graft.core.insert import Insert, Weights
 from graft.core.method import Method
 from graft.core.site import Site
 from graft.errors import UsageError
-from graft.methods._targets import Seats
+from graft.layers.targets import Seats
 
 if TYPE_CHECKING:
     from graft.adapter import Adapter

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from graft.core.insert import Insert, Weights
 from graft.core.site import Site
-from graft.methods._targets import Seats, Targeted, biases, check_bias, check_dropout, check_rank
+from graft.layers.targets import Seats, Targeted, biases, check_bias, check_dropout, check_rank
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from graft.core.insert import Insert
 from graft.core.method import Method, No
 from graft.core.site import Site
 from graft.errors import UsageError
-from graft.methods._soft import KEY, check_room, tokenizer
+from graft.layers.soft_prompt import KEY, check_room, tokenizer
 
 if TYPE_CHECKING:
     from graft.adapter import Adapter

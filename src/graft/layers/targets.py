@@ -4,16 +4,16 @@ A name matches as in PEFT: a string is a regular expression for the whole name, 
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 
 from graft.core.insert import Insert, Replacement, Shift
-from graft.core.method import Method, matches, no_such_site
+from graft.core.method import Method
 from graft.core.site import Site
-from graft.errors import UsageError
+from graft.errors import SiteError, UsageError, nearest
 
 Seats = list[tuple[Site, Insert]]
 
@@ -133,3 +133,26 @@ def check_bias(bias: str, some: str) -> None:
 
 def _within(name: str, module: str) -> bool:
     return f".{module}." in f".{name}."
+
+
+def matches(name: str, target: str | Sequence[str]) -> bool:
+    """PEFT's rule: a string is a regular expression for the whole name, a list holds names or their last parts.
+
+    >>> matches("model.layers.0.self_attn.q_proj", ["q_proj"]), matches("model.layers.0.q_proj", "q_proj")
+    (True, False)
+    """
+    if isinstance(target, str):
+        return re.fullmatch(target, name) is not None
+    return any(name == entry or name.endswith("." + entry) for entry in target)
+
+
+def no_such_site(target: Any, sites: Iterable[Site]) -> SiteError:
+    """The error for targets that match nothing, with the nearest names."""
+    parts = sorted({site.name.rsplit(".", 1)[-1] for site in sites})
+    shown = target if isinstance(target, str) else ", ".join(target)
+    near = nearest(shown.split(",")[0], parts)
+    return SiteError(
+        f"target_modules={shown!r} matches no site of this model",
+        f"'all-linear', a regular expression for whole names, or some of: {', '.join(parts)}",
+        f"nearest: {', '.join(near)}",
+    )

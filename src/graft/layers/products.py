@@ -14,7 +14,7 @@ from torch import nn
 
 from graft.core.insert import Insert, Weights
 from graft.core.site import Site
-from graft.methods._targets import Targeted, by_pattern, check_dropout, check_rank
+from graft.layers.targets import Targeted, by_pattern, check_dropout, check_rank
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from graft.errors import UsageError
-from graft.methods._soft import KEY, check_sizes
+from graft.layers.soft_prompt import KEY, check_sizes
 
 if TYPE_CHECKING:
     from graft.adapter import Adapter

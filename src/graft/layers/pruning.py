@@ -18,7 +18,7 @@ from torch import nn
 
 from graft.core.anatomy import kind_of, part_of
 from graft.core.site import SUBLAYERS, Site
-from graft.methods._narrow import Narrow, head_width
+from graft.layers.narrow_stack import Narrow, head_width
 
 
 class Part(NamedTuple):

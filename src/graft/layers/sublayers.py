@@ -17,7 +17,7 @@ from graft.core.insert import Insert
 from graft.core.method import Method
 from graft.core.site import Site
 from graft.errors import SiteError
-from graft.methods._targets import Seats
+from graft.layers.targets import Seats
 from graft.methods.ln_tuning import LNTuning
 
 KINDS = {"attention": "mh_adapter", "cross": "cross_adapter", "mlp": "output_adapter"}  # kind: its switch

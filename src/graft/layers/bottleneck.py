@@ -19,8 +19,8 @@ from graft.core.insert import Insert
 from graft.core.method import No
 from graft.core.site import Site
 from graft.errors import UsageError, nearest
-from graft.methods._places import Addition, Placed
-from graft.methods._targets import check_dropout
+from graft.layers.sublayers import Addition, Placed
+from graft.layers.targets import check_dropout
 
 WIDEST = 4  # times d: no bottleneck is wider; a file that asks for more is hostile
 
