@@ -10,7 +10,7 @@ import torch
 import graft
 from graft import runs
 from graft.data.encode import Encoder
-from graft.data.order import Feed
+from graft.data.feed import Feed
 from graft.data.rows import Row
 from graft.evaluate.metrics import accuracy, bleu, macro_f1, rouge_l
 from graft.evaluate.perplexity import classes, perplexity

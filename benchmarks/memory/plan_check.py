@@ -16,7 +16,7 @@ sys.path.append(str(Path(__file__).parents[1] / "common"))
 import torch
 from memory import forget, peak, resident
 
-from graft.data.order import Batch
+from graft.data.feed import Batch
 from graft.data.pack import packed
 from graft.load import fresh
 from graft.methods.full import Full

@@ -20,8 +20,8 @@ from graft.core.positions import first_position
 from graft.core.registry import classifying, described, find
 from graft.data import DataReport, Row, load_rows, prepare
 from graft.data.encode import Encoder
-from graft.data.formats import recognise
-from graft.data.order import Feed
+from graft.data.feed import Feed
+from graft.data.layouts import recognise
 from graft.data.read import records
 from graft.data.report import sample
 from graft.data.rows import Reject

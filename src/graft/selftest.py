@@ -146,7 +146,7 @@ def packed_weights_answer() -> str:
 
 def losses_agree() -> str:
     """The chunked loss from hidden states equals cross-entropy on full logits."""
-    from graft.data.order import Batch  # beside its one use: the data layer is no part of the other checks
+    from graft.data.feed import Batch  # beside its one use: the data layer is no part of the other checks
 
     base, given = _base()
     ids = given["ids"]

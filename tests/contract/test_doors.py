@@ -11,7 +11,7 @@ from torch.testing import assert_close
 from graft.core import registry
 from graft.core.method import No
 from graft.data.encode import Example
-from graft.data.order import Feed
+from graft.data.feed import Feed
 from graft.formats import peft
 from graft.objectives import BY_STAGE
 from graft.recipe import Train

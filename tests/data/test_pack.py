@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
 from graft.core.positions import first_position, obstacle
 from graft.data.encode import IGNORED, Example
-from graft.data.order import Feed
+from graft.data.feed import Feed
 from graft.data.pack import best_fit, packed
 
 SMALL = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2, "intermediate_size": 64, "vocab_size": 60,

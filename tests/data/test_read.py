@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from graft.data.formats import recognise
+from graft.data.layouts import recognise
 from graft.data.read import DOCUMENT, records, sources
 from graft.data.rows import Record, Reject
 from graft.errors import DataError

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from graft.data.builtin import BUILTIN
+from graft.data.chat_templates import BUILTIN
 from graft.data.mask import Rendered, tokenise
 from graft.data.rows import BadRow, Row
 from graft.data.templates import Template, affixes, prompt_ids, source

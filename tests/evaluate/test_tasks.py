@@ -18,7 +18,7 @@ from transformers import (
 
 from graft.base import Base
 from graft.data.encode import IGNORED, Example
-from graft.data.order import Feed
+from graft.data.feed import Feed
 from graft.data.rows import Row
 from graft.errors import DataError, UsageError
 from graft.evaluate import Held, before_after, cases, evaluate, perplexity

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 import models
 from graft.base import Base
-from graft.data.builtin import BUILTIN, jinja
+from graft.data.chat_templates import BUILTIN, jinja
 from graft.data.templates import Template
 from graft.errors import GraftError, ModelError, UsageError
 from graft.export import export

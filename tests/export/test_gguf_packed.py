@@ -9,7 +9,7 @@ import torch
 from test_gguf_export import PROMPTS, rounded
 
 from graft.base import Base
-from graft.data.builtin import jinja
+from graft.data.chat_templates import jinja
 from graft.data.templates import Template
 from graft.errors import MergeError, UsageError
 from graft.export import export, fits

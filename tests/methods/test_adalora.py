@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from graft.base import Base
 from graft.data.encode import Example
-from graft.data.order import Feed
+from graft.data.feed import Feed
 from graft.errors import UsageError
 from graft.methods.adalora import AdaLoRA
 from graft.objectives import BY_STAGE

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from graft.base import Base
-from graft.data.order import Batch
+from graft.data.feed import Batch
 from graft.errors import UsageError
 from graft.methods.adamix import AdaMix
 from graft.methods.lora import LoRA

@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from graft.base import Base
-from graft.data.order import Batch
+from graft.data.feed import Batch
 from graft.errors import UsageError
 from graft.methods.lora import LoRA
 from graft.methods.task_head import TaskHead

@@ -8,7 +8,7 @@ from typing import Any
 
 from graft.data import cache as store
 from graft.data.encode import Encoded, Encoder, Examples
-from graft.data.formats import check_settings, recognise
+from graft.data.layouts import check_settings, recognise
 from graft.data.read import records, sources
 from graft.data.report import DataReport, describe
 from graft.data.rows import Reject, Row, by_reason, refuse

@@ -16,7 +16,7 @@ from typing import Any
 
 from jinja2.exceptions import TemplateError
 
-from graft.data.builtin import BUILTIN, TOKENS, jinja
+from graft.data.chat_templates import BUILTIN, TOKENS, jinja
 from graft.data.mask import Rendered, tokenise
 from graft.data.rows import BadRow, Row
 from graft.errors import DataError, UsageError, nearest

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from graft.data import IGNORED
-from graft.data.order import Feed
+from graft.data.feed import Feed
 from graft.errors import DataError
 from graft.generation import evaluating
 from graft.objectives import BY_STAGE

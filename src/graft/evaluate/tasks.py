@@ -12,7 +12,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from graft.data import IGNORED
-from graft.data.order import Feed
+from graft.data.feed import Feed
 from graft.data.rows import Row
 from graft.data.tags import marked
 from graft.errors import DataError

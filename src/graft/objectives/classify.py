@@ -15,7 +15,7 @@ from graft.objectives.lm import Loss, symmetric_kl
 
 if TYPE_CHECKING:
     from graft.base import Base
-    from graft.data.order import Batch
+    from graft.data.feed import Batch
 
 
 def classification(base: "Base", batch: "Batch") -> Loss:

@@ -18,7 +18,7 @@ from graft.data import IGNORED
 
 if TYPE_CHECKING:
     from graft.base import Base
-    from graft.data.order import Batch
+    from graft.data.feed import Batch
 
 CHUNK = 1024  # positions whose logits exist at one time
 GRAIN = 128  # their number is filled up to a multiple: every new shape costs a compiled kernel, which is then kept

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from graft.data.formats import check_settings, recognise
+from graft.data.layouts import check_settings, recognise
 from graft.data.rows import Record, Reject
 from graft.errors import UsageError
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from graft.data.encode import IGNORED, Encoder, Example
-from graft.data.order import Feed
+from graft.data.feed import Feed
 from graft.data.rows import Row
 from graft.errors import UsageError
 
