@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from graft import generation, identity
+from graft import identity
 from graft.adapter import Adapter
 from graft.attention import Attention
 from graft.core import anatomy
@@ -24,6 +24,7 @@ from graft.core.site import Site
 from graft.dropout import SilentDropout
 from graft.errors import AdapterError, UsageError, nearest
 from graft.formats import peft
+from graft.generate.generate import generate
 from graft.head import captured, transform
 from graft.joint import Joint
 from graft.merging import Merged, Merges
@@ -280,8 +281,8 @@ class Base:
         return self._sorted(project, hidden, self._rows(adapters, len(hidden)), {})
 
     def generate(self, prompts: Sequence[Any], adapters: Rows | None = None, **settings: Any) -> list[str]:
-        """Only the new text, one string per prompt; see `graft.generation.generate` for the settings."""
-        return generation.generate(self, prompts, self._rows(adapters, len(prompts)), **settings)
+        """Only the new text, one string per prompt; see `graft.generate` for the settings."""
+        return generate(self, prompts, self._rows(adapters, len(prompts)), **settings)
 
     def _sorted(self, run: Any, ids: torch.Tensor | None, rows: Rows, keywords: dict[str, Any]) -> Any:
         """Run over the rows sorted into one span per adapter, and undo the order on the way out."""

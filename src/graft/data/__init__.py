@@ -2,7 +2,7 @@
 
     read -> formats -> templates, mask -> encode -> (cache) -> order, with noise and pack
 
-`prepare` does the first half; `graft.data.order.Feed` the second, and only it imports torch.
+`prepare` does the first half; `graft.data.feed.Feed` the second, and only it imports torch.
 """
 
 from graft.data.encode import IGNORED, Example, Examples

@@ -10,7 +10,7 @@ from graft.data.encode import IGNORED, Encoder, Example
 from graft.data.rows import Row
 from graft.data.tags import marked, words_of
 from graft.errors import AdapterError, DataError
-from graft.generation import evaluating
+from graft.generate.generate import evaluating
 
 if TYPE_CHECKING:
     from graft.base import Base

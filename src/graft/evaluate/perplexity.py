@@ -17,7 +17,7 @@ import torch
 from graft.data import IGNORED
 from graft.data.feed import Feed
 from graft.errors import DataError
-from graft.generation import evaluating
+from graft.generate.generate import evaluating
 from graft.objectives import BY_STAGE
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from graft.adapter import Adapter
 from graft.errors import MergeError
-from graft.generation import evaluating
+from graft.generate.generate import evaluating
 from graft.merging import folded, in_minima, places
 from graft.quant import QuantLinear
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from graft.data.rows import BadRow
 from graft.data.templates import Template, affixes, source
-from graft.generation import end_tokens
+from graft.generate.generate import end_tokens
 
 if TYPE_CHECKING:
     from graft.base import Base

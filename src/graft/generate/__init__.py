@@ -1,0 +1,1 @@
+"""Text from a base: the one place where decoding happens."""
