@@ -22,7 +22,7 @@ from torch.nn.functional import kl_div
 from transformers.models.llama.configuration_llama import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaForCausalLM
 
-from graft.base import Base
+from graft.base.base import Base
 from graft.methods.ipt import IPT, find_subspace
 from graft.methods.prompt import PromptTuning
 

@@ -14,7 +14,7 @@ import time
 
 import torch
 
-from graft.base import Base
+from graft.base.base import Base
 from graft.core.registry import find
 from graft.data.feed import Batch
 from graft.load import fresh

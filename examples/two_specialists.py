@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 import graft
-from graft.base import Base
+from graft.base.base import Base
 from graft.evaluate import answers
 from graft.seedling import dataset
 

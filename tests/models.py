@@ -3,7 +3,7 @@
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
 
-from graft.base import Base
+from graft.base.base import Base
 
 SMALL = {
     "hidden_size": 64,

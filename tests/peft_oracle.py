@@ -6,7 +6,7 @@ import peft
 import torch
 from torch.testing import assert_close
 
-from graft.base import Base
+from graft.base.base import Base
 from models import inputs
 
 

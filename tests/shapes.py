@@ -16,8 +16,8 @@ from transformers.models.roberta.modeling_roberta import RobertaForMaskedLM, Rob
 from transformers.models.t5.configuration_t5 import T5Config
 from transformers.models.t5.modeling_t5 import T5ForConditionalGeneration
 
-from graft.adapter import Adapter
-from graft.base import Base
+from graft.base.adapter import Adapter
+from graft.base.base import Base
 from graft.core.method import Method
 
 LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096,

@@ -8,7 +8,7 @@ import torch
 from peft.utils import merge_utils
 from torch.testing import assert_close
 
-from graft.base import Base
+from graft.base.base import Base
 from graft.blend import HOWS, KINDS, SHORTENED, SPARSE, blend
 from graft.core.registry import find, names
 from graft.errors import AdapterError, UsageError

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel
 
-from graft.base import Base
+from graft.base.base import Base
 from graft.data.train_tokenizer import train_bpe
 from graft.evaluate import answers
 from graft.seedling import writing

@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from transformers.modeling_utils import PreTrainedModel
 
 from graft import extract as extract_function
-from graft.base import Base
+from graft.base.base import Base
 from graft.errors import AdapterError, GraftError, ModelError, UsageError
 from graft.extract import difference, extract
 from graft.lowrank import SPARE, truncated

@@ -20,7 +20,7 @@ import torch
 from llama import LlamaCpp
 
 from graft import demo, runs
-from graft.base import Base
+from graft.base.base import Base
 from graft.evaluate.perplexity import perplexity
 from graft.export import export
 from graft.load import load

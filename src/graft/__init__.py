@@ -17,8 +17,8 @@ __version__ = "0.1.0"
 
 # name: the module that defines it. Some functions share their name with the module or package they live in.
 _HOME = {
-    "Adapter": "adapter",
-    "Base": "base",
+    "Adapter": "base.adapter",
+    "Base": "base.base",
     "GraftError": "errors",
     "Insert": "core.insert",
     "Method": "core.method",

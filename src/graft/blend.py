@@ -25,14 +25,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from graft.adapter import Adapter
+from graft.base.adapter import Adapter
 from graft.core.insert import LowRankForm
 from graft.errors import AdapterError, UsageError, nearest
 from graft.lowrank import Factors, attach, shortened, truncated
 from graft.soup import soup
 
 if TYPE_CHECKING:
-    from graft.base import Base
+    from graft.base.base import Base
 
 Part = tuple[float, torch.Tensor, torch.Tensor, float]  # weight, A, B, scale
 # What a tensor keeps (all, its largest entries, random ones), and whether a sign is elected.

@@ -16,7 +16,7 @@ import torch
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
-from graft.base import Base
+from graft.base.base import Base
 from graft.recipe import Recipe, read
 from graft.seedling import DATASETS
 from graft.seedling.coverage import against_others, distinct_2, mean_coverage, unique_share, verbatim_share

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import nn
 
-from graft.adapter import Adapter
+from graft.base.adapter import Adapter
 from graft.core.site import Site
 from graft.errors import AdapterError, ModelError, UsageError
 from graft.folder import open_model
@@ -27,7 +27,7 @@ from graft.lowrank import attach, truncated
 from graft.methods.lora import LoRA
 
 if TYPE_CHECKING:
-    from graft.base import Base
+    from graft.base.base import Base
 
 RESTS = ("name", "keep")
 RANK = 16  # where neither r nor energy is given

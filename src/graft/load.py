@@ -22,7 +22,7 @@ from transformers.models.auto.tokenization_auto import AutoTokenizer
 from transformers.utils import is_accelerate_available
 from transformers.utils import logging as transformers_logging
 
-from graft.base import Base
+from graft.base.base import Base
 from graft.errors import GraftError, ModelError, UsageError, nearest
 from graft.folder import Opened, first_line, open_model
 from graft.formats import gguf_file

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from graft.adapter import Adapter
+from graft.base.adapter import Adapter
 from graft.methods.lora import LoRA
 
 if TYPE_CHECKING:
-    from graft.base import Base
+    from graft.base.base import Base
 
 Factors = tuple[torch.Tensor, torch.Tensor]  # A (r, in), B (out, r)
 LARGE = 1024  # from this size on a whole decomposition takes seconds

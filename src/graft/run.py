@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from graft import runs, seedling
-from graft.base import Base
+from graft.base.base import Base
 from graft.data import DataReport, Prepared, prepare
 from graft.errors import UsageError
 from graft.evaluate import perplexity

@@ -14,7 +14,7 @@ from transformers.models.auto.tokenization_auto import AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 from graft import seedling
-from graft.base import Base
+from graft.base.base import Base
 from graft.core.method import Method
 from graft.core.positions import first_position
 from graft.core.registry import classifying, described, find

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from graft.base import Base
+from graft.base.base import Base
 from graft.core.registry import find
 from graft.kernels import REFERENCE
 from graft.kernels import find as kernel

@@ -21,8 +21,8 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from graft.adapter import Adapter
-from graft.base import Base
+from graft.base.adapter import Adapter
+from graft.base.base import Base
 from graft.core.method import Method
 from graft.load import model_class
 from graft.objectives.lm import CHUNK

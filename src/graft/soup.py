@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from graft.adapter import Adapter
+from graft.base.adapter import Adapter
 from graft.errors import AdapterError, UsageError
 
 if TYPE_CHECKING:
-    from graft.base import Base
+    from graft.base.base import Base
 
 # Settings that choose sites: what they chose is compared by the tensors there.
 PLACES = {"target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"}

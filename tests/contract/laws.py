@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 import torch
 from torch.testing import assert_close
 
-from graft.base import Base
+from graft.base.base import Base
 from graft.core.method import Method
 
 Make = Callable[[], Base]

@@ -4,7 +4,7 @@ import pytest
 from broken import BROKEN, Sound
 from laws import LAWS
 
-from graft.base import Base
+from graft.base.base import Base
 from graft.core import registry
 from graft.formats import peft
 from models import tiny_model

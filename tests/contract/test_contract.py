@@ -4,7 +4,7 @@ import pytest
 import torch
 from laws import LAWS
 
-from graft.base import Base
+from graft.base.base import Base
 from graft.core.registry import find, names
 from graft.quant import quantise_model
 from models import tiny_model

@@ -11,7 +11,7 @@ import torch
 from laws import answer, moved
 from safetensors.torch import load_file
 
-from graft.base import Base
+from graft.base.base import Base
 from graft.core.registry import find, names
 from graft.quant import quantise_model
 from models import tiny_base, tiny_model

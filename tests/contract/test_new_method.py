@@ -8,7 +8,7 @@ import torch
 from laws import LAWS
 
 import graft.methods
-from graft.base import Base
+from graft.base.base import Base
 from graft.cli import call
 from graft.core.cards import pages
 from graft.core.registry import find, names

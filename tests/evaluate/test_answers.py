@@ -5,7 +5,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-from graft.base import Base
+from graft.base.base import Base
 from graft.errors import AdapterError, DataError
 from graft.evaluate import answers
 from graft.methods.lora import LoRA

@@ -16,7 +16,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from graft.base import Base
+from graft.base.base import Base
 from graft.data.encode import IGNORED, Example
 from graft.data.feed import Feed
 from graft.data.rows import Row

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from graft.base import Base
+from graft.base.base import Base
 from graft.errors import GraftError, MergeError, ModelError, UsageError
 from graft.export import choices, export, prompts
 from graft.export.certificate import CERTIFICATE, ideal, said

@@ -17,7 +17,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from graft.base import Base
+from graft.base.base import Base
 from graft.errors import AdapterError, MergeError, UsageError
 from graft.export import export
 from graft.export.folder import write_model

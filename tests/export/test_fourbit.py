@@ -9,7 +9,7 @@ from torch.testing import assert_close
 from transformers.models.llama.modeling_llama import LlamaForCausalLM
 from transformers.utils.quantization_config import BitsAndBytesConfig, CompressedTensorsConfig
 
-from graft.base import Base
+from graft.base.base import Base
 from graft.errors import MergeError, UsageError
 from graft.export import CERTIFICATE, REPORT, export, said
 from graft.export.certificate import ideal

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 import models
-from graft.base import Base
+from graft.base.base import Base
 from graft.data.chat_templates import BUILTIN, jinja
 from graft.data.templates import Template
 from graft.errors import GraftError, ModelError, UsageError

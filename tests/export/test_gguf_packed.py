@@ -8,7 +8,7 @@ import pytest
 import torch
 from test_gguf_export import PROMPTS, rounded
 
-from graft.base import Base
+from graft.base.base import Base
 from graft.data.chat_templates import jinja
 from graft.data.templates import Template
 from graft.errors import MergeError, UsageError

@@ -22,7 +22,7 @@ from transformers.models.t5.configuration_t5 import T5Config
 from transformers.models.t5.modeling_t5 import T5Model
 
 from block_oracle import rewired
-from graft.base import Base
+from graft.base.base import Base
 from graft.errors import AdapterError, GraftError
 from graft.methods.adapter_fusion import AdapterFusion
 from models import inputs, tiny_base, tiny_model

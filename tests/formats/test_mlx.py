@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch.testing import assert_close
 
-from graft.base import Base
+from graft.base.base import Base
 from graft.errors import AdapterError
 from models import inputs, tiny_base
 from tiny_folder import write_model

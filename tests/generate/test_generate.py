@@ -16,7 +16,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from graft.base import Base
+from graft.base.base import Base
 from graft.errors import DataError, UsageError
 from graft.load import load
 from graft.methods.lora import LoRA

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from graft.base import Base
+from graft.base.base import Base
 from graft.data.encode import Example
 from graft.data.feed import Feed
 from graft.errors import UsageError

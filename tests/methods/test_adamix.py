@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from graft.base import Base
+from graft.base.base import Base
 from graft.data.feed import Batch
 from graft.errors import UsageError
 from graft.methods.adamix import AdaMix

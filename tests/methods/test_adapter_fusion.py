@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from block_oracle import rewired
-from graft.base import Base
+from graft.base.base import Base
 from graft.errors import AdapterError, UsageError
 from graft.layers.bottleneck import Bottleneck
 from graft.methods.adapter_fusion import AdapterFusion

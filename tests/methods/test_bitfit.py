@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 
-from graft.base import Base
+from graft.base.base import Base
 from graft.errors import MergeError, SiteError
 from graft.export import export
 from graft.load import load

@@ -7,7 +7,7 @@ from peft.tuners.boft import layer as boft_layer
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from graft.base import Base
+from graft.base.base import Base
 from graft.errors import UsageError
 from graft.methods.boft import BOFT
 from graft.quant import quantise_model

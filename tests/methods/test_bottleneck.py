@@ -8,7 +8,7 @@ from transformers.models.bart.configuration_bart import BartConfig
 from transformers.models.bart.modeling_bart import BartForConditionalGeneration
 
 from block_oracle import rewired
-from graft.base import Base
+from graft.base.base import Base
 from graft.errors import SiteError, UsageError
 from graft.layers.bottleneck import Bottleneck
 from graft.methods.houlsby import Houlsby

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from block_oracle import rewired
-from graft.base import Base
+from graft.base.base import Base
 from graft.errors import UsageError
 from graft.formats.peft import WEIGHTS, safe_open
 from graft.methods.compacter import LPHM, Compacter, Hypercomplex, Rule

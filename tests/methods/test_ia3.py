@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from graft.base import Base
+from graft.base.base import Base
 from graft.methods.ia3 import IA3, ScaledInput
 from graft.methods.lora import LoRA
 from graft.quant import quantise_model

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from scipy.optimize import least_squares
 from torch.testing import assert_close
 
-from graft.base import Base
+from graft.base.base import Base
 from graft.errors import AdapterError, UsageError
 from graft.methods.ipt import IPT, find_subspace
 from graft.methods.prompt import PromptTuning

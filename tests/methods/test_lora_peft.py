@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from graft.base import Base
+from graft.base.base import Base
 from graft.methods.lora import LoRA
 from models import inputs, randomise, tiny_model
 

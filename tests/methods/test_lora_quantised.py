@@ -1,7 +1,7 @@
 import torch
 from torch.testing import assert_close
 
-from graft.base import Base
+from graft.base.base import Base
 from graft.load import load
 from graft.methods.lora import LoRA
 from graft.quant import quantise_model

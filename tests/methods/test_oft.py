@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from graft.base import Base
+from graft.base.base import Base
 from graft.errors import UsageError
 from graft.methods.oft import OFT
 from graft.quant import quantise_model

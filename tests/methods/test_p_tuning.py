@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 from torch.testing import assert_close
 
-from graft.base import Base
+from graft.base.base import Base
 from graft.errors import UsageError
 from graft.methods.p_tuning import PTuning
 from graft.methods.prompt import PromptTuning

@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from torch.testing import assert_close
 
-from graft.base import Base
+from graft.base.base import Base
 from graft.data.pack import packed
 from graft.errors import AdapterError, UsageError
 from graft.methods.lora import LoRA

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 from torch.testing import assert_close
 from transformers.models.llama.modeling_llama import LlamaForSequenceClassification
 
-from graft.base import Base
+from graft.base.base import Base
 from graft.errors import AdapterError, UsageError
 from graft.load import load
 from graft.methods.lora import LoRA

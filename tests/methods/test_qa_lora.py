@@ -14,14 +14,14 @@ from torch import nn
 from torch.testing import assert_close
 from transformers.models.llama.modeling_llama import LlamaForCausalLM
 
-from graft.adapter import Adapter
-from graft.base import Base
+from graft.base.adapter import Adapter
+from graft.base.base import Base
+from graft.base.merging import Merges
 from graft.blend import blend
 from graft.core.site import Site
 from graft.errors import AdapterError, SiteError, UsageError
 from graft.export import export, fits
 from graft.load import load
-from graft.merging import Merges
 from graft.methods.lora import LoRA
 from graft.methods.qa_lora import QALoRA
 from graft.quant import QuantLinear, Scheme, quantise_model

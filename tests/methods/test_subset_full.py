@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from graft.base import Base
+from graft.base.base import Base
 from graft.errors import AdapterError, UsageError
 from graft.methods.full import Full
 from graft.methods.subset import Subset

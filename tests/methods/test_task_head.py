@@ -14,7 +14,7 @@ from transformers import (
     LlamaForTokenClassification,
 )
 
-from graft.base import Base
+from graft.base.base import Base
 from graft.data.feed import Batch
 from graft.errors import UsageError
 from graft.methods.lora import LoRA

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from graft.base import Base
+from graft.base.base import Base
 from graft.errors import UsageError
 from graft.methods.lora import LoRA
 from graft.methods.trainable_tokens import TrainableTokens

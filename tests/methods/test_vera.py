@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
-from graft.base import Base
+from graft.base.base import Base
 from graft.errors import AdapterError
 from graft.methods.lora import LoRA
 from graft.methods.vera import Vectors, VeRA

@@ -10,7 +10,7 @@ from torch.nn.functional import gelu, linear
 from torch.testing import assert_close
 from transformers import PreTrainedTokenizerFast
 
-from graft.base import Base
+from graft.base.base import Base
 from graft.errors import UsageError
 from graft.load import fresh, load
 from graft.methods.lora import LoRA

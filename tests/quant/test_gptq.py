@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from graft.base import Base
+from graft.base.base import Base
 from graft.errors import ModelError, UsageError
 from graft.kernels.groups import unpack_bits
 from graft.quant import QuantLinear, Scheme, quantise_model

@@ -15,7 +15,7 @@ from graft.core.site import Site
 from graft.errors import SiteError
 
 if TYPE_CHECKING:
-    from graft.adapter import Adapter
+    from graft.base.adapter import Adapter
 
 
 class No:

@@ -13,7 +13,7 @@ from graft.errors import AdapterError, DataError
 from graft.generate.generate import evaluating
 
 if TYPE_CHECKING:
-    from graft.base import Base
+    from graft.base.base import Base
 
 LONGEST = 512  # tokens of a text that are read
 

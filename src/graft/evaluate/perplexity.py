@@ -21,7 +21,7 @@ from graft.generate.generate import evaluating
 from graft.objectives import BY_STAGE
 
 if TYPE_CHECKING:
-    from graft.base import Base
+    from graft.base.base import Base
 
 Progress = Callable[[str, int, int], None]  # (what, done, total)
 

@@ -21,7 +21,7 @@ from graft.evaluate.metrics import CLASS, LOSS, NAMES, TEXT, check, class_scores
 from graft.evaluate.perplexity import Progress, classes, perplexity, silent
 
 if TYPE_CHECKING:
-    from graft.base import Base
+    from graft.base.base import Base
 
 
 SHOWN = 20  # rows whose classes are shown beside the scores

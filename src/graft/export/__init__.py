@@ -23,7 +23,7 @@ from graft.export.readings import READERS
 from graft.formats.int4 import FORMATS
 
 if TYPE_CHECKING:
-    from graft.base import Base
+    from graft.base.base import Base
 
 __all__ = ["CERTIFICATE", "LAYOUTS", "MODELS", "REPORT", "check_into", "choices", "export", "fits", "said"]
 

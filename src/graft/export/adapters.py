@@ -10,7 +10,7 @@ from graft.export.gguf import file_name, write_lora
 from graft.export.readings import READERS
 
 if TYPE_CHECKING:
-    from graft.base import Base
+    from graft.base.base import Base
 
 CARD = """---
 base_model: {base}

@@ -22,17 +22,17 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 import graft
+from graft.base.merging import folded, places
 from graft.core.insert import Insert
 from graft.core.site import Site
 from graft.export import prompts
 from graft.export.faithful import Tally, answers, ask, drift, perplexity
 from graft.load import DTYPES
-from graft.merging import folded, places
 from graft.quant import QuantLinear
 
 if TYPE_CHECKING:
-    from graft.adapter import Adapter
-    from graft.base import Base
+    from graft.base.adapter import Adapter
+    from graft.base.base import Base
 
 CERTIFICATE = "certificate.json"
 TOOLS = ("torch", "transformers", "tokenizers", "safetensors")

@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn import functional as F
 
-from graft.adapter import Adapter
+from graft.base.adapter import Adapter
+from graft.base.merging import folded, in_minima, places
 from graft.errors import MergeError
 from graft.generate.generate import evaluating
-from graft.merging import folded, in_minima, places
 from graft.quant import QuantLinear
 
 if TYPE_CHECKING:
-    from graft.base import Base
+    from graft.base.base import Base
 
 Answer = Callable[..., torch.Tensor]  # (ids (1, T), **what the family needs besides) -> logits (1, T, V)
 

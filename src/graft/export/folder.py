@@ -25,7 +25,7 @@ from graft.quant import QuantLinear
 from graft.quant.hf import GraftQuantConfig, packed_by
 
 if TYPE_CHECKING:
-    from graft.base import Base
+    from graft.base.base import Base
 
 BIASES = ("attention_bias", "mlp_bias")  # settings of transformers' configs that give projections a bias
 

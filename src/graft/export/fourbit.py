@@ -27,7 +27,7 @@ from graft.quant import QuantLinear
 from graft.quant.replace import is_linear, packable
 
 if TYPE_CHECKING:
-    from graft.base import Base
+    from graft.base.base import Base
 
 GROUPS = (128, 64, 32)  # for a base that has none of its own, the largest that fits
 

@@ -25,7 +25,7 @@ from graft.quant import QuantLinear
 from graft.quant.scheme import GROUPED
 
 if TYPE_CHECKING:
-    from graft.base import Base
+    from graft.base.base import Base
 
 FILE_TYPES = {"f32": 0, "f16": 1, "bf16": 32, "q8_0": 7, "q4_0": 2, "q4_1": 3, "q5_0": 8, "q5_1": 9}
 TABLES = ("token_embd.weight", "output.weight")

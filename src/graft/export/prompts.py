@@ -14,7 +14,7 @@ import torch
 from graft.core.positions import first_position
 
 if TYPE_CHECKING:
-    from graft.base import Base
+    from graft.base.base import Base
 
 TEXTS = (
     "The quick brown fox jumps over the lazy dog, and the dog does not mind.",

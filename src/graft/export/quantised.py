@@ -16,16 +16,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from graft.base.merging import in_minima, places
 from graft.errors import GraftError, UsageError, nearest
 from graft.export import prompts
 from graft.export.certificate import described, stacked, unmerged
 from graft.export.faithful import answers, drift, perplexity, survival
 from graft.load import load
-from graft.merging import in_minima, places
 from graft.quant import QuantLinear
 
 if TYPE_CHECKING:
-    from graft.base import Base
+    from graft.base.base import Base
 
 INTO = ("dequantised", "original", "packed")
 

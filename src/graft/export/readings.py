@@ -17,7 +17,7 @@ from graft.formats import gguf_file, int4
 from graft.load import DTYPES, load
 
 if TYPE_CHECKING:
-    from graft.base import Base
+    from graft.base.base import Base
 
 AGAIN = "read again"
 

@@ -16,7 +16,7 @@ from graft.data.templates import Template, affixes, source
 from graft.generate.generate import end_tokens
 
 if TYPE_CHECKING:
-    from graft.base import Base
+    from graft.base.base import Base
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes for --max-lora-rank
 CONTENT = "\ue0f0{}\ue0f1"  # private-use characters, as in graft.data.templates

@@ -27,7 +27,7 @@ from graft.folder import find, quantisation, read_config
 from graft.load import load, model_class
 
 if TYPE_CHECKING:
-    from graft.base import Base
+    from graft.base.base import Base
 
 SAME, DIFFERS, UNKNOWN = "same", "differs", "not checked"
 TOLERANCE = 0.05  # of a measured difference

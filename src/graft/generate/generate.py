@@ -20,7 +20,7 @@ from graft.data.templates import Template, prompt_ids, source
 from graft.errors import DataError, UsageError, nearest
 
 if TYPE_CHECKING:
-    from graft.base import Base
+    from graft.base.base import Base
 
 Prompt = str | list[dict[str, Any]]  # a text used as it is, or messages for the chat template
 

@@ -19,7 +19,7 @@ from graft.errors import UsageError
 from graft.layers.soft_prompt import KEY, check_sizes
 
 if TYPE_CHECKING:
-    from graft.adapter import Adapter
+    from graft.base.adapter import Adapter
 
 
 def find_subspace(

@@ -25,7 +25,7 @@ from graft.errors import UsageError
 from graft.layers.targets import Seats, Targeted, biases, check_bias, check_dropout, check_rank
 
 if TYPE_CHECKING:
-    from graft.adapter import Adapter
+    from graft.base.adapter import Adapter
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from graft.adapter import Adapter
+from graft.base.adapter import Adapter
 from graft.core.insert import Insert
 from graft.core.method import Method, No
 from graft.core.registry import described

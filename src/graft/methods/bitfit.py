@@ -20,7 +20,7 @@ from graft.errors import SiteError
 from graft.layers.targets import Targeted
 
 if TYPE_CHECKING:
-    from graft.adapter import Adapter
+    from graft.base.adapter import Adapter
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from graft.layers.bottleneck import Bottleneck, Bottlenecked
 from graft.layers.targets import Seats, check_rank
 
 if TYPE_CHECKING:
-    from graft.adapter import Adapter
+    from graft.base.adapter import Adapter
 
 
 @dataclass(frozen=True)

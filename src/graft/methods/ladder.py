@@ -29,7 +29,7 @@ from graft.layers.taps import Tap, stacks
 from graft.layers.targets import Seats, check_dropout
 
 if TYPE_CHECKING:
-    from graft.adapter import Adapter
+    from graft.base.adapter import Adapter
 
 GIVEN = ("attention_mask", "position_ids", "encoder_attention_mask")
 

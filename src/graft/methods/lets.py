@@ -30,8 +30,8 @@ from graft.layers.targets import Seats
 from graft.methods.task_head import Classifier, TaskHead
 
 if TYPE_CHECKING:
-    from graft.adapter import Adapter
-    from graft.base import Base
+    from graft.base.adapter import Adapter
+    from graft.base.base import Base
 
 
 @dataclass(frozen=True)

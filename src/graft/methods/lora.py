@@ -28,7 +28,7 @@ from graft.layers import lora_start as start
 from graft.layers.targets import Seats, Targeted, biases, by_pattern, check_bias, check_dropout, check_rank
 
 if TYPE_CHECKING:
-    from graft.adapter import Adapter
+    from graft.base.adapter import Adapter
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from graft.layers.rotation import BlockDropout, blockwise, cayley
 from graft.layers.targets import Accompanied
 
 if TYPE_CHECKING:
-    from graft.adapter import Adapter
+    from graft.base.adapter import Adapter
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from graft.layers.targets import Seats, Targeted, biases, check_bias, check_drop
 from graft.quant.scheme import GROUPED
 
 if TYPE_CHECKING:
-    from graft.adapter import Adapter
+    from graft.base.adapter import Adapter
 
 GROUP = 32  # the paper's, where the base has no groups
 

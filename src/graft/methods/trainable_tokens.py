@@ -22,7 +22,7 @@ from graft.errors import UsageError
 from graft.layers.targets import Seats
 
 if TYPE_CHECKING:
-    from graft.adapter import Adapter
+    from graft.base.adapter import Adapter
 
 MANY = 4096  # rows from which on it is worth a word
 

@@ -27,7 +27,7 @@ from graft.errors import UsageError
 from graft.layers.soft_prompt import KEY, check_room, tokenizer
 
 if TYPE_CHECKING:
-    from graft.adapter import Adapter
+    from graft.base.adapter import Adapter
 
 MASKED = ("masked", "encoder")
 NONE = -1  # mask_token_id of what has no [MASK]

@@ -14,7 +14,7 @@ from graft.data import IGNORED
 from graft.objectives.lm import Loss, symmetric_kl
 
 if TYPE_CHECKING:
-    from graft.base import Base
+    from graft.base.base import Base
     from graft.data.feed import Batch
 
 

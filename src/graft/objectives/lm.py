@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from graft.data import IGNORED
 
 if TYPE_CHECKING:
-    from graft.base import Base
+    from graft.base.base import Base
     from graft.data.feed import Batch
 
 CHUNK = 1024  # positions whose logits exist at one time

@@ -27,7 +27,7 @@ from graft.train import fs, rng
 from graft.train.optimizers import AdamW
 
 if TYPE_CHECKING:
-    from graft.adapter import Adapter
+    from graft.base.adapter import Adapter
 
 
 @dataclass

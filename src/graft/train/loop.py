@@ -28,7 +28,7 @@ from graft.train.signals import Interrupted, Signals
 from graft.train.step import Measured, Objective, measure, preflight, stop, unsound
 
 if TYPE_CHECKING:
-    from graft.base import Base
+    from graft.base.base import Base
 
 SKIPS = 3  # steps in a row that on_nan=skip lets pass
 

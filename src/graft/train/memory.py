@@ -11,8 +11,8 @@ from graft.errors import TrainingError
 from graft.train.log import usage
 
 if TYPE_CHECKING:
-    from graft.adapter import Adapter
-    from graft.base import Base
+    from graft.base.adapter import Adapter
+    from graft.base.base import Base
 
 GIB = 2**30
 _NF4 = 4.127 / 8  # bytes per number, double-quantised

@@ -16,8 +16,8 @@ from graft.objectives import consistent
 from graft.train import rng
 
 if TYPE_CHECKING:
-    from graft.adapter import Adapter
-    from graft.base import Base
+    from graft.base.adapter import Adapter
+    from graft.base.base import Base
 
 Objective = Callable[[Any, Any], tuple[torch.Tensor, dict[str, float]]]  # (base, batch) -> sum over tokens, metrics
 

@@ -13,23 +13,23 @@ from typing import Any
 
 import torch
 
-from graft import identity
-from graft.adapter import Adapter
-from graft.attention import Attention
+from graft.base.adapter import Adapter
+from graft.base.attention import Attention
+from graft.base.dropout import SilentDropout
+from graft.base.fingerprint import count, fingerprint
+from graft.base.last_hidden import captured, transform
+from graft.base.merging import Merged, Merges
+from graft.base.module_hooks import Joint
+from graft.base.select import count_rows, pick
+from graft.base.virtual_tokens import Virtual
 from graft.core import anatomy
 from graft.core.method import Method
 from graft.core.positions import obstacle
 from graft.core.route import Route, current, installed, spans
 from graft.core.site import Site
-from graft.dropout import SilentDropout
 from graft.errors import AdapterError, UsageError, nearest
 from graft.formats import peft
 from graft.generate.generate import generate
-from graft.head import captured, transform
-from graft.joint import Joint
-from graft.merging import Merged, Merges
-from graft.rows import count_rows, pick
-from graft.virtual import Virtual
 
 Rows = Sequence[str | None]
 
@@ -77,12 +77,12 @@ class Base:
 
     def count(self) -> int:
         """Parameters of the base, packed weights counted as the numbers they stand for, tied ones once."""
-        return identity.count(self.model)
+        return count(self.model)
 
     def fingerprint(self) -> str:
-        """Tells this base from another; the same for a model and its quantised form (`graft.identity`)."""
+        """Tells this base from another; the same for a model and its quantised form (`base.fingerprint`)."""
         if not self._fingerprint:
-            self._fingerprint = identity.fingerprint(self.model)
+            self._fingerprint = fingerprint(self.model)
         return self._fingerprint
 
     # Adapters come and go

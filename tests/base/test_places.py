@@ -237,7 +237,7 @@ def nn_scale(site):
 @pytest.mark.parametrize("family", ["llama", "gpt2", "t5"])
 def test_generation_with_a_cache_equals_generation_without(family):
     model = tiny_model(family)
-    from graft.base import Base
+    from graft.base.base import Base
 
     base = Base(model)
     heads = {"llama": 2}.get(family, 4)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from graft.base import Base
+from graft.base.base import Base
 from graft.methods.adalora import AdaLoRA
 from graft.methods.compacter import Compacter
 from graft.methods.ia3 import IA3

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from transformers.utils.generic import ModelOutput
 
+from graft.base.select import pick
 from graft.core.insert import Insert
 from graft.core.route import CACHE, Route, current
 from graft.core.site import Site
-from graft.rows import pick
 
 Seat = tuple[Site, Insert]
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from graft.base import Base
+from graft.base.base import Base
 from graft.errors import AdapterError, MergeError, SiteError, UsageError
 from graft.methods.full import Full
 from graft.methods.lora import LoRA

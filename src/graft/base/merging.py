@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from graft.adapter import Adapter
+from graft.base.adapter import Adapter
 from graft.core.insert import Insert, Weights
 from graft.core.site import Site
 from graft.errors import MergeError
