@@ -17,7 +17,7 @@ import torch
 from graft.base.base import Base
 from graft.core.registry import find
 from graft.data.feed import Batch
-from graft.load import fresh
+from graft.models.fresh import fresh
 from graft.objectives.lm import language_modelling
 from graft.sketch import Ledger
 

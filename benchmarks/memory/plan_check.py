@@ -18,9 +18,9 @@ from memory import forget, peak, resident
 
 from graft.data.feed import Batch
 from graft.data.pack import packed
-from graft.load import fresh
 from graft.methods.full import Full
 from graft.methods.lora import LoRA
+from graft.models.fresh import fresh
 from graft.objectives.lm import language_modelling
 from graft.plan import Shape, plan_model
 from graft.quant import quantise_model

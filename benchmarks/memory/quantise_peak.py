@@ -39,7 +39,7 @@ def write_model(folder: str, hidden: int, layers: int) -> None:
 
 def measure(folder: str, quant: str) -> dict[str, float]:
     """Load in this process and return MiB."""
-    from graft.load import load
+    from graft.models.load import load
     from graft.quant import QuantLinear
 
     before, samples, done = anonymous(), [0], threading.Event()

@@ -23,7 +23,7 @@ from graft import demo, runs
 from graft.base.base import Base
 from graft.evaluate.perplexity import perplexity
 from graft.export import export
-from graft.load import load
+from graft.models.load import load
 from graft.recipe import Recipe, read
 from graft.seedling import dataset
 from graft.seedling.coverage import mean_coverage

@@ -27,7 +27,7 @@ _HOME = {
     "blend": "blend",
     "export": "export",
     "extract": "extract",
-    "load": "load",
+    "load": "models.load",
     "plan": "plan",
     "run": "run",
     "train": "run",

@@ -22,9 +22,9 @@ from torch import nn
 from graft.base.adapter import Adapter
 from graft.core.site import Site
 from graft.errors import AdapterError, ModelError, UsageError
-from graft.folder import open_model
 from graft.lowrank import attach, truncated
 from graft.methods.lora import LoRA
+from graft.models.files import open_files
 
 if TYPE_CHECKING:
     from graft.base.base import Base
@@ -161,7 +161,7 @@ def _tensors(tuned: str | Path | nn.Module) -> Mapping[str, Any]:
     """{name: what gives its tensor by `[...]`}: parameters in memory, or slices of a folder's files."""
     if isinstance(tuned, nn.Module):
         return dict(tuned.named_parameters(remove_duplicate=False))
-    opened = open_model(tuned, None, plain=True)
+    opened = open_files(tuned, None, plain=True)
     if opened.packed:
         raise ModelError(
             f"{tuned} is quantised", "a tuned model in 16 or 32 bits", "give the model before quantisation"

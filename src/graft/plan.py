@@ -24,8 +24,8 @@ from graft.core.registry import classifying, described, find, names
 from graft.data import load_rows
 from graft.data.preparation import label_names
 from graft.errors import GraftError
-from graft.folder import read_config
-from graft.load import DTYPES, TASKS, model_class
+from graft.models.files import read_config
+from graft.models.load import DTYPES, TASKS, model_class
 from graft.recipe import NewTokenizer, Recipe, read
 from graft.seedling import located
 from graft.sketch import Step, alike, peak, sketch, stored, unreal, weights

@@ -10,7 +10,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from transformers.models.auto.tokenization_auto import AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 from graft import seedling
@@ -26,12 +25,14 @@ from graft.data.read import records
 from graft.data.report import sample
 from graft.data.rows import Reject
 from graft.data.train_tokenizer import train_bpe
-from graft.errors import ModelError, UsageError
+from graft.errors import UsageError
 from graft.evaluate import Held, Table, answers, before_after, cases, evaluate
 from graft.export.folder import refuse_occupied, replaced
-from graft.folder import find as find_model
-from graft.folder import read_config
-from graft.load import DTYPES, fresh, load
+from graft.models.files import find as find_model
+from graft.models.files import read_config
+from graft.models.fresh import fresh
+from graft.models.load import DTYPES, load
+from graft.models.tokenizer import tokenizer_in
 from graft.quant import Scheme
 from graft.quant.gptq import quantise_calibrated
 from graft.quant.hf import GraftQuantConfig, packed_by
@@ -129,15 +130,6 @@ def base_as_stored(name: str) -> Base:
     """A base in the dtype of its file, where rounding must not look like a change."""
     stored = read_config(name).dtype
     return load(name, "none", dtype=next((word for word, dtype in DTYPES.items() if dtype == stored), "fp32"))
-
-
-def tokenizer_in(folder: str | Path) -> Any:
-    """The tokenizer of a folder, without a model. Raises ModelError where there is none."""
-    try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except Exception as error:  # each tokenizer class fails in its own way
-        given = f"there is no tokenizer in {folder} ({str(error).splitlines()[0]})"
-        raise ModelError(given, "a folder with tokenizer.json", "check the path") from error
 
 
 def methods_of(recipe: Recipe, labels: Sequence[str] = (), *, tagged: bool = False) -> list[Method]:

@@ -18,7 +18,7 @@ from graft.base.base import Base
 from graft.core.registry import find
 from graft.kernels import REFERENCE
 from graft.kernels import find as kernel
-from graft.load import fresh
+from graft.models.fresh import fresh
 from graft.objectives.lm import language_modelling
 from graft.plan import memory
 from graft.quant import Scheme, quantise_model

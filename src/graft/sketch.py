@@ -24,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from graft.base.adapter import Adapter
 from graft.base.base import Base
 from graft.core.method import Method
-from graft.load import model_class
+from graft.models.load import model_class
 from graft.objectives.lm import CHUNK
 from graft.quant import QuantLinear, Scheme
 from graft.quant.replace import matrix, packable

@@ -6,7 +6,7 @@ import pytest
 from test_cli import training
 
 from graft.cli import call
-from graft.load import load
+from graft.models.load import load
 from models import tiny_model
 from tiny_folder import write_model, write_rows
 

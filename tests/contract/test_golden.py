@@ -67,7 +67,7 @@ def test_files_mean_the_same_in_another_process(tmp_path):
         adapter = moved(base, find(name)())
         adapter.save(tmp_path / "adapters" / name)
         wanted[name] = answer(base, "x").detach()
-    places = [str(Path(__file__).parent), str(Path(__file__).parents[1]), *filter(None, sys.path)]
+    places = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "support"), *filter(None, sys.path)]
     env = os.environ | {"PYTHONPATH": os.pathsep.join(places), "OMP_NUM_THREADS": str(threads)}
     words = [sys.executable, "-c", CHILD, str(tmp_path / "adapters"), str(tmp_path / "answers")]
     subprocess.run(words, check=True, capture_output=True, timeout=300, env=env)

@@ -15,10 +15,10 @@ from graft.export import choices, export, prompts
 from graft.export.certificate import CERTIFICATE, ideal, said
 from graft.export.faithful import Tally, perplexity, survival
 from graft.export.verify import SHAPE, verify
-from graft.load import load
 from graft.methods.full import Full
 from graft.methods.lora import LoRA
 from graft.methods.task_head import TaskHead
+from graft.models.load import load
 from graft.quant import QuantLinear, Scheme, quantise_model
 from models import inputs, randomise, tiny_base, tiny_model
 from tiny_folder import write_model

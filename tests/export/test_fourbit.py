@@ -14,11 +14,11 @@ from graft.errors import MergeError, UsageError
 from graft.export import CERTIFICATE, REPORT, export, said
 from graft.export.certificate import ideal
 from graft.export.verify import verify
-from graft.folder import tensors
 from graft.formats import int4
-from graft.load import load
 from graft.methods.lora import LoRA
 from graft.methods.qa_lora import QALoRA
+from graft.models.files import tensors
+from graft.models.load import load
 from graft.quant import QuantLinear, quantise_model
 from models import inputs, randomise, tiny_base, tiny_model
 from tiny_folder import write_model

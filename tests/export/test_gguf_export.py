@@ -22,8 +22,8 @@ from graft.export.serve import go_template, vllm
 from graft.export.vocabulary import GPT2, LLAMA3, PRE, vocabulary
 from graft.formats.gguf import FORMS, decode, encode
 from graft.formats.gguf_names import architecture, file_name, state_name
-from graft.load import load
 from graft.methods.lora import LoRA
+from graft.models.load import load
 from models import randomise, tiny_model
 
 gguf = pytest.importorskip("gguf")

@@ -17,9 +17,9 @@ from graft.export.certificate import CERTIFICATE
 from graft.export.gguf import file_name as name_of_file
 from graft.export.gguf import usual_type, write_gguf
 from graft.export.verify import verify
-from graft.load import load
 from graft.methods.lora import LoRA
 from graft.methods.qa_lora import QALoRA
+from graft.models.load import load
 from graft.quant import QuantLinear, Scheme, quantise_model
 from models import randomise, tiny_model
 

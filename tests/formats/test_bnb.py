@@ -13,7 +13,7 @@ from transformers.utils.quantization_config import BitsAndBytesConfig
 
 from graft.errors import ModelError, UsageError
 from graft.formats import bnb
-from graft.load import load
+from graft.models.load import load
 from graft.quant import QuantLinear
 
 pytest.importorskip("bitsandbytes")

@@ -15,8 +15,8 @@ from transformers.models.llama.modeling_llama import LlamaForCausalLM
 from graft.errors import GraftError, ModelError
 from graft.formats import awq, compressed_tensors, gptq, int4
 from graft.formats.whole import Whole, pack_words, rounded, unpack_words
-from graft.load import load
 from graft.methods.qa_lora import QALoRA
+from graft.models.load import load
 from graft.quant import QuantLinear, Scheme
 from models import inputs, randomise, tiny_model
 

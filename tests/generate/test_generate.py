@@ -18,8 +18,8 @@ from transformers import (
 
 from graft.base.base import Base
 from graft.errors import DataError, UsageError
-from graft.load import load
 from graft.methods.lora import LoRA
+from graft.models.load import load
 
 STORIES = Path(__file__).parents[2] / "shared/models/stories260K"
 PROMPTS = ["the cat sat", "a dog", "the cat sat on the mat and a dog", "mat"]

@@ -9,8 +9,8 @@ from transformers import AutoModelForCausalLM
 from graft.base.base import Base
 from graft.errors import MergeError, SiteError
 from graft.export import export
-from graft.load import load
 from graft.methods.bitfit import BitFit
+from graft.models.load import load
 from graft.quant import quantise_model
 from graft.run import RunObserver, train
 from models import inputs, randomise, tiny_base, tiny_model

@@ -2,8 +2,8 @@ import torch
 from torch.testing import assert_close
 
 from graft.base.base import Base
-from graft.load import load
 from graft.methods.lora import LoRA
+from graft.models.load import load
 from graft.quant import quantise_model
 from models import inputs, tiny_model
 

@@ -13,10 +13,10 @@ from transformers.models.llama.modeling_llama import LlamaForSequenceClassificat
 
 from graft.base.base import Base
 from graft.errors import AdapterError, UsageError
-from graft.load import load
 from graft.methods.lora import LoRA
 from graft.methods.prompt import PromptTuning
 from graft.methods.task_head import TaskHead
+from graft.models.load import load
 from models import inputs, randomise, tiny_base, tiny_model
 from peft_oracle import tuned
 from tiny_folder import write_model

@@ -21,9 +21,9 @@ from graft.blend import blend
 from graft.core.site import Site
 from graft.errors import AdapterError, SiteError, UsageError
 from graft.export import export, fits
-from graft.load import load
 from graft.methods.lora import LoRA
 from graft.methods.qa_lora import QALoRA
+from graft.models.load import load
 from graft.quant import QuantLinear, Scheme, quantise_model
 from graft.quant.hf import GraftQuantConfig, quantise_pretrained
 from models import inputs, randomise, tiny_base, tiny_model

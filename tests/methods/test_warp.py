@@ -12,11 +12,12 @@ from transformers import PreTrainedTokenizerFast
 
 from graft.base.base import Base
 from graft.errors import UsageError
-from graft.load import fresh, load
 from graft.methods.lora import LoRA
 from graft.methods.prompt import PromptTuning
 from graft.methods.task_head import TaskHead
 from graft.methods.warp import WARP
+from graft.models.fresh import fresh
+from graft.models.load import load
 from graft.plan import plan
 from graft.recipe import read
 from graft.run import run

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from graft import kernels
 from graft.kernels import Grouped
 from graft.kernels.groups import row_bytes
-from graft.load import load
+from graft.models.load import load
 from graft.quant import QuantLinear, Scheme
 from graft.quant.scheme import GROUPED
 from models import tiny_model

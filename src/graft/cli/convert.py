@@ -65,7 +65,8 @@ def _extract(source: str, folder: Path, base: str, *, rest: str, force: bool, **
     from graft.export import export  # torch costs seconds
     from graft.export.folder import refuse_occupied
     from graft.extract import difference
-    from graft.runs import base_as_stored, tokenizer_in
+    from graft.models.tokenizer import tokenizer_in
+    from graft.runs import base_as_stored
 
     refuse_occupied(folder, force=force)  # before the work
     frozen = base_as_stored(base)

@@ -27,7 +27,7 @@ from graft.core.insert import Insert
 from graft.core.site import Site
 from graft.export import prompts
 from graft.export.faithful import Tally, answers, ask, drift, perplexity
-from graft.load import DTYPES
+from graft.models.load import DTYPES
 from graft.quant import QuantLinear
 
 if TYPE_CHECKING:

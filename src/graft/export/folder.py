@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from graft.errors import MergeError, ModelError, SpaceError, UsageError
-from graft.load import quiet
+from graft.models.load import quiet
 from graft.quant import QuantLinear
 from graft.quant.hf import GraftQuantConfig, packed_by
 

@@ -21,7 +21,7 @@ from graft.errors import GraftError, UsageError, nearest
 from graft.export import prompts
 from graft.export.certificate import described, stacked, unmerged
 from graft.export.faithful import answers, drift, perplexity, survival
-from graft.load import load
+from graft.models.load import load
 from graft.quant import QuantLinear
 
 if TYPE_CHECKING:

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from graft.export.certificate import Reading, tensors
-from graft.folder import quantisation
-from graft.folder import tensors as tensors_of
 from graft.formats import gguf_file, int4
-from graft.load import DTYPES, load
+from graft.models.files import quantisation
+from graft.models.files import tensors as tensors_of
+from graft.models.load import DTYPES, load
 
 if TYPE_CHECKING:
     from graft.base.base import Base

@@ -23,8 +23,8 @@ from graft.export.certificate import CERTIFICATE, files, measured, versions
 from graft.export.faithful import NOISE
 from graft.export.quantised import original_of
 from graft.export.readings import READERS
-from graft.folder import find, quantisation, read_config
-from graft.load import load, model_class
+from graft.models.files import find, quantisation, read_config
+from graft.models.load import load, model_class
 
 if TYPE_CHECKING:
     from graft.base.base import Base

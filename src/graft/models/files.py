@@ -15,13 +15,13 @@ from safetensors import SafetensorError, safe_open
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
 
+from graft import seedling
 from graft.errors import ModelError, UsageError, nearest
 from graft.formats import bnb, gguf_file, int4, refuse_pickle
 from graft.quant.hf import METHOD, GraftQuantConfig
 from graft.quant.scheme import Scheme
 
 BNB = "bitsandbytes"
-SEEDLING = Path(__file__).parent / "seedling"
 # Keys that make transformers fetch or run code of others.
 FOREIGN = (
     "auto_map",
@@ -35,7 +35,7 @@ FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")  # all that i
 
 
 @dataclass
-class Opened:
+class ModelFiles:
     """config: as transformers has it, without quantisation.  state: key -> slice of a mapped file, or tensor.
 
     quantisation: how the weights are packed (`packed`) or shall be.
@@ -48,7 +48,7 @@ class Opened:
     packed: bool
 
 
-def open_model(path: str | Path, scheme: Scheme | None, *, plain: bool = False) -> Opened:
+def open_files(path: str | Path, scheme: Scheme | None, *, plain: bool = False) -> ModelFiles:
     """Find a folder, a GGUF file, a hub id or "seedling", and open what is in it.
 
     plain: what a GGUF file holds in blocks is decoded, also where a packed base could have it as it is.
@@ -59,18 +59,18 @@ def open_model(path: str | Path, scheme: Scheme | None, *, plain: bool = False) 
     if folder.suffix == gguf_file.SUFFIX and folder.is_file():
         own = None if plain else gguf_file.packed(folder, config)
         if own is not None and scheme in (None, (held := GraftQuantConfig(**own[1])).kind()):
-            return Opened(folder, config, own[0], held, packed=True)
-        return Opened(folder, config, gguf_file.state(folder, config), wanted, packed=False)
+            return ModelFiles(folder, config, own[0], held, packed=True)
+        return ModelFiles(folder, config, gguf_file.state(folder, config), wanted, packed=False)
     refuse_pickle(folder)
     packed = quantisation(folder)
     method = _method(folder, packed, scheme)
     state = tensors(folder)
     if method == METHOD:
-        return Opened(folder, config, state, GraftQuantConfig.from_dict(packed), packed=True)
+        return ModelFiles(folder, config, state, GraftQuantConfig.from_dict(packed), packed=True)
     if method is not None:
         state, keywords = bnb.convert(state) if method == BNB else int4.convert(state, packed)
-        return Opened(folder, config, state, GraftQuantConfig(**keywords), packed=True)
-    return Opened(folder, config, state, wanted, packed=False)
+        return ModelFiles(folder, config, state, GraftQuantConfig(**keywords), packed=True)
+    return ModelFiles(folder, config, state, wanted, packed=False)
 
 
 def read_config(path: str | Path) -> PreTrainedConfig:
@@ -80,7 +80,7 @@ def read_config(path: str | Path) -> PreTrainedConfig:
 
 def find(path: str | Path, files: Sequence[str] = FILES) -> Path:
     """The local folder of a path, a hub id (its `files` downloaded: no pickles, no code) or "seedling"; a GGUF file."""
-    folder = SEEDLING if str(path) == "seedling" else Path(path).expanduser()
+    folder = seedling.FOLDER if str(path) == "seedling" else Path(path).expanduser()
     if folder.is_dir() or (folder.suffix == gguf_file.SUFFIX and folder.is_file()):
         return folder
     if folder.exists():

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from graft.data.train_tokenizer import train_bpe
-from graft.load import fresh
+from graft.models.fresh import fresh
 
 ANIMALS = ("cat", "dog", "bird", "horse")
 TOYS = ("ball", "rope", "kite")

@@ -18,7 +18,8 @@ from transformers.models.t5.configuration_t5 import T5Config
 from transformers.models.t5.modeling_t5 import T5ForConditionalGeneration
 
 from graft.errors import GraftError, ModelError, UsageError
-from graft.load import fresh, load
+from graft.models.fresh import fresh
+from graft.models.load import load
 from graft.quant import QuantLinear
 
 IDS = torch.arange(2, 14).view(2, 6)

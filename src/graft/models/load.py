@@ -1,6 +1,6 @@
 """A folder, a GGUF file, a hub id or "seedling" -> Base, quantised tensor by tensor while the weights stream in.
 
-`folder` finds and opens the files; here they become a model. A model that could not be trusted is refused: weights that
+`files` finds and opens them; here they become a model. A model that could not be trusted is refused: weights that
 are missing, of another shape, or not finite.
 """
 
@@ -11,21 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.generation.configuration_utils import GenerationConfig
 from transformers.modeling_utils import PreTrainedModel
 from transformers.models.auto import modeling_auto
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES, AutoConfig
-from transformers.models.auto.tokenization_auto import AutoTokenizer
 from transformers.utils import is_accelerate_available
 from transformers.utils import logging as transformers_logging
 
 from graft.base.base import Base
 from graft.errors import GraftError, ModelError, UsageError, nearest
-from graft.folder import Opened, first_line, open_model
-from graft.formats import gguf_file
+from graft.models.files import ModelFiles, first_line, open_files
+from graft.models.tokenizer import tokenizer_of
 from graft.quant.replace import not_finite
 from graft.quant.scheme import Scheme
 
@@ -37,7 +34,6 @@ TASKS = {
     "seq2seq": modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
     "encoder": MODEL_MAPPING,
 }
-TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
 
 
 def load(
@@ -59,68 +55,21 @@ def load(
     is not wanted; a head that its weights do not have is then fresh.  device: the GPU if there is one.
     Raises ModelError for what cannot be read or trusted, UsageError for an argument that means nothing.
     """
-    kind, scheme = _dtype(dtype), None if quant in (None, "none") else Scheme(str(quant), group_size)
+    kind, scheme = dtype_of(dtype), None if quant in (None, "none") else Scheme(str(quant), group_size)
     if task is not None and task not in TASKS:
         raise UsageError(
             f"task={task!r}", f"one of {', '.join(TASKS)}", f"did you mean {nearest(task, TASKS, 1)[0]!r}?"
         )
     with quiet():
-        opened = open_model(path, scheme, plain=quant == "none")
-        model = _stream(model_class(opened.config, task), opened, kind, _device(device), fresh_head=task is not None)
+        opened = open_files(path, scheme, plain=quant == "none")
+        model = _stream(model_class(opened.config, task), opened, kind, device_of(device), fresh_head=task is not None)
         if model.can_generate() and (opened.folder / "generation_config.json").exists():
             model.generation_config = GenerationConfig.from_pretrained(opened.folder, local_files_only=True)
-        return Base(model, _tokenizer(opened.folder, model), str(path))
+        return Base(model, tokenizer_of(opened.folder, model), str(path))
 
 
-def fresh(
-    config: dict[str, Any], tokenizer: Any = None, dtype: str = "fp32", seed: int = 0, *, task: str | None = None
-) -> Base:
-    """A model with random weights, from keys of a transformers config such as {"model_type": "llama", ...}.
-
-    vocab_size and the ids of special tokens come from the tokenizer where the config does not give them. The same seed
-    gives the same weights.
-    """
-    config = dict(config)
-    kind, model_type = _dtype(dtype), str(config.pop("model_type", ""))
-    if model_type not in CONFIG_MAPPING_NAMES:
-        raise UsageError(
-            f"model_type {model_type!r}",
-            "an architecture of transformers",
-            f"nearest: {', '.join(nearest(model_type, CONFIG_MAPPING_NAMES))}",
-        )
-    known = {**AutoConfig.for_model(model_type).to_dict(), **AutoConfig.for_model(model_type).attribute_map}
-    for key in config:
-        if key not in known:
-            raise UsageError(
-                f"config key {key!r} of {model_type}",
-                "a key of its config",
-                f"nearest: {', '.join(nearest(key, known))}",
-            )
-    if tokenizer is not None:
-        ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id", None) for name in ("bos", "eos", "pad")}
-        config = {"vocab_size": len(tokenizer), **ids} | config
-        if config["vocab_size"] < len(tokenizer):
-            raise UsageError(
-                f"vocab_size {config['vocab_size']}",
-                f"at least the tokenizer's {len(tokenizer)}",
-                "leave vocab_size out",
-            )
-    try:
-        built = AutoConfig.for_model(model_type, **config)
-        cls = model_class(built, task)
-        with torch.random.fork_rng(), quiet():
-            torch.manual_seed(seed)
-            model = cls._from_config(built, dtype=kind)
-    except (ValueError, TypeError, RuntimeError, ZeroDivisionError, StrictDataclassError) as error:
-        raise UsageError(
-            f"no {model_type} can be built from this config: {first_line(error.__cause__ or error)}",
-            "sizes that fit together",
-            "compare with the config of a published model",
-        ) from error
-    return Base(model.to(_device(None)), tokenizer, f"fresh {model_type}")
-
-
-def _dtype(dtype: str) -> torch.dtype:
+def dtype_of(dtype: str) -> torch.dtype:
+    """Return torch's dtype of a word of DTYPES. Raises UsageError."""
     if dtype not in DTYPES:
         raise UsageError(
             f"dtype={dtype!r}", f"one of {', '.join(DTYPES)}", f"did you mean {nearest(str(dtype), DTYPES, 1)[0]!r}?"
@@ -128,7 +77,8 @@ def _dtype(dtype: str) -> torch.dtype:
     return DTYPES[dtype]
 
 
-def _device(device: str | torch.device | None) -> torch.device:
+def device_of(device: str | torch.device | None) -> torch.device:
+    """Return the device of that name; None means the GPU where there is one. Raises UsageError."""
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -187,7 +137,7 @@ def _usual_task(config: PreTrainedConfig) -> str:
 
 
 def _stream(
-    cls: type[PreTrainedModel], opened: Opened, dtype: torch.dtype, device: torch.device, *, fresh_head: bool
+    cls: type[PreTrainedModel], opened: ModelFiles, dtype: torch.dtype, device: torch.device, *, fresh_head: bool
 ) -> PreTrainedModel:
     config, keywords = opened.config, {}
     if opened.quantisation is not None and opened.packed:
@@ -261,27 +211,3 @@ def _finite(model: nn.Module) -> None:
                 bad.append(name)
     if bad:
         raise not_finite(bad)
-
-
-def _tokenizer(folder: Path, model: PreTrainedModel) -> Any:
-    """The folder's tokenizer, or None if it has none; with a pad token that the embeddings know."""
-    if not folder.is_file() and not any((folder / file).exists() for file in TOKENIZERS):
-        return None
-    try:
-        tokenizer = (
-            gguf_file.tokenizer(folder)
-            if folder.is_file()
-            else AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-        )
-    except Exception as error:  # each tokenizer class fails in its own way, some for want of a library
-        raise ModelError(
-            f"the tokenizer of {folder}: {first_line(error)}", "tokenizer files of this model", "download them again"
-        ) from error
-    if tokenizer is None:
-        return None
-    rows = model.get_input_embeddings().weight.shape[0]
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= rows:
-        # Which one does not matter: masks are ours, and padding never counts. Only it must not need a new embedding.
-        ids = [tokenizer.unk_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id, 0]
-        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(next(i for i in ids if i is not None and i < rows))
-    return tokenizer

@@ -1,0 +1,60 @@
+"""Build a model with random weights from the keys of a transformers config."""
+
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES, AutoConfig
+
+from graft.base.base import Base
+from graft.errors import UsageError, nearest
+from graft.models.files import first_line
+from graft.models.load import device_of, dtype_of, model_class, quiet
+
+
+def fresh(
+    config: dict[str, Any], tokenizer: Any = None, dtype: str = "fp32", seed: int = 0, *, task: str | None = None
+) -> Base:
+    """A model with random weights, from keys of a transformers config such as {"model_type": "llama", ...}.
+
+    vocab_size and the ids of special tokens come from the tokenizer where the config does not give them. The same seed
+    gives the same weights.
+    """
+    config = dict(config)
+    kind, model_type = dtype_of(dtype), str(config.pop("model_type", ""))
+    if model_type not in CONFIG_MAPPING_NAMES:
+        raise UsageError(
+            f"model_type {model_type!r}",
+            "an architecture of transformers",
+            f"nearest: {', '.join(nearest(model_type, CONFIG_MAPPING_NAMES))}",
+        )
+    known = {**AutoConfig.for_model(model_type).to_dict(), **AutoConfig.for_model(model_type).attribute_map}
+    for key in config:
+        if key not in known:
+            raise UsageError(
+                f"config key {key!r} of {model_type}",
+                "a key of its config",
+                f"nearest: {', '.join(nearest(key, known))}",
+            )
+    if tokenizer is not None:
+        ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id", None) for name in ("bos", "eos", "pad")}
+        config = {"vocab_size": len(tokenizer), **ids} | config
+        if config["vocab_size"] < len(tokenizer):
+            raise UsageError(
+                f"vocab_size {config['vocab_size']}",
+                f"at least the tokenizer's {len(tokenizer)}",
+                "leave vocab_size out",
+            )
+    try:
+        built = AutoConfig.for_model(model_type, **config)
+        cls = model_class(built, task)
+        with torch.random.fork_rng(), quiet():
+            torch.manual_seed(seed)
+            model = cls._from_config(built, dtype=kind)
+    except (ValueError, TypeError, RuntimeError, ZeroDivisionError, StrictDataclassError) as error:
+        raise UsageError(
+            f"no {model_type} can be built from this config: {first_line(error.__cause__ or error)}",
+            "sizes that fit together",
+            "compare with the config of a published model",
+        ) from error
+    return Base(model.to(device_of(None)), tokenizer, f"fresh {model_type}")

@@ -1,0 +1,44 @@
+"""Load tokenizers: from a folder or a GGUF file, never with code that a folder brings along."""
+
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+from transformers.models.auto.tokenization_auto import AutoTokenizer
+
+from graft.errors import ModelError
+from graft.formats import gguf_file
+from graft.models.files import first_line
+
+# A folder with none of these holds no tokenizer.
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
+
+
+def tokenizer_in(folder: str | Path) -> Any:
+    """Return the tokenizer of a folder or a GGUF file (None where the file has none). Raises ModelError."""
+    folder = Path(folder)
+    try:
+        if folder.is_file():
+            return gguf_file.tokenizer(folder)
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except Exception as error:  # each tokenizer class fails in its own way, some for want of a library
+        raise ModelError(
+            f"the tokenizer of {folder} cannot be read ({first_line(error)})",
+            "a folder with tokenizer.json and tokenizer_config.json",
+            "check the path, or download the tokenizer again",
+        ) from error
+
+
+def tokenizer_of(folder: Path, model: PreTrainedModel) -> Any:
+    """Return the tokenizer that lies beside a model, or None; its pad token has a row among the embeddings."""
+    if not folder.is_file() and not any((folder / file).exists() for file in TOKENIZERS):
+        return None
+    tokenizer = tokenizer_in(folder)
+    if tokenizer is None:
+        return None
+    rows = model.get_input_embeddings().weight.shape[0]
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= rows:
+        # Any token will do: masks are ours, so padding never counts. It only must not need a new embedding.
+        ids = [tokenizer.unk_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id, 0]
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(next(i for i in ids if i is not None and i < rows))
+    return tokenizer
