@@ -14,8 +14,8 @@ from graft.plan import Shape, _methods, memory, optimizer_bytes, plan, plan_mode
 from graft.quant import quantise_model
 from graft.recipe import read
 from graft.sketch import Ledger, Step, alike, loss, peak, shallow, sketch, unreal, weights
-from graft.train.optimizers import build
-from graft.train.paging import Pages
+from graft.training.optimizers import build
+from graft.training.paging import Pages
 from models import CONFIGS, tiny_base, tiny_model
 
 SIZES = {"7b": (32, 4096, 11008), "13b": (40, 5120, 13824), "33b": (60, 6656, 17920), "65b": (80, 8192, 22016)}

@@ -24,9 +24,9 @@ from graft.models.fresh import fresh
 from graft.objectives.lm import language_modelling
 from graft.plan import Shape, plan_model
 from graft.quant import quantise_model
-from graft.train.optimizers import build
-from graft.train.paging import Pages
-from graft.train.step import measure
+from graft.training.optimizers import build
+from graft.training.paging import Pages
+from graft.training.step import measure
 
 LLAMA = {"model_type": "llama", "hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 12,
          "num_attention_heads": 8,

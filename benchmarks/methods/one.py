@@ -29,7 +29,7 @@ from graft.evaluate.perplexity import perplexity
 from graft.formats.peft import WEIGHTS
 from graft.recipe import read
 from graft.run import RunObserver
-from graft.train.signals import Interrupted
+from graft.training.signals import Interrupted
 
 MIB = 2**20
 

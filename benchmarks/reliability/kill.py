@@ -31,7 +31,7 @@ COMMAND = "import sys; sys.argv = ['graft', 'train', {recipe!r}]\nfrom graft.cli
 # The process dies at the k-th operation of its second commit: the seam is in this script, not in the product.
 INSIDE = """
 import os, signal
-from graft.train import fs
+from graft import storage
 
 class Os:
     left = None
@@ -42,13 +42,13 @@ class Os:
         self.left -= 1
         return real if self.left else os.kill(os.getpid(), signal.SIGKILL)
 
-fs.os, commit, seen = Os(), fs.commit, []
+storage.os, commit, seen = Os(), storage.commit, []
 def counted(target, *rest):
     seen.append(target)
     if target.parent.name == "checkpoints" and sum(t.parent.name == "checkpoints" for t in seen) == 2:
-        fs.os.left = {k}
+        storage.os.left = {k}
     return commit(target, *rest)
-fs.commit = counted
+storage.commit = counted
 """
 
 

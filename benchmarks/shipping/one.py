@@ -22,11 +22,11 @@ from llama import LlamaCpp
 from graft import demo, runs
 from graft.base.base import Base
 from graft.evaluate.perplexity import perplexity
-from graft.export import export
 from graft.models.load import load
 from graft.recipe import Recipe, read
 from graft.seedling import dataset
 from graft.seedling.coverage import mean_coverage
+from graft.shipping.export import export
 
 TIMED = 5  # answers
 Form = tuple[str, Base | Path, str | None]  # its name; a base, or a GGUF file; the adapter that is attached

@@ -29,8 +29,8 @@ from graft.models.load import DTYPES, TASKS, model_class
 from graft.recipe import NewTokenizer, Recipe, read
 from graft.seedling import located
 from graft.sketch import Step, alike, peak, sketch, stored, unreal, weights
-from graft.train.log import usage
-from graft.train.optimizers import BLOCK, AdamW8bit
+from graft.training.log import usage
+from graft.training.optimizers import BLOCK, AdamW8bit
 
 GIB = 2**30
 # Of a step's blocks that glibc takes from its heap, this share is lost in holes: benchmarks/memory/plan_check.py.

@@ -15,18 +15,18 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from graft import runs, seedling
+from graft import runs, seedling, storage
 from graft.base.base import Base
 from graft.data import DataReport, Prepared, prepare
 from graft.errors import UsageError
 from graft.evaluate import perplexity
-from graft.export import export
 from graft.objectives import BY_STAGE
 from graft.recipe import Recipe, read
 from graft.report import report
-from graft.train import Observer, Task, Trainer, fs
-from graft.train.checkpoint import same_run
-from graft.train.lock import locked
+from graft.shipping.export import export
+from graft.training import Observer, Task, Trainer
+from graft.training.checkpoint import same_run
+from graft.training.lock import locked
 
 # Settings that may differ between two starts of one run: they change speed, memory or what is written, never the steps.
 FREE = (
@@ -165,8 +165,8 @@ def _train(base: Base, name: str, recipe: Recipe, observer: RunObserver) -> RunR
 def _write(folder: Path, recipe: Recipe, prepared: Prepared, asks: bool) -> None:
     """What is known before the first step."""
     folder.mkdir(parents=True, exist_ok=True)
-    fs.replace(folder / "recipe.yaml", recipe.yaml().encode())
-    fs.replace(folder / "data_report.json", fs.encode(prepared.report.json() | {"asks_by_template": asks}))
+    storage.replace(folder / "recipe.yaml", recipe.yaml().encode())
+    storage.replace(folder / "data_report.json", storage.encode(prepared.report.json() | {"asks_by_template": asks}))
     if prepared.report.rejects:
         prepared.report.write_rejects(folder / "rejected.jsonl")
 
@@ -260,27 +260,29 @@ def _finish(opened: runs.Opened, observer: RunObserver) -> RunResult:
         observer.note("eval", "scoring before and after on the rows held out")
         table = runs.score(opened, recipe)
         kept = {"columns": table.columns, "texts": table.texts[:SHOWN]}  # not sorted: the columns have an order
-        fs.replace(folder / "evaluation.json", json.dumps(kept, indent=1, ensure_ascii=False).encode())
+        storage.replace(folder / "evaluation.json", json.dumps(kept, indent=1, ensure_ascii=False).encode())
     if recipe.fresh and not (folder / "model").exists():
         export(base, folder / "model", to="hf", adapter=opened.adapter)
-    fs.replace(folder / "report.html", report(folder).encode())
+    storage.replace(folder / "report.html", report(folder).encode())
     return _result(folder, recipe)
 
 
 def _result(folder: Path, recipe: Recipe) -> RunResult:
     """What a finished run's folder says."""
-    done, scores = fs.decode(folder / "finished.json"), fs.decode(folder / "evaluation.json")["columns"]
+    done, scores = storage.decode(folder / "finished.json"), storage.decode(folder / "evaluation.json")["columns"]
     model = folder / "model" if recipe.fresh else None
     return RunResult(folder, folder / "adapter", done["steps"], done["loss"], done["tokens"], scores, model)
 
 
 def _add_tokenizer(adapter: Path, tokenizer: Any) -> None:
     """Commit the adapter's folder once more, with tokenizer and chat template beside the two files."""
-    kept = {path.name: path.read_bytes() for path in adapter.iterdir() if path.is_file() and path.name != fs.MANIFEST}
+    kept = {
+        path.name: path.read_bytes() for path in adapter.iterdir() if path.is_file() and path.name != storage.MANIFEST
+    }
 
     def fill(folder: Path) -> None:
         for name, data in kept.items():
-            fs.write(folder / name, data)
+            storage.write(folder / name, data)
         tokenizer.save_pretrained(folder)
 
-    fs.commit(adapter, fill)
+    storage.commit(adapter, fill)

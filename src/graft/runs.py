@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers.utils.logging import disable_progress_bar
 
-from graft import seedling
+from graft import seedling, storage
 from graft.base.base import Base
 from graft.core.method import Method
 from graft.core.positions import first_position
@@ -27,7 +27,6 @@ from graft.data.rows import Reject
 from graft.data.train_tokenizer import train_bpe
 from graft.errors import UsageError
 from graft.evaluate import Held, Table, answers, before_after, cases, evaluate
-from graft.export.folder import refuse_occupied, replaced
 from graft.models.files import find as find_model
 from graft.models.files import read_config
 from graft.models.fresh import fresh
@@ -37,7 +36,7 @@ from graft.quant import Scheme
 from graft.quant.gptq import quantise_calibrated
 from graft.quant.hf import GraftQuantConfig, packed_by
 from graft.recipe import Data, NewTokenizer, Recipe, read
-from graft.train import fs
+from graft.shipping.hf import refuse_occupied, replaced
 
 TASKS = {"causal": None, "masked": "masked", "span": None}
 
@@ -121,7 +120,7 @@ def load_base(recipe: Recipe, quant: str | None = None) -> Base:
         rows = load_rows(seedling.located(recipe.data), stage=recipe.stage, seed=recipe.train.seed).train
         texts = (text for row in rows for text in row.texts())
         made = train_bpe(texts, wanted.vocab_size, max_length=recipe.data.max_length)
-        fs.commit(folder, made.save_pretrained)
+        storage.commit(folder, made.save_pretrained)
     tokenizer = tokenizer_in(folder if isinstance(wanted, NewTokenizer) else wanted)
     return fresh(recipe.model.config, tokenizer, dtype=recipe.dtype, seed=recipe.train.seed, task=task)
 

@@ -15,7 +15,7 @@ from graft.data.feed import Feed
 from graft.formats import peft
 from graft.objectives import BY_STAGE
 from graft.recipe import Train
-from graft.train import Task, Trainer
+from graft.training import Task, Trainer
 from models import tiny_base
 
 CALLS: list[tuple[str, object]] = []

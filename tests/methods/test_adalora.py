@@ -16,7 +16,7 @@ from graft.errors import UsageError
 from graft.methods.adalora import AdaLoRA
 from graft.objectives import BY_STAGE
 from graft.recipe import Train
-from graft.train import Task, Trainer
+from graft.training import Task, Trainer
 from models import inputs, randomise, tiny_base, tiny_model
 
 SETTINGS = {

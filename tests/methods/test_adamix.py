@@ -5,6 +5,7 @@ import json
 import peft
 import pytest
 import torch
+from largest import Largest
 from torch.nn import functional as F
 from torch.testing import assert_close
 
@@ -16,8 +17,7 @@ from graft.methods.lora import LoRA
 from graft.methods.pfeiffer import Pfeiffer
 from graft.methods.task_head import TaskHead
 from graft.objectives import classification, consistent, language_modelling, lm
-from graft.train.step import measure
-from largest import Largest
+from graft.training.step import measure
 from models import inputs, randomise, tiny_base, tiny_model
 
 SILENT = lambda mask: None

@@ -3,19 +3,19 @@
 import pytest
 import torch
 from safetensors.torch import load_file
+from shapes import bert_base, llama_2_7b
+from tiny_folder import write_model, write_rows
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 
 from graft.base.base import Base
 from graft.errors import MergeError, SiteError
-from graft.export import export
 from graft.methods.bitfit import BitFit
 from graft.models.load import load
 from graft.quant import quantise_model
 from graft.run import RunObserver, train
+from graft.shipping.export import export
 from models import inputs, randomise, tiny_base, tiny_model
-from shapes import bert_base, llama_2_7b
-from tiny_folder import write_model, write_rows
 
 
 def test_counts_of_the_paper():

@@ -17,15 +17,15 @@ from transformers.models.llama.modeling_llama import LlamaForCausalLM
 from graft.base.adapter import Adapter
 from graft.base.base import Base
 from graft.base.merging import Merges
-from graft.blend import blend
+from graft.combine.blend import blend
 from graft.core.site import Site
 from graft.errors import AdapterError, SiteError, UsageError
-from graft.export import export, fits
 from graft.methods.lora import LoRA
 from graft.methods.qa_lora import QALoRA
 from graft.models.load import load
 from graft.quant import QuantLinear, Scheme, quantise_model
 from graft.quant.hf import GraftQuantConfig, quantise_pretrained
+from graft.shipping.export import export, fits
 from models import inputs, randomise, tiny_base, tiny_model
 
 

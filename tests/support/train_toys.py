@@ -16,9 +16,10 @@ from types import SimpleNamespace
 import torch
 from safetensors.torch import save_file
 
+from graft import storage
 from graft.errors import GraftError
 from graft.recipe import Train
-from graft.train import Task, Trainer, fs
+from graft.training import Task, Trainer
 
 VOCABULARY, WIDTH = 23, 8
 
@@ -226,10 +227,10 @@ def child(run, keys, kill=None, limit=None, nap=0.0):
         return objective(base, batch)
 
     if kill and kill[0] == "fs":
-        fs.os = DyingOs(kill[1])
+        storage.os = DyingOs(kill[1])
     if limit:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-        fs.PAUSES_S = (0.0, 0.0)
+        storage.PAUSES_S = (0.0, 0.0)
     heard, status = [], 0
     adapter = Adapter(width=keys.pop("width", WIDTH))
     try:

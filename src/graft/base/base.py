@@ -386,7 +386,7 @@ class Base:
         """Fold an adapter into the weights: the bare base then answers with it. Layers of a quantised base that it
         touches become 16-bit, made from their dequantised values, or take it into the minima of their groups; the
         result says which. repack: those that would become 16-bit are packed again instead, which rounds away much of a
-        small change (`graft.export.choices` measures how much)."""
+        small change (`shipping.merge_ways.choices` measures how much)."""
         adapter = self._known(name)
         self._usable(name)
         merged = self._merges.add(adapter, repack=repack)

@@ -62,11 +62,11 @@ def _unpickle(source: str, folder: Path, base: str, alpha: float, force: bool) -
 
 
 def _extract(source: str, folder: Path, base: str, *, rest: str, force: bool, **size: Any) -> dict[str, Any]:
-    from graft.export import export  # torch costs seconds
-    from graft.export.folder import refuse_occupied
-    from graft.extract import difference
+    from graft.combine.extract import difference
     from graft.models.tokenizer import tokenizer_in
     from graft.runs import base_as_stored
+    from graft.shipping.export import export  # torch costs seconds
+    from graft.shipping.hf import refuse_occupied
 
     refuse_occupied(folder, force=force)  # before the work
     frozen = base_as_stored(base)

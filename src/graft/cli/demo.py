@@ -25,10 +25,10 @@ def demo(
         )
 
     from graft import demo as job  # torch costs seconds
-    from graft.export import export
     from graft.plan import plan
     from graft.run import run
     from graft.runs import open_model
+    from graft.shipping.export import export
 
     recipe = job.recipe(folder)
     talk("The embedded model has read about products. It now learns to describe one from its attributes.\n")

@@ -30,9 +30,9 @@ def export(
     lossy: Annotated[bool, typer.Option("--lossy", help="Merge even where rounding loses what was learnt.")] = False,
     json: Annotated[bool, typer.Option("--json", help="What was written, for programs.")] = False,
 ) -> None:
-    from graft.export import CERTIFICATE, MODELS, said
-    from graft.export import export as write  # torch costs seconds
     from graft.runs import open_model
+    from graft.shipping.export import CERTIFICATE, MODELS, said
+    from graft.shipping.export import export as write  # torch costs seconds
 
     opened = open_model(model, adapters=adapter or ())
     written = write(opened.base, folder, to, type=form, adapter=opened.adapter, force=force, lossy=lossy)

@@ -47,9 +47,9 @@ def merge(
 ) -> None:
     if form not in FORMS:
         raise UsageError(f"--as {form}", f"one of {', '.join(FORMS)}", f"did you mean {nearest(form, FORMS, 1)[0]}?")
-    from graft.export import CERTIFICATE, REPORT, check_into, export, fits, said  # torch costs seconds
-    from graft.export.folder import refuse_occupied
     from graft.runs import open_model
+    from graft.shipping.export import CERTIFICATE, REPORT, check_into, export, fits, said  # torch costs seconds
+    from graft.shipping.hf import refuse_occupied
 
     refuse_occupied(folder, force=force)  # before the work
     opened = open_model(model, adapters=adapter or (), quant=quant)
@@ -82,7 +82,7 @@ def merge(
 
 def _choices(opened: "Opened", form: str, into: str | None, original: str | None) -> list[dict[str, Any]]:
     """Measure and show the ways to merge into a quantised base, where none was chosen."""
-    from graft.export import choices  # torch costs seconds
+    from graft.shipping.export import choices  # torch costs seconds
 
     if form != "model" or into or not opened.adapter or opened.base.quant == "none":
         return []
@@ -106,7 +106,7 @@ def _blend(opened: "Opened", words: list[str], *, how: str, **settings: Any) -> 
     chosen = {key: value for key, value in settings.items() if key != "seed" and value is not None}
     if len(known) < 2 and not words and not chosen and how == "cat":
         return None
-    from graft.blend import blend  # torch costs seconds
+    from graft.combine.blend import blend  # torch costs seconds
 
     opened.adapter = " + ".join(known)
     if opened.adapter in known:  # one adapter, blended with nothing: only weighed

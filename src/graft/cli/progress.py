@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Progress:
-    """An observer of training (see graft.train.log.Observer) that talks on stderr."""
+    """An observer of training (see graft.training.Observer) that talks on stderr."""
 
     def __init__(self, recipe: "Recipe") -> None:
         self.every, self.total, self.done = recipe.train.log_every, 0, 0

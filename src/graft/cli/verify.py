@@ -8,7 +8,7 @@ import typer
 from graft.cli.say import after, show, show_json, table
 from graft.errors import UsageError
 
-CERTIFICATE = "certificate.json"  # named again here: graft.export imports torch
+CERTIFICATE = "certificate.json"  # named again here: graft.shipping imports torch
 
 
 def add_to(app: typer.Typer) -> None:
@@ -25,8 +25,8 @@ def verify(
         raise UsageError(
             f"{folder} has no {CERTIFICATE}", "a folder that graft merge or graft export wrote", "check the path"
         )
-    from graft.export.verify import DIFFERS
-    from graft.export.verify import verify as check  # torch costs seconds
+    from graft.shipping.verify import DIFFERS
+    from graft.shipping.verify import verify as check  # torch costs seconds
 
     checks = check(folder)
     differs = any(one.state == DIFFERS for one in checks)

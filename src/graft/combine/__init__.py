@@ -1,0 +1,1 @@
+"""Adapters made of adapters, and adapters made of the difference between two models."""

@@ -1,0 +1,150 @@
+"""A base as a folder of GPTQ, AWQ, compressed-tensors or bitsandbytes: what vLLM and transformers open in four bits.
+
+The first three have whole zero points (`formats.whole`), so that everything is rounded: each layer of the blocks anew
+from W + D in fp32, with the scales that a base packed in groups has where they leave least error. What QA-LoRA adds to
+the minima of groups, which our own folders and GGUF hold exactly, is rounded too. Linears that a format has no place
+for stay as they are, and its config names them.
+bitsandbytes is NF4 or FP4 as we have it: its folders hold the same bytes.
+"""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from graft.errors import ModelError, UsageError
+from graft.formats import bnb
+from graft.formats.int4 import FORMATS
+from graft.formats.whole import rounded
+from graft.quant import QuantLinear
+from graft.quant.replace import is_linear, packable
+from graft.shipping import instructions
+from graft.shipping.certificate import ideal, unmerged
+from graft.shipping.hf import sound, write_state
+
+if TYPE_CHECKING:
+    from graft.base.base import Base
+
+GROUPS = (128, 64, 32)  # for a base that has none of its own, the largest that fits
+
+
+def write_whole(base: "Base", folder: Path, name: str, to: str) -> list[str]:
+    """Write a folder of one of FORMATS; returns the names of layers that were unpacked.
+
+    Raises UsageError where the format has no place for any layer, ModelError where it is too narrow for a value.
+    """
+    form = FORMATS[to]
+    with unmerged(base) as names:
+        layers, group = chosen(base.model, form)
+        if not layers:
+            raise UsageError(
+                f"{base.name} as {to}: no linear layer has sizes that it can hold",
+                "blocks of linears whose sizes are multiples of 32",
+                "export it with to='hf' or 'gguf'",
+            )
+        packed = _rounded(base, names, form, layers, group)
+    unpacked = _write(base, folder, name, packed, form.settings(group, _skipped(base.model, packed)))
+    return [path for path in unpacked if path not in packed]
+
+
+def write_bnb(base: "Base", folder: Path, name: str) -> list[str]:
+    """Write a folder of bitsandbytes, the packed layers as they are; returns the names of unpacked ones: none."""
+    layers = {path: m for path, m in base.model.named_modules() if isinstance(m, QuantLinear)}
+    packed = {path: bnb.pack(path, layer) for path, layer in layers.items()}
+    scheme = next(iter(layers.values())).scheme
+    _write(base, folder, name, packed, bnb.settings(scheme, base.dtype, _skipped(base.model, layers)))
+    return []
+
+
+def check_bnb(base: "Base", into: str | None) -> None:
+    """Raise UsageError for a base that bitsandbytes has no bytes for, or a way to merge that leaves the four bits."""
+    if base.quant not in ("nf4", "fp4"):
+        raise UsageError(f"{base.name} ({base.quant}) as bnb", "a base in nf4 or fp4", "load it with quant='nf4'")
+    if into != "packed":
+        raise UsageError(f"into={into!r} as bnb", "into='packed'", "leave into out, or export it with to='hf'")
+
+
+def chosen(model: nn.Module, form: ModuleType) -> tuple[dict[str, nn.Module], int]:
+    """(path -> layer that the format takes, inputs in a group): the groups that all packed ones have, if they have."""
+    fitting = {
+        path: layer
+        for path, layer in packable(model)
+        if type(layer) is nn.Linear or (isinstance(layer, QuantLinear) and not layer.transposed)
+        if form.fits(layer.out_features, layer.in_features)
+    }
+    own = {layer.scheme.block for layer in fitting.values() if _grouped(layer)}
+    if len(own) == 1 and any(layer.in_features % max(own) == 0 for layer in fitting.values()):
+        group = own.pop()
+    else:
+        whole = [layer.in_features for layer in fitting.values() if layer.in_features % GROUPS[-1] == 0]
+        group = next(size for size in GROUPS if all(columns % size == 0 for columns in whole))
+    return {path: layer for path, layer in fitting.items() if layer.in_features % group == 0}, group
+
+
+def _grouped(layer: nn.Module) -> bool:
+    return isinstance(layer, QuantLinear) and layer.scheme.grouped
+
+
+@torch.no_grad()
+def _rounded(
+    base: "Base", names: Sequence[str], form: ModuleType, layers: dict[str, nn.Module], group: int
+) -> dict[str, dict[str, Tensor]]:
+    """The tensors of these layers, from W + D of the adapters, which are not merged: before any rounding."""
+    keys = {f"{path}.weight": path for path in layers}
+    dtype, packed = form.scale_dtype(base.dtype), {}
+    with _wide(base.model):
+        for key, _, weight in ideal(base, names):
+            if path := keys.get(key):
+                packed[path] = _packed(path, weight.float(), layers[path], form, group, dtype)
+    return packed
+
+
+@contextlib.contextmanager
+def _wide(model: nn.Module) -> Iterator[None]:
+    """Inside, packed layers give their weights in fp32, as their codes have them."""
+    kinds = {layer: layer.dtype for layer in model.modules() if isinstance(layer, QuantLinear)}
+    try:
+        for layer in kinds:
+            layer.dtype = torch.float32
+        yield
+    finally:
+        for layer, dtype in kinds.items():
+            layer.dtype = dtype
+
+
+def _packed(
+    path: str, weight: Tensor, layer: Any, form: ModuleType, group: int, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    kept = (layer.scale, layer.minimum) if _grouped(layer) and layer.scheme.block == group else None
+    found = rounded(weight, group, form.LOWEST, dtype, kept)
+    if not torch.isfinite(found.scale).all():
+        raise ModelError(f"{path} has values beyond fp16", "smaller ones", "export it with to='hf'")
+    tensors: dict[str, Tensor] = form.pack(found)
+    return tensors
+
+
+def _skipped(model: nn.Module, layers: Any) -> list[str]:
+    """Linears that stay as they are."""
+    return [
+        path for path, m in model.named_modules() if (is_linear(m) or isinstance(m, QuantLinear)) and path not in layers
+    ]
+
+
+def _write(
+    base: "Base", folder: Path, name: str, packed: dict[str, dict[str, Tensor]], config: dict[str, Any]
+) -> list[str]:
+    """The folder, with these tensors in the place of the weights of their layers; returns all that was unpacked."""
+    clone, unpacked = sound(base.model)
+    clone.config.quantization_config = config
+    state = clone.state_dict()
+    for path, tensors in packed.items():
+        del state[f"{path}.weight"]
+        state |= {f"{path}.{part}": tensor for part, tensor in tensors.items()}
+    write_state(base, clone, state, folder)
+    if base.family == "causal" and base.tokenizer is not None:
+        instructions.write_packed(base, folder, name)
+    return unpacked

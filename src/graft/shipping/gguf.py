@@ -1,0 +1,203 @@
+"""A base as one GGUF file, or a LoRA as a GGUF adapter beside one: what llama.cpp and Ollama open.
+
+Matrices take the type that was asked for, with three exceptions: norms and biases stay in fp32, a table or head is
+never below 8 bits, and a matrix whose rows 32 does not divide keeps 16 bits. A base packed in groups goes into blocks
+that have a minimum as it is, code by code; what it keeps in 16 bits then stays so, and nothing is quantised twice.
+Tensors are encoded and written one by one.
+"""
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from graft.errors import ModelError, UsageError, nearest
+from graft.formats import gguf_names as names
+from graft.formats.gguf import BLOCK, FORMS, decode, encode, pack, unpack
+from graft.kernels.groups import unpack_bits
+from graft.quant import QuantLinear
+from graft.quant.scheme import GROUPED
+from graft.shipping.hf import sound
+from graft.shipping.instructions import ends
+from graft.shipping.vocabulary import vocabulary
+
+if TYPE_CHECKING:
+    from graft.base.base import Base
+
+FILE_TYPES = {"f32": 0, "f16": 1, "bf16": 32, "q8_0": 7, "q4_0": 2, "q4_1": 3, "q5_0": 8, "q5_1": 9}
+TABLES = ("token_embd.weight", "output.weight")
+LARGEST_BITS = 8  # of the types in blocks
+
+
+def usual_type(base: "Base") -> str:
+    """The type for a base where none was chosen: what holds its codes as they are, else 8 bits."""
+    return "q4_1" if holds(base, "q4_1") else "q8_0"
+
+
+def holds(base: "Base", form: str | None) -> bool:
+    """Whether files of this type, or of the usual one, hold layers of the base code by code."""
+    form = form or usual_type(base)
+    return form in FORMS and any(isinstance(m, QuantLinear) and _holds(form, m) for m in base.model.modules())
+
+
+def check(base: "Base", form: str) -> names.Architecture:
+    """What llama.cpp calls this model. Raises UsageError for a type that is none, and for a base that it would refuse
+    or would not compute as transformers does."""
+    if form not in FORMS:
+        raise UsageError(
+            f"type={form!r}", f"one of {', '.join(FORMS)}", f"did you mean {nearest(form, FORMS, 1)[0]!r}?"
+        )
+    if importlib.util.find_spec("gguf") is None:
+        raise UsageError("GGUF without the package gguf", "it", "pip install 'graftlm[gguf]'")
+    if base.tokenizer is None:
+        raise UsageError(f"{base.name} as gguf: it has no tokenizer", "a base with one", "load it from a whole folder")
+    return names.architecture(base.model.config)
+
+
+def write_gguf(base: "Base", folder: Path, form: str) -> tuple[list[str], str]:
+    """Write NAME-FORM.gguf; returns the names of layers that were unpacked, and the file's.
+
+    Raises UsageError for a model or a tokenizer that llama.cpp would refuse, or would not compute as transformers does.
+    """
+    arch = check(base, form)
+    model, unpacked = sound(base.model)
+    config, rows = model.config, base.model.get_input_embeddings().weight.shape[0]
+    keys = {
+        "general.type": "model",
+        "general.name": label(base),
+        "general.file_type": FILE_TYPES[form],
+        "general.quantization_version": 2,
+        **names.settings(config),
+        **vocabulary(base.tokenizer, rows, ends(base)),
+    }
+    tied = config.tie_word_embeddings
+    state = {
+        names.file_name(key, arch): t for key, t in model.state_dict().items() if not tied or key != "lm_head.weight"
+    }
+    factors = names.rope_factors(config)
+    if factors is not None:
+        state[names.ROPE_FACTORS] = factors
+    exact = {
+        names.file_name(f"{path}.weight", arch): layer
+        for path, layer in base.model.named_modules()
+        if isinstance(layer, QuantLinear) and _holds(form, layer)
+    }
+    others = next(word for word in ("f32", "f16", "bf16") if FORMS[word].dtype == base.dtype) if exact else form
+    forms = {name: form if name in exact else _form(name, t, others, base.dtype) for name, t in state.items()}
+
+    def stored(name: str) -> Tensor:
+        if name in exact:
+            codes, scale, minimum = (names.to_file(t, name, arch, config) for t in _blocks(exact[name]))
+            return pack(codes, scale, minimum, form)
+        return _encoded(names.to_file(state[name], name, arch, config), name, forms[name])
+
+    file = file_name(base, form)
+    _write(folder / file, arch.name, keys, state, forms, stored)
+    return [layer for layer in unpacked if names.file_name(f"{layer}.weight", arch) not in exact], file
+
+
+def write_lora(base: "Base", folder: Path, adapter: str) -> str:
+    """Write ADAPTER-lora.gguf, A and B of every site in fp32, rows in the order of the base's file; returns its name.
+
+    Raises UsageError where the adapter is more than low-rank updates of matrices that the file has by themselves.
+    """
+    arch, config = check(base, "f32"), base.model.config
+    state: dict[str, Tensor] = {}
+    alpha = 0.0
+    for site, insert in base.adapters[adapter].inserts:
+        form = insert.low_rank()
+        if form is None or (config.tie_word_embeddings and site.kind in ("embed", "head")):
+            what = f"{type(insert).__name__} at {site.name or site.kind}"
+            raise UsageError(f"{what} as a GGUF adapter", "LoRA on matrices of their own", "merge it with to='gguf'")
+        A, B, scale = (part.detach().float() if isinstance(part, Tensor) else part for part in form)
+        alpha = alpha or scale * len(A)  # llama.cpp's scale is alpha / r
+        name = names.file_name(f"{site.name}.weight", arch)
+        state[f"{name}.lora_a"] = A.T if name == "token_embd.weight" else A
+        state[f"{name}.lora_b"] = names.to_file(B, name, arch, config) * (scale * len(A) / alpha)
+    keys = {"general.type": "adapter", "general.name": adapter, "adapter.type": "lora", "adapter.lora.alpha": alpha}
+    forms = dict.fromkeys(state, "f32")
+    file = f"{adapter}-lora.gguf"
+    _write(folder / file, arch.name, keys, state, forms, lambda name: _encoded(state[name], name, "f32"))
+    return file
+
+
+def label(base: "Base") -> str:
+    """A name for files."""
+    return Path(base.name).name or "model"
+
+
+def file_name(base: "Base", form: str) -> str:
+    """How the file of a base is called."""
+    return f"{label(base)}-{form.upper()}.gguf"
+
+
+def _holds(form: str, layer: QuantLinear) -> bool:
+    """Whether blocks of this type hold the layer's codes and constants as they are."""
+    bits, fits = GROUPED.get(layer.scheme.name, 0), FORMS[form]
+    return 0 < bits <= fits.bits and fits.minimum and layer.scheme.block % BLOCK == 0 and fits.takes(layer.in_features)
+
+
+def _blocks(layer: QuantLinear) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes (rows, blocks, 32), scale and minimum (rows, blocks) of a layer packed in groups."""
+    codes = unpack_bits(layer.codes, GROUPED[layer.scheme.name])[:, : layer.in_features]
+    repeat, count = layer.scheme.block // BLOCK, layer.in_features // BLOCK
+    scale, minimum = (part.repeat_interleave(repeat, 1)[:, :count] for part in (layer.scale, layer.minimum))
+    return codes.unflatten(1, (-1, BLOCK)).cpu(), scale.cpu(), minimum.cpu()
+
+
+def _form(name: str, tensor: Tensor, wanted: str, dtype: torch.dtype) -> str:
+    """The type of one tensor."""
+    if tensor.dim() == 1:
+        return "f32"
+    if not FORMS[wanted].takes(tensor.shape[1]):
+        return "bf16" if dtype == torch.bfloat16 else "f16"
+    coarse = 0 < FORMS[wanted].bits < LARGEST_BITS
+    return "q8_0" if coarse and name in TABLES else wanted
+
+
+def _encoded(values: Tensor, name: str, form: str) -> Tensor:
+    """The bytes of a tensor. Raises ModelError where fp16 is too narrow for it."""
+    stored = encode(values.reshape(-1, values.shape[-1]), form)
+    parts = [decode(stored, form)] if FORMS[form].dtype is not None else [*unpack(stored, form)[1:]]
+    if not all(torch.isfinite(part).all() for part in parts if part is not None):
+        raise ModelError(
+            f"{name} does not fit into {form}: it has values beyond fp16", "smaller ones", "use type='bf16'"
+        )
+    return stored
+
+
+def _write(
+    path: Path,
+    arch: str,
+    keys: dict[str, Any],
+    state: dict[str, Tensor],
+    forms: dict[str, str],
+    stored: Callable[[str], Tensor],
+) -> None:
+    """Header first, then the bytes of one tensor after the other."""
+    from gguf import GGMLQuantizationType, GGUFWriter  # late: an extra
+
+    writer = GGUFWriter(path, arch)
+    for key, value in keys.items():
+        _put(writer, key, value)
+    for name, tensor in state.items():
+        size = FORMS[forms[name]].row_bytes(tensor.shape[-1])
+        shape = (*tensor.shape[:-1], size)
+        count = tensor.numel() // tensor.shape[-1] * size
+        kind = GGMLQuantizationType(FORMS[forms[name]].number)
+        writer.add_tensor_info(name, shape, torch.empty(0, dtype=torch.uint8).numpy().dtype, count, kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    for name in state:
+        writer.write_tensor_data(stored(name).numpy())
+    writer.close()
+
+
+def _put(writer: Any, key: str, value: Any) -> None:
+    """A key with the type that llama.cpp asks for."""
+    kinds = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
+    kinds.get(type(value), writer.add_array)(key, value)

@@ -1,0 +1,196 @@
+"""A certificate made again: are the files those that were written, and does the folder still answer as it says?
+
+    files        SHA-256 of each
+    base         loaded from where it lay; its fingerprint
+    adapters     likewise; for an exported adapter, the folder itself
+    prompts, weights, logits, perplexity     measured again
+
+Files and fingerprints must be equal. Measurements may differ by TOLERANCE or by what other kernels round otherwise.
+What is no longer there is said, and counts neither way.
+"""
+
+import contextlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from graft.errors import GraftError, ModelError, UsageError
+from graft.models.files import find, quantisation, read_config
+from graft.models.load import load, model_class
+from graft.shipping.certificate import CERTIFICATE, files, measured, versions
+from graft.shipping.fidelity import NOISE
+from graft.shipping.merge_ways import original_of
+from graft.shipping.readback import READERS
+
+if TYPE_CHECKING:
+    from graft.base.base import Base
+
+SAME, DIFFERS, UNKNOWN = "same", "differs", "not checked"
+TOLERANCE = 0.05  # of a measured difference
+SHAPE = {"format": str, "base": dict, "adapters": list, "files": dict, "versions": dict, "prompts": dict,
+         "logits": dict, "perplexity": dict}  # fmt: skip
+BASE = {"name", "fingerprint", "class", "family", "dtype", "quant", "group", "tokenizer"}
+ADAPTER = {"name", "folder", "fingerprint"}
+
+
+@dataclass(frozen=True)
+class Check:
+    """what: a part of the certificate.  state: same, differs, or not checked.  said: the finding in a few words."""
+
+    what: str
+    state: str
+    said: str
+
+
+class Missing(Exception):
+    """A part that a check stands on is not there."""
+
+
+def verify(folder: str | Path) -> list[Check]:
+    """All checks of a folder's certificate. Raises UsageError where it has none, ModelError where that is damaged."""
+    folder = Path(folder)
+    facts = _read(folder)
+    checks = [_files(facts["files"], folder), _versions(facts["versions"])]
+    try:
+        with (
+            _reopened(facts, folder, checks) as (base, source, names),
+            READERS[facts["format"]](folder, source) as found,
+        ):
+            again = measured(source, found, names, base)
+        checks += _compared(facts, again, base)
+    except Missing:
+        checks.append(Check("measures", UNKNOWN, "weights, logits and perplexity need the base and its adapters"))
+    except GraftError as error:
+        checks.append(Check("measures", DIFFERS, f"the folder cannot be read: {error.given}"))
+    return checks
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    path = folder / CERTIFICATE
+    if not path.is_file():
+        raise UsageError(f"{folder} has no {CERTIFICATE}", "a folder that graft exported", "export it again")
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        facts = None
+    if not _sound(facts):
+        raise ModelError(f"{path} is damaged", "a certificate as graft writes it", "export it again")
+    return dict(facts)
+
+
+def _sound(facts: Any) -> bool:
+    """Whether this is a certificate: nothing of what is read here is missing or of another kind."""
+    if not isinstance(facts, dict) or not all(isinstance(facts.get(key), kind) for key, kind in SHAPE.items()):
+        return False
+    parts = [(BASE, facts["base"]), *((ADAPTER, one) for one in facts["adapters"])]
+    parts += [] if facts.get("added_to") is None else [(BASE, facts["added_to"])]
+    described = all(isinstance(part, dict) and keys <= part.keys() for keys, part in parts)
+    return described and facts["format"] in READERS and isinstance(facts["logits"].get("size"), float)
+
+
+def _files(wanted: dict[str, str], folder: Path) -> Check:
+    found = files(folder)
+    wrong = [f"{name} is missing" for name in wanted if name not in found]
+    wrong += [f"{name} was changed" for name in wanted if name in found and found[name] != wanted[name]]
+    extra = [f"{name} is new" for name in found if name not in wanted]
+    if wrong:
+        return Check("files", DIFFERS, ", ".join(wrong + extra))
+    return Check("files", SAME, ", ".join([f"{len(wanted)} as written", *extra]))
+
+
+def _versions(wanted: dict[str, str]) -> Check:
+    moved = [f"{name} {wanted.get(name)} -> {now}" for name, now in versions().items() if wanted.get(name) != now]
+    return Check("versions", UNKNOWN if moved else SAME, ", ".join(moved) or "as then")
+
+
+@contextlib.contextmanager
+def _reopened(facts: dict[str, Any], folder: Path, checks: list[Check]) -> Iterator[tuple["Base", "Base", list[str]]]:
+    """(base that was trained on, base that the changes were added to, adapters), each checked on the way.
+
+    Raises Missing where one is not to be had.
+    """
+    base = _base("base", facts["base"], checks)
+    names = [_adapter(base, wanted, facts, folder, checks) for wanted in facts["adapters"]]
+    source = base
+    if facts.get("added_to") is not None:
+        try:
+            source = original_of(base, names, facts["added_to"]["name"])
+        except GraftError as error:
+            raise _missing("original", error, checks) from error
+        checks.append(_fingerprint("original", source.fingerprint(), facts["added_to"], source.name))
+    yield base, source, names
+
+
+def _base(what: str, wanted: dict[str, Any], checks: list[Check]) -> "Base":
+    try:
+        where = find(wanted["name"])
+        config = read_config(where)
+        task = None if model_class(config, None).__name__ == wanted["class"] else wanted["family"]
+        base = load(
+            wanted["name"],
+            None if quantisation(where) else wanted["quant"],
+            wanted["dtype"],
+            task=task,
+            group_size=wanted["group"],
+        )
+    except GraftError as error:
+        raise _missing(what, error, checks) from error
+    base.tokenizer = base.tokenizer if wanted["tokenizer"] else None
+    checks.append(_fingerprint(what, base.fingerprint(), wanted, base.name))
+    return base
+
+
+def _adapter(base: "Base", wanted: dict[str, Any], facts: dict[str, Any], folder: Path, checks: list[Check]) -> str:
+    name, where = wanted["name"], str(folder) if facts["format"] == "peft" else wanted["folder"]
+    if where is None:
+        checks.append(Check("adapter", UNKNOWN, f"{name}: it lay in no folder when it was exported"))
+        raise Missing
+    try:
+        adapter = base.load_adapter(where, name, force=True)
+    except GraftError as error:
+        raise _missing("adapter", error, checks) from error
+    checks.append(_fingerprint("adapter", adapter.fingerprint(), wanted, f"{name} in {where}"))
+    return str(name)
+
+
+def _missing(what: str, error: GraftError, checks: list[Check]) -> Missing:
+    checks.append(Check(what, UNKNOWN, error.given))
+    return Missing()
+
+
+def _fingerprint(what: str, found: str, wanted: dict[str, Any], where: str) -> Check:
+    if found == wanted["fingerprint"]:
+        return Check(what, SAME, f"{where}, {found[:12]}")
+    return Check(what, DIFFERS, f"{where} is {found[:12]}, and {wanted['fingerprint'][:12]} was exported")
+
+
+def _compared(facts: dict[str, Any], again: dict[str, Any], base: "Base") -> list[Check]:
+    """The measurements of then and now."""
+    if again["prompts"] != facts["prompts"]:
+        return [Check("prompts", DIFFERS, "the tokenizer, or graft's prompts, made other ids of them")]
+    rounding = NOISE * torch.finfo(base.dtype).eps
+    fp32 = NOISE * torch.finfo(torch.float32).eps  # D itself is a product, summed in another order elsewhere
+    slack = {"weights": fp32, "logits": rounding * facts["logits"]["size"], "perplexity": 0.0}
+    share = {"weights": TOLERANCE, "logits": TOLERANCE, "perplexity": max(rounding, 1e-3)}
+    found = []
+    for what, slope in share.items():
+        then, now = facts.get(what) or {}, again[what] or {}
+        numbers = [key for key in then if isinstance(then[key], float)]
+        moved = [key for key in numbers if not _near(then[key], now.get(key), slope, slack[what])]
+        moved += [key for key in then if key not in numbers and key != "worst" and then[key] != now.get(key)]
+        moved_said = ", ".join(f"{key} {_plain(then[key])} -> {_plain(now.get(key))}" for key in moved)
+        said = ", ".join(f"{key} {then[key]:.3g}" for key in numbers)
+        found.append(Check(what, DIFFERS if moved else SAME, moved_said or said or "none"))
+    return found
+
+
+def _near(then: float, now: Any, share: float, slack: float) -> bool:
+    return isinstance(now, float) and abs(now - then) <= share * abs(then) + slack
+
+
+def _plain(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,158 @@
+"""Checkpoints of a run: all state that a resumed run needs to be the undisturbed one, bit for bit.
+
+    checkpoints/step-000100/   adapter.safetensors    trained tensors and buffers
+                               optimizer.safetensors  moments, codes, master copies, step counters
+                               rng.safetensors        torch's generators
+                               state.json             progress, Python's and NumPy's generators, lengths of the logs
+                               manifest.json          sizes, SHA-256, identity of the run, versions
+
+The order of rows and the learning rate are pure functions of the step, so nothing else has a position.
+"""
+
+import json
+import platform
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import safetensors
+import torch
+from safetensors.torch import load_file
+
+import graft
+from graft import storage
+from graft.errors import CheckpointError, SpaceError
+from graft.training import rng
+from graft.training.optimizers import AdamW
+
+if TYPE_CHECKING:
+    from graft.base.adapter import Adapter
+
+
+@dataclass
+class Progress:
+    """Where a run is.  best: {"step", "loss"} of the best evaluation; waited: evaluations since; lengths: of logs."""
+
+    step: int = 0
+    tokens: int = 0
+    loss: float | None = None  # of the last step that was applied
+    skipped: int = 0  # steps in a row that were not finite
+    best: dict[str, Any] | None = None
+    waited: int = 0
+    lengths: dict[str, int] = field(default_factory=dict)
+
+
+class Checkpoints:
+    """The checkpoints of one run.  identity: JSON values that must not change between two starts of a run."""
+
+    def __init__(self, run: Path, identity: Mapping[str, Any], keep: int, warn: Callable[[str], None]) -> None:
+        self.folder = run / "checkpoints"
+        self.identity, self.keep, self.warn = dict(identity), keep, warn
+
+    def foresee(self, adapter: "Adapter", optimizer: AdamW, count: int) -> None:
+        """Raise SpaceError, before the first step, where the disk has no room for `count` checkpoints of this run.
+
+        Fewer are needed at a time: those that are kept, and the one that is being written.
+        """
+        each, most = _bytes(_parts(adapter, optimizer)), min(count, self.keep + 1)
+        free = shutil.disk_usage(next(path for path in (self.folder, *self.folder.parents) if path.exists())).free
+        if free < most * each:
+            raise SpaceError(
+                f"{self.folder} has {free:,} bytes free, and {most} checkpoints of {each:,} bytes are coming",
+                f"room for {most * each:,} bytes",
+                "make room, choose another output, or lower train.keep",
+            )
+
+    def save(self, progress: Progress, adapter: "Adapter", optimizer: AdamW) -> Path:
+        """Commit a checkpoint, read it again, then remove what is no longer kept."""
+        parts = _parts(adapter, optimizer)
+        state = storage.encode({"progress": asdict(progress), "rng": rng.values()})
+        needed = len(state) + _bytes(parts)
+        target = self.folder / f"step-{progress.step:06d}"
+        if target.exists():  # of this very step: damaged ones were set aside when the run was resumed
+            return target
+
+        def fill(folder: Path) -> None:
+            for name, tensors in parts.items():
+                storage.write_tensors(folder / f"{name}.safetensors", tensors)
+            storage.write(folder / "state.json", state)
+
+        facts = {"step": progress.step, "identity": self.identity, "versions": versions()}
+        storage.patiently(self.folder, needed, lambda: storage.commit(target, fill, facts), self.warn)
+        storage.validate(target)
+        storage.rotate(self.folder, self.keep, [progress.best["step"]] if progress.best else [])
+        return target
+
+    def restore(self, adapter: "Adapter", optimizer: AdamW) -> Progress | None:
+        """Take over the newest valid checkpoint; None where there is none.
+
+        Damaged ones are set aside with a warning. Raises CheckpointError where the checkpoint is another run's.
+        """
+        checkpoint, damaged = storage.latest(self.folder)
+        if checkpoint is not None:
+            self._check(checkpoint)
+        for broken, error in damaged:
+            aside = storage.set_aside(broken)
+            origin = checkpoint.name if checkpoint else "the start"
+            self.warn(f"{error.given}: kept as {aside.name}, going on from {origin}")
+        if checkpoint is None:
+            return None
+        adapter.restore(load_file(checkpoint / "adapter.safetensors"))
+        optimizer.load(load_file(checkpoint / "optimizer.safetensors"))
+        state = storage.decode(checkpoint / "state.json")
+        rng.restore(load_file(checkpoint / "rng.safetensors"), state["rng"])
+        return Progress(**state["progress"])
+
+    def adapter(self, step: int) -> dict[str, torch.Tensor]:
+        """The adapter's tensors at a kept step. Raises CheckpointError where they are damaged."""
+        checkpoint = self.folder / f"step-{step:06d}"
+        storage.validate(checkpoint)
+        return load_file(checkpoint / "adapter.safetensors")
+
+    def _check(self, checkpoint: Path) -> None:
+        facts = storage.validate(checkpoint)
+        same_run(checkpoint, facts["identity"], self.identity)
+        if changed := _changes(facts["versions"], versions()):
+            self.warn(f"resumed with other versions ({changed}): results may differ in the last bits")
+
+
+def _parts(adapter: "Adapter", optimizer: AdamW) -> dict[str, dict[str, torch.Tensor]]:
+    """The tensors of a checkpoint by file."""
+    return {"adapter": adapter.tensors(), "optimizer": optimizer.tensors(), "rng": rng.tensors()}
+
+
+def _bytes(parts: Mapping[str, Mapping[str, torch.Tensor]]) -> int:
+    return sum(t.numel() * t.element_size() for part in parts.values() for t in part.values())
+
+
+def same_run(where: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raise CheckpointError, naming every key that differs, unless both identities are equal."""
+    if changed := _changes(before, json.loads(storage.encode(dict(now)))):  # as JSON: it has no tuples
+        raise CheckpointError(
+            f"{where} belongs to a run with other settings ({changed})",
+            "the settings, base and data that the run began with",
+            "put them back to go on with this run, or choose another output for a new one",
+        )
+
+
+def versions() -> dict[str, Any]:
+    """What can change results in the last bits."""
+    return {
+        "graft": getattr(graft, "__version__", ""),
+        "python": platform.python_version(),
+        "safetensors": safetensors.__version__,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    keys = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
+    return "; ".join(f"{key}: {_short(before.get(key))} -> {_short(now.get(key))}" for key in keys)
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

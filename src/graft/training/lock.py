@@ -1,0 +1,51 @@
+"""One run per folder: an operating-system lock that vanishes with its process, even after kill -9.
+
+On network file systems without locks (old NFS) two machines can still collide.
+"""
+
+import contextlib
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from graft import storage
+from graft.errors import CheckpointError
+
+
+@contextlib.contextmanager
+def locked(run: Path) -> Iterator[None]:
+    """Hold the run folder for the length of the block. Raises CheckpointError naming who holds it."""
+    run.mkdir(parents=True, exist_ok=True)
+    lock, owner = FileLock(run / ".lock"), run / ".owner.json"
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise CheckpointError(
+            f"{run} is in use by {_owner(owner)}",
+            "one run per folder",
+            "wait for it (or stop it: the same command then goes on), or choose another output",
+        ) from None
+    try:
+        # Not fsynced: it is only for the message, and only while this process lives.
+        started = time.strftime("%Y-%m-%d %H:%M:%S")
+        owner.write_bytes(storage.encode({"pid": os.getpid(), "host": socket.gethostname(), "started": started}))
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(owner)
+        lock.release()
+
+
+def _owner(path: Path) -> str:
+    for _ in range(20):  # the winner may not have written its name yet
+        try:
+            who = json.loads(path.read_bytes())
+            return f"process {who['pid']} on {who['host']}, started {who['started']}"
+        except (OSError, ValueError):
+            time.sleep(0.05)
+    return "another process"

@@ -1,0 +1,140 @@
+"""AdamW, with its moments in fp32 or in 8 bits, on the device or in pages.
+
+    m ← β₁ m + (1-β₁) g        v ← β₂ v + (1-β₂) g²
+    θ ← θ - η [ m̂ / (√v̂ + ε) + λ θ ]        m̂ = m / (1-β₁ᵗ),  v̂ = v / (1-β₂ᵗ)
+
+Loshchilov & Hutter 2019, arXiv 1711.05101; 8-bit states: Dettmers et al. 2022, arXiv 2110.02861 (blocks of 256, the
+dynamic map, signed for m and unsigned for v; tensors under 4096 elements keep fp32 states).
+A bf16 or fp16 parameter is updated through an fp32 master copy among its states: steps smaller than 2⁻⁸ of a weight
+would otherwise be lost.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from graft.errors import UsageError, nearest
+from graft.quant.dynamic import dequantise_state, quantise_state
+from graft.training.paging import Layout, Pages, State, States
+
+BLOCK = 256  # values that share one scale
+OPTIMIZERS = ("adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit")
+
+
+class AdamW:
+    """The update of all parameters that have a gradient.
+
+    named: {name: parameter}, the names under which states are saved.  groups: {"params", "lr", "weight_decay"}.
+    """
+
+    def __init__(
+        self,
+        named: Mapping[str, torch.nn.Parameter],
+        groups: Sequence[Mapping[str, Any]],
+        *,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        pages: Pages | None = None,
+    ) -> None:
+        self.betas, self.eps = betas, eps
+        self._parameters = dict(named)
+        by_id = {id(p): group for group in groups for p in group["params"]}
+        self._groups = {name: by_id[id(p)] for name, p in self._parameters.items()}
+        self._steps = dict.fromkeys(self._parameters, 0)
+        device = next(iter(self._parameters.values())).device
+        self.states = States({name: self._layout(p) for name, p in self._parameters.items()}, device, pages or Pages())
+        for name, state in self.states.visit():
+            if "master" in state:
+                state["master"].copy_(self._parameters[name].detach())
+
+    @torch.no_grad()
+    def step(self, factor: float) -> None:
+        """One update with every group's learning rate times `factor`."""
+        for name, state in self.states.visit():
+            p = self._parameters[name]
+            if p.grad is not None:
+                self._steps[name] += 1
+                group = self._groups[name]
+                self._update(name, state, group["lr"] * factor, group.get("weight_decay", 0.0))
+
+    def _update(self, name: str, state: State, lr: float, weight_decay: float) -> None:
+        p, t, (beta1, beta2) = self._parameters[name], self._steps[name], self.betas
+        weight = state.get("master", p)
+        g = p.grad.to(weight.dtype)
+        m, v = self._moments(state)
+        m.lerp_(g, 1 - beta1)
+        v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
+        weight.mul_(1 - lr * weight_decay)
+        denominator = (v.sqrt() / (1 - beta2**t) ** 0.5).add_(self.eps)
+        weight.addcdiv_(m, denominator, value=-lr / (1 - beta1**t))
+        self._keep(state, m, v)
+        if weight is not p:
+            p.copy_(weight)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Every state and step counter, for saving."""
+        counters = {f"{name}.t": torch.tensor(t) for name, t in self._steps.items()}
+        return self.states.tensors() | counters
+
+    def load(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Take over what `tensors` gave."""
+        self.states.load(tensors)
+        self._steps = {name: int(tensors[f"{name}.t"]) for name in self._steps}
+
+    def _layout(self, p: torch.nn.Parameter) -> Layout:
+        dtype = torch.promote_types(p.dtype, torch.float32)
+        master = {"master": (p.shape, dtype)} if dtype != p.dtype else {}
+        return master | self._moment_layout(p, dtype)
+
+    def _moment_layout(self, p: torch.nn.Parameter, dtype: torch.dtype) -> dict[str, tuple[torch.Size, torch.dtype]]:
+        return {"m": (p.shape, dtype), "v": (p.shape, dtype)}
+
+    def _moments(self, state: State) -> tuple[torch.Tensor, torch.Tensor]:
+        return state["m"], state["v"]
+
+    def _keep(self, state: State, m: torch.Tensor, v: torch.Tensor) -> None:
+        """Put changed moments back; nothing to do where `_moments` gave the states themselves."""
+
+
+class AdamW8bit(AdamW):
+    """AdamW whose moments are kept as 8-bit codes with one fp32 scale per block of 256."""
+
+    smallest = 4096  # elements; under it a block's scale would be shared by too few values to pay
+
+    def _moment_layout(self, p: torch.nn.Parameter, dtype: torch.dtype) -> dict[str, tuple[torch.Size, torch.dtype]]:
+        if p.numel() < self.smallest:
+            return super()._moment_layout(p, dtype)
+        codes, scales = (p.shape, torch.uint8), (torch.Size([-(-p.numel() // BLOCK)]), torch.float32)
+        return {"m": codes, "m_absmax": scales, "v": codes, "v_absmax": scales}
+
+    def _moments(self, state: State) -> tuple[torch.Tensor, torch.Tensor]:
+        if "m_absmax" not in state:
+            return super()._moments(state)
+        m = dequantise_state(state["m"], state["m_absmax"], signed=True)
+        return m, dequantise_state(state["v"], state["v_absmax"], signed=False)
+
+    def _keep(self, state: State, m: torch.Tensor, v: torch.Tensor) -> None:
+        if "m_absmax" in state:
+            for key, moment in (("m", m), ("v", v)):
+                codes, absmax = quantise_state(moment, signed=key == "m", block=BLOCK)
+                state[key].copy_(codes)
+                state[f"{key}_absmax"].copy_(absmax)
+
+
+def build(
+    kind: str,
+    named: Mapping[str, torch.nn.Parameter],
+    groups: Sequence[Mapping[str, Any]],
+    pages: Pages,
+    **constants: Any,
+) -> AdamW:
+    """The optimizer of that name; `pages` counts only for the paged ones. constants: betas, eps."""
+    if kind not in OPTIMIZERS:
+        raise UsageError(
+            f"train.optimizer={kind!r}",
+            f"one of {', '.join(OPTIMIZERS)}",
+            f"did you mean {nearest(kind, OPTIMIZERS, 1)[0]!r}?",
+        )
+    family = AdamW8bit if kind.endswith("8bit") else AdamW
+    return family(named, groups, pages=pages if kind.startswith("paged") else None, **constants)
