@@ -19,7 +19,7 @@ from graft.core.registry import find
 from graft.data.feed import Batch
 from graft.models.fresh import fresh
 from graft.objectives.lm import language_modelling
-from graft.sketch import Ledger
+from graft.planning.sketch import Ledger
 
 LLAMA = {"model_type": "llama", "hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 10,
          "num_attention_heads": 8, "vocab_size": 8192, "tie_word_embeddings": False}  # fmt: skip

@@ -22,7 +22,7 @@ from graft.methods.full import Full
 from graft.methods.lora import LoRA
 from graft.models.fresh import fresh
 from graft.objectives.lm import language_modelling
-from graft.plan import Shape, plan_model
+from graft.planning.plan import Shape, plan_model
 from graft.quant import quantise_model
 from graft.training.optimizers import build
 from graft.training.paging import Pages

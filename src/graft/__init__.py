@@ -28,7 +28,7 @@ _HOME = {
     "export": "shipping.export",
     "extract": "combine.extract",
     "load": "models.load",
-    "plan": "plan",
+    "plan": "planning.plan",
     "run": "run",
     "train": "run",
 }

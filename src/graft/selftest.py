@@ -20,7 +20,7 @@ from graft.kernels import REFERENCE
 from graft.kernels import find as kernel
 from graft.models.fresh import fresh
 from graft.objectives.lm import language_modelling
-from graft.plan import memory
+from graft.planning.plan import memory
 from graft.quant import Scheme, quantise_model
 
 LIBRARIES = ("graftlm", "torch", "transformers", "safetensors", "tokenizers", "pydantic", "typer", "rich", "filelock")

@@ -4,10 +4,10 @@ import shutil
 
 import pytest
 import torch
+from block_oracle import rewired
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from block_oracle import rewired
 from graft.base.base import Base
 from graft.errors import AdapterError, UsageError
 from graft.layers.bottleneck import Bottleneck
@@ -17,7 +17,7 @@ from graft.methods.lora import LoRA
 from graft.methods.parallel import Parallel
 from graft.methods.pfeiffer import Pfeiffer
 from graft.methods.task_head import TaskHead
-from graft.sketch import sketch, unreal
+from graft.planning.sketch import sketch, unreal
 from models import inputs, randomise, tiny_base, tiny_model
 
 

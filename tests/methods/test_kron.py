@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from largest import Largest
 from torch.testing import assert_close
 from transformers import T5Config
 
@@ -11,8 +12,7 @@ from graft.layers.kronecker import kron_linear
 from graft.methods.krona import KronA
 from graft.methods.loha import LoHa
 from graft.methods.lokr import LoKr
-from graft.sketch import sketch, unreal
-from largest import Largest
+from graft.planning.sketch import sketch, unreal
 
 
 @pytest.mark.parametrize("shapes", [((2, 3), (4, 5)), ((1, 7), (3, 1)), ((6, 2), (2, 6))])

@@ -8,7 +8,7 @@ from torch.testing import assert_close
 from graft.errors import UsageError
 from graft.methods.ladder import Foot, Ladder, Rung, Side
 from graft.methods.lora import LoRA
-from graft.sketch import Step, peak
+from graft.planning.sketch import Step, peak
 from models import CONFIGS, inputs, randomise, tiny_base
 
 OPEN = 100.0  # σ(100 / T) is 1: a side block reads the side state alone

@@ -11,7 +11,7 @@ from graft.errors import AdapterError, UsageError
 from graft.layers.delta import TRAIN, Delta
 from graft.methods.lets import LeTS, Readout, share
 from graft.methods.lora import LoRA
-from graft.sketch import Step, peak
+from graft.planning.sketch import Step, peak
 from models import inputs, randomise, tiny_base
 
 HALF = LeTS(num_labels=3, delta_layers=1, delta_density=0.3)

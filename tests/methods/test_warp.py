@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from tiny_folder import write_rows
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.nn.functional import gelu, linear
 from torch.testing import assert_close
@@ -18,12 +19,11 @@ from graft.methods.task_head import TaskHead
 from graft.methods.warp import WARP
 from graft.models.fresh import fresh
 from graft.models.load import load
-from graft.plan import plan
+from graft.planning.plan import plan
 from graft.recipe import read
 from graft.run import run
 from graft.runs import open_model
 from models import inputs, randomise, tiny_base, tiny_model
-from tiny_folder import write_rows
 
 MASK = 3
 SETTINGS = {"before_text": 3, "before_mask": 2, "after_mask": 1, "num_labels": 4}

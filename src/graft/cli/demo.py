@@ -25,7 +25,7 @@ def demo(
         )
 
     from graft import demo as job  # torch costs seconds
-    from graft.plan import plan
+    from graft.planning.plan import plan
     from graft.run import run
     from graft.runs import open_model
     from graft.shipping.export import export

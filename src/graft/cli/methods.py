@@ -23,7 +23,7 @@ def methods(
     chosen = list(cards().values()) if name is None else [card(name)]
     counts: dict[str, int | str] = {}
     if model is not None:
-        from graft.plan import count_methods  # torch costs seconds
+        from graft.planning.plan import count_methods  # torch costs seconds
 
         counts = count_methods(model)
     if write is not None:

@@ -25,7 +25,7 @@ def plan(
 ) -> None:
     chosen = recipe_of(recipe, context.args, {"model": model, "data.train": data, "method": method})
 
-    from graft.plan import plan as predict  # after the recipe is known to be sound: torch costs seconds
+    from graft.planning.plan import plan as predict  # after the recipe is known to be sound: torch costs seconds
 
     predicted = predict(chosen)
     show_json(predicted.facts()) if json else show(str(predicted))

@@ -46,7 +46,7 @@ def train(
 
     _check_rows(chosen)
 
-    from graft.plan import plan  # after the recipe is known to be sound: torch costs seconds
+    from graft.planning.plan import plan  # after the recipe is known to be sound: torch costs seconds
     from graft.run import run
 
     cost = plan(chosen)

@@ -26,9 +26,9 @@ from graft.data.preparation import label_names
 from graft.errors import GraftError
 from graft.models.files import read_config
 from graft.models.load import DTYPES, TASKS, model_class
+from graft.planning.sketch import Step, alike, peak, sketch, stored, unreal, weights
 from graft.recipe import NewTokenizer, Recipe, read
 from graft.seedling import located
-from graft.sketch import Step, alike, peak, sketch, stored, unreal, weights
 from graft.training.log import usage
 from graft.training.optimizers import BLOCK, AdamW8bit
 

@@ -10,10 +10,10 @@ from transformers import AutoConfig, BertConfig, LlamaConfig
 from graft.errors import UsageError
 from graft.methods.full import Full
 from graft.methods.lora import LoRA
-from graft.plan import Shape, _methods, memory, optimizer_bytes, plan, plan_model
+from graft.planning.plan import Shape, _methods, memory, optimizer_bytes, plan, plan_model
+from graft.planning.sketch import Ledger, Step, alike, loss, peak, shallow, sketch, unreal, weights
 from graft.quant import quantise_model
 from graft.recipe import read
-from graft.sketch import Ledger, Step, alike, loss, peak, shallow, sketch, unreal, weights
 from graft.training.optimizers import build
 from graft.training.paging import Pages
 from models import CONFIGS, tiny_base, tiny_model

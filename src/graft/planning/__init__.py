@@ -1,0 +1,1 @@
+"""What a run will need: memory and time, from the real objects under fake tensors."""
