@@ -1,77 +1,93 @@
-"""The layers of the house: imports go to earlier groups, or inside a group without a ring."""
+"""The order of the house: a file imports files of its own folder and of the folders above it in this list."""
 
 import ast
 from graphlib import TopologicalSorter
 from pathlib import Path
 
 SRC = Path(__file__).resolve().parents[1] / "src" / "graft"
-LAYERS = [
-    {"errors"},
-    {"site", "insert", "route", "kernels"},
-    {"quant", "formats", "method"},
-    {"adapter", "anatomy", "cards"},
-    {"recipe"},
-    {"methods", "data", "seedling"},
-    {"base", "joint", "merging", "dropout", "head", "rows", "identity", "generation", "attention", "virtual"},
-    {"load", "folder", "objectives"},
-    {"evaluate", "export", "lowrank", "soup", "blend", "extract"},
-    {"train"},
-    {"plan", "sketch"},
-    {"run", "runs", "report", "demo", "selftest"},
-    {"cli"},
+ORDER = [
+    "errors",
+    "storage",
+    "sizes",
+    "kernels",
+    "quant",
+    "core",
+    "layers",
+    "formats",
+    "recipe",
+    "data",
+    "seedling",
+    "generate",
+    "base",
+    "methods",
+    "models",
+    "objectives",
+    "stages",
+    "training",
+    "evaluate",
+    "combine",
+    "shipping",
+    "planning",
+    "runs",
+    "cli",
 ]
-RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
 
 
-def imports(path: Path, top_only: bool = False) -> set[str]:
-    """Dotted names under graft that a file imports, `TYPE_CHECKING` blocks left out."""
+def imports(path: Path) -> set[str]:
+    """Return the dotted names under graft that a file imports, those for type checkers and late ones included."""
     found: set[str] = set()
-
-    def walk(node: ast.AST, depth: int) -> None:
-        for child in ast.iter_child_nodes(node):
-            if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
-                continue
-            if isinstance(child, ast.Import):
-                found.update(a.name for a in child.names if a.name.startswith("graft."))
-            if isinstance(child, ast.ImportFrom) and (child.module or "").split(".")[0] == "graft":
-                found.update([child.module] if child.module != "graft" else [f"graft.{a.name}" for a in child.names])
-            if not (top_only and isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)):
-                walk(child, depth + 1)
-
-    walk(ast.parse(path.read_text()), 0)
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names if alias.name.startswith("graft."))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "graft":
+            found.update(f"{node.module}.{alias.name}" for alias in node.names)
     return found
 
 
-def part_of(path: Path) -> str:
-    return path.relative_to(SRC).parts[0].removesuffix(".py")
+def room(dotted: str) -> str:
+    """Return the folder, or the module of the root, that a dotted name lies in."""
+    return dotted.split(".")[1]
 
 
 def dotted_name(path: Path) -> str:
     return "graft." + ".".join(path.relative_to(SRC).with_suffix("").parts).removesuffix(".__init__")
 
 
-def files():
-    return [p for p in sorted(SRC.rglob("*.py")) if p != SRC / "__init__.py"]
+def files() -> list[Path]:
+    return [path for path in sorted(SRC.rglob("*.py")) if path != SRC / "__init__.py"]
 
 
-def test_every_part_of_the_house_has_a_layer():
-    assert {part_of(p) for p in files()} <= set(RANK)
-
-
-def test_imports_go_to_earlier_layers():
-    wrong = [
+def upward() -> list[str]:
+    """Return every import that goes to a later folder."""
+    return [
         f"{path.relative_to(SRC)} imports {name}"
         for path in files()
-        for name in imports(path)
-        if name.split(".")[1] in RANK and RANK[name.split(".")[1]] > RANK[part_of(path)]
+        for name in sorted(imports(path))
+        if room(name) in ORDER and ORDER.index(room(name)) > ORDER.index(room(dotted_name(path)))
     ]
-    assert not wrong, wrong
 
 
-def test_no_ring_of_imports():
-    graph = {}
+def test_every_folder_has_its_place_in_the_order():
+    assert {room(dotted_name(path)) for path in files()} <= set(ORDER)
+
+
+def test_no_import_goes_to_a_later_folder():
+    assert not upward(), "\n".join(upward())
+
+
+def test_files_import_each_other_without_a_ring():
     known = {dotted_name(path) for path in files() if path.name != "__init__.py"}
+    graph = {}
     for path in files():
-        dotted = dotted_name(path)
-        graph[dotted] = {name for name in imports(path, top_only=True) if name != dotted and (name in known)}
+        targets = {next((m for m in (name, name.rpartition(".")[0]) if m in known), None) for name in imports(path)}
+        graph[dotted_name(path)] = targets - {None, dotted_name(path)}
     assert list(TopologicalSorter(graph).static_order())
+
+
+def test_the_root_fits_a_screen_and_no_part_is_called_like_a_public_function():
+    import graft
+
+    entries = [path.name for path in SRC.iterdir() if path.name != "__pycache__"]
+    assert len(entries) <= 28
+    functions = {name for name in graft.__all__ if name.islower()}
+    assert not functions & {entry.removesuffix(".py") for entry in entries}

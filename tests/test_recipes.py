@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from graft.recipe import read
-from graft.run import run
+from graft.runs.run import run
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
 SMALL = (

@@ -8,14 +8,15 @@ import tasks
 import torch
 
 import graft
-from graft import runs
 from graft.data.encode import Encoder
 from graft.data.feed import Feed
 from graft.data.rows import Row
 from graft.evaluate.metrics import accuracy, bleu, macro_f1, rouge_l
 from graft.evaluate.perplexity import classes, perplexity
 from graft.recipe import Recipe
-from graft.run import RunObserver
+from graft.runs.build import feed, load_base, methods_of
+from graft.runs.open import Opened
+from graft.runs.run import RunObserver
 
 
 class Cell(Protocol):
@@ -36,7 +37,7 @@ def train(recipe: Recipe, observer: RunObserver | None = None) -> dict[str, Any]
     return {"losses": [line["loss"] for line in steps if "loss" in line], "step_seconds": seconds}
 
 
-def score(cell: Cell, recipe: Recipe, opened: runs.Opened) -> dict[str, Any]:
+def score(cell: Cell, recipe: Recipe, opened: Opened) -> dict[str, Any]:
     """The test's numbers and some texts of the trained adapter, or of the bare base."""
     cases, _ = tasks.test_of(cell.material())
     base, feed = opened.base, test_feed(cell, recipe, opened.base, cases)
@@ -49,13 +50,13 @@ def score(cell: Cell, recipe: Recipe, opened: runs.Opened) -> dict[str, Any]:
     return text_scores(answers, cases) | {"loss": loss, "trained": trained}
 
 
-def untrained(recipe: Recipe) -> runs.Opened:
+def untrained(recipe: Recipe) -> Opened:
     """The base before training; a classifier with its newborn head."""
-    base = runs.load_base(recipe)
+    base = load_base(recipe)
     if recipe.stage != "classify":
-        return runs.Opened(base)
-    base.attach("newborn", [runs.methods_of(recipe, labels_of(recipe))[-1]])
-    return runs.Opened(base, "newborn")
+        return Opened(base)
+    base.attach("newborn", [methods_of(recipe, labels_of(recipe))[-1]])
+    return Opened(base, "newborn")
 
 
 def labels_of(recipe: Recipe) -> list[str]:
@@ -80,7 +81,7 @@ def test_feed(cell: Cell, recipe: Recipe, base: Any, cases: list[tasks.Case]) ->
     encoder = Encoder(
         base.tokenizer, stage=cell.setting.stage, family=base.family, max_length=recipe.data.max_length, labels=labels
     )
-    return runs.feed(base, recipe, encoder(rows).examples, 50, 50)
+    return feed(base, recipe, encoder(rows).examples, 50, 50)
 
 
 def text_scores(answers: list[str], cases: list[tasks.Case]) -> dict[str, Any]:
@@ -97,18 +98,18 @@ def class_scores(predicted: list[Any], true: list[Any]) -> dict[str, Any]:
 
 def newborn(recipe: Recipe) -> tuple[Any, Feed, Any]:
     """(base, feed, adapter) as `graft.run` has them before its first step: what the peer starts from."""
-    base = runs.load_base(recipe)
+    base = load_base(recipe)
     feed, labels = training_feed(recipe, base)
     torch.manual_seed(recipe.train.seed)
-    return base, feed, base.attach("newborn", runs.methods_of(recipe, labels))
+    return base, feed, base.attach("newborn", methods_of(recipe, labels))
 
 
 def training_feed(recipe: Recipe, base: Any) -> tuple[Feed, list[str]]:
     """The recipe's batches, and the classes of its rows."""
     stage, seed = recipe.stage, recipe.train.seed
     prepared = graft.data.prepare(recipe.data, base.tokenizer, stage=stage, family=base.family, seed=seed)
-    feed = runs.feed(base, recipe, prepared.train, recipe.train.batch_size, recipe.train.micro_batch_size)
-    return feed, prepared.labels or []
+    batches = feed(base, recipe, prepared.train, recipe.train.batch_size, recipe.train.micro_batch_size)
+    return batches, prepared.labels or []
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

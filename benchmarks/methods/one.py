@@ -23,12 +23,13 @@ import rows
 import tasks
 import torch
 
-from graft import runs
 from graft.errors import TrainingError
 from graft.evaluate.perplexity import perplexity
 from graft.formats.peft import WEIGHTS
 from graft.recipe import read
-from graft.run import RunObserver
+from graft.runs.build import load_base
+from graft.runs.open import open_model
+from graft.runs.run import RunObserver
 from graft.training.signals import Interrupted
 
 MIB = 2**20
@@ -87,7 +88,7 @@ def ours_of(cell: grid.Cell, folder: Path) -> dict[str, Any]:
         raise
     except TrainingError as error:
         return {"diverged": error.given, "trained": watch.trained}
-    opened = runs.open_model(recipe.output)
+    opened = open_model(recipe.output)
     feed, _ = ours.training_feed(recipe, opened.base)
     cases, _ = tasks.test_of(rows.held(cell.material()))
     with opened.base.using(opened.adapter):
@@ -98,7 +99,7 @@ def ours_of(cell: grid.Cell, folder: Path) -> dict[str, Any]:
 
 def level(recipe: Any, watch: Watch) -> None:
     """Load base and rows and let them go again: the run that follows puts its own into the same memory."""
-    base = runs.load_base(recipe)
+    base = load_base(recipe)
     held = base, ours.training_feed(recipe, base)
     watch.loaded()
     del base, held

@@ -16,8 +16,8 @@ import result
 import tasks
 import torch
 
-from graft import runs
 from graft.recipe import read
+from graft.runs.open import open_model
 
 
 def main() -> None:
@@ -43,7 +43,7 @@ def carry_out(cell: grid.Cell, folder: Path) -> dict[str, Any]:
     if cell.method == "none":
         return ours.score(cell, recipe, ours.untrained(recipe)) | {"baselines": ours.baselines(cell)}
     if cell.tool == "graft":
-        return ours.train(recipe) | ours.score(cell, recipe, runs.open_model(recipe.output))
+        return ours.train(recipe) | ours.score(cell, recipe, open_model(recipe.output))
     from peer import Peer  # late: PEFT and bitsandbytes take seconds to import, and our runs shall not need them
 
     peer = Peer(cell, recipe)

@@ -27,7 +27,7 @@ import torch
 
 import graft
 from graft.recipe import read
-from graft.run import RunObserver
+from graft.runs.run import RunObserver
 
 CHARACTERS = {"train": 60_000, "valid": 15_000}  # from each book
 LLAMA = {

@@ -19,11 +19,13 @@ import tasks
 import torch
 from llama import LlamaCpp
 
-from graft import demo, runs
 from graft.base.base import Base
 from graft.evaluate.perplexity import perplexity
 from graft.models.load import load
 from graft.recipe import Recipe, read
+from graft.runs import demo
+from graft.runs.open import Opened, open_model
+from graft.runs.quantise import quantise
 from graft.seedling import dataset
 from graft.seedling.coverage import mean_coverage
 from graft.shipping.export import export
@@ -63,7 +65,7 @@ def main() -> None:
 
 def forms(cell: grid.Cell, recipe: Recipe, folder: Path) -> Iterator[Form]:
     """What the run is shipped as, one after the other."""
-    opened = runs.open_model(recipe.output)
+    opened = open_model(recipe.output)
     base, adapter = opened.base, opened.adapter
 
     def merged(into: str) -> Path:
@@ -91,7 +93,7 @@ def forms(cell: grid.Cell, recipe: Recipe, folder: Path) -> Iterator[Form]:
 def calibrated(cell: grid.Cell, model: str, folder: Path, bits: str) -> Path:
     """The model packed by GPTQ, with training rows."""
     rows = read({"model": model, "stage": cell.setting.stage, "data": cell.data(grid.CALIBRATION)})
-    return runs.quantise(model, folder, bits, group_size=grid.GROUP, calibrate=rows, force=True)
+    return quantise(model, folder, bits, group_size=grid.GROUP, calibrate=rows, force=True)
 
 
 def test(cell: grid.Cell) -> list[tasks.Case]:
@@ -116,7 +118,7 @@ def measured(
         llama = LlamaCpp(form, s.context + s.new_tokens)
         write = lambda some, _: llama([base.tokenizer(text)["input_ids"] for text in some], s.new_tokens)
     else:
-        opened = runs.Opened(base, adapter)
+        opened = Opened(base, adapter)
         write = lambda some, rows: opened.ask(some, max_new_tokens=s.new_tokens, batch_size=rows)
     begun = time.perf_counter()
     few = write(prompts[:TIMED], 1)

@@ -9,13 +9,11 @@ its own name (`graft methods` lists them): the files of graft/methods are read f
 """
 
 import importlib
-import sys
-import types
 from typing import Any
 
 __version__ = "0.1.0"
 
-# name: the module that defines it. Some functions share their name with the module or package they live in.
+# name: the module that defines it. No module of the root is called like one of them, so none is ever bound over it.
 _HOME = {
     "Adapter": "base.adapter",
     "Base": "base.base",
@@ -29,20 +27,9 @@ _HOME = {
     "extract": "combine.extract",
     "load": "models.load",
     "plan": "planning.plan",
-    "run": "run",
-    "train": "run",
+    "run": "runs.run",
+    "train": "runs.run",
 }
-
-
-class _Package(types.ModuleType):
-    """Keeps `graft.train` the function when the package graft.train is imported, which Python would bind over it."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (name in _HOME and isinstance(value, types.ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:

@@ -13,7 +13,7 @@ from graft.errors import MergeError, SiteError
 from graft.methods.bitfit import BitFit
 from graft.models.load import load
 from graft.quant import quantise_model
-from graft.run import RunObserver, train
+from graft.runs.run import RunObserver, train
 from graft.shipping.export import export
 from models import inputs, randomise, tiny_base, tiny_model
 

@@ -21,8 +21,8 @@ from graft.models.fresh import fresh
 from graft.models.load import load
 from graft.planning.plan import plan
 from graft.recipe import read
-from graft.run import run
-from graft.runs import open_model
+from graft.runs.open import open_model
+from graft.runs.run import run
 from models import inputs, randomise, tiny_base, tiny_model
 
 MASK = 3

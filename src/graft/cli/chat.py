@@ -25,7 +25,7 @@ def chat(
     top_p: Annotated[float, typer.Option(help="Smallest set of tokens with so much probability.")] = 1.0,
     seed: Annotated[int | None, typer.Option(help="Same seed, same answers.")] = None,
 ) -> None:
-    from graft.runs import open_model  # torch costs seconds: `graft chat --help` shall not wait for it
+    from graft.runs.open import open_model  # torch costs seconds: `graft chat --help` shall not wait for it
 
     opened = open_model(model, adapters=adapter or (), quant=quant)
     how: dict[str, Any] = {"max_new_tokens": max_new_tokens, "seed": seed, "top_p": top_p}
@@ -48,7 +48,7 @@ class Conversation:
 
     def ask(self, text: str) -> str:
         """The answer; both turns are remembered."""
-        from graft.runs import reply  # late, as in `chat`
+        from graft.runs.open import reply  # late, as in `chat`
 
         asked: Any = text if self.raw else [*self.messages, {"role": "user", "content": text}]
         answer = reply(self.base, [asked], self.adapter, **self.how)[0].strip()

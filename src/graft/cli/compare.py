@@ -27,7 +27,8 @@ def compare(
 ) -> None:
     given = [*(prompt or []), *_lines(prompts)]
 
-    from graft.runs import open_model, prompts_of, scores_of  # torch costs seconds
+    from graft.runs.open import open_model  # torch costs seconds
+    from graft.runs.score import prompts_of, scores_of  # torch costs seconds
 
     answers, asked = [], given[:limit]
     for name in (first, second):  # one after the other: two models at once may not fit

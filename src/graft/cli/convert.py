@@ -64,7 +64,7 @@ def _unpickle(source: str, folder: Path, base: str, alpha: float, force: bool) -
 def _extract(source: str, folder: Path, base: str, *, rest: str, force: bool, **size: Any) -> dict[str, Any]:
     from graft.combine.extract import difference
     from graft.models.tokenizer import tokenizer_in
-    from graft.runs import base_as_stored
+    from graft.runs.open import base_as_stored
     from graft.shipping.export import export  # torch costs seconds
     from graft.shipping.hf import refuse_occupied
 

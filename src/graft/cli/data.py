@@ -39,7 +39,7 @@ def show_rows(
             "data": {"train": path, "max_length": max_length, "template": template, "bad_rows": bad_rows, "eval": None},
         }
     )
-    from graft.runs import look  # after the words are known to be sound: torch costs seconds
+    from graft.runs.look import look  # after the words are known to be sound: torch costs seconds
 
     report = look(recipe, rows)
     colour = sys.stdout.isatty()

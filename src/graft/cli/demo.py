@@ -24,10 +24,10 @@ def demo(
             f"{folder} holds a demo already", "a new folder", f"delete it, or: graft demo --folder {folder}-2"
         )
 
-    from graft import demo as job  # torch costs seconds
     from graft.planning.plan import plan
-    from graft.run import run
-    from graft.runs import open_model
+    from graft.runs import demo as job  # torch costs seconds
+    from graft.runs.open import open_model
+    from graft.runs.run import run
     from graft.shipping.export import export
 
     recipe = job.recipe(folder)

@@ -12,7 +12,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def doctor(json: Annotated[bool, typer.Option("--json", help="The same facts for programs.")] = False) -> None:
-    from graft.selftest import examine  # torch costs seconds
+    from graft.runs.doctor import examine  # torch costs seconds
 
     facts, checks = examine()
     if json:

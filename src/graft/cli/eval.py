@@ -26,7 +26,8 @@ def evaluate(
     quant: Annotated[str | None, typer.Option(help="none, nf4, fp4, int8, int4, ...")] = None,
     json: Annotated[bool, typer.Option("--json", help="The same for programs.")] = False,
 ) -> None:
-    from graft.runs import judged_by, open_model, score  # torch costs seconds
+    from graft.runs.open import open_model  # torch costs seconds
+    from graft.runs.score import judged_by, score  # torch costs seconds
 
     opened = open_model(model, adapters=adapter or (), quant=quant)
     if opened.recipe is None and data is None:

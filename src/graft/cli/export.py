@@ -30,7 +30,7 @@ def export(
     lossy: Annotated[bool, typer.Option("--lossy", help="Merge even where rounding loses what was learnt.")] = False,
     json: Annotated[bool, typer.Option("--json", help="What was written, for programs.")] = False,
 ) -> None:
-    from graft.runs import open_model
+    from graft.runs.open import open_model
     from graft.shipping.export import CERTIFICATE, MODELS, said
     from graft.shipping.export import export as write  # torch costs seconds
 

@@ -10,7 +10,7 @@ from graft.cli.say import after, show, show_json, size_of, table, talk
 from graft.errors import UsageError, nearest
 
 if TYPE_CHECKING:
-    from graft.runs import Opened
+    from graft.runs.open import Opened
 
 FORMS = ("model", "adapter")
 WAYS = {
@@ -47,7 +47,7 @@ def merge(
 ) -> None:
     if form not in FORMS:
         raise UsageError(f"--as {form}", f"one of {', '.join(FORMS)}", f"did you mean {nearest(form, FORMS, 1)[0]}?")
-    from graft.runs import open_model
+    from graft.runs.open import open_model
     from graft.shipping.export import CERTIFICATE, REPORT, check_into, export, fits, said  # torch costs seconds
     from graft.shipping.hf import refuse_occupied
 

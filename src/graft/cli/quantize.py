@@ -32,7 +32,7 @@ def quantize(
 
     chosen = {"train": data, "limit": rows, "max_length": max_length, "eval": None}
     calibrate = None if data is None else read({"model": model, "stage": stage, "data": chosen})
-    from graft.runs import quantise  # torch costs seconds
+    from graft.runs.quantise import quantise  # torch costs seconds
 
     tell = lambda done, of: talk(f"block   {done} of {of}")
     written = quantise(model, folder, quant, group_size=group_size, calibrate=calibrate, force=force, tell=tell)

@@ -47,7 +47,7 @@ def train(
     _check_rows(chosen)
 
     from graft.planning.plan import plan  # after the recipe is known to be sound: torch costs seconds
-    from graft.run import run
+    from graft.runs.run import run
 
     cost = plan(chosen)
     fits = "fits" if cost.fits else "DOES NOT FIT: see `graft plan` for what would help"

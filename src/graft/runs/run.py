@@ -15,14 +15,17 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from graft import runs, seedling, storage
+from graft import seedling, storage
 from graft.base.base import Base
 from graft.data import DataReport, Prepared, prepare
 from graft.errors import UsageError
 from graft.evaluate import perplexity
 from graft.objectives import BY_STAGE
 from graft.recipe import Recipe, read
-from graft.report import report
+from graft.runs.build import asks_by_template, feed, load_base, methods_of
+from graft.runs.open import Opened
+from graft.runs.page import report
+from graft.runs.score import score
 from graft.shipping.export import export
 from graft.training import Observer, Task, Trainer
 from graft.training.checkpoint import same_run
@@ -89,7 +92,7 @@ def run(
         _same_settings(folder, chosen)
     if (folder / "report.html").exists() and (folder / "adapter").exists():
         return _result(folder, chosen)  # nothing is left to do
-    base = runs.load_base(chosen)
+    base = load_base(chosen)
     name = _attach(base, chosen)
     return _train(base, name, chosen, observer)
 
@@ -134,7 +137,7 @@ def _attach(base: Base, recipe: Recipe) -> str:
     if recipe.adapter is not None:
         base.load_adapter(recipe.adapter, name)
     elif recipe.stage != "classify":
-        base.attach(name, runs.methods_of(recipe))
+        base.attach(name, methods_of(recipe))
     return name  # a classifier is attached when the rows have told its classes
 
 
@@ -149,10 +152,10 @@ def _train(base: Base, name: str, recipe: Recipe, observer: RunObserver) -> RunR
         base.tokenizer.chat_template = prepared.template
     if name not in base.adapters:
         torch.manual_seed(seed)
-        base.attach(name, runs.methods_of(recipe, prepared.labels or (), tagged=bool(prepared.train.tags)))
+        base.attach(name, methods_of(recipe, prepared.labels or (), tagged=bool(prepared.train.tags)))
     _fit_head(base.adapters[name], prepared)
-    asks = runs.asks_by_template(settings, recipe.stage)
-    opened = runs.Opened(base, name, recipe, folder, asks)
+    asks = asks_by_template(settings, recipe.stage)
+    opened = Opened(base, name, recipe, folder, asks)
     _write(folder, recipe, prepared, asks)
     _tell(observer, opened, prepared)
     task, again = _task(opened, prepared), (folder / "finished.json").exists()
@@ -171,12 +174,12 @@ def _write(folder: Path, recipe: Recipe, prepared: Prepared, asks: bool) -> None
         prepared.report.write_rejects(folder / "rejected.jsonl")
 
 
-def _task(opened: runs.Opened, prepared: Prepared) -> Task:
+def _task(opened: Opened, prepared: Prepared) -> Task:
     """The batches, evaluation and samples of training, and the identity under which the run goes on."""
     base, recipe, name = opened.base, opened.recipe, opened.adapter
     size, prompts = recipe.evaluate.batch_size, recipe.train.samples
-    feed = runs.feed(base, recipe, prepared.train, recipe.train.batch_size, recipe.train.micro_batch_size)
-    held = runs.feed(base, recipe, prepared.eval, size, size) if prepared.eval else None
+    batches = feed(base, recipe, prepared.train, recipe.train.batch_size, recipe.train.micro_batch_size)
+    held = feed(base, recipe, prepared.eval, size, size) if prepared.eval else None
 
     def evaluate(step: int) -> dict[str, float]:
         with base.using(name):
@@ -191,7 +194,7 @@ def _task(opened: runs.Opened, prepared: Prepared) -> Task:
 
     rows = hashlib.sha256(prepared.train.ids).hexdigest()
     identity = _identity(recipe) | {"fingerprint of the base": base.fingerprint(), "fingerprint of the rows": rows}
-    return Task(feed, BY_STAGE[recipe.stage], evaluate if held else None, sample if prompts else None, identity)
+    return Task(batches, BY_STAGE[recipe.stage], evaluate if held else None, sample if prompts else None, identity)
 
 
 def _method_name(method: Any) -> str:
@@ -235,7 +238,7 @@ def _suited(base: Base, recipe: Recipe) -> None:
         )
 
 
-def _tell(observer: RunObserver, opened: runs.Opened, prepared: Prepared) -> None:
+def _tell(observer: RunObserver, opened: Opened, prepared: Prepared) -> None:
     """What will happen, before the first step."""
     base, recipe, adapter = opened.base, opened.recipe, opened.base.adapters[opened.adapter]
     whole, trained = base.count(), adapter.count()
@@ -251,14 +254,14 @@ def _tell(observer: RunObserver, opened: runs.Opened, prepared: Prepared) -> Non
     observer.data(prepared.report)
 
 
-def _finish(opened: runs.Opened, observer: RunObserver) -> RunResult:
+def _finish(opened: Opened, observer: RunObserver) -> RunResult:
     """Tokenizer, scores, model folder and report of a run whose training is over. Repeating it changes nothing."""
     base, folder, recipe = opened.base, opened.folder, opened.recipe
     if not (folder / "adapter" / "tokenizer_config.json").exists():
         _add_tokenizer(folder / "adapter", base.tokenizer)
     if not (folder / "evaluation.json").exists():
         observer.note("eval", "scoring before and after on the rows held out")
-        table = runs.score(opened, recipe)
+        table = score(opened, recipe)
         kept = {"columns": table.columns, "texts": table.texts[:SHOWN]}  # not sorted: the columns have an order
         storage.replace(folder / "evaluation.json", json.dumps(kept, indent=1, ensure_ascii=False).encode())
     if recipe.fresh and not (folder / "model").exists():

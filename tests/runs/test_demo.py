@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from graft.demo import Scores, held_out, measure, recipe, shortfalls
+from graft.runs.demo import Scores, held_out, measure, recipe, shortfalls
 
 BEFORE = Scores(coverage=0.30, others=0.05, verbatim=0.0, distinct_2=0.3, unique=1.0)
 AFTER = Scores(coverage=0.95, others=0.04, verbatim=0.0, distinct_2=0.4, unique=1.0)

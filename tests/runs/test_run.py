@@ -7,15 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny_folder import ANIMALS, CONFIG, rows, write_model, write_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import graft
 from graft.cli.chat import Conversation
 from graft.errors import CheckpointError, DataError, UsageError
-from graft.report import report
-from graft.run import RunObserver, run, train
-from graft.runs import open_model, prompts_of, score
-from tiny_folder import ANIMALS, CONFIG, rows, write_model, write_rows
+from graft.runs.open import open_model
+from graft.runs.page import report
+from graft.runs.run import RunObserver, run, train
+from graft.runs.score import prompts_of, score
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,1 @@
+"""A recipe carried out, its folder opened again, and what is asked of what was opened."""

@@ -1,0 +1,27 @@
+"""Show the rows of a recipe as the model will see them."""
+
+from pathlib import Path
+
+from graft import seedling
+from graft.data import DataReport, prepare
+from graft.data.report import sample
+from graft.models.files import find as find_model
+from graft.models.tokenizer import tokenizer_in
+from graft.recipe import Recipe
+from graft.runs.build import recipe_behind
+
+
+def look(recipe: Recipe, rows: int) -> DataReport:
+    """The data report of a recipe with its first rows as the model sees them. `data.train` may be a run's folder."""
+    recipe = recipe_behind(recipe)
+    tokenizer = (
+        tokenizer_in(find_model(recipe.model))
+        if isinstance(recipe.model, str)
+        else tokenizer_in(Path(recipe.output) / "tokenizer")
+    )
+    data = seedling.located(recipe.data)
+    prepared = prepare(data, tokenizer, stage=recipe.stage, objective=recipe.objective, seed=recipe.train.seed)
+    prepared.report.samples = [
+        sample(prepared.train[i], tokenizer, prepared.labels) for i in range(min(rows, len(prepared.train)))
+    ]
+    return prepared.report

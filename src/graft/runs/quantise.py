@@ -1,0 +1,52 @@
+"""Write a model with packed weights, with or without rows that calibrate it."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from transformers.utils.logging import disable_progress_bar
+
+from graft import seedling
+from graft.base.base import Base
+from graft.data import prepare
+from graft.models.load import load
+from graft.quant import Scheme
+from graft.quant.gptq import quantise_calibrated
+from graft.quant.hf import GraftQuantConfig, packed_by
+from graft.recipe import Recipe
+from graft.runs.build import feed, recipe_behind
+from graft.shipping.hf import refuse_occupied, replaced
+
+
+def quantise(
+    name: str, folder: Path, quant: str, *, group_size: int = 0, calibrate: Recipe | None = None, force: bool = False,
+    tell: Callable[[int, int], None] | None = None,
+) -> Path:  # fmt: skip
+    """Write a model with its linear weights packed; our loader and transformers (with graft imported) read it.
+
+    calibrate: its rows choose the codes, by GPTQ.  tell: called with the blocks done and their number.
+    """
+    refuse_occupied(folder, force=force)
+    scheme = Scheme(quant, group_size)
+    base = load(name, quant="none" if calibrate else quant, group_size=group_size)
+    if calibrate:
+        quantise_calibrated(base.model, _calibration(base, calibrate), scheme, tell)
+        packed_by(base.model, GraftQuantConfig(scheme.name, scheme.block))
+    disable_progress_bar()
+    with replaced(folder, force=force) as partial:
+        base.model.save_pretrained(partial)
+        if base.tokenizer is not None:
+            base.tokenizer.save_pretrained(partial)
+    return folder
+
+
+def _calibration(base: Base, recipe: Recipe) -> list[dict[str, Any]]:
+    """The first `data.limit` rows as this model sees them in training, one a forward, so that none is padded."""
+    limit, recipe = recipe.data.limit, recipe_behind(recipe)
+    few = recipe.data.model_copy(update={"pack": False, "eval": None, "limit": limit})
+    recipe = recipe.model_copy(update={"data": few})
+    kind = {"stage": recipe.stage, "objective": recipe.objective, "family": base.family}
+    rows = prepare(seedling.located(few), base.tokenizer, **kind).train
+    own = {} if base.family == "masked" else {"use_cache": False}
+    batches = feed(base, recipe, rows, 1, 1)
+    return [batches.step(0, index)[0].to(base.device).inputs | own for index in range(batches.steps_per_epoch)]
