@@ -27,7 +27,13 @@ from graft.methods.ipt import IPT, find_subspace
 from graft.methods.prompt import PromptTuning
 
 P, D, DIRECTIONS, D_I, HIDDEN = 6, 32, 4, 8, 64
-SIZES = {"vocab_size": 96, "hidden_size": D, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+SIZES = {
+    "vocab_size": 96,
+    "hidden_size": D,
+    "intermediate_size": 64,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+}
 SOURCES, NEW, STEPS = 16, 3, 150
 RATES = {"full": (0.02, 0.05, 0.1), "found": (0.03, 0.1, 0.3), "random": (0.03, 0.1, 0.3)}
 CLAIM = 0.95
@@ -64,7 +70,9 @@ class World:
     def distance(self, name: str, ids: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
         return kl_div(self.answers(name, ids), wanted, log_target=True, reduction="sum") / ids.numel()
 
-    def learn(self, method: Tuning, task: Answers, lr: float, steps: int = STEPS) -> tuple[float, float, torch.Tensor]:
+    def learn(
+        self, method: Tuning, task: Answers, lr: float, steps: int = STEPS
+    ) -> tuple[float, float, torch.Tensor]:
         """(distance on the inputs it saw, on unseen ones, the prompt) after training from P₀; in the subspace found,
         from the mean of the sources' prompts."""
         adapter = self.base.attach("x", method)

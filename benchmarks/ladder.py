@@ -68,8 +68,12 @@ class Keeper:
 
 def batch_of(base: Base, rows: int) -> Batch:
     """Rows of random ids, every token supervised."""
-    ids = torch.randint(base.model.config.vocab_size, (rows, LENGTH), generator=torch.Generator().manual_seed(0))
-    return Batch({"input_ids": ids, "attention_mask": torch.ones_like(ids)}, ids, rows * (LENGTH - 1), ["random"])
+    ids = torch.randint(
+        base.model.config.vocab_size, (rows, LENGTH), generator=torch.Generator().manual_seed(0)
+    )
+    return Batch(
+        {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, ids, rows * (LENGTH - 1), ["random"]
+    )
 
 
 def high_water() -> int:
@@ -84,10 +88,14 @@ def compare() -> bool:
         found = {}
         for method in METHODS:
             command = [sys.executable, __file__, method, str(rows)]
-            found[method] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+            found[method] = json.loads(
+                subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            )
         for method, facts in found.items():
             sizes = "".join(f"{name} {facts[name] / 2**20:7.1f} MiB   " for name in FACTS)
-            print(f"{rows} x {LENGTH}  {method:<7} {facts['trained']:>9,} trained   {sizes}{facts['seconds']:.1f} s")
+            print(
+                f"{rows} x {LENGTH}  {method:<7} {facts['trained']:>9,} trained   {sizes}{facts['seconds']:.1f} s"
+            )
         shares = {name: found["ladder"][name] / found["lora"][name] for name in FACTS}
         print("         ratio   " + "".join(f"{name} {share:.3f}   " for name, share in shares.items()))
         smaller = smaller and all(share < 1 for share in shares.values())

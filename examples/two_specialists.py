@@ -49,7 +49,9 @@ def same_after_a_swap(base: Base, first: str, second: str) -> bool:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="seedling", help="a folder, a hub id, or the embedded model")
     parser.add_argument("--output", default="runs/two_specialists", help="where the two runs are kept")
     parser.add_argument("--steps", type=int, default=60, help="of each training")
@@ -57,14 +59,20 @@ def main() -> None:
 
     torch.manual_seed(0)
     base = graft.load(given.model, dtype="fp32")
-    for rows, pool in (("shelves", "mean"), ("entities", "none")):  # one class for a text, one for every token
+    for rows, pool in (
+        ("shelves", "mean"),
+        ("entities", "none"),
+    ):  # one class for a text, one for every token
         for column, scores in teach(base, rows, pool, given.output, max_steps=given.steps).items():
             print(f"{rows:9} {column:9}" + "".join(f"  {name} {value:.3f}" for name, value in scores.items()))
 
     asked = [(text, name) for text in TEXTS for name in ("shelves", "entities")]
     for (_, name), answer in zip(asked, answers(base, *zip(*asked, strict=True)), strict=True):
         print(f"{name:9} {answer}")
-    print("shelves, entities, shelves:", "equal" if same_after_a_swap(base, "shelves", "entities") else "NOT equal")
+    print(
+        "shelves, entities, shelves:",
+        "equal" if same_after_a_swap(base, "shelves", "entities") else "NOT equal",
+    )
 
 
 if __name__ == "__main__":

@@ -79,7 +79,9 @@ def test_files_import_each_other_without_a_ring():
     known = {dotted_name(path) for path in files() if path.name != "__init__.py"}
     graph = {}
     for path in files():
-        targets = {next((m for m in (name, name.rpartition(".")[0]) if m in known), None) for name in imports(path)}
+        targets = {
+            next((m for m in (name, name.rpartition(".")[0]) if m in known), None) for name in imports(path)
+        }
         graph[dotted_name(path)] = targets - {None, dotted_name(path)}
     assert list(TopologicalSorter(graph).static_order())
 

@@ -9,7 +9,8 @@ from graft.runs.run import run
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
 SMALL = (
-    "data.limit=60 train.max_steps=2 train.batch_size=4 train.micro_batch_size=2 train.eval_every=2 evaluate.limit=4"
+    "data.limit=60 train.max_steps=2 train.batch_size=4 train.micro_batch_size=2 "
+    "train.eval_every=2 evaluate.limit=4"
 )
 
 
@@ -27,7 +28,17 @@ def test_a_recipe_runs(path, tmp_path):
 
 def test_every_job_has_its_recipe():
     named = {path.stem: read(path) for path in RECIPES}
-    assert set(named) == {"pretrain", "sft", "single_task", "tagging", "lora", "qlora", "qalora", "full", "mix"}
+    assert set(named) == {
+        "pretrain",
+        "sft",
+        "single_task",
+        "tagging",
+        "lora",
+        "qlora",
+        "qalora",
+        "full",
+        "mix",
+    }
     assert named["pretrain"].fresh and named["single_task"].stage == "classify"
     assert named["qalora"].quant == "int4" and named["qalora"].methods[0]["name"] == "qa_lora"
     assert named["qlora"].quant == "nf4" and named["full"].methods[0]["name"] == "full"

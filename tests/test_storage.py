@@ -88,7 +88,9 @@ def operations_after_two(folder):
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
-def test_an_error_at_every_operation_keeps_the_previous_checkpoint_and_removes_the_temporary_folder(number, tmp_path):
+def test_an_error_at_every_operation_keeps_the_previous_checkpoint_and_removes_the_temporary_folder(
+    number, tmp_path
+):
     folder = tmp_path / "run"
     save(folder, 1)
     for k in range(1, 13):  # up to the rename
@@ -211,6 +213,10 @@ def test_a_second_run_in_a_folder_is_refused_and_told_who_is_there(tmp_path):
     ]
     with locked(tmp_path):
         done = subprocess.run(child, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 1 and f"process {os.getpid()} on" in done.stderr and "another output" in done.stderr
+    assert (
+        done.returncode == 1
+        and f"process {os.getpid()} on" in done.stderr
+        and "another output" in done.stderr
+    )
     with locked(tmp_path):  # and the lock is free again
         pass

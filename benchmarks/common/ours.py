@@ -69,7 +69,9 @@ def baselines(cell: Cell) -> dict[str, dict[str, Any]]:
     cases, _ = tasks.test_of(cell.material())
     answers = {name: [case.baselines[name] for case in cases] for name in cases[0].baselines}
     if cell.setting.stage == "classify":
-        return {name: class_scores(texts, [c.references[0] for c in cases]) for name, texts in answers.items()}
+        return {
+            name: class_scores(texts, [c.references[0] for c in cases]) for name, texts in answers.items()
+        }
     return {name: text_scores(texts, cases) for name, texts in answers.items()}
 
 
@@ -79,7 +81,11 @@ def test_feed(cell: Cell, recipe: Recipe, base: Any, cases: list[tasks.Case]) ->
     rows = [Row(f"test:{i}", kind, (case.prompt, case.references[0])) for i, case in enumerate(cases)]
     labels = labels_of(recipe) if kind == "label" else ()
     encoder = Encoder(
-        base.tokenizer, stage=cell.setting.stage, family=base.family, max_length=recipe.data.max_length, labels=labels
+        base.tokenizer,
+        stage=cell.setting.stage,
+        family=base.family,
+        max_length=recipe.data.max_length,
+        labels=labels,
     )
     return feed(base, recipe, encoder(rows).examples, 50, 50)
 

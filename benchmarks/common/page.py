@@ -14,7 +14,9 @@ def measured_on(runs: Sequence[dict[str, Any]]) -> str:
     """Machine, versions and dates of runs, as one paragraph."""
     machine, dates = runs[0]["machine"], sorted({run["machine"]["date"] for run in runs})
     packages = ", ".join(f"{name} {number}" for name, number in machine["packages"].items())
-    place = f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} thread a run, two runs at a time"
+    place = (
+        f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} thread a run, two runs at a time"
+    )
     when = " to ".join(dict.fromkeys((dates[0], dates[-1])))
     return f"{place}; Python {machine['python']}, {packages}; {when}."
 

@@ -83,7 +83,9 @@ class Peer:
         """{losses, step_seconds} of all steps."""
         s, losses, seconds = self.recipe.train, [], []
         steps = s.max_steps or 0
-        optimizer = torch.optim.AdamW(self._groups(), s.lr, tuple(s.betas), s.eps, weight_decay=s.weight_decay)
+        optimizer = torch.optim.AdamW(
+            self._groups(), s.lr, tuple(s.betas), s.eps, weight_decay=s.weight_decay
+        )
         schedule = get_linear_schedule_with_warmup(optimizer, math.ceil(steps * s.warmup), steps)
         self.model.train()
         for step in range(steps):
@@ -162,9 +164,14 @@ class Peer:
         if self.recipe.stage == "classify":
             dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
             cls, keywords = Pooled, keywords | dropout | {"num_labels": newborn.methods[-1].num_labels}
-        model = cls.from_pretrained(self.recipe.model, trust_remote_code=False, local_files_only=True, **keywords)
+        model = cls.from_pretrained(
+            self.recipe.model, trust_remote_code=False, local_files_only=True, **keywords
+        )
         if self.recipe.stage == "classify":  # the classifier starts where ours does
-            head = {name.rpartition(".")[2]: tensor for name, tensor in newborn.of(newborn.methods[-1]).state().items()}
+            head = {
+                name.rpartition(".")[2]: tensor
+                for name, tensor in newborn.of(newborn.methods[-1]).state().items()
+            }
             model.classifier.load_state_dict(head)
         return model
 
@@ -202,6 +209,8 @@ class Peer:
                 input_ids=torch.tensor(padded), attention_mask=torch.tensor(live), generation_config=how
             )
             for row, answer in zip(rows, out[:, width:].tolist(), strict=True):
-                end = answer.index(tokenizer.eos_token_id) if tokenizer.eos_token_id in answer else len(answer)
+                end = (
+                    answer.index(tokenizer.eos_token_id) if tokenizer.eos_token_id in answer else len(answer)
+                )
                 answers[row] = tokenizer.decode(answer[:end], skip_special_tokens=True)
         return [answers[row] for row in range(len(prompts))]

@@ -218,7 +218,13 @@ def _questions(train: list[dict[str, Any]], test: list[dict[str, Any]], fit: Fit
 
 
 def _counts(
-    train: list[Any], kept: list[Any], out: Any, test: list[Any], fitting: list[Any], test_out: Any, chosen: list[Any]
+    train: list[Any],
+    kept: list[Any],
+    out: Any,
+    test: list[Any],
+    fitting: list[Any],
+    test_out: Any,
+    chosen: list[Any],
 ) -> dict[str, Any]:
     return {
         "train": {"read": len(train), "used": len(kept), "left_out": dict(out)},

@@ -12,7 +12,9 @@ from pathlib import Path
 
 def words(description: str | None) -> argparse.ArgumentParser:
     """What the command line of every comparison has."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--only", nargs="+", default=[], help="runs whose name holds all of these")
     parser.add_argument("--list", action="store_true", help="print the runs and whether they are done")
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side")
@@ -40,7 +42,9 @@ def side_by_side(
     while waiting or running:
         while waiting and len(running) < jobs:
             name = waiting.pop(0)
-            process = processes.Process(target=_carry_out, args=(script.stem, [name, *more], logs / f"{name}.txt"))
+            process = processes.Process(
+                target=_carry_out, args=(script.stem, [name, *more], logs / f"{name}.txt")
+            )
             process.start()
             running[name] = process, time.perf_counter()
         time.sleep(0.2)

@@ -31,7 +31,14 @@ from graft.training.step import measure
 LLAMA = {"model_type": "llama", "hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 12,
          "num_attention_heads": 8,
          "vocab_size": 16384, "max_position_embeddings": 1024}  # fmt: skip
-GPT2 = {"model_type": "gpt2", "n_embd": 384, "n_layer": 8, "n_head": 6, "vocab_size": 16384, "n_positions": 512}
+GPT2 = {
+    "model_type": "gpt2",
+    "n_embd": 384,
+    "n_layer": 8,
+    "n_head": 6,
+    "vocab_size": 16384,
+    "n_positions": 512,
+}
 BERT = {
     "model_type": "bert",
     "hidden_size": 384,
@@ -64,7 +71,9 @@ def run(name: str) -> dict[str, float]:
         parameter.data.add_(0.01)
     batch = example(base, rows, length)
     named = dict(adapter.named_parameters())
-    states = build(optimizer, named, [{"weight_decay": 0.0, **g} for g in adapter.param_groups(1e-4)], Pages())
+    states = build(
+        optimizer, named, [{"weight_decay": 0.0, **g} for g in adapter.param_groups(1e-4)], Pages()
+    )
     base.checkpointing(checkpointing)
     forget()
     for _ in range(3):
@@ -74,7 +83,11 @@ def run(name: str) -> dict[str, float]:
         states.step(1.0)
     measured = peak()
     predicted = plan_model(base.model.config, [method], shape, quant=quant, dtype=base.dtype)
-    return {"predicted": predicted.peaks["train"] - predicted.process + floor, "measured": measured, "floor": floor}
+    return {
+        "predicted": predicted.peaks["train"] - predicted.process + floor,
+        "measured": measured,
+        "floor": floor,
+    }
 
 
 def example(base, rows: int, length: int) -> Batch:

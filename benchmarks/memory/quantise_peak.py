@@ -23,7 +23,9 @@ MIB = 1 << 20
 
 def anonymous() -> int:
     """Bytes of this process that no file backs."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
+    line = next(
+        line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon")
+    )
     return int(line.split()[1]) * 1024
 
 
@@ -34,7 +36,9 @@ def write_model(folder: str, hidden: int, layers: int) -> None:
 
     torch.set_default_dtype(torch.bfloat16)
     shape = {"hidden_size": hidden, "intermediate_size": 4 * hidden, "num_hidden_layers": layers}
-    LlamaForCausalLM(LlamaConfig(**shape, num_attention_heads=16, vocab_size=16 * hidden)).save_pretrained(folder)
+    LlamaForCausalLM(LlamaConfig(**shape, num_attention_heads=16, vocab_size=16 * hidden)).save_pretrained(
+        folder
+    )
 
 
 def measure(folder: str, quant: str) -> dict[str, float]:
@@ -58,7 +62,9 @@ def measure(folder: str, quant: str) -> dict[str, float]:
     watcher.join()
     layers = [module for module in model.modules() if isinstance(module, QuantLinear)]
     packed = sum(tensor.nbytes for layer in layers for tensor in layer.packed().values())
-    largest = 4 * max([m.in_features * m.out_features for m in layers] + [p.numel() for p in model.parameters()])
+    largest = 4 * max(
+        [m.in_features * m.out_features for m in layers] + [p.numel() for p in model.parameters()]
+    )
     return {
         "file": sum(f.stat().st_size for f in Path(folder).glob("*.safetensors")) / MIB,
         "packed": packed / MIB,
@@ -74,7 +80,9 @@ def run(quant: str, hidden: int, layers: int) -> dict[str, float]:
     """Each step in a process of its own, so that one's leftovers are not the other's peak."""
     with tempfile.TemporaryDirectory() as folder:
         size = ["--hidden", str(hidden), "--layers", str(layers), "--quant", quant]
-        subprocess.run([sys.executable, __file__, *size, "--write", folder], check=True, stderr=subprocess.DEVNULL)
+        subprocess.run(
+            [sys.executable, __file__, *size, "--write", folder], check=True, stderr=subprocess.DEVNULL
+        )
         found = subprocess.run(
             [sys.executable, __file__, *size, "--measure", folder], check=True, capture_output=True, text=True
         )

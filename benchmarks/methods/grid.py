@@ -85,7 +85,9 @@ class Cell:
         first, *rest = ({k: s.linears if v == LINEARS else v for k, v in m.items()} for m in line["method"])
         first |= line.get("on", {}).get(s.task, {})
         first |= {key: round(share * s.steps) for key, share in line.get("shares", {}).items()}
-        first |= {"adapters": [str(m.folder() / "adapter") for m in self.members()]} if "fuses" in line else {}
+        first |= (
+            {"adapters": [str(m.folder() / "adapter") for m in self.members()]} if "fuses" in line else {}
+        )
         bare = s.stage == "classify" and not any("final" in kinds(m["name"]) for m in line["method"])
         return [first, *rest, *([HEAD] if bare else [])]
 
@@ -128,7 +130,12 @@ class Cell:
 
 def cells(results: Path) -> Iterator[Cell]:
     """The runs that can be named now: the rates of every line, then, where these are done, the rest at the best."""
-    places = [(setting, line) for setting in SETTINGS.values() for line in possible() if setting.task in _rates(line)]
+    places = [
+        (setting, line)
+        for setting in SETTINGS.values()
+        for line in possible()
+        if setting.task in _rates(line)
+    ]
     for setting, line in places:
         yield from search(results, setting, line)
     chosen = [(setting, line, best(results, search(results, setting, line))) for setting, line in places]
@@ -136,7 +143,9 @@ def cells(results: Path) -> Iterator[Cell]:
         for setting, line, lr in chosen:
             if lr is not None:
                 found = (Cell(setting, line, tool, lr, seed) for tool in tools_of(line))
-                yield from (cell for cell in found if (cell.tool, seed) != ("graft", SEEDS[0]))  # that one searched
+                yield from (
+                    cell for cell in found if (cell.tool, seed) != ("graft", SEEDS[0])
+                )  # that one searched
 
 
 def search(results: Path, setting: Setting, line: str) -> list[Cell]:

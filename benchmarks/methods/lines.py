@@ -33,7 +33,10 @@ def everywhere(name: str, **settings: Any) -> list[dict[str, Any]]:
 LORA = {"r": 8, "lora_alpha": 16}
 BUDGET = {"tinit": 0.15, "tfinal": 0.35}
 PREFIX = {"name": "prefix"}
-HEAD = {"name": "task_head", "lr": 3e-2}  # the best rate of the line `head`: a new head needs more than most methods
+HEAD = {
+    "name": "task_head",
+    "lr": 3e-2,
+}  # the best rate of the line `head`: a new head needs more than most methods
 
 LINES: dict[str, dict[str, Any]] = {
     "full": {"method": [{"name": "full"}], "lr": rates(2e-3, 5e-4), "peft": {}},

@@ -70,9 +70,15 @@ def main() -> None:
         cell = replace(cell, setting=replace(cell.setting, steps=asked.steps))
     load, begun = os.getloadavg()[0], time.perf_counter()
     folder = grid.WORK / "runs" / f"{cell.name}.{cell.setting.steps}"
-    shutil.rmtree(folder, ignore_errors=True)  # of a run that was broken off: its memory and speed would not be whole
+    shutil.rmtree(
+        folder, ignore_errors=True
+    )  # of a run that was broken off: its memory and speed would not be whole
     found = ours_of(cell, folder) if cell.tool == "graft" else peers_of(cell, folder)
-    spent = {"wall_s": time.perf_counter() - begun, "cpu_s": time.process_time(), "load": [load, os.getloadavg()[0]]}
+    spent = {
+        "wall_s": time.perf_counter() - begun,
+        "cpu_s": time.process_time(),
+        "load": [load, os.getloadavg()[0]],
+    }
     facts = {"cell": describe(cell), **spent, **found, "machine": result.machine()}
     result.write(asked.results / f"{cell.name}.json", facts)
     shutil.rmtree(folder, ignore_errors=True)
@@ -107,7 +113,9 @@ def level(recipe: Any, watch: Watch) -> None:
 
 def peers_of(cell: grid.Cell, folder: Path) -> dict[str, Any]:
     """The same with the peer."""
-    from peer import Peer  # late: PEFT and bitsandbytes take seconds to import, and our runs shall not need them
+    from peer import (
+        Peer,
+    )  # late: PEFT and bitsandbytes take seconds to import, and our runs shall not need them
 
     recipe, watch = read(cell.recipe(folder)), Watch()
     peer = Peer(cell, recipe, **cell.peft(), loaded=watch.loaded)
@@ -123,7 +131,12 @@ def peers_of(cell: grid.Cell, folder: Path) -> dict[str, Any]:
 
 
 def judged(
-    found: dict[str, Any], score: Callable[[], dict[str, Any]], held: float, feed: Any, watch: Watch, size: int
+    found: dict[str, Any],
+    score: Callable[[], dict[str, Any]],
+    held: float,
+    feed: Any,
+    watch: Watch,
+    size: int,
 ) -> dict[str, Any]:
     """What a run is measured by; one that ended in NaN is not tested."""
     facts = {"trained": watch.trained, "file_bytes": size, "peak_mib": watch.peak_mib}

@@ -37,7 +37,11 @@ def main() -> int:
             print(f"skipped  {line}: there is no method {' or '.join(missing)}", flush=True)
     if asked.list:
         known = [cell.name for cell in chosen(results, asked.only)]
-        print("\n".join(f"{'done' if (results / f'{name}.json').exists() else 'todo'}  {name}" for name in known))
+        print(
+            "\n".join(
+                f"{'done' if (results / f'{name}.json').exists() else 'todo'}  {name}" for name in known
+            )
+        )
         return 0
     tried: set[str] = set()
     failed = 0
@@ -70,7 +74,9 @@ def prepare(cells: Sequence[grid.Cell]) -> None:
     for cell in {cell.setting.task: cell for cell in [*cells, *fused]}.values():
         rows.store(cell, AutoTokenizer.from_pretrained(cell.setting.folder, local_files_only=True))
     for member in fused:
-        graft.run(member.recipe(member.folder()))  # goes on where it stopped, and does nothing once it is done
+        graft.run(
+            member.recipe(member.folder())
+        )  # goes on where it stopped, and does nothing once it is done
 
 
 if __name__ == "__main__":

@@ -72,7 +72,9 @@ def drawn(panel: Panel, left: int) -> str:
     parts.append(f'<polyline class="l" points="{joined}"/>')
     for point in points:
         kind = "f" if point in best else "d"
-        parts.append(f'<circle class="{kind}" cx="{x(point.trained):.1f}" cy="{y(point.quality):.1f}" r="3"/>')
+        parts.append(
+            f'<circle class="{kind}" cx="{x(point.trained):.1f}" cy="{y(point.quality):.1f}" r="3"/>'
+        )
     return "".join(parts + labels([(x(p.trained), y(p.quality), p.name) for p in points]))
 
 
@@ -96,7 +98,9 @@ def labels(places: Sequence[tuple[float, float, str]]) -> list[str]:
         wide = CHARACTER * len(name)
         shifts = sorted((LABEL * i for i in range(-20, 21)), key=abs)
         inside = (s for s in shifts if TOP <= y + s <= TOP + HEIGHT - LABEL / 2)
-        free = (s for s in inside if all(abs(y + s - b) >= LABEL or x + wide < a or c < x for a, b, c in taken))
+        free = (
+            s for s in inside if all(abs(y + s - b) >= LABEL or x + wide < a or c < x for a, b, c in taken)
+        )
         at = y + next(free, 0)
         taken.append((x, at, x + wide))
         if at != y:

@@ -65,7 +65,9 @@ class Row:
         if what == "trained":
             return f"{self.sides[tool][0]['trained']:,}"
         if what == "file":
-            return f"{self.values(tool, 'file_bytes')[0] / 1000:,.0f}" if self.values(tool, "file_bytes") else ""
+            return (
+                f"{self.values(tool, 'file_bytes')[0] / 1000:,.0f}" if self.values(tool, "file_bytes") else ""
+            )
         if what in ("peak", "speed"):
             values = self.values(tool, {"peak": "peak_mib", "speed": "tokens_per_s"}[what])
             return f"{statistics.median(values):,.0f}" if values else ""
@@ -86,11 +88,26 @@ def main() -> None:
     results = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent / "results"
     runs = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(results.glob("*.json"))]
     tables = {task: rows(runs, task, results) for task in METRICS}
-    short = [f"{t}, {row.line}: {what}" for t, found in tables.items() for row in found for what in row.shortfalls()]
+    short = [
+        f"{t}, {row.line}: {what}"
+        for t, found in tables.items()
+        for row in found
+        for what in row.shortfalls()
+    ]
     short += [f"no line for the method {name}" for name in grid.unlisted()]
-    short += [f"{line}: there is no method {' or '.join(gone)}" for line in grid.LINES if (gone := grid.absent(line))]
-    page = [head(runs), *(section(task, found, runs) for task, found in tables.items() if any(r.lr for r in found))]
-    page += ["## What falls short\n", "\n".join(f"- {line}" for line in short) or "Nothing that is measured here."]
+    short += [
+        f"{line}: there is no method {' or '.join(gone)}"
+        for line in grid.LINES
+        if (gone := grid.absent(line))
+    ]
+    page = [
+        head(runs),
+        *(section(task, found, runs) for task, found in tables.items() if any(r.lr for r in found)),
+    ]
+    page += [
+        "## What falls short\n",
+        "\n".join(f"- {line}" for line in short) or "Nothing that is measured here.",
+    ]
     (results.parent / "RESULTS.md").write_text("\n".join(page) + "\n", encoding="utf-8")
     panels = [panel(task, found) for task, found in tables.items() if any(row.lr for row in found)]
     (results.parent / "quality.svg").write_text(scatter.svg(panels), encoding="utf-8")
@@ -154,7 +171,9 @@ def panel(task: str, found: Sequence[Row]) -> scatter.Panel:
     metric, name = next(iter(METRICS[task].items()))
     head = next((row.sides["graft"][0]["trained"] for row in found if row.line == "head" and row.lr), 0)
     points = [
-        scatter.Point(row.line, row.sides["graft"][0]["trained"] - head, statistics.mean(row.values("graft", metric)))
+        scatter.Point(
+            row.line, row.sides["graft"][0]["trained"] - head, statistics.mean(row.values("graft", metric))
+        )
         for row in found
         if row.lr and row.line != "head"
     ]

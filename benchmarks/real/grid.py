@@ -42,7 +42,14 @@ class Setting:
 
 
 SIZES = (500, 1000)
-BOOK = {"context": 192, "steps": 400, "batch_size": 4, "lr": {"full": 2e-3, "lora": 3e-3}, "r": 64, "new_tokens": 96}
+BOOK = {
+    "context": 192,
+    "steps": 400,
+    "batch_size": 4,
+    "lr": {"full": 2e-3, "lora": 3e-3},
+    "r": 64,
+    "new_tokens": 96,
+}
 MINILM = {"context": 64, "steps": 220, "batch_size": 16, "lr": {"full": 5e-4, "lora": 3e-3}}
 STORIES = {
     "context": 512,
@@ -108,7 +115,9 @@ class Cell:
             targets = "all-linear" if s.stage == "classify" else LINEARS
             method = {"name": "lora", "r": s.r, "lora_alpha": 2 * s.r, "target_modules": targets}
             if s.stage == "classify":
-                method["exclude_modules"] = ["pooler.dense"]  # the mean of the last hidden states passes it by
+                method["exclude_modules"] = [
+                    "pooler.dense"
+                ]  # the mean of the last hidden states passes it by
         return {
             "model": str(tasks.model_folder(s.base)),
             "quant": "nf4" if self.method == "qlora" else "none",

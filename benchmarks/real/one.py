@@ -32,7 +32,12 @@ def main() -> None:
         cell = replace(cell, setting=replace(cell.setting, steps=asked.steps))
     folder, begun = tasks.WORK / "runs" / f"{cell.name}.{cell.setting.steps}", time.perf_counter()
     found = carry_out(cell, folder)
-    facts = {"cell": describe(cell), "wall_s": time.perf_counter() - begun, **found, "machine": result.machine()}
+    facts = {
+        "cell": describe(cell),
+        "wall_s": time.perf_counter() - begun,
+        **found,
+        "machine": result.machine(),
+    }
     result.write(asked.results / f"{cell.name}.json", facts)
     shutil.rmtree(folder, ignore_errors=True)
 
@@ -44,7 +49,9 @@ def carry_out(cell: grid.Cell, folder: Path) -> dict[str, Any]:
         return ours.score(cell, recipe, ours.untrained(recipe)) | {"baselines": ours.baselines(cell)}
     if cell.tool == "graft":
         return ours.train(recipe) | ours.score(cell, recipe, open_model(recipe.output))
-    from peer import Peer  # late: PEFT and bitsandbytes take seconds to import, and our runs shall not need them
+    from peer import (
+        Peer,
+    )  # late: PEFT and bitsandbytes take seconds to import, and our runs shall not need them
 
     peer = Peer(cell, recipe)
     return peer.train() | peer.score()

@@ -107,7 +107,9 @@ def books(folder: Path, split: str) -> Path:
     path = folder / f"books-{split}.jsonl"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        with gzip.open(tasks.SHARED / "data" / "gutenberg" / f"{split}.jsonl.gz", "rt", encoding="utf-8") as lines:
+        with gzip.open(
+            tasks.SHARED / "data" / "gutenberg" / f"{split}.jsonl.gz", "rt", encoding="utf-8"
+        ) as lines:
             texts = [json.loads(line)["text"][: CHARACTERS[split]] for line in lines]
         path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
     return path

@@ -37,7 +37,9 @@ def main() -> int:
     print(f"{len(chosen) - len(todo)} of {len(chosen)} runs are done, {len(todo)} to do", flush=True)
     steps = ["--steps", str(asked.steps)] if asked.steps else []
     more = [str(results), *steps]
-    return work.side_by_side(HERE / "one.py", todo, tasks.WORK, jobs=asked.jobs, threads=asked.threads, more=more)
+    return work.side_by_side(
+        HERE / "one.py", todo, tasks.WORK, jobs=asked.jobs, threads=asked.threads, more=more
+    )
 
 
 def prepare(cells: Sequence[grid.Cell]) -> None:

@@ -46,12 +46,17 @@ class Row:
 
     def losses(self) -> list[list[float]]:
         """The runs' training losses."""
-        return [[statistics.mean(run["losses"][self.last]) for run in self.sides[tool]] for tool in grid.TOOLS]
+        return [
+            [statistics.mean(run["losses"][self.last]) for run in self.sides[tool]] for tool in grid.TOOLS
+        ]
 
     def difference(self, part: slice) -> float | None:
         """The largest relative difference of these steps' mean losses over the seeds."""
         peers = {run["cell"]["seed"]: statistics.mean(run["losses"][part]) for run in self.sides["peft"]}
-        pairs = [(statistics.mean(run["losses"][part]), peers.get(run["cell"]["seed"])) for run in self.sides["graft"]]
+        pairs = [
+            (statistics.mean(run["losses"][part]), peers.get(run["cell"]["seed"]))
+            for run in self.sides["graft"]
+        ]
         return max((abs(ours - peer) / peer for ours, peer in pairs if peer), default=None)
 
     def line(self) -> list[str]:
@@ -64,7 +69,9 @@ class Row:
             percent(self.difference(slice(0, 1))),
             f"{self.trained:,}",
         ]
-        return cells + [spread([sum(run["step_seconds"]) for run in self.sides[tool]], 0) for tool in grid.TOOLS]
+        return cells + [
+            spread([sum(run["step_seconds"]) for run in self.sides[tool]], 0) for tool in grid.TOOLS
+        ]
 
     def shortfalls(self, baseline: tuple[str, dict[str, float]]) -> Iterator[str]:
         """What this row promised and does not show."""
@@ -100,7 +107,10 @@ def main() -> None:
     if pretrained:
         (results.parent / "pretraining.svg").write_text(curves.svg(pretrained), encoding="utf-8")
         page.append(pretraining(pretrained))
-    page += ["## What falls short\n", "\n".join(f"- {line}" for line in short) or "Nothing that is measured here."]
+    page += [
+        "## What falls short\n",
+        "\n".join(f"- {line}" for line in short) or "Nothing that is measured here.",
+    ]
     (results.parent / "RESULTS.md").write_text("\n".join(page) + "\n", encoding="utf-8")
 
 
@@ -174,15 +184,30 @@ def caption(cell: dict[str, Any], rows: Sequence[Row]) -> str:
 
 def answers(trained: Sequence[Run]) -> str:
     """The first test case as each method of Graft answers it, seed 0, all rows."""
-    chosen = [r for r in trained if (r["cell"]["tool"], r["cell"]["rows"], r["cell"]["seed"]) == ("graft", None, 0)]
-    lines = [f"- {run['cell']['method']}: {' '.join(run['texts'][0]['text'].split()) or '(nothing)'}" for run in chosen]
+    chosen = [
+        r for r in trained if (r["cell"]["tool"], r["cell"]["rows"], r["cell"]["seed"]) == ("graft", None, 0)
+    ]
+    lines = [
+        f"- {run['cell']['method']}: {' '.join(run['texts'][0]['text'].split()) or '(nothing)'}"
+        for run in chosen
+    ]
     return f"`{chosen[0]['texts'][0]['prompt']}`\n\n" + "\n".join(lines) + "\n" if chosen else ""
 
 
 def pretraining(runs: Sequence[Run]) -> str:
     """Runs on the books, with the picture of their losses."""
     table = [
-        ["objective", "model", "trained", "steps", "tokens learnt", "held-out loss before", "after", "perplexity", "s"]
+        [
+            "objective",
+            "model",
+            "trained",
+            "steps",
+            "tokens learnt",
+            "held-out loss before",
+            "after",
+            "perplexity",
+            "s",
+        ]
     ]
     for run in runs:
         before, after = run["before"], run["after"]
@@ -193,10 +218,19 @@ def pretraining(runs: Sequence[Run]) -> str:
             f"{run['train_s']:.0f}",
         ]
         table.append(
-            [run["pretrain"], run["model"], f"{run['trained']:,}", str(run["steps"]), f"{run['tokens']:,}", *scores]
+            [
+                run["pretrain"],
+                run["model"],
+                f"{run['trained']:,}",
+                str(run["steps"]),
+                f"{run['tokens']:,}",
+                *scores,
+            ]
         )
     return (
-        "## Pretraining on books\n\n" + markdown(table) + "\n![training and held-out loss by step](pretraining.svg)\n"
+        "## Pretraining on books\n\n"
+        + markdown(table)
+        + "\n![training and held-out loss by step](pretraining.svg)\n"
     )
 
 

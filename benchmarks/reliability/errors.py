@@ -92,7 +92,9 @@ def main() -> None:
             words = make(Path(temporary))
             began = time.perf_counter()
             done = subprocess.run(
-                [sys.executable, "-c", "from graft.cli import main; main()", *words], capture_output=True, text=True
+                [sys.executable, "-c", "from graft.cli import main; main()", *words],
+                capture_output=True,
+                text=True,
             )
             seconds = time.perf_counter() - began
             subprocess.run(["umount", str(Path(temporary) / "disk")], capture_output=True)

@@ -135,7 +135,9 @@ def disturbed(path: Path, options: argparse.Namespace, chance: random.Random) ->
         if not killed:
             break
         trial.kills += 1
-        trial.late += (folder / "run" / "checkpoints").exists() and any((folder / "run" / "checkpoints").glob("step-*"))
+        trial.late += (folder / "run" / "checkpoints").exists() and any(
+            (folder / "run" / "checkpoints").glob("step-*")
+        )
     before = steps_done(folder)
     if start(path).wait() != 0:
         sys.exit(f"{path.parent.name}: the run could not go on\n{(folder / 'talk.txt').read_text()[-2000:]}")
@@ -170,7 +172,9 @@ def main() -> None:
     arguments.add_argument("--folder", help="keep the runs there, to be looked at")
     options = arguments.parse_args()
     chance, failed = random.Random(options.seed), False
-    print(f"{'run':<11}{'kills':>6}{'late':>6}{'most repeated':>15}  {'adapter':<8}{'metrics':<8}resumed from")
+    print(
+        f"{'run':<11}{'kills':>6}{'late':>6}{'most repeated':>15}  {'adapter':<8}{'metrics':<8}resumed from"
+    )
     with tempfile.TemporaryDirectory() as temporary:
         for kind in options.only:
             calm = recipe(Path(options.folder or temporary, kind, "calm"), kind, options)
@@ -183,7 +187,10 @@ def main() -> None:
             failed |= not all(same) or lost > options.save_every or trial.kills < options.kills
             words = ["equal" if equal else "DIFFER" for equal in same]
             told = " ".join(map(str, trial.resumed))
-            print(f"{kind:<11}{trial.kills:>6}{trial.late:>6}{lost:>15}  {words[0]:<8}{words[1]:<8}{told}", flush=True)
+            print(
+                f"{kind:<11}{trial.kills:>6}{trial.late:>6}{lost:>15}  {words[0]:<8}{words[1]:<8}{told}",
+                flush=True,
+            )
     sys.exit(failed)
 
 

@@ -47,9 +47,21 @@ class Setting:
 
 
 SETTINGS = (
-    Setting("seedling", "descriptions", context=256, steps=200, batch_size=16, r=16, alpha=32, new_tokens=120),
+    Setting(
+        "seedling", "descriptions", context=256, steps=200, batch_size=16, r=16, alpha=32, new_tokens=120
+    ),
     # The book model hardly knows the task's signs: its head is trained too, as in benchmarks/real.
-    Setting("book-llama-6m", "laptop", context=192, steps=400, batch_size=4, r=64, alpha=22, new_tokens=96, head=True),
+    Setting(
+        "book-llama-6m",
+        "laptop",
+        context=192,
+        steps=400,
+        batch_size=4,
+        r=64,
+        alpha=22,
+        new_tokens=96,
+        head=True,
+    ),
 )
 
 
@@ -80,11 +92,21 @@ class Cell:
 
     def data(self, limit: int | None = None) -> dict[str, Any]:
         """The `data` of a recipe."""
-        return {"train": self.rows(), "eval": None, "max_length": self.setting.context, "pack": False, "limit": limit}
+        return {
+            "train": self.rows(),
+            "eval": None,
+            "max_length": self.setting.context,
+            "pack": False,
+            "limit": limit,
+        }
 
     def origin(self) -> str:
         """The base before it is quantised."""
-        return self.setting.base if self.setting.base == "seedling" else str(tasks.model_folder(self.setting.base))
+        return (
+            self.setting.base
+            if self.setting.base == "seedling"
+            else str(tasks.model_folder(self.setting.base))
+        )
 
     def packed(self) -> Path:
         """The folder of the base in the bits of this line, by GPTQ."""

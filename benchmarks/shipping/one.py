@@ -44,7 +44,9 @@ def main() -> None:
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     cell = next(cell for cell in grid.cells() if cell.name == asked.name)
     changes = {"steps": asked.steps, "lr": asked.lr}
-    cell = replace(cell, setting=replace(cell.setting, **{key: value for key, value in changes.items() if value}))
+    cell = replace(
+        cell, setting=replace(cell.setting, **{key: value for key, value in changes.items() if value})
+    )
     folder = grid.WORK / "runs" / f"{cell.name}.{cell.setting.steps}"
     shutil.rmtree(folder, ignore_errors=True)
     recipe, begun = read(cell.recipe(folder / "run")), time.perf_counter()
@@ -58,7 +60,8 @@ def main() -> None:
              "steps": s.steps, "batch_size": s.batch_size, "r": s.r, "lr": s.lr}  # fmt: skip
     wall = time.perf_counter() - begun
     result.write(
-        asked.results / f"{cell.name}.json", {"cell": about, "wall_s": wall, **facts, "machine": result.machine()}
+        asked.results / f"{cell.name}.json",
+        {"cell": about, "wall_s": wall, **facts, "machine": result.machine()},
     )
     shutil.rmtree(folder, ignore_errors=True)
 

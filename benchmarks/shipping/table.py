@@ -32,7 +32,9 @@ Run = dict[str, Any]
 
 
 def main() -> None:
-    runs = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((HERE / "results").glob("*.json"))]
+    runs = [
+        json.loads(path.read_text(encoding="utf-8")) for path in sorted((HERE / "results").glob("*.json"))
+    ]
     runs.sort(key=lambda run: (place(run), grid.LINES.index(run["cell"]["line"]), run["cell"]["seed"]))
     page = [head(runs)]
     for _, found in groupby(runs, key=place):
@@ -63,10 +65,16 @@ def section(runs: list[Run]) -> str:
     """One base with its task."""
     cell = runs[0]["cell"]
     quality = next(name for name in QUALITY if name in next(iter(runs[0]["forms"].values())))
-    parts = [f"## {cell['task']} on {cell['base']}\n", f"{cell['steps']} steps of {cell['batch_size']} rows.\n"]
+    parts = [
+        f"## {cell['task']} on {cell['base']}\n",
+        f"{cell['steps']} steps of {cell['batch_size']} rows.\n",
+    ]
     lines = {line: list(found) for line, found in groupby(runs, key=lambda run: run["cell"]["line"])}
     for line, found in lines.items():
-        parts += [f"### {TITLES[line]}\n", f"r {found[0]['cell']['r']}, peak rate {found[0]['cell']['lr']:g}.\n"]
+        parts += [
+            f"### {TITLES[line]}\n",
+            f"r {found[0]['cell']['r']}, peak rate {found[0]['cell']['lr']:g}.\n",
+        ]
         parts.append(markdown([header(quality), *rows(found, quality)]))
     if grid.QALORA2 in lines and grid.QLORA in lines:
         parts += ["### Two bits\n", two_bits(lines[grid.QALORA2], lines[grid.QLORA], quality)]
@@ -94,10 +102,14 @@ def two_bits(mine: Sequence[Run], peers: Sequence[Run], quality: str) -> str:
     """Whether QA-LoRA beats QLoRA + GPTQ where both end in two bits, by more than two standard deviations."""
     said = []
     for name, title, sign in (("loss", "loss", -1), (quality, QUALITY[quality], 1)):
-        ours, theirs = ([run["forms"][form][name] for run in runs] for runs, form in ((mine, MINE), (peers, PEERS)))
+        ours, theirs = (
+            [run["forms"][form][name] for run in runs] for runs, form in ((mine, MINE), (peers, PEERS))
+        )
         gain = sign * (statistics.mean(ours) - statistics.mean(theirs))
         noise = (
-            max(statistics.stdev(side) for side in (ours, theirs)) if min(len(ours), len(theirs)) > 1 else float("nan")
+            max(statistics.stdev(side) for side in (ours, theirs))
+            if min(len(ours), len(theirs)) > 1
+            else float("nan")
         )
         verdict = "more" if gain > DEVIATIONS * noise else "NOT more"
         said.append(

@@ -121,14 +121,19 @@ def commit(target: Path, fill: Callable[[Path], object], facts: Mapping[str, Any
         files = {}
         for file in sorted(p for p in temporary.rglob("*") if p.is_file()):
             sync(file)
-            files[file.relative_to(temporary).as_posix()] = {"bytes": file.stat().st_size, "sha256": digest(file)}
+            files[file.relative_to(temporary).as_posix()] = {
+                "bytes": file.stat().st_size,
+                "sha256": digest(file),
+            }
         for folder in (p for p in temporary.rglob("*") if p.is_dir()):
             sync(folder)
         body = {"format": FORMAT, "name": target.name, "files": files, "facts": dict(facts or {})}
         write(temporary / MANIFEST, encode(body | {"sha256": hashlib.sha256(encode(body)).hexdigest()}))
         sync(temporary)
         if target.exists():
-            os.rename(target, old)  # a crash here leaves no `target`: only for folders that their owner writes again
+            os.rename(
+                target, old
+            )  # a crash here leaves no `target`: only for folders that their owner writes again
         os.rename(temporary, target)
         sync(target.parent)
     except Exception:
@@ -153,7 +158,9 @@ def validate(folder: Path) -> dict[str, Any]:
         state = f"cannot be read ({type(error).__name__})"
         raise _damaged(manifest, state, "a manifest written by a finished commit") from None
     if not sound or body["format"] != FORMAT or body["name"] != folder.name:
-        raise _damaged(manifest, "was changed after it was written", f"the manifest of {folder.name}, format {FORMAT}")
+        raise _damaged(
+            manifest, "was changed after it was written", f"the manifest of {folder.name}, format {FORMAT}"
+        )
     present = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()} - {MANIFEST}
     for name in sorted(present ^ set(body["files"])):
         state = "is not in the manifest" if name in present else "is missing"
@@ -163,13 +170,17 @@ def validate(folder: Path) -> dict[str, Any]:
         if found != written["sha256"]:
             size = (folder / name).stat().st_size
             raise _damaged(
-                folder / name, f"has SHA-256 {found} ({size} bytes)", f"{written['sha256']} ({written['bytes']} bytes)"
+                folder / name,
+                f"has SHA-256 {found} ({size} bytes)",
+                f"{written['sha256']} ({written['bytes']} bytes)",
             )
     return body["facts"]
 
 
 def _damaged(path: Path, state: str, expected: str) -> CheckpointError:
-    return CheckpointError(f"{path} {state}", expected, "use another checkpoint of the run, or delete this one")
+    return CheckpointError(
+        f"{path} {state}", expected, "use another checkpoint of the run, or delete this one"
+    )
 
 
 def digest(path: Path) -> str:

@@ -37,7 +37,9 @@ def test_detach_leaves_no_trace_on_every_family(family):
         assert not torch.equal(base(**batch).logits, before)
     base.detach("x")
     assert (
-        torch.equal(base(**batch).logits, before) and list(base.model.state_dict()) == keys and type(base.model) is code
+        torch.equal(base(**batch).logits, before)
+        and list(base.model.state_dict()) == keys
+        and type(base.model) is code
     )
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in base.model.modules())
 
@@ -47,7 +49,9 @@ def test_head_on_hidden_states_gives_the_models_own_logits(family):
     changes = {"final_logit_softcapping": 5.0} if family == "gemma2" else {}
     base, batch = tiny_base(family, **changes), inputs(family)
     randomise(
-        base.attach("x", LoRA(r=4, target_modules=r".*(lm_head|decoder|q_proj)" if family != "bert" else "all-linear"))
+        base.attach(
+            "x", LoRA(r=4, target_modules=r".*(lm_head|decoder|q_proj)" if family != "bert" else "all-linear")
+        )
         if family in ("llama", "bert")
         else base.attach("x", LoRA())
     )
@@ -200,7 +204,9 @@ def test_the_decoders_head_scores_the_last_live_token_like_transformers():
         theirs.score.weight.copy_(adapter.parameters()[0])
     mask = (ids != 0).long()
     with base.using("x"):
-        assert_close(base(ids, attention_mask=mask)[0], theirs(ids, attention_mask=mask).logits, atol=1e-5, rtol=0)
+        assert_close(
+            base(ids, attention_mask=mask)[0], theirs(ids, attention_mask=mask).logits, atol=1e-5, rtol=0
+        )
 
 
 def test_dropout_of_the_base_is_silent_in_training_and_comes_back():

@@ -103,7 +103,9 @@ def test_each_part_of_a_mix_learns_at_its_own_rate(tmp_path):
     base = tiny_base("llama")
     adapter = base.attach("mix", [LoRA(r=3), PrefixTuning(2, lr=3e-2)])
     randomise(adapter)
-    before = [{name: p.detach().clone() for name, p in adapter.of(m).named_parameters()} for m in adapter.methods]
+    before = [
+        {name: p.detach().clone() for name, p in adapter.of(m).named_parameters()} for m in adapter.methods
+    ]
     optimizer = torch.optim.AdamW(adapter.param_groups(1e-3), eps=1e-30, weight_decay=0.0)
     base.train(True)
     batch = inputs("llama", rows=4)

@@ -136,7 +136,9 @@ def test_fronts_of_any_length_share_a_batch_also_with_padding(family):
 def test_the_state_of_a_vector_behind_the_text_stands_first_where_an_insert_reads_it(family):
     base, ids = tiny_base(family), inputs(family)["ids"]
     table = base.model.get_input_embeddings()
-    behind = lambda site, *words: Front(table(torch.tensor([5])).detach(), table(torch.tensor(words)).detach())
+    behind = lambda site, *words: Front(
+        table(torch.tensor([5])).detach(), table(torch.tensor(words)).detach()
+    )
     reader = lambda site: setattr(made := behind(site, 9, 10), "reads", 1) or made
     base.attach("x", [At("prompt", lambda site: behind(site, 7, 8)), At("prompt", reader)])
     around = torch.cat([torch.tensor([[5, 5]] * 3), ids, torch.tensor([[7, 8, 9, 10]] * 3)], 1)
@@ -157,7 +159,9 @@ def test_an_encoder_front_is_read_by_the_decoder():
     wanted = base(around, decoder_input_ids=keywords["decoder_input_ids"]).logits
     with base.using("x"):
         assert_close(base(**keywords).logits, wanted, atol=2e-5, rtol=1e-4)
-    assert_close(base(**keywords, adapters=["x", "y", "x"]).logits[[0, 2]], wanted[[0, 2]], atol=2e-5, rtol=1e-4)
+    assert_close(
+        base(**keywords, adapters=["x", "y", "x"]).logits[[0, 2]], wanted[[0, 2]], atol=2e-5, rtol=1e-4
+    )
 
 
 def past(model, ids):
@@ -186,7 +190,9 @@ def test_rows_with_and_without_added_keys_share_a_batch(family):
     base, keywords = tiny_base(family), inputs(family)
     heads = {"llama": 2}.get(family, 4)
     for name, p in (("long", 4), ("short", 1)):
-        base.attach(name, At("kv", lambda site, p=p: Pairs(torch.randn(heads, p, 16), torch.randn(heads, p, 16))))
+        base.attach(
+            name, At("kv", lambda site, p=p: Pairs(torch.randn(heads, p, 16), torch.randn(heads, p, 16)))
+        )
     rows = ["long", None, "short"]
     mixed = base(**keywords, adapters=rows).logits
     for row, name in enumerate(rows):

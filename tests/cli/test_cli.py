@@ -9,11 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from tiny_folder import write_model, write_rows
 
 import graft
 from graft.cli import call
 from graft.core.cards import cards, pages
-from tiny_folder import write_model, write_rows
 
 VERBS = (
     "demo",
@@ -38,7 +38,11 @@ HEAVY = ("torch", "transformers", "rich", "plotly")  # typer itself reads option
 def training(folder, output, changes):
     """The words of `graft train` on the tiny model."""
     named = {"--model": "model", "--data": "rows.jsonl", "--output": output}
-    return ["train", *(word for key, name in named.items() for word in (key, str(folder / name))), *changes.split()]
+    return [
+        "train",
+        *(word for key, name in named.items() for word in (key, str(folder / name))),
+        *changes.split(),
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -62,13 +66,15 @@ def modules_after(code):
 
 def test_importing_graft_imports_nothing_heavy():
     names = (
-        "import graft; graft.__version__; dir(graft); graft.__all__; import sys; assert 'pydantic' not in sys.modules"
+        "import graft; graft.__version__; dir(graft); graft.__all__; "
+        "import sys; assert 'pydantic' not in sys.modules"
     )
     assert modules_after(names) == "[]"
 
 
 @pytest.mark.parametrize(
-    "words", [["--help"], ["train", "--help"], ["verify", "--help"], ["methods"], ["methods", "lora", "--json"]]
+    "words",
+    [["--help"], ["train", "--help"], ["verify", "--help"], ["methods"], ["methods", "lora", "--json"]],
 )
 def test_help_and_methods_import_nothing_heavy(words):
     assert modules_after(f"from graft.cli import call\ncall({words!r})") == "[]"
@@ -77,15 +83,29 @@ def test_help_and_methods_import_nothing_heavy(words):
 def test_recipe_and_row_errors_import_no_torch(tmp_path):
     write_rows(tmp_path / "bad.jsonl", [{"prompt": "x", "completion": ""}])
     data = f"--data={tmp_path / 'bad.jsonl'}"
-    for words in (["train", "train.lerning_rate=1"], ["train", "--model", "m", data], ["verify", str(tmp_path)]):
+    for words in (
+        ["train", "train.lerning_rate=1"],
+        ["train", "--model", "m", data],
+        ["verify", str(tmp_path)],
+    ):
         assert "torch" not in modules_after(f"from graft.cli import call\nassert call({words!r})")
 
 
 def test_public_names_are_sorted_and_exist():
     assert graft.__all__ == sorted(graft.__all__)
-    assert {"load", "train", "run", "plan", "export", "Base", "Adapter", "Recipe", "LoRA", "Full", "Subset"} <= set(
-        graft.__all__
-    )
+    assert {
+        "load",
+        "train",
+        "run",
+        "plan",
+        "export",
+        "Base",
+        "Adapter",
+        "Recipe",
+        "LoRA",
+        "Full",
+        "Subset",
+    } <= set(graft.__all__)
     assert all(getattr(graft, name).__name__ == name for name in graft.__all__)
 
 
@@ -121,7 +141,9 @@ def test_methods_are_listed_for_people_and_programs(capsys):
 def test_a_card_shows_the_docstring_and_every_setting(capsys):
     assert call(["methods", "lora"]) == 0
     out = capsys.readouterr().out
-    assert cards()["lora"].doc.splitlines()[0] in out and all(name in out for name in cards()["lora"].settings)
+    assert cards()["lora"].doc.splitlines()[0] in out and all(
+        name in out for name in cards()["lora"].settings
+    )
 
 
 def test_methods_are_counted_on_a_base(capsys):
@@ -212,7 +234,12 @@ compare RUN MODEL --prompts ./nowhere
 def test_bad_input_ends_in_lines_and_not_in_a_traceback(line, home, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.chdir(tmp_path)
-    named = {"MODEL": home / "model", "RUN": home / "run", "ROWS": home / "rows.jsonl", "OUT": tmp_path / "out"}
+    named = {
+        "MODEL": home / "model",
+        "RUN": home / "run",
+        "ROWS": home / "rows.jsonl",
+        "OUT": tmp_path / "out",
+    }
     code = call([str(named.get(word, word)) for word in line.split()])
     err = capsys.readouterr().err
     assert code in (1, 2), err
@@ -231,7 +258,8 @@ def test_a_defect_is_one_line_and_a_file(capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("raised", "code"), [(KeyboardInterrupt(), 130), (OSError(28, "No space left on device"), 74), (SystemExit(3), 3)]
+    ("raised", "code"),
+    [(KeyboardInterrupt(), 130), (OSError(28, "No space left on device"), 74), (SystemExit(3), 3)],
 )
 def test_exit_codes_tell_what_happened(raised, code, monkeypatch, capsys):
     def fail():
@@ -286,7 +314,10 @@ def test_a_merged_model_is_quantised_and_asked(home, tmp_path, capsys):
     assert call(["export", str(home / "run"), str(tmp_path / "m"), "--lossy"]) == 0
     assert call(["quantize", str(tmp_path / "m"), str(tmp_path / "q")]) == 0
     assert call(["chat", str(tmp_path / "q"), "--raw", "--prompt", "Day 1.", "--max-new-tokens", "2"]) == 0
-    assert json.loads((tmp_path / "q" / "config.json").read_text())["quantization_config"]["quant_method"] == "graft"
+    assert (
+        json.loads((tmp_path / "q" / "config.json").read_text())["quantization_config"]["quant_method"]
+        == "graft"
+    )
 
 
 def test_a_model_is_exported_in_four_bits_and_called_rounded(home, tmp_path, capsys):
@@ -336,14 +367,25 @@ def test_two_runs_are_blended_into_an_adapter_and_into_a_model(home, tmp_path, c
         home, "other", "dtype=fp32 method.r=3 train.max_steps=2 data.eval=null --train.lr 1e-2 train.seed=7"
     )
     assert call(words) == 0
-    both = ["--adapter", f"a={home / 'run'}", "--adapter", f"b={home / 'other'}", "--weight", "b=-0.5", "--lossy"]
+    both = [
+        "--adapter",
+        f"a={home / 'run'}",
+        "--adapter",
+        f"b={home / 'other'}",
+        "--weight",
+        "b=-0.5",
+        "--lossy",
+    ]
     capsys.readouterr()
     assert call(["merge", str(home / "model"), str(tmp_path / "ab"), *both, "--as", "adapter", "--json"]) == 0
     out, err = capsys.readouterr()
     assert json.loads(out)["blend"]["weights"] == {"a": 1.0, "b": -0.5}
     assert err.splitlines()[-1] == f"next    graft chat {home / 'model'} --adapter {tmp_path / 'ab'}"
     assert json.loads((tmp_path / "ab" / "adapter_config.json").read_text())["r"] == 5  # exact: ranks add up
-    assert call(["merge", str(home / "model"), str(tmp_path / "m"), *both, "--how=ties_svd", "--density=0.5"]) == 0
+    assert (
+        call(["merge", str(home / "model"), str(tmp_path / "m"), *both, "--how=ties_svd", "--density=0.5"])
+        == 0
+    )
     out, err = capsys.readouterr()
     assert "blended 1 a + -0.5 b by ties_svd" in err and "merged  a + b" in err
     assert (tmp_path / "m" / "config.json").exists()
@@ -374,7 +416,9 @@ def test_a_merged_model_is_taken_apart_again(home, tmp_path, capsys):
     assert len(facts["layers"]) == 14 and facts["left"] == []
     assert err.splitlines()[-1].startswith("next    graft chat") and "layer   model.layers.0" in err
     assert min(layer["kept"] for layer in facts["layers"].values()) > 0.99
-    assert call(["chat", str(home / "model"), "--adapter", str(tmp_path / "x"), "--prompt", "Day", "--raw"]) == 0
+    assert (
+        call(["chat", str(home / "model"), "--adapter", str(tmp_path / "x"), "--prompt", "Day", "--raw"]) == 0
+    )
 
 
 def test_eval_and_plan_speak_json(home, capsys):
@@ -400,7 +444,16 @@ def test_data_show_marks_what_is_learnt(home, capsys):
 def test_prompts_come_from_a_file(home, tmp_path, capsys):
     (tmp_path / "prompts.txt").write_text("Day 1.\n\nDay 2.\n")
     assert (
-        call(["compare", str(home / "run"), str(home / "model"), "--prompts", str(tmp_path / "prompts.txt"), "--json"])
+        call(
+            [
+                "compare",
+                str(home / "run"),
+                str(home / "model"),
+                "--prompts",
+                str(tmp_path / "prompts.txt"),
+                "--json",
+            ]
+        )
         == 0
     )
     assert json.loads(capsys.readouterr().out)["prompts"] == ["Day 1.", "Day 2."]

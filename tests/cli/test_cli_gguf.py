@@ -4,11 +4,11 @@ import json
 
 import pytest
 from test_cli import training
+from tiny_folder import write_model, write_rows
 
 from graft.cli import call
 from graft.models.load import load
 from models import tiny_model
-from tiny_folder import write_model, write_rows
 
 gguf = pytest.importorskip("gguf")
 
@@ -38,7 +38,13 @@ def exported(capsys, *words):
 
 def test_a_run_in_4_bits_becomes_a_file_in_4_bits(home, tmp_path, capsys):
     facts = exported(capsys, home / "qa", tmp_path / "out", "--to", "gguf")
-    assert facts["files"] == ["Modelfile", "README.md", "certificate.json", "merge_report.json", "model-Q4_1.gguf"]
+    assert facts["files"] == [
+        "Modelfile",
+        "README.md",
+        "certificate.json",
+        "merge_report.json",
+        "model-Q4_1.gguf",
+    ]
     assert facts["certificate"]["into"] == "packed" and facts["certificate"]["weights"]["max"] < 1e-3
     found = types(tmp_path / "out" / "model-Q4_1.gguf")
     assert {kind for name, kind in found.items() if "blk" in name and "norm" not in name} == {"Q4_1"}
@@ -52,7 +58,9 @@ def test_a_run_in_4_bits_becomes_a_file_in_4_bits(home, tmp_path, capsys):
     assert f"did you mean {file}?" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("words", "kind"), [([], "Q8_0"), (["--type", "q4_0"], "Q4_0"), (["--type", "f16"], "F16")])
+@pytest.mark.parametrize(
+    ("words", "kind"), [([], "Q8_0"), (["--type", "q4_0"], "Q4_0"), (["--type", "f16"], "F16")]
+)
 def test_a_run_in_16_bits_takes_the_type_that_is_asked_for(words, kind, home, tmp_path, capsys):
     exported(capsys, home / "lora", tmp_path / "out", "--to", "gguf", *words)
     assert types(tmp_path / "out" / f"model-{kind}.gguf")["blk.0.ffn_up.weight"] == kind
@@ -63,20 +71,30 @@ def test_a_lora_is_a_file_of_its_own(home, tmp_path, capsys):
     assert "lora-lora.gguf" in facts["files"] and facts["certificate"]["logits"]["effect"] > 0
     assert call(["verify", str(tmp_path / "out")]) == 0
     out, err = capsys.readouterr()
-    assert "differs" not in out and err.splitlines()[-1].endswith(f"--adapter {tmp_path / 'out' / 'lora-lora.gguf'}")
+    assert "differs" not in out and err.splitlines()[-1].endswith(
+        f"--adapter {tmp_path / 'out' / 'lora-lora.gguf'}"
+    )
     words = ["--prompt", "Day 1.", "--raw", "--max-new-tokens", "3"]
     assert call(["chat", str(home / "lora"), *words]) == 0
     wanted = capsys.readouterr().out
-    assert call(["chat", str(home / "model"), "--adapter", str(tmp_path / "out" / "lora-lora.gguf"), *words]) == 0
+    assert (
+        call(["chat", str(home / "model"), "--adapter", str(tmp_path / "out" / "lora-lora.gguf"), *words])
+        == 0
+    )
     assert capsys.readouterr().out == wanted
-    assert call(["export", str(home / "lora"), str(tmp_path / "again"), "--to", "gguf-lora", "--type", "q8_0"]) == 2
+    assert (
+        call(["export", str(home / "lora"), str(tmp_path / "again"), "--to", "gguf-lora", "--type", "q8_0"])
+        == 2
+    )
     assert "leave type out" in capsys.readouterr().err
 
 
 def test_a_file_is_a_base_for_training_in_its_own_blocks(home, tmp_path, capsys):
     exported(capsys, home / "model", tmp_path / "base", "--to", "gguf", "--type", "q4_1")
     file = tmp_path / "base" / "model-Q4_1.gguf"
-    words = training(home, "on_file", "method=qalora method.r=2 train.max_steps=2 data.eval=null --train.lr 1e-2")
+    words = training(
+        home, "on_file", "method=qalora method.r=2 train.max_steps=2 data.eval=null --train.lr 1e-2"
+    )
     words[words.index("--model") + 1] = str(file)
     words[words.index("--output") + 1] = str(tmp_path / "run")
     assert call(words) == 0

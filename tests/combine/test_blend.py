@@ -25,20 +25,26 @@ def two(*settings, family="llama", **shared):
     """A base with adapters "a" and "b" of random values."""
     base = tiny_base(family)
     for seed, (name, own) in enumerate(zip("ab", settings or ({}, {}), strict=True)):
-        randomise(base.attach(name, LoRA(**{"r": 4, "lora_alpha": 8, "target_modules": QV, **shared, **own})), seed)
+        randomise(
+            base.attach(name, LoRA(**{"r": 4, "lora_alpha": 8, "target_modules": QV, **shared, **own})), seed
+        )
     return base
 
 
 def changes(adapter):
     """{site: what the adapter adds to the weight}."""
-    return {site.name: insert.merge(torch.zeros(site.weight().shape), None)[0] for site, insert in adapter.inserts}
+    return {
+        site.name: insert.merge(torch.zeros(site.weight().shape), None)[0] for site, insert in adapter.inserts
+    }
 
 
 def in_peft(base, folder):
     """The same two adapters in PEFT."""
     for name in "ab":
         base.adapters[name].save(folder / name)
-    model = peft.PeftModel.from_pretrained(copy.deepcopy(tiny_model(base.name[5:])), folder / "a", adapter_name="a")
+    model = peft.PeftModel.from_pretrained(
+        copy.deepcopy(tiny_model(base.name[5:])), folder / "a", adapter_name="a"
+    )
     model.load_adapter(folder / "b", adapter_name="b")
     return model.eval()
 
@@ -82,7 +88,10 @@ def test_dare_with_the_same_draws_equals_pefts(tmp_path, how, monkeypatch):
 
     monkeypatch.setattr(merge_utils, "random_pruning", drawn)
     theirs.add_weighted_adapter(["a", "b"], [0.7, 0.4], "both", combination_type=how, density=0.4)
-    same(changes(blend(base, {"a": 0.7, "b": 0.4}, "both", how, density=0.4, seed=5)), peft_changes(theirs, "both"))
+    same(
+        changes(blend(base, {"a": 0.7, "b": 0.4}, "both", how, density=0.4, seed=5)),
+        peft_changes(theirs, "both"),
+    )
 
 
 def test_dare_keeps_the_density_and_the_expectation():
@@ -112,12 +121,16 @@ def test_signs_are_elected_by_sum_or_by_number_as_in_peft(tmp_path, sign):
 
 
 @pytest.mark.parametrize("how", ["cat", "linear", "svd", "ties_svd"])
-@pytest.mark.parametrize(("family", "targets"), [("gpt2", ("c_attn",)), ("llama", ("embed_tokens", "q_proj"))])
+@pytest.mark.parametrize(
+    ("family", "targets"), [("gpt2", ("c_attn",)), ("llama", ("embed_tokens", "q_proj"))]
+)
 def test_transposed_layers_and_embeddings_blend_as_in_peft(tmp_path, family, targets, how):
     base = two(family=family, target_modules=targets)
     theirs, density = in_peft(base, tmp_path), 0.5 if "ties" in how else None
     theirs.add_weighted_adapter(["a", "b"], [0.7, 0.4], "both", combination_type=how, density=density)
-    same(changes(blend(base, {"a": 0.7, "b": 0.4}, "both", how, density=density)), peft_changes(theirs, "both"))
+    same(
+        changes(blend(base, {"a": 0.7, "b": 0.4}, "both", how, density=density)), peft_changes(theirs, "both")
+    )
 
 
 @pytest.mark.parametrize("other", [{"r": 2}, {"target_modules": ("v_proj", "up_proj")}, {"use_rslora": True}])
@@ -128,7 +141,10 @@ def test_cat_is_the_exact_sum_whatever_the_ranks_sites_and_scales(other):
     assert changes(blended).keys() == a.keys() | b.keys()
     for site, change in changes(blended).items():
         assert_close(
-            change, 0.7 * a.get(site, 0) - 0.4 * b.get(site, 0) + torch.zeros_like(change), atol=1e-5, rtol=1e-5
+            change,
+            0.7 * a.get(site, 0) - 0.4 * b.get(site, 0) + torch.zeros_like(change),
+            atol=1e-5,
+            rtol=1e-5,
         )
 
 
@@ -154,7 +170,9 @@ def test_the_blend_is_an_adapter_like_any_other(tmp_path):
     assert_close(base(**batch).logits, answer, atol=2e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("method", [LoRA(r=4, use_dora=True), LoRA(bias="all"), TaskHead(), Subset(), Full()], ids=str)
+@pytest.mark.parametrize(
+    "method", [LoRA(r=4, use_dora=True), LoRA(bias="all"), TaskHead(), Subset(), Full()], ids=str
+)
 def test_average_is_the_weighted_mean_of_all_tensors_of_any_method(method):
     base = tiny_base()
     for seed, name in enumerate("ab"):
@@ -218,7 +236,11 @@ BAD = {
     "a density of nothing": (UsageError, "density=0", {"how": "dare_ties_svd", "density": 0}),
     "a density without use": (UsageError, "keeps every entry", {"how": "cat", "density": 0.5}),
     "a rank without use": (UsageError, "r=4", {"how": "cat", "r": 4}),
-    "an unknown election": (UsageError, "frequency", {"how": "ties", "density": 0.5, "majority_sign": "most"}),
+    "an unknown election": (
+        UsageError,
+        "frequency",
+        {"how": "ties", "density": 0.5, "majority_sign": "most"},
+    ),
     "no weights": (UsageError, "a finite number", {"weights": {}}),
     "weights of nothing": (UsageError, "sum to 0", {"weights": {"a": 1.0, "b": -1.0}}),
     "an unknown adapter": (AdapterError, "did you mean 'a'", {"weights": {"aa": 1.0}}),

@@ -102,7 +102,9 @@ def test_what_a_lora_cannot_hold_is_named():
     assert not any("proj" in name for name in found.rest)
 
 
-@pytest.mark.parametrize(("family", "tie"), [("llama", False), ("llama", True), ("gpt2", True), ("bert", True)])
+@pytest.mark.parametrize(
+    ("family", "tie"), [("llama", False), ("llama", True), ("gpt2", True), ("bert", True)]
+)
 def test_the_rest_is_kept_in_full_when_asked_for(family, tie, tmp_path):
     base = Base(tiny_model(family, tie_word_embeddings=tie), name="tiny")
     tables = ("wpe", "position", "token_type")  # no sites
@@ -128,7 +130,10 @@ def test_layers_that_did_not_change_get_no_factors():
 
 
 def test_chosen_layers_only_and_a_bias_of_an_unchanged_layer():
-    base, model = tiny_base("gpt2"), tuned("gpt2", lambda name: "c_attn.weight" in name or "c_proj.bias" in name)
+    base, model = (
+        tiny_base("gpt2"),
+        tuned("gpt2", lambda name: "c_attn.weight" in name or "c_proj.bias" in name),
+    )
     found = difference(base, model, target_modules=("c_attn",), r=64)
     assert {site.rpartition(".")[2] for site in found.layers} == {"c_attn"} and len(found.rest) == 4
     found.attach("x", "keep")
@@ -146,7 +151,9 @@ def test_a_file_without_the_prefix_of_the_backbone_and_with_more_tensors_is_unde
     model.save_pretrained(tmp_path)
     file = tmp_path / "model.safetensors"
     tensors = {key.removeprefix("transformer."): t for key, t in load_file(file).items()}
-    save_file({**tensors, "h.0.attn.bias": torch.ones(1), "score.weight": torch.ones(2, 64)}, file, {"format": "pt"})
+    save_file(
+        {**tensors, "h.0.attn.bias": torch.ones(1), "score.weight": torch.ones(2, 64)}, file, {"format": "pt"}
+    )
     found = difference(tiny_base("gpt2"), tmp_path)
     assert found.layers and not found.rest and found.foreign == ["score.weight"]
 

@@ -53,7 +53,9 @@ def newborn_changes_nothing(make: Make, method: Method):
     if not method.newborn:
         return str(method.newborn)
     base = make()
-    with torch.no_grad():  # attention takes another kernel, and rounds otherwise, where a bias needs a gradient
+    with (
+        torch.no_grad()
+    ):  # attention takes another kernel, and rounds otherwise, where a bias needs a gradient
         before = answer(base, None)
         base.attach("x", method)
         assert torch.equal(answer(base, "x"), before), "a newborn adapter changes the answer"
@@ -67,8 +69,12 @@ def detach_leaves_no_trace(make: Make, method: Method):
     answer(base, "x")
     base.detach("x")
     assert torch.equal(answer(base, None), before) and list(base.model.state_dict()) == keys
-    assert all(torch.equal(v, values[k]) for k, v in base.model.state_dict().items()), "a value of the base changed"
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in base.model.modules()), "a hook was left behind"
+    assert all(torch.equal(v, values[k]) for k, v in base.model.state_dict().items()), (
+        "a value of the base changed"
+    )
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in base.model.modules()), (
+        "a hook was left behind"
+    )
 
 
 def only_inserts_receive_gradients(make: Make, method: Method):
@@ -79,7 +85,9 @@ def only_inserts_receive_gradients(make: Make, method: Method):
     base.train(False)
     leaked = [name for name, p in base.model.named_parameters() if p.grad is not None or p.requires_grad]
     assert not leaked, f"the base is trained: {leaked[:3]}"
-    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in adapter.parameters()), "nothing is trained"
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in adapter.parameters()), (
+        "nothing is trained"
+    )
 
 
 def saved_equals_loaded(make: Make, method: Method):
@@ -201,7 +209,9 @@ def cached_equals_recomputed(make: Make, method: Method):
     how = {"max_new_tokens": 3, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
     with base.routed(["x"] * len(IDS)):
         steps = [
-            base.model.generate(IDS, use_cache=cache, output_logits=True, return_dict_in_generate=True, **how).logits
+            base.model.generate(
+                IDS, use_cache=cache, output_logits=True, return_dict_in_generate=True, **how
+            ).logits
             for cache in (True, False)
         ]
     for kept, again in zip(*steps, strict=True):

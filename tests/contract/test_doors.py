@@ -31,14 +31,19 @@ class EveryDoor(Sound):
 
     def build(self, site):
         insert = Scale(site.out_features)
-        insert.helper = torch.nn.Parameter(torch.ones(site.out_features))  # trained, never saved: like prefix's MLP
+        insert.helper = torch.nn.Parameter(
+            torch.ones(site.out_features)
+        )  # trained, never saved: like prefix's MLP
         insert.forward = lambda x, y, i=insert: y * (1 + (i.g * i.helper).to(y.dtype))
         return insert
 
     def param_groups(self, adapter, lr):
         named = dict(adapter.named_parameters())
         helpers = [p for n, p in named.items() if n.endswith("helper")]
-        return [{"params": helpers, "lr": 0.0}, {"params": [p for n, p in named.items() if n.endswith(".g")], "lr": lr}]
+        return [
+            {"params": helpers, "lr": 0.0},
+            {"params": [p for n, p in named.items() if n.endswith(".g")], "lr": lr},
+        ]
 
     def extra_loss(self, adapter, outputs):
         CALLS.append(("extra_loss", len(outputs)))
@@ -62,14 +67,18 @@ def test_every_door_is_used_by_the_loop_and_the_saver(tmp_path, monkeypatch):
     ids = torch.randint(4, 90, (6, 9), generator=torch.Generator().manual_seed(0)).tolist()
     examples = [Example(row, row, f"rows:{n}") for n, row in enumerate(ids)]
     tokenizer = SimpleNamespace(pad_token_id=0, eos_token_id=2, mask_token_id=None)
-    feed = Feed(examples, tokenizer, batch_size=3, micro_batch_size=3, max_length=32, pack=True, seed=0, stage="sft")
+    feed = Feed(
+        examples, tokenizer, batch_size=3, micro_batch_size=3, max_length=32, pack=True, seed=0, stage="sft"
+    )
     Trainer(base, "x", Task(feed, BY_STAGE["sft"]), Train(max_steps=3, lr=1e-2, warmup=0.0), tmp_path).run()
 
     # one call before step 1: the dry run of the longest batch
     assert [given for name, given in CALLS if name == "extra_loss"] == [2, 2, 2, 2]
     assert [given for name, given in CALLS if name == "after_step"] == [(1, 3), (2, 3), (3, 3)]
     helpers = [p for n, p in adapter.named_parameters() if n.endswith("helper")]
-    assert all(torch.equal(p, torch.ones_like(p)) for p in helpers), "its group's learning rate of 0 was overlooked"
+    assert all(torch.equal(p, torch.ones_like(p)) for p in helpers), (
+        "its group's learning rate of 0 was overlooked"
+    )
     with peft.safe_open(tmp_path / "adapter" / peft.WEIGHTS, "pt") as file:
         saved = {key: file.get_tensor(key) for key in list(file.keys())}
     assert len(saved) == len(adapter.inserts) and not any("helper" in key for key in saved)

@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 from laws import LAWS
+from tiny_folder import write_model, write_rows
 
 import graft.methods
 from graft.base.base import Base
@@ -14,7 +15,6 @@ from graft.core.cards import pages
 from graft.core.registry import find, names
 from graft.recipe import read
 from models import tiny_model
-from tiny_folder import write_model, write_rows
 
 FILE = '''"""Doubt: a trained share of every feed-forward part's output is taken back.
 

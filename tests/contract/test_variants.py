@@ -8,7 +8,10 @@ from graft.core.registry import find
 
 VARIANTS = {
     "prefix with its projection": ("prefix", {"prefix_projection": True, "encoder_hidden_size": 8}),
-    "p-tuning by an LSTM": ("p_tuning", {"encoder_reparameterization_type": "LSTM", "encoder_hidden_size": 8}),
+    "p-tuning by an LSTM": (
+        "p_tuning",
+        {"encoder_reparameterization_type": "LSTM", "encoder_hidden_size": 8},
+    ),
 }
 
 

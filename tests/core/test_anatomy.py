@@ -36,4 +36,8 @@ def test_families_are_told_apart():
 
 
 def test_the_layer_is_the_first_number_of_the_path():
-    assert [layer_of(n) for n in ("decoder.block.1.layer.0.SelfAttention.q", "lm_head", "h.11.mlp")] == [1, None, 11]
+    assert [layer_of(n) for n in ("decoder.block.1.layer.0.SelfAttention.q", "lm_head", "h.11.mlp")] == [
+        1,
+        None,
+        11,
+    ]

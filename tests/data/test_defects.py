@@ -88,7 +88,11 @@ def test_every_defect_is_named_by_file_and_line(name, tmp_path, settings):
         load_rows(settings(train=str(tmp_path / file)), stage="sft")
     (reject,) = caught.value.report.rejects
     path, _, number = reject.source.rpartition(":")
-    assert (path, int(number), reject.reason) == (str(tmp_path / file), int(number) if at is None else at, reason)
+    assert (path, int(number), reject.reason) == (
+        str(tmp_path / file),
+        int(number) if at is None else at,
+        reason,
+    )
     assert reject.detail and reject.remedy and str(reject) in str(caught.value)
 
 
@@ -139,7 +143,9 @@ def test_defects_of_conll_files_are_named_by_line(name, tmp_path, settings):
     (tmp_path / "a.conll").write_bytes(content)
     with pytest.raises(DataError) as caught:
         load_rows(settings(train=str(tmp_path / "a.conll")), stage="classify")
-    assert [(r.source, r.reason) for r in caught.value.report.rejects] == [(f"{tmp_path}/a.conll:{at}", reason)]
+    assert [(r.source, r.reason) for r in caught.value.report.rejects] == [
+        (f"{tmp_path}/a.conll:{at}", reason)
+    ]
 
 
 def test_labels_and_tags_in_one_file_are_refused_with_both_places(tmp_path, settings):
@@ -162,7 +168,9 @@ def test_defects_that_only_the_tokenizer_shows_are_named(name, tmp_path, setting
     (tmp_path / "a.jsonl").write_bytes(GOOD * 300 + content)
     with pytest.raises(DataError) as caught:
         prepare(settings(train=str(tmp_path / "a.jsonl")), llama, stage="sft")
-    assert [(r.source, r.reason) for r in caught.value.report.rejects] == [(f"{tmp_path}/a.jsonl:301", reason)]
+    assert [(r.source, r.reason) for r in caught.value.report.rejects] == [
+        (f"{tmp_path}/a.jsonl:301", reason)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -178,7 +186,9 @@ def test_words_that_a_tokenizer_cannot_take_are_named(words, reason, tmp_path, s
 
 
 def test_skipping_uses_the_good_rows_and_lists_the_bad_ones(tmp_path, settings, llama):
-    (tmp_path / "a.jsonl").write_bytes(GOOD + b"[1]\n" + GOOD + line(prompt="x", completion="") + b"{\n" + GOOD)
+    (tmp_path / "a.jsonl").write_bytes(
+        GOOD + b"[1]\n" + GOOD + line(prompt="x", completion="") + b"{\n" + GOOD
+    )
     report = prepare(settings(train=str(tmp_path / "a.jsonl"), bad_rows="skip"), llama, stage="sft").report
     assert (report.read, report.train) == (6, 3)
     assert report.rejected == {"not an object": 1, "no answer": 1, "bad JSON": 1}

@@ -25,7 +25,10 @@ def test_a_prompt_is_read_and_a_completion_with_its_end_is_learnt(llama, bpe):
 def test_a_named_template_turns_prompt_and_completion_into_a_conversation(bpe):
     row = Row("f:1", "pair", ("the cat", "sat"))
     (plain,), (chat,) = (Encoder(bpe, stage="sft", template=name)([row]).examples for name in (None, "plain"))
-    assert bpe.decode(plain.ids) == "the cat sat</s>" and bpe.decode(chat.ids) == "User: the cat Assistant: sat</s>"
+    assert (
+        bpe.decode(plain.ids) == "the cat sat</s>"
+        and bpe.decode(chat.ids) == "User: the cat Assistant: sat</s>"
+    )
 
 
 def test_words_that_touch_are_parted_and_given_blanks_are_kept(bpe):
@@ -78,20 +81,30 @@ def test_long_rows_are_cut_at_the_end_and_counted(llama, bert):
 
 
 def test_labels_keep_their_index_and_unknown_ones_are_rejected(bert):
-    rows = [Row("f:1", "label", ("the cat", "b")), Row("f:2", "label", ("a dog", 7)), Row("f:3", "label", ("a", "z"))]
+    rows = [
+        Row("f:1", "label", ("the cat", "b")),
+        Row("f:2", "label", ("a dog", 7)),
+        Row("f:3", "label", ("a", "z")),
+    ]
     made = Encoder(bert, stage="classify", family="encoder", labels=["7", "b"])(rows)
     assert [e.target for e in made.examples] == [1, 0]
     assert [(r.source, r.reason) for r in made.rejects] == [("f:3", "unknown label")]
 
 
 def test_unknown_letters_of_a_prompt_are_counted_and_those_of_an_answer_rejected(chars):
-    made = Encoder(chars, stage="sft")([Row("f:1", "pair", ("a = b", "c")), Row("f:2", "pair", ("a", "b = c"))])
-    assert made.unknown == 1 and [(r.source, r.reason) for r in made.rejects] == [("f:2", "unknown characters")]
+    made = Encoder(chars, stage="sft")(
+        [Row("f:1", "pair", ("a = b", "c")), Row("f:2", "pair", ("a", "b = c"))]
+    )
+    assert made.unknown == 1 and [(r.source, r.reason) for r in made.rejects] == [
+        ("f:2", "unknown characters")
+    ]
     assert "'='" in made.rejects[0].detail
 
 
 def test_the_unknown_token_in_a_text_is_no_control_token(llama):
-    made = Encoder(llama, stage="pretrain")([Row("f:1", "text", "the <unk> sat"), Row("f:2", "text", "the </s> sat")])
+    made = Encoder(llama, stage="pretrain")(
+        [Row("f:1", "text", "the <unk> sat"), Row("f:2", "text", "the </s> sat")]
+    )
     assert [r.source for r in made.rejects] == ["f:2"] and made.unknown == 1
 
 
@@ -146,4 +159,6 @@ def test_tagged_rows_are_cut_between_their_special_tokens_and_counted(bert):
 
 def test_a_tag_that_no_training_row_has_is_rejected(bert):
     made = tagged(bert, (["a"], ["B-Y"]), (["a"], ["O"]))
-    assert [(r.source, r.reason) for r in made.rejects] == [("f:1", "unknown label")] and len(made.examples) == 1
+    assert [(r.source, r.reason) for r in made.rejects] == [("f:1", "unknown label")] and len(
+        made.examples
+    ) == 1

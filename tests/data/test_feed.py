@@ -51,10 +51,18 @@ def test_every_epoch_sees_every_row_once_in_the_same_number_of_steps(pack):
 
 
 def test_packing_and_micro_batches_change_no_step():
-    plain = Feed(rows(23), Tokens, batch_size=8, micro_batch_size=8, pack=False, group_by_length=False, seed=1)
-    for changes in ({"micro_batch_size": 3}, {"pack": True, "max_length": 16}, {"pack": True, "micro_batch_size": 1}):
+    plain = Feed(
+        rows(23), Tokens, batch_size=8, micro_batch_size=8, pack=False, group_by_length=False, seed=1
+    )
+    for changes in (
+        {"micro_batch_size": 3},
+        {"pack": True, "max_length": 16},
+        {"pack": True, "micro_batch_size": 1},
+    ):
         other = Feed(
-            rows(23), Tokens, **{"batch_size": 8, "pack": False, "group_by_length": False, "seed": 1} | changes
+            rows(23),
+            Tokens,
+            **{"batch_size": 8, "pack": False, "group_by_length": False, "seed": 1} | changes,
         )
         for i in range(3):
             (whole,), parts = plain.step(0, i), other.step(0, i)
@@ -84,14 +92,18 @@ def test_padding_is_masked_by_length_even_where_it_is_the_end_token():
 def test_classes_are_one_label_per_row():
     batches = Feed(rows(4), Tokens, stage="classify", micro_batch_size=2).step(0, 0)
     for batch in batches:
-        assert batch.labels.tolist() == [int(source[2:]) % 3 for source in batch.sources] and batch.tokens == 2
+        assert (
+            batch.labels.tolist() == [int(source[2:]) % 3 for source in batch.sources] and batch.tokens == 2
+        )
 
 
 def test_masks_are_drawn_anew_in_each_epoch_and_again_the_same(bert):
     examples = Encoder(bert, stage="pretrain", objective="masked", family="masked", max_length=40)(
         [Row("f:1", "text", "the cat sat on a mat; a dog ran home. " * 20)]
     ).examples
-    feed = lambda: Feed(examples, bert, batch_size=1, pack=False, stage="pretrain", objective="masked", family="masked")
+    feed = lambda: Feed(
+        examples, bert, batch_size=1, pack=False, stage="pretrain", objective="masked", family="masked"
+    )
     first, again, later = feed().step(0, 0), feed().step(0, 0), feed().step(1, 0)
     assert same(first, again) and not same(first, later)
     hidden = first[0].labels != IGNORED
@@ -107,7 +119,14 @@ def test_span_corruption_feeds_encoder_and_shifted_decoder(t5):
         [Row("f:1", "text", text)]
     ).examples
     (batch, *_) = Feed(
-        examples, t5, batch_size=2, max_length=20, pack=True, stage="pretrain", objective="span", family="seq2seq"
+        examples,
+        t5,
+        batch_size=2,
+        max_length=20,
+        pack=True,
+        stage="pretrain",
+        objective="span",
+        family="seq2seq",
     ).step(0, 0)
     ids, labels, shifted = batch.inputs["input_ids"], batch.labels, batch.inputs["decoder_input_ids"]
     assert ids.shape[1] <= 20 and set(batch.inputs) == {"input_ids", "attention_mask", "decoder_input_ids"}

@@ -31,7 +31,11 @@ def test_system_input_history_and_tools_find_their_places():
     last = [{"role": "user", "content": "c\nd"}, {"role": "assistant", "content": "e"}]
     assert recognise(Record("f:1", alpaca), "sft").value == [SYSTEM, USER, ANSWER, *last]
     turns = [("human", "a"), ("function_call", "f()"), ("observation", "1"), ("gpt", "b")]
-    shared = {"conversations": [{"from": w, "value": v} for w, v in turns], "system": "s", "tools": '[{"name": "f"}]'}
+    shared = {
+        "conversations": [{"from": w, "value": v} for w, v in turns],
+        "system": "s",
+        "tools": '[{"name": "f"}]',
+    }
     row = recognise(Record("f:1", shared), "sft")
     assert [m["role"] for m in row.value] == ["system", "user", "assistant", "tool", "assistant"]
     assert row.tools == [{"name": "f"}]
@@ -44,7 +48,14 @@ def test_only_the_completion_is_learnt_where_prompt_and_completion_are_lists():
 
 @pytest.mark.parametrize(
     "names",
-    ["prompt completion", "prompt response", "question answer", "query response", "input target", "input output"],
+    [
+        "prompt completion",
+        "prompt response",
+        "question answer",
+        "query response",
+        "input target",
+        "input output",
+    ],
 )
 def test_texts_stay_texts(names):
     ask, answer = names.split()
@@ -78,7 +89,10 @@ def test_numbers_are_tags_where_their_names_are_given():
 
 def test_columns_and_format_overrule_recognition():
     row = recognise(
-        Record("f:1", {"text": "t", "mr": "a", "ref": "b"}), "sft", "auto", {"prompt": "mr", "completion": "ref"}
+        Record("f:1", {"text": "t", "mr": "a", "ref": "b"}),
+        "sft",
+        "auto",
+        {"prompt": "mr", "completion": "ref"},
     )
     assert row.value == ("a", "b")
     row = recognise(Record("f:1", {"text": "t", "prompt": "a", "completion": "b"}), "sft", "text")
@@ -104,7 +118,8 @@ VALUES = st.recursive(
     | st.text(max_size=5)
     | st.sampled_from(["user", "gpt", "a"]),
     lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["role", "content", "from", "value"]), inner)
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["role", "content", "from", "value"]), inner)
     ),
     max_leaves=8,
 )

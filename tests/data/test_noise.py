@@ -55,7 +55,9 @@ def test_masking_hides_fifteen_percent_of_what_may_be_hidden():
 
 
 def test_a_single_token_is_hidden_too():
-    _, labels = noise.masked(torch.tensor([2, 9, 3]), torch.tensor([False, True, False]), 4, torch.arange(5, 9), 1)
+    _, labels = noise.masked(
+        torch.tensor([2, 9, 3]), torch.tensor([False, True, False]), 4, torch.arange(5, 9), 1
+    )
     assert labels.tolist() == [-100, 9, -100]
 
 

@@ -87,7 +87,9 @@ def test_packed_equals_unpacked_in_loss_and_gradients(family, checkpointing):
     (plain, packs) = (feed.step(0, 0) for feed in feeds)
     assert len(packs) == 2 and packs[0].inputs["attention_mask"].ndim == 4 and len(plain) == 6
     assert sum(b.tokens for b in plain) == sum(b.tokens for b in packs)
-    (loss, grads), (again, others) = (loss_and_gradients(found, batches, causal) for batches in (plain, packs))
+    (loss, grads), (again, others) = (
+        loss_and_gradients(found, batches, causal) for batches in (plain, packs)
+    )
     assert again == pytest.approx(loss, rel=1e-5) and grads.keys() == others.keys()
     for name in grads:
         torch.testing.assert_close(
@@ -105,7 +107,9 @@ def test_without_the_block_mask_the_same_test_would_fail():
 
 
 def test_the_mask_is_block_diagonal_and_no_row_of_it_is_empty():
-    inputs, labels = packed([[([5, 6], [5, 6]), ([7], [7])], [([8], [8])]], pad=0, causal=True, first_position=2)
+    inputs, labels = packed(
+        [[([5, 6], [5, 6]), ([7], [7])], [([8], [8])]], pad=0, causal=True, first_position=2
+    )
     assert inputs["input_ids"].tolist() == [[5, 6, 7], [8, 0, 0]]
     assert inputs["position_ids"].tolist() == [[2, 3, 2], [2, 2, 2]]
     assert labels.tolist() == [[-100, 6, -100], [-100, -100, -100]]
@@ -124,13 +128,20 @@ def test_packing_keeps_every_document_and_no_group_is_too_long(lengths, size):
     assert len(groups) <= 2 * sum(lengths) / size + 1
 
 
-@given(st.lists(st.lists(st.integers(5, 59), min_size=1, max_size=12), min_size=1, max_size=12), st.integers(12, 30))
+@given(
+    st.lists(st.lists(st.integers(5, 59), min_size=1, max_size=12), min_size=1, max_size=12),
+    st.integers(12, 30),
+)
 def test_packed_batches_hold_every_token_once(rows, size):
-    feed = Feed([Example(ids, ids, f"f:{i}") for i, ids in enumerate(rows)], Tokens, batch_size=5, max_length=size)
+    feed = Feed(
+        [Example(ids, ids, f"f:{i}") for i, ids in enumerate(rows)], Tokens, batch_size=5, max_length=size
+    )
     found, sources = [], []
     for index in range(feed.steps_per_epoch):
         for batch in feed.step(0, index):
-            alone = batch.inputs["attention_mask"][:, 0].sum(2) == 1  # a document begins where a token sees itself only
+            alone = (
+                batch.inputs["attention_mask"][:, 0].sum(2) == 1
+            )  # a document begins where a token sees itself only
             for ids, begins in zip(batch.inputs["input_ids"].tolist(), alone.tolist(), strict=True):
                 for j, token in enumerate(ids):
                     if token != Tokens.pad_token_id:
@@ -147,4 +158,7 @@ def test_models_that_cannot_be_packed_are_known():
         "mistral", 512, sliding_window=256
     )
     assert "eager" in say("llama", attn_implementation="eager")
-    assert first_position(AutoConfig.for_model("roberta")) == 2 and first_position(AutoConfig.for_model("bert")) == 0
+    assert (
+        first_position(AutoConfig.for_model("roberta")) == 2
+        and first_position(AutoConfig.for_model("bert")) == 0
+    )

@@ -73,10 +73,14 @@ def test_the_limit_takes_the_first_rows(file, settings):
 
 def test_class_names_are_in_numerical_or_alphabetical_order(tmp_path, settings, bert):
     for labels, names in [(["b", "a", "b"], ["a", "b"]), ([10, 9, 10], ["9", "10"])]:
-        text = "".join(json.dumps({"text": f"the cat {i}", "label": label}) + "\n" for i, label in enumerate(labels))
+        text = "".join(
+            json.dumps({"text": f"the cat {i}", "label": label}) + "\n" for i, label in enumerate(labels)
+        )
         (tmp_path / "a.jsonl").write_text(text)
         found = prepare(settings(train=str(tmp_path / "a.jsonl")), bert, stage="classify", family="encoder")
-        assert found.labels == names and [names[e.target] for e in found.train] == [str(label) for label in labels]
+        assert found.labels == names and [names[e.target] for e in found.train] == [
+            str(label) for label in labels
+        ]
 
 
 def test_the_cache_gives_back_the_same_and_follows_every_change(file, settings, llama, bpe, monkeypatch):
@@ -137,7 +141,9 @@ def test_a_row_without_answer_is_named_within_a_second_and_without_torch(tmp_pat
         "except Exception as e: print(e); assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
     )
     begin = time.monotonic()
-    done = subprocess.run([sys.executable, "-c", program, str(tmp_path / "a.jsonl")], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "a.jsonl")], capture_output=True, text=True
+    )
     assert "a.jsonl:501: no answer" in done.stdout and done.returncode == 0, done.stderr
     assert time.monotonic() - begin < 3  # far less on an idle machine; torch alone would take two seconds
 

@@ -38,7 +38,9 @@ def write(folder, kind):
     return path
 
 
-@pytest.mark.parametrize("kind", ["jsonl", "json", "data.json", "csv", "tsv", "parquet", "jsonl.gz", "csv.gz"])
+@pytest.mark.parametrize(
+    "kind", ["jsonl", "json", "data.json", "csv", "tsv", "parquet", "jsonl.gz", "csv.gz"]
+)
 def test_every_kind_of_file_gives_the_same_rows(kind, tmp_path):
     path = write(tmp_path, kind)
     first = 2 if kind[:3] in ("csv", "tsv") else 1
@@ -126,11 +128,17 @@ def test_any_bytes_become_records_or_rejects(tmp_path_factory, content, name):
 
 
 def test_twenty_thousand_chat_rows_a_second_are_read_and_recognised(tmp_path):
-    turns = [{"role": "user", "content": "Where is my card?"}, {"role": "assistant", "content": "On its way to you."}]
+    turns = [
+        {"role": "user", "content": "Where is my card?"},
+        {"role": "assistant", "content": "On its way to you."},
+    ]
     (tmp_path / "a.jsonl").write_text((json.dumps({"messages": turns}) + "\n") * 5000)
     best = float("inf")
     for _ in range(3):
         begin = time.process_time()
-        assert sum(recognise(record, "sft").kind == "chat" for record in records(str(tmp_path / "a.jsonl"))) == 5000
+        assert (
+            sum(recognise(record, "sft").kind == "chat" for record in records(str(tmp_path / "a.jsonl")))
+            == 5000
+        )
         best = min(best, time.process_time() - begin)
     assert 5000 / best > 20_000

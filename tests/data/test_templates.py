@@ -198,7 +198,10 @@ def test_templates_that_cannot_work_are_refused(llama):
             "{% for m in messages if m.role == 'assistant' %}{{ m.content }}{% endfor %}",
             r"does not write turn 1 \(user\)",
         ),
-        ("{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}", r"writes nothing for turn 2"),
+        (
+            "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}",
+            r"writes nothing for turn 2",
+        ),
     ],
 )
 def test_rows_that_a_template_refuses_or_loses_are_defects(text, said, bpe):
@@ -232,5 +235,7 @@ def test_real_tokenizers_learn_the_answer_and_its_end(name):
     assert [run.strip() for run in runs] == ["four" + eos, "Hello there! a dog" + eos]
     prompt = prompt_ids(TALK[:3], tokenizer, template=text)
     assert ids[: len(prompt)] == prompt
-    begins = bool(affixes(tokenizer)[0])  # GPT-2's beginning is its end token, which stands behind both answers
+    begins = bool(
+        affixes(tokenizer)[0]
+    )  # GPT-2's beginning is its end token, which stands behind both answers
     assert ids.count(tokenizer.bos_token_id) == begins + 2 * (tokenizer.bos_token == eos)

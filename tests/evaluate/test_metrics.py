@@ -32,7 +32,9 @@ def test_rouge_l_is_the_f_of_the_longest_common_subsequence_with_the_best_refere
 
 
 def test_exact_match_ignores_case_articles_punctuation_and_blanks():
-    assert metrics.exact_match(["The  cat!", "dog", "an apple"], [["cat"], ["cat", "a dog."], ["pear"]]) == 2 / 3
+    assert (
+        metrics.exact_match(["The  cat!", "dog", "an apple"], [["cat"], ["cat", "a dog."], ["pear"]]) == 2 / 3
+    )
 
 
 def test_distinct_counts_different_n_grams_over_all_rows():
@@ -58,7 +60,11 @@ def test_a_function_of_the_user_gets_predictions_references_and_rows(tmp_path, m
     arguments = (["a", "b"], [["a", "c"], ["b"]], [{"ok": 1}, {"ok": 0}])
     assert metrics.user_scores("mine_scores:share", *arguments) == {"share": 0.5}
     assert metrics.user_scores("mine_scores:many", *arguments) == {"first": 2, "n": 2}
-    for name, reason in [("broken", "IndexError"), ("wrong", "returned 'good'"), ("absent", "cannot be imported")]:
+    for name, reason in [
+        ("broken", "IndexError"),
+        ("wrong", "returned 'good'"),
+        ("absent", "cannot be imported"),
+    ]:
         with pytest.raises(UsageError, match=reason):
             metrics.user_scores(f"mine_scores:{name}", *arguments)
 

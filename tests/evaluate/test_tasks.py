@@ -64,7 +64,9 @@ def examples(rows=ROWS):
     return [Example(ids, [IGNORED, *ids[1:]], f"rows.jsonl:{i + 1}") for i, ids in enumerate(rows)]
 
 
-@pytest.mark.parametrize(("batch", "micro", "pack"), [(1, 1, False), (4, 2, False), (5, 5, True), (3, 1, True)])
+@pytest.mark.parametrize(
+    ("batch", "micro", "pack"), [(1, 1, False), (4, 2, False), (5, 5, True), (3, 1, True)]
+)
 def test_perplexity_weighs_every_token_alike_however_rows_are_batched(llama, tokenizer, batch, micro, pack):
     nll = tokens = hits = 0
     for ids in ROWS:
@@ -83,7 +85,11 @@ def test_perplexity_weighs_every_token_alike_however_rows_are_batched(llama, tok
 def test_masked_models_count_the_hidden_tokens(tokenizer):
     torch.manual_seed(0)
     config = BertConfig(
-        vocab_size=len(WORDS), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24
+        vocab_size=len(WORDS),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=24,
     )
     base = Base(BertForMaskedLM(config), tokenizer, "tiny")
     settings = {"stage": "pretrain", "objective": "masked", "family": "masked", "pack": False}
@@ -99,7 +105,13 @@ def test_masked_models_count_the_hidden_tokens(tokenizer):
 def test_encoder_decoders_count_the_tokens_they_write(tokenizer):
     torch.manual_seed(0)
     config = T5Config(
-        vocab_size=len(WORDS), d_model=16, d_kv=8, d_ff=24, num_layers=1, num_heads=2, decoder_start_token_id=0
+        vocab_size=len(WORDS),
+        d_model=16,
+        d_kv=8,
+        d_ff=24,
+        num_layers=1,
+        num_heads=2,
+        decoder_start_token_id=0,
     )
     base = Base(T5ForConditionalGeneration(config), tokenizer, "tiny")
     pairs = [(ROWS[0], [5, 6, 2]), (ROWS[1], [7, 8, 9, 10, 2])]
@@ -122,12 +134,19 @@ def test_rows_that_ask_the_same_are_one_case_with_several_references():
     chat = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
     rows = [Row("a:1", "pair", ("p", "x")), Row("a:2", "pair", ("q", "y")), Row("a:3", "pair", ("p", " z"))]
     found = cases([*rows, Row("a:4", "chat", chat), Row("a:5", "text", "t")])
-    assert [(case.prompt, case.references) for case in found] == [("p", ["x", "z"]), ("q", ["y"]), (chat[:1], ["ho"])]
+    assert [(case.prompt, case.references) for case in found] == [
+        ("p", ["x", "z"]),
+        ("q", ["y"]),
+        (chat[:1], ["ho"]),
+    ]
     assert [row.source for row in found[0].rows] == ["a:1", "a:3"]
 
 
 def test_written_texts_are_scored_beside_their_references(llama):
-    rows = [Row(f"a:{i}", "pair", (prompt, "x")) for i, prompt in enumerate(["the cat", "a dog ran on the mat", "mat"])]
+    rows = [
+        Row(f"a:{i}", "pair", (prompt, "x"))
+        for i, prompt in enumerate(["the cat", "a dog ran on the mat", "mat"])
+    ]
     texts = [text.strip() for text in llama.generate([row.value[0] for row in rows], max_new_tokens=4)]
     right = [Row(row.source, "pair", (row.value[0], text)) for row, text in zip(rows, texts, strict=True)]
     held = Held(rows=[right[0], rows[1], right[2]], writing={"max_new_tokens": 4, "batch_size": 2})
@@ -162,7 +181,11 @@ def test_before_and_after_differ_by_the_adapter_only(llama, tokenizer):
 def test_classes_come_from_the_adapters_head_and_stand_beside_the_majority(tokenizer):
     torch.manual_seed(0)
     config = BertConfig(
-        vocab_size=len(WORDS), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24
+        vocab_size=len(WORDS),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=24,
     )
     base = Base(BertModel(config), tokenizer, "tiny")
     adapter = base.attach("intent", TaskHead(num_labels=3))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from block_oracle import rewired
 from safetensors.torch import save_file
 from torch.nn import functional as F
 from torch.testing import assert_close
@@ -21,7 +22,6 @@ from transformers.models.llama.modeling_llama import LlamaModel
 from transformers.models.t5.configuration_t5 import T5Config
 from transformers.models.t5.modeling_t5 import T5Model
 
-from block_oracle import rewired
 from graft.base.base import Base
 from graft.errors import AdapterError, GraftError
 from graft.methods.adapter_fusion import AdapterFusion
@@ -36,7 +36,9 @@ MODELS = {
     "bert": lambda: BertModel(BertConfig(**SIZES, pad_token_id=0)),
     "llama": lambda: LlamaModel(LlamaConfig(**SIZES, num_key_value_heads=1)),
     "t5": lambda: T5Model(
-        T5Config(d_model=8, d_kv=4, d_ff=16, num_layers=1, num_heads=2, vocab_size=12, decoder_start_token_id=0)
+        T5Config(
+            d_model=8, d_kv=4, d_ff=16, num_layers=1, num_heads=2, vocab_size=12, decoder_start_token_id=0
+        )
     ),
 }
 IDS = torch.tensor([[1, 5, 9], [7, 2, 4]])
@@ -54,7 +56,9 @@ def stored_base(family):
     model = MODELS[family]().eval()
     with torch.no_grad():
         for name, p in model.named_parameters():
-            p.copy_(filled(name, p.shape) + (1.0 if "norm" in name.lower() and name.endswith("weight") else 0.0))
+            p.copy_(
+                filled(name, p.shape) + (1.0 if "norm" in name.lower() and name.endswith("weight") else 0.0)
+            )
     return Base(model)
 
 
@@ -79,7 +83,9 @@ def answer(base, family, name=None):
 
 @pytest.mark.parametrize("family", MODELS)
 def test_the_base_is_the_one_that_the_library_had(family):
-    assert_close(answer(stored_base(family), family), torch.tensor(STORED["bare"][family]), atol=1e-5, rtol=1e-5)
+    assert_close(
+        answer(stored_base(family), family), torch.tensor(STORED["bare"][family]), atol=1e-5, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("case", SINGLE)

@@ -63,7 +63,9 @@ def test_outputs_are_those_of_bitsandbytes(name, double, tmp_path):
 
 def test_in_bf16_outputs_are_equal_too(tmp_path):
     keys = four_bits(dtype=torch.bfloat16)
-    model = theirs(LlamaForCausalLM, llama(tmp_path / "plain"), tmp_path / "bnb", dtype=torch.bfloat16, **keys)
+    model = theirs(
+        LlamaForCausalLM, llama(tmp_path / "plain"), tmp_path / "bnb", dtype=torch.bfloat16, **keys
+    )
     base = load(tmp_path / "bnb", dtype="bf16")
     names = [n for n, m in base.model.named_modules() if isinstance(m, QuantLinear)]
     assert len(names) == 14
@@ -88,7 +90,10 @@ def test_conv1d_of_gpt2_loads(tmp_path):
 def test_blocks_that_cross_rows_become_shorter_blocks_with_the_same_values(width, double, tmp_path):
     theirs(LlamaForCausalLM, llama(tmp_path / "plain", width), tmp_path / "bnb", **four_bits(double=double))
     base = load(tmp_path / "bnb", dtype="fp32")
-    layer, stored = base.model.model.layers[0].mlp.down_proj, load_file(tmp_path / "bnb" / "model.safetensors")
+    layer, stored = (
+        base.model.model.layers[0].mlp.down_proj,
+        load_file(tmp_path / "bnb" / "model.safetensors"),
+    )
     assert layer.scheme.block == {96: 32, 68: 4}[width]
     torch.testing.assert_close(
         layer.weight, by_definition(stored, "model.layers.0.mlp.down_proj", 64, width), rtol=1e-6, atol=0

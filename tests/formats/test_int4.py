@@ -79,8 +79,12 @@ def test_compressed_tensors_by_hand_and_as_the_package_packs():
         "weight_packed": (12, 3), "weight_zero_point": (2, 2), "weight_scale": (12, 2), "weight_shape": (2,),
     }  # fmt: skip
     for row in range(12):
-        assert all(nibble(parts["weight_packed"], row, i // 8, i % 8) == layer.codes[row, i] for i in range(20))
-        assert all(nibble(parts["weight_zero_point"], row // 8, g, row % 8) == layer.zeros[row, g] for g in range(2))
+        assert all(
+            nibble(parts["weight_packed"], row, i // 8, i % 8) == layer.codes[row, i] for i in range(20)
+        )
+        assert all(
+            nibble(parts["weight_zero_point"], row // 8, g, row % 8) == layer.zeros[row, g] for g in range(2)
+        )
     signed = lambda tensor: (tensor.int() - 8).to(torch.int8)
     assert torch.equal(parts["weight_packed"], theirs.pack_to_int32(signed(layer.codes), 4))
     assert torch.equal(parts["weight_zero_point"], theirs.pack_to_int32(signed(layer.zeros), 4, packed_dim=0))
@@ -106,7 +110,9 @@ def test_what_is_packed_is_unpacked(name, rows, groups, group, seed):
 @settings(max_examples=60, deadline=None)
 @given(rows=st.integers(1, 5), columns=st.integers(1, 40), seed=st.integers(0, 99))
 def test_words_hold_rows_of_any_length(rows, columns, seed):
-    codes = torch.randint(0, 16, (rows, columns), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+    codes = torch.randint(
+        0, 16, (rows, columns), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8
+    )
     words = pack_words(codes)
     assert words.dtype == torch.int32 and words.shape == (rows, -(-columns // 8))
     assert torch.equal(unpack_words(words)[:, :columns], codes)
@@ -164,7 +170,10 @@ def folder_of(tmp_path, name, config=None, group=32, zeros=None, change=None):
     plain.config.save_pretrained(tmp_path)
     save_file({k: t.contiguous() for k, t in state.items()}, tmp_path / "model.safetensors", {"format": "pt"})
     facts = json.loads((tmp_path / "config.json").read_text())
-    facts |= {"architectures": ["LlamaForCausalLM"], "quantization_config": config or form.settings(group, ["lm_head"])}
+    facts |= {
+        "architectures": ["LlamaForCausalLM"],
+        "quantization_config": config or form.settings(group, ["lm_head"]),
+    }
     (tmp_path / "config.json").write_text(json.dumps(facts))
     return tmp_path, plain.eval()
 
@@ -177,7 +186,9 @@ def test_a_folder_loads_as_an_int4_base_with_its_values(name, tmp_path):
     assert len(layers) == 14 and {(m.scheme.name, m.scheme.block) for m in layers} == {("int4", 32)}
     ids = inputs("llama")["ids"]
     with torch.no_grad():
-        assert_close(base(ids).logits, plain(ids).logits, atol=5e-2, rtol=0)  # of about 10; the minima were rounded
+        assert_close(
+            base(ids).logits, plain(ids).logits, atol=5e-2, rtol=0
+        )  # of about 10; the minima were rounded
     path = "model.layers.1.mlp.down_proj"
     apart = (base.model.get_submodule(path).weight - plain.get_submodule(path).weight).abs().max()
     assert apart < 0.06 * 15 / 2048
@@ -229,7 +240,12 @@ def test_transformers_with_compressed_tensors_reads_symmetric_folders_as_we_do(s
         del parts["weight_zero_point"]
 
     folder, plain = folder_of(
-        tmp_path, "compressed-tensors", config, group=32 if strategy == "group" else 128, zeros=8, change=symmetric
+        tmp_path,
+        "compressed-tensors",
+        config,
+        group=32 if strategy == "group" else 128,
+        zeros=8,
+        change=symmetric,
     )
     ids = inputs("llama")["ids"]
     theirs = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)

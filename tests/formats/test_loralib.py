@@ -40,8 +40,14 @@ def legacy():
         for name in ("query", "value"):
             stem = f"roberta.encoder.layer.{layer}.attention.self.{name}"
             state |= {f"{stem}.lora_A": torch.randn(RANK, WIDTH), f"{stem}.lora_B": torch.randn(WIDTH, RANK)}
-    state |= {"classifier.dense.weight": torch.randn(WIDTH, WIDTH), "classifier.dense.bias": torch.randn(WIDTH)}
-    return state | {"classifier.out_proj.weight": torch.randn(3, WIDTH), "classifier.out_proj.bias": torch.randn(3)}
+    state |= {
+        "classifier.dense.weight": torch.randn(WIDTH, WIDTH),
+        "classifier.dense.bias": torch.randn(WIDTH),
+    }
+    return state | {
+        "classifier.out_proj.weight": torch.randn(3, WIDTH),
+        "classifier.out_proj.bias": torch.randn(3),
+    }
 
 
 def test_the_converted_folder_loads_in_peft_and_equals_the_merge_by_hand(legacy, tmp_path):
@@ -55,7 +61,9 @@ def test_the_converted_folder_loads_in_peft_and_equals_the_merge_by_hand(legacy,
             stem = f"roberta.encoder.layer.{layer}.attention.self.{name}"
             linear = getattr(block.attention.self, name)
             linear.weight.data += (8 / RANK) * legacy[f"{stem}.lora_B"] @ legacy[f"{stem}.lora_A"]
-    merged.classifier.load_state_dict({k[len("classifier.") :]: v for k, v in legacy.items() if k.startswith("class")})
+    merged.classifier.load_state_dict(
+        {k[len("classifier.") :]: v for k, v in legacy.items() if k.startswith("class")}
+    )
     loaded = PeftModel.from_pretrained(tiny(), tmp_path / "out").eval()
     with torch.no_grad():
         torch.testing.assert_close(loaded(ids).logits, merged(ids).logits, atol=1e-5, rtol=1e-5)
@@ -86,7 +94,10 @@ def test_a_file_that_is_no_pickle_is_refused_in_one_line(tmp_path):
         (lambda s, k: s.update({k: torch.full_like(s[k], float("nan"))}), "not finite"),
         (lambda s, k: s.update({k: s[k][:2]}), "share no rank"),
         (lambda s, k: s.pop(k), "lora_A is missing"),
-        (lambda s, k: s.update({k.replace("lora_A", "bias"): torch.zeros(WIDTH)}), "neither LoRA nor of a head"),
+        (
+            lambda s, k: s.update({k.replace("lora_A", "bias"): torch.zeros(WIDTH)}),
+            "neither LoRA nor of a head",
+        ),
     ],
 )
 def test_tensors_that_form_no_lora_are_named(legacy, change, reason):
@@ -120,5 +131,9 @@ def test_the_official_mnli_file_keeps_every_value(tmp_path):
     tensors = load_file(tmp_path / "mnli" / "adapter_model.safetensors")
     lora = sum(t.numel() for key, t in tensors.items() if ".lora_" in key)
     config = json.loads((tmp_path / "mnli" / "adapter_config.json").read_text())
-    assert (len(tensors), sum(t.numel() for t in tensors.values()), lora) == (52, 887_811, 294_912)  # its README
+    assert (len(tensors), sum(t.numel() for t in tensors.values()), lora) == (
+        52,
+        887_811,
+        294_912,
+    )  # its README
     assert (config["r"], config["lora_alpha"], config["modules_to_save"]) == (8, 16, ["classifier"])

@@ -6,12 +6,12 @@ import json
 import pytest
 import torch
 from safetensors.torch import save_file
+from tiny_folder import write_model
 from torch.testing import assert_close
 
 from graft.base.base import Base
 from graft.errors import AdapterError
 from models import inputs, tiny_base
-from tiny_folder import write_model
 
 KEYS = ["self_attn.q_proj", "mlp.down_proj"]
 SETTINGS = {  # as mlx-lm writes them, beside much that it does not read again
@@ -51,7 +51,10 @@ def by_hand(base, tensors, scale):
     model = copy.deepcopy(base.model)
     with torch.no_grad():
         for path in {key.rpartition(".")[0] for key in tensors}:
-            weight, change = model.get_submodule(path).weight, tensors[f"{path}.lora_a"] @ tensors[f"{path}.lora_b"]
+            weight, change = (
+                model.get_submodule(path).weight,
+                tensors[f"{path}.lora_a"] @ tensors[f"{path}.lora_b"],
+            )
             weight += scale * (change if "embed" in path else change.T)
             if f"{path}.m" in tensors:
                 weight *= (tensors[f"{path}.m"] / weight.norm(dim=1))[:, None]

@@ -63,7 +63,9 @@ def base(tokenizer):
 def alone(model, tokenizer, prompt, new=12):
     """Greedy by transformers on one row, without padding."""
     ids = torch.tensor([tokenizer(prompt)["input_ids"]])
-    out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, do_sample=False, pad_token_id=2)
+    out = model.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, do_sample=False, pad_token_id=2
+    )
     return tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
 
 
@@ -84,7 +86,9 @@ def test_an_encoder_decoder_gives_each_prompt_what_it_gets_alone(tokenizer):
     model = T5ForConditionalGeneration(config).eval()
     expected = []
     for prompt in PROMPTS:
-        out = model.generate(torch.tensor([tokenizer(prompt)["input_ids"]]), max_new_tokens=8, do_sample=False)
+        out = model.generate(
+            torch.tensor([tokenizer(prompt)["input_ids"]]), max_new_tokens=8, do_sample=False
+        )
         expected.append(tokenizer.decode(out[0], skip_special_tokens=True))
     assert Base(model, tokenizer, "tiny").generate(PROMPTS, max_new_tokens=8) == expected
 
@@ -95,7 +99,9 @@ def test_rows_of_one_batch_follow_their_adapters(base):
         for parameter in base.attach(name, LoRA(r=4, target_modules="all-linear")).parameters():
             parameter.data.normal_(std=0.3)
     names = ["b", None, "a", "b"]
-    separate = [base.generate([p], adapters=[n], max_new_tokens=12)[0] for p, n in zip(PROMPTS, names, strict=True)]
+    separate = [
+        base.generate([p], adapters=[n], max_new_tokens=12)[0] for p, n in zip(PROMPTS, names, strict=True)
+    ]
     assert base.generate(PROMPTS, adapters=names, max_new_tokens=12) == separate
     bare = base.generate(PROMPTS, max_new_tokens=12)
     assert separate[1] == bare[1] and sum(x != y for x, y in zip(separate, bare, strict=True)) == 3
@@ -136,13 +142,20 @@ def test_a_seed_fixes_the_samples_and_leaves_the_generator_alone(base):
 
 
 def test_top_k_of_one_is_greedy(base):
-    assert base.generate(PROMPTS, do_sample=True, top_k=1, max_new_tokens=8) == base.generate(PROMPTS, max_new_tokens=8)
+    assert base.generate(PROMPTS, do_sample=True, top_k=1, max_new_tokens=8) == base.generate(
+        PROMPTS, max_new_tokens=8
+    )
 
 
 def test_settings_of_the_model_do_not_leak_in(base):
     greedy = base.generate(PROMPTS, max_new_tokens=8)
     settings = base.model.generation_config
-    settings.do_sample, settings.num_beams, settings.repetition_penalty, settings.temperature = True, 3, 3.0, 9.0
+    settings.do_sample, settings.num_beams, settings.repetition_penalty, settings.temperature = (
+        True,
+        3,
+        3.0,
+        9.0,
+    )
     assert base.generate(PROMPTS, max_new_tokens=8) == greedy
 
 
@@ -152,7 +165,9 @@ def test_messages_go_through_the_chat_template(base, tokenizer):
     tokenizer.chat_template = template
     try:
         said = base.generate([[{"role": "user", "content": "a dog"}]], max_new_tokens=6)
-        assert said == base.generate(["<|im_start|>a dog<|im_end|><|im_start|>"], max_new_tokens=6, stop="<|im_end|>")
+        assert said == base.generate(
+            ["<|im_start|>a dog<|im_end|><|im_start|>"], max_new_tokens=6, stop="<|im_end|>"
+        )
     finally:
         tokenizer.chat_template = None
 

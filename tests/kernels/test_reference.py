@@ -31,7 +31,13 @@ def test_nearest_level_is_that_of_a_binary_search(book):
     midpoints = (ascending[1:] + ascending[:-1]) / 2
     inf = torch.tensor(torch.inf)
     hard = torch.cat(
-        [midpoints, midpoints.nextafter(inf), midpoints.nextafter(-inf), ascending, torch.tensor([-0.0, 1e-45])]
+        [
+            midpoints,
+            midpoints.nextafter(inf),
+            midpoints.nextafter(-inf),
+            ascending,
+            torch.tensor([-0.0, 1e-45]),
+        ]
     )
     easy = torch.rand(100_000, generator=torch.Generator().manual_seed(0)) * 2 - 1
     values = torch.cat([hard, easy, easy * 1e-3, easy * 1e-6]).clamp(-1, 1)
@@ -55,7 +61,9 @@ def test_dequantised_value_is_level_times_absmax_of_its_row_block(columns):
             code = byte >> 4 if column % 2 == 0 else byte & 15
             largest = w[row, column // 32 * 32 : (column // 32 + 1) * 32].abs().max()
             assert absmax[row, column // 32] == largest
-            torch.testing.assert_close(back[row, column], torch.tensor(NF4.values[code]) * largest, rtol=1e-7, atol=0)
+            torch.testing.assert_close(
+                back[row, column], torch.tensor(NF4.values[code]) * largest, rtol=1e-7, atol=0
+            )
 
 
 def test_chunking_changes_nothing(monkeypatch):

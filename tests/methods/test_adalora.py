@@ -56,7 +56,8 @@ def test_the_same_ranks_are_taken_at_the_same_steps_as_by_peft(tmp_path):
     tuned, base, adapter = pair(tmp_path / "start")
     ids = inputs("llama")["ids"]
     mine, other = (
-        torch.optim.SGD([p for p in ps if p.requires_grad], lr=0.1) for ps in (adapter.parameters(), tuned.parameters())
+        torch.optim.SGD([p for p in ps if p.requires_grad], lr=0.1)
+        for ps in (adapter.parameters(), tuned.parameters())
     )
     left = []
     for number in range(1, 13):
@@ -69,14 +70,23 @@ def test_the_same_ranks_are_taken_at_the_same_steps_as_by_peft(tmp_path):
         for site, insert in adapter.inserts:
             for name in "ABE":
                 reference = own[f"base_model.model.{site.name}.lora_{name}.default"]
-                assert_close(getattr(insert, name), reference, atol=1e-5, rtol=1e-4, msg=f"{number} {site.name} {name}")
+                assert_close(
+                    getattr(insert, name), reference, atol=1e-5, rtol=1e-4, msg=f"{number} {site.name} {name}"
+                )
         left.append(sum(int((insert.E != 0).sum()) for _, insert in adapter.inserts))
-    assert left[:3] == [20, 20, 20] and left[8:] == [8, 8, 8, 8]  # until tinit all, from total - tfinal target_r each
+    assert left[:3] == [20, 20, 20] and left[8:] == [
+        8,
+        8,
+        8,
+        8,
+    ]  # until tinit all, from total - tfinal target_r each
     assert 8 < left[3] < 20
 
     adapter.save(tmp_path / "ours")
     tuned.save_pretrained(tmp_path / "theirs")
-    config, wanted = (json.loads((tmp_path / f / "adapter_config.json").read_text()) for f in ("ours", "theirs"))
+    config, wanted = (
+        json.loads((tmp_path / f / "adapter_config.json").read_text()) for f in ("ours", "theirs")
+    )
     assert config["rank_pattern"] == wanted["rank_pattern"]
     state, reference = adapter.state(), peft.get_peft_model_state_dict(tuned)
     assert {k: t.shape for k, t in state.items()} == {k: t.shape for k, t in reference.items()}
@@ -138,7 +148,9 @@ def test_the_loop_hands_over_gradients_and_the_length_of_the_run(tmp_path):
     ids = torch.randint(4, 90, (6, 9), generator=torch.Generator().manual_seed(0)).tolist()
     examples = [Example(row, row, f"rows:{n}") for n, row in enumerate(ids)]
     tokenizer = SimpleNamespace(pad_token_id=0, eos_token_id=2, mask_token_id=None)
-    feed = Feed(examples, tokenizer, batch_size=3, micro_batch_size=3, max_length=32, pack=True, seed=0, stage="sft")
+    feed = Feed(
+        examples, tokenizer, batch_size=3, micro_batch_size=3, max_length=32, pack=True, seed=0, stage="sft"
+    )
     Trainer(base, "x", Task(feed, BY_STAGE["sft"]), Train(max_steps=5, lr=1e-2, warmup=0.0), tmp_path).run()
     assert all(insert.get_buffer("importance_E").abs().sum() > 0 for _, insert in adapter.inserts)
     assert sum(int(insert.kept.sum()) for _, insert in adapter.inserts) == len(adapter.inserts)

@@ -54,7 +54,9 @@ def test_training_uses_one_expert_of_each_side_drawn_independently():
     assert min(found.count(pair) for pair in every) > 8  # 22 each in the mean
 
 
-@pytest.mark.parametrize("settings", [{}, {"share": "down"}, {"host": "lora"}, {"host": "lora", "share": "none"}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"share": "down"}, {"host": "lora"}, {"host": "lora", "share": "none"}]
+)
 def test_the_average_of_the_weights_answers_not_that_of_the_outputs(settings):
     base, adapter = attached(AdaMix(**settings))
     host = base.attach("y", adapter.methods[0].hosted())
@@ -99,7 +101,9 @@ def agreement_by_hand(base, found, weight):
     labels = found.labels[:, 1:]
     live = labels != -100
     log_p, log_q = first[live].log_softmax(-1), second[live].log_softmax(-1)
-    nll = (F.nll_loss(log_p, labels[live], reduction="sum") + F.nll_loss(log_q, labels[live], reduction="sum")) / 2
+    nll = (
+        F.nll_loss(log_p, labels[live], reduction="sum") + F.nll_loss(log_q, labels[live], reduction="sum")
+    ) / 2
     forward = F.kl_div(log_q, log_p, reduction="sum", log_target=True)  # KL(p‖q)
     backward = F.kl_div(log_p, log_q, reduction="sum", log_target=True)
     assert forward > 0.01, "both passes drew the same"

@@ -60,7 +60,8 @@ def test_the_blocks_answer_as_written_by_hand(family, settings, tmp_path):
         ours = base(**keywords).logits
     before = base(**keywords).logits
     o = [
-        written(insert, settings.get("value", True), settings.get("temperature", 1.0)) for _, insert in adapter.inserts
+        written(insert, settings.get("value", True), settings.get("temperature", 1.0))
+        for _, insert in adapter.inserts
     ]
     if family == "bert":
         ends = {(n, "mlp"): lambda h, r, norm, o=o[n]: norm(o(norm(h + r)) + h + r) for n in range(2)}
@@ -93,7 +94,9 @@ def test_fused_adapters_are_those_of_their_folders_and_stay_as_they_are(tmp_path
     before = [p.clone() for p in adapter.parameters()]
     optimizer.step()
     moved = [not torch.equal(p, q) for p, q in zip(adapter.parameters(), before, strict=True)]
-    assert same() and sum(moved) >= len(moved) - 2  # the bias of K shifts all scores alike: its gradient is zero
+    assert (
+        same() and sum(moved) >= len(moved) - 2
+    )  # the bias of K shifts all scores alike: its gradient is zero
 
 
 def test_adapters_of_classifiers_are_fused_without_their_heads(tmp_path):
@@ -138,7 +141,9 @@ def test_v_starts_at_the_identity_and_is_pulled_there():
     randomise(adapter)
     wanted = 0.5 * sum(((insert.V - eye) ** 2).sum() for _, insert in adapter.inserts)
     assert_close(adapter.extra_loss([torch.tensor(1.0)]), wanted)
-    undecayed = [p for group in adapter.param_groups(1e-3) if group.get("weight_decay") == 0.0 for p in group["params"]]
+    undecayed = [
+        p for group in adapter.param_groups(1e-3) if group.get("weight_decay") == 0.0 for p in group["params"]
+    ]
     assert all(any(p is insert.V for p in undecayed) for _, insert in adapter.inserts)
     assert sum(len(group["params"]) for group in adapter.param_groups(1e-3)) == len(adapter.parameters())
     assert tiny_base().attach("x", AdapterFusion(value=False)).extra_loss([torch.tensor(1.0)]) is None
@@ -146,7 +151,9 @@ def test_v_starts_at_the_identity_and_is_pulled_there():
 
 def test_fused_adapters_drop_nothing_while_the_fusion_is_trained():
     base = tiny_base()
-    adapter = base.attach("x", AdapterFusion(adapters=({"name": "pfeiffer", "dropout": 0.9, "init_weights": "bert"},)))
+    adapter = base.attach(
+        "x", AdapterFusion(adapters=({"name": "pfeiffer", "dropout": 0.9, "init_weights": "bert"},))
+    )
     randomise(adapter)
     with base.using("x"):
         still = base(**inputs("llama")).logits
@@ -165,7 +172,11 @@ def test_what_cannot_be_fused_is_named(tmp_path):
             tiny_base().attach("x", AdapterFusion(adapters=(folder,)))
     with pytest.raises(UsageError, match="folders"):
         AdapterFusion(adapters=())
-    for entry, said in (({"name": "pfeifer"}, "pfeiffer"), ({"name": "pfeiffer", "mm": 8}, "nearest: m"), (3, "name")):
+    for entry, said in (
+        ({"name": "pfeifer"}, "pfeiffer"),
+        ({"name": "pfeiffer", "mm": 8}, "nearest: m"),
+        (3, "name"),
+    ):
         with pytest.raises(UsageError, match=said):
             tiny_base().attach("x", AdapterFusion(adapters=(entry,)))
     with pytest.raises(UsageError, match="beside and behind"):

@@ -23,14 +23,18 @@ def test_the_last_state_becomes_the_weighted_sum_of_all(family):
     first = lambda value: value[0] if isinstance(value, tuple) else value
     for block in last_blocks(base):
         handles.append(block.register_forward_pre_hook(lambda m, args: states.append(args[0])))
-    handles.append(last_blocks(base)[-1].register_forward_hook(lambda m, args, out: states.append(first(out))))
+    handles.append(
+        last_blocks(base)[-1].register_forward_hook(lambda m, args, out: states.append(first(out)))
+    )
     before = base(**keywords).logits
     for handle in handles:
         handle.remove()
     q, b = torch.randn(64), torch.randn(3)
     scores = []
     for state, shift in zip(states, b, strict=True):
-        normal = (state - state.mean(-1, keepdim=True)) / (state.var(-1, correction=0, keepdim=True) + 1e-5).sqrt()
+        normal = (state - state.mean(-1, keepdim=True)) / (
+            state.var(-1, correction=0, keepdim=True) + 1e-5
+        ).sqrt()
         scores.append((normal * q).sum(-1) / 8 + shift)
     weights = torch.stack(scores).softmax(0)
     fused = sum(w[..., None] * state for w, state in zip(weights, states, strict=True))

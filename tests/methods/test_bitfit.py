@@ -32,7 +32,10 @@ def test_ten_steps_equal_training_the_biases_of_the_model_itself(family):
     base, batch = tiny_base(family), inputs(family)
     adapter = base.attach("x", BitFit())
     model = tiny_model(family).requires_grad_(False)
-    own = {f"{site.name}.bias": model.get_submodule(site.name).bias.requires_grad_(True) for site, _ in adapter.inserts}
+    own = {
+        f"{site.name}.bias": model.get_submodule(site.name).bias.requires_grad_(True)
+        for site, _ in adapter.inserts
+    }
     assert own.keys() == {  # every bias but the head's
         name
         for name, _ in model.named_parameters()

@@ -4,6 +4,7 @@ import peft
 import pytest
 import torch
 from peft.tuners.boft import layer as boft_layer
+from peft_oracle import files_travel_both_ways, gradients_agree
 from torch.nn import functional as F
 from torch.testing import assert_close
 
@@ -12,7 +13,6 @@ from graft.errors import UsageError
 from graft.methods.boft import BOFT
 from graft.quant import quantise_model
 from models import inputs, randomise, tiny_base, tiny_model
-from peft_oracle import files_travel_both_ways, gradients_agree
 
 QV = ["q_proj", "v_proj"]
 VARIANTS = {
@@ -81,7 +81,9 @@ def test_the_merged_weight_is_exact_in_fp64(factors):
     wanted = turned(x, F.linear(x, W))
     assert ((F.linear(x, merged) - wanted).norm() / wanted.norm()) < 1e-12
     angles = [(m / m.norm(dim=1, keepdim=True)) @ (m / m.norm(dim=1, keepdim=True)).T for m in (W, merged)]
-    assert_close(angles[1].abs(), angles[0].abs())  # a rotation keeps angles; a negative scale would flip them
+    assert_close(
+        angles[1].abs(), angles[0].abs()
+    )  # a rotation keeps angles; a negative scale would flip them
 
 
 @pytest.mark.parametrize(("factors", "reached"), [(1, 4), (2, 8), (3, 16), (4, 32)])
@@ -94,7 +96,10 @@ def test_each_further_factor_doubles_what_turns_together(factors, reached):
 
 
 def test_packed_weights_are_turned_as_their_dequantised_values_are():
-    packed, plain = Base(quantise_model(tiny_model("gpt2"), "nf4")), tiny_base("gpt2")  # stored transposed, with biases
+    packed, plain = (
+        Base(quantise_model(tiny_model("gpt2"), "nf4")),
+        tiny_base("gpt2"),
+    )  # stored transposed, with biases
     for name, module in packed.model.named_modules():
         if hasattr(module, "codes"):
             plain.model.get_submodule(name).weight.data = module.weight.detach().T.clone()
@@ -119,7 +124,10 @@ def test_dropout_leaves_whole_blocks_unturned_and_only_in_training():
 def test_the_scale_does_not_decay():
     adapter = tiny_base().attach("x", BOFT())
     groups = adapter.param_groups(1e-3)
-    assert {p.ndim: group.get("weight_decay") for group in groups for p in group["params"]} == {4: None, 1: 0.0}
+    assert {p.ndim: group.get("weight_decay") for group in groups for p in group["params"]} == {
+        4: None,
+        1: 0.0,
+    }
 
 
 @pytest.mark.parametrize(

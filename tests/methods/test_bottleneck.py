@@ -2,12 +2,12 @@
 
 import pytest
 import torch
+from block_oracle import rewired
 from torch.nn import functional as F
 from torch.testing import assert_close
 from transformers.models.bart.configuration_bart import BartConfig
 from transformers.models.bart.modeling_bart import BartForConditionalGeneration
 
-from block_oracle import rewired
 from graft.base.base import Base
 from graft.errors import SiteError, UsageError
 from graft.layers.bottleneck import Bottleneck
@@ -42,7 +42,9 @@ def twice_normed(delta):
 def places(family, kinds=("attention", "cross", "mlp")):
     """(number of the block, kind) in the library's order."""
     if family == "t5":
-        found = [(n, kind) for n in range(4) for kind in ("attention", "cross", "mlp") if n > 1 or kind != "cross"]
+        found = [
+            (n, kind) for n in range(4) for kind in ("attention", "cross", "mlp") if n > 1 or kind != "cross"
+        ]
     else:
         found = [(n, kind) for n in range(2) for kind in ("attention", "mlp")]
     return [place for place in found if place[1] in kinds]
@@ -95,7 +97,9 @@ def test_parallel_reads_what_the_feedforward_network_reads(family, scaling):
     randomise(adapter)
     with base.using("x"), torch.no_grad():
         ours = base(**inputs(family)).logits
-    feedforwards = [module for module in model.modules() if type(module).__name__ in ("LlamaMLP", "T5DenseActDense")]
+    feedforwards = [
+        module for module in model.modules() if type(module).__name__ in ("LlamaMLP", "T5DenseActDense")
+    ]
     entered = []
     if family == "bert":  # its network is two modules
         feedforwards = [layer.output.dense for layer in model.bert.encoder.layer]
@@ -130,8 +134,12 @@ def test_bart_is_post_norm_in_both_stacks():
 
 def test_houlsby_trains_every_norm_and_pfeiffer_none():
     for family, norms in (("llama", 5), ("bert", 2 + 4), ("t5", 4 + 6 + 2)):
-        trained = [s for s, i in tiny_base(family).attach("x", Houlsby()).inserts if not isinstance(i, Bottleneck)]
-        assert len(trained) == len({s.name for s in trained}) == norms and {s.kind for s in trained} == {"norm"}
+        trained = [
+            s for s, i in tiny_base(family).attach("x", Houlsby()).inserts if not isinstance(i, Bottleneck)
+        ]
+        assert len(trained) == len({s.name for s in trained}) == norms and {s.kind for s in trained} == {
+            "norm"
+        }
         assert all(isinstance(i, Bottleneck) for _, i in tiny_base(family).attach("x", Pfeiffer()).inserts)
 
 
@@ -152,7 +160,9 @@ def test_the_starts_of_the_library(init_weights, down, up):
     for _, insert in adapter.inserts:
         assert abs(insert.down.weight.std() - down) < down / 20
         assert abs(insert.up.weight.std() - up) <= up / 20 and not insert.up.bias.any()
-        assert init_weights != "houlsby" or 0.0195 < insert.up.weight.abs().max() <= 0.02  # cut at two deviations
+        assert (
+            init_weights != "houlsby" or 0.0195 < insert.up.weight.abs().max() <= 0.02
+        )  # cut at two deviations
 
 
 @pytest.mark.parametrize(
@@ -171,7 +181,8 @@ def test_a_setting_that_means_nothing_is_named(settings, said):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"reduction_factor": 1e-9}, {"m": 0}, {"reduction_factor": 0}, {"reduction_factor": {"0": 4}}]
+    "settings",
+    [{"reduction_factor": 1e-9}, {"m": 0}, {"reduction_factor": 0}, {"reduction_factor": {"0": 4}}],
 )
 def test_a_width_that_no_bottleneck_has_is_refused(settings):
     with pytest.raises(UsageError):

@@ -1,6 +1,7 @@
 """Formulas of the bottleneck family's trained parameters on published shapes; published figures are in test_counts."""
 
 import pytest
+from shapes import attached, bert_base, llama_2_7b, roberta_large, t5_base
 
 from graft.layers.bottleneck import Bottleneck
 from graft.methods.adamix import AdaMix
@@ -8,7 +9,6 @@ from graft.methods.compacter import Compacter
 from graft.methods.houlsby import Houlsby
 from graft.methods.parallel import Parallel
 from graft.methods.pfeiffer import Pfeiffer
-from shapes import attached, bert_base, llama_2_7b, roberta_large, t5_base
 
 NORMS = {bert_base: 38_400, t5_base: 47_616, llama_2_7b: 266_240}
 WIDTHS = {bert_base: (12, 768), t5_base: (24, 768), roberta_large: (24, 1024), llama_2_7b: (32, 4096)}  # L, d
@@ -39,7 +39,9 @@ def test_trained_norms_are_all_of_the_model_and_counted_beside(make):
 
 def test_cross_attention_has_one_only_where_asked():
     found = {cross: attached(t5_base, Houlsby(m=24, cross_adapter=cross)).inserts for cross in (False, True)}
-    places = {cross: sum(isinstance(insert, Bottleneck) for _, insert in seats) for cross, seats in found.items()}
+    places = {
+        cross: sum(isinstance(insert, Bottleneck) for _, insert in seats) for cross, seats in found.items()
+    }
     assert places == {False: 48, True: 60}
 
 

@@ -31,7 +31,9 @@ def test_the_kronecker_product_of_krona_b():
     with torch.no_grad():
         insert.A.copy_(A)
         insert.B.copy_(B)
-    assert torch.equal(insert.delta(torch.eye(4)).T, PRODUCT)  # column by column, as it multiplies from the left
+    assert torch.equal(
+        insert.delta(torch.eye(4)).T, PRODUCT
+    )  # column by column, as it multiplies from the left
 
 
 def test_the_kronecker_product_of_compacter():
@@ -59,5 +61,8 @@ def test_a_newborn_compacter_answers_nearly_as_the_base():
     base.attach("x", Compacter())
     with base.using("x"):
         assert_close(
-            base(**inputs("llama")).logits, base(**inputs("llama"), adapters=[None] * 3).logits, atol=1e-3, rtol=0
+            base(**inputs("llama")).logits,
+            base(**inputs("llama"), adapters=[None] * 3).logits,
+            atol=1e-3,
+            rtol=0,
         )

@@ -2,15 +2,15 @@
 
 import pytest
 import torch
+from block_oracle import rewired
+from largest import Largest
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from block_oracle import rewired
 from graft.base.base import Base
 from graft.errors import UsageError
 from graft.formats.peft import WEIGHTS, safe_open
 from graft.methods.compacter import LPHM, Compacter, Hypercomplex, Rule
-from largest import Largest
 from models import inputs, randomise, tiny_base, tiny_model
 
 
@@ -86,7 +86,9 @@ def test_the_start_is_that_of_the_paper():
     assert abs(insert.rule.A.std() - 1e-4) < 1e-5
     bound = 2**0.5 * (6 / (512 / 8 + 1)) ** 0.5
     for matrix in (insert.down.W_left, insert.up.W_right):
-        assert 0.95 * bound < matrix.abs().max() <= bound and abs(matrix.std() - bound / 3**0.5) < 0.05 * bound
+        assert (
+            0.95 * bound < matrix.abs().max() <= bound and abs(matrix.std() - bound / 3**0.5) < 0.05 * bound
+        )
 
 
 def test_widths_that_n_does_not_divide_are_refused():

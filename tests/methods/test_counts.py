@@ -6,6 +6,20 @@ feed-forward width f, rank r.
 
 import pytest
 import torch
+from shapes import (
+    attached,
+    bert_base,
+    gpt3,
+    llama_2_7b,
+    llama_13b,
+    llama_33b,
+    llama_65b,
+    roberta_base,
+    roberta_large,
+    roberta_words,
+    t0_3b,
+    t5_base,
+)
 
 from graft.core.registry import names
 from graft.layers.task_subspace import AutoEncoder
@@ -40,20 +54,6 @@ from graft.methods.task_head import TaskHead
 from graft.methods.trainable_tokens import TrainableTokens
 from graft.methods.vera import VeRA
 from graft.methods.warp import WARP
-from shapes import (
-    attached,
-    bert_base,
-    gpt3,
-    llama_2_7b,
-    llama_13b,
-    llama_33b,
-    llama_65b,
-    roberta_base,
-    roberta_large,
-    roberta_words,
-    t0_3b,
-    t5_base,
-)
 
 Q_V = ("q_proj", "v_proj")
 OF_BERT = ("query", "value")
@@ -71,7 +71,12 @@ TABLE = [
     (roberta_base, TaskHead(num_labels=2), 2 * 768 + 2, "a head is counted apart from its method"),
     # low-rank and its kin
     (gpt3, LoRA(r=1, target_modules=Q_V), 4_718_592, "4.7 M, Hu et al., table 4"),
-    (gpt3, LoRA(r=4, target_modules=Q_V), 18_874_368, "18.9 M; 1 / 9,285 of the model: 10,000 is the paper's rounding"),
+    (
+        gpt3,
+        LoRA(r=4, target_modules=Q_V),
+        18_874_368,
+        "18.9 M; 1 / 9,285 of the model: 10,000 is the paper's rounding",
+    ),
     (gpt3, LoRA(r=8, target_modules=Q_V), 37_748_736, "37.7 M"),
     (roberta_base, LoRA(r=8, target_modules=OF_BERT), 294_912, "0.3 M, Hu et al., table 2"),
     (roberta_large, LoRA(r=8, target_modules=OF_BERT), 786_432, "0.8 M"),
@@ -112,7 +117,12 @@ TABLE = [
     (llama_2_7b, AdaMix(m=16).hosted(), 4_325_888, "what stays of it"),
     (bert_base, AdaMix(m=48).hosted(), 894_528, "0.9 M, Wang et al., table 2"),
     (roberta_large, AdaMix(m=16).hosted(), 811_392, "0.8 M, Wang et al., table 1"),
-    (bert_base, AdapterFusion(), 12 * (3 * 768**2 + 2 * 768), "21.2 M: 3 d² a block; the biases of Q and K are 18,432"),
+    (
+        bert_base,
+        AdapterFusion(),
+        12 * (3 * 768**2 + 2 * 768),
+        "21.2 M: 3 d² a block; the biases of Q and K are 18,432",
+    ),
     (llama_2_7b, AdapterFusion(value=False), L * (2 * D**2 + 2 * D), "static: without V"),
     # soft prompts
     (llama_2_7b, PromptTuning(20), 81_920, "p d"),
@@ -120,7 +130,12 @@ TABLE = [
     (llama_2_7b, PTuning.from_file({"num_virtual_tokens": 20}), 81_920, "what stays of a P-tuning"),
     (bert_base, PrefixTuning(30), 552_960, "2 L p d"),
     (llama_2_7b, PrefixTuning(30), 7_864_320, "2 L p d"),
-    (llama_2_7b, PrefixTuning(30, prefix_projection=True), 136_700_416, "p d + (d + 1) 512 + 513 · 2 L d; left behind"),
+    (
+        llama_2_7b,
+        PrefixTuning(30, prefix_projection=True),
+        136_700_416,
+        "p d + (d + 1) 512 + 513 · 2 L d; left behind",
+    ),
     (llama_2_7b, PTuning(20), 20 * D + 3 * (D + 1) * D, "with the encoder, which is left behind"),
     (roberta_words, WARP(num_labels=2), (20 + 2) * 1024, "K d + C d"),
     (bert_base, IPT(100, 250, hidden_size=8), 250, "d_I, whatever the decoder"),
@@ -130,12 +145,19 @@ TABLE = [
     (llama_2_7b, Ladder(), 172_545_056, "L blocks of d/8 and f/8, L + 1 D_l, U, a norm, L gates"),
     (llama_2_7b, Ladder(layers=tuple(range(1, 32, 2))), 88_372_240, "the same with half of the blocks"),
     (t5_base, Ladder(layers=(1, 2, 3, 5, 6, 7, 9, 10, 11)), 3_878_706, "1.74 %, Sung et al., table 1"),
-    (bert_base, LeTS(num_labels=2, delta_layers=0), 1_478_415, "2.5 d² + 4 d + 13 gates + (d/2 + 1) · 2: 1.35 %"),
+    (
+        bert_base,
+        LeTS(num_labels=2, delta_layers=0),
+        1_478_415,
+        "2.5 d² + 4 d + 13 gates + (d/2 + 1) · 2: 1.35 %",
+    ),
     (bert_base, LeTS(), 1_549_191, "and half a per cent of the last two blocks: 1.4 %, Fu et al."),
 ]
 
 
-@pytest.mark.parametrize(("make", "method", "count", "formula"), TABLE, ids=lambda v: getattr(v, "__name__", None))
+@pytest.mark.parametrize(
+    ("make", "method", "count", "formula"), TABLE, ids=lambda v: getattr(v, "__name__", None)
+)
 def test_counts(make, method, count, formula):
     assert attached(make, method).count() == count, formula
 

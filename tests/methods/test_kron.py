@@ -40,7 +40,9 @@ def test_krona_costs_1536_numbers_per_matrix_of_t5_base():
 
 
 @pytest.mark.parametrize(
-    "method", [KronA(), LoKr(), LoKr(decompose_both=True), LoKr(r=512), LoHa()], ids=lambda method: str(method)[:24]
+    "method",
+    [KronA(), LoKr(), LoKr(decompose_both=True), LoKr(r=512), LoHa()],
+    ids=lambda method: str(method)[:24],
 )
 def test_no_tensor_of_out_times_in_is_built_in_forward_or_backward(method):
     width, inner, rows = 768, 1024, 3
@@ -91,7 +93,10 @@ def test_the_hadamard_gradient_is_the_true_one():
     method = LoHa(r=2, alpha=3)
     insert = method.build(Site("0", "linear", torch.nn.Sequential(torch.nn.Linear(5, 4)))).double()
     names = [name for name, _ in insert.named_parameters()]
-    x, y = torch.randn(2, 3, 5, dtype=torch.float64, requires_grad=True), torch.zeros(2, 3, 4, dtype=torch.float64)
+    x, y = (
+        torch.randn(2, 3, 5, dtype=torch.float64, requires_grad=True),
+        torch.zeros(2, 3, 4, dtype=torch.float64),
+    )
 
     def run(x, *factors):
         return torch.func.functional_call(insert, dict(zip(names, factors, strict=True)), (x, y))

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from largest import Largest
 from torch.testing import assert_close
 
 from graft.methods.krona_b import KronAB
-from largest import Largest
 from models import inputs, randomise, tiny_base
 
 

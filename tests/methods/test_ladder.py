@@ -133,7 +133,11 @@ def test_the_equation_on_llama_by_hand(layers, init):
     s = linear(states[0], foot.down)
     for index, (layer, rung) in enumerate(zip(layers or range(4), rungs, strict=True)):
         gate = torch.sigmoid(side.gates[index] / 0.1)
-        own = {n.removeprefix(f"layers.{index}."): p for n, p in tensors.items() if n.startswith(f"layers.{index}.")}
+        own = {
+            n.removeprefix(f"layers.{index}."): p
+            for n, p in tensors.items()
+            if n.startswith(f"layers.{index}.")
+        }
         s = llama_block(gate * s + (1 - gate) * linear(states[layer + 1], rung.down), own)
     wanted = linear(norm(s, tensors["norm.weight"]), side.up) @ base.model.lm_head.weight.T
     with base.using("x"):
@@ -189,7 +193,9 @@ def test_pruning_keeps_the_dimensions_with_the_largest_weights():
         assert torch.equal(small.mlp.down_proj.weight, block.mlp.down_proj.weight[wide][:, units])
         assert torch.equal(small.input_layernorm.weight, block.input_layernorm.weight[wide])
     assert torch.equal(side.net.net.norm.weight, base.model.model.norm.weight[wide])
-    assert torch.equal(foot.down.weight, torch.eye(64)[wide]) and torch.equal(side.up.weight, torch.eye(64)[wide].T)
+    assert torch.equal(foot.down.weight, torch.eye(64)[wide]) and torch.equal(
+        side.up.weight, torch.eye(64)[wide].T
+    )
     assert not side.gates.any() and not side.up.bias.any()
 
 
@@ -200,7 +206,9 @@ class Kept:
     """The tensors that autograd keeps inside the block, each storage once, but for parameters."""
 
     def __init__(self, base, adapter):
-        self._known = {p.untyped_storage().data_ptr() for p in [*base.model.parameters(), *adapter.parameters()]}
+        self._known = {
+            p.untyped_storage().data_ptr() for p in [*base.model.parameters(), *adapter.parameters()]
+        }
         self.tensors = {}
         self._hooks = torch.autograd.graph.saved_tensors_hooks(self._keep, lambda tensor: tensor)
 
@@ -316,7 +324,9 @@ def test_rows_of_other_adapters_leave_the_caches_whole():
         mixed = base.model.generate(ids, **GREEDY)
     for row, name in enumerate([None, "x", "y"]):
         with base.routed([name]):
-            assert torch.equal(base.model.generate(ids[row : row + 1], use_cache=False, **GREEDY)[0], mixed[row])
+            assert torch.equal(
+                base.model.generate(ids[row : row + 1], use_cache=False, **GREEDY)[0], mixed[row]
+            )
 
 
 @torch.no_grad()

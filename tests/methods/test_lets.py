@@ -76,7 +76,9 @@ def put(base, adapter):
                 weight[position // weight.shape[1], position % weight.shape[1]] += value
 
 
-@pytest.mark.parametrize(("family", "pool"), [("llama", "auto"), ("gpt2", "mean"), ("bert", "first"), ("t5", "auto")])
+@pytest.mark.parametrize(
+    ("family", "pool"), [("llama", "auto"), ("gpt2", "mean"), ("bert", "first"), ("t5", "auto")]
+)
 @torch.no_grad()
 def test_the_equations_by_hand(family, pool):
     base, keywords = tiny_base(family), padded(family)
@@ -291,7 +293,9 @@ def test_a_gate_is_open_as_often_as_its_chance_says():
         torch.manual_seed(0)
         readout.train()
         drawn = torch.stack([readout._open() for _ in range(4000)])
-        assert_close((drawn > 0.5).float().mean(0), readout.gates.sigmoid(), atol=0.03, rtol=0)  # 4 deviations
+        assert_close(
+            (drawn > 0.5).float().mean(0), readout.gates.sigmoid(), atol=0.03, rtol=0
+        )  # 4 deviations
         readout.tau.fill_(0.01)
         assert ((readout._open() - 0.5).abs() > 0.45).all()  # cold: open or shut
         readout.eval()

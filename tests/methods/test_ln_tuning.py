@@ -5,6 +5,7 @@ import copy
 import peft
 import pytest
 import torch
+from peft_oracle import files_travel_both_ways, gradients_agree
 from torch.testing import assert_close
 from transformers.models.cohere.modeling_cohere import CohereLayerNorm
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
@@ -15,7 +16,6 @@ from graft.core.site import Site
 from graft.errors import SiteError
 from graft.methods.ln_tuning import Gain, LNTuning
 from models import CONFIGS, inputs, randomise, tiny_base, tiny_model
-from peft_oracle import files_travel_both_ways, gradients_agree
 
 TARGETS = {
     "llama": ["input_layernorm", "post_attention_layernorm", "norm"],
@@ -68,7 +68,9 @@ def test_every_kind_of_norm_is_tuned_as_if_its_own_tensors_were(kind):
     weight, bias = insert.merge(norm.weight.detach(), getattr(norm, "bias", None))
     assert_close(weight, tuned.weight.detach())
     assert_close(bias, tuned.bias.detach()) if bias is not None else None
-    assert list(norm.state_dict()) == state and not norm._non_persistent_buffers_set, "the base's norm was touched"
+    assert list(norm.state_dict()) == state and not norm._non_persistent_buffers_set, (
+        "the base's norm was touched"
+    )
 
 
 def test_by_hand():

@@ -93,13 +93,19 @@ def test_all_linear_means_the_same_layers_as_in_peft(tmp_path, family):
 
 @pytest.mark.parametrize(
     "settings",
-    [{"target_modules": ("embed_tokens", "q_proj")}, {"target_modules": ("q_proj",), "modules_to_save": ("lm_head",)}],
+    [
+        {"target_modules": ("embed_tokens", "q_proj")},
+        {"target_modules": ("q_proj",), "modules_to_save": ("lm_head",)},
+    ],
 )
 def test_embeddings_and_fully_trained_modules_travel_both_ways(tmp_path, settings):
     model, batch = tiny_model("llama"), inputs("llama")
     targets = settings["target_modules"]
     tuned = theirs(
-        model, tmp_path / "theirs", targets, {"r": 4, **{k: v for k, v in settings.items() if k != "target_modules"}}
+        model,
+        tmp_path / "theirs",
+        targets,
+        {"r": 4, **{k: v for k, v in settings.items() if k != "target_modules"}},
     )
     base = Base(copy.deepcopy(model))
     base.load_adapter(tmp_path / "theirs", "x")
@@ -107,7 +113,9 @@ def test_embeddings_and_fully_trained_modules_travel_both_ways(tmp_path, setting
         ours = base(**batch).logits
     assert_close(ours, forward(tuned, batch), atol=1e-5, rtol=1e-5)
     base.adapters["x"].save(tmp_path / "ours")
-    assert_close(forward(peft.PeftModel.from_pretrained(model, tmp_path / "ours"), batch), ours, atol=1e-5, rtol=1e-5)
+    assert_close(
+        forward(peft.PeftModel.from_pretrained(model, tmp_path / "ours"), batch), ours, atol=1e-5, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("variant", ["plain", "rslora", "dora", "own_biases"])
@@ -160,7 +168,10 @@ def test_starts_that_rewrite_the_base_elsewhere_equal_peft_without_rewriting_it(
     with base.using("x"):
         trained = base(**batch).logits
     assert_close(
-        forward(peft.PeftModel.from_pretrained(copy.deepcopy(model), tmp_path), batch), trained, atol=1e-4, rtol=1e-4
+        forward(peft.PeftModel.from_pretrained(copy.deepcopy(model), tmp_path), batch),
+        trained,
+        atol=1e-4,
+        rtol=1e-4,
     )
 
 

@@ -3,6 +3,7 @@
 import peft
 import pytest
 import torch
+from peft_oracle import files_travel_both_ways, gradients_agree
 from torch.nn import functional as F
 from torch.testing import assert_close
 
@@ -11,7 +12,6 @@ from graft.errors import UsageError
 from graft.methods.oft import OFT
 from graft.quant import quantise_model
 from models import inputs, randomise, tiny_base, tiny_model
-from peft_oracle import files_travel_both_ways, gradients_agree
 
 QV = ["q_proj", "v_proj"]
 VARIANTS = {
@@ -128,10 +128,15 @@ def test_no_decoded_weight_is_kept_for_backward():
     base = Base(quantise_model(tiny_model("llama"), "nf4"))
     randomise(base.attach("x", OFT(oft_block_size=8, target_modules=("down_proj",))))
     kept = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t), base.using("x"):
+    with (
+        torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t),
+        base.using("x"),
+    ):
         base(**inputs("llama"))
     shape = base.model.get_submodule("model.layers.0.mlp.down_proj").weight.shape
-    assert shape == (64, 128) and not any(t.is_floating_point() and t.shape in (shape, shape[::-1]) for t in kept)
+    assert shape == (64, 128) and not any(
+        t.is_floating_point() and t.shape in (shape, shape[::-1]) for t in kept
+    )
 
 
 def test_dropout_leaves_whole_blocks_unturned_and_only_in_training():
@@ -140,7 +145,9 @@ def test_dropout_leaves_whole_blocks_unturned_and_only_in_training():
     assert torch.equal(turned.dropout(change), change)
     dropped = turned.train().dropout(change)
     still = [bool((block == 0).all()) for block in dropped]
-    assert sum(still) == 2 and all(torch.equal(d, c) for d, c, s in zip(dropped, change, still, strict=True) if not s)
+    assert sum(still) == 2 and all(
+        torch.equal(d, c) for d, c, s in zip(dropped, change, still, strict=True) if not s
+    )
 
 
 def test_constrained_angles_stay_in_bounds():
@@ -154,7 +161,8 @@ def test_constrained_angles_stay_in_bounds():
 
 
 @pytest.mark.parametrize(
-    "settings", [{"r": 4}, {"oft_block_size": 0}, {"module_dropout": 1.0}, {"bias": "lora_only"}, {"eps": 0.0}]
+    "settings",
+    [{"r": 4}, {"oft_block_size": 0}, {"module_dropout": 1.0}, {"bias": "lora_only"}, {"eps": 0.0}],
 )
 def test_settings_that_mean_nothing_are_refused(settings):
     with pytest.raises(UsageError):

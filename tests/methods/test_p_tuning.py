@@ -5,6 +5,7 @@ import copy
 import peft
 import pytest
 import torch
+from peft_oracle import tuned
 from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 from torch.testing import assert_close
@@ -14,7 +15,6 @@ from graft.errors import UsageError
 from graft.methods.p_tuning import PTuning
 from graft.methods.prompt import PromptTuning
 from models import inputs, randomise, tiny_base, tiny_model
-from peft_oracle import tuned
 
 P, M = 4, 16
 TASKS = {"llama": "CAUSAL_LM", "gpt2": "CAUSAL_LM", "bert": "FEATURE_EXTRACTION", "t5": "SEQ_2_SEQ_LM"}
@@ -28,7 +28,11 @@ def config(family, kind):
 
 def answer(model, family):
     batch = inputs(family)
-    output = model(batch.pop("ids"), **batch) if isinstance(model, Base) else model(input_ids=batch.pop("ids"), **batch)
+    output = (
+        model(batch.pop("ids"), **batch)
+        if isinstance(model, Base)
+        else model(input_ids=batch.pop("ids"), **batch)
+    )
     return output[0]
 
 

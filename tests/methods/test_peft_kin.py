@@ -29,15 +29,27 @@ QV = {
 VARIANTS = {
     "ia3": (IA3, peft.IA3Config, {}),
     "adalora": (AdaLoRA, peft.AdaLoraConfig, {"init_r": 5, "target_r": 3, "lora_alpha": 6, "total_step": 9}),
-    "adalora_bias": (AdaLoRA, peft.AdaLoraConfig, {"init_r": 4, "target_r": 3, "total_step": 9, "bias": "all"}),
+    "adalora_bias": (
+        AdaLoRA,
+        peft.AdaLoraConfig,
+        {"init_r": 4, "target_r": 3, "total_step": 9, "bias": "all"},
+    ),
     "vera": (VeRA, peft.VeraConfig, {"r": 12, "d_initial": 0.3}),
     "vera_seed": (VeRA, peft.VeraConfig, {"r": 12, "projection_prng_key": 5, "save_projection": False}),
     "vera_bias": (VeRA, peft.VeraConfig, {"r": 12, "bias": "vera_only"}),
     "lokr": (LoKr, peft.LoKrConfig, {"r": 2, "alpha": 3}),
     "lokr_full": (LoKr, peft.LoKrConfig, {"r": 64, "alpha": 90}),
     "lokr_both": (LoKr, peft.LoKrConfig, {"r": 2, "alpha": 3, "decompose_both": True, "decompose_factor": 8}),
-    "lokr_odd": (LoKr, peft.LoKrConfig, {"r": 3, "alpha": 4, "decompose_factor": 5, "init_weights": "lycoris"}),
-    "lokr_patterns": (LoKr, peft.LoKrConfig, {"r": 2, "rank_pattern": {"q_proj": 3}, "alpha_pattern": {"value": 9}}),
+    "lokr_odd": (
+        LoKr,
+        peft.LoKrConfig,
+        {"r": 3, "alpha": 4, "decompose_factor": 5, "init_weights": "lycoris"},
+    ),
+    "lokr_patterns": (
+        LoKr,
+        peft.LoKrConfig,
+        {"r": 2, "rank_pattern": {"q_proj": 3}, "alpha_pattern": {"value": 9}},
+    ),
     "loha": (LoHa, peft.LoHaConfig, {"r": 3, "alpha": 4}),
     "loha_one_layer": (LoHa, peft.LoHaConfig, {"r": 3, "alpha": 4, "layers_to_transform": (1,)}),
 }
@@ -126,7 +138,9 @@ def test_gradients_equal_pefts(tmp_path, variant):
         ours = base(ids, labels=ids).loss
     penalty = adapter.extra_loss([ours])
     ours = ours if penalty is None else ours + penalty
-    loss = tuned.base_model(input_ids=ids, labels=ids).loss  # the tuner itself: only there AdaLoRA adds its penalty
+    loss = tuned.base_model(
+        input_ids=ids, labels=ids
+    ).loss  # the tuner itself: only there AdaLoRA adds its penalty
     assert_close(ours, loss, atol=1e-5, rtol=1e-5)
     for given, parameters in ((loss, tuned.parameters()), (ours, adapter.parameters())):
         given.backward()
@@ -135,7 +149,9 @@ def test_gradients_equal_pefts(tmp_path, variant):
     assert mine.keys() == state.keys()
     for key, tensor in mine.items():
         assert_close(tensor, state[key], atol=1e-5, rtol=1e-4, msg=lambda text, key=key: f"{key}: {text}")
-        assert "vera_A" in key or "vera_B" in key or not torch.equal(tensor, before[key]), f"{key} has no gradient"
+        assert "vera_A" in key or "vera_B" in key or not torch.equal(tensor, before[key]), (
+            f"{key} has no gradient"
+        )
 
 
 MERGED = {name: method(**settings) for name, (method, _, settings) in VARIANTS.items()}

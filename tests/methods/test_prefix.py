@@ -6,6 +6,7 @@ import json
 import peft
 import pytest
 import torch
+from peft_oracle import tuned
 from torch.nn.functional import cross_entropy
 from torch.testing import assert_close
 
@@ -15,7 +16,6 @@ from graft.errors import AdapterError, UsageError
 from graft.methods.lora import LoRA
 from graft.methods.prefix import PrefixTuning
 from models import ENCODERS, inputs, randomise, tiny_base, tiny_model
-from peft_oracle import tuned
 
 P = 4
 FAMILIES = ["llama", "qwen3", "gemma2", "gpt2", "gpt_neox", "opt", "bert", "roberta"]
@@ -89,7 +89,10 @@ def test_gradients_and_training_are_those_of_peft(tmp_path, projection):
             loss.backward()
             optimizer.step()
         if projection:
-            for mine, theirs in ((part("owned.E"), encoder.embedding), (part("W2.weight"), encoder.transform[2])):
+            for mine, theirs in (
+                (part("owned.E"), encoder.embedding),
+                (part("W2.weight"), encoder.transform[2]),
+            ):
                 assert_close(torch.cat([p.grad for p in mine]), theirs.weight.grad, atol=1e-6, rtol=1e-4)
     assert_close(adapter.state(), peft.get_peft_model_state_dict(other), atol=1e-5, rtol=1e-5)
 
@@ -161,7 +164,9 @@ def test_every_document_of_a_packed_row_sees_the_prefix():
     base, ids = tiny_base(), inputs("llama")["ids"]
     randomise(base.attach("x", PrefixTuning(P)))
     assert base.unpackable(32) is None
-    batch, _ = packed([[(ids[0].tolist(), ids[0].tolist()), (ids[1].tolist(), ids[1].tolist())]], pad=0, causal=True)
+    batch, _ = packed(
+        [[(ids[0].tolist(), ids[0].tolist()), (ids[1].tolist(), ids[1].tolist())]], pad=0, causal=True
+    )
     with base.using("x"):
         together = base(**batch).logits[0]
         apart = base(ids[:2]).logits.flatten(0, 1)

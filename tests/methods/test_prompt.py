@@ -6,7 +6,9 @@ import json
 import peft
 import pytest
 import torch
+from peft_oracle import tuned
 from safetensors.torch import load_file
+from tiny_folder import write_model
 from torch.nn.functional import cross_entropy
 from torch.testing import assert_close
 from transformers.models.llama.modeling_llama import LlamaForSequenceClassification
@@ -18,8 +20,6 @@ from graft.methods.prompt import PromptTuning
 from graft.methods.task_head import TaskHead
 from graft.models.load import load
 from models import inputs, randomise, tiny_base, tiny_model
-from peft_oracle import tuned
-from tiny_folder import write_model
 
 P = 4
 TASKS = {"llama": "CAUSAL_LM", "gpt2": "CAUSAL_LM", "bert": "FEATURE_EXTRACTION", "t5": "SEQ_2_SEQ_LM"}
@@ -181,7 +181,9 @@ def test_a_prompt_starts_from_words_as_in_peft(tmp_path):
         prompt_tuning_init_text=text,
         tokenizer_name_or_path=str(folder),
     )
-    wanted = peft.get_peft_model(copy.deepcopy(base.model), settings).prompt_encoder["default"].embedding.weight
+    wanted = (
+        peft.get_peft_model(copy.deepcopy(base.model), settings).prompt_encoder["default"].embedding.weight
+    )
     assert len(base.tokenizer(text)["input_ids"]) < 30  # repeated
     assert torch.equal(table, wanted)
     assert torch.equal(base.attach("y", PromptTuning(3, "TEXT", text)).parameters()[0], wanted[:3])

@@ -64,7 +64,8 @@ def test_a_mixed_batch_is_generated_with_a_cache_as_without_and_as_alone(family)
     live = mask(left=family != "t5")
     with torch.no_grad(), base.routed(ROWS):
         cached, plain = (
-            base.model.generate(ids, attention_mask=live, use_cache=cache, **HOW)[:, -5:] for cache in (True, False)
+            base.model.generate(ids, attention_mask=live, use_cache=cache, **HOW)[:, -5:]
+            for cache in (True, False)
         )
     assert torch.equal(cached, plain)
     for row, name in enumerate(ROWS):

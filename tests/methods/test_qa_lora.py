@@ -99,9 +99,13 @@ def test_a_merge_is_exact_but_for_the_rounding_of_one_constant_as_stored(shape):
     beside, after, layer, insert = merged(**shape, exact=False)
     assert layer.minimum.dtype == torch.float16
     half = 2.0**-11 * layer.minimum.double().abs() + 2.0**-25  # half a unit in the last place
-    single = 2.0**-24 * (insert.A.shape[0] + 4) * (insert.scale * (insert.B.abs() @ insert.A.abs()))  # fp32 of B A
+    single = (
+        2.0**-24 * (insert.A.shape[0] + 4) * (insert.scale * (insert.B.abs() @ insert.A.abs()))
+    )  # fp32 of B A
     repeat = insert.group // layer.scheme.block
-    bound = (half * 1.001 + single.detach().repeat_interleave(repeat, 1)).repeat_interleave(layer.scheme.block, 1)
+    bound = (half * 1.001 + single.detach().repeat_interleave(repeat, 1)).repeat_interleave(
+        layer.scheme.block, 1
+    )
     assert bool(((after - beside).abs() <= bound).all())
 
 
@@ -163,7 +167,9 @@ def test_all_linear_leaves_out_what_the_group_does_not_divide_and_says_which():
     assert {s.name.rpartition(".")[2] for s, _ in adapter.inserts} == {
         "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj"
     }  # fmt: skip
-    assert adapter.notices() == ["left out, as the group does not divide their input: model.layers.*.mlp.down_proj"]
+    assert adapter.notices() == [
+        "left out, as the group does not divide their input: model.layers.*.mlp.down_proj"
+    ]
     with pytest.raises(SiteError, match=r"mlp\.down_proj has 80 features.*multiple of the group of 32"):
         base.attach("y", QALoRA(target_modules=("q_proj", "down_proj")))
     with pytest.raises(SiteError, match="multiple of the group of 48"):
@@ -172,7 +178,9 @@ def test_all_linear_leaves_out_what_the_group_does_not_divide_and_says_which():
 
 def theirs(model, folder, group, targets=("q_proj", "down_proj"), pool=None):
     """PEFT's layers in a copy of the model, and a file of them. PEFT itself puts them on GPTQ layers only."""
-    config = peft.LoraConfig(r=4, lora_alpha=6, target_modules=list(targets), use_qalora=True, qalora_group_size=group)
+    config = peft.LoraConfig(
+        r=4, lora_alpha=6, target_modules=list(targets), use_qalora=True, qalora_group_size=group
+    )
     tuned, tensors = copy.deepcopy(model), {}
     generator = torch.Generator().manual_seed(0)
     for name, module in list(tuned.named_modules()):

@@ -1,15 +1,18 @@
 """What the trained parameters of side networks are made of, on published shapes; the sums are in test_counts."""
 
+from shapes import attached, bert_base, llama_2_7b, t5_base
+
 from graft.layers.delta import Delta
 from graft.methods.ladder import Foot, Ladder, Rung, Side
 from graft.methods.lets import LeTS, Readout
-from shapes import attached, bert_base, llama_2_7b, t5_base
 
 KEPT = (1, 2, 3, 5, 6, 7, 9, 10, 11)  # side blocks of the official T5-base: every fourth is dropped
 
 
 def numbers(adapter, kind):
-    return sum(p.numel() for _, insert in adapter.inserts if type(insert) is kind for p in insert.parameters())
+    return sum(
+        p.numel() for _, insert in adapter.inserts if type(insert) is kind for p in insert.parameters()
+    )
 
 
 def test_the_parts_of_a_ladder_beside_llama():

@@ -51,7 +51,10 @@ def test_ten_full_steps_equal_training_the_model_itself():
     optimizers = [torch.optim.AdamW(ps, lr=1e-3) for ps in (theirs.parameters(), adapter.parameters())]
     for _ in range(10):
         with base.using("x"):
-            losses = [theirs(batch["ids"], labels=batch["ids"]).loss, base(batch["ids"], labels=batch["ids"]).loss]
+            losses = [
+                theirs(batch["ids"], labels=batch["ids"]).loss,
+                base(batch["ids"], labels=batch["ids"]).loss,
+            ]
         for loss, optimizer in zip(losses, optimizers, strict=True):
             optimizer.zero_grad()
             loss.backward()

@@ -3,6 +3,7 @@
 import peft
 import pytest
 import torch
+from peft_oracle import files_travel_both_ways, gradients_agree
 from torch.testing import assert_close
 
 from graft.base.base import Base
@@ -10,7 +11,6 @@ from graft.errors import UsageError
 from graft.methods.lora import LoRA
 from graft.methods.trainable_tokens import TrainableTokens
 from models import inputs, randomise, tiny_base, tiny_model
-from peft_oracle import files_travel_both_ways, gradients_agree
 
 CHOSEN = [41, 7, 88, 12, 60]  # in no order, some of them in the batch
 
@@ -76,4 +76,6 @@ def test_lora_on_a_table_that_scales_its_rows_merges_to_what_it_answered(tmp_pat
         attached = base(**batch).logits
     base.merge("x")
     assert_close(base(**batch).logits, attached, atol=1e-12, rtol=1e-12)
-    files_travel_both_ways(tiny_model(family), peft.LoraConfig(r=3, target_modules=["embed_tokens"]), tmp_path, family)
+    files_travel_both_ways(
+        tiny_model(family), peft.LoraConfig(r=3, target_modules=["embed_tokens"]), tmp_path, family
+    )

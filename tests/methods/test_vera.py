@@ -21,7 +21,11 @@ A, B = "base_model.vera_A", "base_model.vera_B"
 def test_the_projections_are_those_that_peft_draws_from_the_same_seed(seed):
     config = peft.VeraConfig(r=12, projection_prng_key=seed, target_modules=["q_proj", "down_proj"])
     reference = peft.get_peft_model_state_dict(peft.get_peft_model(tiny_model("llama"), config))
-    ours = tiny_base().attach("x", VeRA(r=12, projection_prng_key=seed, target_modules=("q_proj", "down_proj"))).state()
+    ours = (
+        tiny_base()
+        .attach("x", VeRA(r=12, projection_prng_key=seed, target_modules=("q_proj", "down_proj")))
+        .state()
+    )
     assert ours[A].shape == (12, 128) and ours[B].shape == (64, 12)
     assert torch.equal(ours[A], reference[A]) and torch.equal(ours[B], reference[B])
 
@@ -31,7 +35,9 @@ def test_checkpoints_and_memory_hold_the_projections_once():
     for _, insert in adapter.inserts:
         insert.to(torch.device("cpu"), torch.float64)  # as a move to another device does: the owner moves all
     shared = {insert._borrowed[0].A.data_ptr() for _, insert in adapter.inserts}
-    assert len(shared) == 1 and all(insert._borrowed[0].A.dtype == torch.float64 for _, insert in adapter.inserts)
+    assert len(shared) == 1 and all(
+        insert._borrowed[0].A.dtype == torch.float64 for _, insert in adapter.inserts
+    )
     assert sum(key.endswith((".A", ".B")) for key in adapter.tensors()) == 2
 
 

@@ -77,7 +77,9 @@ def test_a_bare_encoder_answers_by_its_last_state():
     base, ids = tiny_base("bert", bare=True), inputs("bert")["ids"]
     adapter = base.attach("x", WARP(**SETTINGS, mask_token_id=MASK))
     randomise(adapter)
-    state = base.model(inputs_embeds=around(base.model, ids, adapter, torch.full((3, 1), MASK))).last_hidden_state
+    state = base.model(
+        inputs_embeds=around(base.model, ids, adapter, torch.full((3, 1), MASK))
+    ).last_hidden_state
     with base.using("x"):
         assert_close(base(ids)[0], linear(state[:, 12], parts(adapter)[-1]), atol=1e-5, rtol=1e-5)
 
@@ -104,7 +106,9 @@ def test_padding_changes_nothing(family, side):
     order = (0, 1) if side == "left" else (1, 0)
     with base.using("x"):
         (wanted,) = base(ids)
-        (padded,) = base(torch.cat([fill[i] for i in order], 1), attention_mask=torch.cat([live[i] for i in order], 1))
+        (padded,) = base(
+            torch.cat([fill[i] for i in order], 1), attention_mask=torch.cat([live[i] for i in order], 1)
+        )
     assert_close(padded, wanted, atol=1e-5, rtol=1e-5)
 
 
@@ -165,7 +169,9 @@ def test_from_label_words_it_starts_as_the_models_own_choice_of_words(folder):
     assert adapter.notices() == []
     mask = adapter.inserts[0][1].mask
     assert mask == WORDS.index("[MASK]")
-    prompted = torch.cat([torch.full((1, 10), mask), ids, torch.full((1, 11), mask)], 1)  # P starts as copies of it
+    prompted = torch.cat(
+        [torch.full((1, 10), mask), ids, torch.full((1, 11), mask)], 1
+    )  # P starts as copies of it
     words = base.model(prompted).logits[0, 10 + ids.shape[1] + 5] - base.model.cls.predictions.bias
     good, bad, dull = (words[WORDS.index(word)] for word in ("good", "bad", "dull"))
     with base.using("x"):
@@ -221,7 +227,10 @@ def test_a_recipe_of_classes_takes_no_second_head_and_keeps_the_word_head(folder
         (lambda: WARP(label_words=("a",)), "1 label_words for 2 classes"),
         (lambda: tiny_base("bert").attach("x", WARP(before_text=60)), "fewer than the 64 positions"),
         (lambda: tiny_base("bert").attach("x", WARP(label_words=("a", "b"))), "tokenizer_name_or_path"),
-        (lambda: tiny_base("bert", bare=True).attach("x", WARP(label_words=("a", "b"))), "without a word head"),
+        (
+            lambda: tiny_base("bert", bare=True).attach("x", WARP(label_words=("a", "b"))),
+            "without a word head",
+        ),
     ],
 )
 def test_mistakes_are_named(make, words):

@@ -23,10 +23,18 @@ from graft.models.load import load
 from graft.quant import QuantLinear
 
 IDS = torch.arange(2, 14).view(2, 6)
-SHAPE = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 50}
+SHAPE = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "vocab_size": 50,
+}
 BUILD = {
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**SHAPE)),
-    "gpt2": lambda: GPT2LMHeadModel(GPT2Config(n_embd=64, n_layer=2, n_head=4, vocab_size=50, n_positions=32)),
+    "gpt2": lambda: GPT2LMHeadModel(
+        GPT2Config(n_embd=64, n_layer=2, n_head=4, vocab_size=50, n_positions=32)
+    ),
     "t5": lambda: T5ForConditionalGeneration(
         T5Config(d_model=64, d_ff=96, d_kv=16, num_layers=1, num_heads=4, vocab_size=50)
     ),
@@ -96,7 +104,9 @@ def test_every_family_loads_with_its_own_class_and_values(name, quant, tmp_path)
 def test_dtype_is_that_of_every_float_weight(dtype, expected, folder):
     base = load(folder, "nf4", dtype)
     plain = [
-        p for n, p in base.model.named_parameters() if p.is_floating_point() and "absmax" not in n and "offset" not in n
+        p
+        for n, p in base.model.named_parameters()
+        if p.is_floating_point() and "absmax" not in n and "offset" not in n
     ]
     assert {p.dtype for p in plain} == {expected} and base.dtype == expected
     assert base.model.model.layers[0].mlp.up_proj.weight.dtype == expected
@@ -140,10 +150,16 @@ def test_a_missing_folder_names_the_nearest(folder):
 
 REFUSED = {
     "no config": (lambda f: (f / "config.json").unlink(), "has no config.json"),
-    "an adapter": (lambda f: (f / "config.json").rename(f / "adapter_config.json"), "is an adapter.*load_adapter"),
+    "an adapter": (
+        lambda f: (f / "config.json").rename(f / "adapter_config.json"),
+        "is an adapter.*load_adapter",
+    ),
     "broken JSON": (lambda f: (f / "config.json").write_text("{"), "config.json is not a JSON object"),
     "a list": (lambda f: (f / "config.json").write_text("[1]"), "config.json is not a JSON object"),
-    "own code": (lambda f: edit(f, auto_map={"AutoModel": "evil.Model"}), r"asks for code of its own \(auto_map\)"),
+    "own code": (
+        lambda f: edit(f, auto_map={"AutoModel": "evil.Model"}),
+        r"asks for code of its own \(auto_map\)",
+    ),
     "unknown architecture": (lambda f: edit(f, model_type="lama"), "model_type 'lama'.*nearest: llama"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "has no weights"),
     "pickle": (lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"), "is a pickle"),
@@ -197,7 +213,9 @@ def test_code_in_a_folder_is_never_run(folder):
 
 
 def test_an_adapter_beside_the_weights_is_not_followed(folder):
-    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": "nowhere"}))
+    (folder / "adapter_config.json").write_text(
+        json.dumps({"peft_type": "LORA", "base_model_name_or_path": "nowhere"})
+    )
     assert type(load(folder).model) is LlamaForCausalLM
 
 

@@ -18,7 +18,12 @@ from graft.training.optimizers import build
 from graft.training.paging import Pages
 from models import CONFIGS, tiny_base, tiny_model
 
-SIZES = {"7b": (32, 4096, 11008), "13b": (40, 5120, 13824), "33b": (60, 6656, 17920), "65b": (80, 8192, 22016)}
+SIZES = {
+    "7b": (32, 4096, 11008),
+    "13b": (40, 5120, 13824),
+    "33b": (60, 6656, 17920),
+    "65b": (80, 8192, 22016),
+}
 ALL = "all-linear"
 
 
@@ -77,8 +82,12 @@ def test_trained_parameters_of_a_7b_are_those_of_the_papers(method, trained):
 
 @pytest.mark.parametrize("scheme", ["nf4", "fp4", "int8", "int4", "int3", "int2", "int8g"])
 def test_bytes_of_a_packed_base_are_those_of_the_real_one(scheme):
-    real = quantise_model(tiny_model("llama", hidden_size=96, intermediate_size=160).to(torch.bfloat16), scheme)
-    stored = sum(p.numel() * p.element_size() for p in real.parameters()) + 4 * sum(b.numel() for b in real.buffers())
+    real = quantise_model(
+        tiny_model("llama", hidden_size=96, intermediate_size=160).to(torch.bfloat16), scheme
+    )
+    stored = sum(p.numel() * p.element_size() for p in real.parameters()) + 4 * sum(
+        b.numel() for b in real.buffers()
+    )
     with unreal():
         assert weights(sketch(real.config, quant=scheme)) == stored
 
@@ -99,8 +108,12 @@ def test_a_sketched_step_holds_what_a_real_one_holds(family, training):
         total = loss(base, step)
         if training:
             total.backward()
-    predicted, _ = peak(base.model.config, methods, step, training=training, uniform=True, dtype=torch.float32)
-    assert predicted == pytest.approx(ledger.peak, rel=0.02)  # masks that transformers leaves out for real values
+    predicted, _ = peak(
+        base.model.config, methods, step, training=training, uniform=True, dtype=torch.float32
+    )
+    assert predicted == pytest.approx(
+        ledger.peak, rel=0.02
+    )  # masks that transformers leaves out for real values
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -115,7 +128,11 @@ def test_a_deep_model_is_its_first_blocks_carried_on(checkpointing):
 def test_only_adapters_that_treat_blocks_alike_are_carried_on():
     config = AutoConfig.for_model("llama", **CONFIGS["llama"])
     with unreal():
-        for method, expected in ((LoRA(r=2), True), (LoRA(r=2, layers_to_transform=(1,)), False), (Full(), True)):
+        for method, expected in (
+            (LoRA(r=2), True),
+            (LoRA(r=2, layers_to_transform=(1,)), False),
+            (Full(), True),
+        ):
             base = sketch(config)
             base.attach("plan", method)
             assert alike(base) is expected
@@ -135,7 +152,8 @@ def test_checkpointing_and_small_batches_hold_less():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_optimizer_bytes_are_those_of_the_real_optimizer(kind, dtype):
     named = {
-        name: torch.nn.Parameter(torch.zeros(n, dtype=dtype)) for name, n in (("a", 5000), ("b", 100), ("c", 4096))
+        name: torch.nn.Parameter(torch.zeros(n, dtype=dtype))
+        for name, n in (("a", 5000), ("b", 100), ("c", 4096))
     }
     real = build(kind, named, [{"params": list(named.values()), "lr": 1.0, "weight_decay": 0.0}], Pages())
     padding = real.states.resident_bytes - optimizer_bytes(kind, list(named.values()))
@@ -147,7 +165,9 @@ def test_the_parts_of_a_plan_add_up_and_the_batch_it_names_fits():
     methods = [LoRA(r=4, target_modules=ALL)]
     found = plan_model(config, methods, Shape(rows=2, length=32, eval_rows=2))
     held = found.parts
-    assert held["adapter"] == held["gradients"] == 4 * found.trained and held["optimizer"] == 8 * found.trained
+    assert (
+        held["adapter"] == held["gradients"] == 4 * found.trained and held["optimizer"] == 8 * found.trained
+    )
     assert found.peaks["train"] == found.process + sum(held.values())
     assert found.fits and found.micro_batch > 1000  # a toy on this machine
     more = plan_model(config, methods, Shape(rows=64, length=32, eval_rows=2))
@@ -177,7 +197,10 @@ def test_a_recipe_is_planned_without_its_weights(tmp_path):
     }
     found = plan(
         settings
-        | {"train": {"gradient_checkpointing": True, "optimizer": "paged_adamw_8bit"}, "data": {"max_length": 512}}
+        | {
+            "train": {"gradient_checkpointing": True, "optimizer": "paged_adamw_8bit"},
+            "data": {"max_length": 512},
+        }
     )
     assert (found.parameters, found.trained, found.sites) == (6_738_415_616, 39_976_960, 224)
     assert found.parts["optimizer"] == 0  # paged, nothing kept resident
@@ -189,7 +212,9 @@ def test_a_recipe_is_planned_without_its_weights(tmp_path):
 def test_a_fresh_model_is_planned_with_the_vocabulary_it_will_have():
     model = {"config": {"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "intermediate_size": 128,
                         "num_attention_heads": 4}, "tokenizer": {"train": "bpe", "vocab_size": 500}}  # fmt: skip
-    found = plan({"model": model, "stage": "pretrain", "method": {"name": "full"}, "data": {"max_length": 64}})
+    found = plan(
+        {"model": model, "stage": "pretrain", "method": {"name": "full"}, "data": {"max_length": 64}}
+    )
     per_block = 4 * 64 * 64 + 3 * 64 * 128 + 2 * 64
     assert found.parameters == found.trained == 2 * per_block + 2 * 500 * 64 + 64
 

@@ -40,7 +40,9 @@ def test_a_state_takes_the_nearest_level_of_its_block(signed, shape):
         assert absmax[index] == block.abs().max()
         best = (block[:, None] / absmax[index] - levels).abs().amin(dim=1) * absmax[index]
         found = (back[index * 256 : index * 256 + len(block)] - block).abs()
-        torch.testing.assert_close(found, best, atol=1e-6 * absmax[index].item(), rtol=0)  # rounding of the division
+        torch.testing.assert_close(
+            found, best, atol=1e-6 * absmax[index].item(), rtol=0
+        )  # rounding of the division
     assert codes.shape == x.shape and codes.dtype == torch.uint8
 
 

@@ -88,7 +88,10 @@ def batches(family, rows=6):
     batch = inputs(family, rows=rows, length=24)
     ids = batch.pop("ids")
     own = {} if family == "bert" else {"use_cache": False}
-    return [{"input_ids": ids[i : i + 1], **{k: v[i : i + 1] for k, v in batch.items()}, **own} for i in range(rows)]
+    return [
+        {"input_ids": ids[i : i + 1], **{k: v[i : i + 1] for k, v in batch.items()}, **own}
+        for i in range(rows)
+    ]
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "bert", "t5", "gemma2", "phi"])
@@ -128,7 +131,9 @@ def test_a_block_is_calibrated_by_what_the_packed_blocks_before_it_answer():
     for name in ("self_attn.v_proj", "mlp.down_proj"):
         seen.clear()
         linear = mixed.model.layers[1].get_submodule(name)
-        handle = linear.register_forward_pre_hook(lambda module, args: seen.append(args[0].detach().flatten(0, 1)))
+        handle = linear.register_forward_pre_hook(
+            lambda module, args: seen.append(args[0].detach().flatten(0, 1))
+        )
         for row in rows:
             mixed(**row)
         handle.remove()
@@ -154,6 +159,8 @@ def test_a_weight_that_is_not_finite_is_named_and_nothing_to_calibrate_by_is_ref
 def test_biases_and_conv1d_stay_as_they_were():
     model = quantise_calibrated(tiny_model("gpt2"), batches("gpt2"), Scheme("int4"))
     layer, original = model.transformer.h[0].attn.c_attn, tiny_model("gpt2").transformer.h[0].attn.c_attn
-    assert layer.transposed and torch.equal(layer.bias, original.bias) and isinstance(layer.bias, nn.Parameter)
+    assert (
+        layer.transposed and torch.equal(layer.bias, original.bias) and isinstance(layer.bias, nn.Parameter)
+    )
     assert (layer.weight - original.weight.T).abs().max() < 0.2
     assert torch.isfinite(Base(model)(**inputs("gpt2")).logits).all()

@@ -43,7 +43,9 @@ def test_a_row_is_a_stream_of_bits_with_the_first_column_in_front():
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 @pytest.mark.parametrize("columns", [1, 7, 64, 75])
 def test_unpack_undoes_pack(bits, columns):
-    codes = torch.randint(0, 2**bits, (5, columns), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    codes = torch.randint(0, 2**bits, (5, columns), generator=torch.Generator().manual_seed(0)).to(
+        torch.uint8
+    )
     packed = run("pack_bits", codes, bits)
     assert packed.shape == (5, row_bytes(columns, bits))
     assert torch.equal(run("unpack_bits", packed, bits)[:, :columns], codes.int())
@@ -60,7 +62,9 @@ def test_values_are_those_of_a_naive_loop(bits, columns):
             scale = ((group.max() - group.min()) / (2**bits - 1)).half().float()
             minimum = group.min().half().float()
             for column, value in enumerate(group, start):
-                code = 0 if scale == 0 else min(max(round(((value - minimum) / scale).item()), 0), 2**bits - 1)
+                code = (
+                    0 if scale == 0 else min(max(round(((value - minimum) / scale).item()), 0), 2**bits - 1)
+                )
                 torch.testing.assert_close(back[row, column], scale * code + minimum, rtol=1e-6, atol=1e-7)
 
 
@@ -70,14 +74,22 @@ SQNR = [(4, 32, 22.14), (4, 64, 20.95), (4, 128, 20.01), (3, 32, 15.5), (2, 32, 
 @pytest.mark.parametrize(("bits", "block", "decibels"), SQNR)
 def test_error_on_normal_data_is_that_of_the_table(bits, block, decibels):
     x = torch.randn(512, 4096, generator=torch.Generator().manual_seed(1))
-    noise = (run("dequantise_groups", quantised(x, bits, block), torch.float32) - x).square().mean(dtype=torch.float64)
+    noise = (
+        (run("dequantise_groups", quantised(x, bits, block), torch.float32) - x)
+        .square()
+        .mean(dtype=torch.float64)
+    )
     found = 10 * torch.log10(x.square().mean(dtype=torch.float64) / noise)
     assert abs(found.item() - decibels) < 0.06
 
 
 def test_bits_per_weight():
     assert [Scheme("int4", block).bits for block in (32, 64, 128)] == [5.0, 4.5, 4.25]
-    assert Scheme("int4").block == 32 and [Scheme(name).bits for name in ("int3", "int2", "int8g")] == [4.0, 3.0, 9.0]
+    assert Scheme("int4").block == 32 and [Scheme(name).bits for name in ("int3", "int2", "int8g")] == [
+        4.0,
+        3.0,
+        9.0,
+    ]
 
 
 rows = st.lists(st.floats(-1e4, 1e4, width=32), min_size=1, max_size=150)
@@ -92,7 +104,9 @@ def test_no_value_is_further_off_than_half_a_step_and_the_rounding_of_the_consta
     for index, start in enumerate(range(0, len(values), block)):
         group, found = w[0, start : start + block].double(), back[0, start : start + block]
         step = (group.max() - group.min()) / (2**bits - 1)
-        rounding = 2**-11 * (group.abs().max() + (2**bits - 1) * step) + 2**-24 * 2**bits  # also of subnormal halves
+        rounding = (
+            2**-11 * (group.abs().max() + (2**bits - 1) * step) + 2**-24 * 2**bits
+        )  # also of subnormal halves
         assert (found - group).abs().max() <= step / 2 + 2 * rounding, (index, found, group)
 
 
@@ -100,7 +114,9 @@ def test_no_value_is_further_off_than_half_a_step_and_the_rounding_of_the_consta
 @given(st.integers(1, 5), st.integers(1, 200), st.sampled_from(sorted(GROUPED)))
 def test_zeros_stay_zeros(out_features, in_features, name):
     layer = QuantLinear.pack(torch.zeros(out_features, in_features), Scheme(name))
-    assert layer.weight.shape == (out_features, in_features) and not layer.weight.any() and not layer.codes.any()
+    assert (
+        layer.weight.shape == (out_features, in_features) and not layer.weight.any() and not layer.codes.any()
+    )
 
 
 def test_chunking_changes_nothing(monkeypatch):

@@ -73,7 +73,9 @@ def test_conv1d_is_packed_as_out_by_in():
     quantise_model(model, "int8")
     layer = model.transformer.h[0].attn.c_attn
     assert layer.weight.shape == plain.T.shape == (192, 64)
-    assert (layer.weight - plain.T).abs().max() <= plain.abs().max() / 254 * 1.01  # half a step of the largest row
+    assert (
+        layer.weight - plain.T
+    ).abs().max() <= plain.abs().max() / 254 * 1.01  # half a step of the largest row
 
 
 def test_head_embeddings_and_t5_wo_stay_as_they_are():
@@ -146,7 +148,9 @@ def test_weights_in_bf16_are_quantised_from_bf16(scheme, tmp_path):
     again = LlamaForCausalLM.from_pretrained(tmp_path / "packed", dtype=torch.bfloat16)
     expected = quantise_model(model, scheme).state_dict()
     for found in (streamed.state_dict(), again.state_dict()):
-        assert found.keys() == expected.keys() and all(torch.equal(t, expected[name]) for name, t in found.items())
+        assert found.keys() == expected.keys() and all(
+            torch.equal(t, expected[name]) for name, t in found.items()
+        )
     assert streamed.model.layers[0].mlp.up_proj.weight.dtype == torch.bfloat16
 
 

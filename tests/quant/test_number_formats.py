@@ -73,7 +73,10 @@ def test_error_on_normal_data_is_that_of_the_table(book, block, decibels):
 
 def test_double_quantisation_costs_next_to_nothing():
     x = torch.randn(1024, 1024, generator=torch.Generator().manual_seed(1))
-    errors = [(QuantLinear.pack(x, Scheme("nf4", 64, double)).weight - x).square().mean() for double in (True, False)]
+    errors = [
+        (QuantLinear.pack(x, Scheme("nf4", 64, double)).weight - x).square().mean()
+        for double in (True, False)
+    ]
     assert errors[0] / errors[1] == pytest.approx(1.0005, abs=5e-4)
 
 

@@ -34,7 +34,9 @@ def test_a_written_recipe_reads_back_equal(tmp_path):
     )
     (tmp_path / "recipe.yaml").write_text(recipe.yaml(), encoding="utf-8")
     assert read(tmp_path / "recipe.yaml") == recipe
-    assert read(tmp_path) == recipe.model_copy(update={"output": str(tmp_path)})  # a run's folder is where it lies
+    assert read(tmp_path) == recipe.model_copy(
+        update={"output": str(tmp_path)}
+    )  # a run's folder is where it lies
 
 
 def test_a_methods_own_seed_is_not_taken_for_the_runs(tmp_path):
@@ -50,12 +52,16 @@ def test_a_written_recipe_means_the_same_to_another_yaml_reader():
     assert yaml.safe_load(recipe.yaml()) == recipe.model_dump()
 
 
-PLAIN = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
+PLAIN = (
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
+)
 KEYS = st.text(max_size=100)  # YAML gives up on keys beyond 1024 characters
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.recursive(PLAIN, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=3)))
+@given(
+    st.recursive(PLAIN, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=3))
+)
 def test_any_value_survives_writing(value):
     assert yaml.safe_load(emit({"key": value}, {"key": "help"})) == {"key": value}
 
@@ -69,7 +75,12 @@ def test_a_misspelt_key_names_the_nearest_and_its_line(tmp_path):
 
 def test_all_problems_are_said_at_once():
     error = refusal(
-        {"modle": "x", "quant": "nf5", "train": {"lr": "fast", "batch_size": 0}, "method": {"name": "lora", "rr": 4}},
+        {
+            "modle": "x",
+            "quant": "nf5",
+            "train": {"lr": "fast", "batch_size": 0},
+            "method": {"name": "lora", "rr": 4},
+        },
         ["nonsense"],
     )
     for named in ("modle", "model", "quant", "nf4", "train.lr", "train.batch_size", "method.rr", "nonsense"):
@@ -189,10 +200,17 @@ def test_words_of_other_trainers_are_understood_with_a_notice():
         32,
         "cosine",
     )
-    assert (train.optimizer, train.max_steps, train.save_every, recipe.data.max_length) == ("paged_adamw", 7, 5, 256)
+    assert (train.optimizer, train.max_steps, train.save_every, recipe.data.max_length) == (
+        "paged_adamw",
+        7,
+        5,
+        256,
+    )
     assert (recipe.quant, recipe.output, recipe.dtype) == ("nf4", "o", "bf16")
     assert (
-        recipe.method["r"] == 4 and recipe.method["lora_alpha"] == 8 and recipe.method["target_modules"] == ["q_proj"]
+        recipe.method["r"] == 4
+        and recipe.method["lora_alpha"] == 8
+        and recipe.method["target_modules"] == ["q_proj"]
     )
     assert any("learning_rate" in notice for notice in notices)
 
@@ -204,7 +222,11 @@ def test_every_synonym_means_a_key_that_exists():
 
 def test_qlora_is_nf4_and_lora_on_all_linears_and_a_paged_optimizer():
     recipe = read({"method": "qlora"})
-    assert (recipe.quant, recipe.method["name"], recipe.method["target_modules"]) == ("nf4", "lora", "all-linear")
+    assert (recipe.quant, recipe.method["name"], recipe.method["target_modules"]) == (
+        "nf4",
+        "lora",
+        "all-linear",
+    )
     assert recipe.train.optimizer == "paged_adamw_8bit"
 
 
@@ -234,17 +256,29 @@ def test_a_card_equals_the_dataclass_that_it_was_read_from(name):
     read_, real = cards()[name], find(name)
     assert read_.cls == real.__name__
     fields = {f.name: f for f in dataclasses.fields(real)}
-    assert sorted(read_.settings) == sorted(fields)  # a field over a base's ClassVar stands first in the dataclass
+    assert sorted(read_.settings) == sorted(
+        fields
+    )  # a field over a base's ClassVar stands first in the dataclass
     for key, setting in read_.settings.items():
         if setting.default is REQUIRED:
-            assert fields[key].default is dataclasses.MISSING and fields[key].default_factory is dataclasses.MISSING
+            assert (
+                fields[key].default is dataclasses.MISSING
+                and fields[key].default_factory is dataclasses.MISSING
+            )
         elif not isinstance(setting.default, Source):
-            made = fields[key].default_factory() if fields[key].default is dataclasses.MISSING else fields[key].default
+            made = (
+                fields[key].default_factory()
+                if fields[key].default is dataclasses.MISSING
+                else fields[key].default
+            )
             assert setting.default == made
         assert setting.help, f"{key} has no line of help"
     for word in ("mergeable", "quantisable", "routable"):
         assert (read_.declared.get(word, True) is True) == bool(getattr(real(), word))  # as it is by default
-    assert read_.title and read_.doc.strip() == Path(read_.path).read_text(encoding="utf-8").split('"""')[1].strip()
+    assert (
+        read_.title
+        and read_.doc.strip() == Path(read_.path).read_text(encoding="utf-8").split('"""')[1].strip()
+    )
 
 
 def test_every_method_setting_is_accepted_as_its_own_default():

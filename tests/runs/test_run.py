@@ -38,7 +38,9 @@ def recipe(folder, output, **changes):
         "output": str(output),
     }
     for key, value in changes.items():
-        plain[key] = {**plain[key], **value} if isinstance(plain.get(key), dict) and isinstance(value, dict) else value
+        plain[key] = (
+            {**plain[key], **value} if isinstance(plain.get(key), dict) and isinstance(value, dict) else value
+        )
     return plain
 
 
@@ -133,7 +135,9 @@ def test_settings_that_change_no_step_may_change_in_a_used_folder(done, folder):
 def test_scores_are_those_of_the_saved_adapter(done):
     opened = open_model(str(done[0].folder))
     table = score(opened, opened.recipe)
-    assert table.columns["after"]["perplexity"] == pytest.approx(done[0].scores["after"]["perplexity"], rel=1e-5)
+    assert table.columns["after"]["perplexity"] == pytest.approx(
+        done[0].scores["after"]["perplexity"], rel=1e-5
+    )
     assert done[0].scores["after"]["perplexity"] < done[0].scores["before"]["perplexity"]
 
 
@@ -149,7 +153,9 @@ def test_an_adapter_folder_opens_with_its_base(done):
 
 
 def test_training_goes_on_from_a_saved_adapter(done, folder):
-    result = run(recipe(folder, folder / "further", adapter=str(done[0].adapter), train={"max_steps": 1, "lr": 1e-9}))
+    result = run(
+        recipe(folder, folder / "further", adapter=str(done[0].adapter), train={"max_steps": 1, "lr": 1e-9})
+    )
     before, after = (load_file(at / "adapter_model.safetensors") for at in (done[0].adapter, result.adapter))
     assert all(torch.allclose(before[key], after[key], atol=1e-6) for key in before)
 
@@ -173,7 +179,9 @@ def test_a_misspelt_training_keyword_names_the_nearest(folder):
 
 
 def test_a_fresh_model_becomes_an_ordinary_folder(folder):
-    texts = write_rows(folder / "texts.jsonl", [{"text": row["prompt"] + row["completion"]} for row in rows()])
+    texts = write_rows(
+        folder / "texts.jsonl", [{"text": row["prompt"] + row["completion"]} for row in rows()]
+    )
     config = {**CONFIG, "num_hidden_layers": 1, "max_position_embeddings": 64}
     made = {"config": config, "tokenizer": {"train": "bpe", "vocab_size": 290}}
     changes = {
@@ -194,7 +202,8 @@ def test_a_fresh_model_becomes_an_ordinary_folder(folder):
 
 def test_classes_come_from_the_rows(folder):
     labelled = write_rows(
-        folder / "labels.jsonl", [{"text": row["completion"], "label": row["completion"].split()[1]} for row in rows()]
+        folder / "labels.jsonl",
+        [{"text": row["completion"], "label": row["completion"].split()[1]} for row in rows()],
     )
     changes = {
         "stage": "classify",
@@ -210,7 +219,9 @@ def test_classes_come_from_the_rows(folder):
 
 
 def test_tags_of_words_come_from_a_conll_file_and_are_told_in_brackets(folder):
-    sentences = [[(word, "B-PET" if word in ANIMALS else "O") for word in row["completion"].split()] for row in rows()]
+    sentences = [
+        [(word, "B-PET" if word in ANIMALS else "O") for word in row["completion"].split()] for row in rows()
+    ]
     lines = ["".join(f"{word}\t{tag}\n" for word, tag in sentence) for sentence in sentences]
     (folder / "pets.txt").write_text("\n".join(lines))
     changes = {
@@ -246,12 +257,20 @@ def test_a_head_takes_the_names_of_the_rows_classes_and_is_refused_where_it_does
     for word, method in unfit.items():
         base = graft.load(folder / "model", dtype="fp32")
         with pytest.raises(UsageError, match=word):
-            train(base, base.attach("x", method), data, stage="classify", output=str(folder / "unfit"), max_steps=1)
+            train(
+                base,
+                base.attach("x", method),
+                data,
+                stage="classify",
+                output=str(folder / "unfit"),
+                max_steps=1,
+            )
 
 
 def test_conversations_are_asked_through_the_template_they_were_trained_with(folder):
     turns = [
-        [{"role": "user", "content": r["prompt"]}, {"role": "assistant", "content": r["completion"]}] for r in rows()
+        [{"role": "user", "content": r["prompt"]}, {"role": "assistant", "content": r["completion"]}]
+        for r in rows()
     ]
     chats = write_rows(folder / "chats.jsonl", [{"messages": pair} for pair in turns])
     result = run(recipe(folder, folder / "chats", data={"train": str(chats)}, train={"max_steps": 1}))
@@ -264,7 +283,9 @@ def test_a_defective_row_is_named_before_anything_is_trained(folder):
     with pytest.raises(DataError, match=r"bad\.jsonl:25"):
         run(recipe(folder, folder / "bad", data={"train": str(bad)}))
     result = run(
-        recipe(folder, folder / "skipped", data={"train": str(bad), "bad_rows": "skip"}, train={"max_steps": 1})
+        recipe(
+            folder, folder / "skipped", data={"train": str(bad), "bad_rows": "skip"}, train={"max_steps": 1}
+        )
     )
     assert json.loads((result.folder / "rejected.jsonl").read_text())["source"].endswith(":25")
 

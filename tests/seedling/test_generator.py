@@ -19,7 +19,9 @@ from graft.seedling.writing import INSTRUCTION, attribute_list, describe, docume
 
 def test_text_depends_on_the_seed_and_not_on_the_process():
     code = "from graft.seedling.writing import documents, sft_rows; print(repr((documents(20, 5), sft_rows(20, 5))))"
-    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    other = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.strip()
     assert other == repr((documents(20, 5), sft_rows(20, 5)))  # strings hash differently in each process
     assert documents(20, 5) != documents(20, 6)
 
@@ -32,13 +34,17 @@ def test_held_out_products_share_no_name_and_no_combination_with_training():
 
 
 def test_no_held_out_name_occurs_in_any_training_text():
-    text = "\n".join(documents(1000, 0)) + "\n".join(row["prompt"] + row["completion"] for row in sft_rows(1000, 2))
+    text = "\n".join(documents(1000, 0)) + "\n".join(
+        row["prompt"] + row["completion"] for row in sft_rows(1000, 2)
+    )
     assert not [p["name"] for p in islice(products("held-out", 3), 300) if f" {p['name']} " in text]
 
 
 def test_one_name_in_ten_is_held_out():
     share = sum(product(0, i).split == "held-out" for i in range(5000)) / 5000
-    assert share == pytest.approx(0.1, abs=0.02)  # products repeat names, so the spread is wider than binomial
+    assert share == pytest.approx(
+        0.1, abs=0.02
+    )  # products repeat names, so the spread is wider than binomial
 
 
 @pytest.mark.parametrize("split", ["train", "held-out"])

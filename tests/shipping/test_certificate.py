@@ -81,13 +81,18 @@ def test_survival_in_nf4_is_the_nearest_level_found_by_hand():
     weight = torch.full((64, 64), at)
     weight[:, 0] = 1.0
     column, row = torch.zeros(64), torch.ones(64)
-    column[:2], row[0] = torch.tensor([0.03, 0.05]), 0.0  # row 0 is rounded away, row 1 goes to the next level
+    column[:2], row[0] = (
+        torch.tensor([0.03, 0.05]),
+        0.0,
+    )  # row 0 is rounded away, row 1 goes to the next level
     base, adapter, site = one_linear(weight, (column, row))
     base.model.set_submodule(site.name, QuantLinear.pack(weight, Scheme("nf4", 64, double=False)))
     assert torch.allclose(site.weight(), weight, atol=1e-6)
     found = survival(adapter, repack=True)["tensors"][site.name]
     assert found["kept"] == pytest.approx((above - at) * 0.05 / (0.03**2 + 0.05**2), rel=1e-4)
-    assert survival(adapter)["tensors"][site.name]["kept"] == pytest.approx(1, rel=1e-6)  # in fp32 nothing is lost
+    assert survival(adapter)["tensors"][site.name]["kept"] == pytest.approx(
+        1, rel=1e-6
+    )  # in fp32 nothing is lost
     base.merge("sql", repack=True)
     packed = base.model.get_submodule(site.name)
     expected = weight.clone()
@@ -135,15 +140,27 @@ def test_a_certificate_says_how_far_the_folder_is_from_what_was_trained(family, 
     expected = {name: tensor for name, _, tensor in ideal(base, ["sql"])}
     folder = export(base, tmp_path / "out", adapter="sql")
     facts, written = certified(folder), load_file(folder / "model.safetensors")
-    apart = {key: (written[key].float() - tensor.float()).abs() for key, tensor in expected.items() if key in written}
+    apart = {
+        key: (written[key].float() - tensor.float()).abs()
+        for key, tensor in expected.items()
+        if key in written
+    }
     assert len(apart) >= len(written) - 1 > 5  # T5 holds its shared table under a name of its own
     assert facts["weights"]["max"] == pytest.approx(float(max(a.max() for a in apart.values())), rel=1e-6)
     assert 0.99 < facts["weights"]["survived"] < 1.01 and not facts["weights"]["missing"]
-    assert facts["weights"]["mean"] < facts["weights"]["max"] and facts["logits"]["mean"] < facts["logits"]["effect"]
+    assert (
+        facts["weights"]["mean"] < facts["weights"]["max"]
+        and facts["logits"]["mean"] < facts["logits"]["effect"]
+    )
     assert facts["perplexity"]["written"] == pytest.approx(facts["perplexity"]["adapted"], rel=0.1)
-    assert facts["base"]["fingerprint"] == base.fingerprint() and facts["versions"]["torch"] == torch.__version__
+    assert (
+        facts["base"]["fingerprint"] == base.fingerprint() and facts["versions"]["torch"] == torch.__version__
+    )
     assert facts["adapters"][0]["fingerprint"] == base.adapters["sql"].fingerprint()
-    assert "of the update is there" in said(facts) and set(facts["files"]) > {"config.json", "model.safetensors"}
+    assert "of the update is there" in said(facts) and set(facts["files"]) > {
+        "config.json",
+        "model.safetensors",
+    }
 
 
 def test_a_bare_base_and_an_adapter_get_certificates_of_no_difference(tmp_path):
@@ -160,7 +177,11 @@ def test_full_training_is_certified_exact(tmp_path):
     base = tiny_base("gpt2")
     randomise(base.attach("all", Full()), scale=0.05)
     facts = certified(export(base, tmp_path / "out", adapter="all"))
-    assert facts["weights"]["max"] == 0 and facts["weights"]["survived"] is None and facts["logits"]["effect"] > 0.01
+    assert (
+        facts["weights"]["max"] == 0
+        and facts["weights"]["survived"] is None
+        and facts["logits"]["effect"] > 0.01
+    )
 
 
 def test_a_merge_into_packed_layers_stays_packed_and_answers_as_certified(tmp_path):
@@ -177,7 +198,9 @@ def test_a_merge_into_packed_layers_stays_packed_and_answers_as_certified(tmp_pa
     base.merge("sql", repack=True)
     assert torch.equal(again(ids)[0], base(ids)[0])
     facts = certified(folder)
-    assert facts["into"] == "packed" and 0.5 < facts["weights"]["survived"] < 1.1 and facts["logits"]["mean"] > 0
+    assert (
+        facts["into"] == "packed" and 0.5 < facts["weights"]["survived"] < 1.1 and facts["logits"]["mean"] > 0
+    )
     assert AutoModelForCausalLM.from_pretrained(folder).config.quantization_config.scheme == "nf4"
 
 

@@ -123,12 +123,16 @@ def test_large_models_are_written_in_shards_with_an_index(tmp_path):
 def test_tokenizer_and_the_template_of_training_travel_along(tmp_path):
     words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(96)}, unk_token="w0"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="w0", eos_token="w1", pad_token="w2")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words, unk_token="w0", eos_token="w1", pad_token="w2"
+    )
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }} w1 {% endfor %}"
     base = Base(tiny_model("llama"), tokenizer, "tiny")
     base.attach("sql", LoRA(r=2))
     for layout in ("hf", "peft"):
-        again = AutoTokenizer.from_pretrained(export(base, tmp_path / layout, to=layout), trust_remote_code=False)
+        again = AutoTokenizer.from_pretrained(
+            export(base, tmp_path / layout, to=layout), trust_remote_code=False
+        )
         assert again.chat_template == tokenizer.chat_template
         assert again("w5 w7")["input_ids"] == [5, 7]
 

@@ -48,7 +48,9 @@ def whole_minima(base):
         for layer in base.model.modules():
             if isinstance(layer, QuantLinear):
                 zeros = (-layer.minimum.float() / layer.scale.float()).round().clamp(1, 15)
-                layer.scale.copy_((layer.scale.float() * 1024).round() / 1024)  # so that the products are exact
+                layer.scale.copy_(
+                    (layer.scale.float() * 1024).round() / 1024
+                )  # so that the products are exact
                 layer.scale.clamp_(min=1 / 1024)
                 layer.minimum.copy_(-layer.scale.float() * zeros)
     return base
@@ -67,7 +69,9 @@ def test_a_base_in_16_bits_is_rounded_to_nearest_in_the_largest_groups_that_fit(
         weight = base.model.get_submodule(path).weight
         groups, apart = (t.unflatten(1, (-1, 64)) for t in (weight, (value - weight).abs()))
         step = (groups.amax(-1).clamp(min=0) - groups.amin(-1).clamp(max=0)) / (14 if to == "gptq" else 15)
-        assert (apart <= step[..., None]).all() and (apart.mean(-1) / step).mean() < 0.27  # a quarter, if evenly spread
+        assert (apart <= step[..., None]).all() and (
+            apart.mean(-1) / step
+        ).mean() < 0.27  # a quarter, if evenly spread
     written = facts(folder)
     assert written["rounded"] is True and said(written).startswith("rounded; weights differ by")
     assert written["weights"]["survived"] is None and not written["weights"]["missing"]
@@ -141,14 +145,19 @@ def test_a_rounding_that_drowns_the_adapter_is_refused(tmp_path):
 
 @pytest.mark.parametrize("to", int4.FORMATS)
 def test_layers_of_other_sizes_stay_as_they_are_and_the_config_names_them(to, tmp_path):
-    base = Base(tiny_model("llama", intermediate_size=72), name="odd")  # 32 does not divide the input of down_proj
+    base = Base(
+        tiny_model("llama", intermediate_size=72), name="odd"
+    )  # 32 does not divide the input of down_proj
     folder = export(base, tmp_path / "out", to=to)
     config = facts(folder, "config.json")["quantization_config"]
     down = [f"model.layers.{i}.mlp.down_proj" for i in (0, 1)]
     if to == "gptq":
         assert set(config["dynamic"]) == {rf"-:^{name}$".replace(".", r"\.") for name in [*down, "lm_head"]}
     else:
-        assert config["ignore" if to == "compressed-tensors" else "modules_to_not_convert"] == [*down, "lm_head"]
+        assert config["ignore" if to == "compressed-tensors" else "modules_to_not_convert"] == [
+            *down,
+            "lm_head",
+        ]
     again = load(folder, dtype="fp32")
     assert sum(isinstance(m, QuantLinear) for m in again.model.modules()) == 12
     assert torch.equal(again.model.get_submodule(down[0]).weight, base.model.get_submodule(down[0]).weight)
@@ -177,7 +186,9 @@ def test_transformers_with_compressed_tensors_reads_the_same_weights(dtype, tmp_
     plain.load_state_dict({key: tensor.float() for key, tensor in model.state_dict().items()})
     with torch.no_grad():
         assert_close(model(IDS).logits.float(), plain(IDS).logits, atol=near, rtol=0)
-        assert_close(ours(IDS).logits, plain(IDS).logits, atol=0.1, rtol=0)  # minima rounded to half precision
+        assert_close(
+            ours(IDS).logits, plain(IDS).logits, atol=0.1, rtol=0
+        )  # minima rounded to half precision
 
 
 NF4 = [("nf4", True), ("nf4", False), ("fp4", True), ("fp4", False)]

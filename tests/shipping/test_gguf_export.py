@@ -40,7 +40,10 @@ ROPE = {"rope_theta": 10000.0, "factor": 8.0}
 LLAMA3_ROPE = {**ROPE, "rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 FAMILIES = {
     "llama": ("llama", {}),
-    "llama with biases, tied": ("llama", {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}),
+    "llama with biases, tied": (
+        "llama",
+        {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
+    ),
     "llama, longer": ("llama", {"rope_parameters": {**ROPE, "rope_type": "linear"}}),
     "llama 3": ("llama", {"rope_parameters": {**LLAMA3_ROPE, "original_max_position_embeddings": 32}}),
     "mistral": ("mistral", {}),
@@ -104,14 +107,24 @@ def test_a_lora_is_loaded_by_llama_cpp_beside_its_base(kind, seedling, tmp_path)
 
     base = tiny(kind, seedling.tokenizer)
     method = LoRA(
-        r=4, lora_alpha=8, target_modules="all-linear", rank_pattern={"q_proj": 2}, alpha_pattern={"up_proj": 3}
+        r=4,
+        lora_alpha=8,
+        target_modules="all-linear",
+        rank_pattern={"q_proj": 2},
+        alpha_pattern={"up_proj": 3},
     )
     randomise(base.attach("sql", method), scale=0.1)
     lora = tmp_path / write_lora(base, tmp_path, "sql")
     with torch.no_grad():
-        effect = (base(torch.tensor([IDS]), adapters=["sql"]).logits - base(torch.tensor([IDS])).logits).abs().max()
+        effect = (
+            (base(torch.tensor([IDS]), adapters=["sql"]).logits - base(torch.tensor([IDS])).logits)
+            .abs()
+            .max()
+        )
     base.merge("sql")
-    apart, _ = compare(LlamaCpp(written(tiny(kind, seedling.tokenizer), tmp_path), lora), base.model, IDS, 1, top=20)
+    apart, _ = compare(
+        LlamaCpp(written(tiny(kind, seedling.tokenizer), tmp_path), lora), base.model, IDS, 1, top=20
+    )
     assert max(apart) < (3e-3 if kind == "gemma2" else 1e-4) and effect > 0.5
 
 
@@ -123,11 +136,15 @@ def test_the_file_holds_the_blocks_of_our_weights_and_loads_again(form, seedling
     for tensor in gguf.GGUFReader(path).tensors:
         key = state_name(tensor.name, arch)
         own = tensor.tensor_type.name.lower()
-        assert own == ("f32" if "norm" in key else "q8_0" if "embed" in key and form[:2] in ("q4", "q5") else form)
+        assert own == (
+            "f32" if "norm" in key else "q8_0" if "embed" in key and form[:2] in ("q4", "q5") else form
+        )
         weight = state[key].reshape(-1, state[key].shape[-1])
         expected = decode(encode(weight, own), own).float().reshape(state[key].shape)
         assert torch.equal(again.model.state_dict()[key], expected)
-        if "attn_q" not in tensor.name and "attn_k" not in tensor.name:  # those have another order of rows in the file
+        if (
+            "attn_q" not in tensor.name and "attn_k" not in tensor.name
+        ):  # those have another order of rows in the file
             read = torch.from_numpy(gguf.dequantize(tensor.data, tensor.tensor_type)).reshape(expected.shape)
             assert torch.equal(read, expected)
     assert all(again.tokenizer(text)["input_ids"] == seedling.tokenizer(text)["input_ids"] for text in TEXTS)
@@ -136,7 +153,9 @@ def test_the_file_holds_the_blocks_of_our_weights_and_loads_again(form, seedling
 
 def test_transformers_reads_the_same_weights(seedling, tmp_path):
     path = written(seedling, tmp_path, "q8_0")
-    theirs = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=path.name, dtype=torch.float32).state_dict()
+    theirs = AutoModelForCausalLM.from_pretrained(
+        tmp_path, gguf_file=path.name, dtype=torch.float32
+    ).state_dict()
     ours = load(path, "none", dtype="fp32").model.state_dict()
     assert theirs.keys() == ours.keys() and all(torch.equal(theirs[key], ours[key]) for key in ours)
 
@@ -159,7 +178,9 @@ def test_a_file_is_quantised_while_it_loads(seedling, tmp_path):
 
 def test_llama_3s_rotary_factors_come_in(seedling, tmp_path):
     kind = {**LLAMA3_ROPE, "original_max_position_embeddings": 8192}
-    base = Base(tiny_model("llama", vocab_size=2048, eos_token_id=2, rope_parameters=kind), seedling.tokenizer, "l3")
+    base = Base(
+        tiny_model("llama", vocab_size=2048, eos_token_id=2, rope_parameters=kind), seedling.tokenizer, "l3"
+    )
     rope = load(written(base, tmp_path), dtype="fp32").model.config.rope_parameters
     assert {key: rope[key] for key in kind} == kind
     with pytest.raises(ModelError, match="rope_freqs"):
@@ -177,7 +198,9 @@ def test_text_is_cut_in_llama_cpp_as_here(rule, base, tmp_path):
         if cut == "single digits":
             steps.insert(0, {"type": "Digits", "individual_digits": True})
         elif cut != GPT2:
-            steps.insert(0, {"type": "Split", "pattern": {"Regex": cut}, "behavior": "Isolated", "invert": False})
+            steps.insert(
+                0, {"type": "Split", "pattern": {"Regex": cut}, "behavior": "Isolated", "invert": False}
+            )
     sequence = {"type": "Sequence", "pretokenizers": steps}
     base.tokenizer = retold(base.tokenizer, pre_tokenizer=sequence, model={"ignore_merges": whole_words})
     llama = LlamaCpp(written(base, tmp_path, "q8_0"))
@@ -212,7 +235,9 @@ def test_the_chat_template_renders_in_llama_cpp_as_here(name, base, tmp_path):
     ours = Template(base.tokenizer, base.tokenizer.chat_template).render(messages, ask=True)
     llama = LlamaCpp(written(base, tmp_path, "q8_0"))
     assert llama.render(messages) == ours.removeprefix("<bos>")  # which it puts there by itself
-    assert llama.tokenize(llama.render(messages)) == base.tokenizer(ours, add_special_tokens=False)["input_ids"]
+    assert (
+        llama.tokenize(llama.render(messages)) == base.tokenizer(ours, add_special_tokens=False)["input_ids"]
+    )
 
 
 def test_ollama_gets_the_template_in_its_own_language(base, tmp_path):
@@ -230,7 +255,10 @@ def test_ollama_gets_the_template_in_its_own_language(base, tmp_path):
     base.tokenizer.chat_template = jinja("plain", bos=True)
     export(base, tmp_path / "out", to="gguf")
     lines = (tmp_path / "out/Modelfile").read_text().splitlines()
-    assert lines[0] == "FROM ./seedling-Q8_0.gguf" and lines[-2:] == ['PARAMETER stop "<eos>"', "PARAMETER num_ctx 512"]
+    assert lines[0] == "FROM ./seedling-Q8_0.gguf" and lines[-2:] == [
+        'PARAMETER stop "<eos>"',
+        "PARAMETER num_ctx 512",
+    ]
     assert "vllm serve seedling-Q8_0.gguf --tokenizer seedling" in (tmp_path / "out/README.md").read_text()
 
 
@@ -293,7 +321,9 @@ def test_sizes_and_stops_that_do_not_fit_are_refused(base):
     with pytest.raises(UsageError, match="0 tokens that end a text"):
         vocabulary(base.tokenizer, 2048, [])
     padded = vocabulary(base.tokenizer, 2050, [2])
-    assert padded["tokenizer.ggml.tokens"][-1] == "[UNUSED2049]" and padded["tokenizer.ggml.token_type"][-1] == 5
+    assert (
+        padded["tokenizer.ggml.tokens"][-1] == "[UNUSED2049]" and padded["tokenizer.ggml.token_type"][-1] == 5
+    )
 
 
 DROPPED = {
@@ -447,7 +477,9 @@ def test_what_differs_in_8_bits_is_the_rounding_of_activations(name, tmp_path):
     for module in base.model.modules():
         if isinstance(module, torch.nn.Linear):
             module.register_forward_pre_hook(lambda _, inputs: (rounded(inputs[0]),))
-    likely = [(new - old)[old.topk(50).indices].abs().max() for new, old in zip(answers(), plain, strict=True)]
+    likely = [
+        (new - old)[old.topk(50).indices].abs().max() for new, old in zip(answers(), plain, strict=True)
+    ]
     assert float(sum(likely)) / len(prompts) == pytest.approx(apart, rel=0.25)
     assert distance() < 0.75 * apart
 

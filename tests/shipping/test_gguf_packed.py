@@ -24,7 +24,13 @@ from graft.shipping.verify import verify
 from models import randomise, tiny_model
 
 gguf = pytest.importorskip("gguf")
-WIDE = {"hidden_size": 256, "intermediate_size": 384, "vocab_size": 2048, "eos_token_id": 2, "pad_token_id": 0}
+WIDE = {
+    "hidden_size": 256,
+    "intermediate_size": 384,
+    "vocab_size": 2048,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +40,9 @@ def tokenizer():
 
 def packed(scheme, block, tokenizer, **changes):
     """A tiny Llama in groups, all of whose widths are multiples of 128."""
-    return Base(quantise_model(tiny_model("llama", **(WIDE | changes)), scheme, block=block), tokenizer, "tiny")
+    return Base(
+        quantise_model(tiny_model("llama", **(WIDE | changes)), scheme, block=block), tokenizer, "tiny"
+    )
 
 
 def blocks(path, bits):
@@ -97,7 +105,9 @@ def test_a_merged_base_goes_into_blocks_code_by_code(scheme, block, form, tokeni
         insert, repeat = inserts[path_of(name)], block // 32
         moved = minimum.float() + 2 * insert.B.detach() @ insert.A.detach()  # alpha / r is 2
         assert torch.equal(d, scale.repeat_interleave(repeat, 1))
-        assert torch.equal(m, moved.half().repeat_interleave(repeat, 1)) and not torch.equal(moved.half(), minimum)
+        assert torch.equal(m, moved.half().repeat_interleave(repeat, 1)) and not torch.equal(
+            moved.half(), minimum
+        )
         wide, low = (t.double().repeat_interleave(block, 1) for t in (scale, minimum))
         assert torch.equal(codes.flatten(1), ((weight - low) / wide).round().to(torch.uint8))
     base.merge("sql")
@@ -123,8 +133,12 @@ def test_rows_that_no_block_divides_stay_in_16_bits_and_are_named(tokenizer, tmp
     base.model.bfloat16()
     folder = export(base, tmp_path / "out", to="gguf", adapter="sql")
     report = json.loads((folder / "merge_report.json").read_text())
-    assert report["dequantised_layers"] == 2 and report["note"].endswith("values: model.layers.*.mlp.down_proj")
-    kinds = {tensor.name: tensor.tensor_type.name for tensor in gguf.GGUFReader(folder / "tiny-Q4_1.gguf").tensors}
+    assert report["dequantised_layers"] == 2 and report["note"].endswith(
+        "values: model.layers.*.mlp.down_proj"
+    )
+    kinds = {
+        tensor.name: tensor.tensor_type.name for tensor in gguf.GGUFReader(folder / "tiny-Q4_1.gguf").tensors
+    }
     assert kinds["blk.0.ffn_down.weight"] == kinds["token_embd.weight"] == "BF16"
     assert kinds["blk.0.ffn_up.weight"] == "Q4_1"
     down = base.model.model.layers[0].mlp.down_proj.weight
@@ -135,7 +149,9 @@ def test_what_a_lora_changes_is_not_packed_twice(tokenizer, tmp_path):
     base = packed("int4", 32, tokenizer)
     randomise(base.attach("sql", LoRA(r=2, target_modules=["q_proj"])), scale=0.05)
     folder = export(base, tmp_path / "out", to="gguf", adapter="sql")
-    kinds = {tensor.name: tensor.tensor_type.name for tensor in gguf.GGUFReader(folder / "tiny-Q4_1.gguf").tensors}
+    kinds = {
+        tensor.name: tensor.tensor_type.name for tensor in gguf.GGUFReader(folder / "tiny-Q4_1.gguf").tensors
+    }
     assert kinds["blk.1.attn_q.weight"] == "F32" and kinds["blk.1.attn_k.weight"] == "Q4_1"
     assert json.loads((folder / "merge_report.json").read_text())["into"] == "dequantised"
     assert usual_type(packed("int4", 48, tokenizer)) == usual_type(packed("int8g", 32, tokenizer)) == "q8_0"
@@ -155,7 +171,10 @@ def test_a_file_becomes_a_packed_base_with_its_own_codes(form, scheme, middle, t
     assert len(matrices) == 14
     for tensor in matrices:
         layer = base.model.get_submodule(path_of(tensor.name))
-        assert layer.scheme == Scheme(scheme) and (layer.codes.dtype, layer.scale.dtype) == (torch.uint8, torch.float16)
+        assert layer.scheme == Scheme(scheme) and (layer.codes.dtype, layer.scale.dtype) == (
+            torch.uint8,
+            torch.float16,
+        )
         raw = np.asarray(tensor.data).reshape(*layer.scale.shape, -1)
         d = torch.from_numpy(raw[..., :2].copy().view(np.float16)[..., 0])
         assert torch.equal(layer.scale, ours(tensor.name, d))
@@ -176,7 +195,9 @@ def test_two_types_of_one_scheme_are_one_packed_base(tokenizer, tmp_path, monkey
     write_gguf(source, tmp_path, "q4_0")
     path, ids = tmp_path / name_of_file(source, "q4_0"), torch.arange(3, 40)[None]
     base = load(path, dtype="fp32")
-    assert base.quant == "int4" and torch.equal(base(ids).logits, load(path, "none", dtype="fp32")(ids).logits)
+    assert base.quant == "int4" and torch.equal(
+        base(ids).logits, load(path, "none", dtype="fp32")(ids).logits
+    )
 
 
 def test_another_scheme_is_made_of_the_values_and_mixed_files_are_decoded(tokenizer, tmp_path):
@@ -187,9 +208,15 @@ def test_another_scheme_is_made_of_the_values_and_mixed_files_are_decoded(tokeni
     values = layer(quant="none").weight
     for quant, block in (("int4", 64), ("nf4", 0), ("int8g", 0)):
         expected = QuantLinear.pack(values, Scheme(quant, block)).packed()
-        assert all(torch.equal(expected[key], t) for key, t in layer(quant=quant, group_size=block).packed().items())
-    assert torch.equal(layer(quant="int4").codes, layer().codes) and not (layer().scale > 0).all()  # d has a sign
-    odd = Base(tiny_model("llama", **(WIDE | {"hidden_size": 64, "intermediate_size": 176})), tokenizer, "odd")
+        assert all(
+            torch.equal(expected[key], t) for key, t in layer(quant=quant, group_size=block).packed().items()
+        )
+    assert (
+        torch.equal(layer(quant="int4").codes, layer().codes) and not (layer().scale > 0).all()
+    )  # d has a sign
+    odd = Base(
+        tiny_model("llama", **(WIDE | {"hidden_size": 64, "intermediate_size": 176})), tokenizer, "odd"
+    )
     write_gguf(odd, tmp_path, "q4_0")  # its ffn_down is in 16 bits
     assert load(tmp_path / name_of_file(odd, "q4_0")).quant == "none"
     with pytest.raises(UsageError, match="quantised itself"):
@@ -237,7 +264,9 @@ def test_llama_cpp_writes_what_the_merged_base_writes_but_for_its_8_bit_activati
     path = next(export(base, tmp_path / "out", to="gguf", adapter="sql").glob("*.gguf"))
     prompts = [base.tokenizer(prompt)["input_ids"] for prompt in PROMPTS]
     with torch.no_grad():
-        last = lambda name: torch.stack([base(torch.tensor([p]), adapters=[name]).logits[0, -1] for p in prompts])
+        last = lambda name: torch.stack(
+            [base(torch.tensor([p]), adapters=[name]).logits[0, -1] for p in prompts]
+        )
         assert (last("sql") - last(None)).abs().mean() > 0.3
     base.merge("sql")
     plain = load(path, "none", dtype="fp32")
@@ -246,12 +275,18 @@ def test_llama_cpp_writes_what_the_merged_base_writes_but_for_its_8_bit_activati
     exact = [compare(control, base.model, prompt, 24) for prompt in prompts]
     assert max(max(apart) for apart, _ in exact) < 1e-3 and max(max(behind) for _, behind in exact) < 1e-4
     found = [compare(llama, base.model, prompt, 24) for prompt in prompts]
-    assert sum(max(behind) == 0 for _, behind in found) >= 15 and max(max(behind) for _, behind in found) < 0.1
+    assert (
+        sum(max(behind) == 0 for _, behind in found) >= 15 and max(max(behind) for _, behind in found) < 0.1
+    )
 
     messages = [{"role": "user", "content": "Who are you?"}]
     ours = Template(base.tokenizer, base.tokenizer.chat_template).render(messages, ask=True)
     assert llama.render(messages) == ours.removeprefix("<bos>")
-    ended = [(text, why) for text, why, _, _ in (llama.complete(prompt, 200) for prompt in PROMPTS) if why == "stop"]
+    ended = [
+        (text, why)
+        for text, why, _, _ in (llama.complete(prompt, 200) for prompt in PROMPTS)
+        if why == "stop"
+    ]
     assert ended and not any("<eos>" in text for text, _ in ended)
 
     def distance():
@@ -265,7 +300,9 @@ def test_llama_cpp_writes_what_the_merged_base_writes_but_for_its_8_bit_activati
     for module in base.model.modules():
         if isinstance(module, QuantLinear):
             module.register_forward_pre_hook(lambda _, inputs: (rounded(inputs[0]),))
-    likely = [(new - old)[old.topk(50).indices].abs().max() for new, old in zip(answers(), before, strict=True)]
+    likely = [
+        (new - old)[old.topk(50).indices].abs().max() for new, old in zip(answers(), before, strict=True)
+    ]
     assert float(sum(likely)) / len(prompts) == pytest.approx(apart, rel=0.25)
     assert distance() < 0.8 * apart
 
@@ -298,7 +335,9 @@ def test_a_certificate_tells_blocks_that_hold_an_update_from_those_that_round_it
     facts = json.loads((folder / CERTIFICATE).read_text())
     assert facts["weights"]["survived"] == pytest.approx(1, abs=1e-3)
     assert facts["logits"]["mean"] < 0.01 * facts["logits"]["effect"]
-    assert (facts["base"]["quant"], facts["base"]["group"]) == ("int4", 32) and not facts["weights"]["missing"]
+    assert (facts["base"]["quant"], facts["base"]["group"]) == ("int4", 32) and not facts["weights"][
+        "missing"
+    ]
     assert set(states(folder).values()) == {"same"}
     spoilt(next(folder.glob("*.gguf")))
     found = states(folder)

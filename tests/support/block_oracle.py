@@ -19,7 +19,9 @@ def rewired(model, added):
             block.forward = partial(llama_block, block, added, number)
             continue
         for kind, module in sublayers(block).items():
-            module.forward = partial(FORWARDS[kind, hasattr(module, "dense")], module, added.get((number, kind), PLAIN))
+            module.forward = partial(
+                FORWARDS[kind, hasattr(module, "dense")], module, added.get((number, kind), PLAIN)
+            )
     return model
 
 
@@ -35,7 +37,9 @@ def sublayers(block):
     """The module whose forward ends with the sum, by kind of sublayer."""
     if hasattr(block, "intermediate"):
         return {"attention": block.attention.output, "mlp": block.output}
-    return dict(zip(("attention", "cross", "mlp")[:: 1 if len(block.layer) == 3 else 2], block.layer, strict=True))
+    return dict(
+        zip(("attention", "cross", "mlp")[:: 1 if len(block.layer) == 3 else 2], block.layer, strict=True)
+    )
 
 
 def llama_block(self, added, number, hidden_states, **keywords):

@@ -48,7 +48,9 @@ class LlamaCpp:
 
     def _post(self, path, body):
         request = urllib.request.Request(
-            self.server.listening_address + path, json.dumps(body).encode(), {"Content-Type": "application/json"}
+            self.server.listening_address + path,
+            json.dumps(body).encode(),
+            {"Content-Type": "application/json"},
         )
         with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request) as answer:
             return json.load(answer)
@@ -57,7 +59,9 @@ class LlamaCpp:
 def opens(path):
     """Whether llama.cpp opens the file; asked in a process of its own, for it may abort."""
     environment = {**os.environ, "GGML_NO_BACKTRACE": "1"}
-    return subprocess.run([sys.executable, "-c", OPEN, str(path)], env=environment, timeout=60).returncode == 0
+    return (
+        subprocess.run([sys.executable, "-c", OPEN, str(path)], env=environment, timeout=60).returncode == 0
+    )
 
 
 OPEN = """
@@ -81,6 +85,8 @@ def compare(llama, model, prompt, new, top=5):
     with torch.no_grad():
         logits = model(torch.tensor([prompt + written])).logits[0, len(prompt) - 1 : -1].float()
     ours = logits.log_softmax(-1)
-    apart = [max(abs(float(row[i]) - p) for i, p in step.items()) for row, step in zip(ours, likely, strict=False)]
+    apart = [
+        max(abs(float(row[i]) - p) for i, p in step.items()) for row, step in zip(ours, likely, strict=False)
+    ]
     behind = [float(row.max() - row[i]) for row, i in zip(ours, written, strict=False)]
     return apart, behind

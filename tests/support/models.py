@@ -1,7 +1,13 @@
 """Tiny random models of many families, and one batch of ids for each."""
 
 import torch
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
+)
 
 from graft.base.base import Base
 
@@ -52,7 +58,9 @@ def tiny_model(family: str, *, seed: int = 0, bare: bool = False, **changes: obj
         else AutoModelForCausalLM
     )
     model = (AutoModel if bare else auto).from_config(config)
-    with torch.no_grad():  # the usual 0.02 makes tiny models nearly linear; spread the weights so that errors show
+    with (
+        torch.no_grad()
+    ):  # the usual 0.02 makes tiny models nearly linear; spread the weights so that errors show
         for p in model.parameters():
             p.add_(torch.randn_like(p) * 0.05)
     return model.eval()

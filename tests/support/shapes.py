@@ -31,19 +31,34 @@ def llama_2_7b() -> Base:
 
 def llama_13b() -> Base:
     """13,015,864,320 parameters."""
-    sizes = {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40, "num_attention_heads": 40}
+    sizes = {
+        "hidden_size": 5120,
+        "intermediate_size": 13824,
+        "num_hidden_layers": 40,
+        "num_attention_heads": 40,
+    }
     return _shaped(LlamaForCausalLM, LlamaConfig(**sizes))
 
 
 def llama_33b() -> Base:
     """32,528,943,616 parameters."""
-    sizes = {"hidden_size": 6656, "intermediate_size": 17920, "num_hidden_layers": 60, "num_attention_heads": 52}
+    sizes = {
+        "hidden_size": 6656,
+        "intermediate_size": 17920,
+        "num_hidden_layers": 60,
+        "num_attention_heads": 52,
+    }
     return _shaped(LlamaForCausalLM, LlamaConfig(**sizes))
 
 
 def llama_65b() -> Base:
     """65,285,660,672 parameters."""
-    sizes = {"hidden_size": 8192, "intermediate_size": 22016, "num_hidden_layers": 80, "num_attention_heads": 64}
+    sizes = {
+        "hidden_size": 8192,
+        "intermediate_size": 22016,
+        "num_hidden_layers": 80,
+        "num_attention_heads": 64,
+    }
     return _shaped(LlamaForCausalLM, LlamaConfig(**sizes))
 
 

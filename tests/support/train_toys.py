@@ -93,7 +93,12 @@ class Base:
             self.model.embeddings.weight.copy_(values)
         self.model.get_input_embeddings = lambda: self.model.embeddings
         self.model.to(dtype).requires_grad_(False)
-        self.adapters, self.dtype, self.dropout, self.training = {adapter.name: adapter}, dtype, dropout, False
+        self.adapters, self.dtype, self.dropout, self.training = (
+            {adapter.name: adapter},
+            dtype,
+            dropout,
+            False,
+        )
         self.checkpointed = []
 
     @contextlib.contextmanager
@@ -120,7 +125,9 @@ class Base:
 def objective(base, batch):
     logits = base.logits(batch.inputs["input_ids"])[:, :-1]
     labels = batch.labels[:, 1:]
-    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum")
+    loss = torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum"
+    )
     correct = (logits.argmax(-1) == labels).sum()
     return loss, {"tokens": float(batch.tokens), "correct": float(correct)}
 
@@ -137,7 +144,9 @@ class Feed:
         for i in range(self.rows):
             length = int(torch.randint(3, 12, (), generator=generator))
             start = int(torch.randint(VOCABULARY, (), generator=generator))
-            rows.append((f"toy.jsonl:{100 * index + i}", [(start + 3 * t) % VOCABULARY for t in range(length)]))
+            rows.append(
+                (f"toy.jsonl:{100 * index + i}", [(start + 3 * t) % VOCABULARY for t in range(length)])
+            )
         return [collate(rows[i : i + self.micro]) for i in range(0, self.rows, self.micro)]
 
     def longest(self):
@@ -202,7 +211,9 @@ class DyingOs:
 
     def __getattr__(self, name):
         real = getattr(os, name)
-        return self._counted(real) if name in ("mkdir", "open", "write", "fsync", "rename", "unlink") else real
+        return (
+            self._counted(real) if name in ("mkdir", "open", "write", "fsync", "rename", "unlink") else real
+        )
 
     def _counted(self, real):
         def call(*arguments, **keywords):

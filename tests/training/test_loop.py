@@ -42,15 +42,21 @@ def test_the_same_run_twice_gives_the_same_bytes(tmp_path):
 def test_the_loop_equals_a_naive_one_with_torch_adamw_clipping_and_a_linear_schedule(tmp_path):
     keys = {"neftune_alpha": 0, "epochs": 2, "lr": 0.02, "warmup": 0.25, "clip": 0.3, "weight_decay": 0.05}
     ours, theirs = Adapter(dtype=torch.float64), Adapter(dtype=torch.float64)
-    Trainer(Base(ours, dropout=0), "toy", Task(Feed(), objective), train_toys.settings(**keys), tmp_path).run()
+    Trainer(
+        Base(ours, dropout=0), "toy", Task(Feed(), objective), train_toys.settings(**keys), tmp_path
+    ).run()
     base = Base(theirs, dropout=0)
-    groups = [{**group, "weight_decay": group.get("weight_decay", 0.05)} for group in theirs.param_groups(0.02)]
+    groups = [
+        {**group, "weight_decay": group.get("weight_decay", 0.05)} for group in theirs.param_groups(0.02)
+    ]
     optimizer = torch.optim.AdamW(groups)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda n: n / 3 if n < 3 else (12 - n) / 9)
     with base.using("toy"):
         for n in range(12):
             batches = Feed().step(*divmod(n, 6))
-            loss = sum(objective(base, batch)[0] for batch in batches) / sum(batch.tokens for batch in batches)
+            loss = sum(objective(base, batch)[0] for batch in batches) / sum(
+                batch.tokens for batch in batches
+            )
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(theirs.parameters(), 0.3)
@@ -90,7 +96,9 @@ def test_a_run_whose_checkpoints_do_not_fit_the_disk_ends_before_its_first_step(
 def test_a_finished_run_says_so_and_does_nothing(tmp_path):
     trainer(tmp_path).run()
     before = {
-        file: file.stat().st_mtime_ns for file in tmp_path.rglob("*") if file.is_file() and ".lock" not in file.name
+        file: file.stat().st_mtime_ns
+        for file in tmp_path.rglob("*")
+        if file.is_file() and ".lock" not in file.name
     }
     heard = []
     result = trainer(tmp_path, observer=told(heard)).run()
@@ -158,7 +166,9 @@ def test_a_nan_stops_the_run_before_it_is_applied_and_leaves_the_last_checkpoint
     run = trainer(tmp_path, task={"objective": failing({5}, lambda loss: loss * float("nan"))})
     applied = []
     run.adapter.after_step = lambda step, total: applied.append(step)
-    with pytest.raises(TrainingError, match=r"step 5: the loss is nan .*lr .*gradient norm .*float32.*toy.jsonl:40"):
+    with pytest.raises(
+        TrainingError, match=r"step 5: the loss is nan .*lr .*gradient norm .*float32.*toy.jsonl:40"
+    ):
         run.run()
     assert applied == [1, 2, 3, 4]
     newest, damaged = storage.latest(tmp_path / "checkpoints")
@@ -176,7 +186,9 @@ def test_skipping_leaves_weights_as_they_were_and_goes_on(tmp_path):
 
 
 def test_more_than_three_skipped_steps_in_a_row_stop_the_run(tmp_path):
-    run = trainer(tmp_path, task={"objective": failing({2, 3, 4, 5}, lambda loss: loss * float("nan"))}, on_nan="skip")
+    run = trainer(
+        tmp_path, task={"objective": failing({2, 3, 4, 5}, lambda loss: loss * float("nan"))}, on_nan="skip"
+    )
     with pytest.raises(TrainingError, match="step 5"):
         run.run()
 
@@ -201,7 +213,12 @@ def test_out_of_memory_lists_levers_with_their_keys_largest_first(tmp_path):
     with pytest.raises(TrainingError) as error:
         trainer(tmp_path, task={"objective": hungry}).run()
     message = str(error.value)
-    for key in ("train.micro_batch_size=1", "data.max_length=", "train.gradient_checkpointing=true", "quant=nf4"):
+    for key in (
+        "train.micro_batch_size=1",
+        "data.max_length=",
+        "train.gradient_checkpointing=true",
+        "quant=nf4",
+    ):
         assert key in message
     savings = [float(saving) for saving in re.findall(r"\(([\d.]+) GiB\)", message)]
     assert savings == sorted(savings, reverse=True) and len(savings) >= 3 and "peak" in message

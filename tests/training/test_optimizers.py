@@ -11,7 +11,8 @@ SHAPES = {"W": (64, 80), "b": (80,), "small": (3, 5), "odd": (4099,)}
 def parameters(seed=0, dtype=torch.float32):
     generator = torch.Generator().manual_seed(seed)
     return {
-        name: torch.nn.Parameter(torch.randn(shape, generator=generator).to(dtype)) for name, shape in SHAPES.items()
+        name: torch.nn.Parameter(torch.randn(shape, generator=generator).to(dtype))
+        for name, shape in SHAPES.items()
     }
 
 

@@ -14,13 +14,17 @@ from graft import storage
 from graft.errors import CheckpointError, GraftError
 from graft.training import Interrupted
 
-PROCESSES = multiprocessing.get_context("forkserver")  # torch is imported once, each child is a cheap fork of that
+PROCESSES = multiprocessing.get_context(
+    "forkserver"
+)  # torch is imported once, each child is a cheap fork of that
 PROCESSES.set_forkserver_preload(["graft.training", "graft.recipe"])
 
 
 def start(run, **keywords):
     run.mkdir(exist_ok=True)
-    process = PROCESSES.Process(target=train_toys.child, args=(str(run), keywords.pop("keys", {})), kwargs=keywords)
+    process = PROCESSES.Process(
+        target=train_toys.child, args=(str(run), keywords.pop("keys", {})), kwargs=keywords
+    )
     process.start()
     return process
 
@@ -43,7 +47,10 @@ def heard(run):
 
 @pytest.mark.parametrize(
     "keys",
-    [{"width": 16}, {"width": 72, "optimizer": "paged_adamw_8bit", "patience": 2, "clip": 0.5, "weight_decay": 0.1}],
+    [
+        {"width": 16},
+        {"width": 72, "optimizer": "paged_adamw_8bit", "patience": 2, "clip": 0.5, "weight_decay": 0.1},
+    ],
     ids=["adamw", "paged_adamw_8bit"],
 )
 def test_a_run_killed_again_and_again_ends_with_the_bytes_of_an_undisturbed_one(keys, tmp_path):
@@ -90,7 +97,9 @@ def test_sigterm_saves_after_the_step_exits_143_and_the_run_goes_on_from_there(t
     calm, run = tmp_path / "calm", tmp_path / "run"
     assert finish(calm) == 0
     process = start(run, nap=0.1)
-    wait_for(lambda: (run / "metrics.jsonl").exists() and (run / "metrics.jsonl").read_text().count("\n") >= 2)
+    wait_for(
+        lambda: (run / "metrics.jsonl").exists() and (run / "metrics.jsonl").read_text().count("\n") >= 2
+    )
     process.terminate()
     process.join(30)
     assert process.exitcode == 143
@@ -190,7 +199,9 @@ def test_generators_of_torch_python_and_numpy_come_back(tmp_path):
 
 def interrupt(trainer, step):
     """Run until SIGTERM arrives during this step."""
-    trainer.observer.step = lambda record: os.kill(os.getpid(), signal.SIGTERM) if record["step"] == step else None
+    trainer.observer.step = lambda record: (
+        os.kill(os.getpid(), signal.SIGTERM) if record["step"] == step else None
+    )
     with pytest.raises(Interrupted) as stopped:
         trainer.run()
     assert stopped.value.exit_code == 143 and isinstance(stopped.value, GraftError)

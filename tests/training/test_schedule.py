@@ -35,7 +35,9 @@ def test_every_step_has_the_factor_of_transformers(schedule, theirs, warmup):
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     scheduler = get_scheduler(theirs, optimizer, num_warmup_steps=warmup, num_training_steps=53)
     for step in range(53):
-        assert math.isclose(factor(schedule, step, 53, warmup), optimizer.param_groups[0]["lr"], abs_tol=1e-12)
+        assert math.isclose(
+            factor(schedule, step, 53, warmup), optimizer.param_groups[0]["lr"], abs_tol=1e-12
+        )
         optimizer.step()
         scheduler.step()
 

@@ -36,7 +36,9 @@ def test_any_split_into_micro_batches_gives_the_same_step(splits):
     parted, found = gradient(splits, adapter)
     for one, other in zip(expected, found, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
-    assert math.isclose(whole.loss, parted.loss, rel_tol=1e-12) and math.isclose(whole.norm, parted.norm, rel_tol=1e-12)
+    assert math.isclose(whole.loss, parted.loss, rel_tol=1e-12) and math.isclose(
+        whole.norm, parted.norm, rel_tol=1e-12
+    )
     assert whole.tokens == parted.tokens and whole.metrics == parted.metrics
 
 
@@ -103,7 +105,9 @@ def test_a_loss_that_is_nan_names_the_rows_of_its_micro_batch_only():
         measured = measure(base, adapter, broken, [collate(rows()[:2]), collate(rows()[2:4])], SILENT)
     assert "loss is nan" in measured.trouble and measured.sources == ["toy.jsonl:2", "toy.jsonl:3"]
     message = str(stop(7, measured, 1e-3, base))
-    assert all(part in message for part in ("step 7", "lr 0.001", "gradient norm nan", "float32", "toy.jsonl:2"))
+    assert all(
+        part in message for part in ("step 7", "lr 0.001", "gradient norm nan", "float32", "toy.jsonl:2")
+    )
 
 
 def test_a_gradient_that_is_not_finite_is_named():

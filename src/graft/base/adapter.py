@@ -32,7 +32,9 @@ class Adapter:
     folder: Path | None = None
     beside = ""
 
-    def __init__(self, name: str, methods: Sequence[Method], seats: Sequence[Sequence[Seat]], base: Identity) -> None:
+    def __init__(
+        self, name: str, methods: Sequence[Method], seats: Sequence[Sequence[Seat]], base: Identity
+    ) -> None:
         self.name, self.methods, self.base = name, tuple(methods), base
         self._seats = [list(part) for part in seats]
 
@@ -94,7 +96,9 @@ class Adapter:
 
     def param_groups(self, lr: float) -> list[dict[str, Any]]:
         """Optimizer groups of all methods, at this learning rate where they have none of their own."""
-        return [group for m in self.methods for group in m.param_groups(self.of(m), lr if m.lr is None else m.lr)]
+        return [
+            group for m in self.methods for group in m.param_groups(self.of(m), lr if m.lr is None else m.lr)
+        ]
 
     def extra_loss(self, outputs: Sequence[torch.Tensor]) -> torch.Tensor | None:
         """The sum of the methods' own terms for one micro-batch, or None."""
@@ -117,7 +121,9 @@ class Adapter:
     def tensors(self) -> dict[str, torch.Tensor]:
         """Everything that a checkpoint needs to go on exactly here: trained tensors and buffers, as they are."""
         return {
-            f"{key}.{name}": tensor for key, insert in self._keyed() for name, tensor in insert.state_dict().items()
+            f"{key}.{name}": tensor
+            for key, insert in self._keyed()
+            for name, tensor in insert.state_dict().items()
         }
 
     def restore(self, tensors: dict[str, torch.Tensor]) -> None:
@@ -151,14 +157,19 @@ class Adapter:
 
     def save(self, folder: str | Path) -> Path:
         """Write `adapter_config.json` and `adapter_model.safetensors`, read them again and compare."""
-        peft.write(Path(folder), self.methods, self._seats, self.state(), {**self.base(), "quant": self.beside})
+        peft.write(
+            Path(folder), self.methods, self._seats, self.state(), {**self.base(), "quant": self.beside}
+        )
         self.folder = Path(folder).resolve()
         return Path(folder)
 
     def fingerprint(self) -> str:
         """SHA-256 of what its files hold: the methods' settings and the tensors."""
         parts = zip(self.methods, self._seats, strict=True)
-        settings = [[m.peft_type, m.file_config(seats), {k: m.config()[k] for k in m.own_fields}] for m, seats in parts]
+        settings = [
+            [m.peft_type, m.file_config(seats), {k: m.config()[k] for k in m.own_fields}]
+            for m, seats in parts
+        ]
         found = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
         for key, tensor in sorted(self.state().items()):
             found.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())

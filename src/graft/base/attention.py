@@ -60,12 +60,19 @@ def _registered(own: str) -> str:
         )
     if name not in ALL_ATTENTION_FUNCTIONS:
 
-        def attend(module: torch.nn.Module, query: Any, key: Any, value: Any, mask: Any, **keywords: Any) -> Any:
-            original = ALL_ATTENTION_FUNCTIONS.get(own) or sys.modules[type(module).__module__].eager_attention_forward
+        def attend(
+            module: torch.nn.Module, query: Any, key: Any, value: Any, mask: Any, **keywords: Any
+        ) -> Any:
+            original = (
+                ALL_ATTENTION_FUNCTIONS.get(own)
+                or sys.modules[type(module).__module__].eager_attention_forward
+            )
             route = current()
             seats = _seats.get(module, {})
             if route is not None and any(span[0] in seats for span in route.spans):
-                key, value, mask, keywords = _extended(module, route, seats, query, key, value, mask, keywords)
+                key, value, mask, keywords = _extended(
+                    module, route, seats, query, key, value, mask, keywords
+                )
             return original(module, query, key, value, mask, **keywords)
 
         AttentionInterface.register(name, attend)

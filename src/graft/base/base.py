@@ -90,10 +90,14 @@ class Base:
     def attach(self, name: str, method: Method | Sequence[Method]) -> Adapter:
         """Put a newborn adapter on the base. Nothing changes until it is used (`using`, `adapters=`)."""
         if name in self.adapters:
-            raise AdapterError(f"the name {name!r} is taken", "a new name", f"use another, or detach({name!r}) first")
+            raise AdapterError(
+                f"the name {name!r} is taken", "a new name", f"use another, or detach({name!r}) first"
+            )
         methods = [method] if isinstance(method, Method) else list(method)
         if not methods:
-            raise UsageError("no method was given", "one Method or a list of them", "for example graft.LoRA(r=16)")
+            raise UsageError(
+                "no method was given", "one Method or a list of them", "for example graft.LoRA(r=16)"
+            )
         sites = self.sites
         adapter = Adapter(name, methods, [self._checked(m, sites) for m in methods], self.identity)
         adapter.beside = self.quant
@@ -105,7 +109,9 @@ class Base:
         """Take an adapter off. The base is as it was before `attach`, bit for bit."""
         self._known(name)
         if name in self._merges:
-            raise AdapterError(f"{name!r} is merged", "an adapter that is not merged", f"call unmerge({name!r}) first")
+            raise AdapterError(
+                f"{name!r} is merged", "an adapter that is not merged", f"call unmerge({name!r}) first"
+            )
         for key, joint in list(self._joints.items()):
             if joint.remove(name):
                 del self._joints[key]
@@ -161,7 +167,9 @@ class Base:
 
     def identity(self) -> dict[str, Any]:
         """What an adapter's files say of this base."""
-        task = {"causal": "CAUSAL_LM", "seq2seq": "SEQ_2_SEQ_LM", "encoder": "FEATURE_EXTRACTION"}.get(self.family)
+        task = {"causal": "CAUSAL_LM", "seq2seq": "SEQ_2_SEQ_LM", "encoder": "FEATURE_EXTRACTION"}.get(
+            self.family
+        )
         return {"name": self.name, "fingerprint": self.fingerprint(), "task_type": task}
 
     def _known(self, name: str) -> Adapter:
@@ -211,7 +219,9 @@ class Base:
 
     def unpackable(self, length: int) -> str | None:
         """Why documents cannot share a row of so many tokens on this model with these adapters, or None."""
-        refusals = [m.packable for adapter in self.adapters.values() for m in adapter.methods if not m.packable]
+        refusals = [
+            m.packable for adapter in self.adapters.values() for m in adapter.methods if not m.packable
+        ]
         return obstacle(self.model.config, length) or next((str(reason) for reason in refusals), None)
 
     def positions(self, names: Rows) -> int:
@@ -262,7 +272,9 @@ class Base:
             return self._task_logits(ids, rows, keywords)
         return self._sorted(lambda i, k: self._forward(i, k), ids, rows, keywords)
 
-    def hidden(self, ids: torch.Tensor | None = None, adapters: Rows | None = None, **keywords: Any) -> torch.Tensor:
+    def hidden(
+        self, ids: torch.Tensor | None = None, adapters: Rows | None = None, **keywords: Any
+    ) -> torch.Tensor:
         """The last hidden state, (B, T, D): what enters the language head where there is one."""
         return self._sorted(self._states, ids, self._rows(adapters, count_rows(ids, keywords)), keywords)
 
@@ -313,7 +325,9 @@ class Base:
     def _heads(self, name: str) -> list[Any]:
         return [insert for site, insert in self._known(name).inserts if site.kind == "final"]
 
-    def _task_logits(self, ids: torch.Tensor | None, rows: Rows, keywords: dict[str, Any]) -> list[torch.Tensor]:
+    def _task_logits(
+        self, ids: torch.Tensor | None, rows: Rows, keywords: dict[str, Any]
+    ) -> list[torch.Tensor]:
         bare = sorted({str(name) for name in rows if name is None or not self._heads(name)})
         if bare:
             raise AdapterError(
@@ -326,9 +340,12 @@ class Base:
             mask, route = keywords.get("attention_mask"), current()
             groups = route.spans if route else ()
             worded = {
-                name: any(method.word_head for method in self._known(name or "").methods) for name, _, _ in groups
+                name: any(method.word_head for method in self._known(name or "").methods)
+                for name, _, _ in groups
             }
-            states = {words: self._last_hidden(ids, keywords, word_head=words) for words in set(worded.values())}
+            states = {
+                words: self._last_hidden(ids, keywords, word_head=words) for words in set(worded.values())
+            }
             return [  # in the Route of the forward: a head may read what other inserts left there
                 head(states[worded[name]][a:b], None if mask is None else mask[a:b])
                 for name, a, b in groups
@@ -337,7 +354,9 @@ class Base:
 
         return self._sorted(answers, ids, rows, keywords)
 
-    def _last_hidden(self, ids: torch.Tensor | None, keywords: dict[str, Any], *, word_head: bool) -> torch.Tensor:
+    def _last_hidden(
+        self, ids: torch.Tensor | None, keywords: dict[str, Any], *, word_head: bool
+    ) -> torch.Tensor:
         """What a task head sits behind, (B, T, D): a masked model's word head would transform it first."""
         if self.family == "masked" and not word_head:
             states: torch.Tensor = self.model.base_model(ids, **keywords).last_hidden_state

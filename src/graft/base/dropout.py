@@ -20,7 +20,9 @@ class SilentDropout:
             return
         for module in self._model.modules():
             for name, value in list(vars(module).items()):
-                named = "drop" in name.lower() or (name == "p" and isinstance(module, nn.modules.dropout._DropoutNd))
+                named = "drop" in name.lower() or (
+                    name == "p" and isinstance(module, nn.modules.dropout._DropoutNd)
+                )
                 if named and isinstance(value, float) and value:
                     self._kept.append((module, name, value))
                     setattr(module, name, 0.0)

@@ -13,7 +13,9 @@ from graft.core.anatomy import kind_of
 def count(model: Any) -> int:
     """Parameters, packed weights counted as the numbers they stand for, tied tensors once."""
     packed = [module for module in model.modules() if hasattr(module, "codes")]
-    held = {id(p) for module in packed for name, p in module.named_parameters(recurse=False) if name != "bias"}
+    held = {
+        id(p) for module in packed for name, p in module.named_parameters(recurse=False) if name != "bias"
+    }
     plain = sum(p.numel() for p in model.parameters() if id(p) not in held)
     return plain + sum(module.in_features * module.out_features for module in packed)
 

@@ -57,14 +57,18 @@ class Merges:
         for method in adapter.methods:
             if not method.mergeable:
                 raise MergeError(
-                    f"{type(method).__name__}: {method.mergeable}", "a mergeable method", "keep the adapter attached"
+                    f"{type(method).__name__}: {method.mergeable}",
+                    "a mergeable method",
+                    "keep the adapter attached",
                 )
         merged = Merged(adapter.name)
         try:
             for site, inserts in places(adapter):
                 if site.kind == "module":
                     for insert in inserts:  # shares the trained values, so tied tensors stay tied
-                        frozen = {k: nn.Parameter(p.detach(), requires_grad=False) for k, p in insert.swap().items()}
+                        frozen = {
+                            k: nn.Parameter(p.detach(), requires_grad=False) for k, p in insert.swap().items()
+                        }
                         _put(site.module, frozen, merged)
                 elif site.kind != "final":  # a head keeps answering behind the merged base
                     self._fold(site, inserts, merged, repack)
@@ -78,7 +82,9 @@ class Merges:
         """Put back what was there before the merge of `name`."""
         if not self._stack or self._stack[-1].adapter != name:
             order = [merged.adapter for merged in self._stack]
-            raise MergeError(f"{name!r} is not the last merge", f"the last of {order}", "unmerge in reverse order")
+            raise MergeError(
+                f"{name!r} is not the last merge", f"the last of {order}", "unmerge in reverse order"
+            )
         _undo(self._stack.pop())
 
     def _fold(self, site: Site, inserts: list[Insert], merged: Merged, repack: bool) -> None:
@@ -110,7 +116,11 @@ class Merges:
         minimum = minimum.to(module.minimum.dtype)
         _check_finite(minimum, site)
         new = {"minimum": minimum, "bias": None if bias is None else bias.to(module.dtype)}
-        _put(module, {k: None if t is None else nn.Parameter(t, requires_grad=False) for k, t in new.items()}, merged)
+        _put(
+            module,
+            {k: None if t is None else nn.Parameter(t, requires_grad=False) for k, t in new.items()},
+            merged,
+        )
         merged.shifted.append(site.name)
 
     def _replace(
@@ -133,7 +143,10 @@ class Merges:
         merged._undo.append(lambda: self._model.set_submodule(name, packed))
 
     def _shared(self, module: Any) -> bool:
-        return sum(m._parameters.get("weight") is module._parameters["weight"] for m in self._model.modules()) > 1
+        return (
+            sum(m._parameters.get("weight") is module._parameters["weight"] for m in self._model.modules())
+            > 1
+        )
 
 
 def places(adapter: Adapter) -> list[tuple[Site, list[Insert]]]:

@@ -66,7 +66,9 @@ class Joint:
         key = "hidden_states" if "hidden_states" in kwargs else "input"
         return args, kwargs | {key: self._spans(route, self._fold_in, kwargs[key])}
 
-    def _leave(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+    def _leave(
+        self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> Any:
         route = self._route()
         if route is None:
             return None
@@ -100,7 +102,9 @@ class Joint:
             x = insert.enter(x)
         return x
 
-    def _fold_out(self, name: str | None, x: torch.Tensor, kept: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    def _fold_out(
+        self, name: str | None, x: torch.Tensor, kept: torch.Tensor, y: torch.Tensor
+    ) -> torch.Tensor:
         for site, insert in self._at(name):
             y = insert(kept if site.entry else x, y)
         return y

@@ -11,7 +11,9 @@ def count_rows(ids: torch.Tensor | None, keywords: dict[str, Any]) -> int:
     """How many rows a forward has."""
     given = ids if ids is not None else keywords.get("inputs_embeds", keywords.get("input_ids"))
     if given is None:
-        raise UsageError("a forward without rows", "ids (B, T), or inputs_embeds (B, T, D)", "pass input ids first")
+        raise UsageError(
+            "a forward without rows", "ids (B, T), or inputs_embeds (B, T, D)", "pass input ids first"
+        )
     return len(given)
 
 

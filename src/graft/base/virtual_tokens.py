@@ -50,7 +50,9 @@ class Virtual:
 
         def own(inserts: Sequence[Insert]) -> int:
             pairs = [pair for pair in (insert.around() for insert in inserts) if pair is not None]
-            return sum(len(side) for pair in pairs for side in pair) + max((i.ahead for i in inserts), default=0)
+            return sum(len(side) for pair in pairs for side in pair) + max(
+                (i.ahead for i in inserts), default=0
+            )
 
         return max((own(self._inserts.get(name or "", [])) for name in names), default=0)
 
@@ -93,13 +95,20 @@ class Virtual:
         seen = cache.get_seq_length() if cache is not None else 0
         front, back, live_front, live_back, shift = self._spread(route, width, embeds, rows // route.rows)
         mask = given.get("attention_mask")
-        if not front.shape[1] + back.shape[1]:  # positions alone: the mask stays what it is, also a packed one
+        if (
+            not front.shape[1] + back.shape[1]
+        ):  # positions alone: the mask stays what it is, also a packed one
             self._fits(seen + length + self.positions(name for name, _, _ in route.spans))
-            return (), given | {"inputs_embeds": embeds, **self._positions(module, given, mask, shift, seen, length)}
+            return (), given | {
+                "inputs_embeds": embeds,
+                **self._positions(module, given, mask, shift, seen, length),
+            }
         if mask is None:
             mask = torch.ones(rows, length + max(0, seen - front.shape[1]), device=embeds.device)
         if mask.ndim != 2:
-            raise UsageError("a packed batch with virtual tokens", "rows of their own", "set data.pack to false")
+            raise UsageError(
+                "a packed batch with virtual tokens", "rows of their own", "set data.pack to false"
+            )
         mask = torch.cat([live_front.to(mask.dtype), mask], 1)
         if seen:
             length_now = length
@@ -128,7 +137,9 @@ class Virtual:
         if own is None and mask is not None and mask.ndim == 2:
             own = (mask.long().cumsum(1) - 1).clamp(0)[:, -length:] + first_position(self._model.config)
         elif own is None:
-            own = torch.arange(seen, seen + length, device=shift.device)[None] + first_position(self._model.config)
+            own = torch.arange(seen, seen + length, device=shift.device)[None] + first_position(
+                self._model.config
+            )
         return {"position_ids": own + shift}
 
     def _fits(self, length: int) -> None:
@@ -185,10 +196,14 @@ class Virtual:
             route.taps.pop("virtual", None)
         if route is None or states is None or not any(name in self._inserts for name, _, _ in route.spans):
             return None
-        front, back, live_front, live_back, _ = self._spread(route, states.shape[2], states, len(states) // route.rows)
+        front, back, live_front, live_back, _ = self._spread(
+            route, states.shape[2], states, len(states) // route.rows
+        )
         mask = kwargs.get("encoder_attention_mask")
         if mask is None:
-            mask = torch.ones(len(states), states.shape[1] - front.shape[1] - back.shape[1], device=states.device)
+            mask = torch.ones(
+                len(states), states.shape[1] - front.shape[1] - back.shape[1], device=states.device
+            )
         whole = torch.cat([live_front.to(mask.dtype), mask, live_back.to(mask.dtype)], 1)
         return args, kwargs | {"encoder_attention_mask": whole}
 

@@ -44,7 +44,22 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 # The order of a job, which is the order of the help.
-for _verb in (demo, plan, train, eval, chat, compare, merge, export, verify, quantize, convert, methods, data, doctor):
+for _verb in (
+    demo,
+    plan,
+    train,
+    eval,
+    chat,
+    compare,
+    merge,
+    export,
+    verify,
+    quantize,
+    convert,
+    methods,
+    data,
+    doctor,
+):
     _verb.add_to(app)
 
 
@@ -68,7 +83,9 @@ def call(words: list[str]) -> int:
         if error.errno == errno.ENOSPC:
             return _fail(
                 SpaceError(
-                    f"no space left for {error.filename or 'a file'}", "room on the disk", "free some and repeat"
+                    f"no space left for {error.filename or 'a file'}",
+                    "room on the disk",
+                    "free some and repeat",
                 )
             )
         return _defect(error)
@@ -89,7 +106,9 @@ def _defect(error: Exception) -> int:
     handle, name = tempfile.mkstemp(prefix="graft-", suffix=".txt")
     with os.fdopen(handle, "w", encoding="utf-8") as file:
         traceback.print_exception(error, file=file)
-    talk(f"graft: error: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}")
+    talk(
+        f"graft: error: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
+    )
     talk(
         f"  expected: this never to happen; it is a defect of graft\n  to do:    report it with the traceback in {name}"
     )

@@ -18,7 +18,9 @@ def chat(
         list[str] | None, typer.Option(help="Adapter folder, or NAME=FOLDER; repeat for several.")
     ] = None,
     prompt: Annotated[str | None, typer.Option(help="Answer this and stop.")] = None,
-    raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without a chat template.")] = False,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Continue the text as it is, without a chat template.")
+    ] = False,
     quant: Annotated[str | None, typer.Option(help="none, nf4, fp4, int8, int4, ...")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 256,
     temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token.")] = 0.0,
@@ -59,7 +61,9 @@ class Conversation:
 
     def listen(self) -> None:
         """Read lines until the end of input or /quit."""
-        talk("/reset forgets the conversation, /adapter NAME switches (/adapter base: the bare base), /quit ends")
+        talk(
+            "/reset forgets the conversation, /adapter NAME switches (/adapter base: the bare base), /quit ends"
+        )
         while True:
             try:
                 line = input("> " if sys.stdin.isatty() else "").strip()
@@ -82,4 +86,6 @@ class Conversation:
             self.adapter = None if name == "base" else name
             talk(f"{name} answers")
         else:
-            talk(f"{line} is no command here: /reset, /adapter {' | '.join(['base', *self.base.adapters])}, /quit")
+            talk(
+                f"{line} is no command here: /reset, /adapter {' | '.join(['base', *self.base.adapters])}, /quit"
+            )

@@ -60,7 +60,9 @@ def _lines(path: Path | None) -> list[str]:
 
 def side_by_side(left: tuple[str, str], right: tuple[str, str]) -> str:
     """Two named texts in columns of WIDTH characters."""
-    columns = [[name, "-" * WIDTH, *(textwrap.wrap(text, WIDTH) or ["(nothing)"])] for name, text in (left, right)]
+    columns = [
+        [name, "-" * WIDTH, *(textwrap.wrap(text, WIDTH) or ["(nothing)"])] for name, text in (left, right)
+    ]
     height = max(map(len, columns))
     rows = zip(*(column + [""] * (height - len(column)) for column in columns), strict=True)
     return "\n".join(f"{a:<{WIDTH}}   {b}".rstrip() for a, b in rows)
@@ -70,5 +72,8 @@ def _scores(found: dict[str, dict[str, Any]]) -> str:
     names = sorted({metric for scores in found.values() for metric in scores})
     if not names:
         return ""
-    rows = [(name, *(f"{scores[name]:.4g}" if name in scores else "" for scores in found.values())) for name in names]
+    rows = [
+        (name, *(f"{scores[name]:.4g}" if name in scores else "" for scores in found.values()))
+        for name in names
+    ]
     return "\n" + table(("metric", *found), rows)

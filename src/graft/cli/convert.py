@@ -14,14 +14,23 @@ def add_to(app: typer.Typer) -> None:
 
 
 def convert(
-    source: Annotated[str, typer.Argument(help="A fully tuned model, or a file (.bin, .pt) in loralib layout.")],
+    source: Annotated[
+        str, typer.Argument(help="A fully tuned model, or a file (.bin, .pt) in loralib layout.")
+    ],
     folder: Annotated[Path, typer.Argument(help="The adapter folder to write.")],
     base: Annotated[str, typer.Option("--base", help="The model it was tuned from.")] = "",
-    r: Annotated[int | None, typer.Option("--r", help="Tuned model: rank of each layer; 16 if not given.")] = None,
-    energy: Annotated[float | None, typer.Option(help="Tuned model: the share of each change to keep.")] = None,
-    rest: Annotated[str, typer.Option(help="Norms, biases, embeddings that changed: name, or keep in full.")] = "name",
+    r: Annotated[
+        int | None, typer.Option("--r", help="Tuned model: rank of each layer; 16 if not given.")
+    ] = None,
+    energy: Annotated[
+        float | None, typer.Option(help="Tuned model: the share of each change to keep.")
+    ] = None,
+    rest: Annotated[
+        str, typer.Option(help="Norms, biases, embeddings that changed: name, or keep in full.")
+    ] = "name",
     alpha: Annotated[
-        float | None, typer.Option("--alpha", help="Loralib file: lora_alpha of its training, which it does not state.")
+        float | None,
+        typer.Option("--alpha", help="Loralib file: lora_alpha of its training, which it does not state."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace what is in the folder.")] = False,
     json: Annotated[bool, typer.Option("--json", help="The same facts for programs.")] = False,
@@ -44,11 +53,17 @@ def convert(
 def _check(source: str, pickled: bool, base: str, alpha: float | None, *, for_tuned: bool) -> None:
     """Raise UsageError for options that are missing, or that belong to the other kind of source."""
     if pickled and for_tuned:
-        raise UsageError(f"--r, --energy or --rest with {source}", "these with a tuned model", "leave them out")
+        raise UsageError(
+            f"--r, --energy or --rest with {source}", "these with a tuned model", "leave them out"
+        )
     if pickled and alpha is None:
-        raise UsageError(f"{source} without --alpha", "the lora_alpha of its training", "the official files used 16")
+        raise UsageError(
+            f"{source} without --alpha", "the lora_alpha of its training", "the official files used 16"
+        )
     if not pickled and alpha is not None:
-        raise UsageError(f"--alpha with {source}, which is no file", "it with a loralib file", "check the path")
+        raise UsageError(
+            f"--alpha with {source}, which is no file", "it with a loralib file", "check the path"
+        )
     if not pickled and not base:
         raise UsageError(f"{source} without --base", "the model it was tuned from", "add --base MODEL")
 
@@ -72,13 +87,22 @@ def _extract(source: str, folder: Path, base: str, *, rest: str, force: bool, **
     frozen = base_as_stored(base)
     if (Path(source) / "tokenizer_config.json").exists():
         frozen.tokenizer = tokenizer_in(source)  # with the template of the tuning
-    said = lambda site, layer: talk(f"layer   {site}   r {len(layer.A)}   {layer.kept:.1%} of its change kept")
+    said = lambda site, layer: talk(
+        f"layer   {site}   r {len(layer.A)}   {layer.kept:.1%} of its change kept"
+    )
     found = difference(frozen, source, told=said, **size)
     adapter = found.attach("extracted", rest)
     export(frozen, folder, "peft", adapter=adapter.name, force=force)
-    talk(f"kept    {found.kept:.1%} of what changed in {len(found.layers)} layers; {adapter.count():,} numbers")
+    talk(
+        f"kept    {found.kept:.1%} of what changed in {len(found.layers)} layers; {adapter.count():,} numbers"
+    )
     left = [*(found.rest if rest == "name" else ()), *found.foreign]
     if left:
-        talk(f"left    {len(left)} changed tensors: {', '.join(left)}   (--rest keep takes along what the base has)")
-    layers = {site: {"r": len(layer.A), "kept": layer.kept, "norm": layer.norm} for site, layer in found.layers.items()}
+        talk(
+            f"left    {len(left)} changed tensors: {', '.join(left)}   (--rest keep takes along what the base has)"
+        )
+    layers = {
+        site: {"r": len(layer.A), "kept": layer.kept, "norm": layer.norm}
+        for site, layer in found.layers.items()
+    }
     return {"kept": found.kept, "layers": layers, "rest": rest, "left": left}

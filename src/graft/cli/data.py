@@ -19,7 +19,9 @@ def _data() -> None:
     """A group, so that `graft data show` is two words."""
 
 
-@group.command("show", help="Print rows as the model sees them; what is learnt is green, or in ⟦⟧ without colours.")
+@group.command(
+    "show", help="Print rows as the model sees them; what is learnt is green, or in ⟦⟧ without colours."
+)
 def show_rows(
     path: Annotated[str, typer.Argument(help="A file, a folder, seedling:NAME, or a run's folder.")],
     model: Annotated[str, typer.Option(help="Whose tokenizer and chat template.")] = "seedling",
@@ -36,7 +38,13 @@ def show_rows(
         {
             "model": model,
             "stage": stage,
-            "data": {"train": path, "max_length": max_length, "template": template, "bad_rows": bad_rows, "eval": None},
+            "data": {
+                "train": path,
+                "max_length": max_length,
+                "template": template,
+                "bad_rows": bad_rows,
+                "eval": None,
+            },
         }
     )
     from graft.runs.look import look  # after the words are known to be sound: torch costs seconds

@@ -15,7 +15,9 @@ def add_to(app: typer.Typer) -> None:
 
 
 def demo(
-    folder: Annotated[Path, typer.Option(help="A new folder for the run and the merged model.")] = Path("runs/demo"),
+    folder: Annotated[Path, typer.Option(help="A new folder for the run and the merged model.")] = Path(
+        "runs/demo"
+    ),
 ) -> None:
     """Plan, QLoRA, the same prompts before and after, merged export. Exit code 1 where it did not learn the task."""
     merged = folder / "merged"
@@ -38,7 +40,10 @@ def demo(
     opened = open_model(str(folder))
     items, references = job.held_out()
     talk(f"\nThe same {len(items)} prompts about products it has never seen, before and after:")
-    texts = {"before": job.answers(opened.base, None, items), "after": job.answers(opened.base, opened.adapter, items)}
+    texts = {
+        "before": job.answers(opened.base, None, items),
+        "after": job.answers(opened.base, opened.adapter, items),
+    }
     scores = {name: job.measure(found, items) for name, found in texts.items()}
     chance = job.measure(references, items).others
     show(_table(scores, _perplexity(folder)))
@@ -55,7 +60,9 @@ def demo(
         talk(f"short   {reason}")
     if missed:
         raise typer.Exit(1)
-    after(f"graft chat {folder}   (your own rows: graft train --model MODEL --data ROWS.jsonl --method qlora)")
+    after(
+        f"graft chat {folder}   (your own rows: graft train --model MODEL --data ROWS.jsonl --method qlora)"
+    )
 
 
 def _table(scores: dict[str, Any], perplexity: dict[str, float]) -> str:
@@ -66,9 +73,14 @@ def _table(scores: dict[str, Any], perplexity: dict[str, float]) -> str:
         ("distinct word pairs", "distinct_2", ".2f"),
         ("distinct texts", "unique", ".2f"),
     ]
-    lines = [(title, *(format(getattr(one, key), shape) for one in scores.values())) for title, key, shape in rows]
+    lines = [
+        (title, *(format(getattr(one, key), shape) for one in scores.values())) for title, key, shape in rows
+    ]
     lines.append(
-        ("perplexity of the references", *(f"{perplexity[name]:.1f}" if name in perplexity else "-" for name in scores))
+        (
+            "perplexity of the references",
+            *(f"{perplexity[name]:.1f}" if name in perplexity else "-" for name in scores),
+        )
     )
     return table(("measure", *scores), lines)
 

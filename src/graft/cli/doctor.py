@@ -11,7 +11,9 @@ def add_to(app: typer.Typer) -> None:
     app.command("doctor", help="Check this machine and the libraries below graft.")(doctor)
 
 
-def doctor(json: Annotated[bool, typer.Option("--json", help="The same facts for programs.")] = False) -> None:
+def doctor(
+    json: Annotated[bool, typer.Option("--json", help="The same facts for programs.")] = False,
+) -> None:
     from graft.runs.doctor import examine  # torch costs seconds
 
     facts, checks = examine()

@@ -23,11 +23,14 @@ def export(
         ),
     ] = "hf",
     form: Annotated[
-        str | None, typer.Option("--type", help="Of a gguf: f32 f16 bf16 q8_0 q4_0 q4_1 q5_0 q5_1; q8_0, q4_1 of int4.")
+        str | None,
+        typer.Option("--type", help="Of a gguf: f32 f16 bf16 q8_0 q4_0 q4_1 q5_0 q5_1; q8_0, q4_1 of int4."),
     ] = None,
     adapter: Annotated[list[str] | None, typer.Option(help="Adapter folder, or NAME=FOLDER.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace what is in the folder.")] = False,
-    lossy: Annotated[bool, typer.Option("--lossy", help="Merge even where rounding loses what was learnt.")] = False,
+    lossy: Annotated[
+        bool, typer.Option("--lossy", help="Merge even where rounding loses what was learnt.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="What was written, for programs.")] = False,
 ) -> None:
     from graft.runs.open import open_model
@@ -44,6 +47,10 @@ def export(
         show(f"wrote   {written} ({size_of(written)})")
         talk(f"checked {said(certificate)}")
     if to.startswith("gguf"):
-        after(f"ollama create NAME -f {written / 'Modelfile'}   (or, for llama.cpp and vLLM: {written / 'README.md'})")
+        after(
+            f"ollama create NAME -f {written / 'Modelfile'}   (or, for llama.cpp and vLLM: {written / 'README.md'})"
+        )
     else:
-        after(f"graft chat {written}" if to in MODELS else f"graft chat {opened.base.name} --adapter {written}")
+        after(
+            f"graft chat {written}" if to in MODELS else f"graft chat {opened.base.name} --adapter {written}"
+        )

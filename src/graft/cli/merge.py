@@ -25,30 +25,51 @@ def add_to(app: typer.Typer) -> None:
 
 
 def merge(
-    model: Annotated[str, typer.Argument(help="A run's folder, an adapter's folder, or a base with --adapter.")],
+    model: Annotated[
+        str, typer.Argument(help="A run's folder, an adapter's folder, or a base with --adapter.")
+    ],
     folder: Annotated[Path, typer.Argument(help="Where to write.")],
     adapter: Annotated[
         list[str] | None, typer.Option(help="Adapter folder, or NAME=FOLDER; several are blended into one.")
     ] = None,
-    weight: Annotated[list[str] | None, typer.Option(help="NAME=NUMBER in the blend; 1 where not given.")] = None,
+    weight: Annotated[
+        list[str] | None, typer.Option(help="NAME=NUMBER in the blend; 1 where not given.")
+    ] = None,
     how: Annotated[str, typer.Option(help="cat (exact), svd, linear, ties, dare_ties, average, ...")] = "cat",
-    density: Annotated[float | None, typer.Option(help="Share of entries that ties, dare and magnitude keep.")] = None,
+    density: Annotated[
+        float | None, typer.Option(help="Share of entries that ties, dare and magnitude keep.")
+    ] = None,
     r: Annotated[int | None, typer.Option("--r", help="Rank of a blend by svd or ..._svd.")] = None,
     seed: Annotated[int, typer.Option(help="Of the entries that dare drops.")] = 0,
-    form: Annotated[str, typer.Option("--as", help="model: one ordinary model; adapter: the blend alone.")] = "model",
+    form: Annotated[
+        str, typer.Option("--as", help="model: one ordinary model; adapter: the blend alone.")
+    ] = "model",
     force: Annotated[bool, typer.Option("--force", help="Replace what is in the folder.")] = False,
-    quant: Annotated[str | None, typer.Option(help="What the adapters were trained beside: none, nf4, ...")] = None,
+    quant: Annotated[
+        str | None, typer.Option(help="What the adapters were trained beside: none, nf4, ...")
+    ] = None,
     into: Annotated[
         str | None, typer.Option(help="Quantised: dequantised, original, packed; none: all are measured.")
     ] = None,
     original: Annotated[str | None, typer.Option(help="Weights before quantisation, if elsewhere.")] = None,
-    lossy: Annotated[bool, typer.Option("--lossy", help="Merge even where rounding loses what was learnt.")] = False,
+    lossy: Annotated[
+        bool, typer.Option("--lossy", help="Merge even where rounding loses what was learnt.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="The same facts for programs.")] = False,
 ) -> None:
     if form not in FORMS:
-        raise UsageError(f"--as {form}", f"one of {', '.join(FORMS)}", f"did you mean {nearest(form, FORMS, 1)[0]}?")
+        raise UsageError(
+            f"--as {form}", f"one of {', '.join(FORMS)}", f"did you mean {nearest(form, FORMS, 1)[0]}?"
+        )
     from graft.runs.open import open_model
-    from graft.shipping.export import CERTIFICATE, REPORT, check_into, export, fits, said  # torch costs seconds
+    from graft.shipping.export import (
+        CERTIFICATE,
+        REPORT,
+        check_into,
+        export,
+        fits,
+        said,
+    )  # torch costs seconds
     from graft.shipping.hf import refuse_occupied
 
     refuse_occupied(folder, force=force)  # before the work
@@ -60,7 +81,14 @@ def merge(
     if form == "model" and not into and opened.adapter and fits(opened.base, [opened.adapter]):
         into = "packed"
     written = export(
-        opened.base, folder, to, adapter=opened.adapter, into=into, original=original, force=force, lossy=lossy
+        opened.base,
+        folder,
+        to,
+        adapter=opened.adapter,
+        into=into,
+        original=original,
+        force=force,
+        lossy=lossy,
     )
     facts = codec.loads((written / REPORT).read_text(encoding="utf-8")) if form == "model" else {}
     certificate = codec.loads((written / CERTIFICATE).read_text(encoding="utf-8"))
@@ -87,7 +115,9 @@ def _choices(opened: "Opened", form: str, into: str | None, original: str | None
     if form != "model" or into or not opened.adapter or opened.base.quant == "none":
         return []
     found = choices(opened.base, [opened.adapter], original)
-    talk(table(("--into", "bits", "survives", "logits differ", "perplexity", ""), [_row(way) for way in found]))
+    talk(
+        table(("--into", "bits", "survives", "logits differ", "perplexity", ""), [_row(way) for way in found])
+    )
     return found
 
 
@@ -120,8 +150,12 @@ def _weights(words: list[str], known: list[str]) -> dict[str, float]:
     for word in words:
         name, _, number = word.rpartition("=")
         if name not in known:
-            near = f"nearest: {', '.join(nearest(name, known))}" if known else "give --adapter NAME=FOLDER first"
-            raise UsageError(f"--weight {word}", f"NAME=NUMBER for one of {', '.join(known) or 'no adapters'}", near)
+            near = (
+                f"nearest: {', '.join(nearest(name, known))}" if known else "give --adapter NAME=FOLDER first"
+            )
+            raise UsageError(
+                f"--weight {word}", f"NAME=NUMBER for one of {', '.join(known) or 'no adapters'}", near
+            )
         try:
             found[name] = float(number)
         except ValueError:
@@ -134,6 +168,8 @@ def _say_cost(facts: dict[str, Any]) -> None:
     for part in facts.get("adapters", []):
         moved, form = part["logits"], facts["packed"] or facts["dtype"]
         talk(f"merged  {part['adapter']}: {part['kept']:.1%} of its change survives the rounding to {form}")
-        talk(f"logits  differ by {moved['mean']:.2g} on average; the adapter moves them by {moved['effect']:.2g}")
+        talk(
+            f"logits  differ by {moved['mean']:.2g} on average; the adapter moves them by {moved['effect']:.2g}"
+        )
     if facts.get("note"):
         talk(f"note    {facts['note']}")

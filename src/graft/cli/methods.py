@@ -34,7 +34,9 @@ def methods(
     elif json:
         show_json([_facts(one) | ({"trained": counts[one.name]} if counts else {}) for one in chosen])
     elif name is None:
-        rows = [(one.name, _sites(one), *_trained(one, counts), _can(one), one.paper, one.title) for one in chosen]
+        rows = [
+            (one.name, _sites(one), *_trained(one, counts), _can(one), one.paper, one.title) for one in chosen
+        ]
         show(table(("method", "sites", *(("trained",) if counts else ()), "merges", "paper", "what"), rows))
         after(f"graft methods {chosen[0].name}")
     else:
@@ -63,7 +65,12 @@ def _trained(one: Card, counts: dict[str, int | str]) -> tuple[str, ...]:
 
 def _facts(one: Card) -> dict[str, Any]:
     settings = [
-        {"name": s.name, "type": s.type, "default": None if s.default is REQUIRED else s.default, "help": s.help}
+        {
+            "name": s.name,
+            "type": s.type,
+            "default": None if s.default is REQUIRED else s.default,
+            "help": s.help,
+        }
         for s in one.settings.values()
     ]
     declared = {word: one.declared.get(word, True) is True for word in LAWS}

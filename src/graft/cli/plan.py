@@ -17,15 +17,21 @@ def add_to(app: typer.Typer) -> None:
 
 def plan(
     context: typer.Context,
-    recipe: Annotated[str | None, typer.Argument(help="A recipe or a run's folder, then key=value changes.")] = None,
+    recipe: Annotated[
+        str | None, typer.Argument(help="A recipe or a run's folder, then key=value changes.")
+    ] = None,
     model: Annotated[str | None, typer.Option(help="Folder, hub id or seedling.")] = None,
     data: Annotated[str | None, typer.Option(help="Rows to learn from.")] = None,
-    method: Annotated[str | None, typer.Option(help="A method or preset, for example lora, qlora, full.")] = None,
+    method: Annotated[
+        str | None, typer.Option(help="A method or preset, for example lora, qlora, full.")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="The same facts for programs.")] = False,
 ) -> None:
     chosen = recipe_of(recipe, context.args, {"model": model, "data.train": data, "method": method})
 
-    from graft.planning.plan import plan as predict  # after the recipe is known to be sound: torch costs seconds
+    from graft.planning.plan import (
+        plan as predict,
+    )  # after the recipe is known to be sound: torch costs seconds
 
     predicted = predict(chosen)
     show_json(predicted.facts()) if json else show(str(predicted))

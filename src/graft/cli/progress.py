@@ -61,7 +61,9 @@ class Progress:
 
     def evaluated(self, record: dict[str, Any]) -> None:
         scores = "   ".join(
-            f"{key.removeprefix('eval_')} {value:.4f}" for key, value in record.items() if key.startswith("eval_")
+            f"{key.removeprefix('eval_')} {value:.4f}"
+            for key, value in record.items()
+            if key.startswith("eval_")
         )
         self.say(f"eval {record['step']:5d}   {scores}")
 

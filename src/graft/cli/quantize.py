@@ -20,7 +20,8 @@ def quantize(
     ] = "nf4",
     group_size: Annotated[int, typer.Option(help="Weights that share a scale and a minimum; 0: 32.")] = 0,
     data: Annotated[
-        str | None, typer.Option(help="Rows, texts or a run, by which GPTQ chooses the codes; else they are rounded.")
+        str | None,
+        typer.Option(help="Rows, texts or a run, by which GPTQ chooses the codes; else they are rounded."),
     ] = None,
     rows: Annotated[int, typer.Option(min=1, help="How many of them.")] = 128,
     max_length: Annotated[int, typer.Option(min=1, help="Tokens per row.")] = 1024,
@@ -35,9 +36,13 @@ def quantize(
     from graft.runs.quantise import quantise  # torch costs seconds
 
     tell = lambda done, of: talk(f"block   {done} of {of}")
-    written = quantise(model, folder, quant, group_size=group_size, calibrate=calibrate, force=force, tell=tell)
+    written = quantise(
+        model, folder, quant, group_size=group_size, calibrate=calibrate, force=force, tell=tell
+    )
     if json:
-        show_json({"folder": str(written), "quant": quant, "files": sorted(path.name for path in written.iterdir())})
+        show_json(
+            {"folder": str(written), "quant": quant, "files": sorted(path.name for path in written.iterdir())}
+        )
     else:
         show(f"wrote   {written} in {quant} ({size_of(written)})")
     after(f"graft chat {written}")

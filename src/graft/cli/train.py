@@ -21,18 +21,27 @@ def add_to(app: typer.Typer) -> None:
     Any key of a recipe can be changed by key=value or --key value; --keys lists them. The same command resumes a run
     that was stopped."""
     app.command(
-        "train", help=help, short_help="Carry out a recipe; the same command resumes it.", context_settings=WORDS
+        "train",
+        help=help,
+        short_help="Carry out a recipe; the same command resumes it.",
+        context_settings=WORDS,
     )(train)
 
 
 def train(
     context: typer.Context,
-    recipe: Annotated[str | None, typer.Argument(help="A recipe or a run's folder, then key=value changes.")] = None,
+    recipe: Annotated[
+        str | None, typer.Argument(help="A recipe or a run's folder, then key=value changes.")
+    ] = None,
     model: Annotated[str | None, typer.Option(help="Folder, hub id or seedling.")] = None,
     data: Annotated[str | None, typer.Option(help="Rows to learn from: file, folder, seedling:NAME.")] = None,
-    method: Annotated[str | None, typer.Option(help="A method or preset, for example lora, qlora, full.")] = None,
+    method: Annotated[
+        str | None, typer.Option(help="A method or preset, for example lora, qlora, full.")
+    ] = None,
     output: Annotated[str | None, typer.Option(help="The run's folder.")] = None,
-    keys: Annotated[bool, typer.Option("--keys", help="Print every key with its default and help, as YAML.")] = False,
+    keys: Annotated[
+        bool, typer.Option("--keys", help="Print every key with its default and help, as YAML.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the whole recipe and stop.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the result for programs.")] = False,
 ) -> None:
@@ -40,7 +49,9 @@ def train(
         from graft.recipe import read  # late: pydantic, which no --help needs
 
         return show(read({}).yaml())
-    chosen = recipe_of(recipe, context.args, {"model": model, "data.train": data, "method": method, "output": output})
+    chosen = recipe_of(
+        recipe, context.args, {"model": model, "data.train": data, "method": method, "output": output}
+    )
     if dry_run:
         return show(chosen.yaml())
 
@@ -56,12 +67,17 @@ def train(
         result = run(chosen, observer=progress)
     for line in _table(result.scores):
         talk(line)
-    talk(f"wrote   {result.adapter}   {result.folder / 'report.html'}" + (f"   {result.model}" if result.model else ""))
+    talk(
+        f"wrote   {result.adapter}   {result.folder / 'report.html'}"
+        + (f"   {result.model}" if result.model else "")
+    )
     if json:
         show_json(result.facts())
     speaks = chosen.stage != "classify" and chosen.objective != "masked"
     first, rest = ("chat", "eval") if speaks else ("eval", "compare OTHER")
-    after(f"graft {first} {chosen.output}   (or: graft {rest} {chosen.output}, graft export {chosen.output} OUT)")
+    after(
+        f"graft {first} {chosen.output}   (or: graft {rest} {chosen.output}, graft export {chosen.output} OUT)"
+    )
 
 
 def _check_rows(recipe: "Recipe") -> None:
@@ -83,5 +99,8 @@ def _table(scores: dict[str, dict[str, float]]) -> list[str]:
     if not scores:
         return []
     names = dict.fromkeys(name for column in scores.values() for name in column)
-    rows = [(name, *(f"{column[name]:.4g}" if name in column else "-" for column in scores.values())) for name in names]
+    rows = [
+        (name, *(f"{column[name]:.4g}" if name in column else "-" for column in scores.values()))
+        for name in names
+    ]
     return table(("metric", *scores), rows).splitlines()

@@ -23,7 +23,9 @@ def verify(
     are still where they were. Exit 1 where something differs."""
     if not (folder / CERTIFICATE).is_file():
         raise UsageError(
-            f"{folder} has no {CERTIFICATE}", "a folder that graft merge or graft export wrote", "check the path"
+            f"{folder} has no {CERTIFICATE}",
+            "a folder that graft merge or graft export wrote",
+            "check the path",
         )
     from graft.shipping.verify import DIFFERS
     from graft.shipping.verify import verify as check  # torch costs seconds

@@ -22,10 +22,14 @@ def recipe_of(recipe: str | None, words: Sequence[str], options: dict[str, str |
     words = list(words)
     if recipe is not None and "=" in recipe:
         recipe, words = None, [recipe, *words]  # no file was named: the first change took its place
-    changes = [f"{key}={json.dumps(value)}" for key, value in options.items() if value is not None] + _changes(words)
+    changes = [
+        f"{key}={json.dumps(value)}" for key, value in options.items() if value is not None
+    ] + _changes(words)
     if recipe is None and not changes:
         raise UsageError(
-            "there is no recipe", "a recipe.yaml, or --model and --data", "see recipes/, or `graft train --keys`"
+            "there is no recipe",
+            "a recipe.yaml, or --model and --data",
+            "see recipes/, or `graft train --keys`",
         )
     if recipe is None and not any(change.startswith("output=") for change in changes):
         changes.append(f"output=runs/{_stem(options)}")

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 PLACES = {"target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"}
 
 
-def add_up(base: "Base", adapters: list[Adapter], weights: list[float], name: str, *, average: bool) -> Adapter:
+def add_up(
+    base: "Base", adapters: list[Adapter], weights: list[float], name: str, *, average: bool
+) -> Adapter:
     """Attach the combination of these adapters under a new name.
 
     Raises UsageError where the weights have no meaning, AdapterError where the adapters' tensors mean unlike things.
@@ -80,7 +82,9 @@ def _other_settings(one: Adapter, other: Adapter) -> list[str]:
 def _settings(adapter: Adapter, index: int) -> dict[str, Any]:
     """A method's settings as its file states them, so that a loaded adapter equals the one that was saved."""
     method = adapter.methods[index]
-    stated = {key: method.config()[key] for key in method.own_fields} | method.file_config(adapter.of(method).inserts)
+    stated = {key: method.config()[key] for key in method.own_fields} | method.file_config(
+        adapter.of(method).inserts
+    )
     return {key: value for key, value in stated.items() if key not in PLACES}
 
 

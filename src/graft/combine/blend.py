@@ -97,7 +97,9 @@ def _forms(adapter: Adapter) -> dict[str, LowRankForm]:
             )
         A, B, scale = form
         found.setdefault(site.name, []).append((1.0, A.detach().float(), B.detach().float(), scale))
-    return {site: parts[0][1:] if len(parts) == 1 else (*_stacked(parts), 1.0) for site, parts in found.items()}
+    return {
+        site: parts[0][1:] if len(parts) == 1 else (*_stacked(parts), 1.0) for site, parts in found.items()
+    }
 
 
 def _factors(site: str, parts: Sequence[Part], how: str, rank: int, mix: "_Mix | None") -> Factors:
@@ -117,13 +119,17 @@ def _factors(site: str, parts: Sequence[Part], how: str, rank: int, mix: "_Mix |
         )
     signed = [w * scale for w, _, _, scale in parts]
     roots = [math.sqrt(abs(weight)) for weight in signed]
-    A = mix([A for _, A, _, _ in parts], [math.copysign(root, w) for root, w in zip(roots, signed, strict=True)])
+    A = mix(
+        [A for _, A, _, _ in parts], [math.copysign(root, w) for root, w in zip(roots, signed, strict=True)]
+    )
     return A, mix([B for _, _, B, _ in parts], roots)
 
 
 def _stacked(parts: Sequence[Part]) -> Factors:
     """A and B whose product is Σ w s B A."""
-    return torch.cat([w * scale * A for w, A, _, scale in parts]), torch.cat([B for _, _, B, _ in parts], dim=1)
+    return torch.cat([w * scale * A for w, A, _, scale in parts]), torch.cat(
+        [B for _, _, B, _ in parts], dim=1
+    )
 
 
 @dataclass
@@ -168,13 +174,17 @@ def _mix(how: str, density: float | None, majority_sign: str, seed: int) -> _Mix
 
 def _check(weights: Mapping[str, float], how: str, density: float | None, r: int | None) -> None:
     if how not in HOWS:
-        raise UsageError(f"how={how!r}", f"one of {', '.join(HOWS)}", f"did you mean {nearest(how, HOWS, 1)[0]!r}?")
+        raise UsageError(
+            f"how={how!r}", f"one of {', '.join(HOWS)}", f"did you mean {nearest(how, HOWS, 1)[0]!r}?"
+        )
     sparse = how.removesuffix("_svd") in SPARSE
     if sparse and not (density is not None and 0 < density <= 1):
         raise UsageError(f"density={density} with how={how!r}", "above 0, up to 1", "0.5 is usual")
     if density is not None and not sparse:
         able = f"one of {', '.join(SPARSE)}, or these with _svd"
-        raise UsageError(f"density={density} with how={how!r}, which keeps every entry", able, "leave density out")
+        raise UsageError(
+            f"density={density} with how={how!r}, which keeps every entry", able, "leave density out"
+        )
     if r is not None and (how not in SHORTENED or r < 1):
         able = f"a rank from 1, with one of {', '.join(SHORTENED)}"
         raise UsageError(f"r={r} with how={how!r}", able, "leave r out")

@@ -91,7 +91,10 @@ class Difference:
             )
         modules = [_module(name) for name in self.rest if _module(name) in places]
         whole = tuple(dict.fromkeys(module for module in modules if module not in self.layers))
-        return {"modules_to_save": whole, "bias": "lora_only" if set(modules) & self.layers.keys() else "none"}
+        return {
+            "modules_to_save": whole,
+            "bias": "lora_only" if set(modules) & self.layers.keys() else "none",
+        }
 
 
 def extract(
@@ -115,7 +118,9 @@ def extract(
     adapter = found.attach(name, rest)
     left = [*(found.rest if rest == "name" else ()), *found.foreign]
     if left:
-        warnings.warn(f"{_shown(left)}: not in {name!r}; rest='keep' takes along what the base has", stacklevel=2)
+        warnings.warn(
+            f"{_shown(left)}: not in {name!r}; rest='keep' takes along what the base has", stacklevel=2
+        )
     return adapter
 
 
@@ -130,12 +135,18 @@ def difference(
 ) -> Difference:
     """What tuning changed, layer by layer; arguments as in `extract`.  told: called after each layer."""
     if (r is not None and r < 1) or (energy is not None and not 0 < energy <= 1):
-        raise UsageError(f"r={r}, energy={energy}", "a rank from 1, a share above 0 up to 1", "try r=16 or energy=0.9")
+        raise UsageError(
+            f"r={r}, energy={energy}", "a rank from 1, a share above 0 up to 1", "try r=16 or energy=0.9"
+        )
     if any(hasattr(module, "codes") for module in base.model.modules()):
         given = "a quantised base, whose rounding would be taken for a change"
-        raise AdapterError(given, "the base in 16 or 32 bits", "load it without quant=; the adapter then fits both")
+        raise AdapterError(
+            given, "the base in 16 or 32 bits", "load it without quant=; the adapter then fits both"
+        )
     found = Difference(base, *_aligned(base.model, _tensors(tuned)))
-    targets = {f"{site.name}.weight": site for site in LoRA(target_modules=target_modules).targets(base.sites)}
+    targets = {
+        f"{site.name}.weight": site for site in LoRA(target_modules=target_modules).targets(base.sites)
+    }
     for name, before in base.model.named_parameters(remove_duplicate=False):
         after = found.tuned[name][...].detach().to(before.device)
         if torch.equal(after.to(before.dtype), before):
@@ -151,7 +162,9 @@ def difference(
 
 def _layer(site: Site, change: torch.Tensor, r: int | None, energy: float | None) -> Layer:
     if not torch.isfinite(change).all():
-        raise ModelError(f"{site.name} of the tuned model holds NaN or infinity", "finite weights", "use a sound model")
+        raise ModelError(
+            f"{site.name} of the tuned model holds NaN or infinity", "finite weights", "use a sound model"
+        )
     matrix = change.T if site.transposed or site.kind == "embed" else change
     A, B, kept = truncated(matrix, RANK if r is None and energy is None else r, energy)
     return Layer(A, B, kept, float(change.norm()))
@@ -207,7 +220,10 @@ def _aliases(model: nn.Module) -> dict[str, list[str]]:
     named = dict(model.named_parameters(remove_duplicate=False))
     for name, parameter in named.items():
         owners[id(parameter)].append(name)
-    return {name: sorted(owners[id(parameter)], key=lambda other: other != name) for name, parameter in named.items()}
+    return {
+        name: sorted(owners[id(parameter)], key=lambda other: other != name)
+        for name, parameter in named.items()
+    }
 
 
 def _module(name: str) -> str:

@@ -29,7 +29,13 @@ def sites(model: Any) -> list[Site]:
             found.append(Site(name, kind, model, layer_of(name)))
         if name and any(True for _ in module.parameters(recurse=False)):
             found.append(Site(name, "module", model, layer_of(name)))
-    return [*found, *_stacks(found), *_sublayers(found), *_prompts(model), Site(_final_name(model), "final", model)]
+    return [
+        *found,
+        *_stacks(found),
+        *_sublayers(found),
+        *_prompts(model),
+        Site(_final_name(model), "final", model),
+    ]
 
 
 def kind_of(module: nn.Module) -> str | None:
@@ -60,7 +66,9 @@ def family(model: Any) -> str:
         return "seq2seq"
     if model.get_output_embeddings() is None:
         return "encoder"
-    return "masked" if "MaskedLM" in type(model).__name__ or "PreTraining" in type(model).__name__ else "causal"
+    return (
+        "masked" if "MaskedLM" in type(model).__name__ or "PreTraining" in type(model).__name__ else "causal"
+    )
 
 
 def _stacks(found: Sequence[Site]) -> Iterator[Site]:
@@ -83,7 +91,9 @@ def _sublayers(found: Sequence[Site]) -> Iterator[Site]:
         for (kind, _), linears in parts.items():
             if not 2 <= len(linears) <= 4:
                 continue
-            queries = [s for s in linears if s.name.rpartition(".")[2].startswith("q")] if kind != "mlp" else []
+            queries = (
+                [s for s in linears if s.name.rpartition(".")[2].startswith("q")] if kind != "mlp" else []
+            )
             entry = (queries or linears)[0].name  # BART makes keys first, Phi-3 its output
             last = [s.name for s in linears if s.name != entry][-1]
             yield Site(last, kind, block.root, block.layer, entry)

@@ -96,7 +96,9 @@ def card(name: str) -> Card:
 def pages() -> dict[str, str]:
     """{file: text} of docs/methods: a page of Markdown per method, and the matrix of what each declares."""
     known = cards()
-    reasons = list(dict.fromkeys(str(reason) for one in known.values() for reason in one.exceptions().values()))
+    reasons = list(
+        dict.fromkeys(str(reason) for one in known.values() for reason in one.exceptions().values())
+    )
 
     def cell(one: Card, law: str) -> str:
         return f"no [{reasons.index(str(one.exceptions()[law])) + 1}]" if law in one.exceptions() else "yes"
@@ -105,7 +107,12 @@ def pages() -> dict[str, str]:
         _row(f"[{name}]({name}.md)", *(cell(one, law) for law in LAWS), one.paper, one.title)
         for name, one in known.items()
     ]
-    matrix = ["# Methods", "", "Written by `graft methods --write docs/methods` from the methods' own files.", ""]
+    matrix = [
+        "# Methods",
+        "",
+        "Written by `graft methods --write docs/methods` from the methods' own files.",
+        "",
+    ]
     matrix += [_row("method", *LAWS, "paper", "what"), _row(*["---"] * (len(LAWS) + 3)), *rows, ""]
     matrix += [f"{number}. {reason}" for number, reason in enumerate(reasons, 1)]
     return {f"{name}.md": _page(one) for name, one in known.items()} | {"README.md": "\n".join([*matrix, ""])}
@@ -114,9 +121,14 @@ def pages() -> dict[str, str]:
 def _page(one: Card) -> str:
     rows = [_row("setting", "type", "default", "what"), _row(*["---"] * 4)]
     for s in one.settings.values():
-        rows.append(_row(f"`{s.name}`", f"`{s.type}`", "" if s.default is REQUIRED else f"`{s.default!r}`", s.help))
+        rows.append(
+            _row(f"`{s.name}`", f"`{s.type}`", "" if s.default is REQUIRED else f"`{s.default!r}`", s.help)
+        )
     refused = [f"- not {law}: {reason}" for law, reason in one.exceptions().items()]
-    return "\n".join([f"# {one.name}", "", "```text", one.doc.strip(), "```", "", *rows, "", *refused]).rstrip() + "\n"
+    return (
+        "\n".join([f"# {one.name}", "", "```text", one.doc.strip(), "```", "", *rows, "", *refused]).rstrip()
+        + "\n"
+    )
 
 
 def _row(*cells: str) -> str:
@@ -157,7 +169,9 @@ class _Source:
             if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
                 kind = ast.unparse(node.annotation)
                 if "ClassVar" not in kind:
-                    found[node.target.id] = Setting(node.target.id, kind, _value(node.value), self.comment(node))
+                    found[node.target.id] = Setting(
+                        node.target.id, kind, _value(node.value), self.comment(node)
+                    )
         return found
 
     def declared(self, cls: ast.ClassDef) -> dict[str, Any]:

@@ -30,7 +30,9 @@ class Insert(nn.Module):
         False  # forward depends on the base's weight: must come first at its site to merge
     )
     ahead = 0  # positions that it takes before the first token of its rows
-    reads: int | None = None  # of its vectors behind the rows, the one whose last state heads find at the first token
+    reads: int | None = (
+        None  # of its vectors behind the rows, the one whose last state heads find at the first token
+    )
 
     @property
     def enters(self) -> bool:
@@ -183,7 +185,9 @@ class Thaw(Insert):
 def without_hooks(module: Any) -> Any:
     """A shallow copy that shares nothing mutable with `module`; a packed linear becomes a plain one."""
     if hasattr(module, "codes"):
-        plain = nn.Linear(module.in_features, module.out_features, bias=module.bias is not None, device="meta")
+        plain = nn.Linear(
+            module.in_features, module.out_features, bias=module.bias is not None, device="meta"
+        )
         return plain
     clone = copy.copy(module)
     clone._parameters = dict(module._parameters)

@@ -41,16 +41,22 @@ class Method:
     `in_place` methods train the base's own tensors and are used one at a time.
     """
 
-    lr: float | None = field(default=None, kw_only=True)  # its own peak learning rate; train.lr where left out
+    lr: float | None = field(
+        default=None, kw_only=True
+    )  # its own peak learning rate; train.lr where left out
 
     kinds: ClassVar[tuple[str, ...]] = ("linear",)  # kinds of sites it can be put at
     peft_type: ClassVar[str] = ""  # `peft_type` in its files
     own_fields: ClassVar[frozenset[str]] = (
         frozenset()
     )  # fields that PEFT does not know: saved beside, not in its config
-    idle_fields: ClassVar[frozenset[str]] = frozenset()  # keys of PEFT's config that decide nothing once trained
+    idle_fields: ClassVar[frozenset[str]] = (
+        frozenset()
+    )  # keys of PEFT's config that decide nothing once trained
     peft_marks: ClassVar[dict[str, Any]] = {}  # settings of PEFT's config that make a file one of this
-    adapters_marks: ClassVar[dict[str, Any]] = {}  # settings of the `adapters` library that make a file one of this
+    adapters_marks: ClassVar[
+        dict[str, Any]
+    ] = {}  # settings of the `adapters` library that make a file one of this
     routable: ClassVar[bool | No] = True
     quantisable: ClassVar[bool | No] = True
     mergeable: ClassVar[bool | No] = True
@@ -90,7 +96,9 @@ class Method:
     def build(self, site: Site) -> Insert:
         """The insert for one site."""
         raise SiteError(
-            f"{type(self).__name__} builds no insert for one site alone", "a call of `assemble`", "use Base.attach"
+            f"{type(self).__name__} builds no insert for one site alone",
+            "a call of `assemble`",
+            "use Base.attach",
         )
 
     def assemble(self, sites: Sequence[Site]) -> list[tuple[Site, Insert]]:
@@ -101,7 +109,10 @@ class Method:
         """Optimizer groups: {"params": [...], "lr": ..., and "weight_decay": 0.0 where none shall apply}."""
         decayed = [p for p in adapter.parameters() if p.ndim > 1]
         plain = [p for p in adapter.parameters() if p.ndim <= 1]  # biases, norms, magnitudes: no decay
-        groups: list[dict[str, Any]] = [{"params": decayed, "lr": lr}, {"params": plain, "lr": lr, "weight_decay": 0.0}]
+        groups: list[dict[str, Any]] = [
+            {"params": decayed, "lr": lr},
+            {"params": plain, "lr": lr, "weight_decay": 0.0},
+        ]
         return [group for group in groups if group["params"]]
 
     def extra_loss(self, adapter: "Adapter", outputs: Sequence[torch.Tensor]) -> torch.Tensor | None:

@@ -30,7 +30,9 @@ def find(name: str) -> type[Method]:
 
 def described(settings: dict[str, Any]) -> Method:
     """The method that checked settings with a `name` stand for; lists, as YAML and JSON have them, become tuples."""
-    values: Any = {key: tuple(v) if isinstance(v, list) else v for key, v in settings.items() if key != "name"}
+    values: Any = {
+        key: tuple(v) if isinstance(v, list) else v for key, v in settings.items() if key != "name"
+    }
     return find(settings["name"])(**values)
 
 
@@ -52,4 +54,6 @@ def _of_classes(head: Any, labels: Sequence[str], tagged: bool) -> Method:
 def names() -> list[str]:
     """Names of all methods: the files of the package."""
     package = importlib.import_module("graft.methods")
-    return sorted(info.name for info in pkgutil.iter_modules(package.__path__) if not info.name.startswith("_"))
+    return sorted(
+        info.name for info in pkgutil.iter_modules(package.__path__) if not info.name.startswith("_")
+    )

@@ -49,10 +49,14 @@ class Examples(Sequence[Example]):
     ids: array = field(default_factory=lambda: array("i"))
     learnt: bytearray = field(default_factory=bytearray)
     ends: array = field(default_factory=lambda: array("q"))
-    targets: array = field(default_factory=lambda: array("i"))  # class index per example, empty without classes
+    targets: array = field(
+        default_factory=lambda: array("i")
+    )  # class index per example, empty without classes
     target_ids: array = field(default_factory=lambda: array("i"))
     target_ends: array = field(default_factory=lambda: array("q"))
-    tags: array = field(default_factory=lambda: array("i"))  # class index per token, empty without tagged words
+    tags: array = field(
+        default_factory=lambda: array("i")
+    )  # class index per token, empty without tagged words
     sources: list[str] = field(default_factory=list)
 
     def add(self, example: Example) -> None:
@@ -115,9 +119,15 @@ class Encoder:
         template: str | None = None, labels: Sequence[str] = (),
     ) -> None:  # fmt: skip
         if stage == "sft" and family not in ("causal", "seq2seq"):
-            raise DataError(f"Stage sft on a {family} model", "a model that writes text", "use stage=classify")
+            raise DataError(
+                f"Stage sft on a {family} model", "a model that writes text", "use stage=classify"
+            )
         self.tokenizer, self.stage, self.objective, self.family = tokenizer, stage, objective, family
-        self.max_length, self.asked, self.labels = max_length, template, {name: i for i, name in enumerate(labels)}
+        self.max_length, self.asked, self.labels = (
+            max_length,
+            template,
+            {name: i for i, name in enumerate(labels)},
+        )
         self.before, self.after = affixes(tokenizer)
         self.room = max_length - len(self.before) - len(self.after)
         self.eos = tokenizer.eos_token_id
@@ -137,7 +147,9 @@ class Encoder:
     def __call__(self, rows: Sequence[Row]) -> Encoded:
         """Encode rows in order; every row gives at least one example or exactly one reject."""
         made = Encoded()
-        classify = self._tagged if rows and rows[0].kind == "tags" else self._labelled  # load_rows lets no others by
+        classify = (
+            self._tagged if rows and rows[0].kind == "tags" else self._labelled
+        )  # load_rows lets no others by
         build = {"pretrain": self._documents, "classify": classify}.get(
             self.stage, self._answers if self.family == "seq2seq" else self._learnt
         )
@@ -149,7 +161,9 @@ class Encoder:
                     clean.append(row)
                 else:
                     bad = BadRow(
-                        "control token", f"{found!r} is no text to this model", "remove it or spell it otherwise"
+                        "control token",
+                        f"{found!r} is no text to this model",
+                        "remove it or spell it otherwise",
                     )
                     made.rejects.append(bad.at(row.source))
             for row, outcome in build(clean, made):
@@ -183,7 +197,9 @@ class Encoder:
             size = self.max_length - 1
             return [ids[at : at + size + 1] for at in range(0, len(ids) - 1, size)]
         if self.objective == "span":
-            from graft.data.noise import raw_length  # imports torch, which reading and checking rows do without
+            from graft.data.noise import (
+                raw_length,
+            )  # imports torch, which reading and checking rows do without
 
             size = raw_length(self.max_length)
         else:
@@ -203,7 +219,10 @@ class Encoder:
         for row, ids in zip(rows, self._ids([row.value[0] for row in rows]), strict=True):
             target = self.labels.get(str(row.value[1]))
             if target is None:
-                yield row, BadRow("unknown label", f"{row.value[1]!r} is in no training row", "correct the label")
+                yield (
+                    row,
+                    BadRow("unknown label", f"{row.value[1]!r} is in no training row", "correct the label"),
+                )
             elif not ids:
                 yield row, BadRow("too short", "no token", "remove the row")
             else:
@@ -221,7 +240,9 @@ class Encoder:
                 yield row, BadRow("word without a token", f"{silent!r}", "remove it and its tag")
             else:
                 first = [k == 0 or of[k] != of[k - 1] for k in range(len(of))]
-                classes = [self.labels[tags[word]] if use else IGNORED for word, use in zip(of, first, strict=True)]
+                classes = [
+                    self.labels[tags[word]] if use else IGNORED for word, use in zip(of, first, strict=True)
+                ]
                 wrap = [IGNORED] * len(self.before), [IGNORED] * len(self.after)
                 ids = self.before + self._cut(ids, self.room, row, made) + self.after
                 learnt = wrap[0] + classes[: self.room] + wrap[1]
@@ -233,7 +254,9 @@ class Encoder:
             try:
                 row = self._as_chat(row)
                 if row.kind == "text":
-                    raise BadRow("no prompt", "a text alone", "give prompt and completion, or use stage=pretrain")
+                    raise BadRow(
+                        "no prompt", "a text alone", "give prompt and completion, or use stage=pretrain"
+                    )
                 asked, answer = row.value[0], row.value[-1]
                 if row.kind == "chat":
                     asked = self.template.render(row.value[:-1], row.tools, ask=True)  # type: ignore[union-attr]
@@ -259,7 +282,9 @@ class Encoder:
         tokens = tokenise([text for _, text in rendered], self.tokenizer)
         for (row, text), (ids, learnt, where) in zip(rendered, tokens, strict=True):
             learnt[0] = False  # nothing comes before it from which it could be told
-            lost = [k for k, (i, use) in enumerate(zip(ids, learnt, strict=True)) if use and i == self.unknown]
+            lost = [
+                k for k, (i, use) in enumerate(zip(ids, learnt, strict=True)) if use and i == self.unknown
+            ]
             if lost and self.unknown is not None:
                 at = [where[k - len(text.head)] for k in lost] if where else []
                 yield row, _unknown([text.text[a:b] for a, b in at], len(lost))
@@ -287,7 +312,9 @@ class Encoder:
         if row.kind == "text":
             return Rendered(row.value, [], [(0, len(row.value))], self.before, [self.eos])
         prompt, answer = row.value
-        gap = "" if prompt[-1:].isspace() or answer[:1].isspace() else " "  # words that touch would be one token
+        gap = (
+            "" if prompt[-1:].isspace() or answer[:1].isspace() else " "
+        )  # words that touch would be one token
         text, start = prompt + gap + answer, len(prompt)
         return Rendered(text, [start], [(start, len(text))], self.before, [self.eos])
 

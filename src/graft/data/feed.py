@@ -69,7 +69,9 @@ class Feed:
         self.packs = self.pack and self.stage != "classify" and not self.seq2seq
         self.causal = self.family == "causal" and self.objective != "masked"
         kept = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
-        self.pad = next(i for i in kept if i is not None)  # which id pads is all the same: masks come from lengths
+        self.pad = next(
+            i for i in kept if i is not None
+        )  # which id pads is all the same: masks come from lengths
         if self.objective == "masked" and self.tokenizer.mask_token_id is None:
             raise UsageError("objective=masked and a tokenizer without a mask token", "one with [MASK] or <mask>",
                              "use objective=causal, or another tokenizer")  # fmt: skip
@@ -116,7 +118,9 @@ class Feed:
         size, lengths = self.batch_size, self._lengths
         batches: list[list[int]] = []
         for at in range(0, len(rows) - len(rows) % size, MEGA * size):
-            mega = sorted(rows[: len(rows) - len(rows) % size][at : at + MEGA * size], key=lambda row: -lengths[row])
+            mega = sorted(
+                rows[: len(rows) - len(rows) % size][at : at + MEGA * size], key=lambda row: -lengths[row]
+            )
             batches += [mega[b : b + size] for b in range(0, len(mega), size)]
         order = noise.shuffled(len(batches), self.seed, epoch, _BATCHES).tolist()
         return [row for b in order for row in batches[b]] + rows[len(batches) * size :]
@@ -157,7 +161,9 @@ class Feed:
         inputs, labels = packed(
             pairs, pad=self.pad, causal=self.causal, first_position=self.first_position, limit=self.max_length
         )
-        return Batch(inputs, labels, self._count(labels), [example.source for group in groups for example in group])
+        return Batch(
+            inputs, labels, self._count(labels), [example.source for group in groups for example in group]
+        )
 
     def _padded(self, examples: list[Example]) -> Batch:
         ids, live = self._rectangle([example.ids for example in examples], self.pad)
@@ -167,7 +173,9 @@ class Feed:
             labels = self._rectangle([example.tags or [] for example in examples], IGNORED)[0]
             return Batch(inputs, labels, int((labels != IGNORED).sum()), sources)
         if self.stage == "classify":
-            return Batch(inputs, torch.tensor([example.target for example in examples]), len(examples), sources)
+            return Batch(
+                inputs, torch.tensor([example.target for example in examples]), len(examples), sources
+            )
         if not self.seq2seq:
             labels = self._rectangle([example.labels for example in examples], IGNORED)[0]
             return Batch(inputs, labels, self._count(labels), sources)

@@ -132,7 +132,9 @@ def _string(fields: Mapping[str, Any], name: str, reason: str) -> str:
     if value is None or (isinstance(value, str) and not value.strip()):
         raise BadRow(reason, f"{name!r} is empty", "fill it or remove the row")
     if not isinstance(value, str):
-        raise BadRow("not text", f"{name!r} is {type(value).__name__} {str(value)[:40]!r}", "write it as one string")
+        raise BadRow(
+            "not text", f"{name!r} is {type(value).__name__} {str(value)[:40]!r}", "write it as one string"
+        )
     return value
 
 
@@ -143,7 +145,9 @@ def _check_text(text: str) -> None:
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            raise BadRow("not UTF-8", f"half a character at {error.start}", "save the file as UTF-8") from None
+            raise BadRow(
+                "not UTF-8", f"half a character at {error.start}", "save the file as UTF-8"
+            ) from None
 
 
 def _text(source: str, fields: Mapping[str, Any], names: tuple[str, ...]) -> Row:
@@ -155,14 +159,20 @@ def _pair(source: str, fields: Mapping[str, Any], names: tuple[str, ...]) -> Row
     if isinstance(prompt, list) and isinstance(completion, list):
         messages = _messages(prompt, "role", "content") + _messages(completion, "role", "content")
         return Row(source, "chat", _ordered(messages), _tools(fields), first=len(prompt))
-    return Row(source, "pair", (_string(fields, names[0], "no prompt"), _string(fields, names[1], "no answer")))
+    return Row(
+        source, "pair", (_string(fields, names[0], "no prompt"), _string(fields, names[1], "no answer"))
+    )
 
 
 def _alpaca(source: str, fields: Mapping[str, Any], names: tuple[str, ...]) -> Row:
     ask = _string(fields, "instruction", "no prompt")
     if fields.get("input"):
         ask += "\n" + _string(fields, "input", "no prompt")
-    messages = [{"role": "system", "content": _string(fields, "system", "empty text")}] if fields.get("system") else []
+    messages = (
+        [{"role": "system", "content": _string(fields, "system", "empty text")}]
+        if fields.get("system")
+        else []
+    )
     for turn in fields.get("history") or []:
         if not (isinstance(turn, list | tuple) and len(turn) == 2):
             raise BadRow("bad messages", "history is no list of pairs", "write [[instruction, answer], ...]")
@@ -190,14 +200,18 @@ def _label(source: str, fields: Mapping[str, Any], names: tuple[str, ...]) -> Ro
     if label is None or label == "":
         raise BadRow("no label", f"{names[1]!r} is empty", "fill it or remove the row")
     if isinstance(label, bool) or not isinstance(label, str | int):
-        raise BadRow("bad label", f"{names[1]!r} is {type(label).__name__}", "write one label, a string or an integer")
+        raise BadRow(
+            "bad label", f"{names[1]!r} is {type(label).__name__}", "write one label, a string or an integer"
+        )
     return Row(source, "label", (text, label))
 
 
 def _tagged(source: str, fields: Mapping[str, Any], names: tuple[str, ...]) -> Row:
     words, tags = _listed(fields, names[0], "no words"), _listed(fields, names[1], "no tags")
     if len(words) != len(tags):
-        raise BadRow("unequal lengths", f"{len(words)} {names[0]}, {len(tags)} {names[1]}", "give every word one tag")
+        raise BadRow(
+            "unequal lengths", f"{len(words)} {names[0]}, {len(tags)} {names[1]}", "give every word one tag"
+        )
     for k, (word, tag) in enumerate(zip(words, tags, strict=True)):
         if type(tag) is int:
             raise BadRow("tag without a name", f"{names[1]}[{k}] is {tag}",
@@ -223,7 +237,9 @@ def _listed(fields: Mapping[str, Any], name: str, reason: str) -> list[Any]:
 def _named(tags: Any, names: Sequence[str]) -> Any:
     """Tags by name; a number that has none stays and is refused."""
     known = dict(enumerate(names))
-    return [known.get(tag, tag) if type(tag) is int else tag for tag in tags] if isinstance(tags, list) else tags
+    return (
+        [known.get(tag, tag) if type(tag) is int else tag for tag in tags] if isinstance(tags, list) else tags
+    )
 
 
 _BUILD = {
@@ -248,11 +264,15 @@ def _tools(fields: Mapping[str, Any]) -> list[Any] | None:
 def _messages(turns: Any, role_key: str, content_key: str) -> list[dict[str, Any]]:
     """Turns with our roles and text content; other keys (tool_calls, reasoning_content, ...) go along."""
     if not isinstance(turns, list) or not turns:
-        raise BadRow("bad messages", "no list of turns" if turns else "the list of turns is empty", "write the turns")
+        raise BadRow(
+            "bad messages", "no list of turns" if turns else "the list of turns is empty", "write the turns"
+        )
     messages = []
     for number, turn in enumerate(turns, 1):
         if not isinstance(turn, dict):
-            raise BadRow("bad messages", f"turn {number} is {type(turn).__name__}", f"write {role_key}, {content_key}")
+            raise BadRow(
+                "bad messages", f"turn {number} is {type(turn).__name__}", f"write {role_key}, {content_key}"
+            )
         told = turn.get(role_key)
         role = SPEAKERS.get(told, told) if isinstance(told, str) else told
         if role not in ROLES:
@@ -265,7 +285,9 @@ def _messages(turns: Any, role_key: str, content_key: str) -> list[dict[str, Any
 def _content(content: Any, role: str, number: int, turn: Mapping[str, Any]) -> str:
     if isinstance(content, list):  # OpenAI's parts
         if any(not isinstance(part, dict) or not isinstance(part.get("text"), str) for part in content):
-            raise BadRow("unsupported content", f"turn {number} has parts that are not text", "remove images and audio")
+            raise BadRow(
+                "unsupported content", f"turn {number} has parts that are not text", "remove images and audio"
+            )
         content = "".join(part["text"] for part in content)
     if content is not None and not isinstance(content, str):
         raise BadRow("not text", f"turn {number} is {type(content).__name__}", "write it as one string")

@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-Tokens = tuple[list[int], list[bool], list[tuple[int, int]]]  # ids, learnt, characters of each token ([] if unknown)
+Tokens = tuple[
+    list[int], list[bool], list[tuple[int, int]]
+]  # ids, learnt, characters of each token ([] if unknown)
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,9 @@ def _mixed(x: Tensor) -> Tensor:
     return x
 
 
-def masked(ids: Tensor, allowed: Tensor, mask_id: int, ordinary: Tensor, *address: int) -> tuple[Tensor, Tensor]:
+def masked(
+    ids: Tensor, allowed: Tensor, mask_id: int, ordinary: Tensor, *address: int
+) -> tuple[Tensor, Tensor]:
     """Hide 15 % of the allowed tokens, at least one. Returns the new ids and the labels, both (T,).
 
     allowed: (T,) bool.  ordinary: the ids of the vocabulary that may stand in for another token.

@@ -66,7 +66,11 @@ def packed(
             document[row, at:end] = number
             at = end
     allowed = document[:, None, :, None] == document[:, None, None, :]
-    inputs = {"input_ids": ids, "attention_mask": allowed.tril() if causal else allowed, "position_ids": positions}
+    inputs = {
+        "input_ids": ids,
+        "attention_mask": allowed.tril() if causal else allowed,
+        "position_ids": positions,
+    }
     return inputs, labels
 
 

@@ -48,7 +48,9 @@ def load_rows(settings: Any, *, stage: str, seed: int = 0) -> Loaded:
     """
     check_settings(stage, settings.format, settings.columns)
     if settings.train is None:
-        raise DataError("data.train is not set", "a file, a folder or a hub name", "set data.train=rows.jsonl")
+        raise DataError(
+            "data.train is not set", "a file, a folder or a hub name", "set data.train=rows.jsonl"
+        )
     found = Loaded([])
     found.train = _rows(settings.train, settings, stage, found, settings.limit)
     if isinstance(settings.eval, str):
@@ -192,7 +194,18 @@ def _files(settings: Any) -> list[str]:
 
 
 def _cache_name(settings: Any, tokenizer: Any, facts: list[Any]) -> str | None:
-    keys = ("train", "eval", "test", "format", "max_length", "bad_rows", "limit", "columns", "template", "tag_names")
+    keys = (
+        "train",
+        "eval",
+        "test",
+        "format",
+        "max_length",
+        "bad_rows",
+        "limit",
+        "columns",
+        "template",
+        "tag_names",
+    )
     chosen = [str(getattr(settings, key, None)) for key in keys]
     return store.key(_files(settings), tokenizer, chosen + facts)
 

@@ -41,7 +41,11 @@ def sources(where: str | Path | Iterable[str | Path]) -> list[str]:
     if str(where).startswith("hub:"):
         return [str(where)]
     if path.is_dir():
-        found = [p for p in sorted(path.rglob("*")) if p.is_file() and kind_of(p) and not _hidden(p.relative_to(path))]
+        found = [
+            p
+            for p in sorted(path.rglob("*"))
+            if p.is_file() and kind_of(p) and not _hidden(p.relative_to(path))
+        ]
         if not found:
             raise DataError(f"The folder {where} holds no file that can be read", f"files ending in {_endings()}",
                             "point data.train to the folder of the data files")  # fmt: skip
@@ -78,13 +82,19 @@ def _file(name: str, tagged: bool) -> Iterator[Record | Reject]:
             "conll": _conll}  # fmt: skip
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as stream:
-            if tagged and kind in ("text", "tsv") and TAGGED.fullmatch(stream.peek(DOCUMENT).lstrip().split(b"\n")[0]):
+            if (
+                tagged
+                and kind in ("text", "tsv")
+                and TAGGED.fullmatch(stream.peek(DOCUMENT).lstrip().split(b"\n")[0])
+            ):
                 kind = "conll"
             for record in read[kind](name, stream):  # type: ignore[operator]
                 last = record.source
                 yield record
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        yield Reject(last, "damaged archive", f"the .gz file breaks off after this row ({error})", "fetch it again")
+        yield Reject(
+            last, "damaged archive", f"the .gz file breaks off after this row ({error})", "fetch it again"
+        )
         return
     except OSError as error:
         raise DataError(f"{name} cannot be read ({error.strerror or error})", "a readable file",
@@ -114,7 +124,9 @@ def _parse(raw: bytes) -> Any:
     if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise BadRow("not UTF-8", "the file is UTF-16", _UTF8)
     if b"\0" in raw:
-        raise BadRow("NUL byte", f"a NUL at byte {raw.index(0)}", "remove it; the file may be damaged or UTF-16")
+        raise BadRow(
+            "NUL byte", f"a NUL at byte {raw.index(0)}", "remove it; the file may be damaged or UTF-16"
+        )
     try:
         return _decode(raw.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
@@ -122,7 +134,9 @@ def _parse(raw: bytes) -> Any:
     except RecursionError:
         raise BadRow("bad JSON", "nested too deeply", "flatten the row") from None
     except json.JSONDecodeError as error:
-        raise BadRow("bad JSON", f"{error.msg} at column {error.colno}", "one complete JSON object per row") from None
+        raise BadRow(
+            "bad JSON", f"{error.msg} at column {error.colno}", "one complete JSON object per row"
+        ) from None
     except ValueError as error:  # a number of more digits than Python converts
         raise BadRow("bad JSON", str(error).split(";")[0], "write long numbers as strings") from None
 
@@ -130,8 +144,12 @@ def _parse(raw: bytes) -> Any:
 def _record(source: str, fields: Any) -> Record | Reject:
     if isinstance(fields, dict):
         return Record(source, fields)
-    found = {list: "a list", str: "a string", type(None): "null", bool: "true or false"}.get(type(fields), "a number")
-    return Reject(source, "not an object", f"the row is {found}", 'write it as an object, such as {"text": ...}')
+    found = {list: "a list", str: "a string", type(None): "null", bool: "true or false"}.get(
+        type(fields), "a number"
+    )
+    return Reject(
+        source, "not an object", f"the row is {found}", 'write it as an object, such as {"text": ...}'
+    )
 
 
 def _json_lines(name: str, stream: IO[bytes]) -> Iterator[Record | Reject]:
@@ -177,18 +195,28 @@ def _csv(name: str, stream: IO[bytes]) -> Iterator[Record | Reject]:
         except StopIteration:
             return
         except csv.Error as error:
-            yield Reject(f"{name}:{line}", "bad CSV", str(error), "close every quote; double a quote inside a cell")
+            yield Reject(
+                f"{name}:{line}", "bad CSV", str(error), "close every quote; double a quote inside a cell"
+            )
             continue
         if not any(cell.strip() for cell in cells):
             continue
         if not head:
             head = [cell.strip() for cell in cells]
-            if len(set(head)) != len(head) or "" in head or any("\udc80" <= c <= "\udcff" for c in "".join(head)):
-                yield Reject(f"{name}:{line}", "bad header", f"columns {head}", "give every column its own UTF-8 name")
+            if (
+                len(set(head)) != len(head)
+                or "" in head
+                or any("\udc80" <= c <= "\udcff" for c in "".join(head))
+            ):
+                yield Reject(
+                    f"{name}:{line}", "bad header", f"columns {head}", "give every column its own UTF-8 name"
+                )
                 return
         elif len(cells) != len(head):
             detail = f"{len(cells)} cells, {len(head)} columns"
-            yield Reject(f"{name}:{line}", "wrong number of cells", detail, "quote cells that contain the separator")
+            yield Reject(
+                f"{name}:{line}", "wrong number of cells", detail, "quote cells that contain the separator"
+            )
         else:
             yield Record(f"{name}:{line}", dict(zip(head, cells, strict=True)))
 
@@ -219,7 +247,9 @@ def _text(name: str, stream: IO[bytes]) -> Iterator[Record | Reject]:
             line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
             detail = (
-                "the file is UTF-16" if raw.startswith((b"\xff\xfe", b"\xfe\xff")) else f"byte 0x{raw[error.start]:02x}"
+                "the file is UTF-16"
+                if raw.startswith((b"\xff\xfe", b"\xfe\xff"))
+                else f"byte 0x{raw[error.start]:02x}"
             )
             yield Reject(f"{name}:{number}", "not UTF-8", detail, _UTF8)
             continue
@@ -256,11 +286,17 @@ def _sentence(name: str, lines: list[tuple[int, bytes]]) -> Record | Reject:
             return Reject(f"{name}:{number}", "not UTF-8", f"byte 0x{raw[error.start]:02x}", _UTF8)
         cells.append(line.split("\t") if "\t" in line else line.split())
         if len(cells[-1]) < 2 or not cells[-1][-1].strip():
-            return Reject(f"{name}:{number}", "no tags", f"the line is {line[:40]!r}", "write the word, then its tag")
+            return Reject(
+                f"{name}:{number}", "no tags", f"the line is {line[:40]!r}", "write the word, then its tag"
+            )
         if len(cells[-1]) != len(cells[0]):
             detail = f"{len(cells[-1])} cells, {len(cells[0])} in line {lines[0][0]}"
-            return Reject(f"{name}:{number}", "wrong number of cells", detail, "part words and tags by one tab")
-    return Record(f"{name}:{lines[0][0]}", {"tokens": [row[0] for row in cells], "tags": [row[-1] for row in cells]})
+            return Reject(
+                f"{name}:{number}", "wrong number of cells", detail, "part words and tags by one tab"
+            )
+    return Record(
+        f"{name}:{lines[0][0]}", {"tokens": [row[0] for row in cells], "tags": [row[-1] for row in cells]}
+    )
 
 
 def _hub(name: str) -> Iterator[Record | Reject]:

@@ -59,7 +59,10 @@ class DataReport:
             f"   limit {self.max_length}   {spark}",
         ]
         notes = [
-            (self.cut, f"{self.cut} rows cut to {self.max_length} tokens, first {', '.join(self.cut_sources[:3])}"),
+            (
+                self.cut,
+                f"{self.cut} rows cut to {self.max_length} tokens, first {', '.join(self.cut_sources[:3])}",
+            ),
             (self.tokens_unknown, f"{self.tokens_unknown} tokens unknown to the tokenizer"),
             (
                 self.altered_turns,
@@ -74,7 +77,11 @@ class DataReport:
         if color:
             out = [escape(line) for line in out]
         for sample in self.samples:
-            out += ["", f"row     {escape(sample['source']) if color else sample['source']}", _painted(sample, color)]
+            out += [
+                "",
+                f"row     {escape(sample['source']) if color else sample['source']}",
+                _painted(sample, color),
+            ]
         return out
 
     def json(self) -> dict[str, Any]:
@@ -88,7 +95,8 @@ class DataReport:
     def write_rejects(self, path: Path) -> None:
         """One JSON object per rejected row: source, reason, detail, remedy."""
         path.write_text(
-            "".join(json.dumps(dataclasses.asdict(r), ensure_ascii=False) + "\n" for r in self.rejects), "utf-8"
+            "".join(json.dumps(dataclasses.asdict(r), ensure_ascii=False) + "\n" for r in self.rejects),
+            "utf-8",
         )
 
 

@@ -88,7 +88,9 @@ def pieces(sentences: Sequence[Sequence[str]], tokenizer: Any) -> list[tuple[lis
     encode = lambda words: tokenizer(words, is_split_into_words=True, add_special_tokens=False, verbose=False)
     # Byte-level tokenizers write a word otherwise where a blank is before it: then it gets the blank of a text.
     alike = encode([["a", "a"]])["input_ids"][0] == tokenizer("a a", add_special_tokens=False)["input_ids"]
-    spoken = [list(words) if alike else [*words[:1], *(" " + word for word in words[1:])] for words in sentences]
+    spoken = [
+        list(words) if alike else [*words[:1], *(" " + word for word in words[1:])] for words in sentences
+    ]
     encoded = encode(spoken) if spoken else {"input_ids": []}
     return [(ids, encoded.word_ids(k)) for k, ids in enumerate(encoded["input_ids"])]
 

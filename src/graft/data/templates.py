@@ -84,7 +84,9 @@ class Template:
     def __init__(self, tokenizer: Any, text: str) -> None:
         self.tokenizer, self.text = tokenizer, text
 
-    def render(self, messages: list[dict[str, Any]], tools: list[Any] | None = None, *, ask: bool = False) -> str:
+    def render(
+        self, messages: list[dict[str, Any]], tools: list[Any] | None = None, *, ask: bool = False
+    ) -> str:
         """The messages as text; ask: ending with the words after which the assistant speaks."""
         try:
             return self.tokenizer.apply_chat_template(
@@ -99,7 +101,9 @@ class Template:
         """Matches the tokens that can end a turn: everything added to the vocabulary, special or not."""
         added = self.tokenizer.added_tokens_decoder.values()
         words = {str(token) for token in added} | {self.tokenizer.eos_token or ""}
-        return re.compile("|".join(re.escape(w) for w in sorted(words, key=len, reverse=True) if w.strip()) or r"(?!)")
+        return re.compile(
+            "|".join(re.escape(w) for w in sorted(words, key=len, reverse=True) if w.strip()) or r"(?!)"
+        )
 
     def learn(self, row: Row) -> Rendered:
         """The conversation as text with the spans of its assistant turns. BadRow where the template loses a turn."""
@@ -161,12 +165,18 @@ class Template:
             upto.startswith(text[:start]) and upto.startswith(text[start:end], len(asked)),
         )
 
-    def _by_marker(self, text: str, messages: list[dict[str, Any]], i: int, tools: Any, ask: bool) -> tuple[int, int]:
+    def _by_marker(
+        self, text: str, messages: list[dict[str, Any]], i: int, tools: Any, ask: bool
+    ) -> tuple[int, int]:
         """Where the content of turn i begins and ends, seen by writing a marker in its place."""
-        marked = self.render([*messages[:i], messages[i] | {"content": MARK}, *messages[i + 1 :]], tools, ask=ask)
+        marked = self.render(
+            [*messages[:i], messages[i] | {"content": MARK}, *messages[i + 1 :]], tools, ask=ask
+        )
         head, _, tail = marked.partition(MARK)
         if MARK not in marked or MARK in tail or not (text.startswith(head) and text.endswith(tail)):
             raise BadRow(
-                "template failed", f"turn {i + 1} is not found in what it writes", "choose another data.template"
+                "template failed",
+                f"turn {i + 1} is not found in what it writes",
+                "choose another data.template",
             )
         return len(head), len(text) - len(tail)

@@ -42,7 +42,9 @@ def _head(base: "Base", name: str) -> Any:
     able = [known for known, adapter in base.adapters.items() if adapter.head is not None]
     if name not in able:
         known = ", ".join(able) or "none yet"
-        raise AdapterError(f"{name!r} tells no classes", f"an adapter with a task head ({known})", "attach a TaskHead")
+        raise AdapterError(
+            f"{name!r} tells no classes", f"an adapter with a task head ({known})", "attach a TaskHead"
+        )
     return base.adapters[name].head
 
 
@@ -62,7 +64,9 @@ def _encoded(base: "Base", row: Row, head: Any) -> Example:
     longest = min(LONGEST, getattr(base.model.config, "max_position_embeddings", None) or LONGEST)
     if not row.value[0]:
         raise DataError("an empty text", "at least one word", "leave it out")
-    made = Encoder(base.tokenizer, stage="classify", family=base.family, max_length=longest, labels=_names(head))([row])
+    made = Encoder(
+        base.tokenizer, stage="classify", family=base.family, max_length=longest, labels=_names(head)
+    )([row])
     for reject in made.rejects:
         raise DataError(f"{reject.reason}: {reject.detail}", "a text that the model can read", reject.remedy)
     return made.examples[0]
@@ -73,4 +77,6 @@ def _worded(row: Row, example: Example, classes: Any, names: Sequence[str]) -> s
         return names[classes]
     words = row.value[0]
     tags = [names[c] for c, tag in zip(classes, example.tags, strict=False) if tag != IGNORED]
-    return marked(words, tags + ["O"] * (len(words) - len(tags)))  # words behind the longest text are read by nobody
+    return marked(
+        words, tags + ["O"] * (len(words) - len(tags))
+    )  # words behind the longest text are read by nobody

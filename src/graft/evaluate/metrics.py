@@ -106,7 +106,9 @@ def macro_recall(predictions: Sequence[Hashable], targets: Sequence[Hashable]) -
     return _mean([recall for _, recall, _ in _by_class(predictions, targets)])
 
 
-def _by_class(predictions: Sequence[Hashable], targets: Sequence[Hashable]) -> list[tuple[float, float, float]]:
+def _by_class(
+    predictions: Sequence[Hashable], targets: Sequence[Hashable]
+) -> list[tuple[float, float, float]]:
     """Precision, recall and F of every class that was predicted or is true."""
     hits = Counter(p for p, t in zip(predictions, targets, strict=True) if p == t)
     told, true = Counter(predictions), Counter(targets)
@@ -115,8 +117,12 @@ def _by_class(predictions: Sequence[Hashable], targets: Sequence[Hashable]) -> l
 
 def entity_scores(predictions: Sequence[Sequence[str]], targets: Sequence[Sequence[str]]) -> dict[str, float]:
     """precision, recall and f1 of the entities that the tags of each row's words tell."""
-    told, true = ({(i, *e) for i, tags in enumerate(rows) for e in entities(tags)} for rows in (predictions, targets))
-    return dict(zip(("precision", "recall", "f1"), _ratios(len(told & true), len(told), len(true)), strict=True))
+    told, true = (
+        {(i, *e) for i, tags in enumerate(rows) for e in entities(tags)} for rows in (predictions, targets)
+    )
+    return dict(
+        zip(("precision", "recall", "f1"), _ratios(len(told & true), len(told), len(true)), strict=True)
+    )
 
 
 def class_scores(
@@ -126,7 +132,10 @@ def class_scores(
 
     predictions, targets: one class index per row, or a list with one per word.  labels: names of the classes.
     """
-    wanted, tagged = [name for name in metrics if name in CLASS], bool(targets) and isinstance(targets[0], list)
+    wanted, tagged = (
+        [name for name in metrics if name in CLASS],
+        bool(targets) and isinstance(targets[0], list),
+    )
     words = [list(chain(*rows)) if tagged else rows for rows in (predictions, targets)]
     found = {name: CLASS[name](*words) for name in wanted}
     if tagged and labels and iob2(labels):
@@ -184,7 +193,9 @@ def user_function(path: str) -> Callable[..., float | dict[str, float]]:
     return found
 
 
-def user_scores(path: str, predictions: Texts, references: References, rows: Sequence[object]) -> dict[str, float]:
+def user_scores(
+    path: str, predictions: Texts, references: References, rows: Sequence[object]
+) -> dict[str, float]:
     """Call a user's metric; it may return one number (named as the function) or a dict of numbers."""
     function = user_function(path)
     try:
@@ -206,13 +217,21 @@ def user_scores(path: str, predictions: Texts, references: References, rows: Seq
 def _streams(references: References) -> list[list[str | None]]:
     """Rows of references -> sacrebleu's streams, None where a row has fewer."""
     if not all(references):
-        raise UsageError(f"row {[bool(r) for r in references].index(False)} has no reference", "one or more", "add it")
-    return [[refs[i] if i < len(refs) else None for refs in references] for i in range(max(map(len, references)))]
+        raise UsageError(
+            f"row {[bool(r) for r in references].index(False)} has no reference", "one or more", "add it"
+        )
+    return [
+        [refs[i] if i < len(refs) else None for refs in references] for i in range(max(map(len, references)))
+    ]
 
 
 def _ratios(hits: int, told: int, true: int) -> tuple[float, float, float]:
     """Precision, recall and their harmonic mean; 0 where nothing was told or is true."""
-    return hits / told if told else 0.0, hits / true if true else 0.0, 2 * hits / (told + true) if told + true else 0.0
+    return (
+        hits / told if told else 0.0,
+        hits / true if true else 0.0,
+        2 * hits / (told + true) if told + true else 0.0,
+    )
 
 
 def _mean(values: Sequence[float]) -> float:

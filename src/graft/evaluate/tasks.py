@@ -84,13 +84,17 @@ def evaluate(
         if set(metrics) & set(LOSS):
             found |= perplexity(base, _feed(held, metrics), progress)
         if set(metrics) & set(CLASS):
-            found |= class_scores(metrics, *classes(base, _feed(held, metrics), progress), _labels(base, adapter))
+            found |= class_scores(
+                metrics, *classes(base, _feed(held, metrics), progress), _labels(base, adapter)
+            )
             if keep is not None:
                 keep += _told(base, held, adapter)
         written = [name for name in metrics if name in TEXT or ":" in name]
         if written:
             found |= _texts(base, held, written, progress, keep)
-    own = [key for key in found if key not in (*NAMES, "tokens")]  # what functions of the user called their numbers
+    own = [
+        key for key in found if key not in (*NAMES, "tokens")
+    ]  # what functions of the user called their numbers
     return {name: found[name] for name in [*(m for m in metrics if m in found), *own]}
 
 
@@ -145,7 +149,9 @@ def majority(feed: Feed, metrics: Sequence[str], labels: Sequence[str] = ()) -> 
     """Class metrics of the answer that is always the most frequent class: what a model has to beat."""
     true: list[Any] = []
     for example in feed.examples:
-        true.append(example.target if example.tags is None else [tag for tag in example.tags if tag != IGNORED])
+        true.append(
+            example.target if example.tags is None else [tag for tag in example.tags if tag != IGNORED]
+        )
     tagged = isinstance(true[0], list)
     usual = Counter(chain(*true) if tagged else true).most_common(1)[0][0]
     told = [[usual] * len(row) for row in true] if tagged else [usual] * len(true)
@@ -172,7 +178,9 @@ def _told(base: "Base", held: Held, adapter: str | None) -> list[dict[str, Any]]
 
 def _feed(held: Held, metrics: Sequence[str]) -> Feed:
     if held.feed is None or not len(held.feed.examples):
-        raise DataError(f"{', '.join(metrics)} without examples", "held-out rows", "set data.eval or data.test")
+        raise DataError(
+            f"{', '.join(metrics)} without examples", "held-out rows", "set data.eval or data.test"
+        )
     return held.feed
 
 
@@ -182,7 +190,9 @@ def _texts(
     asked = cases(held.rows)
     if not asked:
         raise DataError(
-            f"{', '.join(names)} without prompts and answers", "rows that ask something", "set data.eval or data.test"
+            f"{', '.join(names)} without prompts and answers",
+            "rows that ask something",
+            "set data.eval or data.test",
         )
     texts, writing = [""] * len(asked), dict(held.writing)
     # Slices of like length, longest first, as `generate` makes them: one call each, so that progress can be shown.
@@ -195,7 +205,10 @@ def _texts(
         progress("texts", min(start + size, len(order)), len(order))
     references = [case.references for case in asked]
     if keep is not None:
-        keep += [{"prompt": c.prompt, "references": c.references, "text": t} for c, t in zip(asked, texts, strict=True)]
+        keep += [
+            {"prompt": c.prompt, "references": c.references, "text": t}
+            for c, t in zip(asked, texts, strict=True)
+        ]
     found = {name: TEXT[name](texts, references) for name in names if name in TEXT}
     for name in names:
         if ":" in name:

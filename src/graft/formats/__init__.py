@@ -17,9 +17,8 @@ def refuse_pickle(path: str | Path) -> None:
         pickles = sorted(p.name for p in path.iterdir() if p.suffix in PICKLES and not _harmless(p))
         if not pickles or any(path.glob("*.safetensors")):
             return
-        given = (
-            f"{path} holds its weights as {', '.join(pickles[:3])}, which is a pickle: reading it may run foreign code"
-        )
+        names = ", ".join(pickles[:3])
+        given = f"{path} holds its weights as {names}, which is a pickle: reading it may run foreign code"
     elif path.suffix in PICKLES and path.exists():
         given = f"{path} is a pickle: reading it may run foreign code"
     else:
@@ -34,4 +33,6 @@ def refuse_pickle(path: str | Path) -> None:
 
 def _harmless(path: Path) -> bool:
     """Trainer left-overs that nobody loads as weights."""
-    return path.name in ("training_args.bin", "optimizer.pt", "scheduler.pt") or path.name.startswith("rng_state")
+    return path.name in ("training_args.bin", "optimizer.pt", "scheduler.pt") or path.name.startswith(
+        "rng_state"
+    )

@@ -52,7 +52,9 @@ def translated(
     """`adapter_config.json` and tensors as PEFT, or we, would have written them for this base. Raises AdapterError."""
     settings, name = facts.get("config"), facts.get("name")
     if not isinstance(settings, dict) or not isinstance(name, str):
-        raise AdapterError("an adapter_config.json without config or name", "both", "copy it again from where it came")
+        raise AdapterError(
+            "an adapter_config.json without config or name", "both", "copy it again from where it came"
+        )
     kind = settings.get("architecture")
     if kind is None:
         return _bottlenecks(settings, _named(tensors, "adapters", name), sites)
@@ -67,16 +69,22 @@ def warn_of_head(folder: Path) -> None:
         warnings.warn(f"{folder}: the prediction head is not read; train one anew as task_head", stacklevel=4)
 
 
-def _bottlenecks(settings: Settings, tensors: Named, sites: Sequence[Site]) -> tuple[Settings, dict[str, Tensor]]:
+def _bottlenecks(
+    settings: Settings, tensors: Named, sites: Sequence[Site]
+) -> tuple[Settings, dict[str, Tensor]]:
     cls = _method(settings)
     known = {f.name: settings[f.name] for f in fields(cls) if settings.get(f.name) is not None}
     _check(settings, BOTTLENECK, known)
     try:
-        method = cls.from_adapters({k: tuple(v) if isinstance(v, list) else v for k, v in known.items()}, sites)
+        method = cls.from_adapters(
+            {k: tuple(v) if isinstance(v, list) else v for k, v in known.items()}, sites
+        )
         places = [site.name for site, _ in method.assemble(sites)]
     except (TypeError, ValueError, AttributeError) as error:
         raise AdapterError(
-            f"settings that cannot be: {error}", "those of a trained adapter", "copy it again from where it came"
+            f"settings that cannot be: {error}",
+            "those of a trained adapter",
+            "copy it again from where it came",
         ) from error
     paths = sorted({path for path, _ in tensors if path}, key=lambda path: (_block(path, sites), path))
     if len(paths) != len(places):
@@ -85,7 +93,9 @@ def _bottlenecks(settings: Settings, tensors: Named, sites: Sequence[Site]) -> t
             f"the {len(places)} places that its settings mean on this base",
             "load the base that it was trained on",
         )
-    moved = {"": "base_model"} | {p: f"base_model.model.{place}" for p, place in zip(paths, places, strict=True)}
+    moved = {"": "base_model"} | {
+        p: f"base_model.model.{place}" for p, place in zip(paths, places, strict=True)
+    }
     ours = {f"{moved[path]}.{part.replace('_down.0.', '_down.')}": t for (path, part), t in tensors.items()}
     return {"peft_type": cls.peft_type, **method.config()}, ours
 
@@ -102,7 +112,9 @@ def _low_rank(
     places = {path: _projection(path, sites) for path, _ in tensors}
     common = {"target_modules": sorted(places.values())}
     parts = {"lora_B": "ia3_l"} if scales else {"lora_A": "lora_A.weight", "lora_B": "lora_B.weight"}
-    ours = {f"base_model.model.{places[path]}.{parts.get(part, part)}": t for (path, part), t in tensors.items()}
+    ours = {
+        f"base_model.model.{places[path]}.{parts.get(part, part)}": t for (path, part), t in tensors.items()
+    }
     if scales:
         return {"peft_type": "IA3", "feedforward_modules": [], **common}, ours
     number = re.match(r"adapters\.(\d+)\.(\d+)", version)
@@ -167,4 +179,6 @@ def _projection(path: str, sites: Sequence[Site]) -> str:
 
 
 def _elsewhere(path: str) -> AdapterError:
-    return AdapterError(f"{path!r} is not in this base", "the places of its blocks", "load the base it was trained on")
+    return AdapterError(
+        f"{path!r} is not in this base", "the places of its blocks", "load the base it was trained on"
+    )

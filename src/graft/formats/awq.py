@@ -39,8 +39,16 @@ def settings(group: int, skipped: Sequence[str]) -> dict[str, Any]:
 
 def check(config: dict[str, Any]) -> None:
     """Raise ModelError for settings that we cannot read."""
-    version, bits = str(config.get("version") or config.get("format") or "gemm").lower(), config.get("bits", 4)
-    if bits != 4 or version != "gemm" or config.get("backend") == "llm-awq" or not config.get("zero_point", True):
+    version, bits = (
+        str(config.get("version") or config.get("format") or "gemm").lower(),
+        config.get("bits", 4),
+    )
+    if (
+        bits != 4
+        or version != "gemm"
+        or config.get("backend") == "llm-awq"
+        or not config.get("zero_point", True)
+    ):
         raise ModelError(
             f"AWQ in {bits} bits, version {version!r}, zero_point {config.get('zero_point', True)}",
             "4 bits, version gemm, with zero points",
@@ -56,7 +64,9 @@ def pack(layer: Whole) -> dict[str, Tensor]:
 
 def unpack(name: str, parts: dict[str, Tensor], config: dict[str, Any]) -> Whole:
     """A layer from its tensors."""
-    codes, zeros = (_ordered(unpack_words(parts[part]), BACK).T.contiguous() for part in ("qweight", "qzeros"))
+    codes, zeros = (
+        _ordered(unpack_words(parts[part]), BACK).T.contiguous() for part in ("qweight", "qzeros")
+    )
     group = config.get("group_size", -1)
     return Whole(codes, zeros, parts["scales"].T.contiguous(), group if group > 0 else codes.shape[1])
 

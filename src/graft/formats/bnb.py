@@ -71,8 +71,14 @@ def pack(name: str, layer: QuantLinear) -> dict[str, Tensor]:
     if scheme.double:
         tensors["weight.nested_absmax"] = own["nested_absmax"]
         tensors["weight.nested_quant_map"] = SIGNED.levels(own["codes"].device).clone()
-        facts |= {"nested_blocksize": GROUP, "nested_dtype": "float32", "nested_offset": own["nested_offset"].item()}
-    return tensors | {STATE[1:] + scheme.name: torch.tensor(list(json.dumps(facts).encode()), dtype=torch.uint8)}
+        facts |= {
+            "nested_blocksize": GROUP,
+            "nested_dtype": "float32",
+            "nested_offset": own["nested_offset"].item(),
+        }
+    return tensors | {
+        STATE[1:] + scheme.name: torch.tensor(list(json.dumps(facts).encode()), dtype=torch.uint8)
+    }
 
 
 def _word(dtype: torch.dtype) -> str:
@@ -97,7 +103,9 @@ def convert(state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     schemes = {key.partition(STATE)[2] for key in four.values()} | ({"int8"} if eight else set())
     if len(schemes) > 1:
         raise ModelError(
-            f"a checkpoint that mixes {', '.join(sorted(schemes))}", "one scheme", "quantise the original model again"
+            f"a checkpoint that mixes {', '.join(sorted(schemes))}",
+            "one scheme",
+            "quantise the original model again",
         )
     for name in four:
         ours |= _four(name, state, four[name], modules)
@@ -107,13 +115,17 @@ def convert(state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         ours[f"{name}.absmax"] = state[f"{name}.SCB"][...].float().view(-1, 1)
         modules[name] = {}
     taken = (
-        {name + ".weight" for name in modules} | {name + side for name in modules for side in SIDE} | set(four.values())
+        {name + ".weight" for name in modules}
+        | {name + side for name in modules for side in SIDE}
+        | set(four.values())
     )
     ours |= {key: value for key, value in state.items() if key not in taken}
     return ours, {"scheme": schemes.pop(), "modules": modules}
 
 
-def _four(name: str, state: Mapping[str, Any], key: str, modules: dict[str, dict[str, Any]]) -> dict[str, Tensor]:
+def _four(
+    name: str, state: Mapping[str, Any], key: str, modules: dict[str, dict[str, Any]]
+) -> dict[str, Tensor]:
     facts = json.loads(bytes(state[key][...].tolist()))
     codebook = CODEBOOKS.get(facts["quant_type"])
     levels = state[f"{name}.weight.quant_map"][...]

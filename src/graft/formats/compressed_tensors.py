@@ -36,7 +36,12 @@ def scale_dtype(dtype: torch.dtype) -> torch.dtype:
 def settings(group: int, skipped: Sequence[str]) -> dict[str, Any]:
     """The quantization_config of a folder. skipped: linears that stay as they are."""
     weights = {"num_bits": 4, "type": "int", "symmetric": False, "strategy": "group", "group_size": group}
-    scheme = {"targets": ["Linear"], "weights": weights, "input_activations": None, "output_activations": None}
+    scheme = {
+        "targets": ["Linear"],
+        "weights": weights,
+        "input_activations": None,
+        "output_activations": None,
+    }
     return {
         "quant_method": "compressed-tensors",
         "format": "pack-quantized",
@@ -52,7 +57,11 @@ def check(config: dict[str, Any]) -> None:
     schemes = list((config.get("config_groups") or {}).values())
     wrong = [key for key in ("transform_config", "sparsity_config") if config.get(key)]
     for scheme in schemes:
-        facts = {"format": config.get("format"), **{k: v for k, v in scheme.items() if v}, **(scheme["weights"] or {})}
+        facts = {
+            "format": config.get("format"),
+            **{k: v for k, v in scheme.items() if v},
+            **(scheme["weights"] or {}),
+        }
         wrong += [f"{key} {facts.get(key)}" for key, known in KNOWN.items() if facts.get(key) not in known]
         wrong += ["quantised activations"] if scheme.get("input_activations") else []
     if wrong or not schemes:
@@ -93,5 +102,7 @@ def _group(name: str, columns: int, count: int, config: dict[str, Any]) -> int:
         if -(-columns // size) == count:
             return int(size)
     raise ModelError(
-        f"{name}: {count} scales for {columns} inputs", f"groups of {sizes}", "compare with the original folder"
+        f"{name}: {count} scales for {columns} inputs",
+        f"groups of {sizes}",
+        "compare with the original folder",
     )

@@ -68,7 +68,9 @@ class Stored:
         return decode(self._raw(), self.form)
 
     def _raw(self) -> Tensor:
-        return torch.from_numpy(self.tensor.data.copy()).view(torch.uint8)  # the file is mapped for reading only
+        return torch.from_numpy(self.tensor.data.copy()).view(
+            torch.uint8
+        )  # the file is mapped for reading only
 
 
 def _undecoded(raw: Tensor, form: str, part: str) -> Tensor:
@@ -115,7 +117,9 @@ def state(path: Path, config: Any) -> dict[str, Stored]:
         if own is not None:
             found[own] = Stored(stored.tensor, arch, config)
         elif name != names.ROPE_FACTORS:
-            raise ModelError(f"{path} has {name}", f"a {arch.name} model that transformers has", "load the original")
+            raise ModelError(
+                f"{path} has {name}", f"a {arch.name} model that transformers has", "load the original"
+            )
     return found
 
 
@@ -146,7 +150,9 @@ def lora(path: Path, config: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise AdapterError(f"{path} is not a LoRA", "a GGUF adapter", "load a model with graft.load")
     if keys.get("general.architecture") != arch.name:
         raise AdapterError(
-            f"{path} is for {keys.get('general.architecture')}", f"an adapter for {arch.name}", "load its own base"
+            f"{path} is for {keys.get('general.architecture')}",
+            f"an adapter for {arch.name}",
+            "load its own base",
         )
     found: dict[str, Tensor] = {}
     ranks: dict[str, int] = {}
@@ -154,7 +160,9 @@ def lora(path: Path, config: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
         of, _, part = name.rpartition(".lora_")
         key, values, table = names.state_name(of, arch), one[...].float(), of == "token_embd.weight"
         if key is None or part not in ("a", "b"):
-            raise AdapterError(f"{path} has {name}", f"A and B of matrices of {arch.name}", "convert it again")
+            raise AdapterError(
+                f"{path} has {name}", f"A and B of matrices of {arch.name}", "convert it again"
+            )
         module = key.removesuffix(".weight")
         if part == "a":
             values = values.T if table else values
@@ -185,4 +193,6 @@ def tokenizer(path: Path) -> Any:
     ids = {name: keys.get(f"tokenizer.ggml.{key}_token_id") for name, key in TOKENS.items()}
     special = {name: tokens[i] for name, i in ids.items() if i is not None}
     template = keys.get("tokenizer.chat_template")
-    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(whole), chat_template=template, **special)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(whole), chat_template=template, **special
+    )

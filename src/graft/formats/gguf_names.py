@@ -88,7 +88,12 @@ ARCHITECTURES = {  # model_type of transformers -> architecture; reading takes t
     "gemma": Architecture("gemma", activation=GELU, raised=True, head=False),
     "gemma2": Architecture("gemma2", FOUR_NORMS, CAPS, GELU, raised=True, head=False, period=2),
     "gemma3_text": Architecture(
-        "gemma3", FOUR_NORMS | HEAD_NORMS, {"attention.sliding_window": "sliding_window"}, GELU, raised=True, period=6
+        "gemma3",
+        FOUR_NORMS | HEAD_NORMS,
+        {"attention.sliding_window": "sliding_window"},
+        GELU,
+        raised=True,
+        period=6,
     ),
 }
 
@@ -98,10 +103,14 @@ def architecture(config: Any) -> Architecture:
     found = ARCHITECTURES.get(config.model_type)
     if found is None:
         raise UsageError(
-            f"a {config.model_type} model as GGUF", f"one of {', '.join(ARCHITECTURES)}", "export it with to='hf'"
+            f"a {config.model_type} model as GGUF",
+            f"one of {', '.join(ARCHITECTURES)}",
+            "export it with to='hf'",
         )
     for wrong in _differences(found, config):
-        raise UsageError(f"{config.model_type} with {wrong}", "what llama.cpp computes", "export it with to='hf'")
+        raise UsageError(
+            f"{config.model_type} with {wrong}", "what llama.cpp computes", "export it with to='hf'"
+        )
     return found
 
 
@@ -110,9 +119,13 @@ def settings(config: Any) -> dict[str, Any]:
     arch = architecture(config)
     found = {key: getattr(config, name, None) for key, name in (SETTINGS | arch.settings).items()}
     head_dim = found["attention.key_length"] or config.hidden_size // config.num_attention_heads
-    found |= {key: head_dim for key in ("attention.key_length", "attention.value_length", "rope.dimension_count")}
+    found |= {
+        key: head_dim for key in ("attention.key_length", "attention.value_length", "rope.dimension_count")
+    }
     window = getattr(config, "sliding_window", None)
-    if not arch.period and window:  # of Mistral: llama.cpp sees everything, which is the same up to the window
+    if (
+        not arch.period and window
+    ):  # of Mistral: llama.cpp sees everything, which is the same up to the window
         found["context_length"] = min(config.max_position_embeddings, window)
     rope = _rope(config)
     found["rope.freq_base"] = float(rope["rope_theta"])
@@ -141,10 +154,20 @@ def config_from(keys: dict[str, Any], tensors: dict[str, Any]) -> dict[str, Any]
     if arch.activation == GELU:
         found |= {"hidden_activation": GELU, "query_pre_attn_scalar": found["head_dim"]}
     if arch.biases is None:
-        found |= {"attention_bias": "blk.0.attn_q.bias" in tensors, "mlp_bias": "blk.0.ffn_up.bias" in tensors}
-    found["rope_parameters"] = _rope_parameters(keys, f"{name}.rope.", found["head_dim"], tensors.get(ROPE_FACTORS))
-    ids = {f"{which}_token_id": keys.get(f"tokenizer.ggml.{long}_token_id") for which, long in SPECIAL.items()}
-    return {"model_type": model_type, **{key: value for key, value in (found | ids).items() if value is not None}}
+        found |= {
+            "attention_bias": "blk.0.attn_q.bias" in tensors,
+            "mlp_bias": "blk.0.ffn_up.bias" in tensors,
+        }
+    found["rope_parameters"] = _rope_parameters(
+        keys, f"{name}.rope.", found["head_dim"], tensors.get(ROPE_FACTORS)
+    )
+    ids = {
+        f"{which}_token_id": keys.get(f"tokenizer.ggml.{long}_token_id") for which, long in SPECIAL.items()
+    }
+    return {
+        "model_type": model_type,
+        **{key: value for key, value in (found | ids).items() if value is not None},
+    }
 
 
 SPECIAL = {"bos": "bos", "eos": "eos", "pad": "padding"}
@@ -160,7 +183,9 @@ def file_name(key: str, arch: Architecture) -> str:
         if kind == "weight" or (kind == "bias" and (arch.biases is None or part in arch.biases)):
             found = f"blk.{inside[1]}.{part}"
     if found is None or (found == "output" and not arch.head):
-        raise UsageError(f"{key}, for which llama.cpp's {arch.name} has no place", "its tensors", "export with to='hf'")
+        raise UsageError(
+            f"{key}, for which llama.cpp's {arch.name} has no place", "its tensors", "export with to='hf'"
+        )
     return f"{found}.{kind}"
 
 
@@ -238,10 +263,19 @@ def _rope_parameters(keys: dict[str, Any], prefix: str, head_dim: int, factors: 
         raise ModelError(f"rotary scaling {scaling}", "none, linear or llama3", "load the original model")
     if factors is not None:
         factors = factors[...]
-        rope |= {"rope_type": "llama3", "factor": float(factors.max()), "low_freq_factor": 1.0, "high_freq_factor": 4.0}
-        rope["original_max_position_embeddings"] = 8192  # what all published models have; the file does not say
+        rope |= {
+            "rope_type": "llama3",
+            "factor": float(factors.max()),
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+        }
+        rope["original_max_position_embeddings"] = (
+            8192  # what all published models have; the file does not say
+        )
         if not torch.allclose(_llama3(head_dim, rope), factors.float().flatten(), rtol=1e-4):
-            raise ModelError(f"{ROPE_FACTORS} of an unknown kind", "that of Llama 3", "load the original model")
+            raise ModelError(
+                f"{ROPE_FACTORS} of an unknown kind", "that of Llama 3", "load the original model"
+            )
     if prefix != "gemma3.rope.":
         return rope
     window = {"rope_theta": keys.get(prefix + "freq_base_swa", 10000.0), "rope_type": "default"}

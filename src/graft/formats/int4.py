@@ -52,7 +52,9 @@ def convert(state: Mapping[str, Any], config: dict[str, Any]) -> tuple[dict[str,
 
 
 def _layer(name: str, state: Mapping[str, Any], form: ModuleType, config: dict[str, Any]) -> Whole:
-    parts: dict[str, Tensor] = {part: state[f"{name}.{part}"][...] for part in form.PARTS if f"{name}.{part}" in state}
+    parts: dict[str, Tensor] = {
+        part: state[f"{name}.{part}"][...] for part in form.PARTS if f"{name}.{part}" in state
+    }
     try:
         if parts[form.PARTS[0]].dtype == torch.int32:
             layer: Whole = form.unpack(name, parts, config)

@@ -40,7 +40,9 @@ def convert(
     if not path.is_file():
         raise UsageError(f"{path} is not a file", "a LoRA file in loralib layout", "check the path")
     if not lora_alpha > 0:
-        raise UsageError(f"lora_alpha={lora_alpha}", "a number above 0", "take it from the file's training settings")
+        raise UsageError(
+            f"lora_alpha={lora_alpha}", "a number above 0", "take it from the file's training settings"
+        )
     if out.exists() and any(out.iterdir()) and not force:
         raise UsageError(f"{out} exists", "a new folder", "choose another name or pass force=True")
     tensors, config = peft(unpickled(path), lora_alpha=lora_alpha, base=base)
@@ -58,18 +60,32 @@ def unpickled(path: Path, timeout_s: float = 600) -> dict[str, torch.Tensor]:
     """The tensors of a pickled state dict, read by a child process with limits. Raises ModelError."""
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "tensors.safetensors"
-        command = [sys.executable, "-I", str(Path(__file__).with_name("unpickle.py")), str(path.resolve()), str(target)]
-        environment = {"OMP_NUM_THREADS": "1"} | {key: os.environ[key] for key in INHERITED if key in os.environ}
+        command = [
+            sys.executable,
+            "-I",
+            str(Path(__file__).with_name("unpickle.py")),
+            str(path.resolve()),
+            str(target),
+        ]
+        environment = {"OMP_NUM_THREADS": "1"} | {
+            key: os.environ[key] for key in INHERITED if key in os.environ
+        }
         remedy = "get the file from its official place, or convert it where it is trusted"
         try:
             child = subprocess.run(
                 command, capture_output=True, text=True, timeout=timeout_s, env=environment, cwd=folder
             )
         except subprocess.TimeoutExpired:
-            raise ModelError(f"{path} was still being read after {timeout_s:.0f} s", "a small file", remedy) from None
+            raise ModelError(
+                f"{path} was still being read after {timeout_s:.0f} s", "a small file", remedy
+            ) from None
         if child.returncode or not target.exists():
-            said = (child.stderr.strip().splitlines() or [f"the child process ended with {child.returncode}"])[-1]
-            raise ModelError(f"{path} was not opened: {said}", "a pickled dict of tensors and nothing else", remedy)
+            said = (
+                child.stderr.strip().splitlines() or [f"the child process ended with {child.returncode}"]
+            )[-1]
+            raise ModelError(
+                f"{path} was not opened: {said}", "a pickled dict of tensors and nothing else", remedy
+            )
         return load_file(target)
 
 

@@ -21,7 +21,10 @@ from graft.core.site import Site
 from graft.errors import AdapterError
 
 WEIGHTS = "adapters.safetensors"
-KINDS = {"lora": {"lora_a", "lora_b"}, "dora": {"lora_a", "lora_b", "m"}}  # fine_tune_type -> parts of a place
+KINDS = {
+    "lora": {"lora_a", "lora_b"},
+    "dora": {"lora_a", "lora_b", "m"},
+}  # fine_tune_type -> parts of a place
 PARTS = {"lora_a": "lora_A.weight", "lora_b": "lora_B.weight", "m": "lora_magnitude_vector"}
 TABLE = {"lora_a": "lora_embedding_A", "lora_b": "lora_embedding_B"}
 PARAMETERS = {"rank", "scale", "dropout", "keys", "alpha"}
@@ -36,11 +39,17 @@ def translated(
     facts: Settings, tensors: dict[str, Tensor], sites: Sequence[Site]
 ) -> tuple[Settings, dict[str, Tensor]]:
     """`adapter_config.json` and tensors as PEFT would have written them for this base. Raises AdapterError."""
-    kind, parameters, last = facts.get("fine_tune_type", "lora"), facts.get("lora_parameters"), facts.get("num_layers")
+    kind, parameters, last = (
+        facts.get("fine_tune_type", "lora"),
+        facts.get("lora_parameters"),
+        facts.get("num_layers"),
+    )
     if kind not in KINDS:
         raise AdapterError(f"fine_tune_type {kind!r}", "lora or dora", HINT)
     if not isinstance(parameters, dict) or not isinstance(last, int):
-        raise AdapterError("settings without lora_parameters or num_layers", "both", "train it with a later mlx-lm")
+        raise AdapterError(
+            "settings without lora_parameters or num_layers", "both", "train it with a later mlx-lm"
+        )
     unknown = sorted(parameters.keys() - PARAMETERS)
     if unknown:
         raise AdapterError(f"lora_parameters with {', '.join(unknown)}", "settings that Graft knows", HINT)
@@ -59,7 +68,12 @@ def translated(
         for part, tensor in parts.items():
             name = (TABLE if site.kind == "embed" else PARTS)[part]
             ours[f"base_model.model.{site.name}.{name}"] = tensor.T if tensor.dim() == 2 else tensor
-    settings = {"r": r, "lora_alpha": scale * r, "lora_dropout": parameters.get("dropout"), "use_dora": kind == "dora"}
+    settings = {
+        "r": r,
+        "lora_alpha": scale * r,
+        "lora_dropout": parameters.get("dropout"),
+        "use_dora": kind == "dora",
+    }
     return {"peft_type": "LORA", **settings, "target_modules": sorted(found)}, ours
 
 
@@ -70,7 +84,9 @@ def _by_place(tensors: dict[str, Tensor], known: dict[str, Site]) -> Places:
         if match is None or tensor.dim() != (1 if match[2] == "m" else 2):
             given = f"the tensor {key} {tuple(tensor.shape)}"
             raise AdapterError(given, "lora_a, lora_b and m of projections", HINT)
-        site = known.get(match[1]) or known.get(match[1].partition(".")[2])  # a backbone alone has one word less
+        site = known.get(match[1]) or known.get(
+            match[1].partition(".")[2]
+        )  # a backbone alone has one word less
         if site is None:
             raise AdapterError(f"{match[1]!r} is not in this base", "its projections", ELSEWHERE)
         found.setdefault(site.name, (site, {}))[1][match[2]] = tensor
@@ -99,6 +115,8 @@ def _check_places(
     meant = {n for n, s in known.items() if inside[n] in wanted and (s.layer is None or s.layer >= first)}
     odd = sorted(meant ^ found.keys())
     if odd or not found:
-        given = f"{odd[0]} is {'not ' if odd[0] in meant else ''}in the file" if odd else "a file without tensors"
+        given = (
+            f"{odd[0]} is {'not ' if odd[0] in meant else ''}in the file" if odd else "a file without tensors"
+        )
         places = f"{', '.join(sorted(wanted))} of blocks {first} to {len(blocks) - 1}"
         raise AdapterError(f"{given} ({len(odd)} places differ)", places, ELSEWHERE)

@@ -41,7 +41,11 @@ SILENT = {
 
 
 def write(
-    folder: Path, methods: Sequence[Method], seats: Seats, tensors: dict[str, torch.Tensor], base: dict[str, Any]
+    folder: Path,
+    methods: Sequence[Method],
+    seats: Seats,
+    tensors: dict[str, torch.Tensor],
+    base: dict[str, Any],
 ) -> Path:
     """Write the two files, then read the tensors again: a file that is not whole never ends as success."""
     bad = [key for key, tensor in tensors.items() if not torch.isfinite(tensor).all()]
@@ -60,10 +64,16 @@ def write(
     save_file(kept, partial, metadata=metadata)
     with safe_open(partial, "pt") as written:
         written_keys = set(written.keys())
-        lost = [key for key in kept if key not in written_keys or not torch.equal(written.get_tensor(key), kept[key])]
+        lost = [
+            key
+            for key in kept
+            if key not in written_keys or not torch.equal(written.get_tensor(key), kept[key])
+        ]
     if lost:
         raise AdapterError(
-            f"{lost[0]} did not reach {partial}", "the tensors that were written", "check the disk and save again"
+            f"{lost[0]} did not reach {partial}",
+            "the tensors that were written",
+            "check the disk and save again",
         )
     os.replace(partial, folder / WEIGHTS)
     config = _config(methods, seats, base)
@@ -89,17 +99,23 @@ def read(folder: Path, sites: Sequence[Site]) -> tuple[list[Method], dict[str, t
         methods = _methods(config, extra.get("methods", []), tensors, sites)
     except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise AdapterError(
-            f"{folder} is damaged ({error})", "the two files of an adapter, whole", "copy it again from where it came"
+            f"{folder} is damaged ({error})",
+            "the two files of an adapter, whole",
+            "copy it again from where it came",
         ) from error
     bad = [key for key, t in tensors.items() if t.is_floating_point() and not torch.isfinite(t).all()]
     if bad:
         raise AdapterError(
-            f"{bad[0]} in {folder} holds NaN or Inf", "finite tensors", "use another checkpoint of this adapter"
+            f"{bad[0]} in {folder} holds NaN or Inf",
+            "finite tensors",
+            "use another checkpoint of this adapter",
         )
     return methods, tensors, extra.get("base", {})
 
 
-def _files(folder: Path, sites: Sequence[Site]) -> tuple[dict[str, Any], dict[str, torch.Tensor], dict[str, Any]]:
+def _files(
+    folder: Path, sites: Sequence[Site]
+) -> tuple[dict[str, Any], dict[str, torch.Tensor], dict[str, Any]]:
     """(config, tensors, what only we wrote), in PEFT's layout or ours."""
     if folder.suffix == ".gguf" and folder.is_file():
         from graft.formats import gguf_file  # late: it needs transformers
@@ -108,7 +124,9 @@ def _files(folder: Path, sites: Sequence[Site]) -> tuple[dict[str, Any], dict[st
     if not (folder / CONFIG).is_file():
         near = sorted(str(p.parent) for p in folder.glob(f"*/{CONFIG}")) if folder.is_dir() else []
         raise AdapterError(
-            f"{folder} holds no {CONFIG}", "an adapter folder", f"did you mean {near[0]}?" if near else "check the path"
+            f"{folder} holds no {CONFIG}",
+            "an adapter folder",
+            f"did you mean {near[0]}?" if near else "check the path",
         )
     others = (other for other in (adapters, mlx) if (folder / other.WEIGHTS).is_file())
     foreign = None if (folder / WEIGHTS).is_file() else next(others, None)
@@ -141,7 +159,9 @@ def without_base_copies(
     for key in tensors.keys() - wanted.keys():
         name = key.removeprefix("base_model.model.").replace(".base_layer.", ".")
         aliases = [f"base_model.model.{n}" for n, p in own.items() if name in own and p is own[name]]
-        same = [tensors[a] for a in aliases if a in wanted and a in tensors] or [own[n] for n in own if n == name]
+        same = [tensors[a] for a in aliases if a in wanted and a in tensors] or [
+            own[n] for n in own if n == name
+        ]
         if any(t.shape == tensors[key].shape and torch.equal(t.float(), tensors[key].float()) for t in same):
             del kept[key]
     return kept
@@ -167,7 +187,11 @@ def named_here(
 
 def _config(methods: Sequence[Method], seats: Seats, base: dict[str, Any]) -> dict[str, Any]:
     """One method: PEFT's config. Several: a list of them. A task head becomes `modules_to_save`, as in PEFT."""
-    common = {"base_model_name_or_path": base.get("name"), "inference_mode": True, "task_type": base.get("task_type")}
+    common = {
+        "base_model_name_or_path": base.get("name"),
+        "inference_mode": True,
+        "task_type": base.get("task_type"),
+    }
     parts = [
         {"peft_type": m.peft_type, **m.file_config(part)}
         for m, part in zip(methods, seats, strict=True)
@@ -200,11 +224,17 @@ def _methods(
     own_heads = [extra for extra in own if find(extra["name"]).is_head()]
     own_rest = [extra for extra in own if extra not in own_heads]
     if not own_heads or own_rest:
-        methods = [_method(part, dict(extra)) for part, extra in zip(parts, own_rest or [{}] * len(parts), strict=True)]
+        methods = [
+            _method(part, dict(extra))
+            for part, extra in zip(parts, own_rest or [{}] * len(parts), strict=True)
+        ]
     else:
         methods = []  # a linear probe: a head and nothing else
     if own_heads:
-        return [*methods, *(_method({"peft_type": find(extra["name"]).peft_type}, dict(extra)) for extra in own_heads)]
+        return [
+            *methods,
+            *(_method({"peft_type": find(extra["name"]).peft_type}, dict(extra)) for extra in own_heads),
+        ]
     for name in heads:  # PEFT's file: the head's shape is in its tensor
         weight = next((tensors[key] for root in ROOTS if (key := f"{root}.{name}.weight") in tensors), None)
         if weight is None:
@@ -214,7 +244,10 @@ def _methods(
                 "load the base with its own classification head",
             )
         row = "last" if name == "score" else "first"
-        settings = {"num_labels": len(weight), "pool": "none" if config.get("task_type") == "TOKEN_CLS" else row}
+        settings = {
+            "num_labels": len(weight),
+            "pool": "none" if config.get("task_type") == "TOKEN_CLS" else row,
+        }
         methods.append(find("task_head").from_file(settings))
     return methods
 
@@ -242,10 +275,14 @@ def _method(config: dict[str, Any], own: dict[str, Any]) -> Method:
         )
     settings = {k: _frozen(v) for k, v in {**config, **own}.items() if k in known_fields and v is not None}
     rank = settings.get("r", 1)
-    lowest = min(1, getattr(cls, "r", 1))  # 0 where that is the default: blocks that are given by their size instead
+    lowest = min(
+        1, getattr(cls, "r", 1)
+    )  # 0 where that is the default: blocks that are given by their size instead
     if not isinstance(rank, int) or not lowest <= rank <= MAX_RANK:
         raise AdapterError(
-            f"r={rank!r}", f"a rank from {lowest} to {MAX_RANK}", "this file is damaged or hostile: do not use it"
+            f"r={rank!r}",
+            f"a rank from {lowest} to {MAX_RANK}",
+            "this file is damaged or hostile: do not use it",
         )
     return cls.from_file(settings)
 

@@ -34,7 +34,9 @@ def main(source: str, target: str) -> None:
     try:
         state = torch.load(source, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a hostile file provokes, the answer is the same
-        sys.exit(f"weights-only reading refused it ({type(error).__name__}: {str(error).splitlines()[0][:200]})")
+        sys.exit(
+            f"weights-only reading refused it ({type(error).__name__}: {str(error).splitlines()[0][:200]})"
+        )
     if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
         sys.exit("it is not a flat dict of tensors")
     save_file({str(key): value.detach().clone().contiguous() for key, value in state.items()}, target)

@@ -68,7 +68,9 @@ def unpack_words(words: Tensor) -> Tensor:
 
 def check_order(name: str, order: Tensor | None, group: int) -> None:
     """Raise ModelError where the inputs of a layer are not grouped in their order. order: each input's group."""
-    if order is not None and not torch.equal(order.cpu(), torch.arange(len(order), dtype=order.dtype) // group):
+    if order is not None and not torch.equal(
+        order.cpu(), torch.arange(len(order), dtype=order.dtype) // group
+    ):
         raise ModelError(
             f"{name}: inputs sorted into groups by their activations (desc_act; g_idx is not 0 … 0, 1 … 1, …)",
             "groups of neighbours",
@@ -95,7 +97,9 @@ def rounded(
         better = (theirs <= error)[..., None]
         best = tuple(torch.where(better, new, old) for old, new in zip(best, other, strict=True))
     codes, zeros, scale = best
-    return Whole(codes.flatten(1).to(torch.uint8), zeros[..., 0].to(torch.uint8), scale[..., 0].to(dtype), group)
+    return Whole(
+        codes.flatten(1).to(torch.uint8), zeros[..., 0].to(torch.uint8), scale[..., 0].to(dtype), group
+    )
 
 
 def _nearest(

@@ -44,11 +44,20 @@ class Sampling:
     def __post_init__(self) -> None:
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
         object.__setattr__(self, "stop", stop)
-        _require("max_new_tokens", self.max_new_tokens, "a whole number above 0", _whole(self.max_new_tokens, 1))
-        _require("temperature", self.temperature, "a finite number above 0", _between(self.temperature, 0, math.inf))
+        _require(
+            "max_new_tokens", self.max_new_tokens, "a whole number above 0", _whole(self.max_new_tokens, 1)
+        )
+        _require(
+            "temperature",
+            self.temperature,
+            "a finite number above 0",
+            _between(self.temperature, 0, math.inf),
+        )
         _require("top_p", self.top_p, "above 0 and at most 1", _between(self.top_p, 0, 1) or self.top_p == 1)
         _require("top_k", self.top_k, "0 (off) or a whole number above it", _whole(self.top_k, 0))
-        _require("stop", stop, "texts that are not empty", all(isinstance(text, str) and text for text in stop))
+        _require(
+            "stop", stop, "texts that are not empty", all(isinstance(text, str) and text for text in stop)
+        )
 
     def config(self, ends: list[int], pad: int, room: int, cache: bool = True) -> GenerationConfig:
         """transformers' settings for one batch; every field that a model's own defaults could fill is stated."""
@@ -58,7 +67,9 @@ class Sampling:
             do_sample=self.do_sample,
             temperature=self.temperature if self.do_sample else 1.0,
             top_p=self.top_p if self.do_sample else 1.0,
-            top_k=self.top_k if self.do_sample else 50,  # transformers' default; any other warns when not sampling
+            top_k=self.top_k
+            if self.do_sample
+            else 50,  # transformers' default; any other warns when not sampling
             num_beams=1,
             num_return_sequences=1,
             early_stopping=False,
@@ -211,14 +222,19 @@ def _encode(base: "Base", prompt: Prompt, row: int) -> list[int]:
         raise DataError(
             f"prompt {row}: {reason}: {detail}", "messages that the chat template can write", remedy
         ) from None
-    return ids or [token for token in (tokenizer.bos_token_id, tokenizer.eos_token_id, 0) if token is not None][:1]
+    return (
+        ids
+        or [token for token in (tokenizer.bos_token_id, tokenizer.eos_token_id, 0) if token is not None][:1]
+    )
 
 
 def _text(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
     return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
-def _batches(tokens: list[list[int]], new: int, context: int | None, size: int) -> Iterator[tuple[list[int], int]]:
+def _batches(
+    tokens: list[list[int]], new: int, context: int | None, size: int
+) -> Iterator[tuple[list[int], int]]:
     """(rows, room for new tokens): long prompts first, so that a lack of memory shows at once.
 
     Rows whose room is short of `new` share a batch with rows of their length only: a longer neighbour may not shorten
@@ -250,11 +266,15 @@ def _check(base: "Base", prompts: Sequence[Prompt], batch_size: int) -> None:
         raise UsageError("generate was given one text", "a list of prompts", "write [prompt]")
     if base.tokenizer is None:
         raise UsageError(
-            f"{base.name} has no tokenizer", "a base with one", "load the model from a folder with a tokenizer"
+            f"{base.name} has no tokenizer",
+            "a base with one",
+            "load the model from a folder with a tokenizer",
         )
     if base.family not in ("causal", "seq2seq"):
         raise UsageError(
-            f"{base.name} is a {base.family} model", "a causal or encoder-decoder model", "load one that writes"
+            f"{base.name} is a {base.family} model",
+            "a causal or encoder-decoder model",
+            "load one that writes",
         )
     _require("batch_size", batch_size, "a whole number above 0", _whole(batch_size, 1))
 

@@ -26,7 +26,9 @@ __all__ = ["REFERENCE", "Codebook", "Grouped", "Nested", "Packed", "find", "only
 
 Kernel = Callable[..., Any]
 
-REFERENCE: dict[str, Kernel] = {name: getattr(part, name) for part in (reference, groups) for name in part.__all__}
+REFERENCE: dict[str, Kernel] = {
+    name: getattr(part, name) for part in (reference, groups) for name in part.__all__
+}
 _kernels: dict[str, dict[str, Kernel]] = {name: {"reference": kernel} for name, kernel in REFERENCE.items()}
 _forced: list[str] = []
 

@@ -59,7 +59,9 @@ def unpack_bits(packed: Tensor, bits: int) -> Tensor:
     per, width = _word(bits)
     words = packed.int()
     if width > 1:
-        words = (words.unflatten(1, (-1, width)) << _shifts(width, 8, packed.device)).sum(-1, dtype=torch.int32)
+        words = (words.unflatten(1, (-1, width)) << _shifts(width, 8, packed.device)).sum(
+            -1, dtype=torch.int32
+        )
     return (words[..., None] >> _shifts(per, bits, packed.device)).bitwise_and_((1 << bits) - 1).flatten(1)
 
 

@@ -148,7 +148,9 @@ def quantise_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
         values = scratch[: stop - start].copy_(weight[start:stop])
         low, high = torch.aminmax(values, dim=1, keepdim=True)
         torch.maximum(low.neg_(), high, out=absmax[start:stop])
-        codes[start:stop] = values.mul_(127.0 / absmax[start:stop].clamp(min=SMALLEST)).round_().clamp_(-127, 127)
+        codes[start:stop] = (
+            values.mul_(127.0 / absmax[start:stop].clamp(min=SMALLEST)).round_().clamp_(-127, 127)
+        )
     return codes, absmax
 
 

@@ -29,7 +29,9 @@ WIDEST = 4  # times d: no bottleneck is wider; a file that asks for more is host
 class Bottlenecked(Placed):
     """Base class of methods whose added module is a bottleneck."""
 
-    reduction_factor: float | dict[str, float] = 16  # d / m; or by number of the block, {"0": 8, "default": 16}
+    reduction_factor: float | dict[str, float] = (
+        16  # d / m; or by number of the block, {"0": 8, "default": 16}
+    )
     m: int | None = None  # width of the bottleneck, in place of reduction_factor
     non_linearity: str = "relu"  # φ: relu, gelu, gelu_new, swish, tanh, ... as transformers names them
     scaling: float | str = 1.0  # s: a number, or trained from 1 on: learned (one), channel (one per output)
@@ -44,10 +46,14 @@ class Bottlenecked(Placed):
         if self.non_linearity.lower() not in known:
             near = nearest(self.non_linearity, known, 2)
             raise UsageError(
-                f"non_linearity={self.non_linearity!r}", "an activation of transformers", f"nearest: {', '.join(near)}"
+                f"non_linearity={self.non_linearity!r}",
+                "an activation of transformers",
+                f"nearest: {', '.join(near)}",
             )
         if isinstance(self.scaling, str) and self.scaling not in ("learned", "channel"):
-            raise UsageError(f"scaling={self.scaling!r}", "a number, learned or channel", "leave it out for 1")
+            raise UsageError(
+                f"scaling={self.scaling!r}", "a number, learned or channel", "leave it out for 1"
+            )
 
     def width(self, d: int, block: int) -> int:
         """m at one block."""
@@ -55,7 +61,9 @@ class Bottlenecked(Placed):
         if isinstance(factor, dict):
             if not {str(block), "default"} & set(factor):
                 raise UsageError(
-                    f"reduction_factor says nothing of block {block}", "it, or a default", 'add {"default": 16}'
+                    f"reduction_factor says nothing of block {block}",
+                    "it, or a default",
+                    'add {"default": 16}',
                 )
             factor = factor.get(str(block), factor.get("default", 1))
         width = max(1, int(d // factor)) if self.m is None and factor > 0 else self.m
@@ -72,7 +80,9 @@ class Bottlenecked(Placed):
 class Dense(Bottlenecked):
     """Base class of those whose projections are ordinary matrices."""
 
-    init_weights: str = "mam_adapter"  # W_up zero; bert: both N(0, 0.02); houlsby: both N(0, 0.01), cut at 2 deviations
+    init_weights: str = (
+        "mam_adapter"  # W_up zero; bert: both N(0, 0.02); houlsby: both N(0, 0.01), cut at 2 deviations
+    )
 
     parallel: ClassVar = False
 
@@ -80,7 +90,9 @@ class Dense(Bottlenecked):
         super().__post_init__()
         if self.init_weights not in ("mam_adapter", "bert", "houlsby"):
             raise UsageError(
-                f"init_weights={self.init_weights!r}", "mam_adapter, bert or houlsby", "leave it out: W_up is zero then"
+                f"init_weights={self.init_weights!r}",
+                "mam_adapter, bert or houlsby",
+                "leave it out: W_up is zero then",
             )
 
     def insert(self, sublayer: Site, place: Site, block: int) -> Insert:

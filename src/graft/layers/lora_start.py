@@ -26,7 +26,9 @@ def check(init: Start) -> None:
         and not re.fullmatch(r"pissa_niter_\d+", init)
     ):
         raise UsageError(
-            f"init_lora_weights={init!r}", "true, gaussian, pissa, pissa_niter_N, olora or loftq", "leave it out"
+            f"init_lora_weights={init!r}",
+            "true, gaussian, pissa, pissa_niter_N, olora or loftq",
+            "leave it out",
         )
 
 
@@ -62,7 +64,11 @@ def original(site: Site) -> torch.Tensor:
     """The weight (out, in) as the checkpoint has it, before it was quantised."""
     folder = Path(getattr(site.root.config, "name_or_path", "") or ".")
     prefix = getattr(site.root, "base_model_prefix", "") + "."
-    wanted = {f"{site.name}.weight", f"{site.name.removeprefix(prefix)}.weight", f"{prefix}{site.name}.weight"}
+    wanted = {
+        f"{site.name}.weight",
+        f"{site.name.removeprefix(prefix)}.weight",
+        f"{prefix}{site.name}.weight",
+    }
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, "pt") as file:
             for key in wanted & set(file.keys()):

@@ -37,7 +37,9 @@ class Part(NamedTuple):
 
     def outer(self) -> torch.Tensor:
         """(width,): squared weights around each dimension of the residual stream."""
-        return _squares(self.writer).sum(1) + torch.stack([_squares(site).sum(0) for site in self.readers]).sum(0)
+        return _squares(self.writer).sum(1) + torch.stack(
+            [_squares(site).sum(0) for site in self.readers]
+        ).sum(0)
 
     def inner(self, narrow_head: int, narrow_width: int) -> torch.Tensor:
         """The positions of a unit that are kept."""
@@ -60,12 +62,16 @@ def parts(stack: Site, block: Site, sites: Sequence[Site]) -> Iterator[Part]:
             heads = writers[writer.name] != "mlp"
             unit = head_width(config) if heads else writer.in_features
             readers = [site for site in linears if site is not writer]
-            if all(site.in_features == config.hidden_size and site.out_features % unit == 0 for site in readers):
+            if all(
+                site.in_features == config.hidden_size and site.out_features % unit == 0 for site in readers
+            ):
                 yield Part(readers, writer, unit, heads)
 
 
 @torch.no_grad()
-def pruned(nets: Sequence[Narrow], places: Sequence[tuple[Site, list[Site]]], sites: Sequence[Site]) -> torch.Tensor:
+def pruned(
+    nets: Sequence[Narrow], places: Sequence[tuple[Site, list[Site]]], sites: Sequence[Site]
+) -> torch.Tensor:
     """Fill narrow stacks from the base; all keep the same dimensions of the residual stream.
 
     places: the stack and the blocks that each goes beside.  Returns the choice (narrow, width): rows of the identity.

@@ -105,7 +105,9 @@ def check_room(length: int, config: Any) -> None:
     limit = getattr(config.get_text_config(), "max_position_embeddings", None)
     if isinstance(limit, int) and length >= limit:
         raise UsageError(
-            f"num_virtual_tokens={length}", f"fewer than the {limit} positions of this base", "10 to 100 are usual"
+            f"num_virtual_tokens={length}",
+            f"fewer than the {limit} positions of this base",
+            "10 to 100 are usual",
         )
 
 

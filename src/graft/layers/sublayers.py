@@ -56,7 +56,9 @@ class Placed(Method):
             for number, block in enumerate(blocks)
             if number not in self.leave_out
             for site in sites
-            if site.name.startswith(block.name + ".") and site.kind in KINDS and getattr(self, KINDS[site.kind])
+            if site.name.startswith(block.name + ".")
+            and site.kind in KINDS
+            and getattr(self, KINDS[site.kind])
         ]
         if not found:
             wanted = [kind for kind, switch in KINDS.items() if getattr(self, switch)]
@@ -104,7 +106,9 @@ class Addition(Insert):
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         if self.place.kind == "norm":
-            again: torch.Tensor = self.place.module.forward(x + self.delta(y).to(x.dtype))  # no hooks a second time
+            again: torch.Tensor = self.place.module.forward(
+                x + self.delta(y).to(x.dtype)
+            )  # no hooks a second time
             return again.to(y.dtype)
         return y + self.delta(x if self.parallel else y).to(y.dtype)
 

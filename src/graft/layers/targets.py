@@ -22,10 +22,14 @@ Seats = list[tuple[Site, Insert]]
 class Targeted(Method):
     """Base class of methods that put one insert at each projection they are pointed at."""
 
-    target_modules: str | tuple[str, ...] = "all-linear"  # names or their last parts; a string is a regular expression
+    target_modules: str | tuple[str, ...] = (
+        "all-linear"  # names or their last parts; a string is a regular expression
+    )
     exclude_modules: str | tuple[str, ...] = ()  # taken out of the targets, same rule
     layers_to_transform: tuple[int, ...] | int | None = None  # only these blocks
-    layers_pattern: str | tuple[str, ...] | None = None  # name of the list of blocks, where a model has several
+    layers_pattern: str | tuple[str, ...] | None = (
+        None  # name of the list of blocks, where a model has several
+    )
     modules_to_save: tuple[str, ...] = ()  # modules trained in full, such as embed_tokens or lm_head
 
     kinds: ClassVar = ("linear", "head")
@@ -44,7 +48,9 @@ class Targeted(Method):
         """Copies of `modules_to_save`."""
         seats: Seats = []
         for name in self.modules_to_save:
-            inside = [s for s in sites if s.kind in ("linear", "norm", "head", "embed") and _within(s.name, name)]
+            inside = [
+                s for s in sites if s.kind in ("linear", "norm", "head", "embed") and _within(s.name, name)
+            ]
             if not inside:
                 raise no_such_site(name, [s for s in sites if s.kind != "module"])
             seats += [(site, Replacement(site)) for site in inside]
@@ -54,9 +60,15 @@ class Targeted(Method):
         """PEFT's config. A list of targets is written as it was given; any other choice as the names it came to."""
         config = super().file_config(seats)
         own = [site for site, insert in seats if not isinstance(insert, Shift | Replacement)]
-        if isinstance(self.target_modules, str) or self.exclude_modules or self.layers_to_transform is not None:
+        if (
+            isinstance(self.target_modules, str)
+            or self.exclude_modules
+            or self.layers_to_transform is not None
+        ):
             config["target_modules"] = sorted(site.name for site in own)
-        config |= {key: config[key] or None for key in ("exclude_modules", "modules_to_save") if key in config}
+        config |= {
+            key: config[key] or None for key in ("exclude_modules", "modules_to_save") if key in config
+        }
         return config | {"fan_in_fan_out": any(site.transposed for site in own)}
 
     def _named(self, site: Site) -> bool:
@@ -74,8 +86,14 @@ class Targeted(Method):
     def _in_layers(self, site: Site) -> bool:
         if self.layers_to_transform is None:
             return True
-        wanted = (self.layers_to_transform,) if isinstance(self.layers_to_transform, int) else self.layers_to_transform
-        patterns = (self.layers_pattern,) if isinstance(self.layers_pattern, str) else self.layers_pattern or ()
+        wanted = (
+            (self.layers_to_transform,)
+            if isinstance(self.layers_to_transform, int)
+            else self.layers_to_transform
+        )
+        patterns = (
+            (self.layers_pattern,) if isinstance(self.layers_pattern, str) else self.layers_pattern or ()
+        )
         return site.layer in wanted and (
             not patterns or any(f".{p}.{site.layer}." in f".{site.name}." for p in patterns)
         )

@@ -71,7 +71,9 @@ class AutoEncoder(nn.Module):
     def __init__(self, width: int, intrinsic_dim: int, hidden_size: int) -> None:
         super().__init__()
         self.encode = nn.Linear(width, intrinsic_dim)
-        self.decode = nn.Sequential(nn.Linear(intrinsic_dim, hidden_size), nn.Tanh(), nn.Linear(hidden_size, width))
+        self.decode = nn.Sequential(
+            nn.Linear(intrinsic_dim, hidden_size), nn.Tanh(), nn.Linear(hidden_size, width)
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         decoded: torch.Tensor = self.decode(self.encode(x))
@@ -82,7 +84,13 @@ def _write(coder: AutoEncoder, size: torch.Tensor, mean: torch.Tensor, path: Pat
     """The decoder for prompts as they are, and where a new task starts."""
     first, last = coder.decode[0], coder.decode[2]
     b2 = last.bias.view_as(mean) * size + mean
-    decoder = {"W1": first.weight, "b1": first.bias, "W2": last.weight * size, "b2": b2, "z": coder.encode.bias}
+    decoder = {
+        "W1": first.weight,
+        "b1": first.bias,
+        "W2": last.weight * size,
+        "b2": b2,
+        "z": coder.encode.bias,
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in decoder.items()}, path)
 

@@ -60,7 +60,9 @@ class AdaLoRA(Targeted):
                 "leave them out",
             )
         if any(not isinstance(mask, list) or len(mask) != self.init_r for mask in self.rank_pattern.values()):
-            raise UsageError("a rank_pattern of another length", f"lists of {self.init_r} booleans", "leave it out")
+            raise UsageError(
+                "a rank_pattern of another length", f"lists of {self.init_r} booleans", "leave it out"
+            )
         if self.total_step is not None:
             self._end(self.total_step)
 
@@ -153,7 +155,9 @@ class Triplets(Insert):
     def load(self, tensors: dict[str, torch.Tensor]) -> None:
         left = self.left()
         with torch.no_grad():
-            self.A[left], self.B[:, left], self.E[left] = (tensors[f"lora_{name}"].to(self.A) for name in "ABE")
+            self.A[left], self.B[:, left], self.E[left] = (
+                tensors[f"lora_{name}"].to(self.A) for name in "ABE"
+            )
 
     def left(self) -> torch.Tensor:
         """(r,) bool: the triplets with an effect; those that were taken may have grown back since."""
@@ -169,7 +173,9 @@ class Triplets(Insert):
 
     def scores(self) -> torch.Tensor:
         """(r,): how much each triplet matters."""
-        A, B, E = (self.get_buffer(f"importance_{name}") * self.get_buffer(f"uncertainty_{name}") for name in "ABE")
+        A, B, E = (
+            self.get_buffer(f"importance_{name}") * self.get_buffer(f"uncertainty_{name}") for name in "ABE"
+        )
         return E.flatten() + A.mean(1) + B.mean(0)
 
     def keep(self, kept: torch.Tensor) -> None:

@@ -41,7 +41,9 @@ class AdaMix(Dense):
     r: int = 4  # lora: rank of each expert
     lora_alpha: float = 16  # lora: numerator of the scale, alpha / r
     lora_dropout: float = 0.0  # lora: dropout on the input of A
-    target_modules: str | tuple[str, ...] = "all-linear"  # lora: names or their last parts, or a regular expression
+    target_modules: str | tuple[str, ...] = (
+        "all-linear"  # lora: names or their last parts, or a regular expression
+    )
 
     peft_type: ClassVar = "GRAFT_ADAMIX"
     passes: ClassVar = 2
@@ -99,7 +101,9 @@ class Experts(nn.Module):
         self.bias = nn.Parameter(torch.stack([p.bias.detach() for p in projections]))
 
     def forward(self, u: torch.Tensor) -> torch.Tensor:
-        weight, bias = drawn(self.weight, self.bias) if self.training else (self.weight.mean(0), self.bias.mean(0))
+        weight, bias = (
+            drawn(self.weight, self.bias) if self.training else (self.weight.mean(0), self.bias.mean(0))
+        )
         return F.linear(u, weight.to(u.dtype), bias.to(u.dtype))
 
 

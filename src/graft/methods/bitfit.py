@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BitFit(Targeted):
-    target_modules: str | tuple[str, ...] = ".*"  # linears and norms, by name, last parts or regular expression
+    target_modules: str | tuple[str, ...] = (
+        ".*"  # linears and norms, by name, last parts or regular expression
+    )
 
     kinds: ClassVar = ("linear", "norm")
     peft_type: ClassVar = "GRAFT_BITFIT"
@@ -33,7 +35,9 @@ class BitFit(Targeted):
     def targets(self, sites: Sequence[Site]) -> list[Site]:
         """The targets that have a bias; where none has, the linears."""
         named = super().targets(sites)
-        chosen = [site for site in named if _has_bias(site)] or [site for site in named if site.kind == "linear"]
+        chosen = [site for site in named if _has_bias(site)] or [
+            site for site in named if site.kind == "linear"
+        ]
         if not chosen:
             raise SiteError(
                 f"target_modules={self.target_modules!r} names only norms without a bias",

@@ -54,7 +54,11 @@ class BOFT(Accompanied):
         width, factors = site.in_features, self.boft_n_butterfly_factor
         block = self.boft_block_size or max(1, width // self.boft_block_num)
         widest = block * 2 ** (factors - 1)
-        if width % widest or (self.boft_block_num or width // block) * block != width or (factors > 1 and block % 2):
+        if (
+            width % widest
+            or (self.boft_block_num or width // block) * block != width
+            or (factors > 1 and block % 2)
+        ):
             raise UsageError(
                 f"{site.name}: {factors} factors of blocks of {block} on {width} features",
                 f"blocks that divide them, even ones with several factors, and {widest} features at least for the last",

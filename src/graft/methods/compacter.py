@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Compacter(Bottlenecked):
     mh_adapter: bool = True  # at self-attention; without it is Compacter++
-    reduction_factor: float | dict[str, float] = 32  # d / m; or by number of the block, {"0": 8, "default": 16}
+    reduction_factor: float | dict[str, float] = (
+        32  # d / m; or by number of the block, {"0": 8, "default": 16}
+    )
     non_linearity: str = "gelu_new"  # φ: relu, gelu, gelu_new, swish, tanh, ... as transformers names them
     train_norms: bool = True  # train the gains and biases of all norms of the base too
     phm_dim: int = 4  # n, number and size of the shared matrices; divides d and m
@@ -106,5 +108,7 @@ class Hypercomplex(Bottleneck):
     """A bottleneck of two LPHM layers."""
 
     names: ClassVar = {"rule.A": "/base_model.phm_rule"} | {
-        f"{side}.{part}": f"adapter_{side}.{part}" for side in ("down", "up") for part in ("W_left", "W_right", "b")
+        f"{side}.{part}": f"adapter_{side}.{part}"
+        for side in ("down", "up")
+        for part in ("W_left", "W_right", "b")
     }

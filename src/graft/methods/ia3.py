@@ -22,13 +22,19 @@ from graft.core.site import Site
 from graft.layers.targets import Targeted, matches
 
 FEEDFORWARD = r".*\.(down_proj|fc2|fc_out|lin2|wo|w2|mlp\.c_proj|dense_4h_to_h|(?<!attention\.)output\.dense)"
-KEYS_AND_VALUES = r".*\.(k|v|k_proj|v_proj|k_lin|v_lin|key|value|key_proj|value_proj|c_attn|query_key_value|qkv_proj)"
+KEYS_AND_VALUES = (
+    r".*\.(k|v|k_proj|v_proj|k_lin|v_lin|key|value|key_proj|value_proj|c_attn|query_key_value|qkv_proj)"
+)
 
 
 @dataclass(frozen=True)
 class IA3(Targeted):
-    target_modules: str | tuple[str, ...] = "auto"  # as everywhere; auto: keys, values and W₂ by their usual names
-    feedforward_modules: str | tuple[str, ...] = "auto"  # those of the targets whose input is scaled, not their output
+    target_modules: str | tuple[str, ...] = (
+        "auto"  # as everywhere; auto: keys, values and W₂ by their usual names
+    )
+    feedforward_modules: str | tuple[str, ...] = (
+        "auto"  # those of the targets whose input is scaled, not their output
+    )
 
     kinds: ClassVar = ("linear",)
     peft_type: ClassVar = "IA3"
@@ -36,7 +42,9 @@ class IA3(Targeted):
     idle_fields: ClassVar = frozenset({"init_ia3_weights"})
 
     def build(self, site: Site) -> Insert:
-        return ScaledInput(site.in_features) if self._feedforward(site.name) else ScaledOutput(site.out_features)
+        return (
+            ScaledInput(site.in_features) if self._feedforward(site.name) else ScaledOutput(site.out_features)
+        )
 
     def file_config(self, seats: Sequence[tuple[Site, Insert]]) -> dict[str, Any]:
         """PEFT's config; both lists by full name, as PEFT wants one to be a part of the other."""
@@ -53,8 +61,12 @@ class IA3(Targeted):
 
     def _feedforward(self, name: str) -> bool:
         if isinstance(self.feedforward_modules, str):
-            return matches(name, FEEDFORWARD if self.feedforward_modules == "auto" else self.feedforward_modules)
-        return name.endswith(tuple(self.feedforward_modules))  # PEFT's rule: no whole parts of the name, as for targets
+            return matches(
+                name, FEEDFORWARD if self.feedforward_modules == "auto" else self.feedforward_modules
+            )
+        return name.endswith(
+            tuple(self.feedforward_modules)
+        )  # PEFT's rule: no whole parts of the name, as for targets
 
 
 class Scaled(Insert):

@@ -32,7 +32,9 @@ RANDOM = {"num_virtual_tokens": 20, "intrinsic_dim": 5}  # sizes where no subspa
 @dataclass(frozen=True)
 class IPT(SoftPrompt):
     num_virtual_tokens: int | None = None  # p: that of the subspace; 20 in a random one
-    intrinsic_dim: int | None = None  # d_I, the numbers that are trained: that of the subspace; 5 in a random one
+    intrinsic_dim: int | None = (
+        None  # d_I, the numbers that are trained: that of the subspace; 5 in a random one
+    )
     subspace: str | None = None  # file that find_subspace wrote; a random decoder where left out
     hidden_size: int = 768  # h: width of a random decoder
     seed: int = 0  # of a random decoder
@@ -58,7 +60,9 @@ class IPT(SoftPrompt):
         generator = torch.Generator("cpu").manual_seed(self.seed)
         normal = lambda *shape: torch.randn(shape, generator=generator, device="cpu")
         module, device = site.module, site.module.weight.device
-        words = module(torch.randint(0, site.in_features, (p,), generator=generator, device="cpu").to(device)).float()
+        words = module(
+            torch.randint(0, site.in_features, (p,), generator=generator, device="cpu").to(device)
+        ).float()
         W1, W2 = normal(self.hidden_size, d_i) / d_i**0.5, normal(words.numel(), self.hidden_size)
         W2 = W2.to(device) * (words.std() / self.hidden_size**0.5)
         return {"z": torch.zeros(d_i), "W1": W1, "b1": torch.zeros(self.hidden_size), "W2": W2, "b2": words}

@@ -60,7 +60,11 @@ class Ladder(Method):
         beside = [(stack, blocks, self._chosen(blocks)) for stack, blocks in stacks(sites)]
         nets = [Narrow(stack, chosen, self.reduction_factor) for stack, _, chosen in beside]
         shape = nets[0].width, beside[0][0].module.config.hidden_size
-        start = pruned(nets, [(stack, chosen) for stack, _, chosen in beside], sites) if self.init == "prune" else None
+        start = (
+            pruned(nets, [(stack, chosen) for stack, _, chosen in beside], sites)
+            if self.init == "prune"
+            else None
+        )
         seats: Seats = []
         encoder = None
         for net, (stack, blocks, chosen) in zip(nets, beside, strict=True):
@@ -74,7 +78,9 @@ class Ladder(Method):
         wrong = [layer for layer in self.layers if not 0 <= layer < len(blocks)]
         if wrong or list(self.layers) != sorted(set(self.layers)):
             given = f"layers={list(self.layers)}"
-            raise UsageError(given, f"rising numbers from 0 to {len(blocks) - 1}", "leave it out for all blocks")
+            raise UsageError(
+                given, f"rising numbers from 0 to {len(blocks) - 1}", "leave it out for all blocks"
+            )
         return [blocks[layer] for layer in self.layers] or list(blocks)
 
     def notice(self, adapter: "Adapter") -> str | None:
@@ -105,7 +111,10 @@ class Rung(Tap):
 class Foot(Rung):
     """Leaves s_0, from what enters the first block."""
 
-    names: ClassVar = {"down.weight": "foot.weight", "down.bias": "foot.bias"}  # the first block may have a rung too
+    names: ClassVar = {
+        "down.weight": "foot.weight",
+        "down.bias": "foot.bias",
+    }  # the first block may have a rung too
 
     def __init__(self, shape: tuple[int, int], start: torch.Tensor | None, dropout: float) -> None:
         super().__init__(shape, start)

@@ -36,7 +36,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LeTS(TaskHead):
-    delta_layers: int = 2  # last blocks in which weights differ by task; 0: none, the trunk is the same for all
+    delta_layers: int = (
+        2  # last blocks in which weights differ by task; 0: none, the trunk is the same for all
+    )
     delta_density: float = 0.005  # share of their weights that differ
     choose_at: float = 0.1  # share of the steps after which those weights are chosen
     tau_start: float = 1.0  # temperature of the gates at first
@@ -127,11 +129,17 @@ class Readout(Classifier):
 
 def share(base: "Base", names: Sequence[str], ids: torch.Tensor, **keywords: Any) -> dict[str, torch.Tensor]:
     """{name: logits} of several adapters of LeTS without deltas for the same rows, by one forward of the trunk."""
-    inserts = {name: [i for _, i in base.adapters[name].inserts] if name in base.adapters else [] for name in names}
-    apart = [name for name, own in inserts.items() if {type(insert) for insert in own} != {Tap, Behind, Readout}]
+    inserts = {
+        name: [i for _, i in base.adapters[name].inserts] if name in base.adapters else [] for name in names
+    }
+    apart = [
+        name for name, own in inserts.items() if {type(insert) for insert in own} != {Tap, Behind, Readout}
+    ]
     if apart or not names:
         given = f"{', '.join(apart) or 'no adapter'} on a shared trunk"
-        raise UsageError(given, "adapters of LeTS alone, with delta_layers=0", "answer its rows by themselves")
+        raise UsageError(
+            given, "adapters of LeTS alone, with delta_layers=0", "answer its rows by themselves"
+        )
     readouts, found = {name: own[-1] for name, own in inserts.items()}, {}
 
     def answer_all(first: Readout, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:

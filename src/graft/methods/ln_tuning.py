@@ -24,7 +24,9 @@ from graft.layers.targets import Targeted
 
 @dataclass(frozen=True)
 class LNTuning(Targeted):
-    target_modules: str | tuple[str, ...] = ".*"  # norms, by names, last parts or regular expression; usually all
+    target_modules: str | tuple[str, ...] = (
+        ".*"  # norms, by names, last parts or regular expression; usually all
+    )
 
     kinds: ClassVar = ("norm",)
     peft_type: ClassVar = "LN_TUNING"
@@ -75,5 +77,7 @@ def _unscaled(site: Site) -> Any:
     for name in [name for name, parameter in norm._parameters.items() if parameter is not None]:
         norm.register_buffer(name, torch.zeros_like(norm._parameters.pop(name)), persistent=False)
     probe = torch.arange(norm.weight.numel(), dtype=norm.weight.dtype, device=norm.weight.device)
-    norm.weight += (norm(probe.view_as(norm.weight)) == 0).all()  # a weight of 0 leaves something: it stands for 1
+    norm.weight += (
+        norm(probe.view_as(norm.weight)) == 0
+    ).all()  # a weight of 0 leaves something: it stands for 1
     return norm

@@ -48,7 +48,9 @@ class Kronecker(Product):
 
     def __init__(self, site: Site, r: int, scale: float, config: LoKr) -> None:
         super().__init__(scale, config, rescaled=config.rank_dropout_scale)
-        (a1, b1), (a2, b2) = (split(n, config.decompose_factor) for n in (site.out_features, site.in_features))
+        (a1, b1), (a2, b2) = (
+            split(n, config.decompose_factor) for n in (site.out_features, site.in_features)
+        )
         low_rank = config.decompose_both and r < max(a1, a2) / 2
         shapes = _shapes("lokr_w1", a1, a2, r if low_rank else 0)
         shapes |= _shapes("lokr_w2", b1, b2, r if r < max(b1, b2) / 2 else 0)

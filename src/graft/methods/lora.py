@@ -114,7 +114,9 @@ class LowRank(Insert):
         self.bias = nn.Parameter(torch.zeros(site.out_features)) if config.lora_bias else None
         if self.dora:
             self.reads_base_weight = True
-            self.register_buffer("row_norms2", site.weight().detach().float().square().sum(1), persistent=False)
+            self.register_buffer(
+                "row_norms2", site.weight().detach().float().square().sum(1), persistent=False
+            )
             self.magnitude = nn.Parameter(self._norm(site.weight().detach()))
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -176,7 +178,9 @@ class LowRankEmbedding(Insert):
 
     def __init__(self, site: Site, r: int, scale: float, config: LoRA) -> None:
         super().__init__()
-        if config.use_dora or (isinstance(config.init_lora_weights, str) and config.init_lora_weights != "gaussian"):
+        if config.use_dora or (
+            isinstance(config.init_lora_weights, str) and config.init_lora_weights != "gaussian"
+        ):
             raise UsageError(
                 f"use_dora or init_lora_weights={config.init_lora_weights!r} on {site.name}",
                 "plain LoRA on embeddings",

@@ -31,13 +31,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class OFT(Accompanied):
-    oft_block_size: int = 32  # features that turn together; where it does not divide the input, its nearest divisor
+    oft_block_size: int = (
+        32  # features that turn together; where it does not divide the input, its nearest divisor
+    )
     r: int = 0  # number of blocks instead of their size; then oft_block_size must be 0
     module_dropout: float = 0.0  # share of the blocks that a training step leaves unturned
     coft: bool = False  # keep every rotation small: constrained OFT
     eps: float = 6e-5  # with coft: how large, shared among the blocks
     block_share: bool = False  # one rotation for all blocks of a projection
-    use_cayley_neumann: bool = True  # series instead of an exact inverse: faster, orthogonal for small angles only
+    use_cayley_neumann: bool = (
+        True  # series instead of an exact inverse: faster, orthogonal for small angles only
+    )
     num_cayley_neumann_terms: int = 5  # terms of the series
 
     kinds: ClassVar = ("linear", "head")
@@ -121,7 +125,9 @@ class BlockRotation(Insert):
         angles = self.angles
         rows, columns = torch.triu_indices(self.block, self.block, 1, device=angles.device)
         upper = angles.new_zeros(len(angles), self.block, self.block)
-        upper = upper.index_put((torch.arange(len(angles), device=angles.device)[:, None], rows, columns), angles)
+        upper = upper.index_put(
+            (torch.arange(len(angles), device=angles.device)[:, None], rows, columns), angles
+        )
         return upper - upper.mT
 
 

@@ -34,7 +34,9 @@ class PTuning(SoftPrompt):
     encoder_hidden_size: int | None = None  # m: width of the encoder; the model's where left out
     encoder_num_layers: int = 2  # layers of the LSTM; an MLP has three
     encoder_dropout: float = 0.0  # dropout between the layers of the LSTM
-    num_transformer_submodules: int = 1  # 2 in PEFT's files for encoder-decoders: a second half of P that is idle
+    num_transformer_submodules: int = (
+        1  # 2 in PEFT's files for encoder-decoders: a second half of P that is idle
+    )
 
     peft_type: ClassVar = "P_TUNING"
 

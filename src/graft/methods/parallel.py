@@ -21,7 +21,9 @@ from graft.layers.sublayers import post_norm
 
 @dataclass(frozen=True)
 class Parallel(Dense):
-    reduction_factor: float | dict[str, float] = 2  # d / m; or by number of the block, {"0": 8, "default": 16}
+    reduction_factor: float | dict[str, float] = (
+        2  # d / m; or by number of the block, {"0": 8, "default": 16}
+    )
     scaling: float | str = 4.0  # s: a number, or trained from 1 on: learned (one), channel (one per output)
 
     peft_type: ClassVar = "GRAFT_PARALLEL"
@@ -31,7 +33,9 @@ class Parallel(Dense):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.original_ln_before:
-            raise UsageError("original_ln_before=true", "false: it reads what the sublayer reads", "leave it out")
+            raise UsageError(
+                "original_ln_before=true", "false: it reads what the sublayer reads", "leave it out"
+            )
 
     @classmethod
     def from_adapters(cls, settings: dict[str, Any], sites: Sequence[Site]) -> Method:

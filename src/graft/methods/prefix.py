@@ -99,7 +99,9 @@ class Prefix(Insert):
         return {KEY: torch.cat([layer.flat() for layer in self.layers], 1).detach()} if self.layers else {}
 
     def load(self, tensors: dict[str, torch.Tensor]) -> None:
-        for layer, part in zip(self.layers, tensors[KEY].chunk(len(self.layers), 1) if tensors else (), strict=True):
+        for layer, part in zip(
+            self.layers, tensors[KEY].chunk(len(self.layers), 1) if tensors else (), strict=True
+        ):
             layer.take(part)
 
 

@@ -29,8 +29,12 @@ INITS = ("SAMPLE_VOCAB", "TEXT", "RANDOM")
 class PromptTuning(SoftPrompt):
     prompt_tuning_init: str = "SAMPLE_VOCAB"  # where P starts: SAMPLE_VOCAB, TEXT or RANDOM
     prompt_tuning_init_text: str | None = None  # the text that P starts from, such as the task in words
-    tokenizer_name_or_path: str | None = None  # tokenizer of that text; the one beside the model where left out
-    num_transformer_submodules: int = 1  # 2 in PEFT's files for encoder-decoders: a second half of P that is idle
+    tokenizer_name_or_path: str | None = (
+        None  # tokenizer of that text; the one beside the model where left out
+    )
+    num_transformer_submodules: int = (
+        1  # 2 in PEFT's files for encoder-decoders: a second half of P that is idle
+    )
 
     peft_type: ClassVar = "PROMPT_TUNING"
 
@@ -38,7 +42,9 @@ class PromptTuning(SoftPrompt):
         super().__post_init__()
         if self.prompt_tuning_init not in INITS:
             raise UsageError(
-                f"prompt_tuning_init={self.prompt_tuning_init!r}", f"one of {', '.join(INITS)}", "leave it out"
+                f"prompt_tuning_init={self.prompt_tuning_init!r}",
+                f"one of {', '.join(INITS)}",
+                "leave it out",
             )
         if (self.prompt_tuning_init == "TEXT") != bool(self.prompt_tuning_init_text):
             raise UsageError(

@@ -39,7 +39,9 @@ class QALoRA(Targeted):
     r: int = 64  # rank of the update
     lora_alpha: float = 16  # numerator of the scale: alpha / r
     lora_dropout: float = 0.0  # dropout on the pooled input
-    qalora_group_size: int | None = None  # inputs that share an update; none: the base's groups, 32 where it has none
+    qalora_group_size: int | None = (
+        None  # inputs that share an update; none: the base's groups, 32 where it has none
+    )
     bias: str = "none"  # biases of the base that are trained too: none, lora_only, all
 
     peft_type: ClassVar = "GRAFT_QALORA"
@@ -87,7 +89,10 @@ class QALoRA(Targeted):
             "left out, as the group does not divide their input": left,
             "merging will make 16-bit, as not packed in such groups": wide,
         }
-        return "; ".join(f"{why}: {shown(s.name for s in those)}" for why, those in reasons.items() if those) or None
+        return (
+            "; ".join(f"{why}: {shown(s.name for s in those)}" for why, those in reasons.items() if those)
+            or None
+        )
 
     def file_config(self, seats: Sequence[tuple[Site, Insert]]) -> dict[str, Any]:
         """PEFT's names, with the pooling, and the group and the bits as they came to be."""

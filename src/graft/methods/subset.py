@@ -23,7 +23,9 @@ from graft.layers.targets import matches, no_such_site
 @dataclass(frozen=True)
 class Subset(Method):
     top_layers: int = 2  # the last k blocks and the norm behind them; 0 with target_modules alone
-    target_modules: str | tuple[str, ...] = ()  # further modules by name or last part; a string is a regular expression
+    target_modules: (
+        str | tuple[str, ...]
+    ) = ()  # further modules by name or last part; a string is a regular expression
 
     kinds: ClassVar = ("module",)
     peft_type: ClassVar = "GRAFT_SUBSET"

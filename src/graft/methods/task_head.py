@@ -29,7 +29,9 @@ POOLS = ("auto", "last", "first", "mean", "none")
 @dataclass(frozen=True)
 class TaskHead(Method):
     num_labels: int = 2  # classes; as many as there are names in labels, where these are given
-    pool: str = "auto"  # which hidden state: last, first, mean, none (each); auto: last on decoders, mean on encoders
+    pool: str = (
+        "auto"  # which hidden state: last, first, mean, none (each); auto: last on decoders, mean on encoders
+    )
     labels: tuple[str, ...] = ()  # names of the classes, in order
 
     kinds: ClassVar = ("final",)
@@ -85,6 +87,8 @@ class Classifier(Insert):
         if self.pool == "mean":
             return (x * live[..., None]).sum(1) / live.sum(1, keepdim=True)
         position = (
-            live.argmax(1) if self.pool == "first" else (live * torch.arange(live.shape[1], device=x.device)).argmax(1)
+            live.argmax(1)
+            if self.pool == "first"
+            else (live * torch.arange(live.shape[1], device=x.device)).argmax(1)
         )
         return x[torch.arange(len(x), device=x.device), position]

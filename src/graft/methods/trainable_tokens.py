@@ -29,7 +29,9 @@ MANY = 4096  # rows from which on it is worth a word
 
 @dataclass(frozen=True)
 class TrainableTokens(Method):
-    token_indices: str | tuple[int, ...] = "all"  # ids of the tokens whose rows are trained; all: the whole table
+    token_indices: str | tuple[int, ...] = (
+        "all"  # ids of the tokens whose rows are trained; all: the whole table
+    )
 
     kinds: ClassVar = ("embed", "head")
     peft_type: ClassVar = "TRAINABLE_TOKENS"
@@ -40,13 +42,17 @@ class TrainableTokens(Method):
         numbers = not isinstance(ids, str) and all(isinstance(i, int) and i >= 0 for i in ids)
         if ids != "all" and not (numbers and ids and len(set(ids)) == len(ids)):
             raise UsageError(
-                f"token_indices={ids!r}", "ids of tokens, each once, or all", "see tokenizer(text)['input_ids']"
+                f"token_indices={ids!r}",
+                "ids of tokens, each once, or all",
+                "see tokenizer(text)['input_ids']",
             )
 
     def targets(self, sites: Sequence[Site]) -> list[Site]:
         """The table, under all its names, and a head that is tied to it."""
         tables = [site for site in sites if site.kind == "embed"]
-        tied = [site for site in sites if site.kind == "head" and site.module.weight is tables[0].module.weight]
+        tied = [
+            site for site in sites if site.kind == "head" and site.module.weight is tables[0].module.weight
+        ]
         return tables + tied
 
     def assemble(self, sites: Sequence[Site]) -> Seats:
@@ -54,9 +60,13 @@ class TrainableTokens(Method):
         count = places[0].in_features
         ids = range(count) if isinstance(self.token_indices, str) else self.token_indices
         if max(ids) >= count:
-            raise UsageError(f"token_indices holds {max(ids)}", f"ids below {count}", "resize the table first")
+            raise UsageError(
+                f"token_indices holds {max(ids)}", f"ids below {count}", "resize the table first"
+            )
         table = Table(places[0], ids)
-        seats: Seats = [(site, (Lookup if site.kind == "embed" else Scores)(site, table, ids)) for site in places]
+        seats: Seats = [
+            (site, (Lookup if site.kind == "embed" else Scores)(site, table, ids)) for site in places
+        ]
         seats[0][1].table = table  # the first keeps it, in checkpoints and files; the others borrow
         return seats
 

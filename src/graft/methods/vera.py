@@ -57,7 +57,9 @@ class Projections(nn.Module):
         generator = torch.Generator("cpu").manual_seed(seed)
         for name, shape in (("A", (r, inputs)), ("B", (outputs, r))):
             bound = (6 / shape[1]) ** 0.5
-            self.register_buffer(name, torch.empty(shape, device="cpu").uniform_(-bound, bound, generator=generator))
+            self.register_buffer(
+                name, torch.empty(shape, device="cpu").uniform_(-bound, bound, generator=generator)
+            )
 
 
 class Vectors(Insert):
@@ -65,7 +67,11 @@ class Vectors(Insert):
 
     def __init__(self, site: Site, shared: Projections, config: VeRA, *, owner: bool) -> None:
         super().__init__()
-        self.inputs, self.outputs, self.kept = site.in_features, site.out_features, owner and config.save_projection
+        self.inputs, self.outputs, self.kept = (
+            site.in_features,
+            site.out_features,
+            owner and config.save_projection,
+        )
         self.dropout = nn.Dropout(config.vera_dropout)
         self.b = nn.Parameter(torch.zeros(self.outputs))
         self.d = nn.Parameter(torch.full((config.r,), config.d_initial))

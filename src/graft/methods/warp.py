@@ -40,9 +40,15 @@ class WARP(Method):
     after_mask: int = 5  # vectors behind [MASK]
     num_labels: int = 2  # classes; as many as there are names in labels, where these are given
     labels: tuple[str, ...] = ()  # names of the classes, in order
-    label_words: tuple[str, ...] = ()  # a word for each class, that its vector starts from; at random where left out
-    mask_token_id: int | None = None  # id of [MASK]: the tokenizer's where left out; -1: the last vector is read
-    tokenizer_name_or_path: str | None = None  # tokenizer of words and [MASK]; the one beside the model where left out
+    label_words: tuple[
+        str, ...
+    ] = ()  # a word for each class, that its vector starts from; at random where left out
+    mask_token_id: int | None = (
+        None  # id of [MASK]: the tokenizer's where left out; -1: the last vector is read
+    )
+    tokenizer_name_or_path: str | None = (
+        None  # tokenizer of words and [MASK]; the one beside the model where left out
+    )
 
     kinds: ClassVar = ("prompt", "final")
     peft_type: ClassVar = "GRAFT_WARP"
@@ -74,12 +80,20 @@ class WARP(Method):
     def file_config(self, seats: Sequence[tuple[Site, Insert]]) -> dict[str, Any]:
         """[MASK] by its number, and v is in the tensors: a tokenizer is needed no more."""
         mask = next(insert.mask for _, insert in seats if isinstance(insert, Around))
-        return super().file_config(seats) | {"mask_token_id": mask, "label_words": [], "tokenizer_name_or_path": None}
+        return super().file_config(seats) | {
+            "mask_token_id": mask,
+            "label_words": [],
+            "tokenizer_name_or_path": None,
+        }
 
     def notice(self, adapter: "Adapter") -> str | None:
         site, around = next(seat for seat in adapter.inserts if isinstance(seat[1], Around))
         wanted = self.mask_token_id is None and family(site.root) in MASKED
-        return "no tokenizer tells [MASK]: the last vector is read instead" if wanted and around.mask == NONE else None
+        return (
+            "no tokenizer tells [MASK]: the last vector is read instead"
+            if wanted and around.mask == NONE
+            else None
+        )
 
     def _around(self, site: Site) -> Insert:
         parts, model = (self.before_text, self.before_mask, self.after_mask), site.root
@@ -113,9 +127,14 @@ class WARP(Method):
         """v at birth, as wide as what enters the table of words."""
         head = site.root.get_output_embeddings()
         if not self.label_words:
-            return torch.randn(self.num_labels, site.in_features if head is None else head.weight.shape[1]) * 0.02
+            return (
+                torch.randn(self.num_labels, site.in_features if head is None else head.weight.shape[1])
+                * 0.02
+            )
         if head is None:
-            raise UsageError("label_words on a model without a word head", "a masked model", "leave label_words out")
+            raise UsageError(
+                "label_words on a model without a word head", "a masked model", "leave label_words out"
+            )
         read = tokenizer(site, self.tokenizer_name_or_path)
         ids = (read(word, add_special_tokens=False)["input_ids"] for word in self.label_words)
         return torch.stack([head.weight[tokens].float().mean(0) for tokens in ids])
@@ -127,7 +146,9 @@ class Around(Insert):
     names: ClassVar = {"table": KEY}
     vector: torch.Tensor
 
-    def __init__(self, table: torch.Tensor, vector: torch.Tensor, parts: tuple[int, int, int], mask: int) -> None:
+    def __init__(
+        self, table: torch.Tensor, vector: torch.Tensor, parts: tuple[int, int, int], mask: int
+    ) -> None:
         """parts: how many rows of the table stand before the text, before [MASK] and behind it."""
         super().__init__()
         self.parts, self.mask = parts, mask

@@ -100,11 +100,17 @@ def find(path: str | Path, files: Sequence[str] = FILES) -> Path:
 
 
 def _download(hub_id: str, near: str, files: Sequence[str]) -> Path:
-    from huggingface_hub import snapshot_download  # late: only a hub id needs it, and it brings a network client
+    from huggingface_hub import (
+        snapshot_download,
+    )  # late: only a hub id needs it, and it brings a network client
 
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=list(files), ignore_patterns=["*/*"], etag_timeout=5))
-    except Exception as error:  # the client raises errors of many libraries: network, disk, rights, unknown names
+        return Path(
+            snapshot_download(hub_id, allow_patterns=list(files), ignore_patterns=["*/*"], etag_timeout=5)
+        )
+    except (
+        Exception
+    ) as error:  # the client raises errors of many libraries: network, disk, rights, unknown names
         given = f"{hub_id} is no folder here, and the hub did not give it ({first_line(error)})"
         raise ModelError(given, "a model folder, a hub id or 'seedling'", near) from error
 
@@ -150,7 +156,9 @@ def _config(folder: Path) -> PreTrainedConfig:
         raise ModelError(
             f"{folder} has no config.json",
             "a model folder as transformers writes it",
-            f"did you mean {file}?" if file else "give the folder that holds config.json and model.safetensors",
+            f"did you mean {file}?"
+            if file
+            else "give the folder that holds config.json and model.safetensors",
         )
     facts = _json(folder / "config.json")
     for file in ("config.json", "tokenizer_config.json"):

@@ -13,7 +13,12 @@ from graft.models.load import device_of, dtype_of, model_class, quiet
 
 
 def fresh(
-    config: dict[str, Any], tokenizer: Any = None, dtype: str = "fp32", seed: int = 0, *, task: str | None = None
+    config: dict[str, Any],
+    tokenizer: Any = None,
+    dtype: str = "fp32",
+    seed: int = 0,
+    *,
+    task: str | None = None,
 ) -> Base:
     """A model with random weights, from keys of a transformers config such as {"model_type": "llama", ...}.
 
@@ -37,7 +42,9 @@ def fresh(
                 f"nearest: {', '.join(nearest(key, known))}",
             )
     if tokenizer is not None:
-        ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id", None) for name in ("bos", "eos", "pad")}
+        ids = {
+            f"{name}_token_id": getattr(tokenizer, f"{name}_token_id", None) for name in ("bos", "eos", "pad")
+        }
         config = {"vocab_size": len(tokenizer), **ids} | config
         if config["vocab_size"] < len(tokenizer):
             raise UsageError(

@@ -62,7 +62,9 @@ def load(
         )
     with quiet():
         opened = open_files(path, scheme, plain=quant == "none")
-        model = _stream(model_class(opened.config, task), opened, kind, device_of(device), fresh_head=task is not None)
+        model = _stream(
+            model_class(opened.config, task), opened, kind, device_of(device), fresh_head=task is not None
+        )
         if model.can_generate() and (opened.folder / "generation_config.json").exists():
             model.generation_config = GenerationConfig.from_pretrained(opened.folder, local_files_only=True)
         return Base(model, tokenizer_of(opened.folder, model), str(path))
@@ -72,7 +74,9 @@ def dtype_of(dtype: str) -> torch.dtype:
     """Return torch's dtype of a word of DTYPES. Raises UsageError."""
     if dtype not in DTYPES:
         raise UsageError(
-            f"dtype={dtype!r}", f"one of {', '.join(DTYPES)}", f"did you mean {nearest(str(dtype), DTYPES, 1)[0]!r}?"
+            f"dtype={dtype!r}",
+            f"one of {', '.join(DTYPES)}",
+            f"did you mean {nearest(str(dtype), DTYPES, 1)[0]!r}?",
         )
     return DTYPES[dtype]
 
@@ -85,7 +89,9 @@ def device_of(device: str | torch.device | None) -> torch.device:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
         raise UsageError(
-            f"device={device!r}: {first_line(error)}", "a device this torch can reach", "use 'cpu', or leave device out"
+            f"device={device!r}: {first_line(error)}",
+            "a device this torch can reach",
+            "use 'cpu', or leave device out",
         ) from error
 
 
@@ -137,7 +143,12 @@ def _usual_task(config: PreTrainedConfig) -> str:
 
 
 def _stream(
-    cls: type[PreTrainedModel], opened: ModelFiles, dtype: torch.dtype, device: torch.device, *, fresh_head: bool
+    cls: type[PreTrainedModel],
+    opened: ModelFiles,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    fresh_head: bool,
 ) -> PreTrainedModel:
     config, keywords = opened.config, {}
     if opened.quantisation is not None and opened.packed:
@@ -179,7 +190,8 @@ def _complete(model: PreTrainedModel, info: dict[str, Any], folder: Path, fresh_
     if wrong:
         name, found, expected = wrong[0]
         raise ModelError(
-            f"{folder}: {name} is {tuple(found)} in the file and {tuple(expected)} by config.json" + _more(wrong),
+            f"{folder}: {name} is {tuple(found)} in the file and {tuple(expected)} by config.json"
+            + _more(wrong),
             "weights and config.json of one model",
             "compare with the original folder",
         )

@@ -11,7 +11,14 @@ from graft.formats import gguf_file
 from graft.models.files import first_line
 
 # A folder with none of these holds no tokenizer.
-TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
+TOKENIZERS = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
 
 
 def tokenizer_in(folder: str | Path) -> Any:
@@ -40,5 +47,7 @@ def tokenizer_of(folder: Path, model: PreTrainedModel) -> Any:
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= rows:
         # Any token will do: masks are ours, so padding never counts. It only must not need a new embedding.
         ids = [tokenizer.unk_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id, 0]
-        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(next(i for i in ids if i is not None and i < rows))
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(
+            next(i for i in ids if i is not None and i < rows)
+        )
     return tokenizer

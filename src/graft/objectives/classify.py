@@ -23,7 +23,9 @@ def classification(base: "Base", batch: "Batch") -> Loss:
     return _loss(class_logits(base, batch), batch.labels)
 
 
-def consistent_classification(base: "Base", batch: "Batch", weight: float, before_pass: Callable[[], None]) -> Loss:
+def consistent_classification(
+    base: "Base", batch: "Batch", weight: float, before_pass: Callable[[], None]
+) -> Loss:
     """The mean loss of two passes, and weight · ½(KL(p₁‖p₂) + KL(p₂‖p₁)) of every row or word."""
     before_pass()
     first = class_logits(base, batch)

@@ -30,7 +30,9 @@ def language_modelling(base: "Base", batch: "Batch") -> Loss:
     return chunked_loss(base, *supervised(base, batch))
 
 
-def consistent_modelling(base: "Base", batch: "Batch", weight: float, before_pass: Callable[[], None]) -> Loss:
+def consistent_modelling(
+    base: "Base", batch: "Batch", weight: float, before_pass: Callable[[], None]
+) -> Loss:
     """The mean loss of two passes, and weight · ½(KL(p₁‖p₂) + KL(p₂‖p₁)) of every supervised position."""
     states = []
     for _ in range(2):
@@ -62,7 +64,9 @@ def chunked_loss(base: "Base", hidden: torch.Tensor, labels: torch.Tensor, consi
     def part(states: torch.Tensor, wanted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         logits = base.logits(states, adapters)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        loss = F.cross_entropy(logits.flatten(0, 1), wanted.repeat(len(logits)), reduction="sum") / len(logits)
+        loss = F.cross_entropy(logits.flatten(0, 1), wanted.repeat(len(logits)), reduction="sum") / len(
+            logits
+        )
         if consistency:
             loss = loss + consistency * symmetric_kl(*logits)[wanted != IGNORED].sum()
         return loss, (logits[0].argmax(-1) == wanted).sum()
@@ -72,7 +76,9 @@ def chunked_loss(base: "Base", hidden: torch.Tensor, labels: torch.Tensor, consi
     hidden, labels = F.pad(hidden, (0, 0, 0, filler)), F.pad(labels, (0, filler), value=IGNORED)
     for states, wanted in zip(hidden.split(CHUNK, dim=1), labels.split(CHUNK), strict=True):
         loss, hits = (
-            checkpoint(part, states, wanted, use_reentrant=False) if torch.is_grad_enabled() else part(states, wanted)
+            checkpoint(part, states, wanted, use_reentrant=False)
+            if torch.is_grad_enabled()
+            else part(states, wanted)
         )
         total, correct = total + loss, correct + int(hits)
     return total, {"tokens": float(count), "correct": float(correct)}

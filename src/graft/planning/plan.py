@@ -102,7 +102,9 @@ class Plan:
             f"base     {self.base}   {self.parameters:,} parameters   {_gib(parts['weights'])}",
             f"adapter  {self.trained:,} trained ({share:.2g} %) on {self.sites} sites   {_gib(parts['adapter'])}",
             "training "
-            + ", ".join(f"{part} {_gib(parts[part])}" for part in ("gradients", "optimizer", "step", "allocator")),
+            + ", ".join(
+                f"{part} {_gib(parts[part])}" for part in ("gradients", "optimizer", "step", "allocator")
+            ),
             "peak     " + ", ".join(f"{phase} {_gib(size)}" for phase, size in self.peaks.items()),
             f"memory   {_gib(self.available)} on {self.device}, {_gib(self.process)} of it this process: "
             + ("fits" if self.fits else "DOES NOT FIT"),
@@ -110,7 +112,9 @@ class Plan:
             if self.micro_batch
             else "largest  not even one row fits",
         ]
-        return made + [f"lever    {lever.change}   saves {_gib(lever.saves)}   {lever.costs}" for lever in self.levers]
+        return made + [
+            f"lever    {lever.change}   saves {_gib(lever.saves)}   {lever.costs}" for lever in self.levers
+        ]
 
     def __str__(self) -> str:
         return "\n".join(self.lines())
@@ -133,7 +137,9 @@ def plan(recipe: str | Path | dict[str, Any] | Recipe, overrides: Iterable[str] 
     stored_as = {"quant": chosen.quant, "group_size": chosen.group_size, "dtype": DTYPES[chosen.dtype]}
     kind = stored_as | {"task": _task(chosen, config)}
     found = plan_model(config, _methods(chosen), shape, **kind)
-    return replace(found, base=chosen.model if isinstance(chosen.model, str) else f"fresh {config.model_type}")
+    return replace(
+        found, base=chosen.model if isinstance(chosen.model, str) else f"fresh {config.model_type}"
+    )
 
 
 def plan_model(
@@ -155,10 +161,14 @@ def plan_model(
         return whole, round(RETAINED * heap) if device == "cpu" else 0
 
     now, doubled, leaner = (
-        cost(step) for step in (shape.step(), shape.step(2 * shape.rows), replace(shape, checkpointing=True).step())
+        cost(step)
+        for step in (shape.step(), shape.step(2 * shape.rows), replace(shape, checkpointing=True).step())
     )
     evaluation = cost(replace(shape, checkpointing=False).step(shape.eval_rows), training=False)
-    kept, parts = process + sum(held.values()), {**held, "step": max(now[0], standing.update), "allocator": now[1]}
+    kept, parts = (
+        process + sum(held.values()),
+        {**held, "step": max(now[0], standing.update), "allocator": now[1]},
+    )
     peaks = {
         "train": kept + parts["step"] + parts["allocator"],
         "evaluate": kept - held["gradients"] + sum(evaluation),
@@ -169,7 +179,11 @@ def plan_model(
     fits = peaks["train"] <= available
     fitting = shape.rows + max(more, 0) if fits else min(max(shape.rows + more, 0), shape.rows - 1)
     draft = Plan(config.model_type, *standing.counts, parts, peaks, process, available, device, fitting)
-    saved = {"row": per_row, "checkpointing": 0 if shape.checkpointing else now[0] - leaner[0], "nf4": standing.lighter}
+    saved = {
+        "row": per_row,
+        "checkpointing": 0 if shape.checkpointing else now[0] - leaner[0],
+        "nf4": standing.lighter,
+    }
     return replace(draft, levers=_levers(draft, shape, methods, saved))
 
 
@@ -215,7 +229,9 @@ def _standing(config: Any, methods: Sequence[Method], shape: Shape, kind: dict[s
             "optimizer": min(states, shape.budget) if shape.optimizer.startswith("paged") else states,
         }
         counts = base.count(), adapter.count(), len({site.name for site, _ in adapter.inserts})
-        update = 2 * 4 * max((p.numel() for p in trained), default=0)  # the largest tensor's: two fp32 temporaries
+        update = (
+            2 * 4 * max((p.numel() for p in trained), default=0)
+        )  # the largest tensor's: two fp32 temporaries
         lighter = kind | {"quant": "nf4", "group_size": 0}
         packed = weights(sketch(config, **lighter)) if kind["quant"] == "none" else held["weights"]
         return _Standing(held, counts, alike(base), states, update, lighter=held["weights"] - packed)
@@ -240,7 +256,9 @@ def memory() -> tuple[int, str, int]:
     if not facts.exists():  # not Linux: all that is built in
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), "cpu", now
     free = next(
-        int(line.split()[1]) * 1024 for line in facts.read_text().splitlines() if line.startswith("MemAvailable")
+        int(line.split()[1]) * 1024
+        for line in facts.read_text().splitlines()
+        if line.startswith("MemAvailable")
     )
     limit, used = group / "memory.max", group / "memory.current"
     if limit.exists() and used.exists() and limit.read_text().strip() != "max":
@@ -297,11 +315,17 @@ def _levers(draft: Plan, shape: Shape, methods: Sequence[Method], saved: dict[st
     rank = next((method.r for method in methods if hasattr(method, "r")), 0)
     packed = saved["nf4"] if all(method.quantisable for method in methods) else 0
     found = [
-        Lever(f"train.micro_batch_size={half}", saved["row"] * (shape.rows - half) if half else 0, "same steps"),
         Lever(
-            "train.optimizer=paged_adamw_8bit", states - min(states, shape.budget), "states off the device, in bytes"
+            f"train.micro_batch_size={half}", saved["row"] * (shape.rows - half) if half else 0, "same steps"
         ),
-        Lever("train.gradient_checkpointing=true", saved["checkpointing"], "same steps, about a third more time"),
+        Lever(
+            "train.optimizer=paged_adamw_8bit",
+            states - min(states, shape.budget),
+            "states off the device, in bytes",
+        ),
+        Lever(
+            "train.gradient_checkpointing=true", saved["checkpointing"], "same steps, about a third more time"
+        ),
         Lever("quant=nf4", packed, "4-bit base, merging becomes lossy"),
         Lever(f"data.max_length={shape.length // 2}", saved["row"] * shape.rows // 2, "longer rows are cut"),
         Lever(f"method.r={rank // 2}", trained // 2 if rank > 1 else 0, "fewer trained parameters"),

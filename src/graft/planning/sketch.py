@@ -29,8 +29,17 @@ from graft.objectives.lm import CHUNK
 from graft.quant import QuantLinear, Scheme
 from graft.quant.replace import matrix, packable
 
-DEPTH = ("num_hidden_layers", "num_layers", "n_layer", "num_decoder_layers", "encoder_layers", "decoder_layers")
-HEAP = 32 << 20  # glibc gives larger blocks back at once; smaller ones leave holes that the next step does not fill
+DEPTH = (
+    "num_hidden_layers",
+    "num_layers",
+    "n_layer",
+    "num_decoder_layers",
+    "encoder_layers",
+    "decoder_layers",
+)
+HEAP = (
+    32 << 20
+)  # glibc gives larger blocks back at once; smaller ones leave holes that the next step does not fill
 
 
 class Sketch(Base):
@@ -177,13 +186,23 @@ def shallow(config: Any, blocks: int) -> Any:
     values = config.to_dict()
     depth = max(values.get(key) or 0 for key in DEPTH)
     cut = {key: blocks for key in DEPTH if isinstance(values.get(key), int)}
-    cut |= {key: value[:blocks] for key, value in values.items() if isinstance(value, list) and len(value) == depth}
+    cut |= {
+        key: value[:blocks]
+        for key, value in values.items()
+        if isinstance(value, list) and len(value) == depth
+    }
     return type(config)(
-        **{key: value for key, value in (values | cut).items() if key not in ("model_type", "transformers_version")}
+        **{
+            key: value
+            for key, value in (values | cut).items()
+            if key not in ("model_type", "transformers_version")
+        }
     )
 
 
-def _run(config: Any, methods: Sequence[Method], step: Step, training: bool, kind: dict[str, Any]) -> tuple[int, int]:
+def _run(
+    config: Any, methods: Sequence[Method], step: Step, training: bool, kind: dict[str, Any]
+) -> tuple[int, int]:
     with unreal():
         base = sketch(config, **kind)
         adapter = base.attach("plan", methods)

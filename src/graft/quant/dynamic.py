@@ -52,7 +52,9 @@ def dequantise_state(
     book, flat, target = SIGNED if signed else UNSIGNED, codes.view(-1), out.view(-1)
     whole = flat.numel() // block * block
     if whole:
-        dequantise(flat[:whole].view(-1, block), absmax[: whole // block, None], book, target[:whole].view(-1, block))
+        dequantise(
+            flat[:whole].view(-1, block), absmax[: whole // block, None], book, target[:whole].view(-1, block)
+        )
     if whole < flat.numel():
         dequantise(flat[whole:].view(1, -1), absmax[-1:, None], book, target[whole:].view(1, -1))
     return out

@@ -93,7 +93,9 @@ def quantise_calibrated(
     named = blocks(model)
     if not (scheme.grouped and batches and named):
         given = f"{len(batches)} calibration rows for {scheme.name} and {len(named)} blocks of {type(model).__name__}"
-        raise UsageError(given, f"rows, one of {', '.join(GROUPED)}, a transformer", "use int4 and give some rows")
+        raise UsageError(
+            given, f"rows, one of {', '.join(GROUPED)}, a transformer", "use int4 and give some rows"
+        )
     calls = _recorded(model, list(named), batches)
     states: list[Tensor] = []
     for done, (name, linears) in enumerate(named.items(), 1):
@@ -124,7 +126,9 @@ def _recorded(model: nn.Module, names: Sequence[str], batches: Sequence[Batch]) 
     """The calls of every block, one per batch. Masks and positions are the same tensors in all of them."""
     calls: dict[str, list[_Call]] = {name: [] for name in names}
 
-    def record(name: str, keep: bool, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def record(
+        name: str, keep: bool, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
         others = dict(kwargs)
         x, *rest = args or (others.pop("hidden_states"),)
         calls[name].append(_Call(x if keep else None, rest, others))
@@ -185,6 +189,8 @@ class _Hessians:
             U = factor(self.sums.pop(owner)) if owner in self.sums else None
             for name, module in self.linears:
                 if self.owner.get(name, name) == owner:
-                    packed = replace(model, name, module, scheme, quantise=partial(choose, scheme=scheme, U=U))
+                    packed = replace(
+                        model, name, module, scheme, quantise=partial(choose, scheme=scheme, U=U)
+                    )
                     bad += [] if packed else [f"{name}.weight"]
         return bad

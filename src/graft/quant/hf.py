@@ -83,7 +83,12 @@ class _QuantiseOnArrival(ConversionOps):
         self.quantizer = quantizer
 
     def convert(
-        self, input_dict: dict[str, Any], *_: Any, model: nn.Module, missing_keys: set[str] | None = None, **__: Any
+        self,
+        input_dict: dict[str, Any],
+        *_: Any,
+        model: nn.Module,
+        missing_keys: set[str] | None = None,
+        **__: Any,
     ) -> dict[str, Tensor]:
         arrived = {}
         for key, value in input_dict.items():
@@ -160,7 +165,9 @@ class GraftQuantizer(HfQuantizer):
         config, layers = self.quantization_config, outline(model)
         usual = {"block": config.block, "double": config.double}
         by_rule = {name for name, _ in packable(model) if not _ends(name, config.skip)}
-        config.modules = None if set(layers) == by_rule and all(v == usual for v in layers.values()) else layers
+        config.modules = (
+            None if set(layers) == by_rule and all(v == usual for v in layers.values()) else layers
+        )
         return None, {}
 
     def _dequantize(self, model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:

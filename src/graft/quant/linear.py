@@ -86,12 +86,18 @@ class QuantLinear(nn.Module):
         self.in_features, self.out_features = in_features, out_features
         self.scheme, self.dtype, self.transposed = scheme, dtype, False
         for name, (shape, kind) in scheme.shapes(out_features, in_features).items():
-            setattr(self, name, nn.Parameter(torch.empty(shape, dtype=kind, device=device), requires_grad=False))
+            setattr(
+                self, name, nn.Parameter(torch.empty(shape, dtype=kind, device=device), requires_grad=False)
+            )
         self.register_parameter("bias", bias)
 
     @classmethod
     def pack(
-        cls, weight: Tensor, scheme: Scheme, bias: nn.Parameter | None = None, quantise: Quantise | None = None
+        cls,
+        weight: Tensor,
+        scheme: Scheme,
+        bias: nn.Parameter | None = None,
+        quantise: Quantise | None = None,
     ) -> Self | None:
         """Quantise weight (out, in), by `quantise` or as the scheme does; None where it holds a NaN or an infinity."""
         tensors = (quantise or scheme.quantise)(weight)

@@ -43,7 +43,13 @@ def packable(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for name, module in model.named_modules():
         linear = is_linear(module) or isinstance(module, QuantLinear)
         in_block = _block(name, lists) is not None
-        if linear and in_block and module is not head and name not in tied_stems and not fp32 & set(name.split(".")):
+        if (
+            linear
+            and in_block
+            and module is not head
+            and name not in tied_stems
+            and not fp32 & set(name.split("."))
+        ):
             yield name, module
 
 
@@ -64,10 +70,14 @@ def _lists(model: nn.Module) -> set[str]:
 def _block(name: str, lists: set[str]) -> str | None:
     """The entry of the outermost list that a module lies in."""
     parts = name.split(".")
-    return next((".".join(parts[: d + 1]) for d in range(1, len(parts)) if ".".join(parts[:d]) in lists), None)
+    return next(
+        (".".join(parts[: d + 1]) for d in range(1, len(parts)) if ".".join(parts[:d]) in lists), None
+    )
 
 
-def quantise_model(model: nn.Module, scheme: str | Scheme, *, block: int = 0, double: bool = True) -> nn.Module:
+def quantise_model(
+    model: nn.Module, scheme: str | Scheme, *, block: int = 0, double: bool = True
+) -> nn.Module:
     """Pack the linears of the blocks in place, one after the other; returns the model.
 
     Raises ModelError, naming the tensor, where a weight holds a NaN or an infinity.
@@ -109,7 +119,9 @@ def unpacked(layer: QuantLinear, weight: torch.Tensor | None = None) -> nn.Modul
     """
     weight = layer.weight if weight is None else weight
     if layer.transposed:
-        from transformers.pytorch_utils import Conv1D  # late: training states use this package without transformers
+        from transformers.pytorch_utils import (
+            Conv1D,
+        )  # late: training states use this package without transformers
 
         plain, weight = Conv1D(0, 0), weight.T.contiguous()
         plain.nf, plain.nx = layer.out_features, layer.in_features

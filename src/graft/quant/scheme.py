@@ -34,14 +34,20 @@ class Scheme:
         if self.name not in NAMES:
             known = ", ".join(NAMES)
             raise UsageError(
-                f"quant={self.name!r}", f"one of {known}", f"did you mean {nearest(self.name, NAMES, 1)[0]!r}?"
+                f"quant={self.name!r}",
+                f"one of {known}",
+                f"did you mean {nearest(self.name, NAMES, 1)[0]!r}?",
             )
         if self.block == 0:
             object.__setattr__(self, "block", 32 if self.grouped else 64)
         if self.block < 2 or self.block % 2:
-            raise UsageError(f"a block of {self.block} weights", "an even number, usual are 32 to 4096", "use 64")
+            raise UsageError(
+                f"a block of {self.block} weights", "an even number, usual are 32 to 4096", "use 64"
+            )
         if self.codebook is None:
-            object.__setattr__(self, "double", False)  # one fp32 per row, or two halves per group: nothing to save on
+            object.__setattr__(
+                self, "double", False
+            )  # one fp32 per row, or two halves per group: nothing to save on
 
     @property
     def grouped(self) -> bool:
@@ -70,7 +76,10 @@ class Scheme:
             codes = ((out_features, row_bytes(in_features, GROUPED[self.name])), torch.uint8)
             return {"codes": codes, "scale": halves, "minimum": halves}
         if self.codebook is None:
-            return {"codes": ((out_features, in_features), torch.int8), "absmax": ((out_features, 1), torch.float32)}
+            return {
+                "codes": ((out_features, in_features), torch.int8),
+                "absmax": ((out_features, 1), torch.float32),
+            }
         tensors = {"codes": ((out_features, -(-in_features // 2)), torch.uint8)}
         if not self.double:
             return tensors | {"absmax": ((out_features, blocks), torch.float32)}
@@ -88,13 +97,20 @@ class Scheme:
         if self.codebook is None:
             codes, absmax = int8.quantise(weight)
         else:
-            codes, absmax = kernels.find("quantise_4bit", weight.device.type)(weight, self.codebook, self.block)
+            codes, absmax = kernels.find("quantise_4bit", weight.device.type)(
+                weight, self.codebook, self.block
+            )
         if not torch.isfinite(absmax).all():
             return None
         if not self.double:
             return {"codes": codes, "absmax": absmax}
         small, nested = double.compress(absmax)
-        return {"codes": codes, "absmax": small, "nested_absmax": nested.absmax, "nested_offset": nested.offset}
+        return {
+            "codes": codes,
+            "absmax": small,
+            "nested_absmax": nested.absmax,
+            "nested_offset": nested.offset,
+        }
 
     def _groups(self, weight: Tensor) -> dict[str, Tensor] | None:
         quantise = kernels.find("quantise_groups", weight.device.type)

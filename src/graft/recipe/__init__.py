@@ -20,7 +20,9 @@ __all__ = ["Data", "Evaluate", "Fresh", "NewTokenizer", "Recipe", "Train", "expl
 
 
 def read(
-    source: str | Path | dict[str, Any] | Recipe, overrides: Iterable[str] = (), notices: list[str] | None = None
+    source: str | Path | dict[str, Any] | Recipe,
+    overrides: Iterable[str] = (),
+    notices: list[str] | None = None,
 ) -> Recipe:
     """A recipe from a YAML file, a run's folder, a dict of settings or a Recipe, changed by `key=value` words.
 
@@ -45,7 +47,9 @@ def read(
     raw, problems = canonical(raw, overrides, heard)
     problems |= resolved(raw, heard)
     if raw.get("stage") == "classify" and isinstance(raw.setdefault("evaluate", {}), dict):
-        raw["evaluate"].setdefault("metrics", ["accuracy", "precision", "recall", "f1"])  # a class has no perplexity
+        raw["evaluate"].setdefault(
+            "metrics", ["accuracy", "precision", "recall", "f1"]
+        )  # a class has no perplexity
     try:
         recipe = Recipe.model_validate(raw)
         problems |= _contradictions(recipe)
@@ -95,9 +99,13 @@ def _contradictions(recipe: Recipe) -> dict[str, str]:
     """Pairs of settings that cannot both be meant."""
     train, found = recipe.train, {}
     if recipe.objective != "causal" and recipe.stage != "pretrain":
-        found["objective"] = f"= {recipe.objective} belongs to stage: pretrain, and the stage is {recipe.stage}"
+        found["objective"] = (
+            f"= {recipe.objective} belongs to stage: pretrain, and the stage is {recipe.stage}"
+        )
     if recipe.fresh and recipe.quant != "none":
-        found["quant"] = f"= {recipe.quant} stores pretrained weights; a fresh model is trained whole, with quant: none"
+        found["quant"] = (
+            f"= {recipe.quant} stores pretrained weights; a fresh model is trained whole, with quant: none"
+        )
     if recipe.group_size and recipe.quant in ("none", "int8"):
         found["group_size"] = f"= {recipe.group_size} has no effect with quant = {recipe.quant}; choose int4"
     if recipe.fresh and [method["name"] for method in recipe.methods] != ["full"]:

@@ -57,7 +57,9 @@ def refused(methods: list[Settings], quant: str) -> dict[str, str]:
     """Problems of methods that do not work on packed weights, or not together."""
     found = {}
     known = cards()
-    inside = [method for method in methods if known[method["name"]].declared.get("kinds") != ("final",)]  # no head
+    inside = [
+        method for method in methods if known[method["name"]].declared.get("kinds") != ("final",)
+    ]  # no head
     for method in methods:
         declared = known[method["name"]].declared
         if quant != "none" and declared.get("quantisable", True) is not True:
@@ -103,7 +105,9 @@ def _checked(entry: Settings, prefix: str) -> tuple[Settings, dict[str, str]]:
     try:
         _model(card).model_validate(given)
     except ValidationError as error:
-        return entry, dict(_problem(card, prefix, detail) for detail in reversed(error.errors(include_url=False)))
+        return entry, dict(
+            _problem(card, prefix, detail) for detail in reversed(error.errors(include_url=False))
+        )
     if (lr := given.get("lr")) is not None and lr <= 0:
         return entry, {f"{prefix}.lr": f"= {lr!r} is not above 0 ({card.settings['lr'].help})"}
     filled = {
@@ -112,7 +116,9 @@ def _checked(entry: Settings, prefix: str) -> tuple[Settings, dict[str, str]]:
         if not (s.default is REQUIRED or isinstance(s.default, Source))
     }
     # Lists, as YAML has them, so that a recipe that is written and read again is equal.
-    filled = {key: list(value) if isinstance(value, tuple) else value for key, value in (filled | given).items()}
+    filled = {
+        key: list(value) if isinstance(value, tuple) else value for key, value in (filled | given).items()
+    }
     return {"name": card.name} | filled, {}
 
 
@@ -125,7 +131,9 @@ def _model(card: Card) -> type[BaseModel]:
         except (NameError, TypeError):
             kind = Any
         fields[name] = (kind, ... if setting.default is REQUIRED else None)
-    config = ConfigDict(extra="forbid", allow_inf_nan=False, protected_namespaces=(), arbitrary_types_allowed=True)
+    config = ConfigDict(
+        extra="forbid", allow_inf_nan=False, protected_namespaces=(), arbitrary_types_allowed=True
+    )
     return create_model(card.cls, __config__=config, **fields)
 
 

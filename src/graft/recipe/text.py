@@ -50,13 +50,17 @@ def read_text(path: Path) -> RecipeText:
         ) from error
     if not isinstance(settings, dict):
         raise UsageError(
-            f"{path} holds {type(settings).__name__}, not settings", "`key: value` lines", "see recipes/ for examples"
+            f"{path} holds {type(settings).__name__}, not settings",
+            "`key: value` lines",
+            "see recipes/ for examples",
         )
     lines: dict[str, int] = {}
     for key, line in _walk(node, "", set()) if node is not None else ():
         if key in lines:
             raise UsageError(
-                f"{path}:{line} sets {key} again", f"one value ({key} is also on line {lines[key]})", "remove one"
+                f"{path}:{line} sets {key} again",
+                f"one value ({key} is also on line {lines[key]})",
+                "remove one",
             )
         lines[key] = line
     return RecipeText(settings, lines)
@@ -73,7 +77,9 @@ def emit(settings: dict[str, Any], help: dict[str, str]) -> str:
     for key, inner in settings.items():
         if isinstance(inner, dict) and any(known.startswith(f"{key}.") for known in help):
             lines.append(f"{key}:")
-            lines += [_line(f"  {name}", entry, help.get(f"{key}.{name}", "")) for name, entry in inner.items()]
+            lines += [
+                _line(f"  {name}", entry, help.get(f"{key}.{name}", "")) for name, entry in inner.items()
+            ]
         else:
             lines.append(_line(key, inner, help.get(key, "")))
     return "\n".join(lines) + "\n"
@@ -90,7 +96,9 @@ def _text(entry: Any) -> str:
         return "{" + ", ".join(f"{_text(key)}: {_text(inner)}" for key, inner in entry.items()) + "}"
     if isinstance(entry, list | tuple):
         return "[" + ", ".join(map(_text, entry)) + "]"
-    if isinstance(entry, str) and not (re.fullmatch(r"[A-Za-z/][\w./-]*", entry, re.ASCII) and value(entry) == entry):
+    if isinstance(entry, str) and not (
+        re.fullmatch(r"[A-Za-z/][\w./-]*", entry, re.ASCII) and value(entry) == entry
+    ):
         return yaml.safe_dump(entry, default_style='"', width=10**9).strip()
     return yaml.safe_dump(entry, width=10**9).removesuffix("\n").removesuffix("\n...")
 

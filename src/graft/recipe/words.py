@@ -124,7 +124,11 @@ def _renamed(raw: Settings, problems: dict[str, str], notices: list[str]) -> Set
         known = _VALUES.get(word) or _VALUES.get(key, {})
         setting = known.get(given, given) if isinstance(given, str | bool) else given
         counted_apart = word == "gradient_accumulation_steps"
-        if counted_apart or setting is _NOTHING or (word == "load_in_4bit" and "bnb_4bit_quant_type" in words):
+        if (
+            counted_apart
+            or setting is _NOTHING
+            or (word == "load_in_4bit" and "bnb_4bit_quant_type" in words)
+        ):
             continue
         _set_once(result, key, setting, written, problems)
         notices.append(f"{written} is {key} here")
@@ -144,7 +148,9 @@ def _accumulate(
     """batch_size from rows per forward and the number of forwards, as other trainers count."""
     words = {word: given for _, word, given in renames}
     train = result.get("train", {})
-    if not words.keys() & {"gradient_accumulation_steps", "per_device_train_batch_size"} or not isinstance(train, dict):
+    if not words.keys() & {"gradient_accumulation_steps", "per_device_train_batch_size"} or not isinstance(
+        train, dict
+    ):
         return
     rows, times = train.get("micro_batch_size", 2), words.get("gradient_accumulation_steps", 1)
     if type(rows) is not int or type(times) is not int or times < 1:

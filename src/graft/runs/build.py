@@ -31,7 +31,9 @@ def load_base(recipe: Recipe, quant: str | None = None) -> Base:
     if isinstance(recipe.model, str):
         stored = {"quant": quant or recipe.quant, "group_size": recipe.group_size, "dtype": recipe.dtype}
         base = load(recipe.model, **stored, task=task)
-        if recipe.stage == "classify" and base.family == "masked" and not words:  # its word head is of no use then
+        if (
+            recipe.stage == "classify" and base.family == "masked" and not words
+        ):  # its word head is of no use then
             base = load(recipe.model, **stored, task="encoder")
         return base
     wanted, folder = recipe.model.tokenizer, Path(recipe.output) / "tokenizer"
@@ -57,7 +59,11 @@ def asks_by_template(data: Data, stage: str) -> bool:
     """Whether rows are conversations, asked through the chat template, or plain prompts and texts."""
     if stage != "sft" or data.template is not None:
         return stage == "sft"
-    rows = (recognise(r, stage, data.format, data.columns) for r in records(data.train) if not isinstance(r, Reject))
+    rows = (
+        recognise(r, stage, data.format, data.columns)
+        for r in records(data.train)
+        if not isinstance(r, Reject)
+    )
     return any(row.kind == "chat" for row in islice((row for row in rows if isinstance(row, Row)), 1))
 
 

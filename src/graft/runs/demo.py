@@ -49,7 +49,9 @@ def recipe(folder: str | Path) -> Recipe:
 def held_out() -> tuple[list[Product], list[str]]:
     """The products that are asked about, those of the embedded test rows, and the generator's descriptions of them."""
     _, _, seed, split = DATASETS["descriptions-held-out"]
-    return list(islice(products(split, seed), ASKED)), [row["completion"] for row in sft_rows(ASKED, seed, split)]
+    return list(islice(products(split, seed), ASKED)), [
+        row["completion"] for row in sft_rows(ASKED, seed, split)
+    ]
 
 
 def answers(base: Base, adapter: str | None, items: Sequence[Product]) -> list[str]:
@@ -76,8 +78,14 @@ def shortfalls(before: Scores, after: Scores, chance: float) -> list[str]:
     demands = (
         (after.coverage >= COVERED, f"coverage is {after.coverage:.2f}, and {COVERED:.2f} is asked for"),
         (gain >= GAINED, f"coverage rose by {gain:.2f}, and {GAINED:.2f} is asked for"),
-        (after.others <= limit, f"coverage of other products is {after.others:.2f}, and {limit:.2f} is allowed"),
-        (after.verbatim < VERBATIM, f"{after.verbatim:.0%} repeat the list, and fewer than {VERBATIM:.0%} may"),
+        (
+            after.others <= limit,
+            f"coverage of other products is {after.others:.2f}, and {limit:.2f} is allowed",
+        ),
+        (
+            after.verbatim < VERBATIM,
+            f"{after.verbatim:.0%} repeat the list, and fewer than {VERBATIM:.0%} may",
+        ),
     )
     return [reason for held, reason in demands if not held]
 

@@ -23,7 +23,17 @@ from graft.objectives.lm import language_modelling
 from graft.planning.plan import memory
 from graft.quant import Scheme, quantise_model
 
-LIBRARIES = ("graftlm", "torch", "transformers", "safetensors", "tokenizers", "pydantic", "typer", "rich", "filelock")
+LIBRARIES = (
+    "graftlm",
+    "torch",
+    "transformers",
+    "safetensors",
+    "tokenizers",
+    "pydantic",
+    "typer",
+    "rich",
+    "filelock",
+)
 EXTRAS = {"pyarrow": "Parquet data", "datasets": "data from the hub"}
 TINY = {
     "model_type": "llama",
@@ -64,7 +74,9 @@ def _facts() -> dict[str, str]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     own = [name for name, plain in REFERENCE.items() if kernel(name, device) is not plain]
     rest = len(REFERENCE) - len(own)
-    return facts | {"kernels": f"{', '.join(own) or 'none of our own'}; torch's reference for the other {rest}"}
+    return facts | {
+        "kernels": f"{', '.join(own) or 'none of our own'}; torch's reference for the other {rest}"
+    }
 
 
 def _version(name: str) -> str | None:
@@ -92,7 +104,9 @@ def _base(quant: str | None = None) -> tuple[Base, dict[str, Any]]:
         with torch.no_grad():
             for p in adapter.parameters():
                 p.copy_(torch.randn(p.shape, generator=generator) * 0.1)
-    ids = torch.randint(0, 64, (2, 8), generator=torch.Generator().manual_seed(0), device="cpu").to(base.device)
+    ids = torch.randint(0, 64, (2, 8), generator=torch.Generator().manual_seed(0), device="cpu").to(
+        base.device
+    )
     return base, {"ids": ids}
 
 

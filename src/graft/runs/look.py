@@ -20,7 +20,9 @@ def look(recipe: Recipe, rows: int) -> DataReport:
         else tokenizer_in(Path(recipe.output) / "tokenizer")
     )
     data = seedling.located(recipe.data)
-    prepared = prepare(data, tokenizer, stage=recipe.stage, objective=recipe.objective, seed=recipe.train.seed)
+    prepared = prepare(
+        data, tokenizer, stage=recipe.stage, objective=recipe.objective, seed=recipe.train.seed
+    )
     prepared.report.samples = [
         sample(prepared.train[i], tokenizer, prepared.labels) for i in range(min(rows, len(prepared.train)))
     ]

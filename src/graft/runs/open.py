@@ -59,7 +59,9 @@ def open_model(name: str, adapters: Sequence[str] = (), quant: str | None = None
         config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         base = config.get("base_model_name_or_path")
         if not base:
-            raise UsageError(f"{name} names no base", "an adapter that does", f"give the base, and --adapter {name}")
+            raise UsageError(
+                f"{name} names no base", "an adapter that does", f"give the base, and --adapter {name}"
+            )
         opened = Opened(load(str(base), quant=quant))
         adapters = [*adapters, name]
     else:
@@ -84,11 +86,15 @@ def _label(folder: Path) -> str:
 def _open_run(folder: Path, quant: str | None) -> Opened:
     recipe = read(folder)
     if not (folder / "adapter" / "adapter_config.json").exists():
-        raise UsageError(f"{folder} has no adapter yet", "a run that has finished", f"go on with: graft train {folder}")
+        raise UsageError(
+            f"{folder} has no adapter yet", "a run that has finished", f"go on with: graft train {folder}"
+        )
     report = json.loads((folder / "data_report.json").read_text(encoding="utf-8"))
     by_template = bool(report.get("asks_by_template"))
     if recipe.fresh:
-        return Opened(load(folder / "model", quant=quant, dtype=recipe.dtype), None, recipe, folder, by_template)
+        return Opened(
+            load(folder / "model", quant=quant, dtype=recipe.dtype), None, recipe, folder, by_template
+        )
     base = load_base(recipe, quant)
     base.load_adapter(folder / "adapter", folder.resolve().name)
     if (folder / "adapter" / "tokenizer_config.json").exists():

@@ -27,7 +27,9 @@ def report(folder: Path) -> str:
         "Gradient norm": _curves(metrics, ("grad_norm",)),
         "Tokens per second": _curves(timing, ("tokens_per_s",)),
     }
-    sections = [_chart(index, title, traces) for index, (title, traces) in enumerate(charts.items()) if traces]
+    sections = [
+        _chart(index, title, traces) for index, (title, traces) in enumerate(charts.items()) if traces
+    ]
     facts = _json(folder / "evaluation.json")
     if facts:
         sections.insert(0, _section("Before and after", _scores(facts["columns"])))
@@ -35,7 +37,9 @@ def report(folder: Path) -> str:
             [
                 _section(
                     "Answers",
-                    _table([[_plain(text[k]) for k in text] for text in facts["texts"]], [*facts["texts"][0]]),
+                    _table(
+                        [[_plain(text[k]) for k in text] for text in facts["texts"]], [*facts["texts"][0]]
+                    ),
                 )
             ]
             if facts["texts"]
@@ -56,7 +60,9 @@ def report(folder: Path) -> str:
 def _texts(folder: Path) -> list[tuple[str, str]]:
     named = {"Samples": "samples.md", "Settings": "recipe.yaml"}
     return [
-        (title, path.read_text(encoding="utf-8")) for title, name in named.items() if (path := folder / name).exists()
+        (title, path.read_text(encoding="utf-8"))
+        for title, name in named.items()
+        if (path := folder / name).exists()
     ]
 
 
@@ -79,7 +85,11 @@ def _curves(records: Sequence[dict[str, Any]], names: Sequence[str]) -> list[dic
 
 
 def _chart(index: int, title: str, traces: list[dict[str, Any]]) -> str:
-    layout = {"margin": {"t": 10, "r": 10}, "xaxis": {"title": {"text": "step"}}, "showlegend": len(traces) > 1}
+    layout = {
+        "margin": {"t": 10, "r": 10},
+        "xaxis": {"title": {"text": "step"}},
+        "showlegend": len(traces) > 1,
+    }
     # "</" would end the script element wherever it stands.
     call = f"Plotly.newPlot('chart{index}',{json.dumps(traces)},{json.dumps(layout)},{{responsive:true}})".replace(
         "</", "<\\/"
@@ -115,4 +125,8 @@ def _json(path: Path) -> Any:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line] if path.exists() else []
+    return (
+        [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+        if path.exists()
+        else []
+    )

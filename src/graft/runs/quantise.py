@@ -49,4 +49,6 @@ def _calibration(base: Base, recipe: Recipe) -> list[dict[str, Any]]:
     rows = prepare(seedling.located(few), base.tokenizer, **kind).train
     own = {} if base.family == "masked" else {"use_cache": False}
     batches = feed(base, recipe, rows, 1, 1)
-    return [batches.step(0, index)[0].to(base.device).inputs | own for index in range(batches.steps_per_epoch)]
+    return [
+        batches.step(0, index)[0].to(base.device).inputs | own for index in range(batches.steps_per_epoch)
+    ]

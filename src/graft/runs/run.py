@@ -33,7 +33,14 @@ from graft.training.lock import locked
 
 # Settings that may differ between two starts of one run: they change speed, memory or what is written, never the steps.
 FREE = (
-    *("output", "evaluate", "data.test", "train.micro_batch_size", "train.gradient_checkpointing", "train.compile"),
+    *(
+        "output",
+        "evaluate",
+        "data.test",
+        "train.micro_batch_size",
+        "train.gradient_checkpointing",
+        "train.compile",
+    ),
     *(
         "train.paged_budget_mb",
         "train.save_every",
@@ -79,7 +86,9 @@ class RunResult:
 
 
 def run(
-    recipe: str | Path | dict[str, Any] | Recipe, overrides: Iterable[str] = (), observer: RunObserver | None = None
+    recipe: str | Path | dict[str, Any] | Recipe,
+    overrides: Iterable[str] = (),
+    observer: RunObserver | None = None,
 ) -> RunResult:
     """Carry out a recipe, from the beginning or from where its output folder stands.
 
@@ -146,7 +155,12 @@ def _train(base: Base, name: str, recipe: Recipe, observer: RunObserver) -> RunR
     folder, settings, seed = Path(recipe.output), seedling.located(recipe.data), recipe.train.seed
     _suited(base, recipe)
     prepared = prepare(
-        settings, base.tokenizer, stage=recipe.stage, objective=recipe.objective, family=base.family, seed=seed
+        settings,
+        base.tokenizer,
+        stage=recipe.stage,
+        objective=recipe.objective,
+        family=base.family,
+        seed=seed,
     )
     if prepared.template is not None:
         base.tokenizer.chat_template = prepared.template
@@ -169,7 +183,9 @@ def _write(folder: Path, recipe: Recipe, prepared: Prepared, asks: bool) -> None
     """What is known before the first step."""
     folder.mkdir(parents=True, exist_ok=True)
     storage.replace(folder / "recipe.yaml", recipe.yaml().encode())
-    storage.replace(folder / "data_report.json", storage.encode(prepared.report.json() | {"asks_by_template": asks}))
+    storage.replace(
+        folder / "data_report.json", storage.encode(prepared.report.json() | {"asks_by_template": asks})
+    )
     if prepared.report.rejects:
         prepared.report.write_rejects(folder / "rejected.jsonl")
 
@@ -193,8 +209,13 @@ def _task(opened: Opened, prepared: Prepared) -> Task:
         return [f"{prompt}\n\n{answer}" for prompt, answer in zip(prompts, answers, strict=True)]
 
     rows = hashlib.sha256(prepared.train.ids).hexdigest()
-    identity = _identity(recipe) | {"fingerprint of the base": base.fingerprint(), "fingerprint of the rows": rows}
-    return Task(batches, BY_STAGE[recipe.stage], evaluate if held else None, sample if prompts else None, identity)
+    identity = _identity(recipe) | {
+        "fingerprint of the base": base.fingerprint(),
+        "fingerprint of the rows": rows,
+    }
+    return Task(
+        batches, BY_STAGE[recipe.stage], evaluate if held else None, sample if prompts else None, identity
+    )
 
 
 def _method_name(method: Any) -> str:
@@ -220,7 +241,9 @@ def _fit_head(adapter: Any, prepared: Prepared) -> None:
         raise UsageError(
             f"{head.name()} for rows with one {'tag per word' if tagged else 'label per text'}",
             "a task head with pool='none' for tagged words, another pool for texts",
-            "leave pool out of the recipe, or attach TaskHead(pool='none')" if tagged else "choose another pool",
+            "leave pool out of the recipe, or attach TaskHead(pool='none')"
+            if tagged
+            else "choose another pool",
         )
     named = replace(head, labels=tuple(labels))
     adapter.methods = tuple(named if method is head else method for method in adapter.methods)
@@ -245,7 +268,9 @@ def _tell(observer: RunObserver, opened: Opened, prepared: Prepared) -> None:
     stored = recipe.dtype if recipe.quant == "none" else recipe.quant
     observer.note("base", f"{base.name}   {whole:,} parameters   {stored}")
     names, places = " + ".join(map(_method_name, adapter.methods)), len(adapter.inserts)
-    observer.note("adapter", f"{names} on {places} sites   {trained:,} trained ({100 * trained / whole:.2g} %)")
+    observer.note(
+        "adapter", f"{names} on {places} sites   {trained:,} trained ({100 * trained / whole:.2g} %)"
+    )
     for text in adapter.notices():
         observer.note("note", text)
     why = base.unpackable(recipe.data.max_length)
@@ -262,7 +287,10 @@ def _finish(opened: Opened, observer: RunObserver) -> RunResult:
     if not (folder / "evaluation.json").exists():
         observer.note("eval", "scoring before and after on the rows held out")
         table = score(opened, recipe)
-        kept = {"columns": table.columns, "texts": table.texts[:SHOWN]}  # not sorted: the columns have an order
+        kept = {
+            "columns": table.columns,
+            "texts": table.texts[:SHOWN],
+        }  # not sorted: the columns have an order
         storage.replace(folder / "evaluation.json", json.dumps(kept, indent=1, ensure_ascii=False).encode())
     if recipe.fresh and not (folder / "model").exists():
         export(base, folder / "model", to="hf", adapter=opened.adapter)
@@ -272,7 +300,10 @@ def _finish(opened: Opened, observer: RunObserver) -> RunResult:
 
 def _result(folder: Path, recipe: Recipe) -> RunResult:
     """What a finished run's folder says."""
-    done, scores = storage.decode(folder / "finished.json"), storage.decode(folder / "evaluation.json")["columns"]
+    done, scores = (
+        storage.decode(folder / "finished.json"),
+        storage.decode(folder / "evaluation.json")["columns"],
+    )
     model = folder / "model" if recipe.fresh else None
     return RunResult(folder, folder / "adapter", done["steps"], done["loss"], done["tokens"], scores, model)
 
@@ -280,7 +311,9 @@ def _result(folder: Path, recipe: Recipe) -> RunResult:
 def _add_tokenizer(adapter: Path, tokenizer: Any) -> None:
     """Commit the adapter's folder once more, with tokenizer and chat template beside the two files."""
     kept = {
-        path.name: path.read_bytes() for path in adapter.iterdir() if path.is_file() and path.name != storage.MANIFEST
+        path.name: path.read_bytes()
+        for path in adapter.iterdir()
+        if path.is_file() and path.name != storage.MANIFEST
     }
 
     def fill(folder: Path) -> None:

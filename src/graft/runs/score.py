@@ -74,7 +74,9 @@ def judged_by(opened: Opened, stage: str | None, metrics: Sequence[str], limit: 
     if opened.recipe is not None:
         return read(opened.recipe, changes)
     objective = (
-        {"masked": "masked", "seq2seq": "span"}.get(opened.base.family, "causal") if stage == "pretrain" else "causal"
+        {"masked": "masked", "seq2seq": "span"}.get(opened.base.family, "causal")
+        if stage == "pretrain"
+        else "causal"
     )
     return read({"model": opened.base.name, "objective": objective}, changes)
 
@@ -90,7 +92,9 @@ def prompts_of(opened: Opened, limit: int) -> list[str]:
     """Prompts to compare by: the recipe's samples, else what its held-out rows ask."""
     recipe = opened.recipe
     if recipe is None:
-        raise UsageError("there are no prompts", "--prompt TEXT or --prompts FILE", "give some, or name a run first")
+        raise UsageError(
+            "there are no prompts", "--prompt TEXT or --prompts FILE", "give some, or name a run first"
+        )
     if recipe.train.samples:
         return recipe.train.samples[:limit]
     rows = held_rows(recipe)

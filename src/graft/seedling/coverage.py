@@ -39,7 +39,9 @@ def mean_coverage(texts: Sequence[str], items: Sequence[Product]) -> float:
 
 def against_others(texts: Sequence[str], items: Sequence[Product]) -> float:
     """Mean coverage over all pairs of text i and product j, i ≠ j. At least two of each."""
-    return fmean(coverage(text, other) for i, text in enumerate(texts) for j, other in enumerate(items) if i != j)
+    return fmean(
+        coverage(text, other) for i, text in enumerate(texts) for j, other in enumerate(items) if i != j
+    )
 
 
 def is_verbatim(text: str, item: Product) -> bool:

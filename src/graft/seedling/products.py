@@ -57,7 +57,9 @@ _CLOTHS = tuple(
 _SOLIDS = tuple(
     f"{treated} {solid}"
     for treated in _words("recycled, brushed, pressed, polished, reclaimed, painted, carved, forged")
-    for solid in _words("steel, oak, glass, bamboo, walnut, brass, cork, aluminium, ceramic, ash, maple, stone")
+    for solid in _words(
+        "steel, oak, glass, bamboo, walnut, brass, cork, aluminium, ceramic, ash, maple, stone"
+    )
 )
 
 GROUPS = {
@@ -65,35 +67,51 @@ GROUPS = {
         _words("desk lamp, floor lamp, lantern, reading light, night light, pendant light, torch"),
         (*_COMMON, "style"),
         _SOLIDS,
-        _words("touch dimmer, warm glow, swivel arm, folding stand, sleep timer, motion sensor, frosted shade"),
-        _words("late reading, small bedrooms, narrow hallways, study corners, garden evenings, bedside tables"),
+        _words(
+            "touch dimmer, warm glow, swivel arm, folding stand, sleep timer, motion sensor, frosted shade"
+        ),
+        _words(
+            "late reading, small bedrooms, narrow hallways, study corners, garden evenings, bedside tables"
+        ),
     ),
     "bag": Group(
         _words("backpack, tote bag, suitcase, shoulder bag, duffel bag, laptop sleeve, satchel, camera bag"),
         (*_COMMON, "style"),
         _CLOTHS,
-        _words("hidden pocket, padded straps, rain cover, laptop sleeve, lockable zip, bottle holder, chest strap"),
-        _words("weekend trips, daily commutes, school days, long flights, city walks, market mornings, short hikes"),
+        _words(
+            "hidden pocket, padded straps, rain cover, laptop sleeve, lockable zip, bottle holder, chest strap"
+        ),
+        _words(
+            "weekend trips, daily commutes, school days, long flights, city walks, market mornings, short hikes"
+        ),
     ),
     "kitchen": Group(
-        _words("kettle, teapot, frying pan, saucepan, coffee press, mixing bowl, blender, toaster, chopping board"),
+        _words(
+            "kettle, teapot, frying pan, saucepan, coffee press, mixing bowl, blender, toaster, chopping board"
+        ),
         (*_COMMON, "style"),
         _SOLIDS,
         _words("cool handle, glass lid, drip spout, fine filter, measuring marks, steam vent, heavy base"),
         _words("busy mornings, slow breakfasts, family dinners, small kitchens, baking days, camping stoves"),
     ),
     "furniture": Group(
-        _words("armchair, bookcase, side table, stool, bench, wardrobe, writing desk, coat rack, shoe cabinet"),
+        _words(
+            "armchair, bookcase, side table, stool, bench, wardrobe, writing desk, coat rack, shoe cabinet"
+        ),
         (*_COMMON, "style"),
         _SOLIDS,
-        _words("hidden drawer, rounded corners, soft cushion, adjustable feet, cable tray, folding top, quiet hinges"),
+        _words(
+            "hidden drawer, rounded corners, soft cushion, adjustable feet, cable tray, folding top, quiet hinges"
+        ),
         _words("small flats, home offices, children's rooms, reading corners, entrance halls, guest rooms"),
     ),
     "garment": Group(
         _words("jacket, raincoat, jumper, scarf, sun hat, shirt, apron, cardigan, winter coat"),
         (*_COMMON, "care", "style"),
         _CLOTHS,
-        _words("deep pockets, taped seams, hidden buttons, soft lining, high collar, reflective trim, elastic cuffs"),
+        _words(
+            "deep pockets, taped seams, hidden buttons, soft lining, high collar, reflective trim, elastic cuffs"
+        ),
         _words("windy beaches, autumn walks, cold offices, rainy commutes, summer evenings, mountain huts"),
     ),
     "device": Group(
@@ -101,21 +119,35 @@ GROUPS = {
         (*_COMMON, "style"),
         _SOLIDS,
         _words("touch controls, splash proof case, quiet motor, voice prompts, night mode, fast charging"),
-        _words("home offices, loud trains, beach days, bedside tables, video calls, long journeys, open windows"),
+        _words(
+            "home offices, loud trains, beach days, bedside tables, video calls, long journeys, open windows"
+        ),
     ),
     "outdoor": Group(
-        _words("tent, sleeping bag, hammock, camping stove, cool box, picnic blanket, folding chair, water bottle"),
+        _words(
+            "tent, sleeping bag, hammock, camping stove, cool box, picnic blanket, folding chair, water bottle"
+        ),
         (*_COMMON, "care", "style"),
         _CLOTHS,
-        _words("double seams, quick release, carry handle, wind guard, mesh window, repair kit, storage sack"),
-        _words("rocky camps, festival weekends, river banks, winter nights, long treks, family picnics, bike tours"),
+        _words(
+            "double seams, quick release, carry handle, wind guard, mesh window, repair kit, storage sack"
+        ),
+        _words(
+            "rocky camps, festival weekends, river banks, winter nights, long treks, family picnics, bike tours"
+        ),
     ),
     "desk": Group(
-        _words("notebook, fountain pen, pencil case, desk organiser, wall calendar, sketchbook, letter tray, ruler"),
+        _words(
+            "notebook, fountain pen, pencil case, desk organiser, wall calendar, sketchbook, letter tray, ruler"
+        ),
         (*_COMMON, "style"),
         _SOLIDS,
-        _words("lay flat binding, numbered pages, smooth clip, ink window, elastic band, back pocket, non slip feet"),
-        _words("travel notes, quick sketches, careful letters, busy desks, exam weeks, daily plans, long meetings"),
+        _words(
+            "lay flat binding, numbered pages, smooth clip, ink window, elastic band, back pocket, non slip feet"
+        ),
+        _words(
+            "travel notes, quick sketches, careful letters, busy desks, exam weeks, daily plans, long meetings"
+        ),
     ),
 }
 
@@ -172,7 +204,9 @@ def product(seed: int, index: int) -> Product:
 def products(split: str, seed: int) -> Iterator[Product]:
     """Products of one split without end, always the same for the same seed."""
     if split not in SPLITS:
-        raise UsageError(f"split={split!r} is no split of the products", " or ".join(SPLITS), "use one of the two")
+        raise UsageError(
+            f"split={split!r} is no split of the products", " or ".join(SPLITS), "use one of the two"
+        )
     index = 0
     while True:
         candidate = product(seed, index)

@@ -36,7 +36,10 @@ def documents(n: int, seed: int, split: str = "train") -> list[str]:
 def sft_rows(n: int, seed: int, split: str = "train") -> list[dict[str, str]]:
     """n rows {prompt, completion} of the task: an attribute list in, a description that states all of it out."""
     draw = random.Random(f"rows {seed} {split}")
-    return [{"prompt": prompt(item), "completion": describe(item, draw)} for item in islice(products(split, seed), n)]
+    return [
+        {"prompt": prompt(item), "completion": describe(item, draw)}
+        for item in islice(products(split, seed), n)
+    ]
 
 
 def attribute_list(item: Product) -> str:
@@ -101,7 +104,9 @@ class Style:
     def labels(self, item: Product, draw: random.Random) -> dict[str, str]:
         """What this shop calls each attribute of the product."""
         keys = [key for key, _ in item.attributes]
-        said = {key: draw.choice(PHRASES[key].labels) if self.spoken and key in PHRASES else key for key in keys}
+        said = {
+            key: draw.choice(PHRASES[key].labels) if self.spoken and key in PHRASES else key for key in keys
+        }
         return {key: label.capitalize() if self.capital else label for key, label in said.items()}
 
 
@@ -137,7 +142,9 @@ def _question(item: Product, pair: tuple[str, str], draw: random.Random) -> str:
 
 def _cards(draw: random.Random, source: Iterator[Product]) -> str:
     item = next(source)
-    few = draw.sample(item.attributes[2:], min(len(item.attributes) - 2, draw.choice((1, 1, 1, 2, 2, 3, 3, 4, 6))))
+    few = draw.sample(
+        item.attributes[2:], min(len(item.attributes) - 2, draw.choice((1, 1, 1, 2, 2, 3, 3, 4, 6)))
+    )
     card = Product((*item.attributes[:2], *few))
     text, form = _sheet(card, draw)[0], draw.random()
     if form < 0.3:

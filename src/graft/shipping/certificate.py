@@ -102,7 +102,11 @@ def said(facts: dict[str, Any]) -> str:
     parts = ["rounded"] if facts.get("rounded") else []
     survived = weights and weights["survived"]
     parts += [] if survived is None else [f"{survived:.1%} of the update is there"]
-    parts += [f"weights differ by {weights['max']:.2g} at most ({weights['mean']:.2g} on average)"] if weights else []
+    parts += (
+        [f"weights differ by {weights['max']:.2g} at most ({weights['mean']:.2g} on average)"]
+        if weights
+        else []
+    )
     parts += [f"logits by {logits['max']:.2g} ({logits['mean']:.2g})"]
     if ppl["written"] is not None:
         parts.append(f"perplexity {ppl['adapted']:.4g} -> {ppl['written']:.4g}")
@@ -145,14 +149,20 @@ def described(base: "Base") -> dict[str, Any]:
         "family": base.family,
         "dtype": next((word for word, dtype in DTYPES.items() if dtype == base.dtype), str(base.dtype)),
         "quant": base.quant,
-        "group": next((m.scheme.block for m in base.model.modules() if hasattr(m, "codes") and m.scheme.grouped), 0),
+        "group": next(
+            (m.scheme.block for m in base.model.modules() if hasattr(m, "codes") and m.scheme.grouped), 0
+        ),
         "tokenizer": base.tokenizer is not None,
     }
 
 
 def versions() -> dict[str, str]:
     """Of Graft, Python and what a file's bytes and numbers come from."""
-    return {"graft": graft.__version__, "python": platform.python_version(), **{name: version(name) for name in TOOLS}}
+    return {
+        "graft": graft.__version__,
+        "python": platform.python_version(),
+        **{name: version(name) for name in TOOLS},
+    }
 
 
 def files(folder: Path) -> dict[str, str]:

@@ -90,7 +90,9 @@ def export(
     The folder is read again and measured; certificate.json holds the result. The base is afterwards as it was before.
     """
     if to not in LAYOUTS:
-        raise UsageError(f"to={to!r}", f"one of {', '.join(LAYOUTS)}", f"did you mean {nearest(to, LAYOUTS, 1)[0]!r}?")
+        raise UsageError(
+            f"to={to!r}", f"one of {', '.join(LAYOUTS)}", f"did you mean {nearest(to, LAYOUTS, 1)[0]!r}?"
+        )
     check_into(base, into)
     if to == "gguf":
         gguf.check(base, type or gguf.usual_type(base))  # before the work
@@ -160,10 +162,14 @@ def _notes(base: "Base", names: Sequence[str], to: str, dequantised: Sequence[st
     ]
     if dequantised:
         count = len(dequantised)
-        notes.append(f"{count} packed layers were written from their dequantised values: {shown(dequantised)}")
+        notes.append(
+            f"{count} packed layers were written from their dequantised values: {shown(dequantised)}"
+        )
     if to in ROUNDED:
         notes.append(f"{to} has whole zero points: every packed layer was rounded anew")
-        exact = "so was what the minima of the groups would have held exactly (to='hf', into='packed'; to='gguf')"
+        exact = (
+            "so was what the minima of the groups would have held exactly (to='hf', into='packed'; to='gguf')"
+        )
         notes += [exact] if fits(base, names) else []
     return notes
 
@@ -197,9 +203,13 @@ def _one(base: "Base", name: str | None) -> str:
     if name is None:
         given = "no adapter is attached" if not known else f"{len(known)} adapters are attached"
         raise UsageError(
-            given, "the name of one", f"pass adapter= one of {', '.join(known)}" if known else "attach one first"
+            given,
+            "the name of one",
+            f"pass adapter= one of {', '.join(known)}" if known else "attach one first",
         )
     if name not in known:
         remedy = f"did you mean {nearest(name, known, 1)[0]!r}?" if known else "attach or load one first"
-        raise AdapterError(f"no adapter {name!r} on this base", f"one of {', '.join(known) or 'none yet'}", remedy)
+        raise AdapterError(
+            f"no adapter {name!r} on this base", f"one of {', '.join(known) or 'none yet'}", remedy
+        )
     return name

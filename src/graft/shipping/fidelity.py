@@ -45,7 +45,9 @@ class Tally:
     def add(self, name: str, before: torch.Tensor, ideal: torch.Tensor, written: torch.Tensor) -> None:
         """One tensor: W, W + D and what is there in the end; the same shape each. An untouched one is W twice."""
         self.count += ideal.numel()
-        if ideal is before and ideal.dtype == written.dtype and torch.equal(ideal, written):  # no copies in fp32
+        if (
+            ideal is before and ideal.dtype == written.dtype and torch.equal(ideal, written)
+        ):  # no copies in fp32
             return
         before, ideal, written = before.float(), ideal.float(), written.float()
         missed, change = written - ideal, ideal - before
@@ -54,8 +56,16 @@ class Tally:
         norm2 = float(change.square().sum())
         if norm2:
             inner, missed2 = float(((written - before) * change).sum()), float(missed.square().sum())
-            self.tensors[name] = {"kept": inner / norm2, "noise": (missed2 / norm2) ** 0.5, "norm": norm2**0.5}
-            self._inner, self._own, self._missed = self._inner + inner, self._own + norm2, self._missed + missed2
+            self.tensors[name] = {
+                "kept": inner / norm2,
+                "noise": (missed2 / norm2) ** 0.5,
+                "norm": norm2**0.5,
+            }
+            self._inner, self._own, self._missed = (
+                self._inner + inner,
+                self._own + norm2,
+                self._missed + missed2,
+            )
 
     @property
     def kept(self) -> float:
@@ -153,7 +163,9 @@ def judge_survival(name: str, report: dict[str, Any], dtype: torch.dtype, packed
         f"only {report['kept']:.0%} of what {name!r} changes survives the rounding to {form} "
         f"(worst: {worst}, {report['tensors'][worst]['kept']:.0%})",
         f"at least {KEPT:.0%}",
-        "merge into='dequantised' (--into), " + REMEDY if packed else "load the base with dtype='fp32', " + REMEDY,
+        "merge into='dequantised' (--into), " + REMEDY
+        if packed
+        else "load the base with dtype='fp32', " + REMEDY,
     )
 
 

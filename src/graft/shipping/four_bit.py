@@ -63,9 +63,13 @@ def write_bnb(base: "Base", folder: Path, name: str) -> list[str]:
 def check_bnb(base: "Base", into: str | None) -> None:
     """Raise UsageError for a base that bitsandbytes has no bytes for, or a way to merge that leaves the four bits."""
     if base.quant not in ("nf4", "fp4"):
-        raise UsageError(f"{base.name} ({base.quant}) as bnb", "a base in nf4 or fp4", "load it with quant='nf4'")
+        raise UsageError(
+            f"{base.name} ({base.quant}) as bnb", "a base in nf4 or fp4", "load it with quant='nf4'"
+        )
     if into != "packed":
-        raise UsageError(f"into={into!r} as bnb", "into='packed'", "leave into out, or export it with to='hf'")
+        raise UsageError(
+            f"into={into!r} as bnb", "into='packed'", "leave into out, or export it with to='hf'"
+        )
 
 
 def chosen(model: nn.Module, form: ModuleType) -> tuple[dict[str, nn.Module], int]:
@@ -130,7 +134,9 @@ def _packed(
 def _skipped(model: nn.Module, layers: Any) -> list[str]:
     """Linears that stay as they are."""
     return [
-        path for path, m in model.named_modules() if (is_linear(m) or isinstance(m, QuantLinear)) and path not in layers
+        path
+        for path, m in model.named_modules()
+        if (is_linear(m) or isinstance(m, QuantLinear)) and path not in layers
     ]
 
 

@@ -53,7 +53,9 @@ def check(base: "Base", form: str) -> names.Architecture:
     if importlib.util.find_spec("gguf") is None:
         raise UsageError("GGUF without the package gguf", "it", "pip install 'graftlm[gguf]'")
     if base.tokenizer is None:
-        raise UsageError(f"{base.name} as gguf: it has no tokenizer", "a base with one", "load it from a whole folder")
+        raise UsageError(
+            f"{base.name} as gguf: it has no tokenizer", "a base with one", "load it from a whole folder"
+        )
     return names.architecture(base.model.config)
 
 
@@ -75,7 +77,9 @@ def write_gguf(base: "Base", folder: Path, form: str) -> tuple[list[str], str]:
     }
     tied = config.tie_word_embeddings
     state = {
-        names.file_name(key, arch): t for key, t in model.state_dict().items() if not tied or key != "lm_head.weight"
+        names.file_name(key, arch): t
+        for key, t in model.state_dict().items()
+        if not tied or key != "lm_head.weight"
     }
     factors = names.rope_factors(config)
     if factors is not None:
@@ -85,7 +89,9 @@ def write_gguf(base: "Base", folder: Path, form: str) -> tuple[list[str], str]:
         for path, layer in base.model.named_modules()
         if isinstance(layer, QuantLinear) and _holds(form, layer)
     }
-    others = next(word for word in ("f32", "f16", "bf16") if FORMS[word].dtype == base.dtype) if exact else form
+    others = (
+        next(word for word in ("f32", "f16", "bf16") if FORMS[word].dtype == base.dtype) if exact else form
+    )
     forms = {name: form if name in exact else _form(name, t, others, base.dtype) for name, t in state.items()}
 
     def stored(name: str) -> Tensor:
@@ -111,13 +117,20 @@ def write_lora(base: "Base", folder: Path, adapter: str) -> str:
         form = insert.low_rank()
         if form is None or (config.tie_word_embeddings and site.kind in ("embed", "head")):
             what = f"{type(insert).__name__} at {site.name or site.kind}"
-            raise UsageError(f"{what} as a GGUF adapter", "LoRA on matrices of their own", "merge it with to='gguf'")
+            raise UsageError(
+                f"{what} as a GGUF adapter", "LoRA on matrices of their own", "merge it with to='gguf'"
+            )
         A, B, scale = (part.detach().float() if isinstance(part, Tensor) else part for part in form)
         alpha = alpha or scale * len(A)  # llama.cpp's scale is alpha / r
         name = names.file_name(f"{site.name}.weight", arch)
         state[f"{name}.lora_a"] = A.T if name == "token_embd.weight" else A
         state[f"{name}.lora_b"] = names.to_file(B, name, arch, config) * (scale * len(A) / alpha)
-    keys = {"general.type": "adapter", "general.name": adapter, "adapter.type": "lora", "adapter.lora.alpha": alpha}
+    keys = {
+        "general.type": "adapter",
+        "general.name": adapter,
+        "adapter.type": "lora",
+        "adapter.lora.alpha": alpha,
+    }
     forms = dict.fromkeys(state, "f32")
     file = f"{adapter}-lora.gguf"
     _write(folder / file, arch.name, keys, state, forms, lambda name: _encoded(state[name], name, "f32"))
@@ -137,7 +150,12 @@ def file_name(base: "Base", form: str) -> str:
 def _holds(form: str, layer: QuantLinear) -> bool:
     """Whether blocks of this type hold the layer's codes and constants as they are."""
     bits, fits = GROUPED.get(layer.scheme.name, 0), FORMS[form]
-    return 0 < bits <= fits.bits and fits.minimum and layer.scheme.block % BLOCK == 0 and fits.takes(layer.in_features)
+    return (
+        0 < bits <= fits.bits
+        and fits.minimum
+        and layer.scheme.block % BLOCK == 0
+        and fits.takes(layer.in_features)
+    )
 
 
 def _blocks(layer: QuantLinear) -> tuple[Tensor, Tensor, Tensor]:

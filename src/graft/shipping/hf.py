@@ -41,7 +41,9 @@ def write_model(base: "Base", folder: Path, *, packed: bool = False, shard: str 
     return unpacked
 
 
-def write_state(base: "Base", clone: Any, state: dict[str, torch.Tensor], folder: Path, *, shard: str = "5GB") -> None:
+def write_state(
+    base: "Base", clone: Any, state: dict[str, torch.Tensor], folder: Path, *, shard: str = "5GB"
+) -> None:
     """Write the configs of `clone`, these tensors, tokenizer and chat template.
 
     Raises ModelError where a tensor did not reach the file.
@@ -60,7 +62,9 @@ def sound(model: nn.Module, *, packed: bool = False) -> tuple[nn.Module, list[st
     bad = [name for name, tensor in floats if not torch.isfinite(tensor).all()]
     if bad:
         raise ModelError(
-            f"{bad[0]} holds NaN or infinity ({len(bad)} tensors do)", "finite weights", "merge a sound adapter"
+            f"{bad[0]} holds NaN or infinity ({len(bad)} tensors do)",
+            "finite weights",
+            "merge a sound adapter",
         )
     return clone, unpacked
 
@@ -91,7 +95,9 @@ def plain(model: nn.Module, *, packed: bool = False) -> tuple[nn.Module, list[st
     for name, module in clone.named_modules():
         if type(module).__name__ == "Conv1D" and type(model.get_submodule(name)).__name__ != "Conv1D":
             state[f"{name}.weight"] = state[f"{name}.weight"].T  # packing turns it into (out, in)
-    clone.load_state_dict({key: tensor.contiguous() for key, tensor in state.items()}, strict=True, assign=True)
+    clone.load_state_dict(
+        {key: tensor.contiguous() for key, tensor in state.items()}, strict=True, assign=True
+    )
     clone.tie_weights()
     if clone.can_generate():
         clone.generation_config = _sound(copy.deepcopy(model.generation_config))
@@ -169,7 +175,9 @@ def replaced(folder: Path, *, force: bool) -> Iterator[Path]:
 def refuse_occupied(folder: Path, *, force: bool) -> None:
     """Raise UsageError where `folder` holds something and force is False."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not force:
-        raise UsageError(f"{folder} exists", "a new folder", "choose another name, delete it, or pass force=True")
+        raise UsageError(
+            f"{folder} exists", "a new folder", "choose another name, delete it, or pass force=True"
+        )
 
 
 def _sound(config: Any) -> Any:

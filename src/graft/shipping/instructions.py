@@ -92,7 +92,10 @@ def go_template(tokenizer: Any) -> str | None:
         return None
     if found is None or any("{{" in text or '"""' in text for pair in found.values() for text in pair):
         return None
-    turns = [f'if eq .Role "{role}" }}}}{before}{{{{ .Content }}}}{after}' for role, (before, after) in found.items()]
+    turns = [
+        f'if eq .Role "{role}" }}}}{before}{{{{ .Content }}}}{after}'
+        for role, (before, after) in found.items()
+    ]
     return "{{ range .Messages }}{{ " + "{{ else ".join(turns) + "{{ end }}{{ end }}"
 
 

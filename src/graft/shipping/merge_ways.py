@@ -36,7 +36,9 @@ def check_into(base: "Base", into: str | None) -> None:
         near = nearest(into, INTO, 1)[0]
         raise UsageError(f"into={into!r}", f"one of {', '.join(INTO)}", f"did you mean {near!r}?")
     if into is not None and usual_into(base) is None:
-        raise UsageError(f"into={into!r} for {base.name}", "a quantised base", "leave into out: there is one way")
+        raise UsageError(
+            f"into={into!r} for {base.name}", "a quantised base", "leave into out: there is one way"
+        )
 
 
 def usual_into(base: "Base") -> str | None:
@@ -81,7 +83,9 @@ def original_of(base: "Base", names: Sequence[str], folder: str | Path | None = 
     return original
 
 
-def choices(base: "Base", adapters: Sequence[str], original: str | Path | None = None) -> list[dict[str, Any]]:
+def choices(
+    base: "Base", adapters: Sequence[str], original: str | Path | None = None
+) -> list[dict[str, Any]]:
     """What each way to merge these adapters would cost, measured without writing anything; the base stays as it is.
 
     One {"into", "bits", "kept", "noise", "logits", "perplexity"} per choice, against the packed base with the adapters
@@ -100,7 +104,10 @@ def choices(base: "Base", adapters: Sequence[str], original: str | Path | None =
                 found.append({"into": into, "trouble": error.given})
                 continue
             cost = {"kept": kept, "noise": noise, "logits": drift(bare, adapted, merged)}
-            cost["perplexity"] = {"adapted": perplexity(base, rows, adapted), "merged": perplexity(base, rows, merged)}
+            cost["perplexity"] = {
+                "adapted": perplexity(base, rows, adapted),
+                "merged": perplexity(base, rows, merged),
+            }
             found.append({"into": into, "bits": _bits(base, into), **cost})
     return found
 

@@ -39,7 +39,9 @@ def rows(base: "Base", adapters: Sequence[str | None] = ()) -> list[list[int]]:
         found = [base.tokenizer(text)["input_ids"][:length] for text in TEXTS]
         if all(len(row) > 1 for row in found):
             return found
-    drawn = torch.randint(4, config.vocab_size, (DRAWN, length), generator=torch.Generator().manual_seed(SEED))
+    drawn = torch.randint(
+        4, config.vocab_size, (DRAWN, length), generator=torch.Generator().manual_seed(SEED)
+    )
     ids: list[list[int]] = drawn.tolist()
     return ids
 

@@ -86,7 +86,9 @@ class File(Model):
         self.state = gguf_file.state(path, base.model.config)
 
     def weight(self, name: str) -> torch.Tensor | None:
-        name = getattr(self.base.model, "all_tied_weights_keys", {}).get(name, name)  # of tied ones the file has one
+        name = getattr(self.base.model, "all_tied_weights_keys", {}).get(
+            name, name
+        )  # of tied ones the file has one
         return self.state[name][...].float() if name in self.state else None
 
 

@@ -63,7 +63,9 @@ def verify(folder: str | Path) -> list[Check]:
             again = measured(source, found, names, base)
         checks += _compared(facts, again, base)
     except Missing:
-        checks.append(Check("measures", UNKNOWN, "weights, logits and perplexity need the base and its adapters"))
+        checks.append(
+            Check("measures", UNKNOWN, "weights, logits and perplexity need the base and its adapters")
+        )
     except GraftError as error:
         checks.append(Check("measures", DIFFERS, f"the folder cannot be read: {error.given}"))
     return checks
@@ -84,7 +86,9 @@ def _read(folder: Path) -> dict[str, Any]:
 
 def _sound(facts: Any) -> bool:
     """Whether this is a certificate: nothing of what is read here is missing or of another kind."""
-    if not isinstance(facts, dict) or not all(isinstance(facts.get(key), kind) for key, kind in SHAPE.items()):
+    if not isinstance(facts, dict) or not all(
+        isinstance(facts.get(key), kind) for key, kind in SHAPE.items()
+    ):
         return False
     parts = [(BASE, facts["base"]), *((ADAPTER, one) for one in facts["adapters"])]
     parts += [] if facts.get("added_to") is None else [(BASE, facts["added_to"])]
@@ -103,12 +107,16 @@ def _files(wanted: dict[str, str], folder: Path) -> Check:
 
 
 def _versions(wanted: dict[str, str]) -> Check:
-    moved = [f"{name} {wanted.get(name)} -> {now}" for name, now in versions().items() if wanted.get(name) != now]
+    moved = [
+        f"{name} {wanted.get(name)} -> {now}" for name, now in versions().items() if wanted.get(name) != now
+    ]
     return Check("versions", UNKNOWN if moved else SAME, ", ".join(moved) or "as then")
 
 
 @contextlib.contextmanager
-def _reopened(facts: dict[str, Any], folder: Path, checks: list[Check]) -> Iterator[tuple["Base", "Base", list[str]]]:
+def _reopened(
+    facts: dict[str, Any], folder: Path, checks: list[Check]
+) -> Iterator[tuple["Base", "Base", list[str]]]:
     """(base that was trained on, base that the changes were added to, adapters), each checked on the way.
 
     Raises Missing where one is not to be had.
@@ -144,7 +152,9 @@ def _base(what: str, wanted: dict[str, Any], checks: list[Check]) -> "Base":
     return base
 
 
-def _adapter(base: "Base", wanted: dict[str, Any], facts: dict[str, Any], folder: Path, checks: list[Check]) -> str:
+def _adapter(
+    base: "Base", wanted: dict[str, Any], facts: dict[str, Any], folder: Path, checks: list[Check]
+) -> str:
     name, where = wanted["name"], str(folder) if facts["format"] == "peft" else wanted["folder"]
     if where is None:
         checks.append(Check("adapter", UNKNOWN, f"{name}: it lay in no folder when it was exported"))

@@ -76,9 +76,13 @@ def _refusal(what: str, remedy: str = "export it with to='hf'") -> UsageError:
 def _pieces(whole: dict[str, Any], rows: int) -> tuple[list[str], list[int]]:
     """One piece per row of the table, and its kind; rows that no piece has get one that no text holds."""
     added = {token["id"]: token for token in whole["added_tokens"]}
-    known = {i: piece for piece, i in whole["model"]["vocab"].items()} | {i: t["content"] for i, t in added.items()}
+    known = {i: piece for piece, i in whole["model"]["vocab"].items()} | {
+        i: t["content"] for i, t in added.items()
+    }
     if max(known) >= rows:
-        raise _refusal(f"has {max(known) + 1:,} tokens and the model's table {rows:,} rows", "resize the model's table")
+        raise _refusal(
+            f"has {max(known) + 1:,} tokens and the model's table {rows:,} rows", "resize the model's table"
+        )
     if len(set(known.values())) < len(known):
         raise _refusal("has the same piece twice")
     unknown, kinds = whole["model"].get("unk_token"), [UNUSED] * rows
@@ -114,7 +118,9 @@ def _pre(whole: dict[str, Any]) -> str:
             cuts.append(step["type"])
     name = PRE.get((tuple(cuts), bool(whole["model"].get("ignore_merges"))))
     if name is None:
-        raise _refusal(f"cuts text by a rule that llama.cpp has no name for ({', '.join(cuts)[:60] or 'none'})")
+        raise _refusal(
+            f"cuts text by a rule that llama.cpp has no name for ({', '.join(cuts)[:60] or 'none'})"
+        )
     strange = [step["type"] for step in _steps(whole["normalizer"]) if step["type"] != "NFC"]
     if strange:
         raise _refusal(f"changes text before it is cut ({', '.join(strange)}), which llama.cpp does not")
@@ -133,7 +139,9 @@ def _blanks(whole: dict[str, Any]) -> dict[str, Any]:
     for step in _steps(whole["pre_tokenizer"]):
         if step["type"] == "Metaspace" and not step.get("split", True):
             front = front or step.get("prepend_scheme", "always") != "never"
-        elif step["type"] != "Split" or step["pattern"].get("String") != " ":  # no blank is left that could be cut
+        elif (
+            step["type"] != "Split" or step["pattern"].get("String") != " "
+        ):  # no blank is left that could be cut
             raise _refusal(f"cuts text into words ({step['type']}), which llama.cpp's SentencePiece does not")
     return {"add_space_prefix": front, "remove_extra_whitespaces": False}
 
@@ -156,13 +164,18 @@ def _scores(model: dict[str, Any], pieces: list[str], kinds: list[int]) -> list[
         left, right = merge.split(" ") if isinstance(merge, str) else merge
         ranks.setdefault(left + right, []).append(rank)
         pairs.add((left, right))
-    scores, known = [NEVER] * len(pieces), {p for p, kind in zip(pieces, kinds, strict=True) if kind == NORMAL}
+    scores, known = (
+        [NEVER] * len(pieces),
+        {p for p, kind in zip(pieces, kinds, strict=True) if kind == NORMAL},
+    )
     for i, piece in enumerate(pieces):
         own = ranks.get(piece, [])
         if own:
             scores[i] = -float(own[0])
         if own and own[-1] - own[0] != len(own) - 1:
-            raise _refusal(f"joins {piece!r} in several ways of different rank; llama.cpp gives a piece one rank")
+            raise _refusal(
+                f"joins {piece!r} in several ways of different rank; llama.cpp gives a piece one rank"
+            )
         splits = ((piece[:at], piece[at:]) for at in range(1, len(piece))) if kinds[i] == NORMAL else ()
         for left, right in splits:
             if left in known and right in known and (left, right) not in pairs:
@@ -176,8 +189,14 @@ def _special(tokenizer: Any, ends: list[int]) -> dict[str, Any]:
     if front not in ([], [tokenizer.bos_token_id]) or back not in ([], [tokenizer.eos_token_id]):
         raise _refusal("puts other tokens around a text than its start and its end")
     if not 1 <= len(ends) <= 3:
-        raise _refusal(f"has {len(ends)} tokens that end a text (llama.cpp: one to three)", "set eos_token_id")
+        raise _refusal(
+            f"has {len(ends)} tokens that end a text (llama.cpp: one to three)", "set eos_token_id"
+        )
     stops = dict(zip(("eos_token_id", "eot_token_id", "eom_token_id"), ends, strict=False))
-    own = {"bos": tokenizer.bos_token_id, "unknown": tokenizer.unk_token_id, "padding": tokenizer.pad_token_id}
+    own = {
+        "bos": tokenizer.bos_token_id,
+        "unknown": tokenizer.unk_token_id,
+        "padding": tokenizer.pad_token_id,
+    }
     ids = {f"{name}_token_id": i for name, i in own.items() if i is not None}
     return {**stops, **ids, "add_bos_token": bool(front), "add_eos_token": bool(back)}

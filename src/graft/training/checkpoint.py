@@ -47,7 +47,9 @@ class Progress:
 class Checkpoints:
     """The checkpoints of one run.  identity: JSON values that must not change between two starts of a run."""
 
-    def __init__(self, run: Path, identity: Mapping[str, Any], keep: int, warn: Callable[[str], None]) -> None:
+    def __init__(
+        self, run: Path, identity: Mapping[str, Any], keep: int, warn: Callable[[str], None]
+    ) -> None:
         self.folder = run / "checkpoints"
         self.identity, self.keep, self.warn = dict(identity), keep, warn
 
@@ -57,7 +59,9 @@ class Checkpoints:
         Fewer are needed at a time: those that are kept, and the one that is being written.
         """
         each, most = _bytes(_parts(adapter, optimizer)), min(count, self.keep + 1)
-        free = shutil.disk_usage(next(path for path in (self.folder, *self.folder.parents) if path.exists())).free
+        free = shutil.disk_usage(
+            next(path for path in (self.folder, *self.folder.parents) if path.exists())
+        ).free
         if free < most * each:
             raise SpaceError(
                 f"{self.folder} has {free:,} bytes free, and {most} checkpoints of {each:,} bytes are coming",

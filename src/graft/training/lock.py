@@ -33,7 +33,9 @@ def locked(run: Path) -> Iterator[None]:
     try:
         # Not fsynced: it is only for the message, and only while this process lives.
         started = time.strftime("%Y-%m-%d %H:%M:%S")
-        owner.write_bytes(storage.encode({"pid": os.getpid(), "host": socket.gethostname(), "started": started}))
+        owner.write_bytes(
+            storage.encode({"pid": os.getpid(), "host": socket.gethostname(), "started": started})
+        )
         yield
     finally:
         with contextlib.suppress(OSError):

@@ -66,7 +66,13 @@ class Trainer:
     """Trains one adapter of a base into a run folder.  settings: the recipe's `train:` section."""
 
     def __init__(
-        self, base: "Base", name: str, task: Task, settings: Any, run: str | Path, observer: Observer | None = None
+        self,
+        base: "Base",
+        name: str,
+        task: Task,
+        settings: Any,
+        run: str | Path,
+        observer: Observer | None = None,
     ) -> None:
         self.base, self.adapter, self.task, self.feed = base, base.adapters[name], task, task.feed
         self.settings, self.folder, self.observer = settings, Path(run), observer or Observer()
@@ -128,12 +134,17 @@ class Trainer:
         self.progress = restored or Progress()
         states = self.optimizer.states
         plan = {"steps": self.total, "steps_per_epoch": self.feed.steps_per_epoch, "done": self.progress.step}
-        sizes = {"trained": self.adapter.count(), "optimizer_bytes": states.resident_bytes + states.paged_bytes}
+        sizes = {
+            "trained": self.adapter.count(),
+            "optimizer_bytes": states.resident_bytes + states.paged_bytes,
+        }
         self.observer.start(plan | sizes)
         if restored:
             self.log.resumed(self.progress.step, self.progress.lengths)
             return
-        self.checkpoints.foresee(self.adapter, self.optimizer, math.ceil(self.total / self.settings.save_every))
+        self.checkpoints.foresee(
+            self.adapter, self.optimizer, math.ceil(self.total / self.settings.save_every)
+        )
         self.log.cut({})
         rng.seed(self.settings.seed)
         batch = self.feed.longest()
@@ -263,10 +274,14 @@ class Trainer:
         state = self.adapter.state()
         self._refuse_unsound(state)
         needed = sum(t.numel() * t.element_size() for t in state.values())
-        storage.patiently(self.folder, needed, lambda: storage.commit(target, self.adapter.save), self.log.warn)
+        storage.patiently(
+            self.folder, needed, lambda: storage.commit(target, self.adapter.save), self.log.warn
+        )
         storage.validate(target)
         record = {"steps": p.step, "loss": p.loss, "tokens": p.tokens, "best": p.best, "adapter": "adapter"}
-        storage.replace(self.folder / "finished.json", storage.encode({**record, "identity": dict(self.task.identity)}))
+        storage.replace(
+            self.folder / "finished.json", storage.encode({**record, "identity": dict(self.task.identity)})
+        )
         self.observer.saved(target)
         self.observer.finished(record)
         return Result(**{**record, "adapter": target})

@@ -42,7 +42,9 @@ def _exhausted(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
-def levers(base: "Base", adapter: "Adapter", settings: Any, shape: tuple[int, ...], peak: int) -> list[tuple[int, str]]:
+def levers(
+    base: "Base", adapter: "Adapter", settings: Any, shape: tuple[int, ...], peak: int
+) -> list[tuple[int, str]]:
     """(bytes saved, "key=value") of everything not yet used. Activations are what the peak holds beyond the tensors."""
     weights = sum(p.numel() * p.element_size() for p in base.model.parameters())
     trained = sum(p.numel() * p.element_size() for p in adapter.parameters())
@@ -65,5 +67,7 @@ def levers(base: "Base", adapter: "Adapter", settings: Any, shape: tuple[int, ..
         found.append((moments * 3 // 4, "train.optimizer=paged_adamw_8bit"))
     elif not settings.optimizer.startswith("paged"):
         found.append((moments, "train.optimizer=paged_adamw_8bit"))
-    found.append(((2 * trained + moments) // 2, "a smaller method (half of method.r, or fewer target_modules)"))
+    found.append(
+        ((2 * trained + moments) // 2, "a smaller method (half of method.r, or fewer target_modules)")
+    )
     return found

@@ -22,13 +22,23 @@ class Neftune:
         self._live = mask.diagonal(dim1=-2, dim2=-1)[:, 0] if mask is not None and mask.ndim == 4 else mask
         self._armed = True
 
-    def _add(self, module: torch.nn.Module, args: tuple[torch.Tensor, ...], out: torch.Tensor) -> torch.Tensor | None:
+    def _add(
+        self, module: torch.nn.Module, args: tuple[torch.Tensor, ...], out: torch.Tensor
+    ) -> torch.Tensor | None:
         if not self._armed:
             return None
-        self._armed = False  # a T5 decoder looks its own tokens up in the same table: only what is read gets noise
-        length = torch.full((len(out),), out.shape[1], device=out.device) if self._live is None else self._live.sum(1)
+        self._armed = (
+            False  # a T5 decoder looks its own tokens up in the same table: only what is read gets noise
+        )
+        length = (
+            torch.full((len(out),), out.shape[1], device=out.device)
+            if self._live is None
+            else self._live.sum(1)
+        )
         size = self.alpha / (length * out.shape[-1]).clamp(min=1).sqrt()
-        return out + (size[:, None, None] * torch.empty_like(out, dtype=torch.float32).uniform_(-1, 1)).to(out.dtype)
+        return out + (size[:, None, None] * torch.empty_like(out, dtype=torch.float32).uniform_(-1, 1)).to(
+            out.dtype
+        )
 
     _armed = False
 

@@ -43,7 +43,9 @@ class AdamW:
         self._groups = {name: by_id[id(p)] for name, p in self._parameters.items()}
         self._steps = dict.fromkeys(self._parameters, 0)
         device = next(iter(self._parameters.values())).device
-        self.states = States({name: self._layout(p) for name, p in self._parameters.items()}, device, pages or Pages())
+        self.states = States(
+            {name: self._layout(p) for name, p in self._parameters.items()}, device, pages or Pages()
+        )
         for name, state in self.states.visit():
             if "master" in state:
                 state["master"].copy_(self._parameters[name].detach())
@@ -87,7 +89,9 @@ class AdamW:
         master = {"master": (p.shape, dtype)} if dtype != p.dtype else {}
         return master | self._moment_layout(p, dtype)
 
-    def _moment_layout(self, p: torch.nn.Parameter, dtype: torch.dtype) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    def _moment_layout(
+        self, p: torch.nn.Parameter, dtype: torch.dtype
+    ) -> dict[str, tuple[torch.Size, torch.dtype]]:
         return {"m": (p.shape, dtype), "v": (p.shape, dtype)}
 
     def _moments(self, state: State) -> tuple[torch.Tensor, torch.Tensor]:
@@ -102,7 +106,9 @@ class AdamW8bit(AdamW):
 
     smallest = 4096  # elements; under it a block's scale would be shared by too few values to pay
 
-    def _moment_layout(self, p: torch.nn.Parameter, dtype: torch.dtype) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    def _moment_layout(
+        self, p: torch.nn.Parameter, dtype: torch.dtype
+    ) -> dict[str, tuple[torch.Size, torch.dtype]]:
         if p.numel() < self.smallest:
             return super()._moment_layout(p, dtype)
         codes, scales = (p.shape, torch.uint8), (torch.Size([-(-p.numel() // BLOCK)]), torch.float32)

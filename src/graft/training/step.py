@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from graft.base.adapter import Adapter
     from graft.base.base import Base
 
-Objective = Callable[[Any, Any], tuple[torch.Tensor, dict[str, float]]]  # (base, batch) -> sum over tokens, metrics
+Objective = Callable[
+    [Any, Any], tuple[torch.Tensor, dict[str, float]]
+]  # (base, batch) -> sum over tokens, metrics
 
 
 @dataclass
