@@ -6,14 +6,14 @@ from typing import ClassVar
 
 import torch
 from broken import Scale, Sound
+from stage_tools import feed_of
 from torch.testing import assert_close
 
 from graft.core import registry
 from graft.core.method import No
 from graft.data.encode import Example
-from graft.data.feed import Feed
 from graft.formats import peft
-from graft.objectives import BY_STAGE
+from graft.objectives.lm import language_modelling
 from graft.recipe import Train
 from graft.training import Task, Trainer
 from models import tiny_base
@@ -67,10 +67,12 @@ def test_every_door_is_used_by_the_loop_and_the_saver(tmp_path, monkeypatch):
     ids = torch.randint(4, 90, (6, 9), generator=torch.Generator().manual_seed(0)).tolist()
     examples = [Example(row, row, f"rows:{n}") for n, row in enumerate(ids)]
     tokenizer = SimpleNamespace(pad_token_id=0, eos_token_id=2, mask_token_id=None)
-    feed = Feed(
+    feed = feed_of(
         examples, tokenizer, batch_size=3, micro_batch_size=3, max_length=32, pack=True, seed=0, stage="sft"
     )
-    Trainer(base, "x", Task(feed, BY_STAGE["sft"]), Train(max_steps=3, lr=1e-2, warmup=0.0), tmp_path).run()
+    Trainer(
+        base, "x", Task(feed, language_modelling), Train(max_steps=3, lr=1e-2, warmup=0.0), tmp_path
+    ).run()
 
     # one call before step 1: the dry run of the longest batch
     assert [given for name, given in CALLS if name == "extra_loss"] == [2, 2, 2, 2]

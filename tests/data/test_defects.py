@@ -5,9 +5,10 @@ import gzip
 import json
 
 import pytest
+from stage_tools import accepts, prepared
 from tokenizers import normalizers
 
-from graft.data import load_rows, prepare
+from graft.data import load_rows
 from graft.data.rows import Reject
 from graft.errors import DataError
 
@@ -85,7 +86,7 @@ def test_every_defect_is_named_by_file_and_line(name, tmp_path, settings):
     file, content, at, reason = DEFECTS[name]
     (tmp_path / file).write_bytes(content)
     with pytest.raises(DataError) as caught:
-        load_rows(settings(train=str(tmp_path / file)), stage="sft")
+        load_rows(settings(train=str(tmp_path / file)), accepts("sft"))
     (reject,) = caught.value.report.rejects
     path, _, number = reject.source.rpartition(":")
     assert (path, int(number), reject.reason) == (
@@ -123,7 +124,7 @@ def test_defects_of_labelled_rows_are_named(name, tmp_path, settings):
     content, reason = CLASSIFY[name]
     (tmp_path / "a.jsonl").write_bytes(content)
     with pytest.raises(DataError) as caught:
-        load_rows(settings(train=str(tmp_path / "a.jsonl")), stage="classify")
+        load_rows(settings(train=str(tmp_path / "a.jsonl")), accepts("classify"))
     assert [(r.source, r.reason) for r in caught.value.report.rejects] == [(f"{tmp_path}/a.jsonl:2", reason)]
 
 
@@ -142,7 +143,7 @@ def test_defects_of_conll_files_are_named_by_line(name, tmp_path, settings):
     content, at, reason = CONLL[name]
     (tmp_path / "a.conll").write_bytes(content)
     with pytest.raises(DataError) as caught:
-        load_rows(settings(train=str(tmp_path / "a.conll")), stage="classify")
+        load_rows(settings(train=str(tmp_path / "a.conll")), accepts("classify"))
     assert [(r.source, r.reason) for r in caught.value.report.rejects] == [
         (f"{tmp_path}/a.conll:{at}", reason)
     ]
@@ -151,7 +152,7 @@ def test_defects_of_conll_files_are_named_by_line(name, tmp_path, settings):
 def test_labels_and_tags_in_one_file_are_refused_with_both_places(tmp_path, settings):
     (tmp_path / "a.jsonl").write_bytes(TAGGED + TAGGED + line(text="a", label="x"))
     with pytest.raises(DataError, match=r"a\.jsonl:3 has one label and .*a\.jsonl:1 a tag for every word"):
-        load_rows(settings(train=str(tmp_path / "a.jsonl")), stage="classify")
+        load_rows(settings(train=str(tmp_path / "a.jsonl")), accepts("classify"))
 
 
 ENCODED = {  # found with the tokenizer at hand
@@ -167,7 +168,7 @@ def test_defects_that_only_the_tokenizer_shows_are_named(name, tmp_path, setting
     content, reason = ENCODED[name]
     (tmp_path / "a.jsonl").write_bytes(GOOD * 300 + content)
     with pytest.raises(DataError) as caught:
-        prepare(settings(train=str(tmp_path / "a.jsonl")), llama, stage="sft")
+        prepared(settings(train=str(tmp_path / "a.jsonl")), llama, stage="sft")
     assert [(r.source, r.reason) for r in caught.value.report.rejects] == [
         (f"{tmp_path}/a.jsonl:301", reason)
     ]
@@ -181,7 +182,7 @@ def test_words_that_a_tokenizer_cannot_take_are_named(words, reason, tmp_path, s
     bert.backend_tokenizer.normalizer = normalizers.BertNormalizer()  # drops what is not printed
     (tmp_path / "a.jsonl").write_bytes(TAGGED + line(tokens=words, tags=["B-PER", "I-PER"]))
     with pytest.raises(DataError) as caught:
-        prepare(settings(train=str(tmp_path / "a.jsonl")), bert, stage="classify", family="encoder")
+        prepared(settings(train=str(tmp_path / "a.jsonl")), bert, stage="classify", family="encoder")
     assert [(r.source, r.reason) for r in caught.value.report.rejects] == [(f"{tmp_path}/a.jsonl:2", reason)]
 
 
@@ -189,7 +190,7 @@ def test_skipping_uses_the_good_rows_and_lists_the_bad_ones(tmp_path, settings, 
     (tmp_path / "a.jsonl").write_bytes(
         GOOD + b"[1]\n" + GOOD + line(prompt="x", completion="") + b"{\n" + GOOD
     )
-    report = prepare(settings(train=str(tmp_path / "a.jsonl"), bad_rows="skip"), llama, stage="sft").report
+    report = prepared(settings(train=str(tmp_path / "a.jsonl"), bad_rows="skip"), llama, stage="sft").report
     assert (report.read, report.train) == (6, 3)
     assert report.rejected == {"not an object": 1, "no answer": 1, "bad JSON": 1}
     report.write_rejects(tmp_path / "rejected.jsonl")
@@ -200,7 +201,7 @@ def test_skipping_uses_the_good_rows_and_lists_the_bad_ones(tmp_path, settings, 
 def test_a_strict_run_names_the_first_twenty_and_counts_all(tmp_path, settings):
     (tmp_path / "a.jsonl").write_bytes(GOOD + b"[1]\n" * 30)
     with pytest.raises(DataError, match=r"30 of 31 rows cannot be used \(not an object 30\)") as caught:
-        load_rows(settings(train=str(tmp_path / "a.jsonl")), stage="sft")
+        load_rows(settings(train=str(tmp_path / "a.jsonl")), accepts("sft"))
     assert str(caught.value).count("a.jsonl:") == 20 and "and 10 more" in str(caught.value)
 
 
@@ -210,6 +211,6 @@ def test_more_than_one_percent_of_answers_cut_away_stops_even_a_lenient_run(tmp_
         asked = settings(train=str(tmp_path / "a.jsonl"), bad_rows="skip")
         if refused:
             with pytest.raises(DataError, match="cuts the whole answer away in 1 of 51 rows"):
-                prepare(asked, llama, stage="sft")
+                prepared(asked, llama, stage="sft")
         else:
-            assert prepare(asked, llama, stage="sft").report.rejected == {"cut away": 1}
+            assert prepared(asked, llama, stage="sft").report.rejected == {"cut away": 1}

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from stage_tools import encoder_of, feed_of
 
-from graft.data.encode import IGNORED, Encoder, Example
-from graft.data.feed import Feed
+from graft.data.encode import IGNORED, Example
 from graft.data.rows import Row
 from graft.errors import UsageError
 
@@ -29,7 +29,7 @@ def same(a, b):
 
 @pytest.mark.parametrize("pack", [False, True])
 def test_a_step_is_the_same_whatever_was_asked_before(pack):
-    feed = lambda seed=3: Feed(rows(23), Tokens, batch_size=4, pack=pack, seed=seed, max_length=20)
+    feed = lambda seed=3: feed_of(rows(23), Tokens, batch_size=4, pack=pack, seed=seed, max_length=20)
     one, other = feed(), feed()
     forward = {(e, i): one.step(e, i) for e in range(3) for i in range(one.steps_per_epoch)}
     for (epoch, index), batches in reversed(forward.items()):
@@ -40,7 +40,7 @@ def test_a_step_is_the_same_whatever_was_asked_before(pack):
 
 @pytest.mark.parametrize("pack", [False, True])
 def test_every_epoch_sees_every_row_once_in_the_same_number_of_steps(pack):
-    feed = Feed(rows(23), Tokens, batch_size=4, pack=pack, max_length=20)
+    feed = feed_of(rows(23), Tokens, batch_size=4, pack=pack, max_length=20)
     assert feed.steps_per_epoch == 6
     for epoch in range(3):
         steps = [[source for batch in feed.step(epoch, i) for source in batch.sources] for i in range(6)]
@@ -51,37 +51,36 @@ def test_every_epoch_sees_every_row_once_in_the_same_number_of_steps(pack):
 
 
 def test_packing_and_micro_batches_change_no_step():
-    plain = Feed(
-        rows(23), Tokens, batch_size=8, micro_batch_size=8, pack=False, group_by_length=False, seed=1
-    )
-    for changes in (
-        {"micro_batch_size": 3},
-        {"pack": True, "max_length": 16},
-        {"pack": True, "micro_batch_size": 1},
-    ):
-        other = Feed(
-            rows(23),
-            Tokens,
-            **{"batch_size": 8, "pack": False, "group_by_length": False, "seed": 1} | changes,
-        )
-        for i in range(3):
-            (whole,), parts = plain.step(0, i), other.step(0, i)
-            assert sum(batch.tokens for batch in parts) == whole.tokens
-            assert sorted(source for batch in parts for source in batch.sources) == sorted(whole.sources)
+    examples = rows(23)
+    for pack in (True, False):
+        shape = {"batch_size": 8, "pack": pack, "seed": 1, "max_length": 400}
+        plain = feed_of(examples, Tokens, micro_batch_size=8, **shape)
+        for changes in ({"micro_batch_size": 3}, {"max_length": 16}, {"micro_batch_size": 1}):
+            other = feed_of(examples, Tokens, **shape | changes)
+            for i in range(3):
+                (whole,), parts = plain.step(0, i), other.step(0, i)
+                assert sum(batch.tokens for batch in parts) == whole.tokens
+                sources = [source for batch in parts for source in batch.sources]
+                assert sorted(sources) == sorted(whole.sources)
+                alone = plain.batches.padded([examples[int(source[2:])] for source in sources])
+                assert alone.tokens == whole.tokens
 
 
 def test_buckets_hold_rows_of_similar_length():
     examples = rows(400, longest=97)
-    waste = {}
-    for grouped in (True, False):
-        feed = Feed(examples, Tokens, batch_size=8, micro_batch_size=8, pack=False, group_by_length=grouped)
-        masks = [b.inputs["attention_mask"] for i in range(feed.steps_per_epoch) for b in feed.step(0, i)]
-        waste[grouped] = 1 - sum(m.sum().item() for m in masks) / sum(m.numel() for m in masks)
-    assert waste[True] < 0.15 < 0.3 < waste[False]  # lengths are rounded up to a multiple of 16
+    feed = feed_of(examples, Tokens, batch_size=8, micro_batch_size=8, pack=False)
+    bucketed = [batch for i in range(feed.steps_per_epoch) for batch in feed.step(0, i)]
+    as_they_come = [feed.batches.padded(examples[at : at + 8]) for at in range(0, 400, 8)]
+
+    def waste(batches):
+        masks = [batch.inputs["attention_mask"] for batch in batches]
+        return 1 - sum(m.sum().item() for m in masks) / sum(m.numel() for m in masks)
+
+    assert waste(bucketed) < 0.15 < 0.3 < waste(as_they_come)  # lengths are rounded up to a multiple of 16
 
 
 def test_padding_is_masked_by_length_even_where_it_is_the_end_token():
-    (batch,) = Feed(
+    (batch,) = feed_of(
         [Example([5, 2], [5, 2]), Example([6, 7, 2], [IGNORED, 7, 2])], Tokens, pack=False, max_length=3
     ).step(0, 0)
     assert batch.inputs["input_ids"].tolist() == [[6, 7, 2], [5, 2, 2]]
@@ -90,7 +89,7 @@ def test_padding_is_masked_by_length_even_where_it_is_the_end_token():
 
 
 def test_classes_are_one_label_per_row():
-    batches = Feed(rows(4), Tokens, stage="classify", micro_batch_size=2).step(0, 0)
+    batches = feed_of(rows(4), Tokens, stage="classify", micro_batch_size=2).step(0, 0)
     for batch in batches:
         assert (
             batch.labels.tolist() == [int(source[2:]) % 3 for source in batch.sources] and batch.tokens == 2
@@ -98,10 +97,10 @@ def test_classes_are_one_label_per_row():
 
 
 def test_masks_are_drawn_anew_in_each_epoch_and_again_the_same(bert):
-    examples = Encoder(bert, stage="pretrain", objective="masked", family="masked", max_length=40)(
+    examples = encoder_of(bert, stage="pretrain", objective="masked", family="masked", max_length=40)(
         [Row("f:1", "text", "the cat sat on a mat; a dog ran home. " * 20)]
     ).examples
-    feed = lambda: Feed(
+    feed = lambda: feed_of(
         examples, bert, batch_size=1, pack=False, stage="pretrain", objective="masked", family="masked"
     )
     first, again, later = feed().step(0, 0), feed().step(0, 0), feed().step(1, 0)
@@ -110,15 +109,15 @@ def test_masks_are_drawn_anew_in_each_epoch_and_again_the_same(bert):
     assert first[0].tokens == hidden.sum() == round(0.15 * (examples.lengths()[0] - 2))
     assert (first[0].inputs["input_ids"][hidden] == bert.mask_token_id).any()
     with pytest.raises(UsageError, match="mask token"):
-        Feed(examples, Tokens, objective="masked")
+        feed_of(examples, Tokens, stage="pretrain", objective="masked", family="masked")
 
 
 def test_span_corruption_feeds_encoder_and_shifted_decoder(t5):
     text = "the cat sat on a mat; a dog ran home. " * 4
-    examples = Encoder(t5, stage="pretrain", objective="span", family="seq2seq", max_length=20)(
+    examples = encoder_of(t5, stage="pretrain", objective="span", family="seq2seq", max_length=20)(
         [Row("f:1", "text", text)]
     ).examples
-    (batch, *_) = Feed(
+    (batch, *_) = feed_of(
         examples,
         t5,
         batch_size=2,
@@ -139,15 +138,18 @@ def test_span_corruption_feeds_encoder_and_shifted_decoder(t5):
 
 
 def test_a_tokenizer_without_sentinels_lends_the_last_ids_of_its_vocabulary(llama):
-    feed = Feed([Example(list(range(10, 70)), [1] * 60)], llama, stage="pretrain", objective="span")
+    feed = feed_of([Example(list(range(10, 70)), [1] * 60)], llama, stage="pretrain", objective="span")
     (batch,) = feed.step(0, 0)
     assert batch.labels[0, 0] == len(llama) - 1 and len(llama) - 2 in batch.labels[0]
 
 
 def test_tagged_rows_are_padded_with_labels_that_carry_no_loss():
-    long, short = Example([5, 6, 7], [IGNORED] * 3, tags=[IGNORED, 1, 0]), Example([5], [IGNORED], tags=[2])
+    long, short = (
+        Example([5, 6, 7], [IGNORED] * 3, parts={"tags": [IGNORED, 1, 0]}),
+        Example([5], [IGNORED], parts={"tags": [2]}),
+    )
     for family in ("encoder", "causal"):  # nothing is shifted: a tag is its own token's
-        feed = Feed([short, long], Tokens, stage="classify", family=family, max_length=3)
+        feed = feed_of([short, long], Tokens, stage="classify", family=family, max_length=3)
         (batch,) = feed.step(0, 0)
         assert batch.labels.tolist() == [[IGNORED, 1, 0], [2, IGNORED, IGNORED]] and batch.tokens == 3
         assert batch.inputs["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]

@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from stage_tools import accepts
 
 from graft.data.layouts import check_settings, recognise
 from graft.data.rows import Record, Reject
@@ -22,28 +23,28 @@ SAME = {
 
 @pytest.mark.parametrize("name", SAME)
 def test_every_layout_of_a_conversation_gives_the_same_messages(name):
-    row = recognise(Record("f:1", SAME[name]), "sft")
+    row = recognise(Record("f:1", SAME[name]), accepts("sft"))
     assert (row.source, row.kind, row.value) == ("f:1", "chat", [USER, ANSWER])
 
 
 def test_system_input_history_and_tools_find_their_places():
     alpaca = {"instruction": "c", "input": "d", "output": "e", "system": "s", "history": [["a", "b"]]}
     last = [{"role": "user", "content": "c\nd"}, {"role": "assistant", "content": "e"}]
-    assert recognise(Record("f:1", alpaca), "sft").value == [SYSTEM, USER, ANSWER, *last]
+    assert recognise(Record("f:1", alpaca), accepts("sft")).value == [SYSTEM, USER, ANSWER, *last]
     turns = [("human", "a"), ("function_call", "f()"), ("observation", "1"), ("gpt", "b")]
     shared = {
         "conversations": [{"from": w, "value": v} for w, v in turns],
         "system": "s",
         "tools": '[{"name": "f"}]',
     }
-    row = recognise(Record("f:1", shared), "sft")
+    row = recognise(Record("f:1", shared), accepts("sft"))
     assert [m["role"] for m in row.value] == ["system", "user", "assistant", "tool", "assistant"]
     assert row.tools == [{"name": "f"}]
 
 
 def test_only_the_completion_is_learnt_where_prompt_and_completion_are_lists():
     fields = {"prompt": [USER, ANSWER, USER], "completion": [ANSWER]}
-    assert recognise(Record("f:1", fields), "sft").first == 3
+    assert recognise(Record("f:1", fields), accepts("sft")).first == 3
 
 
 @pytest.mark.parametrize(
@@ -59,45 +60,52 @@ def test_only_the_completion_is_learnt_where_prompt_and_completion_are_lists():
 )
 def test_texts_stay_texts(names):
     ask, answer = names.split()
-    row = recognise(Record("f:1", {ask: "a", answer: "b", "id": 7}), "sft")
+    row = recognise(Record("f:1", {ask: "a", answer: "b", "id": 7}), accepts("sft"))
     assert (row.kind, row.value) == ("pair", ("a", "b"))
 
 
 def test_the_stage_decides_between_readings_of_the_same_columns():
     fields = {"text": "a", "label": 3}
-    assert recognise(Record("f:1", fields), "classify").value == ("a", 3)
-    assert recognise(Record("f:1", fields), "pretrain").value == "a"
-    assert isinstance(recognise(Record("f:1", fields), "sft"), Reject)
+    assert recognise(Record("f:1", fields), accepts("classify")).value == ("a", 3)
+    assert recognise(Record("f:1", fields), accepts("pretrain")).value == "a"
+    assert isinstance(recognise(Record("f:1", fields), accepts("sft")), Reject)
 
 
 @pytest.mark.parametrize("names", ["tokens tags", "words ner_tags", "tokens labels"])
 def test_words_with_tags_are_recognised_by_their_columns(names):
     words, tags = names.split()
-    row = recognise(Record("f:1", {words: ["Anna", "left"], tags: ["B-PER", "O"], "id": 7}), "classify")
+    row = recognise(
+        Record("f:1", {words: ["Anna", "left"], tags: ["B-PER", "O"], "id": 7}), accepts("classify")
+    )
     assert (row.kind, row.value) == ("tags", (["Anna", "left"], ["B-PER", "O"]))
     assert row.texts() == ["Anna", "left", "B-PER", "O"]
-    assert recognise(Record("f:1", {words: ["Anna"], tags: ["O"]}), "sft").reason == "unknown columns"
+    assert (
+        recognise(Record("f:1", {words: ["Anna"], tags: ["O"]}), accepts("sft")).reason == "unknown columns"
+    )
 
 
 def test_numbers_are_tags_where_their_names_are_given():
     fields = {"tokens": ["Anna", "left"], "ner_tags": [1, 0]}
-    reject = recognise(Record("f:1", fields), "classify")
+    reject = recognise(Record("f:1", fields), accepts("classify"))
     assert reject.reason == "tag without a name" and "data.tag_names" in reject.remedy
-    assert recognise(Record("f:1", fields), "classify", tag_names=["O", "B-PER"]).value[1] == ["B-PER", "O"]
-    assert recognise(Record("f:1", fields), "classify", tag_names=["O"]).detail == "ner_tags[0] is 1"
+    assert recognise(Record("f:1", fields), accepts("classify"), tag_names=["O", "B-PER"]).value[1] == [
+        "B-PER",
+        "O",
+    ]
+    assert recognise(Record("f:1", fields), accepts("classify"), tag_names=["O"]).detail == "ner_tags[0] is 1"
 
 
 def test_columns_and_format_overrule_recognition():
     row = recognise(
         Record("f:1", {"text": "t", "mr": "a", "ref": "b"}),
-        "sft",
+        accepts("sft"),
         "auto",
         {"prompt": "mr", "completion": "ref"},
     )
     assert row.value == ("a", "b")
-    row = recognise(Record("f:1", {"text": "t", "prompt": "a", "completion": "b"}), "sft", "text")
+    row = recognise(Record("f:1", {"text": "t", "prompt": "a", "completion": "b"}), accepts("sft"), "text")
     assert row.value == "t"
-    reject = recognise(Record("f:1", {"mrs": "a", "ref": "b"}), "sft", "auto", {"prompt": "mr"})
+    reject = recognise(Record("f:1", {"mrs": "a", "ref": "b"}), accepts("sft"), "auto", {"prompt": "mr"})
     assert reject.reason == "missing column" and "mrs" in reject.remedy
 
 
@@ -107,7 +115,7 @@ def test_wrong_words_in_the_settings_are_refused_with_the_nearest():
             check_settings(*arguments)
         assert near in caught.value.remedy
     with pytest.raises(UsageError):
-        check_settings("pretrain", "alpaca", {})
+        check_settings(accepts("pretrain"), "alpaca", {})
 
 
 VALUES = st.recursive(
@@ -141,5 +149,5 @@ NAMES = [
 
 @given(st.dictionaries(st.sampled_from(NAMES), VALUES), st.sampled_from(["sft", "pretrain", "classify"]))
 def test_any_values_in_known_columns_become_rows_or_rejects(fields, stage):
-    row = recognise(Record("f:1", fields), stage)
+    row = recognise(Record("f:1", fields), accepts(stage))
     assert row.source == "f:1" and (row.reason if isinstance(row, Reject) else row.key())

@@ -4,11 +4,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from stage_tools import feed_of
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
 from graft.core.positions import first_position, obstacle
 from graft.data.encode import IGNORED, Example
-from graft.data.feed import Feed
 from graft.data.pack import best_fit, packed
 
 SMALL = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2, "intermediate_size": 64, "vocab_size": 60,
@@ -74,8 +74,8 @@ def test_packed_equals_unpacked_in_loss_and_gradients(family, checkpointing):
         found.gradient_checkpointing_enable({"use_reentrant": False})
     shape = {"batch_size": 6, "max_length": 20, "family": "causal" if causal else "masked", "stage": "sft"}
     feeds = [
-        Feed(documents(causal), Tokens, micro_batch_size=1, pack=False, **shape),
-        Feed(
+        feed_of(documents(causal), Tokens, micro_batch_size=1, pack=False, **shape),
+        feed_of(
             documents(causal),
             Tokens,
             micro_batch_size=2,
@@ -99,7 +99,7 @@ def test_packed_equals_unpacked_in_loss_and_gradients(family, checkpointing):
 
 def test_without_the_block_mask_the_same_test_would_fail():
     found, shape = model("llama"), {"batch_size": 6, "micro_batch_size": 6, "max_length": 40}
-    (batch,) = Feed(documents(True), Tokens, pack=True, **shape).step(0, 0)
+    (batch,) = feed_of(documents(True), Tokens, pack=True, **shape).step(0, 0)
     whole, _ = loss_and_gradients(found, [batch], True)
     batch.inputs["attention_mask"] = torch.ones_like(batch.inputs["attention_mask"]).tril()
     leaking, _ = loss_and_gradients(found, [batch], True)
@@ -133,7 +133,7 @@ def test_packing_keeps_every_document_and_no_group_is_too_long(lengths, size):
     st.integers(12, 30),
 )
 def test_packed_batches_hold_every_token_once(rows, size):
-    feed = Feed(
+    feed = feed_of(
         [Example(ids, ids, f"f:{i}") for i, ids in enumerate(rows)], Tokens, batch_size=5, max_length=size
     )
     found, sources = [], []

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from stage_tools import accepts, prepared
 
-from graft.data import DataReport, cache, load_rows, prepare
+from graft.cli.data_report import report_lines
+from graft.data import DataReport, cache, load_rows
 from graft.data.preparation import split
 from graft.data.rows import Row
 from graft.errors import DataError
@@ -52,7 +54,7 @@ def test_too_few_rows_to_hold_any_out_is_an_error():
 
 def test_every_row_read_is_used_or_rejected(file, settings, llama):
     append(file, "[]\n")
-    report = prepare(settings(train=file, eval=0.1, bad_rows="skip"), llama, stage="sft").report
+    report = prepared(settings(train=file, eval=0.1, bad_rows="skip"), llama, stage="sft").report
     assert (report.read, report.train, report.eval, report.rejected) == (41, 36, 4, {"not an object": 1})
 
 
@@ -61,13 +63,13 @@ def test_duplicates_and_overlap_are_counted(tmp_path, settings, llama):
     (tmp_path / "a.jsonl").write_text(row("a") + row("a") + row("b"))
     (tmp_path / "b.jsonl").write_text(row("b") + row("c"))
     asked = settings(train=str(tmp_path / "a.jsonl"), eval=str(tmp_path / "b.jsonl"))
-    report = prepare(asked, llama, stage="sft").report
+    report = prepared(asked, llama, stage="sft").report
     assert (report.duplicates, report.overlap, report.train, report.eval) == (1, 1, 3, 2)
-    assert any("score will flatter" in line for line in report.lines())
+    assert any("score will flatter" in line for line in report_lines(report))
 
 
 def test_the_limit_takes_the_first_rows(file, settings):
-    loaded = load_rows(settings(train=file, limit=7), stage="sft")
+    loaded = load_rows(settings(train=file, limit=7), accepts("sft"))
     assert [row.source for row in loaded.train] == [f"{file}:{i}" for i in range(1, 8)] and loaded.read == 7
 
 
@@ -77,7 +79,7 @@ def test_class_names_are_in_numerical_or_alphabetical_order(tmp_path, settings, 
             json.dumps({"text": f"the cat {i}", "label": label}) + "\n" for i, label in enumerate(labels)
         )
         (tmp_path / "a.jsonl").write_text(text)
-        found = prepare(settings(train=str(tmp_path / "a.jsonl")), bert, stage="classify", family="encoder")
+        found = prepared(settings(train=str(tmp_path / "a.jsonl")), bert, stage="classify", family="encoder")
         assert found.labels == names and [names[e.target] for e in found.train] == [
             str(label) for label in labels
         ]
@@ -85,46 +87,46 @@ def test_class_names_are_in_numerical_or_alphabetical_order(tmp_path, settings, 
 
 def test_the_cache_gives_back_the_same_and_follows_every_change(file, settings, llama, bpe, monkeypatch):
     asked = settings(train=file, eval=0.1)
-    first = prepare(asked, llama, stage="sft")
+    first = prepared(asked, llama, stage="sft")
     monkeypatch.setattr("graft.data.preparation.load_rows", lambda *_, **__: pytest.fail("read again"))
-    again = prepare(asked, llama, stage="sft")
+    again = prepared(asked, llama, stage="sft")
     assert list(again.train) == list(first.train) and list(again.eval) == list(first.eval)
     assert again.report == first.report and again.template == first.template
     monkeypatch.undo()
     monkeypatch.setenv("GRAFT_CACHE", str(Path(file).parent / "cache"))
     entries = lambda: len(list(cache.folder().iterdir()))
     assert entries() == 1
-    prepare(settings(train=file, eval=0.1, max_length=32), llama, stage="sft")
-    prepare(asked, bpe, stage="sft")
-    prepare(asked, llama, stage="sft", seed=1)
-    prepare(settings(train=file, eval=0.1, template="vicuna"), llama, stage="sft")
+    prepared(settings(train=file, eval=0.1, max_length=32), llama, stage="sft")
+    prepared(asked, bpe, stage="sft")
+    prepared(asked, llama, stage="sft", seed=1)
+    prepared(settings(train=file, eval=0.1, template="vicuna"), llama, stage="sft")
     append(file, '{"prompt": "x", "completion": "y"}\n')
-    prepare(asked, llama, stage="sft")
+    prepared(asked, llama, stage="sft")
     assert entries() == 6
 
 
 def test_a_damaged_entry_of_the_cache_is_made_again(file, settings, llama):
-    first = prepare(settings(train=file), llama, stage="sft")
+    first = prepared(settings(train=file), llama, stage="sft")
     (entry,) = cache.folder().iterdir()
     for name in ("tokens.safetensors", "data.json"):
         (entry / name).write_bytes((entry / name).read_bytes()[:20])
-        assert list(prepare(settings(train=file), llama, stage="sft").train) == list(first.train)
+        assert list(prepared(settings(train=file), llama, stage="sft").train) == list(first.train)
         assert cache.load(entry.name) is not None
 
 
 def test_a_cache_that_cannot_be_written_is_no_error(file, settings, llama, tmp_path, monkeypatch):
     (tmp_path / "occupied").write_text("")
     monkeypatch.setenv("GRAFT_CACHE", str(tmp_path / "occupied"))
-    assert len(prepare(settings(train=file), llama, stage="sft").train) == 40
+    assert len(prepared(settings(train=file), llama, stage="sft").train) == 40
 
 
 def test_the_report_shows_two_rows_with_what_is_learnt(file, settings, bpe):
-    report = prepare(settings(train=file), bpe, stage="sft").report
-    plain = "\n".join(report.lines(color=False))
+    report = prepared(settings(train=file), bpe, stage="sft").report
+    plain = "\n".join(report_lines(report, color=False))
     assert "40 rows read   40 train   0 eval   0 rejected" in plain
     assert "What is 0?⟦ the cat 0</s>⟧" in plain
     console = Console(width=200, color_system=None, record=True, file=io.StringIO())
-    for line in report.lines():
+    for line in report_lines(report):
         console.print(line, markup=True, highlight=False)
     assert "What is 0? the cat 0</s>" in console.export_text()
     assert DataReport.from_json(json.loads(json.dumps(report.json()))) == report
@@ -136,8 +138,9 @@ def test_a_row_without_answer_is_named_within_a_second_and_without_torch(tmp_pat
     )
     program = (
         "import sys; from types import SimpleNamespace as S; from graft.data import load_rows\n"
+        "from graft.data.layouts import Accepts; from graft.recipe.stages import stage_card\n"
         "data = S(train=sys.argv[1], eval=None, test=None, format='auto', bad_rows='strict', limit=None, columns={})\n"
-        "try: load_rows(data, stage='sft')\n"
+        "try: load_rows(data, Accepts('sft', stage_card('sft').layouts))\n"
         "except Exception as e: print(e); assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
     )
     begin = time.monotonic()
@@ -153,9 +156,11 @@ def test_tagged_words_are_counted_shown_and_kept_in_the_cache(tmp_path, settings
     text = "".join(json.dumps({"tokens": words, "tags": tags}) + "\n" for words, tags in rows)
     (tmp_path / "a.jsonl").write_text(text)
     asked = settings(train=str(tmp_path / "a.jsonl"), max_length=4)
-    first, again = (prepare(asked, bert, stage="classify", family="encoder") for _ in range(2))
-    assert first.labels == ["B-PET", "O"] and [e.tags for e in first.train] == [[-100, 1, 0, -100]] * 2
-    assert list(again.train) == list(first.train) and again.train.tags == first.train.tags
-    plain = "\n".join(first.report.lines(color=False))
+    first, again = (prepared(asked, bert, stage="classify", family="encoder") for _ in range(2))
+    assert (
+        first.labels == ["B-PET", "O"] and [e.parts["tags"] for e in first.train] == [[-100, 1, 0, -100]] * 2
+    )
+    assert list(again.train) == list(first.train) and again.train.parts["tags"] == first.train.parts["tags"]
+    plain = "\n".join(report_lines(first.report, color=False))
     assert "2 classes   4 learnt" in plain and "1 rows cut to 4 tokens" in plain
     assert "[CLS]⟦the⟧⟦cat/B-PET⟧[SEP]" in plain

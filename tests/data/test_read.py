@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from stage_tools import accepts
 
 from graft.data.layouts import recognise
 from graft.data.read import DOCUMENT, records, sources
@@ -123,7 +124,7 @@ def test_any_bytes_become_records_or_rejects(tmp_path_factory, content, name):
     path = tmp_path_factory.mktemp("fuzz") / name
     path.write_bytes(content)
     for record in records(str(path)):
-        row = record if isinstance(record, Reject) else recognise(record, "sft")
+        row = record if isinstance(record, Reject) else recognise(record, accepts("sft"))
         assert row.source.startswith(str(path))
 
 
@@ -133,11 +134,11 @@ def test_twenty_thousand_chat_rows_a_second_are_read_and_recognised(tmp_path):
         {"role": "assistant", "content": "On its way to you."},
     ]
     (tmp_path / "a.jsonl").write_text((json.dumps({"messages": turns}) + "\n") * 5000)
-    best = float("inf")
+    best, sft = float("inf"), accepts("sft")
     for _ in range(3):
         begin = time.process_time()
         assert (
-            sum(recognise(record, "sft").kind == "chat" for record in records(str(tmp_path / "a.jsonl")))
+            sum(recognise(record, sft).kind == "chat" for record in records(str(tmp_path / "a.jsonl")))
             == 5000
         )
         best = min(best, time.process_time() - begin)

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from stage_tools import feed_of, stage_named
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     BertConfig,
@@ -17,13 +18,14 @@ from transformers import (
 )
 
 from graft.base.base import Base
+from graft.cli.say import score_table
 from graft.data.encode import IGNORED, Example
-from graft.data.feed import Feed
 from graft.data.rows import Row
 from graft.errors import DataError, UsageError
-from graft.evaluate import Held, before_after, cases, evaluate, perplexity
+from graft.evaluate import Held, before_after, cases, evaluate, losses
 from graft.methods.lora import LoRA
 from graft.methods.task_head import TaskHead
+from graft.stages.sft import SFT
 
 WORDS = [
     "<pad>",
@@ -76,8 +78,8 @@ def test_perplexity_weighs_every_token_alike_however_rows_are_batched(llama, tok
         nll += float(out.loss) * (len(ids) - 1)
         hits += int((out.logits[0, :-1].argmax(-1) == row[0, 1:]).sum())
         tokens += len(ids) - 1
-    feed = Feed(examples(), tokenizer, batch_size=batch, micro_batch_size=micro, max_length=16, pack=pack)
-    found = perplexity(llama, feed)
+    feed = feed_of(examples(), tokenizer, batch_size=batch, micro_batch_size=micro, max_length=16, pack=pack)
+    found = losses(llama, feed, SFT)
     assert found["perplexity"] == pytest.approx(math.exp(nll / tokens), rel=1e-5)
     assert (found["tokens"], found["token_accuracy"]) == (tokens, pytest.approx(hits / tokens))
 
@@ -94,12 +96,14 @@ def test_masked_models_count_the_hidden_tokens(tokenizer):
     base = Base(BertForMaskedLM(config), tokenizer, "tiny")
     settings = {"stage": "pretrain", "objective": "masked", "family": "masked", "pack": False}
     whole = [Example(ids, list(ids), "x:1") for ids in ROWS]
-    feed = Feed(whole, tokenizer, batch_size=5, micro_batch_size=5, **settings)
+    feed = feed_of(whole, tokenizer, batch_size=5, micro_batch_size=5, **settings)
     (batch,) = feed.step(0, 0)
     with torch.no_grad():
         loss = base.model(**batch.inputs, labels=batch.labels).loss
-    split = Feed(whole, tokenizer, batch_size=5, micro_batch_size=1, **settings)
-    assert perplexity(base, split)["loss"] == pytest.approx(float(loss), rel=1e-5)
+    split = feed_of(whole, tokenizer, batch_size=5, micro_batch_size=1, **settings)
+    assert losses(base, split, stage_named("pretrain", "masked"))["loss"] == pytest.approx(
+        float(loss), rel=1e-5
+    )
 
 
 def test_encoder_decoders_count_the_tokens_they_write(tokenizer):
@@ -115,19 +119,19 @@ def test_encoder_decoders_count_the_tokens_they_write(tokenizer):
     )
     base = Base(T5ForConditionalGeneration(config), tokenizer, "tiny")
     pairs = [(ROWS[0], [5, 6, 2]), (ROWS[1], [7, 8, 9, 10, 2])]
-    written = [Example(read, [IGNORED] * len(read), "x:1", target_ids=write) for read, write in pairs]
+    written = [Example(read, [IGNORED] * len(read), "x:1", parts={"written": write}) for read, write in pairs]
     nll = 0.0
     for read, write in pairs:
         with torch.no_grad():
             nll += float(base.model(torch.tensor([read]), labels=torch.tensor([write])).loss) * len(write)
-    found = perplexity(base, Feed(written, tokenizer, batch_size=2, micro_batch_size=2, family="seq2seq"))
+    found = losses(base, feed_of(written, tokenizer, batch_size=2, micro_batch_size=2, family="seq2seq"), SFT)
     assert (found["loss"], found["tokens"]) == (pytest.approx(nll / 8, rel=1e-5), 8)
 
 
 def test_rows_without_a_supervised_token_are_an_error(llama, tokenizer):
     silent = [Example(ids, [IGNORED] * len(ids), "x:1") for ids in ROWS]
     with pytest.raises(DataError, match="supervised"):
-        perplexity(llama, Feed(silent, tokenizer, pack=False))
+        losses(llama, feed_of(silent, tokenizer, pack=False), SFT)
 
 
 def test_rows_that_ask_the_same_are_one_case_with_several_references():
@@ -167,15 +171,15 @@ def test_metrics_without_material_say_what_is_missing(llama):
 def test_before_and_after_differ_by_the_adapter_only(llama, tokenizer):
     for parameter in llama.attach("sql", LoRA(r=2, target_modules="all-linear")).parameters():
         torch.nn.init.normal_(parameter, std=0.5)
-    feed = Feed(examples(), tokenizer, batch_size=5, micro_batch_size=5, pack=False)
-    held = Held(feed, [Row("a:1", "pair", ("the cat", "sat on"))], {"max_new_tokens": 3})
+    feed = feed_of(examples(), tokenizer, batch_size=5, micro_batch_size=5, pack=False)
+    held = Held(feed, SFT, [Row("a:1", "pair", ("the cat", "sat on"))], {"max_new_tokens": 3})
     table = before_after(llama, held, ["perplexity", "bleu"], adapter="sql")
     with llama.using("sql"):
-        assert table.columns["after"]["perplexity"] == perplexity(llama, feed)["perplexity"]
-    assert table.columns["before"]["perplexity"] == perplexity(llama, feed)["perplexity"]
+        assert table.columns["after"]["perplexity"] == losses(llama, feed, SFT)["perplexity"]
+    assert table.columns["before"]["perplexity"] == losses(llama, feed, SFT)["perplexity"]
     assert [name for name, _ in table.rows()] == ["perplexity", "bleu"]
     assert set(table.texts[0]) == {"prompt", "references", "before", "after"}
-    assert table.lines()[0].split() == ["metric", "before", "after"]
+    assert score_table(table.columns).splitlines()[0].split() == ["metric", "before", "after"]
 
 
 def test_classes_come_from_the_adapters_head_and_stand_beside_the_majority(tokenizer):
@@ -197,7 +201,9 @@ def test_classes_come_from_the_adapters_head_and_stand_beside_the_majority(token
             predicted.append(int((mean @ head.weight.T + head.bias).argmax()))
     true = [predicted[0], predicted[1], (predicted[2] + 1) % 3, predicted[3], predicted[4]]
     rows = [Example(ids, [IGNORED] * len(ids), "x:1", target) for ids, target in zip(ROWS, true, strict=True)]
-    held = Held(Feed(rows, tokenizer, batch_size=2, micro_batch_size=2, stage="classify", family="encoder"))
+    kind = {"stage": "classify", "family": "encoder"}
+    feed = feed_of(rows, tokenizer, batch_size=2, micro_batch_size=2, **kind)
+    held = Held(feed, stage_named("classify"))
     table = before_after(base, held, ["accuracy", "f1"], adapter="intent")
     assert table.columns["after"]["accuracy"] == 0.8
     assert table.columns["majority"]["accuracy"] == max(true.count(label) for label in true) / 5
@@ -208,7 +214,7 @@ def test_evaluation_leaves_modes_as_they_were(llama, tokenizer):
     llama.train(True)
     modes = [module.training for module in llama.model.modules()]
     with llama.using("sql"):
-        feed = Feed(examples(), tokenizer, pack=False)
-        assert perplexity(llama, feed) == perplexity(llama, feed)  # no dropout inside
+        feed = feed_of(examples(), tokenizer, pack=False)
+        assert losses(llama, feed, SFT) == losses(llama, feed, SFT)  # no dropout inside
     assert [module.training for module in llama.model.modules()] == modes
     assert all(insert.training for _, insert in llama.adapters["sql"].inserts)

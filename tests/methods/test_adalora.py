@@ -7,14 +7,14 @@ from types import SimpleNamespace
 import peft
 import pytest
 import torch
+from stage_tools import feed_of
 from torch.testing import assert_close
 
 from graft.base.base import Base
 from graft.data.encode import Example
-from graft.data.feed import Feed
 from graft.errors import UsageError
 from graft.methods.adalora import AdaLoRA
-from graft.objectives import BY_STAGE
+from graft.objectives.lm import language_modelling
 from graft.recipe import Train
 from graft.training import Task, Trainer
 from models import inputs, randomise, tiny_base, tiny_model
@@ -148,10 +148,12 @@ def test_the_loop_hands_over_gradients_and_the_length_of_the_run(tmp_path):
     ids = torch.randint(4, 90, (6, 9), generator=torch.Generator().manual_seed(0)).tolist()
     examples = [Example(row, row, f"rows:{n}") for n, row in enumerate(ids)]
     tokenizer = SimpleNamespace(pad_token_id=0, eos_token_id=2, mask_token_id=None)
-    feed = Feed(
+    feed = feed_of(
         examples, tokenizer, batch_size=3, micro_batch_size=3, max_length=32, pack=True, seed=0, stage="sft"
     )
-    Trainer(base, "x", Task(feed, BY_STAGE["sft"]), Train(max_steps=5, lr=1e-2, warmup=0.0), tmp_path).run()
+    Trainer(
+        base, "x", Task(feed, language_modelling), Train(max_steps=5, lr=1e-2, warmup=0.0), tmp_path
+    ).run()
     assert all(insert.get_buffer("importance_E").abs().sum() > 0 for _, insert in adapter.inserts)
     assert sum(int(insert.kept.sum()) for _, insert in adapter.inserts) == len(adapter.inserts)
     again = base.load_adapter(tmp_path / "adapter", "y")

@@ -72,7 +72,7 @@ def test_a_run_says_it_before_the_first_step(tmp_path):
         def __init__(self):
             self.said = []
 
-        def note(self, what, text):
+        def note(self, text):
             self.said.append(text)
 
         def step(self, record):

@@ -12,6 +12,7 @@ from graft.layers.delta import TRAIN, Delta
 from graft.methods.lets import LeTS, Readout, share
 from graft.methods.lora import LoRA
 from graft.planning.sketch import Step, peak
+from graft.stages.classify import Classify
 from models import inputs, randomise, tiny_base
 
 HALF = LeTS(num_labels=3, delta_layers=1, delta_density=0.3)
@@ -275,7 +276,7 @@ def test_a_trunk_that_differs_is_not_shared():
 
 def test_a_planned_step_without_deltas_is_smaller():
     config = tiny_base("bert").model.config
-    step = Step(2, 64, classify=True)
+    step = Step(2, 64, stage=Classify())
     without, having = (
         peak(config, [LeTS(delta_layers=layers)], step, uniform=False, task="encoder")[0] for layers in (0, 2)
     )

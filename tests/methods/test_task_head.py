@@ -19,7 +19,7 @@ from graft.data.feed import Batch
 from graft.errors import UsageError
 from graft.methods.lora import LoRA
 from graft.methods.task_head import TaskHead
-from graft.objectives import BY_STAGE
+from graft.objectives.classify import classification
 from models import inputs, randomise, tiny_model
 
 TARGETS = ("query", "value")
@@ -129,7 +129,7 @@ def test_loss_and_gradient_are_transformers_own_sums_over_the_labelled_tokens(ta
     labels = torch.tensor([[-100, 0, 4, -100, 2, 1, -100], [-100, 3, 3, 0, -100, -100, -100], [-100] * 7])
     batch = Batch({"input_ids": IDS, "attention_mask": MASK}, labels, 7, ["f:1", "f:2", "f:3"])
     with base.using("ner"):
-        loss, metrics = BY_STAGE["classify"](base, batch)
+        loss, metrics = classification(base, batch)
     wanted = tagger(input_ids=IDS, attention_mask=MASK, labels=labels)
     assert_close(loss / metrics["tokens"], wanted.loss, atol=1e-6, rtol=1e-5)
     assert metrics == {"tokens": 7.0, "correct": float((wanted.logits.argmax(-1) == labels).sum())}

@@ -56,8 +56,14 @@ class Heard(RunObserver):
     def __init__(self):
         self.notes, self.reports, self.steps, self.resumes = [], [], [], []
 
-    def note(self, what, text):
-        self.notes.append((what, text))
+    def begin(self, facts):
+        self.notes += facts.items()
+
+    def note(self, text):
+        self.notes.append(("note", text))
+
+    def scoring(self):
+        self.notes.append(("eval", ""))
 
     def data(self, report):
         assert not self.steps, "the data report comes before step 1"
@@ -89,7 +95,7 @@ def test_a_run_leaves_every_file_it_promises(done):
     assert (
         heard.steps == [1, 2, 3, 4]
         and heard.reports[0].train == 18
-        and dict(heard.notes)["adapter"].startswith("lora on 14 sites")
+        and (dict(heard.notes)["methods"], dict(heard.notes)["sites"]) == (["lora"], 14)
     )
 
 

@@ -5,7 +5,9 @@ from typing import Annotated
 
 import typer
 
+from graft.cli.data_report import report_lines
 from graft.cli.say import after, print_markup, show, show_json
+from graft.cli.words import STAGES
 
 group = typer.Typer(name="data", help="Look at training data.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -26,7 +28,7 @@ def show_rows(
     path: Annotated[str, typer.Argument(help="A file, a folder, seedling:NAME, or a run's folder.")],
     model: Annotated[str, typer.Option(help="Whose tokenizer and chat template.")] = "seedling",
     rows: Annotated[int, typer.Option("-n", "--rows", min=1, help="How many rows.")] = 3,
-    stage: Annotated[str, typer.Option(help="pretrain, sft or classify.")] = "sft",
+    stage: Annotated[str, typer.Option(help=f"What rows are for: {STAGES}.")] = "sft",
     max_length: Annotated[int, typer.Option(min=1, help="Tokens per row.")] = 1024,
     template: Annotated[str | None, typer.Option(help="A chat template: a file or a builtin name.")] = None,
     bad_rows: Annotated[str, typer.Option(help="strict: stop at a defective row; skip: list it.")] = "strict",
@@ -54,6 +56,6 @@ def show_rows(
     if json:
         show_json(report.json())
     else:
-        for line in report.lines(colour):
+        for line in report_lines(report, colour):
             print_markup(line, stream=sys.stdout) if colour else show(line)
     after(f"graft train --model {model} --data {path}")

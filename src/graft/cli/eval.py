@@ -4,7 +4,8 @@ from typing import Annotated
 
 import typer
 
-from graft.cli.say import after, show, show_json
+from graft.cli.say import after, score_table, show, show_json
+from graft.cli.words import STAGES
 from graft.errors import UsageError
 
 
@@ -21,7 +22,7 @@ def evaluate(
     metric: Annotated[
         list[str] | None, typer.Option(help="perplexity, accuracy, bleu, ... or module:function; repeatable.")
     ] = None,
-    stage: Annotated[str | None, typer.Option(help="What rows are for: sft, pretrain or classify.")] = None,
+    stage: Annotated[str | None, typer.Option(help=f"What rows are for: {STAGES}.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many rows.")] = None,
     quant: Annotated[str | None, typer.Option(help="none, nf4, fp4, int8, int4, ...")] = None,
     json: Annotated[bool, typer.Option("--json", help="The same for programs.")] = False,
@@ -46,8 +47,7 @@ def evaluate(
     if json:
         show_json({"columns": table.columns, "texts": table.texts})
     else:
-        for line in table.lines():
-            show(line)
+        show(score_table(table.columns))
     after(
         f"graft export {model} OUT --to hf"
         if opened.adapter

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from graft.cli.data_report import report_lines
 from graft.cli.say import duration, number, print_markup, talk
 
 if TYPE_CHECKING:
@@ -77,12 +78,22 @@ class Progress:
     def warn(self, text: str) -> None:
         self.say(f"warning {text}")
 
-    def note(self, what: str, text: str) -> None:
-        self.say(f"{what:<7} {text}")
+    def begin(self, facts: dict[str, Any]) -> None:
+        share = 100 * facts["trained"] / facts["parameters"]
+        self.say(f"base    {facts['base']}   {facts['parameters']:,} parameters   {facts['stored']}")
+        methods = " + ".join(facts["methods"])
+        trained = f"{facts['trained']:,} trained ({share:.2g} %)"
+        self.say(f"adapter {methods} on {facts['sites']} sites   {trained}")
+
+    def note(self, text: str) -> None:
+        self.say(f"note    {text}")
+
+    def scoring(self) -> None:
+        self.say("eval    scoring before and after on the rows held out")
 
     def data(self, report: Any) -> None:
         colour = sys.stderr.isatty()
-        for line in report.lines(colour):
+        for line in report_lines(report, colour):
             print_markup(line) if colour else talk(line)
 
     def finished(self, record: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from graft.cli.say import after, show, show_json, size_of, talk
+from graft.cli.words import STAGES
 
 
 def add_to(app: typer.Typer) -> None:
@@ -25,7 +26,7 @@ def quantize(
     ] = None,
     rows: Annotated[int, typer.Option(min=1, help="How many of them.")] = 128,
     max_length: Annotated[int, typer.Option(min=1, help="Tokens per row.")] = 1024,
-    stage: Annotated[str, typer.Option(help="What the rows are for: pretrain, sft or classify.")] = "sft",
+    stage: Annotated[str, typer.Option(help=f"What the rows are for: {STAGES}.")] = "sft",
     force: Annotated[bool, typer.Option("--force", help="Replace what is in the folder.")] = False,
     json: Annotated[bool, typer.Option("--json", help="The same facts for programs.")] = False,
 ) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,16 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         for line in lines
     ]
     return "\n".join(text)
+
+
+def score_table(columns: Mapping[str, Mapping[str, float]]) -> str:
+    """Scores in columns, one metric a line; "-" where a column has none."""
+    names = dict.fromkeys(name for column in columns.values() for name in column)
+    cells = [
+        (name, *(f"{column[name]:.4g}" if name in column else "-" for column in columns.values()))
+        for name in names
+    ]
+    return table(("metric", *columns), cells)
 
 
 def size(count: float) -> str:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from graft.cli.progress import Progress
-from graft.cli.say import after, show, show_json, size, table, talk
-from graft.cli.words import WORDS, recipe_of
+from graft.cli.say import after, score_table, show, show_json, size, talk
+from graft.cli.words import STAGES, WORDS, recipe_of
 
 if TYPE_CHECKING:
     from graft.recipe import Recipe
@@ -16,10 +16,10 @@ SMALL = 32 * 2**20  # bytes of rows that are read once more to be checked early
 
 
 def add_to(app: typer.Typer) -> None:
-    help = """Train: `graft train recipe.yaml train.lr=1e-4`, or `graft train --model M --data D --method qlora`.
+    help = f"""Train: `graft train recipe.yaml train.lr=1e-4`, or `graft train --model M --data D --method qlora`.
 
     Any key of a recipe can be changed by key=value or --key value; --keys lists them. The same command resumes a run
-    that was stopped."""
+    that was stopped. Stages of a run: {STAGES}."""
     app.command(
         "train",
         help=help,
@@ -59,22 +59,22 @@ def train(
 
     from graft.planning.plan import plan  # after the recipe is known to be sound: torch costs seconds
     from graft.runs.run import run
+    from graft.stages.stage import stage_of
 
     cost = plan(chosen)
     fits = "fits" if cost.fits else "DOES NOT FIT: see `graft plan` for what would help"
     talk(f"plan    peak {size(max(cost.peaks.values()))} of {size(cost.available)} on {cost.device}: {fits}")
     with Progress(chosen) as progress:
         result = run(chosen, observer=progress)
-    for line in _table(result.scores):
-        talk(line)
+    if result.scores:
+        talk(score_table(result.scores))
     talk(
         f"wrote   {result.adapter}   {result.folder / 'report.html'}"
         + (f"   {result.model}" if result.model else "")
     )
     if json:
         show_json(result.facts())
-    speaks = chosen.stage != "classify" and chosen.objective != "masked"
-    first, rest = ("chat", "eval") if speaks else ("eval", "compare OTHER")
+    first, rest = ("chat", "eval") if stage_of(chosen).writes else ("eval", "compare OTHER")
     after(
         f"graft {first} {chosen.output}   (or: graft {rest} {chosen.output}, graft export {chosen.output} OUT)"
     )
@@ -83,7 +83,9 @@ def train(
 def _check_rows(recipe: "Recipe") -> None:
     """Defective rows are named before torch is imported, which takes longer than reading a small file twice."""
     from graft.data import load_rows  # reads files, needs no torch
+    from graft.data.layouts import Accepts
     from graft.data.read import sources
+    from graft.recipe.stages import stage_card
 
     data = recipe.data
     named = [where for where in (data.train, data.eval, data.test) if isinstance(where, str | list)]
@@ -91,16 +93,5 @@ def _check_rows(recipe: "Recipe") -> None:
         return
     files = [Path(name) for where in named for name in sources(where)]
     if all(file.exists() for file in files) and sum(file.stat().st_size for file in files) < SMALL:
-        load_rows(data, stage=recipe.stage, seed=recipe.train.seed)
-
-
-def _table(scores: dict[str, dict[str, float]]) -> list[str]:
-    """Scores before and after as lines; none where nothing was held out."""
-    if not scores:
-        return []
-    names = dict.fromkeys(name for column in scores.values() for name in column)
-    rows = [
-        (name, *(f"{column[name]:.4g}" if name in column else "-" for column in scores.values()))
-        for name in names
-    ]
-    return table(("metric", *scores), rows).splitlines()
+        accepts = Accepts(recipe.stage, stage_card(recipe.stage).layouts)
+        load_rows(data, accepts, seed=recipe.train.seed)

@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING
 
 from graft.cli.say import talk
 from graft.errors import UsageError
+from graft.recipe.stages import stage_cards
 
 if TYPE_CHECKING:
     from graft.recipe import Recipe
+
+STAGES = ", ".join(stage_cards())  # of a run, for the help
 
 # For typer: words that it does not know are changes of the recipe.
 WORDS = {"ignore_unknown_options": True, "allow_extra_args": True}

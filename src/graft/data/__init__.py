@@ -1,6 +1,6 @@
 """Data: files become rows with `file:line`, rows become examples, examples become the batches of a step.
 
-    read -> formats -> templates, mask -> encode -> (cache) -> order, with noise and pack
+    read -> layouts -> templates, mask -> encode -> (cache) -> batches, feed, with noise and pack
 
 `prepare` does the first half; `graft.data.feed.Feed` the second, and only it imports torch.
 """

@@ -20,10 +20,9 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from graft.data.encode import Examples
+from graft.data.encode import Column, Examples
 
-VERSION = 2  # raise when encoding changes
-ARRAYS = {"ids": "i", "ends": "q", "targets": "i", "target_ids": "i", "target_ends": "q", "tags": "i"}
+VERSION = 3  # raise when encoding changes
 
 
 def folder() -> Path:
@@ -58,11 +57,22 @@ def load(name: str) -> tuple[dict[str, Examples], dict[str, Any]] | None:
         facts = json.loads((folder() / name / "data.json").read_bytes())
         tensors = load_file(folder() / name / "tokens.safetensors")
         splits = {}
-        for split, sources in facts["sources"].items():
-            read = {field: array(code) for field, code in ARRAYS.items()}
-            for field, values in read.items():
-                values.frombytes(tensors[f"{split}.{field}"].tobytes())
-            splits[split] = Examples(sources=sources, learnt=bytearray(tensors[f"{split}.learnt"]), **read)
+        for split, kept in facts["splits"].items():
+
+            def column(name: str, split: str = split) -> Column:
+                values = (
+                    (array("i"), tensors[f"{split}.{name}"]),
+                    (array("q"), tensors[f"{split}.{name}.ends"]),
+                )
+                for flat, tensor in values:
+                    flat.frombytes(tensor.tobytes())
+                return Column(values[0][0], values[1][0])
+
+            targets = array("i")
+            targets.frombytes(tensors[f"{split}.targets"].tobytes())
+            learnt = bytearray(tensors[f"{split}.learnt"])
+            parts = {name: column(f"parts.{name}") for name in kept["parts"]}
+            splits[split] = Examples(column("ids"), learnt, targets, parts, kept["sources"])
         return splits, facts["facts"]
     except (OSError, ValueError, KeyError, SafetensorError):
         return None
@@ -79,12 +89,15 @@ def save(name: str, splits: dict[str, Examples], facts: dict[str, Any]) -> None:
     try:
         tensors = {}
         for split, examples in splits.items():
-            for field, code in ARRAYS.items():
-                tensors[f"{split}.{field}"] = np.array(getattr(examples, field), dtype=code)
+            columns = {"ids": examples.ids} | {f"parts.{name}": c for name, c in examples.parts.items()}
+            for field, column in columns.items():
+                tensors[f"{split}.{field}"] = np.array(column.values, dtype="i")
+                tensors[f"{split}.{field}.ends"] = np.array(column.ends, dtype="q")
+            tensors[f"{split}.targets"] = np.array(examples.targets, dtype="i")
             tensors[f"{split}.learnt"] = np.frombuffer(bytes(examples.learnt), dtype="u1")
         save_file(tensors, draft / "tokens.safetensors")
-        sources = {split: examples.sources for split, examples in splits.items()}
-        (draft / "data.json").write_text(json.dumps({"sources": sources, "facts": facts}), "utf-8")
+        kept = {split: {"sources": e.sources, "parts": list(e.parts)} for split, e in splits.items()}
+        (draft / "data.json").write_text(json.dumps({"splits": kept, "facts": facts}), "utf-8")
         if place.exists() and load(name) is None:
             shutil.rmtree(place)
         draft.rename(place)

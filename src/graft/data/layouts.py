@@ -13,10 +13,11 @@ Texts stay texts and messages are messages: only messages (and Alpaca, ShareGPT)
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from graft.data.rows import BadRow, Record, Reject, Row
+from graft.data.rows import BadRow, Record, Reject, Row, turns
 from graft.data.tags import astray
 from graft.errors import UsageError, nearest
 
@@ -35,11 +36,6 @@ COLUMNS = (
     "text", "label", "messages", "tools", "prompt", "completion", "instruction", "input", "output", "system", "history",
     "conversations", "tokens", "tags",
 )  # fmt: skip
-FITS = {
-    "pretrain": ("text",),
-    "sft": ("messages", "sharegpt", "alpaca", "prompt_completion", "text"),
-    "classify": ("classification", "tags"),
-}
 SPEAKERS = {
     "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "function_call": "assistant",
     "system": "system", "observation": "tool", "tool": "tool",
@@ -51,15 +47,28 @@ FOLLOWS = {
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
-def check_settings(stage: str, format: str, columns: Mapping[str, str]) -> None:
+@dataclass(frozen=True)
+class Accepts:
+    """The layouts of rows that a stage reads, the one that is tried first in front.  stage: its name, for messages."""
+
+    stage: str
+    layouts: tuple[str, ...]
+
+
+def check_settings(accepts: Accepts, format: str, columns: Mapping[str, str]) -> None:
     """Refuse a format or a column name that means nothing, before any file is opened."""
-    for given, known, key in [(stage, FITS, "stage"), (format, FORMATS, "data.format")]:
-        if given not in known:
-            near = nearest(given, known, 1)[0]
-            raise UsageError(f"{key} is {given!r}", f"one of {', '.join(known)}", f"did you mean {near}?")
-    if format != "auto" and format not in FITS[stage]:
-        raise UsageError(f"data.format is {format} and the stage is {stage}", f"one of {', '.join(FITS[stage])}",
-                         "change one of the two")  # fmt: skip
+    if format not in FORMATS:
+        raise UsageError(
+            f"data.format is {format!r}",
+            f"one of {', '.join(FORMATS)}",
+            f"did you mean {nearest(format, FORMATS, 1)[0]}?",
+        )
+    if format != "auto" and format not in accepts.layouts:
+        raise UsageError(
+            f"data.format is {format} and the stage is {accepts.stage}",
+            f"one of {', '.join(accepts.layouts)}",
+            "change one of the two",
+        )
     for ours in columns:
         if ours not in COLUMNS:
             raise UsageError(f"data.columns maps {ours!r}", f"our names on the left: {', '.join(COLUMNS)}",
@@ -68,7 +77,7 @@ def check_settings(stage: str, format: str, columns: Mapping[str, str]) -> None:
 
 def recognise(
     record: Record,
-    stage: str,
+    accepts: Accepts,
     format: str = "auto",
     columns: Mapping[str, str] | None = None,
     tag_names: Sequence[str] = (),
@@ -79,7 +88,7 @@ def recognise(
     """
     try:
         fields = _renamed(record.fields, columns) if columns else record.fields
-        layout, names = _layout(frozenset(fields), stage, format)
+        layout, names = _layout(frozenset(fields), accepts, format)
         if layout == "tags" and tag_names:
             fields = fields | {names[1]: _named(fields[names[1]], tag_names)}
         row = _BUILD[layout](record.source, fields, names)
@@ -102,7 +111,7 @@ def _renamed(fields: dict[str, Any], columns: Mapping[str, str]) -> dict[str, An
 
 
 @lru_cache(maxsize=1024)
-def _layout(keys: frozenset[str], stage: str, format: str) -> tuple[str, tuple[str, ...]]:
+def _layout(keys: frozenset[str], accepts: Accepts, format: str) -> tuple[str, tuple[str, ...]]:
     """Which format rows with these columns have, and the columns that carry it."""
     one = lambda names: next(((name,) for name in names if name in keys), ())
     answer, labelled, label, words, tags = map(one, (("output", "response"), LABELLED, LABELS, WORDS, TAGS))
@@ -115,15 +124,17 @@ def _layout(keys: frozenset[str], stage: str, format: str) -> tuple[str, tuple[s
         "classification": labelled + label if labelled and label else (),
         "tags": words + tags if words and tags else (),
     }
-    for layout in FITS[stage] if format == "auto" else (format,):
-        if found[layout]:
-            if (stage, layout) == ("sft", "text") and label:
-                raise BadRow("label without classify", f"a text with a {label[0]}", "set stage=classify, or map them "
-                             f"with data.columns={{prompt: text, completion: {label[0]}}}")  # fmt: skip
-            return layout, found[layout]
-    wanted = FITS[stage] if format == "auto" else (format,)
+    wanted = accepts.layouts if format == "auto" else (format,)
+    for layout in wanted:
+        if not found[layout]:
+            continue
+        if layout == "text" and label and "prompt_completion" in accepts.layouts:  # it would not be learnt
+            remedy = f"or map them with data.columns={{prompt: text, completion: {label[0]}}}"
+            given = f"a text with a {label[0]}"
+            raise BadRow("label without classify", given, f"set stage=classify, {remedy}")
+        return layout, found[layout]
     has = ", ".join(sorted(map(str, keys))) or "none"
-    remedy = f"stage {stage} reads {' or '.join(wanted)}; data.columns maps names"
+    remedy = f"stage {accepts.stage} reads {' or '.join(wanted)}; data.columns maps names"
     raise BadRow("unknown columns", f"columns {has}", remedy)
 
 
@@ -176,12 +187,8 @@ def _alpaca(source: str, fields: Mapping[str, Any], names: tuple[str, ...]) -> R
     for turn in fields.get("history") or []:
         if not (isinstance(turn, list | tuple) and len(turn) == 2):
             raise BadRow("bad messages", "history is no list of pairs", "write [[instruction, answer], ...]")
-        messages += _messages(_turns(*turn), "role", "content")
-    return Row(source, "chat", messages + _turns(ask, _string(fields, names[1], "no answer")))
-
-
-def _turns(prompt: Any, answer: Any) -> list[dict[str, Any]]:
-    return [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+        messages += _messages(turns(*turn), "role", "content")
+    return Row(source, "chat", messages + turns(ask, _string(fields, names[1], "no answer")))
 
 
 def _chat(source: str, fields: Mapping[str, Any], names: tuple[str, ...]) -> Row:
@@ -261,14 +268,14 @@ def _tools(fields: Mapping[str, Any]) -> list[Any] | None:
     return tools
 
 
-def _messages(turns: Any, role_key: str, content_key: str) -> list[dict[str, Any]]:
+def _messages(spoken: Any, role_key: str, content_key: str) -> list[dict[str, Any]]:
     """Turns with our roles and text content; other keys (tool_calls, reasoning_content, ...) go along."""
-    if not isinstance(turns, list) or not turns:
+    if not isinstance(spoken, list) or not spoken:
         raise BadRow(
-            "bad messages", "no list of turns" if turns else "the list of turns is empty", "write the turns"
+            "bad messages", "no list of turns" if spoken else "the list of turns is empty", "write the turns"
         )
     messages = []
-    for number, turn in enumerate(turns, 1):
+    for number, turn in enumerate(spoken, 1):
         if not isinstance(turn, dict):
             raise BadRow(
                 "bad messages", f"turn {number} is {type(turn).__name__}", f"write {role_key}, {content_key}"

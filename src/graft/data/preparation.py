@@ -4,15 +4,14 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 from graft.data import cache as store
-from graft.data.encode import Encoded, Encoder, Examples
-from graft.data.layouts import check_settings, recognise
+from graft.data.encode import Encoded, Encoder, Example, Examples
+from graft.data.layouts import Accepts, check_settings, recognise
 from graft.data.read import records, sources
 from graft.data.report import DataReport, describe
 from graft.data.rows import Reject, Row, by_reason, refuse
-from graft.data.templates import source
 from graft.errors import DataError
 
 LOST = 0.01  # share of rows whose answers max_length may cut away before the run is refused
@@ -20,13 +19,22 @@ LOST = 0.01  # share of rows whose answers max_length may cut away before the ru
 
 @dataclass
 class Prepared:
-    """labels: class names in the order of their indices (classify).  template: the Jinja text that wrote the rows."""
+    """What training starts from.
+
+    labels: names of the classes in the order of their indices; none where rows have none.
+    template: the Jinja text that wrote the rows.
+    """
 
     train: Examples
     eval: Examples | None
     report: DataReport
-    labels: list[str] | None = None
+    labels: list[str] = field(default_factory=list)
     template: str | None = None
+
+    @property
+    def tagged(self) -> bool:
+        """Whether every word has a class."""
+        return "tags" in self.train.parts
 
 
 @dataclass
@@ -40,30 +48,30 @@ class Loaded:
     read: int = 0
 
 
-def load_rows(settings: Any, *, stage: str, seed: int = 0) -> Loaded:
+def load_rows(settings: Any, accepts: Accepts, *, seed: int = 0) -> Loaded:
     """Read and recognise all rows that the settings name; hold out the evaluation rows.
 
-    settings: an object with the attributes of the recipe's `data:`. Needs no tokenizer and imports no torch.
+    settings: an object with the attributes of the recipe's `data:`.  accepts: which rows the stage reads. Needs no
+    tokenizer and imports no torch.
     Raises DataError for defective rows when bad_rows is strict, and where no row is left; UsageError for wrong words.
     """
-    check_settings(stage, settings.format, settings.columns)
+    check_settings(accepts, settings.format, settings.columns)
     if settings.train is None:
         raise DataError(
             "data.train is not set", "a file, a folder or a hub name", "set data.train=rows.jsonl"
         )
     found = Loaded([])
-    found.train = _rows(settings.train, settings, stage, found, settings.limit)
+    found.train = _rows(settings.train, settings, accepts, found, settings.limit)
     if isinstance(settings.eval, str):
-        found.eval = _rows(settings.eval, settings, stage, found)
+        found.eval = _rows(settings.eval, settings, accepts, found)
     _judge(found.rejects, found.read, settings)
     if getattr(settings, "test", None):
         apart = Loaded([])  # test rows are not trained on: the counts are about the others
-        found.test = _rows(settings.test, settings, stage, apart)
+        found.test = _rows(settings.test, settings, accepts, apart)
         _judge(apart.rejects, apart.read, settings)
     if not found.train:
         raise refuse(found.rejects, found.read)
-    if stage == "classify":
-        _one_task([*found.train, *(found.eval or []), *(found.test or [])])
+    _one_task([*found.train, *(found.eval or []), *(found.test or [])])
     if isinstance(settings.eval, float) and settings.eval > 0:
         found.train, found.eval = split(found.train, settings.eval, seed)
     return found
@@ -92,54 +100,74 @@ def split(rows: Sequence[Row], share: float, seed: int) -> tuple[list[Row], list
     return [r for i, r in enumerate(rows) if i not in held], [r for i, r in enumerate(rows) if i in held]
 
 
+class Stage(Protocol):
+    """What the data of a stage need of it (`stages.stage`)."""
+
+    labelled: ClassVar[bool]
+    aligned: ClassVar[tuple[str, ...]]
+
+    def accepts(self) -> Accepts: ...
+
+    def template(self, settings: Any, tokenizer: Any) -> str | None: ...
+
+    def encoder(self, tokenizer: Any, family: str, settings: Any, labels: Sequence[str] = ()) -> Encoder: ...
+
+    def pieces(self, example: Example, tokenizer: Any, labels: Sequence[str]) -> list[list[Any]] | None: ...
+
+
 def prepare(
-    settings: Any, tokenizer: Any, *, stage: str, objective: str = "causal", family: str = "causal", seed: int = 0,
+    settings: Any,
+    tokenizer: Any,
+    stage: Stage,
+    *,
+    family: str = "causal",
+    seed: int = 0,
     cache: bool = True,
-) -> Prepared:  # fmt: skip
-    """Everything between the files and the first batch.
+) -> Prepared:
+    """Do everything between the files and the first batch.
 
     settings: an object with the attributes of the recipe's `data:`.  family: of the model, "causal", "masked",
     "seq2seq" or "encoder".  cache: keep the result by the hash of files, tokenizer and settings.
     Raises DataError, which names rows as file:line and carries the report as `error.report`.
     """
-    check_settings(stage, settings.format, settings.columns)
-    template = source(tokenizer, settings.template) if stage == "sft" else None
-    name = _cache_name(settings, tokenizer, [stage, objective, family, seed, template]) if cache else None
+    accepts = stage.accepts()
+    check_settings(accepts, settings.format, settings.columns)
+    template = stage.template(settings, tokenizer)
+    name = _cache_name(settings, tokenizer, [repr(stage), family, seed, template]) if cache else None
     if name and (kept := store.load(name)):
         splits, facts = kept
         report = DataReport.from_json(facts)
-        return Prepared(splits["train"], splits.get("eval"), report, report.labels, template)
-    loaded = load_rows(settings, stage=stage, seed=seed)
-    labels = label_names(loaded.train) if stage == "classify" else None
-    encoder = Encoder(tokenizer, stage=stage, objective=objective, family=family, max_length=settings.max_length,
-                      template=settings.template, labels=labels or ())  # fmt: skip
+        return Prepared(splits["train"], splits.get("eval"), report, report.labels or [], template)
+    loaded = load_rows(settings, accepts, seed=seed)
+    labels = label_names(loaded.train) if stage.labelled else []
+    encoder = stage.encoder(tokenizer, family, settings, labels)
     train = encoder(loaded.train)
     held = encoder(loaded.eval) if loaded.eval else None
     report = _report(settings, loaded, train, held)
-    report.template, report.labels = template, labels
+    report.template, report.labels = template, labels or None
     _admit(report, settings)
-    describe(report, train.examples, tokenizer)
+    describe(report, train.examples, tokenizer, stage)
     splits = {"train": train.examples} | ({"eval": held.examples} if held else {})
     if name:
         store.save(name, splits, report.json())
     return Prepared(train.examples, held.examples if held else None, report, labels, template)
 
 
-def _rows(where: Any, settings: Any, stage: str, found: Loaded, limit: int | None = None) -> list[Row]:
+def _rows(where: Any, settings: Any, accepts: Accepts, found: Loaded, limit: int | None = None) -> list[Row]:
     rows = []
     names = getattr(settings, "tag_names", ())
-    for record in islice(records(where, tagged=stage == "classify"), limit):
+    for record in islice(records(where, tagged="tags" in accepts.layouts), limit):
         found.read += 1
         row = record
         if not isinstance(row, Reject):
-            row = recognise(record, stage, settings.format, settings.columns, names)
+            row = recognise(record, accepts, settings.format, settings.columns, names)
         (found.rejects if isinstance(row, Reject) else rows).append(row)
     return rows
 
 
 def _one_task(rows: Sequence[Row]) -> None:
     """Refuse texts with one label beside words with tags: no head answers both."""
-    first = {row.kind: row for row in reversed(rows)}
+    first = {row.kind: row for row in reversed(rows) if row.kind in ("label", "tags")}
     if len(first) > 1:
         raise DataError(f"{first['label'].source} has one label and {first['tags'].source} a tag for every word",
                         "rows of one task", "train an adapter for each of the two")  # fmt: skip

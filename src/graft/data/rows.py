@@ -65,6 +65,16 @@ class Row:
         return [self.value] if self.kind == "text" else [str(part) for part in self.value]
 
 
+def turns(prompt: Any, answer: Any) -> list[dict[str, Any]]:
+    """Return a prompt and its answer as the two messages of a conversation."""
+    return [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+
+
+def as_chat(row: Row) -> Row:
+    """Return a prompt with its answer as a conversation of two turns; any other row as it is."""
+    return Row(row.source, "chat", turns(*row.value), row.tools) if row.kind == "pair" else row
+
+
 class BadRow(Exception):
     """Raised inside the package where a row turns out unusable; becomes a Reject at the row's source."""
 

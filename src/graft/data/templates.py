@@ -60,6 +60,17 @@ def affixes(tokenizer: Any) -> tuple[list[int], list[int]]:
     return [], []
 
 
+def end_token(tokenizer: Any) -> int:
+    """Return the id that ends a text. Raises DataError where there is none: the model would never learn to stop."""
+    if tokenizer.eos_token_id is None:
+        raise DataError(
+            "The tokenizer has no end-of-text token",
+            "one, so that the model learns to stop",
+            "set eos_token in its tokenizer_config.json",
+        )
+    return tokenizer.eos_token_id
+
+
 def prompt_ids(
     prompt: str | list[dict[str, Any]], tokenizer: Any, *, template: str | None = None, tools: list[Any] | None = None,
     family: str = "causal",

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from graft.core.route import spans
-from graft.data.encode import IGNORED, Encoder, Example
+from graft.data.encode import IGNORED, Example
 from graft.data.rows import Row
 from graft.data.tags import marked, words_of
 from graft.errors import AdapterError, DataError
 from graft.generate.generate import evaluating
+from graft.stages.classify import Labelled
 
 if TYPE_CHECKING:
     from graft.base.base import Base
@@ -64,19 +65,17 @@ def _encoded(base: "Base", row: Row, head: Any) -> Example:
     longest = min(LONGEST, getattr(base.model.config, "max_position_embeddings", None) or LONGEST)
     if not row.value[0]:
         raise DataError("an empty text", "at least one word", "leave it out")
-    made = Encoder(
-        base.tokenizer, stage="classify", family=base.family, max_length=longest, labels=_names(head)
-    )([row])
+    made = Labelled(base.tokenizer, longest, _names(head))([row])
     for reject in made.rejects:
         raise DataError(f"{reject.reason}: {reject.detail}", "a text that the model can read", reject.remedy)
     return made.examples[0]
 
 
 def _worded(row: Row, example: Example, classes: Any, names: Sequence[str]) -> str:
-    if example.tags is None:
+    if row.kind == "label":
         return names[classes]
     words = row.value[0]
-    tags = [names[c] for c, tag in zip(classes, example.tags, strict=False) if tag != IGNORED]
+    tags = [names[c] for c, tag in zip(classes, example.parts["tags"], strict=False) if tag != IGNORED]
     return marked(
         words, tags + ["O"] * (len(words) - len(tags))
     )  # words behind the longest text are read by nobody

@@ -19,7 +19,7 @@ import re
 import string
 import sys
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from itertools import chain
 from typing import Any
 
@@ -162,15 +162,16 @@ LOSS = ("perplexity", "loss", "token_accuracy")
 NAMES = (*LOSS, *CLASS, *TEXT)
 
 
-def check(names: Sequence[str]) -> None:
-    """Raise UsageError for a metric that is neither ours nor an importable "package.module:function"."""
+def check(names: Sequence[str], more: Collection[str] = ()) -> None:
+    """Raise UsageError for a metric that is neither ours, nor among `more`, nor an importable "module:function"."""
+    known = list(dict.fromkeys([*NAMES, *more]))
     for name in names:
         if ":" in name:
             user_function(name)
-        elif name not in NAMES:
+        elif name not in known:
             raise UsageError(
-                f"metric {name!r} is unknown, nearest: {', '.join(nearest(name, NAMES))}",
-                f"one of {', '.join(NAMES)}, or a function of yours as package.module:function",
+                f"metric {name!r} is unknown, nearest: {', '.join(nearest(name, known))}",
+                f"one of {', '.join(known)}, or a function of yours as package.module:function",
                 "correct evaluate.metrics",
             )
 

@@ -9,20 +9,18 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from graft.data import IGNORED
+from graft.base.base import Base
+from graft.data.encode import IGNORED
 from graft.data.feed import Feed
 from graft.data.rows import Row
 from graft.data.tags import marked
 from graft.errors import DataError
 from graft.evaluate.answers import answers
-from graft.evaluate.metrics import CLASS, LOSS, NAMES, TEXT, check, class_scores, user_scores
-from graft.evaluate.perplexity import Progress, classes, perplexity, silent
-
-if TYPE_CHECKING:
-    from graft.base.base import Base
-
+from graft.evaluate.losses import Progress, classes, losses, silent
+from graft.evaluate.metrics import CLASS, LOSS, TEXT, check, class_scores, user_scores
+from graft.stages.stage import Stage
 
 SHOWN = 20  # rows whose classes are shown beside the scores
 
@@ -38,12 +36,14 @@ class Case:
 
 @dataclass(frozen=True)
 class Held:
-    """Held-out material.  feed: examples for losses and classes, None where none is wanted.  rows: for written texts.
+    """Held-out material.
 
+    feed, stage: examples and what they are used for; None where only texts are wanted.  rows: for written texts.
     writing: keywords of `Base.generate`.
     """
 
     feed: Feed | None = None
+    stage: Stage | None = None
     rows: Sequence[Row] = ()
     writing: Mapping[str, Any] = field(default_factory=dict)
 
@@ -65,7 +65,7 @@ def cases(rows: Sequence[Row]) -> list[Case]:
 
 
 def evaluate(
-    base: "Base",
+    base: Base,
     held: Held,
     metrics: Sequence[str],
     *,
@@ -73,29 +73,31 @@ def evaluate(
     progress: Progress = silent,
     keep: list[dict[str, Any]] | None = None,
 ) -> dict[str, float]:
-    """{metric: value} on the held-out material, answered by `adapter` (None: the bare or merged base).
+    """Return {metric: value} on the held-out material, answered by `adapter` (None: the bare or merged base).
 
-    metrics: names of `graft.evaluate.metrics`, or package.module:function.  progress: called with (what, done, total).
-    keep: receives {"prompt", "references", "text"} of every written text, and of the first SHOWN rows with classes.
+    metrics: names of `evaluate.metrics` or of the stage, or package.module:function.  progress: called with (what,
+    done, total).  keep: receives {"prompt", "references", "text"} of every written text, and of the first SHOWN rows
+    with classes.
     """
-    check(metrics)
-    found: dict[str, float] = {}
+    stage = held.stage
+    by_loss = {*LOSS, *(stage.metrics if stage is not None and not stage.labelled else ())}
+    check(metrics, by_loss)
+    scores: dict[str, float] = {}
+    texts: dict[str, float] = {}
     with base.using(adapter):
-        if set(metrics) & set(LOSS):
-            found |= perplexity(base, _feed(held, metrics), progress)
-        if set(metrics) & set(CLASS):
-            found |= class_scores(
-                metrics, *classes(base, _feed(held, metrics), progress), _labels(base, adapter)
-            )
+        if set(metrics) & by_loss:
+            scores |= losses(base, *_material(held, metrics), progress)
+        if set(metrics) & set(CLASS) - by_loss:
+            feed, _ = _material(held, metrics)
+            scores |= class_scores(metrics, *classes(base, feed, progress), _labels(base, adapter))
             if keep is not None:
-                keep += _told(base, held, adapter)
+                keep += _answered(base, held, adapter)
         written = [name for name in metrics if name in TEXT or ":" in name]
         if written:
-            found |= _texts(base, held, written, progress, keep)
-    own = [
-        key for key in found if key not in (*NAMES, "tokens")
-    ]  # what functions of the user called their numbers
-    return {name: found[name] for name in [*(m for m in metrics if m in found), *own]}
+            texts = _texts(base, held, written, progress, keep)
+    scores |= texts
+    # A function of the user may return several numbers, under names of its own.
+    return {name: scores[name] for name in metrics if name in scores} | texts
 
 
 @dataclass(frozen=True)
@@ -110,30 +112,19 @@ class Table:
         names = dict.fromkeys(name for column in self.columns.values() for name in column)
         return [(name, [column.get(name) for column in self.columns.values()]) for name in names]
 
-    def lines(self) -> list[str]:
-        """The table as aligned text."""
-        shown = [(name, ["-" if v is None else f"{v:.4g}" for v in values]) for name, values in self.rows()]
-        titles = list(self.columns)
-        widths = [max([len(t), *(len(values[i]) for _, values in shown)]) for i, t in enumerate(titles)]
-        first = max([6, *(len(name) for name, _ in shown)])
-        make = lambda name, cells: "  ".join(
-            [name.ljust(first), *(c.rjust(w) for c, w in zip(cells, widths, strict=True))]
-        )
-        return [make("metric", titles), *(make(name, cells) for name, cells in shown)]
-
 
 def before_after(
-    base: "Base", held: Held, metrics: Sequence[str], *, adapter: str, progress: Progress = silent
+    base: Base, held: Held, metrics: Sequence[str], *, adapter: str, progress: Progress = silent
 ) -> Table:
     """The bare base and the adapter on the same material.
 
     For classes, which a bare base does not give, the first column is the material's most frequent class.
     """
-    classify = held.feed is not None and held.feed.stage == "classify"
+    labelled = held.stage is not None and held.stage.labelled
     before: list[dict[str, Any]] = []
     after: list[dict[str, Any]] = []
-    if classify:
-        columns = {"majority": majority(_feed(held, metrics), metrics, _labels(base, adapter))}
+    if labelled:
+        columns = {"majority": majority(_material(held, metrics)[0], metrics, _labels(base, adapter))}
     else:
         columns = {"before": evaluate(base, held, metrics, adapter=None, progress=progress, keep=before)}
     columns["after"] = evaluate(base, held, metrics, adapter=adapter, progress=progress, keep=after)
@@ -149,24 +140,23 @@ def majority(feed: Feed, metrics: Sequence[str], labels: Sequence[str] = ()) -> 
     """Class metrics of the answer that is always the most frequent class: what a model has to beat."""
     true: list[Any] = []
     for example in feed.examples:
-        true.append(
-            example.target if example.tags is None else [tag for tag in example.tags if tag != IGNORED]
-        )
+        tags = example.parts.get("tags")
+        true.append(example.target if tags is None else [tag for tag in tags if tag != IGNORED])
     tagged = isinstance(true[0], list)
     usual = Counter(chain(*true) if tagged else true).most_common(1)[0][0]
     told = [[usual] * len(row) for row in true] if tagged else [usual] * len(true)
     return class_scores(metrics, told, true, labels)
 
 
-def _labels(base: "Base", adapter: str | None) -> Sequence[str]:
+def _labels(base: Base, adapter: str | None) -> Sequence[str]:
     """Names of the classes that the adapter's head knows."""
     head = base.adapters[adapter].head if adapter is not None else None
     return head.labels if head is not None else ()
 
 
-def _told(base: "Base", held: Held, adapter: str | None) -> list[dict[str, Any]]:
+def _answered(base: Base, held: Held, adapter: str | None) -> list[dict[str, Any]]:
     """The first rows with the class, or the tagged words, that the adapter answers."""
-    scored = {example.source for example in _feed(held, []).examples}
+    scored = {example.source for example in _material(held, [])[0].examples}
     rows = [row for row in held.rows if row.source in scored][:SHOWN]
     if adapter is None or base.adapters[adapter].head is None or not rows:
         return []
@@ -176,16 +166,17 @@ def _told(base: "Base", held: Held, adapter: str | None) -> list[dict[str, Any]]
     return [{"prompt": p, "references": [r], "text": t} for p, r, t in zip(asked, right, told, strict=True)]
 
 
-def _feed(held: Held, metrics: Sequence[str]) -> Feed:
-    if held.feed is None or not len(held.feed.examples):
+def _material(held: Held, metrics: Sequence[str]) -> tuple[Feed, Stage]:
+    """Return the examples and their stage. Raises DataError where there are none."""
+    if held.feed is None or held.stage is None or not len(held.feed.examples):
         raise DataError(
             f"{', '.join(metrics)} without examples", "held-out rows", "set data.eval or data.test"
         )
-    return held.feed
+    return held.feed, held.stage
 
 
 def _texts(
-    base: "Base", held: Held, names: Sequence[str], progress: Progress, keep: list[dict[str, Any]] | None
+    base: Base, held: Held, names: Sequence[str], progress: Progress, keep: list[dict[str, Any]] | None
 ) -> dict[str, float]:
     asked = cases(held.rows)
     if not asked:
@@ -209,8 +200,8 @@ def _texts(
             {"prompt": c.prompt, "references": c.references, "text": t}
             for c, t in zip(asked, texts, strict=True)
         ]
-    found = {name: TEXT[name](texts, references) for name in names if name in TEXT}
+    scores = {name: TEXT[name](texts, references) for name in names if name in TEXT}
     for name in names:
         if ":" in name:
-            found |= user_scores(name, texts, references, [case.rows for case in asked])
-    return found
+            scores |= user_scores(name, texts, references, [case.rows for case in asked])
+    return scores

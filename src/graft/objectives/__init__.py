@@ -1,4 +1,4 @@
-"""What a step minimises: pure functions (base, batch) -> (sum of losses, metrics), one per stage."""
+"""What a step minimises: pure functions (base, batch) -> (loss summed over what is supervised, metrics)."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,11 +8,6 @@ from graft.objectives.classify import classification, consistent_classification
 from graft.objectives.lm import Loss, consistent_modelling, language_modelling
 
 Objective = Callable[[Any, Any], Loss]
-BY_STAGE: dict[str, Objective] = {
-    "pretrain": language_modelling,
-    "sft": language_modelling,
-    "classify": classification,
-}
 CONSISTENT: dict[Objective, Callable[..., Loss]] = {
     language_modelling: consistent_modelling,
     classification: consistent_classification,
@@ -20,15 +15,16 @@ CONSISTENT: dict[Objective, Callable[..., Loss]] = {
 
 
 def consistent(objective: Objective) -> Callable[..., Loss]:
-    """The form of an objective that makes two passes and adds how far their predictions differ.
+    """Return the form of an objective that makes two passes and adds how far their predictions differ.
 
-    (base, batch, weight, before_pass) -> (sum of losses, metrics); before_pass is called before each forward.
+    It is called with (base, batch, weight, before_pass); before_pass is called before each forward.
+    Raises UsageError for an objective that has no such form.
     """
     if objective not in CONSISTENT:
-        known = ", ".join(stage for stage, own in BY_STAGE.items() if own in CONSISTENT)
+        known = " or ".join(function.__name__ for function in CONSISTENT)
         raise UsageError(
-            f"a method asks that two passes predict alike, which {objective.__name__} has no form for",
-            f"one of the stages {known}",
-            "set its consistency to 0, or choose another method",
+            f"the method compares the predictions of two passes, which {objective.__name__} does not allow",
+            f"a stage that minimises {known}",
+            "set the method's consistency to 0, or choose another method",
         )
     return CONSISTENT[objective]

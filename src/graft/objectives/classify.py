@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional as F
 
-from graft.data import IGNORED
+from graft.data.encode import IGNORED
 from graft.objectives.lm import Loss, symmetric_kl
 
 if TYPE_CHECKING:
     from graft.base.base import Base
-    from graft.data.feed import Batch
+    from graft.data.batches import Batch
 
 
 def classification(base: "Base", batch: "Batch") -> Loss:
@@ -46,4 +46,4 @@ def class_logits(base: "Base", batch: "Batch") -> torch.Tensor:
 def _loss(logits: torch.Tensor, labels: torch.Tensor) -> Loss:
     loss = F.cross_entropy(logits.flatten(0, -2), labels.flatten(), ignore_index=IGNORED, reduction="sum")
     live, right = labels != IGNORED, logits.argmax(-1) == labels
-    return loss, {"tokens": float(live.sum()), "correct": float((right & live).sum())}
+    return loss, {"tokens": live.sum(), "correct": (right & live).sum()}

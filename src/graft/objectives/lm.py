@@ -7,22 +7,25 @@ the labels that the data layer made, and in the shift by one that causal models 
 supervised positions reach the head, a chunk at a time, recomputed in backward: full logits never exist.
 """
 
+import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from graft.data import IGNORED
+from graft.data.batches import supervised_positions
+from graft.data.encode import IGNORED
 
 if TYPE_CHECKING:
     from graft.base.base import Base
-    from graft.data.feed import Batch
+    from graft.data.batches import Batch
 
 CHUNK = 1024  # positions whose logits exist at one time
 GRAIN = 128  # their number is filled up to a multiple: every new shape costs a compiled kernel, which is then kept
-Loss = tuple[torch.Tensor, dict[str, float]]
+# The summed loss, and sums to report: numbers, or tensors of one number, read when they are needed.
+Loss = tuple[torch.Tensor, dict[str, Any]]
 
 
 def language_modelling(base: "Base", batch: "Batch") -> Loss:
@@ -44,12 +47,13 @@ def consistent_modelling(
 
 def supervised(base: "Base", batch: "Batch") -> tuple[torch.Tensor, torch.Tensor]:
     """What enters the head, (N, D), and the labels, (N,), of the supervised positions."""
-    hidden = base.hidden(**_forward_keywords(base, batch))
-    labels = batch.labels
-    if base.family == "causal":
-        hidden, labels = hidden[:, :-1], labels[:, 1:]
-    live = labels != IGNORED
-    return hidden[live], labels[live]
+    causal = base.family == "causal"
+    places = batch.supervised
+    if places is None:
+        places = supervised_positions(batch.labels, causal=causal)
+    hidden = base.hidden(**_forward_keywords(batch)).flatten(0, 1)
+    # The state at a position of a causal model tells the next token.
+    return hidden[places - 1 if causal else places], batch.labels.flatten()[places]
 
 
 def chunked_loss(base: "Base", hidden: torch.Tensor, labels: torch.Tensor, consistency: float = 0.0) -> Loss:
@@ -71,7 +75,9 @@ def chunked_loss(base: "Base", hidden: torch.Tensor, labels: torch.Tensor, consi
             loss = loss + consistency * symmetric_kl(*logits)[wanted != IGNORED].sum()
         return loss, (logits[0].argmax(-1) == wanted).sum()
 
-    total, correct, count = torch.zeros((), device=hidden.device), 0, len(labels)
+    total = torch.zeros((), device=hidden.device)
+    correct = torch.zeros((), dtype=torch.long, device=hidden.device)
+    count = len(labels)
     filler = -count % GRAIN
     hidden, labels = F.pad(hidden, (0, 0, 0, filler)), F.pad(labels, (0, filler), value=IGNORED)
     for states, wanted in zip(hidden.split(CHUNK, dim=1), labels.split(CHUNK), strict=True):
@@ -80,8 +86,8 @@ def chunked_loss(base: "Base", hidden: torch.Tensor, labels: torch.Tensor, consi
             if torch.is_grad_enabled()
             else part(states, wanted)
         )
-        total, correct = total + loss, correct + int(hits)
-    return total, {"tokens": float(count), "correct": float(correct)}
+        total, correct = total + loss, correct + hits
+    return total, {"tokens": float(count), "correct": correct}
 
 
 def symmetric_kl(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
@@ -90,6 +96,16 @@ def symmetric_kl(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     return 0.5 * ((log_p.exp() - log_q.exp()) * (log_p - log_q)).sum(-1)
 
 
-def _forward_keywords(base: "Base", batch: "Batch") -> dict[str, torch.Tensor]:
+def token_scores(loss: float, sums: dict[str, float]) -> dict[str, float]:
+    """Return what an evaluation says of a loss per token: loss, perplexity, share of tokens guessed right, tokens."""
+    return {
+        "loss": loss,
+        "perplexity": math.exp(min(loss, 700)),  # beyond that a float has no room
+        "token_accuracy": sums["correct"] / sums["tokens"],
+        "tokens": sums["tokens"],
+    }
+
+
+def _forward_keywords(batch: "Batch") -> dict[str, torch.Tensor]:
     keywords = {name: value for name, value in batch.inputs.items() if value is not None}
     return {"ids": keywords.pop("input_ids"), **keywords}

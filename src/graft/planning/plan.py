@@ -20,15 +20,18 @@ from tokenizers import Tokenizer
 from transformers.models.auto.configuration_auto import AutoConfig
 
 from graft.core.method import Method
-from graft.core.registry import classifying, described, find, names
+from graft.core.registry import find, names
 from graft.data import load_rows
 from graft.data.preparation import label_names
 from graft.errors import GraftError
 from graft.models.files import read_config
-from graft.models.load import DTYPES, TASKS, model_class
+from graft.models.load import DTYPES
+from graft.objectives.lm import CHUNK
 from graft.planning.sketch import Step, alike, peak, sketch, stored, unreal, weights
 from graft.recipe import NewTokenizer, Recipe, read
 from graft.seedling import located
+from graft.stages.sft import SFT
+from graft.stages.stage import Stage, methods_of, stage_of, task_of
 from graft.training.log import usage
 from graft.training.optimizers import BLOCK, AdamW8bit
 
@@ -42,7 +45,7 @@ class Shape:
     """What a run asks of memory besides its base and methods.
 
     rows: of a micro-batch.  length: tokens of a row.  eval_rows: rows of an evaluation's batch.
-    budget: bytes of optimizer state that a paged optimizer keeps resident.
+    budget: bytes of optimizer state that a paged optimizer keeps resident.  stage: what a batch is, and its loss.
     """
 
     rows: int = 2
@@ -51,11 +54,11 @@ class Shape:
     checkpointing: bool = False
     optimizer: str = "adamw"
     budget: int = 0
-    classify: bool = False
+    stage: Stage = SFT
 
     def step(self, rows: int | None = None) -> Step:
         """One micro-batch of this shape."""
-        return Step(rows or self.rows, self.length, self.checkpointing, self.classify)
+        return Step(rows or self.rows, self.length, self.checkpointing, self.stage)
 
 
 @dataclass(frozen=True)
@@ -123,7 +126,7 @@ class Plan:
 def plan(recipe: str | Path | dict[str, Any] | Recipe, overrides: Iterable[str] = ()) -> Plan:
     """The plan of a recipe. Reads the model's config and, for classes, the rows; no weights."""
     chosen = read(recipe, overrides)
-    config = _config(chosen)
+    config = config_of(chosen)
     train, positions = chosen.train, getattr(config, "max_position_embeddings", None)
     shape = Shape(
         rows=train.micro_batch_size,
@@ -132,10 +135,10 @@ def plan(recipe: str | Path | dict[str, Any] | Recipe, overrides: Iterable[str] 
         checkpointing=train.gradient_checkpointing,
         optimizer=train.optimizer,
         budget=int(train.paged_budget_mb * 2**20),
-        classify=chosen.stage == "classify",
+        stage=stage_of(chosen),
     )
     stored_as = {"quant": chosen.quant, "group_size": chosen.group_size, "dtype": DTYPES[chosen.dtype]}
-    kind = stored_as | {"task": _task(chosen, config)}
+    kind = stored_as | {"task": task_of(chosen, config)}
     found = plan_model(config, _methods(chosen), shape, **kind)
     return replace(
         found, base=chosen.model if isinstance(chosen.model, str) else f"fresh {config.model_type}"
@@ -160,10 +163,10 @@ def plan_model(
         whole, heap = peak(config, methods, step, training=training, uniform=uniform, **kind)
         return whole, round(RETAINED * heap) if device == "cpu" else 0
 
-    now, doubled, leaner = (
-        cost(step)
-        for step in (shape.step(), shape.step(2 * shape.rows), replace(shape, checkpointing=True).step())
-    )
+    # Logits exist for a chunk of positions at a time: far enough from here a row costs the same everywhere.
+    further = shape.rows + max(shape.rows, -(-2 * CHUNK // shape.length))
+    now, larger = cost(shape.step()), cost(shape.step(further))
+    leaner = cost(replace(shape, checkpointing=True).step())
     evaluation = cost(replace(shape, checkpointing=False).step(shape.eval_rows), training=False)
     kept, parts = (
         process + sum(held.values()),
@@ -174,8 +177,8 @@ def plan_model(
         "evaluate": kept - held["gradients"] + sum(evaluation),
         "save": kept - held["gradients"] + held["adapter"] + standing.states,
     }
-    per_row = max(1, (doubled[0] - now[0]) // shape.rows)  # tensors only: holes do not grow in a line
-    more = (available - kept - now[0] - max(now[1], doubled[1])) // per_row
+    per_row = max(1, (larger[0] - now[0]) // (further - shape.rows))  # tensors: holes do not grow in a line
+    more = (available - kept - now[0] - max(now[1], larger[1])) // per_row
     fits = peaks["train"] <= available
     fitting = shape.rows + max(more, 0) if fits else min(max(shape.rows + more, 0), shape.rows - 1)
     draft = Plan(config.model_type, *standing.counts, parts, peaks, process, available, device, fitting)
@@ -266,8 +269,8 @@ def memory() -> tuple[int, str, int]:
     return free + now, "cpu", now
 
 
-def _config(recipe: Recipe) -> Any:
-    """The transformers config of a recipe's base; of a hub model only that file is fetched."""
+def config_of(recipe: Recipe) -> Any:
+    """Return the transformers config of a recipe's base; of a hub model only that file is fetched."""
     if isinstance(recipe.model, str):
         return read_config(recipe.model)
     values = dict(recipe.model.config)
@@ -280,20 +283,13 @@ def _config(recipe: Recipe) -> Any:
     return AutoConfig.for_model(values.pop("model_type", "llama"), **{"vocab_size": size} | values)
 
 
-def _task(recipe: Recipe, config: Any) -> str | None:
-    """The kind of model that a recipe loads: its objective's, or an encoder without its word head for classes, where
-    no method reads through it."""
-    if recipe.stage != "classify" or any(find(settings["name"]).word_head for settings in recipe.methods):
-        return {"causal": None, "masked": "masked", "span": None}[recipe.objective]
-    return "encoder" if issubclass(model_class(config, None), tuple(TASKS["masked"].values())) else None
-
-
 def _methods(recipe: Recipe) -> list[Method]:
-    """The recipe's methods; a classifier gets a head with the classes of its rows where none is named."""
-    rows = load_rows(located(recipe.data), stage="classify").train if recipe.stage == "classify" else []
-    methods = [described(settings) for settings in recipe.methods]
-    tagged = bool(rows) and rows[0].kind == "tags"
-    return classifying(methods, label_names(rows), tagged=tagged) if rows else methods
+    """Return the recipe's methods; rows are read only where their classes make a head."""
+    stage = stage_of(recipe)
+    if not stage.labelled:
+        return methods_of(recipe)
+    rows = load_rows(located(recipe.data), stage.accepts()).train
+    return methods_of(recipe, label_names(rows), tagged=rows[0].kind == "tags")
 
 
 def _gib(size: float) -> str:

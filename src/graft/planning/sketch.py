@@ -19,15 +19,16 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.checkpoint import checkpoint
 
 from graft.base.adapter import Adapter
 from graft.base.base import Base
 from graft.core.method import Method
 from graft.models.load import model_class
-from graft.objectives.lm import CHUNK
 from graft.quant import QuantLinear, Scheme
 from graft.quant.replace import matrix, packable
+from graft.stages.sft import SFT
+from graft.stages.stage import Stage
+from graft.training.step import backward
 
 DEPTH = (
     "num_hidden_layers",
@@ -112,12 +113,12 @@ class _Packed(QuantLinear):
 
 @dataclass(frozen=True)
 class Step:
-    """What runs at once.  rows: of a micro-batch; length: tokens of a row.  classify: a task head, no language head."""
+    """What runs at once.  rows: of a micro-batch.  length: tokens of a row.  stage: what a batch is, and its loss."""
 
     rows: int
     length: int
     checkpointing: bool = False
-    classify: bool = False
+    stage: Stage = SFT
 
 
 @contextlib.contextmanager
@@ -213,31 +214,15 @@ def _run(
         base.train(training)
         base.checkpointing(step.checkpointing)
         with base.using("plan"), torch.set_grad_enabled(training), Ledger(known) as ledger:
-            total = torch.stack([loss(base, step) for _ in range(adapter.passes if training else 1)]).sum()
-            if training:
-                total.backward()
+            run_step(base, adapter, step, training)
         return ledger.peak, ledger.heap
 
 
-def loss(base: Base, step: Step) -> Tensor:
-    """The summed loss of a full batch: a block mask as packing has it, logits in chunks computed again in backward."""
-    shape = step.rows, step.length
-    ids = torch.zeros(shape, dtype=torch.long)
-    live = torch.ones(shape, dtype=torch.long)
-    live[0, -1] = 0  # one pad: without any, transformers leaves the mask out
-    if step.classify:
-        return base(ids, attention_mask=live)[0].float().logsumexp(-1).sum()
-    keywords = {"attention_mask": live}
-    if base.family == "seq2seq":
-        keywords["decoder_input_ids"] = ids
-    elif base.unpackable(step.length) is None:
-        keywords["attention_mask"] = torch.ones(step.rows, 1, step.length, step.length, dtype=torch.bool)
-        keywords["position_ids"] = torch.arange(step.length).expand(shape)
-    hidden = base.hidden(ids, **keywords).flatten(0, 1)
-    parts = [checkpoint(_nll, base, part, use_reentrant=False) for part in hidden.split(CHUNK)]
-    return torch.stack(parts).sum()
-
-
-def _nll(base: Base, states: Tensor) -> Tensor:
-    logits = base.logits(states[None])[0].float()
-    return F.cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.long), reduction="sum")
+def run_step(base: Base, adapter: Adapter, step: Step, training: bool) -> None:
+    """Run the stage's own loss on full rows, packed where the model allows it; in training also backward."""
+    pack = base.unpackable(step.length) is None
+    batch = step.stage.batches(base, step.length, pack=pack).full(step.rows, step.length)
+    if training:
+        backward(base, adapter, step.stage.loss, batch, batch.tokens, lambda mask: None)
+    else:
+        step.stage.loss(base, batch)

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from graft.errors import UsageError, nearest
 from graft.recipe.methods import refused, resolved
+from graft.recipe.stages import stage_cards
 from graft.recipe.text import read_text
 from graft.recipe.tree import Data, Evaluate, Fresh, NewTokenizer, Recipe, Train, explain
 from graft.recipe.words import SYNONYMS, canonical
@@ -46,10 +47,9 @@ def read(
     heard: list[str] = [] if notices is None else notices
     raw, problems = canonical(raw, overrides, heard)
     problems |= resolved(raw, heard)
-    if raw.get("stage") == "classify" and isinstance(raw.setdefault("evaluate", {}), dict):
-        raw["evaluate"].setdefault(
-            "metrics", ["accuracy", "precision", "recall", "f1"]
-        )  # a class has no perplexity
+    card = stage_cards().get(raw.get("stage", "sft"))
+    if card is not None and isinstance(raw.setdefault("evaluate", {}), dict):
+        raw["evaluate"].setdefault("metrics", list(card.metrics))
     try:
         recipe = Recipe.model_validate(raw)
         problems |= _contradictions(recipe)
@@ -98,10 +98,13 @@ def _nearest(key: str) -> list[str]:
 def _contradictions(recipe: Recipe) -> dict[str, str]:
     """Pairs of settings that cannot both be meant."""
     train, found = recipe.train, {}
-    if recipe.objective != "causal" and recipe.stage != "pretrain":
-        found["objective"] = (
-            f"= {recipe.objective} belongs to stage: pretrain, and the stage is {recipe.stage}"
-        )
+    stages = stage_cards()
+    if recipe.stage not in stages:
+        near = ", ".join(nearest(recipe.stage, stages, 2))
+        found["stage"] = f"= {recipe.stage!r} is no stage; nearest: {near}"
+    elif recipe.objective not in stages[recipe.stage].objectives:
+        known = " or ".join(stages[recipe.stage].objectives)
+        found["objective"] = f"= {recipe.objective}: stage {recipe.stage} knows {known}"
     if recipe.fresh and recipe.quant != "none":
         found["quant"] = (
             f"= {recipe.quant} stores pretrained weights; a fresh model is trained whole, with quant: none"

@@ -99,7 +99,7 @@ class Train(Section):
 
 
 class Evaluate(Section):
-    metrics: list[Name] = ["perplexity"]  # builtin names, or module:function of yours
+    metrics: list[Name] = ["perplexity"]  # builtin names, or module:function of yours; by default the stage's
     max_new_tokens: Count = 128  # length of generated answers
     limit: Count | None = None  # rows to evaluate on
     batch_size: Count = 8  # rows per forward
@@ -113,8 +113,8 @@ class Recipe(Section):
     # weights that share a scale and a minimum; 0: 32 (nf4, fp4: a maximum, 64)
     group_size: Literal[0, 32, 64, 128] = 0
     dtype: Literal["bf16", "fp32"] = "bf16"  # number format of base and computation: bf16, fp32
-    stage: Literal["pretrain", "sft", "classify"] = "sft"  # what a row is for: pretrain, sft, classify
-    objective: Literal["causal", "masked", "span"] = "causal"  # of pretrain: causal, masked, span
+    stage: Name = "sft"  # what the rows are used for; `graft train --help` lists the stages
+    objective: Name = "causal"  # of stage pretrain: causal, masked, span
     method: Methods = {"name": "lora"}  # what is trained; `graft methods` lists them; presets: qlora, qalora
     adapter: Name | None = None  # a saved adapter to go on from, instead of a new one
     data: Data = Data()

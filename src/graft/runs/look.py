@@ -9,6 +9,7 @@ from graft.models.files import find as find_model
 from graft.models.tokenizer import tokenizer_in
 from graft.recipe import Recipe
 from graft.runs.build import recipe_behind
+from graft.stages.stage import stage_of
 
 
 def look(recipe: Recipe, rows: int) -> DataReport:
@@ -20,10 +21,8 @@ def look(recipe: Recipe, rows: int) -> DataReport:
         else tokenizer_in(Path(recipe.output) / "tokenizer")
     )
     data = seedling.located(recipe.data)
-    prepared = prepare(
-        data, tokenizer, stage=recipe.stage, objective=recipe.objective, seed=recipe.train.seed
-    )
-    prepared.report.samples = [
-        sample(prepared.train[i], tokenizer, prepared.labels) for i in range(min(rows, len(prepared.train)))
-    ]
+    stage = stage_of(recipe)
+    prepared = prepare(data, tokenizer, stage, seed=recipe.train.seed)
+    first = prepared.train[:rows]
+    prepared.report.samples = [sample(example, tokenizer, stage, prepared.labels) for example in first]
     return prepared.report

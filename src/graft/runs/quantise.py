@@ -16,6 +16,7 @@ from graft.quant.hf import GraftQuantConfig, packed_by
 from graft.recipe import Recipe
 from graft.runs.build import feed, recipe_behind
 from graft.shipping.hf import refuse_occupied, replaced
+from graft.stages.stage import stage_of
 
 
 def quantise(
@@ -45,8 +46,7 @@ def _calibration(base: Base, recipe: Recipe) -> list[dict[str, Any]]:
     limit, recipe = recipe.data.limit, recipe_behind(recipe)
     few = recipe.data.model_copy(update={"pack": False, "eval": None, "limit": limit})
     recipe = recipe.model_copy(update={"data": few})
-    kind = {"stage": recipe.stage, "objective": recipe.objective, "family": base.family}
-    rows = prepare(seedling.located(few), base.tokenizer, **kind).train
+    rows = prepare(seedling.located(few), base.tokenizer, stage_of(recipe), family=base.family).train
     own = {} if base.family == "masked" else {"use_cache": False}
     batches = feed(base, recipe, rows, 1, 1)
     return [

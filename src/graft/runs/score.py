@@ -6,48 +6,37 @@ from pathlib import Path
 
 from graft import seedling
 from graft.data import Row, load_rows
-from graft.data.encode import Encoder
+from graft.data.rows import as_chat
 from graft.errors import UsageError
-from graft.evaluate import Held, Table, before_after, cases, evaluate
+from graft.evaluate import Held, Table, before_after, evaluate
 from graft.recipe import Recipe, read
 from graft.runs.build import feed
 from graft.runs.open import Opened
+from graft.stages.stage import find, stage_of
 
 
 def material(opened: Opened, recipe: Recipe, rows: Sequence[Row]) -> Held:
     """Rows as evaluation takes them: encoded for losses and classes, and as prompts for written answers."""
     base = opened.base
     head = base.adapters[opened.adapter].head if opened.adapter else None
-    encoder = Encoder(
-        base.tokenizer,
-        stage=recipe.stage,
-        objective=recipe.objective,
-        family=base.family,
-        max_length=recipe.data.max_length,
-        template=recipe.data.template,
-        labels=head.labels if head is not None else (),
-    )
+    stage = stage_of(recipe)
+    labels = head.labels if head is not None else ()
+    encoder = stage.encoder(base.tokenizer, base.family, recipe.data, labels)
     size = recipe.evaluate.batch_size
     examples = encoder(rows).examples
     if opened.by_template:
-        rows = [_as_chat(row) for row in rows]
+        rows = [as_chat(row) for row in rows]
     return Held(
         feed(base, recipe, examples, size, size),
+        stage,
         rows,
         {"max_new_tokens": recipe.evaluate.max_new_tokens, "batch_size": size},
     )
 
 
-def _as_chat(row: Row) -> Row:
-    if row.kind != "pair":
-        return row
-    turns = [{"role": "user", "content": row.value[0]}, {"role": "assistant", "content": row.value[1]}]
-    return Row(row.source, "chat", turns, row.tools)
-
-
 def held_rows(recipe: Recipe) -> list[Row]:
     """The rows that a recipe is judged on: its test rows, else its held-out ones; at most evaluate.limit."""
-    loaded = load_rows(seedling.located(recipe.data), stage=recipe.stage, seed=recipe.train.seed)
+    loaded = load_rows(seedling.located(recipe.data), stage_of(recipe).accepts(), seed=recipe.train.seed)
     return (loaded.test or loaded.eval or [])[: recipe.evaluate.limit]
 
 
@@ -57,7 +46,7 @@ def score(opened: Opened, recipe: Recipe, data: str | None = None) -> Table:
         rows = held_rows(recipe)
     else:
         other = recipe.data.model_copy(update={"train": data, "eval": None, "test": None})
-        rows = load_rows(seedling.located(other), stage=recipe.stage).train[: recipe.evaluate.limit]
+        rows = load_rows(seedling.located(other), stage_of(recipe).accepts()).train[: recipe.evaluate.limit]
     if not rows:
         return Table({}, [])
     held, metrics = material(opened, recipe, rows), recipe.evaluate.metrics
@@ -73,11 +62,7 @@ def judged_by(opened: Opened, stage: str | None, metrics: Sequence[str], limit: 
     changes += [f"stage={stage}"] if stage else []
     if opened.recipe is not None:
         return read(opened.recipe, changes)
-    objective = (
-        {"masked": "masked", "seq2seq": "span"}.get(opened.base.family, "causal")
-        if stage == "pretrain"
-        else "causal"
-    )
+    objective = find(stage or "sft").objective_of(opened.base.family)
     return read({"model": opened.base.name, "objective": objective}, changes)
 
 
@@ -97,8 +82,4 @@ def prompts_of(opened: Opened, limit: int) -> list[str]:
         )
     if recipe.train.samples:
         return recipe.train.samples[:limit]
-    rows = held_rows(recipe)
-    if recipe.stage == "classify":
-        return [row.value[0] if row.kind == "label" else " ".join(row.value[0]) for row in rows[:limit]]
-    found = [case.prompt for case in cases(rows)]
-    return [p if isinstance(p, str) else str(p[-1]["content"]) for p in found[:limit]]
+    return stage_of(recipe).questions(held_rows(recipe))[:limit]

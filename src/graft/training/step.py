@@ -57,7 +57,7 @@ def measure(
     sums, metrics = [], {}
     for batch in batches:
         if batch.tokens:
-            loss, own = _backward(base, adapter, objective, batch, tokens, arm)
+            loss, own = backward(base, adapter, objective, batch, tokens, arm)
             sums.append((loss, batch))
             metrics = {key: metrics.get(key, 0.0) + float(value) for key, value in own.items()}
     losses = torch.stack([loss for loss, _ in sums]).tolist()  # one synchronisation for the whole step
@@ -69,7 +69,7 @@ def measure(
     return Measured(sum(losses) / tokens, tokens, norm, metrics, trouble, sources)
 
 
-def _backward(
+def backward(
     base: "Base", adapter: "Adapter", objective: Objective, batch: Any, tokens: int, arm: Callable[..., None]
 ) -> tuple[torch.Tensor, dict[str, float]]:
     """Add one micro-batch's share to the gradient; its summed loss and metrics."""
@@ -95,7 +95,7 @@ def preflight(base: "Base", adapter: "Adapter", objective: Objective, batch: Any
     """A forward and backward of the longest batch whose only trace is that memory sufficed."""
     with rng.preserved():
         if batch.tokens:
-            _backward(base, adapter, objective, batch, batch.tokens, lambda mask: None)
+            backward(base, adapter, objective, batch, batch.tokens, lambda mask: None)
     for p in adapter.parameters():
         p.grad = None
 

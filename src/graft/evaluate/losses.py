@@ -8,20 +8,18 @@ into windows by the data layer (stride = window), the start token is in the cont
 are reduced in fp32.
 """
 
-import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-from graft.data import IGNORED
+from graft.base.base import Base
+from graft.data.encode import IGNORED
 from graft.data.feed import Feed
 from graft.errors import DataError
 from graft.generate.generate import evaluating
-from graft.objectives import BY_STAGE
-
-if TYPE_CHECKING:
-    from graft.base.base import Base
+from graft.objectives.classify import class_logits
+from graft.stages.stage import Stage
 
 Progress = Callable[[str, int, int], None]  # (what, done, total)
 
@@ -30,35 +28,28 @@ def silent(what: str, done: int, total: int) -> None:
     """The observer of those who do not want to watch."""
 
 
-def perplexity(base: "Base", feed: Feed, progress: Progress = silent) -> dict[str, float]:
-    """{"loss", "perplexity", "token_accuracy", "tokens"} of the adapter in use on every row of the feed.
+def losses(base: Base, feed: Feed, stage: Stage, progress: Progress = silent) -> dict[str, float]:
+    """Return what the stage reports of its loss on every row of the feed, for the adapter in use (`Stage.scores`).
 
-    loss: nats per supervised token. Raises DataError where nothing is supervised.
+    Raises DataError where nothing is supervised.
     """
-    loss, tokens, correct = 0.0, 0.0, 0.0
-    objective, steps = BY_STAGE[feed.stage], feed.steps_per_epoch
+    loss, sums = 0.0, {"tokens": 0.0}
+    steps = feed.steps_per_epoch
     with torch.no_grad(), evaluating(base):
         for step in range(steps):
             for batch in feed.step(0, step):
                 if batch.tokens:
-                    nll, found = objective(base, batch.to(base.device))
-                    loss += float(nll)
-                    tokens += found["tokens"]
-                    correct += found["correct"]
-            progress("perplexity", step + 1, steps)
-    if not tokens:
-        raise DataError(
-            "no token of the evaluation rows is supervised", "at least one", "check data.eval and max_length"
-        )
-    return {
-        "loss": loss / tokens,
-        "perplexity": math.exp(min(loss / tokens, 700)),  # beyond that a float has no room
-        "token_accuracy": correct / tokens,
-        "tokens": tokens,
-    }
+                    summed, metrics = stage.loss(base, batch.to(base.device))
+                    loss += float(summed)
+                    sums |= {name: sums.get(name, 0.0) + float(value) for name, value in metrics.items()}
+            progress("loss", step + 1, steps)
+    if not sums["tokens"]:
+        given = "no token of the evaluation rows is supervised"
+        raise DataError(given, "at least one", "check data.eval and max_length")
+    return stage.scores(loss / sums["tokens"], sums)
 
 
-def classes(base: "Base", feed: Feed, progress: Progress = silent) -> tuple[list[Any], list[Any]]:
+def classes(base: Base, feed: Feed, progress: Progress = silent) -> tuple[list[Any], list[Any]]:
     """(predicted, true) class of every row of a classification feed, by the head of the adapter in use.
 
     Of tagged rows a list with one class per word.
@@ -69,9 +60,7 @@ def classes(base: "Base", feed: Feed, progress: Progress = silent) -> tuple[list
     with torch.no_grad(), evaluating(base):
         for step in range(steps):
             for batch in (b.to(base.device) for b in feed.step(0, step)):
-                keywords = dict(batch.inputs)
-                logits = base(keywords.pop("input_ids"), **keywords)[0]
-                predicted += _labelled(logits.argmax(-1), batch.labels)
+                predicted += _labelled(class_logits(base, batch).argmax(-1), batch.labels)
                 true += _labelled(batch.labels, batch.labels)
             progress("classes", step + 1, steps)
     return predicted, true

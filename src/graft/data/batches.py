@@ -1,0 +1,167 @@
+"""Examples become the tensors of a micro-batch: padded to one length, or packed into shared rows."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from graft.data.encode import IGNORED, Example
+from graft.data.pack import packed, rounded
+
+
+@dataclass
+class Batch:
+    """A micro-batch.
+
+    inputs: keywords of the model, input_ids and attention_mask among them. The mask is (B, T), or (B, 1, T, T) bool
+    where documents share rows, then with position_ids (B, T).
+    labels: (B, T) not shifted, IGNORED where nothing is learnt; of the decoder if there is one; or one number a row.
+    tokens: supervised positions that count.  sources: `file:line` of every row inside.
+    supervised: (N,) indices into the flattened labels, of those that count; None where the labels tell.
+    """
+
+    inputs: dict[str, Tensor]
+    labels: Tensor
+    tokens: int
+    sources: list[str]
+    supervised: Tensor | None = None
+
+    def to(self, device: Any) -> "Batch":
+        """Return the same batch on a device."""
+        return self.map(lambda tensor: tensor.to(device))
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        """Return a batch whose every tensor went through `change`."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        for name, value in values.items():
+            if isinstance(value, Tensor):
+                values[name] = change(value)
+        return type(self)(**values | {"inputs": {name: change(t) for name, t in self.inputs.items()}})
+
+
+class Batches(ABC):
+    """How the examples of a stage lie in tensors.
+
+    packs: whether documents of one step share rows.  max_length: tokens of a row.
+    """
+
+    packs = False
+
+    def __init__(self, tokenizer: Any, max_length: int) -> None:
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+        # Any id may pad: masks come from lengths.
+        known = (getattr(tokenizer, name, None) for name in ("pad_token_id", "eos_token_id"))
+        self.pad = next((i for i in known if i is not None), 0)
+
+    def draw(self, example: Example, *address: int) -> Example:
+        """Return the example with the noise of this epoch.  address: numbers that seed every random choice."""
+        return example
+
+    @abstractmethod
+    def padded(self, examples: Sequence[Example]) -> Batch:
+        """Build a batch of one example a row."""
+
+    def packed(self, groups: Sequence[Sequence[Example]]) -> Batch:
+        """Build a batch of one group of examples a row; only where `packs` is true."""
+        raise TypeError(f"{type(self).__name__} does not pack")
+
+    @abstractmethod
+    def full(self, rows: int, length: int) -> Batch:
+        """Build a batch of so many full rows without looking at a value, so that it works on fake tensors."""
+
+    def rectangle(self, rows: Sequence[Sequence[int]], fill: int) -> tuple[Tensor, Tensor]:
+        """Fill rows up on the right to one length; return (B, T) and (B, T) int64 with 1 where a row is."""
+        width = rounded(max(map(len, rows)), self.max_length)
+        values = torch.tensor([[*row, *[fill] * (width - len(row))] for row in rows])
+        return values, torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
+
+    def inputs(self, examples: Sequence[Example]) -> tuple[dict[str, Tensor], list[str]]:
+        """Return input_ids with their mask, and the rows' sources."""
+        ids, live = self.rectangle([example.ids for example in examples], self.pad)
+        return {"input_ids": ids, "attention_mask": live}, [example.source for example in examples]
+
+    def full_inputs(self, rows: int, length: int) -> dict[str, Tensor]:
+        """Return the inputs of `full`; one position is a pad, as transformers drops a mask without any."""
+        live = torch.ones(rows, length, dtype=torch.long)
+        live[0, -1] = 0
+        return {"input_ids": torch.zeros(rows, length, dtype=torch.long), "attention_mask": live}
+
+
+class TokenBatches(Batches):
+    """Every supervised position predicts one token: the next one (causal), or the one that stands there (masked).
+
+    first_position: position id of a document's first token, where documents share rows.
+    """
+
+    def __init__(
+        self, tokenizer: Any, max_length: int, *, causal: bool, pack: bool = False, first_position: int = 0
+    ) -> None:
+        super().__init__(tokenizer, max_length)
+        self.causal = causal
+        self.packs = pack
+        self.first_position = first_position
+
+    def padded(self, examples: Sequence[Example]) -> Batch:
+        inputs, sources = self.inputs(examples)
+        labels, _ = self.rectangle([example.labels for example in examples], IGNORED)
+        return self._counted(inputs, labels, sources)
+
+    def packed(self, groups: Sequence[Sequence[Example]]) -> Batch:
+        pairs = [[(example.ids, example.labels) for example in group] for group in groups]
+        inputs, labels = packed(
+            pairs,
+            pad=self.pad,
+            causal=self.causal,
+            first_position=self.first_position,
+            limit=self.max_length,
+        )
+        return self._counted(inputs, labels, [example.source for group in groups for example in group])
+
+    def full(self, rows: int, length: int) -> Batch:
+        inputs = self.full_inputs(rows, length)
+        if self.packs:
+            inputs["attention_mask"] = torch.ones(rows, 1, length, length, dtype=torch.bool)
+            inputs["position_ids"] = torch.arange(length).expand(rows, length)
+        positions = torch.arange(rows * length).view(rows, length)[:, int(self.causal) :].flatten()
+        return Batch(inputs, inputs["input_ids"], len(positions), [], positions)
+
+    def _counted(self, inputs: dict[str, Tensor], labels: Tensor, sources: list[str]) -> Batch:
+        positions = supervised_positions(labels, causal=self.causal)
+        return Batch(inputs, labels, len(positions), sources, positions)
+
+
+class WrittenBatches(Batches):
+    """An encoder reads the ids, a decoder writes the part "written".  decoder_start: its first input; None: the pad."""
+
+    def __init__(self, tokenizer: Any, max_length: int, *, decoder_start: int | None = None) -> None:
+        super().__init__(tokenizer, max_length)
+        self.decoder_start = self.pad if decoder_start is None else decoder_start
+
+    def padded(self, examples: Sequence[Example]) -> Batch:
+        inputs, sources = self.inputs(examples)
+        labels, _ = self.rectangle([example.parts["written"] for example in examples], IGNORED)
+        shifted = torch.cat([torch.full_like(labels[:, :1], self.decoder_start), labels[:, :-1]], 1)
+        inputs["decoder_input_ids"] = shifted.masked_fill(shifted == IGNORED, self.pad)
+        positions = supervised_positions(labels, causal=False)
+        return Batch(inputs, labels, len(positions), sources, positions)
+
+    def full(self, rows: int, length: int) -> Batch:
+        inputs = self.full_inputs(rows, length)
+        inputs["decoder_input_ids"] = inputs["input_ids"]
+        return Batch(inputs, inputs["input_ids"], rows * length, [], torch.arange(rows * length))
+
+
+def supervised_positions(labels: Tensor, *, causal: bool) -> Tensor:
+    """Return (N,) indices into the flattened labels of what is learnt; a causal model cannot be asked for column 0.
+
+    >>> supervised_positions(torch.tensor([[7, -100, 8], [9, 9, -100]]), causal=True)
+    tensor([2, 4])
+    """
+    live = labels != IGNORED
+    if causal:
+        live[:, 0] = False
+    return live.flatten().nonzero()[:, 0]

@@ -1,0 +1,74 @@
+"""What a stage's file declares, read as text: recipes and row checks know the stages without importing torch."""
+
+import ast
+import functools
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from graft.errors import UsageError, nearest
+
+DECLARED = ("layouts", "objectives", "metrics", "labelled")
+
+
+@dataclass(frozen=True)
+class StageCard:
+    """One stage: file name, class name, the first sentence of its docstring, and what its class declares."""
+
+    name: str
+    cls: str
+    title: str
+    layouts: tuple[str, ...] = ()
+    objectives: tuple[str, ...] = ("causal",)
+    metrics: tuple[str, ...] = ("loss",)
+    labelled: bool = False
+
+
+def stage_cards() -> dict[str, StageCard]:
+    """Return every stage by name, sorted: the files of graft/stages whose last class derives from Stage."""
+    spec = importlib.util.find_spec("graft.stages")
+    folders = (spec.submodule_search_locations or []) if spec else []
+    files = [path for folder in folders for path in Path(folder).glob("*.py")]
+    trees = {path.stem: _parsed(path, path.stat().st_mtime_ns) for path in files}
+    classes = {c.name: c for tree in trees.values() for c in tree.body if isinstance(c, ast.ClassDef)}
+    cards = {}
+    for name, tree in sorted(trees.items()):
+        stages = [c for c in tree.body if isinstance(c, ast.ClassDef) and "Stage" in _lineage(c, classes)]
+        if stages:
+            title = (ast.get_docstring(tree) or name).split("\n\n")[0].replace("\n", " ")
+            declared = _declared(stages[-1], classes)
+            cards[name] = StageCard(name, stages[-1].name, title.rstrip("."), **declared)
+    return cards
+
+
+@functools.lru_cache(maxsize=64)
+def _parsed(path: Path, changed: int) -> ast.Module:
+    """Return a file's syntax tree; it is parsed again when the file was changed."""
+    return ast.parse(path.read_bytes())
+
+
+def stage_card(name: str) -> StageCard:
+    """Return the card of one stage. Raises UsageError with the nearest name."""
+    known = stage_cards()
+    if name not in known:
+        given, remedy = f"stage {name!r}", f"did you mean {nearest(name, known, 1)[0]!r}?"
+        raise UsageError(given, f"one of {', '.join(known)}", remedy)
+    return known[name]
+
+
+def _lineage(cls: ast.ClassDef, classes: dict[str, ast.ClassDef]) -> list[str]:
+    """Return the names of all classes that a class derives from, the nearest first."""
+    bases = [base.id for base in cls.bases if isinstance(base, ast.Name)]
+    return bases + [name for base in bases if base in classes for name in _lineage(classes[base], classes)]
+
+
+def _declared(cls: ast.ClassDef, classes: dict[str, ast.ClassDef]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    lineage = [classes[name] for name in _lineage(cls, classes) if name in classes and name != "Stage"]
+    for node in (node for each in [*reversed(lineage), cls] for node in each.body):
+        if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
+            continue
+        if node.target.id in DECLARED and node.value is not None:
+            values[node.target.id] = ast.literal_eval(node.value)
+    return values

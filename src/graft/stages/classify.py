@@ -1,0 +1,154 @@
+"""Classification: a class for every text, or for every word of it (entities), by a head that the adapter brings.
+
+text, label      [CLS] text [SEP], and the index of its label
+words, tags      the tokens of all words, and the index of each word's tag at its first token
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+
+from graft.base.adapter import Adapter
+from graft.base.base import Base
+from graft.core.method import Method
+from graft.core.registry import classifying
+from graft.data.batches import Batch, Batches
+from graft.data.encode import IGNORED, Encoded, Encoder, Example, Outcomes
+from graft.data.rows import BadRow, Row
+from graft.data.tags import pieces as pieces_of_words
+from graft.errors import UsageError
+from graft.models.load import TASKS, model_class
+from graft.objectives.classify import classification
+from graft.stages.stage import Stage
+
+
+@dataclass(frozen=True)
+class Classify(Stage):
+    layouts: ClassVar = ("classification", "tags")
+    metrics: ClassVar = ("accuracy", "precision", "recall", "f1")
+    labelled: ClassVar = True
+    aligned: ClassVar = ("tags",)
+    loss = staticmethod(classification)
+
+    def task(self, config: Any, methods: Sequence[type[Method]]) -> str | None:
+        """A masked model is loaded as an encoder: its word head is of no use, unless a method reads through it."""
+        if any(method.word_head for method in methods):
+            return None
+        return "encoder" if issubclass(model_class(config, None), tuple(TASKS["masked"].values())) else None
+
+    def methods(self, methods: Sequence[Method], labels: Sequence[str], *, tagged: bool) -> list[Method]:
+        return classifying(methods, labels, tagged=tagged)
+
+    def fit(self, adapter: Adapter, labels: Sequence[str], *, tagged: bool) -> None:
+        """Give a head without names those of the rows' classes.
+
+        Raises UsageError for a head of other classes, and for one that pools where every word has a class.
+        """
+        head = adapter.head
+        if head is None:
+            return
+        if (head.labels and list(head.labels) != list(labels)) or head.num_labels != len(labels):
+            known = ", ".join(head.labels) or f"{head.num_labels} without names"
+            raise UsageError(
+                f"the adapter knows the classes {known}; the rows have {', '.join(labels)}",
+                "the same classes in both",
+                "train a new adapter on these rows, or give rows of the adapter's classes",
+            )
+        if head.every_token != tagged:
+            raise UsageError(
+                f"{head.name()} for rows with one {'tag per word' if tagged else 'label per text'}",
+                "a task head with pool='none' for tagged words, another pool for texts",
+                "leave pool out of the recipe, or attach TaskHead(pool='none')"
+                if tagged
+                else "choose another pool",
+            )
+        named = replace(head, labels=tuple(labels))
+        adapter.methods = tuple(named if method is head else method for method in adapter.methods)
+
+    def encoder(self, tokenizer: Any, family: str, settings: Any, labels: Sequence[str] = ()) -> Encoder:
+        return Labelled(tokenizer, settings.max_length, labels)
+
+    def batches(self, base: Base, max_length: int, *, pack: bool = False) -> Batches:
+        return ClassBatches(base.tokenizer, max_length)
+
+    def scores(self, loss: float, sums: dict[str, float]) -> dict[str, float]:
+        return {"loss": loss, "accuracy": sums["correct"] / sums["tokens"], "tokens": sums["tokens"]}
+
+    def questions(self, rows: Sequence[Row]) -> list[str]:
+        return [row.value[0] if row.kind == "label" else " ".join(row.value[0]) for row in rows]
+
+    def pieces(self, example: Example, tokenizer: Any, labels: Sequence[str]) -> list[list[Any]] | None:
+        if example.target is not None:
+            text = tokenizer.decode(example.ids, skip_special_tokens=False)
+            return [[text, False], [labels[example.target], True]]
+        special, words = set(tokenizer.all_special_ids), list[tuple[list[int], int]]()
+        for token, tag in zip(example.ids, example.parts["tags"], strict=True):
+            if not words or tag != IGNORED or token in special:
+                words.append(([], tag))
+            words[-1][0].append(token)
+        shown = [(tokenizer.decode(ids), tag) for ids, tag in words]
+        silent = [tag == IGNORED or labels[tag] == "O" for _, tag in shown]  # `O` is left unsaid
+        return [
+            [text if quiet else f"{text}/{labels[tag]}", tag != IGNORED]
+            for (text, tag), quiet in zip(shown, silent, strict=True)
+        ]
+
+
+class Labelled(Encoder):
+    """Encodes texts with a label, or words with tags.  labels: names of the classes, in the order of their indices."""
+
+    def __init__(self, tokenizer: Any, max_length: int, labels: Sequence[str]) -> None:
+        super().__init__(tokenizer, max_length)
+        self.labels = {name: i for i, name in enumerate(labels)}
+
+    def encode(self, rows: list[Row], encoded: Encoded) -> Outcomes:
+        if rows and rows[0].kind == "tags":  # load_rows lets no mixture pass
+            return self._tagged(rows, encoded)
+        return self._labelled(rows, encoded)
+
+    def _labelled(self, rows: list[Row], encoded: Encoded) -> Outcomes:
+        for row, ids in zip(rows, self.ids([row.value[0] for row in rows]), strict=True):
+            target = self.labels.get(str(row.value[1]))
+            if target is None:
+                given = f"{row.value[1]!r} is in no training row"
+                yield row, BadRow("unknown label", given, "correct the label")
+            elif not ids:
+                yield row, BadRow("too short", "no token", "remove the row")
+            else:
+                ids = self.cut(ids, self.room, row, encoded)
+                yield row, [Example(*self.wrapped(ids, [IGNORED] * len(ids)), row.source, target)]
+
+    def _tagged(self, rows: list[Row], encoded: Encoded) -> Outcomes:
+        split = pieces_of_words([row.value[0] for row in rows], self.tokenizer)
+        for row, (ids, of) in zip(rows, split, strict=True):
+            words, tags = row.value
+            unknown = next((tag for tag in tags if tag not in self.labels), None)
+            silent = next((words[k] for k in sorted(set(range(len(words))) - set(of))), None)
+            if unknown is not None:
+                yield row, BadRow("unknown label", f"{unknown!r} is in no training row", "correct the tag")
+            elif silent is not None:
+                yield row, BadRow("word without a token", f"{silent!r}", "remove it and its tag")
+            else:
+                first = [k == 0 or of[k] != of[k - 1] for k in range(len(of))]
+                classes = [
+                    self.labels[tags[word]] if use else IGNORED for word, use in zip(of, first, strict=True)
+                ]
+                ids, learnt = self.wrapped(self.cut(ids, self.room, row, encoded), classes[: self.room])
+                yield row, [Example(ids, [IGNORED] * len(ids), row.source, parts={"tags": learnt})]
+
+
+class ClassBatches(Batches):
+    """Labels are (B,) classes of rows, or (B, T) classes of words at their first tokens."""
+
+    def padded(self, examples: Sequence[Example]) -> Batch:
+        inputs, sources = self.inputs(examples)
+        if examples[0].target is not None:
+            labels = torch.tensor([example.target for example in examples])
+        else:
+            labels, _ = self.rectangle([example.parts["tags"] for example in examples], IGNORED)
+        return Batch(inputs, labels, int((labels != IGNORED).sum()), sources)
+
+    def full(self, rows: int, length: int) -> Batch:
+        return Batch(self.full_inputs(rows, length), torch.zeros(rows, dtype=torch.long), rows, [])

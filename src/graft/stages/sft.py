@@ -1,0 +1,163 @@
+"""Supervised fine-tuning: the answers of conversations, and of prompts with completions, are learnt.
+
+decoder            prompt and answer in one row; the answer and the token that ends it are learnt
+encoder-decoder    everything before the last answer is read, the last answer is written
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, ClassVar
+
+from graft.base.base import Base
+from graft.core.positions import first_position
+from graft.data.batches import Batches, TokenBatches, WrittenBatches
+from graft.data.encode import IGNORED, Encoded, Encoder, Example, Outcomes
+from graft.data.layouts import recognise
+from graft.data.mask import Rendered, tokenise
+from graft.data.read import records
+from graft.data.rows import BadRow, Reject, Row, as_chat
+from graft.data.templates import Template, end_token, source
+from graft.errors import DataError
+from graft.objectives.lm import language_modelling, token_scores
+from graft.stages.stage import Stage
+
+
+@dataclass(frozen=True)
+class Sft(Stage):
+    layouts: ClassVar = ("messages", "sharegpt", "alpaca", "prompt_completion", "text")
+    metrics: ClassVar = ("perplexity",)
+    families: ClassVar = ("causal", "seq2seq")
+    packs: ClassVar = True
+    loss = staticmethod(language_modelling)
+
+    @property
+    def writes(self) -> bool:
+        return True
+
+    def template(self, settings: Any, tokenizer: Any) -> str | None:
+        return source(tokenizer, settings.template)
+
+    def asks_by_template(self, settings: Any) -> bool:
+        if settings.template is not None:
+            return True
+        rows = (r for r in records(settings.train) if not isinstance(r, Reject))
+        known = (recognise(r, self.accepts(), settings.format, settings.columns) for r in rows)
+        return any(row.kind == "chat" for row in islice((r for r in known if isinstance(r, Row)), 1))
+
+    def encoder(self, tokenizer: Any, family: str, settings: Any, labels: Sequence[str] = ()) -> Encoder:
+        if family not in self.families:
+            raise DataError(
+                f"Stage sft on a {family} model", "a model that writes text", "use stage=classify"
+            )
+        kind = Written if family == "seq2seq" else Conversations
+        return kind(tokenizer, settings.max_length, settings.template)
+
+    def batches(self, base: Base, max_length: int, *, pack: bool = False) -> Batches:
+        config = base.model.config
+        if base.family == "seq2seq":
+            start = getattr(config, "decoder_start_token_id", None)
+            return WrittenBatches(base.tokenizer, max_length, decoder_start=start)
+        first = first_position(config)
+        return TokenBatches(
+            base.tokenizer, max_length, causal=base.family == "causal", pack=pack, first_position=first
+        )
+
+    def scores(self, loss: float, sums: dict[str, float]) -> dict[str, float]:
+        return token_scores(loss, sums)
+
+    def pieces(self, example: Example, tokenizer: Any, labels: Sequence[str]) -> list[list[Any]] | None:
+        if "written" not in example.parts:
+            return None
+        texts = ((example.ids, False), (example.parts["written"], True))
+        return [[tokenizer.decode(ids, skip_special_tokens=False), learnt] for ids, learnt in texts]
+
+    def questions(self, rows: Sequence[Row]) -> list[str]:
+        asked = [as_chat(row).value for row in rows if row.kind in ("pair", "chat")]
+        texts = [turns[-2]["content"] for turns in asked if len(turns) > 1]
+        return list(dict.fromkeys(texts))
+
+
+SFT = Sft()  # what most runs do
+
+
+class Conversations(Encoder):
+    """Encodes a whole row; what the assistant says is learnt.  template: name of the one that a recipe asks for."""
+
+    def __init__(self, tokenizer: Any, max_length: int, template: str | None) -> None:
+        super().__init__(tokenizer, max_length)
+        self.eos = end_token(tokenizer)
+        self.template = Template(tokenizer, source(tokenizer, template))
+        self.named = template is not None
+
+    def encode(self, rows: list[Row], encoded: Encoded) -> Outcomes:
+        rendered: list[tuple[Row, Rendered]] = []
+        for row in rows:
+            try:
+                rendered.append((row, self._rendered(self.seen(row))))
+            except BadRow as bad:
+                yield row, bad
+        tokens = tokenise([text for _, text in rendered], self.tokenizer)
+        for (row, text), (ids, learnt, where) in zip(rendered, tokens, strict=True):
+            learnt[0] = False  # nothing comes before it from which it could be told
+            lost = [k for k, use in enumerate(learnt) if use and ids[k] == self.unknown]
+            if lost and self.unknown is not None:
+                spans = [where[k - len(text.head)] for k in lost] if where else []
+                yield row, _unknown([text.text[a:b] for a, b in spans], len(lost))
+            elif not any(learnt):
+                yield row, BadRow("nothing to learn", "no token of an answer", "fill the answer")
+            elif not any(learnt[: self.max_length]):
+                given = f"the answer begins after token {learnt.index(True)} of {len(ids)}"
+                yield row, BadRow("cut away", given, "raise data.max_length or shorten the prompt")
+            else:
+                encoded.altered += text.altered
+                ids = self.cut(ids, self.max_length, row, encoded)
+                labels = [i if use else IGNORED for i, use in zip(ids, learnt, strict=False)]
+                yield row, [Example(ids, labels, row.source)]
+
+    def seen(self, row: Row) -> Row:
+        """Return the row as the model sees it: a pair is a conversation only under a template asked for by name."""
+        return as_chat(row) if self.named else row
+
+    def _rendered(self, row: Row) -> Rendered:
+        if row.kind == "chat":
+            return self.template.learn(row)
+        if row.kind == "text":
+            return Rendered(row.value, [], [(0, len(row.value))], self.before, [self.eos])
+        prompt, answer = row.value
+        # Words that touch would be one token.
+        gap = "" if prompt[-1:].isspace() or answer[:1].isspace() else " "
+        text, start = prompt + gap + answer, len(prompt)
+        return Rendered(text, [start], [(start, len(text))], self.before, [self.eos])
+
+
+class Written(Conversations):
+    """Encodes the question for the encoder, and the last answer for the decoder."""
+
+    def encode(self, rows: list[Row], encoded: Encoded) -> Outcomes:
+        for row in rows:
+            try:
+                read, written = self.ids(self._question(self.seen(row)))
+            except BadRow as bad:
+                yield row, bad
+                continue
+            read = self.before + self.cut(read, self.room, row, encoded) + self.after
+            written = self.cut([*written, self.eos], self.max_length, row, encoded)
+            if self.unknown in written:
+                yield row, _unknown([], written.count(self.unknown))
+            else:
+                yield row, [Example(read, [IGNORED] * len(read), row.source, parts={"written": written})]
+
+    def _question(self, row: Row) -> list[str]:
+        if row.kind == "text":
+            raise BadRow("no prompt", "a text alone", "give prompt and completion, or use stage=pretrain")
+        if row.kind == "pair":
+            return list(row.value)
+        asked = self.template.render(row.value[:-1], row.tools, ask=True)
+        return [asked, row.value[-1]["content"]]
+
+
+def _unknown(characters: list[str], count: int) -> BadRow:
+    shown = " ".join(map(repr, dict.fromkeys(characters)))[:40]
+    given = f"{count} in the answer {shown}".rstrip()
+    return BadRow("unknown characters", given, "replace them, or use a tokenizer that knows them")

@@ -1,0 +1,157 @@
+"""Stage: what the rows of a run are used for, from their layout to the loss.
+
+A stage is one file of `graft/stages`, named as users name it. Its class says everything that is special about the
+stage; the loop, the planner, the evaluation and the command line call the doors below blindly. Layouts, objectives
+and metrics are declared as plain tuples: recipes and row checks read them as text, before torch is imported.
+"""
+
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from graft.base.adapter import Adapter
+from graft.base.base import Base
+from graft.core import registry
+from graft.core.method import Method
+from graft.data.batches import Batches
+from graft.data.encode import Encoder, Example
+from graft.data.layouts import Accepts
+from graft.data.rows import Row
+from graft.errors import UsageError
+from graft.objectives.lm import Loss
+from graft.recipe import Recipe
+from graft.recipe.stages import stage_card
+
+
+@dataclass(frozen=True)
+class Stage(ABC):
+    """Base class of every stage.  objective: one of `objectives`, for a stage that has several."""
+
+    objective: str = "causal"
+
+    layouts: ClassVar[tuple[str, ...]] = ()  # of rows that can be used; the first that fits is taken
+    objectives: ClassVar[tuple[str, ...]] = ("causal",)
+    metrics: ClassVar[tuple[str, ...]] = ("loss",)  # measured before and after, where a recipe names none
+    families: ClassVar[tuple[str, ...]] = (
+        "causal",
+        "masked",
+        "seq2seq",
+        "encoder",
+    )  # of models that can learn it
+    labelled: ClassVar[bool] = False  # rows name classes, for which the adapter gets a head
+    aligned: ClassVar[tuple[str, ...]] = ()  # parts of an example that tell something of each of its ids
+    packs: ClassVar[bool] = False  # documents may share a row, where the model allows it
+
+    @classmethod
+    def name(cls) -> str:
+        """Return the name that users write: that of the file."""
+        return cls.__module__.rsplit(".", 1)[-1]
+
+    @classmethod
+    def accepts(cls) -> Accepts:
+        """Return which layouts of rows the stage reads."""
+        return Accepts(cls.name(), cls.layouts)
+
+    @property
+    def writes(self) -> bool:
+        """Whether a trained model answers with text, so that one can chat with it."""
+        return False
+
+    # The model and its adapter
+
+    @classmethod
+    def objective_of(cls, family: str) -> str:
+        """Return the objective that measures a model of this family, where no recipe says it."""
+        return cls.objectives[0]
+
+    def task(self, config: Any, methods: Sequence[type[Method]]) -> str | None:
+        """Return the kind of model to load, as `graft.load(task=)` names it; None is the folder's own."""
+        return None
+
+    def check_base(self, base: Base) -> None:
+        """Raise UsageError for a model that cannot learn by this stage."""
+        if base.family not in self.families:
+            raise UsageError(
+                f"stage {self.name()} on {base.name}, a {base.family} model",
+                f"a {' or '.join(self.families)} model",
+                "choose another stage, or another model",
+            )
+
+    def methods(self, methods: Sequence[Method], labels: Sequence[str], *, tagged: bool) -> list[Method]:
+        """Return a recipe's methods, completed by what the rows tell.
+
+        labels: names of the rows' classes, empty where rows have none.  tagged: every word has one.
+        """
+        return list(methods)
+
+    def fit(self, adapter: Adapter, labels: Sequence[str], *, tagged: bool) -> None:  # noqa: B027
+        """Complete an adapter that was made before the rows were known; raise UsageError where they do not fit."""
+
+    # Rows, examples, batches
+
+    def template(self, settings: Any, tokenizer: Any) -> str | None:
+        """Return the Jinja text that writes the rows, or None where none does.  settings: a recipe's `data:`."""
+        return None
+
+    def asks_by_template(self, settings: Any) -> bool:
+        """Return whether prompts go through the chat template.  settings: a recipe's `data:`."""
+        return False
+
+    @abstractmethod
+    def encoder(self, tokenizer: Any, family: str, settings: Any, labels: Sequence[str] = ()) -> Encoder:
+        """Return what turns rows into examples.
+
+        family: of the model.  settings: with `max_length` and `template`, as a recipe's `data:` has them.
+        """
+
+    @abstractmethod
+    def batches(self, base: Base, max_length: int, *, pack: bool = False) -> Batches:
+        """Return what turns examples into tensors for this base.  pack: where the stage packs at all."""
+
+    def pieces(self, example: Example, tokenizer: Any, labels: Sequence[str]) -> list[list[Any]] | None:
+        """Return an example as a person reads it, [[text, learnt], ...]; None: ids, and which of them are learnt."""
+        return None
+
+    # Loss and scores
+
+    @staticmethod
+    @abstractmethod
+    def loss(base: Any, batch: Any) -> Loss:
+        """Return the loss summed over all that is supervised, and metrics summed alike: "tokens" counts them."""
+
+    def scores(self, loss: float, sums: dict[str, float]) -> dict[str, float]:
+        """Return what an evaluation reports.
+
+        loss: per supervised token or row.  sums: the metrics of `loss`, added up over all batches.
+        """
+        means = {name: value / sums["tokens"] for name, value in sums.items() if name != "tokens"}
+        return {"loss": loss, **means, "tokens": sums["tokens"]}
+
+    def questions(self, rows: Sequence[Row]) -> list[str]:
+        """Return texts to ask a model by, from held-out rows; none where rows ask nothing."""
+        return []
+
+
+def find(name: str) -> type[Stage]:
+    """Return the class of `graft/stages/NAME.py`. Raises UsageError with the nearest name."""
+    card = stage_card(name)
+    cls: type[Stage] = getattr(importlib.import_module(f"graft.stages.{name}"), card.cls)
+    return cls
+
+
+def stage_of(recipe: Recipe) -> Stage:
+    """Return the stage of a recipe."""
+    return find(recipe.stage)(recipe.objective)
+
+
+def task_of(recipe: Recipe, config: Any) -> str | None:
+    """Return the kind of model that a recipe loads.  config: transformers' of its base."""
+    return stage_of(recipe).task(config, [registry.find(settings["name"]) for settings in recipe.methods])
+
+
+def methods_of(recipe: Recipe, labels: Sequence[str] = (), *, tagged: bool = False) -> list[Method]:
+    """Return a recipe's methods as objects, completed by what its rows tell (`Stage.methods`)."""
+    methods = [registry.described(settings) for settings in recipe.methods]
+    return stage_of(recipe).methods(methods, labels, tagged=tagged)
