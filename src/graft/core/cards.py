@@ -155,10 +155,21 @@ class _Source:
         raw = path.read_bytes()
         self.tree, self.lines = ast.parse(raw), raw.splitlines()
 
-    def comment(self, node: ast.stmt) -> str:
-        """What stands behind a statement."""
-        behind = self.lines[(node.end_lineno or node.lineno) - 1][node.end_col_offset :].decode()
-        return behind.strip().removeprefix("#").strip()
+    def comment(self, node: ast.AnnAssign) -> str:
+        """Return the comment of a field: after its value, or in the lines right above it."""
+        last = node.value or node.annotation
+        end = (node.end_lineno or node.lineno) - 1
+        rest = [self.lines[(last.end_lineno or 1) - 1][last.end_col_offset or 0 :]]
+        rest += self.lines[last.end_lineno or 1 : end + 1]
+        after = next((line for line in rest if b"#" in line), b"")
+        if after:
+            return after.split(b"#", 1)[1].decode().strip()
+        above: list[str] = []
+        at = node.lineno - 2
+        while at >= 0 and self.lines[at].strip().startswith(b"#"):
+            above.insert(0, self.lines[at].decode().strip().removeprefix("#").strip())
+            at -= 1
+        return " ".join(above)
 
     def classes(self) -> list[ast.ClassDef]:
         return [node for node in self.tree.body if isinstance(node, ast.ClassDef)]

@@ -51,14 +51,12 @@ ModelSource = Annotated[Annotated[Name, Tag("path")] | Annotated[Fresh, Tag("key
 
 
 class Data(Section):
-    train: Name | list[Name] | None = (
-        None  # rows to learn from: a file, a folder, several of them, or a hub name
-    )
+    # rows to learn from: a file, a folder, several of them, or a hub name
+    train: Name | list[Name] | None = None
     eval: Share | Name | None = 0.05  # held-out rows: a share of train, a file, or null
     test: Name | None = None  # rows for the evaluation after training; eval rows when null
-    format: Name = (
-        "auto"  # layout of a row; auto recognises text, messages, prompt/completion, alpaca, sharegpt, tags
-    )
+    # layout of a row; auto recognises text, messages, prompt/completion, alpaca, sharegpt, tags
+    format: Name = "auto"
     max_length: Count = 1024  # tokens per row; longer rows are cut, and counted in the data report
     pack: bool = True  # several rows in one sequence, never seeing each other
     bad_rows: BadRows = "strict"  # strict: a defective row stops the run; skip: it is listed and left out
@@ -80,14 +78,12 @@ class Train(Section):
     betas: Betas = [0.9, 0.999]  # AdamW's averages of gradient and square
     eps: Positive = 1e-8  # AdamW's denominator floor
     clip: NotNegative = 1.0  # largest gradient norm; 0 does not clip
-    optimizer: Optimizer = (
-        "adamw"  # adamw, adamw_8bit, paged_adamw, paged_adamw_8bit; paged: states off the device
-    )
+    # adamw, adamw_8bit, paged_adamw, paged_adamw_8bit; paged: states off the device
+    optimizer: Optimizer = "adamw"
     paged_budget_mb: Whole = 0  # optimizer state kept on the device by the paged optimizers
     neftune_alpha: NotNegative = 0.0  # noise on the embeddings of training rows; 0 is none
-    gradient_checkpointing: bool = (
-        False  # compute activations again in backward: less memory, about a third more time
-    )
+    # compute activations again in backward: less memory, about a third more time
+    gradient_checkpointing: bool = False
     dropout: bool = False  # the base's own dropout during training
     compile: bool = False  # torch.compile the base
     seed: Whole = 0  # of the adapter's birth, the order of rows and every random choice
@@ -96,9 +92,8 @@ class Train(Section):
     log_every: Count = 10  # steps between printed lines
     eval_every: Whole = 0  # steps between evaluations; 0: after every epoch
     patience: Whole = 0  # stop after so many evaluations without a better loss; 0: never
-    on_nan: Literal["stop", "skip"] = (
-        "stop"  # at a step that is not finite: stop, or skip it (at most 3 in a row)
-    )
+    # at a step that is not finite: stop, or skip it (at most 3 in a row)
+    on_nan: Literal["stop", "skip"] = "stop"
     samples: list[str] = []  # prompts answered at every evaluation, kept in samples.md
     sample_tokens: Count = 64  # length of these answers
 
@@ -111,15 +106,12 @@ class Evaluate(Section):
 
 
 class Recipe(Section):
-    model: ModelSource = (
-        "seedling"  # folder, hub id, seedling, or {config: ..., tokenizer: ...} for a fresh model
-    )
-    quant: Quant = (
-        "none"  # how the frozen base is stored: none, nf4, fp4, int8; in groups: int4, int3, int2, int8g
-    )
-    group_size: Literal[0, 32, 64, 128] = (
-        0  # weights that share a scale and a minimum; 0: 32 (nf4, fp4: a maximum, 64)
-    )
+    # folder, hub id, seedling, or {config: ..., tokenizer: ...} for a fresh model
+    model: ModelSource = "seedling"
+    # how the frozen base is stored: none, nf4, fp4, int8; in groups: int4, int3, int2, int8g
+    quant: Quant = "none"
+    # weights that share a scale and a minimum; 0: 32 (nf4, fp4: a maximum, 64)
+    group_size: Literal[0, 32, 64, 128] = 0
     dtype: Literal["bf16", "fp32"] = "bf16"  # number format of base and computation: bf16, fp32
     stage: Literal["pretrain", "sft", "classify"] = "sft"  # what a row is for: pretrain, sft, classify
     objective: Literal["causal", "masked", "span"] = "causal"  # of pretrain: causal, masked, span
