@@ -65,20 +65,24 @@ class Card:
 
 def cards() -> dict[str, Card]:
     """Every method by name, sorted. Read anew at each call: a file that has just been added is seen."""
-    spec = importlib.util.find_spec("graft.methods")
-    folders = (spec.submodule_search_locations or []) if spec else []
-    files = {path.stem: path for folder in folders for path in sorted(Path(folder).glob("*.py"))}
-    trees = {name: _read(path, path.stat().st_mtime_ns) for name, path in files.items()}
-    classes = {cls.name: (source, cls) for source in trees.values() for cls in source.classes()}
+    sources = _sources("methods")
+    shared = _sources("layers").values()
+    classes = {cls.name: (source, cls) for source in [*shared, *sources.values()] for cls in source.classes()}
     found = {}
-    for name, source in sorted(trees.items()):
-        if name.startswith("_"):
-            continue  # what several methods share
+    for name, source in sorted(sources.items()):
         for cls in source.classes():
             line = _lineage(cls.name, classes)
             if line is not None:
                 found[name] = _card(name, source, cls, [classes[c] for c in line])
     return found
+
+
+def _sources(package: str) -> dict[str, "_Source"]:
+    """Return the parsed files of a package of graft by name."""
+    spec = importlib.util.find_spec(f"graft.{package}")
+    folders = (spec.submodule_search_locations or []) if spec else []
+    files = {path.stem: path for folder in folders for path in sorted(Path(folder).glob("[!_]*.py"))}
+    return {name: _read(path, path.stat().st_mtime_ns) for name, path in files.items()}
 
 
 def card(name: str) -> Card:
