@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import internals
 import ours
 import tasks
 import torch
@@ -25,8 +26,7 @@ from transformers.models.bert.modeling_bert import BertModel, BertPreTrainedMode
 from transformers.optimization import get_linear_schedule_with_warmup
 from transformers.utils.quantization_config import BitsAndBytesConfig
 
-from graft.data import prompt_ids
-from graft.recipe import Recipe
+import graft
 
 warnings.filterwarnings("error", message="Found missing adapter keys")  # it would start from another adapter
 KEPT = ["lm_head", "classifier", "pooler"]  # modules that bitsandbytes leaves alone, as graft does
@@ -62,7 +62,7 @@ class Peer:
     """
 
     def __init__(
-        self, cell: ours.Cell, recipe: Recipe, more: Mapping[str, Any] | None = None, *, own_start: bool = False,
+        self, cell: ours.Cell, recipe: graft.Recipe, more: Mapping[str, Any] | None = None, *, own_start: bool = False,
         loaded: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
         self.cell, self.recipe, self.more, self.own_start = cell, recipe, dict(more or {}), own_start
@@ -194,7 +194,7 @@ class Peer:
     def _write(self, prompts: list[str]) -> list[str]:
         """Greedy answers by transformers' own generate, rows of like length side by side."""
         tokenizer, answers = self.base.tokenizer, {}
-        ids = [prompt_ids(text, tokenizer) for text in prompts]
+        ids = [internals.prompt_ids(text, tokenizer) for text in prompts]
         order = sorted(range(len(ids)), key=lambda row: len(ids[row]))
         how = GenerationConfig(
             max_new_tokens=self.cell.setting.new_tokens, do_sample=False, eos_token_id=tokenizer.eos_token_id,

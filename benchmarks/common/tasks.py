@@ -167,6 +167,21 @@ def test_of(folder: Path) -> tuple[list[Case], dict[str, Any]]:
     return [Case(**case) for case in facts["cases"]], facts["counts"]
 
 
+def data(train: Path | str, setting: Any) -> dict[str, Any]:
+    """Return the `data` of a recipe: these rows, unpacked, without a held-out part."""
+    return {"train": str(train), "eval": None, "max_length": setting.context, "pack": False}
+
+
+def training(setting: Any, lr: float, seed: int, output: Path) -> dict[str, Any]:
+    """Return the part of a recipe that says how long, at which rate and into which folder it trains."""
+    rows = {"batch_size": setting.batch_size, "micro_batch_size": setting.batch_size}
+    return {
+        "train": {"max_steps": setting.steps, **rows, "lr": lr, "seed": seed, "save_every": setting.steps},
+        "evaluate": {"batch_size": 50},
+        "output": str(output),
+    }
+
+
 def model_folder(base: str) -> Path:
     """The folder of a base. book-llama-6m learnt texts that begin with <s>, and its tokenizer does not write one: here
     it is in a copy that does."""

@@ -1,24 +1,25 @@
-"""RESULTS.md from results/*.json: every form that a trained model is shipped in, beside what was trained.
+"""Write RESULTS.md from results.csv: every form that a trained model is shipped in, next to what was trained.
 
     python benchmarks/shipping/table.py
+    python benchmarks/shipping/table.py --raw runs/bench/shipping/trial --to /tmp/trial
 
-"What is lost" is measured against the training form of the same run, seed by seed.
+"More loss" is measured against the form that was trained, seed by seed.
 """
 
-import json
 import statistics
 import sys
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 sys.path.append(str(Path(__file__).parents[1] / "common"))
 import grid
+import page
+from columns import RESULTS
 from page import markdown, measured_on, spread
+from results import Row as Run
 
-HERE = Path(__file__).parent
-COMMAND = "python benchmarks/shipping/run.py --jobs 2; python benchmarks/shipping/table.py"
+RUN = "python benchmarks/shipping/run.py; python benchmarks/collect.py shipping; python benchmarks/shipping/table.py"
 QUALITY = {"bleu": "BLEU", "coverage": "coverage, %"}
 TITLES = {
     grid.QLORA: "QLoRA: LoRA beside NF4",
@@ -28,29 +29,25 @@ TITLES = {
 MINE, PEERS = f"{grid.BITS[grid.QALORA2]}, merged", f"{grid.BITS[grid.QALORA2]}, GPTQ"  # the two-bit models
 DEVIATIONS = 2
 
-Run = dict[str, Any]
-
 
 def main() -> None:
-    runs = [
-        json.loads(path.read_text(encoding="utf-8")) for path in sorted((HERE / "results").glob("*.json"))
-    ]
-    runs.sort(key=lambda run: (place(run), grid.LINES.index(run["cell"]["line"]), run["cell"]["seed"]))
-    page = [head(runs)]
-    for _, found in groupby(runs, key=place):
-        page.append(section(list(found)))
-    (HERE / "RESULTS.md").write_text("\n".join(page), encoding="utf-8")
+    options = page.options(__doc__, Path(__file__).parent)
+    runs = RESULTS.of(options.raw) if options.raw else RESULTS.read()
+    runs.sort(key=lambda run: (place(run), grid.LINES.index(run["line"]), run["seed"]))
+    parts = [head(runs), *(section(list(group)) for _, group in groupby(runs, key=place))]
+    (options.to / "RESULTS.md").write_text("\n".join(parts), encoding="utf-8")
 
 
 def place(run: Run) -> int:
-    """Where the run's section stands: as in the grid."""
-    return [setting.base for setting in grid.SETTINGS].index(run["cell"]["base"])
+    """Return where the run's section stands: as in the grid."""
+    return [setting.base for setting in grid.SETTINGS].index(run["base"])
 
 
 def head(runs: Sequence[Run]) -> str:
+    """Return where, when and with what was measured, and how to read it."""
     return f"""# In few bits, from training to the shipped file
 
-    {COMMAND}
+    {RUN}
 
 {measured_on(runs)}
 Loss: nats per token of the test's references. "More loss" is against the form that was trained, of the same seed. ± is
@@ -62,61 +59,54 @@ weights are multiplied by Graft's reference kernels, which unpack them in every 
 
 
 def section(runs: list[Run]) -> str:
-    """One base with its task."""
-    cell = runs[0]["cell"]
-    quality = next(name for name in QUALITY if name in next(iter(runs[0]["forms"].values())))
+    """Return one base with its task."""
+    first, quality = runs[0], next(name for name in QUALITY if name in runs[0])
     parts = [
-        f"## {cell['task']} on {cell['base']}\n",
-        f"{cell['steps']} steps of {cell['batch_size']} rows.\n",
+        f"## {first['task']} on {first['base']}\n",
+        f"{first['steps']} steps of {first['batch_size']} rows.\n",
     ]
-    lines = {line: list(found) for line, found in groupby(runs, key=lambda run: run["cell"]["line"])}
+    lines = {line: list(group) for line, group in groupby(runs, key=lambda run: run["line"])}
     for line, found in lines.items():
-        parts += [
-            f"### {TITLES[line]}\n",
-            f"r {found[0]['cell']['r']}, peak rate {found[0]['cell']['lr']:g}.\n",
-        ]
-        parts.append(markdown([header(quality), *rows(found, quality)]))
+        parts += [f"### {TITLES[line]}\n", f"r {first['r']}, peak rate {first['lr']:g}.\n"]
+        parts.append(markdown([header(quality), *rows(line, found, quality)]))
     if grid.QALORA2 in lines and grid.QLORA in lines:
         parts += ["### Two bits\n", two_bits(lines[grid.QALORA2], lines[grid.QLORA], quality)]
     return "\n".join(parts)
 
 
 def header(quality: str) -> list[str]:
+    """Return the first line of a table."""
     return ["form", "loss", "more loss", QUALITY[quality], "KiB", "tokens/s"]
 
 
-def rows(runs: Sequence[Run], quality: str) -> Iterator[list[str]]:
-    """A line for each form."""
-    trained = next(iter(runs[0]["forms"]))
-    for form in runs[0]["forms"]:
-        found = [run["forms"][form] for run in runs]
-        more = [run["forms"][form]["loss"] - run["forms"][trained]["loss"] for run in runs]
+def rows(line: str, runs: Sequence[Run], quality: str) -> Iterator[list[str]]:
+    """Yield the cells of each form."""
+    for form in grid.FORMS[line]:
+        of = [run for run in runs if run["form"] == form]
+        speeds = [run["tokens_per_s"] for run in of if "tokens_per_s" in run]
         yield [
-            form, spread([f["loss"] for f in found], 4), "" if form == trained else spread(more, 4),
-            spread([f[quality] for f in found]), f"{statistics.mean(f['bytes'] for f in found) / 1024:,.0f}",
-            f"{statistics.median(f['tokens_per_s'] for f in found):,.0f}",
+            form, spread([run["loss"] for run in of], 4),
+            spread([run["more_loss"] for run in of if "more_loss" in run], 4), spread([run[quality] for run in of]),
+            f"{statistics.mean(run['bytes'] for run in of) / 1024:,.0f}",
+            f"{statistics.median(speeds):,.0f}" if speeds else "",
         ]  # fmt: skip
 
 
 def two_bits(mine: Sequence[Run], peers: Sequence[Run], quality: str) -> str:
-    """Whether QA-LoRA beats QLoRA + GPTQ where both end in two bits, by more than two standard deviations."""
-    said = []
+    """Say whether QA-LoRA beats QLoRA + GPTQ where both end in two bits, by more than two standard deviations."""
+    lines = []
     for name, title, sign in (("loss", "loss", -1), (quality, QUALITY[quality], 1)):
-        ours, theirs = (
-            [run["forms"][form][name] for run in runs] for runs, form in ((mine, MINE), (peers, PEERS))
-        )
+        ours = [run[name] for run in mine if run["form"] == MINE]
+        theirs = [run[name] for run in peers if run["form"] == PEERS]
         gain = sign * (statistics.mean(ours) - statistics.mean(theirs))
-        noise = (
-            max(statistics.stdev(side) for side in (ours, theirs))
-            if min(len(ours), len(theirs)) > 1
-            else float("nan")
-        )
+        several = min(len(ours), len(theirs)) > 1
+        noise = max(map(statistics.stdev, (ours, theirs))) if several else float("nan")
         verdict = "more" if gain > DEVIATIONS * noise else "NOT more"
-        said.append(
+        lines.append(
             f"- {title}: QA-LoRA {spread(ours, 3)}, QLoRA + GPTQ {spread(theirs, 3)}: better by {gain:.3f}, "
             f"{verdict} than {DEVIATIONS} standard deviations (the larger of both, {noise:.3f})"
         )
-    return "\n".join(said) + "\n"
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":
