@@ -3,8 +3,8 @@
     python benchmarks/collect.py                every benchmark that has raw runs
     python benchmarks/collect.py methods real   these
 
-Raw runs are the JSON files in runs/bench/NAME, which git ignores. The rows of a new run replace those of an old run of
-the same name; all other rows stay. The raw files stay too.
+Raw runs are the JSON files in runs/bench/NAME, which git ignores. The rows of a new run replace those of an
+old run of the same name; all other rows stay. The raw files stay too.
 """
 
 import argparse

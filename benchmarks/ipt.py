@@ -1,14 +1,17 @@
-"""Intrinsic prompt tuning on tasks that share a subspace: how much of prompt tuning's gain do eight numbers keep?
+"""Intrinsic prompt tuning on tasks that share a subspace: how much of prompt tuning's gain do eight numbers
+keep?
 
-A tiny frozen model answers under prompts P₀ + Σ uₖDₖ, with four directions Dₖ and a random u for each task; the task
-is to answer as it does. Ordinary prompts are trained on the source tasks and `find_subspace` finds their subspace. New
-tasks are learnt in it, in a random subspace of the same size, and by prompt tuning. A method's gain is the part of the
-distance to the task's answers (mean KL divergence on unseen inputs) that it removes, as a share of prompt tuning's.
-Each method takes the best of three learning rates, chosen by the inputs that it was trained on.
+A tiny frozen model answers under prompts P₀ + Σ uₖDₖ, with four directions Dₖ and a random u for each task;
+the task is to answer as it does. Ordinary prompts are trained on the source tasks and `find_subspace` finds
+their subspace. New tasks are learnt in it, in a random subspace of the same size, and by prompt tuning. A
+method's gain is the part of the distance to the task's answers (mean KL divergence on unseen inputs) that it
+removes, as a share of prompt tuning's. Each method takes the best of three learning rates, chosen by the
+inputs that it was trained on.
 
     python benchmarks/ipt.py        half a minute on one thread
 
-Exit 1 if the subspace that was found keeps less than 95 % of the gain on average, or if the random one keeps as much.
+Exit 1 if the subspace that was found keeps less than 95 % of the gain on average, or if the random one keeps
+as much.
 """
 
 import sys

@@ -1,9 +1,11 @@
-"""Compare the memory of a training step of ladder-side tuning with LoRA's: a Llama of 40 M random parameters, fp32.
+"""Compare the memory of a training step of ladder-side tuning with LoRA's: a Llama of 40 M random parameters,
+fp32.
 
     python benchmarks/ladder.py         about half a minute on one thread; exit 1 if the ladder is not smaller
 
-kept: what autograd keeps of the forward, without parameters.  peak: the most that the tensors of forward and backward
-take at once.  resident: growth of the process's high-water mark.  Every row is measured in a process of its own.
+kept: what autograd keeps of the forward, without parameters.  peak: the most that the tensors of forward and
+backward take at once.  resident: growth of the process's high-water mark.  Every row is measured in a process
+of its own.
 """
 
 import json
@@ -52,7 +54,8 @@ class Keeper:
         self._kept: dict[int, int] = {}
 
     def watching(self) -> torch.autograd.graph.saved_tensors_hooks:
-        """Return the context to watch in: a forward, in which what is kept stays and no address is used twice."""
+        """Return the context to watch in: a forward, in which what is kept stays and no address is used
+        twice."""
         return torch.autograd.graph.saved_tensors_hooks(self._keep, lambda tensor: tensor)
 
     def size(self) -> int:

@@ -18,7 +18,8 @@ COMMANDS = {
 
 
 def best(words: list[str] | None, times: int = 5) -> float:
-    """Return the seconds of the fastest of `times` runs in fresh processes.  words: None is the import alone."""
+    """Return the seconds of the fastest of `times` runs in fresh processes.  words: None is the import
+    alone."""
     code = "import graft"
     if words is not None:
         code = f"import sys; sys.argv = ['graft', *{words!r}]; from graft.cli import main; main()"

@@ -1,7 +1,8 @@
-"""The names of Graft that are not public and that benchmarks need: nothing else here imports from inside the package.
+"""The names of Graft that are not public and that benchmarks need: nothing else here imports from inside the
+package.
 
-Everything else goes through `graft.run`, `graft.load`, `graft.export`, `graft.plan`, `Base` and the methods' classes.
-A name is imported when it is first used, so that tables are made without importing torch.
+Everything else goes through `graft.run`, `graft.load`, `graft.export`, `graft.plan`, `Base` and the methods'
+classes. A name is imported when it is first used, so that tables are made without importing torch.
 """
 
 import importlib

@@ -1,4 +1,5 @@
-"""Graft's side of a run: a recipe carried out by `graft.run`, its adapter opened again from the run's folder."""
+"""Graft's side of a run: a recipe carried out by `graft.run`, its adapter opened again from the run's
+folder."""
 
 import json
 from pathlib import Path
@@ -12,7 +13,8 @@ import graft
 
 
 class Cell(Protocol):
-    """A run as both tools know it.  setting: has a `stage` ("sft" or "classify") and the `new_tokens` of an answer."""
+    """A run as both tools know it.  setting: has a `stage` ("sft" or "classify") and the `new_tokens` of an
+    answer."""
 
     setting: Any
 
@@ -104,7 +106,8 @@ def class_scores(predicted: list[Any], true: list[Any]) -> dict[str, Any]:
 
 
 def newborn(recipe: graft.Recipe) -> tuple[Any, Any, Any]:
-    """Return (base, feed, adapter) as `graft.run` has them before its first step: the peer starts from them."""
+    """Return (base, feed, adapter) as `graft.run` has them before its first step: the peer starts from
+    them."""
     base = internals.load_base(recipe)
     feed, labels = training_feed(recipe, base)
     torch.manual_seed(recipe.train.seed)

@@ -15,7 +15,8 @@ STYLE = (
 
 
 def options(description: str | None, folder: Path) -> argparse.Namespace:
-    """Return the options of a table script: `raw`, a folder of raw runs or None, and `to`, where the page goes."""
+    """Return the options of a table script: `raw`, a folder of raw runs or None, and `to`, where the page
+    goes."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,7 +1,8 @@
 """The peer's side of a cell: transformers, PEFT, bitsandbytes and torch's own AdamW, on exactly our batches.
 
-An adapter starts from the file of our newborn one, a classifier from our newborn head, so that nothing but the tools
-differs. The loop is the plain one: mean loss over the step's supervised tokens, clip, AdamW, linear schedule.
+An adapter starts from the file of our newborn one, a classifier from our newborn head, so that nothing but
+the tools differs. The loop is the plain one: mean loss over the step's supervised tokens, clip, AdamW, linear
+schedule.
 """
 
 import math
@@ -33,7 +34,8 @@ KEPT = ["lm_head", "classifier", "pooler"]  # modules that bitsandbytes leaves a
 
 
 class Pooled(BertPreTrainedModel):
-    """MiniLM with a linear classifier on the mean of the live positions; named as in an adapter file with a head."""
+    """MiniLM with a linear classifier on the mean of the live positions; named as in an adapter file with a
+    head."""
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
@@ -45,7 +47,8 @@ class Pooled(BertPreTrainedModel):
         self, input_ids: Any = None, attention_mask: Any = None, inputs_embeds: Any = None, past_key_values: Any = None,
         labels: Any = None, **_: Any,
     ) -> SequenceClassifierOutput:  # fmt: skip
-        """Virtual tokens in front are pooled like others where they are embedded, and have no state as a prefix."""
+        """Virtual tokens in front are pooled like others where they are embedded, and have no state as a
+        prefix."""
         given = {"inputs_embeds": inputs_embeds, "past_key_values": past_key_values}
         hidden = self.bert(input_ids, attention_mask=attention_mask, **given).last_hidden_state
         live = attention_mask[:, -hidden.shape[1] :, None].to(hidden.dtype)
@@ -56,9 +59,9 @@ class Pooled(BertPreTrainedModel):
 class Peer:
     """One model of the peer with the batches to train it on.
 
-    more: settings for PEFT's config, beside or in place of those in our file.  own_start: PEFT draws the adapter
-    itself, where our file holds the result of a start or of an encoder, and not what is trained.  loaded: called when
-    the base is there.
+    more: settings for PEFT's config, beside or in place of those in our file.  own_start: PEFT draws the
+    adapter itself, where our file holds the result of a start or of an encoder, and not what is
+    trained.  loaded: called when the base is there.
     """
 
     def __init__(

@@ -1,4 +1,5 @@
-"""What runs leave: raw JSON in an ignored folder, and for every benchmark one sorted CSV that is committed."""
+"""What runs leave: raw JSON in an ignored folder, and for every benchmark one sorted CSV that is
+committed."""
 
 import csv
 import json
@@ -26,9 +27,9 @@ Row = dict[str, Any]
 class Table:
     """One committed CSV.
 
-    benchmark: its folder.  key: the columns that identify and sort the rows; the first `named` of them (all, if None)
-    make the name of a run.  facts: the other columns.  rows: turns a raw run into its rows.  exact: columns that keep
-    all digits instead of five.
+    benchmark: its folder.  key: the columns that identify and sort the rows; the first `named` of them (all,
+    if None) make the name of a run.  facts: the other columns.  rows: turns a raw run into its rows.  exact:
+    columns that keep all digits instead of five.
     """
 
     benchmark: str
@@ -66,7 +67,8 @@ class Table:
         return {self.name(row): row for row in rows}
 
     def merge(self, folder: Path) -> tuple[int, int]:
-        """Replace and add the rows of the raw runs in a folder. Return how many were read and how many there are.
+        """Replace and add the rows of the raw runs in a folder. Return how many were read and how many there
+        are.
 
         All rows of a run are replaced by those of its new run.
         """
@@ -148,7 +150,8 @@ def write_raw(path: Path, facts: Mapping[str, Any]) -> None:
 
 
 def circumstances(run: dict[str, Any]) -> Row:
-    """Return when, where and under which load a raw run was measured; load: the larger of beginning and end."""
+    """Return when, where and under which load a raw run was measured; load: the larger of beginning and
+    end."""
     machine = run["machine"]
     return {
         "wall_s": run.get("wall_s"), "load": max(run["load"]) if "load" in run else None,
@@ -180,7 +183,8 @@ def machines() -> dict[str, Row]:
 
 
 def machine_name(facts: Mapping[str, Any]) -> str:
-    """Return the letter of a machine with its versions; one that is new gets the next letter in machines.csv."""
+    """Return the letter of a machine with its versions; one that is new gets the next letter in
+    machines.csv."""
     columns = ("cpu", "cores", "python", *PACKAGES)
     described = {k: v for k, v in (facts | facts["packages"]).items() if k in columns}
     known = machines()

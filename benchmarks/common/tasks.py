@@ -5,8 +5,8 @@
     acts       text about laptops -> its dialogue act    the same rows, for classifiers
     banking77  question -> one of 77 intents      Casanueva et al. 2020
 
-A row is left out where its text does not fit the base's context or holds a character that its tokenizer does not know;
-a test case also where training rows ask the same.
+A row is left out where its text does not fit the base's context or holds a character that its tokenizer does
+not know; a test case also where training rows ask the same.
 """
 
 import gzip
@@ -183,8 +183,8 @@ def training(setting: Any, lr: float, seed: int, output: Path) -> dict[str, Any]
 
 
 def model_folder(base: str) -> Path:
-    """The folder of a base. book-llama-6m learnt texts that begin with <s>, and its tokenizer does not write one: here
-    it is in a copy that does."""
+    """The folder of a base. book-llama-6m learnt texts that begin with <s>, and its tokenizer does not write
+    one: here it is in a copy that does."""
     origin = SHARED / "models" / base
     if base != "book-llama-6m":
         return origin

@@ -53,7 +53,8 @@ def run_all(
     failed = 0
     while True:
         known = finished()
-        todo = [cell for cell in chosen(known) if cell.name not in known and cell.name not in tried]
+        done = tried if options.again else known.keys() | tried
+        todo = [cell for cell in chosen(known) if cell.name not in done]
         if not todo:
             return failed
         prepare(todo)
@@ -103,6 +104,7 @@ def _options(description: str | None) -> argparse.Namespace:
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", nargs="+", default=[], help="runs whose name holds all of these")
+    parser.add_argument("--again", action="store_true", help="repeat finished runs too")
     parser.add_argument("--list", action="store_true", help="print the runs and whether they are done")
     parser.add_argument(
         "--jobs", type=int, default=1, help="runs side by side; more than one leaves out speeds"
@@ -119,8 +121,8 @@ def side_by_side(
 ) -> int:
     """Carry out `script NAME *more` for each name in order, `jobs` at a time. Return how many failed.
 
-    Each is a process of its own, forked from one that has imported the script and computed nothing: importing torch
-    takes as long as a short run.  folder: for logs and caches.
+    Each is a process of its own, forked from one that has imported the script and computed nothing: importing
+    torch takes as long as a short run.  folder: for logs and caches.
     """
     limits = {f"{library}_NUM_THREADS": str(threads) for library in ("OMP", "MKL", "OPENBLAS")}
     paths = [str(script.parent), *filter(None, [os.environ.get("PYTHONPATH")])]

@@ -3,8 +3,9 @@
     python benchmarks/memory/plan_check.py            all rows, as a table
     python benchmarks/memory/plan_check.py ROW        one row as JSON (what the table calls)
 
-Measured: the largest resident set of a process that builds a model with random weights, attaches the method and takes
-three steps on full packed rows. Predicted: the plan of the same, plus the process as it was before the model.
+Measured: the largest resident set of a process that builds a model with random weights, attaches the method
+and takes three steps on full packed rows. Predicted: the plan of the same, plus the process as it was before
+the model.
 """
 
 import json

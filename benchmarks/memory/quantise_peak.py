@@ -2,9 +2,9 @@
 
     bound = packed bytes + 3 × the largest tensor in fp32 + 64 MiB
 
-Writes a random Llama of a few hundred MiB to a temporary folder, loads it in a fresh process with `quant=`, and samples
-RssAnon while it loads, less what the interpreter and its libraries held before. Mapped files do not count: the kernel
-can drop their pages at any time.
+Writes a random Llama of a few hundred MiB to a temporary folder, loads it in a fresh process with `quant=`,
+and samples RssAnon while it loads, less what the interpreter and its libraries held before. Mapped files do
+not count: the kernel can drop their pages at any time.
 
     python benchmarks/memory/quantise_peak.py [--quant nf4] [--hidden 1024] [--layers 8]
 """

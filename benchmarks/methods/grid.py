@@ -1,7 +1,8 @@
-"""The runs: every line on both tasks, some rates at one seed, then the best rate at all seeds, and PEFT's side of it.
+"""The runs: every line on both tasks, some rates at one seed, then the best rate at all seeds, and PEFT's
+side of it.
 
-The rate is chosen by the loss on training rows that are left out of training. Both tools take the same rows in the same
-order, the same steps, batch, seed and schedule.
+The rate is chosen by the loss on training rows that are left out of training. Both tools take the same rows
+in the same order, the same steps, batch, seed and schedule.
 """
 
 import math
@@ -26,8 +27,8 @@ BEYOND = 2  # rates that may follow the first three
 class Setting:
     """A task on its base.
 
-    context: the most tokens of a row.  new_tokens: of an answer.  linears: the linear layers of the blocks, as
-    target_modules; MiniLM's pooler is left out, as the states are read before it.
+    context: the most tokens of a row.  new_tokens: of an answer.  linears: the linear layers of the blocks,
+    as target_modules; MiniLM's pooler is left out, as the states are read before it.
     """
 
     base: str
@@ -121,7 +122,8 @@ class Cell:
 
 
 def cells(known: Mapping[str, Row]) -> Iterator[Cell]:
-    """Yield the runs that can be named: the rates of every line, then, where these are known, the rest at the best."""
+    """Yield the runs that can be named: the rates of every line, then, where these are known, the rest at the
+    best."""
     places = [
         (setting, line)
         for setting in SETTINGS.values()
@@ -139,7 +141,8 @@ def cells(known: Mapping[str, Row]) -> Iterator[Cell]:
 
 
 def search(known: Mapping[str, Row], setting: Setting, line: str) -> list[Cell]:
-    """Return the runs that choose a line's rate: three, and while the best is the first or last, the next beyond it."""
+    """Return the runs that choose a line's rate: three, and while the best is the first or last, the next
+    beyond it."""
     middle = LINES[line]["lr"][setting.task]
     powers = [-1, 0, 1]
 

@@ -10,8 +10,9 @@
     peft        PEFT has the method too: settings of its config in addition to those in our file
     own_start   PEFT draws its own start: our file holds the result of a start or of an encoder, not what is trained
 
-A method sits where its file's defaults, which are its paper's, put it. LINEARS stands for all linear layers of the
-blocks; other methods choose their places. A new method is a line here; table.py names the methods without one.
+A method sits where its file's defaults, which are its paper's, put it. LINEARS stands for all linear layers
+of the blocks; other methods choose their places. A new method is a line here; table.py names the methods
+without one.
 """
 
 from typing import Any

@@ -1,7 +1,7 @@
 """Write the rows of a task without a held-out sample, once.
 
-The rate of a method must not be chosen by the test. So some prompts, or questions, are taken out of the training rows
-with all their answers, and the loss on them chooses. The test is the one of benchmarks/real.
+The rate of a method must not be chosen by the test. So some prompts, or questions, are taken out of the
+training rows with all their answers, and the loss on them chooses. The test is the one of benchmarks/real.
 """
 
 import json

@@ -7,8 +7,9 @@
     python benchmarks/collect.py methods                    raw runs -> results.csv
     python benchmarks/methods/table.py                      results.csv -> RESULTS.md, quality.svg
 
-First come some rates of every line at one seed, then the other seeds and PEFT's runs at the best rate. Each run is a
-process of its own (one.py) and writes runs/bench/methods/NAME.json; its output goes to runs/methods/log.
+First come some rates of every line at one seed, then the other seeds and PEFT's runs at the best rate. Each
+run is a process of its own (one.py) and writes runs/bench/methods/NAME.json; its output goes to
+runs/methods/log.
 """
 
 import sys
@@ -32,7 +33,8 @@ def main() -> int:
 
 
 def prepare(cells: Sequence[grid.Cell]) -> None:
-    """Write the rows of every task and train what is fused, once, before processes that need them run side by side."""
+    """Write the rows of every task and train what is fused, once, before processes that need them run side by
+    side."""
     from transformers.models.auto.tokenization_auto import AutoTokenizer  # late, so that --list is quick
 
     fused = {member.name: member for cell in cells for member in cell.members()}.values()

@@ -1,4 +1,5 @@
-"""Draw quality against trained parameters as one SVG picture: a panel for each task, a labelled point for each line.
+"""Draw quality against trained parameters as one SVG picture: a panel for each task, a labelled point for
+each line.
 
 The curve joins the Pareto front: the points that no other beats in quality with as few parameters.
 """
@@ -96,7 +97,8 @@ def ticks(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def labels(places: Sequence[tuple[float, float, str]]) -> list[str]:
-    """Write each name to the right of its point (x, y), or at the nearest free height with a line to the point."""
+    """Write each name to the right of its point (x, y), or at the nearest free height with a line to the
+    point."""
     taken: list[tuple[float, float, float]] = []
     drawn_labels = []
     for x, y, name in sorted(places, key=lambda place: place[1]):

@@ -29,7 +29,8 @@ NOISY = 2.5  # load average above which the speeds of early runs, which were kep
 
 @dataclass
 class Row:
-    """One line on one task.  tried: the runs that chose its rate; sides: {tool: runs at the best rate, by seed}."""
+    """One line on one task.  tried: the runs that chose its rate; sides: {tool: runs at the best rate, by
+    seed}."""
 
     line: str
     tried: list[Run]

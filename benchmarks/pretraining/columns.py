@@ -1,4 +1,5 @@
-"""The committed columns of this benchmark: results.csv, a row a run; curves.csv, the losses that the picture draws."""
+"""The committed columns of this benchmark: results.csv, a row a run; curves.csv, the losses that the picture
+draws."""
 
 from collections.abc import Iterator
 from typing import Any

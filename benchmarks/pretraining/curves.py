@@ -1,7 +1,7 @@
 """Draw loss curves as one SVG picture.
 
-Each run has a panel: a line for the training loss, averaged over the last tenth of the steps so far, and dots for the
-held-out loss.
+Each run has a panel: a line for the training loss, averaged over the last tenth of the steps so far, and dots
+for the held-out loss.
 """
 
 import math
@@ -14,7 +14,8 @@ WIDTH, HEIGHT, LEFT, TOP, GAP = 300, 190, 44, 30, 24  # of a panel, in pixels
 
 
 def svg(runs: Sequence[dict[str, Any]], curves: Sequence[dict[str, Any]]) -> str:
-    """Return the picture.  runs: {"objective", "model"}; curves: {"objective", "step", "loss", "held_loss"}."""
+    """Return the picture.  runs: {"objective", "model"}; curves: {"objective", "step", "loss",
+    "held_loss"}."""
     width, height = len(runs) * (LEFT + WIDTH + GAP), TOP + HEIGHT + 34
     panels = [
         panel(

@@ -1,4 +1,5 @@
-"""Pretrain on real books: next token, corrupted spans, masked tokens; a run that is finished is not done again.
+"""Pretrain on real books: next token, corrupted spans, masked tokens; a run that is finished is not done
+again.
 
     python benchmarks/pretraining/run.py                  all three
     python benchmarks/pretraining/run.py --only causal    one
@@ -10,8 +11,8 @@
     span      a small fresh T5, likewise
     masked    MiniLM, which has no language head: a fresh one is trained with the LoRA, the decoder tied to the table
 
-Text: the same number of characters from the beginning of each of the 48 training books; held out: the three books of
-the validation part. Raw runs go to runs/bench/pretraining/NAME.json.
+Text: the same number of characters from the beginning of each of the 48 training books; held out: the three
+books of the validation part. Raw runs go to runs/bench/pretraining/NAME.json.
 """
 
 import argparse
@@ -103,7 +104,8 @@ def main() -> None:
 
 
 def books(folder: Path, split: str) -> Path:
-    """Return the file with the beginning of every book of a split, a book a row; write it if it is missing."""
+    """Return the file with the beginning of every book of a split, a book a row; write it if it is
+    missing."""
     path = folder / f"books-{split}.jsonl"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,5 @@
-"""The committed columns of this benchmark: results.csv, a row a run; answers.csv, the texts that RESULTS.md quotes."""
+"""The committed columns of this benchmark: results.csv, a row a run; answers.csv, the texts that RESULTS.md
+quotes."""
 
 import statistics
 from collections.abc import Iterator

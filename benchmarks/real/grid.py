@@ -1,7 +1,7 @@
 """The runs: every base with its tasks, by every method, tool, number of rows and seed.
 
-Both tools train a run with the same rows in the same order, the same steps, batch, seed, learning rate and schedule.
-The methods of one setting differ in the learning rate alone.
+Both tools train a run with the same rows in the same order, the same steps, batch, seed, learning rate and
+schedule. The methods of one setting differ in the learning rate alone.
 """
 
 from collections.abc import Iterator, Mapping
@@ -23,8 +23,8 @@ LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 class Setting:
     """One task on one base.
 
-    context: the most tokens of a row.  lr: peak rate of full and of LoRA.  r: rank of LoRA, whose alpha is twice that.
-    new_tokens: of an answer.  sizes: numbers of rows to train LoRA on, besides all of them.
+    context: the most tokens of a row.  lr: peak rate of full and of LoRA.  r: rank of LoRA, whose alpha is
+    twice that. new_tokens: of an answer.  sizes: numbers of rows to train LoRA on, besides all of them.
     """
 
     base: str

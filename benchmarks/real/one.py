@@ -18,7 +18,8 @@ def main() -> None:
 
 
 def carry_out(cell: grid.Cell, folder: Path) -> dict[str, Any]:
-    """Train and test with the cell's tool; method "none" tests the base, and the answers that need no model."""
+    """Train and test with the cell's tool; method "none" tests the base, and the answers that need no
+    model."""
     recipe = internals.read(cell.recipe(folder))
     if cell.method == "none":
         return ours.score(cell, recipe, ours.untrained(recipe)) | {"baselines": ours.baselines(cell)}

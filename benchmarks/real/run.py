@@ -7,7 +7,8 @@
     python benchmarks/collect.py real                raw runs -> results.csv, answers.csv
     python benchmarks/real/table.py                  these -> RESULTS.md
 
-Each run is a process of its own (one.py) and writes runs/bench/real/NAME.json; its output goes to runs/real/log.
+Each run is a process of its own (one.py) and writes runs/bench/real/NAME.json; its output goes to
+runs/real/log.
 """
 
 import sys

@@ -2,8 +2,9 @@
 
     python benchmarks/reliability/errors.py
 
-Exit 1 if an error ends in a traceback, has exit code 0, or does not say what was given, what was expected and what to
-do; or if it takes more than a second although no model is needed. The full disk is a tmpfs of 2 MiB, which needs root.
+Exit 1 if an error ends in a traceback, has exit code 0, or does not say what was given, what was expected and
+what to do; or if it takes more than a second although no model is needed. The full disk is a tmpfs of 2 MiB,
+which needs root.
 """
 
 import json

@@ -1,12 +1,13 @@
-"""Kill real runs with SIGKILL at random moments: does the same command end with the bytes of an undisturbed run?
+"""Kill real runs with SIGKILL at random moments: does the same command end with the bytes of an undisturbed
+run?
 
     python benchmarks/reliability/kill.py                       # LoRA in fp32 and bf16, QLoRA, full, on the seedling
     python benchmarks/reliability/kill.py --only lora-fp32 --kills 30 --seed 7
 
-Each kind of run is done twice: once undisturbed, once killed `--kills` times, one of these inside a commit. Printed for
-each: the kills, how many of them came after the first commit, the most steps that were done twice, whether adapter
-SHA-256 and metrics file are equal, and the steps it went on from. Exit 1 if they differ, if a run was killed fewer
-times than asked, or if more than `save_every` steps were lost.
+Each kind of run is done twice: once undisturbed, once killed `--kills` times, one of these inside a commit.
+Printed for each: the kills, how many of them came after the first commit, the most steps that were done
+twice, whether adapter SHA-256 and metrics file are equal, and the steps it went on from. Exit 1 if they
+differ, if a run was killed fewer times than asked, or if more than `save_every` steps were lost.
 """
 
 import argparse
@@ -56,7 +57,8 @@ storage.commit = counted
 
 @dataclass
 class Trial:
-    """A killed run.  late: kills after the first commit; resumed: steps it went on from; repeated: steps done twice."""
+    """A killed run.  late: kills after the first commit; resumed: steps it went on from; repeated: steps done
+    twice."""
 
     kills: int = 0
     late: int = 0
@@ -84,7 +86,8 @@ def recipe(folder: Path, kind: str, options: argparse.Namespace) -> Path:
 
 
 def start(path: Path, inside: int = 0) -> subprocess.Popen:
-    """Start `graft train RECIPE`, its output in `talk.txt`; inside: it dies at that operation of its second commit."""
+    """Start `graft train RECIPE`, its output in `talk.txt`; inside: it dies at that operation of its second
+    commit."""
     code = (INSIDE.format(k=inside) if inside else "") + COMMAND.format(recipe=str(path))
     with open(path.parent / "talk.txt", "w") as talk:
         return subprocess.Popen([sys.executable, "-c", code], stdout=talk, stderr=talk)
@@ -144,7 +147,8 @@ def disturbed(path: Path, options: argparse.Namespace, chance: random.Random) ->
 
 
 def note(trial: Trial, folder: Path, before: int) -> None:
-    """Note where the process that has just ended went on from; before: the last step written when it started."""
+    """Note where the process that has just ended went on from; before: the last step written when it
+    started."""
     step = resumed_from(folder)
     if step:
         trial.resumed.append(step)

@@ -35,8 +35,9 @@ FORMS = {
 class Setting:
     """One task on one base.
 
-    alpha: lora_alpha of QA-LoRA, whose A reads sums of GROUP inputs; LoRA has 2r.  head: whether the head gets a LoRA
-    too; it stays in 16 bits.  new_tokens: of an answer.  The other settings are those of a recipe.
+    alpha: lora_alpha of QA-LoRA, whose A reads sums of GROUP inputs; LoRA has 2r.  head: whether the head
+    gets a LoRA too; it stays in 16 bits.  new_tokens: of an answer.  The other settings are those of a
+    recipe.
     """
 
     base: str

@@ -1,4 +1,5 @@
-"""One training and all forms in which it is shipped, in this process: python benchmarks/shipping/one.py NAME"""
+"""One training and all forms in which it is shipped, in this process: python benchmarks/shipping/one.py
+NAME"""
 
 import json
 import sys
@@ -94,7 +95,8 @@ def measured(
     adapter: str | None,
     cases: list[tasks.Case],
 ) -> dict[str, Any]:
-    """Return loss, quality of greedy answers, bytes, and tokens per second of greedy decoding, one answer at a time."""
+    """Return loss, quality of greedy answers, bytes, and tokens per second of greedy decoding, one answer at
+    a time."""
     s, base = cell.setting, graft.load(form) if isinstance(form, Path) else form
     with base.using(adapter):
         loss = internals.perplexity(base, ours.test_feed(cell, recipe, base, cases))["loss"]

@@ -93,7 +93,8 @@ def rows(line: str, runs: Sequence[Run], quality: str) -> Iterator[list[str]]:
 
 
 def two_bits(mine: Sequence[Run], peers: Sequence[Run], quality: str) -> str:
-    """Say whether QA-LoRA beats QLoRA + GPTQ where both end in two bits, by more than two standard deviations."""
+    """Say whether QA-LoRA beats QLoRA + GPTQ where both end in two bits, by more than two standard
+    deviations."""
     lines = []
     for name, title, sign in (("loss", "loss", -1), (quality, QUALITY[quality], 1)):
         ours = [run[name] for run in mine if run["form"] == MINE]
