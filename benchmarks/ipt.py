@@ -32,7 +32,8 @@ from graft import IPT, PromptTuning
 
 P, D, DIRECTIONS, D_I, HIDDEN = 6, 32, 4, 8, 64
 SIZES = {
-    "vocab_size": 96, "hidden_size": D, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2
+    "vocab_size": 96, "hidden_size": D, "intermediate_size": 64, "num_hidden_layers": 1,
+    "num_attention_heads": 2,
 }  # fmt: skip
 SOURCES, NEW, STEPS = 16, 3, 150
 RATES = {"full": (0.02, 0.05, 0.1), "found": (0.03, 0.1, 0.3), "random": (0.03, 0.1, 0.3)}

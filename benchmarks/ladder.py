@@ -93,9 +93,8 @@ def compare() -> bool:
             measured[method] = json.loads(done.stdout)
         for method, facts in measured.items():
             sizes = "".join(f"{name} {facts[name] / 2**20:7.1f} MiB   " for name in FACTS)
-            print(
-                f"{rows} x {LENGTH}  {method:<7} {facts['trained']:>9,} trained   {sizes}{facts['seconds']:.1f} s"
-            )
+            counts = f"{method:<7} {facts['trained']:>9,} trained"
+            print(f"{rows} x {LENGTH}  {counts}   {sizes}{facts['seconds']:.1f} s")
         shares = {name: measured["ladder"][name] / measured["lora"][name] for name in FACTS}
         print("         ratio   " + "".join(f"{name} {share:.3f}   " for name, share in shares.items()))
         smaller = smaller and all(share < 1 for share in shares.values())

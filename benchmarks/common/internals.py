@@ -9,20 +9,20 @@ import importlib
 from typing import Any
 
 _HOME = {
-    # The peer gets exactly our batches, and both tools the same test: rows are encoded and fed as a run does it.
+    # The peer gets exactly our batches, and both tools the same test: rows are encoded and fed as in a run.
     "Encoder": "data.encode",
     "Feed": "data.feed",
     "Row": "data.rows",
     "prepare": "data",
     "prompt_ids": "data",
     "feed": "runs.build",
-    # The base and the untrained methods of a recipe, as a run has them before its first step; the run, opened again.
+    # The base and the untrained methods of a recipe, as a run has them before its first step; a finished run.
     "read": "recipe",
     "load_base": "runs.build",
     "methods_of": "runs.build",
     "Opened": "runs.open",
     "open_model": "runs.open",
-    # What a run tells while it goes on, and how it stops: memory is measured in between, divergence is a result.
+    # What a run reports, and how it stops: memory is measured in between, and divergence is a result.
     "RunObserver": "runs.run",
     "Interrupted": "training.signals",
     "TrainingError": "errors",

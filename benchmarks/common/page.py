@@ -65,6 +65,7 @@ def markdown(table: Sequence[Sequence[str]]) -> str:
 def picture(width: int, height: int, content: str, style: str = "") -> str:
     """Return an SVG file of this size on white."""
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}">'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
+        f'width="{width}" height="{height}">'
         f'<style>{STYLE}{style}</style><rect width="100%" height="100%" fill="#fff"/>{content}</svg>\n'
     )

@@ -16,7 +16,7 @@ from typing import Any
 BENCHMARKS = Path(__file__).resolve().parents[1]
 RAW = BENCHMARKS.parent / "runs" / "bench"
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "graftlm")
-# The load average to which a speed counts as measured: the run itself adds one, its parent and the kernel a little.
+# Up to this load average a speed counts as measured. The run itself adds one, its parent and kernel a little.
 QUIET = 1.25
 CIRCUMSTANCES = ("wall_s", "load", "threads", "machine", "date")
 

@@ -28,7 +28,8 @@ Cells = Callable[[Mapping[str, Row]], Iterator[Any]]  # the runs that can be nam
 
 
 def run_all(
-    description: str | None, script: Path, table: Table, cells: Cells, prepare: Callable[[Sequence[Any]], None]
+    description: str | None, script: Path, table: Table, cells: Cells,
+    prepare: Callable[[Sequence[Any]], None],
 ) -> int:  # fmt: skip
     """Carry out every run that has no result yet. Return how many failed.
 
@@ -58,12 +59,11 @@ def run_all(
         if not todo:
             return failed
         prepare(todo)
-        print(f"{len(todo)} runs to do, {len(known)} done", flush=True)
+        print(f"{len(todo)} runs to do", flush=True)
         tried |= {cell.name for cell in todo}
         names = [cell.name for cell in todo]
-        failed += side_by_side(
-            script, names, RAW.parent / table.benchmark, jobs=options.jobs, threads=options.threads, more=steps
-        )  # fmt: skip
+        how = {"jobs": options.jobs, "threads": options.threads, "more": steps}
+        failed += side_by_side(script, names, RAW.parent / table.benchmark, **how)
 
 
 def run_one(
@@ -89,7 +89,7 @@ def run_one(
     if options.steps:
         cell = replace(cell, setting=replace(cell.setting, steps=options.steps))
     folder = RAW.parent / table.benchmark / "runs" / f"{cell.name}.{cell.setting.steps}"
-    # The rest of a run that was broken off must go: its memory and its speed would not be those of a whole run.
+    # What a broken run left must go: the memory and the speed of its rest would not be those of a whole run.
     shutil.rmtree(folder, ignore_errors=True)
     load, begun = os.getloadavg()[0], time.perf_counter()
     facts = carry_out(cell, folder)

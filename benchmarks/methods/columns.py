@@ -5,6 +5,7 @@ from typing import Any
 
 from results import CIRCUMSTANCES, Row, Table, circumstances, speeds
 
+KEY = ("task", "line", "tool", "lr", "seed")
 SCORES = ("held_loss", "loss", "bleu", "rouge_l", "accuracy", "f1")
 COSTS = ("trained", "file_bytes", "peak_mib")
 
@@ -14,7 +15,7 @@ def rows(run: dict[str, Any]) -> Iterator[Row]:
     cell = run["cell"]
     counts = cell["counts"]
     yield {
-        **{column: cell[column] for column in ("task", "line", "tool", "lr", "seed", "base", "steps", "batch_size")},
+        **{column: cell[column] for column in (*KEY, "base", "steps", "batch_size")},
         "train_rows": counts["held"]["trained"], "held_cases": counts["held"]["cases"],
         "test_cases": counts["test"]["used"], "diverged": run.get("diverged"),
         **{column: run.get(column) for column in (*SCORES, *COSTS, "cpu_s")},
@@ -24,7 +25,7 @@ def rows(run: dict[str, Any]) -> Iterator[Row]:
 
 RESULTS = Table(
     "methods",
-    key=("task", "line", "tool", "lr", "seed"),
+    key=KEY,
     facts=(
         "base", "steps", "batch_size", "train_rows", "held_cases", "test_cases", *SCORES, "diverged", *COSTS,
         "tokens_per_s", "cpu_s", *CIRCUMSTANCES,

@@ -1,14 +1,15 @@
 """The lines of the grid as plain data: what each of them trains.
 
-    method      entries of a recipe's `method:`; several make one adapter. HEAD joins them if the task has classes
-    lr          middle rate on each task; the first rates tried are a third of it, itself and three times it. The line
-                is not run on a task that is not named
+    method      entries of a recipe's `method:`; several make one adapter. HEAD joins them for classes
+    lr          middle rate on each task; the first rates tried are a third of it, itself and three times it.
+                The line is not run on a task that is not named
     shares      settings of the first method, as shares of the run's steps
     on          settings of the first method on one task alone
     fuses       for each task, tasks with rates: Pfeiffer adapters that are trained on these beforehand
     quant       how the base is stored
     peft        PEFT has the method too: settings of its config in addition to those in our file
-    own_start   PEFT draws its own start: our file holds the result of a start or of an encoder, not what is trained
+    own_start   PEFT draws its own start: our file holds the result of a start or of an encoder, not what is
+                trained
 
 A method sits where its file's defaults, which are its paper's, put it. LINEARS stands for all linear layers
 of the blocks; other methods choose their places. A new method is a line here; table.py names the methods

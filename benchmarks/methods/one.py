@@ -108,7 +108,8 @@ def weights_size(folder: Path) -> int:
 
 
 def judged(
-    trained: dict[str, Any], score: Callable[[], dict[str, Any]], held: float, feed: Any, watch: Watch, size: int
+    trained: dict[str, Any], score: Callable[[], dict[str, Any]], held: float, feed: Any, watch: Watch,
+    size: int,
 ) -> dict[str, Any]:  # fmt: skip
     """Return what a run is measured by; one that ended in NaN is not tested."""
     facts = {"trained": watch.trained, "file_bytes": size, "peak_mib": watch.peak_mib}

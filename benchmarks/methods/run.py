@@ -3,7 +3,7 @@
     python benchmarks/methods/run.py                        every run that has no result yet
     python benchmarks/methods/run.py --list                 what there is to do
     python benchmarks/methods/run.py --only laptop .lora.   runs whose name holds all of these
-    python benchmarks/methods/run.py --steps 3              a trial, whose raw runs go to a folder of their own
+    python benchmarks/methods/run.py --steps 3              a trial, which leaves the results alone
     python benchmarks/collect.py methods                    raw runs -> results.csv
     python benchmarks/methods/table.py                      results.csv -> RESULTS.md, quality.svg
 

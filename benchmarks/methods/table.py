@@ -23,7 +23,8 @@ METRICS = {
     "banking77": {"accuracy": "accuracy", "f1": "macro-F1"},
 }
 DIGITS = {"loss": 3}
-RUN = "python benchmarks/methods/run.py; python benchmarks/collect.py methods; python benchmarks/methods/table.py"
+RUN = "python benchmarks/methods/run.py"
+TABLE = "python benchmarks/collect.py methods; python benchmarks/methods/table.py"
 NOISY = 2.5  # load average above which the speeds of early runs, which were kept, are too low
 
 
@@ -133,17 +134,21 @@ def head(runs: Sequence[Run]) -> str:
     noisy = sum(run["load"] > NOISY for run in runs if "tokens_per_s" in run)
     speeds = "The machine was quiet throughout."
     if noisy:
-        speeds = f"{noisy} of {len(runs)} runs began or ended under a load above {NOISY}: their speeds are too low."
+        share = f"{noisy} of {len(runs)} runs"
+        speeds = f"{share} began or ended under a load above {NOISY}, so their speeds are too low."
     return f"""# Every method on two real tasks
 
-    {RUN}
+    {RUN}; {TABLE}
 
-{measured_on(runs)} Tasks, settings and what is equal on both sides: [README](README.md).
+{measured_on(runs)}
+Tasks, settings and what is equal on both sides: [README](README.md).
 
-± is the standard deviation over {len(grid.SEEDS)} seeds. Rate: the best of three to five at seed {grid.SEEDS[0]} by
-the loss on held-out training rows; ↓ or ↑ where it is the smallest or largest that was tried. Trained and file include
-a classifier's head; file in kB. Peak: MiB of the process above base and rows, median of the seeds; tokens/s of the
-median step, prompts included. {speeds}
+- ± is the standard deviation over {len(grid.SEEDS)} seeds.
+- rate: the best of three to five at seed {grid.SEEDS[0]} by the loss on held-out training rows. ↓ or ↑ marks
+  the smallest or largest that was tried.
+- trained, file: with a classifier's head. The file is in kB.
+- peak: MiB of the process above base and rows, median of the seeds.
+- tokens/s: of the median step, prompts included. {speeds}
 
 ![quality against trained parameters](quality.svg)
 """
@@ -173,7 +178,7 @@ def panel(task: str, found: Sequence[Row]) -> scatter.Panel:
         for row in found
         if row.lr and row.line != "head"
     ]
-    return scatter.Panel(f"{task}: {name}", "trained numbers" + " besides the head" * bool(head), points)
+    return scatter.Panel(f"{task}: {name}", "trained parameters" + " besides the head" * bool(head), points)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ from results import CIRCUMSTANCES, Row, Table, circumstances, speeds
 def rows(run: dict[str, Any]) -> Iterator[Row]:
     """Yield the row of a raw run."""
     yield {
-        "objective": run["pretrain"], **{column: run[column] for column in ("model", "trained", "steps", "tokens")},
+        "objective": run["pretrain"],
+        **{column: run[column] for column in ("model", "trained", "steps", "tokens")},
         "loss_before": run["before"]["loss"], "loss_after": run["after"]["loss"],
         "perplexity": run["after"]["perplexity"], **speeds(run, train_s=run["train_s"]), **circumstances(run),
     }  # fmt: skip
@@ -29,7 +30,8 @@ RESULTS = Table(
     "pretraining",
     key=("objective",),
     facts=(
-        "model", "trained", "steps", "tokens", "loss_before", "loss_after", "perplexity", "train_s", *CIRCUMSTANCES
+        "model", "trained", "steps", "tokens", "loss_before", "loss_after", "perplexity", "train_s",
+        *CIRCUMSTANCES,
     ),
     rows=rows,
 )  # fmt: skip

@@ -3,13 +3,14 @@ again.
 
     python benchmarks/pretraining/run.py                  all three
     python benchmarks/pretraining/run.py --only causal    one
-    python benchmarks/pretraining/run.py --steps 2        a trial, whose raw runs go to a folder of their own
+    python benchmarks/pretraining/run.py --steps 2        a trial, which leaves the results alone
     python benchmarks/collect.py pretraining              raw runs -> results.csv, curves.csv
     python benchmarks/pretraining/table.py                these -> RESULTS.md, losses.svg
 
     causal    a small fresh Llama and a tokenizer trained on the same text
     span      a small fresh T5, likewise
-    masked    MiniLM, which has no language head: a fresh one is trained with the LoRA, the decoder tied to the table
+    masked    MiniLM, which has no language head: a fresh one is trained with the LoRA, its decoder tied to
+              the table of words
 
 Text: the same number of characters from the beginning of each of the 48 training books; held out: the three
 books of the validation part. Raw runs go to runs/bench/pretraining/NAME.json.
@@ -39,7 +40,8 @@ WORK = RAW.parent / "pretraining"
 CHARACTERS = {"train": 60_000, "valid": 15_000}  # from each book
 LLAMA = {
     "model_type": "llama", "hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 4,
-    "num_attention_heads": 4, "num_key_value_heads": 4, "max_position_embeddings": 256, "tie_word_embeddings": True,
+    "num_attention_heads": 4, "num_key_value_heads": 4, "max_position_embeddings": 256,
+    "tie_word_embeddings": True,
 }  # fmt: skip
 T5 = {
     "model_type": "t5", "d_model": 192, "d_kv": 48, "d_ff": 512, "num_layers": 3, "num_decoder_layers": 3,
@@ -63,8 +65,8 @@ def recipes(folder: Path) -> dict[str, dict[str, Any]]:
         "causal": fresh | {"model": {"config": LLAMA, "tokenizer": NEW_TOKENIZER}, "objective": "causal"},
         "span": fresh | {"model": {"config": T5, "tokenizer": NEW_TOKENIZER}, "objective": "span"},
         "masked": usual | {
-            "model": str(tasks.SHARED / "models" / "all-MiniLM-L6-v2"), "objective": "masked", "method": low_rank,
-            "data": data | {"max_length": 64}, "train": train(8, 0.0),
+            "model": str(tasks.SHARED / "models" / "all-MiniLM-L6-v2"), "objective": "masked",
+            "method": low_rank, "data": data | {"max_length": 64}, "train": train(8, 0.0),
         },
     }  # fmt: skip
 

@@ -16,7 +16,8 @@ from page import markdown, measured_on
 RUN = "python benchmarks/pretraining/run.py"
 TABLE = "python benchmarks/collect.py pretraining; python benchmarks/pretraining/table.py"
 HEADER = (
-    "objective", "model", "trained", "steps", "tokens learnt", "held-out loss before", "after", "perplexity", "s"
+    "objective", "model", "trained", "steps", "tokens learnt", "held-out loss before", "after", "perplexity",
+    "s",
 )  # fmt: skip
 
 

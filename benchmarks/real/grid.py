@@ -15,7 +15,8 @@ from results import Row
 METHODS = ("full", "lora", "qlora")
 TOOLS = ("graft", "peft")
 SEEDS = (0, 1, 2)
-# All linear layers of a Llama and its head: these bases hardly know the tasks' signs, and some saw no end of text.
+# All linear layers of a Llama, and its head too: these bases hardly know the tasks' signs, and some never saw
+# the end of a text.
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head"]
 
 
@@ -47,7 +48,8 @@ RATES = {"full": 2e-3, "lora": 3e-3}
 BOOK = {"context": 192, "steps": 400, "batch_size": 4, "lr": RATES, "r": 64, "new_tokens": 96}
 MINILM = {"context": 64, "steps": 220, "batch_size": 16, "lr": {"full": 5e-4, "lora": 3e-3}}
 STORIES = {
-    "context": 512, "steps": 600, "batch_size": 4, "lr": {"full": 2e-3, "lora": 4e-3}, "r": 32, "new_tokens": 144
+    "context": 512, "steps": 600, "batch_size": 4, "lr": {"full": 2e-3, "lora": 4e-3}, "r": 32,
+    "new_tokens": 144,
 }  # fmt: skip
 LETTERS = {"context": 256, "steps": 700, "batch_size": 4, "lr": RATES, "r": 32, "new_tokens": 200}
 SETTINGS = (

@@ -3,7 +3,7 @@
     python benchmarks/real/run.py                    every run that has no result yet
     python benchmarks/real/run.py --list             what there is to do
     python benchmarks/real/run.py --only e2e .lora.  runs whose name holds all of these
-    python benchmarks/real/run.py --steps 3          a trial, whose raw runs go to a folder of their own
+    python benchmarks/real/run.py --steps 3          a trial, which leaves the results alone
     python benchmarks/collect.py real                raw runs -> results.csv, answers.csv
     python benchmarks/real/table.py                  these -> RESULTS.md
 

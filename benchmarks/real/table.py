@@ -22,7 +22,8 @@ from results import Row as Run
 ALLOWED = 0.02  # relative difference of training losses that counts as equal
 WANTED = 80.0  # per cent of Banking77's questions, by full and LoRA on all rows
 METRICS = {"bleu": "BLEU", "rouge_l": "ROUGE-L", "accuracy": "accuracy", "f1": "macro-F1"}
-RUN = "python benchmarks/real/run.py; python benchmarks/collect.py real; python benchmarks/real/table.py"
+RUN = "python benchmarks/real/run.py"
+TABLE = "python benchmarks/collect.py real; python benchmarks/real/table.py"
 
 
 class Row:
@@ -93,18 +94,22 @@ def main() -> None:
 
 def head(runs: Sequence[Run]) -> str:
     """Return where, when and with what was measured, and how to read it."""
-    return f"""# Real input: Graft beside PEFT
+    return f"""# Real input: Graft next to PEFT
 
-    {RUN}
+    {RUN}; {TABLE}
 
 {measured_on(runs)}
 Tasks, settings and what is left out: [README](README.md).
 
-Both tools get the same rows in the same order, the same newborn adapter, steps, rates and clipping, in fp32. Training
-loss: mean of the last {percent(LAST)} of the steps, which are the same batches for both; differences (of it, and of the
-first step's loss) are the largest of the seeds. They start at rounding and grow with the steps: Adam divides small
-gradients by their size, and their rounding with them. ± is the standard deviation over {len(grid.SEEDS)} seeds. Seconds
-are of training alone, with other work on the machine.
+Both tools get the same rows in the same order, the same untrained adapter, steps, rates and clipping, all in
+fp32.
+
+- training loss: the mean of the last {percent(LAST)} of the steps, which are the same batches for both tools.
+- difference, at step 1: the largest relative difference of this loss, and of the first step's loss, over the
+  seeds. It starts at rounding and grows with the steps, because Adam divides small gradients, and so their
+  rounding, by their size.
+- ± is the standard deviation over {len(grid.SEEDS)} seeds.
+- s: seconds of training alone, with other work on the machine.
 """
 
 

@@ -1,7 +1,7 @@
 """Kill real runs with SIGKILL at random moments: does the same command end with the bytes of an undisturbed
 run?
 
-    python benchmarks/reliability/kill.py                       # LoRA in fp32 and bf16, QLoRA, full, on the seedling
+    python benchmarks/reliability/kill.py               # LoRA in fp32 and bf16, QLoRA, full, on the seedling
     python benchmarks/reliability/kill.py --only lora-fp32 --kills 30 --seed 7
 
 Each kind of run is done twice: once undisturbed, once killed `--kills` times, one of these inside a commit.
@@ -30,8 +30,8 @@ KINDS = {
     "full": {"dtype": "fp32", "method": {"name": "full"}},
 }
 COMMAND = "import sys; sys.argv = ['graft', 'train', {recipe!r}]\nfrom graft.cli import main; main()"
-# The process dies at the k-th operation of its second commit. This text wraps graft.storage from outside, so that the
-# product needs no hook for it.
+# The process dies at the k-th operation of its second commit. This text wraps graft.storage from outside, so
+# that the product needs no hook for it.
 INSIDE = """
 import os, signal
 from graft import storage

@@ -14,7 +14,8 @@ def rows(run: dict[str, Any]) -> Iterator[Row]:
     trained = next(iter(run["forms"].values()))
     for form, measures in run["forms"].items():
         yield {
-            **{column: run["cell"][column] for column in (*CELL, "steps", "batch_size", "r", "lr")}, "form": form,
+            **{column: run["cell"][column] for column in (*CELL, "steps", "batch_size", "r", "lr")},
+            "form": form,
             **{column: measures.get(column) for column in (*SCORES, "bytes")},
             "more_loss": None if measures is trained else measures["loss"] - trained["loss"],
             **speeds(run, tokens_per_s=measures["tokens_per_s"]), **circumstances(run),

@@ -1,6 +1,7 @@
 """The runs: bases with their tasks, and ways to train and ship in few bits.
 
-    qlora     LoRA on an NF4 base; merged in 16 bits, then packed: NF4 again, int4 rounded and by GPTQ, int2 by GPTQ
+    qlora     LoRA on an NF4 base; merged in 16 bits, then packed: NF4 again, int4 rounded and by GPTQ,
+              int2 by GPTQ
     qalora    QA-LoRA on an int4 base (GPTQ); merged into the minima of its groups
     qalora2   the same in 2 bits
 
@@ -27,7 +28,10 @@ FORMS = {
         "nf4 + adapter", "16 bits", "nf4, packed again", "int4, rounded", "int4, GPTQ", "int2, GPTQ",
         "GGUF Q4_1, rounded", "GGUF Q8_0",
     ),
-    **{line: (f"{bits} + adapter", "16 bits", f"{bits}, merged", "GGUF Q4_1, merged") for line, bits in BITS.items()},
+    **{
+        line: (f"{bits} + adapter", "16 bits", f"{bits}, merged", "GGUF Q4_1, merged")
+        for line, bits in BITS.items()
+    },
 }  # fmt: skip
 
 
@@ -57,10 +61,10 @@ class Setting:
 
 
 SETTINGS = (
-    Setting("seedling", "descriptions", context=256, steps=200, batch_size=16, r=16, alpha=32, new_tokens=120),
+    Setting("seedling", "descriptions", 256, steps=200, batch_size=16, r=16, alpha=32, new_tokens=120),
     # The book model hardly knows the task's signs: its head is trained too, as in benchmarks/real.
     Setting(
-        "book-llama-6m", "laptop", context=192, steps=400, batch_size=4, r=64, alpha=22, new_tokens=96, head=True
+        "book-llama-6m", "laptop", 192, steps=400, batch_size=4, r=64, alpha=22, new_tokens=96, head=True
     ),
 )  # fmt: skip
 

@@ -3,7 +3,7 @@
     python benchmarks/shipping/run.py                    every run that has no result yet
     python benchmarks/shipping/run.py --list             what there is to do
     python benchmarks/shipping/run.py --only seedling    runs whose name holds all of these
-    python benchmarks/shipping/run.py --steps 3          a trial, whose raw runs go to a folder of their own
+    python benchmarks/shipping/run.py --steps 3          a trial, which leaves the results alone
     python benchmarks/collect.py shipping                raw runs -> results.csv
     python benchmarks/shipping/table.py                  results.csv -> RESULTS.md
 

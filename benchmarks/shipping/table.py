@@ -19,12 +19,13 @@ from columns import RESULTS
 from page import markdown, measured_on, spread
 from results import Row as Run
 
-RUN = "python benchmarks/shipping/run.py; python benchmarks/collect.py shipping; python benchmarks/shipping/table.py"
+RUN = "python benchmarks/shipping/run.py"
+TABLE = "python benchmarks/collect.py shipping; python benchmarks/shipping/table.py"
 QUALITY = {"bleu": "BLEU", "coverage": "coverage, %"}
 TITLES = {
-    grid.QLORA: "QLoRA: LoRA beside NF4",
-    grid.QALORA: "QA-LoRA beside int4, by GPTQ",
-    grid.QALORA2: "QA-LoRA beside int2, by GPTQ",
+    grid.QLORA: "QLoRA: LoRA on an NF4 base",
+    grid.QALORA: "QA-LoRA on an int4 base, by GPTQ",
+    grid.QALORA2: "QA-LoRA on an int2 base, by GPTQ",
 }
 MINE, PEERS = f"{grid.BITS[grid.QALORA2]}, merged", f"{grid.BITS[grid.QALORA2]}, GPTQ"  # the two-bit models
 DEVIATIONS = 2
@@ -47,14 +48,16 @@ def head(runs: Sequence[Run]) -> str:
     """Return where, when and with what was measured, and how to read it."""
     return f"""# In few bits, from training to the shipped file
 
-    {RUN}
+    {RUN}; {TABLE}
 
 {measured_on(runs)}
-Loss: nats per token of the test's references. "More loss" is against the form that was trained, of the same seed. ± is
-the standard deviation over the seeds. Size: of all tensors, the adapter included where it stays beside; of a GGUF, the
-file. Of a GGUF the loss is Graft's, which reads the file back; its answers and their speed are llama.cpp's. Tokens a
-second: greedy, one answer at a time, median of the seeds, with other work on the machine: a rough measure. Packed
-weights are multiplied by Graft's reference kernels, which unpack them in every forward.
+
+- loss: nats per token of the test's references. Graft reads a GGUF file back to measure it.
+- more loss: against the form that was trained, at the same seed. ± is the standard deviation over the seeds.
+- KiB: all tensors, with the adapter if it is not merged. For GGUF, the file.
+- tokens/s: greedy, one answer at a time, median of the seeds. It is a rough measure, as there was other work
+  on the machine. Graft's reference kernels unpack packed weights in every forward. GGUF files answer in
+  llama.cpp.
 """
 
 
@@ -86,7 +89,8 @@ def rows(line: str, runs: Sequence[Run], quality: str) -> Iterator[list[str]]:
         speeds = [run["tokens_per_s"] for run in of if "tokens_per_s" in run]
         yield [
             form, spread([run["loss"] for run in of], 4),
-            spread([run["more_loss"] for run in of if "more_loss" in run], 4), spread([run[quality] for run in of]),
+            spread([run["more_loss"] for run in of if "more_loss" in run], 4),
+            spread([run[quality] for run in of]),
             f"{statistics.mean(run['bytes'] for run in of) / 1024:,.0f}",
             f"{statistics.median(speeds):,.0f}" if speeds else "",
         ]  # fmt: skip
