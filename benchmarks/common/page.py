@@ -45,7 +45,8 @@ def _place(machine: dict[str, Any], threads: int) -> str:
 
 
 def spread(values: Sequence[float], digits: int = 1) -> str:
-    """
+    """Return the mean and the standard deviation of values.
+
     >>> spread([1.0, 2.0]), spread([3.0]), spread([])
     ('1.5 ± 0.7', '3.0', '')
     """

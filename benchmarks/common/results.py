@@ -78,13 +78,10 @@ class Table:
         write_csv(self.path, self.key, self.facts, rows, self.exact)
         return len(fresh), len(rows)
 
-    def order(self, row: Row) -> list[tuple[bool, Any]]:
-        """Return the sort key of a row: numbers before words."""
-        return sort_key(row, self.key)
-
 
 def sort_key(row: Row, key: Sequence[str]) -> list[tuple[bool, Any]]:
-    """
+    """Return the sort key of a row: numbers before words.
+
     >>> sorted([{"n": "all"}, {"n": 1000}, {"n": 500}], key=lambda row: sort_key(row, ["n"]))
     [{'n': 500}, {'n': 1000}, {'n': 'all'}]
     """
@@ -114,7 +111,8 @@ def write_csv(
 
 
 def cell_text(value: Any, exact: bool = False) -> str:
-    """
+    """Return a value as it stands in a CSV; None is an empty cell.
+
     >>> cell_text(0.123456), cell_text(0.123456, exact=True), cell_text(1234567), cell_text(None)
     ('0.12346', '0.123456', '1234567', '')
     """
@@ -124,7 +122,8 @@ def cell_text(value: Any, exact: bool = False) -> str:
 
 
 def parsed(text: str) -> Any:
-    """
+    """Return a cell as a number if it is one, else as it is.
+
     >>> parsed("7"), parsed("0.5"), parsed("lora")
     (7, 0.5, 'lora')
     """
@@ -160,7 +159,7 @@ def circumstances(run: dict[str, Any]) -> Row:
 
 
 def speeds(run: dict[str, Any], **measured: Any) -> Row:
-    """Return these speeds if the machine was quiet at both ends of the run, and nothing otherwise."""
+    """Return these speeds if the machine was quiet at both ends of the run, else nothing."""
     return measured if max(run.get("load", [float("inf")])) <= QUIET else {}
 
 

@@ -73,7 +73,8 @@ class Fit:
 
 
 def e2e_slots(mr: str) -> list[tuple[str, str]]:
-    """
+    """Return the attributes of a row of E2E.
+
     >>> e2e_slots("name[Blue Spice], priceRange[less than £20]")
     [('name', 'Blue Spice'), ('priceRange', 'less than £20')]
     """

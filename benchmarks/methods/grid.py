@@ -70,7 +70,8 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """
+        """The name of the run, of its raw file and of its log.
+
         >>> Cell(SETTINGS["laptop"], "lora", "graft", 0.00133).name
         'laptop.lora.graft.0.00133.0'
         """

@@ -75,7 +75,8 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """
+        """The name of the run, of its raw file and of its log.
+
         >>> Cell(SETTINGS[0], "lora", "peft", 500, 2).name
         'book-llama-6m.e2e.500.lora.peft.2'
         """

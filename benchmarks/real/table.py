@@ -171,7 +171,8 @@ def order(run: Run) -> tuple[int, float]:
 
 
 def percent(share: float | None) -> str:
-    """
+    """Return a share in per cent with two digits.
+
     >>> percent(0.01234), percent(3e-8)
     ('1.2 %', '3e-06 %')
     """

@@ -79,7 +79,8 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """
+        """The name of the run, of its raw file and of its log.
+
         >>> Cell(SETTINGS[1], "qalora", 2).name
         'book-llama-6m.laptop.qalora.2'
         """
