@@ -86,11 +86,12 @@ def test_a_new_run_replaces_the_rows_of_the_old_one(collect, tmp_path):
     results.write_raw(tmp_path / "raw" / "a.json", {"name": "a", "forms": {"x": 1.0, "y": 2.0}})
     results.write_raw(tmp_path / "raw" / "b.json", {"name": "b", "forms": {"x": 3.1234567}})
     table.merge(tmp_path / "raw")
-    results.write_raw(tmp_path / "raw" / "a.json", {"name": "a", "forms": {"x": 0.5}})
+    results.write_raw(tmp_path / "raw" / "a.json", {"name": "a", "forms": {"x": 0.5, "y": None}})
     (tmp_path / "raw" / "b.json").unlink()
     assert set(table.known(tmp_path / "raw")) == {"a", "b"}
-    assert table.merge(tmp_path / "raw") == (1, 2)
-    assert table.path.read_text() == "name,form,loss\na,x,0.5\nb,x,3.1235\n"
+    assert table.of(tmp_path / "raw") == [{"name": "a", "form": "x", "loss": 0.5}, {"name": "a", "form": "y"}]
+    assert table.merge(tmp_path / "raw") == (2, 3)
+    assert table.path.read_text() == "name,form,loss\na,x,0.5\na,y,\nb,x,3.1235\n"
 
 
 def test_speeds_are_left_out_if_the_machine_was_not_idle(collect):

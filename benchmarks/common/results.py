@@ -58,8 +58,9 @@ class Table:
         return read_csv(self.path)
 
     def of(self, folder: Path) -> list[Row]:
-        """Return the rows of the raw runs in a folder."""
-        return [row for run in raw_runs(folder) for row in self.rows(run)]
+        """Return the rows of the raw runs in a folder; what is None is a missing key."""
+        rows = (row for run in raw_runs(folder) for row in self.rows(run))
+        return [{column: value for column, value in row.items() if value is not None} for row in rows]
 
     def known(self, folder: Path, *, committed: bool = True) -> dict[str, Row]:
         """Return one row for each finished run by its name: of the CSV, and of the raw runs in the folder."""

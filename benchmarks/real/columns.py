@@ -28,7 +28,10 @@ def rows(run: dict[str, Any]) -> Iterator[Row]:
 
 def _counts(cell: dict[str, Any], part: str) -> Iterator[tuple[str, Any]]:
     for what, count in cell["counts"][part].items():
-        yield what, ", ".join(f"{n:,} {why}" for why, n in count.items()) if what == "left_out" else count
+        if what == "left_out":
+            yield what, ", ".join(f"{n:,} {why}" for why, n in count.items()) or None
+        else:
+            yield what, count
 
 
 def _training(run: dict[str, Any]) -> Row:
