@@ -39,7 +39,7 @@ def step(method: str, rows: int) -> dict[str, float]:
     keeper, before, began = Keeper(own), high_water(), time.perf_counter()
     with base.using("x"), internals.Ledger(own) as ledger:
         with keeper.watching():
-            loss, _ = internals.language_modelling(base, batch_of(base, rows))
+            loss = internals.loss_of(base, batch_of(base, rows))
         loss.backward()
     seconds = time.perf_counter() - began
     sizes = dict(zip(FACTS, (keeper.size(), ledger.peak, high_water() - before), strict=True))
@@ -72,9 +72,9 @@ class Keeper:
 def batch_of(base: graft.Base, rows: int) -> Any:
     """Return rows of random ids, every token supervised."""
     chance = torch.Generator().manual_seed(0)
-    ids = torch.randint(base.model.config.vocab_size, (rows, LENGTH), generator=chance)
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    return internals.Batch(inputs, ids, rows * (LENGTH - 1), ["random"])
+    return internals.random_batch(
+        base, torch.randint(base.model.config.vocab_size, (rows, LENGTH), generator=chance)
+    )
 
 
 def high_water() -> int:

@@ -34,12 +34,12 @@ def train(recipe: graft.Recipe, observer: Any = None) -> dict[str, Any]:
 def score(cell: Cell, recipe: graft.Recipe, opened: Any) -> dict[str, Any]:
     """Return the test's measures and three texts, of the trained adapter or of the bare base."""
     cases, _ = tasks.test_of(cell.material())
-    base, feed = opened.base, test_feed(cell, recipe, opened.base, cases)
+    base, feed = opened.base, test_feed(recipe, opened.base, cases)
     trained = base.adapters[opened.adapter].count() if opened.adapter else 0
     with base.using(opened.adapter):
         if cell.setting.stage == "classify":
             return class_scores(*internals.classes(base, feed)) | {"trained": trained}
-        loss = internals.perplexity(base, feed)["loss"]
+        loss = internals.mean_loss(base, feed)
         answers = opened.ask([c.prompt for c in cases], max_new_tokens=cell.setting.new_tokens, batch_size=50)
     return text_scores(answers, cases) | {"loss": loss, "trained": trained}
 
@@ -49,13 +49,8 @@ def untrained(recipe: graft.Recipe) -> Any:
     base = internals.load_base(recipe)
     if recipe.stage != "classify":
         return internals.Opened(base)
-    base.attach("newborn", [internals.methods_of(recipe, labels_of(recipe))[-1]])
+    base.attach("newborn", [internals.methods_of(recipe, internals.labels_of(recipe))[-1]])
     return internals.Opened(base, "newborn")
-
-
-def labels_of(recipe: graft.Recipe) -> list[str]:
-    """Return the classes of the training rows, in the order of their numbers."""
-    return sorted({json.loads(line)["label"] for line in Path(str(recipe.data.train)).open(encoding="utf-8")})
 
 
 def baselines(cell: Cell) -> dict[str, dict[str, Any]]:
@@ -69,21 +64,9 @@ def baselines(cell: Cell) -> dict[str, dict[str, Any]]:
     return {name: text_scores(texts, cases) for name, texts in answers.items()}
 
 
-def test_feed(cell: Cell, recipe: graft.Recipe, base: Any, cases: list[tasks.Case]) -> Any:
+def test_feed(recipe: graft.Recipe, base: Any, cases: list[tasks.Case]) -> Any:
     """Return the test as batches: the first reference of every case, or the class of every question."""
-    kind = "label" if cell.setting.stage == "classify" else "pair"
-    rows = [
-        internals.Row(f"test:{i}", kind, (case.prompt, case.references[0])) for i, case in enumerate(cases)
-    ]
-    labels = labels_of(recipe) if kind == "label" else ()
-    encoder = internals.Encoder(
-        base.tokenizer,
-        stage=cell.setting.stage,
-        family=base.family,
-        max_length=recipe.data.max_length,
-        labels=labels,
-    )
-    return internals.feed(base, recipe, encoder(rows).examples, 50, 50)
+    return internals.test_feed(recipe, base, [(case.prompt, case.references[0]) for case in cases], 50)
 
 
 def text_scores(answers: list[str], cases: list[tasks.Case]) -> dict[str, Any]:
@@ -109,19 +92,9 @@ def newborn(recipe: graft.Recipe) -> tuple[Any, Any, Any]:
     """Return (base, feed, adapter) as `graft.run` has them before its first step: the peer starts from
     them."""
     base = internals.load_base(recipe)
-    feed, labels = training_feed(recipe, base)
+    feed, labels = internals.training_feed(recipe, base)
     torch.manual_seed(recipe.train.seed)
     return base, feed, base.attach("newborn", internals.methods_of(recipe, labels))
-
-
-def training_feed(recipe: graft.Recipe, base: Any) -> tuple[Any, list[str]]:
-    """Return the recipe's batches and the classes of its rows."""
-    stage, seed = recipe.stage, recipe.train.seed
-    prepared = internals.prepare(recipe.data, base.tokenizer, stage=stage, family=base.family, seed=seed)
-    batches = internals.feed(
-        base, recipe, prepared.train, recipe.train.batch_size, recipe.train.micro_batch_size
-    )
-    return batches, prepared.labels or []
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

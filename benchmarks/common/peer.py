@@ -157,7 +157,7 @@ class Peer:
         self.model.train(self.recipe.quant != "none")
 
     def _batches(self, cases: list[tasks.Case]) -> list[Any]:
-        feed = ours.test_feed(self.cell, self.recipe, self.base, cases)
+        feed = ours.test_feed(self.recipe, self.base, cases)
         return [batch for step in range(feed.steps_per_epoch) for batch in feed.step(0, step)]
 
     def _model(self, newborn: Any) -> nn.Module:

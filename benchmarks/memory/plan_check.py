@@ -12,7 +12,6 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 sys.path.append(str(Path(__file__).parents[1] / "common"))
 import internals
@@ -53,16 +52,14 @@ def run(name: str) -> dict[str, float]:
     adapter = base.attach("x", method)
     for parameter in adapter.parameters():
         parameter.data.add_(0.01)
-    batch = example(base, rows, length)
-    groups = [{"weight_decay": 0.0, **group} for group in adapter.param_groups(1e-4)]
-    named = dict(adapter.named_parameters())
-    states = internals.build_optimizer(optimizer, named, groups, internals.Pages())
+    batch = internals.packed_batch(base, torch.randint(5, 100, (rows, length)))
+    states = internals.optimizer_of(optimizer, adapter, 1e-4)
     base.checkpointing(checkpointing)
     forget()
     for _ in range(3):
         base.train(True)
         with base.using("x"):
-            internals.measure(base, adapter, internals.language_modelling, [batch], lambda mask: None)
+            internals.gradient(base, adapter, batch)
         states.step(1.0)
     measured = peak()
     predicted = internals.plan_model(base.model.config, [method], shape, quant=quant, dtype=base.dtype)
@@ -71,15 +68,6 @@ def run(name: str) -> dict[str, float]:
         "measured": measured,
         "floor": floor,
     }
-
-
-def example(base: graft.Base, rows: int, length: int) -> Any:
-    """Return full packed rows of random ids as a batch."""
-    ids = torch.randint(5, 100, (rows, length)).tolist()
-    inputs, labels = internals.packed(
-        [[(row, list(row))] for row in ids], pad=0, causal=base.family == "causal"
-    )
-    return internals.Batch(inputs, labels, rows * (length - 1), ["random"])
 
 
 def main() -> None:

@@ -67,10 +67,10 @@ def ours_of(cell: grid.Cell, folder: Path) -> dict[str, Any]:
     except internals.TrainingError as error:
         return {"diverged": error.given, "trained": watch.trained}
     opened = internals.open_model(recipe.output)
-    feed, _ = ours.training_feed(recipe, opened.base)
+    feed, _ = internals.training_feed(recipe, opened.base)
     cases, _ = tasks.test_of(rows.held(cell.material()))
     with opened.base.using(opened.adapter):
-        held = internals.perplexity(opened.base, ours.test_feed(cell, recipe, opened.base, cases))["loss"]
+        held = internals.mean_loss(opened.base, ours.test_feed(recipe, opened.base, cases))
     size = weights_size(folder / "adapter")
     return judged(trained, lambda: ours.score(cell, recipe, opened), held, feed, watch, size)
 
@@ -78,7 +78,7 @@ def ours_of(cell: grid.Cell, folder: Path) -> dict[str, Any]:
 def level(recipe: Any, watch: Watch) -> None:
     """Load base and rows and free them again: the run that follows puts its own into the same memory."""
     base = internals.load_base(recipe)
-    held = base, ours.training_feed(recipe, base)
+    held = base, internals.training_feed(recipe, base)
     watch.loaded()
     del base, held
 
