@@ -1,14 +1,17 @@
-"""Intrinsic prompt tuning on tasks that share a subspace: how much of prompt tuning's gain do eight numbers keep?
+"""Intrinsic prompt tuning on tasks that share a subspace: how much of prompt tuning's gain do eight numbers
+keep?
 
-A tiny frozen model answers under prompts P₀ + Σ uₖDₖ, with four directions Dₖ and a random u for each task; a task is
-to answer like it. Ordinary prompts are trained on the source tasks, `find_subspace` finds their subspace, and new tasks
-are learnt in it, in a random subspace of the same size, and by prompt tuning. The gain is how much of the distance to
-the task's answers (mean KL divergence on unseen inputs) a method takes away, as a share of what prompt tuning does.
-Each takes the best of three learning rates, told by the inputs it was trained on.
+A tiny frozen model answers under prompts P₀ + Σ uₖDₖ, with four directions Dₖ and a random u for each task;
+the task is to answer as it does. Ordinary prompts are trained on the source tasks and `find_subspace` finds
+their subspace. New tasks are learnt in it, in a random subspace of the same size, and by prompt tuning. A
+method's gain is the part of the distance to the task's answers (mean KL divergence on unseen inputs) that it
+removes, as a share of prompt tuning's. Each method takes the best of three learning rates, chosen by the
+inputs that it was trained on.
 
     python benchmarks/ipt.py        half a minute on one thread
 
-Exit 1 where the subspace found keeps less than 95 % of the gain on the average, or the random one as much.
+Exit 1 if the subspace that was found keeps less than 95 % of the gain on average, or if the random one keeps
+as much.
 """
 
 import sys
@@ -17,23 +20,21 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import mean
 
+sys.path.append(str(Path(__file__).parent / "common"))
+import internals
 import torch
 from torch.nn.functional import kl_div
 from transformers.models.llama.configuration_llama import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaForCausalLM
 
-from graft.base.base import Base
-from graft.methods.ipt import IPT, find_subspace
-from graft.methods.prompt import PromptTuning
+import graft
+from graft import IPT, PromptTuning
 
 P, D, DIRECTIONS, D_I, HIDDEN = 6, 32, 4, 8, 64
 SIZES = {
-    "vocab_size": 96,
-    "hidden_size": D,
-    "intermediate_size": 64,
-    "num_hidden_layers": 1,
+    "vocab_size": 96, "hidden_size": D, "intermediate_size": 64, "num_hidden_layers": 1,
     "num_attention_heads": 2,
-}
+}  # fmt: skip
 SOURCES, NEW, STEPS = 16, 3, 150
 RATES = {"full": (0.02, 0.05, 0.1), "found": (0.03, 0.1, 0.3), "random": (0.03, 0.1, 0.3)}
 CLAIM = 0.95
@@ -46,14 +47,14 @@ class World:
 
     def __init__(self) -> None:
         torch.manual_seed(0)
-        self.base = Base(LlamaForCausalLM(LlamaConfig(**SIZES, initializer_range=0.1)), name="tiny")
+        self.base = graft.Base(LlamaForCausalLM(LlamaConfig(**SIZES, initializer_range=0.1)), name="tiny")
         self.seen, self.unseen = torch.randint(0, 96, (48, 8)), torch.randint(0, 96, (64, 8))
         self.start = self.base.model.get_input_embeddings()(torch.randint(0, 96, (P,))).detach()
         self.directions = torch.randn(DIRECTIONS, P, D) * 2 * self.start.std()
         self.draws = torch.Generator().manual_seed(1)
 
     def tasks(self, count: int) -> Iterator[Answers]:
-        """Log probabilities to be learnt, and those to be judged by."""
+        """Yield the log probabilities to learn, and those to be judged by."""
         for _ in range(count):
             u = torch.randn(DIRECTIONS, generator=self.draws)
             prompt = self.start + torch.tensordot(u, self.directions, 1)
@@ -73,8 +74,10 @@ class World:
     def learn(
         self, method: Tuning, task: Answers, lr: float, steps: int = STEPS
     ) -> tuple[float, float, torch.Tensor]:
-        """(distance on the inputs it saw, on unseen ones, the prompt) after training from P₀; in the subspace found,
-        from the mean of the sources' prompts."""
+        """Train from P₀, or in the subspace that was found from the mean of the sources' prompts.
+
+        Return the distance on the inputs it saw, the distance on unseen ones, and the prompt.
+        """
         adapter = self.base.attach("x", method)
         if isinstance(method, PromptTuning):
             adapter.load_state({"prompt_embeddings": self.start})
@@ -94,19 +97,19 @@ class World:
         return seen, unseen, adapter.state()["prompt_embeddings"].clone()
 
     def gain(self, method: Tuning, task: Answers, rates: Sequence[float]) -> float:
-        """The distance that is taken away on unseen inputs."""
+        """Return how much of the distance on unseen inputs is removed."""
         at_start = self.learn(PromptTuning(P), task, 0.0, steps=0)[1]
         return at_start - min(self.learn(method, task, lr)[:2] for lr in rates)[1]
 
 
 def shares() -> list[dict[str, float]]:
-    """For each new task the share of prompt tuning's gain, in the subspace found and in a random one."""
+    """Return for each new task the share of prompt tuning's gain, in the found and in a random subspace."""
     world = World()
     prompts = [world.learn(PromptTuning(P), task, 0.05)[2] for task in world.tasks(SOURCES)]
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "subspace.safetensors"
-        find_subspace(prompts, path, D_I, hidden_size=HIDDEN)
+        internals.find_subspace(prompts, path, D_I, hidden_size=HIDDEN)
         methods = {
             "full": PromptTuning(P),
             "found": IPT(subspace=str(path)),

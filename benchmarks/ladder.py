@@ -1,9 +1,11 @@
-"""What a training step of ladder-side tuning holds beside LoRA's, on a Llama of 40 M random parameters in fp32.
+"""Compare the memory of a training step of ladder-side tuning with LoRA's: a Llama of 40 M random parameters,
+fp32.
 
-    python benchmarks/ladder.py         about half a minute on one thread; exit 1 where the ladder is not smaller
+    python benchmarks/ladder.py         about half a minute on one thread; exit 1 if the ladder is not smaller
 
-kept: what autograd keeps of the forward, without parameters.  peak: the most that the tensors of forward and backward
-take at once.  resident: growth of the process's high-water mark.  A process of its own for every row.
+kept: what autograd keeps of the forward, without parameters.  peak: the most that the tensors of forward and
+backward take at once.  resident: growth of the process's high-water mark.  Every row is measured in a process
+of its own.
 """
 
 import json
@@ -11,33 +13,33 @@ import resource
 import subprocess
 import sys
 import time
+from pathlib import Path
+from typing import Any
 
+sys.path.append(str(Path(__file__).parent / "common"))
+import internals
 import torch
 
-from graft.base.base import Base
-from graft.core.registry import find
-from graft.data.feed import Batch
-from graft.models.fresh import fresh
-from graft.objectives.lm import language_modelling
-from graft.planning.sketch import Ledger
+import graft
 
 LLAMA = {"model_type": "llama", "hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 10,
          "num_attention_heads": 8, "vocab_size": 8192, "tie_word_embeddings": False}  # fmt: skip
-METHODS, ROWS, LENGTH = ("lora", "ladder"), (2, 8), 128
+METHODS = {"lora": graft.LoRA, "ladder": graft.Ladder}
+ROWS, LENGTH = (2, 8), 128
 FACTS = ("kept", "peak", "resident")
 
 
 def step(method: str, rows: int) -> dict[str, float]:
-    """One forward and backward at the method's defaults; bytes, seconds and counts."""
+    """Do one forward and backward at the method's defaults; return bytes, seconds and counts."""
     torch.set_num_threads(1)
-    base = fresh(LLAMA)
-    adapter = base.attach("x", find(method)())
+    base = internals.fresh(LLAMA)
+    adapter = base.attach("x", METHODS[method]())
     base.train()
     own = [*base.model.parameters(), *base.model.buffers(), *adapter.parameters()]
     keeper, before, began = Keeper(own), high_water(), time.perf_counter()
-    with base.using("x"), Ledger(own) as ledger:
+    with base.using("x"), internals.Ledger(own) as ledger:
         with keeper.watching():
-            loss, _ = language_modelling(base, batch_of(base, rows))
+            loss = internals.loss_of(base, batch_of(base, rows))
         loss.backward()
     seconds = time.perf_counter() - began
     sizes = dict(zip(FACTS, (keeper.size(), ledger.peak, high_water() - before), strict=True))
@@ -45,61 +47,60 @@ def step(method: str, rows: int) -> dict[str, float]:
 
 
 class Keeper:
-    """Storages that autograd keeps inside `watching`, but for `known` ones."""
+    """Collect the storages that autograd keeps inside `watching`, except those that are known."""
 
     def __init__(self, known: list[torch.Tensor]) -> None:
         self._known = {tensor.untyped_storage().data_ptr() for tensor in known}
-        self._found: dict[int, int] = {}
+        self._kept: dict[int, int] = {}
 
     def watching(self) -> torch.autograd.graph.saved_tensors_hooks:
-        """The block to watch: a forward, so that what is kept stays and no address is used twice."""
+        """Return the context to watch in: a forward, in which what is kept stays and no address is used
+        twice."""
         return torch.autograd.graph.saved_tensors_hooks(self._keep, lambda tensor: tensor)
 
     def size(self) -> int:
-        """Bytes of them all."""
-        return sum(self._found.values())
+        """Return the bytes of all of them."""
+        return sum(self._kept.values())
 
     def _keep(self, tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in self._known:
-            self._found[storage.data_ptr()] = storage.nbytes()
+            self._kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
 
-def batch_of(base: Base, rows: int) -> Batch:
-    """Rows of random ids, every token supervised."""
-    ids = torch.randint(
-        base.model.config.vocab_size, (rows, LENGTH), generator=torch.Generator().manual_seed(0)
-    )
-    return Batch(
-        {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, ids, rows * (LENGTH - 1), ["random"]
+def batch_of(base: graft.Base, rows: int) -> Any:
+    """Return rows of random ids, every token supervised."""
+    chance = torch.Generator().manual_seed(0)
+    return internals.random_batch(
+        base, torch.randint(base.model.config.vocab_size, (rows, LENGTH), generator=chance)
     )
 
 
 def high_water() -> int:
-    """The most bytes that this process has had so far."""
+    """Return the most bytes that this process has had so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def compare() -> bool:
-    """All rows as a table; whether the ladder is smaller everywhere."""
+    """Print all rows as a table; return whether the ladder is smaller everywhere."""
     smaller = True
     for rows in ROWS:
-        found = {}
+        measured = {}
         for method in METHODS:
-            command = [sys.executable, __file__, method, str(rows)]
-            found[method] = json.loads(
-                subprocess.run(command, check=True, capture_output=True, text=True).stdout
-            )
-        for method, facts in found.items():
+            words = [sys.executable, __file__, method, str(rows)]
+            done = subprocess.run(words, check=True, capture_output=True, text=True)
+            measured[method] = json.loads(done.stdout)
+        for method, facts in measured.items():
             sizes = "".join(f"{name} {facts[name] / 2**20:7.1f} MiB   " for name in FACTS)
-            print(
-                f"{rows} x {LENGTH}  {method:<7} {facts['trained']:>9,} trained   {sizes}{facts['seconds']:.1f} s"
-            )
-        shares = {name: found["ladder"][name] / found["lora"][name] for name in FACTS}
+            counts = f"{method:<7} {facts['trained']:>9,} trained"
+            print(f"{rows} x {LENGTH}  {counts}   {sizes}{facts['seconds']:.1f} s")
+        shares = {name: measured["ladder"][name] / measured["lora"][name] for name in FACTS}
         print("         ratio   " + "".join(f"{name} {share:.3f}   " for name, share in shares.items()))
         smaller = smaller and all(share < 1 for share in shares.values())
-    print(f"base {found['lora']['base']:,} parameters, {LLAMA['hidden_size']} x {LLAMA['num_hidden_layers']}")
+    print(
+        f"base {measured['lora']['base']:,} parameters, {LLAMA['hidden_size']} x {LLAMA['num_hidden_layers']}"
+    )
     return smaller
 
 

@@ -1,4 +1,4 @@
-"""How long the command line takes to answer when no model is needed: best of five, in seconds.
+"""Measure how long the command line takes to answer if no model is needed: best of five, in seconds.
 
 python benchmarks/startup.py
 """
@@ -18,12 +18,11 @@ COMMANDS = {
 
 
 def best(words: list[str] | None, times: int = 5) -> float:
-    """Seconds of the fastest of `times` runs in fresh processes."""
-    code = (
-        "import graft"
-        if words is None
-        else f"import sys; sys.argv = ['graft', *{words!r}]; from graft.cli import main; main()"
-    )
+    """Return the seconds of the fastest of `times` runs in fresh processes.  words: None is the import
+    alone."""
+    code = "import graft"
+    if words is not None:
+        code = f"import sys; sys.argv = ['graft', *{words!r}]; from graft.cli import main; main()"
     seconds = []
     for _ in range(times):
         began = time.perf_counter()

@@ -4,18 +4,18 @@ import resource
 
 
 def resident() -> int:
-    """Bytes of memory this process holds."""
+    """Return the bytes of memory that this process holds."""
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * resource.getpagesize()
 
 
 def forget() -> None:
-    """Set the kernel's high-water mark of this process back to what it holds now."""
+    """Reset the kernel's high-water mark of this process to what it holds now."""
     with open("/proc/self/clear_refs", "w") as file:
         file.write("5")
 
 
 def peak() -> int:
-    """The high-water mark in bytes."""
+    """Return the high-water mark in bytes."""
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM"))

@@ -1,7 +1,8 @@
-"""The peer's side of a cell: transformers, PEFT, bitsandbytes and torch's own AdamW, on exactly our batches.
+"""The peer's side of a run: transformers, PEFT, bitsandbytes and torch's own AdamW, on exactly our batches.
 
-An adapter starts from the file of our newborn one, a classifier from our newborn head, so that nothing but the tools
-differs. The loop is the plain one: mean loss over the step's supervised tokens, clip, AdamW, linear schedule.
+An adapter starts from the file of our untrained one and a classifier from our untrained head, so that only the
+tools differ. The loop is the plain one: mean loss over the step's supervised tokens, clip, AdamW, linear
+schedule.
 """
 
 import math
@@ -11,6 +12,7 @@ from collections.abc import Callable, Mapping
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import internals
 import ours
 import tasks
 import torch
@@ -25,15 +27,17 @@ from transformers.models.bert.modeling_bert import BertModel, BertPreTrainedMode
 from transformers.optimization import get_linear_schedule_with_warmup
 from transformers.utils.quantization_config import BitsAndBytesConfig
 
-from graft.data import prompt_ids
-from graft.recipe import Recipe
+import graft
 
 warnings.filterwarnings("error", message="Found missing adapter keys")  # it would start from another adapter
 KEPT = ["lm_head", "classifier", "pooler"]  # modules that bitsandbytes leaves alone, as graft does
 
 
 class Pooled(BertPreTrainedModel):
-    """MiniLM with a linear classifier on the mean of the live positions; named as in an adapter file with a head."""
+    """MiniLM with a linear classifier on the mean of the positions that are no padding.
+
+    Its modules have the names that they have in an adapter file with a head.
+    """
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
@@ -42,10 +46,13 @@ class Pooled(BertPreTrainedModel):
         self.post_init()
 
     def forward(
-        self, input_ids: Any = None, attention_mask: Any = None, inputs_embeds: Any = None, past_key_values: Any = None,
-        labels: Any = None, **_: Any,
+        self, input_ids: Any = None, attention_mask: Any = None, inputs_embeds: Any = None,
+        past_key_values: Any = None, labels: Any = None, **_: Any,
     ) -> SequenceClassifierOutput:  # fmt: skip
-        """Virtual tokens in front are pooled like others where they are embedded, and have no state as a prefix."""
+        """Return the logits, and the loss if there are labels.
+
+        Virtual tokens that are embedded are pooled like others; as a prefix they have no state to pool.
+        """
         given = {"inputs_embeds": inputs_embeds, "past_key_values": past_key_values}
         hidden = self.bert(input_ids, attention_mask=attention_mask, **given).last_hidden_state
         live = attention_mask[:, -hidden.shape[1] :, None].to(hidden.dtype)
@@ -56,14 +63,14 @@ class Pooled(BertPreTrainedModel):
 class Peer:
     """One model of the peer with the batches to train it on.
 
-    more: settings for PEFT's config, beside or in place of those in our file.  own_start: PEFT draws the adapter
-    itself, where our file holds the result of a start or of an encoder, and not what is trained.  loaded: called when
-    the base is there.
+    more: settings for PEFT's config, which join or replace those in our file.  own_start: PEFT draws the
+    adapter itself, where our file holds the result of a start or of an encoder, and not what is
+    trained.  loaded: called when the base is there.
     """
 
     def __init__(
-        self, cell: ours.Cell, recipe: Recipe, more: Mapping[str, Any] | None = None, *, own_start: bool = False,
-        loaded: Callable[[], None] = lambda: None,
+        self, cell: ours.Cell, recipe: graft.Recipe, more: Mapping[str, Any] | None = None, *,
+        own_start: bool = False, loaded: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
         self.cell, self.recipe, self.more, self.own_start = cell, recipe, dict(more or {}), own_start
         self.base, self.feed, newborn = ours.newborn(recipe)
@@ -71,7 +78,7 @@ class Peer:
         loaded()
         self.model = self._adapted(model, newborn)
         head = [p for name, p in self.model.named_parameters() if ".classifier." in f".{name}"]
-        if not any(p.requires_grad for p in head):  # PEFT leaves it frozen beside trainable tokens
+        if not any(p.requires_grad for p in head):  # PEFT freezes it when it trains tokens
             for p in head:
                 p.requires_grad_(True)
         self.head = [p for p in head if p.requires_grad]  # PEFT keeps a frozen copy of what it trains
@@ -80,7 +87,7 @@ class Peer:
         self.allocate = getattr(getattr(self.model, "base_model", None), "update_and_allocate", None)
 
     def train(self) -> dict[str, Any]:
-        """{losses, step_seconds} of all steps."""
+        """Train and return {losses, step_seconds} of all steps."""
         s, losses, seconds = self.recipe.train, [], []
         steps = s.max_steps or 0
         optimizer = torch.optim.AdamW(
@@ -107,7 +114,7 @@ class Peer:
         return {"losses": losses, "step_seconds": seconds}
 
     def _groups(self) -> list[dict[str, Any]]:
-        """What is trained; a classifier at the rate that the recipe gives it."""
+        """Return the parameter groups: a classifier has the rate that the recipe gives it."""
         last = self.recipe.methods[-1]
         if last["name"] != "task_head" or last["lr"] is None:
             return [{"params": self.trained}]
@@ -115,7 +122,7 @@ class Peer:
         return [{"params": rest}, {"params": self.head, "lr": last["lr"]}]
 
     def loss(self, batch: Any) -> torch.Tensor:
-        """Mean over the batch's supervised tokens, or rows."""
+        """Return the mean loss of the batch's supervised tokens, or rows."""
         return self._forward(self.model, batch).loss
 
     def _forward(self, model: nn.Module, batch: Any) -> Any:
@@ -124,7 +131,7 @@ class Peer:
 
     @torch.no_grad()
     def held_loss(self, cases: list[tasks.Case]) -> float:
-        """Mean over the supervised tokens, or rows, of these cases."""
+        """Return the mean loss of the supervised tokens, or rows, of these cases."""
         self._evaluating()
         model = self.model.get_base_model() if self.allocate else self.model  # beneath the penalty
         batches = self._batches(cases)
@@ -133,7 +140,7 @@ class Peer:
 
     @torch.no_grad()
     def score(self) -> dict[str, Any]:
-        """The numbers of `ours.score`, by the peer's own model."""
+        """Return the measures of `ours.score`, by the peer's own model."""
         self._evaluating()
         cases, _ = tasks.test_of(self.cell.material())
         count = {"trained": sum(p.numel() for p in self.trained)}
@@ -145,12 +152,12 @@ class Peer:
         return ours.text_scores(self._write([case.prompt for case in cases]), cases) | {"loss": loss} | count
 
     def _evaluating(self) -> None:
-        # In evaluation mode bitsandbytes packs weights for a CPU kernel that refuses widths which 32 does not divide.
-        # There is no dropout here, so training mode computes the same.
+        # In evaluation mode bitsandbytes packs weights for a CPU kernel that refuses widths which are not
+        # multiples of 32. There is no dropout here, so training mode computes the same.
         self.model.train(self.recipe.quant != "none")
 
     def _batches(self, cases: list[tasks.Case]) -> list[Any]:
-        feed = ours.test_feed(self.cell, self.recipe, self.base, cases)
+        feed = ours.test_feed(self.recipe, self.base, cases)
         return [batch for step in range(feed.steps_per_epoch) for batch in feed.step(0, step)]
 
     def _model(self, newborn: Any) -> nn.Module:
@@ -176,7 +183,7 @@ class Peer:
         return model
 
     def _adapted(self, model: nn.Module, newborn: Any) -> nn.Module:
-        """The model with an adapter like ours; as it is where all of it is trained."""
+        """Return the model with an adapter like ours; as it is if all of it is trained."""
         if newborn.in_place:
             return model
         with TemporaryDirectory() as folder:
@@ -192,9 +199,9 @@ class Peer:
             return adapted
 
     def _write(self, prompts: list[str]) -> list[str]:
-        """Greedy answers by transformers' own generate, rows of like length side by side."""
+        """Return greedy answers by transformers' own generate; rows of similar length share a batch."""
         tokenizer, answers = self.base.tokenizer, {}
-        ids = [prompt_ids(text, tokenizer) for text in prompts]
+        ids = [internals.prompt_ids(text, tokenizer) for text in prompts]
         order = sorted(range(len(ids)), key=lambda row: len(ids[row]))
         how = GenerationConfig(
             max_new_tokens=self.cell.setting.new_tokens, do_sample=False, eos_token_id=tokenizer.eos_token_id,

@@ -1,12 +1,12 @@
-"""The tasks on real data: rows to train on, cases to test with, and what had to be left out, counted.
+"""The tasks on real data: rows to train on, cases to test with, and the counts of what had to be left out.
 
     e2e        restaurant attributes -> text      E2E NLG challenge (Novikova et al. 2017), all references
     laptop     laptop attributes -> text          RNNLG (Wen et al. 2016), references grouped by attributes
     acts       text about laptops -> its dialogue act    the same rows, for classifiers
     banking77  question -> one of 77 intents      Casanueva et al. 2020
 
-A row is left out where its text does not fit the base's context or holds a character that its tokenizer does not know;
-a test case also where training rows ask the same.
+A row is left out if its text does not fit the base's context or holds a character that its tokenizer does not
+know. A test case is left out too if training rows ask the same.
 """
 
 import gzip
@@ -23,16 +23,17 @@ from typing import Any
 from tokenizers import Tokenizer, processors
 
 ROOT = Path(__file__).resolve().parents[2]
-SHARED = ROOT.parent / "shared"  # models and data beside the checkout
+SHARED = ROOT.parent / "shared"  # models and data, next to the checkout
 WORK = ROOT / "runs" / "real"
-CASES, QUESTIONS = 100, 1000  # fixed test subsets: attribute sets to write for, questions to classify
+CASES = 100  # attribute sets of the fixed test sample
+QUESTIONS = 1000  # questions of the fixed test sample
 TEXT_TASKS = ("e2e", "laptop")
 FOLDERS = {"e2e": "e2e_nlg", "laptop": "product_laptop", "acts": "product_laptop", "banking77": "banking77"}
 
 
 @dataclass
 class Case:
-    """One question of the test.  baselines: {name: what it answers} without any model."""
+    """One question of the test.  baselines: answers without any model, by their name."""
 
     prompt: str
     references: list[str]
@@ -49,13 +50,13 @@ class Material:
 
 
 class Fit:
-    """Which texts a tokenizer knows in full and a context holds; counts the others by reason."""
+    """Keep the texts that a tokenizer knows in full and a context holds, and count the others by reason."""
 
     def __init__(self, tokenizer: Any, context: int) -> None:
         self.tokenizer, self.context, self.left_out = tokenizer, context, Counter[str]()
 
     def keep(self, rows: list[Any], texts: list[str]) -> Iterator[Any]:
-        """Those rows whose text, between start and end token, fits."""
+        """Yield the rows whose text fits between a start and an end token."""
         encoded = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
         for row, ids in zip(rows, encoded, strict=True):
             reason = self._obstacle(ids)
@@ -72,7 +73,8 @@ class Fit:
 
 
 def e2e_slots(mr: str) -> list[tuple[str, str]]:
-    """
+    """Return the attributes of a row of E2E.
+
     >>> e2e_slots("name[Blue Spice], priceRange[less than £20]")
     [('name', 'Blue Spice'), ('priceRange', 'less than £20')]
     """
@@ -80,7 +82,7 @@ def e2e_slots(mr: str) -> list[tuple[str, str]]:
 
 
 def laptop_slots(mr: str) -> list[tuple[str, str]]:
-    """The dialogue act comes first, as a slot of its own.
+    """Return the dialogue act as the first slot, then the others.
 
     >>> laptop_slots("inform_all(type=laptop;batteryrating=standard)")
     [('inform all', ''), ('type', 'laptop'), ('batteryrating', 'standard')]
@@ -91,7 +93,7 @@ def laptop_slots(mr: str) -> list[tuple[str, str]]:
 
 
 def prompt(slots: Iterable[tuple[str, str]]) -> str:
-    """Attributes as one line, in the form of the LoRA paper's E2E prompts (Hu et al. 2021, appendix C).
+    """Return attributes as one line, like the LoRA paper's E2E prompts (Hu et al. 2021, appendix C).
 
     >>> prompt([("name", "Blue Spice"), ("eatType", "pub")])
     'name: Blue Spice | eatType: pub ||'
@@ -100,12 +102,12 @@ def prompt(slots: Iterable[tuple[str, str]]) -> str:
 
 
 def copy(slots: Iterable[tuple[str, str]]) -> str:
-    """The trivial answer: the values in their order."""
+    """Return the trivial answer: the values in their order."""
     return " ".join(value for _, value in slots if value)
 
 
 def material(task: str, tokenizer: Any, context: int) -> Material:
-    """The task's rows and test cases that this tokenizer and context can hold, always the same ones."""
+    """Return the task's rows and test cases that fit this tokenizer and context, always the same ones."""
     train, test = _read(task, "train"), _read(task, "test")
     if task not in TEXT_TASKS:
         return _questions(train, test, Fit(tokenizer, context))
@@ -116,18 +118,17 @@ def material(task: str, tokenizer: Any, context: int) -> Material:
     cases = _cases(test, slots)
     seen = {row["prompt"] for row in rows}
     unseen = [case for case in cases if case.prompt not in seen]
-    fitting = list(
-        held.keep(unseen, [f"{c.prompt} {c.references[0]}" for c in unseen])
-    )  # its loss is measured on the first
+    # The loss is measured on the first reference.
+    fitting = list(held.keep(unseen, [f"{c.prompt} {c.references[0]}" for c in unseen]))
     chosen = random.Random(0).sample(fitting, min(CASES, len(fitting)))
-    left_out = dict(held.left_out) | (
-        {"asked in training": len(cases) - len(unseen)} if len(cases) > len(unseen) else {}
-    )
+    left_out = dict(held.left_out)
+    if len(cases) > len(unseen):
+        left_out["asked in training"] = len(cases) - len(unseen)
     return Material(kept, chosen, _counts(rows, kept, fit.left_out, cases, fitting, left_out, chosen))
 
 
 def subset(rows: list[dict[str, str]], size: int | None) -> list[dict[str, str]]:
-    """A fixed sample of rows; of classes, the same number from each as far as they go."""
+    """Return a fixed sample of rows, with equal numbers from each class as far as there are enough."""
     if size is None or size >= len(rows):
         return rows
     shuffled, rank = random.Random(0).sample(rows, len(rows)), Counter[str]()
@@ -141,15 +142,15 @@ def subset(rows: list[dict[str, str]], size: int | None) -> list[dict[str, str]]
 
 
 def stored(base: str, task: str, tokenizer: Any, context: int) -> Path:
-    """The folder with this material as files, written once: train-SIZE.jsonl by `train_file`, test.json."""
+    """Return the folder with this material, written once: the files of `train_file`, and test.json."""
     folder = WORK / "data" / f"{base}.{task}"
     if not (folder / "test.json").exists():
         folder.mkdir(parents=True, exist_ok=True)
-        found = material(task, tokenizer, context)
+        fitting = material(task, tokenizer, context)
         for size in (None, 500, 1000):
-            lines = [json.dumps(row, ensure_ascii=False) for row in subset(found.train, size)]
+            lines = [json.dumps(row, ensure_ascii=False) for row in subset(fitting.train, size)]
             train_file(folder, size).write_text("\n".join(lines) + "\n", encoding="utf-8")
-        facts = {"counts": found.counts, "cases": [asdict(case) for case in found.test]}
+        facts = {"counts": fitting.counts, "cases": [asdict(case) for case in fitting.test]}
         partial = folder / "test.json.partial"
         partial.write_text(json.dumps(facts, ensure_ascii=False), encoding="utf-8")
         partial.replace(folder / "test.json")
@@ -157,19 +158,36 @@ def stored(base: str, task: str, tokenizer: Any, context: int) -> Path:
 
 
 def train_file(folder: Path, size: int | None) -> Path:
-    """Where `stored` put so many rows; None: all."""
+    """Return the file in which `stored` put so many rows; None means all."""
     return folder / f"train-{size or 'all'}.jsonl"
 
 
 def test_of(folder: Path) -> tuple[list[Case], dict[str, Any]]:
-    """(cases, counts) of a stored material."""
+    """Return (cases, counts) of a stored material."""
     facts = json.loads((folder / "test.json").read_text(encoding="utf-8"))
     return [Case(**case) for case in facts["cases"]], facts["counts"]
 
 
+def data(train: Path | str, setting: Any) -> dict[str, Any]:
+    """Return the `data` of a recipe: these rows, unpacked, without a held-out part."""
+    return {"train": str(train), "eval": None, "max_length": setting.context, "pack": False}
+
+
+def training(setting: Any, lr: float, seed: int, output: Path) -> dict[str, Any]:
+    """Return the part of a recipe that says how long, at which rate and into which folder it trains."""
+    rows = {"batch_size": setting.batch_size, "micro_batch_size": setting.batch_size}
+    return {
+        "train": {"max_steps": setting.steps, **rows, "lr": lr, "seed": seed, "save_every": setting.steps},
+        "evaluate": {"batch_size": 50},
+        "output": str(output),
+    }
+
+
 def model_folder(base: str) -> Path:
-    """The folder of a base. book-llama-6m learnt texts that begin with <s>, and its tokenizer does not write one: here
-    it is in a copy that does."""
+    """Return the folder of a base.
+
+    book-llama-6m learnt texts that begin with <s>, but its tokenizer writes none: that of our copy does.
+    """
     origin = SHARED / "models" / base
     if base != "book-llama-6m":
         return origin
@@ -196,15 +214,15 @@ def _read(task: str, split: str) -> list[dict[str, Any]]:
 
 
 def _cases(rows: list[dict[str, Any]], slots: Any) -> list[Case]:
-    """Rows that ask the same are one case with all their references."""
-    found: dict[str, Case] = {}
+    """Return the cases; rows that ask the same are one case with all their references."""
+    cases: dict[str, Case] = {}
     for row in rows:
         parts = slots(row["mr"])
-        case = found.setdefault(prompt(parts), Case(prompt(parts), [], {"copy of the values": copy(parts)}))
+        case = cases.setdefault(prompt(parts), Case(prompt(parts), [], {"copy of the values": copy(parts)}))
         case.references += row.get("refs") or [row["ref"]]
         if "baseline" in row:
             case.baselines.setdefault("handcrafted rules of the data set", row["baseline"])
-    return list(found.values())
+    return list(cases.values())
 
 
 def _questions(train: list[dict[str, Any]], test: list[dict[str, Any]], fit: Fit) -> Material:
@@ -218,14 +236,9 @@ def _questions(train: list[dict[str, Any]], test: list[dict[str, Any]], fit: Fit
 
 
 def _counts(
-    train: list[Any],
-    kept: list[Any],
-    out: Any,
-    test: list[Any],
-    fitting: list[Any],
-    test_out: Any,
-    chosen: list[Any],
-) -> dict[str, Any]:
+    train: list[Any], kept: list[Any], out: Any,
+    test: list[Any], fitting: list[Any], test_out: Any, chosen: list[Any],
+) -> dict[str, Any]:  # fmt: skip
     return {
         "train": {"read": len(train), "used": len(kept), "left_out": dict(out)},
         "test": {"read": len(test), "fit": len(fitting), "used": len(chosen), "left_out": dict(test_out)},

@@ -1,10 +1,11 @@
-"""Predicted against measured peak memory of training steps and of an evaluation, on the CPU; one process per row.
+"""Compare predicted and measured peak memory of training steps on the CPU; one process per row.
 
     python benchmarks/memory/plan_check.py            all rows, as a table
     python benchmarks/memory/plan_check.py ROW        one row as JSON (what the table calls)
 
-Measured is the largest resident set of a process that builds a model with random weights, attaches LoRA, and takes
-three steps on full packed rows. Predicted is `graft.plan` of the same, with the process as it was before the model.
+Measured: the largest resident set of a process that builds a model with random weights, attaches the method
+and takes three steps on full packed rows. Predicted: the plan of the same, plus the process as it was before
+the model.
 """
 
 import json
@@ -13,88 +14,60 @@ import sys
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[1] / "common"))
+import internals
 import torch
 from memory import forget, peak, resident
 
-from graft.data.feed import Batch
-from graft.data.pack import packed
-from graft.methods.full import Full
-from graft.methods.lora import LoRA
-from graft.models.fresh import fresh
-from graft.objectives.lm import language_modelling
-from graft.planning.plan import Shape, plan_model
-from graft.quant import quantise_model
-from graft.training.optimizers import build
-from graft.training.paging import Pages
-from graft.training.step import measure
+import graft
 
 LLAMA = {"model_type": "llama", "hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 12,
-         "num_attention_heads": 8,
-         "vocab_size": 16384, "max_position_embeddings": 1024}  # fmt: skip
+         "num_attention_heads": 8, "vocab_size": 16384, "max_position_embeddings": 1024}  # fmt: skip
 GPT2 = {
-    "model_type": "gpt2",
-    "n_embd": 384,
-    "n_layer": 8,
-    "n_head": 6,
-    "vocab_size": 16384,
-    "n_positions": 512,
-}
+    "model_type": "gpt2", "n_embd": 384, "n_layer": 8, "n_head": 6, "vocab_size": 16384, "n_positions": 512
+}  # fmt: skip
 BERT = {
-    "model_type": "bert",
-    "hidden_size": 384,
-    "intermediate_size": 1536,
-    "num_hidden_layers": 6,
+    "model_type": "bert", "hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 6,
     "num_attention_heads": 12,
-}
-LORA = LoRA(r=16, target_modules="all-linear")
+}  # fmt: skip
+LORA = graft.LoRA(r=16, target_modules="all-linear")
 ROWS = {  # config, method, quant, dtype, rows, length, checkpointing, optimizer
     "llama lora bf16": (LLAMA, LORA, "none", "bf16", 4, 512, False, "adamw"),
     "llama lora fp32": (LLAMA, LORA, "none", "fp32", 4, 512, False, "adamw"),
     "llama lora bf16 checkpointed": (LLAMA, LORA, "none", "bf16", 4, 512, True, "adamw"),
     "llama qlora": (LLAMA, LORA, "nf4", "bf16", 4, 512, False, "adamw_8bit"),
-    "llama full": (LLAMA, Full(), "none", "bf16", 2, 256, False, "adamw"),
+    "llama full": (LLAMA, graft.Full(), "none", "bf16", 2, 256, False, "adamw"),
     "gpt2 lora fp32": (GPT2, LORA, "none", "fp32", 8, 256, False, "adamw"),
     "bert lora fp32": (BERT, LORA, "none", "fp32", 8, 256, False, "adamw"),
 }
 
 
 def run(name: str) -> dict[str, float]:
-    """Predict, then do; bytes."""
+    """Predict one row, then measure it; return bytes."""
     config, method, quant, dtype, rows, length, checkpointing, optimizer = ROWS[name]
-    shape = Shape(rows, length, rows, checkpointing, optimizer)
+    shape = internals.Shape(rows, length, rows, checkpointing, optimizer)
     floor = resident()
-    base = fresh(config, dtype=dtype)
+    base = internals.fresh(config, dtype=dtype)
     if quant != "none":
-        quantise_model(base.model, quant)
+        internals.quantise_model(base.model, quant)
     adapter = base.attach("x", method)
     for parameter in adapter.parameters():
         parameter.data.add_(0.01)
-    batch = example(base, rows, length)
-    named = dict(adapter.named_parameters())
-    states = build(
-        optimizer, named, [{"weight_decay": 0.0, **g} for g in adapter.param_groups(1e-4)], Pages()
-    )
+    batch = internals.packed_batch(base, torch.randint(5, 100, (rows, length)))
+    states = internals.optimizer_of(optimizer, adapter, 1e-4)
     base.checkpointing(checkpointing)
     forget()
     for _ in range(3):
         base.train(True)
         with base.using("x"):
-            measure(base, adapter, language_modelling, [batch], lambda mask: None)
+            internals.gradient(base, adapter, batch)
         states.step(1.0)
     measured = peak()
-    predicted = plan_model(base.model.config, [method], shape, quant=quant, dtype=base.dtype)
+    predicted = internals.plan_model(base.model.config, [method], shape, quant=quant, dtype=base.dtype)
     return {
         "predicted": predicted.peaks["train"] - predicted.process + floor,
         "measured": measured,
         "floor": floor,
     }
-
-
-def example(base, rows: int, length: int) -> Batch:
-    """Full packed rows of random ids."""
-    ids = torch.randint(5, 100, (rows, length)).tolist()
-    inputs, labels = packed([[(row, list(row))] for row in ids], pad=0, causal=base.family == "causal")
-    return Batch(inputs, labels, rows * (length - 1), ["random"])
 
 
 def main() -> None:

@@ -1,10 +1,10 @@
-"""Peak anonymous memory of loading a model quantised, against its bound.
+"""Compare the peak anonymous memory of loading a model quantised with its bound.
 
     bound = packed bytes + 3 × the largest tensor in fp32 + 64 MiB
 
-Writes a random Llama of a few hundred MiB to a temporary folder, loads it in a fresh process with `quant=`, and samples
-RssAnon while it loads; what the interpreter and its libraries hold before is taken off. Mapped files do not count: the
-kernel can drop their pages at any time.
+Writes a random Llama of a few hundred MiB to a temporary folder, loads it in a fresh process with `quant=`,
+and samples RssAnon while it loads, less what the interpreter and its libraries held before. Mapped files do
+not count: the kernel can drop their pages at any time.
 
     python benchmarks/memory/quantise_peak.py [--quant nf4] [--hidden 1024] [--layers 8]
 """
@@ -18,11 +18,13 @@ import threading
 import time
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).parents[1] / "common"))
+
 MIB = 1 << 20
 
 
 def anonymous() -> int:
-    """Bytes of this process that no file backs."""
+    """Return the bytes of this process that no file backs."""
     line = next(
         line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon")
     )
@@ -30,6 +32,7 @@ def anonymous() -> int:
 
 
 def write_model(folder: str, hidden: int, layers: int) -> None:
+    """Write a random Llama in bf16."""
     import torch
     from transformers.models.llama.configuration_llama import LlamaConfig
     from transformers.models.llama.modeling_llama import LlamaForCausalLM
@@ -42,10 +45,12 @@ def write_model(folder: str, hidden: int, layers: int) -> None:
 
 
 def measure(folder: str, quant: str) -> dict[str, float]:
-    """Load in this process and return MiB."""
-    from graft.models.load import load
-    from graft.quant import QuantLinear
+    """Load the model in this process; return MiB."""
+    import internals
 
+    import graft
+
+    load, packed_layer = graft.load, internals.QuantLinear  # imported before memory is measured
     before, samples, done = anonymous(), [0], threading.Event()
 
     def watch() -> None:
@@ -60,7 +65,7 @@ def measure(folder: str, quant: str) -> dict[str, float]:
     seconds = time.perf_counter() - start
     done.set()
     watcher.join()
-    layers = [module for module in model.modules() if isinstance(module, QuantLinear)]
+    layers = [module for module in model.modules() if isinstance(module, packed_layer)]
     packed = sum(tensor.nbytes for layer in layers for tensor in layer.packed().values())
     largest = 4 * max(
         [m.in_features * m.out_features for m in layers] + [p.numel() for p in model.parameters()]
@@ -77,16 +82,13 @@ def measure(folder: str, quant: str) -> dict[str, float]:
 
 
 def run(quant: str, hidden: int, layers: int) -> dict[str, float]:
-    """Each step in a process of its own, so that one's leftovers are not the other's peak."""
+    """Write and measure in processes of their own, so that what one leaves is not in the other's peak."""
     with tempfile.TemporaryDirectory() as folder:
         size = ["--hidden", str(hidden), "--layers", str(layers), "--quant", quant]
-        subprocess.run(
-            [sys.executable, __file__, *size, "--write", folder], check=True, stderr=subprocess.DEVNULL
-        )
-        found = subprocess.run(
-            [sys.executable, __file__, *size, "--measure", folder], check=True, capture_output=True, text=True
-        )
-    return json.loads(found.stdout.splitlines()[-1])
+        words = [sys.executable, __file__, *size]
+        subprocess.run([*words, "--write", folder], check=True, stderr=subprocess.DEVNULL)
+        done = subprocess.run([*words, "--measure", folder], check=True, capture_output=True, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def main() -> None:
@@ -96,17 +98,17 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--write", help=argparse.SUPPRESS)
     parser.add_argument("--measure", help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.write:
-        write_model(given.write, given.hidden, given.layers)
-    elif given.measure:
-        print(json.dumps(measure(given.measure, given.quant)))
+    options = parser.parse_args()
+    if options.write:
+        write_model(options.write, options.hidden, options.layers)
+    elif options.measure:
+        print(json.dumps(measure(options.measure, options.quant)))
     else:
-        found = run(given.quant, given.hidden, given.layers)
-        for name, value in found.items():
+        measured = run(options.quant, options.hidden, options.layers)
+        for name, value in measured.items():
             print(f"{name:14}{value:10.1f} {'s' if name == 'seconds' else 'MiB'}")
-        print("within the bound" if found["peak"] <= found["bound"] else "OVER THE BOUND")
-        sys.exit(found["peak"] > found["bound"])
+        print("within the bound" if measured["peak"] <= measured["bound"] else "OVER THE BOUND")
+        sys.exit(measured["peak"] > measured["bound"])
 
 
 if __name__ == "__main__":

@@ -1,33 +1,34 @@
-"""What is compared: every line on both tasks, some rates at one seed, then the best rate at two more, and PEFT's.
+"""The runs: every line on both tasks, some rates at one seed, then the best rate at all seeds, and PEFT's
+side of it.
 
-The rate is chosen by the loss on training rows that are left out of training. Both tools take the same rows in the same
-order, the same steps, batch, seed and schedule.
+The rate is chosen by the loss on training rows that are left out of training. Both tools take the same rows
+in the same order, the same steps, batch, seed and schedule.
 """
 
-import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import internals
 import tasks
 from lines import BANKING, HEAD, LAPTOP, LINEARS, LINES
+from results import RAW, Row
 
-from graft.core.cards import cards
-
-WORK = tasks.ROOT / "runs" / "methods"
+WORK = RAW.parent / "methods"
 TOOLS = ("graft", "peft")
 SEEDS = (0, 1, 2)
-FACTOR, BEYOND = 3, 2  # between neighbouring rates; how many may follow the first three
+FACTOR = 3  # between neighbouring rates
+BEYOND = 2  # rates that may follow the first three
 
 
 @dataclass(frozen=True)
 class Setting:
     """A task on its base.
 
-    context: tokens of a row at most.  new_tokens: of an answer.  linears: the linear layers of the blocks, as
-    target_modules; those of MiniLM's pooler lie behind the states that are read.
+    context: the most tokens of a row.  new_tokens: of an answer.  linears: the linear layers of the blocks,
+    as target_modules; MiniLM's pooler is left out, as the states are read before it.
     """
 
     base: str
@@ -44,7 +45,7 @@ class Setting:
 
     @property
     def folder(self) -> Path:
-        """Where the base lies."""
+        """The folder of the base."""
         return tasks.SHARED / "models" / self.base
 
 
@@ -69,18 +70,19 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """
+        """The name of the run, of its raw file and of its log.
+
         >>> Cell(SETTINGS["laptop"], "lora", "graft", 0.00133).name
         'laptop.lora.graft.0.00133.0'
         """
         return f"{self.setting.task}.{self.line}.{self.tool}.{self.lr:g}.{self.seed}"
 
     def material(self) -> Path:
-        """The folder of its rows, test and held-out sample."""
+        """Return the folder of its rows, test and held-out sample."""
         return WORK / "data" / f"{self.setting.base}.{self.setting.task}"
 
     def method(self) -> list[dict[str, Any]]:
-        """The recipe's methods."""
+        """Return the recipe's methods."""
         s, line = self.setting, LINES[self.line]
         first, *rest = ({k: s.linears if v == LINEARS else v for k, v in m.items()} for m in line["method"])
         first |= line.get("on", {}).get(s.task, {})
@@ -92,22 +94,22 @@ class Cell:
         return [first, *rest, *([HEAD] if bare else [])]
 
     def members(self) -> list["Cell"]:
-        """The runs whose adapters this one fuses."""
+        """Return the runs whose adapters this one fuses."""
         fused = LINES[self.line].get("fuses", {}).get(self.setting.task, {})
         return [Cell(replace(self.setting, task=task), "pfeiffer", "graft", lr) for task, lr in fused.items()]
 
     def folder(self) -> Path:
-        """Where the adapter of such a run stays."""
+        """Return the folder in which such a run stays."""
         return WORK / "fused" / self.name
 
     def peft(self) -> dict[str, Any]:
-        """What the peer needs to know besides our newborn adapter's file."""
+        """Return what the peer needs besides the file of our untrained adapter."""
         line, steps = LINES[self.line], self.setting.steps
         more = {"total_step": steps} if "shares" in line else {}
         return {"more": line["peft"] | more, "own_start": line.get("own_start", False)}
 
     def recipe(self, output: Path) -> dict[str, Any]:
-        """The recipe of graft's run; the peer takes its batches, rate and constants from the same."""
+        """Return the recipe of Graft's run; the peer takes its batches, rate and constants from the same."""
         s, method = self.setting, self.method()
         return {
             "model": str(s.folder),
@@ -115,45 +117,41 @@ class Cell:
             "dtype": "fp32",
             "stage": s.stage,
             "method": method if len(method) > 1 else method[0],
-            "data": {
-                "train": str(tasks.train_file(self.material(), None)), "eval": None, "max_length": s.context,
-                "pack": False,
-            },
-            "train": {
-                "max_steps": s.steps, "batch_size": s.batch_size, "micro_batch_size": s.batch_size, "lr": self.lr,
-                "seed": self.seed, "save_every": s.steps,
-            },
-            "evaluate": {"batch_size": 50},
-            "output": str(output),
-        }  # fmt: skip
+            "data": tasks.data(tasks.train_file(self.material(), None), s),
+            **tasks.training(s, self.lr, self.seed, output),
+        }
 
 
-def cells(results: Path) -> Iterator[Cell]:
-    """The runs that can be named now: the rates of every line, then, where these are done, the rest at the best."""
+def cells(known: Mapping[str, Row]) -> Iterator[Cell]:
+    """Yield the runs that can be named: the rates of every line, then, where these are known, the rest at the
+    best."""
     places = [
         (setting, line)
         for setting in SETTINGS.values()
         for line in possible()
-        if setting.task in _rates(line)
+        if setting.task in LINES[line]["lr"]
     ]
     for setting, line in places:
-        yield from search(results, setting, line)
-    chosen = [(setting, line, best(results, search(results, setting, line))) for setting, line in places]
+        yield from search(known, setting, line)
+    chosen = [(setting, line, best(known, search(known, setting, line))) for setting, line in places]
     for seed in SEEDS:
         for setting, line, lr in chosen:
-            if lr is not None:
-                found = (Cell(setting, line, tool, lr, seed) for tool in tools_of(line))
-                yield from (
-                    cell for cell in found if (cell.tool, seed) != ("graft", SEEDS[0])
-                )  # that one searched
+            for tool in tools_of(line) if lr is not None else ():
+                if (tool, seed) != ("graft", SEEDS[0]):  # the search has that one
+                    yield Cell(setting, line, tool, lr, seed)
 
 
-def search(results: Path, setting: Setting, line: str) -> list[Cell]:
-    """The runs that choose a line's rate: three, and while the best of them stands at an end, the next beyond it."""
-    middle, powers = _rates(line)[setting.task], [-1, 0, 1]
-    at = lambda power: Cell(setting, line, "graft", float(f"{middle * FACTOR**power:.3g}"))
+def search(known: Mapping[str, Row], setting: Setting, line: str) -> list[Cell]:
+    """Return the runs that choose a line's rate: three, and while the best is the first or last, the next
+    beyond it."""
+    middle = LINES[line]["lr"][setting.task]
+    powers = [-1, 0, 1]
+
+    def at(power: int) -> Cell:
+        return Cell(setting, line, "graft", float(f"{middle * FACTOR**power:.3g}"))
+
     for _ in range(BEYOND):
-        lr = best(results, [at(power) for power in powers])
+        lr = best(known, [at(power) for power in powers])
         if lr == at(powers[0]).lr:
             powers.insert(0, powers[0] - 1)
         elif lr == at(powers[-1]).lr:
@@ -161,43 +159,36 @@ def search(results: Path, setting: Setting, line: str) -> list[Cell]:
     return [at(power) for power in powers]
 
 
-def best(results: Path, searched: Sequence[Cell]) -> float | None:
-    """The rate with the smallest held-out loss; None while a run is missing, or where all diverged."""
-    losses = []
-    for cell in searched:
-        path = results / f"{cell.name}.json"
-        if not path.exists():
-            return None
-        found = json.loads(path.read_text(encoding="utf-8"))
-        losses.append(math.inf if "diverged" in found else found["held_loss"])
-    loss, lr = min(zip(losses, (cell.lr for cell in searched), strict=True))
+def best(known: Mapping[str, Row], searched: Sequence[Cell]) -> float | None:
+    """Return the rate with the smallest held-out loss; None if a run is missing or all diverged."""
+    if any(cell.name not in known for cell in searched):
+        return None
+    loss, lr = min((known[cell.name].get("held_loss", math.inf), cell.lr) for cell in searched)
     return lr if math.isfinite(loss) else None
 
 
 def tools_of(line: str) -> tuple[str, ...]:
-    """The tools that have it."""
+    """Return the tools that have the line."""
     return TOOLS if "peft" in LINES[line] else TOOLS[:1]
 
 
 def possible() -> list[str]:
-    """The lines whose methods all have a file."""
+    """Return the lines whose methods all have a file."""
     return [line for line in LINES if not absent(line)]
 
 
 def absent(line: str) -> list[str]:
-    """Methods of a line that have no file."""
-    return [method["name"] for method in LINES[line]["method"] if method["name"] not in cards()]
+    """Return the methods of a line that have no file."""
+    return [method["name"] for method in LINES[line]["method"] if method["name"] not in internals.cards()]
 
 
 def kinds(method: str) -> tuple[str, ...]:
-    """The kinds of places at which a method sits."""
-    return tuple(cards()[method].declared.get("kinds", ()))
+    """Return the kinds of places at which a method sits."""
+    return tuple(internals.cards()[method].declared.get("kinds", ()))
 
 
 def unlisted() -> list[str]:
-    """Methods without a line."""
-    return sorted(cards().keys() - {method["name"] for line in LINES.values() for method in line["method"]})
-
-
-def _rates(line: str) -> dict[str, float]:
-    return LINES[line]["lr"]
+    """Return the methods without a line."""
+    return sorted(
+        internals.cards().keys() - {method["name"] for line in LINES.values() for method in line["method"]}
+    )

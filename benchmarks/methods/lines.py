@@ -1,17 +1,19 @@
-"""The lines of the grid: what each trains, as plain data.
+"""The lines of the grid as plain data: what each of them trains.
 
-    method      entries of a recipe's `method:`; several make one adapter. HEAD joins them where classes are asked for
-    lr          middle rate on each task; the first rates tried are a third of it, itself and three times it. A task
-                that is not named is not run
-    shares      settings of the first method that are so many of the run's steps
+    method      entries of a recipe's `method:`; several make one adapter. HEAD joins them for classes
+    lr          middle rate on each task; the first rates tried are a third of it, itself and three times it.
+                The line is not run on a task that is not named
+    shares      settings of the first method, as shares of the run's steps
     on          settings of the first method on one task alone
-    fuses       tasks with rates, for each task: pfeiffer adapters that are trained on them beforehand
+    fuses       for each task, tasks with rates: Pfeiffer adapters that are trained on these beforehand
     quant       how the base is stored
-    peft        PEFT has it too: settings of its config beside those in our file
-    own_start   PEFT draws its own start: our file holds the result of a start or of an encoder, not what is trained
+    peft        PEFT has the method too: settings of its config in addition to those in our file
+    own_start   PEFT draws its own start: our file holds the result of a start or of an encoder, not what is
+                trained
 
-Places are those that a method's file has as defaults, its paper's: LINEARS stands for all linear layers of the blocks,
-the others choose by themselves. A new method is a line here; table.py names methods that have none.
+A method sits where its file's defaults, which are its paper's, put it. LINEARS stands for all linear layers
+of the blocks; other methods choose their places. A new method is a line here; table.py names the methods
+without one.
 """
 
 from typing import Any
@@ -21,22 +23,19 @@ LAPTOP, BANKING = "laptop", "banking77"
 
 
 def rates(laptop: float, banking: float) -> dict[str, float]:
-    """Middle rates of a line that both tasks have."""
+    """Return the middle rates of a line that is run on both tasks."""
     return {LAPTOP: laptop, BANKING: banking}
 
 
 def everywhere(name: str, **settings: Any) -> list[dict[str, Any]]:
-    """One method at all linear layers."""
+    """Return one method at all linear layers."""
     return [{"name": name, "target_modules": LINEARS, **settings}]
 
 
 LORA = {"r": 8, "lora_alpha": 16}
 BUDGET = {"tinit": 0.15, "tfinal": 0.35}
 PREFIX = {"name": "prefix"}
-HEAD = {
-    "name": "task_head",
-    "lr": 3e-2,
-}  # the best rate of the line `head`: a new head needs more than most methods
+HEAD = {"name": "task_head", "lr": 3e-2}  # the best rate of the line `head`: more than most methods need
 
 LINES: dict[str, dict[str, Any]] = {
     "full": {"method": [{"name": "full"}], "lr": rates(2e-3, 5e-4), "peft": {}},

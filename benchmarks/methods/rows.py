@@ -1,7 +1,7 @@
-"""The rows of a task without a held-out sample, as files written once.
+"""Write the rows of a task without a held-out sample, once.
 
-The rate of a method must not be chosen by the test. So some prompts, or questions, of the training rows are taken out
-with all their rows; the loss on them chooses. The test is the one of benchmarks/real.
+The rate of a method must not be chosen by the test. So some prompts, or questions, are taken out of the
+training rows with all their answers, and the loss on them chooses. The test is the one of benchmarks/real.
 """
 
 import json
@@ -17,12 +17,12 @@ HELD = {"sft": 100, "classify": 200}  # cases
 
 
 def held(material: Path) -> Path:
-    """The folder of the held-out sample: a test of its own."""
+    """Return the folder of the held-out sample, which has the form of a test."""
     return material / "held"
 
 
 def store(cell: Cell, tokenizer: Any) -> None:
-    """Write the cell's material where there is none yet."""
+    """Write the cell's rows, test and held-out sample if they are missing."""
     s, folder = cell.setting, cell.material()
     if (folder / "test.json").exists():
         return

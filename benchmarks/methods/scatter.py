@@ -1,6 +1,7 @@
-"""Quality against trained numbers as one SVG picture: a panel for each task, every line a labelled point.
+"""Draw quality against trained parameters as one SVG picture: a panel for each task, a labelled point for
+each line.
 
-The line joins the Pareto front: points that no other beats in quality with as few numbers.
+The curve joins the Pareto front: the points that no other beats in quality with as few parameters.
 """
 
 import math
@@ -29,14 +30,14 @@ class Panel:
 
 
 def svg(panels: Sequence[Panel]) -> str:
-    """The panels side by side."""
+    """Return the panels side by side as an SVG."""
     width, height = len(panels) * (LEFT + WIDTH + GAP), TOP + HEIGHT + 40
     content = "".join(drawn(panel, i * (LEFT + WIDTH + GAP) + LEFT) for i, panel in enumerate(panels))
     return picture(width, height, content, STYLE)
 
 
 def front(points: Sequence[Point]) -> list[Point]:
-    """Those that are better than all with as few numbers, from few to many.
+    """Return the points that are better than all with as few parameters, from few to many.
 
     >>> [p.name for p in front([Point("a", 10, 1.0), Point("b", 20, 0.5), Point("c", 30, 2.0)])]
     ['a', 'c']
@@ -49,15 +50,20 @@ def front(points: Sequence[Point]) -> list[Point]:
 
 
 def drawn(panel: Panel, left: int) -> str:
-    """One panel, its axis at x = left."""
+    """Return one panel, its axis at x = left."""
     points = [p for p in panel.points if p.trained > 0 and math.isfinite(p.quality)]
     if not points:
         return f'<text class="t" x="{left}" y="18">{panel.title}</text>'
     first = math.floor(math.log10(min(p.trained for p in points)))
     last = max(math.ceil(math.log10(max(p.trained for p in points))), first + 1)
     low, high, step = ticks([p.quality for p in points])
-    x = lambda trained: left + WIDTH * (math.log10(trained) - first) / (last - first)
-    y = lambda quality: TOP + HEIGHT * (high - quality) / (high - low)
+
+    def x(trained: float) -> float:
+        return left + WIDTH * (math.log10(trained) - first) / (last - first)
+
+    def y(quality: float) -> float:
+        return TOP + HEIGHT * (high - quality) / (high - low)
+
     foot = TOP + HEIGHT + 16
     parts = [f'<text class="t" x="{left}" y="18">{panel.title}</text>']
     for tick in range(round((high - low) / step) + 1):
@@ -79,7 +85,7 @@ def drawn(panel: Panel, left: int) -> str:
 
 
 def ticks(values: Sequence[float]) -> tuple[float, float, float]:
-    """(lowest, highest, step) of about six round marks around the values.
+    """Return (lowest, highest, step) of about six round marks around the values.
 
     >>> ticks([31.0, 78.0])
     (30, 80, 10)
@@ -91,9 +97,10 @@ def ticks(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def labels(places: Sequence[tuple[float, float, str]]) -> list[str]:
-    """A name at each point (x, y): to the right of it, else, with a line to it, at the nearest height that is free."""
+    """Write each name to the right of its point (x, y), or at the nearest free height with a line to the
+    point."""
     taken: list[tuple[float, float, float]] = []
-    found = []
+    drawn_labels = []
     for x, y, name in sorted(places, key=lambda place: place[1]):
         wide = CHARACTER * len(name)
         shifts = sorted((LABEL * i for i in range(-20, 21)), key=abs)
@@ -104,6 +111,8 @@ def labels(places: Sequence[tuple[float, float, str]]) -> list[str]:
         at = y + next(free, 0)
         taken.append((x, at, x + wide))
         if at != y:
-            found.append(f'<line class="t1" x1="{x:.1f}" y1="{y:.1f}" x2="{x + 5:.1f}" y2="{at:.1f}"/>')
-        found.append(f'<text class="n" x="{x + 5:.1f}" y="{at + 3:.1f}">{name}</text>')
-    return found
+            drawn_labels.append(
+                f'<line class="t1" x1="{x:.1f}" y1="{y:.1f}" x2="{x + 5:.1f}" y2="{at:.1f}"/>'
+            )
+        drawn_labels.append(f'<text class="n" x="{x + 5:.1f}" y="{at + 3:.1f}">{name}</text>')
+    return drawn_labels

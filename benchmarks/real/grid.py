@@ -1,20 +1,22 @@
-"""What is compared: every base with its tasks, and the runs that make the table.
+"""The runs: every base with its tasks, by every method, tool, number of rows and seed.
 
-Both tools train the same cell with the same rows in the same order, the same steps, batch, seed, learning rate and
-schedule; a setting differs between methods in the learning rate alone.
+Both tools train a run with the same rows in the same order, the same steps, batch, seed, learning rate and
+schedule. The methods of one setting differ in the learning rate alone.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import tasks
+from results import Row
 
 METHODS = ("full", "lora", "qlora")
 TOOLS = ("graft", "peft")
 SEEDS = (0, 1, 2)
-# All linear layers of a Llama and its head: these bases hardly know the tasks' signs, and some saw no end of text.
+# All linear layers of a Llama, and its head too: these bases hardly know the tasks' signs, and some never saw
+# the end of a text.
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head"]
 
 
@@ -22,8 +24,8 @@ LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 class Setting:
     """One task on one base.
 
-    context: tokens of a row at most.  lr: peak rate of full and of LoRA.  r: rank of LoRA, whose alpha is twice that.
-    new_tokens: of an answer.  sizes: row counts beside the full set, trained with LoRA.
+    context: the most tokens of a row.  lr: peak rate of full and of LoRA.  r: rank of LoRA, whose alpha is
+    twice that. new_tokens: of an answer.  sizes: numbers of rows to train LoRA on, besides all of them.
     """
 
     base: str
@@ -42,31 +44,14 @@ class Setting:
 
 
 SIZES = (500, 1000)
-BOOK = {
-    "context": 192,
-    "steps": 400,
-    "batch_size": 4,
-    "lr": {"full": 2e-3, "lora": 3e-3},
-    "r": 64,
-    "new_tokens": 96,
-}
+RATES = {"full": 2e-3, "lora": 3e-3}
+BOOK = {"context": 192, "steps": 400, "batch_size": 4, "lr": RATES, "r": 64, "new_tokens": 96}
 MINILM = {"context": 64, "steps": 220, "batch_size": 16, "lr": {"full": 5e-4, "lora": 3e-3}}
 STORIES = {
-    "context": 512,
-    "steps": 600,
-    "batch_size": 4,
-    "lr": {"full": 2e-3, "lora": 4e-3},
-    "r": 32,
+    "context": 512, "steps": 600, "batch_size": 4, "lr": {"full": 2e-3, "lora": 4e-3}, "r": 32,
     "new_tokens": 144,
-}
-LETTERS = {
-    "context": 256,
-    "steps": 700,
-    "batch_size": 4,
-    "lr": {"full": 2e-3, "lora": 3e-3},
-    "r": 32,
-    "new_tokens": 200,
-}
+}  # fmt: skip
+LETTERS = {"context": 256, "steps": 700, "batch_size": 4, "lr": RATES, "r": 32, "new_tokens": 200}
 SETTINGS = (
     Setting("book-llama-6m", "e2e", sizes=SIZES, **BOOK),
     Setting("book-llama-6m", "laptop", sizes=SIZES, **BOOK),
@@ -80,7 +65,7 @@ SETTINGS = (
 
 @dataclass(frozen=True)
 class Cell:
-    """One run.  method "none": the base before any training (graft only)."""
+    """One run.  method "none": the base before any training (Graft only).  rows: how many; None is all."""
 
     setting: Setting
     method: str
@@ -90,13 +75,12 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """
+        """The name of the run, of its raw file and of its log.
+
         >>> Cell(SETTINGS[0], "lora", "peft", 500, 2).name
         'book-llama-6m.e2e.500.lora.peft.2'
         """
         s = self.setting
-        if self.method == "none":
-            return f"{s.base}.{s.task}.before"
         return f"{s.base}.{s.task}.{self.rows or 'all'}.{self.method}.{self.tool}.{self.seed}"
 
     @property
@@ -104,38 +88,32 @@ class Cell:
         return self.setting.lr["full" if self.method == "full" else "lora"]
 
     def material(self) -> Path:
-        """The folder of its rows and test."""
+        """Return the folder of its rows and test."""
         return tasks.WORK / "data" / f"{self.setting.base}.{self.setting.task}"
 
     def recipe(self, output: Path) -> dict[str, Any]:
-        """The recipe of graft's run; the peer takes its batches, rate and constants from the same."""
+        """Return the recipe of Graft's run; the peer takes its batches, rate and constants from the same."""
         s, rows = self.setting, tasks.train_file(self.material(), self.rows)
         method: dict[str, Any] = {"name": "full"}
         if self.method != "full":
             targets = "all-linear" if s.stage == "classify" else LINEARS
             method = {"name": "lora", "r": s.r, "lora_alpha": 2 * s.r, "target_modules": targets}
             if s.stage == "classify":
-                method["exclude_modules"] = [
-                    "pooler.dense"
-                ]  # the mean of the last hidden states passes it by
+                # Classes are read from the mean of the last hidden states, which the pooler does not touch.
+                method["exclude_modules"] = ["pooler.dense"]
         return {
             "model": str(tasks.model_folder(s.base)),
             "quant": "nf4" if self.method == "qlora" else "none",
             "dtype": "fp32",
             "stage": s.stage,
             "method": method,
-            "data": {"train": str(rows), "eval": None, "max_length": s.context, "pack": False},
-            "train": {
-                "max_steps": s.steps, "batch_size": s.batch_size, "micro_batch_size": s.batch_size,
-                "lr": self.lr, "seed": self.seed, "save_every": s.steps,
-            },
-            "evaluate": {"batch_size": 50},
-            "output": str(output),
-        }  # fmt: skip
+            "data": tasks.data(rows, s),
+            **tasks.training(s, self.lr, self.seed, output),
+        }
 
 
-def cells() -> Iterator[Cell]:
-    """Every run, one seed after the other, so that a table can be made early; tools side by side."""
+def cells(known: Mapping[str, Row]) -> Iterator[Cell]:
+    """Yield every run, one seed after the other, so that a table can be made early."""
     yield from (Cell(setting, "none") for setting in SETTINGS)
     for seed in SEEDS:
         for setting in SETTINGS:

@@ -1,9 +1,10 @@
-"""Six ways to be wrong, as a user meets them: what is said, the exit code, and how long it takes.
+"""Six mistakes of a user: what the error says, the exit code, and how long it takes.
 
     python benchmarks/reliability/errors.py
 
-Exit 1 where an error ends in a traceback, with exit code 0, without saying what was given, expected and to be done, or,
-where no model is needed, after more than a second. The full disk is a tmpfs of 2 MiB, for which one must be root.
+Exit 1 if an error ends in a traceback, has exit code 0, or does not say what was given, what was expected and
+what to do; or if it takes more than a second although no model is needed. The full disk is a tmpfs of 2 MiB,
+which needs root.
 """
 
 import json
@@ -17,22 +18,24 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
+sys.path.append(str(Path(__file__).parents[1] / "common"))
+import internals
+
 import graft
-from graft import seedling
 
 PAIR = {"prompt": "Describe: name: Alto", "completion": "The Alto is a lamp."}
-SECONDS = 1.0  # where no model is needed
+SECONDS = 1.0  # the most that an error may take if no model is needed
 
 
 def rows(folder: Path, *lines: dict[str, str]) -> str:
-    """A JSONL file of eight good rows with these in their middle."""
+    """Write a JSONL file of eight good rows with these in their middle; return its path."""
     path = folder / "rows.jsonl"
     path.write_text("\n".join(json.dumps(row) for row in [PAIR] * 4 + [*lines] + [PAIR] * 4) + "\n")
     return str(path)
 
 
 def train(data: str, folder: Path, *more: str) -> list[str]:
-    """The words of a short run."""
+    """Return the words of a command for a short run."""
     words = ["train", "--model", "seedling", "--data", data, "train.max_steps=4", f"output={folder / 'run'}"]
     return [*words, "data.eval=null", *more]
 
@@ -46,7 +49,7 @@ def row_without_answer(folder: Path) -> list[str]:
 
 
 def nan_in_the_base(folder: Path) -> list[str]:
-    shutil.copytree(seedling.FOLDER, folder / "base")
+    shutil.copytree(internals.SEEDLING, folder / "base")
     weights = folder / "base" / "model.safetensors"
     tensors = load_file(weights)
     tensors["model.layers.1.mlp.up_proj.weight"][3, 5] = float("nan")
@@ -55,9 +58,9 @@ def nan_in_the_base(folder: Path) -> list[str]:
 
 
 def adapter_of_another_base(folder: Path) -> list[str]:
-    base = graft.load(str(seedling.FOLDER))
+    base = graft.load(str(internals.SEEDLING))
     base.attach("mine", graft.LoRA(r=2)).save(folder / "adapter")
-    shutil.copytree(seedling.FOLDER, folder / "base")
+    shutil.copytree(internals.SEEDLING, folder / "base")
     weights = folder / "base" / "model.safetensors"
     save_file({k: v * 1.01 for k, v in load_file(weights).items()}, weights, metadata={"format": "pt"})
     return ["eval", str(folder / "base"), "--adapter", str(folder / "adapter"), "--data", rows(folder)]
@@ -74,7 +77,7 @@ def full_disk(folder: Path) -> list[str]:
     return train(rows(folder), disk, "method.r=64")
 
 
-# what is wrong: (how it comes about, whether a model must be opened to see it)
+# name: (makes the mistake and returns the command, whether a model must be opened to see it)
 CASES: dict[str, tuple[Callable[[Path], list[str]], bool]] = {
     "a misspelt key": (misspelt_key, False),
     "a row without answer": (row_without_answer, False),
@@ -91,20 +94,17 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as temporary:
             words = make(Path(temporary))
             began = time.perf_counter()
-            done = subprocess.run(
-                [sys.executable, "-c", "from graft.cli import main; main()", *words],
-                capture_output=True,
-                text=True,
-            )
+            graft_command = [sys.executable, "-c", "from graft.cli import main; main()"]
+            done = subprocess.run([*graft_command, *words], capture_output=True, text=True)
             seconds = time.perf_counter() - began
             subprocess.run(["umount", str(Path(temporary) / "disk")], capture_output=True)
-        said = done.stderr.strip().splitlines()
-        problem = next((i for i, line in enumerate(said) if line.startswith("graft: error")), len(said))
-        whole = done.returncode != 0 and "Traceback" not in done.stderr and len(said[problem:]) >= 3
+        lines = done.stderr.strip().splitlines()
+        problem = next((i for i, line in enumerate(lines) if line.startswith("graft: error")), len(lines))
+        whole = done.returncode != 0 and "Traceback" not in done.stderr and len(lines[problem:]) >= 3
         ok = whole and (needs_model or seconds <= SECONDS)
         wrong += not ok
         print(f"{name}: exit {done.returncode}, {seconds:.2f} s{'' if ok else '   WRONG'}")
-        print("\n".join(f"    {line}" for line in said[problem:]), flush=True)
+        print("\n".join(f"    {line}" for line in lines[problem:]), flush=True)
     sys.exit(bool(wrong))
 
 

@@ -1,11 +1,13 @@
-"""kill -9 at random moments of real runs: does the same command end with the bytes of an undisturbed run?
+"""Kill real runs with SIGKILL at random moments: does the same command end with the bytes of an undisturbed
+run?
 
-    python benchmarks/reliability/kill.py                       # LoRA in fp32 and bf16, QLoRA, full, on the seedling
+    python benchmarks/reliability/kill.py               # LoRA in fp32 and bf16, QLoRA, full, on the seedling
     python benchmarks/reliability/kill.py --only lora-fp32 --kills 30 --seed 7
 
-Each kind of run is done twice: once in peace, once killed `--kills` times, one of these inside a commit. Told for each:
-kills (after the first commit), the steps it went on from, the most steps that were done twice, and whether adapter
-SHA-256 and metrics file are equal. Exit 1 where one is not, or more than `save_every` steps were lost.
+Each kind of run is done twice: once undisturbed, once killed `--kills` times, one of these inside a commit.
+Printed for each: the kills, how many of them came after the first commit, the most steps that were done
+twice, whether adapter SHA-256 and metrics file are equal, and the steps it went on from. Exit 1 if they
+differ, if a run was killed fewer times than asked, or if more than `save_every` steps were lost.
 """
 
 import argparse
@@ -28,7 +30,8 @@ KINDS = {
     "full": {"dtype": "fp32", "method": {"name": "full"}},
 }
 COMMAND = "import sys; sys.argv = ['graft', 'train', {recipe!r}]\nfrom graft.cli import main; main()"
-# The process dies at the k-th operation of its second commit: the seam is in this script, not in the product.
+# The process dies at the k-th operation of its second commit. This text wraps graft.storage from outside, so
+# that the product needs no hook for it.
 INSIDE = """
 import os, signal
 from graft import storage
@@ -54,7 +57,8 @@ storage.commit = counted
 
 @dataclass
 class Trial:
-    """A killed run.  resumed: the steps it went on from; repeated: steps done twice after each kill."""
+    """A killed run.  late: kills after the first commit; resumed: steps it went on from; repeated: steps done
+    twice."""
 
     kills: int = 0
     late: int = 0
@@ -63,24 +67,18 @@ class Trial:
 
 
 def recipe(folder: Path, kind: str, options: argparse.Namespace) -> Path:
-    """Write the recipe of one kind into `folder`; its run is `folder/run`."""
+    """Write the recipe of one kind into `folder` and return its path; its run is `folder/run`."""
     keys = {
         "model": options.model,
         "data": {"train": options.data, "eval": 0.02, "limit": options.steps * 8, "max_length": 192},
         "train": {
-            "epochs": 2,
-            "max_steps": options.steps,
-            "batch_size": 8,
-            "micro_batch_size": 4,
-            "save_every": options.save_every,
-            "eval_every": 3 * options.save_every,
-            "neftune_alpha": 2.0,
-            "samples": ["Describe: name: Alto"],
-            "sample_tokens": 8,
+            "epochs": 2, "max_steps": options.steps, "batch_size": 8, "micro_batch_size": 4,
+            "save_every": options.save_every, "eval_every": 3 * options.save_every, "neftune_alpha": 2.0,
+            "samples": ["Describe: name: Alto"], "sample_tokens": 8,
         },
         "evaluate": {"metrics": ["perplexity"], "limit": 16},
         "output": str(folder / "run"),
-    }
+    }  # fmt: skip
     folder.mkdir(parents=True)
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(keys | KINDS[kind]))
@@ -88,30 +86,35 @@ def recipe(folder: Path, kind: str, options: argparse.Namespace) -> Path:
 
 
 def start(path: Path, inside: int = 0) -> subprocess.Popen:
-    """`graft train RECIPE`, its talk in `talk.txt`; inside: dies at that operation of its second commit."""
+    """Start `graft train RECIPE`, its output in `talk.txt`; inside: it dies at that operation of its second
+    commit."""
     code = (INSIDE.format(k=inside) if inside else "") + COMMAND.format(recipe=str(path))
     with open(path.parent / "talk.txt", "w") as talk:
         return subprocess.Popen([sys.executable, "-c", code], stdout=talk, stderr=talk)
 
 
 def steps_done(folder: Path) -> int:
-    """The last step in the metrics file."""
+    """Return the last step in the metrics file, 0 if there is none."""
     metrics = folder / "run" / "metrics.jsonl"
     found = re.findall(r'"step": (\d+)', metrics.read_text()) if metrics.exists() else []
     return int(found[-1]) if found else 0
 
 
+def has_checkpoint(folder: Path) -> bool:
+    """Return whether the run has a checkpoint."""
+    return any((folder / "run" / "checkpoints").glob("step-*"))
+
+
 def resumed_from(folder: Path) -> int:
-    """The step of `resumed from step N` in what the process said, 0 where it began anew."""
+    """Return the step of `resumed from step N` in the output, 0 if the process began anew."""
     found = re.search(r"resumed from step (\d+)", (folder / "talk.txt").read_text())
     return int(found[1]) if found else 0
 
 
 def kill(process: subprocess.Popen, folder: Path, target: int, pause_s: float) -> bool:
-    """kill -9 some time after this process wrote step `target`; False where the run ended before."""
-    saved = any((folder / "run" / "checkpoints").glob("step-*"))
-    begun = (lambda: resumed_from(folder)) if saved else (lambda: steps_done(folder))
-    while process.poll() is None and not (begun() and steps_done(folder) >= target):
+    """Kill the process some time after it wrote step `target`; return False if the run ended before."""
+    begun = resumed_from if has_checkpoint(folder) else steps_done
+    while process.poll() is None and not (begun(folder) and steps_done(folder) >= target):
         time.sleep(0.002)
     time.sleep(pause_s)
     process.kill()
@@ -119,7 +122,7 @@ def kill(process: subprocess.Popen, folder: Path, target: int, pause_s: float) -
 
 
 def disturbed(path: Path, options: argparse.Namespace, chance: random.Random) -> Trial:
-    """The run of `path`, killed again and again, then left to finish."""
+    """Start the run of `path` and kill it again and again, then let it finish."""
     trial, folder, gap = Trial(), path.parent, options.steps / (options.kills + 1)
     inside_at = chance.randrange(1, options.kills)  # which of the kills is inside a commit
     for number in range(options.kills):
@@ -135,9 +138,7 @@ def disturbed(path: Path, options: argparse.Namespace, chance: random.Random) ->
         if not killed:
             break
         trial.kills += 1
-        trial.late += (folder / "run" / "checkpoints").exists() and any(
-            (folder / "run" / "checkpoints").glob("step-*")
-        )
+        trial.late += has_checkpoint(folder)
     before = steps_done(folder)
     if start(path).wait() != 0:
         sys.exit(f"{path.parent.name}: the run could not go on\n{(folder / 'talk.txt').read_text()[-2000:]}")
@@ -146,7 +147,8 @@ def disturbed(path: Path, options: argparse.Namespace, chance: random.Random) ->
 
 
 def note(trial: Trial, folder: Path, before: int) -> None:
-    """Keep where the process that has just ended went on from; before: the last step written when it started."""
+    """Note where the process that has just ended went on from; before: the last step written when it
+    started."""
     step = resumed_from(folder)
     if step:
         trial.resumed.append(step)
@@ -155,7 +157,7 @@ def note(trial: Trial, folder: Path, before: int) -> None:
 
 
 def digests(folder: Path) -> tuple[str, str]:
-    """SHA-256 of the adapter and of the metrics."""
+    """Return the SHA-256 of the adapter and of the metrics."""
     files = ("adapter/adapter_model.safetensors", "metrics.jsonl")
     return tuple(hashlib.sha256((folder / "run" / file).read_bytes()).hexdigest() for file in files)
 
@@ -186,11 +188,9 @@ def main() -> None:
             lost = max(trial.repeated)
             failed |= not all(same) or lost > options.save_every or trial.kills < options.kills
             words = ["equal" if equal else "DIFFER" for equal in same]
-            told = " ".join(map(str, trial.resumed))
-            print(
-                f"{kind:<11}{trial.kills:>6}{trial.late:>6}{lost:>15}  {words[0]:<8}{words[1]:<8}{told}",
-                flush=True,
-            )
+            resumed = " ".join(map(str, trial.resumed))
+            counts = f"{trial.kills:>6}{trial.late:>6}{lost:>15}"
+            print(f"{kind:<11}{counts}  {words[0]:<8}{words[1]:<8}{resumed}", flush=True)
     sys.exit(failed)
 
 

@@ -1,4 +1,4 @@
-"""llama.cpp, through the wheel of `xllamacpp`: greedy answers of a GGUF file on one thread."""
+"""Greedy answers of a GGUF file by llama.cpp (the package `xllamacpp`), on one thread."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,7 +7,7 @@ import xllamacpp
 
 
 class LlamaCpp:
-    """A file with room for so many tokens."""
+    """A GGUF file, opened with a context of so many tokens."""
 
     def __init__(self, path: Path, context: int) -> None:
         settings = xllamacpp.CommonParams()
@@ -17,7 +17,7 @@ class LlamaCpp:
         self.server = xllamacpp.Server(settings)
 
     def __call__(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> list[str]:
-        """What it writes to each, a prompt given as token ids."""
+        """Return the answer to each prompt, given as token ids."""
         how = {"n_predict": new_tokens, "temperature": 0, "top_k": 1, "cache_prompt": False}
-        found = [self.server.handle_completions({"prompt": list(ids), **how}) for ids in prompts]
-        return [answer["choices"][0]["text"] for answer in found]
+        answers = [self.server.handle_completions({"prompt": list(ids), **how}) for ids in prompts]
+        return [answer["choices"][0]["text"] for answer in answers]

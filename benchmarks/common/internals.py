@@ -1,0 +1,145 @@
+"""What benchmarks need from inside Graft: nothing else here imports names that are not public.
+
+Everything else goes through `graft.run`, `graft.load`, `graft.export`, `Base` and the methods' classes. First come the
+names that are used as they are, with the reason; each is imported when it is first used, so that tables are made
+without importing torch. Then come functions for what a run does inside and no public function does alone.
+"""
+
+import importlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import graft
+
+_HOME = {
+    # The peer gets exactly our batches and our start: the parts of a run before its first step.
+    "read": "recipe",
+    "load_base": "runs.build",
+    "methods_of": "runs.build",
+    "prompt_ids": "data",
+    # A finished run, opened again.
+    "Opened": "runs.open",
+    "open_model": "runs.open",
+    # What a run reports, and how it stops: memory is measured in between, and divergence is a result.
+    "RunObserver": "runs.run",
+    "Interrupted": "training.signals",
+    "TrainingError": "errors",
+    # The measures of the tables.
+    "accuracy": "evaluate.metrics",
+    "bleu": "evaluate.metrics",
+    "macro_f1": "evaluate.metrics",
+    "rouge_l": "evaluate.metrics",
+    "classes": "evaluate.perplexity",
+    # methods: which methods have a file, and where they sit.
+    "cards": "core.cards",
+    # shipping: the seedling's test rows and their measure; GPTQ.
+    "dataset": "seedling",
+    "mean_coverage": "seedling.coverage",
+    "demo": "runs",
+    "quantise": "runs.quantise",
+    # memory, ladder.py: the planner's own parts, and a base without a file.
+    "fresh": "models.fresh",
+    "Shape": "planning.plan",
+    "plan_model": "planning.plan",
+    "Ledger": "planning.sketch",
+    "QuantLinear": "quant",
+    "quantise_model": "quant",
+    # ipt.py: the paper's first step is no public function.
+    "find_subspace": "methods.ipt",
+    # reliability/errors.py damages a copy of the seedling.
+    "SEEDLING": "seedling",
+}
+_INSIDE = {"SEEDLING": "FOLDER"}  # what it is called there
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"{__file__} lists no {name!r}")
+    home, inside = f"graft.{_HOME[name]}", _INSIDE.get(name, name)
+    module = importlib.import_module(home)
+    if not hasattr(module, inside) and hasattr(module, "__path__"):  # a module of a package
+        return importlib.import_module(f"{home}.{inside}")
+    return getattr(module, inside)
+
+
+def training_feed(recipe: graft.Recipe, base: Any) -> tuple[Any, list[str]]:
+    """Return the batches of a recipe's training rows, as its run has them, and the classes of the rows."""
+    from graft.data import prepare
+    from graft.runs.build import feed
+
+    stage, seed = recipe.stage, recipe.train.seed
+    prepared = prepare(recipe.data, base.tokenizer, stage=stage, family=base.family, seed=seed)
+    batches = feed(base, recipe, prepared.train, recipe.train.batch_size, recipe.train.micro_batch_size)
+    return batches, prepared.labels or []
+
+
+def test_feed(recipe: graft.Recipe, base: Any, pairs: Sequence[tuple[str, str]], rows: int) -> Any:
+    """Return prompts with their answers, or texts with their classes, as batches of so many rows."""
+    from graft.data.encode import Encoder
+    from graft.data.rows import Row
+    from graft.runs.build import feed
+
+    kind = "label" if recipe.stage == "classify" else "pair"
+    labels = labels_of(recipe) if kind == "label" else ()
+    how = {"stage": recipe.stage, "family": base.family, "max_length": recipe.data.max_length}
+    encoder = Encoder(base.tokenizer, **how, labels=labels)
+    examples = encoder([Row(f"test:{i}", kind, pair) for i, pair in enumerate(pairs)]).examples
+    return feed(base, recipe, examples, rows, rows)
+
+
+def labels_of(recipe: graft.Recipe) -> list[str]:
+    """Return the classes of the training rows, in the order of their numbers."""
+    return sorted({json.loads(line)["label"] for line in Path(str(recipe.data.train)).open(encoding="utf-8")})
+
+
+def mean_loss(base: Any, feed: Any) -> float:
+    """Return the mean loss of a feed's supervised tokens, or rows."""
+    from graft.evaluate.perplexity import perplexity
+
+    return perplexity(base, feed)["loss"]
+
+
+def random_batch(base: Any, ids: Any) -> Any:
+    """Return rows of token ids (B, T) as a batch in which every token is supervised."""
+    import torch
+
+    from graft.data.feed import Batch
+
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    return Batch(inputs, ids, ids.shape[0] * (ids.shape[1] - 1), ["random"])
+
+
+def packed_batch(base: Any, ids: Any) -> Any:
+    """Return the same as full packed rows."""
+    from graft.data.feed import Batch
+    from graft.data.pack import packed
+
+    rows = ids.tolist()
+    inputs, labels = packed([[(row, list(row))] for row in rows], pad=0, causal=base.family == "causal")
+    return Batch(inputs, labels, ids.shape[0] * (ids.shape[1] - 1), ["random"])
+
+
+def loss_of(base: Any, batch: Any) -> Any:
+    """Return the loss of next tokens, as training computes it."""
+    from graft.objectives.lm import language_modelling
+
+    return language_modelling(base, batch)[0]
+
+
+def gradient(base: Any, adapter: Any, batch: Any) -> None:
+    """Compute the gradient of one optimizer step and leave it in the adapter's parameters."""
+    from graft.objectives.lm import language_modelling
+    from graft.training.step import measure
+
+    measure(base, adapter, language_modelling, [batch], lambda mask: None)
+
+
+def optimizer_of(name: str, adapter: Any, lr: float) -> Any:
+    """Return an optimizer of Graft for the adapter, without weight decay; `step(scale)` is one step."""
+    from graft.training.optimizers import build
+    from graft.training.paging import Pages
+
+    groups = [{"weight_decay": 0.0, **group} for group in adapter.param_groups(lr)]
+    return build(name, dict(adapter.named_parameters()), groups, Pages())
