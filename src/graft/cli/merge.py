@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from graft.cli.say import after, show, show_json, size_of, table, talk
-from graft.errors import UsageError, nearest
+from graft.errors import UsageError, nearest, one_of
 
 if TYPE_CHECKING:
     from graft.runs.open import Opened
@@ -57,10 +57,7 @@ def merge(
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="The same facts for programs.")] = False,
 ) -> None:
-    if form not in FORMS:
-        raise UsageError(
-            f"--as {form}", f"one of {', '.join(FORMS)}", f"did you mean {nearest(form, FORMS, 1)[0]}?"
-        )
+    one_of("--as", form, FORMS)
     from graft.runs.open import open_model
     from graft.shipping.export import (
         CERTIFICATE,

@@ -20,7 +20,7 @@ from transformers.utils import is_accelerate_available
 from transformers.utils import logging as transformers_logging
 
 from graft.base.base import Base
-from graft.errors import GraftError, ModelError, UsageError, nearest
+from graft.errors import GraftError, ModelError, UsageError, listed, one_of
 from graft.models.files import ModelFiles, first_line, open_files
 from graft.models.tokenizer import tokenizer_of
 from graft.quant.replace import not_finite
@@ -56,10 +56,8 @@ def load(
     Raises ModelError for what cannot be read or trusted, UsageError for an argument that means nothing.
     """
     kind, scheme = dtype_of(dtype), None if quant in (None, "none") else Scheme(str(quant), group_size)
-    if task is not None and task not in TASKS:
-        raise UsageError(
-            f"task={task!r}", f"one of {', '.join(TASKS)}", f"did you mean {nearest(task, TASKS, 1)[0]!r}?"
-        )
+    if task is not None:
+        one_of("task", task, TASKS)
     with quiet():
         opened = open_files(path, scheme, plain=quant == "none")
         model = _stream(
@@ -72,13 +70,7 @@ def load(
 
 def dtype_of(dtype: str) -> torch.dtype:
     """Return torch's dtype of a word of DTYPES. Raises UsageError."""
-    if dtype not in DTYPES:
-        raise UsageError(
-            f"dtype={dtype!r}",
-            f"one of {', '.join(DTYPES)}",
-            f"did you mean {nearest(str(dtype), DTYPES, 1)[0]!r}?",
-        )
-    return DTYPES[dtype]
+    return DTYPES[one_of("dtype", str(dtype), DTYPES)]
 
 
 def device_of(device: str | torch.device | None) -> torch.device:
@@ -186,12 +178,13 @@ def _stream(
 
 def _complete(model: PreTrainedModel, info: dict[str, Any], folder: Path, fresh_head: bool) -> None:
     """Refuse a model with weights that the folder did not have, or had in another shape."""
-    wrong = sorted(info["mismatched_keys"])
+    wrong = [
+        f"{name} is {tuple(stored)} in the file and {tuple(expected)} by config.json"
+        for name, stored, expected in sorted(info["mismatched_keys"])
+    ]
     if wrong:
-        name, found, expected = wrong[0]
         raise ModelError(
-            f"{folder}: {name} is {tuple(found)} in the file and {tuple(expected)} by config.json"
-            + _more(wrong),
+            f"{folder}: {listed(wrong, 1)}",
             "weights and config.json of one model",
             "compare with the original folder",
         )
@@ -203,14 +196,10 @@ def _complete(model: PreTrainedModel, info: dict[str, Any], folder: Path, fresh_
             missing = [key for key in sorted(info["missing_keys"]) if not key.startswith("pooler.")]
     if missing:
         raise ModelError(
-            f"{folder} has no {missing[0]}{_more(missing)}, which {type(model).__name__} needs",
+            f"{folder} has no {listed(missing, 1)}, which {type(model).__name__} needs",
             "all weights of the model",
             "download the whole model; for a head that was never trained pass task=, which makes a fresh one",
         )
-
-
-def _more(items: list[Any]) -> str:
-    return f" (and {len(items) - 1} more)" if len(items) > 1 else ""
 
 
 def _finite(model: nn.Module) -> None:

@@ -17,7 +17,7 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from graft.errors import ModelError
+from graft.errors import ModelError, listed
 from graft.quant.linear import QuantLinear
 from graft.quant.replace import (
     dequantise_model,
@@ -154,9 +154,8 @@ class GraftQuantizer(HfQuantizer):
         if self.bad:
             raise not_finite(self.bad)
         if self.misshapen:
-            more = f" (and {len(self.misshapen) - 1} more)" if len(self.misshapen) > 1 else ""
             raise ModelError(
-                self.misshapen[0] + more, "weights and config.json of one model", "compare with the original"
+                listed(self.misshapen, 1), "weights and config.json of one model", "compare with the original"
             )
         return model.requires_grad_(False)  # loading makes every float tensor trainable, absmax too
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from graft import kernels
-from graft.errors import UsageError, nearest
+from graft.errors import UsageError, one_of
 from graft.kernels import Codebook
 from graft.kernels.groups import row_bytes
 from graft.quant import double, int8
@@ -31,13 +31,7 @@ class Scheme:
     double: bool = True
 
     def __post_init__(self) -> None:
-        if self.name not in NAMES:
-            known = ", ".join(NAMES)
-            raise UsageError(
-                f"quant={self.name!r}",
-                f"one of {known}",
-                f"did you mean {nearest(self.name, NAMES, 1)[0]!r}?",
-            )
+        one_of("quant", self.name, NAMES)
         if self.block == 0:
             object.__setattr__(self, "block", 32 if self.grouped else 64)
         if self.block < 2 or self.block % 2:

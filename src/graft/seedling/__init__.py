@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from graft.errors import DataError, nearest
+from graft.errors import DataError, one_of
 from graft.seedling import entities, phrases, products, writing
 
 FOLDER = Path(__file__).parent
@@ -58,12 +58,7 @@ def dataset(name: str, folder: str | Path | None = None) -> Path:
     the generator, so a changed generator never meets an old file. Raises DataError for an unknown name.
     """
     name = name.removeprefix(PREFIX)
-    if name not in DATASETS:
-        raise DataError(
-            f"{PREFIX}{name} is no embedded data set",
-            "one of " + ", ".join(PREFIX + known for known in DATASETS),
-            f"did you mean {PREFIX}{nearest(name, DATASETS, n=1)[0]}?",
-        )
+    one_of("data", PREFIX + name, [PREFIX + known for known in DATASETS], DataError)
     write, n, seed, split = DATASETS[name]
     path = Path(folder or _cache()) / f"{name}-{_fingerprint(n, seed)}.jsonl"
     if not path.exists():

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graft.core.site import shown
-from graft.errors import AdapterError, MergeError, UsageError, nearest
+from graft.errors import AdapterError, MergeError, UsageError, one_of
 from graft.formats.int4 import FORMATS
 from graft.shipping import four_bit, gguf, instructions, prompts
 from graft.shipping.adapter import ADAPTERS
@@ -89,10 +89,7 @@ def export(
     before quantisation, where base.name is not that.
     The folder is read again and measured; certificate.json holds the result. The base is afterwards as it was before.
     """
-    if to not in LAYOUTS:
-        raise UsageError(
-            f"to={to!r}", f"one of {', '.join(LAYOUTS)}", f"did you mean {nearest(to, LAYOUTS, 1)[0]!r}?"
-        )
+    one_of("to", to, LAYOUTS)
     check_into(base, into)
     if to == "gguf":
         gguf.check(base, type or gguf.usual_type(base))  # before the work
@@ -207,9 +204,4 @@ def _one(base: "Base", name: str | None) -> str:
             "the name of one",
             f"pass adapter= one of {', '.join(known)}" if known else "attach one first",
         )
-    if name not in known:
-        remedy = f"did you mean {nearest(name, known, 1)[0]!r}?" if known else "attach or load one first"
-        raise AdapterError(
-            f"no adapter {name!r} on this base", f"one of {', '.join(known) or 'none yet'}", remedy
-        )
-    return name
+    return one_of("adapter", name, known, AdapterError, if_none="attach or load one first")

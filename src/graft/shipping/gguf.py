@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from graft.errors import ModelError, UsageError, nearest
+from graft.errors import ModelError, UsageError, one_of
 from graft.formats import gguf_names as names
 from graft.formats.gguf import BLOCK, FORMS, decode, encode, pack, unpack
 from graft.kernels.groups import unpack_bits
@@ -46,10 +46,7 @@ def holds(base: "Base", form: str | None) -> bool:
 def check(base: "Base", form: str) -> names.Architecture:
     """What llama.cpp calls this model. Raises UsageError for a type that is none, and for a base that it would refuse
     or would not compute as transformers does."""
-    if form not in FORMS:
-        raise UsageError(
-            f"type={form!r}", f"one of {', '.join(FORMS)}", f"did you mean {nearest(form, FORMS, 1)[0]!r}?"
-        )
+    one_of("type", form, FORMS)
     if importlib.util.find_spec("gguf") is None:
         raise UsageError("GGUF without the package gguf", "it", "pip install 'graftlm[gguf]'")
     if base.tokenizer is None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from graft.base.merging import in_minima, places
-from graft.errors import GraftError, UsageError, nearest
+from graft.errors import GraftError, UsageError, one_of
 from graft.models.load import load
 from graft.quant import QuantLinear
 from graft.shipping import prompts
@@ -32,10 +32,10 @@ INTO = ("dequantised", "original", "packed")
 
 def check_into(base: "Base", into: str | None) -> None:
     """Raise UsageError for a choice that is none, or that a base in 16 or 32 bits does not have."""
-    if into is not None and into not in INTO:
-        near = nearest(into, INTO, 1)[0]
-        raise UsageError(f"into={into!r}", f"one of {', '.join(INTO)}", f"did you mean {near!r}?")
-    if into is not None and usual_into(base) is None:
+    if into is None:
+        return
+    one_of("into", into, INTO)
+    if usual_into(base) is None:
         raise UsageError(
             f"into={into!r} for {base.name}", "a quantised base", "leave into out: there is one way"
         )

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from graft.errors import UsageError, nearest
+from graft.errors import one_of
 from graft.quant.dynamic import dequantise_state, quantise_state
 from graft.training.paging import Layout, Pages, State, States
 
@@ -136,11 +136,6 @@ def build(
     **constants: Any,
 ) -> AdamW:
     """The optimizer of that name; `pages` counts only for the paged ones. constants: betas, eps."""
-    if kind not in OPTIMIZERS:
-        raise UsageError(
-            f"train.optimizer={kind!r}",
-            f"one of {', '.join(OPTIMIZERS)}",
-            f"did you mean {nearest(kind, OPTIMIZERS, 1)[0]!r}?",
-        )
+    one_of("train.optimizer", kind, OPTIMIZERS)
     family = AdamW8bit if kind.endswith("8bit") else AdamW
     return family(named, groups, pages=pages if kind.startswith("paged") else None, **constants)
