@@ -6,11 +6,11 @@ verbs' bodies, because `graft --help` and every error of a recipe must answer at
     exit 0 done   1 failed   2 misuse   70 a defect of ours   74 disk full   130 interrupted   143 terminated
 """
 
-import errno
 import os
 import sys
 import tempfile
 import traceback
+from pathlib import Path
 
 import typer
 
@@ -31,7 +31,8 @@ from graft.cli import (
     verify,
 )
 from graft.cli.say import talk
-from graft.errors import GraftError, SpaceError
+from graft.errors import GraftError
+from graft.storage import disk_full
 
 app = typer.Typer(
     name="graft",
@@ -80,15 +81,8 @@ def call(words: list[str]) -> int:
     except GraftError as error:
         return _fail(error)
     except OSError as error:
-        if error.errno == errno.ENOSPC:
-            return _fail(
-                SpaceError(
-                    f"no space left for {error.filename or 'a file'}",
-                    "room on the disk",
-                    "free some and repeat",
-                )
-            )
-        return _defect(error)
+        full = disk_full(error, Path(error.filename or "."))
+        return _defect(error) if full is None else _fail(full)
     except Exception as error:
         return _defect(error)
     return 0

@@ -81,7 +81,7 @@ def _extract(source: str, folder: Path, base: str, *, rest: str, force: bool, **
     from graft.models.tokenizer import tokenizer_in
     from graft.runs.open import base_as_stored
     from graft.shipping.export import export  # torch costs seconds
-    from graft.shipping.hf import refuse_occupied
+    from graft.storage import refuse_occupied
 
     refuse_occupied(folder, force=force)  # before the work
     frozen = base_as_stored(base)

@@ -67,7 +67,7 @@ def merge(
         fits,
         said,
     )  # torch costs seconds
-    from graft.shipping.hf import refuse_occupied
+    from graft.storage import refuse_occupied
 
     refuse_occupied(folder, force=force)  # before the work
     opened = open_model(model, adapters=adapter or (), quant=quant)

@@ -6,11 +6,10 @@ An entry is a folder with tokens.safetensors and data.json, written beside its p
 it is not there. An entry that cannot be read is no entry; a cache that cannot be written is no error.
 """
 
+import contextlib
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from array import array
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,6 +19,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from graft import storage
 from graft.data.encode import Examples
 
 VERSION = 2  # raise when encoding changes
@@ -71,24 +71,14 @@ def load(name: str) -> tuple[dict[str, Examples], dict[str, Any]] | None:
 def save(name: str, splits: dict[str, Examples], facts: dict[str, Any]) -> None:
     """Store one entry; does nothing where another process was faster or the disk does not allow it."""
     place = folder() / name
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(dir=place.parent, prefix=".draft-"))
-    except OSError:
+    if place.exists() and load(name) is not None:
         return
-    try:
-        tensors = {}
-        for split, examples in splits.items():
-            for field, code in ARRAYS.items():
-                tensors[f"{split}.{field}"] = np.array(getattr(examples, field), dtype=code)
-            tensors[f"{split}.learnt"] = np.frombuffer(bytes(examples.learnt), dtype="u1")
+    tensors = {}
+    for split, examples in splits.items():
+        for field, code in ARRAYS.items():
+            tensors[f"{split}.{field}"] = np.array(getattr(examples, field), dtype=code)
+        tensors[f"{split}.learnt"] = np.frombuffer(bytes(examples.learnt), dtype="u1")
+    sources = {split: examples.sources for split, examples in splits.items()}
+    with contextlib.suppress(OSError, SafetensorError), storage.new_folder(place) as draft:
         save_file(tensors, draft / "tokens.safetensors")
-        sources = {split: examples.sources for split, examples in splits.items()}
-        (draft / "data.json").write_text(json.dumps({"sources": sources, "facts": facts}), "utf-8")
-        if place.exists() and load(name) is None:
-            shutil.rmtree(place)
-        draft.rename(place)
-    except (OSError, SafetensorError):
-        pass
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        storage.write(draft / "data.json", json.dumps({"sources": sources, "facts": facts}).encode())

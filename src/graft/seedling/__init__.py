@@ -8,12 +8,12 @@ import hashlib
 import json
 import os
 import random
-import tempfile
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from graft import storage
 from graft.errors import DataError, one_of
 from graft.seedling import entities, phrases, products, writing
 
@@ -64,9 +64,9 @@ def dataset(name: str, folder: str | Path | None = None) -> Path:
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in write(n, seed, split))
-        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, delete=False) as file:
-            file.writelines(lines)
-        os.replace(file.name, path)  # two processes may write at once; each replaces the file whole
+        # Two processes may write at once; each replaces the file whole.
+        with storage.new_file(path) as file, open(file, "w", encoding="utf-8") as stream:
+            stream.writelines(lines)
     return path
 
 

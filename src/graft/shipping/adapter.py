@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 from graft.shipping import instructions
 from graft.shipping.certificate import certify, unmerged
 from graft.shipping.gguf import file_name, write_lora
-from graft.shipping.hf import replaced
 from graft.shipping.readback import READERS
+from graft.storage import output_folder
 
 if TYPE_CHECKING:
     from graft.base.base import Base
@@ -45,7 +45,7 @@ With vLLM:
 def write_peft(base: "Base", folder: Path, name: str, *, force: bool) -> Path:
     """adapter_config.json and adapter_model.safetensors, the tokenizer, and a card that says how to load them."""
     adapter = base.adapters[name]
-    with replaced(folder, force=force) as partial:
+    with output_folder(folder, force=force) as partial:
         adapter.save(partial)
         if base.tokenizer is not None:
             base.tokenizer.save_pretrained(partial)
@@ -58,7 +58,7 @@ def write_peft(base: "Base", folder: Path, name: str, *, force: bool) -> Path:
 
 def write_gguf_lora(base: "Base", folder: Path, name: str, *, force: bool) -> Path:
     """ADAPTER-lora.gguf, with a Modelfile that puts it on the base's file."""
-    with replaced(folder, force=force) as partial:
+    with output_folder(folder, force=force) as partial:
         file, model = write_lora(base, partial, name), file_name(base, "f16")
         instructions.write_lora(base, partial, file, model)
         _certify(base, partial, "gguf-lora", name)

@@ -11,8 +11,6 @@ place. With fingerprints of base and adapters, versions, and the SHA-256 of ever
 """
 
 import contextlib
-import hashlib
-import json
 import platform
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
@@ -22,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 import graft
+from graft import storage
 from graft.base.merging import folded, places
 from graft.core.insert import Insert
 from graft.core.site import Site
@@ -76,7 +75,7 @@ def certify(
         "versions": versions(),
         "files": files(folder),
     }
-    (folder / CERTIFICATE).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    storage.write_json(folder / CERTIFICATE, facts)
     return facts
 
 
@@ -169,8 +168,7 @@ def files(folder: Path) -> dict[str, str]:
     """SHA-256 of every file below a folder, the certificate left out."""
     found = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / CERTIFICATE):
-        with open(path, "rb") as file:
-            found[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+        found[path.relative_to(folder).as_posix()] = storage.digest(path)
     return found
 
 

@@ -6,7 +6,6 @@ Every folder gets a certificate.json, which says how far it is from what was tra
 
 import contextlib
 import functools
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,9 +17,10 @@ from graft.shipping import four_bit, gguf, instructions, prompts
 from graft.shipping.adapter import ADAPTERS
 from graft.shipping.certificate import CERTIFICATE, certify, said, stacked, unmerged
 from graft.shipping.fidelity import answers, drift, judge_answers, judge_survival, survival
-from graft.shipping.hf import replaced, write_model
+from graft.shipping.hf import write_model
 from graft.shipping.merge_ways import check_into, choices, fits, original_of, usual_into
 from graft.shipping.readback import READERS
+from graft.storage import output_folder, write_json
 
 if TYPE_CHECKING:
     from graft.base.base import Base
@@ -100,7 +100,7 @@ def export(
         return ADAPTERS[to](base, folder, _one(base, adapter), force=force)
     adapter = None if adapter is None else _one(base, adapter)
     usual = usual_into(base)
-    with replaced(folder, force=force) as partial, unmerged(base) as merged:
+    with output_folder(folder, force=force) as partial, unmerged(base) as merged:
         names = merged if adapter is None or adapter in merged else [*merged, adapter]
         if not names and base.adapters:
             names = [_one(base, None)]
@@ -146,7 +146,7 @@ def _merged(
         "note": "; ".join(_notes(base, names, to, dequantised)),
         "adapters": reports,
     }
-    (folder / REPORT).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / REPORT, facts)
 
 
 def _notes(base: "Base", names: Sequence[str], to: str, dequantised: Sequence[str]) -> list[str]:

@@ -5,21 +5,15 @@ shall stay packed, a head that left its tie is untied in the config, and the bas
 writes the files.
 """
 
-import contextlib
 import copy
-import errno
-import os
-import shutil
-import uuid
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import nn
 
-from graft.errors import MergeError, ModelError, SpaceError, UsageError
+from graft.errors import MergeError, ModelError
 from graft.models.load import quiet
 from graft.quant import QuantLinear
 from graft.quant.hf import GraftQuantConfig, packed_by
@@ -140,44 +134,6 @@ def _with_biases(model: nn.Module, config: Any, state: dict[str, torch.Tensor]) 
     for key in wanted.keys() - state.keys():
         state[key] = torch.zeros(wanted[key].shape, dtype=model.get_input_embeddings().weight.dtype)
     return clone
-
-
-@contextlib.contextmanager
-def replaced(folder: Path, *, force: bool) -> Iterator[Path]:
-    """A new folder beside `folder` that takes its place at the end, whole, or vanishes on an error.
-
-    Raises UsageError where `folder` holds something and force is False, SpaceError where the disk is full.
-    """
-    refuse_occupied(folder, force=force)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    mark = uuid.uuid4().hex[:8]
-    partial, old = (folder.with_name(f".{folder.name}.{word}-{mark}") for word in ("partial", "old"))
-    partial.mkdir()
-    try:
-        yield partial
-        if folder.exists():
-            os.replace(folder, old)
-        os.replace(partial, folder)
-    except (OSError, SafetensorError) as error:
-        if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
-            free = shutil.disk_usage(folder.parent).free
-            raise SpaceError(
-                f"the disk of {folder.parent} is full ({free / 2**30:.2f} GiB free)",
-                "room for the whole model",
-                "free some",
-            ) from error
-        raise
-    finally:
-        for rest in (partial, old):
-            shutil.rmtree(rest, ignore_errors=True)
-
-
-def refuse_occupied(folder: Path, *, force: bool) -> None:
-    """Raise UsageError where `folder` holds something and force is False."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not force:
-        raise UsageError(
-            f"{folder} exists", "a new folder", "choose another name, delete it, or pass force=True"
-        )
 
 
 def _sound(config: Any) -> Any:

@@ -11,7 +11,6 @@ The order of rows and the learning rate are pure functions of the step, so nothi
 
 import json
 import platform
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -53,15 +52,13 @@ class Checkpoints:
         self.folder = run / "checkpoints"
         self.identity, self.keep, self.warn = dict(identity), keep, warn
 
-    def foresee(self, adapter: "Adapter", optimizer: AdamW, count: int) -> None:
+    def check_space(self, adapter: "Adapter", optimizer: AdamW, count: int) -> None:
         """Raise SpaceError, before the first step, where the disk has no room for `count` checkpoints of this run.
 
         Fewer are needed at a time: those that are kept, and the one that is being written.
         """
         each, most = _bytes(_parts(adapter, optimizer)), min(count, self.keep + 1)
-        free = shutil.disk_usage(
-            next(path for path in (self.folder, *self.folder.parents) if path.exists())
-        ).free
+        free = storage.free_bytes(self.folder)
         if free < most * each:
             raise SpaceError(
                 f"{self.folder} has {free:,} bytes free, and {most} checkpoints of {each:,} bytes are coming",
@@ -84,7 +81,7 @@ class Checkpoints:
             storage.write(folder / "state.json", state)
 
         facts = {"step": progress.step, "identity": self.identity, "versions": versions()}
-        storage.patiently(self.folder, needed, lambda: storage.commit(target, fill, facts), self.warn)
+        storage.retry_while_full(self.folder, needed, lambda: storage.commit(target, fill, facts), self.warn)
         storage.validate(target)
         storage.rotate(self.folder, self.keep, [progress.best["step"]] if progress.best else [])
         return target
@@ -98,14 +95,14 @@ class Checkpoints:
         if checkpoint is not None:
             self._check(checkpoint)
         for broken, error in damaged:
-            aside = storage.set_aside(broken)
+            renamed = storage.quarantine(broken)
             origin = checkpoint.name if checkpoint else "the start"
-            self.warn(f"{error.given}: kept as {aside.name}, going on from {origin}")
+            self.warn(f"{error.given}: kept as {renamed.name}, going on from {origin}")
         if checkpoint is None:
             return None
         adapter.restore(load_file(checkpoint / "adapter.safetensors"))
         optimizer.load(load_file(checkpoint / "optimizer.safetensors"))
-        state = storage.decode(checkpoint / "state.json")
+        state = storage.read_json(checkpoint / "state.json")
         rng.restore(load_file(checkpoint / "rng.safetensors"), state["rng"])
         return Progress(**state["progress"])
 

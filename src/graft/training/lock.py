@@ -4,7 +4,6 @@ On network file systems without locks (old NFS) two machines can still collide.
 """
 
 import contextlib
-import json
 import os
 import socket
 import time
@@ -46,7 +45,7 @@ def locked(run: Path) -> Iterator[None]:
 def _owner(path: Path) -> str:
     for _ in range(20):  # the winner may not have written its name yet
         try:
-            who = json.loads(path.read_bytes())
+            who = storage.read_json(path)
             return f"process {who['pid']} on {who['host']}, started {who['started']}"
         except (OSError, ValueError):
             time.sleep(0.05)
