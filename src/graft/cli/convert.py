@@ -5,8 +5,9 @@ from typing import Annotated, Any
 
 import typer
 
-from graft.cli.say import after, show, show_json, size_of, talk
+from graft.cli.say import after, show, show_json, talk
 from graft.errors import UsageError
+from graft.sizes import size_of
 
 
 def add_to(app: typer.Typer) -> None:

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from graft.cli.say import after, show, show_json, size_of, talk
+from graft.cli.say import after, show, show_json, talk
+from graft.sizes import size_of
 
 
 def add_to(app: typer.Typer) -> None:

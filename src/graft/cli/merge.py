@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from graft.cli.say import after, show, show_json, size_of, table, talk
+from graft.cli.say import after, show, show_json, table, talk
 from graft.errors import UsageError, nearest, one_of
+from graft.sizes import size_of
 
 if TYPE_CHECKING:
     from graft.runs.open import Opened

@@ -3,7 +3,6 @@
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 
@@ -43,32 +42,3 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         for line in lines
     ]
     return "\n".join(text)
-
-
-def size(count: float) -> str:
-    """Bytes for people: 512 B, 4.2 MB, 1.3 GiB."""
-    for unit, step in (("GiB", 2**30), ("MB", 10**6), ("kB", 10**3)):
-        if count >= step:
-            return f"{count / step:.1f} {unit}"
-    return f"{count:.0f} B"
-
-
-def size_of(folder: Path) -> str:
-    """All files of a folder together, as `size` says it."""
-    return size(sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()))
-
-
-def number(count: float) -> str:
-    """A count for people: 950, 11.3 k, 1.24 M, 7.0 B."""
-    for unit, step in (("B", 10**9), ("M", 10**6), ("k", 10**3)):
-        if count >= step:
-            return f"{count / step:.2f} {unit}" if count < 10 * step else f"{count / step:.1f} {unit}"
-    return f"{count:.0f}"
-
-
-def duration(seconds: float) -> str:
-    """Time for people: 12 s, 4 min, 2 h 05 min."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -6,10 +6,10 @@ fails here by name.
 
 import os
 import platform
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +22,8 @@ from graft.models.fresh import fresh
 from graft.objectives.lm import language_modelling
 from graft.planning.plan import memory
 from graft.quant import Scheme, quantise_model
+from graft.sizes import size
+from graft.storage import free_bytes
 
 LIBRARIES = (
     "graftlm",
@@ -68,8 +70,8 @@ def _facts() -> dict[str, str]:
     facts |= {name: _version(name) or f"not installed (for {purpose})" for name, purpose in EXTRAS.items()}
     facts |= {"processor": f"{os.cpu_count()} cores, {torch.get_num_threads()} threads used", "gpu": gpu}
     facts |= {
-        "memory": f"{free / 2**30:.1f} GiB free",
-        "disk": f"{shutil.disk_usage('.').free / 2**30:.1f} GiB free here",
+        "memory": f"{size(free)} free",
+        "disk": f"{size(free_bytes(Path()))} free here",
     }
     device = "cuda" if torch.cuda.is_available() else "cpu"
     own = [name for name, plain in REFERENCE.items() if kernel(name, device) is not plain]

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-MIB = 2**20
+from graft.sizes import KIB, MIB
 
 
 class Observer:
@@ -156,7 +156,7 @@ def usage(device: torch.device) -> tuple[int, int]:
     """(bytes in use, most so far): of the GPU, or of this process."""
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device), torch.cuda.max_memory_allocated(device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else KIB)
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
     except OSError:  # not Linux

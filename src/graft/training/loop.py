@@ -16,10 +16,11 @@ import torch
 
 from graft import storage
 from graft.errors import TrainingError
+from graft.sizes import MIB
 from graft.training import rng
 from graft.training.checkpoint import Checkpoints, Progress, same_run
 from graft.training.lock import locked
-from graft.training.log import MIB, Observer, RunLog
+from graft.training.log import Observer, RunLog
 from graft.training.memory import advice
 from graft.training.neftune import Neftune
 from graft.training.optimizers import AdamW, build
