@@ -185,11 +185,11 @@ REFUSED = {
     ),
     "NaN in a norm": (
         lambda f: edit_weights(f, lambda s: s["model.norm.weight"].fill_(torch.nan)),
-        r"model\.norm\.weight: not all values are finite",
+        r"llama: NaN or infinity in model\.norm\.weight",
     ),
     "Inf in a linear": (
         lambda f: edit_weights(f, lambda s: s["model.layers.0.self_attn.q_proj.weight"].fill_(torch.inf)),
-        r"layers\.0\.self_attn\.q_proj\.weight: not all values are finite",
+        r"NaN or infinity in model\.layers\.0\.self_attn\.q_proj\.weight",
     ),
 }
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.generation.configuration_utils import GenerationConfig
 from transformers.modeling_utils import PreTrainedModel
@@ -23,7 +22,8 @@ from graft.base.base import Base
 from graft.errors import GraftError, ModelError, UsageError, listed, one_of
 from graft.models.files import ModelFiles, first_line, open_files
 from graft.models.tokenizer import tokenizer_of
-from graft.quant.replace import not_finite
+from graft.quant.finite import require_finite
+from graft.quant.replace import DAMAGED
 from graft.quant.scheme import Scheme
 
 MODEL_MAPPING = modeling_auto.MODEL_MAPPING
@@ -172,7 +172,7 @@ def _stream(
         ) from error
     model.config.name_or_path = str(opened.folder)
     _complete(model, info, opened.folder, fresh_head)
-    _finite(model)
+    require_finite(model.named_parameters(), ModelError, DAMAGED, opened.folder)
     return model.to(device).requires_grad_(False).eval()
 
 
@@ -200,15 +200,3 @@ def _complete(model: PreTrainedModel, info: dict[str, Any], folder: Path, fresh_
             "all weights of the model",
             "download the whole model; for a head that was never trained pass task=, which makes a fresh one",
         )
-
-
-def _finite(model: nn.Module) -> None:
-    """One pass over every float tensor, without a temporary of its size."""
-    bad = []
-    for name, tensor in model.named_parameters():
-        if tensor.is_floating_point() and tensor.numel():
-            low, high = torch.aminmax(tensor)
-            if not (torch.isfinite(low) and torch.isfinite(high)):
-                bad.append(name)
-    if bad:
-        raise not_finite(bad)

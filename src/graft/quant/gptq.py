@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from graft.errors import UsageError
 from graft.kernels.groups import constants, nearest, pack_bits
-from graft.quant.replace import blocks, not_finite, replace
+from graft.quant.replace import blocks, damaged, replace
 from graft.quant.scheme import GROUPED, Scheme
 
 DAMPING = 0.01
@@ -106,7 +106,7 @@ def quantise_calibrated(
             _answers(block, states, own)
         bad = hessians.pack(model, scheme)
         if bad:
-            raise not_finite(bad)
+            raise damaged(bad)
         states = _answers(block, states, own)
         if tell is not None:
             tell(done, len(named))

@@ -20,11 +20,11 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from graft.errors import ModelError, listed
 from graft.quant.linear import QuantLinear
 from graft.quant.replace import (
+    damaged,
     dequantise_model,
     is_conv1d,
     is_linear,
     matrix,
-    not_finite,
     outline,
     packable,
     quantise_model,
@@ -152,7 +152,7 @@ class GraftQuantizer(HfQuantizer):
 
     def _process_model_after_weight_loading(self, model: nn.Module, **_: Any) -> nn.Module:
         if self.bad:
-            raise not_finite(self.bad)
+            raise damaged(self.bad)
         if self.misshapen:
             raise ModelError(
                 listed(self.misshapen, 1), "weights and config.json of one model", "compare with the original"

@@ -11,9 +11,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from graft.errors import ModelError, UsageError
+from graft.errors import GraftError, ModelError, UsageError
+from graft.quant.finite import not_finite_error
 from graft.quant.linear import Quantise, QuantLinear
 from graft.quant.scheme import Scheme
+
+# What to do about a checkpoint with a NaN or an infinity.
+DAMAGED = "download or convert the model again; a checkpoint saved in fp16 may have overflowed"
 
 
 def is_linear(module: nn.Module) -> bool:
@@ -92,7 +96,7 @@ def quantise_model(
         )
     bad = [f"{name}.weight" for name, module in found if not replace(model, name, module, scheme)]
     if bad:
-        raise not_finite(bad)
+        raise damaged(bad)
     return model
 
 
@@ -139,14 +143,9 @@ def dequantise_model(model: nn.Module, dtype: torch.dtype | None = None) -> nn.M
     return model
 
 
-def not_finite(names: list[str]) -> ModelError:
-    """The error for tensors with a NaN or an infinity."""
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ModelError(
-        f"{', '.join(names[:3])}{more}: not all values are finite (NaN or infinity)",
-        "a checkpoint with finite weights",
-        "download or convert it again; a checkpoint saved in fp16 may have overflowed",
-    )
+def damaged(names: list[str]) -> GraftError:
+    """Return the error for weights of a checkpoint that hold a NaN or an infinity."""
+    return not_finite_error(names, ModelError, DAMAGED)
 
 
 def outline(model: nn.Module) -> dict[str, dict[str, Any]]:

@@ -16,6 +16,7 @@ from torch import nn
 from graft.errors import MergeError, ModelError
 from graft.models.load import quiet
 from graft.quant import QuantLinear
+from graft.quant.finite import require_finite
 from graft.quant.hf import GraftQuantConfig, packed_by
 
 if TYPE_CHECKING:
@@ -52,14 +53,7 @@ def write_state(
 def sound(model: nn.Module, *, packed: bool = False) -> tuple[nn.Module, list[str]]:
     """`plain`, with every number finite; raises ModelError otherwise."""
     clone, unpacked = plain(model, packed=packed)
-    floats = ((name, tensor) for name, tensor in clone.named_parameters() if tensor.is_floating_point())
-    bad = [name for name, tensor in floats if not torch.isfinite(tensor).all()]
-    if bad:
-        raise ModelError(
-            f"{bad[0]} holds NaN or infinity ({len(bad)} tensors do)",
-            "finite weights",
-            "merge a sound adapter",
-        )
+    require_finite(clone.named_parameters(), ModelError, "merge an adapter whose training did not diverge")
     return clone, unpacked
 
 
