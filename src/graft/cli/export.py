@@ -2,7 +2,7 @@
 
 import json as codec
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -35,7 +35,7 @@ def export(
     json: Annotated[bool, typer.Option("--json", help="What was written, for programs.")] = False,
 ) -> None:
     from graft.runs.open import open_model
-    from graft.shipping.export import CERTIFICATE, MODELS, said
+    from graft.shipping.export import CERTIFICATE, LAYOUTS
     from graft.shipping.export import export as write  # torch costs seconds
 
     opened = open_model(model, adapters=adapter or ())
@@ -46,12 +46,25 @@ def export(
         show_json({"folder": str(written), "to": to, "files": files, "certificate": certificate})
     else:
         show(f"wrote   {written} ({size_of(written)})")
-        talk(f"checked {said(certificate)}")
+        talk(f"checked {certificate_line(certificate)}")
     if to.startswith("gguf"):
         after(
             f"ollama create NAME -f {written / 'Modelfile'}   (or, for llama.cpp and vLLM: {written / 'README.md'})"
         )
     else:
-        after(
-            f"graft chat {written}" if to in MODELS else f"graft chat {opened.base.name} --adapter {written}"
-        )
+        alone = LAYOUTS[to].adapter_alone
+        after(f"graft chat {opened.base.name} --adapter {written}" if alone else f"graft chat {written}")
+
+
+def certificate_line(facts: dict[str, Any]) -> str:
+    """Return what a certificate measured, in one line."""
+    weights, logits, perplexity = (facts[key] for key in ("weights", "logits", "perplexity"))
+    parts = ["rounded"] if facts.get("rounded") else []
+    if weights and weights["survived"] is not None:
+        parts.append(f"{weights['survived']:.1%} of the update is there")
+    if weights:
+        parts.append(f"weights differ by {weights['max']:.2g} at most ({weights['mean']:.2g} on average)")
+    parts.append(f"logits by {logits['max']:.2g} ({logits['mean']:.2g})")
+    if perplexity["written"] is not None:
+        parts.append(f"perplexity {perplexity['adapted']:.4g} -> {perplexity['written']:.4g}")
+    return "; ".join(parts)

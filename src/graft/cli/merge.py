@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from graft.cli.export import certificate_line
 from graft.cli.say import after, show, show_json, table, talk
 from graft.errors import UsageError, nearest, one_of
 from graft.sizes import size_of
@@ -65,8 +66,7 @@ def merge(
         REPORT,
         check_into,
         export,
-        fits,
-        said,
+        minima_hold,
     )  # torch costs seconds
     from graft.storage import refuse_occupied
 
@@ -76,7 +76,7 @@ def merge(
     blended = _blend(opened, weight or [], how=how, density=density, r=r, seed=seed)
     to = "hf" if form == "model" else "peft"
     ways = _choices(opened, form, into, original)
-    if form == "model" and not into and opened.adapter and fits(opened.base, [opened.adapter]):
+    if form == "model" and not into and opened.adapter and minima_hold(opened.base, [opened.adapter]):
         into = "packed"
     written = export(
         opened.base,
@@ -99,7 +99,7 @@ def merge(
             parts = " + ".join(f"{number:g} {name}" for name, number in blended["weights"].items())
             talk(f"blended {parts} by {blended['how']}: {blended['trained']:,} numbers")
         _say_cost(facts)
-        talk(f"checked {said(certificate)}")
+        talk(f"checked {certificate_line(certificate)}")
     if form == "model":
         after(f"graft chat {written}   (or: graft quantize {written} OUT)")
     else:

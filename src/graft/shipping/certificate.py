@@ -95,23 +95,6 @@ def measured(base: "Base", reading: Reading, adapters: Sequence[str], trained: "
     }
 
 
-def said(facts: dict[str, Any]) -> str:
-    """The certificate in one line."""
-    weights, logits, ppl = (facts[key] for key in ("weights", "logits", "perplexity"))
-    parts = ["rounded"] if facts.get("rounded") else []
-    survived = weights and weights["survived"]
-    parts += [] if survived is None else [f"{survived:.1%} of the update is there"]
-    parts += (
-        [f"weights differ by {weights['max']:.2g} at most ({weights['mean']:.2g} on average)"]
-        if weights
-        else []
-    )
-    parts += [f"logits by {logits['max']:.2g} ({logits['mean']:.2g})"]
-    if ppl["written"] is not None:
-        parts.append(f"perplexity {ppl['adapted']:.4g} -> {ppl['written']:.4g}")
-    return "; ".join(parts)
-
-
 @contextlib.contextmanager
 def stacked(base: "Base", names: Sequence[str], *, repack: bool = False) -> Iterator[None]:
     """Inside, these adapters are merged, in this order."""

@@ -35,13 +35,13 @@ def check_into(base: "Base", into: str | None) -> None:
     if into is None:
         return
     one_of("into", into, INTO)
-    if usual_into(base) is None:
+    if default_into(base) is None:
         raise UsageError(
             f"into={into!r} for {base.name}", "a quantised base", "leave into out: there is one way"
         )
 
 
-def usual_into(base: "Base") -> str | None:
+def default_into(base: "Base") -> str | None:
     """The way into this base where none is chosen: what is merged already, or nearest to what was trained; None where
     it is not quantised."""
     if any(done.repacked for done in base.merged):
@@ -49,7 +49,7 @@ def usual_into(base: "Base") -> str | None:
     return "dequantised" if base.quant != "none" or any(done.dequantised for done in base.merged) else None
 
 
-def fits(base: "Base", names: Sequence[str]) -> bool:
+def minima_hold(base: "Base", names: Sequence[str]) -> bool:
     """Whether the minima of a base packed in groups take up all that these adapters change in packed layers."""
     packed = [
         (site, inserts)

@@ -4,7 +4,7 @@ A reader takes the folder and the base that it was made from, and is a context: 
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -149,13 +149,3 @@ def gguf_lora(folder: Path, base: "Base") -> Iterator[Reading]:
 def _file(folder: Path) -> Path:
     """The one GGUF file of a folder that we wrote."""
     return next(folder.glob(f"*{gguf_file.SUFFIX}"))
-
-
-READERS: dict[str, Callable[[Path, "Base"], contextlib.AbstractContextManager[Reading]]] = {
-    "hf": model,
-    "gguf": gguf,
-    "bnb": model,
-    **dict.fromkeys(int4.FORMATS, packed),
-    "peft": adapter,
-    "gguf-lora": gguf_lora,
-}

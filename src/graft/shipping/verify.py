@@ -23,8 +23,8 @@ from graft.models.files import find, quantisation, read_config
 from graft.models.load import load, model_class
 from graft.shipping.certificate import CERTIFICATE, files, measured, versions
 from graft.shipping.fidelity import NOISE
+from graft.shipping.layouts import LAYOUTS
 from graft.shipping.merge_ways import original_of
-from graft.shipping.readback import READERS
 
 if TYPE_CHECKING:
     from graft.base.base import Base
@@ -58,7 +58,7 @@ def verify(folder: str | Path) -> list[Check]:
     try:
         with (
             _reopened(facts, folder, checks) as (base, source, names),
-            READERS[facts["format"]](folder, source) as found,
+            LAYOUTS[facts["format"]].read(folder, source) as found,
         ):
             again = measured(source, found, names, base)
         checks += _compared(facts, again, base)
@@ -93,7 +93,7 @@ def _sound(facts: Any) -> bool:
     parts = [(BASE, facts["base"]), *((ADAPTER, one) for one in facts["adapters"])]
     parts += [] if facts.get("added_to") is None else [(BASE, facts["added_to"])]
     described = all(isinstance(part, dict) and keys <= part.keys() for keys, part in parts)
-    return described and facts["format"] in READERS and isinstance(facts["logits"].get("size"), float)
+    return described and facts["format"] in LAYOUTS and isinstance(facts["logits"].get("size"), float)
 
 
 def _files(wanted: dict[str, str], folder: Path) -> Check:
