@@ -1,9 +1,9 @@
 """Durable writes: a file or folder has its new contents, all of them, or after a crash the old ones.
 
-A folder is committed in this order: fill `.tmp-NAME-UUID/`; write `manifest.json` last, with the size and SHA-256 of
-each file; fsync every file and folder; rename the folder to NAME; fsync its parent. After a crash at any moment NAME is
-complete or absent. A folder without a valid manifest is not a checkpoint; the latest checkpoint is found by scanning
-and validating, never by a pointer that could be wrong.
+A folder is committed in this order: fill `.tmp-NAME-UUID/`; write `manifest.json` last, with the size and
+SHA-256 of each file; fsync every file and folder; rename the folder to NAME; fsync its parent. After a crash
+at any moment NAME is complete or absent. A folder without a valid manifest is not a checkpoint; the latest
+checkpoint is found by scanning and validating, never by a pointer that could be wrong.
 """
 
 import contextlib
@@ -52,7 +52,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write(path: Path, data: bytes) -> None:
-    """Write a file and fsync it. Its name is durable only once its folder is synced (see `replace`, `commit`)."""
+    """Write a file and fsync it. Its name is durable once its folder is synced (`replace`, `commit`)."""
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     try:
         left = memoryview(data)
@@ -79,7 +79,7 @@ def write_tensors(path: Path, tensors: Mapping[str, "torch.Tensor"]) -> None:
 
 @contextlib.contextmanager
 def new_file(path: Path) -> Iterator[Path]:
-    """Yield the path of a temporary file that takes the place of `path`, whole, when the block ends well."""
+    """Yield the path of a temporary file that replaces `path`, whole, when the block ends well."""
     temporary = _temporary(path)
     try:
         yield temporary
@@ -94,10 +94,10 @@ def new_file(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Yield an empty temporary folder that takes the place of `path`, whole, when the block ends well.
+    """Yield an empty temporary folder that replaces `path`, whole, when the block ends well.
 
-    After an error the temporary folder is gone and an older `path` is as before. A crash between the two renames
-    leaves no `path`: replace only folders that their owner can write again.
+    After an error the temporary folder is removed and an older `path` is as before. A crash between the two
+    renames leaves no `path`: replace only folders that their owner can write again.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(path)
@@ -182,9 +182,9 @@ def sweep(folder: Path) -> None:
 
 
 def commit(target: Path, fill: Callable[[Path], object], facts: Mapping[str, Any] | None = None) -> Path:
-    """Make folder `target`, which `fill(folder)` writes, appear complete and with a manifest; an older one is replaced.
+    """Make folder `target`, which `fill(folder)` writes, appear complete and with a manifest.
 
-    facts: JSON values kept in the manifest.
+    An older one is replaced.  facts: JSON values kept in the manifest.
     """
     with new_folder(target) as folder:
         fill(folder)
@@ -200,7 +200,7 @@ def commit(target: Path, fill: Callable[[Path], object], facts: Mapping[str, Any
 
 
 def validate(folder: Path) -> dict[str, Any]:
-    """Return the facts of a committed folder. Raises CheckpointError unless every byte is as it was written."""
+    """Return the facts of a committed folder. Raises CheckpointError if any byte of it has changed."""
     body = _manifest(folder)
     written: dict[str, dict[str, Any]] = body["files"]
     present = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()} - {MANIFEST}
@@ -266,7 +266,7 @@ def latest(folder: Path) -> tuple[Path | None, list[tuple[Path, CheckpointError]
 
 
 def quarantine(checkpoint: Path) -> Path:
-    """Rename a damaged checkpoint, so that it no longer counts but can still be looked at; return the new path."""
+    """Rename a damaged checkpoint, so that it no longer counts but can be looked at; return the new path."""
     renamed = checkpoint.with_name(f"damaged-{checkpoint.name}-{uuid.uuid4().hex[:8]}")
     os.rename(checkpoint, renamed)
     sync(checkpoint.parent)

@@ -1,7 +1,8 @@
-"""The command `graft`: one short file per verb, and here what they share: the table of verbs, errors and exit codes.
+"""The command `graft`: one short file per verb; here the table of verbs, the errors and the exit codes.
 
-A verb parses, calls the library and prints. Data goes to stdout, talk to stderr. Heavy modules are imported inside the
-verbs' bodies, because `graft --help` and every error of a recipe must answer at once and torch alone takes two seconds.
+A verb parses, calls the library and prints. Data goes to stdout, talk to stderr. Heavy modules are imported
+inside the verbs' bodies: `graft --help` and every error of a recipe must answer at once, and torch alone
+takes two seconds.
 
     exit 0 done   1 failed   2 misuse   70 a defect of ours   74 disk full   130 interrupted   143 terminated
 """
@@ -65,12 +66,12 @@ for _verb in (
 
 
 def main() -> None:
-    """Entry point: run the command line of this process and exit."""
+    """Run the command line of this process and exit."""
     sys.exit(call(sys.argv[1:]))
 
 
 def call(words: list[str]) -> int:
-    """Run one command line; returns the exit code. Every failure is said in lines, never as a traceback."""
+    """Run one command line and return the exit code. Failures take a few lines, never a traceback."""
     try:
         app(words, prog_name="graft")
     except SystemExit as done:
@@ -96,7 +97,7 @@ def _fail(error: GraftError) -> int:
 
 
 def _defect(error: Exception) -> int:
-    """An exception nobody foresaw: one line for the reader, the traceback in a file."""
+    """Print an unforeseen exception in one line, and write its traceback into a file."""
     handle, name = tempfile.mkstemp(prefix="graft-", suffix=".txt")
     with os.fdopen(handle, "w", encoding="utf-8") as file:
         traceback.print_exception(error, file=file)

@@ -1,4 +1,4 @@
-"""graft convert: make an adapter folder of what others made: an old loralib pickle, or a model tuned in full."""
+"""graft convert: turn an old loralib pickle, or a fully tuned model, into an adapter folder."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -36,8 +36,11 @@ def convert(
     force: Annotated[bool, typer.Option("--force", help="Replace what is in the folder.")] = False,
     json: Annotated[bool, typer.Option("--json", help="The same facts for programs.")] = False,
 ) -> None:
-    """A tuned model becomes the LoRA nearest to what tuning changed, layer by layer. A pickle can run code when it is
-    read: this reads weights only, in a process of its own with limits; nothing else in graft opens a pickle."""
+    """Turn a tuned model into the LoRA nearest to its changes, layer by layer; or read a loralib pickle.
+
+    A pickle can run code when it is read: this reads weights only, in a separate process with limits. Nothing
+    else in graft opens a pickle.
+    """
     pickled = Path(source).is_file()
     _check(source, pickled, base, alpha, for_tuned=bool(r or energy or rest != "name"))
     if pickled and alpha is not None:

@@ -1,4 +1,4 @@
-"""graft doctor: what this machine offers, and whether the parts we stand on behave as we found them."""
+"""graft doctor: check this machine, and whether the libraries we stand on behave as we rely on."""
 
 from typing import Annotated
 

@@ -1,4 +1,4 @@
-"""graft export: the result in the layout that other programs load."""
+"""graft export: write the result in the layout that another program loads."""
 
 import json as codec
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""graft merge: fold an adapter, or the blend of several, into the base; say what it cost; write one ordinary model."""
+"""graft merge: fold adapters into the base; write one ordinary model, and say what it cost."""
 
 import json as codec
 from pathlib import Path
@@ -107,7 +107,7 @@ def merge(
 
 
 def _choices(opened: "Opened", form: str, into: str | None, original: str | None) -> list[dict[str, Any]]:
-    """Measure and show the ways to merge into a quantised base, where none was chosen."""
+    """Measure and print the ways to merge into a quantised base, unless one was chosen."""
     from graft.shipping.export import choices  # torch costs seconds
 
     if form != "model" or into or not opened.adapter or opened.base.quant == "none":
@@ -128,7 +128,7 @@ def _row(way: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _blend(opened: "Opened", words: list[str], *, how: str, **settings: Any) -> dict[str, Any] | None:
-    """Blend the adapters that were opened, where there are several or a weight; the blend answers then."""
+    """Blend the opened adapters if there are several, or a weight; the blend answers from then on."""
     known = list(opened.base.adapters)
     weights = dict.fromkeys(known, 1.0) | _weights(words, known)
     chosen = {key: value for key, value in settings.items() if key != "seed" and value is not None}
@@ -162,7 +162,7 @@ def _weights(words: list[str], known: list[str]) -> dict[str, float]:
 
 
 def _say_cost(facts: dict[str, Any]) -> None:
-    """What merging each adapter into the weights cost."""
+    """Print what merging each adapter into the weights cost."""
     for part in facts.get("adapters", []):
         moved, form = part["logits"], facts["packed"] or facts["dtype"]
         talk(f"merged  {part['adapter']}: {part['kept']:.1%} of its change survives the rounding to {form}")

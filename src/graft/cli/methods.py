@@ -1,4 +1,4 @@
-"""graft methods: what can be trained, from the methods' own files."""
+"""graft methods: list what can be trained, from the methods' own files."""
 
 import textwrap
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""graft verify: make the certificate of a merged or exported folder again, and say what differs."""
+"""graft verify: check a merged or exported folder against its certificate, and say what differs."""
 
 from pathlib import Path
 from typing import Annotated
@@ -19,8 +19,10 @@ def verify(
     folder: Annotated[Path, typer.Argument(help="A folder that graft merge or graft export wrote.")],
     json: Annotated[bool, typer.Option("--json", help="The same facts for programs.")] = False,
 ) -> None:
-    """Files and fingerprints must be equal; weights, logits and perplexity are measured again where base and adapters
-    are still where they were. Exit 1 where something differs."""
+    """Check that files and fingerprints are equal, and measure weights, logits and perplexity again.
+
+    Measuring needs the base and the adapters where they were. Exit 1 if something differs.
+    """
     if not (folder / CERTIFICATE).is_file():
         raise UsageError(
             f"{folder} has no {CERTIFICATE}",

@@ -1,14 +1,15 @@
-"""A GGUF file, opened: settings as a config, tensors under transformers' names, the tokenizer.
+"""Open a GGUF file: its settings as a config, its tensors under transformers' names, its tokenizer.
 
-Tensors are decoded when they are asked for, one at a time. Types that we do not write (K and IQ blocks) are decoded by
-the `gguf` package. Blocks that a packed base holds as they are can be had undecoded (`packed`):
+Tensors are decoded when they are asked for, one at a time. Types that we do not write (K and IQ blocks) are
+decoded by the `gguf` package. Blocks that a packed base can keep as they are come undecoded on request
+(`packed`):
 
     Q4_1   d·q + m       scale d, minimum m                          int4
     Q4_0   d·(q − 8)     scale d, minimum −8d, codes from 0 to 15    int4
     Q8_0   d·q           scale d, minimum −128d, codes q + 128       int8g
 
-all exact in half precision. A file that we wrote holds its tokenizer.json; of any other, transformers rebuilds the
-tokenizer.
+all exact in half precision. A file that we wrote holds its tokenizer.json; for any other, transformers
+rebuilds the tokenizer.
 """
 
 import importlib.util
@@ -35,9 +36,9 @@ TOKENS = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_t
 
 @dataclass
 class Stored:
-    """One tensor in the file; `[...]` decodes it, as a slice of safetensors does.
+    """One tensor in the file; `[...]` decodes it, like a slice of safetensors.
 
-    part: one of PARTS of a packed layer instead, undecoded.
+    part: one of PARTS of a packed layer, undecoded, instead.
     """
 
     tensor: Any
@@ -47,11 +48,11 @@ class Stored:
 
     @property
     def form(self) -> str | None:
-        """Its type, one of FORMS; None for those that we do not write."""
+        """Return its type, one of FORMS; None for those that we do not write."""
         return NAMES.get(int(self.tensor.tensor_type))
 
     def get_dtype(self) -> str:
-        """As a slice of safetensors says it."""
+        """Return its dtype as a slice of safetensors names it."""
         return "U8" if self.part == "codes" else "F16" if self.part else "F32"
 
     def __getitem__(self, key: Any) -> Tensor:
@@ -74,7 +75,7 @@ class Stored:
 
 
 def _undecoded(raw: Tensor, form: str, part: str) -> Tensor:
-    """A packed layer's codes, scale or minimum, of blocks with or without a minimum of their own."""
+    """Return a packed layer's codes, scale or minimum; a type without a minimum gets one from its scale."""
     codes, scale, minimum = unpack(raw, form)
     middle = 0 if FORMS[form].minimum else 2 ** (FORMS[form].bits - 1)
     if part == "codes":
@@ -83,7 +84,7 @@ def _undecoded(raw: Tensor, form: str, part: str) -> Tensor:
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Stored]]:
-    """Keys and tensors, as the file has them. Raises ModelError where it is damaged."""
+    """Return the keys and tensors of a file. Raises ModelError if it is damaged."""
     if importlib.util.find_spec("gguf") is None:
         raise ModelError(f"{path} without the package gguf", "it", "pip install 'graftlm[gguf]'")
     from gguf import GGUFReader  # late: an extra
@@ -99,7 +100,7 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Stored]]:
 
 
 def config(path: Path) -> dict[str, Any]:
-    """Keywords of transformers' config."""
+    """Return the keywords of transformers' config."""
     keys, tensors = read(path)
     if keys.get("general.type") == "adapter":
         raise ModelError(
@@ -109,7 +110,7 @@ def config(path: Path) -> dict[str, Any]:
 
 
 def state(path: Path, config: Any) -> dict[str, Stored]:
-    """Tensors under transformers' names. Raises ModelError for one that transformers' model has no place for."""
+    """Return the tensors under transformers' names. Raises ModelError for one that has no place there."""
     _, tensors = read(path)
     arch, found = names.ARCHITECTURES[config.model_type], {}
     for name, stored in tensors.items():
@@ -124,8 +125,10 @@ def state(path: Path, config: Any) -> dict[str, Stored]:
 
 
 def packed(path: Path, config: Any) -> tuple[dict[str, Stored], dict[str, Any]] | None:
-    """`state` with the matrices of the blocks undecoded, and the keywords of `GraftQuantConfig` for them; None where
-    these are not all of types that one scheme holds."""
+    """Return `state` with undecoded matrices in the blocks, and the keywords of `GraftQuantConfig` for them.
+
+    Returns None unless one scheme holds the types of all these matrices.
+    """
     found = state(path, config)
     inside = {
         key.removesuffix(".weight"): one
@@ -143,7 +146,10 @@ def packed(path: Path, config: Any) -> tuple[dict[str, Stored], dict[str, Any]] 
 
 
 def lora(path: Path, config: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """A GGUF adapter as PEFT's config and tensors; config: of the base. Raises AdapterError where they do not fit."""
+    """Return a GGUF adapter as PEFT's config and tensors.
+
+    config: of the base. Raises AdapterError if the two do not fit.
+    """
     keys, stored = read(path)
     arch = names.architecture(config)
     if keys.get("general.type") != "adapter" or keys.get("adapter.type") != "lora":
@@ -182,7 +188,7 @@ def lora(path: Path, config: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def tokenizer(path: Path) -> Any:
-    """The file's tokenizer, with its chat template; None for a file without one."""
+    """Return the file's tokenizer, with its chat template; None for a file without one."""
     keys, _ = read(path)
     tokens = keys.get("tokenizer.ggml.tokens")
     if not tokens:

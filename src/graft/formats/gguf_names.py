@@ -1,11 +1,11 @@
-"""How a model of transformers is called in a GGUF file: its tensors, its settings, and what llama.cpp changes in them.
+"""Translate a model between transformers and GGUF: the names of its tensors, its settings, its layouts.
 
     q_proj, k_proj of `llama`   rows of each head from (2, half) to (half, 2): llama.cpp turns neighbours, not halves
     norms of Gemma              1 + w, where transformers keeps w and adds 1
     rope_type llama3            a tensor rope_freqs.weight: what each frequency is divided by
 
-Only what llama.cpp computes as transformers does is named here; a setting that it fixes otherwise is refused. Names
-follow the `gguf` package (tensor_mapping.py), conversions llama.cpp's convert_hf_to_gguf.py.
+Only what llama.cpp computes as transformers does is named here; a setting that it fixes differently is
+refused. Names follow the `gguf` package (tensor_mapping.py), conversions llama.cpp's convert_hf_to_gguf.py.
 """
 
 import math
@@ -59,9 +59,11 @@ GELU = "gelu_pytorch_tanh"
 
 @dataclass(frozen=True)
 class Architecture:
-    """name: in files.  norms: names of a block's norms beside the first.  pairs, raised: see above.  biases: parts of a
-    block that may have one, None for any.  head: whether its head may differ from the table.  period: every which layer
-    sees the whole text, where the others see a window.
+    """How llama.cpp names and stores one family of models.
+
+    name: in files.  norms: names of a block's norms besides the first.  pairs, raised: see above.  biases:
+    parts of a block that may have one, None for any.  head: whether its head may differ from the table.
+    period: every which layer sees the whole text, while the others see a window.
     """
 
     name: str
@@ -115,7 +117,7 @@ def architecture(config: Any) -> Architecture:
 
 
 def settings(config: Any) -> dict[str, Any]:
-    """Settings of the file, each behind the architecture's name."""
+    """Return the settings of the file, each under the architecture's name."""
     arch = architecture(config)
     found = {key: getattr(config, name, None) for key, name in (SETTINGS | arch.settings).items()}
     head_dim = found["attention.key_length"] or config.hidden_size // config.num_attention_heads
@@ -137,7 +139,7 @@ def settings(config: Any) -> dict[str, Any]:
 
 
 def config_from(keys: dict[str, Any], tensors: dict[str, Any]) -> dict[str, Any]:
-    """Keywords of transformers' config, model_type among them, from a file's keys and tensors."""
+    """Return keywords of transformers' config, model_type among them, from a file's keys and tensors."""
     name = keys.get("general.architecture")
     model_type = next((kind for kind, arch in ARCHITECTURES.items() if arch.name == name), None)
     if model_type is None:
@@ -174,7 +176,7 @@ SPECIAL = {"bos": "bos", "eos": "eos", "pad": "padding"}
 
 
 def file_name(key: str, arch: Architecture) -> str:
-    """Name in the file of a tensor of transformers' state. Raises UsageError where the architecture has no such one."""
+    """Return the name in the file of a tensor of transformers' state. Raises UsageError if it has none."""
     module, _, kind = key.rpartition(".")
     found = TOP.get(module) if kind == "weight" else None
     inside = re.fullmatch(r"model\.layers\.(\d+)\.(.+)", module)
@@ -190,7 +192,7 @@ def file_name(key: str, arch: Architecture) -> str:
 
 
 def state_name(name: str, arch: Architecture) -> str | None:
-    """Inverse of `file_name`; None for tensors that transformers does not keep."""
+    """Return the inverse of `file_name`; None for tensors that transformers does not keep."""
     module, _, kind = name.rpartition(".")
     inside = re.fullmatch(r"blk\.(\d+)\.(.+)", module)
     if inside:
@@ -201,7 +203,7 @@ def state_name(name: str, arch: Architecture) -> str | None:
 
 
 def to_file(tensor: Tensor, name: str, arch: Architecture, config: Any) -> Tensor:
-    """The values that llama.cpp wants under this name."""
+    """Return the values that llama.cpp expects under this name."""
     heads = _paired_heads(name, arch, config)
     if heads:
         return tensor.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)
@@ -209,7 +211,7 @@ def to_file(tensor: Tensor, name: str, arch: Architecture, config: Any) -> Tenso
 
 
 def from_file(tensor: Tensor, name: str, arch: Architecture, config: Any) -> Tensor:
-    """Inverse of `to_file`."""
+    """Return the inverse of `to_file`."""
     heads = _paired_heads(name, arch, config)
     if heads:
         return tensor.unflatten(0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2)
@@ -217,7 +219,7 @@ def from_file(tensor: Tensor, name: str, arch: Architecture, config: Any) -> Ten
 
 
 def rope_factors(config: Any) -> Tensor | None:
-    """What each rotary frequency is divided by (head_dim / 2,), where that is more than one number."""
+    """Return what each rotary frequency is divided by (head_dim / 2,); None if it is one number for all."""
     rope = _rope(config)
     if rope["rope_type"] != "llama3":
         return None
@@ -226,20 +228,20 @@ def rope_factors(config: Any) -> Tensor | None:
 
 
 def _paired_heads(name: str, arch: Architecture, config: Any) -> int:
-    """Number of heads whose rows change their order; 0 for a tensor that keeps it."""
+    """Return the number of heads whose rows change their order; 0 for a tensor that keeps it."""
     if arch.pairs and ".attn_q." in name:
         return int(config.num_attention_heads)
     return int(config.num_key_value_heads) if arch.pairs and ".attn_k." in name else 0
 
 
 def _rope(config: Any) -> dict[str, Any]:
-    """The rotary settings of layers that see the whole text."""
+    """Return the rotary settings of layers that see the whole text."""
     found = config.rope_parameters
     return dict(found.get("full_attention", found))
 
 
 def _differences(arch: Architecture, config: Any) -> list[str]:
-    """Settings that llama.cpp would not follow, as `name value`."""
+    """Return the settings that llama.cpp would not follow, as `name value`."""
     act = getattr(config, "hidden_activation", None) or config.hidden_act
     rope = _rope(config)["rope_type"]
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

@@ -1,7 +1,7 @@
-"""A model folder, or a GGUF file: found, checked and opened, before any class of transformers is asked.
+"""Find, check and open a model folder or a GGUF file, before any class of transformers is asked.
 
-Of a folder, only config.json and safetensors are read, and we open the weights ourselves: no pickle, no code that a
-folder brings along, no adapter that it points at. What could not be trusted is refused, by name.
+In a folder only config.json and safetensors are read, and we open the weights ourselves: no pickle, no code
+from the folder, no adapter that it points at. What cannot be trusted is refused, by name.
 """
 
 import json
@@ -36,9 +36,10 @@ FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")  # all that i
 
 @dataclass
 class ModelFiles:
-    """config: as transformers has it, without quantisation.  state: key -> slice of a mapped file, or tensor.
+    """An opened model folder or GGUF file.
 
-    quantisation: how the weights are packed (`packed`) or shall be.
+    config: as transformers has it, without quantisation.  state: key -> slice of a mapped file, or tensor.
+    quantisation: how the weights are packed already (`packed`), or are to be packed; None: neither.
     """
 
     folder: Path
@@ -51,7 +52,7 @@ class ModelFiles:
 def open_files(path: str | Path, scheme: Scheme | None, *, plain: bool = False) -> ModelFiles:
     """Find a folder, a GGUF file, a hub id or "seedling", and open what is in it.
 
-    plain: what a GGUF file holds in blocks is decoded, also where a packed base could have it as it is.
+    plain: decode the blocks of a GGUF file, even those that a packed base could keep as they are.
     """
     folder = find(path)
     config = _config(folder)
@@ -74,12 +75,15 @@ def open_files(path: str | Path, scheme: Scheme | None, *, plain: bool = False) 
 
 
 def read_config(path: str | Path) -> PreTrainedConfig:
-    """The config of a folder, a hub id (only that file is fetched) or "seedling"; weights need not be there."""
+    """Return the config of a folder, a hub id or "seedling"; of a hub id only that file is fetched."""
     return _config(find(path, ["config.json", "tokenizer_config.json"]))
 
 
 def find(path: str | Path, files: Sequence[str] = FILES) -> Path:
-    """The local folder of a path, a hub id (its `files` downloaded: no pickles, no code) or "seedling"; a GGUF file."""
+    """Return the local folder of a path, a hub id or "seedling", or the GGUF file itself.
+
+    files: patterns of what is downloaded of a hub id: no pickles, no code.
+    """
     folder = seedling.FOLDER if str(path) == "seedling" else Path(path).expanduser()
     if folder.is_dir() or (folder.suffix == gguf_file.SUFFIX and folder.is_file()):
         return folder
@@ -116,7 +120,7 @@ def _download(hub_id: str, near: str, files: Sequence[str]) -> Path:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of somebody else says first."""
+    """Return the first line of somebody else's error."""
     return (str(error).strip().split("\n")[0] or type(error).__name__).rstrip(".")
 
 
@@ -132,7 +136,7 @@ def _json(file: Path) -> dict[str, Any]:
 
 
 def quantisation(folder: Path) -> dict[str, Any]:
-    """How a folder says that its weights are packed: transformers' `quantization_config`, or the file of AutoGPTQ."""
+    """Return how a folder says its weights are packed: `quantization_config`, or the file of AutoGPTQ."""
     if folder.is_file():
         return {}
     found = _json(folder / "config.json").get("quantization_config")
@@ -193,7 +197,7 @@ def _built(file: Path, facts: dict[str, Any]) -> PreTrainedConfig:
 
 
 def _method(folder: Path, packed: dict[str, Any], scheme: Scheme | None) -> str | None:
-    """How the folder is quantised: None, "graft", "bitsandbytes" or one of `int4.FORMATS`."""
+    """Return how the folder is quantised: None, "graft", "bitsandbytes" or one of `int4.FORMATS`."""
     four_or_eight = packed.get("load_in_4bit") or packed.get("load_in_8bit")
     method = BNB if four_or_eight else packed.get("quant_method")
     if method and scheme is not None:
@@ -213,7 +217,7 @@ def _method(folder: Path, packed: dict[str, Any], scheme: Scheme | None) -> str 
 
 
 def tensors(folder: Path) -> dict[str, Any]:
-    """Key -> slice of a mapped file, of every tensor in a folder."""
+    """Return {key: slice of a mapped file} of every tensor in a folder."""
     index = folder / "model.safetensors.index.json"
     if index.exists():
         names = {Path(str(name)).name for name in _json(index).get("weight_map", {}).values()}

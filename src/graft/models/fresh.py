@@ -20,10 +20,10 @@ def fresh(
     *,
     task: str | None = None,
 ) -> Base:
-    """A model with random weights, from keys of a transformers config such as {"model_type": "llama", ...}.
+    """Build a model with random weights.
 
-    vocab_size and the ids of special tokens come from the tokenizer where the config does not give them. The same seed
-    gives the same weights.
+    config: keys of a transformers config, such as {"model_type": "llama", ...}. vocab_size and the ids of
+    special tokens come from the tokenizer if they are not among them. The same seed gives the same weights.
     """
     config = dict(config)
     kind, model_type = dtype_of(dtype), str(config.pop("model_type", ""))

@@ -1,7 +1,7 @@
-"""A folder, a GGUF file, a hub id or "seedling" -> Base, quantised tensor by tensor while the weights stream in.
+"""Turn a folder, a GGUF file, a hub id or "seedling" into a Base.
 
-`files` finds and opens them; here they become a model. A model that could not be trusted is refused: weights that
-are missing, of another shape, or not finite.
+`files` finds and opens them; here the weights stream into a model and are quantised one tensor at a time. A
+model that cannot be trusted is refused: weights that are missing, of another shape, or not finite.
 """
 
 import contextlib
@@ -47,13 +47,18 @@ def load(
 ) -> Base:
     """Load a pretrained model, frozen, with its tokenizer.
 
-    quant: nf4, fp4 (both with double quantisation), int8, or int4, int3, int2, int8g, which have a scale and a minimum
-    for each `group_size` weights of a row (0: 32). None: as stored; folders that are quantised already (by us, by
-    bitsandbytes) load as they are, those of GPTQ, AWQ and compressed-tensors as int4, and so do GGUF files whose
-    matrices are all Q4_0 and Q4_1 (int4) or Q8_0 (int8g); other GGUF files as what their blocks stand for, and all of
-    them with "none".  dtype: bf16, fp32, fp16.  task: causal, masked, seq2seq or encoder, where the folder's own class
-    is not wanted; a head that its weights do not have is then fresh.  device: the GPU if there is one.
-    Raises ModelError for what cannot be read or trusted, UsageError for an argument that means nothing.
+    path: a folder, a GGUF file, a hub id or "seedling".
+    quant: how to pack the weights while they load. nf4 and fp4 have double quantisation; int8 has one absmax
+    per row; int4, int3, int2 and int8g have a scale and a minimum for each `group_size` weights of a row (0:
+    32).
+    None keeps weights as they are stored: what Graft or bitsandbytes quantised stays as it is; GPTQ, AWQ and
+    compressed-tensors become int4; GGUF files become int4 if all their matrices are Q4_0 or Q4_1, int8g if
+    they are Q8_0, and are decoded otherwise. "none" decodes every GGUF file.
+    dtype: bf16, fp32 or fp16, of weights that are not packed.
+    task: causal, masked, seq2seq or encoder, to load another class than the folder names; a head that the
+    folder does not have is then created untrained.
+    device: by default the GPU if there is one.
+    Raises ModelError for files that cannot be read or trusted, UsageError for a wrong argument.
     """
     kind, scheme = dtype_of(dtype), None if quant in (None, "none") else Scheme(str(quant), group_size)
     if task is not None:
@@ -89,7 +94,7 @@ def device_of(device: str | torch.device | None) -> torch.device:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """transformers says what it found on the terminal; we say it in errors."""
+    """Keep transformers from printing inside the block: we say in errors what it found."""
     verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -102,7 +107,7 @@ def quiet() -> Iterator[None]:
 
 
 def model_class(config: PreTrainedConfig, task: str | None) -> type[PreTrainedModel]:
-    """The class that config.json names, or the one transformers has for the task."""
+    """Return the class that config.json names, or the one transformers has for the task."""
     try:
         plain = MODEL_MAPPING[type(config)]
     except KeyError:
@@ -177,7 +182,7 @@ def _stream(
 
 
 def _complete(model: PreTrainedModel, info: dict[str, Any], folder: Path, fresh_head: bool) -> None:
-    """Refuse a model with weights that the folder did not have, or had in another shape."""
+    """Raise ModelError for weights that the folder lacks, or has in another shape."""
     wrong = [
         f"{name} is {tuple(stored)} in the file and {tuple(expected)} by config.json"
         for name, stored, expected in sorted(info["mismatched_keys"])

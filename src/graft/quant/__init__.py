@@ -1,4 +1,4 @@
-"""Number formats of frozen weights and of optimizer states: nf4, fp4, int8, groups of whole numbers, 8-bit maps."""
+"""Number formats of frozen weights and optimizer states: nf4, fp4, int8, integers in groups, 8-bit maps."""
 
 from graft.quant.dynamic import dequantise_state, quantise_state
 from graft.quant.linear import QuantLinear

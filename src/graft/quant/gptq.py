@@ -1,15 +1,17 @@
-"""GPTQ: codes chosen one column after the other, so that what a layer answers to calibration inputs changes least.
+"""GPTQ: choose codes column by column, so that a layer's answers to calibration inputs change least.
 
-    H = 2 X Xᵀ + λI             X (in, tokens): what enters the layer;  λ = 1 % of the mean diagonal of 2 X Xᵀ
+    H = 2 X Xᵀ + λI           X (in, tokens): what enters the layer;  λ = 1 % of the mean diagonal of 2 X Xᵀ
     U = upper Cholesky factor of H⁻¹
-    columns j = 0, 1, ...:      the scale and the minimum of a group, from its weights as they are when it is reached;
-                                e = (w_j − ŵ_j) / U_jj;  w_k ← w_k − e U_jk for all k > j
+    columns j = 0, 1, ...:    scale and minimum of a group, from its weights as they are when it is reached;
+                              e = (w_j − ŵ_j) / U_jj;  w_k ← w_k − e U_jk for all k > j
 
-Frantar et al. 2022 (2210.17323), in the order of the columns (act-order off), so that groups stay neighbours. A model
-is done block by block: the inputs of one block for all calibration rows, and its Hessians, are all that is kept beside
-the weights. Later blocks see what the packed earlier ones answer. Layers of one block that read the same tensor share
-its Hessian. Differs: the errors of a group reach the columns behind it once the group is done, not every 128 columns,
-because the next group's constants depend on them; a layer that no calibration row enters is rounded to nearest.
+Frantar et al. 2022 (2210.17323), in the order of the columns (act-order off), so that groups stay neighbours.
+A model is done block by block: only the inputs of one block for all calibration rows, and its Hessians, are
+kept besides the weights. Later blocks see the answers of the packed earlier ones. Layers of one block that
+read the same tensor share its Hessian.
+Differs: the errors of a group reach the columns after it once the group is done, not every 128 columns,
+because the next group's constants depend on them; a layer that no calibration row enters is rounded to
+nearest.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -32,9 +34,9 @@ Batch = dict[str, Any]  # keywords of the model
 
 
 def factor(hessian: Tensor, damping: float = DAMPING) -> Tensor | None:
-    """U of a Hessian (in, in) of any scale; None where no input, or none that is finite, was seen.
+    """Return U of a Hessian (in, in) of any scale; None if it has seen no input, or none that is finite.
 
-    The damping grows tenfold where rounding makes the matrix indefinite.
+    The damping grows tenfold as long as rounding makes the matrix indefinite.
     """
     mean = hessian.diagonal().mean()
     if not 0 < mean < torch.inf:
@@ -50,7 +52,7 @@ def factor(hessian: Tensor, damping: float = DAMPING) -> Tensor | None:
 
 
 def choose(weight: Tensor, scheme: Scheme, U: Tensor | None) -> dict[str, Tensor] | None:
-    """The tensors of a packed weight (out, in), as `Scheme.quantise` gives them; computed in U's dtype."""
+    """Return the tensors of a packed weight (out, in), as `Scheme.quantise` does, computed in U's dtype."""
     if U is None or not torch.isfinite(weight).all():
         return scheme.quantise(weight)
     bits, block, left = GROUPED[scheme.name], scheme.block, weight.to(U.dtype, copy=True)
@@ -69,7 +71,10 @@ def choose(weight: Tensor, scheme: Scheme, U: Tensor | None) -> dict[str, Tensor
 
 
 def _columns(left: Tensor, codes: Tensor, U: Tensor, group: tuple[Tensor, Tensor, int]) -> Tensor:
-    """Choose the codes of one group, column by column; returns e (out, columns). Changes `left` and `codes`."""
+    """Choose the codes of one group, column by column; return e (out, columns).
+
+    Changes `left` and `codes`.
+    """
     scale, minimum, bits = group
     errors = torch.empty_like(left)
     for j in range(left.shape[1]):
@@ -84,11 +89,12 @@ def _columns(left: Tensor, codes: Tensor, U: Tensor, group: tuple[Tensor, Tensor
 def quantise_calibrated(
     model: nn.Module, batches: Sequence[Batch], scheme: Scheme, tell: Callable[[int, int], None] | None = None
 ) -> nn.Module:
-    """Pack the linears of the blocks in place by GPTQ; returns the model.
+    """Pack the linears of the blocks in place by GPTQ; return the model.
 
-    batches: keywords of calibration forwards, without padding (use_cache=False where the model knows it).
-    tell: called with the number of blocks done and of all. Raises UsageError where there is nothing to calibrate by,
-    ModelError, naming the tensor, where a weight holds a NaN or an infinity.
+    batches: keywords of calibration forwards, without padding (use_cache=False if the model knows it).
+    tell: called with the number of blocks done and of all.
+    Raises UsageError if there is nothing to calibrate by; ModelError, naming the tensor, for a weight with a
+    NaN or an infinity.
     """
     named = blocks(model)
     if not (scheme.grouped and batches and named):
@@ -123,7 +129,7 @@ class _Call:
 
 
 def _recorded(model: nn.Module, names: Sequence[str], batches: Sequence[Batch]) -> dict[str, list[_Call]]:
-    """The calls of every block, one per batch. Masks and positions are the same tensors in all of them."""
+    """Return the calls of every block, one per batch. Masks and positions are shared between them."""
     calls: dict[str, list[_Call]] = {name: [] for name in names}
 
     def record(
@@ -143,7 +149,7 @@ def _recorded(model: nn.Module, names: Sequence[str], batches: Sequence[Batch]) 
 
 
 def _follows(name: str, before: str | None) -> bool:
-    """Whether a block is the next one of the list that `before` lies in."""
+    """Return whether a block is the next one of the list that `before` lies in."""
     path, _, number = name.rpartition(".")
     return before == f"{path}.{int(number) - 1}"
 
@@ -164,7 +170,7 @@ class _Hessians:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Inside the block every forward of a linear adds to the sums."""
+        """Let every forward of a linear inside the block add to the sums."""
         with ExitStack() as hooks:
             for name, module in self.linears:
                 hooks.callback(module.register_forward_pre_hook(partial(self._see, name)).remove)
@@ -183,7 +189,7 @@ class _Hessians:
         self.sums[name].addmm_(flat.T, flat)
 
     def pack(self, model: nn.Module, scheme: Scheme) -> list[str]:
-        """Put packed layers in the places of the linears; returns the names of weights that are not finite."""
+        """Replace the linears by packed layers; return the names of weights that are not finite."""
         bad = []
         for owner in dict.fromkeys(self.owner.get(name, name) for name, _ in self.linears):
             U = factor(self.sums.pop(owner)) if owner in self.sums else None

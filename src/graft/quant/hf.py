@@ -1,11 +1,11 @@
-"""The door into transformers: any model class packs its weights while they stream in, and loads them packed.
+"""Connect to transformers: any model class packs its weights while they stream in, and loads them packed.
 
     class.from_pretrained(..., quantization_config=GraftQuantConfig("nf4"))
 
-The skeleton is on the meta device. When a linear's weight arrives it is quantised and the linear is replaced then and
-there, so at no time are two large weights alive. On disk a packed layer has its own names (`q_proj.codes`,
-`q_proj.absmax`, ...) beside `quantization_config: {quant_method: graft}`, which brings it back.
-Import this module to register; transformers' `ConversionOps` and `HfQuantizer` are the interfaces used.
+The skeleton is on the meta device. When a linear's weight arrives, it is quantised and the linear replaced at
+once, so that two large weights never exist at the same time. On disk a packed layer has its own names
+(`q_proj.codes`, `q_proj.absmax`, ...), and `quantization_config: {quant_method: graft}` brings it back.
+Import this module to register; it uses transformers' interfaces `ConversionOps` and `HfQuantizer`.
 """
 
 from typing import Any
@@ -37,9 +37,10 @@ METHOD = "graft"
 
 @register_quantization_config(METHOD)
 class GraftQuantConfig(QuantizationConfigMixin):
-    """scheme, block, double: see `Scheme`.  skip: names of linears to leave alone, whole paths or ends of them.
+    """How transformers is told of our packed weights.
 
-    modules: path -> {block, double} of the packed layers where they are not those of the rule in `replace`.
+    scheme, block, double: see `Scheme`.  skip: names of linears to leave alone, whole paths or ends of them.
+    modules: path -> {block, double} of the packed layers, if they are not those of the rule in `replace`.
     """
 
     def __init__(
@@ -57,12 +58,15 @@ class GraftQuantConfig(QuantizationConfigMixin):
         self.skip, self.modules = skip or [], modules
 
     def kind(self, module: str = "") -> Scheme:
-        """The Scheme of all layers, or of one that has its own."""
+        """Return the Scheme of all layers, or of one that has its own."""
         own = (self.modules or {}).get(module, {})
         return Scheme(self.scheme, own.get("block", self.block), own.get("double", self.double))
 
     def names(self, model: nn.Module) -> dict[str, str]:
-        """Path in `model` -> key in `modules` (the path itself by the rule) of every layer to be packed."""
+        """Return {path in `model`: key in `modules`} of every layer to be packed.
+
+        By the rule of `replace` both are the path.
+        """
         if self.modules is None:
             return {name: name for name, _ in packable(model) if not _ends(name, self.skip)}
         linears = [name for name, module in model.named_modules() if is_linear(module)]
@@ -124,7 +128,7 @@ class GraftQuantizer(HfQuantizer):
         return _QuantiseOnArrival(self)
 
     def pack(self, model: nn.Module, name: str, weight: Tensor) -> bool:
-        """Pack one linear with the values that arrived for it; False where they are not finite or do not fit."""
+        """Pack one linear with the values that arrived; return False if they are not finite or do not fit."""
         module = model.get_submodule(name)
         if module.weight.shape != weight.shape:
             shapes = f"{tuple(weight.shape)} in the file and {tuple(module.weight.shape)} by config.json"
@@ -160,7 +164,10 @@ class GraftQuantizer(HfQuantizer):
         return model.requires_grad_(False)  # loading makes every float tensor trainable, absmax too
 
     def get_state_dict_and_metadata(self, model: nn.Module) -> tuple[None, dict[str, str]]:
-        """Called before the config is written: note which layers are packed now, where a merge has unpacked some."""
+        """Note which layers are packed now, as a merge may have unpacked some.
+
+        transformers calls it before it writes the config.
+        """
         config, layers = self.quantization_config, outline(model)
         usual = {"block": config.block, "double": config.double}
         by_rule = {name for name, _ in packable(model) if not _ends(name, config.skip)}
@@ -190,7 +197,7 @@ def quantise_pretrained(model: nn.Module, config: GraftQuantConfig) -> nn.Module
 
 
 def packed_by(model: nn.Module, config: GraftQuantConfig) -> nn.Module:
-    """Let a transformers model whose layers were packed in memory know it."""
+    """Tell a transformers model that its layers were packed in memory."""
     model.hf_quantizer = GraftQuantizer(config, pre_quantized=False)
     model.config.quantization_config = config
     model.is_quantized, model.quantization_method = True, METHOD

@@ -1,8 +1,8 @@
-"""Which linears of a model are packed, and packing them in a model that is already in memory.
+"""Decide which linears of a model are packed, and pack them in a model that is in memory.
 
-Packed are the linears of the blocks: those below an `nn.ModuleList`. Left alone are the head and the embeddings,
-whatever is tied, heads of classifiers (they lie outside the blocks), and what transformers keeps in fp32, for example
-T5's `wo`, whose dtype is read in every forward.
+The linears of the blocks are packed: those below an `nn.ModuleList`. Left alone are the head and the
+embeddings, tied weights, heads of classifiers (they lie outside the blocks), and what transformers keeps in
+fp32, for example T5's `wo`, whose dtype is read in every forward.
 """
 
 from collections.abc import Iterator
@@ -21,23 +21,26 @@ DAMAGED = "download or convert the model again; a checkpoint saved in fp16 may h
 
 
 def is_linear(module: nn.Module) -> bool:
-    """nn.Linear itself or transformers' Conv1D, which stores (in, out). Subclasses may compute something else."""
+    """Return whether a module is an nn.Linear or a Conv1D of transformers, which stores (in, out).
+
+    Subclasses do not count: they may compute something else.
+    """
     return type(module) is nn.Linear or is_conv1d(module)
 
 
 def is_conv1d(module: nn.Module) -> bool:
-    """GPT-2's linear layer."""
+    """Return whether a module is GPT-2's linear layer."""
     return type(module).__name__ == "Conv1D"
 
 
 def matrix(module: nn.Module, weight: torch.Tensor | None = None) -> torch.Tensor:
-    """The weight as (out, in)."""
+    """Return the weight as (out, in)."""
     weight = module.weight if weight is None else weight
     return weight.T if is_conv1d(module) else weight
 
 
 def packable(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """(path, module) of every linear of the blocks, packed ones included."""
+    """Return (path, module) of every linear of the blocks, packed ones included."""
     fp32 = set(getattr(model, "_keep_in_fp32_modules", None) or ())
     fp32 |= set(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
     tied = getattr(model, "all_tied_weights_keys", None) or {}
@@ -58,7 +61,7 @@ def packable(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def blocks(model: nn.Module) -> dict[str, list[tuple[str, nn.Module]]]:
-    """Path of every block -> its linears that can be packed and are not yet."""
+    """Return path of every block -> its linears that can be packed and are not yet."""
     lists = _lists(model)
     found: dict[str, list[tuple[str, nn.Module]]] = {}
     for name, module in packable(model):
@@ -72,7 +75,7 @@ def _lists(model: nn.Module) -> set[str]:
 
 
 def _block(name: str, lists: set[str]) -> str | None:
-    """The entry of the outermost list that a module lies in."""
+    """Return the entry of the outermost list that a module lies in."""
     parts = name.split(".")
     return next(
         (".".join(parts[: d + 1]) for d in range(1, len(parts)) if ".".join(parts[:d]) in lists), None
@@ -82,9 +85,9 @@ def _block(name: str, lists: set[str]) -> str | None:
 def quantise_model(
     model: nn.Module, scheme: str | Scheme, *, block: int = 0, double: bool = True
 ) -> nn.Module:
-    """Pack the linears of the blocks in place, one after the other; returns the model.
+    """Pack the linears of the blocks in place, one after the other; return the model.
 
-    Raises ModelError, naming the tensor, where a weight holds a NaN or an infinity.
+    Raises ModelError, naming the tensor, for a weight with a NaN or an infinity.
     """
     scheme = scheme if isinstance(scheme, Scheme) else Scheme(scheme, block, double)
     found = [(name, module) for name, module in packable(model) if not isinstance(module, QuantLinear)]
@@ -104,9 +107,9 @@ def replace(
     model: nn.Module, name: str, module: nn.Module, scheme: Scheme,
     weight: torch.Tensor | None = None, quantise: Quantise | None = None,
 ) -> bool:  # fmt: skip
-    """Put a packed layer in the place of `module`; False where its values are not finite.
+    """Replace `module` by a packed layer; return False if its values are not finite.
 
-    weight: its values, as it stores them.  quantise: chooses the codes, where not the scheme does.
+    weight: its values, as it stores them.  quantise: chooses the codes; None: the scheme does.
     """
     with torch.no_grad():
         layer = QuantLinear.pack(matrix(module, weight).detach(), scheme, module.bias, quantise)
@@ -117,9 +120,9 @@ def replace(
 
 
 def unpacked(layer: QuantLinear, weight: torch.Tensor | None = None) -> nn.Module:
-    """The plain layer for the place of a packed one: nn.Linear, or Conv1D where it was one, as files expect it.
+    """Return the plain layer to put in the place of a packed one: nn.Linear, or Conv1D if it was one.
 
-    weight: (out, in); left out, the values the codes stand for.
+    weight: (out, in); by default the values that the codes stand for.
     """
     weight = layer.weight if weight is None else weight
     if layer.transposed:
@@ -137,7 +140,10 @@ def unpacked(layer: QuantLinear, weight: torch.Tensor | None = None) -> nn.Modul
 
 
 def dequantise_model(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
-    """Make every packed layer plain again, in place; returns the model. dtype: of weights, by default the layer's."""
+    """Make every packed layer plain again, in place; return the model.
+
+    dtype: of the weights; None: the layer's.
+    """
     for name, layer in [(n, m) for n, m in model.named_modules() if isinstance(m, QuantLinear)]:
         model.set_submodule(name, unpacked(layer, None if dtype is None else layer.weight.to(dtype)))
     return model
@@ -149,6 +155,6 @@ def damaged(names: list[str]) -> GraftError:
 
 
 def outline(model: nn.Module) -> dict[str, dict[str, Any]]:
-    """Path -> block and double of every packed layer."""
+    """Return {path: {block, double}} of every packed layer."""
     layers = [(n, m) for n, m in model.named_modules() if isinstance(m, QuantLinear)]
     return {name: {"block": m.scheme.block, "double": m.scheme.double} for name, m in layers}

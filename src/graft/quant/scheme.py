@@ -20,10 +20,11 @@ NAMES = (*CODEBOOKS, *GROUPED)
 
 @dataclass(frozen=True)
 class Scheme:
-    """name: one of NAMES.
+    """How the weights of a base are stored.
 
-    block: weights per absmax (nf4, fp4), or per scale and minimum (int4, int3, int2, int8g); int8 has one absmax per
-    row. 0 is what is usual: 64, for groups 32.  double: absmax in 8 bits (nf4, fp4).
+    name: one of NAMES.  block: weights per absmax (nf4, fp4), or per scale and minimum (int4, int3, int2,
+    int8g); int8 has one absmax per row. 0 means the usual: 64, or 32 for groups.  double: keep absmax in 8
+    bits (nf4, fp4).
     """
 
     name: str = "nf4"
@@ -45,17 +46,17 @@ class Scheme:
 
     @property
     def grouped(self) -> bool:
-        """Whether codes are whole numbers with a scale and a minimum per group."""
+        """Return whether codes are whole numbers with a scale and a minimum per group."""
         return self.name in GROUPED
 
     @property
     def codebook(self) -> Codebook | None:
-        """The levels, or None where codes are whole numbers."""
+        """Return the levels, or None where codes are whole numbers."""
         return CODEBOOKS.get(self.name)
 
     @property
     def bits(self) -> float:
-        """Bits per weight in long rows, constants included."""
+        """Return bits per weight in long rows, constants included."""
         if self.grouped:
             return GROUPED[self.name] + 2 * 16 / self.block
         if self.codebook is None:
@@ -85,7 +86,7 @@ class Scheme:
         }
 
     def quantise(self, weight: Tensor) -> dict[str, Tensor] | None:
-        """(out, in) -> the tensors of `shapes`; None where the weight holds a NaN or an infinity."""
+        """Quantise (out, in) -> the tensors of `shapes`; None if the weight holds a NaN or an infinity."""
         if self.grouped:
             return self._groups(weight)
         if self.codebook is None:

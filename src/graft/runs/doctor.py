@@ -1,7 +1,7 @@
-"""What this machine offers, and whether torch and transformers behave as Graft relies on: the checks of `graft doctor`.
+"""Check this machine, and whether torch and transformers behave as Graft relies on: `graft doctor`.
 
-Each check runs on a two-layer model and takes a fraction of a second. A new version of a library that breaks a promise
-fails here by name.
+Each check runs on a two-layer model and takes a fraction of a second. A new version of a library that breaks
+a promise fails here by name.
 """
 
 import os
@@ -51,14 +51,14 @@ TINY = {
 
 @dataclass(frozen=True)
 class Check:
-    """One promise.  trouble: what was seen instead, empty where it holds."""
+    """One promise.  trouble: what was seen instead; empty if it holds."""
 
     name: str
     trouble: str
 
 
 def examine() -> tuple[dict[str, str], list[Check]]:
-    """(facts of the machine, checks)."""
+    """Return the facts of this machine, and all checks."""
     return _facts(), [Check(name, _trouble(check)) for name, check in CHECKS.items()]
 
 
@@ -96,7 +96,7 @@ def _trouble(check: Callable[[], str]) -> str:
 
 
 def _base(quant: str | None = None) -> tuple[Base, dict[str, Any]]:
-    """A random base with two adapters whose effect is visible, and the keywords of a forward."""
+    """Return a random base with two adapters whose effect is visible, and the keywords of a forward."""
     base = fresh(TINY, dtype="fp32")
     if quant:
         quantise_model(base.model, Scheme(quant))
@@ -113,7 +113,7 @@ def _base(quant: str | None = None) -> tuple[Base, dict[str, Any]]:
 
 
 def hooks_route_rows() -> str:
-    """Two rows with two adapters answer as each alone."""
+    """Check that two rows with two adapters answer as each would alone."""
     base, given = _base()
     with torch.no_grad():
         both = base(**given, adapters=["a", "b"]).logits
@@ -123,7 +123,7 @@ def hooks_route_rows() -> str:
 
 
 def checkpointing_keeps_gradients() -> str:
-    """One backward through two adapters gives the same gradients with and without activation checkpointing."""
+    """Check that checkpointing does not change the gradients of one backward through two adapters."""
     found = []
     for on in (False, True):
         base, given = _base()
@@ -140,7 +140,7 @@ def checkpointing_keeps_gradients() -> str:
 
 
 def detach_leaves_no_trace() -> str:
-    """After detach the base answers bit for bit as before."""
+    """Check that after detach the base answers bit for bit as before."""
     base, given = _base()
     with torch.no_grad():
         before = base(**given).logits
@@ -151,7 +151,7 @@ def detach_leaves_no_trace() -> str:
 
 
 def packed_weights_answer() -> str:
-    """A 4-bit base answers finitely, and an adapter on it receives gradients."""
+    """Check that a 4-bit base answers finitely, and that an adapter on it receives gradients."""
     base, given = _base("nf4")
     with base.using("a"):
         loss = base(**given, use_cache=False).logits.square().mean()
@@ -161,7 +161,7 @@ def packed_weights_answer() -> str:
 
 
 def losses_agree() -> str:
-    """The chunked loss from hidden states equals cross-entropy on full logits."""
+    """Check that the chunked loss from hidden states equals cross-entropy on full logits."""
     from graft.data.feed import Batch  # beside its one use: the data layer is no part of the other checks
 
     base, given = _base()

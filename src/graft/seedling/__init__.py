@@ -1,7 +1,7 @@
 """The embedded base and data: a small language model of ours, and the generator that writes what it reads.
 
-`seedling` as a model name means the folder of this package; `seedling:NAME` as a data path means a file that the
-generator writes. Nothing here needs a network.
+As a model name, `seedling` means the folder of this package; as a data path, `seedling:NAME` means a file
+that the generator writes. Nothing here needs a network.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ def _texts(n: int, seed: int, split: str) -> Rows:
 
 
 def _shelves(n: int, seed: int, split: str) -> Rows:
-    """A description and the shelf that its product stands on: a task of one label."""
+    """Return descriptions, each with the shelf that its product stands on: a task of one label."""
     draw, shelf = (
         random.Random(f"shelves {seed} {split}"),
         {kind: name for name, group in products.GROUPS.items() for kind in group.types},
@@ -52,10 +52,11 @@ DATASETS: dict[str, tuple[Callable[[int, int, str], Rows], int, int, str]] = {
 
 
 def dataset(name: str, folder: str | Path | None = None) -> Path:
-    """The JSONL file of `seedling:NAME` or NAME, written where it is missing.
+    """Return the JSONL file of `seedling:NAME` or NAME; write it if it is missing.
 
-    folder: where it lies; the user's cache when None ($XDG_CACHE_HOME or ~/.cache). The file's name carries a hash of
-    the generator, so a changed generator never meets an old file. Raises DataError for an unknown name.
+    folder: where it lies; by default the user's cache ($XDG_CACHE_HOME or ~/.cache). The file's name carries
+    a hash of the generator, so a changed generator never meets an old file. Raises DataError for an unknown
+    name.
     """
     name = name.removeprefix(PREFIX)
     one_of("data", PREFIX + name, [PREFIX + known for known in DATASETS], DataError)
@@ -71,7 +72,7 @@ def dataset(name: str, folder: str | Path | None = None) -> Path:
 
 
 def located(data: Any) -> Any:
-    """A recipe's `data:` section with every `seedling:NAME` replaced by the path of its file."""
+    """Return a recipe's `data:` section with every `seedling:NAME` replaced by the path of its file."""
 
     def found(where: Any) -> Any:
         if isinstance(where, list):

@@ -40,7 +40,7 @@ With vLLM:
 
 
 def write_peft(base: "Base", folder: Path, name: str, final_name: str) -> None:
-    """Write adapter_config.json, adapter_model.safetensors, the tokenizer, and a card that says how to load them.
+    """Write adapter_config.json, adapter_model.safetensors, the tokenizer, and a card on how to load them.
 
     final_name: what the folder will be called.
     """

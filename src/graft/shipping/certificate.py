@@ -1,13 +1,14 @@
-"""certificate.json beside every merge and export: what was written from what, and how far it is from what was trained.
+"""Write certificate.json for every export: what it was made from, and how far it is from what was trained.
 
-    weights      |file − (W + D)| of every tensor: max and mean; the share of the update ⟨file − W, D⟩ / ⟨D, D⟩ that the
-                 file holds (`faithful`)
+    weights      |file − (W + D)| of every tensor: max and mean; the share of the update
+                 ⟨file − W, D⟩ / ⟨D, D⟩ that the file holds (`fidelity`)
     logits       |file's − adapted base's| on the fixed prompts: max and mean
     perplexity   of the fixed prompts: bare base, base with the adapters, the file
 
-The file is read again from its folder, as the program sees it that it was written for: a `Reading` gives its logits
-and weights. A new format brings a reading of its own (`readings.py`) and calls `certify` before its folder takes its
-place. With fingerprints of base and adapters, versions, and the SHA-256 of every file, `graft verify` does all again.
+The file is read again from its folder, the way its target program sees it: a `Reading` gives its logits and
+weights. A new format brings its own reading (`readback`) and calls `certify` before its folder is renamed
+into place. The certificate also holds fingerprints of base and adapters, versions, and the SHA-256 of every
+file, so that `graft verify` can repeat everything.
 """
 
 import contextlib
@@ -38,15 +39,18 @@ TOOLS = ("torch", "transformers", "tokenizers", "safetensors")
 
 
 class Reading(Protocol):
-    """A written folder as its program sees it.  of: "model", or "adapter" where the folder holds an adapter alone."""
+    """A written folder as its program sees it.
+
+    of: "model", or "adapter" if the folder holds an adapter alone.
+    """
 
     of: str
 
     def logits(self, ids: torch.Tensor, **extra: Any) -> torch.Tensor:
-        """(1, T) -> (1, T, V); extra: `decoder_input_ids` for an encoder-decoder."""
+        """Answer (1, T) -> (1, T, V); extra: `decoder_input_ids` for an encoder-decoder."""
 
     def weight(self, name: str) -> torch.Tensor | None:
-        """The tensor that transformers, or an adapter's file, calls so, in its shape there; None: there is none."""
+        """Return the tensor of this name in transformers, or in an adapter's file; None if there is none."""
 
 
 def certify(
@@ -59,10 +63,11 @@ def certify(
     trained: "Base | None" = None,
     notes: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Measure `folder` against `base` with `adapters` attached (none of them merged), write certificate.json into it.
+    """Measure `folder` against `base` with `adapters` attached (none of them merged); write certificate.json.
 
-    adapters: in the order of merging; none: the bare base was exported.  trained: the base that they were trained on,
-    whose answers count, where their changes were added to the weights of another.  notes: more facts to keep.
+    adapters: in the order of merging; none: the bare base was exported.  trained: the base that they were
+    trained on, whose answers count, if their changes were added to the weights of another.  notes: more facts
+    to keep.
     """
     trained = trained or base
     facts = {
@@ -80,7 +85,7 @@ def certify(
 
 
 def measured(base: "Base", reading: Reading, adapters: Sequence[str], trained: "Base") -> dict[str, Any]:
-    """{"prompts", "weights", "logits", "perplexity"} of a reading; what `certify` writes and `verify` does again."""
+    """Return {"prompts", "weights", "logits", "perplexity"}; `certify` writes it, `verify` repeats it."""
     rows = prompts.rows(trained, adapters)
     bare = answers(trained, None, rows)
     with stacked(trained, adapters[:-1]):
@@ -97,7 +102,7 @@ def measured(base: "Base", reading: Reading, adapters: Sequence[str], trained: "
 
 @contextlib.contextmanager
 def stacked(base: "Base", names: Sequence[str], *, repack: bool = False) -> Iterator[None]:
-    """Inside, these adapters are merged, in this order."""
+    """Merge these adapters inside the block, in this order."""
     done: list[str] = []
     try:
         for name in names:
@@ -111,7 +116,10 @@ def stacked(base: "Base", names: Sequence[str], *, repack: bool = False) -> Iter
 
 @contextlib.contextmanager
 def unmerged(base: "Base") -> Iterator[list[str]]:
-    """Inside, nothing is merged; yields what was, oldest first, and merges it again."""
+    """Unmerge everything inside the block, and merge it again afterwards.
+
+    Yields the names of what was merged, oldest first.
+    """
     merged = [(done.adapter, bool(done.repacked)) for done in base.merged]
     for name, _ in reversed(merged):
         base.unmerge(name)
@@ -123,7 +131,7 @@ def unmerged(base: "Base") -> Iterator[list[str]]:
 
 
 def described(base: "Base") -> dict[str, Any]:
-    """What finds this base again and tells it from another."""
+    """Return what identifies this base."""
     return {
         "name": str(Path(base.name).resolve()) if Path(base.name).exists() else base.name,
         "fingerprint": base.fingerprint(),
@@ -139,7 +147,7 @@ def described(base: "Base") -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Of Graft, Python and what a file's bytes and numbers come from."""
+    """Return the versions of Graft, Python and the libraries that a file's bytes and numbers depend on."""
     return {
         "graft": graft.__version__,
         "python": platform.python_version(),
@@ -148,7 +156,7 @@ def versions() -> dict[str, str]:
 
 
 def files(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file below a folder, the certificate left out."""
+    """Return the SHA-256 of every file in a folder, except the certificate."""
     found = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / CERTIFICATE):
         found[path.relative_to(folder).as_posix()] = storage.digest(path)
@@ -167,9 +175,10 @@ def _adapter(adapter: "Adapter") -> dict[str, Any]:
 
 @torch.no_grad()
 def _weights(base: "Base", reading: Reading, adapters: Sequence[str]) -> dict[str, Any] | None:
-    """Every tensor that the reading has, beside what it should be; None where it has none.
+    """Compare every tensor of the reading with what it should be; None if it has none.
 
-    survived: the share of the update that is there, None where no weight was to change.  missing: what it has not.
+    survived: the share of the update that is there; None if no weight was to change.  missing: names of
+    absent tensors.
     """
     tally, missing = Tally(), []
     if reading.of == "adapter":
@@ -191,9 +200,10 @@ def _weights(base: "Base", reading: Reading, adapters: Sequence[str]) -> dict[st
 
 
 def ideal(base: "Base", adapters: Sequence[str]) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
-    """(name, W, W + D) of every tensor of the model, one at a time, in the shape and under the name of transformers.
+    """Yield (name, W, W + D) of every tensor of the model, with transformers' shapes and names.
 
-    D is all that these adapters add, before any rounding. In-place methods count into W: they are merged exactly.
+    D is all that these adapters add, before any rounding. In-place methods count into W: they are merged
+    exactly.
     """
     changes: dict[str, tuple[Site, list[Insert]]] = {}
     with contextlib.ExitStack() as stack:
@@ -211,7 +221,7 @@ def ideal(base: "Base", adapters: Sequence[str]) -> Iterator[tuple[str, torch.Te
 
 
 def tensors(module: Any) -> dict[str, torch.Tensor]:
-    """A module's own parameters as files of transformers hold them, packed ones dequantised."""
+    """Return a module's own parameters as files of transformers hold them; packed ones are dequantised."""
     if not isinstance(module, QuantLinear):
         return {name: p.detach() for name, p in module._parameters.items() if p is not None}
     weight = module.weight.T if module.transposed else module.weight

@@ -1,7 +1,8 @@
 """Export a base with its adapters in a layout that other programs load.
 
-A merged model becomes a Hugging Face folder (in 16 bits, or in 4 as GPTQ, AWQ, compressed-tensors or bitsandbytes) or a
-GGUF file; an adapter alone becomes PEFT's folder or a GGUF file. Every export takes the same steps:
+A merged model becomes a Hugging Face folder (in 16 bits, or in 4 as GPTQ, AWQ, compressed-tensors or
+bitsandbytes) or a GGUF file; an adapter alone becomes PEFT's folder or a GGUF file. Every export takes the
+same steps:
 
     prepare → merge → write → read back → judge
 
@@ -45,22 +46,23 @@ def export(
 ) -> Path:
     """Write a folder that another program loads, and return it.
 
-    to: a model for transformers ("hf"), for llama.cpp and Ollama ("gguf"), or in four bits for vLLM ("gptq", "awq",
-    "compressed-tensors", "bnb"); an adapter alone for PEFT ("peft") or llama.cpp ("gguf-lora").
-    type: of a gguf's matrices: f32, f16, bf16, q8_0, q4_0, q4_1, q5_0 or q5_1. By default q8_0; for a base packed in
-    groups of up to 4 bits q4_1, which holds its codes exactly.
+    to: a model for transformers ("hf"), for llama.cpp and Ollama ("gguf"), or in four bits for vLLM ("gptq",
+    "awq", "compressed-tensors", "bnb"); an adapter alone for PEFT ("peft") or llama.cpp ("gguf-lora").
+    type: of a gguf's matrices: f32, f16, bf16, q8_0, q4_0, q4_1, q5_0 or q5_1. By default q8_0; for a base
+    packed in groups of up to 4 bits q4_1, which holds its codes exactly.
     adapter: which one; None: those that are merged (for a model), or the only one there is.
-    into: how to merge into a quantised base, "dequantised", "original" or "packed" (see `merge_ways`). By default the
-    first; packed where the layout holds the codes of the base and their minima take up the change.
+    into: how to merge into a quantised base, "dequantised", "original" or "packed" (see `merge_ways`). By
+    default the first; packed where the layout holds the codes of the base and their minima take up the
+    change.
     original: the folder of the weights before quantisation, if it is not base.name.
     force: replace what is in the folder.  lossy: write the model even if the merge loses what was learned.
 
-    A model is merged in fp32 and rounded once to the base's dtype; packed layers become 16-bit unless they stay packed.
-    merge_report.json says what that cost, tensor by tensor. gptq, awq and compressed-tensors round anew, in groups
-    (`four_bit`); bnb writes an nf4 or fp4 base as it is. The written folder is loaded again and measured;
-    certificate.json holds the result. Afterwards the base is as it was.
-    Raises MergeError if the merge loses what was learned (unless lossy), UsageError for settings that do not fit the
-    base, SpaceError if the disk is full.
+    A model is merged in fp32 and rounded once to the base's dtype; packed layers become 16-bit unless they
+    stay packed. merge_report.json says what that cost, tensor by tensor. gptq, awq and compressed-tensors
+    round anew, in groups (`four_bit`); bnb writes an nf4 or fp4 base as it is. The written folder is loaded
+    again and measured; certificate.json holds the result. Afterwards the base is as it was.
+    Raises MergeError if the merge loses what was learned (unless lossy), UsageError for settings that do not
+    fit the base, SpaceError if the disk is full.
     """
     layout, folder = LAYOUTS[one_of("to", to, LAYOUTS)], Path(folder)
     check_into(base, into)
@@ -148,7 +150,7 @@ def _export_model(
 def _merge(
     base: "Base", name: str, stack: contextlib.ExitStack, *, repack: bool, lossy: bool
 ) -> dict[str, Any]:
-    """Merge one adapter until the stack closes, and return what it cost. Raises MergeError if that is too much."""
+    """Merge one adapter until the stack closes; return the cost. Raises MergeError if it is too high."""
     heads = [site.name for site, _ in base.adapters[name].inserts if site.kind == "final"]
     if heads:
         raise MergeError(

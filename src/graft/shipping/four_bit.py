@@ -1,9 +1,9 @@
-"""A base as a folder of GPTQ, AWQ, compressed-tensors or bitsandbytes: what vLLM and transformers open in four bits.
+"""Write a base as a folder of GPTQ, AWQ, compressed-tensors or bitsandbytes, for vLLM and transformers.
 
-The first three have whole zero points (`formats.whole`), so that everything is rounded: each layer of the blocks anew
-from W + D in fp32, with the scales that a base packed in groups has where they leave least error. What QA-LoRA adds to
-the minima of groups, which our own folders and GGUF hold exactly, is rounded too. Linears that a format has no place
-for stay as they are, and its config names them.
+The first three have whole zero points (`formats.whole`), so everything is rounded: each layer of the blocks
+anew, from W + D in fp32; the scales of a base packed in groups are reused where they give the smallest error.
+What QA-LoRA adds to the minima of groups is rounded too (our own folders and GGUF hold it exactly). Linears
+that a format cannot hold stay as they are, and its config names them.
 bitsandbytes is NF4 or FP4 as we have it: its folders hold the same bytes.
 """
 
@@ -33,9 +33,9 @@ GROUPS = (128, 64, 32)  # for a base that has none of its own, the largest that 
 
 
 def write_whole(base: "Base", folder: Path, name: str, to: str) -> list[str]:
-    """Write a folder of one of FORMATS; returns the names of layers that were unpacked.
+    """Write a folder of one of FORMATS; return the names of layers that were unpacked.
 
-    Raises UsageError where the format has no place for any layer, ModelError where it is too narrow for a value.
+    Raises UsageError if the format can hold no layer, ModelError if it is too narrow for a value.
     """
     form = FORMATS[to]
     with unmerged(base) as names:
@@ -52,7 +52,7 @@ def write_whole(base: "Base", folder: Path, name: str, to: str) -> list[str]:
 
 
 def write_bnb(base: "Base", folder: Path, name: str) -> list[str]:
-    """Write a folder of bitsandbytes, the packed layers as they are; returns the names of unpacked ones: none."""
+    """Write a folder of bitsandbytes, packed layers as they are; return the names of unpacked ones: none."""
     layers = {path: m for path, m in base.model.named_modules() if isinstance(m, QuantLinear)}
     packed = {path: bnb.pack(path, layer) for path, layer in layers.items()}
     scheme = next(iter(layers.values())).scheme
@@ -61,7 +61,7 @@ def write_bnb(base: "Base", folder: Path, name: str) -> list[str]:
 
 
 def check_bnb(base: "Base", into: str | None) -> None:
-    """Raise UsageError for a base that bitsandbytes has no bytes for, or a way to merge that leaves the four bits."""
+    """Raise UsageError for a base that bitsandbytes cannot store, or a merge that leaves the four bits."""
     if base.quant not in ("nf4", "fp4"):
         raise UsageError(
             f"{base.name} ({base.quant}) as bnb", "a base in nf4 or fp4", "load it with quant='nf4'"
@@ -73,7 +73,10 @@ def check_bnb(base: "Base", into: str | None) -> None:
 
 
 def chosen(model: nn.Module, form: ModuleType) -> tuple[dict[str, nn.Module], int]:
-    """(path -> layer that the format takes, inputs in a group): the groups that all packed ones have, if they have."""
+    """Return {path: layer} of what the format can hold, and the number of inputs in a group.
+
+    The group is that of the packed layers, if they all have the same.
+    """
     fitting = {
         path: layer
         for path, layer in packable(model)
@@ -97,7 +100,7 @@ def _grouped(layer: nn.Module) -> bool:
 def _rounded(
     base: "Base", names: Sequence[str], form: ModuleType, layers: dict[str, nn.Module], group: int
 ) -> dict[str, dict[str, Tensor]]:
-    """The tensors of these layers, from W + D of the adapters, which are not merged: before any rounding."""
+    """Return the tensors of these layers, from W + D before any rounding.  names: adapters, not merged."""
     keys = {f"{path}.weight": path for path in layers}
     dtype, packed = form.scale_dtype(base.dtype), {}
     with _wide(base.model):
@@ -109,7 +112,7 @@ def _rounded(
 
 @contextlib.contextmanager
 def _wide(model: nn.Module) -> Iterator[None]:
-    """Inside, packed layers give their weights in fp32, as their codes have them."""
+    """Let packed layers give their weights in fp32 inside the block, as their codes have them."""
     kinds = {layer: layer.dtype for layer in model.modules() if isinstance(layer, QuantLinear)}
     try:
         for layer in kinds:
@@ -132,7 +135,7 @@ def _packed(
 
 
 def _skipped(model: nn.Module, layers: Any) -> list[str]:
-    """Linears that stay as they are."""
+    """Return the linears that stay as they are."""
     return [
         path
         for path, m in model.named_modules()
@@ -143,7 +146,7 @@ def _skipped(model: nn.Module, layers: Any) -> list[str]:
 def _write(
     base: "Base", folder: Path, name: str, packed: dict[str, dict[str, Tensor]], config: dict[str, Any]
 ) -> list[str]:
-    """The folder, with these tensors in the place of the weights of their layers; returns all that was unpacked."""
+    """Write the folder, with these tensors in place of their layers' weights; return what was unpacked."""
     clone, unpacked = sound(base.model)
     clone.config.quantization_config = config
     state = clone.state_dict()

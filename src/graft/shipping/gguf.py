@@ -1,9 +1,9 @@
-"""A base as one GGUF file, or a LoRA as a GGUF adapter beside one: what llama.cpp and Ollama open.
+"""Write a base as one GGUF file, or a LoRA as a GGUF adapter: what llama.cpp and Ollama open.
 
-Matrices take the type that was asked for, with three exceptions: norms and biases stay in fp32, a table or head is
-never below 8 bits, and a matrix whose rows 32 does not divide keeps 16 bits. A base packed in groups goes into blocks
-that have a minimum as it is, code by code; what it keeps in 16 bits then stays so, and nothing is quantised twice.
-Tensors are encoded and written one by one.
+Matrices take the type that was asked for, with three exceptions: norms and biases stay in fp32, a table or
+head never gets less than 8 bits, and a matrix whose rows are no multiple of 32 keeps 16 bits. A base packed
+in groups goes into blocks with a minimum as it is, code by code; its 16-bit tensors then stay 16-bit, so
+nothing is quantised twice. Tensors are encoded and written one by one.
 """
 
 import importlib.util
@@ -33,19 +33,21 @@ LARGEST_BITS = 8  # of the types in blocks
 
 
 def usual_type(base: "Base") -> str:
-    """The type for a base where none was chosen: what holds its codes as they are, else 8 bits."""
+    """Return the default type for a base: one that holds its codes as they are, else 8 bits."""
     return "q4_1" if holds(base, "q4_1") else "q8_0"
 
 
 def holds(base: "Base", form: str | None) -> bool:
-    """Whether files of this type, or of the usual one, hold layers of the base code by code."""
+    """Return whether files of this type (None: the default) hold layers of the base code by code."""
     form = form or usual_type(base)
     return form in FORMS and any(isinstance(m, QuantLinear) and _holds(form, m) for m in base.model.modules())
 
 
 def check(base: "Base", form: str) -> names.Architecture:
-    """What llama.cpp calls this model. Raises UsageError for a type that is none, and for a base that it would refuse
-    or would not compute as transformers does."""
+    """Return what llama.cpp calls this model.
+
+    Raises UsageError for an unknown type, and for a base that llama.cpp would refuse or compute differently.
+    """
     one_of("type", form, FORMS)
     if importlib.util.find_spec("gguf") is None:
         raise UsageError("GGUF without the package gguf", "it", "pip install 'graftlm[gguf]'")
@@ -57,9 +59,10 @@ def check(base: "Base", form: str) -> names.Architecture:
 
 
 def write_gguf(base: "Base", folder: Path, form: str) -> tuple[list[str], str]:
-    """Write NAME-FORM.gguf; returns the names of layers that were unpacked, and the file's.
+    """Write NAME-FORM.gguf; return the names of layers that were unpacked, and the file's name.
 
-    Raises UsageError for a model or a tokenizer that llama.cpp would refuse, or would not compute as transformers does.
+    Raises UsageError for a model or tokenizer that llama.cpp would refuse, or treat differently from
+    transformers.
     """
     arch = check(base, form)
     model, unpacked = sound(base.model)
@@ -103,9 +106,10 @@ def write_gguf(base: "Base", folder: Path, form: str) -> tuple[list[str], str]:
 
 
 def write_lora(base: "Base", folder: Path, adapter: str) -> str:
-    """Write ADAPTER-lora.gguf, A and B of every site in fp32, rows in the order of the base's file; returns its name.
+    """Write ADAPTER-lora.gguf, A and B of every site in fp32; return its name.
 
-    Raises UsageError where the adapter is more than low-rank updates of matrices that the file has by themselves.
+    Rows are in the order of the base's file. Raises UsageError if the adapter is more than low-rank updates
+    of matrices that the file stores separately.
     """
     arch, config = check(base, "f32"), base.model.config
     state: dict[str, Tensor] = {}
@@ -135,17 +139,17 @@ def write_lora(base: "Base", folder: Path, adapter: str) -> str:
 
 
 def label(base: "Base") -> str:
-    """A name for files."""
+    """Return the name of a base for files."""
     return Path(base.name).name or "model"
 
 
 def file_name(base: "Base", form: str) -> str:
-    """How the file of a base is called."""
+    """Return the name of a base's file."""
     return f"{label(base)}-{form.upper()}.gguf"
 
 
 def _holds(form: str, layer: QuantLinear) -> bool:
-    """Whether blocks of this type hold the layer's codes and constants as they are."""
+    """Return whether blocks of this type hold the layer's codes and constants as they are."""
     bits, fits = GROUPED.get(layer.scheme.name, 0), FORMS[form]
     return (
         0 < bits <= fits.bits
@@ -156,7 +160,7 @@ def _holds(form: str, layer: QuantLinear) -> bool:
 
 
 def _blocks(layer: QuantLinear) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes (rows, blocks, 32), scale and minimum (rows, blocks) of a layer packed in groups."""
+    """Return codes (rows, blocks, 32), scale and minimum (rows, blocks) of a layer packed in groups."""
     codes = unpack_bits(layer.codes, GROUPED[layer.scheme.name])[:, : layer.in_features]
     repeat, count = layer.scheme.block // BLOCK, layer.in_features // BLOCK
     scale, minimum = (part.repeat_interleave(repeat, 1)[:, :count] for part in (layer.scale, layer.minimum))
@@ -164,7 +168,7 @@ def _blocks(layer: QuantLinear) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _form(name: str, tensor: Tensor, wanted: str, dtype: torch.dtype) -> str:
-    """The type of one tensor."""
+    """Return the type of one tensor."""
     if tensor.dim() == 1:
         return "f32"
     if not FORMS[wanted].takes(tensor.shape[1]):
@@ -174,7 +178,7 @@ def _form(name: str, tensor: Tensor, wanted: str, dtype: torch.dtype) -> str:
 
 
 def _encoded(values: Tensor, name: str, form: str) -> Tensor:
-    """The bytes of a tensor. Raises ModelError where fp16 is too narrow for it."""
+    """Return the bytes of a tensor. Raises ModelError if fp16 is too narrow for it."""
     stored = encode(values.reshape(-1, values.shape[-1]), form)
     parts = [decode(stored, form)] if FORMS[form].dtype is not None else [*unpack(stored, form)[1:]]
     if not all(torch.isfinite(part).all() for part in parts if part is not None):
@@ -192,7 +196,7 @@ def _write(
     forms: dict[str, str],
     stored: Callable[[str], Tensor],
 ) -> None:
-    """Header first, then the bytes of one tensor after the other."""
+    """Write the header, then the bytes of one tensor after the other."""
     from gguf import GGMLQuantizationType, GGUFWriter  # late: an extra
 
     writer = GGUFWriter(path, arch)
@@ -213,6 +217,6 @@ def _write(
 
 
 def _put(writer: Any, key: str, value: Any) -> None:
-    """A key with the type that llama.cpp asks for."""
+    """Add a key with the type that llama.cpp expects."""
     kinds = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
     kinds.get(type(value), writer.add_array)(key, value)

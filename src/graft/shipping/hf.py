@@ -1,8 +1,8 @@
-"""A base as an ordinary Hugging Face folder: 16 or 32 bits, no hooks, nothing of Graft in it; or packed as it is.
+"""Write a base as an ordinary Hugging Face folder: 16 or 32 bits, nothing of Graft in it; or packed as it is.
 
-The model is written from a clone of its class that shares the tensors: packed layers come out dequantised unless they
-shall stay packed, a head that left its tie is untied in the config, and the base itself stays untouched. transformers
-writes the files.
+The model is written from a clone of its class that shares the tensors. In the clone packed layers are
+dequantised (unless they stay packed), and a head that is no longer tied is untied in the config. The base
+itself stays untouched; transformers writes the files.
 """
 
 import copy
@@ -26,10 +26,10 @@ BIASES = ("attention_bias", "mlp_bias")  # settings of transformers' configs tha
 
 
 def write_model(base: "Base", folder: Path, *, packed: bool = False, shard: str = "5GB") -> list[str]:
-    """Write config, generation config, weights, tokenizer and chat template; returns the names of unpacked layers.
+    """Write configs, weights, tokenizer and chat template; return the names of unpacked layers.
 
-    packed: leave packed layers as they are.  shard: largest size of one file, as transformers understands it. Raises
-    ModelError where a tensor is not finite or did not reach the file.
+    packed: leave packed layers as they are.  shard: largest size of one file, in transformers' words.
+    Raises ModelError if a tensor is not finite or did not reach the file.
     """
     clone, unpacked = sound(base.model, packed=packed)
     write_state(base, clone, clone.state_dict(), folder, shard=shard)
@@ -39,9 +39,9 @@ def write_model(base: "Base", folder: Path, *, packed: bool = False, shard: str 
 def write_state(
     base: "Base", clone: Any, state: dict[str, torch.Tensor], folder: Path, *, shard: str = "5GB"
 ) -> None:
-    """Write the configs of `clone`, these tensors, tokenizer and chat template.
+    """Write the configs of `clone`, these tensors, the tokenizer and its chat template.
 
-    Raises ModelError where a tensor did not reach the file.
+    Raises ModelError if a tensor did not reach the file.
     """
     with quiet():
         clone.save_pretrained(folder, state_dict=dict(state), max_shard_size=shard)
@@ -51,16 +51,16 @@ def write_state(
 
 
 def sound(model: nn.Module, *, packed: bool = False) -> tuple[nn.Module, list[str]]:
-    """`plain`, with every number finite; raises ModelError otherwise."""
+    """Return `plain_copy`. Raises ModelError if a number of it is not finite."""
     clone, unpacked = plain(model, packed=packed)
     require_finite(clone.named_parameters(), ModelError, "merge an adapter whose training did not diverge")
     return clone, unpacked
 
 
 def plain(model: nn.Module, *, packed: bool = False) -> tuple[nn.Module, list[str]]:
-    """(clone in 16 or 32 bits that shares its tensors with `model`, names of the layers that were packed).
+    """Return a clone that shares its tensors with `model`, and the names of layers that were packed.
 
-    packed: they stay so, and are not named.
+    The clone is in 16 or 32 bits.  packed: packed layers stay so, and are not named.
     """
     config = copy.deepcopy(model.config)
     if hasattr(config, "quantization_config"):
@@ -93,7 +93,7 @@ def plain(model: nn.Module, *, packed: bool = False) -> tuple[nn.Module, list[st
 
 
 def _pack(clone: Any, layers: dict[str, Any], state: dict[str, torch.Tensor]) -> None:
-    """Give the empty clone packed layers like these, whose tensors take the place of their weights in `state`."""
+    """Give the empty clone packed layers like these; in `state` their tensors replace the weights."""
     for name, layer in layers.items():
         del state[f"{name}.weight"]
         state |= {f"{name}.{part}": tensor for part, tensor in layer.packed().items()}
@@ -106,13 +106,16 @@ def _pack(clone: Any, layers: dict[str, Any], state: dict[str, torch.Tensor]) ->
 
 
 def _empty(model: nn.Module, config: Any) -> nn.Module:
-    """A model of this class without storage."""
+    """Return a model of this class whose tensors have no memory."""
     with torch.device("meta"):
         return type(model)(config)
 
 
 def _with_biases(model: nn.Module, config: Any, state: dict[str, torch.Tensor]) -> nn.Module:
-    """An empty model whose config asks for biases, where a merge has added some; those it did not add become zero."""
+    """Return an empty model whose config asks for biases, as a merge has added some.
+
+    The biases that it did not add become zero.
+    """
     for flag in BIASES:
         if hasattr(config, flag):
             setattr(config, flag, True)
@@ -131,7 +134,7 @@ def _with_biases(model: nn.Module, config: Any, state: dict[str, torch.Tensor]) 
 
 
 def _sound(config: Any) -> Any:
-    """A generation config that transformers refuses to save has sampling values without sampling: let it sample."""
+    """Let a generation config with sampling values sample; transformers refuses to save it otherwise."""
     try:
         config.validate(strict=True)
     except ValueError:
@@ -140,7 +143,7 @@ def _sound(config: Any) -> Any:
 
 
 def _written(state: dict[str, torch.Tensor], folder: Path) -> None:
-    """Read the files again: every tensor, or one that shares its storage, must be there with its values' count."""
+    """Raise ModelError unless the files hold as many values as these tensors, shared memory counted once."""
     found = 0
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, "pt") as opened:

@@ -31,7 +31,7 @@ INTO = ("dequantised", "original", "packed")
 
 
 def check_into(base: "Base", into: str | None) -> None:
-    """Raise UsageError for a choice that is none, or that a base in 16 or 32 bits does not have."""
+    """Raise UsageError for an unknown way to merge, or for any if the base is not quantised."""
     if into is None:
         return
     one_of("into", into, INTO)
@@ -42,15 +42,17 @@ def check_into(base: "Base", into: str | None) -> None:
 
 
 def default_into(base: "Base") -> str | None:
-    """The way into this base where none is chosen: what is merged already, or nearest to what was trained; None where
-    it is not quantised."""
+    """Return the default way to merge into this base; None if it is not quantised.
+
+    It is the way that was used already, else the one nearest to what was trained.
+    """
     if any(done.repacked for done in base.merged):
         return "packed"
     return "dequantised" if base.quant != "none" or any(done.dequantised for done in base.merged) else None
 
 
 def minima_hold(base: "Base", names: Sequence[str]) -> bool:
-    """Whether the minima of a base packed in groups take up all that these adapters change in packed layers."""
+    """Return whether all that these adapters change in packed layers fits into the minima of their groups."""
     packed = [
         (site, inserts)
         for name in names
@@ -61,9 +63,9 @@ def minima_hold(base: "Base", names: Sequence[str]) -> bool:
 
 
 def original_of(base: "Base", names: Sequence[str], folder: str | Path | None = None) -> "Base":
-    """The base before it was quantised, with these adapters on it.
+    """Return the base as it was before quantisation, with these adapters on it.
 
-    folder: where it lies; by default what `base` was loaded from, quantised on the way.
+    folder: where it lies; by default what `base` was loaded from and quantised on the way.
     """
     where = folder or base.name
     original = load(where, "none", described(base)["dtype"], device=base.device)
@@ -86,10 +88,10 @@ def original_of(base: "Base", names: Sequence[str], folder: str | Path | None = 
 def choices(
     base: "Base", adapters: Sequence[str], original: str | Path | None = None
 ) -> list[dict[str, Any]]:
-    """What each way to merge these adapters would cost, measured without writing anything; the base stays as it is.
+    """Measure what each way to merge these adapters would cost, without writing; the base stays as it is.
 
-    One {"into", "bits", "kept", "noise", "logits", "perplexity"} per choice, against the packed base with the adapters
-    attached, or {"into", "trouble"} where it cannot be had.
+    Returns one {"into", "bits", "kept", "noise", "logits", "perplexity"} per way, measured against the packed
+    base with the adapters attached, or {"into", "trouble"} if the way is unavailable.
     """
     with unmerged(base):
         rows = prompts.rows(base, adapters)
@@ -115,7 +117,7 @@ def choices(
 def _tried(
     base: "Base", adapters: Sequence[str], into: str, rows: list[list[int]], original: str | Path | None
 ) -> tuple[float, float, list[torch.Tensor]]:
-    """(smallest share that is kept, largest noise, logits) of one way."""
+    """Return (smallest share that is kept, largest noise, logits) of one way."""
     source = original_of(base, adapters, original) if into == "original" else base
     repack, reports = into == "packed", []
     for done, name in enumerate(adapters):
@@ -127,6 +129,6 @@ def _tried(
 
 
 def _bits(base: "Base", into: str) -> float:
-    """Bits per weight of the layers in question."""
+    """Return the bits per weight of the layers in question."""
     schemes = [module.scheme for module in base.model.modules() if hasattr(module, "codes")]
     return float(schemes[0].bits) if into == "packed" else float(torch.finfo(base.dtype).bits)

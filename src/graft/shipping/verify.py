@@ -1,12 +1,12 @@
-"""A certificate made again: are the files those that were written, and does the folder still answer as it says?
+"""Check an exported folder against its certificate: are the files unchanged, does it still answer the same?
 
     files        SHA-256 of each
-    base         loaded from where it lay; its fingerprint
+    base         loaded from where it was; its fingerprint
     adapters     likewise; for an exported adapter, the folder itself
     prompts, weights, logits, perplexity     measured again
 
-Files and fingerprints must be equal. Measurements may differ by TOLERANCE or by what other kernels round otherwise.
-What is no longer there is said, and counts neither way.
+Files and fingerprints must be equal. Measurements may differ by TOLERANCE, or by what other kernels round
+differently. Things that are gone are reported as not checked, and count neither way.
 """
 
 import contextlib
@@ -39,7 +39,10 @@ ADAPTER = {"name", "folder", "fingerprint"}
 
 @dataclass(frozen=True)
 class Check:
-    """what: a part of the certificate.  state: same, differs, or not checked.  said: the finding in a few words."""
+    """One finding.
+
+    what: a part of the certificate.  state: same, differs, or not checked.  finding: in a few words.
+    """
 
     what: str
     state: str
@@ -47,11 +50,14 @@ class Check:
 
 
 class Missing(Exception):
-    """A part that a check stands on is not there."""
+    """Something that a check needs is gone."""
 
 
 def verify(folder: str | Path) -> list[Check]:
-    """All checks of a folder's certificate. Raises UsageError where it has none, ModelError where that is damaged."""
+    """Return all checks of a folder against its certificate.
+
+    Raises UsageError if it has none, ModelError if the certificate is damaged.
+    """
     folder = Path(folder)
     facts = _read(folder)
     checks = [_files(facts["files"], folder), _versions(facts["versions"])]
@@ -85,7 +91,7 @@ def _read(folder: Path) -> dict[str, Any]:
 
 
 def _sound(facts: Any) -> bool:
-    """Whether this is a certificate: nothing of what is read here is missing or of another kind."""
+    """Return whether this is a certificate: nothing that is read here is missing or of another type."""
     if not isinstance(facts, dict) or not all(
         isinstance(facts.get(key), kind) for key, kind in SHAPE.items()
     ):
@@ -117,9 +123,9 @@ def _versions(wanted: dict[str, str]) -> Check:
 def _reopened(
     facts: dict[str, Any], folder: Path, checks: list[Check]
 ) -> Iterator[tuple["Base", "Base", list[str]]]:
-    """(base that was trained on, base that the changes were added to, adapters), each checked on the way.
+    """Yield (base trained on, base that the changes were added to, adapters), each checked on the way.
 
-    Raises Missing where one is not to be had.
+    Raises Missing if one of them is unavailable.
     """
     base = _base("base", facts["base"], checks)
     names = [_adapter(base, wanted, facts, folder, checks) for wanted in facts["adapters"]]
@@ -179,7 +185,7 @@ def _fingerprint(what: str, found: str, wanted: dict[str, Any], where: str) -> C
 
 
 def _compared(facts: dict[str, Any], again: dict[str, Any], base: "Base") -> list[Check]:
-    """The measurements of then and now."""
+    """Compare the measurements of then and now."""
     if again["prompts"] != facts["prompts"]:
         return [Check("prompts", DIFFERS, "the tokenizer, or graft's prompts, made other ids of them")]
     rounding = NOISE * torch.finfo(base.dtype).eps

@@ -32,7 +32,11 @@ if TYPE_CHECKING:
 
 @dataclass
 class Progress:
-    """Where a run is.  best: {"step", "loss"} of the best evaluation; waited: evaluations since; lengths: of logs."""
+    """Where a run is.
+
+    best: {"step", "loss"} of the best evaluation.  waited: evaluations since then.  lengths: of the logs, in
+    bytes.
+    """
 
     step: int = 0
     tokens: int = 0
@@ -53,7 +57,7 @@ class Checkpoints:
         self.identity, self.keep, self.warn = dict(identity), keep, warn
 
     def check_space(self, adapter: "Adapter", optimizer: AdamW, count: int) -> None:
-        """Raise SpaceError, before the first step, where the disk has no room for `count` checkpoints of this run.
+        """Raise SpaceError, before the first step, if the disk has no room for `count` checkpoints.
 
         Fewer are needed at a time: those that are kept, and the one that is being written.
         """
@@ -87,9 +91,10 @@ class Checkpoints:
         return target
 
     def restore(self, adapter: "Adapter", optimizer: AdamW) -> Progress | None:
-        """Take over the newest valid checkpoint; None where there is none.
+        """Load the newest valid checkpoint into adapter and optimizer; return None if there is none.
 
-        Damaged ones are set aside with a warning. Raises CheckpointError where the checkpoint is another run's.
+        Damaged ones are renamed, with a warning. Raises CheckpointError if the checkpoint belongs to another
+        run.
         """
         checkpoint, damaged = storage.latest(self.folder)
         if checkpoint is not None:
@@ -107,7 +112,7 @@ class Checkpoints:
         return Progress(**state["progress"])
 
     def adapter(self, step: int) -> dict[str, torch.Tensor]:
-        """The adapter's tensors at a kept step. Raises CheckpointError where they are damaged."""
+        """Return the adapter's tensors at a kept step. Raises CheckpointError if they are damaged."""
         checkpoint = self.folder / f"step-{step:06d}"
         storage.validate(checkpoint)
         return load_file(checkpoint / "adapter.safetensors")
@@ -120,7 +125,7 @@ class Checkpoints:
 
 
 def _parts(adapter: "Adapter", optimizer: AdamW) -> dict[str, dict[str, torch.Tensor]]:
-    """The tensors of a checkpoint by file."""
+    """Return the tensors of a checkpoint by file."""
     return {"adapter": adapter.tensors(), "optimizer": optimizer.tensors(), "rng": rng.tensors()}
 
 
@@ -139,7 +144,7 @@ def same_run(where: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> 
 
 
 def versions() -> dict[str, Any]:
-    """What can change results in the last bits."""
+    """Return the versions that can change results in the last bits."""
     return {
         "graft": getattr(graft, "__version__", ""),
         "python": platform.python_version(),

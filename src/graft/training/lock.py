@@ -1,4 +1,4 @@
-"""One run per folder: an operating-system lock that vanishes with its process, even after kill -9.
+"""Lock a run's folder: an operating-system lock, which vanishes with its process even after kill -9.
 
 On network file systems without locks (old NFS) two machines can still collide.
 """
@@ -18,7 +18,7 @@ from graft.errors import CheckpointError
 
 @contextlib.contextmanager
 def locked(run: Path) -> Iterator[None]:
-    """Hold the run folder for the length of the block. Raises CheckpointError naming who holds it."""
+    """Hold the run's folder inside the block. Raises CheckpointError, naming the holder, if it is in use."""
     run.mkdir(parents=True, exist_ok=True)
     lock, owner = FileLock(run / ".lock"), run / ".owner.json"
     try:

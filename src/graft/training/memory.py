@@ -23,7 +23,7 @@ LEAST = 0.1  # share of the peak that activations take at least, where the estim
 
 @contextlib.contextmanager
 def advice(base: "Base", adapter: "Adapter", settings: Any, batches: Sequence[Any]) -> Iterator[None]:
-    """Turn running out of memory inside the block into a TrainingError that lists what would help, largest first.
+    """Turn running out of memory inside the block into a TrainingError that lists what would help.
 
     settings: the recipe's `train:` section.  batches: the micro-batches that the block computes.
     """

@@ -17,7 +17,10 @@ class Neftune:
         self._handle = embeddings.register_forward_hook(self._add) if alpha else None
 
     def arm(self, mask: torch.Tensor | None) -> None:
-        """Noise for the next forward.  mask: (B, T), or (B, 1, T, T) when packed; None where every token is real."""
+        """Add noise in the next forward.
+
+        mask: (B, T), or (B, 1, T, T) when packed; None if every token is real.
+        """
         # A packed row's token is real when it may see itself.
         self._live = mask.diagonal(dim1=-2, dim2=-1)[:, 0] if mask is not None and mask.ndim == 4 else mask
         self._armed = True

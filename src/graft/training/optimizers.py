@@ -3,10 +3,10 @@
     m ← β₁ m + (1-β₁) g        v ← β₂ v + (1-β₂) g²
     θ ← θ - η [ m̂ / (√v̂ + ε) + λ θ ]        m̂ = m / (1-β₁ᵗ),  v̂ = v / (1-β₂ᵗ)
 
-Loshchilov & Hutter 2019, arXiv 1711.05101; 8-bit states: Dettmers et al. 2022, arXiv 2110.02861 (blocks of 256, the
-dynamic map, signed for m and unsigned for v; tensors under 4096 elements keep fp32 states).
-A bf16 or fp16 parameter is updated through an fp32 master copy among its states: steps smaller than 2⁻⁸ of a weight
-would otherwise be lost.
+Loshchilov & Hutter 2019, arXiv 1711.05101; 8-bit states: Dettmers et al. 2022, arXiv 2110.02861 (blocks of
+256, the dynamic map, signed for m and unsigned for v; tensors under 4096 elements keep fp32 states).
+A bf16 or fp16 parameter is updated through an fp32 master copy among its states: steps smaller than 2⁻⁸ of a
+weight would otherwise be lost.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,9 +23,10 @@ OPTIMIZERS = ("adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit")
 
 
 class AdamW:
-    """The update of all parameters that have a gradient.
+    """The optimizer of all parameters that have a gradient.
 
-    named: {name: parameter}, the names under which states are saved.  groups: {"params", "lr", "weight_decay"}.
+    named: {name: parameter}, the names under which states are saved.  groups: {"params", "lr",
+    "weight_decay"}.
     """
 
     def __init__(
@@ -52,7 +53,7 @@ class AdamW:
 
     @torch.no_grad()
     def step(self, factor: float) -> None:
-        """One update with every group's learning rate times `factor`."""
+        """Update once, with every group's learning rate times `factor`."""
         for name, state in self.states.visit():
             p = self._parameters[name]
             if p.grad is not None:
@@ -75,12 +76,12 @@ class AdamW:
             p.copy_(weight)
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Every state and step counter, for saving."""
+        """Return every state and step counter, for saving."""
         counters = {f"{name}.t": torch.tensor(t) for name, t in self._steps.items()}
         return self.states.tensors() | counters
 
     def load(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Take over what `tensors` gave."""
+        """Take over the states that `tensors` returned."""
         self.states.load(tensors)
         self._steps = {name: int(tensors[f"{name}.t"]) for name in self._steps}
 
@@ -98,7 +99,7 @@ class AdamW:
         return state["m"], state["v"]
 
     def _keep(self, state: State, m: torch.Tensor, v: torch.Tensor) -> None:
-        """Put changed moments back; nothing to do where `_moments` gave the states themselves."""
+        """Write changed moments back; does nothing if `_moments` returned the states themselves."""
 
 
 class AdamW8bit(AdamW):
@@ -135,7 +136,7 @@ def build(
     pages: Pages,
     **constants: Any,
 ) -> AdamW:
-    """The optimizer of that name; `pages` counts only for the paged ones. constants: betas, eps."""
+    """Return the optimizer of that name.  pages: used by the paged ones only.  constants: betas, eps."""
     one_of("train.optimizer", kind, OPTIMIZERS)
     family = AdamW8bit if kind.endswith("8bit") else AdamW
     return family(named, groups, pages=pages if kind.startswith("paged") else None, **constants)

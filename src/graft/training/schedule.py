@@ -21,9 +21,9 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 
 
 def factor(schedule: str, step: int, total: int, warmup: float) -> float:
-    """The factor of the step that follows `step` finished ones.
+    """Return the factor of the step that follows `step` finished ones.
 
-    warmup: a share of `total` when under 1, otherwise a number of steps.
+    warmup: a share of `total` if under 1, else a number of steps.
     """
     one_of("train.schedule", schedule, SCHEDULES)
     ramp = math.ceil(total * warmup) if warmup < 1 else int(warmup)
