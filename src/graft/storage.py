@@ -255,7 +255,7 @@ def steps(folder: Path) -> list[tuple[int, Path]]:
 
 def latest(folder: Path) -> tuple[Path | None, list[tuple[Path, CheckpointError]]]:
     """Return the newest valid checkpoint, and each newer one together with what is wrong with it."""
-    damaged = []
+    damaged: list[tuple[Path, CheckpointError]] = []
     for _, checkpoint in steps(folder):
         try:
             validate(checkpoint)

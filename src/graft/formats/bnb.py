@@ -67,6 +67,7 @@ def pack(name: str, layer: QuantLinear) -> dict[str, Tensor]:
     facts = {"quant_type": scheme.name, "blocksize": scheme.block, "dtype": _word(layer.dtype)}
     facts["shape"] = [layer.out_features, columns]
     tensors = {"weight": own["codes"].view(-1, 1), "weight.absmax": own["absmax"].flatten()}
+    assert scheme.codebook is not None  # nf4 or fp4: see BLOCKS and `check_bnb`
     tensors["weight.quant_map"] = scheme.codebook.levels(own["codes"].device).clone()
     if scheme.double:
         tensors["weight.nested_absmax"] = own["nested_absmax"]

@@ -146,7 +146,8 @@ def config_from(keys: dict[str, Any], tensors: dict[str, Any]) -> dict[str, Any]
         known = dict.fromkeys(arch.name for arch in ARCHITECTURES.values())
         raise ModelError(f"architecture {name!r}", f"one of {', '.join(known)}", "load the original model")
     arch = ARCHITECTURES[model_type]
-    found = {own: keys.get(f"{name}.{key}") for key, own in (SETTINGS | arch.settings).items()}
+    named = (SETTINGS | arch.settings).items()
+    found: dict[str, Any] = {setting: keys.get(f"{name}.{key}") for key, setting in named}
     lacking = [key for key in ("hidden_size", "num_hidden_layers", "num_attention_heads") if not found[key]]
     if lacking:
         raise ModelError(f"a GGUF file without {lacking[0]}", "the settings of a model", "download it again")

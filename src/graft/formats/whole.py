@@ -98,11 +98,11 @@ def rounded(
     scale = torch.maximum((high - low) / LARGEST, high / (LARGEST - lowest))
     best = _nearest(groups, scale, low, lowest, dtype)
     if kept is not None:
-        other = _nearest(groups, *(part.float() for part in kept), lowest, dtype)
-        error, theirs = (_error(groups, *found) for found in (best, other))
-        better = (theirs <= error)[..., None]
-        best = tuple(torch.where(better, new, old) for old, new in zip(best, other, strict=True))
-    codes, zeros, scale = best
+        reused = _nearest(groups, kept[0].float(), kept[1].float(), lowest, dtype)
+        better = (_error(groups, *reused) <= _error(groups, *best))[..., None]
+        codes, zeros, scale = (torch.where(better, new, old) for old, new in zip(best, reused, strict=True))
+    else:
+        codes, zeros, scale = best
     return Whole(
         codes.flatten(1).to(torch.uint8), zeros[..., 0].to(torch.uint8), scale[..., 0].to(dtype), group
     )

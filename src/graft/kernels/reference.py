@@ -156,7 +156,7 @@ def quantise_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
     """
     codes = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
     absmax = torch.empty(weight.shape[0], 1, dtype=torch.float32, device=weight.device)
-    step, chunks = row_chunks(*weight.shape, weight.device)
+    step, chunks = row_chunks(weight.shape[0], weight.shape[1], weight.device)
     scratch = torch.empty(step, weight.shape[1], dtype=torch.float32, device=weight.device)
     for start, stop in chunks:
         values = scratch[: stop - start].copy_(weight[start:stop])

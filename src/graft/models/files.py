@@ -156,12 +156,12 @@ def _config(folder: Path) -> PreTrainedConfig:
                 "a model folder",
                 f"load its base, then base.load_adapter({str(folder)!r}, name)",
             )
-        file = next(folder.glob(f"*{gguf_file.SUFFIX}"), None)
+        gguf = next(folder.glob(f"*{gguf_file.SUFFIX}"), None)
         raise ModelError(
             f"{folder} has no config.json",
             "a model folder as transformers writes it",
-            f"did you mean {file}?"
-            if file
+            f"did you mean {gguf}?"
+            if gguf
             else "give the folder that holds config.json and model.safetensors",
         )
     facts = _json(folder / "config.json")

@@ -128,7 +128,9 @@ def model_class(config: PreTrainedConfig, task: str | None) -> type[PreTrainedMo
             f"one of {', '.join(able)}",
             "leave task out, or choose another model",
         )
-    return TASKS[task][type(config)]
+    mapping: Any = TASKS[task]  # transformers types its values as it stores some of them, in pairs
+    cls: type[PreTrainedModel] = mapping[type(config)]
+    return cls
 
 
 def _usual_task(config: PreTrainedConfig) -> str:
@@ -147,7 +149,8 @@ def _stream(
     *,
     fresh_head: bool,
 ) -> PreTrainedModel:
-    config, keywords = opened.config, {}
+    config = opened.config
+    keywords: dict[str, Any] = {}
     if opened.quantisation is not None and opened.packed:
         config.quantization_config = opened.quantisation.to_dict()
     elif opened.quantisation is not None:
@@ -157,7 +160,7 @@ def _stream(
     try:
         with torch.random.fork_rng():
             torch.manual_seed(0)  # a fresh head is the same in every process
-            model, info = cls.from_pretrained(
+            loaded: Any = cls.from_pretrained(
                 None,
                 config=config,
                 state_dict=opened.state,
@@ -175,10 +178,12 @@ def _stream(
             "weights and config.json of one model",
             "compare with the original folder",
         ) from error
+    model, info = loaded
     model.config.name_or_path = str(opened.folder)
     _complete(model, info, opened.folder, fresh_head)
     require_finite(model.named_parameters(), ModelError, DAMAGED, opened.folder)
-    return model.to(device).requires_grad_(False).eval()
+    frozen: PreTrainedModel = model.to(device).requires_grad_(False).eval()
+    return frozen
 
 
 def _complete(model: PreTrainedModel, info: dict[str, Any], folder: Path, fresh_head: bool) -> None:

@@ -43,7 +43,8 @@ def tokenizer_of(folder: Path, model: PreTrainedModel) -> Any:
     tokenizer = tokenizer_in(folder)
     if tokenizer is None:
         return None
-    rows = model.get_input_embeddings().weight.shape[0]
+    table: Any = model.get_input_embeddings()
+    rows = table.weight.shape[0]
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= rows:
         # Any token will do: masks are ours, so padding never counts. It only must not need a new embedding.
         ids = [tokenizer.unk_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id, 0]

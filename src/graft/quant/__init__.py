@@ -2,7 +2,7 @@
 
 from graft.quant.dynamic import dequantise_state, quantise_state
 from graft.quant.linear import QuantLinear
-from graft.quant.replace import dequantise_model, quantise_model, unpacked
+from graft.quant.replace import dequantise_model, packed_layers, quantise_model, unpacked
 from graft.quant.scheme import Scheme
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "Scheme",
     "dequantise_model",
     "dequantise_state",
+    "packed_layers",
     "quantise_model",
     "quantise_state",
     "unpacked",

@@ -52,7 +52,7 @@ class GraftQuantConfig(QuantizationConfigMixin):
         modules: dict[str, dict[str, Any]] | None = None,
         **_: Any,  # what later versions may add
     ) -> None:
-        self.quant_method = METHOD
+        self.quant_method = METHOD  # type: ignore[assignment]  # transformers' list is of its own methods
         usual = Scheme(scheme, block, double)
         self.scheme, self.block, self.double = usual.name, usual.block, usual.double
         self.skip, self.modules = skip or [], modules
@@ -86,7 +86,7 @@ class _QuantiseOnArrival(ConversionOps):
     def __init__(self, quantizer: "GraftQuantizer") -> None:
         self.quantizer = quantizer
 
-    def convert(
+    def convert(  # type: ignore[override]  # transformers passes everything else by name
         self,
         input_dict: dict[str, Any],
         *_: Any,
@@ -94,12 +94,13 @@ class _QuantiseOnArrival(ConversionOps):
         missing_keys: set[str] | None = None,
         **__: Any,
     ) -> dict[str, Tensor]:
-        arrived = {}
+        arrived: dict[str, Tensor] = {}
         for key, value in input_dict.items():
             weight = value[0] if isinstance(value, list) else value
             if self.quantizer.pack(model, key.removesuffix(".weight"), weight):
-                packed = model.get_submodule(key.removesuffix(".weight")).packed()
-                arrived |= {key.removesuffix("weight") + part: tensor for part, tensor in packed.items()}
+                layer: Any = model.get_submodule(key.removesuffix(".weight"))
+                stem = key.removesuffix("weight")
+                arrived |= {stem + part: tensor for part, tensor in layer.packed().items()}
                 (missing_keys or set()).discard(key)
         return arrived
 
@@ -129,7 +130,7 @@ class GraftQuantizer(HfQuantizer):
 
     def pack(self, model: nn.Module, name: str, weight: Tensor) -> bool:
         """Pack one linear with the values that arrived; return False if they are not finite or do not fit."""
-        module = model.get_submodule(name)
+        module: Any = model.get_submodule(name)
         if module.weight.shape != weight.shape:
             shapes = f"{tuple(weight.shape)} in the file and {tuple(module.weight.shape)} by config.json"
             self.misshapen.append(f"{name}.weight is {shapes}")
@@ -147,7 +148,7 @@ class GraftQuantizer(HfQuantizer):
             self.targets = {f"{name}.weight" for name in names}
             return
         for name, key in names.items():
-            linear = model.get_submodule(name)
+            linear: Any = model.get_submodule(name)
             rows, columns = matrix(linear).shape
             kind = self.quantization_config.kind(key)
             layer = QuantLinear(columns, rows, kind, linear.bias, linear.weight.dtype, "meta")
@@ -196,9 +197,10 @@ def quantise_pretrained(model: nn.Module, config: GraftQuantConfig) -> nn.Module
     return packed_by(quantise_model(model, config.kind()), config)
 
 
-def packed_by(model: nn.Module, config: GraftQuantConfig) -> nn.Module:
+def packed_by(model: Any, config: GraftQuantConfig) -> nn.Module:
     """Tell a transformers model that its layers were packed in memory."""
     model.hf_quantizer = GraftQuantizer(config, pre_quantized=False)
     model.config.quantization_config = config
     model.is_quantized, model.quantization_method = True, METHOD
-    return model
+    packed: nn.Module = model
+    return packed

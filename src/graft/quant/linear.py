@@ -73,6 +73,11 @@ class QuantLinear(nn.Module):
     transposed: it replaces a Conv1D, which stores (in, out).
     """
 
+    codes: Tensor
+    scale: Tensor  # of groups, as is minimum
+    minimum: Tensor
+    bias: nn.Parameter | None
+
     def __init__(
         self,
         in_features: int,
@@ -117,7 +122,7 @@ class QuantLinear(nn.Module):
 
     def packed(self) -> dict[str, Tensor]:
         """Return the packed tensors by name."""
-        return {name: self._parameters[name] for name in PACKED if name in self._parameters}
+        return {name: tensor for name in PACKED if (tensor := self._parameters.get(name)) is not None}
 
     @property
     def weight(self) -> Tensor:
@@ -130,7 +135,8 @@ class QuantLinear(nn.Module):
 
     def product(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """Return x Ŵᵀ, plus b if given: for inserts that need the weight's product with another input."""
-        return _Linear.apply(x, bias, self.scheme.name, self.scheme.block, *self.packed().values())
+        product: Tensor = _Linear.apply(x, bias, self.scheme.name, self.scheme.block, *self.packed().values())
+        return product
 
     def extra_repr(self) -> str:
         bias = self.bias is not None

@@ -35,8 +35,13 @@ def is_conv1d(module: nn.Module) -> bool:
 
 def matrix(module: nn.Module, weight: torch.Tensor | None = None) -> torch.Tensor:
     """Return the weight as (out, in)."""
-    weight = module.weight if weight is None else weight
-    return weight.T if is_conv1d(module) else weight
+    stored: torch.Tensor = module.get_parameter("weight") if weight is None else weight
+    return stored.T if is_conv1d(module) else stored
+
+
+def packed_layers(model: nn.Module) -> dict[str, QuantLinear]:
+    """Return {path: layer} of every packed layer of a model."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, QuantLinear)}
 
 
 def packable(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -45,7 +50,8 @@ def packable(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     fp32 |= set(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
     tied = getattr(model, "all_tied_weights_keys", None) or {}
     tied_stems = {key.rpartition(".")[0] for pair in tied.items() for key in pair}
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    find_head = getattr(model, "get_output_embeddings", None)
+    head = find_head() if find_head else None
     lists = _lists(model)
     for name, module in model.named_modules():
         linear = is_linear(module) or isinstance(module, QuantLinear)
@@ -104,7 +110,7 @@ def quantise_model(
 
 
 def replace(
-    model: nn.Module, name: str, module: nn.Module, scheme: Scheme,
+    model: nn.Module, name: str, module: Any, scheme: Scheme,
     weight: torch.Tensor | None = None, quantise: Quantise | None = None,
 ) -> bool:  # fmt: skip
     """Replace `module` by a packed layer; return False if its values are not finite.
@@ -130,8 +136,9 @@ def unpacked(layer: QuantLinear, weight: torch.Tensor | None = None) -> nn.Modul
             Conv1D,
         )  # late: training states use this package without transformers
 
-        plain, weight = Conv1D(0, 0), weight.T.contiguous()
+        plain: Any = Conv1D(0, 0)
         plain.nf, plain.nx = layer.out_features, layer.in_features
+        weight = weight.T.contiguous()
     else:
         plain = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
     plain.weight = nn.Parameter(weight, requires_grad=False)
@@ -144,7 +151,7 @@ def dequantise_model(model: nn.Module, dtype: torch.dtype | None = None) -> nn.M
 
     dtype: of the weights; None: the layer's.
     """
-    for name, layer in [(n, m) for n, m in model.named_modules() if isinstance(m, QuantLinear)]:
+    for name, layer in packed_layers(model).items():
         model.set_submodule(name, unpacked(layer, None if dtype is None else layer.weight.to(dtype)))
     return model
 
@@ -156,5 +163,5 @@ def damaged(names: list[str]) -> GraftError:
 
 def outline(model: nn.Module) -> dict[str, dict[str, Any]]:
     """Return {path: {block, double}} of every packed layer."""
-    layers = [(n, m) for n, m in model.named_modules() if isinstance(m, QuantLinear)]
-    return {name: {"block": m.scheme.block, "double": m.scheme.double} for name, m in layers}
+    layers = packed_layers(model).items()
+    return {name: {"block": layer.scheme.block, "double": layer.scheme.double} for name, layer in layers}

@@ -66,6 +66,7 @@ class Scheme:
     def shapes(self, out_features: int, in_features: int) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
         """Name, shape and dtype of every tensor of a packed weight."""
         blocks = -(-in_features // self.block)
+        shapes: dict[str, tuple[tuple[int, ...], torch.dtype]]
         if self.grouped:
             halves = ((out_features, blocks), torch.float16)
             codes = ((out_features, row_bytes(in_features, GROUPED[self.name])), torch.uint8)
@@ -75,11 +76,11 @@ class Scheme:
                 "codes": ((out_features, in_features), torch.int8),
                 "absmax": ((out_features, 1), torch.float32),
             }
-        tensors = {"codes": ((out_features, -(-in_features // 2)), torch.uint8)}
+        shapes = {"codes": ((out_features, -(-in_features // 2)), torch.uint8)}
         if not self.double:
-            return tensors | {"absmax": ((out_features, blocks), torch.float32)}
+            return shapes | {"absmax": ((out_features, blocks), torch.float32)}
         groups = -(-out_features * blocks // double.GROUP)
-        return tensors | {
+        return shapes | {
             "absmax": ((out_features, blocks), torch.uint8),
             "nested_absmax": ((groups,), torch.float32),
             "nested_offset": ((1,), torch.float32),

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from graft.base.base import Base
-from graft.core.registry import find
+from graft.core.registry import described
 from graft.kernels import REFERENCE
 from graft.kernels import find as kernel
 from graft.models.fresh import fresh
@@ -101,7 +101,7 @@ def _base(quant: str | None = None) -> tuple[Base, dict[str, Any]]:
     if quant:
         quantise_model(base.model, Scheme(quant))
     for name in ("a", "b"):
-        adapter = base.attach(name, find("lora")(r=2))
+        adapter = base.attach(name, described({"name": "lora", "r": 2}))
         generator = torch.Generator().manual_seed(len(name) + ord(name))
         with torch.no_grad():
             for p in adapter.parameters():
@@ -129,11 +129,11 @@ def checkpointing_keeps_gradients() -> str:
         base, given = _base()
         base.checkpointing(on)
         base.train(True)
-        total = 0.0
+        losses = []
         for name in ("a", "b"):
             with base.using(name):
-                total = total + base(**given, use_cache=False).logits.square().mean()
-        total.backward()
+                losses.append(base(**given, use_cache=False).logits.square().mean())
+        torch.stack(losses).sum().backward()
         found.append([p.grad for name in "ab" for p in base.adapters[name].parameters()])
     apart = max((x - y).abs().max().item() for x, y in zip(*found, strict=True))
     return "" if apart < 1e-6 else f"gradients differ by {apart:.1g}"

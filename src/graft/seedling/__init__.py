@@ -88,6 +88,6 @@ def _cache() -> Path:
 
 def _fingerprint(n: int, seed: int) -> str:
     sources = b"".join(
-        Path(module.__file__).read_bytes() for module in (products, phrases, writing, entities)
+        Path(str(module.__file__)).read_bytes() for module in (products, phrases, writing, entities)
     )
     return hashlib.sha256(sources + f"{n} {seed}".encode()).hexdigest()[:12]

@@ -26,7 +26,7 @@ from graft.base.merging import folded, places
 from graft.core.insert import Insert
 from graft.core.site import Site
 from graft.models.load import DTYPES
-from graft.quant import QuantLinear
+from graft.quant import QuantLinear, packed_layers
 from graft.shipping import prompts
 from graft.shipping.fidelity import Tally, answers, ask, drift, perplexity
 
@@ -132,6 +132,7 @@ def unmerged(base: "Base") -> Iterator[list[str]]:
 
 def described(base: "Base") -> dict[str, Any]:
     """Return what identifies this base."""
+    schemes = [layer.scheme for layer in packed_layers(base.model).values()]
     return {
         "name": str(Path(base.name).resolve()) if Path(base.name).exists() else base.name,
         "fingerprint": base.fingerprint(),
@@ -139,9 +140,7 @@ def described(base: "Base") -> dict[str, Any]:
         "family": base.family,
         "dtype": next((word for word, dtype in DTYPES.items() if dtype == base.dtype), str(base.dtype)),
         "quant": base.quant,
-        "group": next(
-            (m.scheme.block for m in base.model.modules() if hasattr(m, "codes") and m.scheme.grouped), 0
-        ),
+        "group": next((scheme.block for scheme in schemes if scheme.grouped), 0),
         "tokenizer": base.tokenizer is not None,
     }
 
@@ -181,11 +180,10 @@ def _weights(base: "Base", reading: Reading, adapters: Sequence[str]) -> dict[st
     absent tensors.
     """
     tally, missing = Tally(), []
+    wanted = ideal(base, adapters)
     if reading.of == "adapter":
         state = base.adapters[adapters[-1]].state()
         wanted = ((key, tensor, tensor) for key, tensor in state.items())
-    else:
-        wanted = ideal(base, adapters)
     for key, before, tensor in wanted:
         written = reading.weight(key)
         if written is None:
@@ -213,11 +211,10 @@ def ideal(base: "Base", adapters: Sequence[str]) -> Iterator[tuple[str, torch.Te
                 if site.kind not in ("module", "final"):
                     changes.setdefault(site.name, (site, []))[1].extend(inserts)
         for path, module in base.model.named_modules():
-            own = tensors(module)
-            new = _changed(module, *changes[path]) if path in changes else {}
-            for name in own | new:
-                after = new.get(name, own.get(name))
-                yield f"{path}.{name}", own.get(name, torch.zeros_like(after)), after
+            before = tensors(module)
+            after = before | (_changed(module, *changes[path]) if path in changes else {})
+            for name, tensor in after.items():
+                yield f"{path}.{name}", before.get(name, torch.zeros_like(tensor)), tensor
 
 
 def tensors(module: Any) -> dict[str, torch.Tensor]:

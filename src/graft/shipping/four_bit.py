@@ -20,11 +20,11 @@ from graft.errors import ModelError, UsageError
 from graft.formats import bnb
 from graft.formats.int4 import FORMATS
 from graft.formats.whole import rounded
-from graft.quant import QuantLinear
+from graft.quant import QuantLinear, packed_layers
 from graft.quant.replace import is_linear, packable
 from graft.shipping import instructions
 from graft.shipping.certificate import ideal, unmerged
-from graft.shipping.hf import sound, write_state
+from graft.shipping.hf import checked_copy, write_state
 
 if TYPE_CHECKING:
     from graft.base.base import Base
@@ -53,7 +53,7 @@ def write_whole(base: "Base", folder: Path, name: str, to: str) -> list[str]:
 
 def write_bnb(base: "Base", folder: Path, name: str) -> list[str]:
     """Write a folder of bitsandbytes, packed layers as they are; return the names of unpacked ones: none."""
-    layers = {path: m for path, m in base.model.named_modules() if isinstance(m, QuantLinear)}
+    layers = packed_layers(base.model)
     packed = {path: bnb.pack(path, layer) for path, layer in layers.items()}
     scheme = next(iter(layers.values())).scheme
     _write(base, folder, name, packed, bnb.settings(scheme, base.dtype, _skipped(base.model, layers)))
@@ -72,21 +72,21 @@ def check_bnb(base: "Base", into: str | None) -> None:
         )
 
 
-def chosen(model: nn.Module, form: ModuleType) -> tuple[dict[str, nn.Module], int]:
+def chosen(model: nn.Module, form: ModuleType) -> tuple[dict[str, nn.Linear | QuantLinear], int]:
     """Return {path: layer} of what the format can hold, and the number of inputs in a group.
 
     The group is that of the packed layers, if they all have the same.
     """
-    fitting = {
+    fitting: dict[str, nn.Linear | QuantLinear] = {
         path: layer
         for path, layer in packable(model)
-        if type(layer) is nn.Linear or (isinstance(layer, QuantLinear) and not layer.transposed)
+        if (isinstance(layer, QuantLinear) and not layer.transposed) or type(layer) is nn.Linear
         if form.fits(layer.out_features, layer.in_features)
     }
-    own = {layer.scheme.block for layer in fitting.values() if _grouped(layer)}
-    if len(own) == 1 and any(layer.in_features % max(own) == 0 for layer in fitting.values()):
-        group = own.pop()
-    else:
+    packed = [layer for layer in fitting.values() if isinstance(layer, QuantLinear)]
+    blocks = {layer.scheme.block for layer in packed if layer.scheme.grouped}
+    group = max(blocks, default=0)
+    if len(blocks) != 1 or all(layer.in_features % group for layer in fitting.values()):
         whole = [layer.in_features for layer in fitting.values() if layer.in_features % GROUPS[-1] == 0]
         group = next(size for size in GROUPS if all(columns % size == 0 for columns in whole))
     return {path: layer for path, layer in fitting.items() if layer.in_features % group == 0}, group
@@ -98,7 +98,11 @@ def _grouped(layer: nn.Module) -> bool:
 
 @torch.no_grad()
 def _rounded(
-    base: "Base", names: Sequence[str], form: ModuleType, layers: dict[str, nn.Module], group: int
+    base: "Base",
+    names: Sequence[str],
+    form: ModuleType,
+    layers: dict[str, nn.Linear | QuantLinear],
+    group: int,
 ) -> dict[str, dict[str, Tensor]]:
     """Return the tensors of these layers, from W + D before any rounding.  names: adapters, not merged."""
     keys = {f"{path}.weight": path for path in layers}
@@ -113,7 +117,7 @@ def _rounded(
 @contextlib.contextmanager
 def _wide(model: nn.Module) -> Iterator[None]:
     """Let packed layers give their weights in fp32 inside the block, as their codes have them."""
-    kinds = {layer: layer.dtype for layer in model.modules() if isinstance(layer, QuantLinear)}
+    kinds = {layer: layer.dtype for layer in packed_layers(model).values()}
     try:
         for layer in kinds:
             layer.dtype = torch.float32
@@ -147,7 +151,7 @@ def _write(
     base: "Base", folder: Path, name: str, packed: dict[str, dict[str, Tensor]], config: dict[str, Any]
 ) -> list[str]:
     """Write the folder, with these tensors in place of their layers' weights; return what was unpacked."""
-    clone, unpacked = sound(base.model)
+    clone, unpacked = checked_copy(base.model)
     clone.config.quantization_config = config
     state = clone.state_dict()
     for path, tensors in packed.items():

@@ -18,9 +18,9 @@ from graft.errors import ModelError, UsageError, one_of
 from graft.formats import gguf_names as names
 from graft.formats.gguf import BLOCK, FORMS, decode, encode, pack, unpack
 from graft.kernels.groups import unpack_bits
-from graft.quant import QuantLinear
+from graft.quant import QuantLinear, packed_layers
 from graft.quant.scheme import GROUPED
-from graft.shipping.hf import sound
+from graft.shipping.hf import checked_copy
 from graft.shipping.instructions import ends
 from graft.shipping.vocabulary import vocabulary
 
@@ -40,7 +40,7 @@ def usual_type(base: "Base") -> str:
 def holds(base: "Base", form: str | None) -> bool:
     """Return whether files of this type (None: the default) hold layers of the base code by code."""
     form = form or usual_type(base)
-    return form in FORMS and any(isinstance(m, QuantLinear) and _holds(form, m) for m in base.model.modules())
+    return form in FORMS and any(_holds(form, layer) for layer in packed_layers(base.model).values())
 
 
 def check(base: "Base", form: str) -> names.Architecture:
@@ -65,7 +65,7 @@ def write_gguf(base: "Base", folder: Path, form: str) -> tuple[list[str], str]:
     transformers.
     """
     arch = check(base, form)
-    model, unpacked = sound(base.model)
+    model, unpacked = checked_copy(base.model)
     config, rows = model.config, base.model.get_input_embeddings().weight.shape[0]
     keys = {
         "general.type": "model",
@@ -86,8 +86,8 @@ def write_gguf(base: "Base", folder: Path, form: str) -> tuple[list[str], str]:
         state[names.ROPE_FACTORS] = factors
     exact = {
         names.file_name(f"{path}.weight", arch): layer
-        for path, layer in base.model.named_modules()
-        if isinstance(layer, QuantLinear) and _holds(form, layer)
+        for path, layer in packed_layers(base.model).items()
+        if _holds(form, layer)
     }
     others = (
         next(word for word in ("f32", "f16", "bf16") if FORMS[word].dtype == base.dtype) if exact else form
@@ -121,7 +121,7 @@ def write_lora(base: "Base", folder: Path, adapter: str) -> str:
             raise UsageError(
                 f"{what} as a GGUF adapter", "LoRA on matrices of their own", "merge it with to='gguf'"
             )
-        A, B, scale = (part.detach().float() if isinstance(part, Tensor) else part for part in form)
+        A, B, scale = form[0].detach().float(), form[1].detach().float(), form[2]
         alpha = alpha or scale * len(A)  # llama.cpp's scale is alpha / r
         name = names.file_name(f"{site.name}.weight", arch)
         state[f"{name}.lora_a"] = A.T if name == "token_embd.weight" else A

@@ -15,7 +15,7 @@ from torch import nn
 
 from graft.errors import MergeError, ModelError
 from graft.models.load import quiet
-from graft.quant import QuantLinear
+from graft.quant import QuantLinear, packed_layers
 from graft.quant.finite import require_finite
 from graft.quant.hf import GraftQuantConfig, packed_by
 
@@ -31,7 +31,7 @@ def write_model(base: "Base", folder: Path, *, packed: bool = False, shard: str 
     packed: leave packed layers as they are.  shard: largest size of one file, in transformers' words.
     Raises ModelError if a tensor is not finite or did not reach the file.
     """
-    clone, unpacked = sound(base.model, packed=packed)
+    clone, unpacked = checked_copy(base.model, packed=packed)
     write_state(base, clone, clone.state_dict(), folder, shard=shard)
     return unpacked
 
@@ -50,14 +50,14 @@ def write_state(
     _written(state, folder)
 
 
-def sound(model: nn.Module, *, packed: bool = False) -> tuple[nn.Module, list[str]]:
+def checked_copy(model: nn.Module, *, packed: bool = False) -> tuple[Any, list[str]]:
     """Return `plain_copy`. Raises ModelError if a number of it is not finite."""
-    clone, unpacked = plain(model, packed=packed)
+    clone, unpacked = plain_copy(model, packed=packed)
     require_finite(clone.named_parameters(), ModelError, "merge an adapter whose training did not diverge")
     return clone, unpacked
 
 
-def plain(model: nn.Module, *, packed: bool = False) -> tuple[nn.Module, list[str]]:
+def plain_copy(model: Any, *, packed: bool = False) -> tuple[Any, list[str]]:
     """Return a clone that shares its tensors with `model`, and the names of layers that were packed.
 
     The clone is in 16 or 32 bits.  packed: packed layers stay so, and are not named.
@@ -69,7 +69,7 @@ def plain(model: nn.Module, *, packed: bool = False) -> tuple[nn.Module, list[st
     if head is not None:
         config.tie_word_embeddings = head.weight.data_ptr() == table.weight.data_ptr()
     clone = _empty(model, config)
-    layers = {name: module for name, module in model.named_modules() if hasattr(module, "codes")}
+    layers = packed_layers(model)
     inside = tuple(f"{name}." for name in layers)
     state = {key: tensor for key, tensor in model.state_dict().items() if not key.startswith(inside)}
     for name, module in layers.items():
@@ -88,11 +88,11 @@ def plain(model: nn.Module, *, packed: bool = False) -> tuple[nn.Module, list[st
     )
     clone.tie_weights()
     if clone.can_generate():
-        clone.generation_config = _sound(copy.deepcopy(model.generation_config))
+        clone.generation_config = _saveable(copy.deepcopy(model.generation_config))
     return clone.eval(), [] if packed else list(layers)
 
 
-def _pack(clone: Any, layers: dict[str, Any], state: dict[str, torch.Tensor]) -> None:
+def _pack(clone: Any, layers: dict[str, QuantLinear], state: dict[str, torch.Tensor]) -> None:
     """Give the empty clone packed layers like these; in `state` their tensors replace the weights."""
     for name, layer in layers.items():
         del state[f"{name}.weight"]
@@ -105,13 +105,13 @@ def _pack(clone: Any, layers: dict[str, Any], state: dict[str, torch.Tensor]) ->
     packed_by(clone, GraftQuantConfig(scheme.name, scheme.block, scheme.double))
 
 
-def _empty(model: nn.Module, config: Any) -> nn.Module:
+def _empty(model: Any, config: Any) -> Any:
     """Return a model of this class whose tensors have no memory."""
     with torch.device("meta"):
         return type(model)(config)
 
 
-def _with_biases(model: nn.Module, config: Any, state: dict[str, torch.Tensor]) -> nn.Module:
+def _with_biases(model: Any, config: Any, state: dict[str, torch.Tensor]) -> Any:
     """Return an empty model whose config asks for biases, as a merge has added some.
 
     The biases that it did not add become zero.
@@ -121,10 +121,10 @@ def _with_biases(model: nn.Module, config: Any, state: dict[str, torch.Tensor]) 
             setattr(config, flag, True)
     clone = _empty(model, config)
     wanted = clone.state_dict()
-    homeless = sorted(state.keys() - wanted.keys())
-    if homeless:
+    extra = sorted(state.keys() - wanted.keys())
+    if extra:
         raise MergeError(
-            f"{homeless[0]} was added by an adapter ({len(homeless)} tensors were)",
+            f"{extra[0]} was added by an adapter ({len(extra)} tensors were)",
             f"tensors that a {type(model).__name__} of transformers has",
             "keep the adapter attached, or train it on target_modules that have such tensors",
         )
@@ -133,7 +133,7 @@ def _with_biases(model: nn.Module, config: Any, state: dict[str, torch.Tensor]) 
     return clone
 
 
-def _sound(config: Any) -> Any:
+def _saveable(config: Any) -> Any:
     """Let a generation config with sampling values sample; transformers refuses to save it otherwise."""
     try:
         config.validate(strict=True)

@@ -19,7 +19,7 @@ import torch
 from graft.base.merging import in_minima, places
 from graft.errors import GraftError, UsageError, one_of
 from graft.models.load import load
-from graft.quant import QuantLinear
+from graft.quant import QuantLinear, packed_layers
 from graft.shipping import prompts
 from graft.shipping.certificate import described, stacked, unmerged
 from graft.shipping.fidelity import answers, drift, perplexity, survival
@@ -98,7 +98,7 @@ def choices(
         bare = answers(base, None, rows)
         with stacked(base, adapters[:-1]):
             adapted = answers(base, adapters[-1], rows)
-        found = []
+        found: list[dict[str, Any]] = []
         for into in INTO:
             try:
                 kept, noise, merged = _tried(base, adapters, into, rows, original)
@@ -130,5 +130,6 @@ def _tried(
 
 def _bits(base: "Base", into: str) -> float:
     """Return the bits per weight of the layers in question."""
-    schemes = [module.scheme for module in base.model.modules() if hasattr(module, "codes")]
-    return float(schemes[0].bits) if into == "packed" else float(torch.finfo(base.dtype).bits)
+    if into != "packed":
+        return float(torch.finfo(base.dtype).bits)
+    return next(iter(packed_layers(base.model).values())).scheme.bits

@@ -59,12 +59,13 @@ class AdamW:
             if p.grad is not None:
                 self._steps[name] += 1
                 group = self._groups[name]
-                self._update(name, state, group["lr"] * factor, group.get("weight_decay", 0.0))
+                self._update(name, p.grad, state, group["lr"] * factor, group.get("weight_decay", 0.0))
 
-    def _update(self, name: str, state: State, lr: float, weight_decay: float) -> None:
-        p, t, (beta1, beta2) = self._parameters[name], self._steps[name], self.betas
+    def _update(self, name: str, grad: torch.Tensor, state: State, lr: float, weight_decay: float) -> None:
+        p, t = self._parameters[name], self._steps[name]
+        beta1, beta2 = self.betas
         weight = state.get("master", p)
-        g = p.grad.to(weight.dtype)
+        g = grad.to(weight.dtype)
         m, v = self._moments(state)
         m.lerp_(g, 1 - beta1)
         v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
