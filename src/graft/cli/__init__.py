@@ -38,7 +38,7 @@ from graft.storage import disk_full
 app = typer.Typer(
     name="graft",
     help="Fine-tune language models on the machine you have.",
-    epilog="Start with `graft demo`, or `graft train --model M --data ROWS`. A run's folder can stand for its model.",
+    epilog="Start with `graft demo`, or `graft train --model M --data ROWS`. A run's folder stands for its model.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -101,10 +101,8 @@ def _defect(error: Exception) -> int:
     handle, name = tempfile.mkstemp(prefix="graft-", suffix=".txt")
     with os.fdopen(handle, "w", encoding="utf-8") as file:
         traceback.print_exception(error, file=file)
-    talk(
-        f"graft: error: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
-    )
-    talk(
-        f"  expected: this never to happen; it is a defect of graft\n  to do:    report it with the traceback in {name}"
-    )
+    message = str(error).splitlines()[0] if str(error) else "no message"
+    talk(f"graft: error: {type(error).__name__}: {message}")
+    talk("  expected: this never to happen; it is a defect of graft")
+    talk(f"  to do:    report it with the traceback in {name}")
     return 70

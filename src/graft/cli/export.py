@@ -20,19 +20,22 @@ def export(
     to: Annotated[
         str,
         typer.Option(
-            help="hf, gguf, gptq, awq, compressed-tensors, bnb: one merged model; peft, gguf-lora: the adapter alone."
+            help="A merged model: hf, gguf, gptq, awq, compressed-tensors, bnb; an adapter alone: peft, gguf-lora."
         ),
     ] = "hf",
     form: Annotated[
         str | None,
-        typer.Option("--type", help="Of a gguf: f32 f16 bf16 q8_0 q4_0 q4_1 q5_0 q5_1; q8_0, q4_1 of int4."),
+        typer.Option(
+            "--type",
+            help="For gguf: f32 f16 bf16 q8_0 q4_0 q4_1 q5_0 q5_1; by default q8_0, or q4_1 for int4.",
+        ),
     ] = None,
     adapter: Annotated[list[str] | None, typer.Option(help="Adapter folder, or NAME=FOLDER.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace what is in the folder.")] = False,
     lossy: Annotated[
-        bool, typer.Option("--lossy", help="Merge even where rounding loses what was learnt.")
+        bool, typer.Option("--lossy", help="Merge even if rounding loses what was learned.")
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="What was written, for programs.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print what was written, for programs.")] = False,
 ) -> None:
     from graft.runs.open import open_model
     from graft.shipping.export import CERTIFICATE, LAYOUTS

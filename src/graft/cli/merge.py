@@ -17,47 +17,44 @@ if TYPE_CHECKING:
 FORMS = ("model", "adapter")
 WAYS = {
     "dequantised": "what was trained, rounded once",
-    "original": "the weights before quantisation, beside which it was not trained",
-    "packed": "quantised again; QA-LoRA goes into the groups as it is",
+    "original": "the weights before quantisation, which it was not trained on",
+    "packed": "quantised again; QA-LoRA fits into the groups exactly",
 }
 
 
 def add_to(app: typer.Typer) -> None:
-    app.command("merge", help="Fold adapters into their base; says what it cost.")(merge)
+    app.command("merge", help="Fold adapters into their base, and say what it cost.")(merge)
 
 
 def merge(
-    model: Annotated[
-        str, typer.Argument(help="A run's folder, an adapter's folder, or a base with --adapter.")
-    ],
+    model: Annotated[str, typer.Argument(help="A run, an adapter, or a base with --adapter.")],
     folder: Annotated[Path, typer.Argument(help="Where to write.")],
     adapter: Annotated[
-        list[str] | None, typer.Option(help="Adapter folder, or NAME=FOLDER; several are blended into one.")
+        list[str] | None, typer.Option(help="Adapter folder, or NAME=FOLDER; several are blended.")
     ] = None,
     weight: Annotated[
-        list[str] | None, typer.Option(help="NAME=NUMBER in the blend; 1 where not given.")
+        list[str] | None, typer.Option(help="NAME=NUMBER: its weight in the blend; default 1.")
     ] = None,
-    how: Annotated[str, typer.Option(help="cat (exact), svd, linear, ties, dare_ties, average, ...")] = "cat",
+    how: Annotated[str, typer.Option(help="cat (exact), svd, ties, dare_ties, average, ...")] = "cat",
     density: Annotated[
-        float | None, typer.Option(help="Share of entries that ties, dare and magnitude keep.")
+        float | None, typer.Option(help="Share of entries that ties, dare, magnitude keep.")
     ] = None,
-    r: Annotated[int | None, typer.Option("--r", help="Rank of a blend by svd or ..._svd.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the entries that dare drops.")] = 0,
-    form: Annotated[
-        str, typer.Option("--as", help="model: one ordinary model; adapter: the blend alone.")
-    ] = "model",
+    r: Annotated[int | None, typer.Option("--r", help="Rank of the blend, for svd or ..._svd.")] = None,
+    seed: Annotated[int, typer.Option(help="For the entries that dare drops.")] = 0,
+    form: Annotated[str, typer.Option("--as", help="model, or adapter for the blend alone.")] = "model",
     force: Annotated[bool, typer.Option("--force", help="Replace what is in the folder.")] = False,
-    quant: Annotated[
-        str | None, typer.Option(help="What the adapters were trained beside: none, nf4, ...")
-    ] = None,
+    quant: Annotated[str | None, typer.Option(help="How to load the base: none, nf4, ...")] = None,
     into: Annotated[
-        str | None, typer.Option(help="Quantised: dequantised, original, packed; none: all are measured.")
+        str | None,
+        typer.Option(help="dequantised, original or packed, if quantised; by default all are measured."),
     ] = None,
-    original: Annotated[str | None, typer.Option(help="Weights before quantisation, if elsewhere.")] = None,
+    original: Annotated[
+        str | None, typer.Option(help="The weights before quantisation, if elsewhere.")
+    ] = None,
     lossy: Annotated[
-        bool, typer.Option("--lossy", help="Merge even where rounding loses what was learnt.")
+        bool, typer.Option("--lossy", help="Merge even if rounding loses what was learned.")
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="The same facts for programs.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the same facts for programs.")] = False,
 ) -> None:
     one_of("--as", form, FORMS)
     from graft.runs.open import open_model
@@ -121,7 +118,7 @@ def _choices(opened: "Opened", form: str, into: str | None, original: str | None
 
 def _row(way: dict[str, Any]) -> tuple[str, ...]:
     if "trouble" in way:
-        return way["into"], "", "", "", "", f"not to be had: {way['trouble']}"
+        return way["into"], "", "", "", "", f"unavailable: {way['trouble']}"
     ppl = way["perplexity"]["merged"]
     cells = f"{way['bits']:.3g}", f"{way['kept']:.1%}", f"{way['logits']['mean']:.2g}"
     return way["into"], *cells, "" if ppl is None else f"{ppl:.4g}", WAYS[way["into"]]
@@ -137,8 +134,8 @@ def _blend(opened: "Opened", words: list[str], *, how: str, **settings: Any) -> 
     from graft.combine.blend import blend  # torch costs seconds
 
     opened.adapter = " + ".join(known)
-    if opened.adapter in known:  # one adapter, blended with nothing: only weighed
-        opened.adapter += " weighed"
+    if opened.adapter in known:  # one adapter, blended with nothing: only weighted
+        opened.adapter += " weighted"
     made = blend(opened.base, weights, opened.adapter, how, **settings)
     return {"weights": weights, "how": how, **settings, "trained": made.count()}
 
@@ -157,7 +154,7 @@ def _weights(words: list[str], known: list[str]) -> dict[str, float]:
         try:
             found[name] = float(number)
         except ValueError:
-            raise UsageError(f"--weight {word}", "a number behind the =", f"for example {name}=0.7") from None
+            raise UsageError(f"--weight {word}", "a number after the =", f"for example {name}=0.7") from None
     return found
 
 

@@ -17,7 +17,7 @@ def add_to(app: typer.Typer) -> None:
 
 def verify(
     folder: Annotated[Path, typer.Argument(help="A folder that graft merge or graft export wrote.")],
-    json: Annotated[bool, typer.Option("--json", help="The same facts for programs.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the same facts for programs.")] = False,
 ) -> None:
     """Check that files and fingerprints are equal, and measure weights, logits and perplexity again.
 
@@ -35,12 +35,12 @@ def verify(
     checks = check(folder)
     differs = any(one.state == DIFFERS for one in checks)
     if json:
-        facts = [{"what": one.what, "state": one.state, "said": one.said} for one in checks]
+        facts = [{"what": one.what, "state": one.state, "finding": one.finding} for one in checks]
         show_json({"folder": str(folder), "same": not differs, "checks": facts})
     else:
-        show(table(("what", "state", "found"), [(one.what, one.state, one.said) for one in checks]))
+        show(table(("what", "state", "finding"), [(one.what, one.state, one.finding) for one in checks]))
     if differs:
-        after("write it again with graft merge or graft export; what differs is named above")
+        after("write it again with graft merge or graft export: the table names what differs")
         raise typer.Exit(1)
     file = next(folder.glob("*.gguf"), folder)
     after(f"graft chat MODEL --adapter {file}" if file.name.endswith("-lora.gguf") else f"graft chat {file}")

@@ -46,7 +46,7 @@ class Check:
 
     what: str
     state: str
-    said: str
+    finding: str
 
 
 class Missing(Exception):
@@ -116,7 +116,7 @@ def _versions(wanted: dict[str, str]) -> Check:
     moved = [
         f"{name} {wanted.get(name)} -> {now}" for name, now in versions().items() if wanted.get(name) != now
     ]
-    return Check("versions", UNKNOWN if moved else SAME, ", ".join(moved) or "as then")
+    return Check("versions", UNKNOWN if moved else SAME, ", ".join(moved) or "unchanged")
 
 
 @contextlib.contextmanager
@@ -163,7 +163,7 @@ def _adapter(
 ) -> str:
     name, where = wanted["name"], str(folder) if facts["format"] == "peft" else wanted["folder"]
     if where is None:
-        checks.append(Check("adapter", UNKNOWN, f"{name}: it lay in no folder when it was exported"))
+        checks.append(Check("adapter", UNKNOWN, f"{name}: it had no folder when it was exported"))
         raise Missing
     try:
         adapter = base.load_adapter(where, name, force=True)
@@ -187,21 +187,21 @@ def _fingerprint(what: str, found: str, wanted: dict[str, Any], where: str) -> C
 def _compared(facts: dict[str, Any], again: dict[str, Any], base: "Base") -> list[Check]:
     """Compare the measurements of then and now."""
     if again["prompts"] != facts["prompts"]:
-        return [Check("prompts", DIFFERS, "the tokenizer, or graft's prompts, made other ids of them")]
+        return [Check("prompts", DIFFERS, "the tokenizer, or graft's prompts, have changed: the ids differ")]
     rounding = NOISE * torch.finfo(base.dtype).eps
     fp32 = NOISE * torch.finfo(torch.float32).eps  # D itself is a product, summed in another order elsewhere
     slack = {"weights": fp32, "logits": rounding * facts["logits"]["size"], "perplexity": 0.0}
     share = {"weights": TOLERANCE, "logits": TOLERANCE, "perplexity": max(rounding, 1e-3)}
-    found = []
+    checks = []
     for what, slope in share.items():
         then, now = facts.get(what) or {}, again[what] or {}
         numbers = [key for key in then if isinstance(then[key], float)]
         moved = [key for key in numbers if not _near(then[key], now.get(key), slope, slack[what])]
         moved += [key for key in then if key not in numbers and key != "worst" and then[key] != now.get(key)]
-        moved_said = ", ".join(f"{key} {_plain(then[key])} -> {_plain(now.get(key))}" for key in moved)
-        said = ", ".join(f"{key} {then[key]:.3g}" for key in numbers)
-        found.append(Check(what, DIFFERS if moved else SAME, moved_said or said or "none"))
-    return found
+        changes = ", ".join(f"{key} {_plain(then[key])} -> {_plain(now.get(key))}" for key in moved)
+        values = ", ".join(f"{key} {then[key]:.3g}" for key in numbers)
+        checks.append(Check(what, DIFFERS if moved else SAME, changes or values or "none"))
+    return checks
 
 
 def _near(then: float, now: Any, share: float, slack: float) -> bool:
