@@ -158,7 +158,7 @@ REFUSED = {
     "a list": (lambda f: (f / "config.json").write_text("[1]"), "config.json is not a JSON object"),
     "own code": (
         lambda f: edit(f, auto_map={"AutoModel": "evil.Model"}),
-        r"asks for code of its own \(auto_map\)",
+        r"asks for its own code \(auto_map\)",
     ),
     "unknown architecture": (lambda f: edit(f, model_type="lama"), "model_type 'lama'.*nearest: llama"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "has no weights"),

@@ -57,14 +57,8 @@ def merge(
     json: Annotated[bool, typer.Option("--json", help="Print the same facts for programs.")] = False,
 ) -> None:
     one_of("--as", form, FORMS)
-    from graft.runs.open import open_model
-    from graft.shipping.export import (
-        CERTIFICATE,
-        REPORT,
-        check_into,
-        export,
-        minima_hold,
-    )  # torch costs seconds
+    from graft.runs.open import open_model  # torch costs seconds
+    from graft.shipping.export import CERTIFICATE, REPORT, check_into, export, minima_hold
     from graft.storage import refuse_occupied
 
     refuse_occupied(folder, force=force)  # before the work

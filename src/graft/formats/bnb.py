@@ -63,19 +63,19 @@ def pack(name: str, layer: QuantLinear) -> dict[str, Tensor]:
             f"blocks of {BLOCKS[0]}, {BLOCKS[1]}, … {BLOCKS[-1]} weights that divide the row",
             "export it with to='hf', into='packed' (--into) keeps it in 4 bits",
         )
-    own = layer.packed()
+    packed = layer.packed()
     facts = {"quant_type": scheme.name, "blocksize": scheme.block, "dtype": _word(layer.dtype)}
     facts["shape"] = [layer.out_features, columns]
-    tensors = {"weight": own["codes"].view(-1, 1), "weight.absmax": own["absmax"].flatten()}
+    tensors = {"weight": packed["codes"].view(-1, 1), "weight.absmax": packed["absmax"].flatten()}
     assert scheme.codebook is not None  # nf4 or fp4: see BLOCKS and `check_bnb`
-    tensors["weight.quant_map"] = scheme.codebook.levels(own["codes"].device).clone()
+    tensors["weight.quant_map"] = scheme.codebook.levels(packed["codes"].device).clone()
     if scheme.double:
-        tensors["weight.nested_absmax"] = own["nested_absmax"]
-        tensors["weight.nested_quant_map"] = SIGNED.levels(own["codes"].device).clone()
+        tensors["weight.nested_absmax"] = packed["nested_absmax"]
+        tensors["weight.nested_quant_map"] = SIGNED.levels(packed["codes"].device).clone()
         facts |= {
             "nested_blocksize": GROUP,
             "nested_dtype": "float32",
-            "nested_offset": own["nested_offset"].item(),
+            "nested_offset": packed["nested_offset"].item(),
         }
     return tensors | {
         STATE[1:] + scheme.name: torch.tensor(list(json.dumps(facts).encode()), dtype=torch.uint8)

@@ -133,9 +133,8 @@ def _quantise(weight: Tensor, form: Form) -> Tensor:
         scale = largest.abs() / 127
         steps = blocks * _inverse(scale)
         size = steps.abs().floor()
-        codes = steps.sign() * (
-            size + (2 * (steps.abs() - size)).floor()
-        )  # halves away from zero, as C's roundf
+        # Halves go away from zero, as in C's roundf.
+        codes = steps.sign() * (size + (2 * (steps.abs() - size)).floor())
         return pack(codes, scale, None, name)
     middle = 2 ** (form.bits - 1)
     scale = largest / -middle

@@ -69,9 +69,8 @@ class Stored:
         return decode(self._raw(), self.form)
 
     def _raw(self) -> Tensor:
-        return torch.from_numpy(self.tensor.data.copy()).view(
-            torch.uint8
-        )  # the file is mapped for reading only
+        values = self.tensor.data.copy()  # the file is mapped for reading only
+        return torch.from_numpy(values).view(torch.uint8)
 
 
 def _undecoded(raw: Tensor, form: str, part: str) -> Tensor:
@@ -112,16 +111,16 @@ def config(path: Path) -> dict[str, Any]:
 def state(path: Path, config: Any) -> dict[str, Stored]:
     """Return the tensors under transformers' names. Raises ModelError for one that has no place there."""
     _, tensors = read(path)
-    arch, found = names.ARCHITECTURES[config.model_type], {}
+    arch, by_key = names.ARCHITECTURES[config.model_type], {}
     for name, stored in tensors.items():
-        own = names.state_name(name, arch)
-        if own is not None:
-            found[own] = Stored(stored.tensor, arch, config)
+        key = names.state_name(name, arch)
+        if key is not None:
+            by_key[key] = Stored(stored.tensor, arch, config)
         elif name != names.ROPE_FACTORS:
             raise ModelError(
                 f"{path} has {name}", f"a {arch.name} model that transformers has", "load the original"
             )
-    return found
+    return by_key
 
 
 def packed(path: Path, config: Any) -> tuple[dict[str, Stored], dict[str, Any]] | None:
@@ -129,20 +128,20 @@ def packed(path: Path, config: Any) -> tuple[dict[str, Stored], dict[str, Any]] 
 
     Returns None unless one scheme holds the types of all these matrices.
     """
-    found = state(path, config)
-    inside = {
+    tensors = state(path, config)
+    matrices = {
         key.removesuffix(".weight"): one
-        for key, one in found.items()
+        for key, one in tensors.items()
         if key.startswith("model.layers.") and len(one.tensor.shape) > 1
     }
-    schemes = {SCHEMES.get(str(one.form)) for one in inside.values()}
+    schemes = {SCHEMES.get(str(one.form)) for one in matrices.values()}
     scheme = schemes.pop() if len(schemes) == 1 else None
     if scheme is None:
         return None
-    for name, one in inside.items():
-        del found[f"{name}.weight"]
-        found |= {f"{name}.{part}": Stored(one.tensor, one.arch, one.config, part) for part in PARTS}
-    return found, {"scheme": scheme, "block": BLOCK, "modules": {name: {} for name in inside}}
+    for name, one in matrices.items():
+        del tensors[f"{name}.weight"]
+        tensors |= {f"{name}.{part}": Stored(one.tensor, one.arch, one.config, part) for part in PARTS}
+    return tensors, {"scheme": scheme, "block": BLOCK, "modules": {name: {} for name in matrices}}
 
 
 def lora(path: Path, config: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -160,7 +159,7 @@ def lora(path: Path, config: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
             f"an adapter for {arch.name}",
             "load its own base",
         )
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     ranks: dict[str, int] = {}
     for name, one in stored.items():
         of, _, part = name.rpartition(".lora_")
@@ -176,7 +175,7 @@ def lora(path: Path, config: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
         else:
             values = names.from_file(values, of, arch, config)
         suffix = f"lora_embedding_{part.upper()}" if table else f"lora_{part.upper()}.weight"
-        found[f"base_model.model.{module}.{suffix}"] = values
+        tensors[f"base_model.model.{module}.{suffix}"] = values
     usual = max(ranks.values(), key=list(ranks.values()).count, default=1)
     return {
         "peft_type": "LORA",
@@ -184,7 +183,7 @@ def lora(path: Path, config: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
         "lora_alpha": keys["adapter.lora.alpha"],  # over the rank of each, as in PEFT
         "target_modules": sorted(ranks),
         "rank_pattern": {module: r for module, r in ranks.items() if r != usual},
-    }, found
+    }, tensors
 
 
 def tokenizer(path: Path) -> Any:

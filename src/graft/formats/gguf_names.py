@@ -37,7 +37,7 @@ FOUR_NORMS = {
     "post_feedforward_layernorm": "post_ffw_norm",
 }
 HEAD_NORMS = {"self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm"}
-# setting of the file -> attribute of transformers' config; behind the architecture's name and a dot
+# setting of the file (after the architecture's name and a dot) -> attribute of transformers' config
 SETTINGS = {
     "context_length": "max_position_embeddings",
     "embedding_length": "hidden_size",
@@ -101,41 +101,39 @@ ARCHITECTURES = {  # model_type of transformers -> architecture; reading takes t
 
 
 def architecture(config: Any) -> Architecture:
-    """Raise UsageError for a model that llama.cpp does not compute as transformers does."""
-    found = ARCHITECTURES.get(config.model_type)
-    if found is None:
+    """Return how llama.cpp names and stores a model. Raises UsageError if it would compute it differently."""
+    arch = ARCHITECTURES.get(config.model_type)
+    if arch is None:
         raise UsageError(
             f"a {config.model_type} model as GGUF",
             f"one of {', '.join(ARCHITECTURES)}",
             "export it with to='hf'",
         )
-    for wrong in _differences(found, config):
+    for wrong in _differences(arch, config):
         raise UsageError(
             f"{config.model_type} with {wrong}", "what llama.cpp computes", "export it with to='hf'"
         )
-    return found
+    return arch
 
 
 def settings(config: Any) -> dict[str, Any]:
     """Return the settings of the file, each under the architecture's name."""
     arch = architecture(config)
-    found = {key: getattr(config, name, None) for key, name in (SETTINGS | arch.settings).items()}
-    head_dim = found["attention.key_length"] or config.hidden_size // config.num_attention_heads
-    found |= {
+    values = {key: getattr(config, name, None) for key, name in (SETTINGS | arch.settings).items()}
+    head_dim = values["attention.key_length"] or config.hidden_size // config.num_attention_heads
+    values |= {
         key: head_dim for key in ("attention.key_length", "attention.value_length", "rope.dimension_count")
     }
     window = getattr(config, "sliding_window", None)
-    if (
-        not arch.period and window
-    ):  # of Mistral: llama.cpp sees everything, which is the same up to the window
-        found["context_length"] = min(config.max_position_embeddings, window)
+    if not arch.period and window:  # Mistral's: llama.cpp sees everything, which is the same up to the window
+        values["context_length"] = min(config.max_position_embeddings, window)
     rope = _rope(config)
-    found["rope.freq_base"] = float(rope["rope_theta"])
+    values["rope.freq_base"] = float(rope["rope_theta"])
     if rope["rope_type"] == "linear":
-        found |= {"rope.scaling.type": "linear", "rope.scaling.factor": float(rope["factor"])}
+        values |= {"rope.scaling.type": "linear", "rope.scaling.factor": float(rope["factor"])}
     if "sliding_attention" in config.rope_parameters:
-        found["rope.freq_base_swa"] = float(config.rope_parameters["sliding_attention"]["rope_theta"])
-    return {f"{arch.name}.{key}": value for key, value in found.items() if value is not None}
+        values["rope.freq_base_swa"] = float(config.rope_parameters["sliding_attention"]["rope_theta"])
+    return {f"{arch.name}.{key}": value for key, value in values.items() if value is not None}
 
 
 def config_from(keys: dict[str, Any], tensors: dict[str, Any]) -> dict[str, Any]:
@@ -147,29 +145,29 @@ def config_from(keys: dict[str, Any], tensors: dict[str, Any]) -> dict[str, Any]
         raise ModelError(f"architecture {name!r}", f"one of {', '.join(known)}", "load the original model")
     arch = ARCHITECTURES[model_type]
     named = (SETTINGS | arch.settings).items()
-    found: dict[str, Any] = {setting: keys.get(f"{name}.{key}") for key, setting in named}
-    lacking = [key for key in ("hidden_size", "num_hidden_layers", "num_attention_heads") if not found[key]]
+    values: dict[str, Any] = {setting: keys.get(f"{name}.{key}") for key, setting in named}
+    lacking = [key for key in ("hidden_size", "num_hidden_layers", "num_attention_heads") if not values[key]]
     if lacking:
-        raise ModelError(f"a GGUF file without {lacking[0]}", "the settings of a model", "download it again")
-    found["vocab_size"] = found["vocab_size"] or len(keys.get("tokenizer.ggml.tokens", ()))
-    found["head_dim"] = found["head_dim"] or found["hidden_size"] // found["num_attention_heads"]
-    found |= {"hidden_act": arch.activation, "tie_word_embeddings": "output.weight" not in tensors}
+        raise ModelError(f"a GGUF file without {lacking[0]}", "the values of a model", "download it again")
+    values["vocab_size"] = values["vocab_size"] or len(keys.get("tokenizer.ggml.tokens", ()))
+    values["head_dim"] = values["head_dim"] or values["hidden_size"] // values["num_attention_heads"]
+    values |= {"hidden_act": arch.activation, "tie_word_embeddings": "output.weight" not in tensors}
     if arch.activation == GELU:
-        found |= {"hidden_activation": GELU, "query_pre_attn_scalar": found["head_dim"]}
+        values |= {"hidden_activation": GELU, "query_pre_attn_scalar": values["head_dim"]}
     if arch.biases is None:
-        found |= {
+        values |= {
             "attention_bias": "blk.0.attn_q.bias" in tensors,
             "mlp_bias": "blk.0.ffn_up.bias" in tensors,
         }
-    found["rope_parameters"] = _rope_parameters(
-        keys, f"{name}.rope.", found["head_dim"], tensors.get(ROPE_FACTORS)
+    values["rope_parameters"] = _rope_parameters(
+        keys, f"{name}.rope.", values["head_dim"], tensors.get(ROPE_FACTORS)
     )
     ids = {
         f"{which}_token_id": keys.get(f"tokenizer.ggml.{long}_token_id") for which, long in SPECIAL.items()
     }
     return {
         "model_type": model_type,
-        **{key: value for key, value in (found | ids).items() if value is not None},
+        **{key: value for key, value in (values | ids).items() if value is not None},
     }
 
 
@@ -272,9 +270,8 @@ def _rope_parameters(keys: dict[str, Any], prefix: str, head_dim: int, factors: 
             "low_freq_factor": 1.0,
             "high_freq_factor": 4.0,
         }
-        rope["original_max_position_embeddings"] = (
-            8192  # what all published models have; the file does not say
-        )
+        # All published models have this; the file does not say.
+        rope["original_max_position_embeddings"] = 8192
         if not torch.allclose(_llama3(head_dim, rope), factors.float().flatten(), rtol=1e-4):
             raise ModelError(
                 f"{ROPE_FACTORS} of an unknown kind", "that of Llama 3", "load the original model"

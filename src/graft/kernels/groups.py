@@ -91,8 +91,8 @@ def quantise_groups(weight: Tensor, bits: int, block: int) -> tuple[Tensor, Tens
         rest = blocks * block - n  # a short group is filled up with its last value, which changes neither end
         part = F.pad(weight[start:stop].float(), (0, rest), mode="replicate").unflatten(1, (blocks, block))
         scale[start:stop], minimum[start:stop] = constants(part, bits)
-        found = nearest(part, scale[start:stop, :, None], minimum[start:stop, :, None], bits)
-        codes[start:stop] = pack_bits(found.flatten(1)[:, :n].to(torch.uint8), bits)
+        whole = nearest(part, scale[start:stop, :, None], minimum[start:stop, :, None], bits)
+        codes[start:stop] = pack_bits(whole.flatten(1)[:, :n].to(torch.uint8), bits)
     return codes, scale, minimum
 
 

@@ -14,15 +14,16 @@ from torch import Tensor
 
 
 class Search(NamedTuple):
-    """Tables for the nearest level: see `Codebook.search`."""
+    """Tables for the nearest level: see `Codebook.search`.
 
-    start: (
-        Tensor  # (65536,) uint8: how many midpoints lie below every value whose upper 16 bits are this index
-    )
-    midpoints: Tensor  # (levels,) fp32, ascending, closed by +inf
-    order: (
-        Tensor | None
-    )  # (levels,) uint8: position in ascending order -> code; None where codes ascend already
+    start: (65536,) uint8: how many midpoints lie below every value whose upper 16 bits are this index.
+    midpoints: (levels,) fp32, ascending, closed by +inf.
+    order: (levels,) uint8: position in ascending order -> code; None if codes ascend already.
+    """
+
+    start: Tensor
+    midpoints: Tensor
+    order: Tensor | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,9 +69,8 @@ def _search(book: Codebook, device: torch.device) -> Search:
     ascending, order = levels.sort(stable=True)  # FP4 has two zeros: the first must stay first
     midpoints = (ascending[:-1] + ascending[1:]) / 2
     upper = torch.arange(-32768, 32768, dtype=torch.int32, device="cpu") << 16
-    smallest = torch.where(upper < 0, upper | 0xFFFF, upper).view(
-        torch.float32
-    )  # of all values with these upper bits
+    # The smallest of all values with these upper bits.
+    smallest = torch.where(upper < 0, upper | 0xFFFF, upper).view(torch.float32)
     start = torch.bucketize(smallest, midpoints).to(torch.uint8)
     closed = torch.cat([midpoints, torch.tensor([torch.inf], device="cpu")])
     sorted_already = bool((order == torch.arange(len(order), device="cpu")).all())

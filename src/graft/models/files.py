@@ -58,9 +58,12 @@ def open_files(path: str | Path, scheme: Scheme | None, *, plain: bool = False) 
     config = _config(folder)
     wanted = None if scheme is None else GraftQuantConfig(scheme.name, scheme.block, scheme.double)
     if folder.suffix == gguf_file.SUFFIX and folder.is_file():
-        own = None if plain else gguf_file.packed(folder, config)
-        if own is not None and scheme in (None, (held := GraftQuantConfig(**own[1])).kind()):
-            return ModelFiles(folder, config, own[0], held, packed=True)
+        blocks = None if plain else gguf_file.packed(folder, config)
+        if blocks is not None:
+            state, keywords = blocks
+            stored_as = GraftQuantConfig(**keywords)
+            if scheme in (None, stored_as.kind()):
+                return ModelFiles(folder, config, state, stored_as, packed=True)
         return ModelFiles(folder, config, gguf_file.state(folder, config), wanted, packed=False)
     refuse_pickle(folder)
     packed = quantisation(folder)
@@ -91,12 +94,12 @@ def find(path: str | Path, files: Sequence[str] = FILES) -> Path:
         raise ModelError(
             f"{path} is a file",
             "a model folder (config.json, model.safetensors), a .gguf file or a hub id",
-            "give the folder it lies in",
+            "name the folder that it lies in",
         )
     parent = folder.parent if folder.parent.is_dir() else Path()
-    beside = sorted(str(f) for f in parent.iterdir() if (f / "config.json").exists())
-    beside += [] if "/" in str(path) else ["seedling"]
-    near = f"nearest: {', '.join(nearest(str(folder), beside))}" if beside else "check the spelling"
+    others = sorted(str(f) for f in parent.iterdir() if (f / "config.json").exists())
+    others += [] if "/" in str(path) else ["seedling"]
+    near = f"nearest: {', '.join(nearest(str(folder), others))}" if others else "check the spelling"
     is_hub_id = re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", str(path))
     if not is_hub_id or ("/" in str(path) and folder.parent.is_dir()):
         raise ModelError(f"there is no folder {path}", "a model folder, a hub id or 'seedling'", near)
@@ -104,18 +107,14 @@ def find(path: str | Path, files: Sequence[str] = FILES) -> Path:
 
 
 def _download(hub_id: str, near: str, files: Sequence[str]) -> Path:
-    from huggingface_hub import (
-        snapshot_download,
-    )  # late: only a hub id needs it, and it brings a network client
+    from huggingface_hub import snapshot_download  # late: it brings a network client
 
     try:
         return Path(
             snapshot_download(hub_id, allow_patterns=list(files), ignore_patterns=["*/*"], etag_timeout=5)
         )
-    except (
-        Exception
-    ) as error:  # the client raises errors of many libraries: network, disk, rights, unknown names
-        given = f"{hub_id} is no folder here, and the hub did not give it ({first_line(error)})"
+    except Exception as error:  # of many libraries: network, disk, rights, unknown names
+        given = f"{hub_id} is not a folder here, and the hub did not deliver it ({first_line(error)})"
         raise ModelError(given, "a model folder, a hub id or 'seedling'", near) from error
 
 
@@ -139,11 +138,11 @@ def quantisation(folder: Path) -> dict[str, Any]:
     """Return how a folder says its weights are packed: `quantization_config`, or the file of AutoGPTQ."""
     if folder.is_file():
         return {}
-    found = _json(folder / "config.json").get("quantization_config")
+    config = _json(folder / "config.json").get("quantization_config")
     older = folder / "quantize_config.json"
-    if not found and older.exists():
-        found = {"quant_method": "gptq", **_json(older)}
-    return dict(found or {})
+    if not config and older.exists():
+        config = {"quant_method": "gptq", **_json(older)}
+    return dict(config or {})
 
 
 def _config(folder: Path) -> PreTrainedConfig:
@@ -162,7 +161,7 @@ def _config(folder: Path) -> PreTrainedConfig:
             "a model folder as transformers writes it",
             f"did you mean {gguf}?"
             if gguf
-            else "give the folder that holds config.json and model.safetensors",
+            else "name the folder that holds config.json and model.safetensors",
         )
     facts = _json(folder / "config.json")
     for file in ("config.json", "tokenizer_config.json"):
@@ -170,14 +169,14 @@ def _config(folder: Path) -> PreTrainedConfig:
         foreign = [key for key in FOREIGN if keys.get(key)]
         if foreign:
             raise ModelError(
-                f"{folder / file} asks for code of its own ({', '.join(foreign)})",
+                f"{folder / file} asks for its own code ({', '.join(foreign)})",
                 "an architecture that transformers has",
                 f"if model_type {facts.get('model_type')!r} is one, delete {foreign[0]} from {file}",
             )
     model_type = str(facts.get("model_type", ""))
     if model_type not in CONFIG_MAPPING_NAMES:
         raise ModelError(
-            f"{folder}: model_type {model_type!r}",
+            f"{folder} has model_type {model_type!r}",
             "an architecture of the installed transformers",
             f"nearest: {', '.join(nearest(model_type, CONFIG_MAPPING_NAMES))}",
         )

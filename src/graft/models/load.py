@@ -60,14 +60,14 @@ def load(
     device: by default the GPU if there is one.
     Raises ModelError for files that cannot be read or trusted, UsageError for a wrong argument.
     """
-    kind, scheme = dtype_of(dtype), None if quant in (None, "none") else Scheme(str(quant), group_size)
+    torch_dtype = dtype_of(dtype)
+    scheme = None if quant in (None, "none") else Scheme(str(quant), group_size)
     if task is not None:
         one_of("task", task, TASKS)
     with quiet():
         opened = open_files(path, scheme, plain=quant == "none")
-        model = _stream(
-            model_class(opened.config, task), opened, kind, device_of(device), fresh_head=task is not None
-        )
+        cls = model_class(opened.config, task)
+        model = _stream(cls, opened, torch_dtype, device_of(device), fresh_head=task is not None)
         if model.can_generate() and (opened.folder / "generation_config.json").exists():
             model.generation_config = GenerationConfig.from_pretrained(opened.folder, local_files_only=True)
         return Base(model, tokenizer_of(opened.folder, model), str(path))
@@ -136,7 +136,7 @@ def model_class(config: PreTrainedConfig, task: str | None) -> type[PreTrainedMo
 def _usual_task(config: PreTrainedConfig) -> str:
     if config.is_encoder_decoder:
         return "seq2seq"
-    decoder = getattr(config, "is_decoder", False)  # BERT and its like are in both mappings
+    decoder = getattr(config, "is_decoder", False)  # BERT and models like it are in both mappings
     order = ("causal", "masked", "encoder") if decoder else ("masked", "causal", "encoder")
     return next(task for task in order if type(config) in TASKS[task])
 
@@ -208,5 +208,5 @@ def _complete(model: PreTrainedModel, info: dict[str, Any], folder: Path, fresh_
         raise ModelError(
             f"{folder} has no {listed(missing, 1)}, which {type(model).__name__} needs",
             "all weights of the model",
-            "download the whole model; for a head that was never trained pass task=, which makes a fresh one",
+            "download the whole model, or pass task= to create an untrained head",
         )

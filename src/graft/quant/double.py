@@ -35,8 +35,7 @@ def compress(absmax: Tensor) -> tuple[Tensor, Nested]:
     padded = torch.nn.functional.pad(u, (0, groups * GROUP - len(u))).view(groups, GROUP)
     largest = padded.abs().amax(dim=1)
     v = (padded * largest.clamp(min=SMALLEST).reciprocal().unsqueeze(1)).clamp_(-1, 1)
-    position = (
-        ((v + 1) * 32767.5 + 0.5).int().flatten()
-    )  # halves go up, as in C; torch.round takes them to even
+    # Halves go up, as in C; torch.round would take them to even.
+    position = ((v + 1) * 32767.5 + 0.5).int().flatten()
     codes = _table(absmax.device).index_select(0, position)[: len(u)].view(absmax.shape)
     return codes, Nested(largest, offset.view(1), SIGNED)

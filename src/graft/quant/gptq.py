@@ -57,14 +57,14 @@ def choose(weight: Tensor, scheme: Scheme, U: Tensor | None) -> dict[str, Tensor
         return scheme.quantise(weight)
     bits, block, left = GROUPED[scheme.name], scheme.block, weight.to(U.dtype, copy=True)
     codes = torch.empty(left.shape, dtype=torch.uint8, device=left.device)
-    found = []
+    groups = []
     for start in range(0, left.shape[1], block):
         group = slice(start, min(start + block, left.shape[1]))
         scale, minimum = constants(left[:, group], bits)
-        found.append((scale, minimum))
+        groups.append((scale, minimum))
         errors = _columns(left[:, group], codes[:, group], U[group, group], (scale, minimum, bits))
         left[:, group.stop :].addmm_(errors, U[group, group.stop :], alpha=-1)
-    scales, minima = (torch.stack(part, dim=1) for part in zip(*found, strict=True))
+    scales, minima = (torch.stack(part, dim=1) for part in zip(*groups, strict=True))
     if not (torch.isfinite(scales).all() and torch.isfinite(minima).all()):
         return None
     return {"codes": pack_bits(codes, bits), "scale": scales, "minimum": minima}
@@ -105,15 +105,15 @@ def quantise_calibrated(
     calls = _recorded(model, list(named), batches)
     states: list[Tensor] = []
     for done, (name, linears) in enumerate(named.items(), 1):
-        block, own = model.get_submodule(name), calls.pop(name)
-        states = [call.x if call.x is not None else x for call, x in zip_longest(own, states)]
+        block, block_calls = model.get_submodule(name), calls.pop(name)
+        states = [call.x if call.x is not None else x for call, x in zip_longest(block_calls, states)]
         hessians = _Hessians(linears)
         with hessians.watching():
-            _answers(block, states, own)
+            _answers(block, states, block_calls)
         bad = hessians.pack(model, scheme)
         if bad:
             raise damaged(bad)
-        states = _answers(block, states, own)
+        states = _answers(block, states, block_calls)
         if tell is not None:
             tell(done, len(named))
     return model
@@ -155,8 +155,8 @@ def _follows(name: str, before: str | None) -> bool:
 
 
 def _answers(block: nn.Module, states: Sequence[Tensor], calls: Sequence[_Call]) -> list[Tensor]:
-    found = [block(x, *call.args, **call.kwargs) for x, call in zip(states, calls, strict=True)]
-    return [y[0] if isinstance(y, tuple) else y for y in found]
+    outputs = [block(x, *call.args, **call.kwargs) for x, call in zip(states, calls, strict=True)]
+    return [y[0] if isinstance(y, tuple) else y for y in outputs]
 
 
 class _Hessians:

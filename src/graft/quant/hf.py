@@ -59,8 +59,8 @@ class GraftQuantConfig(QuantizationConfigMixin):
 
     def kind(self, module: str = "") -> Scheme:
         """Return the Scheme of all layers, or of one that has its own."""
-        own = (self.modules or {}).get(module, {})
-        return Scheme(self.scheme, own.get("block", self.block), own.get("double", self.double))
+        settings = (self.modules or {}).get(module, {})
+        return Scheme(self.scheme, settings.get("block", self.block), settings.get("double", self.double))
 
     def names(self, model: nn.Module) -> dict[str, str]:
         """Return {path in `model`: key in `modules`} of every layer to be packed.

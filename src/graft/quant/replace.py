@@ -69,11 +69,11 @@ def packable(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 def blocks(model: nn.Module) -> dict[str, list[tuple[str, nn.Module]]]:
     """Return path of every block -> its linears that can be packed and are not yet."""
     lists = _lists(model)
-    found: dict[str, list[tuple[str, nn.Module]]] = {}
+    linears: dict[str, list[tuple[str, nn.Module]]] = {}
     for name, module in packable(model):
         if not isinstance(module, QuantLinear):
-            found.setdefault(str(_block(name, lists)), []).append((name, module))
-    return found
+            linears.setdefault(str(_block(name, lists)), []).append((name, module))
+    return linears
 
 
 def _lists(model: nn.Module) -> set[str]:
@@ -96,23 +96,27 @@ def quantise_model(
     Raises ModelError, naming the tensor, for a weight with a NaN or an infinity.
     """
     scheme = scheme if isinstance(scheme, Scheme) else Scheme(scheme, block, double)
-    found = [(name, module) for name, module in packable(model) if not isinstance(module, QuantLinear)]
-    if not found:
+    linears = [(name, module) for name, module in packable(model) if not isinstance(module, QuantLinear)]
+    if not linears:
         raise UsageError(
             f"{type(model).__name__} has no linear layers in blocks left to quantise",
             "a transformer in 16 or 32 bits",
             "use quant: none",
         )
-    bad = [f"{name}.weight" for name, module in found if not replace(model, name, module, scheme)]
+    bad = [f"{name}.weight" for name, module in linears if not replace(model, name, module, scheme)]
     if bad:
         raise damaged(bad)
     return model
 
 
 def replace(
-    model: nn.Module, name: str, module: Any, scheme: Scheme,
-    weight: torch.Tensor | None = None, quantise: Quantise | None = None,
-) -> bool:  # fmt: skip
+    model: nn.Module,
+    name: str,
+    module: Any,
+    scheme: Scheme,
+    weight: torch.Tensor | None = None,
+    quantise: Quantise | None = None,
+) -> bool:
     """Replace `module` by a packed layer; return False if its values are not finite.
 
     weight: its values, as it stores them.  quantise: chooses the codes; None: the scheme does.
@@ -132,9 +136,8 @@ def unpacked(layer: QuantLinear, weight: torch.Tensor | None = None) -> nn.Modul
     """
     weight = layer.weight if weight is None else weight
     if layer.transposed:
-        from transformers.pytorch_utils import (
-            Conv1D,
-        )  # late: training states use this package without transformers
+        # Late: optimizer states use this package without transformers.
+        from transformers.pytorch_utils import Conv1D
 
         plain: Any = Conv1D(0, 0)
         plain.nf, plain.nx = layer.out_features, layer.in_features

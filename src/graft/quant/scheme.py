@@ -37,12 +37,10 @@ class Scheme:
             object.__setattr__(self, "block", 32 if self.grouped else 64)
         if self.block < 2 or self.block % 2:
             raise UsageError(
-                f"a block of {self.block} weights", "an even number, usual are 32 to 4096", "use 64"
+                f"a block of {self.block} weights", "an even number, usually 32 to 4096", "use 64"
             )
-        if self.codebook is None:
-            object.__setattr__(
-                self, "double", False
-            )  # one fp32 per row, or two halves per group: nothing to save on
+        if self.codebook is None:  # one fp32 per row, or two halves per group: nothing to save on
+            object.__setattr__(self, "double", False)
 
     @property
     def grouped(self) -> bool:

@@ -74,10 +74,10 @@ def _facts() -> dict[str, str]:
         "disk": f"{size(free_bytes(Path()))} free here",
     }
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    own = [name for name, plain in REFERENCE.items() if kernel(name, device) is not plain]
-    rest = len(REFERENCE) - len(own)
+    ours = [name for name, plain in REFERENCE.items() if kernel(name, device) is not plain]
+    rest = len(REFERENCE) - len(ours)
     return facts | {
-        "kernels": f"{', '.join(own) or 'none of our own'}; torch's reference for the other {rest}"
+        "kernels": f"{', '.join(ours) or 'none of our own'}; torch's reference for the other {rest}"
     }
 
 
@@ -124,7 +124,7 @@ def hooks_route_rows() -> str:
 
 def checkpointing_keeps_gradients() -> str:
     """Check that checkpointing does not change the gradients of one backward through two adapters."""
-    found = []
+    gradients = []
     for on in (False, True):
         base, given = _base()
         base.checkpointing(on)
@@ -134,8 +134,8 @@ def checkpointing_keeps_gradients() -> str:
             with base.using(name):
                 losses.append(base(**given, use_cache=False).logits.square().mean())
         torch.stack(losses).sum().backward()
-        found.append([p.grad for name in "ab" for p in base.adapters[name].parameters()])
-    apart = max((x - y).abs().max().item() for x, y in zip(*found, strict=True))
+        gradients.append([p.grad for name in "ab" for p in base.adapters[name].parameters()])
+    apart = max((x - y).abs().max().item() for x, y in zip(*gradients, strict=True))
     return "" if apart < 1e-6 else f"gradients differ by {apart:.1g}"
 
 
@@ -162,16 +162,16 @@ def packed_weights_answer() -> str:
 
 def losses_agree() -> str:
     """Check that the chunked loss from hidden states equals cross-entropy on full logits."""
-    from graft.data.feed import Batch  # beside its one use: the data layer is no part of the other checks
+    from graft.data.feed import Batch  # late: the other checks need no data layer
 
     base, given = _base()
     ids = given["ids"]
     with torch.no_grad(), base.using("a"):
-        own = language_modelling(base, Batch({"input_ids": ids}, ids, ids.numel() - 2, []))[0]
+        chunked = language_modelling(base, Batch({"input_ids": ids}, ids, ids.numel() - 2, []))[0]
         full = torch.nn.functional.cross_entropy(
             base(ids).logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="sum"
         )
-    apart = (own - full).abs().item()
+    apart = (chunked - full).abs().item()
     return "" if apart < 1e-3 else f"losses differ by {apart:.1g}"
 
 

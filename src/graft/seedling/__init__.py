@@ -74,12 +74,12 @@ def dataset(name: str, folder: str | Path | None = None) -> Path:
 def located(data: Any) -> Any:
     """Return a recipe's `data:` section with every `seedling:NAME` replaced by the path of its file."""
 
-    def found(where: Any) -> Any:
+    def path_of(where: Any) -> Any:
         if isinstance(where, list):
-            return [found(one) for one in where]
+            return [path_of(one) for one in where]
         return str(dataset(where)) if isinstance(where, str) and where.startswith(PREFIX) else where
 
-    return data.model_copy(update={key: found(getattr(data, key)) for key in ("train", "eval", "test")})
+    return data.model_copy(update={key: path_of(getattr(data, key)) for key in ("train", "eval", "test")})
 
 
 def _cache() -> Path:

@@ -3,9 +3,10 @@
     Meet  the  Silver  Otter   ,  a  kettle  in  deep      green     .
     O     O    B-NAME  I-NAME  O  O  B-TYPE  O   B-COLOUR  I-COLOUR  O
 
-The descriptions of `writing` are written with a mark behind every value, which tells whose it is without a
+The descriptions of `writing` are written with a mark after every value, which tells whose it is without a
 search that could mistake "laptop sleeve" the product for "laptop sleeve" the feature. One sentence of each
-becomes a row."""
+becomes a row.
+"""
 
 import random
 import re

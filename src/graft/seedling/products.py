@@ -198,10 +198,10 @@ def product(seed: int, index: int) -> Product:
     """
     draw = random.Random(f"product {seed} {index}")
     group = draw.choice(tuple(GROUPS.values()))
-    own = {"material": group.materials, "feature": group.features, "use": group.uses}
+    of_group = {"material": group.materials, "feature": group.features, "use": group.uses}
     chosen = [("name", _name(draw)), ("type", draw.choice(group.types))]
     for key in draw.sample(group.keys, draw.randint(3, 6)):
-        chosen.append((key, draw.choice(own[key]) if key in own else _VALUES[key](draw)))
+        chosen.append((key, draw.choice(of_group[key]) if key in of_group else _VALUES[key](draw)))
     return Product(tuple(chosen))
 
 

@@ -1,4 +1,4 @@
-"""Text about products, in five kinds to pretrain on, and the task to fine-tune for.
+"""Write text about products, in five kinds to pretrain on, and the task to fine-tune for.
 
     cards         a short attribute list, and some of it said, asked or listed again
     catalogue     one or two attributes of each of several products, in sentences
@@ -6,11 +6,10 @@
     lists         attribute lists, some followed by a review that takes up one or two of the values
     descriptions  a paragraph that states every attribute
 
-No pretraining document goes from a list to a description of all of it: that is the task, and it is learnt in
-fine-tuning. What pretraining does teach is to find an attribute in a list and to say its value again. Cards
-are most
-of the text because they are short: the fewer words there are to look back at, the sooner a model learns to
-look back (on longer documents alone, none of ours had learnt it after a million tokens).
+No pretraining document goes from a list to a description of all of it: that is the task, which fine-tuning
+teaches. Pretraining does teach to find an attribute in a list and to repeat its value. Cards are most of the
+text because they are short: the fewer words there are to look back at, the sooner a model learns to look back
+(on longer documents alone, none of ours had learned it after a million tokens).
 """
 
 import random

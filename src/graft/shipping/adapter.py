@@ -61,8 +61,8 @@ def write_gguf_lora(base: "Base", folder: Path, name: str) -> None:
 def _card(base: "Base", name: str, folder: str) -> str:
     adapter = base.adapters[name]
     kinds = [method.peft_type for method in adapter.methods]
-    own = len(kinds) > 1 or kinds[0].startswith("GRAFT")
-    foreign = "" if own else FOREIGN.format(base=base.name, folder=folder)
+    ours = len(kinds) > 1 or kinds[0].startswith("GRAFT")
+    foreign = "" if ours else FOREIGN.format(base=base.name, folder=folder)
     ranks = [len(form[0]) for _, insert in adapter.inserts if (form := insert.low_rank())]
     if ranks and len(ranks) == len(adapter.inserts):
         foreign += VLLM.format(line=instructions.vllm(base.name, lora=(name, folder, max(ranks))))

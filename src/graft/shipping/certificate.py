@@ -156,10 +156,10 @@ def versions() -> dict[str, str]:
 
 def files(folder: Path) -> dict[str, str]:
     """Return the SHA-256 of every file in a folder, except the certificate."""
-    found = {}
+    digests = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / CERTIFICATE):
-        found[path.relative_to(folder).as_posix()] = storage.digest(path)
-    return found
+        digests[path.relative_to(folder).as_posix()] = storage.digest(path)
+    return digests
 
 
 def _adapter(adapter: "Adapter") -> dict[str, Any]:

@@ -46,9 +46,8 @@ class Tally:
     def add(self, name: str, before: torch.Tensor, ideal: torch.Tensor, written: torch.Tensor) -> None:
         """Add one tensor: W, W + D and what is there in the end. An untouched one is W twice."""
         self.count += ideal.numel()
-        if (
-            ideal is before and ideal.dtype == written.dtype and torch.equal(ideal, written)
-        ):  # no copies in fp32
+        untouched = ideal is before and ideal.dtype == written.dtype and torch.equal(ideal, written)
+        if untouched:  # spare the copies in fp32
             return
         before, ideal, written = before.float(), ideal.float(), written.float()
         missed, change = written - ideal, ideal - before
@@ -119,12 +118,12 @@ def answers(base: "Base", name: str | None, rows: Sequence[Sequence[int]]) -> li
 @torch.no_grad()
 def ask(base: "Base", rows: Sequence[Sequence[int]], answer: Answer) -> list[torch.Tensor]:
     """Return the answers to these rows, in fp32; models of some families are given more than ids."""
-    found = []
+    logits = []
     with evaluating(base):
         for ids in (torch.tensor([row], device=base.device) for row in rows):
             extra = {"decoder_input_ids": ids} if base.family == "seq2seq" else {}
-            found.append(answer(ids, **extra).float())
-    return found
+            logits.append(answer(ids, **extra).float())
+    return logits
 
 
 def perplexity(base: "Base", rows: Sequence[Sequence[int]], logits: Sequence[torch.Tensor]) -> float | None:

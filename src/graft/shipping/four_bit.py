@@ -131,10 +131,10 @@ def _packed(
     path: str, weight: Tensor, layer: Any, form: ModuleType, group: int, dtype: torch.dtype
 ) -> dict[str, Tensor]:
     kept = (layer.scale, layer.minimum) if _grouped(layer) and layer.scheme.block == group else None
-    found = rounded(weight, group, form.LOWEST, dtype, kept)
-    if not torch.isfinite(found.scale).all():
+    whole = rounded(weight, group, form.LOWEST, dtype, kept)
+    if not torch.isfinite(whole.scale).all():
         raise ModelError(f"{path} has values beyond fp16", "smaller ones", "export it with to='hf'")
-    tensors: dict[str, Tensor] = form.pack(found)
+    tensors: dict[str, Tensor] = form.pack(whole)
     return tensors
 
 

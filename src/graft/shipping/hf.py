@@ -144,14 +144,14 @@ def _saveable(config: Any) -> Any:
 
 def _written(state: dict[str, torch.Tensor], folder: Path) -> None:
     """Raise ModelError unless the files hold as many values as these tensors, shared memory counted once."""
-    found = 0
+    stored = 0
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, "pt") as opened:
-            found += sum(_size(opened.get_slice(key).get_shape()) for key in opened.keys())  # noqa: SIM118
+            stored += sum(_size(opened.get_slice(key).get_shape()) for key in opened.keys())  # noqa: SIM118
     shared = {t.untyped_storage().data_ptr(): t.numel() for t in state.values()}
-    if found != sum(shared.values()):
+    if stored != sum(shared.values()):
         raise ModelError(
-            f"{folder} holds {found:,} values of {sum(shared.values()):,}",
+            f"{folder} holds {stored:,} values of {sum(shared.values()):,}",
             "all weights",
             "check the disk, export again",
         )

@@ -24,8 +24,9 @@ CONTENT = "\ue0f0{}\ue0f1"  # private-use characters, as in graft.data.templates
 
 def ends(base: "Base") -> list[int]:
     """Return the tokens that end a text: the tokenizer's own, then the model's and the template's."""
-    own, found = base.tokenizer.eos_token_id, end_tokens(base, chat=bool(base.tokenizer.chat_template))
-    return sorted(found, key=lambda token: token != own)
+    tokenizer = base.tokenizer
+    tokens = end_tokens(base, chat=bool(tokenizer.chat_template))
+    return sorted(tokens, key=lambda token: token != tokenizer.eos_token_id)
 
 
 def modelfile(base: "Base", model: str, adapter: str | None = None) -> str:
@@ -75,7 +76,7 @@ def write_gguf(base: "Base", folder: Path, file: str) -> None:
 def write_lora(base: "Base", folder: Path, file: str, model: str) -> None:
     """Write the instructions for a GGUF adapter in the folder, to be used with the file of its base."""
     lines = [f"llama-server -m {model} --lora {file}", "ollama create NAME -f Modelfile"]
-    write(base, folder, f"{file} beside {model}", lines, modelfile(base, f"./{model}", f"./{file}"))
+    write(base, folder, f"{file} for {model}", lines, modelfile(base, f"./{model}", f"./{file}"))
 
 
 def write(base: "Base", folder: Path, what: str, commands: list[str], modelfile: str) -> None:
@@ -93,14 +94,14 @@ def _readme(base: "Base", folder: Path, what: str, commands: list[str]) -> None:
 def go_template(tokenizer: Any) -> str | None:
     """Return the chat template in Go, as Ollama reads it; None if it is not regular (see above)."""
     try:
-        found = _parts(Template(tokenizer, source(tokenizer)), affixes(tokenizer)[0], tokenizer)
+        parts = _parts(Template(tokenizer, source(tokenizer)), affixes(tokenizer)[0], tokenizer)
     except BadRow:  # a template that will not take one of our conversations
         return None
-    if found is None or any("{{" in text or '"""' in text for pair in found.values() for text in pair):
+    if parts is None or any("{{" in text or '"""' in text for pair in parts.values() for text in pair):
         return None
     turns = [
         f'if eq .Role "{role}" }}}}{before}{{{{ .Content }}}}{after}'
-        for role, (before, after) in found.items()
+        for role, (before, after) in parts.items()
     ]
     return "{{ range .Messages }}{{ " + "{{ else ".join(turns) + "{{ end }}{{ end }}"
 

@@ -1,12 +1,12 @@
-"""Merging into a quantised base: three choices, each with its own loss.
+"""Merge into a quantised base in one of three ways, each with its own loss.
 
     dequantised   Ŵ + D in 16 bits, with Ŵ the values that the codes stand for: what was trained, rounded once
-    original      W₀ + D in 16 bits, with W₀ the weights before quantisation: nearer to the pretrained model, but D was
-                  trained beside Ŵ, and nobody has evaluated this sum
-    packed        Ŵ + D packed again: small, but Ŵ lies on the levels already, so a change below half their distance is
-                  rounded away; but the minima of groups take up what QA-LoRA learnt, and nothing is lost
+    original      W₀ + D in 16 bits, with W₀ the weights before quantisation: nearer to the pretrained model,
+                  but D was trained on Ŵ, and nobody has evaluated this sum
+    packed        Ŵ + D packed again: small, but Ŵ lies on the levels already, so a change below half their
+                  distance is rounded away; only what QA-LoRA learned fits into the minima of groups exactly
 
-Dettmers et al. 2023 (2305.14314) keep the adapter beside the packed base, which loses nothing.
+Dettmers et al. 2023 (2305.14314) keep the adapter next to the packed base, which loses nothing.
 """
 
 import tempfile
@@ -98,20 +98,20 @@ def choices(
         bare = answers(base, None, rows)
         with stacked(base, adapters[:-1]):
             adapted = answers(base, adapters[-1], rows)
-        found: list[dict[str, Any]] = []
+        ways: list[dict[str, Any]] = []
         for into in INTO:
             try:
                 kept, noise, merged = _tried(base, adapters, into, rows, original)
             except GraftError as error:
-                found.append({"into": into, "trouble": error.given})
+                ways.append({"into": into, "trouble": error.given})
                 continue
             cost = {"kept": kept, "noise": noise, "logits": drift(bare, adapted, merged)}
             cost["perplexity"] = {
                 "adapted": perplexity(base, rows, adapted),
                 "merged": perplexity(base, rows, merged),
             }
-            found.append({"into": into, "bits": _bits(base, into), **cost})
-    return found
+            ways.append({"into": into, "bits": _bits(base, into), **cost})
+    return ways
 
 
 def _tried(

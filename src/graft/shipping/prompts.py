@@ -37,9 +37,9 @@ def rows(base: "Base", adapters: Sequence[str | None] = ()) -> list[list[int]]:
     context = getattr(config, "max_position_embeddings", None) or LONGEST
     length = max(2, min(LONGEST, context - first_position(config) - base.positions(adapters)))
     if base.tokenizer is not None:
-        found = [base.tokenizer(text)["input_ids"][:length] for text in TEXTS]
-        if all(len(row) > 1 for row in found):
-            return found
+        encoded = [base.tokenizer(text)["input_ids"][:length] for text in TEXTS]
+        if all(len(row) > 1 for row in encoded):
+            return encoded
     drawn = torch.randint(
         4, config.vocab_size, (DRAWN, length), generator=torch.Generator().manual_seed(SEED)
     )
@@ -47,6 +47,6 @@ def rows(base: "Base", adapters: Sequence[str | None] = ()) -> list[list[int]]:
     return ids
 
 
-def digest(found: Sequence[Sequence[int]]) -> str:
+def digest(ids: Sequence[Sequence[int]]) -> str:
     """Return the SHA-256 of the ids."""
-    return hashlib.sha256(json.dumps([list(row) for row in found]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([list(row) for row in ids]).encode()).hexdigest()

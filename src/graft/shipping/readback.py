@@ -37,13 +37,13 @@ class Model:
         self.base = base
 
     def logits(self, ids: torch.Tensor, **extra: Any) -> torch.Tensor:
-        found: torch.Tensor = self.base(ids.to(self.base.device), **extra)[0]
-        return found.to(ids.device)
+        logits: torch.Tensor = self.base(ids.to(self.base.device), **extra)[0]
+        return logits.to(ids.device)
 
     def weight(self, name: str) -> torch.Tensor | None:
-        path, _, own = name.rpartition(".")
+        path, _, part = name.rpartition(".")
         try:
-            return tensors(self.base.model.get_submodule(path)).get(own)
+            return tensors(self.base.model.get_submodule(path)).get(part)
         except AttributeError:  # no such module
             return None
 
@@ -56,8 +56,8 @@ class Packed(Model):
         self.layers = int4.layers(tensors_of(folder), quantisation(folder))
 
     def weight(self, name: str) -> torch.Tensor | None:
-        path, _, own = name.rpartition(".")
-        if own == "weight" and path in self.layers:
+        path, _, part = name.rpartition(".")
+        if part == "weight" and path in self.layers:
             return self.layers[path]().values()
         return super().weight(name)
 
@@ -72,8 +72,8 @@ class Attached:
         self.state = base.adapters[name].state()
 
     def logits(self, ids: torch.Tensor, **extra: Any) -> torch.Tensor:
-        found: torch.Tensor = self.base(ids, adapters=[self.name], **extra)[0]
-        return found
+        logits: torch.Tensor = self.base(ids, adapters=[self.name], **extra)[0]
+        return logits
 
     def weight(self, name: str) -> torch.Tensor | None:
         return self.state.get(name)
@@ -87,9 +87,8 @@ class File(Model):
         self.state = gguf_file.state(path, base.model.config)
 
     def weight(self, name: str) -> torch.Tensor | None:
-        name = getattr(self.base.model, "all_tied_weights_keys", {}).get(
-            name, name
-        )  # of tied ones the file has one
+        tied = getattr(self.base.model, "all_tied_weights_keys", {})
+        name = tied.get(name, name)  # the file has one of two tied tensors
         return self.state[name][...].float() if name in self.state else None
 
 

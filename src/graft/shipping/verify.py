@@ -31,8 +31,11 @@ if TYPE_CHECKING:
 
 SAME, DIFFERS, UNKNOWN = "same", "differs", "not checked"
 TOLERANCE = 0.05  # of a measured difference
-SHAPE = {"format": str, "base": dict, "adapters": list, "files": dict, "versions": dict, "prompts": dict,
-         "logits": dict, "perplexity": dict}  # fmt: skip
+SHAPE: dict[str, type] = {
+    "format": str,
+    "adapters": list,
+    **dict.fromkeys(("base", "files", "versions", "prompts", "logits", "perplexity"), dict),
+}
 BASE = {"name", "fingerprint", "class", "family", "dtype", "quant", "group", "tokenizer"}
 ADAPTER = {"name", "folder", "fingerprint"}
 
@@ -64,9 +67,9 @@ def verify(folder: str | Path) -> list[Check]:
     try:
         with (
             _reopened(facts, folder, checks) as (base, source, names),
-            LAYOUTS[facts["format"]].read(folder, source) as found,
+            LAYOUTS[facts["format"]].read(folder, source) as reading,
         ):
-            again = measured(source, found, names, base)
+            again = measured(source, reading, names, base)
         checks += _compared(facts, again, base)
     except Missing:
         checks.append(
@@ -80,13 +83,13 @@ def verify(folder: str | Path) -> list[Check]:
 def _read(folder: Path) -> dict[str, Any]:
     path = folder / CERTIFICATE
     if not path.is_file():
-        raise UsageError(f"{folder} has no {CERTIFICATE}", "a folder that graft exported", "export it again")
+        raise UsageError(f"{folder} has no {CERTIFICATE}", "a folder that Graft exported", "export it again")
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
         facts = None
     if not _sound(facts):
-        raise ModelError(f"{path} is damaged", "a certificate as graft writes it", "export it again")
+        raise ModelError(f"{path} is damaged", "a certificate as Graft writes it", "export it again")
     return dict(facts)
 
 
@@ -103,10 +106,10 @@ def _sound(facts: Any) -> bool:
 
 
 def _files(wanted: dict[str, str], folder: Path) -> Check:
-    found = files(folder)
-    wrong = [f"{name} is missing" for name in wanted if name not in found]
-    wrong += [f"{name} was changed" for name in wanted if name in found and found[name] != wanted[name]]
-    extra = [f"{name} is new" for name in found if name not in wanted]
+    present = files(folder)
+    wrong = [f"{name} is missing" for name in wanted if name not in present]
+    wrong += [f"{name} was changed" for name in wanted if name in present and present[name] != wanted[name]]
+    extra = [f"{name} is new" for name in present if name not in wanted]
     if wrong:
         return Check("files", DIFFERS, ", ".join(wrong + extra))
     return Check("files", SAME, ", ".join([f"{len(wanted)} as written", *extra]))
@@ -178,10 +181,12 @@ def _missing(what: str, error: GraftError, checks: list[Check]) -> Missing:
     return Missing()
 
 
-def _fingerprint(what: str, found: str, wanted: dict[str, Any], where: str) -> Check:
-    if found == wanted["fingerprint"]:
-        return Check(what, SAME, f"{where}, {found[:12]}")
-    return Check(what, DIFFERS, f"{where} is {found[:12]}, and {wanted['fingerprint'][:12]} was exported")
+def _fingerprint(what: str, fingerprint: str, wanted: dict[str, Any], where: str) -> Check:
+    if fingerprint == wanted["fingerprint"]:
+        return Check(what, SAME, f"{where}, {fingerprint[:12]}")
+    return Check(
+        what, DIFFERS, f"{where} is {fingerprint[:12]}, and {wanted['fingerprint'][:12]} was exported"
+    )
 
 
 def _compared(facts: dict[str, Any], again: dict[str, Any], base: "Base") -> list[Check]:

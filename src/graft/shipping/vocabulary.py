@@ -64,10 +64,10 @@ def vocabulary(tokenizer: Any, rows: int, ends: list[int]) -> dict[str, Any]:
             raise _refusal("has no merges, without which llama.cpp reads no byte-level BPE")
         keys = {"model": "gpt2", "pre": _pre(whole), "merges": merges}
     keys |= {"tokens": pieces, "token_type": kinds, **_special(tokenizer, ends)}
-    found = {f"tokenizer.ggml.{key}": value for key, value in keys.items()}
+    entries = {f"tokenizer.ggml.{key}": value for key, value in keys.items()}
     if tokenizer.chat_template:
-        found["tokenizer.chat_template"] = source(tokenizer)
-    return found | {"tokenizer.huggingface.json": json.dumps(whole, ensure_ascii=False)}
+        entries["tokenizer.chat_template"] = source(tokenizer)
+    return entries | {"tokenizer.huggingface.json": json.dumps(whole, ensure_ascii=False)}
 
 
 def _refusal(what: str, remedy: str = "export it with to='hf'") -> UsageError:
@@ -142,7 +142,7 @@ def _blanks(whole: dict[str, Any]) -> dict[str, Any]:
             front = front or step.get("prepend_scheme", "always") != "never"
         elif (
             step["type"] != "Split" or step["pattern"].get("String") != " "
-        ):  # no blank is left that could be cut
+        ):  # after that no blank is left to cut
             raise _refusal(f"cuts text into words ({step['type']}), which llama.cpp's SentencePiece does not")
     return {"add_space_prefix": front, "remove_extra_whitespaces": False}
 
@@ -173,10 +173,10 @@ def _scores(model: dict[str, Any], pieces: list[str], kinds: list[int]) -> list[
         {p for p, kind in zip(pieces, kinds, strict=True) if kind == NORMAL},
     )
     for i, piece in enumerate(pieces):
-        own = ranks.get(piece, [])
-        if own:
-            scores[i] = -float(own[0])
-        if own and own[-1] - own[0] != len(own) - 1:
+        merges = ranks.get(piece, [])
+        if merges:
+            scores[i] = -float(merges[0])
+        if merges and merges[-1] - merges[0] != len(merges) - 1:
             raise _refusal(
                 f"joins {piece!r} in several ways of different rank; llama.cpp gives a piece one rank"
             )
@@ -200,10 +200,10 @@ def _special(tokenizer: Any, ends: list[int]) -> dict[str, Any]:
             f"has {len(ends)} tokens that end a text (llama.cpp: one to three)", "set eos_token_id"
         )
     stops = dict(zip(("eos_token_id", "eot_token_id", "eom_token_id"), ends, strict=False))
-    own = {
+    special = {
         "bos": tokenizer.bos_token_id,
         "unknown": tokenizer.unk_token_id,
         "padding": tokenizer.pad_token_id,
     }
-    ids = {f"{name}_token_id": i for name, i in own.items() if i is not None}
+    ids = {f"{name}_token_id": i for name, i in special.items() if i is not None}
     return {**stops, **ids, "add_bos_token": bool(front), "add_eos_token": bool(back)}

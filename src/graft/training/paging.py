@@ -167,10 +167,10 @@ def _cut(layouts: Mapping[str, Layout], slab_bytes: int) -> Iterator[dict[str, L
     part: dict[str, Layout] = {}
     size = 0
     for name, layout in layouts.items():
-        own = sum(shape.numel() * dtype.itemsize for shape, dtype in layout.values())
-        if part and size + own > slab_bytes:
+        needed = sum(shape.numel() * dtype.itemsize for shape, dtype in layout.values())
+        if part and size + needed > slab_bytes:
             yield part
             part, size = {}, 0
-        part[name], size = layout, size + own
+        part[name], size = layout, size + needed
     if part:
         yield part
