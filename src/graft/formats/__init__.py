@@ -27,8 +27,8 @@ def refuse_pickle(path: str | Path) -> None:
     raise ModelError(
         given,
         "safetensors",
-        "ask the author for safetensors; a LoRA file in loralib layout comes in through "
-        "`graft convert`, which reads it weights-only in a child process",
+        "ask the author for safetensors; `graft convert` reads LoRA files of loralib, weights only, "
+        "in a child process",
     )
 
 

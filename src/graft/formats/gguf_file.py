@@ -85,7 +85,9 @@ def _undecoded(raw: Tensor, form: str, part: str) -> Tensor:
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Stored]]:
     """Return the keys and tensors of a file. Raises ModelError if it is damaged."""
     if importlib.util.find_spec("gguf") is None:
-        raise ModelError(f"{path} without the package gguf", "it", "pip install 'graftlm[gguf]'")
+        raise ModelError(
+            f"{path} cannot be read without the package gguf", "gguf installed", "pip install 'graftlm[gguf]'"
+        )
     from gguf import GGUFReader  # late: an extra
 
     try:
@@ -118,7 +120,7 @@ def state(path: Path, config: Any) -> dict[str, Stored]:
             by_key[key] = Stored(stored.tensor, arch, config)
         elif name != names.ROPE_FACTORS:
             raise ModelError(
-                f"{path} has {name}", f"a {arch.name} model that transformers has", "load the original"
+                f"{path} has a tensor {name}", f"only those of a {arch.name} model", "load the original model"
             )
     return by_key
 
@@ -152,12 +154,12 @@ def lora(path: Path, config: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
     keys, stored = read(path)
     arch = names.architecture(config)
     if keys.get("general.type") != "adapter" or keys.get("adapter.type") != "lora":
-        raise AdapterError(f"{path} is not a LoRA", "a GGUF adapter", "load a model with graft.load")
+        raise AdapterError(f"{path} is not a LoRA", "a GGUF file of a LoRA", "load a model with graft.load")
     if keys.get("general.architecture") != arch.name:
         raise AdapterError(
             f"{path} is for {keys.get('general.architecture')}",
             f"an adapter for {arch.name}",
-            "load its own base",
+            "load the base that it was trained on",
         )
     tensors: dict[str, Tensor] = {}
     ranks: dict[str, int] = {}
@@ -166,7 +168,7 @@ def lora(path: Path, config: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
         key, values, table = names.state_name(of, arch), one[...].float(), of == "token_embd.weight"
         if key is None or part not in ("a", "b"):
             raise AdapterError(
-                f"{path} has {name}", f"A and B of matrices of {arch.name}", "convert it again"
+                f"{path} has a tensor {name}", f"A and B of matrices of {arch.name}", "convert it again"
             )
         module = key.removesuffix(".weight")
         if part == "a":

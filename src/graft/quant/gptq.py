@@ -100,7 +100,9 @@ def quantise_calibrated(
     if not (scheme.grouped and batches and named):
         given = f"{len(batches)} calibration rows for {scheme.name} and {len(named)} blocks of {type(model).__name__}"
         raise UsageError(
-            given, f"rows, one of {', '.join(GROUPED)}, a transformer", "use int4 and give some rows"
+            given,
+            f"some rows, a scheme of groups ({', '.join(GROUPED)}) and a transformer",
+            "choose int4 and name rows to calibrate by",
         )
     calls = _recorded(model, list(named), batches)
     states: list[Tensor] = []

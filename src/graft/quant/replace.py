@@ -99,7 +99,7 @@ def quantise_model(
     linears = [(name, module) for name, module in packable(model) if not isinstance(module, QuantLinear)]
     if not linears:
         raise UsageError(
-            f"{type(model).__name__} has no linear layers in blocks left to quantise",
+            f"{type(model).__name__} has no linear layer left to quantise",
             "a transformer in 16 or 32 bits",
             "use quant: none",
         )

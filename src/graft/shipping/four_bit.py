@@ -42,7 +42,7 @@ def write_whole(base: "Base", folder: Path, name: str, to: str) -> list[str]:
         layers, group = chosen(base.model, form)
         if not layers:
             raise UsageError(
-                f"{base.name} as {to}: no linear layer has sizes that it can hold",
+                f"{to} can hold no linear layer of {base.name}",
                 "blocks of linears whose sizes are multiples of 32",
                 "export it with to='hf' or 'gguf'",
             )
@@ -133,7 +133,9 @@ def _packed(
     kept = (layer.scale, layer.minimum) if _grouped(layer) and layer.scheme.block == group else None
     whole = rounded(weight, group, form.LOWEST, dtype, kept)
     if not torch.isfinite(whole.scale).all():
-        raise ModelError(f"{path} has values beyond fp16", "smaller ones", "export it with to='hf'")
+        raise ModelError(
+            f"{path} has values beyond fp16", "values that fp16 can hold", "export it with to='hf'"
+        )
     tensors: dict[str, Tensor] = form.pack(whole)
     return tensors
 

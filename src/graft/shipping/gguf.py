@@ -50,10 +50,12 @@ def check(base: "Base", form: str) -> names.Architecture:
     """
     one_of("type", form, FORMS)
     if importlib.util.find_spec("gguf") is None:
-        raise UsageError("GGUF without the package gguf", "it", "pip install 'graftlm[gguf]'")
+        raise UsageError("GGUF files need the package gguf", "gguf installed", "pip install 'graftlm[gguf]'")
     if base.tokenizer is None:
         raise UsageError(
-            f"{base.name} as gguf: it has no tokenizer", "a base with one", "load it from a whole folder"
+            f"{base.name} has no tokenizer, which a gguf needs",
+            "a base with a tokenizer",
+            "load it from a complete folder",
         )
     return names.architecture(base.model.config)
 
@@ -119,7 +121,9 @@ def write_lora(base: "Base", folder: Path, adapter: str) -> str:
         if form is None or (config.tie_word_embeddings and site.kind in ("embed", "head")):
             what = f"{type(insert).__name__} at {site.name or site.kind}"
             raise UsageError(
-                f"{what} as a GGUF adapter", "LoRA on matrices of their own", "merge it with to='gguf'"
+                f"{what} cannot be stored as a GGUF adapter",
+                "LoRA on matrices that the file stores separately",
+                "merge it with to='gguf'",
             )
         A, B, scale = form[0].detach().float(), form[1].detach().float(), form[2]
         alpha = alpha or scale * len(A)  # llama.cpp's scale is alpha / r
@@ -183,7 +187,9 @@ def _encoded(values: Tensor, name: str, form: str) -> Tensor:
     parts = [decode(stored, form)] if FORMS[form].dtype is not None else [*unpack(stored, form)[1:]]
     if not all(torch.isfinite(part).all() for part in parts if part is not None):
         raise ModelError(
-            f"{name} does not fit into {form}: it has values beyond fp16", "smaller ones", "use type='bf16'"
+            f"{name} does not fit into {form}: it has values beyond fp16",
+            "values that fp16 can hold",
+            "use type='bf16'",
         )
     return stored
 

@@ -151,9 +151,9 @@ def _written(state: dict[str, torch.Tensor], folder: Path) -> None:
     shared = {t.untyped_storage().data_ptr(): t.numel() for t in state.values()}
     if stored != sum(shared.values()):
         raise ModelError(
-            f"{folder} holds {stored:,} values of {sum(shared.values()):,}",
-            "all weights",
-            "check the disk, export again",
+            f"{folder} holds {stored:,} of {sum(shared.values()):,} values",
+            "all weights of the model",
+            "check the disk and export again",
         )
 
 

@@ -37,7 +37,9 @@ def check_into(base: "Base", into: str | None) -> None:
     one_of("into", into, INTO)
     if default_into(base) is None:
         raise UsageError(
-            f"into={into!r} for {base.name}", "a quantised base", "leave into out: there is one way"
+            f"into={into!r} for {base.name}, which is not quantised",
+            "a quantised base",
+            "leave into out: there is only one way",
         )
 
 

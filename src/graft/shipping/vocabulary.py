@@ -71,7 +71,7 @@ def vocabulary(tokenizer: Any, rows: int, ends: list[int]) -> dict[str, Any]:
 
 
 def _refusal(what: str, remedy: str = "export it with to='hf'") -> UsageError:
-    return UsageError(f"the tokenizer {what}", "one that llama.cpp reads as transformers does", remedy)
+    return UsageError(f"the tokenizer {what}", "a tokenizer that llama.cpp reads like transformers", remedy)
 
 
 def _pieces(whole: dict[str, Any], rows: int) -> tuple[list[str], list[int]]:

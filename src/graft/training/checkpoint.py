@@ -65,7 +65,7 @@ class Checkpoints:
         free = storage.free_bytes(self.folder)
         if free < most * each:
             raise SpaceError(
-                f"{self.folder} has {free:,} bytes free, and {most} checkpoints of {each:,} bytes are coming",
+                f"{self.folder} has {free:,} bytes free; the run will hold {most} checkpoints of {each:,} bytes",
                 f"room for {most * each:,} bytes",
                 "make room, choose another output, or lower train.keep",
             )
@@ -102,7 +102,7 @@ class Checkpoints:
         for broken, error in damaged:
             renamed = storage.quarantine(broken)
             origin = checkpoint.name if checkpoint else "the start"
-            self.warn(f"{error.given}: kept as {renamed.name}, going on from {origin}")
+            self.warn(f"{error.given}: kept as {renamed.name}, continuing from {origin}")
         if checkpoint is None:
             return None
         adapter.restore(load_file(checkpoint / "adapter.safetensors"))
@@ -139,7 +139,7 @@ def same_run(where: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> 
         raise CheckpointError(
             f"{where} belongs to a run with other settings ({changed})",
             "the settings, base and data that the run began with",
-            "put them back to go on with this run, or choose another output for a new one",
+            "restore them to continue this run, or choose another output for a new one",
         )
 
 

@@ -27,7 +27,7 @@ def locked(run: Path) -> Iterator[None]:
         raise CheckpointError(
             f"{run} is in use by {_owner(owner)}",
             "one run per folder",
-            "wait for it (or stop it: the same command then goes on), or choose another output",
+            "wait until it ends, stop it (the same command then continues the run), or choose another output",
         ) from None
     try:
         # Not fsynced: it is only for the message, and only while this process lives.

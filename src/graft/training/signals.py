@@ -18,7 +18,7 @@ class Interrupted(TrainingError):
         super().__init__(
             f"stopped by {signal.Signals(number).name}; step {step} is saved",
             "a run that reaches its last step",
-            f"run the same command again: it goes on from step {step}",
+            f"run the same command again: it continues from step {step}",
         )
 
 
