@@ -7,9 +7,10 @@ import sys
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from graft import storage
-from graft.errors import CheckpointError, SpaceError
+from graft.errors import CheckpointError, SpaceError, UsageError
 from graft.training.lock import locked
 
 
@@ -174,6 +175,46 @@ def test_a_folder_that_exists_is_replaced_whole(tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["adapter"]
 
 
+@pytest.mark.parametrize("failure", [ValueError("no"), KeyboardInterrupt()])
+def test_a_new_folder_that_fails_leaves_the_older_one_and_nothing_else(failure, tmp_path):
+    target = tmp_path / "out"
+    target.mkdir()
+    (target / "old").write_text("1")
+    with pytest.raises(type(failure)), storage.output_folder(target, force=True) as folder:
+        (folder / "new").write_text("2")
+        raise failure
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
+    assert [entry.name for entry in target.iterdir()] == ["old"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_a_full_disk_is_told_alike_whoever_wrote_and_leaves_no_half_folder(error, tmp_path):
+    with (
+        pytest.raises(SpaceError, match="No space left on device"),
+        storage.output_folder(tmp_path / "out", force=False),
+    ):
+        raise error
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_holds_something_is_replaced_only_by_force(tmp_path):
+    target = tmp_path / "out"
+    target.mkdir()
+    with storage.output_folder(target, force=False) as folder:  # an empty folder is a new one
+        (folder / "a").write_text("1")
+    with pytest.raises(UsageError, match="--force"), storage.output_folder(target, force=False):
+        pass
+    with storage.output_folder(target, force=True) as folder:
+        (folder / "b").write_text("2")
+    assert [entry.name for entry in target.iterdir()] == ["b"]
+
+
 def test_tied_tensors_are_written_under_both_names(tmp_path):
     tensor = torch.arange(6.0)
     storage.write_tensors(tmp_path / "x.safetensors", {"embed": tensor, "head": tensor})
@@ -191,7 +232,7 @@ def test_a_full_disk_is_tried_again_and_then_told_with_path_and_bytes(tmp_path, 
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with pytest.raises(SpaceError) as error:
-        storage.patiently(tmp_path, 123_456, action, warnings.append)
+        storage.retry_while_full(tmp_path, 123_456, action, warnings.append)
     free = shutil.disk_usage(tmp_path).free // 2**30
     assert len(tries) == 3 and len(warnings) == 2 and error.value.exit_code == 74
     assert str(tmp_path) in str(error.value) and "123,456 bytes" in str(error.value) and free >= 0
@@ -202,7 +243,7 @@ def test_another_error_of_the_disk_is_not_mistaken_for_a_full_one(tmp_path):
         raise OSError(errno.EACCES, "no")
 
     with pytest.raises(PermissionError):
-        storage.patiently(tmp_path, 1, action, print)
+        storage.retry_while_full(tmp_path, 1, action, print)
 
 
 def test_a_second_run_in_a_folder_is_refused_and_told_who_is_there(tmp_path):

@@ -1,15 +1,16 @@
-"""Our exceptions. Each says what was given, what was expected and what to do.
+"""Our exceptions. Each says what was given, what was expected and what to do about it.
 
-GraftError                exit 1
-├── UsageError            exit 2    a recipe key, a command line, an argument
-├── SiteError                       a place the model does not have
-├── AdapterError                    an adapter that does not fit, is unknown or is in the wrong state
-├── MergeError                      a merge that cannot be done, or would not be faithful
-├── ModelError                      a model folder that cannot be read or trusted
-├── DataError                       rows that cannot be used
-├── TrainingError                   a step that must not count as success
-├── CheckpointError                 a saved state that is damaged or belongs to another run
-└── SpaceError            exit 74   a disk that is full
+GraftError                exit 1    anything the user can act on
+├── UsageError            exit 2    a wrong argument, recipe key or command line
+├── SiteError                       the model has no such place
+├── AdapterError                    an adapter is unknown, does not fit the base, or is in the wrong state
+├── MergeError                      a merge is impossible, or would lose what was learned
+├── ModelError                      a model folder cannot be read or trusted
+├── DataError                       rows cannot be used
+├── TrainingError                   a training step failed
+│   └── Interrupted       exit 130  a signal stopped the run (143 for SIGTERM); see graft.training.signals
+├── CheckpointError                 a checkpoint is damaged, or belongs to another run
+└── SpaceError            exit 74   the disk is full
 """
 
 import difflib
@@ -17,63 +18,107 @@ from collections.abc import Iterable
 
 
 class GraftError(Exception):
-    """A failure the user can act on.
+    """A failure that the user can act on.
 
-    given, expected, remedy: one sentence each, without the closing full stop.
+    given, expected, remedy: one sentence each, without the full stop.
     """
 
     exit_code = 1
 
     def __init__(self, given: str, expected: str, remedy: str) -> None:
         self.given, self.expected, self.remedy = given, expected, remedy
-        super().__init__(f"{given}. Expected: {expected}. To do: {remedy}.")
+        stop = "" if remedy.endswith("?") else "."
+        super().__init__(f"{given}. Expected: {expected}. To do: {remedy}{stop}")
 
 
 class UsageError(GraftError):
-    """A recipe key, a command line or an argument that means nothing here."""
+    """A wrong argument, recipe key or command line."""
 
     exit_code = 2
 
 
 class SiteError(GraftError):
-    """A place the model does not have."""
+    """The model has no such place."""
 
 
 class AdapterError(GraftError):
-    """An adapter that does not fit, is unknown or is in the wrong state."""
+    """An adapter is unknown, does not fit the base, or is in the wrong state."""
 
 
 class MergeError(GraftError):
-    """A merge that cannot be done, or would not be faithful."""
+    """A merge is impossible, or would lose what was learned."""
 
 
 class ModelError(GraftError):
-    """A model folder that cannot be read or trusted."""
+    """A model folder cannot be read or trusted."""
 
 
 class DataError(GraftError):
-    """Rows that cannot be used."""
+    """Rows cannot be used."""
 
 
 class TrainingError(GraftError):
-    """A step that must not count as success."""
+    """A training step failed; the last checkpoint is untouched."""
 
 
 class CheckpointError(GraftError):
-    """A saved state that is damaged or belongs to another run."""
+    """A checkpoint is damaged, or belongs to another run."""
 
 
 class SpaceError(GraftError):
-    """A disk that is full."""
+    """The disk is full."""
 
     exit_code = 74
 
 
+def one_of(
+    what: str,
+    given: str,
+    known: Iterable[str],
+    error: type[GraftError] = UsageError,
+    *,
+    if_none: str = "leave it out",
+) -> str:
+    """Return `given` if it is one of `known`; otherwise raise `error`, which names the nearest one.
+
+    what: the argument, key or option that the user wrote.  if_none: what to do where `known` is empty.
+
+    >>> one_of("quant", "nf5", ["nf4", "int8"])
+    Traceback (most recent call last):
+    graft.errors.UsageError: quant='nf5'. Expected: one of nf4, int8. To do: did you mean 'nf4'?
+    """
+    names = list(known)
+    if given in names:
+        return given
+    if not names:
+        raise error(f"{what}={given!r}", f"a known {what} (there is none yet)", if_none)
+    close = _close(given, names, 1)
+    remedy = f"did you mean {close[0]!r}?" if close else "choose one of these"
+    raise error(f"{what}={given!r}", f"one of {', '.join(names)}", remedy)
+
+
 def nearest(word: str, words: Iterable[str], n: int = 3) -> list[str]:
-    """Up to n of `words` that look like `word`, best first; the first few where none does.
+    """Return up to n of `words` that look like `word`, best first; the first n if none does.
 
     >>> nearest("lora_alhpa", ["r", "lora_alpha", "lora_dropout"], n=1)
     ['lora_alpha']
     """
     known = list(dict.fromkeys(words))
-    return difflib.get_close_matches(word, known, n=n, cutoff=0.4) or known[:n]
+    return _close(word, known, n) or known[:n]
+
+
+def _close(word: str, words: list[str], n: int) -> list[str]:
+    return difflib.get_close_matches(word, words, n=n, cutoff=0.4)
+
+
+def listed(items: Iterable[object], most: int = 4, separator: str = ", ") -> str:
+    """Return the first `most` items as text, and the number of those left out.
+
+    >>> listed(["a", "b", "c", "d"], most=2)
+    'a, b and 2 more'
+    >>> listed(["a", "b"])
+    'a, b'
+    """
+    texts = [str(item) for item in items]
+    rest = f" and {len(texts) - most} more" if len(texts) > most else ""
+    return separator.join(texts[:most]) + rest

@@ -136,6 +136,7 @@ def test_methods_are_listed_for_people_and_programs(capsys):
     assert call(["methods"]) == 0
     out, err = capsys.readouterr()
     assert all(name in out for name in cards()) and "next" in err
+    assert "sublayers, norms, blocks" in out and "KINDS" not in out, "places are words, not source"
     assert call(["methods", "--json"]) == 0
     assert [one["name"] for one in json.loads(capsys.readouterr().out)] == list(cards())
 

@@ -158,7 +158,7 @@ REFUSED = {
     "a list": (lambda f: (f / "config.json").write_text("[1]"), "config.json is not a JSON object"),
     "own code": (
         lambda f: edit(f, auto_map={"AutoModel": "evil.Model"}),
-        r"asks for code of its own \(auto_map\)",
+        r"asks for its own code \(auto_map\)",
     ),
     "unknown architecture": (lambda f: edit(f, model_type="lama"), "model_type 'lama'.*nearest: llama"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "has no weights"),
@@ -185,11 +185,11 @@ REFUSED = {
     ),
     "NaN in a norm": (
         lambda f: edit_weights(f, lambda s: s["model.norm.weight"].fill_(torch.nan)),
-        r"model\.norm\.weight: not all values are finite",
+        r"llama: NaN or infinity in model\.norm\.weight",
     ),
     "Inf in a linear": (
         lambda f: edit_weights(f, lambda s: s["model.layers.0.self_attn.q_proj.weight"].fill_(torch.inf)),
-        r"layers\.0\.self_attn\.q_proj\.weight: not all values are finite",
+        r"NaN or infinity in model\.layers\.0\.self_attn\.q_proj\.weight",
     ),
 }
 

@@ -93,7 +93,7 @@ def test_a_data_set_is_written_once_and_found_again(tmp_path):
 
 
 def test_an_unknown_data_set_names_the_nearest(tmp_path):
-    with pytest.raises(DataError, match="did you mean seedling:descriptions"):
+    with pytest.raises(DataError, match="did you mean 'seedling:descriptions'"):
         dataset("seedling:description", tmp_path)
 
 

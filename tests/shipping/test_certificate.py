@@ -11,6 +11,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from graft.base.base import Base
+from graft.cli.export import certificate_line
 from graft.errors import GraftError, MergeError, ModelError, UsageError
 from graft.methods.full import Full
 from graft.methods.lora import LoRA
@@ -18,7 +19,7 @@ from graft.methods.task_head import TaskHead
 from graft.models.load import load
 from graft.quant import QuantLinear, Scheme, quantise_model
 from graft.shipping import prompts
-from graft.shipping.certificate import CERTIFICATE, ideal, said
+from graft.shipping.certificate import CERTIFICATE, ideal
 from graft.shipping.export import choices, export
 from graft.shipping.fidelity import Tally, perplexity, survival
 from graft.shipping.verify import SHAPE, verify
@@ -157,7 +158,7 @@ def test_a_certificate_says_how_far_the_folder_is_from_what_was_trained(family, 
         facts["base"]["fingerprint"] == base.fingerprint() and facts["versions"]["torch"] == torch.__version__
     )
     assert facts["adapters"][0]["fingerprint"] == base.adapters["sql"].fingerprint()
-    assert "of the update is there" in said(facts) and set(facts["files"]) > {
+    assert "of the update is there" in certificate_line(facts) and set(facts["files"]) > {
         "config.json",
         "model.safetensors",
     }
@@ -314,7 +315,7 @@ def test_an_adapter_trained_beside_packed_weights_and_merged_into_others_is_note
     base = load(model_folder)
     base.load_adapter(tmp_path / "sql", "sql")
     note = json.loads((export(base, tmp_path / "out") / "merge_report.json").read_text())["note"]
-    assert note == "sql was trained beside nf4 weights and merged into unpacked ones"
+    assert note == "sql was trained on nf4 weights and merged into unpacked ones"
 
 
 def test_training_forgets_where_an_adapter_lay(model_folder, tmp_path):

@@ -187,7 +187,7 @@ def test_an_existing_folder_stays_unless_force_is_given(tmp_path):
 def test_a_failure_leaves_nothing_behind(tmp_path, monkeypatch):
     base = tiny_base()
     monkeypatch.setattr(
-        sys.modules["graft.shipping.export"],
+        sys.modules["graft.shipping.layouts"],
         "write_model",
         lambda *_, **__: Path(tmp_path / "nowhere/x").write_text("x"),
     )

@@ -17,7 +17,7 @@ from graft.methods.qa_lora import QALoRA
 from graft.models.load import load
 from graft.quant import QuantLinear, Scheme, quantise_model
 from graft.shipping.certificate import CERTIFICATE
-from graft.shipping.export import export, fits
+from graft.shipping.export import export, minima_hold
 from graft.shipping.gguf import file_name as name_of_file
 from graft.shipping.gguf import usual_type, write_gguf
 from graft.shipping.verify import verify
@@ -92,7 +92,7 @@ def test_a_merged_base_goes_into_blocks_code_by_code(scheme, block, form, tokeni
     layers = {name: base.model.get_submodule(name) for name in inserts}
     before = {name: (layer.scale, layer.minimum, layer.weight.double()) for name, layer in layers.items()}
     effect = (base(ids, adapters=["sql"]).logits - base(ids).logits).abs().max()
-    assert fits(base, ["sql"]) and effect > 0.05
+    assert minima_hold(base, ["sql"]) and effect > 0.05
     folder = export(base, tmp_path / "out", to="gguf", type=form, adapter="sql")
     report = json.loads((folder / "merge_report.json").read_text())
     assert (report["into"], report["dequantised_layers"], report["note"]) == ("packed", 0, "")

@@ -220,7 +220,8 @@ def test_out_of_memory_lists_levers_with_their_keys_largest_first(tmp_path):
         "quant=nf4",
     ):
         assert key in message
-    savings = [float(saving) for saving in re.findall(r"\(([\d.]+) GiB\)", message)]
+    units = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+    savings = [float(n) * units[unit] for n, unit in re.findall(r"\(([\d.]+) ([KMG]?i?B)\)", message)]
     assert savings == sorted(savings, reverse=True) and len(savings) >= 3 and "peak" in message
 
 

@@ -88,7 +88,7 @@ def test_a_damaged_checkpoint_is_set_aside_with_a_warning_and_the_one_before_it_
     broken.write_bytes(data)
     assert finish(run) == 0
     assert outcome(run) == outcome(calm)
-    assert "optimizer.safetensors has SHA-256" in heard(run) and "going on from step-000006" in heard(run)
+    assert "optimizer.safetensors has SHA-256" in heard(run) and "continuing from step-000006" in heard(run)
     assert "warning" in (run / "timing.jsonl").read_text()
     assert list((run / "checkpoints").glob("damaged-step-000009-*"))
 
@@ -104,7 +104,7 @@ def test_sigterm_saves_after_the_step_exits_143_and_the_run_goes_on_from_there(t
     process.join(30)
     assert process.exitcode == 143
     newest, damaged = storage.latest(run / "checkpoints")
-    assert newest is not None and not damaged and "goes on from step" in (run / "error.txt").read_text()
+    assert newest is not None and not damaged and "continues from step" in (run / "error.txt").read_text()
     assert finish(run) == 0
     assert outcome(run) == outcome(calm)
 

@@ -1,16 +1,17 @@
-"""The command `graft`: one short file per verb, and here what they share: the table of verbs, errors and exit codes.
+"""The command `graft`: one short file per verb; here the table of verbs, the errors and the exit codes.
 
-A verb parses, calls the library and prints. Data goes to stdout, talk to stderr. Heavy modules are imported inside the
-verbs' bodies, because `graft --help` and every error of a recipe must answer at once and torch alone takes two seconds.
+A verb parses, calls the library and prints. Data goes to stdout, talk to stderr. Heavy modules are imported
+inside the verbs' bodies: `graft --help` and every error of a recipe must answer at once, and torch alone
+takes two seconds.
 
     exit 0 done   1 failed   2 misuse   70 a defect of ours   74 disk full   130 interrupted   143 terminated
 """
 
-import errno
 import os
 import sys
 import tempfile
 import traceback
+from pathlib import Path
 
 import typer
 
@@ -31,12 +32,13 @@ from graft.cli import (
     verify,
 )
 from graft.cli.say import talk
-from graft.errors import GraftError, SpaceError
+from graft.errors import GraftError
+from graft.storage import disk_full
 
 app = typer.Typer(
     name="graft",
     help="Fine-tune language models on the machine you have.",
-    epilog="Start with `graft demo`, or `graft train --model M --data ROWS`. A run's folder can stand for its model.",
+    epilog="Start with `graft demo`, or `graft train --model M --data ROWS`. A run's folder stands for its model.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -64,12 +66,12 @@ for _verb in (
 
 
 def main() -> None:
-    """Entry point: run the command line of this process and exit."""
+    """Run the command line of this process and exit."""
     sys.exit(call(sys.argv[1:]))
 
 
 def call(words: list[str]) -> int:
-    """Run one command line; returns the exit code. Every failure is said in lines, never as a traceback."""
+    """Run one command line and return the exit code. Failures take a few lines, never a traceback."""
     try:
         app(words, prog_name="graft")
     except SystemExit as done:
@@ -80,15 +82,8 @@ def call(words: list[str]) -> int:
     except GraftError as error:
         return _fail(error)
     except OSError as error:
-        if error.errno == errno.ENOSPC:
-            return _fail(
-                SpaceError(
-                    f"no space left for {error.filename or 'a file'}",
-                    "room on the disk",
-                    "free some and repeat",
-                )
-            )
-        return _defect(error)
+        full = disk_full(error, Path(error.filename or "."))
+        return _defect(error) if full is None else _fail(full)
     except Exception as error:
         return _defect(error)
     return 0
@@ -102,14 +97,12 @@ def _fail(error: GraftError) -> int:
 
 
 def _defect(error: Exception) -> int:
-    """An exception nobody foresaw: one line for the reader, the traceback in a file."""
+    """Print an unforeseen exception in one line, and write its traceback into a file."""
     handle, name = tempfile.mkstemp(prefix="graft-", suffix=".txt")
     with os.fdopen(handle, "w", encoding="utf-8") as file:
         traceback.print_exception(error, file=file)
-    talk(
-        f"graft: error: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
-    )
-    talk(
-        f"  expected: this never to happen; it is a defect of graft\n  to do:    report it with the traceback in {name}"
-    )
+    message = str(error).splitlines()[0] if str(error) else "no message"
+    talk(f"graft: error: {type(error).__name__}: {message}")
+    talk("  expected: this never to happen; it is a defect of graft")
+    talk(f"  to do:    report it with the traceback in {name}")
     return 70

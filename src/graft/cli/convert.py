@@ -1,16 +1,17 @@
-"""graft convert: make an adapter folder of what others made: an old loralib pickle, or a model tuned in full."""
+"""graft convert: turn an old loralib pickle, or a fully tuned model, into an adapter folder."""
 
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from graft.cli.say import after, show, show_json, size_of, talk
+from graft.cli.say import after, show, show_json, talk
 from graft.errors import UsageError
+from graft.sizes import size_of
 
 
 def add_to(app: typer.Typer) -> None:
-    app.command("convert", help="Make a fully tuned model, or a loralib file, an adapter.")(convert)
+    app.command("convert", help="Turn a fully tuned model, or a loralib file, into an adapter.")(convert)
 
 
 def convert(
@@ -20,23 +21,28 @@ def convert(
     folder: Annotated[Path, typer.Argument(help="The adapter folder to write.")],
     base: Annotated[str, typer.Option("--base", help="The model it was tuned from.")] = "",
     r: Annotated[
-        int | None, typer.Option("--r", help="Tuned model: rank of each layer; 16 if not given.")
+        int | None, typer.Option("--r", help="Tuned model: rank of each layer; by default 16.")
     ] = None,
     energy: Annotated[
         float | None, typer.Option(help="Tuned model: the share of each change to keep.")
     ] = None,
     rest: Annotated[
-        str, typer.Option(help="Norms, biases, embeddings that changed: name, or keep in full.")
+        str, typer.Option(help="Changed norms, biases, embeddings: name them, or keep them in full.")
     ] = "name",
     alpha: Annotated[
         float | None,
-        typer.Option("--alpha", help="Loralib file: lora_alpha of its training, which it does not state."),
+        typer.Option(
+            "--alpha", help="Loralib file: lora_alpha of its training, which the file does not state."
+        ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace what is in the folder.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="The same facts for programs.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the same facts for programs.")] = False,
 ) -> None:
-    """A tuned model becomes the LoRA nearest to what tuning changed, layer by layer. A pickle can run code when it is
-    read: this reads weights only, in a process of its own with limits; nothing else in graft opens a pickle."""
+    """Turn a tuned model into the LoRA nearest to its changes, layer by layer; or read a loralib pickle.
+
+    A pickle can run code when it is read: this reads weights only, in a separate process with limits. Nothing
+    else in graft opens a pickle.
+    """
     pickled = Path(source).is_file()
     _check(source, pickled, base, alpha, for_tuned=bool(r or energy or rest != "name"))
     if pickled and alpha is not None:
@@ -54,7 +60,9 @@ def _check(source: str, pickled: bool, base: str, alpha: float | None, *, for_tu
     """Raise UsageError for options that are missing, or that belong to the other kind of source."""
     if pickled and for_tuned:
         raise UsageError(
-            f"--r, --energy or --rest with {source}", "these with a tuned model", "leave them out"
+            f"--r, --energy or --rest with the file {source}",
+            "them with a tuned model only",
+            "leave them out",
         )
     if pickled and alpha is None:
         raise UsageError(
@@ -62,7 +70,7 @@ def _check(source: str, pickled: bool, base: str, alpha: float | None, *, for_tu
         )
     if not pickled and alpha is not None:
         raise UsageError(
-            f"--alpha with {source}, which is no file", "it with a loralib file", "check the path"
+            f"--alpha with {source}, which is not a file", "it with a loralib file only", "check the path"
         )
     if not pickled and not base:
         raise UsageError(f"{source} without --base", "the model it was tuned from", "add --base MODEL")
@@ -71,9 +79,9 @@ def _check(source: str, pickled: bool, base: str, alpha: float | None, *, for_tu
 def _unpickle(source: str, folder: Path, base: str, alpha: float, force: bool) -> dict[str, Any]:
     from graft.formats import loralib  # torch costs seconds
 
-    said = loralib.convert(source, folder, lora_alpha=alpha, base=base or None, force=force)
-    talk(said)
-    return {"said": said}
+    summary = loralib.convert(source, folder, lora_alpha=alpha, base=base or None, force=force)
+    talk(summary)
+    return {"said": summary}
 
 
 def _extract(source: str, folder: Path, base: str, *, rest: str, force: bool, **size: Any) -> dict[str, Any]:
@@ -81,16 +89,17 @@ def _extract(source: str, folder: Path, base: str, *, rest: str, force: bool, **
     from graft.models.tokenizer import tokenizer_in
     from graft.runs.open import base_as_stored
     from graft.shipping.export import export  # torch costs seconds
-    from graft.shipping.hf import refuse_occupied
+    from graft.storage import refuse_occupied
 
     refuse_occupied(folder, force=force)  # before the work
     frozen = base_as_stored(base)
     if (Path(source) / "tokenizer_config.json").exists():
         frozen.tokenizer = tokenizer_in(source)  # with the template of the tuning
-    said = lambda site, layer: talk(
-        f"layer   {site}   r {len(layer.A)}   {layer.kept:.1%} of its change kept"
-    )
-    found = difference(frozen, source, told=said, **size)
+
+    def tell(site: str, layer: Any) -> None:
+        talk(f"layer   {site}   r {len(layer.A)}   {layer.kept:.1%} of its change kept")
+
+    found = difference(frozen, source, told=tell, **size)
     adapter = found.attach("extracted", rest)
     export(frozen, folder, "peft", adapter=adapter.name, force=force)
     talk(
@@ -99,7 +108,7 @@ def _extract(source: str, folder: Path, base: str, *, rest: str, force: bool, **
     left = [*(found.rest if rest == "name" else ()), *found.foreign]
     if left:
         talk(
-            f"left    {len(left)} changed tensors: {', '.join(left)}   (--rest keep takes along what the base has)"
+            f"left    {len(left)} changed tensors: {', '.join(left)}   (--rest keep keeps those of the base)"
         )
     layers = {
         site: {"r": len(layer.A), "kept": layer.kept, "norm": layer.norm}

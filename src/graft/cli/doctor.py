@@ -1,4 +1,4 @@
-"""graft doctor: what this machine offers, and whether the parts we stand on behave as we found them."""
+"""graft doctor: check this machine, and whether the libraries we stand on behave as we rely on."""
 
 from typing import Annotated
 
@@ -8,11 +8,11 @@ from graft.cli.say import after, show, show_json
 
 
 def add_to(app: typer.Typer) -> None:
-    app.command("doctor", help="Check this machine and the libraries below graft.")(doctor)
+    app.command("doctor", help="Check this machine and the libraries that graft stands on.")(doctor)
 
 
 def doctor(
-    json: Annotated[bool, typer.Option("--json", help="The same facts for programs.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the same facts for programs.")] = False,
 ) -> None:
     from graft.runs.doctor import examine  # torch costs seconds
 
@@ -25,8 +25,6 @@ def doctor(
         for check in checks:
             show(f"{check.name:<40} {check.trouble or 'ok'}")
     if any(check.trouble for check in checks):
-        after(
-            "reinstall the versions of constraints.txt: something below graft behaves otherwise than it was built for"
-        )
+        after("reinstall the versions of constraints.txt: a library does not behave as graft relies on")
         raise typer.Exit(1)
     after("graft demo")

@@ -1,12 +1,13 @@
-"""graft export: the result in the layout that other programs load."""
+"""graft export: write the result in the layout that another program loads."""
 
 import json as codec
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from graft.cli.say import after, show, show_json, size_of, talk
+from graft.cli.say import after, show, show_json, talk
+from graft.sizes import size_of
 
 
 def add_to(app: typer.Typer) -> None:
@@ -19,22 +20,25 @@ def export(
     to: Annotated[
         str,
         typer.Option(
-            help="hf, gguf, gptq, awq, compressed-tensors, bnb: one merged model; peft, gguf-lora: the adapter alone."
+            help="A merged model: hf, gguf, gptq, awq, compressed-tensors, bnb; an adapter alone: peft, gguf-lora."
         ),
     ] = "hf",
     form: Annotated[
         str | None,
-        typer.Option("--type", help="Of a gguf: f32 f16 bf16 q8_0 q4_0 q4_1 q5_0 q5_1; q8_0, q4_1 of int4."),
+        typer.Option(
+            "--type",
+            help="For gguf: f32 f16 bf16 q8_0 q4_0 q4_1 q5_0 q5_1; by default q8_0, or q4_1 for int4.",
+        ),
     ] = None,
     adapter: Annotated[list[str] | None, typer.Option(help="Adapter folder, or NAME=FOLDER.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace what is in the folder.")] = False,
     lossy: Annotated[
-        bool, typer.Option("--lossy", help="Merge even where rounding loses what was learnt.")
+        bool, typer.Option("--lossy", help="Merge even if rounding loses what was learned.")
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="What was written, for programs.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print what was written, for programs.")] = False,
 ) -> None:
     from graft.runs.open import open_model
-    from graft.shipping.export import CERTIFICATE, MODELS, said
+    from graft.shipping.export import CERTIFICATE, LAYOUTS
     from graft.shipping.export import export as write  # torch costs seconds
 
     opened = open_model(model, adapters=adapter or ())
@@ -45,12 +49,25 @@ def export(
         show_json({"folder": str(written), "to": to, "files": files, "certificate": certificate})
     else:
         show(f"wrote   {written} ({size_of(written)})")
-        talk(f"checked {said(certificate)}")
+        talk(f"checked {certificate_line(certificate)}")
     if to.startswith("gguf"):
         after(
             f"ollama create NAME -f {written / 'Modelfile'}   (or, for llama.cpp and vLLM: {written / 'README.md'})"
         )
     else:
-        after(
-            f"graft chat {written}" if to in MODELS else f"graft chat {opened.base.name} --adapter {written}"
-        )
+        alone = LAYOUTS[to].adapter_alone
+        after(f"graft chat {opened.base.name} --adapter {written}" if alone else f"graft chat {written}")
+
+
+def certificate_line(facts: dict[str, Any]) -> str:
+    """Return what a certificate measured, in one line."""
+    weights, logits, perplexity = (facts[key] for key in ("weights", "logits", "perplexity"))
+    parts = ["rounded"] if facts.get("rounded") else []
+    if weights and weights["survived"] is not None:
+        parts.append(f"{weights['survived']:.1%} of the update is there")
+    if weights:
+        parts.append(f"weights differ by {weights['max']:.2g} at most ({weights['mean']:.2g} on average)")
+    parts.append(f"logits by {logits['max']:.2g} ({logits['mean']:.2g})")
+    if perplexity["written"] is not None:
+        parts.append(f"perplexity {perplexity['adapted']:.4g} -> {perplexity['written']:.4g}")
+    return "; ".join(parts)

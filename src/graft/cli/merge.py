@@ -1,4 +1,4 @@
-"""graft merge: fold an adapter, or the blend of several, into the base; say what it cost; write one ordinary model."""
+"""graft merge: fold adapters into the base; write one ordinary model, and say what it cost."""
 
 import json as codec
 from pathlib import Path
@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from graft.cli.say import after, show, show_json, size_of, table, talk
-from graft.errors import UsageError, nearest
+from graft.cli.export import certificate_line
+from graft.cli.say import after, show, show_json, table, talk
+from graft.errors import UsageError, nearest, one_of
+from graft.sizes import size_of
 
 if TYPE_CHECKING:
     from graft.runs.open import Opened
@@ -15,62 +17,49 @@ if TYPE_CHECKING:
 FORMS = ("model", "adapter")
 WAYS = {
     "dequantised": "what was trained, rounded once",
-    "original": "the weights before quantisation, beside which it was not trained",
-    "packed": "quantised again; QA-LoRA goes into the groups as it is",
+    "original": "the weights before quantisation, which it was not trained on",
+    "packed": "quantised again; QA-LoRA fits into the groups exactly",
 }
 
 
 def add_to(app: typer.Typer) -> None:
-    app.command("merge", help="Fold adapters into their base; says what it cost.")(merge)
+    app.command("merge", help="Fold adapters into their base, and say what it cost.")(merge)
 
 
 def merge(
-    model: Annotated[
-        str, typer.Argument(help="A run's folder, an adapter's folder, or a base with --adapter.")
-    ],
+    model: Annotated[str, typer.Argument(help="A run, an adapter, or a base with --adapter.")],
     folder: Annotated[Path, typer.Argument(help="Where to write.")],
     adapter: Annotated[
-        list[str] | None, typer.Option(help="Adapter folder, or NAME=FOLDER; several are blended into one.")
+        list[str] | None, typer.Option(help="Adapter folder, or NAME=FOLDER; several are blended.")
     ] = None,
     weight: Annotated[
-        list[str] | None, typer.Option(help="NAME=NUMBER in the blend; 1 where not given.")
+        list[str] | None, typer.Option(help="NAME=NUMBER: its weight in the blend; default 1.")
     ] = None,
-    how: Annotated[str, typer.Option(help="cat (exact), svd, linear, ties, dare_ties, average, ...")] = "cat",
+    how: Annotated[str, typer.Option(help="cat (exact), svd, ties, dare_ties, average, ...")] = "cat",
     density: Annotated[
-        float | None, typer.Option(help="Share of entries that ties, dare and magnitude keep.")
+        float | None, typer.Option(help="Share of entries that ties, dare, magnitude keep.")
     ] = None,
-    r: Annotated[int | None, typer.Option("--r", help="Rank of a blend by svd or ..._svd.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the entries that dare drops.")] = 0,
-    form: Annotated[
-        str, typer.Option("--as", help="model: one ordinary model; adapter: the blend alone.")
-    ] = "model",
+    r: Annotated[int | None, typer.Option("--r", help="Rank of the blend, for svd or ..._svd.")] = None,
+    seed: Annotated[int, typer.Option(help="For the entries that dare drops.")] = 0,
+    form: Annotated[str, typer.Option("--as", help="model, or adapter for the blend alone.")] = "model",
     force: Annotated[bool, typer.Option("--force", help="Replace what is in the folder.")] = False,
-    quant: Annotated[
-        str | None, typer.Option(help="What the adapters were trained beside: none, nf4, ...")
-    ] = None,
+    quant: Annotated[str | None, typer.Option(help="How to load the base: none, nf4, ...")] = None,
     into: Annotated[
-        str | None, typer.Option(help="Quantised: dequantised, original, packed; none: all are measured.")
+        str | None,
+        typer.Option(help="dequantised, original or packed, if quantised; by default all are measured."),
     ] = None,
-    original: Annotated[str | None, typer.Option(help="Weights before quantisation, if elsewhere.")] = None,
+    original: Annotated[
+        str | None, typer.Option(help="The weights before quantisation, if elsewhere.")
+    ] = None,
     lossy: Annotated[
-        bool, typer.Option("--lossy", help="Merge even where rounding loses what was learnt.")
+        bool, typer.Option("--lossy", help="Merge even if rounding loses what was learned.")
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="The same facts for programs.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the same facts for programs.")] = False,
 ) -> None:
-    if form not in FORMS:
-        raise UsageError(
-            f"--as {form}", f"one of {', '.join(FORMS)}", f"did you mean {nearest(form, FORMS, 1)[0]}?"
-        )
-    from graft.runs.open import open_model
-    from graft.shipping.export import (
-        CERTIFICATE,
-        REPORT,
-        check_into,
-        export,
-        fits,
-        said,
-    )  # torch costs seconds
-    from graft.shipping.hf import refuse_occupied
+    one_of("--as", form, FORMS)
+    from graft.runs.open import open_model  # torch costs seconds
+    from graft.shipping.export import CERTIFICATE, REPORT, check_into, export, minima_hold
+    from graft.storage import refuse_occupied
 
     refuse_occupied(folder, force=force)  # before the work
     opened = open_model(model, adapters=adapter or (), quant=quant)
@@ -78,7 +67,7 @@ def merge(
     blended = _blend(opened, weight or [], how=how, density=density, r=r, seed=seed)
     to = "hf" if form == "model" else "peft"
     ways = _choices(opened, form, into, original)
-    if form == "model" and not into and opened.adapter and fits(opened.base, [opened.adapter]):
+    if form == "model" and not into and opened.adapter and minima_hold(opened.base, [opened.adapter]):
         into = "packed"
     written = export(
         opened.base,
@@ -101,7 +90,7 @@ def merge(
             parts = " + ".join(f"{number:g} {name}" for name, number in blended["weights"].items())
             talk(f"blended {parts} by {blended['how']}: {blended['trained']:,} numbers")
         _say_cost(facts)
-        talk(f"checked {said(certificate)}")
+        talk(f"checked {certificate_line(certificate)}")
     if form == "model":
         after(f"graft chat {written}   (or: graft quantize {written} OUT)")
     else:
@@ -109,7 +98,7 @@ def merge(
 
 
 def _choices(opened: "Opened", form: str, into: str | None, original: str | None) -> list[dict[str, Any]]:
-    """Measure and show the ways to merge into a quantised base, where none was chosen."""
+    """Measure and print the ways to merge into a quantised base, unless one was chosen."""
     from graft.shipping.export import choices  # torch costs seconds
 
     if form != "model" or into or not opened.adapter or opened.base.quant == "none":
@@ -123,14 +112,14 @@ def _choices(opened: "Opened", form: str, into: str | None, original: str | None
 
 def _row(way: dict[str, Any]) -> tuple[str, ...]:
     if "trouble" in way:
-        return way["into"], "", "", "", "", f"not to be had: {way['trouble']}"
+        return way["into"], "", "", "", "", f"unavailable: {way['trouble']}"
     ppl = way["perplexity"]["merged"]
     cells = f"{way['bits']:.3g}", f"{way['kept']:.1%}", f"{way['logits']['mean']:.2g}"
     return way["into"], *cells, "" if ppl is None else f"{ppl:.4g}", WAYS[way["into"]]
 
 
 def _blend(opened: "Opened", words: list[str], *, how: str, **settings: Any) -> dict[str, Any] | None:
-    """Blend the adapters that were opened, where there are several or a weight; the blend answers then."""
+    """Blend the opened adapters if there are several, or a weight; the blend answers from then on."""
     known = list(opened.base.adapters)
     weights = dict.fromkeys(known, 1.0) | _weights(words, known)
     chosen = {key: value for key, value in settings.items() if key != "seed" and value is not None}
@@ -139,8 +128,8 @@ def _blend(opened: "Opened", words: list[str], *, how: str, **settings: Any) -> 
     from graft.combine.blend import blend  # torch costs seconds
 
     opened.adapter = " + ".join(known)
-    if opened.adapter in known:  # one adapter, blended with nothing: only weighed
-        opened.adapter += " weighed"
+    if opened.adapter in known:  # one adapter, blended with nothing: only weighted
+        opened.adapter += " weighted"
     made = blend(opened.base, weights, opened.adapter, how, **settings)
     return {"weights": weights, "how": how, **settings, "trained": made.count()}
 
@@ -159,12 +148,12 @@ def _weights(words: list[str], known: list[str]) -> dict[str, float]:
         try:
             found[name] = float(number)
         except ValueError:
-            raise UsageError(f"--weight {word}", "a number behind the =", f"for example {name}=0.7") from None
+            raise UsageError(f"--weight {word}", "a number after the =", f"for example {name}=0.7") from None
     return found
 
 
 def _say_cost(facts: dict[str, Any]) -> None:
-    """What merging each adapter into the weights cost."""
+    """Print what merging each adapter into the weights cost."""
     for part in facts.get("adapters", []):
         moved, form = part["logits"], facts["packed"] or facts["dtype"]
         talk(f"merged  {part['adapter']}: {part['kept']:.1%} of its change survives the rounding to {form}")

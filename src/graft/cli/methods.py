@@ -1,4 +1,4 @@
-"""graft methods: what can be trained, from the methods' own files."""
+"""graft methods: list what can be trained, from the methods' own files."""
 
 import textwrap
 from pathlib import Path
@@ -9,16 +9,36 @@ import typer
 from graft.cli.say import after, show, show_json, table
 from graft.core.cards import LAWS, REQUIRED, Card, card, cards, pages
 
+# What the kinds of graft.core.site are called here.
+PLACES = {
+    "linear": "linears",
+    "norm": "norms",
+    "embed": "embeddings",
+    "head": "head",
+    "block": "blocks",
+    "stack": "stack of blocks",
+    "attention": "attention",
+    "cross": "cross-attention",
+    "mlp": "feed-forward",
+    "kv": "keys and values",
+    "prompt": "prompt",
+    "final": "last state",
+    "module": "own weights",
+}
+SUBLAYERS = ("attention", "cross", "mlp")  # all three together are "sublayers"
+
 
 def add_to(app: typer.Typer) -> None:
     app.command("methods", help="List the methods, or show the card of one.")(methods)
 
 
 def methods(
-    name: Annotated[str | None, typer.Argument(help="A method; without it all are listed.")] = None,
+    name: Annotated[str | None, typer.Argument(help="A method; all are listed without it.")] = None,
     model: Annotated[str | None, typer.Option(help="Count what each method trains on this base.")] = None,
-    write: Annotated[Path | None, typer.Option(help="Write every card as a page into this folder.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="A list of {name, ...} for programs.")] = False,
+    write: Annotated[
+        Path | None, typer.Option(help="Write a page about each method into this folder.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print a list of {name, ...} for programs.")] = False,
 ) -> None:
     chosen = list(cards().values()) if name is None else [card(name)]
     counts: dict[str, int | str] = {}
@@ -35,9 +55,10 @@ def methods(
         show_json([_facts(one) | ({"trained": counts[one.name]} if counts else {}) for one in chosen])
     elif name is None:
         rows = [
-            (one.name, _sites(one), *_trained(one, counts), _can(one), one.paper, one.title) for one in chosen
+            (one.name, _places(one), *_trained(one, counts), _merges(one), one.paper, one.title)
+            for one in chosen
         ]
-        show(table(("method", "sites", *(("trained",) if counts else ()), "merges", "paper", "what"), rows))
+        show(table(("method", "places", *(("trained",) if counts else ()), "merges", "paper", "what"), rows))
         after(f"graft methods {chosen[0].name}")
     else:
         _show_card(chosen[0])
@@ -84,10 +105,13 @@ def _facts(one: Card) -> dict[str, Any]:
     }
 
 
-def _sites(one: Card) -> str:
+def _places(one: Card) -> str:
+    """Return the places of a method in words."""
     kinds = one.declared.get("kinds", ("linear",))
-    return " ".join(kinds) if isinstance(kinds, tuple | list) else str(kinds)
+    if set(SUBLAYERS) <= set(kinds):
+        kinds = ("sublayers", *(kind for kind in kinds if kind not in SUBLAYERS))
+    return ", ".join(PLACES.get(kind, kind) for kind in kinds)
 
 
-def _can(one: Card) -> str:
+def _merges(one: Card) -> str:
     return "yes" if one.declared.get("mergeable", True) is True else "no"

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graft.cli.data_report import report_lines
-from graft.cli.say import duration, number, print_markup, talk
+from graft.cli.say import print_markup, talk
+from graft.sizes import MIB, duration, number, size
 
 if TYPE_CHECKING:
     from graft.recipe import Recipe
@@ -57,7 +58,7 @@ class Progress:
         loss = f"loss {record['loss']:.4f}" if "loss" in record else "skipped: not finite"
         return (
             f"step {self.done:5d}   {loss}   lr {record['lr']:.1e}   {record['tokens_per_s']:,.0f} tok/s   "
-            f"{record['memory_mb'] / 1024:.2f} GiB   eta {duration(pace * (self.total - self.done))}"
+            f"{size(record['memory_mb'] * MIB)}   eta {duration(pace * (self.total - self.done))}"
         )
 
     def evaluated(self, record: dict[str, Any]) -> None:

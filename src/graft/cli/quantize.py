@@ -5,8 +5,9 @@ from typing import Annotated
 
 import typer
 
-from graft.cli.say import after, show, show_json, size_of, talk
+from graft.cli.say import after, show, show_json, talk
 from graft.cli.words import STAGES
+from graft.sizes import size_of
 
 
 def add_to(app: typer.Typer) -> None:
@@ -19,16 +20,20 @@ def quantize(
     quant: Annotated[
         str, typer.Option("--quant", "--to", help="nf4, fp4, int8; in groups: int4, int3, int2, int8g.")
     ] = "nf4",
-    group_size: Annotated[int, typer.Option(help="Weights that share a scale and a minimum; 0: 32.")] = 0,
+    group_size: Annotated[
+        int, typer.Option(help="How many weights share a scale and a minimum; 0 means 32.")
+    ] = 0,
     data: Annotated[
         str | None,
-        typer.Option(help="Rows, texts or a run, by which GPTQ chooses the codes; else they are rounded."),
+        typer.Option(
+            help="Rows, texts or a run for GPTQ to choose the codes by; without them weights are rounded."
+        ),
     ] = None,
-    rows: Annotated[int, typer.Option(min=1, help="How many of them.")] = 128,
+    rows: Annotated[int, typer.Option(min=1, help="How many rows to use.")] = 128,
     max_length: Annotated[int, typer.Option(min=1, help="Tokens per row.")] = 1024,
     stage: Annotated[str, typer.Option(help=f"What the rows are for: {STAGES}.")] = "sft",
     force: Annotated[bool, typer.Option("--force", help="Replace what is in the folder.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="The same facts for programs.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the same facts for programs.")] = False,
 ) -> None:
     from graft.recipe import read  # late: pydantic, which no --help needs
 
@@ -36,7 +41,9 @@ def quantize(
     calibrate = None if data is None else read({"model": model, "stage": stage, "data": chosen})
     from graft.runs.quantise import quantise  # torch costs seconds
 
-    tell = lambda done, of: talk(f"block   {done} of {of}")
+    def tell(done: int, total: int) -> None:
+        talk(f"block   {done} of {total}")
+
     written = quantise(
         model, folder, quant, group_size=group_size, calibrate=calibrate, force=force, tell=tell
     )

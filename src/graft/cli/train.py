@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from graft.cli.progress import Progress
-from graft.cli.say import after, score_table, show, show_json, size, talk
+from graft.cli.say import after, score_table, show, show_json, talk
 from graft.cli.words import STAGES, WORDS, recipe_of
+from graft.sizes import MIB, size
 
 if TYPE_CHECKING:
     from graft.recipe import Recipe
 
-SMALL = 32 * 2**20  # bytes of rows that are read once more to be checked early
+SMALL = 32 * MIB  # bytes of rows that are read once more to be checked early
 
 
 def add_to(app: typer.Typer) -> None:

@@ -1,4 +1,4 @@
-"""graft verify: make the certificate of a merged or exported folder again, and say what differs."""
+"""graft verify: check a merged or exported folder against its certificate, and say what differs."""
 
 from pathlib import Path
 from typing import Annotated
@@ -17,10 +17,12 @@ def add_to(app: typer.Typer) -> None:
 
 def verify(
     folder: Annotated[Path, typer.Argument(help="A folder that graft merge or graft export wrote.")],
-    json: Annotated[bool, typer.Option("--json", help="The same facts for programs.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the same facts for programs.")] = False,
 ) -> None:
-    """Files and fingerprints must be equal; weights, logits and perplexity are measured again where base and adapters
-    are still where they were. Exit 1 where something differs."""
+    """Check that files and fingerprints are equal, and measure weights, logits and perplexity again.
+
+    Measuring needs the base and the adapters where they were. Exit 1 if something differs.
+    """
     if not (folder / CERTIFICATE).is_file():
         raise UsageError(
             f"{folder} has no {CERTIFICATE}",
@@ -33,12 +35,12 @@ def verify(
     checks = check(folder)
     differs = any(one.state == DIFFERS for one in checks)
     if json:
-        facts = [{"what": one.what, "state": one.state, "said": one.said} for one in checks]
+        facts = [{"what": one.what, "state": one.state, "finding": one.finding} for one in checks]
         show_json({"folder": str(folder), "same": not differs, "checks": facts})
     else:
-        show(table(("what", "state", "found"), [(one.what, one.state, one.said) for one in checks]))
+        show(table(("what", "state", "finding"), [(one.what, one.state, one.finding) for one in checks]))
     if differs:
-        after("write it again with graft merge or graft export; what differs is named above")
+        after("write it again with graft merge or graft export: the table names what differs")
         raise typer.Exit(1)
     file = next(folder.glob("*.gguf"), folder)
     after(f"graft chat MODEL --adapter {file}" if file.name.endswith("-lora.gguf") else f"graft chat {file}")

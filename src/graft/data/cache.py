@@ -6,11 +6,10 @@ An entry is a folder with tokens.safetensors and data.json, written beside its p
 it is not there. An entry that cannot be read is no entry; a cache that cannot be written is no error.
 """
 
+import contextlib
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from array import array
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,6 +19,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from graft import storage
 from graft.data.encode import Column, Examples
 
 VERSION = 3  # raise when encoding changes
@@ -81,27 +81,17 @@ def load(name: str) -> tuple[dict[str, Examples], dict[str, Any]] | None:
 def save(name: str, splits: dict[str, Examples], facts: dict[str, Any]) -> None:
     """Store one entry; does nothing where another process was faster or the disk does not allow it."""
     place = folder() / name
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(dir=place.parent, prefix=".draft-"))
-    except OSError:
+    if place.exists() and load(name) is not None:
         return
-    try:
-        tensors = {}
-        for split, examples in splits.items():
-            columns = {"ids": examples.ids} | {f"parts.{name}": c for name, c in examples.parts.items()}
-            for field, column in columns.items():
-                tensors[f"{split}.{field}"] = np.array(column.values, dtype="i")
-                tensors[f"{split}.{field}.ends"] = np.array(column.ends, dtype="q")
-            tensors[f"{split}.targets"] = np.array(examples.targets, dtype="i")
-            tensors[f"{split}.learnt"] = np.frombuffer(bytes(examples.learnt), dtype="u1")
+    tensors = {}
+    for split, examples in splits.items():
+        columns = {"ids": examples.ids} | {f"parts.{name}": c for name, c in examples.parts.items()}
+        for field, column in columns.items():
+            tensors[f"{split}.{field}"] = np.array(column.values, dtype="i")
+            tensors[f"{split}.{field}.ends"] = np.array(column.ends, dtype="q")
+        tensors[f"{split}.targets"] = np.array(examples.targets, dtype="i")
+        tensors[f"{split}.learnt"] = np.frombuffer(bytes(examples.learnt), dtype="u1")
+    kept = {split: {"sources": e.sources, "parts": list(e.parts)} for split, e in splits.items()}
+    with contextlib.suppress(OSError, SafetensorError), storage.new_folder(place) as draft:
         save_file(tensors, draft / "tokens.safetensors")
-        kept = {split: {"sources": e.sources, "parts": list(e.parts)} for split, e in splits.items()}
-        (draft / "data.json").write_text(json.dumps({"splits": kept, "facts": facts}), "utf-8")
-        if place.exists() and load(name) is None:
-            shutil.rmtree(place)
-        draft.rename(place)
-    except (OSError, SafetensorError):
-        pass
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        storage.write(draft / "data.json", json.dumps({"splits": kept, "facts": facts}).encode())

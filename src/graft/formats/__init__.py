@@ -1,4 +1,4 @@
-"""Byte layouts of other tools, and the refusal of the one kind we never open: pickles."""
+"""Byte layouts of other tools; and the refusal of the one kind of file we never open: pickles."""
 
 from pathlib import Path
 
@@ -8,9 +8,10 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 def refuse_pickle(path: str | Path) -> None:
-    """Raise ModelError where `path` is a pickle, or a folder whose weights are pickles only.
+    """Raise ModelError if `path` is a pickle, or a folder whose weights are pickles only.
 
-    A pickle is a program: reading it may run code of whoever wrote it. A path that does not exist (a hub id) passes.
+    A pickle is a program: reading it may run the code of whoever wrote it. A path that does not exist (a hub
+    id) passes.
     """
     path = Path(path)
     if path.is_dir():
@@ -26,13 +27,13 @@ def refuse_pickle(path: str | Path) -> None:
     raise ModelError(
         given,
         "safetensors",
-        "ask the author for safetensors; a LoRA file in loralib layout comes in through "
-        "`graft convert`, which reads it weights-only in a child process",
+        "ask the author for safetensors; `graft convert` reads LoRA files of loralib, weights only, "
+        "in a child process",
     )
 
 
 def _harmless(path: Path) -> bool:
-    """Trainer left-overs that nobody loads as weights."""
+    """Return whether a file is left over from a trainer, which nobody loads as weights."""
     return path.name in ("training_args.bin", "optimizer.pt", "scheduler.pt") or path.name.startswith(
         "rng_state"
     )

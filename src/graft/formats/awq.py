@@ -2,8 +2,8 @@
 
     qweight (in, out/8) int32    qzeros (in/g, out/8) int32    scales (in/g, out) fp16
 
-Eight neighbours of the outputs share a word, from the lowest bits up: 0 2 4 6 1 3 5 7. Zero points are stored as they
-are. Lin et al. 2023, arXiv 2306.00978; layout of AutoAWQ.
+Eight neighbours of the outputs share a word, from the lowest bits up: 0 2 4 6 1 3 5 7. Zero points are stored
+as they are. Lin et al. 2023, arXiv 2306.00978; layout of AutoAWQ.
 """
 
 from collections.abc import Sequence
@@ -22,17 +22,17 @@ BACK = [0, 4, 1, 5, 2, 6, 3, 7]
 
 
 def fits(rows: int, columns: int) -> bool:
-    """Whether a layer (rows, columns) fills its words."""
+    """Return whether a layer (rows, columns) fills whole words."""
     return rows % PER_WORD == 0
 
 
 def scale_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Of the scales in a model of this dtype."""
+    """Return the dtype of the scales in a model of this dtype."""
     return torch.float16
 
 
 def settings(group: int, skipped: Sequence[str]) -> dict[str, Any]:
-    """The quantization_config of a folder. skipped: linears that stay as they are."""
+    """Return the quantization_config of a folder.  skipped: linears that stay as they are."""
     config = {"quant_method": "awq", "bits": 4, "group_size": group, "zero_point": True, "version": "gemm"}
     return config | {"modules_to_not_convert": list(skipped) or None}
 
@@ -57,13 +57,13 @@ def check(config: dict[str, Any]) -> None:
 
 
 def pack(layer: Whole) -> dict[str, Tensor]:
-    """The tensors of a layer."""
+    """Return the tensors of a layer."""
     qweight, qzeros = (pack_words(_ordered(part.T, ORDER)) for part in (layer.codes, layer.zeros))
     return {"qweight": qweight, "qzeros": qzeros, "scales": layer.scale.T.contiguous()}
 
 
 def unpack(name: str, parts: dict[str, Tensor], config: dict[str, Any]) -> Whole:
-    """A layer from its tensors."""
+    """Return a layer from its tensors."""
     codes, zeros = (
         _ordered(unpack_words(parts[part]), BACK).T.contiguous() for part in ("qweight", "qzeros")
     )
@@ -72,5 +72,5 @@ def unpack(name: str, parts: dict[str, Tensor], config: dict[str, Any]) -> Whole
 
 
 def _ordered(codes: Tensor, order: list[int]) -> Tensor:
-    """Every eight columns in another order."""
+    """Return every eight columns in another order."""
     return codes.unflatten(1, (-1, PER_WORD))[..., order].flatten(1)

@@ -1,13 +1,13 @@
-"""bitsandbytes checkpoints: 4 bits (nf4, fp4, nested or not), read and written, and 8 bits, read, as QuantLinear.
+"""Checkpoints of bitsandbytes as QuantLinear: 4 bits (nf4, fp4), read and written; 8 bits, read.
 
     4 bits   W.weight (n/2, 1), W.weight.absmax, .quant_map, .nested_absmax, .nested_quant_map,
              W.weight.quant_state.bitsandbytes__nf4: JSON {shape, blocksize, nested_blocksize, nested_offset, ...}
     8 bits   W.weight (out, in) int8, W.SCB (out,) row maxima, W.weight_format
 
-Blocks of the 4-bit form run over the flat weight. Where the block divides the row they never cross one, and the bytes
-are taken as they are. Otherwise the greatest common divisor of both becomes the block: every short block lies in one
-long one and has its absmax, so the values stay exactly the same. Rows with no divisor of at least 4 are refused.
-Written are blocks that divide the row, byte for byte as bitsandbytes stores them.
+Blocks of the 4-bit form run over the flat weight. If the block divides the row they never cross one, and the
+bytes are taken as they are. If not, the greatest common divisor of both becomes the block: every short block
+lies in one long one and has its absmax, so the values stay exactly the same. Rows with no divisor of at least
+4 are refused. We write blocks that divide the row, byte for byte as bitsandbytes stores them.
 Dettmers et al. 2023, arXiv 2305.14314; layout of bitsandbytes 0.50.
 """
 
@@ -41,7 +41,7 @@ SMALLEST_BLOCK = 4  # below it the absmax takes more room than a 16-bit weight
 
 
 def settings(scheme: Scheme, dtype: torch.dtype, skipped: Sequence[str]) -> dict[str, Any]:
-    """The quantization_config of a folder. skipped: linears that stay as they are."""
+    """Return the quantization_config of a folder.  skipped: linears that stay as they are."""
     return {
         "quant_method": "bitsandbytes",
         "load_in_4bit": True,
@@ -55,7 +55,7 @@ def settings(scheme: Scheme, dtype: torch.dtype, skipped: Sequence[str]) -> dict
 
 
 def pack(name: str, layer: QuantLinear) -> dict[str, Tensor]:
-    """The tensors of a layer in nf4 or fp4. Raises UsageError where its blocks are not those of bitsandbytes."""
+    """Return the tensors of a layer in nf4 or fp4. Raises UsageError if bitsandbytes has no such blocks."""
     scheme, columns = layer.scheme, layer.in_features
     if columns % scheme.block or scheme.block not in BLOCKS:
         raise UsageError(
@@ -63,18 +63,19 @@ def pack(name: str, layer: QuantLinear) -> dict[str, Tensor]:
             f"blocks of {BLOCKS[0]}, {BLOCKS[1]}, … {BLOCKS[-1]} weights that divide the row",
             "export it with to='hf', into='packed' (--into) keeps it in 4 bits",
         )
-    own = layer.packed()
+    packed = layer.packed()
     facts = {"quant_type": scheme.name, "blocksize": scheme.block, "dtype": _word(layer.dtype)}
     facts["shape"] = [layer.out_features, columns]
-    tensors = {"weight": own["codes"].view(-1, 1), "weight.absmax": own["absmax"].flatten()}
-    tensors["weight.quant_map"] = scheme.codebook.levels(own["codes"].device).clone()
+    tensors = {"weight": packed["codes"].view(-1, 1), "weight.absmax": packed["absmax"].flatten()}
+    assert scheme.codebook is not None  # nf4 or fp4: see BLOCKS and `check_bnb`
+    tensors["weight.quant_map"] = scheme.codebook.levels(packed["codes"].device).clone()
     if scheme.double:
-        tensors["weight.nested_absmax"] = own["nested_absmax"]
-        tensors["weight.nested_quant_map"] = SIGNED.levels(own["codes"].device).clone()
+        tensors["weight.nested_absmax"] = packed["nested_absmax"]
+        tensors["weight.nested_quant_map"] = SIGNED.levels(packed["codes"].device).clone()
         facts |= {
             "nested_blocksize": GROUP,
             "nested_dtype": "float32",
-            "nested_offset": own["nested_offset"].item(),
+            "nested_offset": packed["nested_offset"].item(),
         }
     return tensors | {
         STATE[1:] + scheme.name: torch.tensor(list(json.dumps(facts).encode()), dtype=torch.uint8)
@@ -86,9 +87,10 @@ def _word(dtype: torch.dtype) -> str:
 
 
 def convert(state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Checkpoint tensors in bitsandbytes' names -> in ours, and the keywords of `GraftQuantConfig` for them.
+    """Turn a checkpoint of bitsandbytes into our tensors, and the keywords of `GraftQuantConfig` for them.
 
-    state: key -> tensor, or what gives it by `[...]` (a safetensors slice). What is not packed passes untouched.
+    state: key -> tensor, or what gives it by `[...]` (a safetensors slice). What is not packed passes
+    untouched.
     """
     four = {key.partition(STATE)[0]: key for key in state if STATE in key}
     eight = [key.removesuffix(".SCB") for key in state if key.endswith(".SCB")]

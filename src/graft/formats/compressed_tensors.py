@@ -1,11 +1,11 @@
 """Checkpoints of compressed-tensors (llm-compressor, vLLM) in the format pack-quantized, 4 bits.
 
-    weight_packed (out, ⌈in/8⌉) int32    weight_scale (out, in/g), the model's dtype    weight_shape (2) int64: out, in
-    weight_zero_point (⌈out/8⌉, in/g) int32, only where it is not symmetric
+    weight_packed (out, ⌈in/8⌉) int32    weight_scale (out, in/g), the model's dtype
+    weight_zero_point (⌈out/8⌉, in/g) int32, if not symmetric    weight_shape (2) int64: out, in
 
-They count from −8 and store what they have plus 8, which are our codes and zero points; symmetric ones have no zero
-point, which is 8 here. A row is one group where the strategy is `channel`. Layout of compressed-tensors 0.20, with
-which transformers loads what we write, which is not symmetric, where it is told to dequantise (`dequantize=True`).
+They count from −8 and store their numbers plus 8, which are our codes and zero points; symmetric ones have no
+zero point, which is 8 here. With the strategy `channel` a row is one group. Layout of compressed-tensors
+0.20; transformers loads our folders, which are not symmetric, with `dequantize=True`.
 """
 
 from collections.abc import Sequence
@@ -24,17 +24,17 @@ MIDDLE = 8  # the zero point of symmetric layers
 
 
 def fits(rows: int, columns: int) -> bool:
-    """Whether the format can hold a layer (rows, columns): words may have room to spare."""
+    """Return whether the format can hold a layer (rows, columns): any, as words may have room to spare."""
     return True
 
 
 def scale_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Of the scales in a model of this dtype: its readers round them to it."""
+    """Return the dtype of the scales in a model of this dtype; its readers round them to it."""
     return dtype
 
 
 def settings(group: int, skipped: Sequence[str]) -> dict[str, Any]:
-    """The quantization_config of a folder. skipped: linears that stay as they are."""
+    """Return the quantization_config of a folder.  skipped: linears that stay as they are."""
     weights = {"num_bits": 4, "type": "int", "symmetric": False, "strategy": "group", "group_size": group}
     scheme = {
         "targets": ["Linear"],
@@ -73,7 +73,7 @@ def check(config: dict[str, Any]) -> None:
 
 
 def pack(layer: Whole) -> dict[str, Tensor]:
-    """The tensors of a layer."""
+    """Return the tensors of a layer."""
     return {
         "weight_packed": pack_words(layer.codes),
         "weight_zero_point": pack_words(layer.zeros.T).T.contiguous(),
@@ -83,7 +83,7 @@ def pack(layer: Whole) -> dict[str, Tensor]:
 
 
 def unpack(name: str, parts: dict[str, Tensor], config: dict[str, Any]) -> Whole:
-    """A layer from its tensors. Raises ModelError where its inputs are not grouped in their order."""
+    """Return a layer from its tensors. Raises ModelError if its inputs are grouped out of order."""
     scale = parts["weight_scale"]
     rows, columns = parts["weight_shape"].tolist()
     group = _group(name, columns, scale.shape[1], config)
@@ -95,7 +95,10 @@ def unpack(name: str, parts: dict[str, Tensor], config: dict[str, Any]) -> Whole
 
 
 def _group(name: str, columns: int, count: int, config: dict[str, Any]) -> int:
-    """Inputs in a group of a layer that has `count` of them; every layer may be of another of the config's schemes."""
+    """Return the number of inputs in a group of a layer that has `count` of them.
+
+    Each layer may follow another of the config's schemes.
+    """
     weights = [scheme["weights"] for scheme in config["config_groups"].values()]
     sizes = [columns if one["strategy"] == "channel" else one["group_size"] for one in weights]
     for size in sizes:

@@ -6,9 +6,9 @@
     q5_0   d | 4 bytes | 16 bytes      d·(q − 16)     as q4_0 with −16
     q5_1   d | m | 4 bytes | 16 bytes  d·q + m        as q4_1 with 31
 
-d and m are fp16. Byte j of the 16 holds code j in its low half and code j + 16 in its high half; bit j of the 4 bytes
-is the fifth bit of code j. Codes are found with d before its rounding to fp16, as llama.cpp does: the bytes are
-the same.
+d and m are fp16. Byte j of the 16 holds code j in its low half and code j + 16 in its high half; bit j of the
+4 bytes is the fifth bit of code j. Codes are found with d before its rounding to fp16, as llama.cpp does: the
+bytes are the same.
 ggml, ggml-quants.c (quantize_row_*_ref); numbers of the types: ggml.h.
 """
 
@@ -22,7 +22,10 @@ CHUNK = 2**22  # numbers that are encoded or decoded at a time
 
 
 class Form(NamedTuple):
-    """number: in files.  dtype: of a float type.  bits, minimum: of a block type's codes, and whether it has m."""
+    """A number format.
+
+    number: in files.  dtype: of a float type.  bits, minimum: of a block type's codes, and whether it has m.
+    """
 
     number: int
     dtype: torch.dtype | None = None
@@ -30,13 +33,13 @@ class Form(NamedTuple):
     minimum: bool = False
 
     def row_bytes(self, columns: int) -> int:
-        """Size of a row; block types ask for a multiple of 32 columns."""
+        """Return the size of a row; block types need a multiple of 32 columns."""
         if self.dtype is not None:
             return columns * self.dtype.itemsize
         return columns // BLOCK * (2 + 2 * self.minimum + BLOCK * self.bits // 8)
 
     def takes(self, columns: int) -> bool:
-        """Whether a row of so many numbers can be stored."""
+        """Return whether a row of this many numbers can be stored."""
         return self.dtype is not None or columns % BLOCK == 0
 
 
@@ -54,7 +57,10 @@ NAMES = {form.number: name for name, form in FORMS.items()}
 
 
 def encode(weight: Tensor, name: str) -> Tensor:
-    """weight (rows, columns), any float -> bytes (rows, row_bytes). What fp16 cannot hold comes back as infinity."""
+    """Encode weight (rows, columns), any float -> bytes (rows, row_bytes).
+
+    What fp16 cannot hold comes back as infinity.
+    """
     form = FORMS[name]
     out = torch.empty(len(weight), form.row_bytes(weight.shape[1]), dtype=torch.uint8)
     for rows in _chunks(weight.shape):
@@ -64,7 +70,7 @@ def encode(weight: Tensor, name: str) -> Tensor:
 
 
 def decode(stored: Tensor, name: str) -> Tensor:
-    """bytes (rows, row_bytes) -> the numbers they stand for (rows, columns): fp32, or the float type itself."""
+    """Decode bytes (rows, row_bytes) -> the numbers (rows, columns): fp32, or the float type itself."""
     form = FORMS[name]
     if form.dtype is not None:
         return stored.contiguous().view(form.dtype)
@@ -77,10 +83,10 @@ def decode(stored: Tensor, name: str) -> Tensor:
 
 
 def pack(codes: Tensor, scale: Tensor, minimum: Tensor | None, name: str) -> Tensor:
-    """Blocks as given: codes (rows, n, 32), scale and minimum (rows, n) -> bytes (rows, row_bytes); nothing is rounded
-    but scale and minimum to fp16.
+    """Pack blocks as they are: codes (rows, n, 32), scale and minimum (rows, n) -> bytes (rows, row_bytes).
 
     codes: whole numbers from the least of the type on: −128 (q8_0), −8 (q4_0), −16 (q5_0), 0 (q4_1, q5_1).
+    Only scale and minimum are rounded, to fp16.
     """
     form = FORMS[name]
     parts = [_bytes(scale.half()[..., None])]
@@ -97,7 +103,7 @@ def pack(codes: Tensor, scale: Tensor, minimum: Tensor | None, name: str) -> Ten
 
 
 def unpack(stored: Tensor, name: str) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Inverse of `pack`: (codes int8, scale fp16, minimum fp16 or None)."""
+    """Return (codes int8, scale fp16, minimum fp16 or None): the inverse of `pack`."""
     form = FORMS[name]
     blocks = stored.unflatten(1, (-1, form.row_bytes(BLOCK)))
     scale, rest = blocks[..., :2].contiguous().view(torch.float16)[..., 0], blocks[..., 2:]
@@ -127,9 +133,8 @@ def _quantise(weight: Tensor, form: Form) -> Tensor:
         scale = largest.abs() / 127
         steps = blocks * _inverse(scale)
         size = steps.abs().floor()
-        codes = steps.sign() * (
-            size + (2 * (steps.abs() - size)).floor()
-        )  # halves away from zero, as C's roundf
+        # Halves go away from zero, as in C's roundf.
+        codes = steps.sign() * (size + (2 * (steps.abs() - size)).floor())
         return pack(codes, scale, None, name)
     middle = 2 ** (form.bits - 1)
     scale = largest / -middle
@@ -138,7 +143,7 @@ def _quantise(weight: Tensor, form: Form) -> Tensor:
 
 
 def _inverse(scale: Tensor) -> Tensor:
-    """1/d beside each block's numbers; 0 where a block is constant."""
+    """Return 1/d for each block's numbers; 0 if a block is constant."""
     return torch.where(scale == 0, 0, 1 / scale)[..., None]
 
 

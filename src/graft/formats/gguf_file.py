@@ -1,14 +1,15 @@
-"""A GGUF file, opened: settings as a config, tensors under transformers' names, the tokenizer.
+"""Open a GGUF file: its settings as a config, its tensors under transformers' names, its tokenizer.
 
-Tensors are decoded when they are asked for, one at a time. Types that we do not write (K and IQ blocks) are decoded by
-the `gguf` package. Blocks that a packed base holds as they are can be had undecoded (`packed`):
+Tensors are decoded when they are asked for, one at a time. Types that we do not write (K and IQ blocks) are
+decoded by the `gguf` package. Blocks that a packed base can keep as they are come undecoded on request
+(`packed`):
 
     Q4_1   d·q + m       scale d, minimum m                          int4
     Q4_0   d·(q − 8)     scale d, minimum −8d, codes from 0 to 15    int4
     Q8_0   d·q           scale d, minimum −128d, codes q + 128       int8g
 
-all exact in half precision. A file that we wrote holds its tokenizer.json; of any other, transformers rebuilds the
-tokenizer.
+all exact in half precision. A file that we wrote holds its tokenizer.json; for any other, transformers
+rebuilds the tokenizer.
 """
 
 import importlib.util
@@ -35,9 +36,9 @@ TOKENS = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_t
 
 @dataclass
 class Stored:
-    """One tensor in the file; `[...]` decodes it, as a slice of safetensors does.
+    """One tensor in the file; `[...]` decodes it, like a slice of safetensors.
 
-    part: one of PARTS of a packed layer instead, undecoded.
+    part: one of PARTS of a packed layer, undecoded, instead.
     """
 
     tensor: Any
@@ -47,11 +48,11 @@ class Stored:
 
     @property
     def form(self) -> str | None:
-        """Its type, one of FORMS; None for those that we do not write."""
+        """Return its type, one of FORMS; None for those that we do not write."""
         return NAMES.get(int(self.tensor.tensor_type))
 
     def get_dtype(self) -> str:
-        """As a slice of safetensors says it."""
+        """Return its dtype as a slice of safetensors names it."""
         return "U8" if self.part == "codes" else "F16" if self.part else "F32"
 
     def __getitem__(self, key: Any) -> Tensor:
@@ -68,13 +69,12 @@ class Stored:
         return decode(self._raw(), self.form)
 
     def _raw(self) -> Tensor:
-        return torch.from_numpy(self.tensor.data.copy()).view(
-            torch.uint8
-        )  # the file is mapped for reading only
+        values = self.tensor.data.copy()  # the file is mapped for reading only
+        return torch.from_numpy(values).view(torch.uint8)
 
 
 def _undecoded(raw: Tensor, form: str, part: str) -> Tensor:
-    """A packed layer's codes, scale or minimum, of blocks with or without a minimum of their own."""
+    """Return a packed layer's codes, scale or minimum; a type without a minimum gets one from its scale."""
     codes, scale, minimum = unpack(raw, form)
     middle = 0 if FORMS[form].minimum else 2 ** (FORMS[form].bits - 1)
     if part == "codes":
@@ -83,9 +83,11 @@ def _undecoded(raw: Tensor, form: str, part: str) -> Tensor:
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Stored]]:
-    """Keys and tensors, as the file has them. Raises ModelError where it is damaged."""
+    """Return the keys and tensors of a file. Raises ModelError if it is damaged."""
     if importlib.util.find_spec("gguf") is None:
-        raise ModelError(f"{path} without the package gguf", "it", "pip install 'graftlm[gguf]'")
+        raise ModelError(
+            f"{path} cannot be read without the package gguf", "gguf installed", "pip install 'graftlm[gguf]'"
+        )
     from gguf import GGUFReader  # late: an extra
 
     try:
@@ -99,7 +101,7 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Stored]]:
 
 
 def config(path: Path) -> dict[str, Any]:
-    """Keywords of transformers' config."""
+    """Return the keywords of transformers' config."""
     keys, tensors = read(path)
     if keys.get("general.type") == "adapter":
         raise ModelError(
@@ -109,59 +111,64 @@ def config(path: Path) -> dict[str, Any]:
 
 
 def state(path: Path, config: Any) -> dict[str, Stored]:
-    """Tensors under transformers' names. Raises ModelError for one that transformers' model has no place for."""
+    """Return the tensors under transformers' names. Raises ModelError for one that has no place there."""
     _, tensors = read(path)
-    arch, found = names.ARCHITECTURES[config.model_type], {}
+    arch, by_key = names.ARCHITECTURES[config.model_type], {}
     for name, stored in tensors.items():
-        own = names.state_name(name, arch)
-        if own is not None:
-            found[own] = Stored(stored.tensor, arch, config)
+        key = names.state_name(name, arch)
+        if key is not None:
+            by_key[key] = Stored(stored.tensor, arch, config)
         elif name != names.ROPE_FACTORS:
             raise ModelError(
-                f"{path} has {name}", f"a {arch.name} model that transformers has", "load the original"
+                f"{path} has a tensor {name}", f"only those of a {arch.name} model", "load the original model"
             )
-    return found
+    return by_key
 
 
 def packed(path: Path, config: Any) -> tuple[dict[str, Stored], dict[str, Any]] | None:
-    """`state` with the matrices of the blocks undecoded, and the keywords of `GraftQuantConfig` for them; None where
-    these are not all of types that one scheme holds."""
-    found = state(path, config)
-    inside = {
+    """Return `state` with undecoded matrices in the blocks, and the keywords of `GraftQuantConfig` for them.
+
+    Returns None unless one scheme holds the types of all these matrices.
+    """
+    tensors = state(path, config)
+    matrices = {
         key.removesuffix(".weight"): one
-        for key, one in found.items()
+        for key, one in tensors.items()
         if key.startswith("model.layers.") and len(one.tensor.shape) > 1
     }
-    schemes = {SCHEMES.get(str(one.form)) for one in inside.values()}
+    schemes = {SCHEMES.get(str(one.form)) for one in matrices.values()}
     scheme = schemes.pop() if len(schemes) == 1 else None
     if scheme is None:
         return None
-    for name, one in inside.items():
-        del found[f"{name}.weight"]
-        found |= {f"{name}.{part}": Stored(one.tensor, one.arch, one.config, part) for part in PARTS}
-    return found, {"scheme": scheme, "block": BLOCK, "modules": {name: {} for name in inside}}
+    for name, one in matrices.items():
+        del tensors[f"{name}.weight"]
+        tensors |= {f"{name}.{part}": Stored(one.tensor, one.arch, one.config, part) for part in PARTS}
+    return tensors, {"scheme": scheme, "block": BLOCK, "modules": {name: {} for name in matrices}}
 
 
 def lora(path: Path, config: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """A GGUF adapter as PEFT's config and tensors; config: of the base. Raises AdapterError where they do not fit."""
+    """Return a GGUF adapter as PEFT's config and tensors.
+
+    config: of the base. Raises AdapterError if the two do not fit.
+    """
     keys, stored = read(path)
     arch = names.architecture(config)
     if keys.get("general.type") != "adapter" or keys.get("adapter.type") != "lora":
-        raise AdapterError(f"{path} is not a LoRA", "a GGUF adapter", "load a model with graft.load")
+        raise AdapterError(f"{path} is not a LoRA", "a GGUF file of a LoRA", "load a model with graft.load")
     if keys.get("general.architecture") != arch.name:
         raise AdapterError(
             f"{path} is for {keys.get('general.architecture')}",
             f"an adapter for {arch.name}",
-            "load its own base",
+            "load the base that it was trained on",
         )
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     ranks: dict[str, int] = {}
     for name, one in stored.items():
         of, _, part = name.rpartition(".lora_")
         key, values, table = names.state_name(of, arch), one[...].float(), of == "token_embd.weight"
         if key is None or part not in ("a", "b"):
             raise AdapterError(
-                f"{path} has {name}", f"A and B of matrices of {arch.name}", "convert it again"
+                f"{path} has a tensor {name}", f"A and B of matrices of {arch.name}", "convert it again"
             )
         module = key.removesuffix(".weight")
         if part == "a":
@@ -170,7 +177,7 @@ def lora(path: Path, config: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
         else:
             values = names.from_file(values, of, arch, config)
         suffix = f"lora_embedding_{part.upper()}" if table else f"lora_{part.upper()}.weight"
-        found[f"base_model.model.{module}.{suffix}"] = values
+        tensors[f"base_model.model.{module}.{suffix}"] = values
     usual = max(ranks.values(), key=list(ranks.values()).count, default=1)
     return {
         "peft_type": "LORA",
@@ -178,11 +185,11 @@ def lora(path: Path, config: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
         "lora_alpha": keys["adapter.lora.alpha"],  # over the rank of each, as in PEFT
         "target_modules": sorted(ranks),
         "rank_pattern": {module: r for module, r in ranks.items() if r != usual},
-    }, found
+    }, tensors
 
 
 def tokenizer(path: Path) -> Any:
-    """The file's tokenizer, with its chat template; None for a file without one."""
+    """Return the file's tokenizer, with its chat template; None for a file without one."""
     keys, _ = read(path)
     tokens = keys.get("tokenizer.ggml.tokens")
     if not tokens:

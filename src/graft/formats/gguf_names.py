@@ -1,11 +1,11 @@
-"""How a model of transformers is called in a GGUF file: its tensors, its settings, and what llama.cpp changes in them.
+"""Translate a model between transformers and GGUF: the names of its tensors, its settings, its layouts.
 
     q_proj, k_proj of `llama`   rows of each head from (2, half) to (half, 2): llama.cpp turns neighbours, not halves
     norms of Gemma              1 + w, where transformers keeps w and adds 1
     rope_type llama3            a tensor rope_freqs.weight: what each frequency is divided by
 
-Only what llama.cpp computes as transformers does is named here; a setting that it fixes otherwise is refused. Names
-follow the `gguf` package (tensor_mapping.py), conversions llama.cpp's convert_hf_to_gguf.py.
+Only what llama.cpp computes as transformers does is named here; a setting that it fixes differently is
+refused. Names follow the `gguf` package (tensor_mapping.py), conversions llama.cpp's convert_hf_to_gguf.py.
 """
 
 import math
@@ -37,7 +37,7 @@ FOUR_NORMS = {
     "post_feedforward_layernorm": "post_ffw_norm",
 }
 HEAD_NORMS = {"self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm"}
-# setting of the file -> attribute of transformers' config; behind the architecture's name and a dot
+# setting of the file (after the architecture's name and a dot) -> attribute of transformers' config
 SETTINGS = {
     "context_length": "max_position_embeddings",
     "embedding_length": "hidden_size",
@@ -59,9 +59,11 @@ GELU = "gelu_pytorch_tanh"
 
 @dataclass(frozen=True)
 class Architecture:
-    """name: in files.  norms: names of a block's norms beside the first.  pairs, raised: see above.  biases: parts of a
-    block that may have one, None for any.  head: whether its head may differ from the table.  period: every which layer
-    sees the whole text, where the others see a window.
+    """How llama.cpp names and stores one family of models.
+
+    name: in files.  norms: names of a block's norms besides the first.  pairs, raised: see above.  biases:
+    parts of a block that may have one, None for any.  head: whether its head may differ from the table.
+    period: every which layer sees the whole text, while the others see a window.
     """
 
     name: str
@@ -99,74 +101,73 @@ ARCHITECTURES = {  # model_type of transformers -> architecture; reading takes t
 
 
 def architecture(config: Any) -> Architecture:
-    """Raise UsageError for a model that llama.cpp does not compute as transformers does."""
-    found = ARCHITECTURES.get(config.model_type)
-    if found is None:
+    """Return how llama.cpp names and stores a model. Raises UsageError if it would compute it differently."""
+    arch = ARCHITECTURES.get(config.model_type)
+    if arch is None:
         raise UsageError(
             f"a {config.model_type} model as GGUF",
             f"one of {', '.join(ARCHITECTURES)}",
             "export it with to='hf'",
         )
-    for wrong in _differences(found, config):
+    for wrong in _differences(arch, config):
         raise UsageError(
             f"{config.model_type} with {wrong}", "what llama.cpp computes", "export it with to='hf'"
         )
-    return found
+    return arch
 
 
 def settings(config: Any) -> dict[str, Any]:
-    """Settings of the file, each behind the architecture's name."""
+    """Return the settings of the file, each under the architecture's name."""
     arch = architecture(config)
-    found = {key: getattr(config, name, None) for key, name in (SETTINGS | arch.settings).items()}
-    head_dim = found["attention.key_length"] or config.hidden_size // config.num_attention_heads
-    found |= {
+    values = {key: getattr(config, name, None) for key, name in (SETTINGS | arch.settings).items()}
+    head_dim = values["attention.key_length"] or config.hidden_size // config.num_attention_heads
+    values |= {
         key: head_dim for key in ("attention.key_length", "attention.value_length", "rope.dimension_count")
     }
     window = getattr(config, "sliding_window", None)
-    if (
-        not arch.period and window
-    ):  # of Mistral: llama.cpp sees everything, which is the same up to the window
-        found["context_length"] = min(config.max_position_embeddings, window)
+    if not arch.period and window:  # Mistral's: llama.cpp sees everything, which is the same up to the window
+        values["context_length"] = min(config.max_position_embeddings, window)
     rope = _rope(config)
-    found["rope.freq_base"] = float(rope["rope_theta"])
+    values["rope.freq_base"] = float(rope["rope_theta"])
     if rope["rope_type"] == "linear":
-        found |= {"rope.scaling.type": "linear", "rope.scaling.factor": float(rope["factor"])}
+        values |= {"rope.scaling.type": "linear", "rope.scaling.factor": float(rope["factor"])}
     if "sliding_attention" in config.rope_parameters:
-        found["rope.freq_base_swa"] = float(config.rope_parameters["sliding_attention"]["rope_theta"])
-    return {f"{arch.name}.{key}": value for key, value in found.items() if value is not None}
+        values["rope.freq_base_swa"] = float(config.rope_parameters["sliding_attention"]["rope_theta"])
+    return {f"{arch.name}.{key}": value for key, value in values.items() if value is not None}
 
 
 def config_from(keys: dict[str, Any], tensors: dict[str, Any]) -> dict[str, Any]:
-    """Keywords of transformers' config, model_type among them, from a file's keys and tensors."""
+    """Return keywords of transformers' config, model_type among them, from a file's keys and tensors."""
     name = keys.get("general.architecture")
     model_type = next((kind for kind, arch in ARCHITECTURES.items() if arch.name == name), None)
     if model_type is None:
         known = dict.fromkeys(arch.name for arch in ARCHITECTURES.values())
         raise ModelError(f"architecture {name!r}", f"one of {', '.join(known)}", "load the original model")
     arch = ARCHITECTURES[model_type]
-    found = {own: keys.get(f"{name}.{key}") for key, own in (SETTINGS | arch.settings).items()}
-    lacking = [key for key in ("hidden_size", "num_hidden_layers", "num_attention_heads") if not found[key]]
+    named = (SETTINGS | arch.settings).items()
+    values: dict[str, Any] = {setting: keys.get(f"{name}.{key}") for key, setting in named}
+    lacking = [key for key in ("hidden_size", "num_hidden_layers", "num_attention_heads") if not values[key]]
     if lacking:
-        raise ModelError(f"a GGUF file without {lacking[0]}", "the settings of a model", "download it again")
-    found["vocab_size"] = found["vocab_size"] or len(keys.get("tokenizer.ggml.tokens", ()))
-    found["head_dim"] = found["head_dim"] or found["hidden_size"] // found["num_attention_heads"]
-    found |= {"hidden_act": arch.activation, "tie_word_embeddings": "output.weight" not in tensors}
+        raise ModelError(f"a GGUF file without {lacking[0]}", "the values of a model", "download it again")
+    values["vocab_size"] = values["vocab_size"] or len(keys.get("tokenizer.ggml.tokens", ()))
+    values["head_dim"] = values["head_dim"] or values["hidden_size"] // values["num_attention_heads"]
+    values |= {"hidden_act": arch.activation, "tie_word_embeddings": "output.weight" not in tensors}
     if arch.activation == GELU:
-        found |= {"hidden_activation": GELU, "query_pre_attn_scalar": found["head_dim"]}
+        values |= {"hidden_activation": GELU, "query_pre_attn_scalar": values["head_dim"]}
     if arch.biases is None:
-        found |= {
+        values |= {
             "attention_bias": "blk.0.attn_q.bias" in tensors,
             "mlp_bias": "blk.0.ffn_up.bias" in tensors,
         }
-    found["rope_parameters"] = _rope_parameters(
-        keys, f"{name}.rope.", found["head_dim"], tensors.get(ROPE_FACTORS)
+    values["rope_parameters"] = _rope_parameters(
+        keys, f"{name}.rope.", values["head_dim"], tensors.get(ROPE_FACTORS)
     )
     ids = {
         f"{which}_token_id": keys.get(f"tokenizer.ggml.{long}_token_id") for which, long in SPECIAL.items()
     }
     return {
         "model_type": model_type,
-        **{key: value for key, value in (found | ids).items() if value is not None},
+        **{key: value for key, value in (values | ids).items() if value is not None},
     }
 
 
@@ -174,7 +175,7 @@ SPECIAL = {"bos": "bos", "eos": "eos", "pad": "padding"}
 
 
 def file_name(key: str, arch: Architecture) -> str:
-    """Name in the file of a tensor of transformers' state. Raises UsageError where the architecture has no such one."""
+    """Return the name in the file of a tensor of transformers' state. Raises UsageError if it has none."""
     module, _, kind = key.rpartition(".")
     found = TOP.get(module) if kind == "weight" else None
     inside = re.fullmatch(r"model\.layers\.(\d+)\.(.+)", module)
@@ -190,7 +191,7 @@ def file_name(key: str, arch: Architecture) -> str:
 
 
 def state_name(name: str, arch: Architecture) -> str | None:
-    """Inverse of `file_name`; None for tensors that transformers does not keep."""
+    """Return the inverse of `file_name`; None for tensors that transformers does not keep."""
     module, _, kind = name.rpartition(".")
     inside = re.fullmatch(r"blk\.(\d+)\.(.+)", module)
     if inside:
@@ -201,7 +202,7 @@ def state_name(name: str, arch: Architecture) -> str | None:
 
 
 def to_file(tensor: Tensor, name: str, arch: Architecture, config: Any) -> Tensor:
-    """The values that llama.cpp wants under this name."""
+    """Return the values that llama.cpp expects under this name."""
     heads = _paired_heads(name, arch, config)
     if heads:
         return tensor.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)
@@ -209,7 +210,7 @@ def to_file(tensor: Tensor, name: str, arch: Architecture, config: Any) -> Tenso
 
 
 def from_file(tensor: Tensor, name: str, arch: Architecture, config: Any) -> Tensor:
-    """Inverse of `to_file`."""
+    """Return the inverse of `to_file`."""
     heads = _paired_heads(name, arch, config)
     if heads:
         return tensor.unflatten(0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2)
@@ -217,7 +218,7 @@ def from_file(tensor: Tensor, name: str, arch: Architecture, config: Any) -> Ten
 
 
 def rope_factors(config: Any) -> Tensor | None:
-    """What each rotary frequency is divided by (head_dim / 2,), where that is more than one number."""
+    """Return what each rotary frequency is divided by (head_dim / 2,); None if it is one number for all."""
     rope = _rope(config)
     if rope["rope_type"] != "llama3":
         return None
@@ -226,20 +227,20 @@ def rope_factors(config: Any) -> Tensor | None:
 
 
 def _paired_heads(name: str, arch: Architecture, config: Any) -> int:
-    """Number of heads whose rows change their order; 0 for a tensor that keeps it."""
+    """Return the number of heads whose rows change their order; 0 for a tensor that keeps it."""
     if arch.pairs and ".attn_q." in name:
         return int(config.num_attention_heads)
     return int(config.num_key_value_heads) if arch.pairs and ".attn_k." in name else 0
 
 
 def _rope(config: Any) -> dict[str, Any]:
-    """The rotary settings of layers that see the whole text."""
+    """Return the rotary settings of layers that see the whole text."""
     found = config.rope_parameters
     return dict(found.get("full_attention", found))
 
 
 def _differences(arch: Architecture, config: Any) -> list[str]:
-    """Settings that llama.cpp would not follow, as `name value`."""
+    """Return the settings that llama.cpp would not follow, as `name value`."""
     act = getattr(config, "hidden_activation", None) or config.hidden_act
     rope = _rope(config)["rope_type"]
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -269,9 +270,8 @@ def _rope_parameters(keys: dict[str, Any], prefix: str, head_dim: int, factors: 
             "low_freq_factor": 1.0,
             "high_freq_factor": 4.0,
         }
-        rope["original_max_position_embeddings"] = (
-            8192  # what all published models have; the file does not say
-        )
+        # All published models have this; the file does not say.
+        rope["original_max_position_embeddings"] = 8192
         if not torch.allclose(_llama3(head_dim, rope), factors.float().flatten(), rtol=1e-4):
             raise ModelError(
                 f"{ROPE_FACTORS} of an unknown kind", "that of Llama 3", "load the original model"

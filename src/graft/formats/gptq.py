@@ -2,10 +2,10 @@
 
     qweight (in/8, out) int32    qzeros (in/g, out/8) int32    scales (in/g, out) fp16    g_idx (in) int32: i // g
 
-Eight neighbours of the input, or of the outputs for the zero points, share a word. `checkpoint_format: gptq` holds
-zero points less one, `gptq_v2` as they are. Programs add that one to the whole word, so that a zero point of 0, stored
-as 15, spoils its neighbour in some of them: we write none below 1, and read as the programs that write them do.
-Frantar et al. 2022, arXiv 2210.17323; layout of AutoGPTQ and GPTQModel.
+Eight neighbours of the input, or of the outputs for the zero points, share a word. `checkpoint_format: gptq`
+holds zero points less one, `gptq_v2` as they are. Programs add that one to the whole word, so a zero point of
+0, stored as 15, spoils its neighbour in some of them: we write none below 1, and read as the programs that
+write them do. Frantar et al. 2022, arXiv 2210.17323; layout of AutoGPTQ and GPTQModel.
 """
 
 import re
@@ -25,17 +25,17 @@ FORMATS = ("gptq", "gptq_v2")
 
 
 def fits(rows: int, columns: int) -> bool:
-    """Whether a layer (rows, columns) fills its words."""
+    """Return whether a layer (rows, columns) fills whole words."""
     return rows % 8 == 0 and columns % 8 == 0
 
 
 def scale_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Of the scales in a model of this dtype."""
+    """Return the dtype of the scales in a model of this dtype."""
     return torch.float16
 
 
 def settings(group: int, skipped: Sequence[str]) -> dict[str, Any]:
-    """The quantization_config of a folder. skipped: linears that stay as they are."""
+    """Return the quantization_config of a folder.  skipped: linears that stay as they are."""
     config = {"quant_method": "gptq", "bits": 4, "group_size": group, "desc_act": False, "sym": False}
     config |= {"lm_head": False, "checkpoint_format": "gptq", "pack_dtype": "int32"}
     return config | ({"dynamic": {f"-:^{re.escape(name)}$": {} for name in skipped}} if skipped else {})
@@ -53,7 +53,7 @@ def check(config: dict[str, Any]) -> None:
 
 
 def pack(layer: Whole) -> dict[str, Tensor]:
-    """The tensors of a layer, format gptq."""
+    """Return the tensors of a layer, in the format gptq."""
     inputs = torch.arange(layer.codes.shape[1], dtype=torch.int32)
     return {
         "qweight": pack_words(layer.codes).T.contiguous(),
@@ -64,7 +64,7 @@ def pack(layer: Whole) -> dict[str, Tensor]:
 
 
 def unpack(name: str, parts: dict[str, Tensor], config: dict[str, Any]) -> Whole:
-    """A layer from its tensors. Raises ModelError where its inputs are not grouped in their order."""
+    """Return a layer from its tensors. Raises ModelError if its inputs are grouped out of order."""
     codes, qzeros = unpack_words(parts["qweight"].T), parts["qzeros"]
     group = config.get("group_size", -1)
     group = group if group > 0 else codes.shape[1]

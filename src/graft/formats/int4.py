@@ -1,4 +1,4 @@
-"""Folders of GPTQ, AWQ and compressed-tensors, read: their layers become our int4 (`whole` says how exactly)."""
+"""Read folders of GPTQ, AWQ and compressed-tensors as our int4; `whole` says how exactly."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -16,10 +16,11 @@ FORMATS: dict[str, ModuleType] = {"gptq": gptq, "awq": awq, "compressed-tensors"
 
 
 def layers(state: Mapping[str, Any], config: dict[str, Any]) -> dict[str, Callable[[], Whole]]:
-    """Path -> what reads it, of every packed layer. config: the folder's quantization_config.
+    """Return {path: function that reads it} of every packed layer.
 
-    state: key -> tensor, or what gives it by `[...]` (a safetensors slice). Raises ModelError for settings that we
-    cannot read.
+    state: key -> tensor, or what gives it by `[...]` (a safetensors slice).  config: the folder's
+    quantization_config.
+    Raises ModelError for settings that we cannot read.
     """
     form = FORMATS[config["quant_method"]]
     form.check(config)
@@ -35,7 +36,7 @@ def layers(state: Mapping[str, Any], config: dict[str, Any]) -> dict[str, Callab
 
 
 def convert(state: Mapping[str, Any], config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Checkpoint tensors in their names -> in ours, and the keywords of `GraftQuantConfig` for them.
+    """Turn a checkpoint into our tensors, and the keywords of `GraftQuantConfig` for them.
 
     What is not packed passes untouched.
     """

@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
+from graft import storage
 from graft.errors import AdapterError, ModelError, UsageError
 
 PREFIX = "base_model.model."
@@ -43,12 +44,12 @@ def convert(
         raise UsageError(
             f"lora_alpha={lora_alpha}", "a number above 0", "take it from the file's training settings"
         )
-    if out.exists() and any(out.iterdir()) and not force:
-        raise UsageError(f"{out} exists", "a new folder", "choose another name or pass force=True")
+    storage.refuse_occupied(out, force=force)
     tensors, config = peft(unpickled(path), lora_alpha=lora_alpha, base=base)
-    out.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, out / "adapter_model.safetensors", metadata={"format": "pt"})
-    (out / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    with storage.output_folder(out, force=force) as folder:
+        save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+        settings = json.dumps(config, indent=2, sort_keys=True) + "\n"
+        storage.write(folder / "adapter_config.json", settings.encode())
     count = sum(t.numel() for t in tensors.values())
     return (
         f"read {path.name} weights-only in a child process; wrote {len(tensors)} tensors ({count:,} values), "

@@ -6,7 +6,6 @@ the metadata of the safetensors file, where other readers overlook it.
 """
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -18,6 +17,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
+from graft import storage
 from graft.core.insert import Insert
 from graft.core.method import Method
 from graft.core.registry import find, names
@@ -60,24 +60,23 @@ def write(
     # One entry: safetensors writes several in random order, and equal adapters shall be equal files.
     metadata = {"graft": json.dumps({"methods": own, "base": base}, sort_keys=True)}
     kept = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-    partial = folder / (WEIGHTS + ".partial")
-    save_file(kept, partial, metadata=metadata)
-    with safe_open(partial, "pt") as written:
-        written_keys = set(written.keys())
-        lost = [
-            key
-            for key in kept
-            if key not in written_keys or not torch.equal(written.get_tensor(key), kept[key])
-        ]
-    if lost:
-        raise AdapterError(
-            f"{lost[0]} did not reach {partial}",
-            "the tensors that were written",
-            "check the disk and save again",
-        )
-    os.replace(partial, folder / WEIGHTS)
-    config = _config(methods, seats, base)
-    (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    with storage.new_file(folder / WEIGHTS) as partial:
+        save_file(kept, partial, metadata=metadata)
+        with safe_open(partial, "pt") as written:
+            written_keys = set(written.keys())
+            lost = [
+                key
+                for key in kept
+                if key not in written_keys or not torch.equal(written.get_tensor(key), kept[key])
+            ]
+        if lost:
+            raise AdapterError(
+                f"{lost[0]} did not reach {partial}",
+                "the tensors that were written",
+                "check the disk and save again",
+            )
+    config = json.dumps(_config(methods, seats, base), indent=2, sort_keys=True) + "\n"
+    storage.replace(folder / CONFIG, config.encode())
     return folder
 
 

@@ -1,8 +1,8 @@
 """The child process that opens one legacy pickle, weights only, and writes its tensors as safetensors.
 
-Run as `python -I unpickle.py SOURCE TARGET`; never imported. torch's weights-only reader builds tensors and plain
-containers and refuses everything else; should it fail us, this process holds no work, no limits worth breaking and
-no open files but these two.
+Run as `python -I unpickle.py SOURCE TARGET`; never imported. torch's weights-only reader builds tensors and
+plain containers and refuses everything else. Should it fail us, this process holds no work, no limits worth
+breaking and no open files but these two.
 """
 
 import os
@@ -10,7 +10,7 @@ import sys
 
 
 def limit(size: int) -> None:
-    """Bound what this process may still take: memory, processor time, written bytes. Unix only; elsewhere nothing."""
+    """Bound what this process may still take: memory, processor time, written bytes (on Unix only)."""
     try:
         import resource  # absent on Windows
     except ImportError:

@@ -1,11 +1,12 @@
-"""Four bits with whole zero points: what GPTQ, AWQ and compressed-tensors store, each in a layout of its own.
+"""Four bits with whole zero points, as GPTQ, AWQ and compressed-tensors store them, each in its own layout.
 
     ŵ = s·(q − z)        q, z whole, 0 … 15; s and z per group of a row
 
-Eight numbers of four bits fill an int32, the first in the lowest bits. Our own groups have a float minimum in the
-place of −s·z: theirs become ours with a minimum rounded to half precision, which is exact where z is a power of two
-(all symmetric ones: z = 8) and else off by at most s·z/2048, below 0.8 % of a step. Scales that are not in fp16 are
-rounded to it first. Ours become theirs by `rounded` only: no whole z need be there for a minimum.
+Eight numbers of four bits fill an int32, the first in the lowest bits. Our own groups have a float minimum
+instead of −s·z. Theirs become ours with a minimum rounded to half precision: exact if z is a power of two
+(as in all symmetric ones: z = 8), and otherwise off by at most s·z/2048, below 0.8 % of a step. Scales that
+are not in fp16 are rounded to it first. Ours become theirs only by `rounded`: a minimum need not have a
+whole z.
 """
 
 from dataclasses import dataclass
@@ -23,7 +24,11 @@ LARGEST = 15
 
 @dataclass(frozen=True)
 class Whole:
-    """codes: (out, in) uint8.  zeros: (out, groups) uint8.  scale: (out, groups), float.  group: inputs in a group."""
+    """A layer with whole zero points.
+
+    codes: (out, in) uint8.  zeros: (out, groups) uint8.  scale: (out, groups), float.  group: inputs in a
+    group.
+    """
 
     codes: Tensor
     zeros: Tensor
@@ -31,18 +36,18 @@ class Whole:
     group: int
 
     def values(self) -> Tensor:
-        """ŵ (out, in), fp32."""
+        """Return ŵ (out, in), fp32."""
         scale, zeros = (self._spread(part.float()) for part in (self.scale, self.zeros))
         return scale * (self.codes - zeros)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Those of a QuantLinear in int4 with the block `block`."""
+        """Return the tensors of a QuantLinear in int4 with the block `block`."""
         minimum = -self.scale.float() * self.zeros
         return {"codes": pack_bits(self.codes, 4), "scale": self.scale.half(), "minimum": minimum.half()}
 
     @property
     def block(self) -> int:
-        """The group as a Scheme's block, which is even: that of a row in one group may pass its end."""
+        """Return the group as a Scheme's block, which is even: one group for a whole row may pass its end."""
         columns = self.codes.shape[1]
         return self.group if self.group < columns else columns + columns % 2
 
@@ -51,7 +56,7 @@ class Whole:
 
 
 def pack_words(codes: Tensor) -> Tensor:
-    """(rows, n) below 16 -> (rows, ⌈n/8⌉) int32, the first in the lowest four bits; what is missing is zero.
+    """Pack (rows, n) below 16 -> (rows, ⌈n/8⌉) int32, the first in the lowest four bits, padded with zeros.
 
     >>> f"{pack_words(torch.tensor([[1, 2, 3, 4, 5, 6, 7]])).item():08x}"
     '07654321'
@@ -61,13 +66,13 @@ def pack_words(codes: Tensor) -> Tensor:
 
 
 def unpack_words(words: Tensor) -> Tensor:
-    """(rows, n) int32 -> (rows, 8n) uint8."""
+    """Unpack (rows, n) int32 -> (rows, 8n) uint8."""
     pairs = words.contiguous().view(torch.uint8)
     return torch.stack([pairs & LARGEST, pairs >> 4], dim=-1).flatten(1)
 
 
 def check_order(name: str, order: Tensor | None, group: int) -> None:
-    """Raise ModelError where the inputs of a layer are not grouped in their order. order: each input's group."""
+    """Raise ModelError unless the inputs of a layer are grouped in order.  order: each input's group."""
     if order is not None and not torch.equal(
         order.cpu(), torch.arange(len(order), dtype=order.dtype) // group
     ):
@@ -81,22 +86,23 @@ def check_order(name: str, order: Tensor | None, group: int) -> None:
 def rounded(
     weight: Tensor, group: int, lowest: int, dtype: torch.dtype, kept: tuple[Tensor, Tensor] | None = None
 ) -> Whole:
-    """The nearest codes for weight (out, in), fp32; `group` divides in.
+    """Return the nearest codes for weight (out, in), fp32; `group` divides in.
 
-    lowest: smallest zero point.  dtype: of the scales.  kept: (scale, minimum) that the groups have already; each group
-    gets that scale with the whole zero point nearest to −minimum / scale, or a range of its own that holds 0, whichever
-    leaves less error. A scale that `dtype` cannot hold comes out infinite.
+    lowest: smallest zero point.  dtype: of the scales.
+    kept: (scale, minimum) that the groups have already. Each group then gets that scale, with the whole zero
+    point nearest to −minimum / scale, or a range of its own that holds 0, whichever leaves less error. A
+    scale that `dtype` cannot hold comes out infinite.
     """
     groups = weight.unflatten(1, (-1, group))
     low, high = groups.amin(-1).clamp(max=0), groups.amax(-1).clamp(min=0)
     scale = torch.maximum((high - low) / LARGEST, high / (LARGEST - lowest))
     best = _nearest(groups, scale, low, lowest, dtype)
     if kept is not None:
-        other = _nearest(groups, *(part.float() for part in kept), lowest, dtype)
-        error, theirs = (_error(groups, *found) for found in (best, other))
-        better = (theirs <= error)[..., None]
-        best = tuple(torch.where(better, new, old) for old, new in zip(best, other, strict=True))
-    codes, zeros, scale = best
+        reused = _nearest(groups, kept[0].float(), kept[1].float(), lowest, dtype)
+        better = (_error(groups, *reused) <= _error(groups, *best))[..., None]
+        codes, zeros, scale = (torch.where(better, new, old) for old, new in zip(best, reused, strict=True))
+    else:
+        codes, zeros, scale = best
     return Whole(
         codes.flatten(1).to(torch.uint8), zeros[..., 0].to(torch.uint8), scale[..., 0].to(dtype), group
     )
@@ -105,7 +111,7 @@ def rounded(
 def _nearest(
     groups: Tensor, scale: Tensor, minimum: Tensor, lowest: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes (out, groups, group), zero points and scales (out, groups, 1), as floats."""
+    """Return codes (out, groups, group), zero points and scales (out, groups, 1), as floats."""
     step = scale.to(dtype).float()
     step = torch.where(step > 0, step, 1.0)[..., None]  # a group of zeros: any scale will do
     zeros = (-minimum[..., None] / step).round().clamp(lowest, LARGEST)

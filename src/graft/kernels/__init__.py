@@ -1,4 +1,4 @@
-"""The few hot operations, by name. Each has a torch reference that defines it; faster ones are chosen at run time.
+"""The few hot operations, by name: a torch reference defines each; faster kernels are chosen at run time.
 
     find_nearest      fp32 in [−1, 1] -> codes of the nearest levels
     quantise_blocks   (rows, n) -> codes, absmax                  8-bit states of optimizers
@@ -12,7 +12,7 @@
     quantise_groups   (out, in) -> packed codes, scale, minimum
     dequantise_groups, linear_groups, linear_backward_groups, pack_bits, unpack_bits: the same for Grouped
 
-A backend that has no kernel for an operation leaves it to the reference.
+A backend without a kernel for an operation leaves it to the reference.
 """
 
 import contextlib
@@ -41,14 +41,14 @@ def register(operation: str, backend: str, kernel: Kernel) -> None:
 
 
 def find(operation: str, device_type: str) -> Kernel:
-    """The fastest kernel of `operation` for tensors on a device of this type."""
+    """Return the fastest kernel of `operation` for tensors on a device of this type."""
     offered = _kernels[operation]
     return offered["reference"] if _forced else offered.get(device_type, offered["reference"])
 
 
 @contextlib.contextmanager
 def only_reference() -> Iterator[None]:
-    """Inside the block every operation is the torch reference: the oracle of tests, and the way to doubt a kernel."""
+    """Use the torch reference for every operation inside the block, as an oracle, or to doubt a kernel."""
     _forced.append("reference")
     try:
         yield

@@ -1,10 +1,10 @@
-"""Groups of whole numbers in plain torch: the definition of what is done with a weight that is `Grouped`.
+"""Groups of whole numbers in plain torch: the definition of every operation on a `Grouped` weight.
 
-    scale = (max − min) / (2ᵇ − 1)        minimum = min               per group of a row, rounded to half precision
-    code = round((w − minimum) / scale), held in 0 … 2ᵇ − 1           ŵ = scale · code + minimum
+    scale = (max − min) / (2ᵇ − 1)        minimum = min          per group of a row, rounded to half precision
+    code = round((w − minimum) / scale), clamped to 0 … 2ᵇ − 1   ŵ = scale · code + minimum
 
-Codes are chosen for the rounded constants, so what is computed with is what is stored. A group of equal weights has
-the scale 0 and codes 0.
+Codes are chosen for the rounded constants, so that what is computed with is what is stored. A group of equal
+weights has the scale 0 and codes 0.
 """
 
 import math
@@ -27,7 +27,7 @@ __all__ = [
 
 
 def row_bytes(columns: int, bits: int) -> int:
-    """Bytes of a row's codes: whole words of 1 byte, or of 3 (eight codes) where bits is 3.
+    """Return the bytes of a row's codes: whole words of 1 byte, or of 3 (eight codes) if bits is 3.
 
     >>> row_bytes(10, 4), row_bytes(10, 2), row_bytes(10, 3)
     (5, 3, 6)
@@ -37,7 +37,7 @@ def row_bytes(columns: int, bits: int) -> int:
 
 
 def _word(bits: int) -> tuple[int, int]:
-    """The fewest codes that fill whole bytes, and these bytes."""
+    """Return the fewest codes that fill whole bytes, and these bytes."""
     per = 8 // math.gcd(8, bits)
     return per, bits * per // 8
 
@@ -47,7 +47,7 @@ def _shifts(count: int, bits: int, device: torch.device) -> Tensor:
 
 
 def pack_bits(codes: Tensor, bits: int) -> Tensor:
-    """(rows, n) uint8 below 2ᵇ -> (rows, row_bytes): the first column in the highest bits."""
+    """Pack (rows, n) uint8 below 2ᵇ -> (rows, row_bytes): the first column in the highest bits."""
     per, width = _word(bits)
     padded = F.pad(codes, (0, -codes.shape[1] % per)).unflatten(1, (-1, per)).int()
     words = (padded << _shifts(per, bits, codes.device)).sum(-1, dtype=torch.int32)
@@ -55,7 +55,7 @@ def pack_bits(codes: Tensor, bits: int) -> Tensor:
 
 
 def unpack_bits(packed: Tensor, bits: int) -> Tensor:
-    """(rows, bytes) -> (rows, codes) int32; the last word may hold codes of no column."""
+    """Unpack (rows, bytes) -> (rows, codes) int32; the last word may hold codes that belong to no column."""
     per, width = _word(bits)
     words = packed.int()
     if width > 1:
@@ -66,22 +66,22 @@ def unpack_bits(packed: Tensor, bits: int) -> Tensor:
 
 
 def constants(groups: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """Scale and minimum, in half precision, of groups along the last dimension."""
+    """Return scale and minimum, in half precision, of groups along the last dimension."""
     low, high = torch.aminmax(groups, dim=-1)
     return ((high - low) / ((1 << bits) - 1)).half(), low.half()
 
 
 def nearest(values: Tensor, scale: Tensor, minimum: Tensor, bits: int) -> Tensor:
-    """The codes, as floats, whose values are nearest; scale and minimum broadcast against values."""
+    """Return the codes, as floats, whose values are nearest; scale and minimum broadcast against values."""
     wide = values.dtype
     step = torch.where(scale > 0, scale, torch.inf).to(wide)
     return ((values - minimum.to(wide)) / step).round_().clamp_(0, (1 << bits) - 1)
 
 
 def quantise_groups(weight: Tensor, bits: int, block: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(out, in) of any float type -> codes, scale, minimum of `Grouped`.
+    """Quantise (out, in) of any float type -> codes, scale, minimum of `Grouped`.
 
-    A NaN or an infinity shows in its group's scale, as does what half precision cannot hold.
+    A NaN, an infinity or a value that half precision cannot hold shows in its group's scale.
     """
     rows, n = weight.shape
     blocks = -(-n // block)
@@ -91,13 +91,13 @@ def quantise_groups(weight: Tensor, bits: int, block: int) -> tuple[Tensor, Tens
         rest = blocks * block - n  # a short group is filled up with its last value, which changes neither end
         part = F.pad(weight[start:stop].float(), (0, rest), mode="replicate").unflatten(1, (blocks, block))
         scale[start:stop], minimum[start:stop] = constants(part, bits)
-        found = nearest(part, scale[start:stop, :, None], minimum[start:stop, :, None], bits)
-        codes[start:stop] = pack_bits(found.flatten(1)[:, :n].to(torch.uint8), bits)
+        whole = nearest(part, scale[start:stop, :, None], minimum[start:stop, :, None], bits)
+        codes[start:stop] = pack_bits(whole.flatten(1)[:, :n].to(torch.uint8), bits)
     return codes, scale, minimum
 
 
 def dequantise_groups(weight: Grouped, dtype: torch.dtype) -> Tensor:
-    """(out, in) in `dtype`: computed in fp32 (fp64 where that is asked for) and rounded once."""
+    """Return the values (out, in) in `dtype`: computed in fp32 (fp64 if `dtype` is) and rounded once."""
     rows, columns, block = len(weight.codes), weight.columns, weight.block
     wide = torch.promote_types(dtype, torch.float32)
     out = torch.empty(rows, columns, dtype=dtype, device=weight.codes.device)
@@ -114,10 +114,10 @@ def dequantise_groups(weight: Grouped, dtype: torch.dtype) -> Tensor:
 
 
 def linear_groups(x: Tensor, weight: Grouped, bias: Tensor | None) -> Tensor:
-    """x (..., in) -> x Ŵᵀ + b (..., out), computed in x's dtype."""
+    """Return x Ŵᵀ + b (..., out) for x (..., in), computed in x's dtype."""
     return F.linear(x, dequantise_groups(weight, x.dtype), bias)
 
 
 def linear_backward_groups(dy: Tensor, weight: Grouped) -> Tensor:
-    """dy (..., out) -> dy Ŵ (..., in), computed in dy's dtype."""
+    """Return dy Ŵ (..., in) for dy (..., out), computed in dy's dtype."""
     return dy @ dequantise_groups(weight, dy.dtype)

@@ -14,38 +14,39 @@ from torch import Tensor
 
 
 class Search(NamedTuple):
-    """Tables for the nearest level: see `Codebook.search`."""
+    """Tables for the nearest level: see `Codebook.search`.
 
-    start: (
-        Tensor  # (65536,) uint8: how many midpoints lie below every value whose upper 16 bits are this index
-    )
-    midpoints: Tensor  # (levels,) fp32, ascending, closed by +inf
-    order: (
-        Tensor | None
-    )  # (levels,) uint8: position in ascending order -> code; None where codes ascend already
+    start: (65536,) uint8: how many midpoints lie below every value whose upper 16 bits are this index.
+    midpoints: (levels,) fp32, ascending, closed by +inf.
+    order: (levels,) uint8: position in ascending order -> code; None if codes ascend already.
+    """
+
+    start: Tensor
+    midpoints: Tensor
+    order: Tensor | None
 
 
 @dataclass(frozen=True, eq=False)
 class Codebook:
-    """The values that codes stand for, in code order; one instance per number format, made once per process."""
+    """The values that codes stand for, in code order; one instance per number format and process."""
 
     name: str
     values: tuple[float, ...]
 
     def levels(self, device: torch.device) -> Tensor:
-        """(levels,) fp32 on `device`, in code order."""
+        """Return (levels,) fp32 on `device`, in code order."""
         return _levels(self, device)
 
     def pairs(self, device: torch.device) -> Tensor:
-        """(256,) int64: entry `byte` holds the two fp32 levels of its high and its low nibble, in memory order."""
+        """Return (256,) int64: entry `byte` holds the fp32 levels of its high and its low nibble."""
         return _pairs(self, device)
 
     def search(self, device: torch.device) -> Search:
-        """Tables that find the nearest level of an fp32 in two lookups instead of a binary search.
+        """Return tables that find the nearest level of an fp32 in two lookups instead of a binary search.
 
-        The upper 16 bits of an fp32 (a bf16, truncated) name an interval that is narrower than the distance of
-        any two midpoints of our codebooks, so that one comparison is left to do; the code found is exactly the number
-        of midpoints below the value, as `torch.bucketize` has it, in an eighth of its time.
+        The upper 16 bits of an fp32 (a bf16, truncated) name an interval that is narrower than the distance
+        between any two midpoints of our codebooks, so one comparison is left. The code is exactly the number
+        of midpoints below the value, as `torch.bucketize` returns it, in an eighth of its time.
         """
         return _search(self, device)
 
@@ -68,9 +69,8 @@ def _search(book: Codebook, device: torch.device) -> Search:
     ascending, order = levels.sort(stable=True)  # FP4 has two zeros: the first must stay first
     midpoints = (ascending[:-1] + ascending[1:]) / 2
     upper = torch.arange(-32768, 32768, dtype=torch.int32, device="cpu") << 16
-    smallest = torch.where(upper < 0, upper | 0xFFFF, upper).view(
-        torch.float32
-    )  # of all values with these upper bits
+    # The smallest of all values with these upper bits.
+    smallest = torch.where(upper < 0, upper | 0xFFFF, upper).view(torch.float32)
     start = torch.bucketize(smallest, midpoints).to(torch.uint8)
     closed = torch.cat([midpoints, torch.tensor([torch.inf], device="cpu")])
     sorted_already = bool((order == torch.arange(len(order), device="cpu")).all())
@@ -79,7 +79,10 @@ def _search(book: Codebook, device: torch.device) -> Search:
 
 
 class Nested(NamedTuple):
-    """Constants of double quantisation: absmax = levels[code] · absmax[group] + offset, groups over the flat absmax."""
+    """Constants of double quantisation: absmax = levels[code] · absmax[group] + offset.
+
+    Groups run over the flat absmax.
+    """
 
     absmax: Tensor  # (groups,) fp32
     offset: Tensor  # (1,) fp32
@@ -90,7 +93,7 @@ class Nested(NamedTuple):
 class Packed(NamedTuple):
     """A weight (out, in) in few bits, laid out by rows; blocks never cross a row.
 
-    codes: (out, ⌈in/2⌉) uint8, the even column in the high nibble; or (out, in) int8 where there is no codebook.
+    codes: (out, ⌈in/2⌉) uint8, the even column in the high nibble; or (out, in) int8 without a codebook.
     absmax: (out, ⌈in/block⌉) fp32, or uint8 codes of `nested`; (out, 1) for int8.
     columns: in (an odd one is padded in `codes`).
     """
@@ -106,7 +109,8 @@ class Packed(NamedTuple):
 class Grouped(NamedTuple):
     """A weight (out, in) as whole numbers below 2ᵇ, with a scale and a minimum per group of a row.
 
-    codes: (out, bytes) uint8: a row is a stream of bits, the first column in the highest; see `groups.row_bytes`.
+    codes: (out, bytes) uint8: a row is a stream of bits, the first column in the highest; see
+    `groups.row_bytes`.
     scale, minimum: (out, ⌈in/block⌉), in half precision as stored; the last group of a row may be short.
     """
 

@@ -1,7 +1,8 @@
-"""The operations of `graft.kernels` in plain torch: the definition that every faster kernel is tested against.
+"""The operations of `graft.kernels` in plain torch: the definition every faster kernel is tested against.
 
-Everything is done in chunks of rows inside one reused workspace: a fresh large tensor costs more in page faults than
-the arithmetic, and glibc keeps what temporaries once took (peak memory 590 MiB instead of 136 on a 300 MiB model).
+Everything is done in chunks of rows inside one reused workspace: a fresh large tensor costs more in page
+faults than the arithmetic, and glibc keeps what temporaries once took (peak memory 590 MiB instead of 136 on
+a 300 MiB model).
 """
 
 import torch
@@ -38,7 +39,10 @@ class _Workspace:
         self.codes = torch.empty(rows, columns, dtype=torch.uint8, device=device)
 
     def nearest(self, rows: int, codebook: Codebook) -> Tensor:
-        """Codes (rows, columns) uint8 of the levels nearest to the first rows of `values`; overwritten by the next."""
+        """Return codes (rows, columns) uint8 of the levels nearest to the first rows of `values`.
+
+        The next call overwrites them.
+        """
         tables = codebook.search(self.values.device)
         values, index, codes = (t[:rows].view(-1) for t in (self.values, self.index, self.codes))
         found = self.found[:rows].view(-1)
@@ -55,14 +59,17 @@ class _Workspace:
 
 
 def row_chunks(rows: int, columns: int, device: torch.device) -> tuple[int, list[tuple[int, int]]]:
-    """How many rows fit a workspace, and (start, stop) of the rows that are done in it one after the other."""
+    """Return how many rows fit a workspace, and (start, stop) of each chunk of rows."""
     size = CHUNK if device.type == "cpu" else CHUNK_GPU
     step = max(1, min(rows, size // max(columns, 1)))
     return step, [(start, min(start + step, rows)) for start in range(0, rows, step)]
 
 
 def find_nearest(values: Tensor, codebook: Codebook) -> Tensor:
-    """uint8 codes of the levels nearest to `values` (any shape, fp32, in [−1, 1]); at a midpoint the lower level."""
+    """Return the uint8 codes of the levels nearest to `values` (any shape, fp32, in [−1, 1]).
+
+    At a midpoint the lower level is taken.
+    """
     flat = values.reshape(1, -1)
     scratch = _Workspace(1, flat.shape[1], values.device)
     scratch.values.copy_(flat)
@@ -70,9 +77,10 @@ def find_nearest(values: Tensor, codebook: Codebook) -> Tensor:
 
 
 def quantise_blocks(x: Tensor, codebook: Codebook, block: int) -> tuple[Tensor, Tensor]:
-    """Block-wise absmax quantisation of x (rows, n), blocks along the last dimension, the last one may be short.
+    """Quantise x (rows, n) by absmax in blocks along the last dimension; the last block may be short.
 
-    Returns codes (rows, n) uint8 and absmax (rows, ⌈n/block⌉) fp32. A NaN or infinity shows in its block's absmax.
+    Returns codes (rows, n) uint8 and absmax (rows, ⌈n/block⌉) fp32. A NaN or infinity shows in its block's
+    absmax.
     """
     rows, n = x.shape
     blocks = -(-n // block)
@@ -87,7 +95,7 @@ def quantise_blocks(x: Tensor, codebook: Codebook, block: int) -> tuple[Tensor, 
 
 
 def _scale(x: Tensor, absmax: Tensor, scratch: _Workspace) -> None:
-    """Write x / absmax, padded with zeros to whole blocks, into the workspace, and each block's maximum into absmax."""
+    """Write x / absmax, padded with zeros to whole blocks, into the workspace; block maxima into absmax."""
     rows, n = x.shape
     values = scratch.values[:rows]
     values[:, n:] = 0
@@ -99,7 +107,10 @@ def _scale(x: Tensor, absmax: Tensor, scratch: _Workspace) -> None:
 
 
 def dequantise_blocks(codes: Tensor, absmax: Tensor, codebook: Codebook, out: Tensor) -> Tensor:
-    """levels[code] · absmax for codes (rows, n) and absmax (rows, blocks) of equal blocks, into out (rows, n)."""
+    """Write levels[code] · absmax into out (rows, n), and return it.
+
+    codes: (rows, n).  absmax: (rows, blocks), of equal blocks.
+    """
     rows, n = codes.shape
     levels = codebook.levels(codes.device)
     step, chunks = row_chunks(rows, n, codes.device)
@@ -115,17 +126,17 @@ def dequantise_blocks(codes: Tensor, absmax: Tensor, codebook: Codebook, out: Te
 
 
 def pack(nibbles: Tensor) -> Tensor:
-    """(rows, 2m) uint8 below 16 -> (rows, m): the even column in the high nibble."""
+    """Pack (rows, 2m) uint8 below 16 -> (rows, m): the even column in the high nibble."""
     return nibbles[:, ::2].bitwise_left_shift(4).bitwise_or_(nibbles[:, 1::2])
 
 
 def unpack(packed: Tensor) -> Tensor:
-    """(rows, m) bytes -> (rows, 2m) nibbles, the high one first."""
+    """Unpack (rows, m) bytes -> (rows, 2m) nibbles, the high one first."""
     return torch.stack([packed >> 4, packed & 15], dim=-1).flatten(1)
 
 
 def quantise_4bit(weight: Tensor, codebook: Codebook, block: int) -> tuple[Tensor, Tensor]:
-    """(out, in) of any float type -> codes (out, ⌈in/2⌉) uint8 and absmax (out, ⌈in/block⌉) fp32."""
+    """Quantise (out, in) of any float type -> codes (out, ⌈in/2⌉) uint8 and absmax (out, ⌈in/block⌉) fp32."""
     rows, n = weight.shape
     blocks = -(-n // block)
     codes = torch.empty(rows, -(-n // 2), dtype=torch.uint8, device=weight.device)
@@ -139,10 +150,13 @@ def quantise_4bit(weight: Tensor, codebook: Codebook, block: int) -> tuple[Tenso
 
 
 def quantise_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """(out, in) -> codes (out, in) int8 in ±127 and absmax (out, 1) fp32: code = round(w · 127 / absmax)."""
+    """Quantise (out, in) -> codes (out, in) int8 in ±127 and absmax (out, 1) fp32.
+
+    code = round(w · 127 / absmax)
+    """
     codes = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
     absmax = torch.empty(weight.shape[0], 1, dtype=torch.float32, device=weight.device)
-    step, chunks = row_chunks(*weight.shape, weight.device)
+    step, chunks = row_chunks(weight.shape[0], weight.shape[1], weight.device)
     scratch = torch.empty(step, weight.shape[1], dtype=torch.float32, device=weight.device)
     for start, stop in chunks:
         values = scratch[: stop - start].copy_(weight[start:stop])
@@ -155,7 +169,7 @@ def quantise_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def dequantise(weight: Packed, dtype: torch.dtype) -> Tensor:
-    """(out, in) in `dtype`: products in fp32, rounded once."""
+    """Return the values (out, in) in `dtype`: products in fp32, rounded once."""
     rows, width = weight.codes.shape
     absmax = fp32_absmax(weight)
     out = torch.empty(rows, weight.columns, dtype=dtype, device=weight.codes.device)
@@ -184,7 +198,7 @@ def _rescale(values: Tensor, absmax: Tensor, block: int) -> None:
 
 
 def fp32_absmax(weight: Packed) -> Tensor:
-    """The fp32 absmax of a weight in the shape of its `absmax`, decoded where that is quantised itself."""
+    """Return the fp32 absmax of a weight in the shape of its `absmax`, decoded if it is quantised itself."""
     if weight.nested is None:
         return weight.absmax
     nested, flat = weight.nested, weight.absmax.flatten()
@@ -196,10 +210,10 @@ def fp32_absmax(weight: Packed) -> Tensor:
 
 
 def linear(x: Tensor, weight: Packed, bias: Tensor | None) -> Tensor:
-    """x (..., in) -> x Ŵᵀ + b (..., out), computed in x's dtype."""
+    """Return x Ŵᵀ + b (..., out) for x (..., in), computed in x's dtype."""
     return F.linear(x, dequantise(weight, x.dtype), bias)
 
 
 def linear_backward(dy: Tensor, weight: Packed) -> Tensor:
-    """dy (..., out) -> dy Ŵ (..., in), computed in dy's dtype."""
+    """Return dy Ŵ (..., in) for dy (..., out), computed in dy's dtype."""
     return dy @ dequantise(weight, dy.dtype)

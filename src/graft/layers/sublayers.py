@@ -33,7 +33,7 @@ class Placed(Method):
     leave_out: tuple[int, ...] = ()  # blocks without (AdapterDrop), numbered through encoder and decoder
     train_norms: bool = False  # train the gains and biases of all norms of the base too
 
-    kinds: ClassVar = tuple(KINDS)
+    kinds: ClassVar = ("attention", "cross", "mlp")  # as in KINDS: cards read literals only
     original_ln_before: ClassVar[bool | None] = False  # a setting of those that may sit behind the residual
 
     @classmethod

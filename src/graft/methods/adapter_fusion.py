@@ -26,7 +26,7 @@ from graft.core.site import Site
 from graft.errors import AdapterError, UsageError
 from graft.formats import peft
 from graft.layers.bottleneck import Projection
-from graft.layers.sublayers import KINDS, Addition
+from graft.layers.sublayers import Addition
 from graft.layers.targets import Seats
 from graft.recipe.methods import resolved
 
@@ -41,7 +41,7 @@ class AdapterFusion(Method):
     regularization: float = 0.01  # weight of ‖V − I‖²
     temperature: float = 1.0  # of the softmax over the adapters
 
-    kinds: ClassVar = (*KINDS, "norm", "block")
+    kinds: ClassVar = ("attention", "cross", "mlp", "norm", "block")
     peft_type: ClassVar = "GRAFT_ADAPTER_FUSION"
     mergeable: ClassVar = No("which adapter counts depends on the input")
     newborn: ClassVar = No("the adapters that it fuses act from the first step on")

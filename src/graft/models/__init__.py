@@ -1,1 +1,1 @@
-"""A folder, a hub id or a GGUF file becomes a Base; so do the settings of a fresh model."""
+"""Turn a folder, a hub id or a GGUF file into a Base; or the settings of a fresh model."""

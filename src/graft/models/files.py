@@ -1,7 +1,7 @@
-"""A model folder, or a GGUF file: found, checked and opened, before any class of transformers is asked.
+"""Find, check and open a model folder or a GGUF file, before any class of transformers is asked.
 
-Of a folder, only config.json and safetensors are read, and we open the weights ourselves: no pickle, no code that a
-folder brings along, no adapter that it points at. What could not be trusted is refused, by name.
+In a folder only config.json and safetensors are read, and we open the weights ourselves: no pickle, no code
+from the folder, no adapter that it points at. What cannot be trusted is refused, by name.
 """
 
 import json
@@ -36,9 +36,10 @@ FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")  # all that i
 
 @dataclass
 class ModelFiles:
-    """config: as transformers has it, without quantisation.  state: key -> slice of a mapped file, or tensor.
+    """An opened model folder or GGUF file.
 
-    quantisation: how the weights are packed (`packed`) or shall be.
+    config: as transformers has it, without quantisation.  state: key -> slice of a mapped file, or tensor.
+    quantisation: how the weights are packed already (`packed`), or are to be packed; None: neither.
     """
 
     folder: Path
@@ -51,15 +52,18 @@ class ModelFiles:
 def open_files(path: str | Path, scheme: Scheme | None, *, plain: bool = False) -> ModelFiles:
     """Find a folder, a GGUF file, a hub id or "seedling", and open what is in it.
 
-    plain: what a GGUF file holds in blocks is decoded, also where a packed base could have it as it is.
+    plain: decode the blocks of a GGUF file, even those that a packed base could keep as they are.
     """
     folder = find(path)
     config = _config(folder)
     wanted = None if scheme is None else GraftQuantConfig(scheme.name, scheme.block, scheme.double)
     if folder.suffix == gguf_file.SUFFIX and folder.is_file():
-        own = None if plain else gguf_file.packed(folder, config)
-        if own is not None and scheme in (None, (held := GraftQuantConfig(**own[1])).kind()):
-            return ModelFiles(folder, config, own[0], held, packed=True)
+        blocks = None if plain else gguf_file.packed(folder, config)
+        if blocks is not None:
+            state, keywords = blocks
+            stored_as = GraftQuantConfig(**keywords)
+            if scheme in (None, stored_as.kind()):
+                return ModelFiles(folder, config, state, stored_as, packed=True)
         return ModelFiles(folder, config, gguf_file.state(folder, config), wanted, packed=False)
     refuse_pickle(folder)
     packed = quantisation(folder)
@@ -74,12 +78,15 @@ def open_files(path: str | Path, scheme: Scheme | None, *, plain: bool = False) 
 
 
 def read_config(path: str | Path) -> PreTrainedConfig:
-    """The config of a folder, a hub id (only that file is fetched) or "seedling"; weights need not be there."""
+    """Return the config of a folder, a hub id or "seedling"; of a hub id only that file is fetched."""
     return _config(find(path, ["config.json", "tokenizer_config.json"]))
 
 
 def find(path: str | Path, files: Sequence[str] = FILES) -> Path:
-    """The local folder of a path, a hub id (its `files` downloaded: no pickles, no code) or "seedling"; a GGUF file."""
+    """Return the local folder of a path, a hub id or "seedling", or the GGUF file itself.
+
+    files: patterns of what is downloaded of a hub id: no pickles, no code.
+    """
     folder = seedling.FOLDER if str(path) == "seedling" else Path(path).expanduser()
     if folder.is_dir() or (folder.suffix == gguf_file.SUFFIX and folder.is_file()):
         return folder
@@ -87,12 +94,12 @@ def find(path: str | Path, files: Sequence[str] = FILES) -> Path:
         raise ModelError(
             f"{path} is a file",
             "a model folder (config.json, model.safetensors), a .gguf file or a hub id",
-            "give the folder it lies in",
+            "name the folder that it lies in",
         )
     parent = folder.parent if folder.parent.is_dir() else Path()
-    beside = sorted(str(f) for f in parent.iterdir() if (f / "config.json").exists())
-    beside += [] if "/" in str(path) else ["seedling"]
-    near = f"nearest: {', '.join(nearest(str(folder), beside))}" if beside else "check the spelling"
+    others = sorted(str(f) for f in parent.iterdir() if (f / "config.json").exists())
+    others += [] if "/" in str(path) else ["seedling"]
+    near = f"nearest: {', '.join(nearest(str(folder), others))}" if others else "check the spelling"
     is_hub_id = re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", str(path))
     if not is_hub_id or ("/" in str(path) and folder.parent.is_dir()):
         raise ModelError(f"there is no folder {path}", "a model folder, a hub id or 'seedling'", near)
@@ -100,23 +107,19 @@ def find(path: str | Path, files: Sequence[str] = FILES) -> Path:
 
 
 def _download(hub_id: str, near: str, files: Sequence[str]) -> Path:
-    from huggingface_hub import (
-        snapshot_download,
-    )  # late: only a hub id needs it, and it brings a network client
+    from huggingface_hub import snapshot_download  # late: it brings a network client
 
     try:
         return Path(
             snapshot_download(hub_id, allow_patterns=list(files), ignore_patterns=["*/*"], etag_timeout=5)
         )
-    except (
-        Exception
-    ) as error:  # the client raises errors of many libraries: network, disk, rights, unknown names
-        given = f"{hub_id} is no folder here, and the hub did not give it ({first_line(error)})"
+    except Exception as error:  # of many libraries: network, disk, rights, unknown names
+        given = f"{hub_id} is not a folder here, and the hub did not deliver it ({first_line(error)})"
         raise ModelError(given, "a model folder, a hub id or 'seedling'", near) from error
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of somebody else says first."""
+    """Return the first line of somebody else's error."""
     return (str(error).strip().split("\n")[0] or type(error).__name__).rstrip(".")
 
 
@@ -132,14 +135,14 @@ def _json(file: Path) -> dict[str, Any]:
 
 
 def quantisation(folder: Path) -> dict[str, Any]:
-    """How a folder says that its weights are packed: transformers' `quantization_config`, or the file of AutoGPTQ."""
+    """Return how a folder says its weights are packed: `quantization_config`, or the file of AutoGPTQ."""
     if folder.is_file():
         return {}
-    found = _json(folder / "config.json").get("quantization_config")
+    config = _json(folder / "config.json").get("quantization_config")
     older = folder / "quantize_config.json"
-    if not found and older.exists():
-        found = {"quant_method": "gptq", **_json(older)}
-    return dict(found or {})
+    if not config and older.exists():
+        config = {"quant_method": "gptq", **_json(older)}
+    return dict(config or {})
 
 
 def _config(folder: Path) -> PreTrainedConfig:
@@ -152,13 +155,13 @@ def _config(folder: Path) -> PreTrainedConfig:
                 "a model folder",
                 f"load its base, then base.load_adapter({str(folder)!r}, name)",
             )
-        file = next(folder.glob(f"*{gguf_file.SUFFIX}"), None)
+        gguf = next(folder.glob(f"*{gguf_file.SUFFIX}"), None)
         raise ModelError(
             f"{folder} has no config.json",
             "a model folder as transformers writes it",
-            f"did you mean {file}?"
-            if file
-            else "give the folder that holds config.json and model.safetensors",
+            f"did you mean {gguf}?"
+            if gguf
+            else "name the folder that holds config.json and model.safetensors",
         )
     facts = _json(folder / "config.json")
     for file in ("config.json", "tokenizer_config.json"):
@@ -166,14 +169,14 @@ def _config(folder: Path) -> PreTrainedConfig:
         foreign = [key for key in FOREIGN if keys.get(key)]
         if foreign:
             raise ModelError(
-                f"{folder / file} asks for code of its own ({', '.join(foreign)})",
+                f"{folder / file} asks for its own code ({', '.join(foreign)})",
                 "an architecture that transformers has",
                 f"if model_type {facts.get('model_type')!r} is one, delete {foreign[0]} from {file}",
             )
     model_type = str(facts.get("model_type", ""))
     if model_type not in CONFIG_MAPPING_NAMES:
         raise ModelError(
-            f"{folder}: model_type {model_type!r}",
+            f"{folder} has model_type {model_type!r}",
             "an architecture of the installed transformers",
             f"nearest: {', '.join(nearest(model_type, CONFIG_MAPPING_NAMES))}",
         )
@@ -193,7 +196,7 @@ def _built(file: Path, facts: dict[str, Any]) -> PreTrainedConfig:
 
 
 def _method(folder: Path, packed: dict[str, Any], scheme: Scheme | None) -> str | None:
-    """How the folder is quantised: None, "graft", "bitsandbytes" or one of `int4.FORMATS`."""
+    """Return how the folder is quantised: None, "graft", "bitsandbytes" or one of `int4.FORMATS`."""
     four_or_eight = packed.get("load_in_4bit") or packed.get("load_in_8bit")
     method = BNB if four_or_eight else packed.get("quant_method")
     if method and scheme is not None:
@@ -213,7 +216,7 @@ def _method(folder: Path, packed: dict[str, Any], scheme: Scheme | None) -> str 
 
 
 def tensors(folder: Path) -> dict[str, Any]:
-    """Key -> slice of a mapped file, of every tensor in a folder."""
+    """Return {key: slice of a mapped file} of every tensor in a folder."""
     index = folder / "model.safetensors.index.json"
     if index.exists():
         names = {Path(str(name)).name for name in _json(index).get("weight_map", {}).values()}

@@ -20,13 +20,14 @@ def fresh(
     *,
     task: str | None = None,
 ) -> Base:
-    """A model with random weights, from keys of a transformers config such as {"model_type": "llama", ...}.
+    """Build a model with random weights.
 
-    vocab_size and the ids of special tokens come from the tokenizer where the config does not give them. The same seed
-    gives the same weights.
+    config: keys of a transformers config, such as {"model_type": "llama", ...}. vocab_size and the ids of
+    special tokens come from the tokenizer if they are not among them. The same seed gives the same weights.
     """
     config = dict(config)
-    kind, model_type = dtype_of(dtype), str(config.pop("model_type", ""))
+    torch_dtype = dtype_of(dtype)
+    model_type = str(config.pop("model_type", ""))
     if model_type not in CONFIG_MAPPING_NAMES:
         raise UsageError(
             f"model_type {model_type!r}",
@@ -57,7 +58,7 @@ def fresh(
         cls = model_class(built, task)
         with torch.random.fork_rng(), quiet():
             torch.manual_seed(seed)
-            model = cls._from_config(built, dtype=kind)
+            model = cls._from_config(built, dtype=torch_dtype)
     except (ValueError, TypeError, RuntimeError, ZeroDivisionError, StrictDataclassError) as error:
         raise UsageError(
             f"no {model_type} can be built from this config: {first_line(error.__cause__ or error)}",

@@ -1,7 +1,7 @@
-"""A folder, a GGUF file, a hub id or "seedling" -> Base, quantised tensor by tensor while the weights stream in.
+"""Turn a folder, a GGUF file, a hub id or "seedling" into a Base.
 
-`files` finds and opens them; here they become a model. A model that could not be trusted is refused: weights that
-are missing, of another shape, or not finite.
+`files` finds and opens them; here the weights stream into a model and are quantised one tensor at a time. A
+model that cannot be trusted is refused: weights that are missing, of another shape, or not finite.
 """
 
 import contextlib
@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.generation.configuration_utils import GenerationConfig
 from transformers.modeling_utils import PreTrainedModel
@@ -20,10 +19,11 @@ from transformers.utils import is_accelerate_available
 from transformers.utils import logging as transformers_logging
 
 from graft.base.base import Base
-from graft.errors import GraftError, ModelError, UsageError, nearest
+from graft.errors import GraftError, ModelError, UsageError, listed, one_of
 from graft.models.files import ModelFiles, first_line, open_files
 from graft.models.tokenizer import tokenizer_of
-from graft.quant.replace import not_finite
+from graft.quant.finite import require_finite
+from graft.quant.replace import DAMAGED
 from graft.quant.scheme import Scheme
 
 MODEL_MAPPING = modeling_auto.MODEL_MAPPING
@@ -47,24 +47,27 @@ def load(
 ) -> Base:
     """Load a pretrained model, frozen, with its tokenizer.
 
-    quant: nf4, fp4 (both with double quantisation), int8, or int4, int3, int2, int8g, which have a scale and a minimum
-    for each `group_size` weights of a row (0: 32). None: as stored; folders that are quantised already (by us, by
-    bitsandbytes) load as they are, those of GPTQ, AWQ and compressed-tensors as int4, and so do GGUF files whose
-    matrices are all Q4_0 and Q4_1 (int4) or Q8_0 (int8g); other GGUF files as what their blocks stand for, and all of
-    them with "none".  dtype: bf16, fp32, fp16.  task: causal, masked, seq2seq or encoder, where the folder's own class
-    is not wanted; a head that its weights do not have is then fresh.  device: the GPU if there is one.
-    Raises ModelError for what cannot be read or trusted, UsageError for an argument that means nothing.
+    path: a folder, a GGUF file, a hub id or "seedling".
+    quant: how to pack the weights while they load. nf4 and fp4 have double quantisation; int8 has one absmax
+    per row; int4, int3, int2 and int8g have a scale and a minimum for each `group_size` weights of a row (0:
+    32).
+    None keeps weights as they are stored: what Graft or bitsandbytes quantised stays as it is; GPTQ, AWQ and
+    compressed-tensors become int4; GGUF files become int4 if all their matrices are Q4_0 or Q4_1, int8g if
+    they are Q8_0, and are decoded otherwise. "none" decodes every GGUF file.
+    dtype: bf16, fp32 or fp16, of weights that are not packed.
+    task: causal, masked, seq2seq or encoder, to load another class than the folder names; a head that the
+    folder does not have is then created untrained.
+    device: by default the GPU if there is one.
+    Raises ModelError for files that cannot be read or trusted, UsageError for a wrong argument.
     """
-    kind, scheme = dtype_of(dtype), None if quant in (None, "none") else Scheme(str(quant), group_size)
-    if task is not None and task not in TASKS:
-        raise UsageError(
-            f"task={task!r}", f"one of {', '.join(TASKS)}", f"did you mean {nearest(task, TASKS, 1)[0]!r}?"
-        )
+    torch_dtype = dtype_of(dtype)
+    scheme = None if quant in (None, "none") else Scheme(str(quant), group_size)
+    if task is not None:
+        one_of("task", task, TASKS)
     with quiet():
         opened = open_files(path, scheme, plain=quant == "none")
-        model = _stream(
-            model_class(opened.config, task), opened, kind, device_of(device), fresh_head=task is not None
-        )
+        cls = model_class(opened.config, task)
+        model = _stream(cls, opened, torch_dtype, device_of(device), fresh_head=task is not None)
         if model.can_generate() and (opened.folder / "generation_config.json").exists():
             model.generation_config = GenerationConfig.from_pretrained(opened.folder, local_files_only=True)
         return Base(model, tokenizer_of(opened.folder, model), str(path))
@@ -72,13 +75,7 @@ def load(
 
 def dtype_of(dtype: str) -> torch.dtype:
     """Return torch's dtype of a word of DTYPES. Raises UsageError."""
-    if dtype not in DTYPES:
-        raise UsageError(
-            f"dtype={dtype!r}",
-            f"one of {', '.join(DTYPES)}",
-            f"did you mean {nearest(str(dtype), DTYPES, 1)[0]!r}?",
-        )
-    return DTYPES[dtype]
+    return DTYPES[one_of("dtype", str(dtype), DTYPES)]
 
 
 def device_of(device: str | torch.device | None) -> torch.device:
@@ -97,7 +94,7 @@ def device_of(device: str | torch.device | None) -> torch.device:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """transformers says what it found on the terminal; we say it in errors."""
+    """Keep transformers from printing inside the block: we say in errors what it found."""
     verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -110,7 +107,7 @@ def quiet() -> Iterator[None]:
 
 
 def model_class(config: PreTrainedConfig, task: str | None) -> type[PreTrainedModel]:
-    """The class that config.json names, or the one transformers has for the task."""
+    """Return the class that config.json names, or the one transformers has for the task."""
     try:
         plain = MODEL_MAPPING[type(config)]
     except KeyError:
@@ -131,13 +128,15 @@ def model_class(config: PreTrainedConfig, task: str | None) -> type[PreTrainedMo
             f"one of {', '.join(able)}",
             "leave task out, or choose another model",
         )
-    return TASKS[task][type(config)]
+    mapping: Any = TASKS[task]  # transformers types its values as it stores some of them, in pairs
+    cls: type[PreTrainedModel] = mapping[type(config)]
+    return cls
 
 
 def _usual_task(config: PreTrainedConfig) -> str:
     if config.is_encoder_decoder:
         return "seq2seq"
-    decoder = getattr(config, "is_decoder", False)  # BERT and its like are in both mappings
+    decoder = getattr(config, "is_decoder", False)  # BERT and models like it are in both mappings
     order = ("causal", "masked", "encoder") if decoder else ("masked", "causal", "encoder")
     return next(task for task in order if type(config) in TASKS[task])
 
@@ -150,7 +149,8 @@ def _stream(
     *,
     fresh_head: bool,
 ) -> PreTrainedModel:
-    config, keywords = opened.config, {}
+    config = opened.config
+    keywords: dict[str, Any] = {}
     if opened.quantisation is not None and opened.packed:
         config.quantization_config = opened.quantisation.to_dict()
     elif opened.quantisation is not None:
@@ -160,7 +160,7 @@ def _stream(
     try:
         with torch.random.fork_rng():
             torch.manual_seed(0)  # a fresh head is the same in every process
-            model, info = cls.from_pretrained(
+            loaded: Any = cls.from_pretrained(
                 None,
                 config=config,
                 state_dict=opened.state,
@@ -178,20 +178,23 @@ def _stream(
             "weights and config.json of one model",
             "compare with the original folder",
         ) from error
+    model, info = loaded
     model.config.name_or_path = str(opened.folder)
     _complete(model, info, opened.folder, fresh_head)
-    _finite(model)
-    return model.to(device).requires_grad_(False).eval()
+    require_finite(model.named_parameters(), ModelError, DAMAGED, opened.folder)
+    frozen: PreTrainedModel = model.to(device).requires_grad_(False).eval()
+    return frozen
 
 
 def _complete(model: PreTrainedModel, info: dict[str, Any], folder: Path, fresh_head: bool) -> None:
-    """Refuse a model with weights that the folder did not have, or had in another shape."""
-    wrong = sorted(info["mismatched_keys"])
+    """Raise ModelError for weights that the folder lacks, or has in another shape."""
+    wrong = [
+        f"{name} is {tuple(stored)} in the file and {tuple(expected)} by config.json"
+        for name, stored, expected in sorted(info["mismatched_keys"])
+    ]
     if wrong:
-        name, found, expected = wrong[0]
         raise ModelError(
-            f"{folder}: {name} is {tuple(found)} in the file and {tuple(expected)} by config.json"
-            + _more(wrong),
+            f"{folder}: {listed(wrong, 1)}",
             "weights and config.json of one model",
             "compare with the original folder",
         )
@@ -203,23 +206,7 @@ def _complete(model: PreTrainedModel, info: dict[str, Any], folder: Path, fresh_
             missing = [key for key in sorted(info["missing_keys"]) if not key.startswith("pooler.")]
     if missing:
         raise ModelError(
-            f"{folder} has no {missing[0]}{_more(missing)}, which {type(model).__name__} needs",
+            f"{folder} has no {listed(missing, 1)}, which {type(model).__name__} needs",
             "all weights of the model",
-            "download the whole model; for a head that was never trained pass task=, which makes a fresh one",
+            "download the whole model, or pass task= to create an untrained head",
         )
-
-
-def _more(items: list[Any]) -> str:
-    return f" (and {len(items) - 1} more)" if len(items) > 1 else ""
-
-
-def _finite(model: nn.Module) -> None:
-    """One pass over every float tensor, without a temporary of its size."""
-    bad = []
-    for name, tensor in model.named_parameters():
-        if tensor.is_floating_point() and tensor.numel():
-            low, high = torch.aminmax(tensor)
-            if not (torch.isfinite(low) and torch.isfinite(high)):
-                bad.append(name)
-    if bad:
-        raise not_finite(bad)

@@ -1,4 +1,4 @@
-"""Load tokenizers: from a folder or a GGUF file, never with code that a folder brings along."""
+"""Load tokenizers from a folder or a GGUF file, never with code from the folder."""
 
 from pathlib import Path
 from typing import Any
@@ -37,13 +37,14 @@ def tokenizer_in(folder: str | Path) -> Any:
 
 
 def tokenizer_of(folder: Path, model: PreTrainedModel) -> Any:
-    """Return the tokenizer that lies beside a model, or None; its pad token has a row among the embeddings."""
+    """Return the tokenizer in a model's folder, or None; make sure its pad token has an embedding."""
     if not folder.is_file() and not any((folder / file).exists() for file in TOKENIZERS):
         return None
     tokenizer = tokenizer_in(folder)
     if tokenizer is None:
         return None
-    rows = model.get_input_embeddings().weight.shape[0]
+    table: Any = model.get_input_embeddings()
+    rows = table.weight.shape[0]
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= rows:
         # Any token will do: masks are ours, so padding never counts. It only must not need a new embedding.
         ids = [tokenizer.unk_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id, 0]

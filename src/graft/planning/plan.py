@@ -30,12 +30,13 @@ from graft.objectives.lm import CHUNK
 from graft.planning.sketch import Step, alike, peak, sketch, stored, unreal, weights
 from graft.recipe import NewTokenizer, Recipe, read
 from graft.seedling import located
+from graft.sizes import KIB, MIB, size
 from graft.stages.sft import SFT
 from graft.stages.stage import Stage, methods_of, stage_of, task_of
+from graft.training.levers import Lever, Use, levers
 from graft.training.log import usage
 from graft.training.optimizers import BLOCK, AdamW8bit
 
-GIB = 2**30
 # Of a step's blocks that glibc takes from its heap, this share is lost in holes: benchmarks/memory/plan_check.py.
 RETAINED = 0.8
 
@@ -59,15 +60,6 @@ class Shape:
     def step(self, rows: int | None = None) -> Step:
         """One micro-batch of this shape."""
         return Step(rows or self.rows, self.length, self.checkpointing, self.stage)
-
-
-@dataclass(frozen=True)
-class Lever:
-    """A setting that saves memory.  change: "key=value" for the command line.  saves: bytes of the training peak."""
-
-    change: str
-    saves: int
-    costs: str
 
 
 @dataclass(frozen=True)
@@ -102,21 +94,21 @@ class Plan:
         """For the terminal."""
         parts, share = self.parts, 100 * self.trained / self.parameters
         made = [
-            f"base     {self.base}   {self.parameters:,} parameters   {_gib(parts['weights'])}",
-            f"adapter  {self.trained:,} trained ({share:.2g} %) on {self.sites} sites   {_gib(parts['adapter'])}",
+            f"base     {self.base}   {self.parameters:,} parameters   {size(parts['weights'])}",
+            f"adapter  {self.trained:,} trained ({share:.2g} %) on {self.sites} sites   {size(parts['adapter'])}",
             "training "
             + ", ".join(
-                f"{part} {_gib(parts[part])}" for part in ("gradients", "optimizer", "step", "allocator")
+                f"{part} {size(parts[part])}" for part in ("gradients", "optimizer", "step", "allocator")
             ),
-            "peak     " + ", ".join(f"{phase} {_gib(size)}" for phase, size in self.peaks.items()),
-            f"memory   {_gib(self.available)} on {self.device}, {_gib(self.process)} of it this process: "
+            "peak     " + ", ".join(f"{phase} {size(most)}" for phase, most in self.peaks.items()),
+            f"memory   {size(self.available)} on {self.device}, {size(self.process)} of it this process: "
             + ("fits" if self.fits else "DOES NOT FIT"),
             f"largest  train.micro_batch_size={self.micro_batch}"
             if self.micro_batch
             else "largest  not even one row fits",
         ]
         return made + [
-            f"lever    {lever.change}   saves {_gib(lever.saves)}   {lever.costs}" for lever in self.levers
+            f"lever    {lever.change}   saves {size(lever.saves)}   {lever.costs}" for lever in self.levers
         ]
 
     def __str__(self) -> str:
@@ -134,7 +126,7 @@ def plan(recipe: str | Path | dict[str, Any] | Recipe, overrides: Iterable[str] 
         eval_rows=chosen.evaluate.batch_size,
         checkpointing=train.gradient_checkpointing,
         optimizer=train.optimizer,
-        budget=int(train.paged_budget_mb * 2**20),
+        budget=int(train.paged_budget_mb * MIB),
         stage=stage_of(chosen),
     )
     stored_as = {"quant": chosen.quant, "group_size": chosen.group_size, "dtype": DTYPES[chosen.dtype]}
@@ -259,7 +251,7 @@ def memory() -> tuple[int, str, int]:
     if not facts.exists():  # not Linux: all that is built in
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), "cpu", now
     free = next(
-        int(line.split()[1]) * 1024
+        int(line.split()[1]) * KIB
         for line in facts.read_text().splitlines()
         if line.startswith("MemAvailable")
     )
@@ -275,12 +267,12 @@ def config_of(recipe: Recipe) -> Any:
         return read_config(recipe.model)
     values = dict(recipe.model.config)
     tokens = recipe.model.tokenizer
-    size = (
+    vocabulary = (
         tokens.vocab_size
         if isinstance(tokens, NewTokenizer)
         else len(Tokenizer.from_file(str(Path(tokens) / "tokenizer.json")).get_vocab())
     )
-    return AutoConfig.for_model(values.pop("model_type", "llama"), **{"vocab_size": size} | values)
+    return AutoConfig.for_model(values.pop("model_type", "llama"), **{"vocab_size": vocabulary} | values)
 
 
 def _methods(recipe: Recipe) -> list[Method]:
@@ -292,38 +284,20 @@ def _methods(recipe: Recipe) -> list[Method]:
     return methods_of(recipe, label_names(rows), tagged=rows[0].kind == "tags")
 
 
-def _gib(size: float) -> str:
-    """Bytes for people.
-
-    >>> _gib(3_865_593_216), _gib(5_000_000)
-    ('3.60 GiB', '4.8 MiB')
-    """
-    return f"{size / GIB:.2f} GiB" if size >= GIB / 10 else f"{size / 2**20:.1f} MiB"
-
-
 def _levers(draft: Plan, shape: Shape, methods: Sequence[Method], saved: dict[str, int]) -> list[Lever]:
-    """The three cheapest changes that save at least 1 % of the training peak.
+    """Return the three cheapest levers that save at least 1 % of the training peak.
 
-    Cheapest first: nothing lost, then time, then quality.  saved: bytes per row, by checkpointing, by nf4.
+    saved: bytes per row, by checkpointing, by nf4.
     """
-    states, half = draft.parts["optimizer"], shape.rows // 2
-    trained = draft.parts["adapter"] + draft.parts["gradients"] + states
-    rank = next((method.r for method in methods if hasattr(method, "r")), 0)
-    packed = saved["nf4"] if all(method.quantisable for method in methods) else 0
-    found = [
-        Lever(
-            f"train.micro_batch_size={half}", saved["row"] * (shape.rows - half) if half else 0, "same steps"
-        ),
-        Lever(
-            "train.optimizer=paged_adamw_8bit",
-            states - min(states, shape.budget),
-            "states off the device, in bytes",
-        ),
-        Lever(
-            "train.gradient_checkpointing=true", saved["checkpointing"], "same steps, about a third more time"
-        ),
-        Lever("quant=nf4", packed, "4-bit base, merging becomes lossy"),
-        Lever(f"data.max_length={shape.length // 2}", saved["row"] * shape.rows // 2, "longer rows are cut"),
-        Lever(f"method.r={rank // 2}", trained // 2 if rank > 1 else 0, "fewer trained parameters"),
-    ]
-    return [lever for lever in found if lever.saves > draft.peaks["train"] // 100][:3]
+    states = draft.parts["optimizer"]
+    use = Use(
+        rows=shape.rows,
+        length=shape.length,
+        rank=next((method.r for method in methods if hasattr(method, "r")), 0),
+        row=saved["row"],
+        recomputed=saved["checkpointing"],
+        states=states - min(states, shape.budget),
+        packed=saved["nf4"] if all(method.quantisable for method in methods) else 0,
+        trained=draft.parts["adapter"] + draft.parts["gradients"] + states,
+    )
+    return [lever for lever in levers(use) if lever.saves > draft.peaks["train"] // 100][:3]

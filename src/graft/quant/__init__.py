@@ -1,8 +1,8 @@
-"""Number formats of frozen weights and of optimizer states: nf4, fp4, int8, groups of whole numbers, 8-bit maps."""
+"""Number formats of frozen weights and optimizer states: nf4, fp4, int8, integers in groups, 8-bit maps."""
 
 from graft.quant.dynamic import dequantise_state, quantise_state
 from graft.quant.linear import QuantLinear
-from graft.quant.replace import dequantise_model, quantise_model, unpacked
+from graft.quant.replace import dequantise_model, packed_layers, quantise_model, unpacked
 from graft.quant.scheme import Scheme
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "Scheme",
     "dequantise_model",
     "dequantise_state",
+    "packed_layers",
     "quantise_model",
     "quantise_state",
     "unpacked",

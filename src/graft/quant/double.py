@@ -3,8 +3,9 @@
     offset = mean(absmax);  u = absmax − offset;  A = max|u| over groups of 256;  code = table(u / A)
     absmax^ = levels[code] · A + offset
 
-Dettmers et al. 2023, arXiv 2305.14314. The table has 65,536 entries: entry k holds the code nearest to 2k/65535 − 1,
-and u / A looks its entry up, rounded. That is not quite the nearest level, but what bitsandbytes does: bytes are equal.
+Dettmers et al. 2023, arXiv 2305.14314. The table has 65,536 entries: entry k holds the code nearest to
+2k/65535 − 1, and u / A, rounded, is its index. This is not quite the nearest level, but it is what
+bitsandbytes does: the bytes are equal.
 """
 
 from functools import cache
@@ -27,15 +28,14 @@ def _table(device: torch.device) -> Tensor:
 
 
 def compress(absmax: Tensor) -> tuple[Tensor, Nested]:
-    """absmax of any shape, fp32 -> codes of its shape, uint8, and the constants that bring it back."""
+    """Quantise absmax (any shape, fp32) -> uint8 codes of its shape, and the constants that bring it back."""
     offset = absmax.mean()
     u = (absmax - offset).flatten()
     groups = -(-len(u) // GROUP)
     padded = torch.nn.functional.pad(u, (0, groups * GROUP - len(u))).view(groups, GROUP)
     largest = padded.abs().amax(dim=1)
     v = (padded * largest.clamp(min=SMALLEST).reciprocal().unsqueeze(1)).clamp_(-1, 1)
-    position = (
-        ((v + 1) * 32767.5 + 0.5).int().flatten()
-    )  # halves go up, as in C; torch.round takes them to even
+    # Halves go up, as in C; torch.round would take them to even.
+    position = ((v + 1) * 32767.5 + 0.5).int().flatten()
     codes = _table(absmax.device).index_select(0, position)[: len(u)].view(absmax.shape)
     return codes, Nested(largest, offset.view(1), SIGNED)

@@ -1,10 +1,10 @@
 """The 8-bit dynamic map: 256 levels, fine near zero and coarse near one, made for the moments of Adam.
 
-    decade i = 0..6:  the midpoints of 2ⁱ equal cells of [0.1, 1] (2ⁱ⁺¹ where unsigned), times 10^(i−6), with both
-    signs where signed; and 0 and 1
+    decade i = 0..6:  the midpoints of 2ⁱ equal cells of [0.1, 1] (2ⁱ⁺¹ if unsigned), times 10^(i−6), with both
+    signs if signed; and 0 and 1
 
-Block-wise states (Dettmers et al. 2022, arXiv 2110.02861): block 256, absmax in fp32, the nearest level; the signed map
-for the first moment, the unsigned one for the second. 2.03 bytes per parameter instead of 8.
+Block-wise states (Dettmers et al. 2022, arXiv 2110.02861): block 256, absmax in fp32, the nearest level; the
+signed map for the first moment, the unsigned one for the second. 2.03 bytes per parameter instead of 8.
 """
 
 import torch
@@ -15,7 +15,7 @@ from graft.kernels import Codebook
 
 
 def dynamic_map(signed: bool) -> tuple[float, ...]:
-    """The 256 levels in ascending order, as fp32 values."""
+    """Return the 256 levels in ascending order, as fp32 values."""
     values = [0.0, 1.0]
     for decade in range(7):
         cells = 2 ** (decade + (not signed))
@@ -30,9 +30,9 @@ UNSIGNED = Codebook("dynamic, unsigned", dynamic_map(signed=False))
 
 
 def quantise_state(x: Tensor, signed: bool, block: int = 256) -> tuple[Tensor, Tensor]:
-    """x of any shape -> codes (its shape) uint8 and absmax (⌈n/block⌉,) fp32, blocks over the flat tensor.
+    """Quantise x of any shape -> codes (its shape) uint8 and absmax (⌈n/block⌉,) fp32.
 
-    signed: the map with both signs; the unsigned one is for x >= 0.
+    Blocks run over the flat tensor.  signed: use the map with both signs; the unsigned one is for x >= 0.
     """
     flat = x.detach().reshape(-1)
     whole = flat.numel() // block * block
@@ -46,7 +46,7 @@ def quantise_state(x: Tensor, signed: bool, block: int = 256) -> tuple[Tensor, T
 def dequantise_state(
     codes: Tensor, absmax: Tensor, signed: bool, out: Tensor | None = None, block: int = 256
 ) -> Tensor:
-    """The way back, in fp32 or into `out` (contiguous, the shape of codes)."""
+    """Return the values of a state in fp32, or write them into `out` (contiguous, the shape of codes)."""
     out = torch.empty(codes.shape, dtype=torch.float32, device=codes.device) if out is None else out
     dequantise = kernels.find("dequantise_blocks", codes.device.type)
     book, flat, target = SIGNED if signed else UNSIGNED, codes.view(-1), out.view(-1)

@@ -1,15 +1,17 @@
-"""GPTQ: codes chosen one column after the other, so that what a layer answers to calibration inputs changes least.
+"""GPTQ: choose codes column by column, so that a layer's answers to calibration inputs change least.
 
-    H = 2 X Xᵀ + λI             X (in, tokens): what enters the layer;  λ = 1 % of the mean diagonal of 2 X Xᵀ
+    H = 2 X Xᵀ + λI           X (in, tokens): what enters the layer;  λ = 1 % of the mean diagonal of 2 X Xᵀ
     U = upper Cholesky factor of H⁻¹
-    columns j = 0, 1, ...:      the scale and the minimum of a group, from its weights as they are when it is reached;
-                                e = (w_j − ŵ_j) / U_jj;  w_k ← w_k − e U_jk for all k > j
+    columns j = 0, 1, ...:    scale and minimum of a group, from its weights as they are when it is reached;
+                              e = (w_j − ŵ_j) / U_jj;  w_k ← w_k − e U_jk for all k > j
 
-Frantar et al. 2022 (2210.17323), in the order of the columns (act-order off), so that groups stay neighbours. A model
-is done block by block: the inputs of one block for all calibration rows, and its Hessians, are all that is kept beside
-the weights. Later blocks see what the packed earlier ones answer. Layers of one block that read the same tensor share
-its Hessian. Differs: the errors of a group reach the columns behind it once the group is done, not every 128 columns,
-because the next group's constants depend on them; a layer that no calibration row enters is rounded to nearest.
+Frantar et al. 2022 (2210.17323), in the order of the columns (act-order off), so that groups stay neighbours.
+A model is done block by block: only the inputs of one block for all calibration rows, and its Hessians, are
+kept besides the weights. Later blocks see the answers of the packed earlier ones. Layers of one block that
+read the same tensor share its Hessian.
+Differs: the errors of a group reach the columns after it once the group is done, not every 128 columns,
+because the next group's constants depend on them; a layer that no calibration row enters is rounded to
+nearest.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +26,7 @@ from torch import Tensor, nn
 
 from graft.errors import UsageError
 from graft.kernels.groups import constants, nearest, pack_bits
-from graft.quant.replace import blocks, not_finite, replace
+from graft.quant.replace import blocks, damaged, replace
 from graft.quant.scheme import GROUPED, Scheme
 
 DAMPING = 0.01
@@ -32,9 +34,9 @@ Batch = dict[str, Any]  # keywords of the model
 
 
 def factor(hessian: Tensor, damping: float = DAMPING) -> Tensor | None:
-    """U of a Hessian (in, in) of any scale; None where no input, or none that is finite, was seen.
+    """Return U of a Hessian (in, in) of any scale; None if it has seen no input, or none that is finite.
 
-    The damping grows tenfold where rounding makes the matrix indefinite.
+    The damping grows tenfold as long as rounding makes the matrix indefinite.
     """
     mean = hessian.diagonal().mean()
     if not 0 < mean < torch.inf:
@@ -50,26 +52,29 @@ def factor(hessian: Tensor, damping: float = DAMPING) -> Tensor | None:
 
 
 def choose(weight: Tensor, scheme: Scheme, U: Tensor | None) -> dict[str, Tensor] | None:
-    """The tensors of a packed weight (out, in), as `Scheme.quantise` gives them; computed in U's dtype."""
+    """Return the tensors of a packed weight (out, in), as `Scheme.quantise` does, computed in U's dtype."""
     if U is None or not torch.isfinite(weight).all():
         return scheme.quantise(weight)
     bits, block, left = GROUPED[scheme.name], scheme.block, weight.to(U.dtype, copy=True)
     codes = torch.empty(left.shape, dtype=torch.uint8, device=left.device)
-    found = []
+    groups = []
     for start in range(0, left.shape[1], block):
         group = slice(start, min(start + block, left.shape[1]))
         scale, minimum = constants(left[:, group], bits)
-        found.append((scale, minimum))
+        groups.append((scale, minimum))
         errors = _columns(left[:, group], codes[:, group], U[group, group], (scale, minimum, bits))
         left[:, group.stop :].addmm_(errors, U[group, group.stop :], alpha=-1)
-    scales, minima = (torch.stack(part, dim=1) for part in zip(*found, strict=True))
+    scales, minima = (torch.stack(part, dim=1) for part in zip(*groups, strict=True))
     if not (torch.isfinite(scales).all() and torch.isfinite(minima).all()):
         return None
     return {"codes": pack_bits(codes, bits), "scale": scales, "minimum": minima}
 
 
 def _columns(left: Tensor, codes: Tensor, U: Tensor, group: tuple[Tensor, Tensor, int]) -> Tensor:
-    """Choose the codes of one group, column by column; returns e (out, columns). Changes `left` and `codes`."""
+    """Choose the codes of one group, column by column; return e (out, columns).
+
+    Changes `left` and `codes`.
+    """
     scale, minimum, bits = group
     errors = torch.empty_like(left)
     for j in range(left.shape[1]):
@@ -84,30 +89,33 @@ def _columns(left: Tensor, codes: Tensor, U: Tensor, group: tuple[Tensor, Tensor
 def quantise_calibrated(
     model: nn.Module, batches: Sequence[Batch], scheme: Scheme, tell: Callable[[int, int], None] | None = None
 ) -> nn.Module:
-    """Pack the linears of the blocks in place by GPTQ; returns the model.
+    """Pack the linears of the blocks in place by GPTQ; return the model.
 
-    batches: keywords of calibration forwards, without padding (use_cache=False where the model knows it).
-    tell: called with the number of blocks done and of all. Raises UsageError where there is nothing to calibrate by,
-    ModelError, naming the tensor, where a weight holds a NaN or an infinity.
+    batches: keywords of calibration forwards, without padding (use_cache=False if the model knows it).
+    tell: called with the number of blocks done and of all.
+    Raises UsageError if there is nothing to calibrate by; ModelError, naming the tensor, for a weight with a
+    NaN or an infinity.
     """
     named = blocks(model)
     if not (scheme.grouped and batches and named):
         given = f"{len(batches)} calibration rows for {scheme.name} and {len(named)} blocks of {type(model).__name__}"
         raise UsageError(
-            given, f"rows, one of {', '.join(GROUPED)}, a transformer", "use int4 and give some rows"
+            given,
+            f"some rows, a scheme of groups ({', '.join(GROUPED)}) and a transformer",
+            "choose int4 and name rows to calibrate by",
         )
     calls = _recorded(model, list(named), batches)
     states: list[Tensor] = []
     for done, (name, linears) in enumerate(named.items(), 1):
-        block, own = model.get_submodule(name), calls.pop(name)
-        states = [call.x if call.x is not None else x for call, x in zip_longest(own, states)]
+        block, block_calls = model.get_submodule(name), calls.pop(name)
+        states = [call.x if call.x is not None else x for call, x in zip_longest(block_calls, states)]
         hessians = _Hessians(linears)
         with hessians.watching():
-            _answers(block, states, own)
+            _answers(block, states, block_calls)
         bad = hessians.pack(model, scheme)
         if bad:
-            raise not_finite(bad)
-        states = _answers(block, states, own)
+            raise damaged(bad)
+        states = _answers(block, states, block_calls)
         if tell is not None:
             tell(done, len(named))
     return model
@@ -123,7 +131,7 @@ class _Call:
 
 
 def _recorded(model: nn.Module, names: Sequence[str], batches: Sequence[Batch]) -> dict[str, list[_Call]]:
-    """The calls of every block, one per batch. Masks and positions are the same tensors in all of them."""
+    """Return the calls of every block, one per batch. Masks and positions are shared between them."""
     calls: dict[str, list[_Call]] = {name: [] for name in names}
 
     def record(
@@ -143,14 +151,14 @@ def _recorded(model: nn.Module, names: Sequence[str], batches: Sequence[Batch]) 
 
 
 def _follows(name: str, before: str | None) -> bool:
-    """Whether a block is the next one of the list that `before` lies in."""
+    """Return whether a block is the next one of the list that `before` lies in."""
     path, _, number = name.rpartition(".")
     return before == f"{path}.{int(number) - 1}"
 
 
 def _answers(block: nn.Module, states: Sequence[Tensor], calls: Sequence[_Call]) -> list[Tensor]:
-    found = [block(x, *call.args, **call.kwargs) for x, call in zip(states, calls, strict=True)]
-    return [y[0] if isinstance(y, tuple) else y for y in found]
+    outputs = [block(x, *call.args, **call.kwargs) for x, call in zip(states, calls, strict=True)]
+    return [y[0] if isinstance(y, tuple) else y for y in outputs]
 
 
 class _Hessians:
@@ -164,7 +172,7 @@ class _Hessians:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Inside the block every forward of a linear adds to the sums."""
+        """Let every forward of a linear inside the block add to the sums."""
         with ExitStack() as hooks:
             for name, module in self.linears:
                 hooks.callback(module.register_forward_pre_hook(partial(self._see, name)).remove)
@@ -183,7 +191,7 @@ class _Hessians:
         self.sums[name].addmm_(flat.T, flat)
 
     def pack(self, model: nn.Module, scheme: Scheme) -> list[str]:
-        """Put packed layers in the places of the linears; returns the names of weights that are not finite."""
+        """Replace the linears by packed layers; return the names of weights that are not finite."""
         bad = []
         for owner in dict.fromkeys(self.owner.get(name, name) for name, _ in self.linears):
             U = factor(self.sums.pop(owner)) if owner in self.sums else None

@@ -1,11 +1,11 @@
-"""The door into transformers: any model class packs its weights while they stream in, and loads them packed.
+"""Connect to transformers: any model class packs its weights while they stream in, and loads them packed.
 
     class.from_pretrained(..., quantization_config=GraftQuantConfig("nf4"))
 
-The skeleton is on the meta device. When a linear's weight arrives it is quantised and the linear is replaced then and
-there, so at no time are two large weights alive. On disk a packed layer has its own names (`q_proj.codes`,
-`q_proj.absmax`, ...) beside `quantization_config: {quant_method: graft}`, which brings it back.
-Import this module to register; transformers' `ConversionOps` and `HfQuantizer` are the interfaces used.
+The skeleton is on the meta device. When a linear's weight arrives, it is quantised and the linear replaced at
+once, so that two large weights never exist at the same time. On disk a packed layer has its own names
+(`q_proj.codes`, `q_proj.absmax`, ...), and `quantization_config: {quant_method: graft}` brings it back.
+Import this module to register; it uses transformers' interfaces `ConversionOps` and `HfQuantizer`.
 """
 
 from typing import Any
@@ -17,14 +17,14 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from graft.errors import ModelError
+from graft.errors import ModelError, listed
 from graft.quant.linear import QuantLinear
 from graft.quant.replace import (
+    damaged,
     dequantise_model,
     is_conv1d,
     is_linear,
     matrix,
-    not_finite,
     outline,
     packable,
     quantise_model,
@@ -37,9 +37,10 @@ METHOD = "graft"
 
 @register_quantization_config(METHOD)
 class GraftQuantConfig(QuantizationConfigMixin):
-    """scheme, block, double: see `Scheme`.  skip: names of linears to leave alone, whole paths or ends of them.
+    """How transformers is told of our packed weights.
 
-    modules: path -> {block, double} of the packed layers where they are not those of the rule in `replace`.
+    scheme, block, double: see `Scheme`.  skip: names of linears to leave alone, whole paths or ends of them.
+    modules: path -> {block, double} of the packed layers, if they are not those of the rule in `replace`.
     """
 
     def __init__(
@@ -51,18 +52,21 @@ class GraftQuantConfig(QuantizationConfigMixin):
         modules: dict[str, dict[str, Any]] | None = None,
         **_: Any,  # what later versions may add
     ) -> None:
-        self.quant_method = METHOD
+        self.quant_method = METHOD  # type: ignore[assignment]  # transformers' list is of its own methods
         usual = Scheme(scheme, block, double)
         self.scheme, self.block, self.double = usual.name, usual.block, usual.double
         self.skip, self.modules = skip or [], modules
 
     def kind(self, module: str = "") -> Scheme:
-        """The Scheme of all layers, or of one that has its own."""
-        own = (self.modules or {}).get(module, {})
-        return Scheme(self.scheme, own.get("block", self.block), own.get("double", self.double))
+        """Return the Scheme of all layers, or of one that has its own."""
+        settings = (self.modules or {}).get(module, {})
+        return Scheme(self.scheme, settings.get("block", self.block), settings.get("double", self.double))
 
     def names(self, model: nn.Module) -> dict[str, str]:
-        """Path in `model` -> key in `modules` (the path itself by the rule) of every layer to be packed."""
+        """Return {path in `model`: key in `modules`} of every layer to be packed.
+
+        By the rule of `replace` both are the path.
+        """
         if self.modules is None:
             return {name: name for name, _ in packable(model) if not _ends(name, self.skip)}
         linears = [name for name, module in model.named_modules() if is_linear(module)]
@@ -82,7 +86,7 @@ class _QuantiseOnArrival(ConversionOps):
     def __init__(self, quantizer: "GraftQuantizer") -> None:
         self.quantizer = quantizer
 
-    def convert(
+    def convert(  # type: ignore[override]  # transformers passes everything else by name
         self,
         input_dict: dict[str, Any],
         *_: Any,
@@ -90,12 +94,13 @@ class _QuantiseOnArrival(ConversionOps):
         missing_keys: set[str] | None = None,
         **__: Any,
     ) -> dict[str, Tensor]:
-        arrived = {}
+        arrived: dict[str, Tensor] = {}
         for key, value in input_dict.items():
             weight = value[0] if isinstance(value, list) else value
             if self.quantizer.pack(model, key.removesuffix(".weight"), weight):
-                packed = model.get_submodule(key.removesuffix(".weight")).packed()
-                arrived |= {key.removesuffix("weight") + part: tensor for part, tensor in packed.items()}
+                layer: Any = model.get_submodule(key.removesuffix(".weight"))
+                stem = key.removesuffix("weight")
+                arrived |= {stem + part: tensor for part, tensor in layer.packed().items()}
                 (missing_keys or set()).discard(key)
         return arrived
 
@@ -124,8 +129,8 @@ class GraftQuantizer(HfQuantizer):
         return _QuantiseOnArrival(self)
 
     def pack(self, model: nn.Module, name: str, weight: Tensor) -> bool:
-        """Pack one linear with the values that arrived for it; False where they are not finite or do not fit."""
-        module = model.get_submodule(name)
+        """Pack one linear with the values that arrived; return False if they are not finite or do not fit."""
+        module: Any = model.get_submodule(name)
         if module.weight.shape != weight.shape:
             shapes = f"{tuple(weight.shape)} in the file and {tuple(module.weight.shape)} by config.json"
             self.misshapen.append(f"{name}.weight is {shapes}")
@@ -143,7 +148,7 @@ class GraftQuantizer(HfQuantizer):
             self.targets = {f"{name}.weight" for name in names}
             return
         for name, key in names.items():
-            linear = model.get_submodule(name)
+            linear: Any = model.get_submodule(name)
             rows, columns = matrix(linear).shape
             kind = self.quantization_config.kind(key)
             layer = QuantLinear(columns, rows, kind, linear.bias, linear.weight.dtype, "meta")
@@ -152,16 +157,18 @@ class GraftQuantizer(HfQuantizer):
 
     def _process_model_after_weight_loading(self, model: nn.Module, **_: Any) -> nn.Module:
         if self.bad:
-            raise not_finite(self.bad)
+            raise damaged(self.bad)
         if self.misshapen:
-            more = f" (and {len(self.misshapen) - 1} more)" if len(self.misshapen) > 1 else ""
             raise ModelError(
-                self.misshapen[0] + more, "weights and config.json of one model", "compare with the original"
+                listed(self.misshapen, 1), "weights and config.json of one model", "compare with the original"
             )
         return model.requires_grad_(False)  # loading makes every float tensor trainable, absmax too
 
     def get_state_dict_and_metadata(self, model: nn.Module) -> tuple[None, dict[str, str]]:
-        """Called before the config is written: note which layers are packed now, where a merge has unpacked some."""
+        """Note which layers are packed now, as a merge may have unpacked some.
+
+        transformers calls it before it writes the config.
+        """
         config, layers = self.quantization_config, outline(model)
         usual = {"block": config.block, "double": config.double}
         by_rule = {name for name, _ in packable(model) if not _ends(name, config.skip)}
@@ -190,9 +197,10 @@ def quantise_pretrained(model: nn.Module, config: GraftQuantConfig) -> nn.Module
     return packed_by(quantise_model(model, config.kind()), config)
 
 
-def packed_by(model: nn.Module, config: GraftQuantConfig) -> nn.Module:
-    """Let a transformers model whose layers were packed in memory know it."""
+def packed_by(model: Any, config: GraftQuantConfig) -> nn.Module:
+    """Tell a transformers model that its layers were packed in memory."""
     model.hf_quantizer = GraftQuantizer(config, pre_quantized=False)
     model.config.quantization_config = config
     model.is_quantized, model.quantization_method = True, METHOD
-    return model
+    packed: nn.Module = model
+    return packed

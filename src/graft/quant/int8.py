@@ -2,9 +2,9 @@
 
     code = round(w · 127 / absmax)        ŵ = code · absmax / 127
 
-Weight only: y = x Ŵᵀ in x's dtype. The weights are those of LLM.int8() (Dettmers et al. 2022, arXiv 2208.07339); its
-quantised activations and its 16-bit path for outlier features are not part of it, because they exist to run the product
-in int8 arithmetic, which this format does not do.
+Weight only: y = x Ŵᵀ in x's dtype. The weights are those of LLM.int8() (Dettmers et al. 2022, arXiv
+2208.07339); its quantised activations and its 16-bit path for outlier features are not part of it, because
+they exist to run the product in int8 arithmetic, which this format does not do.
 """
 
 from torch import Tensor
@@ -13,5 +13,8 @@ from graft import kernels
 
 
 def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """(out, in) -> codes (out, in) int8 and absmax (out, 1) fp32; a NaN or infinity shows in its row's absmax."""
+    """Quantise (out, in) -> codes (out, in) int8 and absmax (out, 1) fp32.
+
+    A NaN or infinity shows in its row's absmax.
+    """
     return kernels.find("quantise_int8", weight.device.type)(weight)

@@ -2,9 +2,9 @@
 
     y = x Ŵᵀ + b        dx = dy Ŵ        Ŵ = dequantise(codes, constants), in x's dtype
 
-Forward keeps neither x nor Ŵ for backward; backward dequantises again, and there is no dW. The tensors are plain frozen
-parameters laid out by rows, so they shard, save and move like any others, and an insert never sees a difference.
-Dettmers et al. 2023, arXiv 2305.14314, section 3.
+Forward keeps neither x nor Ŵ for backward; backward dequantises again, and there is no dW. The tensors are
+plain frozen parameters laid out by rows, so they shard, save and move like any others, and an insert never
+sees a difference. Dettmers et al. 2023, arXiv 2305.14314, section 3.
 """
 
 from collections.abc import Callable
@@ -69,9 +69,14 @@ class _Linear(torch.autograd.Function):
 class QuantLinear(nn.Module):
     """A linear layer (in_features -> out_features) with a packed weight; see `Scheme.shapes` for its tensors.
 
-    dtype: what `weight` is given in; products follow x.
-    transposed: it took the place of a Conv1D, which stores (in, out).
+    dtype: of `weight`; products follow x.
+    transposed: it replaces a Conv1D, which stores (in, out).
     """
+
+    codes: Tensor
+    scale: Tensor  # of groups, as is minimum
+    minimum: Tensor
+    bias: nn.Parameter | None
 
     def __init__(
         self,
@@ -99,7 +104,10 @@ class QuantLinear(nn.Module):
         bias: nn.Parameter | None = None,
         quantise: Quantise | None = None,
     ) -> Self | None:
-        """Quantise weight (out, in), by `quantise` or as the scheme does; None where it holds a NaN or an infinity."""
+        """Quantise weight (out, in), by `quantise` or as the scheme does.
+
+        Returns None if the weight holds a NaN or an infinity.
+        """
         tensors = (quantise or scheme.quantise)(weight)
         if tensors is None:
             return None
@@ -108,17 +116,17 @@ class QuantLinear(nn.Module):
         return layer
 
     def fill(self, tensors: dict[str, Tensor]) -> None:
-        """Put these in the place of the packed tensors, as they are."""
+        """Replace the packed tensors by these, as they are."""
         for name, tensor in tensors.items():
             setattr(self, name, nn.Parameter(tensor, requires_grad=False))
 
     def packed(self) -> dict[str, Tensor]:
-        """The packed tensors by name."""
-        return {name: self._parameters[name] for name in PACKED if name in self._parameters}
+        """Return the packed tensors by name."""
+        return {name: tensor for name in PACKED if (tensor := self._parameters.get(name)) is not None}
 
     @property
     def weight(self) -> Tensor:
-        """The values the codes stand for, (out, in), computed anew in `dtype` at every call."""
+        """Return the values the codes stand for, (out, in), computed anew in `dtype` at every call."""
         packed = _packed(list(self.packed().values()), self.scheme.name, self.scheme.block, self.in_features)
         return _kernel("dequantise", self.scheme.name, self.codes.device.type)(packed, self.dtype)
 
@@ -126,15 +134,16 @@ class QuantLinear(nn.Module):
         return self.product(x, None if self.bias is None else self.bias.to(x.dtype))
 
     def product(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        """x Ŵᵀ, and b where it is given: what an insert uses that needs the weight's product with another input."""
-        return _Linear.apply(x, bias, self.scheme.name, self.scheme.block, *self.packed().values())
+        """Return x Ŵᵀ, plus b if given: for inserts that need the weight's product with another input."""
+        product: Tensor = _Linear.apply(x, bias, self.scheme.name, self.scheme.block, *self.packed().values())
+        return product
 
     def extra_repr(self) -> str:
         bias = self.bias is not None
         return f"{self.in_features}, {self.out_features}, {self.scheme.name}, block={self.scheme.block}, bias={bias}"
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Devices reach the packed tensors, dtypes do not: `.to(bf16)` would ruin the constants."""
+        """Move packed tensors between devices without changing their dtype: `.to(bf16)` would ruin them."""
         held = {id(tensor) for tensor in self.packed().values()}
         self.dtype = fn(torch.empty(0, dtype=self.dtype, device=self.codes.device)).dtype
 

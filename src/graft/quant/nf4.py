@@ -3,8 +3,8 @@
     p = Φ⁻¹(linspace(o, ½, 9)[:8]),  n = −Φ⁻¹(linspace(o, ½, 8)[:7]),  o = 0.9677083
     levels = sort(n ∪ {0} ∪ p) / max                               code = position in this order
 
-The zero keeps padding and zero weights exact. Dettmers et al. 2023, arXiv 2305.14314: the table is that of the
-authors' code, which equation 4 of the paper does not give; the formula above does, to 1e-7.
+The zero keeps padding and zero weights exact. Dettmers et al. 2023, arXiv 2305.14314: the table is that of
+the authors' code, which equation 4 of the paper does not give; the formula above does, to 1e-7.
 """
 
 from graft.kernels import Codebook

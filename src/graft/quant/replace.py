@@ -1,8 +1,8 @@
-"""Which linears of a model are packed, and packing them in a model that is already in memory.
+"""Decide which linears of a model are packed, and pack them in a model that is in memory.
 
-Packed are the linears of the blocks: those below an `nn.ModuleList`. Left alone are the head and the embeddings,
-whatever is tied, heads of classifiers (they lie outside the blocks), and what transformers keeps in fp32, for example
-T5's `wo`, whose dtype is read in every forward.
+The linears of the blocks are packed: those below an `nn.ModuleList`. Left alone are the head and the
+embeddings, tied weights, heads of classifiers (they lie outside the blocks), and what transformers keeps in
+fp32, for example T5's `wo`, whose dtype is read in every forward.
 """
 
 from collections.abc import Iterator
@@ -11,34 +11,47 @@ from typing import Any
 import torch
 from torch import nn
 
-from graft.errors import ModelError, UsageError
+from graft.errors import GraftError, ModelError, UsageError
+from graft.quant.finite import not_finite_error
 from graft.quant.linear import Quantise, QuantLinear
 from graft.quant.scheme import Scheme
 
+# What to do about a checkpoint with a NaN or an infinity.
+DAMAGED = "download or convert the model again; a checkpoint saved in fp16 may have overflowed"
+
 
 def is_linear(module: nn.Module) -> bool:
-    """nn.Linear itself or transformers' Conv1D, which stores (in, out). Subclasses may compute something else."""
+    """Return whether a module is an nn.Linear or a Conv1D of transformers, which stores (in, out).
+
+    Subclasses do not count: they may compute something else.
+    """
     return type(module) is nn.Linear or is_conv1d(module)
 
 
 def is_conv1d(module: nn.Module) -> bool:
-    """GPT-2's linear layer."""
+    """Return whether a module is GPT-2's linear layer."""
     return type(module).__name__ == "Conv1D"
 
 
 def matrix(module: nn.Module, weight: torch.Tensor | None = None) -> torch.Tensor:
-    """The weight as (out, in)."""
-    weight = module.weight if weight is None else weight
-    return weight.T if is_conv1d(module) else weight
+    """Return the weight as (out, in)."""
+    stored: torch.Tensor = module.get_parameter("weight") if weight is None else weight
+    return stored.T if is_conv1d(module) else stored
+
+
+def packed_layers(model: nn.Module) -> dict[str, QuantLinear]:
+    """Return {path: layer} of every packed layer of a model."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, QuantLinear)}
 
 
 def packable(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """(path, module) of every linear of the blocks, packed ones included."""
+    """Return (path, module) of every linear of the blocks, packed ones included."""
     fp32 = set(getattr(model, "_keep_in_fp32_modules", None) or ())
     fp32 |= set(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
     tied = getattr(model, "all_tied_weights_keys", None) or {}
     tied_stems = {key.rpartition(".")[0] for pair in tied.items() for key in pair}
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    find_head = getattr(model, "get_output_embeddings", None)
+    head = find_head() if find_head else None
     lists = _lists(model)
     for name, module in model.named_modules():
         linear = is_linear(module) or isinstance(module, QuantLinear)
@@ -54,13 +67,13 @@ def packable(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def blocks(model: nn.Module) -> dict[str, list[tuple[str, nn.Module]]]:
-    """Path of every block -> its linears that can be packed and are not yet."""
+    """Return path of every block -> its linears that can be packed and are not yet."""
     lists = _lists(model)
-    found: dict[str, list[tuple[str, nn.Module]]] = {}
+    linears: dict[str, list[tuple[str, nn.Module]]] = {}
     for name, module in packable(model):
         if not isinstance(module, QuantLinear):
-            found.setdefault(str(_block(name, lists)), []).append((name, module))
-    return found
+            linears.setdefault(str(_block(name, lists)), []).append((name, module))
+    return linears
 
 
 def _lists(model: nn.Module) -> set[str]:
@@ -68,7 +81,7 @@ def _lists(model: nn.Module) -> set[str]:
 
 
 def _block(name: str, lists: set[str]) -> str | None:
-    """The entry of the outermost list that a module lies in."""
+    """Return the entry of the outermost list that a module lies in."""
     parts = name.split(".")
     return next(
         (".".join(parts[: d + 1]) for d in range(1, len(parts)) if ".".join(parts[:d]) in lists), None
@@ -78,31 +91,35 @@ def _block(name: str, lists: set[str]) -> str | None:
 def quantise_model(
     model: nn.Module, scheme: str | Scheme, *, block: int = 0, double: bool = True
 ) -> nn.Module:
-    """Pack the linears of the blocks in place, one after the other; returns the model.
+    """Pack the linears of the blocks in place, one after the other; return the model.
 
-    Raises ModelError, naming the tensor, where a weight holds a NaN or an infinity.
+    Raises ModelError, naming the tensor, for a weight with a NaN or an infinity.
     """
     scheme = scheme if isinstance(scheme, Scheme) else Scheme(scheme, block, double)
-    found = [(name, module) for name, module in packable(model) if not isinstance(module, QuantLinear)]
-    if not found:
+    linears = [(name, module) for name, module in packable(model) if not isinstance(module, QuantLinear)]
+    if not linears:
         raise UsageError(
-            f"{type(model).__name__} has no linear layers in blocks left to quantise",
+            f"{type(model).__name__} has no linear layer left to quantise",
             "a transformer in 16 or 32 bits",
             "use quant: none",
         )
-    bad = [f"{name}.weight" for name, module in found if not replace(model, name, module, scheme)]
+    bad = [f"{name}.weight" for name, module in linears if not replace(model, name, module, scheme)]
     if bad:
-        raise not_finite(bad)
+        raise damaged(bad)
     return model
 
 
 def replace(
-    model: nn.Module, name: str, module: nn.Module, scheme: Scheme,
-    weight: torch.Tensor | None = None, quantise: Quantise | None = None,
-) -> bool:  # fmt: skip
-    """Put a packed layer in the place of `module`; False where its values are not finite.
+    model: nn.Module,
+    name: str,
+    module: Any,
+    scheme: Scheme,
+    weight: torch.Tensor | None = None,
+    quantise: Quantise | None = None,
+) -> bool:
+    """Replace `module` by a packed layer; return False if its values are not finite.
 
-    weight: its values, as it stores them.  quantise: chooses the codes, where not the scheme does.
+    weight: its values, as it stores them.  quantise: chooses the codes; None: the scheme does.
     """
     with torch.no_grad():
         layer = QuantLinear.pack(matrix(module, weight).detach(), scheme, module.bias, quantise)
@@ -113,18 +130,18 @@ def replace(
 
 
 def unpacked(layer: QuantLinear, weight: torch.Tensor | None = None) -> nn.Module:
-    """The plain layer for the place of a packed one: nn.Linear, or Conv1D where it was one, as files expect it.
+    """Return the plain layer to put in the place of a packed one: nn.Linear, or Conv1D if it was one.
 
-    weight: (out, in); left out, the values the codes stand for.
+    weight: (out, in); by default the values that the codes stand for.
     """
     weight = layer.weight if weight is None else weight
     if layer.transposed:
-        from transformers.pytorch_utils import (
-            Conv1D,
-        )  # late: training states use this package without transformers
+        # Late: optimizer states use this package without transformers.
+        from transformers.pytorch_utils import Conv1D
 
-        plain, weight = Conv1D(0, 0), weight.T.contiguous()
+        plain: Any = Conv1D(0, 0)
         plain.nf, plain.nx = layer.out_features, layer.in_features
+        weight = weight.T.contiguous()
     else:
         plain = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
     plain.weight = nn.Parameter(weight, requires_grad=False)
@@ -133,23 +150,21 @@ def unpacked(layer: QuantLinear, weight: torch.Tensor | None = None) -> nn.Modul
 
 
 def dequantise_model(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
-    """Make every packed layer plain again, in place; returns the model. dtype: of weights, by default the layer's."""
-    for name, layer in [(n, m) for n, m in model.named_modules() if isinstance(m, QuantLinear)]:
+    """Make every packed layer plain again, in place; return the model.
+
+    dtype: of the weights; None: the layer's.
+    """
+    for name, layer in packed_layers(model).items():
         model.set_submodule(name, unpacked(layer, None if dtype is None else layer.weight.to(dtype)))
     return model
 
 
-def not_finite(names: list[str]) -> ModelError:
-    """The error for tensors with a NaN or an infinity."""
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ModelError(
-        f"{', '.join(names[:3])}{more}: not all values are finite (NaN or infinity)",
-        "a checkpoint with finite weights",
-        "download or convert it again; a checkpoint saved in fp16 may have overflowed",
-    )
+def damaged(names: list[str]) -> GraftError:
+    """Return the error for weights of a checkpoint that hold a NaN or an infinity."""
+    return not_finite_error(names, ModelError, DAMAGED)
 
 
 def outline(model: nn.Module) -> dict[str, dict[str, Any]]:
-    """Path -> block and double of every packed layer."""
-    layers = [(n, m) for n, m in model.named_modules() if isinstance(m, QuantLinear)]
-    return {name: {"block": m.scheme.block, "double": m.scheme.double} for name, m in layers}
+    """Return {path: {block, double}} of every packed layer."""
+    layers = packed_layers(model).items()
+    return {name: {"block": layer.scheme.block, "double": layer.scheme.double} for name, layer in layers}

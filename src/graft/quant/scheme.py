@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from graft import kernels
-from graft.errors import UsageError, nearest
+from graft.errors import UsageError, one_of
 from graft.kernels import Codebook
 from graft.kernels.groups import row_bytes
 from graft.quant import double, int8
@@ -20,10 +20,11 @@ NAMES = (*CODEBOOKS, *GROUPED)
 
 @dataclass(frozen=True)
 class Scheme:
-    """name: one of NAMES.
+    """How the weights of a base are stored.
 
-    block: weights per absmax (nf4, fp4), or per scale and minimum (int4, int3, int2, int8g); int8 has one absmax per
-    row. 0 is what is usual: 64, for groups 32.  double: absmax in 8 bits (nf4, fp4).
+    name: one of NAMES.  block: weights per absmax (nf4, fp4), or per scale and minimum (int4, int3, int2,
+    int8g); int8 has one absmax per row. 0 means the usual: 64, or 32 for groups.  double: keep absmax in 8
+    bits (nf4, fp4).
     """
 
     name: str = "nf4"
@@ -31,37 +32,29 @@ class Scheme:
     double: bool = True
 
     def __post_init__(self) -> None:
-        if self.name not in NAMES:
-            known = ", ".join(NAMES)
-            raise UsageError(
-                f"quant={self.name!r}",
-                f"one of {known}",
-                f"did you mean {nearest(self.name, NAMES, 1)[0]!r}?",
-            )
+        one_of("quant", self.name, NAMES)
         if self.block == 0:
             object.__setattr__(self, "block", 32 if self.grouped else 64)
         if self.block < 2 or self.block % 2:
             raise UsageError(
-                f"a block of {self.block} weights", "an even number, usual are 32 to 4096", "use 64"
+                f"a block of {self.block} weights", "an even number, usually 32 to 4096", "use 64"
             )
-        if self.codebook is None:
-            object.__setattr__(
-                self, "double", False
-            )  # one fp32 per row, or two halves per group: nothing to save on
+        if self.codebook is None:  # one fp32 per row, or two halves per group: nothing to save on
+            object.__setattr__(self, "double", False)
 
     @property
     def grouped(self) -> bool:
-        """Whether codes are whole numbers with a scale and a minimum per group."""
+        """Return whether codes are whole numbers with a scale and a minimum per group."""
         return self.name in GROUPED
 
     @property
     def codebook(self) -> Codebook | None:
-        """The levels, or None where codes are whole numbers."""
+        """Return the levels, or None where codes are whole numbers."""
         return CODEBOOKS.get(self.name)
 
     @property
     def bits(self) -> float:
-        """Bits per weight in long rows, constants included."""
+        """Return bits per weight in long rows, constants included."""
         if self.grouped:
             return GROUPED[self.name] + 2 * 16 / self.block
         if self.codebook is None:
@@ -71,6 +64,7 @@ class Scheme:
     def shapes(self, out_features: int, in_features: int) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
         """Name, shape and dtype of every tensor of a packed weight."""
         blocks = -(-in_features // self.block)
+        shapes: dict[str, tuple[tuple[int, ...], torch.dtype]]
         if self.grouped:
             halves = ((out_features, blocks), torch.float16)
             codes = ((out_features, row_bytes(in_features, GROUPED[self.name])), torch.uint8)
@@ -80,18 +74,18 @@ class Scheme:
                 "codes": ((out_features, in_features), torch.int8),
                 "absmax": ((out_features, 1), torch.float32),
             }
-        tensors = {"codes": ((out_features, -(-in_features // 2)), torch.uint8)}
+        shapes = {"codes": ((out_features, -(-in_features // 2)), torch.uint8)}
         if not self.double:
-            return tensors | {"absmax": ((out_features, blocks), torch.float32)}
+            return shapes | {"absmax": ((out_features, blocks), torch.float32)}
         groups = -(-out_features * blocks // double.GROUP)
-        return tensors | {
+        return shapes | {
             "absmax": ((out_features, blocks), torch.uint8),
             "nested_absmax": ((groups,), torch.float32),
             "nested_offset": ((1,), torch.float32),
         }
 
     def quantise(self, weight: Tensor) -> dict[str, Tensor] | None:
-        """(out, in) -> the tensors of `shapes`; None where the weight holds a NaN or an infinity."""
+        """Quantise (out, in) -> the tensors of `shapes`; None if the weight holds a NaN or an infinity."""
         if self.grouped:
             return self._groups(weight)
         if self.codebook is None:

@@ -1,27 +1,29 @@
-"""What this machine offers, and whether torch and transformers behave as Graft relies on: the checks of `graft doctor`.
+"""Check this machine, and whether torch and transformers behave as Graft relies on: `graft doctor`.
 
-Each check runs on a two-layer model and takes a fraction of a second. A new version of a library that breaks a promise
-fails here by name.
+Each check runs on a two-layer model and takes a fraction of a second. A new version of a library that breaks
+a promise fails here by name.
 """
 
 import os
 import platform
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from graft.base.base import Base
-from graft.core.registry import find
+from graft.core.registry import described
 from graft.kernels import REFERENCE
 from graft.kernels import find as kernel
 from graft.models.fresh import fresh
 from graft.objectives.lm import language_modelling
 from graft.planning.plan import memory
 from graft.quant import Scheme, quantise_model
+from graft.sizes import size
+from graft.storage import free_bytes
 
 LIBRARIES = (
     "graftlm",
@@ -49,14 +51,14 @@ TINY = {
 
 @dataclass(frozen=True)
 class Check:
-    """One promise.  trouble: what was seen instead, empty where it holds."""
+    """One promise.  trouble: what was seen instead; empty if it holds."""
 
     name: str
     trouble: str
 
 
 def examine() -> tuple[dict[str, str], list[Check]]:
-    """(facts of the machine, checks)."""
+    """Return the facts of this machine, and all checks."""
     return _facts(), [Check(name, _trouble(check)) for name, check in CHECKS.items()]
 
 
@@ -68,14 +70,14 @@ def _facts() -> dict[str, str]:
     facts |= {name: _version(name) or f"not installed (for {purpose})" for name, purpose in EXTRAS.items()}
     facts |= {"processor": f"{os.cpu_count()} cores, {torch.get_num_threads()} threads used", "gpu": gpu}
     facts |= {
-        "memory": f"{free / 2**30:.1f} GiB free",
-        "disk": f"{shutil.disk_usage('.').free / 2**30:.1f} GiB free here",
+        "memory": f"{size(free)} free",
+        "disk": f"{size(free_bytes(Path()))} free here",
     }
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    own = [name for name, plain in REFERENCE.items() if kernel(name, device) is not plain]
-    rest = len(REFERENCE) - len(own)
+    ours = [name for name, plain in REFERENCE.items() if kernel(name, device) is not plain]
+    rest = len(REFERENCE) - len(ours)
     return facts | {
-        "kernels": f"{', '.join(own) or 'none of our own'}; torch's reference for the other {rest}"
+        "kernels": f"{', '.join(ours) or 'none of our own'}; torch's reference for the other {rest}"
     }
 
 
@@ -94,12 +96,12 @@ def _trouble(check: Callable[[], str]) -> str:
 
 
 def _base(quant: str | None = None) -> tuple[Base, dict[str, Any]]:
-    """A random base with two adapters whose effect is visible, and the keywords of a forward."""
+    """Return a random base with two adapters whose effect is visible, and the keywords of a forward."""
     base = fresh(TINY, dtype="fp32")
     if quant:
         quantise_model(base.model, Scheme(quant))
     for name in ("a", "b"):
-        adapter = base.attach(name, find("lora")(r=2))
+        adapter = base.attach(name, described({"name": "lora", "r": 2}))
         generator = torch.Generator().manual_seed(len(name) + ord(name))
         with torch.no_grad():
             for p in adapter.parameters():
@@ -111,7 +113,7 @@ def _base(quant: str | None = None) -> tuple[Base, dict[str, Any]]:
 
 
 def hooks_route_rows() -> str:
-    """Two rows with two adapters answer as each alone."""
+    """Check that two rows with two adapters answer as each would alone."""
     base, given = _base()
     with torch.no_grad():
         both = base(**given, adapters=["a", "b"]).logits
@@ -121,24 +123,24 @@ def hooks_route_rows() -> str:
 
 
 def checkpointing_keeps_gradients() -> str:
-    """One backward through two adapters gives the same gradients with and without activation checkpointing."""
-    found = []
+    """Check that checkpointing does not change the gradients of one backward through two adapters."""
+    gradients = []
     for on in (False, True):
         base, given = _base()
         base.checkpointing(on)
         base.train(True)
-        total = 0.0
+        losses = []
         for name in ("a", "b"):
             with base.using(name):
-                total = total + base(**given, use_cache=False).logits.square().mean()
-        total.backward()
-        found.append([p.grad for name in "ab" for p in base.adapters[name].parameters()])
-    apart = max((x - y).abs().max().item() for x, y in zip(*found, strict=True))
+                losses.append(base(**given, use_cache=False).logits.square().mean())
+        torch.stack(losses).sum().backward()
+        gradients.append([p.grad for name in "ab" for p in base.adapters[name].parameters()])
+    apart = max((x - y).abs().max().item() for x, y in zip(*gradients, strict=True))
     return "" if apart < 1e-6 else f"gradients differ by {apart:.1g}"
 
 
 def detach_leaves_no_trace() -> str:
-    """After detach the base answers bit for bit as before."""
+    """Check that after detach the base answers bit for bit as before."""
     base, given = _base()
     with torch.no_grad():
         before = base(**given).logits
@@ -149,7 +151,7 @@ def detach_leaves_no_trace() -> str:
 
 
 def packed_weights_answer() -> str:
-    """A 4-bit base answers finitely, and an adapter on it receives gradients."""
+    """Check that a 4-bit base answers finitely, and that an adapter on it receives gradients."""
     base, given = _base("nf4")
     with base.using("a"):
         loss = base(**given, use_cache=False).logits.square().mean()
@@ -159,17 +161,17 @@ def packed_weights_answer() -> str:
 
 
 def losses_agree() -> str:
-    """The chunked loss from hidden states equals cross-entropy on full logits."""
-    from graft.data.feed import Batch  # beside its one use: the data layer is no part of the other checks
+    """Check that the chunked loss from hidden states equals cross-entropy on full logits."""
+    from graft.data.feed import Batch  # late: the other checks need no data layer
 
     base, given = _base()
     ids = given["ids"]
     with torch.no_grad(), base.using("a"):
-        own = language_modelling(base, Batch({"input_ids": ids}, ids, ids.numel() - 2, []))[0]
+        chunked = language_modelling(base, Batch({"input_ids": ids}, ids, ids.numel() - 2, []))[0]
         full = torch.nn.functional.cross_entropy(
             base(ids).logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="sum"
         )
-    apart = (own - full).abs().item()
+    apart = (chunked - full).abs().item()
     return "" if apart < 1e-3 else f"losses differ by {apart:.1g}"
 
 

@@ -15,8 +15,8 @@ from graft.quant.gptq import quantise_calibrated
 from graft.quant.hf import GraftQuantConfig, packed_by
 from graft.recipe import Recipe
 from graft.runs.build import feed, recipe_behind
-from graft.shipping.hf import refuse_occupied, replaced
 from graft.stages.stage import stage_of
+from graft.storage import output_folder, refuse_occupied
 
 
 def quantise(
@@ -34,7 +34,7 @@ def quantise(
         quantise_calibrated(base.model, _calibration(base, calibrate), scheme, tell)
         packed_by(base.model, GraftQuantConfig(scheme.name, scheme.block))
     disable_progress_bar()
-    with replaced(folder, force=force) as partial:
+    with output_folder(folder, force=force) as partial:
         base.model.save_pretrained(partial)
         if base.tokenizer is not None:
             base.tokenizer.save_pretrained(partial)

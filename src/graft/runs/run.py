@@ -286,8 +286,8 @@ def _finish(work: _Work, observer: RunObserver) -> RunResult:
 def _result(folder: Path, recipe: Recipe) -> RunResult:
     """What a finished run's folder says."""
     done, scores = (
-        storage.decode(folder / "finished.json"),
-        storage.decode(folder / "evaluation.json")["columns"],
+        storage.read_json(folder / "finished.json"),
+        storage.read_json(folder / "evaluation.json")["columns"],
     )
     model = folder / "model" if recipe.fresh else None
     return RunResult(folder, folder / "adapter", done["steps"], done["loss"], done["tokens"], scores, model)

@@ -1,20 +1,20 @@
 """The embedded base and data: a small language model of ours, and the generator that writes what it reads.
 
-`seedling` as a model name means the folder of this package; `seedling:NAME` as a data path means a file that the
-generator writes. Nothing here needs a network.
+As a model name, `seedling` means the folder of this package; as a data path, `seedling:NAME` means a file
+that the generator writes. Nothing here needs a network.
 """
 
 import hashlib
 import json
 import os
 import random
-import tempfile
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from graft.errors import DataError, nearest
+from graft import storage
+from graft.errors import DataError, one_of
 from graft.seedling import entities, phrases, products, writing
 
 FOLDER = Path(__file__).parent
@@ -29,7 +29,7 @@ def _texts(n: int, seed: int, split: str) -> Rows:
 
 
 def _shelves(n: int, seed: int, split: str) -> Rows:
-    """A description and the shelf that its product stands on: a task of one label."""
+    """Return descriptions, each with the shelf that its product stands on: a task of one label."""
     draw, shelf = (
         random.Random(f"shelves {seed} {split}"),
         {kind: name for name, group in products.GROUPS.items() for kind in group.types},
@@ -52,38 +52,34 @@ DATASETS: dict[str, tuple[Callable[[int, int, str], Rows], int, int, str]] = {
 
 
 def dataset(name: str, folder: str | Path | None = None) -> Path:
-    """The JSONL file of `seedling:NAME` or NAME, written where it is missing.
+    """Return the JSONL file of `seedling:NAME` or NAME; write it if it is missing.
 
-    folder: where it lies; the user's cache when None ($XDG_CACHE_HOME or ~/.cache). The file's name carries a hash of
-    the generator, so a changed generator never meets an old file. Raises DataError for an unknown name.
+    folder: where it lies; by default the user's cache ($XDG_CACHE_HOME or ~/.cache). The file's name carries
+    a hash of the generator, so a changed generator never meets an old file. Raises DataError for an unknown
+    name.
     """
     name = name.removeprefix(PREFIX)
-    if name not in DATASETS:
-        raise DataError(
-            f"{PREFIX}{name} is no embedded data set",
-            "one of " + ", ".join(PREFIX + known for known in DATASETS),
-            f"did you mean {PREFIX}{nearest(name, DATASETS, n=1)[0]}?",
-        )
+    one_of("data", PREFIX + name, [PREFIX + known for known in DATASETS], DataError)
     write, n, seed, split = DATASETS[name]
     path = Path(folder or _cache()) / f"{name}-{_fingerprint(n, seed)}.jsonl"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in write(n, seed, split))
-        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, delete=False) as file:
-            file.writelines(lines)
-        os.replace(file.name, path)  # two processes may write at once; each replaces the file whole
+        # Two processes may write at once; each replaces the file whole.
+        with storage.new_file(path) as file, open(file, "w", encoding="utf-8") as stream:
+            stream.writelines(lines)
     return path
 
 
 def located(data: Any) -> Any:
-    """A recipe's `data:` section with every `seedling:NAME` replaced by the path of its file."""
+    """Return a recipe's `data:` section with every `seedling:NAME` replaced by the path of its file."""
 
-    def found(where: Any) -> Any:
+    def path_of(where: Any) -> Any:
         if isinstance(where, list):
-            return [found(one) for one in where]
+            return [path_of(one) for one in where]
         return str(dataset(where)) if isinstance(where, str) and where.startswith(PREFIX) else where
 
-    return data.model_copy(update={key: found(getattr(data, key)) for key in ("train", "eval", "test")})
+    return data.model_copy(update={key: path_of(getattr(data, key)) for key in ("train", "eval", "test")})
 
 
 def _cache() -> Path:
@@ -92,6 +88,6 @@ def _cache() -> Path:
 
 def _fingerprint(n: int, seed: int) -> str:
     sources = b"".join(
-        Path(module.__file__).read_bytes() for module in (products, phrases, writing, entities)
+        Path(str(module.__file__)).read_bytes() for module in (products, phrases, writing, entities)
     )
     return hashlib.sha256(sources + f"{n} {seed}".encode()).hexdigest()[:12]

@@ -1,12 +1,12 @@
-"""Does a text state what was asked for? Measures of descriptions that a program can check.
+"""Measure descriptions by program: does a text state what was asked for?
 
-    coverage         share of a product's attribute values that its text contains: whole words, case aside
-    against others   the same, of every OTHER product's values: what one gets without reading the list
+    coverage         share of a product's attribute values that its text contains: whole words, ignoring case
+    against others   the same, for every OTHER product's values: what one gets without reading the list
     verbatim         share of texts that repeat half of the list's lines or more as they stand
     distinct-2       different word pairs per word pair, over all texts (Li et al. 2016, arXiv 1510.03055, §5)
     unique           different texts per text
 
-The value that reference descriptions have against others is the level of chance.
+The value of reference descriptions against others is the level of chance.
 """
 
 import re
@@ -19,7 +19,7 @@ from graft.seedling.products import Product
 
 
 def states(text: str, value: str) -> bool:
-    """Whether the text contains the value as whole words.
+    """Return whether the text contains the value as whole words.
 
     >>> states("It costs $34 and is Deep\\nGreen.", "deep green"), states("It costs $349.", "$34")
     (True, False)
@@ -28,40 +28,40 @@ def states(text: str, value: str) -> bool:
 
 
 def coverage(text: str, item: Product) -> float:
-    """Share of the product's attribute values, name and type included, that the text states; 0 to 1."""
+    """Return the share of the product's attribute values, name and type included, that the text states."""
     return fmean(states(text, value) for _, value in item.attributes)
 
 
 def mean_coverage(texts: Sequence[str], items: Sequence[Product]) -> float:
-    """Mean of coverage, text i against product i."""
+    """Return the mean coverage, text i against product i."""
     return fmean(map(coverage, texts, items))
 
 
 def against_others(texts: Sequence[str], items: Sequence[Product]) -> float:
-    """Mean coverage over all pairs of text i and product j, i ≠ j. At least two of each."""
+    """Return the mean coverage over all pairs of text i and product j, i ≠ j. Needs at least two of each."""
     return fmean(
         coverage(text, other) for i, text in enumerate(texts) for j, other in enumerate(items) if i != j
     )
 
 
 def is_verbatim(text: str, item: Product) -> bool:
-    """Whether the text repeats half of the lines `key: value` of the list, or more, as they stand."""
+    """Return whether the text repeats at least half of the list's lines `key: value` as they stand."""
     return fmean(states(text, f"{key}: {value}") for key, value in item.attributes) >= 0.5
 
 
 def verbatim_share(texts: Sequence[str], items: Sequence[Product]) -> float:
-    """Share of texts that are, for the larger part of it, the attribute list itself."""
+    """Return the share of texts that are mostly the attribute list itself."""
     return fmean(map(is_verbatim, texts, items))
 
 
 def distinct_2(texts: Sequence[str]) -> float:
-    """Different pairs of neighbouring words per pair; 0 where no text has two words."""
+    """Return the number of different pairs of neighbouring words per pair; 0 if no text has two words."""
     pairs = [pair for text in texts for pair in pairwise(_words(text))]
     return len(set(pairs)) / len(pairs) if pairs else 0.0
 
 
 def unique_share(texts: Sequence[str]) -> float:
-    """Different texts per text, case and white space aside."""
+    """Return the number of different texts per text, ignoring case and white space."""
     return len({_plain(text) for text in texts}) / len(texts)
 
 

@@ -3,8 +3,9 @@
     Meet  the  Silver  Otter   ,  a  kettle  in  deep      green     .
     O     O    B-NAME  I-NAME  O  O  B-TYPE  O   B-COLOUR  I-COLOUR  O
 
-The descriptions of `writing` are written with a mark behind every value, which tells whose it is without a search that
-could mistake "laptop sleeve" the product for "laptop sleeve" the feature. One sentence of each becomes a row.
+The descriptions of `writing` are written with a mark after every value, which tells whose it is without a
+search that could mistake "laptop sleeve" the product for "laptop sleeve" the feature. One sentence of each
+becomes a row.
 """
 
 import random
@@ -23,7 +24,7 @@ _SENTENCE, _MARK = re.compile(r"(?<=[.?!]) (?=[A-Z])"), re.compile(f"([{''.join(
 
 
 def rows(n: int, seed: int, split: str = "train") -> list[dict[str, Any]]:
-    """n rows {tokens, tags} in IOB2; the same for the same arguments in any process."""
+    """Return n rows {tokens, tags} in IOB2; the same arguments give the same rows in any process."""
     draw, made = random.Random(f"entities {seed} {split}"), []
     for item in islice(products(split, seed), n):
         marked = Product(tuple((key, value + MARKS[key]) for key, value in item.attributes))
@@ -34,7 +35,7 @@ def rows(n: int, seed: int, split: str = "train") -> list[dict[str, Any]]:
 
 
 def tagged(sentence: str, item: Product) -> tuple[list[str], list[str]]:
-    """The words of a marked sentence about this product, and their tags."""
+    """Return the words of a marked sentence about this product, and their tags."""
     tokens: list[str] = []
     tags: list[str] = []
     key_of = {mark: key for key, mark in MARKS.items()}

@@ -1,7 +1,7 @@
-"""How each attribute of a product can be said: tables only; `writing` puts them together.
+"""The ways to say each attribute of a product: tables only; `writing` puts them together.
 
-Every phrase holds the value once, as `{v}`; `{it}` is the product. Sentences without a slot carry no value and may
-close any text.
+Every phrase holds the value once, as `{v}`; `{it}` is the product. Sentences without a slot carry no value
+and may close any text.
 """
 
 from dataclasses import dataclass

@@ -1,8 +1,9 @@
-"""Invented products: what they are called, what can be said of them, and which of them are held out.
+"""Invent products: what they are called, what can be said about them, and which of them are held out.
 
-A product is a name, a type and 3 to 6 further attributes, each a value of one or two words. Every product is a pure
-function of (seed, index). Whether it is held out is a function of its name alone (one name in ten, by hash), so a
-held-out product has a name that no training text contains and, with it, an unseen combination of attributes.
+A product is a name, a type and 3 to 6 further attributes, each a value of one or two words. Every product is
+a pure function of (seed, index). Whether it is held out depends on its name alone (one name in ten, by hash),
+so a held-out product has a name that no training text contains and, with it, an unseen combination of
+attributes.
 """
 
 import hashlib
@@ -18,7 +19,7 @@ HELD_OUT_SHARE = 10  # one name in ten
 
 @dataclass(frozen=True)
 class Product:
-    """A thing to be described. `attributes` begins with name and type; the order is the order of its list."""
+    """Something to be described. `attributes` begins with name and type, and keeps the order of its list."""
 
     attributes: tuple[tuple[str, str], ...]
 
@@ -27,7 +28,7 @@ class Product:
 
     @property
     def split(self) -> str:
-        """`held-out` or `train`, by a hash of the name."""
+        """Return `held-out` or `train`, by a hash of the name."""
         digest = hashlib.sha256(self["name"].encode()).digest()
         return SPLITS[int.from_bytes(digest[:4], "big") % HELD_OUT_SHARE == 0]
 
@@ -191,18 +192,21 @@ _VALUES: dict[str, Callable[[random.Random], str]] = {
 
 
 def product(seed: int, index: int) -> Product:
-    """The product with this number. A string seeds the generator, so the draw is the same in every process."""
+    """Return the product with this number.
+
+    A string seeds the generator, so the draw is the same in every process.
+    """
     draw = random.Random(f"product {seed} {index}")
     group = draw.choice(tuple(GROUPS.values()))
-    own = {"material": group.materials, "feature": group.features, "use": group.uses}
+    of_group = {"material": group.materials, "feature": group.features, "use": group.uses}
     chosen = [("name", _name(draw)), ("type", draw.choice(group.types))]
     for key in draw.sample(group.keys, draw.randint(3, 6)):
-        chosen.append((key, draw.choice(own[key]) if key in own else _VALUES[key](draw)))
+        chosen.append((key, draw.choice(of_group[key]) if key in of_group else _VALUES[key](draw)))
     return Product(tuple(chosen))
 
 
 def products(split: str, seed: int) -> Iterator[Product]:
-    """Products of one split without end, always the same for the same seed."""
+    """Yield products of one split without end, always the same for the same seed."""
     if split not in SPLITS:
         raise UsageError(
             f"split={split!r} is no split of the products", " or ".join(SPLITS), "use one of the two"

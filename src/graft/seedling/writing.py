@@ -1,4 +1,4 @@
-"""Text about products, in five kinds to pretrain on, and the task to fine-tune for.
+"""Write text about products, in five kinds to pretrain on, and the task to fine-tune for.
 
     cards         a short attribute list, and some of it said, asked or listed again
     catalogue     one or two attributes of each of several products, in sentences
@@ -6,10 +6,10 @@
     lists         attribute lists, some followed by a review that takes up one or two of the values
     descriptions  a paragraph that states every attribute
 
-No pretraining document goes from a list to a description of all of it: that is the task, and it is learnt in
-fine-tuning. What pretraining does teach is to find an attribute in a list and to say its value again. Cards are most
-of the text because they are short: the fewer words there are to look back at, the sooner a model learns to look back
-(on longer documents alone, none of ours had learnt it after a million tokens).
+No pretraining document goes from a list to a description of all of it: that is the task, which fine-tuning
+teaches. Pretraining does teach to find an attribute in a list and to repeat its value. Cards are most of the
+text because they are short: the fewer words there are to look back at, the sooner a model learns to look back
+(on longer documents alone, none of ours had learned it after a million tokens).
 """
 
 import random
@@ -26,7 +26,10 @@ _AN = re.compile(r"(?<=\b[Aa])(?= [aeio])")  # where "a" must become "an"
 
 
 def documents(n: int, seed: int, split: str = "train") -> list[str]:
-    """n pretraining documents, the kinds drawn by weight; the same for the same arguments in any process."""
+    """Return n pretraining documents, the kinds drawn by weight.
+
+    The same arguments give the same documents in any process.
+    """
     draw = random.Random(f"documents {seed} {split}")
     source = products(split, seed)
     kinds = draw.choices(tuple(_KINDS), weights=tuple(_KINDS.values()), k=n)
@@ -34,7 +37,7 @@ def documents(n: int, seed: int, split: str = "train") -> list[str]:
 
 
 def sft_rows(n: int, seed: int, split: str = "train") -> list[dict[str, str]]:
-    """n rows {prompt, completion} of the task: an attribute list in, a description that states all of it out."""
+    """Return n rows {prompt, completion}: an attribute list, and a description that states all of it."""
     draw = random.Random(f"rows {seed} {split}")
     return [
         {"prompt": prompt(item), "completion": describe(item, draw)}
@@ -43,17 +46,17 @@ def sft_rows(n: int, seed: int, split: str = "train") -> list[dict[str, str]]:
 
 
 def attribute_list(item: Product) -> str:
-    """The list of a prompt: one `key: value` a line."""
+    """Return the list of a prompt: one `key: value` a line."""
     return "\n".join(f"{key}: {value}" for key, value in item.attributes)
 
 
 def prompt(item: Product) -> str:
-    """The task in the form that fine-tuning learns."""
+    """Return the task in the form that fine-tuning learns."""
     return f"{INSTRUCTION}\n\n{attribute_list(item)}\n\nDescription:\n"
 
 
 def describe(item: Product, draw: random.Random) -> str:
-    """A paragraph that states every attribute of the product, in the order of its list."""
+    """Return a paragraph that states every attribute of the product, in the order of its list."""
     rest = list(item.attributes[2:])
     opening = draw.choice(OPENINGS).format(name=item["name"], type=item["type"])
     if rest and draw.random() < 0.5:
@@ -102,7 +105,7 @@ class Style:
         return cls(draw.random() < 0.3, draw.random() < 0.2, mark, end)
 
     def labels(self, item: Product, draw: random.Random) -> dict[str, str]:
-        """What this shop calls each attribute of the product."""
+        """Return what this shop calls each attribute of the product."""
         keys = [key for key, _ in item.attributes]
         said = {
             key: draw.choice(PHRASES[key].labels) if self.spoken and key in PHRASES else key for key in keys
@@ -111,7 +114,7 @@ class Style:
 
 
 def _sheet(item: Product, draw: random.Random) -> tuple[str, list[str], str]:
-    """An attribute list as shops write it, the order drawn: its text, its lines and what joins them."""
+    """Return an attribute list as shops write it, in a drawn order: its text, its lines, its separator."""
     style = Style.drawn(draw)
     labels = style.labels(item, draw)
     lines = [labels[key] + style.mark + value for key, value in item.attributes]
@@ -123,7 +126,7 @@ def _sheet(item: Product, draw: random.Random) -> tuple[str, list[str], str]:
 
 
 def _excerpt(lines: list[str], end: str, draw: random.Random) -> str:
-    """A few lines of a list once more, for those in a hurry: neighbours, or here and there."""
+    """Return a few lines of a list again, for hurried readers: neighbours, or scattered ones."""
     n = draw.randint(2, min(4, len(lines)))
     start = draw.randint(0, len(lines) - n)
     few = lines[start : start + n] if draw.random() < 0.5 else draw.sample(lines, n)
@@ -181,7 +184,7 @@ def _lists(draw: random.Random, source: Iterator[Product]) -> str:
 
 
 def _tags(item: Product, draw: random.Random) -> str:
-    """Short labels for the shelf, one to three of them: the name and up to three values."""
+    """Return one to three short labels for the shelf: the name and up to three values."""
     lines = []
     for _ in range(draw.randint(1, 3)):
         values = [value for _, value in draw.sample(item.attributes[1:], draw.randint(1, 3))]

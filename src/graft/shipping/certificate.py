@@ -1,18 +1,17 @@
-"""certificate.json beside every merge and export: what was written from what, and how far it is from what was trained.
+"""Write certificate.json for every export: what it was made from, and how far it is from what was trained.
 
-    weights      |file − (W + D)| of every tensor: max and mean; the share of the update ⟨file − W, D⟩ / ⟨D, D⟩ that the
-                 file holds (`faithful`)
+    weights      |file − (W + D)| of every tensor: max and mean; the share of the update
+                 ⟨file − W, D⟩ / ⟨D, D⟩ that the file holds (`fidelity`)
     logits       |file's − adapted base's| on the fixed prompts: max and mean
     perplexity   of the fixed prompts: bare base, base with the adapters, the file
 
-The file is read again from its folder, as the program sees it that it was written for: a `Reading` gives its logits
-and weights. A new format brings a reading of its own (`readings.py`) and calls `certify` before its folder takes its
-place. With fingerprints of base and adapters, versions, and the SHA-256 of every file, `graft verify` does all again.
+The file is read again from its folder, the way its target program sees it: a `Reading` gives its logits and
+weights. A new format brings its own reading (`readback`) and calls `certify` before its folder is renamed
+into place. The certificate also holds fingerprints of base and adapters, versions, and the SHA-256 of every
+file, so that `graft verify` can repeat everything.
 """
 
 import contextlib
-import hashlib
-import json
 import platform
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
@@ -22,11 +21,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 import graft
+from graft import storage
 from graft.base.merging import folded, places
 from graft.core.insert import Insert
 from graft.core.site import Site
 from graft.models.load import DTYPES
-from graft.quant import QuantLinear
+from graft.quant import QuantLinear, packed_layers
 from graft.shipping import prompts
 from graft.shipping.fidelity import Tally, answers, ask, drift, perplexity
 
@@ -39,15 +39,18 @@ TOOLS = ("torch", "transformers", "tokenizers", "safetensors")
 
 
 class Reading(Protocol):
-    """A written folder as its program sees it.  of: "model", or "adapter" where the folder holds an adapter alone."""
+    """A written folder as its program sees it.
+
+    of: "model", or "adapter" if the folder holds an adapter alone.
+    """
 
     of: str
 
     def logits(self, ids: torch.Tensor, **extra: Any) -> torch.Tensor:
-        """(1, T) -> (1, T, V); extra: `decoder_input_ids` for an encoder-decoder."""
+        """Answer (1, T) -> (1, T, V); extra: `decoder_input_ids` for an encoder-decoder."""
 
     def weight(self, name: str) -> torch.Tensor | None:
-        """The tensor that transformers, or an adapter's file, calls so, in its shape there; None: there is none."""
+        """Return the tensor of this name in transformers, or in an adapter's file; None if there is none."""
 
 
 def certify(
@@ -60,10 +63,11 @@ def certify(
     trained: "Base | None" = None,
     notes: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Measure `folder` against `base` with `adapters` attached (none of them merged), write certificate.json into it.
+    """Measure `folder` against `base` with `adapters` attached (none of them merged); write certificate.json.
 
-    adapters: in the order of merging; none: the bare base was exported.  trained: the base that they were trained on,
-    whose answers count, where their changes were added to the weights of another.  notes: more facts to keep.
+    adapters: in the order of merging; none: the bare base was exported.  trained: the base that they were
+    trained on, whose answers count, if their changes were added to the weights of another.  notes: more facts
+    to keep.
     """
     trained = trained or base
     facts = {
@@ -76,12 +80,12 @@ def certify(
         "versions": versions(),
         "files": files(folder),
     }
-    (folder / CERTIFICATE).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    storage.write_json(folder / CERTIFICATE, facts)
     return facts
 
 
 def measured(base: "Base", reading: Reading, adapters: Sequence[str], trained: "Base") -> dict[str, Any]:
-    """{"prompts", "weights", "logits", "perplexity"} of a reading; what `certify` writes and `verify` does again."""
+    """Return {"prompts", "weights", "logits", "perplexity"}; `certify` writes it, `verify` repeats it."""
     rows = prompts.rows(trained, adapters)
     bare = answers(trained, None, rows)
     with stacked(trained, adapters[:-1]):
@@ -96,26 +100,9 @@ def measured(base: "Base", reading: Reading, adapters: Sequence[str], trained: "
     }
 
 
-def said(facts: dict[str, Any]) -> str:
-    """The certificate in one line."""
-    weights, logits, ppl = (facts[key] for key in ("weights", "logits", "perplexity"))
-    parts = ["rounded"] if facts.get("rounded") else []
-    survived = weights and weights["survived"]
-    parts += [] if survived is None else [f"{survived:.1%} of the update is there"]
-    parts += (
-        [f"weights differ by {weights['max']:.2g} at most ({weights['mean']:.2g} on average)"]
-        if weights
-        else []
-    )
-    parts += [f"logits by {logits['max']:.2g} ({logits['mean']:.2g})"]
-    if ppl["written"] is not None:
-        parts.append(f"perplexity {ppl['adapted']:.4g} -> {ppl['written']:.4g}")
-    return "; ".join(parts)
-
-
 @contextlib.contextmanager
 def stacked(base: "Base", names: Sequence[str], *, repack: bool = False) -> Iterator[None]:
-    """Inside, these adapters are merged, in this order."""
+    """Merge these adapters inside the block, in this order."""
     done: list[str] = []
     try:
         for name in names:
@@ -129,7 +116,10 @@ def stacked(base: "Base", names: Sequence[str], *, repack: bool = False) -> Iter
 
 @contextlib.contextmanager
 def unmerged(base: "Base") -> Iterator[list[str]]:
-    """Inside, nothing is merged; yields what was, oldest first, and merges it again."""
+    """Unmerge everything inside the block, and merge it again afterwards.
+
+    Yields the names of what was merged, oldest first.
+    """
     merged = [(done.adapter, bool(done.repacked)) for done in base.merged]
     for name, _ in reversed(merged):
         base.unmerge(name)
@@ -141,7 +131,8 @@ def unmerged(base: "Base") -> Iterator[list[str]]:
 
 
 def described(base: "Base") -> dict[str, Any]:
-    """What finds this base again and tells it from another."""
+    """Return what identifies this base."""
+    schemes = [layer.scheme for layer in packed_layers(base.model).values()]
     return {
         "name": str(Path(base.name).resolve()) if Path(base.name).exists() else base.name,
         "fingerprint": base.fingerprint(),
@@ -149,15 +140,13 @@ def described(base: "Base") -> dict[str, Any]:
         "family": base.family,
         "dtype": next((word for word, dtype in DTYPES.items() if dtype == base.dtype), str(base.dtype)),
         "quant": base.quant,
-        "group": next(
-            (m.scheme.block for m in base.model.modules() if hasattr(m, "codes") and m.scheme.grouped), 0
-        ),
+        "group": next((scheme.block for scheme in schemes if scheme.grouped), 0),
         "tokenizer": base.tokenizer is not None,
     }
 
 
 def versions() -> dict[str, str]:
-    """Of Graft, Python and what a file's bytes and numbers come from."""
+    """Return the versions of Graft, Python and the libraries that a file's bytes and numbers depend on."""
     return {
         "graft": graft.__version__,
         "python": platform.python_version(),
@@ -166,12 +155,11 @@ def versions() -> dict[str, str]:
 
 
 def files(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file below a folder, the certificate left out."""
-    found = {}
+    """Return the SHA-256 of every file in a folder, except the certificate."""
+    digests = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / CERTIFICATE):
-        with open(path, "rb") as file:
-            found[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
-    return found
+        digests[path.relative_to(folder).as_posix()] = storage.digest(path)
+    return digests
 
 
 def _adapter(adapter: "Adapter") -> dict[str, Any]:
@@ -186,16 +174,16 @@ def _adapter(adapter: "Adapter") -> dict[str, Any]:
 
 @torch.no_grad()
 def _weights(base: "Base", reading: Reading, adapters: Sequence[str]) -> dict[str, Any] | None:
-    """Every tensor that the reading has, beside what it should be; None where it has none.
+    """Compare every tensor of the reading with what it should be; None if it has none.
 
-    survived: the share of the update that is there, None where no weight was to change.  missing: what it has not.
+    survived: the share of the update that is there; None if no weight was to change.  missing: names of
+    absent tensors.
     """
     tally, missing = Tally(), []
+    wanted = ideal(base, adapters)
     if reading.of == "adapter":
         state = base.adapters[adapters[-1]].state()
         wanted = ((key, tensor, tensor) for key, tensor in state.items())
-    else:
-        wanted = ideal(base, adapters)
     for key, before, tensor in wanted:
         written = reading.weight(key)
         if written is None:
@@ -210,9 +198,10 @@ def _weights(base: "Base", reading: Reading, adapters: Sequence[str]) -> dict[st
 
 
 def ideal(base: "Base", adapters: Sequence[str]) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
-    """(name, W, W + D) of every tensor of the model, one at a time, in the shape and under the name of transformers.
+    """Yield (name, W, W + D) of every tensor of the model, with transformers' shapes and names.
 
-    D is all that these adapters add, before any rounding. In-place methods count into W: they are merged exactly.
+    D is all that these adapters add, before any rounding. In-place methods count into W: they are merged
+    exactly.
     """
     changes: dict[str, tuple[Site, list[Insert]]] = {}
     with contextlib.ExitStack() as stack:
@@ -222,15 +211,14 @@ def ideal(base: "Base", adapters: Sequence[str]) -> Iterator[tuple[str, torch.Te
                 if site.kind not in ("module", "final"):
                     changes.setdefault(site.name, (site, []))[1].extend(inserts)
         for path, module in base.model.named_modules():
-            own = tensors(module)
-            new = _changed(module, *changes[path]) if path in changes else {}
-            for name in own | new:
-                after = new.get(name, own.get(name))
-                yield f"{path}.{name}", own.get(name, torch.zeros_like(after)), after
+            before = tensors(module)
+            after = before | (_changed(module, *changes[path]) if path in changes else {})
+            for name, tensor in after.items():
+                yield f"{path}.{name}", before.get(name, torch.zeros_like(tensor)), tensor
 
 
 def tensors(module: Any) -> dict[str, torch.Tensor]:
-    """A module's own parameters as files of transformers hold them, packed ones dequantised."""
+    """Return a module's own parameters as files of transformers hold them; packed ones are dequantised."""
     if not isinstance(module, QuantLinear):
         return {name: p.detach() for name, p in module._parameters.items() if p is not None}
     weight = module.weight.T if module.transposed else module.weight

@@ -1,11 +1,12 @@
-"""What a merge costs: how much of an adapter's change survives the number format that it is written in.
+"""Measure what a merge costs: how much of an adapter's change survives the number format it is written in.
 
     R = Q(W + D) − W        survived = ⟨R, D⟩ / ⟨D, D⟩        noise = ‖R − D‖ / ‖D‖
 
-W is the weight as the base computes with it, D the whole change that the adapter makes to it, Q the rounding to the
-base's dtype, or packing it again. Q(W) is W, so R is Q(W + D) − Q(W): the change that is left, and `survived` is the
-length of its projection on D in units of ‖D‖. It is 1 where the format holds the sum, 0 where every step is smaller
-than half the gap between two numbers: such a merge has no visible effect. Beside the weights, the logits of fixed
+W is the weight as the base computes with it, D the whole change that the adapter makes to it, Q the rounding
+to the base's dtype, or packing it again. Q(W) is W, so R = Q(W + D) − Q(W) is the change that is left, and
+`survived` is the length of its projection on D in units of ‖D‖. It is 1 if the format holds the sum, 0 if
+every step is smaller than half
+the gap between two numbers: such a merge has no visible effect. Besides the weights, the logits of fixed
 prompts say what a user will see, and their perplexity whether it is good.
 """
 
@@ -43,11 +44,10 @@ class Tally:
         self._inner = self._own = self._missed = 0.0
 
     def add(self, name: str, before: torch.Tensor, ideal: torch.Tensor, written: torch.Tensor) -> None:
-        """One tensor: W, W + D and what is there in the end; the same shape each. An untouched one is W twice."""
+        """Add one tensor: W, W + D and what is there in the end. An untouched one is W twice."""
         self.count += ideal.numel()
-        if (
-            ideal is before and ideal.dtype == written.dtype and torch.equal(ideal, written)
-        ):  # no copies in fp32
+        untouched = ideal is before and ideal.dtype == written.dtype and torch.equal(ideal, written)
+        if untouched:  # spare the copies in fp32
             return
         before, ideal, written = before.float(), ideal.float(), written.float()
         missed, change = written - ideal, ideal - before
@@ -69,26 +69,26 @@ class Tally:
 
     @property
     def kept(self) -> float:
-        """The share of the change that survived; 1 where nothing was to change."""
+        """Return the share of the change that survived; 1 if nothing was to change."""
         return self._inner / self._own if self._own else 1.0
 
     @property
     def noise(self) -> float:
-        """What was written wrongly into changed tensors, in units of the change."""
+        """Return the error in changed tensors, in units of the change."""
         return (self._missed / self._own) ** 0.5 if self._own else 0.0
 
     @property
     def mean(self) -> float:
-        """Mean absolute difference of what is there from W + D, over all tensors."""
+        """Return the mean absolute difference from W + D, over all tensors."""
         return self._apart / self.count if self.count else 0.0
 
 
 @torch.no_grad()
 def survival(adapter: Adapter, *, repack: bool = False) -> dict[str, Any]:
-    """{"kept", "noise", "tensors": {site: {"kept", "noise", "norm"}}} of merging `adapter`, before it is merged.
+    """Return {"kept", "noise", "tensors": {site: {"kept", "noise", "norm"}}} of merging `adapter`.
 
-    norm: ‖D‖, of the minima where they take it up. repack: other packed layers are packed again. Methods that train in
-    place merge exactly and do not appear.
+    Nothing is merged.  norm: ‖D‖; that of the minima if they hold it.  repack: other packed layers are packed
+    again. Methods that train in place merge exactly and do not appear.
     """
     tally = Tally()
     for site, inserts in places(adapter):
@@ -111,23 +111,26 @@ def _stored(module: Any, weight: torch.Tensor, repack: bool) -> torch.Tensor:
 
 
 def answers(base: "Base", name: str | None, rows: Sequence[Sequence[int]]) -> list[torch.Tensor]:
-    """What the base says to these ids under `name`: logits, or hidden states without a language head."""
+    """Return the base's logits for these ids under `name`, or hidden states if it has no language head."""
     return ask(base, rows, lambda ids, **extra: base(ids, adapters=[name], **extra)[0])
 
 
 @torch.no_grad()
 def ask(base: "Base", rows: Sequence[Sequence[int]], answer: Answer) -> list[torch.Tensor]:
-    """The answers to these rows, in fp32, with what a model of this family must be given besides."""
-    found = []
+    """Return the answers to these rows, in fp32; models of some families are given more than ids."""
+    logits = []
     with evaluating(base):
         for ids in (torch.tensor([row], device=base.device) for row in rows):
             extra = {"decoder_input_ids": ids} if base.family == "seq2seq" else {}
-            found.append(answer(ids, **extra).float())
-    return found
+            logits.append(answer(ids, **extra).float())
+    return logits
 
 
 def perplexity(base: "Base", rows: Sequence[Sequence[int]], logits: Sequence[torch.Tensor]) -> float | None:
-    """exp of the mean NLL of every token but the rows' first; None where the logits do not predict a next token."""
+    """Return exp of the mean NLL of every token but the first of each row.
+
+    Returns None if the logits do not predict a next token.
+    """
     if base.family not in ("causal", "seq2seq") or any(one.ndim != 3 for one in logits):
         return None
     nll, count = 0.0, 0
@@ -140,8 +143,12 @@ def perplexity(base: "Base", rows: Sequence[Sequence[int]], logits: Sequence[tor
 def drift(
     before: Sequence[torch.Tensor], adapted: Sequence[torch.Tensor], merged: Sequence[torch.Tensor]
 ) -> dict[str, float | None]:
-    """{"max", "mean"} absolute difference of merged and adapted logits; "effect": mean change that the adapter makes,
-    None where it brings a task head, which answers otherwise than the bare base; "size": mean absolute logit."""
+    """Return how far the merged answers are from the adapted ones.
+
+    "max", "mean": absolute difference of the logits.  "size": mean absolute logit.  "effect": mean change
+    that the adapter makes; None if it brings a task head, whose answers cannot be compared with the bare
+    base's.
+    """
     apart = torch.cat([(m - a).abs().flatten() for m, a in zip(merged, adapted, strict=True)])
     effect = [(a - b).abs().flatten() for a, b in zip(adapted, before, strict=True) if a.shape == b.shape]
     size = torch.cat([a.abs().flatten() for a in adapted])
@@ -154,7 +161,7 @@ def drift(
 
 
 def judge_survival(name: str, report: dict[str, Any], dtype: torch.dtype, packed: str = "") -> None:
-    """Raise MergeError where too little of the change is left. packed: what it was packed in again."""
+    """Raise MergeError if too little of the change is left.  packed: the scheme it was packed in again."""
     if report["kept"] >= KEPT:
         return
     form = packed or str(dtype).removeprefix("torch.")
@@ -170,7 +177,7 @@ def judge_survival(name: str, report: dict[str, Any], dtype: torch.dtype, packed
 
 
 def judge_answers(name: str, logits: dict[str, Any], dtype: torch.dtype) -> None:
-    """Raise MergeError where the merged model answers otherwise than the adapted one. logits: as `drift` gives them."""
+    """Raise MergeError if the merged model answers differently from the adapted one.  logits: see `drift`."""
     floor = NOISE * torch.finfo(dtype).eps * logits["size"]
     if not logits["mean"] <= max(DRIFT * logits["effect"], floor):  # so that a NaN is no answer either
         raise MergeError(

@@ -1,9 +1,9 @@
-"""A base as a folder of GPTQ, AWQ, compressed-tensors or bitsandbytes: what vLLM and transformers open in four bits.
+"""Write a base as a folder of GPTQ, AWQ, compressed-tensors or bitsandbytes, for vLLM and transformers.
 
-The first three have whole zero points (`formats.whole`), so that everything is rounded: each layer of the blocks anew
-from W + D in fp32, with the scales that a base packed in groups has where they leave least error. What QA-LoRA adds to
-the minima of groups, which our own folders and GGUF hold exactly, is rounded too. Linears that a format has no place
-for stay as they are, and its config names them.
+The first three have whole zero points (`formats.whole`), so everything is rounded: each layer of the blocks
+anew, from W + D in fp32; the scales of a base packed in groups are reused where they give the smallest error.
+What QA-LoRA adds to the minima of groups is rounded too (our own folders and GGUF hold it exactly). Linears
+that a format cannot hold stay as they are, and its config names them.
 bitsandbytes is NF4 or FP4 as we have it: its folders hold the same bytes.
 """
 
@@ -20,11 +20,11 @@ from graft.errors import ModelError, UsageError
 from graft.formats import bnb
 from graft.formats.int4 import FORMATS
 from graft.formats.whole import rounded
-from graft.quant import QuantLinear
+from graft.quant import QuantLinear, packed_layers
 from graft.quant.replace import is_linear, packable
 from graft.shipping import instructions
 from graft.shipping.certificate import ideal, unmerged
-from graft.shipping.hf import sound, write_state
+from graft.shipping.hf import checked_copy, write_state
 
 if TYPE_CHECKING:
     from graft.base.base import Base
@@ -33,16 +33,16 @@ GROUPS = (128, 64, 32)  # for a base that has none of its own, the largest that 
 
 
 def write_whole(base: "Base", folder: Path, name: str, to: str) -> list[str]:
-    """Write a folder of one of FORMATS; returns the names of layers that were unpacked.
+    """Write a folder of one of FORMATS; return the names of layers that were unpacked.
 
-    Raises UsageError where the format has no place for any layer, ModelError where it is too narrow for a value.
+    Raises UsageError if the format can hold no layer, ModelError if it is too narrow for a value.
     """
     form = FORMATS[to]
     with unmerged(base) as names:
         layers, group = chosen(base.model, form)
         if not layers:
             raise UsageError(
-                f"{base.name} as {to}: no linear layer has sizes that it can hold",
+                f"{to} can hold no linear layer of {base.name}",
                 "blocks of linears whose sizes are multiples of 32",
                 "export it with to='hf' or 'gguf'",
             )
@@ -52,8 +52,8 @@ def write_whole(base: "Base", folder: Path, name: str, to: str) -> list[str]:
 
 
 def write_bnb(base: "Base", folder: Path, name: str) -> list[str]:
-    """Write a folder of bitsandbytes, the packed layers as they are; returns the names of unpacked ones: none."""
-    layers = {path: m for path, m in base.model.named_modules() if isinstance(m, QuantLinear)}
+    """Write a folder of bitsandbytes, packed layers as they are; return the names of unpacked ones: none."""
+    layers = packed_layers(base.model)
     packed = {path: bnb.pack(path, layer) for path, layer in layers.items()}
     scheme = next(iter(layers.values())).scheme
     _write(base, folder, name, packed, bnb.settings(scheme, base.dtype, _skipped(base.model, layers)))
@@ -61,7 +61,7 @@ def write_bnb(base: "Base", folder: Path, name: str) -> list[str]:
 
 
 def check_bnb(base: "Base", into: str | None) -> None:
-    """Raise UsageError for a base that bitsandbytes has no bytes for, or a way to merge that leaves the four bits."""
+    """Raise UsageError for a base that bitsandbytes cannot store, or a merge that leaves the four bits."""
     if base.quant not in ("nf4", "fp4"):
         raise UsageError(
             f"{base.name} ({base.quant}) as bnb", "a base in nf4 or fp4", "load it with quant='nf4'"
@@ -72,18 +72,21 @@ def check_bnb(base: "Base", into: str | None) -> None:
         )
 
 
-def chosen(model: nn.Module, form: ModuleType) -> tuple[dict[str, nn.Module], int]:
-    """(path -> layer that the format takes, inputs in a group): the groups that all packed ones have, if they have."""
-    fitting = {
+def chosen(model: nn.Module, form: ModuleType) -> tuple[dict[str, nn.Linear | QuantLinear], int]:
+    """Return {path: layer} of what the format can hold, and the number of inputs in a group.
+
+    The group is that of the packed layers, if they all have the same.
+    """
+    fitting: dict[str, nn.Linear | QuantLinear] = {
         path: layer
         for path, layer in packable(model)
-        if type(layer) is nn.Linear or (isinstance(layer, QuantLinear) and not layer.transposed)
+        if (isinstance(layer, QuantLinear) and not layer.transposed) or type(layer) is nn.Linear
         if form.fits(layer.out_features, layer.in_features)
     }
-    own = {layer.scheme.block for layer in fitting.values() if _grouped(layer)}
-    if len(own) == 1 and any(layer.in_features % max(own) == 0 for layer in fitting.values()):
-        group = own.pop()
-    else:
+    packed = [layer for layer in fitting.values() if isinstance(layer, QuantLinear)]
+    blocks = {layer.scheme.block for layer in packed if layer.scheme.grouped}
+    group = max(blocks, default=0)
+    if len(blocks) != 1 or all(layer.in_features % group for layer in fitting.values()):
         whole = [layer.in_features for layer in fitting.values() if layer.in_features % GROUPS[-1] == 0]
         group = next(size for size in GROUPS if all(columns % size == 0 for columns in whole))
     return {path: layer for path, layer in fitting.items() if layer.in_features % group == 0}, group
@@ -95,9 +98,13 @@ def _grouped(layer: nn.Module) -> bool:
 
 @torch.no_grad()
 def _rounded(
-    base: "Base", names: Sequence[str], form: ModuleType, layers: dict[str, nn.Module], group: int
+    base: "Base",
+    names: Sequence[str],
+    form: ModuleType,
+    layers: dict[str, nn.Linear | QuantLinear],
+    group: int,
 ) -> dict[str, dict[str, Tensor]]:
-    """The tensors of these layers, from W + D of the adapters, which are not merged: before any rounding."""
+    """Return the tensors of these layers, from W + D before any rounding.  names: adapters, not merged."""
     keys = {f"{path}.weight": path for path in layers}
     dtype, packed = form.scale_dtype(base.dtype), {}
     with _wide(base.model):
@@ -109,8 +116,8 @@ def _rounded(
 
 @contextlib.contextmanager
 def _wide(model: nn.Module) -> Iterator[None]:
-    """Inside, packed layers give their weights in fp32, as their codes have them."""
-    kinds = {layer: layer.dtype for layer in model.modules() if isinstance(layer, QuantLinear)}
+    """Let packed layers give their weights in fp32 inside the block, as their codes have them."""
+    kinds = {layer: layer.dtype for layer in packed_layers(model).values()}
     try:
         for layer in kinds:
             layer.dtype = torch.float32
@@ -124,15 +131,17 @@ def _packed(
     path: str, weight: Tensor, layer: Any, form: ModuleType, group: int, dtype: torch.dtype
 ) -> dict[str, Tensor]:
     kept = (layer.scale, layer.minimum) if _grouped(layer) and layer.scheme.block == group else None
-    found = rounded(weight, group, form.LOWEST, dtype, kept)
-    if not torch.isfinite(found.scale).all():
-        raise ModelError(f"{path} has values beyond fp16", "smaller ones", "export it with to='hf'")
-    tensors: dict[str, Tensor] = form.pack(found)
+    whole = rounded(weight, group, form.LOWEST, dtype, kept)
+    if not torch.isfinite(whole.scale).all():
+        raise ModelError(
+            f"{path} has values beyond fp16", "values that fp16 can hold", "export it with to='hf'"
+        )
+    tensors: dict[str, Tensor] = form.pack(whole)
     return tensors
 
 
 def _skipped(model: nn.Module, layers: Any) -> list[str]:
-    """Linears that stay as they are."""
+    """Return the linears that stay as they are."""
     return [
         path
         for path, m in model.named_modules()
@@ -143,8 +152,8 @@ def _skipped(model: nn.Module, layers: Any) -> list[str]:
 def _write(
     base: "Base", folder: Path, name: str, packed: dict[str, dict[str, Tensor]], config: dict[str, Any]
 ) -> list[str]:
-    """The folder, with these tensors in the place of the weights of their layers; returns all that was unpacked."""
-    clone, unpacked = sound(base.model)
+    """Write the folder, with these tensors in place of their layers' weights; return what was unpacked."""
+    clone, unpacked = checked_copy(base.model)
     clone.config.quantization_config = config
     state = clone.state_dict()
     for path, tensors in packed.items():

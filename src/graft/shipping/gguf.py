@@ -1,9 +1,9 @@
-"""A base as one GGUF file, or a LoRA as a GGUF adapter beside one: what llama.cpp and Ollama open.
+"""Write a base as one GGUF file, or a LoRA as a GGUF adapter: what llama.cpp and Ollama open.
 
-Matrices take the type that was asked for, with three exceptions: norms and biases stay in fp32, a table or head is
-never below 8 bits, and a matrix whose rows 32 does not divide keeps 16 bits. A base packed in groups goes into blocks
-that have a minimum as it is, code by code; what it keeps in 16 bits then stays so, and nothing is quantised twice.
-Tensors are encoded and written one by one.
+Matrices take the type that was asked for, with three exceptions: norms and biases stay in fp32, a table or
+head never gets less than 8 bits, and a matrix whose rows are no multiple of 32 keeps 16 bits. A base packed
+in groups goes into blocks with a minimum as it is, code by code; its 16-bit tensors then stay 16-bit, so
+nothing is quantised twice. Tensors are encoded and written one by one.
 """
 
 import importlib.util
@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from graft.errors import ModelError, UsageError, nearest
+from graft.errors import ModelError, UsageError, one_of
 from graft.formats import gguf_names as names
 from graft.formats.gguf import BLOCK, FORMS, decode, encode, pack, unpack
 from graft.kernels.groups import unpack_bits
-from graft.quant import QuantLinear
+from graft.quant import QuantLinear, packed_layers
 from graft.quant.scheme import GROUPED
-from graft.shipping.hf import sound
+from graft.shipping.hf import checked_copy
 from graft.shipping.instructions import ends
 from graft.shipping.vocabulary import vocabulary
 
@@ -33,39 +33,41 @@ LARGEST_BITS = 8  # of the types in blocks
 
 
 def usual_type(base: "Base") -> str:
-    """The type for a base where none was chosen: what holds its codes as they are, else 8 bits."""
+    """Return the default type for a base: one that holds its codes as they are, else 8 bits."""
     return "q4_1" if holds(base, "q4_1") else "q8_0"
 
 
 def holds(base: "Base", form: str | None) -> bool:
-    """Whether files of this type, or of the usual one, hold layers of the base code by code."""
+    """Return whether files of this type (None: the default) hold layers of the base code by code."""
     form = form or usual_type(base)
-    return form in FORMS and any(isinstance(m, QuantLinear) and _holds(form, m) for m in base.model.modules())
+    return form in FORMS and any(_holds(form, layer) for layer in packed_layers(base.model).values())
 
 
 def check(base: "Base", form: str) -> names.Architecture:
-    """What llama.cpp calls this model. Raises UsageError for a type that is none, and for a base that it would refuse
-    or would not compute as transformers does."""
-    if form not in FORMS:
-        raise UsageError(
-            f"type={form!r}", f"one of {', '.join(FORMS)}", f"did you mean {nearest(form, FORMS, 1)[0]!r}?"
-        )
+    """Return what llama.cpp calls this model.
+
+    Raises UsageError for an unknown type, and for a base that llama.cpp would refuse or compute differently.
+    """
+    one_of("type", form, FORMS)
     if importlib.util.find_spec("gguf") is None:
-        raise UsageError("GGUF without the package gguf", "it", "pip install 'graftlm[gguf]'")
+        raise UsageError("GGUF files need the package gguf", "gguf installed", "pip install 'graftlm[gguf]'")
     if base.tokenizer is None:
         raise UsageError(
-            f"{base.name} as gguf: it has no tokenizer", "a base with one", "load it from a whole folder"
+            f"{base.name} has no tokenizer, which a gguf needs",
+            "a base with a tokenizer",
+            "load it from a complete folder",
         )
     return names.architecture(base.model.config)
 
 
 def write_gguf(base: "Base", folder: Path, form: str) -> tuple[list[str], str]:
-    """Write NAME-FORM.gguf; returns the names of layers that were unpacked, and the file's.
+    """Write NAME-FORM.gguf; return the names of layers that were unpacked, and the file's name.
 
-    Raises UsageError for a model or a tokenizer that llama.cpp would refuse, or would not compute as transformers does.
+    Raises UsageError for a model or tokenizer that llama.cpp would refuse, or treat differently from
+    transformers.
     """
     arch = check(base, form)
-    model, unpacked = sound(base.model)
+    model, unpacked = checked_copy(base.model)
     config, rows = model.config, base.model.get_input_embeddings().weight.shape[0]
     keys = {
         "general.type": "model",
@@ -86,8 +88,8 @@ def write_gguf(base: "Base", folder: Path, form: str) -> tuple[list[str], str]:
         state[names.ROPE_FACTORS] = factors
     exact = {
         names.file_name(f"{path}.weight", arch): layer
-        for path, layer in base.model.named_modules()
-        if isinstance(layer, QuantLinear) and _holds(form, layer)
+        for path, layer in packed_layers(base.model).items()
+        if _holds(form, layer)
     }
     others = (
         next(word for word in ("f32", "f16", "bf16") if FORMS[word].dtype == base.dtype) if exact else form
@@ -106,9 +108,10 @@ def write_gguf(base: "Base", folder: Path, form: str) -> tuple[list[str], str]:
 
 
 def write_lora(base: "Base", folder: Path, adapter: str) -> str:
-    """Write ADAPTER-lora.gguf, A and B of every site in fp32, rows in the order of the base's file; returns its name.
+    """Write ADAPTER-lora.gguf, A and B of every site in fp32; return its name.
 
-    Raises UsageError where the adapter is more than low-rank updates of matrices that the file has by themselves.
+    Rows are in the order of the base's file. Raises UsageError if the adapter is more than low-rank updates
+    of matrices that the file stores separately.
     """
     arch, config = check(base, "f32"), base.model.config
     state: dict[str, Tensor] = {}
@@ -118,9 +121,11 @@ def write_lora(base: "Base", folder: Path, adapter: str) -> str:
         if form is None or (config.tie_word_embeddings and site.kind in ("embed", "head")):
             what = f"{type(insert).__name__} at {site.name or site.kind}"
             raise UsageError(
-                f"{what} as a GGUF adapter", "LoRA on matrices of their own", "merge it with to='gguf'"
+                f"{what} cannot be stored as a GGUF adapter",
+                "LoRA on matrices that the file stores separately",
+                "merge it with to='gguf'",
             )
-        A, B, scale = (part.detach().float() if isinstance(part, Tensor) else part for part in form)
+        A, B, scale = form[0].detach().float(), form[1].detach().float(), form[2]
         alpha = alpha or scale * len(A)  # llama.cpp's scale is alpha / r
         name = names.file_name(f"{site.name}.weight", arch)
         state[f"{name}.lora_a"] = A.T if name == "token_embd.weight" else A
@@ -138,17 +143,17 @@ def write_lora(base: "Base", folder: Path, adapter: str) -> str:
 
 
 def label(base: "Base") -> str:
-    """A name for files."""
+    """Return the name of a base for files."""
     return Path(base.name).name or "model"
 
 
 def file_name(base: "Base", form: str) -> str:
-    """How the file of a base is called."""
+    """Return the name of a base's file."""
     return f"{label(base)}-{form.upper()}.gguf"
 
 
 def _holds(form: str, layer: QuantLinear) -> bool:
-    """Whether blocks of this type hold the layer's codes and constants as they are."""
+    """Return whether blocks of this type hold the layer's codes and constants as they are."""
     bits, fits = GROUPED.get(layer.scheme.name, 0), FORMS[form]
     return (
         0 < bits <= fits.bits
@@ -159,7 +164,7 @@ def _holds(form: str, layer: QuantLinear) -> bool:
 
 
 def _blocks(layer: QuantLinear) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes (rows, blocks, 32), scale and minimum (rows, blocks) of a layer packed in groups."""
+    """Return codes (rows, blocks, 32), scale and minimum (rows, blocks) of a layer packed in groups."""
     codes = unpack_bits(layer.codes, GROUPED[layer.scheme.name])[:, : layer.in_features]
     repeat, count = layer.scheme.block // BLOCK, layer.in_features // BLOCK
     scale, minimum = (part.repeat_interleave(repeat, 1)[:, :count] for part in (layer.scale, layer.minimum))
@@ -167,7 +172,7 @@ def _blocks(layer: QuantLinear) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _form(name: str, tensor: Tensor, wanted: str, dtype: torch.dtype) -> str:
-    """The type of one tensor."""
+    """Return the type of one tensor."""
     if tensor.dim() == 1:
         return "f32"
     if not FORMS[wanted].takes(tensor.shape[1]):
@@ -177,12 +182,14 @@ def _form(name: str, tensor: Tensor, wanted: str, dtype: torch.dtype) -> str:
 
 
 def _encoded(values: Tensor, name: str, form: str) -> Tensor:
-    """The bytes of a tensor. Raises ModelError where fp16 is too narrow for it."""
+    """Return the bytes of a tensor. Raises ModelError if fp16 is too narrow for it."""
     stored = encode(values.reshape(-1, values.shape[-1]), form)
     parts = [decode(stored, form)] if FORMS[form].dtype is not None else [*unpack(stored, form)[1:]]
     if not all(torch.isfinite(part).all() for part in parts if part is not None):
         raise ModelError(
-            f"{name} does not fit into {form}: it has values beyond fp16", "smaller ones", "use type='bf16'"
+            f"{name} does not fit into {form}: it has values beyond fp16",
+            "values that fp16 can hold",
+            "use type='bf16'",
         )
     return stored
 
@@ -195,7 +202,7 @@ def _write(
     forms: dict[str, str],
     stored: Callable[[str], Tensor],
 ) -> None:
-    """Header first, then the bytes of one tensor after the other."""
+    """Write the header, then the bytes of one tensor after the other."""
     from gguf import GGMLQuantizationType, GGUFWriter  # late: an extra
 
     writer = GGUFWriter(path, arch)
@@ -216,6 +223,6 @@ def _write(
 
 
 def _put(writer: Any, key: str, value: Any) -> None:
-    """A key with the type that llama.cpp asks for."""
+    """Add a key with the type that llama.cpp expects."""
     kinds = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
     kinds.get(type(value), writer.add_array)(key, value)

@@ -1,10 +1,10 @@
-"""How the result is served: a Modelfile for Ollama, and the command lines of llama.cpp and vLLM.
+"""Write how to serve an export: a Modelfile for Ollama, and the commands of llama.cpp and vLLM.
 
-Ollama renders chats by a template of its own language, Go's. It is found by rendering: a Jinja template that writes
+Ollama renders chats by templates in Go. We find one by rendering ours: a Jinja template that writes
 
     before + content + after      for each role, the same in every turn
 
-is that in Go; of any other Ollama is left to recognise the kind by itself, from the file.
+can be written in Go. For any other, Ollama has to recognise the kind of model from the file.
 """
 
 import json
@@ -23,13 +23,17 @@ CONTENT = "\ue0f0{}\ue0f1"  # private-use characters, as in graft.data.templates
 
 
 def ends(base: "Base") -> list[int]:
-    """Tokens that end a text: the tokenizer's own, then the model's and the template's."""
-    own, found = base.tokenizer.eos_token_id, end_tokens(base, chat=bool(base.tokenizer.chat_template))
-    return sorted(found, key=lambda token: token != own)
+    """Return the tokens that end a text: the tokenizer's own, then the model's and the template's."""
+    tokenizer = base.tokenizer
+    tokens = end_tokens(base, chat=bool(tokenizer.chat_template))
+    return sorted(tokens, key=lambda token: token != tokenizer.eos_token_id)
 
 
 def modelfile(base: "Base", model: str, adapter: str | None = None) -> str:
-    """What `ollama create NAME -f Modelfile` reads. model, adapter: paths as seen from the Modelfile."""
+    """Return what `ollama create NAME -f Modelfile` reads.
+
+    model, adapter: paths as seen from the Modelfile.
+    """
     lines = [f"FROM {model}", *([f"ADAPTER {adapter}"] if adapter else [])]
     template = go_template(base.tokenizer) if base.tokenizer.chat_template else "{{ .Prompt }}"
     if template is not None:
@@ -41,7 +45,10 @@ def modelfile(base: "Base", model: str, adapter: str | None = None) -> str:
 
 
 def vllm(model: str, *, tokenizer: str | None = None, lora: tuple[str, str, int] | None = None) -> str:
-    """The command that serves a folder, a GGUF file with its tokenizer, or a base with a LoRA (name, folder, rank)."""
+    """Return the command that serves a folder, a GGUF file with its tokenizer, or a base with a LoRA.
+
+    lora: (name, folder, rank).
+    """
     words = ["vllm serve", model, *([f"--tokenizer {tokenizer}"] if tokenizer else [])]
     if lora:
         name, folder, r = lora
@@ -51,29 +58,29 @@ def vllm(model: str, *, tokenizer: str | None = None, lora: tuple[str, str, int]
 
 
 def write_model(base: "Base", folder: Path, name: str) -> None:
-    """For a Hugging Face folder that is called `name` in the end."""
+    """Write the instructions for a Hugging Face folder that will be called `name`."""
     write(base, folder, name, ["ollama create NAME -f Modelfile", vllm(name)], modelfile(base, "."))
 
 
 def write_packed(base: "Base", folder: Path, name: str) -> None:
-    """For a folder in a format that Ollama does not read."""
+    """Write the instructions for a folder in a format that Ollama does not read."""
     _readme(base, folder, name, [vllm(name)])
 
 
 def write_gguf(base: "Base", folder: Path, file: str) -> None:
-    """For a GGUF file in the folder."""
+    """Write the instructions for a GGUF file in the folder."""
     lines = [f"llama-server -m {file}", "ollama create NAME -f Modelfile", vllm(file, tokenizer=base.name)]
     write(base, folder, file, lines, modelfile(base, f"./{file}"))
 
 
 def write_lora(base: "Base", folder: Path, file: str, model: str) -> None:
-    """For a GGUF adapter in the folder, and the file of its base beside it."""
+    """Write the instructions for a GGUF adapter in the folder, to be used with the file of its base."""
     lines = [f"llama-server -m {model} --lora {file}", "ollama create NAME -f Modelfile"]
-    write(base, folder, f"{file} beside {model}", lines, modelfile(base, f"./{model}", f"./{file}"))
+    write(base, folder, f"{file} for {model}", lines, modelfile(base, f"./{model}", f"./{file}"))
 
 
 def write(base: "Base", folder: Path, what: str, commands: list[str], modelfile: str) -> None:
-    """Modelfile, and a README.md with the commands that serve `what`."""
+    """Write the Modelfile, and a README.md with the commands that serve `what`."""
     (folder / "Modelfile").write_text(modelfile, encoding="utf-8")
     _readme(base, folder, what, commands)
 
@@ -85,22 +92,22 @@ def _readme(base: "Base", folder: Path, what: str, commands: list[str]) -> None:
 
 
 def go_template(tokenizer: Any) -> str | None:
-    """The chat template in Go, as Ollama reads it; None where it is not regular (see above)."""
+    """Return the chat template in Go, as Ollama reads it; None if it is not regular (see above)."""
     try:
-        found = _parts(Template(tokenizer, source(tokenizer)), affixes(tokenizer)[0], tokenizer)
+        parts = _parts(Template(tokenizer, source(tokenizer)), affixes(tokenizer)[0], tokenizer)
     except BadRow:  # a template that will not take one of our conversations
         return None
-    if found is None or any("{{" in text or '"""' in text for pair in found.values() for text in pair):
+    if parts is None or any("{{" in text or '"""' in text for pair in parts.values() for text in pair):
         return None
     turns = [
         f'if eq .Role "{role}" }}}}{before}{{{{ .Content }}}}{after}'
-        for role, (before, after) in found.items()
+        for role, (before, after) in parts.items()
     ]
     return "{{ range .Messages }}{{ " + "{{ else ".join(turns) + "{{ end }}{{ end }}"
 
 
 def _parts(template: Template, front: list[int], tokenizer: Any) -> dict[str, tuple[str, str]] | None:
-    """{role: (before, after)}; what asks for an answer belongs to the user's turn."""
+    """Return {role: (before, after)}; the prompt for an answer belongs to the user's turn."""
     start = tokenizer.decode(front)  # put there by the server too
 
     def render(*roles: str) -> str:

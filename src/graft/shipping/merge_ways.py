@@ -1,12 +1,12 @@
-"""Merging into a quantised base: three choices, each with its own loss.
+"""Merge into a quantised base in one of three ways, each with its own loss.
 
     dequantised   Ŵ + D in 16 bits, with Ŵ the values that the codes stand for: what was trained, rounded once
-    original      W₀ + D in 16 bits, with W₀ the weights before quantisation: nearer to the pretrained model, but D was
-                  trained beside Ŵ, and nobody has evaluated this sum
-    packed        Ŵ + D packed again: small, but Ŵ lies on the levels already, so a change below half their distance is
-                  rounded away; but the minima of groups take up what QA-LoRA learnt, and nothing is lost
+    original      W₀ + D in 16 bits, with W₀ the weights before quantisation: nearer to the pretrained model,
+                  but D was trained on Ŵ, and nobody has evaluated this sum
+    packed        Ŵ + D packed again: small, but Ŵ lies on the levels already, so a change below half their
+                  distance is rounded away; only what QA-LoRA learned fits into the minima of groups exactly
 
-Dettmers et al. 2023 (2305.14314) keep the adapter beside the packed base, which loses nothing.
+Dettmers et al. 2023 (2305.14314) keep the adapter next to the packed base, which loses nothing.
 """
 
 import tempfile
@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from graft.base.merging import in_minima, places
-from graft.errors import GraftError, UsageError, nearest
+from graft.errors import GraftError, UsageError, one_of
 from graft.models.load import load
-from graft.quant import QuantLinear
+from graft.quant import QuantLinear, packed_layers
 from graft.shipping import prompts
 from graft.shipping.certificate import described, stacked, unmerged
 from graft.shipping.fidelity import answers, drift, perplexity, survival
@@ -31,26 +31,30 @@ INTO = ("dequantised", "original", "packed")
 
 
 def check_into(base: "Base", into: str | None) -> None:
-    """Raise UsageError for a choice that is none, or that a base in 16 or 32 bits does not have."""
-    if into is not None and into not in INTO:
-        near = nearest(into, INTO, 1)[0]
-        raise UsageError(f"into={into!r}", f"one of {', '.join(INTO)}", f"did you mean {near!r}?")
-    if into is not None and usual_into(base) is None:
+    """Raise UsageError for an unknown way to merge, or for any if the base is not quantised."""
+    if into is None:
+        return
+    one_of("into", into, INTO)
+    if default_into(base) is None:
         raise UsageError(
-            f"into={into!r} for {base.name}", "a quantised base", "leave into out: there is one way"
+            f"into={into!r} for {base.name}, which is not quantised",
+            "a quantised base",
+            "leave into out: there is only one way",
         )
 
 
-def usual_into(base: "Base") -> str | None:
-    """The way into this base where none is chosen: what is merged already, or nearest to what was trained; None where
-    it is not quantised."""
+def default_into(base: "Base") -> str | None:
+    """Return the default way to merge into this base; None if it is not quantised.
+
+    It is the way that was used already, else the one nearest to what was trained.
+    """
     if any(done.repacked for done in base.merged):
         return "packed"
     return "dequantised" if base.quant != "none" or any(done.dequantised for done in base.merged) else None
 
 
-def fits(base: "Base", names: Sequence[str]) -> bool:
-    """Whether the minima of a base packed in groups take up all that these adapters change in packed layers."""
+def minima_hold(base: "Base", names: Sequence[str]) -> bool:
+    """Return whether all that these adapters change in packed layers fits into the minima of their groups."""
     packed = [
         (site, inserts)
         for name in names
@@ -61,9 +65,9 @@ def fits(base: "Base", names: Sequence[str]) -> bool:
 
 
 def original_of(base: "Base", names: Sequence[str], folder: str | Path | None = None) -> "Base":
-    """The base before it was quantised, with these adapters on it.
+    """Return the base as it was before quantisation, with these adapters on it.
 
-    folder: where it lies; by default what `base` was loaded from, quantised on the way.
+    folder: where it lies; by default what `base` was loaded from and quantised on the way.
     """
     where = folder or base.name
     original = load(where, "none", described(base)["dtype"], device=base.device)
@@ -86,36 +90,36 @@ def original_of(base: "Base", names: Sequence[str], folder: str | Path | None = 
 def choices(
     base: "Base", adapters: Sequence[str], original: str | Path | None = None
 ) -> list[dict[str, Any]]:
-    """What each way to merge these adapters would cost, measured without writing anything; the base stays as it is.
+    """Measure what each way to merge these adapters would cost, without writing; the base stays as it is.
 
-    One {"into", "bits", "kept", "noise", "logits", "perplexity"} per choice, against the packed base with the adapters
-    attached, or {"into", "trouble"} where it cannot be had.
+    Returns one {"into", "bits", "kept", "noise", "logits", "perplexity"} per way, measured against the packed
+    base with the adapters attached, or {"into", "trouble"} if the way is unavailable.
     """
     with unmerged(base):
         rows = prompts.rows(base, adapters)
         bare = answers(base, None, rows)
         with stacked(base, adapters[:-1]):
             adapted = answers(base, adapters[-1], rows)
-        found = []
+        ways: list[dict[str, Any]] = []
         for into in INTO:
             try:
                 kept, noise, merged = _tried(base, adapters, into, rows, original)
             except GraftError as error:
-                found.append({"into": into, "trouble": error.given})
+                ways.append({"into": into, "trouble": error.given})
                 continue
             cost = {"kept": kept, "noise": noise, "logits": drift(bare, adapted, merged)}
             cost["perplexity"] = {
                 "adapted": perplexity(base, rows, adapted),
                 "merged": perplexity(base, rows, merged),
             }
-            found.append({"into": into, "bits": _bits(base, into), **cost})
-    return found
+            ways.append({"into": into, "bits": _bits(base, into), **cost})
+    return ways
 
 
 def _tried(
     base: "Base", adapters: Sequence[str], into: str, rows: list[list[int]], original: str | Path | None
 ) -> tuple[float, float, list[torch.Tensor]]:
-    """(smallest share that is kept, largest noise, logits) of one way."""
+    """Return (smallest share that is kept, largest noise, logits) of one way."""
     source = original_of(base, adapters, original) if into == "original" else base
     repack, reports = into == "packed", []
     for done, name in enumerate(adapters):
@@ -127,6 +131,7 @@ def _tried(
 
 
 def _bits(base: "Base", into: str) -> float:
-    """Bits per weight of the layers in question."""
-    schemes = [module.scheme for module in base.model.modules() if hasattr(module, "codes")]
-    return float(schemes[0].bits) if into == "packed" else float(torch.finfo(base.dtype).bits)
+    """Return the bits per weight of the layers in question."""
+    if into != "packed":
+        return float(torch.finfo(base.dtype).bits)
+    return next(iter(packed_layers(base.model).values())).scheme.bits

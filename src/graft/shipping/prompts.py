@@ -1,7 +1,8 @@
-"""The fixed prompts that certificates and merges are measured on: our texts, or ids from a seed without a tokenizer.
+"""The fixed prompts for measuring merges: our texts, or ids from a seed if there is no tokenizer.
 
-They are short, so that a model of any context length reads them, and of many kinds, because a merge may spare prose
-and spoil digits. Changing one changes every certificate: `digest` tells which prompts a certificate was made with.
+They are short, so that a model of any context length can read them, and of many kinds, because a merge may
+spare prose and spoil digits. Changing one changes every certificate: `digest` tells which prompts a
+certificate was made with.
 """
 
 import hashlib
@@ -31,14 +32,14 @@ SEED, DRAWN = 0, 4  # without a tokenizer: rows of random ids
 
 
 def rows(base: "Base", adapters: Sequence[str | None] = ()) -> list[list[int]]:
-    """Ids of every prompt, cut to what the model reads beside these adapters' own positions."""
+    """Return the ids of every prompt, cut to what the model can read besides these adapters' positions."""
     config = base.model.config.get_text_config()
     context = getattr(config, "max_position_embeddings", None) or LONGEST
     length = max(2, min(LONGEST, context - first_position(config) - base.positions(adapters)))
     if base.tokenizer is not None:
-        found = [base.tokenizer(text)["input_ids"][:length] for text in TEXTS]
-        if all(len(row) > 1 for row in found):
-            return found
+        encoded = [base.tokenizer(text)["input_ids"][:length] for text in TEXTS]
+        if all(len(row) > 1 for row in encoded):
+            return encoded
     drawn = torch.randint(
         4, config.vocab_size, (DRAWN, length), generator=torch.Generator().manual_seed(SEED)
     )
@@ -46,6 +47,6 @@ def rows(base: "Base", adapters: Sequence[str | None] = ()) -> list[list[int]]:
     return ids
 
 
-def digest(found: Sequence[Sequence[int]]) -> str:
-    """SHA-256 of the ids."""
-    return hashlib.sha256(json.dumps([list(row) for row in found]).encode()).hexdigest()
+def digest(ids: Sequence[Sequence[int]]) -> str:
+    """Return the SHA-256 of the ids."""
+    return hashlib.sha256(json.dumps([list(row) for row in ids]).encode()).hexdigest()

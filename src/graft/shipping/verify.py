@@ -1,12 +1,12 @@
-"""A certificate made again: are the files those that were written, and does the folder still answer as it says?
+"""Check an exported folder against its certificate: are the files unchanged, does it still answer the same?
 
     files        SHA-256 of each
-    base         loaded from where it lay; its fingerprint
+    base         loaded from where it was; its fingerprint
     adapters     likewise; for an exported adapter, the folder itself
     prompts, weights, logits, perplexity     measured again
 
-Files and fingerprints must be equal. Measurements may differ by TOLERANCE or by what other kernels round otherwise.
-What is no longer there is said, and counts neither way.
+Files and fingerprints must be equal. Measurements may differ by TOLERANCE, or by what other kernels round
+differently. Things that are gone are reported as not checked, and count neither way.
 """
 
 import contextlib
@@ -23,44 +23,53 @@ from graft.models.files import find, quantisation, read_config
 from graft.models.load import load, model_class
 from graft.shipping.certificate import CERTIFICATE, files, measured, versions
 from graft.shipping.fidelity import NOISE
+from graft.shipping.layouts import LAYOUTS
 from graft.shipping.merge_ways import original_of
-from graft.shipping.readback import READERS
 
 if TYPE_CHECKING:
     from graft.base.base import Base
 
 SAME, DIFFERS, UNKNOWN = "same", "differs", "not checked"
 TOLERANCE = 0.05  # of a measured difference
-SHAPE = {"format": str, "base": dict, "adapters": list, "files": dict, "versions": dict, "prompts": dict,
-         "logits": dict, "perplexity": dict}  # fmt: skip
+SHAPE: dict[str, type] = {
+    "format": str,
+    "adapters": list,
+    **dict.fromkeys(("base", "files", "versions", "prompts", "logits", "perplexity"), dict),
+}
 BASE = {"name", "fingerprint", "class", "family", "dtype", "quant", "group", "tokenizer"}
 ADAPTER = {"name", "folder", "fingerprint"}
 
 
 @dataclass(frozen=True)
 class Check:
-    """what: a part of the certificate.  state: same, differs, or not checked.  said: the finding in a few words."""
+    """One finding.
+
+    what: a part of the certificate.  state: same, differs, or not checked.  finding: in a few words.
+    """
 
     what: str
     state: str
-    said: str
+    finding: str
 
 
 class Missing(Exception):
-    """A part that a check stands on is not there."""
+    """Something that a check needs is gone."""
 
 
 def verify(folder: str | Path) -> list[Check]:
-    """All checks of a folder's certificate. Raises UsageError where it has none, ModelError where that is damaged."""
+    """Return all checks of a folder against its certificate.
+
+    Raises UsageError if it has none, ModelError if the certificate is damaged.
+    """
     folder = Path(folder)
     facts = _read(folder)
     checks = [_files(facts["files"], folder), _versions(facts["versions"])]
     try:
         with (
             _reopened(facts, folder, checks) as (base, source, names),
-            READERS[facts["format"]](folder, source) as found,
+            LAYOUTS[facts["format"]].read(folder, source) as reading,
         ):
-            again = measured(source, found, names, base)
+            again = measured(source, reading, names, base)
         checks += _compared(facts, again, base)
     except Missing:
         checks.append(
@@ -74,18 +83,18 @@ def verify(folder: str | Path) -> list[Check]:
 def _read(folder: Path) -> dict[str, Any]:
     path = folder / CERTIFICATE
     if not path.is_file():
-        raise UsageError(f"{folder} has no {CERTIFICATE}", "a folder that graft exported", "export it again")
+        raise UsageError(f"{folder} has no {CERTIFICATE}", "a folder that Graft exported", "export it again")
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
         facts = None
     if not _sound(facts):
-        raise ModelError(f"{path} is damaged", "a certificate as graft writes it", "export it again")
+        raise ModelError(f"{path} is damaged", "a certificate as Graft writes it", "export it again")
     return dict(facts)
 
 
 def _sound(facts: Any) -> bool:
-    """Whether this is a certificate: nothing of what is read here is missing or of another kind."""
+    """Return whether this is a certificate: nothing that is read here is missing or of another type."""
     if not isinstance(facts, dict) or not all(
         isinstance(facts.get(key), kind) for key, kind in SHAPE.items()
     ):
@@ -93,14 +102,14 @@ def _sound(facts: Any) -> bool:
     parts = [(BASE, facts["base"]), *((ADAPTER, one) for one in facts["adapters"])]
     parts += [] if facts.get("added_to") is None else [(BASE, facts["added_to"])]
     described = all(isinstance(part, dict) and keys <= part.keys() for keys, part in parts)
-    return described and facts["format"] in READERS and isinstance(facts["logits"].get("size"), float)
+    return described and facts["format"] in LAYOUTS and isinstance(facts["logits"].get("size"), float)
 
 
 def _files(wanted: dict[str, str], folder: Path) -> Check:
-    found = files(folder)
-    wrong = [f"{name} is missing" for name in wanted if name not in found]
-    wrong += [f"{name} was changed" for name in wanted if name in found and found[name] != wanted[name]]
-    extra = [f"{name} is new" for name in found if name not in wanted]
+    present = files(folder)
+    wrong = [f"{name} is missing" for name in wanted if name not in present]
+    wrong += [f"{name} was changed" for name in wanted if name in present and present[name] != wanted[name]]
+    extra = [f"{name} is new" for name in present if name not in wanted]
     if wrong:
         return Check("files", DIFFERS, ", ".join(wrong + extra))
     return Check("files", SAME, ", ".join([f"{len(wanted)} as written", *extra]))
@@ -110,16 +119,16 @@ def _versions(wanted: dict[str, str]) -> Check:
     moved = [
         f"{name} {wanted.get(name)} -> {now}" for name, now in versions().items() if wanted.get(name) != now
     ]
-    return Check("versions", UNKNOWN if moved else SAME, ", ".join(moved) or "as then")
+    return Check("versions", UNKNOWN if moved else SAME, ", ".join(moved) or "unchanged")
 
 
 @contextlib.contextmanager
 def _reopened(
     facts: dict[str, Any], folder: Path, checks: list[Check]
 ) -> Iterator[tuple["Base", "Base", list[str]]]:
-    """(base that was trained on, base that the changes were added to, adapters), each checked on the way.
+    """Yield (base trained on, base that the changes were added to, adapters), each checked on the way.
 
-    Raises Missing where one is not to be had.
+    Raises Missing if one of them is unavailable.
     """
     base = _base("base", facts["base"], checks)
     names = [_adapter(base, wanted, facts, folder, checks) for wanted in facts["adapters"]]
@@ -157,7 +166,7 @@ def _adapter(
 ) -> str:
     name, where = wanted["name"], str(folder) if facts["format"] == "peft" else wanted["folder"]
     if where is None:
-        checks.append(Check("adapter", UNKNOWN, f"{name}: it lay in no folder when it was exported"))
+        checks.append(Check("adapter", UNKNOWN, f"{name}: it had no folder when it was exported"))
         raise Missing
     try:
         adapter = base.load_adapter(where, name, force=True)
@@ -172,30 +181,32 @@ def _missing(what: str, error: GraftError, checks: list[Check]) -> Missing:
     return Missing()
 
 
-def _fingerprint(what: str, found: str, wanted: dict[str, Any], where: str) -> Check:
-    if found == wanted["fingerprint"]:
-        return Check(what, SAME, f"{where}, {found[:12]}")
-    return Check(what, DIFFERS, f"{where} is {found[:12]}, and {wanted['fingerprint'][:12]} was exported")
+def _fingerprint(what: str, fingerprint: str, wanted: dict[str, Any], where: str) -> Check:
+    if fingerprint == wanted["fingerprint"]:
+        return Check(what, SAME, f"{where}, {fingerprint[:12]}")
+    return Check(
+        what, DIFFERS, f"{where} is {fingerprint[:12]}, and {wanted['fingerprint'][:12]} was exported"
+    )
 
 
 def _compared(facts: dict[str, Any], again: dict[str, Any], base: "Base") -> list[Check]:
-    """The measurements of then and now."""
+    """Compare the measurements of then and now."""
     if again["prompts"] != facts["prompts"]:
-        return [Check("prompts", DIFFERS, "the tokenizer, or graft's prompts, made other ids of them")]
+        return [Check("prompts", DIFFERS, "the tokenizer, or graft's prompts, have changed: the ids differ")]
     rounding = NOISE * torch.finfo(base.dtype).eps
     fp32 = NOISE * torch.finfo(torch.float32).eps  # D itself is a product, summed in another order elsewhere
     slack = {"weights": fp32, "logits": rounding * facts["logits"]["size"], "perplexity": 0.0}
     share = {"weights": TOLERANCE, "logits": TOLERANCE, "perplexity": max(rounding, 1e-3)}
-    found = []
+    checks = []
     for what, slope in share.items():
         then, now = facts.get(what) or {}, again[what] or {}
         numbers = [key for key in then if isinstance(then[key], float)]
         moved = [key for key in numbers if not _near(then[key], now.get(key), slope, slack[what])]
         moved += [key for key in then if key not in numbers and key != "worst" and then[key] != now.get(key)]
-        moved_said = ", ".join(f"{key} {_plain(then[key])} -> {_plain(now.get(key))}" for key in moved)
-        said = ", ".join(f"{key} {then[key]:.3g}" for key in numbers)
-        found.append(Check(what, DIFFERS if moved else SAME, moved_said or said or "none"))
-    return found
+        changes = ", ".join(f"{key} {_plain(then[key])} -> {_plain(now.get(key))}" for key in moved)
+        values = ", ".join(f"{key} {then[key]:.3g}" for key in numbers)
+        checks.append(Check(what, DIFFERS if moved else SAME, changes or values or "none"))
+    return checks
 
 
 def _near(then: float, now: Any, share: float, slack: float) -> bool:

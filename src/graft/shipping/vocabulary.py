@@ -1,15 +1,15 @@
-"""A tokenizer as llama.cpp has it, or the reason why llama.cpp would read text otherwise.
+"""Turn a tokenizer into llama.cpp's form, or say why llama.cpp would read text differently.
 
 llama.cpp knows three kinds that matter here and rebuilds each from its pieces:
 
     gpt2    byte-level BPE: pieces, merges, and the *name* of the rule that cuts text into words (`PRE`)
-    llama   SentencePiece BPE: pieces with scores; it joins any two neighbours whose sum is a piece, best score first;
-            a character that no piece has becomes its bytes, and where they are no pieces the request fails
+    llama   SentencePiece BPE: pieces with scores; it joins any two neighbours whose sum is a piece, best
+            score first; a character that no piece has becomes its bytes; without pieces for them it fails
     t5      SentencePiece unigrams: what no piece has becomes the unknown token
 
-A tokenizer of transformers is of the first kind where its cuts are one of the known rules, of the second where its
-merges are all that the pieces allow and stand in the order of their results, of the third where its pieces are single
-characters. All else would not open, or talk nonsense: it is refused here, with the reason.
+A tokenizer of transformers is of the first kind if its cuts are one of the known rules; of the second if its
+merges are all that the pieces allow and stand in the order of their results; of the third if its pieces are
+single characters. Anything else would not open, or produce nonsense: it is refused here, with the reason.
 """
 
 import json
@@ -43,9 +43,10 @@ PRE = {
 
 
 def vocabulary(tokenizer: Any, rows: int, ends: list[int]) -> dict[str, Any]:
-    """Keys of the file. rows: of the model's table.  ends: the tokens that end a text, most general first.
+    """Return the keys of a GGUF file that describe a tokenizer.
 
-    Raises UsageError with the reason where llama.cpp would refuse the vocabulary or read text in another way.
+    rows: of the model's table.  ends: the tokens that end a text, most general first.
+    Raises UsageError, with the reason, if llama.cpp would refuse the vocabulary or read text differently.
     """
     if not getattr(tokenizer, "is_fast", False):
         raise _refusal("has no tokenizer.json", "save it with a fast tokenizer of transformers")
@@ -63,18 +64,18 @@ def vocabulary(tokenizer: Any, rows: int, ends: list[int]) -> dict[str, Any]:
             raise _refusal("has no merges, without which llama.cpp reads no byte-level BPE")
         keys = {"model": "gpt2", "pre": _pre(whole), "merges": merges}
     keys |= {"tokens": pieces, "token_type": kinds, **_special(tokenizer, ends)}
-    found = {f"tokenizer.ggml.{key}": value for key, value in keys.items()}
+    entries = {f"tokenizer.ggml.{key}": value for key, value in keys.items()}
     if tokenizer.chat_template:
-        found["tokenizer.chat_template"] = source(tokenizer)
-    return found | {"tokenizer.huggingface.json": json.dumps(whole, ensure_ascii=False)}
+        entries["tokenizer.chat_template"] = source(tokenizer)
+    return entries | {"tokenizer.huggingface.json": json.dumps(whole, ensure_ascii=False)}
 
 
 def _refusal(what: str, remedy: str = "export it with to='hf'") -> UsageError:
-    return UsageError(f"the tokenizer {what}", "one that llama.cpp reads as transformers does", remedy)
+    return UsageError(f"the tokenizer {what}", "a tokenizer that llama.cpp reads like transformers", remedy)
 
 
 def _pieces(whole: dict[str, Any], rows: int) -> tuple[list[str], list[int]]:
-    """One piece per row of the table, and its kind; rows that no piece has get one that no text holds."""
+    """Return one piece per row of the table, and its kind; unused rows get a piece that no text contains."""
     added = {token["id"]: token for token in whole["added_tokens"]}
     known = {i: piece for piece, i in whole["model"]["vocab"].items()} | {
         i: t["content"] for i, t in added.items()
@@ -97,7 +98,7 @@ BYTES = {f"<0x{byte:02X}>" for byte in range(256)}
 
 
 def _steps(part: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """The steps of a normalizer or pre-tokenizer, nested or not."""
+    """Return the steps of a normalizer or pre-tokenizer, nested or not."""
     if part is None:
         return []
     inside = part.get("pretokenizers") or part.get("normalizers")
@@ -105,7 +106,7 @@ def _steps(part: dict[str, Any] | None) -> list[dict[str, Any]]:
 
 
 def _pre(whole: dict[str, Any]) -> str:
-    """The name of the rule that cuts text into words."""
+    """Return llama.cpp's name of the rule that cuts text into words."""
     cuts: list[str] = []
     for step in _steps(whole["pre_tokenizer"]):
         if step["type"] == "ByteLevel" and not step["add_prefix_space"]:
@@ -128,26 +129,26 @@ def _pre(whole: dict[str, Any]) -> str:
 
 
 def _sentencepiece(whole: dict[str, Any]) -> bool:
-    """Whether blanks become ▁ and nothing is cut."""
+    """Return whether blanks become ▁ and nothing is cut."""
     marks = [step.get("content") for step in _steps(whole["normalizer"]) if step["type"] == "Replace"]
     return BLANK in marks or any(step["type"] == "Metaspace" for step in _steps(whole["pre_tokenizer"]))
 
 
 def _blanks(whole: dict[str, Any]) -> dict[str, Any]:
-    """Whether a blank is put in front of a text."""
+    """Return whether a blank is put in front of a text, as keys."""
     front = any(step["type"] == "Prepend" for step in _steps(whole["normalizer"]))
     for step in _steps(whole["pre_tokenizer"]):
         if step["type"] == "Metaspace" and not step.get("split", True):
             front = front or step.get("prepend_scheme", "always") != "never"
         elif (
             step["type"] != "Split" or step["pattern"].get("String") != " "
-        ):  # no blank is left that could be cut
+        ):  # after that no blank is left to cut
             raise _refusal(f"cuts text into words ({step['type']}), which llama.cpp's SentencePiece does not")
     return {"add_space_prefix": front, "remove_extra_whitespaces": False}
 
 
 def _kind(model: dict[str, Any], pieces: list[str], kinds: list[int]) -> str:
-    """Which of the two SentencePiece kinds: by what becomes of a character that no piece has."""
+    """Return which of the two SentencePiece kinds it is: by what becomes of a character that no piece has."""
     if kinds.count(BYTE) == len(BYTES):
         return "llama"
     characters = all(len(piece) == 1 for piece, kind in zip(pieces, kinds, strict=True) if kind == NORMAL)
@@ -157,7 +158,10 @@ def _kind(model: dict[str, Any], pieces: list[str], kinds: list[int]) -> str:
 
 
 def _scores(model: dict[str, Any], pieces: list[str], kinds: list[int]) -> list[float]:
-    """Minus the rank of a piece's first merge: with all merges there, both programs join the same neighbours first."""
+    """Return minus the rank of each piece's first merge.
+
+    With all merges there, both programs join the same neighbours first.
+    """
     ranks: dict[str, list[int]] = {}
     pairs = set()
     for rank, merge in enumerate(model["merges"]):
@@ -169,10 +173,10 @@ def _scores(model: dict[str, Any], pieces: list[str], kinds: list[int]) -> list[
         {p for p, kind in zip(pieces, kinds, strict=True) if kind == NORMAL},
     )
     for i, piece in enumerate(pieces):
-        own = ranks.get(piece, [])
-        if own:
-            scores[i] = -float(own[0])
-        if own and own[-1] - own[0] != len(own) - 1:
+        merges = ranks.get(piece, [])
+        if merges:
+            scores[i] = -float(merges[0])
+        if merges and merges[-1] - merges[0] != len(merges) - 1:
             raise _refusal(
                 f"joins {piece!r} in several ways of different rank; llama.cpp gives a piece one rank"
             )
@@ -184,7 +188,10 @@ def _scores(model: dict[str, Any], pieces: list[str], kinds: list[int]) -> list[
 
 
 def _special(tokenizer: Any, ends: list[int]) -> dict[str, Any]:
-    """Start, stops and padding. llama.cpp has three stops of its own: end of text, of a turn, of a message."""
+    """Return the keys for start, stops and padding.
+
+    llama.cpp has three stops of its own: end of text, of a turn, of a message.
+    """
     front, back = affixes(tokenizer)
     if front not in ([], [tokenizer.bos_token_id]) or back not in ([], [tokenizer.eos_token_id]):
         raise _refusal("puts other tokens around a text than its start and its end")
@@ -193,10 +200,10 @@ def _special(tokenizer: Any, ends: list[int]) -> dict[str, Any]:
             f"has {len(ends)} tokens that end a text (llama.cpp: one to three)", "set eos_token_id"
         )
     stops = dict(zip(("eos_token_id", "eot_token_id", "eom_token_id"), ends, strict=False))
-    own = {
+    special = {
         "bos": tokenizer.bos_token_id,
         "unknown": tokenizer.unk_token_id,
         "padding": tokenizer.pad_token_id,
     }
-    ids = {f"{name}_token_id": i for name, i in own.items() if i is not None}
+    ids = {f"{name}_token_id": i for name, i in special.items() if i is not None}
     return {**stops, **ids, "add_bos_token": bool(front), "add_eos_token": bool(back)}

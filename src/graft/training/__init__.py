@@ -1,4 +1,4 @@
-"""Training: one loop for every stage, whose runs go on by themselves after a kill, bit-identical."""
+"""Training: one loop for every stage. A killed run continues by itself, bit for bit."""
 
 from graft.training.log import Observer
 from graft.training.loop import Result, Task, Trainer

@@ -11,7 +11,6 @@ The order of rows and the learning rate are pure functions of the step, so nothi
 
 import json
 import platform
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -33,7 +32,11 @@ if TYPE_CHECKING:
 
 @dataclass
 class Progress:
-    """Where a run is.  best: {"step", "loss"} of the best evaluation; waited: evaluations since; lengths: of logs."""
+    """Where a run is.
+
+    best: {"step", "loss"} of the best evaluation.  waited: evaluations since then.  lengths: of the logs, in
+    bytes.
+    """
 
     step: int = 0
     tokens: int = 0
@@ -53,18 +56,16 @@ class Checkpoints:
         self.folder = run / "checkpoints"
         self.identity, self.keep, self.warn = dict(identity), keep, warn
 
-    def foresee(self, adapter: "Adapter", optimizer: AdamW, count: int) -> None:
-        """Raise SpaceError, before the first step, where the disk has no room for `count` checkpoints of this run.
+    def check_space(self, adapter: "Adapter", optimizer: AdamW, count: int) -> None:
+        """Raise SpaceError, before the first step, if the disk has no room for `count` checkpoints.
 
         Fewer are needed at a time: those that are kept, and the one that is being written.
         """
         each, most = _bytes(_parts(adapter, optimizer)), min(count, self.keep + 1)
-        free = shutil.disk_usage(
-            next(path for path in (self.folder, *self.folder.parents) if path.exists())
-        ).free
+        free = storage.free_bytes(self.folder)
         if free < most * each:
             raise SpaceError(
-                f"{self.folder} has {free:,} bytes free, and {most} checkpoints of {each:,} bytes are coming",
+                f"{self.folder} has {free:,} bytes free; the run will hold {most} checkpoints of {each:,} bytes",
                 f"room for {most * each:,} bytes",
                 "make room, choose another output, or lower train.keep",
             )
@@ -84,33 +85,34 @@ class Checkpoints:
             storage.write(folder / "state.json", state)
 
         facts = {"step": progress.step, "identity": self.identity, "versions": versions()}
-        storage.patiently(self.folder, needed, lambda: storage.commit(target, fill, facts), self.warn)
+        storage.retry_while_full(self.folder, needed, lambda: storage.commit(target, fill, facts), self.warn)
         storage.validate(target)
         storage.rotate(self.folder, self.keep, [progress.best["step"]] if progress.best else [])
         return target
 
     def restore(self, adapter: "Adapter", optimizer: AdamW) -> Progress | None:
-        """Take over the newest valid checkpoint; None where there is none.
+        """Load the newest valid checkpoint into adapter and optimizer; return None if there is none.
 
-        Damaged ones are set aside with a warning. Raises CheckpointError where the checkpoint is another run's.
+        Damaged ones are renamed, with a warning. Raises CheckpointError if the checkpoint belongs to another
+        run.
         """
         checkpoint, damaged = storage.latest(self.folder)
         if checkpoint is not None:
             self._check(checkpoint)
         for broken, error in damaged:
-            aside = storage.set_aside(broken)
+            renamed = storage.quarantine(broken)
             origin = checkpoint.name if checkpoint else "the start"
-            self.warn(f"{error.given}: kept as {aside.name}, going on from {origin}")
+            self.warn(f"{error.given}: kept as {renamed.name}, continuing from {origin}")
         if checkpoint is None:
             return None
         adapter.restore(load_file(checkpoint / "adapter.safetensors"))
         optimizer.load(load_file(checkpoint / "optimizer.safetensors"))
-        state = storage.decode(checkpoint / "state.json")
+        state = storage.read_json(checkpoint / "state.json")
         rng.restore(load_file(checkpoint / "rng.safetensors"), state["rng"])
         return Progress(**state["progress"])
 
     def adapter(self, step: int) -> dict[str, torch.Tensor]:
-        """The adapter's tensors at a kept step. Raises CheckpointError where they are damaged."""
+        """Return the adapter's tensors at a kept step. Raises CheckpointError if they are damaged."""
         checkpoint = self.folder / f"step-{step:06d}"
         storage.validate(checkpoint)
         return load_file(checkpoint / "adapter.safetensors")
@@ -123,7 +125,7 @@ class Checkpoints:
 
 
 def _parts(adapter: "Adapter", optimizer: AdamW) -> dict[str, dict[str, torch.Tensor]]:
-    """The tensors of a checkpoint by file."""
+    """Return the tensors of a checkpoint by file."""
     return {"adapter": adapter.tensors(), "optimizer": optimizer.tensors(), "rng": rng.tensors()}
 
 
@@ -137,12 +139,12 @@ def same_run(where: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> 
         raise CheckpointError(
             f"{where} belongs to a run with other settings ({changed})",
             "the settings, base and data that the run began with",
-            "put them back to go on with this run, or choose another output for a new one",
+            "restore them to continue this run, or choose another output for a new one",
         )
 
 
 def versions() -> dict[str, Any]:
-    """What can change results in the last bits."""
+    """Return the versions that can change results in the last bits."""
     return {
         "graft": getattr(graft, "__version__", ""),
         "python": platform.python_version(),

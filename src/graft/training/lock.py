@@ -1,10 +1,9 @@
-"""One run per folder: an operating-system lock that vanishes with its process, even after kill -9.
+"""Lock a run's folder: an operating-system lock, which vanishes with its process even after kill -9.
 
 On network file systems without locks (old NFS) two machines can still collide.
 """
 
 import contextlib
-import json
 import os
 import socket
 import time
@@ -19,7 +18,7 @@ from graft.errors import CheckpointError
 
 @contextlib.contextmanager
 def locked(run: Path) -> Iterator[None]:
-    """Hold the run folder for the length of the block. Raises CheckpointError naming who holds it."""
+    """Hold the run's folder inside the block. Raises CheckpointError, naming the holder, if it is in use."""
     run.mkdir(parents=True, exist_ok=True)
     lock, owner = FileLock(run / ".lock"), run / ".owner.json"
     try:
@@ -28,7 +27,7 @@ def locked(run: Path) -> Iterator[None]:
         raise CheckpointError(
             f"{run} is in use by {_owner(owner)}",
             "one run per folder",
-            "wait for it (or stop it: the same command then goes on), or choose another output",
+            "wait until it ends, stop it (the same command then continues the run), or choose another output",
         ) from None
     try:
         # Not fsynced: it is only for the message, and only while this process lives.
@@ -46,7 +45,7 @@ def locked(run: Path) -> Iterator[None]:
 def _owner(path: Path) -> str:
     for _ in range(20):  # the winner may not have written its name yet
         try:
-            who = json.loads(path.read_bytes())
+            who = storage.read_json(path)
             return f"process {who['pid']} on {who['host']}, started {who['started']}"
         except (OSError, ValueError):
             time.sleep(0.05)

@@ -1,8 +1,9 @@
-"""What a run writes down while it goes, and tells an observer.
+"""Write down what a run does, and tell an observer.
 
-`metrics.jsonl` holds what the same run always gives again: step, loss, rate, norms, evaluations. `timing.jsonl` holds
-the rest: seconds, speed, memory, warnings. A resumed run cuts the first back to the length that its checkpoint
-recorded, so that the file equals an undisturbed run's byte for byte; the second only grows.
+`metrics.jsonl` holds what the same run always gives again: step, loss, rate, norms, evaluations.
+`timing.jsonl` holds
+the rest: seconds, speed, memory, warnings. A resumed run cuts the first back to the length that its
+checkpoint recorded, so that the file equals an undisturbed run's byte for byte; the second only grows.
 """
 
 import json
@@ -16,35 +17,35 @@ from typing import Any
 
 import torch
 
-MIB = 2**20
+from graft.sizes import KIB, MIB
 
 
 class Observer:
-    """Hears what a run does; every method may be left out. Library code prints nothing."""
+    """Receives the events of a run; every method may be left out. Library code prints nothing."""
 
     def start(self, plan: dict[str, Any]) -> None:
-        """plan: steps, steps_per_epoch, done, trained (numbers), optimizer_bytes."""
+        """Receive the plan: steps, steps_per_epoch, done, trained (numbers), optimizer_bytes."""
 
     def resumed(self, step: int) -> None:
-        """The run goes on after this step."""
+        """Receive the step after which the run continues."""
 
     def step(self, record: dict[str, Any]) -> None:
-        """The line of metrics.jsonl with the one of timing.jsonl."""
+        """Receive the line of metrics.jsonl together with that of timing.jsonl."""
 
     def evaluated(self, record: dict[str, Any]) -> None:
-        """step, epoch and eval_* metrics."""
+        """Receive step, epoch and eval_* metrics."""
 
     def sampled(self, texts: Sequence[str]) -> None:
-        """Answers to the sample prompts."""
+        """Receive the answers to the sample prompts."""
 
     def saved(self, path: Path) -> None:
-        """A checkpoint, or the adapter at the end."""
+        """Receive the path of a checkpoint, or of the adapter at the end."""
 
     def warn(self, text: str) -> None:
-        """Something that did not stop the run; also in timing.jsonl."""
+        """Receive something that did not stop the run; it is also in timing.jsonl."""
 
     def finished(self, record: dict[str, Any]) -> None:
-        """steps, loss, tokens, best, adapter; also when there was nothing left to do."""
+        """Receive steps, loss, tokens, best and adapter, also if there was nothing left to do."""
 
 
 class Journal:
@@ -64,7 +65,7 @@ class Journal:
         self.add(json.dumps(record, ensure_ascii=False) + "\n")
 
     def settle(self) -> int:
-        """Make all that was written durable; the file's length in bytes."""
+        """Make all that was written durable; return the file's length in bytes."""
         os.fsync(self._file.fileno())
         return os.fstat(self._file.fileno()).st_size
 
@@ -78,7 +79,7 @@ class Journal:
 
 
 class RunLog:
-    """The three files of a run that grow, and the observer that hears the same."""
+    """The three growing files of a run, and the observer, which receives the same."""
 
     def __init__(self, run: Path, device: torch.device, observer: Observer) -> None:
         self.observer = observer
@@ -86,24 +87,24 @@ class RunLog:
         self._timing, self._clock = Journal(run / "timing.jsonl"), Clock(device)
 
     def step(self, record: dict[str, Any], tokens: int) -> None:
-        """A step that is done; its tokens give the speed."""
+        """Record a finished step; its tokens give the speed."""
         timing = {"step": record["step"], **self._clock.lap(tokens)}
         self._metrics.record(record)
         self._timing.record(timing)
         self.observer.step({**record, **timing})
 
     def evaluated(self, record: dict[str, Any]) -> None:
-        """The metrics of an evaluation."""
+        """Record the metrics of an evaluation."""
         self._metrics.record(record)
         self.observer.evaluated(record)
 
     def sampled(self, step: int, texts: Sequence[str]) -> None:
-        """Answers to the sample prompts after a step."""
+        """Record the answers to the sample prompts after a step."""
         self._samples.add(f"## step {step}\n\n" + "".join(f"{text}\n\n---\n\n" for text in texts))
         self.observer.sampled(texts)
 
     def pause(self) -> None:
-        """What was done since the last step is not the next one's time."""
+        """Leave the time since the last step out of the next step's time."""
         self._clock.lap(0)
 
     def resumed(self, step: int, lengths: dict[str, int]) -> None:
@@ -113,17 +114,17 @@ class RunLog:
         self.observer.resumed(step)
 
     def warn(self, text: str) -> None:
-        """Note what did not stop the run."""
+        """Record something that did not stop the run."""
         self._timing.record({"warning": text})
         self.observer.warn(text)
 
     def settle(self) -> dict[str, int]:
-        """Make everything durable; the lengths to come back to."""
+        """Make everything durable; return the lengths to cut the files back to when the run resumes."""
         self._timing.settle()
         return {journal.path.name: journal.settle() for journal in (self._metrics, self._samples)}
 
     def cut(self, lengths: dict[str, int]) -> None:
-        """Cut the files that a resumed run repeats back to these lengths; none is empty."""
+        """Cut the files that a resumed run repeats back to these lengths; without a length, empty them."""
         for journal in (self._metrics, self._samples):
             journal.cut(lengths.get(journal.path.name, 0))
 
@@ -134,13 +135,13 @@ class RunLog:
 
 
 class Clock:
-    """Seconds, speed and memory from one step to the next."""
+    """Measures seconds, speed and memory from one step to the next."""
 
     def __init__(self, device: torch.device) -> None:
         self._device, self._last = device, time.perf_counter()
 
     def lap(self, tokens: int) -> dict[str, float]:
-        """seconds since the last call, tokens_per_s, memory_mb now, peak_mb so far."""
+        """Return seconds since the last call, tokens_per_s, and memory_mb now and peak_mb so far, in MiB."""
         now = time.perf_counter()
         seconds, self._last = now - self._last, now
         memory, peak = usage(self._device)
@@ -153,10 +154,10 @@ class Clock:
 
 
 def usage(device: torch.device) -> tuple[int, int]:
-    """(bytes in use, most so far): of the GPU, or of this process."""
+    """Return (bytes in use, most so far) of the GPU, or of this process."""
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device), torch.cuda.max_memory_allocated(device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else KIB)
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
     except OSError:  # not Linux

@@ -16,10 +16,11 @@ import torch
 
 from graft import storage
 from graft.errors import TrainingError
+from graft.sizes import MIB
 from graft.training import rng
 from graft.training.checkpoint import Checkpoints, Progress, same_run
 from graft.training.lock import locked
-from graft.training.log import MIB, Observer, RunLog
+from graft.training.log import Observer, RunLog
 from graft.training.memory import advice
 from graft.training.neftune import Neftune
 from graft.training.optimizers import AdamW, build
@@ -126,7 +127,7 @@ class Trainer:
         groups = [{"weight_decay": s.weight_decay, **group} for group in self.adapter.param_groups(s.lr)]
         pages = Pages(int(s.paged_budget_mb * MIB), self.folder)
         reserve = lambda: build(s.optimizer, named, groups, pages, betas=tuple(s.betas), eps=s.eps)
-        return storage.patiently(self.folder, 8 * self.adapter.count(), reserve, self.log.warn)
+        return storage.retry_while_full(self.folder, 8 * self.adapter.count(), reserve, self.log.warn)
 
     def _begin(self) -> None:
         """Go on from the newest checkpoint, or from the start after a dry run of the longest batch."""
@@ -142,7 +143,7 @@ class Trainer:
         if restored:
             self.log.resumed(self.progress.step, self.progress.lengths)
             return
-        self.checkpoints.foresee(
+        self.checkpoints.check_space(
             self.adapter, self.optimizer, math.ceil(self.total / self.settings.save_every)
         )
         self.log.cut({})
@@ -157,7 +158,7 @@ class Trainer:
         if not (self.folder / "adapter").exists():
             return None
         try:
-            record = storage.decode(self.folder / "finished.json")
+            record = storage.read_json(self.folder / "finished.json")
             identity = record.pop("identity")
         except (OSError, ValueError, KeyError):
             return None  # not finished, or no longer legible: the last checkpoint knows as much
@@ -274,7 +275,7 @@ class Trainer:
         state = self.adapter.state()
         self._refuse_unsound(state)
         needed = sum(t.numel() * t.element_size() for t in state.values())
-        storage.patiently(
+        storage.retry_while_full(
             self.folder, needed, lambda: storage.commit(target, self.adapter.save), self.log.warn
         )
         storage.validate(target)

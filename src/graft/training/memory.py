@@ -1,4 +1,4 @@
-"""What to say when memory runs out: what was used, and which keys would save how much, largest first."""
+"""The error for memory that ran out: what was used, and which settings would save how much."""
 
 import contextlib
 import math
@@ -8,33 +8,39 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from graft.errors import TrainingError
+from graft.quant import QuantLinear, Scheme
+from graft.sizes import MIB, size
+from graft.training.levers import Lever, Use, levers
 from graft.training.log import usage
 
 if TYPE_CHECKING:
     from graft.base.adapter import Adapter
     from graft.base.base import Base
 
-GIB = 2**30
-_NF4 = 4.127 / 8  # bytes per number, double-quantised
+CHECKPOINTED = 0.7  # share of the activations that gradient checkpointing frees, roughly
+LEAST = 0.1  # share of the peak that activations take at least, where the estimate says less
 
 
 @contextlib.contextmanager
 def advice(base: "Base", adapter: "Adapter", settings: Any, batches: Sequence[Any]) -> Iterator[None]:
-    """Running out of memory inside the block becomes a TrainingError with its levers.  batches: what is computed."""
+    """Turn running out of memory inside the block into a TrainingError that lists what would help.
+
+    settings: the recipe's `train:` section.  batches: the micro-batches that the block computes.
+    """
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if not _exhausted(error):
             raise
-        shape = max((tuple(batch.inputs["input_ids"].shape) for batch in batches), key=math.prod)
+        rows, length = max((tuple(batch.inputs["input_ids"].shape) for batch in batches), key=math.prod)
         peak = usage(base.device)[1]
-        found = sorted(levers(base, adapter, settings, shape, peak), reverse=True)
+        use = _estimate(base, adapter, settings, length, peak)
+        helpful = sorted(levers(use), key=lambda lever: lever.saves, reverse=True)
         raise TrainingError(
-            f"memory ran out on a micro-batch of {shape[0]} rows x {shape[1]} tokens"
-            f" (peak {peak / GIB:.2f} GiB on {base.device})",
+            f"memory ran out on a micro-batch of {rows} rows x {length} tokens"
+            f" (peak {size(peak)} on {base.device})",
             "micro-batches that fit",
-            "set one or more of these (estimated saving): "
-            + ", ".join(f"{key} ({saving / GIB:.2f} GiB)" for saving, key in found),
+            "set one or more of these (estimated saving): " + ", ".join(map(_worded, helpful)),
         ) from error
 
 
@@ -42,32 +48,25 @@ def _exhausted(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
-def levers(
-    base: "Base", adapter: "Adapter", settings: Any, shape: tuple[int, ...], peak: int
-) -> list[tuple[int, str]]:
-    """(bytes saved, "key=value") of everything not yet used. Activations are what the peak holds beyond the tensors."""
+def _worded(lever: Lever) -> str:
+    return f"{lever.change} ({size(lever.saves)})"
+
+
+def _estimate(base: "Base", adapter: "Adapter", settings: Any, length: int, peak: int) -> Use:
+    """Estimate what each lever could move; activations are what the peak holds besides the known tensors."""
     weights = sum(p.numel() * p.element_size() for p in base.model.parameters())
     trained = sum(p.numel() * p.element_size() for p in adapter.parameters())
     moments = 2 * adapter.count() * (1 if "8bit" in settings.optimizer else 4)
-    activations = max(peak - weights - 2 * trained - moments, peak // 10)
-    found = [(activations // 2, f"data.max_length={max(1, shape[-1] // 2)}")]
-    if settings.micro_batch_size > 1:
-        half = settings.micro_batch_size // 2
-        found.append(
-            (
-                activations * (settings.micro_batch_size - half) // settings.micro_batch_size,
-                f"train.micro_batch_size={half}",
-            )
-        )
-    if not settings.gradient_checkpointing:
-        found.append((activations * 7 // 10, "train.gradient_checkpointing=true"))
-    if not any(hasattr(module, "codes") for module in base.model.modules()):
-        found.append((int(weights - base.count() * _NF4), "quant=nf4"))
-    if not settings.optimizer.endswith("8bit"):
-        found.append((moments * 3 // 4, "train.optimizer=paged_adamw_8bit"))
-    elif not settings.optimizer.startswith("paged"):
-        found.append((moments, "train.optimizer=paged_adamw_8bit"))
-    found.append(
-        ((2 * trained + moments) // 2, "a smaller method (half of method.r, or fewer target_modules)")
+    budget = int(settings.paged_budget_mb * MIB)
+    activations = max(peak - weights - 2 * trained - moments, int(LEAST * peak))
+    packed = any(isinstance(module, QuantLinear) for module in base.model.modules())
+    return Use(
+        rows=settings.micro_batch_size,
+        length=length,
+        rank=next((method.r for method in adapter.methods if hasattr(method, "r")), 0),
+        row=activations // settings.micro_batch_size,
+        recomputed=0 if settings.gradient_checkpointing else int(CHECKPOINTED * activations),
+        states=0 if settings.optimizer.startswith("paged") else moments - min(moments, budget),
+        packed=0 if packed else int(weights - base.count() * Scheme("nf4").bits / 8),
+        trained=2 * trained + moments,
     )
-    return found

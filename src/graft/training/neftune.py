@@ -13,11 +13,15 @@ class Neftune:
 
     def __init__(self, embeddings: torch.nn.Module, alpha: float) -> None:
         self.alpha = alpha
+        self._armed = False
         self._live: torch.Tensor | None = None
         self._handle = embeddings.register_forward_hook(self._add) if alpha else None
 
     def arm(self, mask: torch.Tensor | None) -> None:
-        """Noise for the next forward.  mask: (B, T), or (B, 1, T, T) when packed; None where every token is real."""
+        """Add noise in the next forward.
+
+        mask: (B, T), or (B, 1, T, T) when packed; None if every token is real.
+        """
         # A packed row's token is real when it may see itself.
         self._live = mask.diagonal(dim1=-2, dim2=-1)[:, 0] if mask is not None and mask.ndim == 4 else mask
         self._armed = True
@@ -27,20 +31,15 @@ class Neftune:
     ) -> torch.Tensor | None:
         if not self._armed:
             return None
-        self._armed = (
-            False  # a T5 decoder looks its own tokens up in the same table: only what is read gets noise
-        )
-        length = (
-            torch.full((len(out),), out.shape[1], device=out.device)
-            if self._live is None
-            else self._live.sum(1)
-        )
+        # A T5 decoder looks its own tokens up in the same table: only the tokens that are read get noise.
+        self._armed = False
+        if self._live is None:
+            length = torch.full((len(out),), out.shape[1], device=out.device)
+        else:
+            length = self._live.sum(1)
         size = self.alpha / (length * out.shape[-1]).clamp(min=1).sqrt()
-        return out + (size[:, None, None] * torch.empty_like(out, dtype=torch.float32).uniform_(-1, 1)).to(
-            out.dtype
-        )
-
-    _armed = False
+        noise = torch.empty_like(out, dtype=torch.float32).uniform_(-1, 1)
+        return out + (size[:, None, None] * noise).to(out.dtype)
 
     def remove(self) -> None:
         """Take the hook off."""

@@ -3,10 +3,10 @@
     m ← β₁ m + (1-β₁) g        v ← β₂ v + (1-β₂) g²
     θ ← θ - η [ m̂ / (√v̂ + ε) + λ θ ]        m̂ = m / (1-β₁ᵗ),  v̂ = v / (1-β₂ᵗ)
 
-Loshchilov & Hutter 2019, arXiv 1711.05101; 8-bit states: Dettmers et al. 2022, arXiv 2110.02861 (blocks of 256, the
-dynamic map, signed for m and unsigned for v; tensors under 4096 elements keep fp32 states).
-A bf16 or fp16 parameter is updated through an fp32 master copy among its states: steps smaller than 2⁻⁸ of a weight
-would otherwise be lost.
+Loshchilov & Hutter 2019, arXiv 1711.05101; 8-bit states: Dettmers et al. 2022, arXiv 2110.02861 (blocks of
+256, the dynamic map, signed for m and unsigned for v; tensors under 4096 elements keep fp32 states).
+A bf16 or fp16 parameter is updated through an fp32 master copy among its states: steps smaller than 2⁻⁸ of a
+weight would otherwise be lost.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from graft.errors import UsageError, nearest
+from graft.errors import one_of
 from graft.quant.dynamic import dequantise_state, quantise_state
 from graft.training.paging import Layout, Pages, State, States
 
@@ -23,9 +23,10 @@ OPTIMIZERS = ("adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit")
 
 
 class AdamW:
-    """The update of all parameters that have a gradient.
+    """The optimizer of all parameters that have a gradient.
 
-    named: {name: parameter}, the names under which states are saved.  groups: {"params", "lr", "weight_decay"}.
+    named: {name: parameter}, the names under which states are saved.  groups: {"params", "lr",
+    "weight_decay"}.
     """
 
     def __init__(
@@ -52,18 +53,19 @@ class AdamW:
 
     @torch.no_grad()
     def step(self, factor: float) -> None:
-        """One update with every group's learning rate times `factor`."""
+        """Update once, with every group's learning rate times `factor`."""
         for name, state in self.states.visit():
             p = self._parameters[name]
             if p.grad is not None:
                 self._steps[name] += 1
                 group = self._groups[name]
-                self._update(name, state, group["lr"] * factor, group.get("weight_decay", 0.0))
+                self._update(name, p.grad, state, group["lr"] * factor, group.get("weight_decay", 0.0))
 
-    def _update(self, name: str, state: State, lr: float, weight_decay: float) -> None:
-        p, t, (beta1, beta2) = self._parameters[name], self._steps[name], self.betas
+    def _update(self, name: str, grad: torch.Tensor, state: State, lr: float, weight_decay: float) -> None:
+        p, t = self._parameters[name], self._steps[name]
+        beta1, beta2 = self.betas
         weight = state.get("master", p)
-        g = p.grad.to(weight.dtype)
+        g = grad.to(weight.dtype)
         m, v = self._moments(state)
         m.lerp_(g, 1 - beta1)
         v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
@@ -75,12 +77,12 @@ class AdamW:
             p.copy_(weight)
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Every state and step counter, for saving."""
+        """Return every state and step counter, for saving."""
         counters = {f"{name}.t": torch.tensor(t) for name, t in self._steps.items()}
         return self.states.tensors() | counters
 
     def load(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Take over what `tensors` gave."""
+        """Take over the states that `tensors` returned."""
         self.states.load(tensors)
         self._steps = {name: int(tensors[f"{name}.t"]) for name in self._steps}
 
@@ -98,7 +100,7 @@ class AdamW:
         return state["m"], state["v"]
 
     def _keep(self, state: State, m: torch.Tensor, v: torch.Tensor) -> None:
-        """Put changed moments back; nothing to do where `_moments` gave the states themselves."""
+        """Write changed moments back; does nothing if `_moments` returned the states themselves."""
 
 
 class AdamW8bit(AdamW):
@@ -135,12 +137,7 @@ def build(
     pages: Pages,
     **constants: Any,
 ) -> AdamW:
-    """The optimizer of that name; `pages` counts only for the paged ones. constants: betas, eps."""
-    if kind not in OPTIMIZERS:
-        raise UsageError(
-            f"train.optimizer={kind!r}",
-            f"one of {', '.join(OPTIMIZERS)}",
-            f"did you mean {nearest(kind, OPTIMIZERS, 1)[0]!r}?",
-        )
+    """Return the optimizer of that name.  pages: used by the paged ones only.  constants: betas, eps."""
+    one_of("train.optimizer", kind, OPTIMIZERS)
     family = AdamW8bit if kind.endswith("8bit") else AdamW
     return family(named, groups, pages=pages if kind.startswith("paged") else None, **constants)

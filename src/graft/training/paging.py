@@ -1,8 +1,9 @@
-"""Where optimizer states live: on the parameters' device, or in pages beside it, under a byte budget.
+"""Keep optimizer states on the parameters' device, or in pages next to it, under a budget of bytes.
 
-The states of neighbouring parameters share one run of bytes, a slab. Slabs up to the budget stay on the device; the
-others are brought in for their turn of the step and written back. The arithmetic sees the same tensors either way, so
-paged and unpaged runs are equal bit for bit. (Dettmers et al. 2023, arXiv 2305.14314, use managed memory; we copy.)
+The states of neighbouring parameters share one run of bytes, a slab. Slabs up to the budget stay on the
+device; the others are brought in for their turn of the step and written back. The arithmetic sees the same
+tensors either way, so paged and unpaged runs are equal bit for bit. (Dettmers et al. 2023, arXiv 2305.14314,
+use managed memory; we copy.)
 
     CPU   a slab is a memory-mapped file without a name; after its turn the pages leave the process
     GPU   a slab is pinned host memory; a side stream copies slab k+1 in and slab k-1 out while slab k is updated
@@ -25,7 +26,10 @@ _ALIGNMENT = 64
 
 @dataclass(frozen=True)
 class Pages:
-    """How states are kept.  budget: bytes that may stay on the device, None for all.  folder: of the mapped files."""
+    """Where states are kept.
+
+    budget: bytes that may stay on the device, None for all.  folder: for the mapped files.
+    """
 
     budget: int | None = None
     folder: Path | None = None
@@ -46,7 +50,7 @@ class Slab:
         self.bytes = torch.zeros(self.size, dtype=torch.uint8, device=device)
 
     def states(self, buffer: torch.Tensor) -> Iterator[tuple[str, State]]:
-        """(parameter, its states) as views of `buffer`, which holds this slab's bytes."""
+        """Yield (parameter, its states) as views of `buffer`, which holds this slab's bytes."""
         for name, places in self.places.items():
             yield (
                 name,
@@ -57,12 +61,12 @@ class Slab:
             )
 
     def visit(self) -> Iterator[tuple[str, State]]:
-        """States to be read and changed in place."""
+        """Yield the states, to be read and changed in place."""
         yield from self.states(self.bytes)
 
 
 class MappedSlab(Slab):
-    """A slab in a file without a name, which vanishes with the process. Raises OSError where the disk is full."""
+    """A slab in a file without a name, which ends with the process. Raises OSError if the disk is full."""
 
     def __init__(self, layouts: Mapping[str, Layout], folder: Path | None) -> None:
         super().__init__(layouts, torch.device("meta"))
@@ -90,7 +94,7 @@ class PinnedSlabs:
         self._side.wait_stream(torch.cuda.current_stream(device))
 
     def visit(self) -> Iterator[tuple[str, State]]:
-        """As `Slab.visit`, over all slabs. Copies into a buffer follow, on one stream, the copy out of it."""
+        """Yield the states of all slabs. A copy into a buffer follows, on one stream, the copy out of it."""
         compute = torch.cuda.current_stream(self._side.device)
         arrived = self._fetch(0)
         for k, slab in enumerate(self._slabs):
@@ -135,18 +139,18 @@ class States:
         self.resident_bytes, self.paged_bytes = resident, sum(slab.size for slab in self._slabs) - resident
 
     def visit(self) -> Iterator[tuple[str, State]]:
-        """(parameter, {key: tensor on its device}), each once; changes in place are kept."""
+        """Yield (parameter, {key: tensor on its device}), each once; changes in place are kept."""
         for slab in self._resident:
             yield from slab.visit()
         if self._pinned:
             yield from self._pinned.visit()
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """{parameter.key: tensor} where it lies, for saving."""
+        """Return {parameter.key: tensor} where it lies, for saving."""
         return {f"{name}.{key}": tensor for name, state in self._all() for key, tensor in state.items()}
 
     def load(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Take over what `tensors` gave."""
+        """Take over the values that `tensors` returned."""
         for name, state in self._all():
             for key, tensor in state.items():
                 tensor.copy_(tensors[f"{name}.{key}"])
@@ -159,14 +163,14 @@ class States:
 
 
 def _cut(layouts: Mapping[str, Layout], slab_bytes: int) -> Iterator[dict[str, Layout]]:
-    """Neighbouring parameters in parts of about `slab_bytes`; a larger one alone."""
+    """Yield neighbouring parameters in parts of about `slab_bytes`; a larger one alone."""
     part: dict[str, Layout] = {}
     size = 0
     for name, layout in layouts.items():
-        own = sum(shape.numel() * dtype.itemsize for shape, dtype in layout.values())
-        if part and size + own > slab_bytes:
+        needed = sum(shape.numel() * dtype.itemsize for shape, dtype in layout.values())
+        if part and size + needed > slab_bytes:
             yield part
             part, size = {}, 0
-        part[name], size = layout, size + own
+        part[name], size = layout, size + needed
     if part:
         yield part

@@ -1,4 +1,4 @@
-"""Every random generator that training may draw from, as tensors and JSON."""
+"""Save and restore every random generator that training may draw from, as tensors and JSON."""
 
 import contextlib
 import random
@@ -18,7 +18,7 @@ def seed(value: int) -> None:
 
 
 def tensors() -> dict[str, torch.Tensor]:
-    """States of torch's generators: the CPU's, and each GPU's."""
+    """Return the states of torch's generators: the CPU's, and each GPU's."""
     states = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         states |= {f"cuda.{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
@@ -26,7 +26,7 @@ def tensors() -> dict[str, torch.Tensor]:
 
 
 def values() -> dict[str, Any]:
-    """States of Python's generator, and of NumPy's if anything has imported it, as JSON."""
+    """Return the states of Python's generator, and of NumPy's if anything has imported it, as JSON."""
     version, state, gauss = random.getstate()
     states: dict[str, Any] = {"python": [version, list(state), gauss]}
     if numpy := sys.modules.get("numpy"):
@@ -36,7 +36,7 @@ def values() -> dict[str, Any]:
 
 
 def restore(states: Mapping[str, torch.Tensor], others: Mapping[str, Any]) -> None:
-    """Put back what `tensors` and `values` gave."""
+    """Restore the states that `tensors` and `values` returned."""
     torch.set_rng_state(states["cpu"])
     for name, state in states.items():
         if name.startswith("cuda.") and int(name[5:]) < torch.cuda.device_count():
@@ -50,7 +50,7 @@ def restore(states: Mapping[str, torch.Tensor], others: Mapping[str, Any]) -> No
 
 @contextlib.contextmanager
 def preserved() -> Iterator[None]:
-    """What is drawn inside the block is as if it had never been drawn."""
+    """Undo, at the end of the block, whatever the block drew from the generators."""
     before = tensors(), values()
     try:
         yield

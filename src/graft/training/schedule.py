@@ -11,7 +11,7 @@ The values of transformers.get_scheduler: the first step after a warm start has 
 import math
 from collections.abc import Callable
 
-from graft.errors import UsageError, nearest
+from graft.errors import one_of
 
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda progress: 1.0,
@@ -21,16 +21,11 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 
 
 def factor(schedule: str, step: int, total: int, warmup: float) -> float:
-    """The factor of the step that follows `step` finished ones.
+    """Return the factor of the step that follows `step` finished ones.
 
-    warmup: a share of `total` when under 1, otherwise a number of steps.
+    warmup: a share of `total` if under 1, else a number of steps.
     """
-    if schedule not in SCHEDULES:
-        raise UsageError(
-            f"train.schedule={schedule!r}",
-            f"one of {', '.join(SCHEDULES)}",
-            f"did you mean {nearest(schedule, SCHEDULES, 1)[0]!r}?",
-        )
+    one_of("train.schedule", schedule, SCHEDULES)
     ramp = math.ceil(total * warmup) if warmup < 1 else int(warmup)
     if step < ramp:
         return step / ramp

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT during training: the first asks the run to stop after its step, the second kills it."""
+"""Handle SIGTERM and SIGINT during training: the first lets the step end, the second kills the process."""
 
 import signal
 import threading
@@ -11,19 +11,19 @@ _CAUGHT = (signal.SIGTERM, signal.SIGINT)
 
 
 class Interrupted(TrainingError):
-    """A run that was asked to stop, and did so with everything saved. exit_code: 143 (SIGTERM) or 130 (SIGINT)."""
+    """A signal stopped the run, and everything is saved. exit_code: 143 (SIGTERM) or 130 (SIGINT)."""
 
     def __init__(self, number: int, step: int) -> None:
         self.exit_code = 128 + number
         super().__init__(
             f"stopped by {signal.Signals(number).name}; step {step} is saved",
             "a run that reaches its last step",
-            f"run the same command again: it goes on from step {step}",
+            f"run the same command again: it continues from step {step}",
         )
 
 
 class Signals:
-    """Inside the block `received` tells whether, and by which signal, the process was asked to stop."""
+    """Inside the block `received` holds the number of the signal that asked the process to stop, or None."""
 
     def __init__(self) -> None:
         self.received: int | None = None
