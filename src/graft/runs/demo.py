@@ -16,6 +16,7 @@ import torch
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
+from graft import seedling
 from graft.base.base import Base
 from graft.recipe import Recipe, read
 from graft.seedling import DATASETS
@@ -27,7 +28,7 @@ ASKED = 60  # held-out products
 LONGEST = 120  # tokens of an answer; references need about 70
 COVERED, GAINED, ABOVE_CHANCE, VERBATIM = 0.90, 0.30, 0.10, 0.10
 SAME = 1e-2  # of logits: the same bf16 weights, maybe other kernels
-RECIPE = Path(__file__).parent / "seedling" / "demo.yaml"
+RECIPE = seedling.FOLDER / "demo.yaml"
 
 
 @dataclass(frozen=True)
