@@ -6,7 +6,6 @@ from laws import LAWS
 
 from graft.base.base import Base
 from graft.core import registry
-from graft.formats import peft
 from models import tiny_model
 
 
@@ -15,7 +14,7 @@ def registered(monkeypatch):
     """Adapter files name a method; let `find` know the ones of this test."""
     known, find = [c.__name__ for c in (*BROKEN, Sound)], registry.find
     classes = {c.__name__: c for c in (*BROKEN, Sound)}
-    for module in (registry, peft):
+    for module in (registry,):
         monkeypatch.setattr(
             module, "find", lambda name: classes.get(name) or (Sound if name == "broken" else find(name))
         )

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from graft.base import adapter_files
 from graft.base.adapter import Adapter
 from graft.base.attention import Attention
 from graft.base.dropout import SilentDropout
@@ -23,12 +24,12 @@ from graft.base.module_hooks import Joint
 from graft.base.select import count_rows, pick
 from graft.base.virtual_tokens import Virtual
 from graft.core import anatomy
+from graft.core.insert import Insert
 from graft.core.method import Method
 from graft.core.positions import obstacle
 from graft.core.route import Route, current, installed, spans
 from graft.core.site import Site
 from graft.errors import AdapterError, UsageError, nearest
-from graft.formats import peft
 from graft.generate.generate import generate
 
 Rows = Sequence[str | None]
@@ -100,10 +101,14 @@ class Base:
             )
         sites = self.sites
         adapter = Adapter(name, methods, [self._checked(m, sites) for m in methods], self.identity)
-        adapter.beside = self.quant
+        adapter.trained_on = self.quant
         for _, insert in adapter.inserts:
-            insert.to(self.device)
+            self._settle(insert)
         return self._seat(adapter)
+
+    def _settle(self, insert: Insert) -> None:
+        """Move a newborn insert to the base's device."""
+        insert.to(self.device)
 
     def detach(self, name: str) -> Adapter:
         """Take an adapter off. The base is as it was before `attach`, bit for bit."""
@@ -125,7 +130,7 @@ class Base:
 
         force: take an adapter whose fingerprint says that it was trained on another base.
         """
-        methods, tensors, base = peft.read(Path(folder), self.sites)
+        methods, tensors, base = adapter_files.read(Path(folder), self.sites)
         if base.get("fingerprint") and base["fingerprint"] != self.fingerprint() and not force:
             raise AdapterError(
                 f"{folder} was trained on another base: {base.get('name') or '?'}, {base['fingerprint'][:12]}",
@@ -134,13 +139,13 @@ class Base:
             )
         adapter = self.attach(name, methods)
         try:
-            wanted = adapter.state()
-            named = peft.named_here(tensors, wanted, self.model)
-            adapter.load_state(peft.without_base_copies(named, wanted, self.model))
+            wanted = adapter.file_state()
+            named = adapter_files.named_here(tensors, wanted, self.model)
+            adapter.load_file_state(adapter_files.without_base_copies(named, wanted, self.model))
         except AdapterError:
             self.detach(name)
             raise
-        adapter.folder, adapter.beside = Path(folder).resolve(), base.get("quant", "")
+        adapter.folder, adapter.trained_on = Path(folder).resolve(), base.get("quant", "")
         return adapter
 
     def _checked(self, method: Method, sites: list[Site]) -> list[tuple[Site, Any]]:

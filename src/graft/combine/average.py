@@ -43,21 +43,21 @@ def add_up(
     for other in adapters[1:]:
         _same_meaning(adapters[0], other)
     trained = _trained(adapters[0])
-    states = [adapter.tensors() for adapter in adapters]
+    states = [adapter.checkpoint_state() for adapter in adapters]
     mixed = base.attach(name, adapters[0].methods)
     values = {key: tensor for key, tensor in states[0].items() if key not in trained}
-    for key, own in mixed.tensors().items():
+    for key, own in mixed.checkpoint_state().items():
         if key in trained:
             parts = (w * state[key].float() for w, state in zip(weights, states, strict=True))
             values[key] = sum(parts, rest * own.float())
-    mixed.restore(values)
+    mixed.restore_checkpoint_state(values)
     return mixed
 
 
 def _trained(adapter: Adapter) -> set[str]:
     """Keys of the tensors that training moves; one that several inserts share has several keys."""
     addresses = {parameter.data_ptr() for parameter in adapter.parameters()}
-    return {key for key, tensor in adapter.tensors().items() if tensor.data_ptr() in addresses}
+    return {key for key, tensor in adapter.checkpoint_state().items() if tensor.data_ptr() in addresses}
 
 
 def _same_meaning(one: Adapter, other: Adapter) -> None:
@@ -83,13 +83,13 @@ def _settings(adapter: Adapter, index: int) -> dict[str, Any]:
     """A method's settings as its file states them, so that a loaded adapter equals the one that was saved."""
     method = adapter.methods[index]
     stated = {key: method.config()[key] for key in method.own_fields} | method.file_config(
-        adapter.of(method).inserts
+        adapter.parts[index].inserts
     )
     return {key: value for key, value in stated.items() if key not in PLACES}
 
 
 def _other_tensors(one: Adapter, other: Adapter) -> list[str]:
-    mine, theirs, trained = one.tensors(), other.tensors(), _trained(one)
+    mine, theirs, trained = one.checkpoint_state(), other.checkpoint_state(), _trained(one)
     wrong = [f"{key} is in one only" for key in sorted(mine.keys() ^ theirs.keys())]
     for key in (key for key in mine if key in theirs):
         if mine[key].shape != theirs[key].shape:

@@ -6,16 +6,14 @@ planner call the doors below blindly, and their defaults do nothing.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 
 from graft.core.insert import Insert
+from graft.core.part import Part
 from graft.core.site import Site
 from graft.errors import SiteError
-
-if TYPE_CHECKING:
-    from graft.base.adapter import Adapter
 
 
 class No:
@@ -105,29 +103,25 @@ class Method:
         """All (site, insert) pairs, in order; overridden where inserts share modules or a site gets several."""
         return [(site, self.build(site)) for site in self.targets(sites)]
 
-    def param_groups(self, adapter: "Adapter", lr: float) -> list[dict[str, Any]]:
+    def param_groups(self, part: Part, lr: float) -> list[dict[str, Any]]:
         """Optimizer groups: {"params": [...], "lr": ..., and "weight_decay": 0.0 where none shall apply}."""
-        decayed = [p for p in adapter.parameters() if p.ndim > 1]
-        plain = [p for p in adapter.parameters() if p.ndim <= 1]  # biases, norms, magnitudes: no decay
+        decayed = [p for p in part.parameters() if p.ndim > 1]
+        plain = [p for p in part.parameters() if p.ndim <= 1]  # biases, norms, magnitudes: no decay
         groups: list[dict[str, Any]] = [
             {"params": decayed, "lr": lr},
             {"params": plain, "lr": lr, "weight_decay": 0.0},
         ]
         return [group for group in groups if group["params"]]
 
-    def extra_loss(self, adapter: "Adapter", outputs: Sequence[torch.Tensor]) -> torch.Tensor | None:
+    def extra_loss(self, part: Part, outputs: Sequence[torch.Tensor]) -> torch.Tensor | None:
         """A term added to the loss of a micro-batch, from the losses of its passes."""
         return None
 
-    def after_step(self, adapter: "Adapter", step: int, total: int) -> None:
+    def after_step(self, part: Part, step: int, total: int) -> None:
         """Called after every optimizer step, while its gradients are there (rank pruning, the method's schedules)."""
 
-    def notice(self, adapter: "Adapter") -> str | None:
+    def notice(self, part: Part) -> str | None:
         """What the user shall know of this adapter before it is trained, where it is not what the settings suggest."""
-        return None
-
-    def frozen_state(self, adapter: "Adapter") -> dict[str, torch.Tensor] | None:
-        """What is saved, where it is not simply every insert's `saved()` (prefix tuning drops its MLP)."""
         return None
 
     def config(self) -> dict[str, Any]:

@@ -6,10 +6,10 @@ count live tokens only. A stop is a token (the end tokens of model and template)
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -19,10 +19,28 @@ from graft.data.rows import BadRow
 from graft.data.templates import Template, prompt_ids, source
 from graft.errors import DataError, UsageError, nearest
 
-if TYPE_CHECKING:
-    from graft.base.base import Base
-
 Prompt = str | list[dict[str, Any]]  # a text used as it is, or messages for the chat template
+
+
+class Writer(Protocol):
+    """What generation needs of a base.
+
+    routed: inside the block the model's rows follow these adapters, in the order that is yielded.
+    positions: how many positions of the context these adapters take, besides the tokens.
+    """
+
+    model: Any
+    tokenizer: Any
+    name: str
+    family: str
+    adapters: Any
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def routed(self, rows: Sequence[str | None]) -> AbstractContextManager[list[int]]: ...
+
+    def positions(self, names: Sequence[str | None]) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -84,7 +102,7 @@ class Sampling:
 
 
 def generate(
-    base: "Base",
+    base: Writer,
     prompts: Sequence[Prompt],
     adapters: Sequence[str | None],
     *,
@@ -122,7 +140,7 @@ def generate(
 
 
 @contextmanager
-def evaluating(base: "Base") -> Iterator[None]:
+def evaluating(base: Writer) -> Iterator[None]:
     """Inside, the model and all adapters are in evaluation mode; every module's own mode comes back afterwards."""
     roots = [base.model, *(insert for adapter in base.adapters.values() for _, insert in adapter.inserts)]
     modes = [(module, module.training) for root in roots for module in root.modules()]
@@ -136,7 +154,7 @@ def evaluating(base: "Base") -> Iterator[None]:
 
 
 def _batch(
-    base: "Base", tokens: list[list[int]], names: list[str | None], how: Sampling, config: GenerationConfig
+    base: Writer, tokens: list[list[int]], names: list[str | None], how: Sampling, config: GenerationConfig
 ) -> list[str]:
     """One call of the model. `base.routed` tells in which order the rows must stand; the order is undone here."""
     tokenizer, seq2seq = base.tokenizer, base.family == "seq2seq"
@@ -186,7 +204,7 @@ class _StopWords(StoppingCriteria):
         return torch.tensor(found, device=input_ids.device)
 
 
-def end_tokens(base: "Base", stop: Sequence[str] = (), *, chat: bool) -> list[int]:
+def end_tokens(base: Writer, stop: Sequence[str] = (), *, chat: bool) -> list[int]:
     """Tokens that end a text: those of model and tokenizer, the template's end of turn, and stops that are one token.
 
     Decoding hides special tokens, so a stop that is one could not be found in the text.
@@ -212,7 +230,7 @@ def _cut(text: str, words: Sequence[str]) -> str:
     return text[: min((text.find(word) for word in words if word in text), default=len(text))]
 
 
-def _encode(base: "Base", prompt: Prompt, row: int) -> list[int]:
+def _encode(base: Writer, prompt: Prompt, row: int) -> list[int]:
     """The ids that training rows begin with; one start token where a prompt is empty."""
     tokenizer = base.tokenizer
     try:
@@ -247,7 +265,7 @@ def _batches(
         yield from ((rows[i : i + size], limit) for i in range(0, len(rows), size))
 
 
-def _context(base: "Base", adapters: Sequence[str | None]) -> int | None:
+def _context(base: Writer, adapters: Sequence[str | None]) -> int | None:
     """How many positions the model has for tokens beside these adapters; None where it has no limit (T5)."""
     limit = getattr(base.model.config, "max_position_embeddings", None)
     return limit - base.positions(adapters) if isinstance(limit, int) and base.family != "seq2seq" else None
@@ -261,7 +279,7 @@ def _fit(tokens: list[list[int]], context: int) -> None:
         raise DataError(shown, f"fewer than the {context} positions of the model", "shorten the prompt")
 
 
-def _check(base: "Base", prompts: Sequence[Prompt], batch_size: int) -> None:
+def _check(base: Writer, prompts: Sequence[Prompt], batch_size: int) -> None:
     if isinstance(prompts, str):
         raise UsageError("generate was given one text", "a list of prompts", "write [prompt]")
     if base.tokenizer is None:

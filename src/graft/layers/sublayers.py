@@ -17,8 +17,8 @@ from graft.core.insert import Insert
 from graft.core.method import Method
 from graft.core.site import Site
 from graft.errors import SiteError
+from graft.layers.norm_gain import Gain
 from graft.layers.targets import Seats
-from graft.methods.ln_tuning import LNTuning
 
 KINDS = {"attention": "mh_adapter", "cross": "cross_adapter", "mlp": "output_adapter"}  # kind: its switch
 
@@ -74,8 +74,8 @@ class Placed(Method):
         return seats + self.norms(sites)
 
     def norms(self, sites: Sequence[Site]) -> Seats:
-        """The norms, where they are trained."""
-        return LNTuning().assemble(sites) if self.train_norms else []
+        """Return the gains and biases of all norms of the base, if they are trained too."""
+        return [(site, Gain(site)) for site in sites if site.kind == "norm"] if self.train_norms else []
 
     def _place(self, sublayer: Site, block: Site, sites: Sequence[Site]) -> Site:
         if self.original_ln_before is False:

@@ -13,19 +13,17 @@ is the length of the run unless it is given. Length: the allocation of ranks is 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from graft.core.insert import Insert, Weights
+from graft.core.part import Part
 from graft.core.site import Site
 from graft.errors import UsageError
 from graft.layers.targets import Seats, Targeted, biases, check_bias, check_dropout, check_rank
-
-if TYPE_CHECKING:
-    from graft.base.adapter import Adapter
 
 
 @dataclass(frozen=True)
@@ -73,15 +71,15 @@ class AdaLoRA(Targeted):
     def build(self, site: Site) -> Insert:
         return Triplets(site, sum(self._left(site)), self)
 
-    def extra_loss(self, adapter: "Adapter", outputs: Sequence[torch.Tensor]) -> torch.Tensor:
+    def extra_loss(self, part: Part, outputs: Sequence[torch.Tensor]) -> torch.Tensor:
         """How far the rows of A and the columns of B are from orthonormal."""
-        bases = [rows for t in _triplets(adapter.inserts) for rows in (t.A, t.B.T)]
+        bases = [rows for t in _triplets(part.inserts) for rows in (t.A, t.B.T)]
         gaps = [torch.linalg.norm(rows @ rows.T - torch.eye(len(rows), device=rows.device)) for rows in bases]
         return self.orth_reg_weight * torch.stack(gaps).mean()
 
-    def after_step(self, adapter: "Adapter", step: int, total: int) -> None:
+    def after_step(self, part: Part, step: int, total: int) -> None:
         """Weigh every number by its gradient, and take ranks when it is time."""
-        end, triplets = self._end(self.total_step or total), _triplets(adapter.inserts)
+        end, triplets = self._end(self.total_step or total), _triplets(part.inserts)
         if step < end:
             for t in triplets:
                 t.weigh(self.beta1, self.beta2)

@@ -18,13 +18,14 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from graft.base import adapter_files
 from graft.base.adapter import Adapter
 from graft.core.insert import Insert
 from graft.core.method import Method, No
+from graft.core.part import Part
 from graft.core.registry import described
 from graft.core.site import Site
 from graft.errors import AdapterError, UsageError
-from graft.formats import peft
 from graft.layers.bottleneck import Projection
 from graft.layers.sublayers import KINDS, Addition
 from graft.layers.targets import Seats
@@ -63,20 +64,20 @@ class AdapterFusion(Method):
                 places.setdefault((site.name, site.kind), (site, []))[1].append(insert)
         return [(site, Fusion(site, inserts, settings, self)) for site, inserts in places.values()]
 
-    def param_groups(self, adapter: Adapter, lr: float) -> list[dict[str, Any]]:
-        values = [insert.V for _, insert in adapter.inserts if self.value]
-        groups = super().param_groups(adapter, lr)
+    def param_groups(self, part: Part, lr: float) -> list[dict[str, Any]]:
+        values = [insert.V for _, insert in part.inserts if self.value]
+        groups = super().param_groups(part, lr)
         rest = [g | {"params": [p for p in g["params"] if all(p is not V for V in values)]} for g in groups]
         return rest + ([{"params": values, "lr": lr, "weight_decay": 0.0}] if values else [])
 
-    def extra_loss(self, adapter: Adapter, outputs: Sequence[torch.Tensor]) -> torch.Tensor | None:
+    def extra_loss(self, part: Part, outputs: Sequence[torch.Tensor]) -> torch.Tensor | None:
         if not self.value:
             return None
-        values = [insert.V for _, insert in adapter.inserts]
+        values = [insert.V for _, insert in part.inserts]
         away = [(V - torch.eye(len(V), device=V.device)).square().sum() for V in values]
         return self.regularization * torch.stack(away).sum()
 
-    def notice(self, adapter: Adapter) -> str | None:
+    def notice(self, part: Part) -> str | None:
         untrained = sum(not isinstance(entry, str) for entry in self.adapters)
         return f"{untrained} of the {len(self.adapters)} fused adapters are untrained" if untrained else None
 
@@ -122,12 +123,12 @@ class Fusion(Addition):
 def _member(entry: Any, sites: Sequence[Site]) -> tuple[Method, list[tuple[Site, Addition]]]:
     """An adapter to fuse with its inserts: read from its folder, without its task's head, or newborn from settings."""
     if isinstance(entry, str):
-        methods, tensors, _ = peft.read(Path(entry), sites)
+        methods, tensors, _ = adapter_files.read(Path(entry), sites)
     else:
         methods, tensors = [described(_checked(entry))], None
     seats = [method.assemble(sites) for method in methods]
     if tensors is not None:
-        Adapter(entry, methods, seats, dict).load_state(tensors)
+        Adapter(entry, methods, seats, dict).load_file_state(tensors)
     found = [(method, pairs) for method, pairs in zip(methods, seats, strict=True) if not method.is_head()]
     if len(found) != 1 or not all(isinstance(insert, Addition) for _, insert in found[0][1]):
         raise AdapterError(

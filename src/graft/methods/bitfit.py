@@ -10,17 +10,15 @@ first step; norms without a bias get none, as their modules have no place for it
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 
 from graft.core.insert import Insert, Shift
+from graft.core.part import Part
 from graft.core.site import Site
 from graft.errors import SiteError
 from graft.layers.targets import Targeted
-
-if TYPE_CHECKING:
-    from graft.base.adapter import Adapter
 
 
 @dataclass(frozen=True)
@@ -52,8 +50,8 @@ class BitFit(Targeted):
     def file_config(self, seats: Sequence[tuple[Site, Insert]]) -> dict[str, Any]:
         return super().file_config(seats) | {"target_modules": sorted(site.name for site, _ in seats)}
 
-    def notice(self, adapter: "Adapter") -> str | None:
-        added = sum(not _has_bias(site) for site, _ in adapter.inserts)
+    def notice(self, part: Part) -> str | None:
+        added = sum(not _has_bias(site) for site, _ in part.inserts)
         return f"no target has a bias: {added} linears get one that starts at zero" if added else None
 
 

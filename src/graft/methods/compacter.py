@@ -12,19 +12,17 @@ Glorot-uniform with gain √2: near the base at birth, not equal. Differs: A, wh
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
 from graft.core.method import No
+from graft.core.part import Part
 from graft.core.site import Site
 from graft.errors import UsageError
 from graft.layers.bottleneck import Bottleneck, Bottlenecked
 from graft.layers.targets import Seats, check_rank
-
-if TYPE_CHECKING:
-    from graft.base.adapter import Adapter
 
 
 @dataclass(frozen=True)
@@ -63,9 +61,9 @@ class Compacter(Bottlenecked):
         seats[0][1].rule = rule  # the first keeps it, in checkpoints and files; the others borrow
         return seats + self.norms(sites)
 
-    def param_groups(self, adapter: "Adapter", lr: float) -> list[dict[str, Any]]:
-        shared = [insert.rule.A for _, insert in adapter.inserts if hasattr(insert, "rule")]
-        groups = super().param_groups(adapter, lr)
+    def param_groups(self, part: Part, lr: float) -> list[dict[str, Any]]:
+        shared = [insert.rule.A for _, insert in part.inserts if hasattr(insert, "rule")]
+        groups = super().param_groups(part, lr)
         rest = [group | {"params": [p for p in group["params"] if p is not shared[0]]} for group in groups]
         return [*rest, {"params": shared, "lr": lr, "weight_decay": 0.0}]
 

@@ -15,21 +15,19 @@ code).
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
 from graft.core.method import Method, No
+from graft.core.part import Part
 from graft.core.site import Site
 from graft.errors import UsageError
 from graft.layers.narrow_stack import Narrow, Projection
 from graft.layers.pruning import pruned
 from graft.layers.taps import Tap, stacks
 from graft.layers.targets import Seats, check_dropout
-
-if TYPE_CHECKING:
-    from graft.base.adapter import Adapter
 
 GIVEN = ("attention_mask", "position_ids", "encoder_attention_mask")
 
@@ -83,9 +81,9 @@ class Ladder(Method):
             )
         return [blocks[layer] for layer in self.layers] or list(blocks)
 
-    def notice(self, adapter: "Adapter") -> str | None:
+    def notice(self, part: Part) -> str | None:
         """Where the heads do not divide by R."""
-        rung = next(insert for _, insert in adapter.inserts if isinstance(insert, Rung))
+        rung = next(insert for _, insert in part.inserts if isinstance(insert, Rung))
         narrow, wide = rung.down.weight.shape
         if narrow * self.reduction_factor == wide:
             return None

@@ -15,23 +15,20 @@ the classifier and the births are ours. Of an encoder-decoder the encoder is rea
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from graft.core.method import No
+from graft.core.part import Part
 from graft.core.site import Site
 from graft.errors import UsageError
 from graft.layers.delta import Delta
 from graft.layers.taps import Tap, stacks
 from graft.layers.targets import Seats
 from graft.methods.task_head import Classifier, TaskHead
-
-if TYPE_CHECKING:
-    from graft.base.adapter import Adapter
-    from graft.base.base import Base
 
 
 @dataclass(frozen=True)
@@ -78,10 +75,10 @@ class LeTS(TaskHead):
             (final, Readout(taps, final.in_features, self.num_labels, pool, self.tau_start)),
         ]
 
-    def after_step(self, adapter: "Adapter", step: int, total: int) -> None:
+    def after_step(self, part: Part, step: int, total: int) -> None:
         """Cool the gates; choose the weights that differ from the gradients of one step."""
         choice = max(2, round(self.choose_at * total))
-        for _, insert in adapter.inserts:
+        for _, insert in part.inserts:
             if isinstance(insert, Readout):
                 insert.tau.fill_(self.tau_start * (self.tau_end / self.tau_start) ** (step / total))
             elif isinstance(insert, Delta) and step == choice - 1:
@@ -127,8 +124,11 @@ class Readout(Classifier):
         return torch.sigmoid((self.gates + noise) / self.tau)
 
 
-def share(base: "Base", names: Sequence[str], ids: torch.Tensor, **keywords: Any) -> dict[str, torch.Tensor]:
-    """{name: logits} of several adapters of LeTS without deltas for the same rows, by one forward of the trunk."""
+def share(base: Any, names: Sequence[str], ids: torch.Tensor, **keywords: Any) -> dict[str, torch.Tensor]:
+    """Return {name: logits} of several LeTS adapters without deltas for the same rows, by one forward of the trunk.
+
+    base: the Base that the adapters are on.  keywords: transformers' own.
+    """
     inserts = {
         name: [i for _, i in base.adapters[name].inserts] if name in base.adapters else [] for name in names
     }

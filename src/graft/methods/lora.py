@@ -15,20 +15,18 @@ rank 2r; LoftQ takes one step against the bytes that are there. Length: five pub
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from graft.core.insert import Insert, LowRankForm, Weights
+from graft.core.part import Part
 from graft.core.site import Site
 from graft.errors import UsageError
 from graft.layers import lora_start as start
 from graft.layers.targets import Seats, Targeted, biases, by_pattern, check_bias, check_dropout, check_rank
-
-if TYPE_CHECKING:
-    from graft.base.adapter import Adapter
 
 
 @dataclass(frozen=True)
@@ -67,12 +65,12 @@ class LoRA(Targeted):
             return LowRankEmbedding(site, r, scale, self)
         return LowRank(site, r, scale, self)
 
-    def param_groups(self, adapter: "Adapter", lr: float) -> list[dict[str, Any]]:
+    def param_groups(self, part: Part, lr: float) -> list[dict[str, Any]]:
         """LoRA+: B learns `loraplus_lr_ratio` times as fast as A."""
         if self.loraplus_lr_ratio == 1.0:
-            return super().param_groups(adapter, lr)
-        fast = [i.B for _, i in adapter.inserts if isinstance(i, LowRank | LowRankEmbedding)]
-        rest = [p for p in adapter.parameters() if all(p is not B for B in fast)]
+            return super().param_groups(part, lr)
+        fast = [i.B for _, i in part.inserts if isinstance(i, LowRank | LowRankEmbedding)]
+        rest = [p for p in part.parameters() if all(p is not B for B in fast)]
         return [{"params": rest, "lr": lr}, {"params": fast, "lr": lr * self.loraplus_lr_ratio}]
 
     def file_config(self, seats: Sequence[tuple[Site, Insert]]) -> dict[str, Any]:

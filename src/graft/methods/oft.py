@@ -14,19 +14,17 @@ accepts and leaves without effect, drops blocks; embeddings cannot be turned.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import nn
 
 from graft.core.insert import Insert, Weights
+from graft.core.part import Part
 from graft.core.site import Site
 from graft.errors import UsageError
 from graft.layers.rotation import BlockDropout, blockwise, cayley
 from graft.layers.targets import Accompanied
-
-if TYPE_CHECKING:
-    from graft.base.adapter import Adapter
 
 
 @dataclass(frozen=True)
@@ -69,9 +67,9 @@ class OFT(Accompanied):
             return BlockRotation(site, width // _divisor(width, self.r), self)
         return BlockRotation(site, _divisor(width, self.oft_block_size), self)
 
-    def after_step(self, adapter: "Adapter", step: int, total: int) -> None:
+    def after_step(self, part: Part, step: int, total: int) -> None:
         """COFT: what the step moved out of bounds goes back to them."""
-        for _, insert in adapter.inserts:
+        for _, insert in part.inserts:
             if isinstance(insert, BlockRotation):
                 insert.bound()
 

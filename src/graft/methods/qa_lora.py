@@ -14,7 +14,7 @@ a base in 16 bits, NF4 or wider groups than its own the update works as well, an
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -22,14 +22,12 @@ from torch.nn import functional as F
 
 from graft.core.anatomy import sites as sites_of
 from graft.core.insert import Insert, LowRankForm, Weights
+from graft.core.part import Part
 from graft.core.site import Site, shown
 from graft.errors import SiteError
 from graft.layers.pooling import as_sums
 from graft.layers.targets import Seats, Targeted, biases, check_bias, check_dropout, check_rank
 from graft.quant.scheme import GROUPED
-
-if TYPE_CHECKING:
-    from graft.base.adapter import Adapter
 
 GROUP = 32  # the paper's, where the base has no groups
 
@@ -80,8 +78,8 @@ class QALoRA(Targeted):
     def build(self, site: Site) -> Insert:
         return PooledLowRank(site, self.group(site), self)
 
-    def notice(self, adapter: "Adapter") -> str | None:
-        pooled = [site for site, insert in adapter.inserts if isinstance(insert, PooledLowRank)]
+    def notice(self, part: Part) -> str | None:
+        pooled = [site for site, insert in part.inserts if isinstance(insert, PooledLowRank)]
         left = [s for s in super().targets(sites_of(pooled[0].root)) if s.in_features % self.group(s)]
         packed = [(s, s.module.scheme) for s in pooled if hasattr(s.module, "codes")]
         wide = [s for s, scheme in packed if not scheme.grouped or self.group(s) % scheme.block]

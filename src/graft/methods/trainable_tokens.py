@@ -9,7 +9,7 @@ one batch may use other R, as E itself stays as it is; the bias of a tied head (
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -17,12 +17,10 @@ from torch.nn import functional as F
 
 from graft.core.insert import Insert, Weights
 from graft.core.method import Method
+from graft.core.part import Part
 from graft.core.site import Site
 from graft.errors import UsageError
 from graft.layers.targets import Seats
-
-if TYPE_CHECKING:
-    from graft.base.adapter import Adapter
 
 MANY = 4096  # rows from which on it is worth a word
 
@@ -70,12 +68,12 @@ class TrainableTokens(Method):
         seats[0][1].table = table  # the first keeps it, in checkpoints and files; the others borrow
         return seats
 
-    def param_groups(self, adapter: "Adapter", lr: float) -> list[dict[str, Any]]:
+    def param_groups(self, part: Part, lr: float) -> list[dict[str, Any]]:
         """Without decay: a row's rest is where it started, not 0."""
-        return [group | {"weight_decay": 0.0} for group in super().param_groups(adapter, lr)]
+        return [group | {"weight_decay": 0.0} for group in super().param_groups(part, lr)]
 
-    def notice(self, adapter: "Adapter") -> str | None:
-        count = len(adapter.inserts[0][1].ids)
+    def notice(self, part: Part) -> str | None:
+        count = len(part.inserts[0][1].ids)
         return f"{count:,} rows of the table are trained: name token_indices" if count >= MANY else None
 
     def file_config(self, seats: Sequence[tuple[Site, Insert]]) -> dict[str, Any]:

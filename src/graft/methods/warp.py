@@ -13,7 +13,7 @@ N(mean, variance) of the vocabulary. The same holds where no tokenizer tells whi
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -22,12 +22,10 @@ from torch.nn import functional as F
 from graft.core.anatomy import family
 from graft.core.insert import Insert
 from graft.core.method import Method, No
+from graft.core.part import Part
 from graft.core.site import Site
 from graft.errors import UsageError
 from graft.layers.soft_prompt import KEY, check_room, tokenizer
-
-if TYPE_CHECKING:
-    from graft.base.adapter import Adapter
 
 MASKED = ("masked", "encoder")
 NONE = -1  # mask_token_id of what has no [MASK]
@@ -86,8 +84,8 @@ class WARP(Method):
             "tokenizer_name_or_path": None,
         }
 
-    def notice(self, adapter: "Adapter") -> str | None:
-        site, around = next(seat for seat in adapter.inserts if isinstance(seat[1], Around))
+    def notice(self, part: Part) -> str | None:
+        site, around = next(seat for seat in part.inserts if isinstance(seat[1], Around))
         wanted = self.mask_token_id is None and family(site.root) in MASKED
         return (
             "no tokenizer tells [MASK]: the last vector is read instead"

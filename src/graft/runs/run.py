@@ -175,7 +175,7 @@ def _train(base: Base, name: str, recipe: Recipe, observer: RunObserver) -> RunR
     task, again = _task(opened, prepared), (folder / "finished.json").exists()
     Trainer(base, name, task, recipe.train, folder, observer).run()
     if again:  # nothing was trained now: the adapter is what the folder holds
-        base.adapters[name].load_state(load_file(folder / "adapter" / "adapter_model.safetensors"))
+        base.adapters[name].load_file_state(load_file(folder / "adapter" / "adapter_model.safetensors"))
     return _finish(opened, observer)
 
 

@@ -192,7 +192,7 @@ def _weights(base: "Base", reading: Reading, adapters: Sequence[str]) -> dict[st
     """
     tally, missing = Tally(), []
     if reading.of == "adapter":
-        state = base.adapters[adapters[-1]].state()
+        state = base.adapters[adapters[-1]].file_state()
         wanted = ((key, tensor, tensor) for key, tensor in state.items())
     else:
         wanted = ideal(base, adapters)

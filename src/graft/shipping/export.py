@@ -156,9 +156,10 @@ def _notes(base: "Base", names: Sequence[str], to: str, dequantised: Sequence[st
     """What a reader of the report might not expect."""
     word = lambda quant: "unpacked" if quant == "none" else quant
     notes = [
-        f"{name} was trained beside {word(base.adapters[name].beside)} weights and merged into {word(base.quant)} ones"
+        f"{name} was trained beside {word(base.adapters[name].trained_on)} weights "
+        f"and merged into {word(base.quant)} ones"
         for name in names
-        if base.adapters[name].beside not in ("", base.quant)
+        if base.adapters[name].trained_on not in ("", base.quant)
     ]
     if dequantised:
         count = len(dequantised)

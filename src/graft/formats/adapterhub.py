@@ -20,7 +20,6 @@ from typing import Any
 from torch import Tensor
 
 from graft.core.method import Method
-from graft.core.registry import find, names
 from graft.core.site import Site
 from graft.errors import AdapterError
 
@@ -47,9 +46,12 @@ Named = dict[tuple[str, str], Tensor]  # by path and the rest of the key; no pat
 
 
 def translated(
-    facts: Settings, tensors: dict[str, Tensor], sites: Sequence[Site]
+    facts: Settings, tensors: dict[str, Tensor], sites: Sequence[Site], candidates: Sequence[type[Method]]
 ) -> tuple[Settings, dict[str, Tensor]]:
-    """`adapter_config.json` and tensors as PEFT, or we, would have written them for this base. Raises AdapterError."""
+    """Return `adapter_config.json` and tensors as PEFT, or we, would have written them for this base.
+
+    candidates: the methods that a file may mean.  Raises AdapterError.
+    """
     settings, name = facts.get("config"), facts.get("name")
     if not isinstance(settings, dict) or not isinstance(name, str):
         raise AdapterError(
@@ -57,7 +59,7 @@ def translated(
         )
     kind = settings.get("architecture")
     if kind is None:
-        return _bottlenecks(settings, _named(tensors, "adapters", name), sites)
+        return _bottlenecks(settings, _named(tensors, "adapters", name), sites, candidates)
     if kind == "lora":
         return _low_rank(settings, _named(tensors, "loras", name), sites, str(facts.get("version")))
     raise AdapterError(f"an adapter of the kind {kind!r}", "a bottleneck, LoRA or (IA)³", HINT)
@@ -70,9 +72,9 @@ def warn_of_head(folder: Path) -> None:
 
 
 def _bottlenecks(
-    settings: Settings, tensors: Named, sites: Sequence[Site]
+    settings: Settings, tensors: Named, sites: Sequence[Site], candidates: Sequence[type[Method]]
 ) -> tuple[Settings, dict[str, Tensor]]:
-    cls = _method(settings)
+    cls = _method(settings, candidates)
     known = {f.name: settings[f.name] for f in fields(cls) if settings.get(f.name) is not None}
     _check(settings, BOTTLENECK, known)
     try:
@@ -135,9 +137,9 @@ def _named(tensors: dict[str, Tensor], group: str, name: str) -> Named:
     return found
 
 
-def _method(settings: Settings) -> type[Method]:
+def _method(settings: Settings, candidates: Sequence[type[Method]]) -> type[Method]:
     """The method whose marks the settings bear; what they leave out is False."""
-    for cls in map(find, names()):
+    for cls in candidates:
         if cls.adapters_marks and all(settings.get(k, False) == v for k, v in cls.adapters_marks.items()):
             return cls
     shown = ", ".join(f"{key}={settings[key]!r}" for key in ("is_parallel", "phm_layer") if settings.get(key))
