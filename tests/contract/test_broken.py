@@ -6,6 +6,7 @@ from laws import LAWS
 
 from graft.base.base import Base
 from graft.core import registry
+from graft.core.file_layout import FileLayout
 from models import tiny_model
 
 
@@ -39,5 +40,5 @@ def test_a_sound_method_breaks_no_law():
 
 @pytest.mark.parametrize("cls", BROKEN, ids=lambda c: c.__name__)
 def test_each_defect_breaks_exactly_its_law(cls, monkeypatch):
-    monkeypatch.setattr(cls, "peft_type", cls.__name__.upper())
+    monkeypatch.setattr(cls, "files", FileLayout(cls.__name__.upper()))
     assert failures(cls()) == {BROKEN[cls]}

@@ -9,6 +9,7 @@ from broken import Scale, Sound
 from torch.testing import assert_close
 
 from graft.core import registry
+from graft.core.file_layout import FileLayout
 from graft.core.method import No
 from graft.data.encode import Example
 from graft.data.feed import Feed
@@ -25,7 +26,7 @@ CALLS: list[tuple[str, object]] = []
 class EveryDoor(Sound):
     weight: float = 0.5  # of the extra loss
 
-    peft_type: ClassVar = "EVERY_DOOR"
+    files: ClassVar = FileLayout("EVERY_DOOR")
     mergeable: ClassVar = No("so that a reason is shown")
     passes: ClassVar = 2
 

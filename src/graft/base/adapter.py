@@ -162,7 +162,7 @@ class Adapter:
     def fingerprint(self) -> str:
         """Return the SHA-256 of what the adapter's files hold: the methods' settings and the tensors."""
         settings = [
-            [m.peft_type, m.file_config(part.inserts), {k: m.config()[k] for k in m.own_fields}]
+            [m.files.peft_type, m.files.describe(m, part), m.files.own_settings(m)]
             for m, part in self._built()
         ]
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())

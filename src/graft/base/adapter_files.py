@@ -50,7 +50,7 @@ class Keys:
     def __init__(self, methods: Sequence[Method]) -> None:
         self._mixed = sum(not method.is_head() for method in methods) > 1
         self._headed = any(method.classifies() for method in methods)
-        self._root = BESIDE if any(method.outside for method in methods) else INSIDE
+        self._root = BESIDE if any(method.files.beside_model for method in methods) else INSIDE
 
     def key(self, index: int, site: Site, suffix: str) -> str:
         """Return the key of a tensor that method number `index` saved at `site`.
@@ -68,7 +68,7 @@ def write(
     folder: Path, methods: Sequence[Method], parts: Sequence[Part], tensors: Tensors, base: Settings
 ) -> Path:
     """Write an adapter's two files.  base: facts on the base that it belongs to."""
-    own = [{"name": m.name(), **{k: m.config()[k] for k in m.own_fields}} for m in methods]
+    own = [{"name": m.name(), **m.files.own_settings(m)} for m in methods]
     return peft.write(folder, _config(methods, parts, base), tensors, {"methods": own, "base": base})
 
 
@@ -85,7 +85,7 @@ def read(folder: Path, sites: Sequence[Site]) -> tuple[list[Method], Tensors, Se
         config, tensors, facts = _files(folder, sites)
         owner = _owner(config)
         if owner is not None:
-            config, tensors = owner.from_peft(config, tensors)
+            config, tensors = owner.files.convert(config, tensors)
         methods = _methods(config, facts.get("methods", []), tensors, sites)
     except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise AdapterError(
@@ -170,7 +170,7 @@ def _config(methods: Sequence[Method], parts: Sequence[Part], base: Settings) ->
         "task_type": base.get("task_type"),
     }
     configs = [
-        {"peft_type": method.peft_type, **method.file_config(part.inserts)}
+        {"peft_type": method.files.peft_type, **method.files.describe(method, part)}
         for method, part in zip(methods, parts, strict=True)
         if not method.is_head()
     ]
@@ -178,11 +178,11 @@ def _config(methods: Sequence[Method], parts: Sequence[Part], base: Settings) ->
     for method, part in zip(methods, parts, strict=True):
         if method.is_head():
             heads += [site.name for site, _ in part.inserts if site.kind == "final"]
-            common |= method.file_config(part.inserts)
+            common |= method.files.describe(method, part)
     if heads and configs:
         configs[0]["modules_to_save"] = [*(configs[0].get("modules_to_save") or []), *heads]
     if not configs:
-        return {**common, "peft_type": methods[0].peft_type}
+        return {**common, "peft_type": methods[0].files.peft_type}
     if len(configs) == 1:
         return {**common, **configs[0]}
     return {**common, "peft_type": MIXED, "methods": configs}
@@ -210,7 +210,7 @@ def _methods(config: Settings, own: list[Settings], tensors: Tensors, sites: Seq
         pairs = zip(parts, others or [{}] * len(parts), strict=True)
         methods = [_method(part, dict(extra)) for part, extra in pairs]
     if own_heads:
-        types = [registry.find(extra["name"]).peft_type for extra in own_heads]
+        types = [registry.find(extra["name"]).files.peft_type for extra in own_heads]
         pairs = zip(types, own_heads, strict=True)
         return [*methods, *(_method({"peft_type": kind}, dict(extra)) for kind, extra in pairs)]
     by_token = config.get("task_type") == "TOKEN_CLS"
@@ -228,7 +228,7 @@ def _head(name: str, tensors: Tensors, *, by_token: bool) -> Method:
         )
     row = "last" if name == "score" else "first"
     settings = {"num_labels": len(weight), "pool": "none" if by_token else row}
-    return registry.find("task_head").from_file(settings)
+    return _understood(registry.find("task_head"), settings)
 
 
 def _head_weight(name: str, tensors: Tensors) -> torch.Tensor | None:
@@ -241,14 +241,14 @@ def _method(config: Settings, own: Settings) -> Method:
     own.pop("name", None)
     cls = _owner(config)
     if cls is None:
-        known = sorted({known.peft_type for known in _known()})
+        known = sorted({known.files.peft_type for known in _known()})
         raise AdapterError(
             f"peft_type {config.get('peft_type')!r} is not known here",
             f"one of {', '.join(known)}",
             "train it again with one of these methods",
         )
     known_fields = {f.name for f in fields(cls)}
-    harmless = known_fields | SILENT | cls.idle_fields
+    harmless = known_fields | SILENT | cls.files.idle
     ignored = {k: v for k, v in config.items() if k not in harmless and v not in (None, False, [], {}, "")}
     if ignored:
         shown = ", ".join(f"{k}={v!r}" for k, v in ignored.items())
@@ -259,22 +259,25 @@ def _method(config: Settings, own: Settings) -> Method:
         )
     settings = {k: _frozen(v) for k, v in {**config, **own}.items() if k in known_fields and v is not None}
     rank = settings.get("r", 1)
-    lowest = min(1, getattr(cls, "r", 1))  # 0 where that is the default: blocks that are given by their size
+    lowest = cls.files.lowest_rank
     if not isinstance(rank, int) or not lowest <= rank <= MAX_RANK:
         raise AdapterError(
             f"r={rank!r}",
             f"a rank from {lowest} to {MAX_RANK}",
             "this file is damaged or hostile: do not use it",
         )
-    return cls.from_file(settings)
+    return _understood(cls, settings)
+
+
+def _understood(cls: type[Method], settings: Settings) -> Method:
+    method: Method = cls.files.understand(cls, settings)
+    return method
 
 
 def _owner(config: Settings) -> type[Method] | None:
     """Return the method whose marks a config bears, or else the one whose type it names."""
-    marked = [
-        c for c in _known() if c.peft_marks and all(config.get(k) == v for k, v in c.peft_marks.items())
-    ]
-    named = [c for c in _known() if c.peft_type == config.get("peft_type")]
+    marked = [c for c in _known() if c.files.is_marked(config)]
+    named = [c for c in _known() if c.files.peft_type == config.get("peft_type")]
     return next(iter(marked + named), None)
 
 

@@ -82,9 +82,7 @@ def _other_settings(one: Adapter, other: Adapter) -> list[str]:
 def _settings(adapter: Adapter, index: int) -> dict[str, Any]:
     """A method's settings as its file states them, so that a loaded adapter equals the one that was saved."""
     method = adapter.methods[index]
-    stated = {key: method.config()[key] for key in method.own_fields} | method.file_config(
-        adapter.parts[index].inserts
-    )
+    stated = method.files.own_settings(method) | method.files.describe(method, adapter.parts[index])
     return {key: value for key, value in stated.items() if key not in PLACES}
 
 

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from graft.core.file_layout import FileLayout
 from graft.core.insert import Insert
 from graft.core.part import Part
 from graft.core.site import Site
@@ -44,17 +45,7 @@ class Method:
     )  # its own peak learning rate; train.lr where left out
 
     kinds: ClassVar[tuple[str, ...]] = ("linear",)  # kinds of sites it can be put at
-    peft_type: ClassVar[str] = ""  # `peft_type` in its files
-    own_fields: ClassVar[frozenset[str]] = (
-        frozenset()
-    )  # fields that PEFT does not know: saved beside, not in its config
-    idle_fields: ClassVar[frozenset[str]] = (
-        frozenset()
-    )  # keys of PEFT's config that decide nothing once trained
-    peft_marks: ClassVar[dict[str, Any]] = {}  # settings of PEFT's config that make a file one of this
-    adapters_marks: ClassVar[
-        dict[str, Any]
-    ] = {}  # settings of the `adapters` library that make a file one of this
+    files: ClassVar[FileLayout] = FileLayout()
     routable: ClassVar[bool | No] = True
     quantisable: ClassVar[bool | No] = True
     mergeable: ClassVar[bool | No] = True
@@ -62,7 +53,6 @@ class Method:
     packable: ClassVar[bool | No] = True
     cacheable: ClassVar[bool | No] = True
     in_place: ClassVar[bool] = False
-    outside: ClassVar[bool] = False  # PEFT keeps it beside the model: keys in its files have one "model" less
     word_head: ClassVar[bool] = False  # reads through a masked model's language head, also as a classifier
     passes: ClassVar[int] = 1  # forwards per micro-batch; their outputs go to `extra_loss`
     consistency: ClassVar[float] = 0.0  # weight of the symmetric KL between the predictions of two passes
@@ -127,27 +117,6 @@ class Method:
     def config(self) -> dict[str, Any]:
         """Hyper-parameters as JSON values."""
         return {f.name: _json(getattr(self, f.name)) for f in fields(self)}
-
-    def file_config(self, seats: Sequence[tuple[Site, Insert]]) -> dict[str, Any]:
-        """What `adapter_config.json` says of this method, for the sites it went to; nothing of how it is trained."""
-        return {name: value for name, value in self.config().items() if name not in {"lr", *self.own_fields}}
-
-    @classmethod
-    def from_file(cls, settings: dict[str, Any]) -> "Method":
-        """The method that a file describes; `settings` holds fields of this class only."""
-        return cls(**settings)
-
-    @classmethod
-    def from_peft(
-        cls, config: dict[str, Any], tensors: dict[str, torch.Tensor]
-    ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-        """Config and tensors of a file as this method would have written them, where it knows another convention."""
-        return config, tensors
-
-    @classmethod
-    def from_adapters(cls, settings: dict[str, Any], sites: Sequence[Site]) -> "Method":
-        """The same for a file of the `adapters` library and the base with these sites."""
-        return cls.from_file(settings)
 
 
 def _json(value: Any) -> Any:

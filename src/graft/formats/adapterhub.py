@@ -78,9 +78,8 @@ def _bottlenecks(
     known = {f.name: settings[f.name] for f in fields(cls) if settings.get(f.name) is not None}
     _check(settings, BOTTLENECK, known)
     try:
-        method = cls.from_adapters(
-            {k: tuple(v) if isinstance(v, list) else v for k, v in known.items()}, sites
-        )
+        frozen = {key: tuple(value) if isinstance(value, list) else value for key, value in known.items()}
+        method = cls.files.understand_library(cls, frozen, sites)
         places = [site.name for site, _ in method.assemble(sites)]
     except (TypeError, ValueError, AttributeError) as error:
         raise AdapterError(
@@ -99,7 +98,7 @@ def _bottlenecks(
         p: f"base_model.model.{place}" for p, place in zip(paths, places, strict=True)
     }
     ours = {f"{moved[path]}.{part.replace('_down.0.', '_down.')}": t for (path, part), t in tensors.items()}
-    return {"peft_type": cls.peft_type, **method.config()}, ours
+    return {"peft_type": cls.files.peft_type, **method.config()}, ours
 
 
 def _low_rank(
@@ -140,7 +139,7 @@ def _named(tensors: dict[str, Tensor], group: str, name: str) -> Named:
 def _method(settings: Settings, candidates: Sequence[type[Method]]) -> type[Method]:
     """The method whose marks the settings bear; what they leave out is False."""
     for cls in candidates:
-        if cls.adapters_marks and all(settings.get(k, False) == v for k, v in cls.adapters_marks.items()):
+        if cls.files.is_marked_by_library(settings):
             return cls
     shown = ", ".join(f"{key}={settings[key]!r}" for key in ("is_parallel", "phm_layer") if settings.get(key))
     raise AdapterError(

@@ -5,7 +5,6 @@ Yeh et al. 2023 (2309.14859); names and meanings are PEFT's. Differs: dropped ar
 a ΔW that would have to be built for it.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -13,8 +12,21 @@ import torch
 from torch import nn
 
 from graft.core.insert import Insert, Weights
+from graft.core.part import Part
 from graft.core.site import Site
-from graft.layers.targets import Targeted, by_pattern, check_dropout, check_rank
+from graft.layers.targets import Targeted, TargetedFiles, by_pattern, check_dropout, check_rank
+
+
+@dataclass(frozen=True)
+class LycorisFiles(TargetedFiles):
+    """PEFT's config; PEFT has these methods on nn.Linear only."""
+
+    idle: frozenset[str] = frozenset({"init_weights", "use_effective_conv2d"})
+
+    def describe(self, method: Any, part: Part) -> dict[str, Any]:
+        config = super().describe(method, part)
+        del config["fan_in_fan_out"]
+        return config
 
 
 @dataclass(frozen=True)
@@ -26,7 +38,7 @@ class Lycoris(Targeted):
     rank_pattern: dict[str, int] = field(default_factory=dict)  # rank by module name
     alpha_pattern: dict[str, float] = field(default_factory=dict)  # alpha by module name
 
-    idle_fields: ClassVar = frozenset({"init_weights", "use_effective_conv2d"})
+    files: ClassVar = LycorisFiles()
 
     def __post_init__(self) -> None:
         check_rank("r", self.r)
@@ -37,11 +49,6 @@ class Lycoris(Targeted):
         """(r, alpha / r) at one site."""
         r = int(by_pattern(self.rank_pattern, site.name, self.r))
         return r, by_pattern(self.alpha_pattern, site.name, self.alpha) / r
-
-    def file_config(self, seats: Sequence[tuple[Site, Insert]]) -> dict[str, Any]:
-        config = super().file_config(seats)
-        del config["fan_in_fan_out"]  # PEFT has these methods on nn.Linear only
-        return config
 
 
 class Product(Insert):

@@ -13,8 +13,10 @@ import torch
 from torch import nn
 from transformers.models.auto.tokenization_auto import AutoTokenizer
 
+from graft.core.file_layout import FileLayout
 from graft.core.insert import Insert
 from graft.core.method import Method, No
+from graft.core.part import Part
 from graft.core.site import Site
 from graft.errors import UsageError
 
@@ -24,14 +26,24 @@ SHAPES = frozenset({"token_dim", "num_layers", "num_attention_heads", "num_trans
 
 
 @dataclass(frozen=True)
+class PromptFiles(FileLayout):
+    """Of an encoder-decoder only the encoder gets a prompt; PEFT would keep a second, idle one."""
+
+    idle: frozenset[str] = SHAPES | {"tokenizer_kwargs"}
+    beside_model: bool = True
+
+    def describe(self, method: Any, part: Part) -> dict[str, Any]:
+        return {"num_transformer_submodules": 1, **super().describe(method, part)}
+
+
+@dataclass(frozen=True)
 class SoftPrompt(Method):
     """Base class of methods that put vectors in front of every row: inserts with a `length`."""
 
     num_virtual_tokens: int = 20  # vectors in front of every row; each takes a position of the context
 
     kinds: ClassVar = ("prompt",)
-    outside: ClassVar = True
-    idle_fields: ClassVar = SHAPES | {"tokenizer_kwargs"}
+    files: ClassVar = PromptFiles()
     newborn: ClassVar = No("vectors in front of the text are seen from the start")
     mergeable: ClassVar = No("no weight has the effect of further tokens; export it as an adapter")
     packable: ClassVar = No("every document would need virtual tokens of its own")
@@ -44,10 +56,6 @@ class SoftPrompt(Method):
         for site, insert in seats:
             check_room(insert.length, site.root.config)
         return seats
-
-    def file_config(self, seats: Sequence[tuple[Site, Insert]]) -> dict[str, Any]:
-        """Of an encoder-decoder the encoder alone gets a prompt; PEFT would keep a second, idle one."""
-        return {"num_transformer_submodules": 1, **super().file_config(seats)}
 
 
 class Prompt(Insert):

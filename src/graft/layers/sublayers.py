@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from graft.core.file_layout import FileLayout
 from graft.core.insert import Insert
 from graft.core.method import Method
 from graft.core.site import Site
@@ -21,6 +22,13 @@ from graft.layers.norm_gain import Gain
 from graft.layers.targets import Seats
 
 KINDS = {"attention": "mh_adapter", "cross": "cross_adapter", "mlp": "output_adapter"}  # kind: its switch
+
+
+class PlacedFiles(FileLayout):
+    """The `adapters` library trains no norms."""
+
+    def understand_library(self, cls: Any, settings: dict[str, Any], sites: Sequence[Site]) -> Any:
+        return self.understand(cls, settings | {"train_norms": False})
 
 
 @dataclass(frozen=True)
@@ -34,12 +42,8 @@ class Placed(Method):
     train_norms: bool = False  # train the gains and biases of all norms of the base too
 
     kinds: ClassVar = tuple(KINDS)
+    files: ClassVar = PlacedFiles()
     original_ln_before: ClassVar[bool | None] = False  # a setting of those that may sit behind the residual
-
-    @classmethod
-    def from_adapters(cls, settings: dict[str, Any], sites: Sequence[Site]) -> Method:
-        """The library trains no norms."""
-        return cls.from_file(settings | {"train_norms": False})
 
     def insert(self, sublayer: Site, place: Site, block: int) -> Insert:
         """What comes to one place.  sublayer: tells the widths; block: its number through all stacks."""

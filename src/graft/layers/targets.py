@@ -10,12 +10,37 @@ from typing import Any, ClassVar
 
 import torch
 
+from graft.core.file_layout import FileLayout
 from graft.core.insert import Insert, Replacement, Shift
 from graft.core.method import Method
+from graft.core.part import Part
 from graft.core.site import Site
 from graft.errors import SiteError, UsageError, nearest
 
 Seats = list[tuple[Site, Insert]]
+
+
+class TargetedFiles(FileLayout):
+    """PEFT's config. A list of targets is written as it was given, any other choice as the names it came to."""
+
+    def describe(self, method: Any, part: Part) -> dict[str, Any]:
+        config = super().describe(method, part)
+        sites = [site for site, insert in part.inserts if not isinstance(insert, Shift | Replacement)]
+        by_name = not isinstance(method.target_modules, str)
+        if not by_name or method.exclude_modules or method.layers_to_transform is not None:
+            config["target_modules"] = sorted(site.name for site in sites)
+        for key in ("exclude_modules", "modules_to_save"):
+            if key in config:
+                config[key] = config[key] or None
+        return config | {"fan_in_fan_out": any(site.transposed for site in sites)}
+
+
+class NamedFiles(TargetedFiles):
+    """Targets by full name: PEFT would match an expression against modules of every kind."""
+
+    def describe(self, method: Any, part: Part) -> dict[str, Any]:
+        names = sorted(site.name for site, _ in part.inserts)
+        return super().describe(method, part) | {"target_modules": names}
 
 
 @dataclass(frozen=True)
@@ -33,6 +58,7 @@ class Targeted(Method):
     modules_to_save: tuple[str, ...] = ()  # modules trained in full, such as embed_tokens or lm_head
 
     kinds: ClassVar = ("linear", "head")
+    files: ClassVar = TargetedFiles()
 
     def targets(self, sites: Sequence[Site]) -> list[Site]:
         places = [site for site in sites if site.kind in self.kinds]
@@ -55,21 +81,6 @@ class Targeted(Method):
                 raise no_such_site(name, [s for s in sites if s.kind != "module"])
             seats += [(site, Replacement(site)) for site in inside]
         return seats
-
-    def file_config(self, seats: Sequence[tuple[Site, Insert]]) -> dict[str, Any]:
-        """PEFT's config. A list of targets is written as it was given; any other choice as the names it came to."""
-        config = super().file_config(seats)
-        own = [site for site, insert in seats if not isinstance(insert, Shift | Replacement)]
-        if (
-            isinstance(self.target_modules, str)
-            or self.exclude_modules
-            or self.layers_to_transform is not None
-        ):
-            config["target_modules"] = sorted(site.name for site in own)
-        config |= {
-            key: config[key] or None for key in ("exclude_modules", "modules_to_save") if key in config
-        }
-        return config | {"fan_in_fan_out": any(site.transposed for site in own)}
 
     def _named(self, site: Site) -> bool:
         if self.target_modules == "all-linear":
@@ -106,7 +117,7 @@ class Accompanied(Targeted):
     bias: str = "none"  # biases of the base that are trained too: none, those of the targets (NAME_only), all
 
     def __post_init__(self) -> None:
-        check_bias(self.bias, f"{self.peft_type.lower()}_only")
+        check_bias(self.bias, f"{self.files.peft_type.lower()}_only")
 
     def assemble(self, sites: Sequence[Site]) -> Seats:
         seats = [(site, self.build(site)) for site in self.targets(sites)]

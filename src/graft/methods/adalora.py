@@ -23,7 +23,20 @@ from graft.core.insert import Insert, Weights
 from graft.core.part import Part
 from graft.core.site import Site
 from graft.errors import UsageError
-from graft.layers.targets import Seats, Targeted, biases, check_bias, check_dropout, check_rank
+from graft.layers.targets import Seats, Targeted, TargetedFiles, biases, check_bias, check_dropout, check_rank
+
+
+class AdaLoRAFiles(TargetedFiles):
+    """PEFT's config, which wants some number of steps and names the triplets that the file still has."""
+
+    def describe(self, method: Any, part: Part) -> dict[str, Any]:
+        masks = {f"{site.name}.lora_E": method.mask(site, t) for site, t in _triplets(part)}
+        pruned = not all(all(mask) for mask in masks.values())
+        total = method.total_step or method.tinit + method.tfinal + 1
+        return super().describe(method, part) | {
+            "total_step": total,
+            "rank_pattern": masks if pruned else None,
+        }
 
 
 @dataclass(frozen=True)
@@ -42,9 +55,9 @@ class AdaLoRA(Targeted):
     bias: str = "none"  # biases of the base that are trained too: none, lora_only, all
     rank_pattern: dict[str, list[bool]] = field(default_factory=dict)  # of a file: which triplets are left
 
-    peft_type: ClassVar = "ADALORA"
-    own_fields: ClassVar = frozenset({"total_step"})
-    idle_fields: ClassVar = frozenset({"r", "init_lora_weights"})
+    files: ClassVar = AdaLoRAFiles(
+        "ADALORA", own=frozenset({"total_step"}), idle=frozenset({"r", "init_lora_weights"})
+    )
 
     def __post_init__(self) -> None:
         check_rank("init_r", self.init_r)
@@ -73,13 +86,14 @@ class AdaLoRA(Targeted):
 
     def extra_loss(self, part: Part, outputs: Sequence[torch.Tensor]) -> torch.Tensor:
         """How far the rows of A and the columns of B are from orthonormal."""
-        bases = [rows for t in _triplets(part.inserts) for rows in (t.A, t.B.T)]
+        bases = [rows for _, t in _triplets(part) for rows in (t.A, t.B.T)]
         gaps = [torch.linalg.norm(rows @ rows.T - torch.eye(len(rows), device=rows.device)) for rows in bases]
         return self.orth_reg_weight * torch.stack(gaps).mean()
 
     def after_step(self, part: Part, step: int, total: int) -> None:
         """Weigh every number by its gradient, and take ranks when it is time."""
-        end, triplets = self._end(self.total_step or total), _triplets(part.inserts)
+        end = self._end(self.total_step or total)
+        triplets = [t for _, t in _triplets(part)]
         if step < end:
             for t in triplets:
                 t.weigh(self.beta1, self.beta2)
@@ -88,13 +102,6 @@ class AdaLoRA(Targeted):
                 t.keep(t.kept)
         elif step == end or (step > self.tinit and step % self.deltaT == 0):
             allocate(triplets, self._budget(step, end, triplets))
-
-    def file_config(self, seats: Sequence[tuple[Site, Insert]]) -> dict[str, Any]:
-        """PEFT's config, which wants some number of steps and names the triplets that the file still has."""
-        masks = {f"{site.name}.lora_E": self._mask(site, t) for site, t in seats if isinstance(t, Triplets)}
-        pruned = not all(all(mask) for mask in masks.values())
-        total = self.total_step or self.tinit + self.tfinal + 1
-        return super().file_config(seats) | {"total_step": total, "rank_pattern": masks if pruned else None}
 
     def _end(self, total: int) -> int:
         """The step at which the allocation becomes final."""
@@ -114,8 +121,8 @@ class AdaLoRA(Targeted):
         """Which of the first `init_r` triplets this adapter was built with."""
         return self.rank_pattern.get(f"{site.name}.lora_E", [True] * self.init_r)
 
-    def _mask(self, site: Site, triplets: "Triplets") -> list[bool]:
-        """Which of the first `init_r` triplets are left now."""
+    def mask(self, site: Site, triplets: "Triplets") -> list[bool]:
+        """Return which of the first `init_r` triplets are left now."""
         now = iter(triplets.left().tolist())
         return [before and next(now) for before in self._left(site)]
 
@@ -194,5 +201,5 @@ def allocate(triplets: Sequence[Triplets], budget: int) -> None:
             t.keep(own > least)
 
 
-def _triplets(inserts: Sequence[tuple[Site, Insert]]) -> list[Triplets]:
-    return [insert for _, insert in inserts if isinstance(insert, Triplets)]
+def _triplets(part: Part) -> list[tuple[Site, Triplets]]:
+    return [(site, insert) for site, insert in part.inserts if isinstance(insert, Triplets)]

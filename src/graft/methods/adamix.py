@@ -21,13 +21,23 @@ from torch.nn import functional as F
 
 from graft.core.insert import Insert
 from graft.core.method import Method, No
+from graft.core.part import Part
 from graft.core.site import Site
 from graft.errors import UsageError
 from graft.layers import lora_start as start
 from graft.layers.bottleneck import Bottleneck, Dense, Projection
+from graft.layers.sublayers import PlacedFiles
 from graft.layers.targets import Seats, check_rank
 from graft.methods.lora import LoRA, LowRank
 from graft.methods.pfeiffer import Pfeiffer
+
+
+class AdaMixFiles(PlacedFiles):
+    """The files of the host: what is saved is one of its adapters."""
+
+    def describe(self, method: Any, part: Part) -> dict[str, Any]:
+        host = method.hosted()
+        return {**host.files.describe(host, part), "peft_type": host.files.peft_type}
 
 
 @dataclass(frozen=True)
@@ -45,7 +55,7 @@ class AdaMix(Dense):
         "all-linear"  # lora: names or their last parts, or a regular expression
     )
 
-    peft_type: ClassVar = "GRAFT_ADAMIX"
+    files: ClassVar = AdaMixFiles("GRAFT_ADAMIX")
     passes: ClassVar = 2
 
     def __post_init__(self) -> None:
@@ -85,11 +95,6 @@ class AdaMix(Dense):
     def experts(self) -> tuple[int, int]:
         """How many there are of the down- and of the up-projection."""
         return 1 if self.share == "down" else self.num_experts, 1 if self.share == "up" else self.num_experts
-
-    def file_config(self, seats: Sequence[tuple[Site, Insert]]) -> dict[str, Any]:
-        """That of the host: what is saved is one of its adapters."""
-        host = self.hosted()
-        return {**host.file_config(seats), "peft_type": host.peft_type}
 
 
 class Experts(nn.Module):

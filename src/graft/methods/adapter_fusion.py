@@ -20,7 +20,7 @@ from torch import nn
 
 from graft.base import adapter_files
 from graft.base.adapter import Adapter
-from graft.core.insert import Insert
+from graft.core.file_layout import FileLayout
 from graft.core.method import Method, No
 from graft.core.part import Part
 from graft.core.registry import described
@@ -30,6 +30,13 @@ from graft.layers.bottleneck import Projection
 from graft.layers.sublayers import KINDS, Addition
 from graft.layers.targets import Seats
 from graft.recipe.methods import resolved
+
+
+class FusionFiles(FileLayout):
+    """The settings of the fused adapters stand in place of their folders."""
+
+    def describe(self, method: Any, part: Part) -> dict[str, Any]:
+        return super().describe(method, part) | {"adapters": part.inserts[0][1].settings}
 
 
 @dataclass(frozen=True)
@@ -43,7 +50,7 @@ class AdapterFusion(Method):
     temperature: float = 1.0  # of the softmax over the adapters
 
     kinds: ClassVar = (*KINDS, "norm", "block")
-    peft_type: ClassVar = "GRAFT_ADAPTER_FUSION"
+    files: ClassVar = FusionFiles("GRAFT_ADAPTER_FUSION")
     mergeable: ClassVar = No("which adapter counts depends on the input")
     newborn: ClassVar = No("the adapters that it fuses act from the first step on")
 
@@ -80,10 +87,6 @@ class AdapterFusion(Method):
     def notice(self, part: Part) -> str | None:
         untrained = sum(not isinstance(entry, str) for entry in self.adapters)
         return f"{untrained} of the {len(self.adapters)} fused adapters are untrained" if untrained else None
-
-    def file_config(self, seats: Sequence[tuple[Site, Insert]]) -> dict[str, Any]:
-        """With the settings of the fused adapters in place of their folders."""
-        return super().file_config(seats) | {"adapters": seats[0][1].settings}
 
 
 class Fusion(Addition):

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from graft.core.file_layout import FileLayout
 from graft.core.insert import Insert
 from graft.core.method import Method, No
 from graft.core.site import Site
@@ -30,7 +31,7 @@ class AttentionFusion(Method):
     last_bias: float = 4.0  # b of the last layer at birth: the larger, the nearer to the base
 
     kinds: ClassVar = ("block",)
-    peft_type: ClassVar = "GRAFT_ATTENTION_FUSION"
+    files: ClassVar = FileLayout("GRAFT_ATTENTION_FUSION")
     newborn: ClassVar = No("other layers have a little weight from the start")
     mergeable: ClassVar = No("it weighs states, not weights")
 

@@ -10,7 +10,7 @@ first step; norms without a bias get none, as their modules have no place for it
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 
@@ -18,7 +18,7 @@ from graft.core.insert import Insert, Shift
 from graft.core.part import Part
 from graft.core.site import Site
 from graft.errors import SiteError
-from graft.layers.targets import Targeted
+from graft.layers.targets import NamedFiles, Targeted
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class BitFit(Targeted):
     )
 
     kinds: ClassVar = ("linear", "norm")
-    peft_type: ClassVar = "GRAFT_BITFIT"
+    files: ClassVar = NamedFiles("GRAFT_BITFIT")
 
     def targets(self, sites: Sequence[Site]) -> list[Site]:
         """The targets that have a bias; where none has, the linears."""
@@ -46,9 +46,6 @@ class BitFit(Targeted):
 
     def build(self, site: Site) -> Insert:
         return Shift(site)
-
-    def file_config(self, seats: Sequence[tuple[Site, Insert]]) -> dict[str, Any]:
-        return super().file_config(seats) | {"target_modules": sorted(site.name for site, _ in seats)}
 
     def notice(self, part: Part) -> str | None:
         added = sum(not _has_bias(site) for site, _ in part.inserts)

@@ -21,7 +21,7 @@ from graft.core.insert import Insert, Weights
 from graft.core.site import Site
 from graft.errors import UsageError
 from graft.layers.rotation import BlockDropout, blockwise, cayley
-from graft.layers.targets import Accompanied
+from graft.layers.targets import Accompanied, TargetedFiles
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class BOFT(Accompanied):
     boft_dropout: float = 0.0  # share of the blocks that a training step leaves unturned
 
     kinds: ClassVar = ("linear", "head")
-    peft_type: ClassVar = "BOFT"
+    files: ClassVar = TargetedFiles("BOFT")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -22,6 +22,7 @@ from graft.core.part import Part
 from graft.core.site import Site
 from graft.errors import UsageError
 from graft.layers.bottleneck import Bottleneck, Bottlenecked
+from graft.layers.sublayers import PlacedFiles
 from graft.layers.targets import Seats, check_rank
 
 
@@ -37,8 +38,7 @@ class Compacter(Bottlenecked):
     phm_rank: int = 1  # rank of each layer's own matrices
     phm_init_range: float = 0.0001  # deviation of the shared matrices at birth
 
-    peft_type: ClassVar = "GRAFT_COMPACTER"
-    adapters_marks: ClassVar = {"is_parallel": False, "phm_layer": True}
+    files: ClassVar = PlacedFiles("GRAFT_COMPACTER", library_marks={"is_parallel": False, "phm_layer": True})
     newborn: ClassVar = No("three small factors multiply: what is added starts near zero, not at it")
 
     def __post_init__(self) -> None:

@@ -12,6 +12,7 @@ from typing import ClassVar
 
 from torch import nn
 
+from graft.core.file_layout import FileLayout
 from graft.core.insert import Insert, Thaw
 from graft.core.method import Method, No
 from graft.core.site import Site
@@ -20,7 +21,7 @@ from graft.core.site import Site
 @dataclass(frozen=True)
 class Full(Method):
     kinds: ClassVar = ("module",)
-    peft_type: ClassVar = "GRAFT_FULL"
+    files: ClassVar = FileLayout("GRAFT_FULL")
     in_place: ClassVar = True
     routable: ClassVar = No("it trains the base's own tensors, which all rows share")
     quantisable: ClassVar = No("packed weights take no gradient")

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from graft.layers.bottleneck import Dense
+from graft.layers.sublayers import PlacedFiles
 
 
 @dataclass(frozen=True)
@@ -21,5 +22,6 @@ class Houlsby(Dense):
     non_linearity: str = "gelu"  # φ: relu, gelu, gelu_new, swish, tanh, ... as transformers names them
     train_norms: bool = True  # train the gains and biases of all norms of the base too
 
-    peft_type: ClassVar = "GRAFT_HOULSBY"
-    adapters_marks: ClassVar = {"is_parallel": False, "phm_layer": False, "original_ln_before": False}
+    files: ClassVar = PlacedFiles(
+        "GRAFT_HOULSBY", library_marks={"is_parallel": False, "phm_layer": False, "original_ln_before": False}
+    )

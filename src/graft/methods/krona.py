@@ -18,14 +18,14 @@ from graft.core.insert import Insert, Weights
 from graft.core.site import Site
 from graft.layers.kronecker import kron_linear, near_root
 from graft.layers.products import kaiming
-from graft.layers.targets import Targeted
+from graft.layers.targets import Targeted, TargetedFiles
 
 
 @dataclass(frozen=True)
 class KronA(Targeted):
     scale: float = 1.0  # s, constant
 
-    peft_type: ClassVar = "GRAFT_KRONA"
+    files: ClassVar = TargetedFiles("GRAFT_KRONA")
 
     def build(self, site: Site) -> Insert:
         return Kronecker(site, self.scale)

@@ -19,7 +19,7 @@ from graft.core.method import No
 from graft.core.site import Site
 from graft.layers.kronecker import kron_linear, near_root
 from graft.layers.products import kaiming
-from graft.layers.sublayers import Addition, Placed
+from graft.layers.sublayers import Addition, Placed, PlacedFiles
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class KronAB(Placed):
     residual: bool = False  # KronA^B_res: s_res·x is added too
     residual_start: float = 0.0  # s_res at birth; another number changes the newborn's answer
 
-    peft_type: ClassVar = "GRAFT_KRONA_B"
+    files: ClassVar = PlacedFiles("GRAFT_KRONA_B")
     mergeable: ClassVar = No("it passes the non-linearity of the network by")
 
     def insert(self, sublayer: Site, place: Site, block: int) -> Insert:

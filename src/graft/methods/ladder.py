@@ -20,6 +20,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from graft.core.file_layout import FileLayout
 from graft.core.method import Method, No
 from graft.core.part import Part
 from graft.core.site import Site
@@ -32,6 +33,13 @@ from graft.layers.targets import Seats, check_dropout
 GIVEN = ("attention_mask", "position_ids", "encoder_attention_mask")
 
 
+class LadderFiles(FileLayout):
+    """How a side network starts is in its tensors."""
+
+    def understand(self, cls: Any, settings: dict[str, Any]) -> Any:
+        return cls(**{**settings, "init": "random"})
+
+
 @dataclass(frozen=True)
 class Ladder(Method):
     reduction_factor: int = 8  # R: width of the base over that of the side network
@@ -41,7 +49,7 @@ class Ladder(Method):
     init: str = "prune"  # "prune": the largest weights of the base; "random": as the blocks' class draws them
 
     kinds: ClassVar = ("block", "stack")
-    peft_type: ClassVar = "GRAFT_LADDER"
+    files: ClassVar = LadderFiles("GRAFT_LADDER")
     newborn: ClassVar = No("the side network answers, not the base")
     mergeable: ClassVar = No("the side network stays beside the base")
 
@@ -88,10 +96,6 @@ class Ladder(Method):
         if narrow * self.reduction_factor == wide:
             return None
         return f"the side network is {narrow} wide, not {wide}/{self.reduction_factor}: heads need whole, even widths"
-
-    @classmethod
-    def from_file(cls, settings: dict[str, Any]) -> "Ladder":
-        return cls(**{**settings, "init": "random"})  # the start is in the tensors
 
 
 class Rung(Tap):

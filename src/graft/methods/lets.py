@@ -28,7 +28,7 @@ from graft.errors import UsageError
 from graft.layers.delta import Delta
 from graft.layers.taps import Tap, stacks
 from graft.layers.targets import Seats
-from graft.methods.task_head import Classifier, TaskHead
+from graft.methods.task_head import Classifier, HeadFiles, TaskHead
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,10 @@ class LeTS(TaskHead):
     tau_start: float = 1.0  # temperature of the gates at first
     tau_end: float = 0.1  # and in the end
 
-    peft_type: ClassVar = "GRAFT_LETS"
-    own_fields: ClassVar = TaskHead.own_fields | {
-        "delta_layers", "delta_density", "choose_at", "tau_start", "tau_end",
-    }  # fmt: skip
+    files: ClassVar = HeadFiles(
+        "GRAFT_LETS",
+        own=TaskHead.files.own | {"delta_layers", "delta_density", "choose_at", "tau_start", "tau_end"},
+    )
     mergeable: ClassVar = No("its classifier stays beside the base")
 
     def __post_init__(self) -> None:

@@ -8,14 +8,13 @@ of a 16-bit γ counts. norm₀ is the module's own code with a weight that stand
 it: Gemma's norms multiply by 1 + γ, which changes nothing in the difference.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from graft.core.insert import Insert
 from graft.core.site import Site
 from graft.layers.norm_gain import Gain
-from graft.layers.targets import Targeted
+from graft.layers.targets import NamedFiles, Targeted
 
 
 @dataclass(frozen=True)
@@ -25,12 +24,7 @@ class LNTuning(Targeted):
     )
 
     kinds: ClassVar = ("norm",)
-    peft_type: ClassVar = "LN_TUNING"
-    own_fields: ClassVar = frozenset({"layers_to_transform", "layers_pattern"})
+    files: ClassVar = NamedFiles("LN_TUNING", own=frozenset({"layers_to_transform", "layers_pattern"}))
 
     def build(self, site: Site) -> Insert:
         return Gain(site)
-
-    def file_config(self, seats: Sequence[tuple[Site, Insert]]) -> dict[str, Any]:
-        """Names in the place of an expression: PEFT would match it against modules of every kind."""
-        return super().file_config(seats) | {"target_modules": sorted(site.name for site, _ in seats)}

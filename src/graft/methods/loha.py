@@ -20,12 +20,12 @@ from torch.nn import functional as F
 
 from graft.core.insert import Insert
 from graft.core.site import Site
-from graft.layers.products import Lycoris, Product, kaiming
+from graft.layers.products import Lycoris, LycorisFiles, Product, kaiming
 
 
 @dataclass(frozen=True)
 class LoHa(Lycoris):
-    peft_type: ClassVar = "LOHA"
+    files: ClassVar = LycorisFiles("LOHA")
 
     def build(self, site: Site) -> Insert:
         return Hadamard(site, *self.rank_and_scale(site), self)

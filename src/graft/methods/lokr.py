@@ -17,7 +17,7 @@ from graft.core.insert import Insert
 from graft.core.site import Site
 from graft.errors import UsageError
 from graft.layers.kronecker import kron_linear, near_root
-from graft.layers.products import Lycoris, Product, kaiming
+from graft.layers.products import Lycoris, LycorisFiles, Product, kaiming
 
 # The tensors that start at zero, by `init_weights`.
 ZERO = {True: ("lokr_w1", "lokr_w1_a"), "lycoris": ("lokr_w2", "lokr_w2_b"), False: ()}
@@ -30,7 +30,7 @@ class LoKr(Lycoris):
     rank_dropout_scale: bool = False  # outputs that rank_dropout leaves in make up for the others
     init_weights: bool | str = True  # true: w₁ starts at zero; lycoris: w₂ does; false: neither
 
-    peft_type: ClassVar = "LOKR"
+    files: ClassVar = LycorisFiles("LOKR")
 
     def __post_init__(self) -> None:
         super().__post_init__()

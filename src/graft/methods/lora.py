@@ -26,7 +26,35 @@ from graft.core.part import Part
 from graft.core.site import Site
 from graft.errors import UsageError
 from graft.layers import lora_start as start
-from graft.layers.targets import Seats, Targeted, biases, by_pattern, check_bias, check_dropout, check_rank
+from graft.layers.targets import (
+    Seats,
+    Targeted,
+    TargetedFiles,
+    biases,
+    by_pattern,
+    check_bias,
+    check_dropout,
+    check_rank,
+)
+
+
+class LoRAFiles(TargetedFiles):
+    """PEFT's config; PiSSA and OLoRA become the LoRA of rank 2r that they are. How a LoRA starts is in its tensors."""
+
+    def describe(self, method: Any, part: Part) -> dict[str, Any]:
+        config = super().describe(method, part)
+        if start.subtracts(method.init_lora_weights):
+            growth = math.sqrt(2) if method.use_rslora else 2
+            config |= {
+                "r": 2 * method.r,
+                "rank_pattern": {k: 2 * v for k, v in method.rank_pattern.items()},
+                "lora_alpha": growth * method.lora_alpha,
+                "alpha_pattern": {k: growth * v for k, v in method.alpha_pattern.items()},
+            }
+        return config | {"init_lora_weights": True}
+
+    def understand(self, cls: Any, settings: dict[str, Any]) -> Any:
+        return cls(**{**settings, "init_lora_weights": True})
 
 
 @dataclass(frozen=True)
@@ -44,8 +72,7 @@ class LoRA(Targeted):
     loraplus_lr_ratio: float = 1.0  # LoRA+: learning rate of B over that of A
 
     kinds: ClassVar = ("linear", "head", "embed")
-    peft_type: ClassVar = "LORA"
-    own_fields: ClassVar = frozenset({"loraplus_lr_ratio"})
+    files: ClassVar = LoRAFiles("LORA", own=frozenset({"loraplus_lr_ratio"}))
 
     def __post_init__(self) -> None:
         check_rank("r", self.r)
@@ -72,22 +99,6 @@ class LoRA(Targeted):
         fast = [i.B for _, i in part.inserts if isinstance(i, LowRank | LowRankEmbedding)]
         rest = [p for p in part.parameters() if all(p is not B for B in fast)]
         return [{"params": rest, "lr": lr}, {"params": fast, "lr": lr * self.loraplus_lr_ratio}]
-
-    def file_config(self, seats: Sequence[tuple[Site, Insert]]) -> dict[str, Any]:
-        """PEFT's config; PiSSA and OLoRA become the LoRA of rank 2r that they are."""
-        config = super().file_config(seats)
-        if start.subtracts(self.init_lora_weights):
-            config |= {"r": 2 * self.r, "rank_pattern": {k: 2 * v for k, v in self.rank_pattern.items()}}
-            growth = math.sqrt(2) if self.use_rslora else 2
-            config |= {
-                "lora_alpha": growth * self.lora_alpha,
-                "alpha_pattern": {k: growth * v for k, v in self.alpha_pattern.items()},
-            }
-        return config | {"init_lora_weights": True}
-
-    @classmethod
-    def from_file(cls, settings: dict[str, Any]) -> "LoRA":
-        return cls(**{**settings, "init_lora_weights": True})  # the start is in the tensors
 
 
 class LowRank(Insert):

@@ -24,7 +24,7 @@ from graft.core.part import Part
 from graft.core.site import Site
 from graft.errors import UsageError
 from graft.layers.rotation import BlockDropout, blockwise, cayley
-from graft.layers.targets import Accompanied
+from graft.layers.targets import Accompanied, TargetedFiles
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class OFT(Accompanied):
     num_cayley_neumann_terms: int = 5  # terms of the series
 
     kinds: ClassVar = ("linear", "head")
-    peft_type: ClassVar = "OFT"
+    files: ClassVar = TargetedFiles("OFT", lowest_rank=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -9,7 +9,6 @@ training; it is left behind when the adapter is saved, so what is loaded is a pr
 Differs: the vectors stand in front of the text, as in PEFT, not between literal words of a template.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -17,15 +16,27 @@ import torch
 from torch import nn
 
 from graft.core.insert import Insert
-from graft.core.method import Method
+from graft.core.part import Part
 from graft.core.site import Site
 from graft.errors import UsageError
-from graft.layers.soft_prompt import MadePrompt, SoftPrompt
+from graft.layers.soft_prompt import MadePrompt, PromptFiles, SoftPrompt
 from graft.layers.targets import check_dropout
 from graft.methods.prompt import PromptTuning
 
 ENCODERS = ("MLP", "LSTM")
 LASTING = ("num_virtual_tokens", "num_transformer_submodules")  # settings that outlive the encoder
+
+
+class PTuningFiles(PromptFiles):
+    """A file is understood as a prompt: its encoder is left behind."""
+
+    def describe(self, method: Any, part: Part) -> dict[str, Any]:
+        width = next(insert.width for _, insert in part.inserts if isinstance(insert, EncodedPrompt))
+        return super().describe(method, part) | {"encoder_hidden_size": width}
+
+    def understand(self, cls: Any, settings: dict[str, Any]) -> Any:
+        kept = {key: settings[key] for key in LASTING if key in settings}
+        return PromptTuning.files.understand(PromptTuning, kept)
 
 
 @dataclass(frozen=True)
@@ -38,7 +49,7 @@ class PTuning(SoftPrompt):
         1  # 2 in PEFT's files for encoder-decoders: a second half of P that is idle
     )
 
-    peft_type: ClassVar = "P_TUNING"
+    files: ClassVar = PTuningFiles("P_TUNING")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -54,14 +65,6 @@ class PTuning(SoftPrompt):
 
     def build(self, site: Site) -> Insert:
         return EncodedPrompt(site.out_features, self)
-
-    def file_config(self, seats: Sequence[tuple[Site, Insert]]) -> dict[str, Any]:
-        own = super().file_config(seats)
-        return own | {"encoder_hidden_size": next(i.width for _, i in seats if isinstance(i, EncodedPrompt))}
-
-    @classmethod
-    def from_file(cls, settings: dict[str, Any]) -> Method:
-        return PromptTuning.from_file({k: settings[k] for k in LASTING if k in settings})
 
 
 class EncodedPrompt(MadePrompt):

@@ -12,11 +12,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from graft.core.method import Method
 from graft.core.site import Site
 from graft.errors import AdapterError, UsageError
 from graft.layers.bottleneck import Dense
-from graft.layers.sublayers import post_norm
+from graft.layers.sublayers import PlacedFiles, post_norm
+
+
+class ParallelFiles(PlacedFiles):
+    """On a pre-norm base the library's adapter reads the residual, which this one does not."""
+
+    def understand_library(self, cls: Any, settings: dict[str, Any], sites: Sequence[Site]) -> Any:
+        if not post_norm(sites):
+            raise AdapterError(
+                "a parallel adapter of the `adapters` library, which reads the residual on a pre-norm base",
+                "one of a post-norm base such as BERT",
+                "load it with that library",
+            )
+        return super().understand_library(cls, settings, sites)
 
 
 @dataclass(frozen=True)
@@ -26,8 +38,7 @@ class Parallel(Dense):
     )
     scaling: float | str = 4.0  # s: a number, or trained from 1 on: learned (one), channel (one per output)
 
-    peft_type: ClassVar = "GRAFT_PARALLEL"
-    adapters_marks: ClassVar = {"is_parallel": True, "phm_layer": False}
+    files: ClassVar = ParallelFiles("GRAFT_PARALLEL", library_marks={"is_parallel": True, "phm_layer": False})
     parallel: ClassVar = True
 
     def __post_init__(self) -> None:
@@ -36,13 +47,3 @@ class Parallel(Dense):
             raise UsageError(
                 "original_ln_before=true", "false: it reads what the sublayer reads", "leave it out"
             )
-
-    @classmethod
-    def from_adapters(cls, settings: dict[str, Any], sites: Sequence[Site]) -> Method:
-        if not post_norm(sites):
-            raise AdapterError(
-                "a parallel adapter of the `adapters` library, which reads the residual on a pre-norm base",
-                "one of a post-norm base such as BERT",
-                "load it with that library",
-            )
-        return super().from_adapters(settings, sites)

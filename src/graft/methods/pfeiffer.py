@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from graft.layers.bottleneck import Dense
+from graft.layers.sublayers import PlacedFiles
 
 
 @dataclass(frozen=True)
 class Pfeiffer(Dense):
     original_ln_before: bool | None = None  # read the sum with the residual, normed if so; null: if so only
 
-    peft_type: ClassVar = "GRAFT_PFEIFFER"
-    adapters_marks: ClassVar = {"is_parallel": False, "phm_layer": False, "original_ln_before": True}
+    files: ClassVar = PlacedFiles(
+        "GRAFT_PFEIFFER", library_marks={"is_parallel": False, "phm_layer": False, "original_ln_before": True}
+    )

@@ -19,10 +19,22 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from graft.core.file_layout import FileLayout
 from graft.core.insert import Insert
 from graft.core.method import Method, No
+from graft.core.part import Part
 from graft.core.site import Site
 from graft.layers.soft_prompt import KEY, SHAPES, check_room, check_sizes
+
+
+class PrefixFiles(FileLayout):
+    """What is saved is the product of the projection, so files name none."""
+
+    def describe(self, method: Any, part: Part) -> dict[str, Any]:
+        return super().describe(method, part) | {"prefix_projection": False, "num_transformer_submodules": 1}
+
+    def understand(self, cls: Any, settings: dict[str, Any]) -> Any:
+        return cls(**{**settings, "prefix_projection": False})
 
 
 @dataclass(frozen=True)
@@ -33,10 +45,9 @@ class PrefixTuning(Method):
     shift_positions: bool = True  # the text's positions begin at p, as in PEFT; false: at 0
 
     kinds: ClassVar = ("kv",)
-    peft_type: ClassVar = "PREFIX_TUNING"
-    own_fields: ClassVar = frozenset({"shift_positions"})
-    idle_fields: ClassVar = SHAPES | {"init_weights"}
-    outside: ClassVar = True
+    files: ClassVar = PrefixFiles(
+        "PREFIX_TUNING", own=frozenset({"shift_positions"}), idle=SHAPES | {"init_weights"}, beside_model=True
+    )
     newborn: ClassVar = No("a key draws attention away from the text, whatever its value")
     mergeable: ClassVar = No("no weight has the effect of further keys; export it as an adapter")
 
@@ -61,14 +72,6 @@ class PrefixTuning(Method):
             return [Table(shape) for _ in range(count)]
         shared = Shared(shape, self.encoder_hidden_size)
         return [Projected(shape, shared, owner=layer == 0) for layer in range(count)]
-
-    def file_config(self, seats: Sequence[tuple[Site, Insert]]) -> dict[str, Any]:
-        """What is saved is the product, so no projection is said."""
-        return super().file_config(seats) | {"prefix_projection": False, "num_transformer_submodules": 1}
-
-    @classmethod
-    def from_file(cls, settings: dict[str, Any]) -> "PrefixTuning":
-        return cls(**{**settings, "prefix_projection": False})
 
 
 class Prefix(Insert):

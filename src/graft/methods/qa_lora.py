@@ -26,10 +26,28 @@ from graft.core.part import Part
 from graft.core.site import Site, shown
 from graft.errors import SiteError
 from graft.layers.pooling import as_sums
-from graft.layers.targets import Seats, Targeted, biases, check_bias, check_dropout, check_rank
+from graft.layers.targets import Seats, Targeted, TargetedFiles, biases, check_bias, check_dropout, check_rank
 from graft.quant.scheme import GROUPED
 
 GROUP = 32  # the paper's, where the base has no groups
+
+
+class QALoRAFiles(TargetedFiles):
+    """PEFT's names, with the pooling, the group and the bits. Files of other poolings are converted."""
+
+    def describe(self, method: Any, part: Part) -> dict[str, Any]:
+        pooled = [(site, insert) for site, insert in part.inserts if isinstance(insert, PooledLowRank)]
+        groups = {insert.group for _, insert in pooled}
+        bits = {GROUPED.get(site.module.scheme.name) for site, _ in pooled if hasattr(site.module, "codes")}
+        facts = {"qalora_group_size": groups, "qalora_bits": bits}
+        known = {key: values.pop() if len(values) == 1 else None for key, values in facts.items()}
+        return super().describe(method, part) | {"qalora_pool": "sum"} | known
+
+    def convert(
+        self, config: dict[str, Any], tensors: dict[str, torch.Tensor]
+    ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+        pool = "sum" if config["peft_type"] == self.peft_type else "mean_x_groups"
+        return as_sums(config | {"peft_type": self.peft_type}, tensors, config.get("qalora_pool") or pool)
 
 
 @dataclass(frozen=True)
@@ -42,9 +60,11 @@ class QALoRA(Targeted):
     )
     bias: str = "none"  # biases of the base that are trained too: none, lora_only, all
 
-    peft_type: ClassVar = "GRAFT_QALORA"
-    peft_marks: ClassVar = {"peft_type": "LORA", "use_qalora": True}
-    idle_fields: ClassVar = frozenset({"use_qalora", "qalora_pool", "qalora_bits", "init_lora_weights"})
+    files: ClassVar = QALoRAFiles(
+        "GRAFT_QALORA",
+        marks={"peft_type": "LORA", "use_qalora": True},
+        idle=frozenset({"use_qalora", "qalora_pool", "qalora_bits", "init_lora_weights"}),
+    )
 
     def __post_init__(self) -> None:
         check_rank("r", self.r)
@@ -91,23 +111,6 @@ class QALoRA(Targeted):
             "; ".join(f"{why}: {shown(s.name for s in those)}" for why, those in reasons.items() if those)
             or None
         )
-
-    def file_config(self, seats: Sequence[tuple[Site, Insert]]) -> dict[str, Any]:
-        """PEFT's names, with the pooling, and the group and the bits as they came to be."""
-        pooled = [(site, insert) for site, insert in seats if isinstance(insert, PooledLowRank)]
-        groups = {insert.group for _, insert in pooled}
-        bits = {GROUPED.get(site.module.scheme.name) for site, _ in pooled if hasattr(site.module, "codes")}
-        facts = {"qalora_group_size": groups, "qalora_bits": bits}
-        known = {key: found.pop() if len(found) == 1 else None for key, found in facts.items()}
-        return super().file_config(seats) | {"qalora_pool": "sum"} | known
-
-    @classmethod
-    def from_peft(
-        cls, config: dict[str, Any], tensors: dict[str, torch.Tensor]
-    ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-        """A file of ours or of PEFT, with the A of the sum."""
-        pool = "sum" if config["peft_type"] == cls.peft_type else "mean_x_groups"
-        return as_sums(config | {"peft_type": cls.peft_type}, tensors, config.get("qalora_pool") or pool)
 
 
 class PooledLowRank(Insert):

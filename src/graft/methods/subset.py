@@ -13,6 +13,7 @@ from typing import ClassVar
 
 from torch import nn
 
+from graft.core.file_layout import FileLayout
 from graft.core.insert import Insert, Thaw
 from graft.core.method import Method, No
 from graft.core.site import Site
@@ -28,7 +29,7 @@ class Subset(Method):
     ) = ()  # further modules by name or last part; a string is a regular expression
 
     kinds: ClassVar = ("module",)
-    peft_type: ClassVar = "GRAFT_SUBSET"
+    files: ClassVar = FileLayout("GRAFT_SUBSET")
     in_place: ClassVar = True
     routable: ClassVar = No("it trains the base's own tensors, which all rows share")
     quantisable: ClassVar = No("packed weights take no gradient")

@@ -10,7 +10,6 @@ Differs: encoders pool by the mean over live tokens unless told otherwise, becau
 trained for; and the head belongs to the adapter, so rows of one batch may use adapters with other heads.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -18,12 +17,21 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from graft.core.file_layout import FileLayout
 from graft.core.insert import Insert
 from graft.core.method import Method, No
+from graft.core.part import Part
 from graft.core.site import Site
 from graft.errors import UsageError
 
 POOLS = ("auto", "last", "first", "mean", "none")
+
+
+class HeadFiles(FileLayout):
+    """What PEFT calls the task; the rest of a head is in its tensors."""
+
+    def describe(self, method: Any, part: Part) -> dict[str, Any]:
+        return {"task_type": "TOKEN_CLS" if method.every_token else "SEQ_CLS"}
 
 
 @dataclass(frozen=True)
@@ -35,8 +43,7 @@ class TaskHead(Method):
     labels: tuple[str, ...] = ()  # names of the classes, in order
 
     kinds: ClassVar = ("final",)
-    peft_type: ClassVar = "GRAFT_HEAD"
-    own_fields: ClassVar = frozenset({"num_labels", "pool", "labels"})
+    files: ClassVar = HeadFiles("GRAFT_HEAD", own=frozenset({"num_labels", "pool", "labels"}))
     newborn: ClassVar = No("it answers with classes instead of tokens")
     mergeable: ClassVar = No("a head stays behind the merged base")
 
@@ -54,10 +61,6 @@ class TaskHead(Method):
     def every_token(self) -> bool:
         """Whether every token gets a class, not the row."""
         return self.pool == "none"
-
-    def file_config(self, seats: Sequence[tuple[Site, Insert]]) -> dict[str, Any]:
-        """What PEFT calls the task; the rest of a head is in its tensors."""
-        return {"task_type": "TOKEN_CLS" if self.every_token else "SEQ_CLS"}
 
     def build(self, site: Site) -> Insert:
         decoder = site.name == "score"

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from graft.core.file_layout import FileLayout
 from graft.core.insert import Insert, Weights
 from graft.core.method import Method
 from graft.core.part import Part
@@ -25,6 +26,14 @@ from graft.layers.targets import Seats
 MANY = 4096  # rows from which on it is worth a word
 
 
+class TokenFiles(FileLayout):
+    """PEFT's config, with the ids of the trained rows."""
+
+    def describe(self, method: Any, part: Part) -> dict[str, Any]:
+        ids = part.inserts[0][1].ids
+        return {"token_indices": ids.tolist(), "target_modules": None, "init_weights": True}
+
+
 @dataclass(frozen=True)
 class TrainableTokens(Method):
     token_indices: str | tuple[int, ...] = (
@@ -32,8 +41,7 @@ class TrainableTokens(Method):
     )
 
     kinds: ClassVar = ("embed", "head")
-    peft_type: ClassVar = "TRAINABLE_TOKENS"
-    idle_fields: ClassVar = frozenset({"target_modules", "init_weights"})
+    files: ClassVar = TokenFiles("TRAINABLE_TOKENS", idle=frozenset({"target_modules", "init_weights"}))
 
     def __post_init__(self) -> None:
         ids = self.token_indices
@@ -75,9 +83,6 @@ class TrainableTokens(Method):
     def notice(self, part: Part) -> str | None:
         count = len(part.inserts[0][1].ids)
         return f"{count:,} rows of the table are trained: name token_indices" if count >= MANY else None
-
-    def file_config(self, seats: Sequence[tuple[Site, Insert]]) -> dict[str, Any]:
-        return {"token_indices": seats[0][1].ids.tolist(), "target_modules": None, "init_weights": True}
 
 
 class Table(nn.Module):

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from graft.core.insert import Insert, Weights
 from graft.core.site import Site
-from graft.layers.targets import Seats, Targeted, biases, check_bias, check_dropout, check_rank
+from graft.layers.targets import Seats, Targeted, TargetedFiles, biases, check_bias, check_dropout, check_rank
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,9 @@ class VeRA(Targeted):
     d_initial: float = 0.1  # λ_d at birth
     bias: str = "none"  # biases of the base that are trained too: none, vera_only, all
 
-    peft_type: ClassVar = "VERA"
-    own_fields: ClassVar = frozenset({"exclude_modules"})
-    idle_fields: ClassVar = frozenset({"init_weights"})
+    files: ClassVar = TargetedFiles(
+        "VERA", own=frozenset({"exclude_modules"}), idle=frozenset({"init_weights"})
+    )
 
     def __post_init__(self) -> None:
         check_rank("r", self.r)

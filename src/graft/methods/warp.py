@@ -11,7 +11,6 @@ have no [MASK] and read the last vector of P, encoder-decoders read the decoder'
 N(mean, variance) of the vocabulary. The same holds where no tokenizer tells which token [MASK] is.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -20,6 +19,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from graft.core.anatomy import family
+from graft.core.file_layout import FileLayout
 from graft.core.insert import Insert
 from graft.core.method import Method, No
 from graft.core.part import Part
@@ -29,6 +29,15 @@ from graft.layers.soft_prompt import KEY, check_room, tokenizer
 
 MASKED = ("masked", "encoder")
 NONE = -1  # mask_token_id of what has no [MASK]
+
+
+class WARPFiles(FileLayout):
+    """[MASK] by its number, and v is in the tensors: a file needs no tokenizer."""
+
+    def describe(self, method: Any, part: Part) -> dict[str, Any]:
+        mask = next(insert.mask for _, insert in part.inserts if isinstance(insert, Around))
+        start = {"mask_token_id": mask, "label_words": [], "tokenizer_name_or_path": None}
+        return super().describe(method, part) | start
 
 
 @dataclass(frozen=True)
@@ -49,7 +58,7 @@ class WARP(Method):
     )
 
     kinds: ClassVar = ("prompt", "final")
-    peft_type: ClassVar = "GRAFT_WARP"
+    files: ClassVar = WARPFiles("GRAFT_WARP")
     word_head: ClassVar = True
     newborn: ClassVar = No("it answers with classes instead of tokens")
     mergeable: ClassVar = No("no weight has the effect of further tokens")
@@ -74,15 +83,6 @@ class WARP(Method):
 
     def build(self, site: Site) -> Insert:
         return self._around(site) if site.kind == "prompt" else Verbalizer(self._classes(site))
-
-    def file_config(self, seats: Sequence[tuple[Site, Insert]]) -> dict[str, Any]:
-        """[MASK] by its number, and v is in the tensors: a tokenizer is needed no more."""
-        mask = next(insert.mask for _, insert in seats if isinstance(insert, Around))
-        return super().file_config(seats) | {
-            "mask_token_id": mask,
-            "label_words": [],
-            "tokenizer_name_or_path": None,
-        }
 
     def notice(self, part: Part) -> str | None:
         site, around = next(seat for seat in part.inserts if isinstance(seat[1], Around))

@@ -75,7 +75,7 @@ def _certify(base: "Base", folder: Path, to: str, name: str) -> None:
 
 def _card(base: "Base", name: str, folder: str) -> str:
     adapter = base.adapters[name]
-    kinds = [method.peft_type for method in adapter.methods]
+    kinds = [method.files.peft_type for method in adapter.methods]
     own = len(kinds) > 1 or kinds[0].startswith("GRAFT")
     foreign = "" if own else FOREIGN.format(base=base.name, folder=folder)
     ranks = [len(form[0]) for _, insert in adapter.inserts if (form := insert.low_rank())]
