@@ -55,7 +55,7 @@ def _show_card(one: Card) -> None:
     show("")
     for word in LAWS:
         declared = one.declared.get(word, True)
-        show(f"{word}: {'yes' if declared is True else f'no: {declared}'}")
+        show(f"{word}: {'yes' if declared is True else f'{declared.answer}: {declared}'}")
 
 
 def _trained(one: Card, counts: dict[str, int | str]) -> tuple[str, ...]:
@@ -90,4 +90,5 @@ def _sites(one: Card) -> str:
 
 
 def _can(one: Card) -> str:
-    return "yes" if one.declared.get("mergeable", True) is True else "no"
+    refusal = one.exceptions().get("mergeable")
+    return "yes" if refusal is None else refusal.answer

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from graft.core.cards import class_of_file
 from graft.core.method import Method
 from graft.errors import UsageError, nearest
 
@@ -21,11 +22,13 @@ def find(name: str) -> type[Method]:
             f"did you mean {nearest(name, known, 1)[0]!r}?",
         )
     module = importlib.import_module(f"{package.__name__}.{name}")
-    return next(
-        value
+    methods = {
+        value.__name__: [above.__name__ for above in value.__mro__]
         for value in vars(module).values()
         if isinstance(value, type) and issubclass(value, Method) and value.__module__ == module.__name__
-    )
+    }
+    cls: type[Method] = getattr(module, class_of_file(name, methods))
+    return cls
 
 
 def described(settings: dict[str, Any]) -> Method:

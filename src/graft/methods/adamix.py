@@ -56,6 +56,7 @@ class AdaMix(Dense):
     )
 
     files: ClassVar = AdaMixFiles("GRAFT_ADAMIX")
+    mergeable: ClassVar = No("a non-linearity lies between the two projections", unless={"host": "lora"})
     passes: ClassVar = 2
 
     def __post_init__(self) -> None:
@@ -67,11 +68,6 @@ class AdaMix(Dense):
                     f"{name}={getattr(self, name)!r}", f"one of {', '.join(known)}", f"{known[0]} is usual"
                 )
         self.hosted()  # checks what it is given
-
-    @property
-    def mergeable(self) -> bool | No:
-        """As the host is."""
-        return self.hosted().mergeable
 
     def hosted(self) -> Method:
         """The method that the average is an adapter of."""

@@ -60,6 +60,7 @@ class WARP(Method):
     kinds: ClassVar = ("prompt", "final")
     files: ClassVar = WARPFiles("GRAFT_WARP")
     word_head: ClassVar = True
+    every_token: ClassVar = False
     newborn: ClassVar = No("it answers with classes instead of tokens")
     mergeable: ClassVar = No("no weight has the effect of further tokens")
     packable: ClassVar = No("every document would need virtual tokens of its own")
