@@ -31,6 +31,7 @@ from graft.core.route import Route, current, installed, spans
 from graft.core.site import Site
 from graft.errors import AdapterError, UsageError, nearest
 from graft.generate.generate import generate
+from graft.quant import is_packed
 
 Rows = Sequence[str | None]
 
@@ -69,7 +70,7 @@ class Base:
     @property
     def quant(self) -> str:
         """How the linears of the blocks are packed: nf4, fp4, int8, or none."""
-        return next((m.scheme.name for m in self.model.modules() if hasattr(m, "codes")), "none")
+        return next((m.scheme.name for m in self.model.modules() if is_packed(m)), "none")
 
     @property
     def sites(self) -> list[Site]:

@@ -8,11 +8,12 @@ import torch
 from torch import nn
 
 from graft.core.anatomy import kind_of
+from graft.quant import is_packed
 
 
 def count(model: Any) -> int:
     """Parameters, packed weights counted as the numbers they stand for, tied tensors once."""
-    packed = [module for module in model.modules() if hasattr(module, "codes")]
+    packed = [module for module in model.modules() if is_packed(module)]
     held = {
         id(p) for module in packed for name, p in module.named_parameters(recurse=False) if name != "bias"
     }

@@ -25,6 +25,7 @@ from graft.core.site import Site
 from graft.errors import AdapterError, ModelError, UsageError
 from graft.methods.lora import LoRA
 from graft.models.files import open_files
+from graft.quant import is_packed
 
 if TYPE_CHECKING:
     from graft.base.base import Base
@@ -138,7 +139,7 @@ def difference(
         raise UsageError(
             f"r={r}, energy={energy}", "a rank from 1, a share above 0 up to 1", "try r=16 or energy=0.9"
         )
-    if any(hasattr(module, "codes") for module in base.model.modules()):
+    if any(is_packed(module) for module in base.model.modules()):
         given = "a quantised base, whose rounding would be taken for a change"
         raise AdapterError(
             given, "the base in 16 or 32 bits", "load it without quant=; the adapter then fits both"

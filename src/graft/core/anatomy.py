@@ -12,6 +12,7 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from graft.core.site import Site
+from graft.quant import is_packed
 
 
 def sites(model: Any) -> list[Site]:
@@ -43,7 +44,7 @@ def kind_of(module: nn.Module) -> str | None:
     name = type(module).__name__
     if isinstance(module, GradientCheckpointingLayer):
         return "block"
-    if isinstance(module, nn.Linear) or name == "Conv1D" or hasattr(module, "codes"):
+    if isinstance(module, nn.Linear) or name == "Conv1D" or is_packed(module):
         return "linear"
     if "norm" in name.lower() and getattr(module, "weight", None) is not None:
         return "norm"

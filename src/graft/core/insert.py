@@ -17,6 +17,7 @@ from torch import nn
 
 from graft.core.site import Site
 from graft.errors import MergeError
+from graft.quant import is_packed
 
 Weights = tuple[torch.Tensor, torch.Tensor | None]  # weight (out, in), bias (out,) or None
 LowRankForm = tuple[torch.Tensor, torch.Tensor, float]  # A (r, in), B (out, r), scale s
@@ -184,7 +185,7 @@ class Thaw(Insert):
 
 def without_hooks(module: Any) -> Any:
     """A shallow copy that shares nothing mutable with `module`; a packed linear becomes a plain one."""
-    if hasattr(module, "codes"):
+    if is_packed(module):
         plain = nn.Linear(
             module.in_features, module.out_features, bias=module.bias is not None, device="meta"
         )

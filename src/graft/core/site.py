@@ -27,6 +27,8 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from graft.quant import is_packed
+
 SUBLAYERS = ("attention", "cross", "mlp")
 KINDS = ("linear", "norm", "embed", "head", "block", "stack", *SUBLAYERS, "kv", "prompt", "final", "module")
 
@@ -90,7 +92,7 @@ class Site:
     def product(self, x: torch.Tensor) -> torch.Tensor:
         """x (..., in) times the weight: no bias, no hooks. A packed weight is decoded again in backward, not kept."""
         module = self.module
-        return module.product(x) if hasattr(module, "codes") else F.linear(x, self.weight().to(x.dtype))
+        return module.product(x) if is_packed(module) else F.linear(x, self.weight().to(x.dtype))
 
 
 def shown(names: Iterable[str]) -> str:

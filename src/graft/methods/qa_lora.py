@@ -27,6 +27,7 @@ from graft.core.site import Site, shown
 from graft.errors import SiteError
 from graft.layers.pooling import as_sums
 from graft.layers.targets import Seats, Targeted, TargetedFiles, biases, check_bias, check_dropout, check_rank
+from graft.quant import is_packed
 from graft.quant.scheme import GROUPED
 
 GROUP = 32  # the paper's, where the base has no groups
@@ -38,7 +39,7 @@ class QALoRAFiles(TargetedFiles):
     def describe(self, method: Any, part: Part) -> dict[str, Any]:
         pooled = [(site, insert) for site, insert in part.inserts if isinstance(insert, PooledLowRank)]
         groups = {insert.group for _, insert in pooled}
-        bits = {GROUPED.get(site.module.scheme.name) for site, _ in pooled if hasattr(site.module, "codes")}
+        bits = {GROUPED.get(site.module.scheme.name) for site, _ in pooled if is_packed(site.module)}
         facts = {"qalora_group_size": groups, "qalora_bits": bits}
         known = {key: values.pop() if len(values) == 1 else None for key, values in facts.items()}
         return super().describe(method, part) | {"qalora_pool": "sum"} | known
@@ -101,7 +102,7 @@ class QALoRA(Targeted):
     def notice(self, part: Part) -> str | None:
         pooled = [site for site, insert in part.inserts if isinstance(insert, PooledLowRank)]
         left = [s for s in super().targets(sites_of(pooled[0].root)) if s.in_features % self.group(s)]
-        packed = [(s, s.module.scheme) for s in pooled if hasattr(s.module, "codes")]
+        packed = [(s, s.module.scheme) for s in pooled if is_packed(s.module)]
         wide = [s for s, scheme in packed if not scheme.grouped or self.group(s) % scheme.block]
         reasons = {
             "left out, as the group does not divide their input": left,

@@ -26,7 +26,7 @@ from graft.base.merging import folded, places
 from graft.core.insert import Insert
 from graft.core.site import Site
 from graft.models.load import DTYPES
-from graft.quant import QuantLinear
+from graft.quant import QuantLinear, is_packed
 from graft.shipping import prompts
 from graft.shipping.fidelity import Tally, answers, ask, drift, perplexity
 
@@ -149,9 +149,7 @@ def described(base: "Base") -> dict[str, Any]:
         "family": base.family,
         "dtype": next((word for word, dtype in DTYPES.items() if dtype == base.dtype), str(base.dtype)),
         "quant": base.quant,
-        "group": next(
-            (m.scheme.block for m in base.model.modules() if hasattr(m, "codes") and m.scheme.grouped), 0
-        ),
+        "group": next((m.scheme.block for m in base.model.modules() if is_packed(m) and m.scheme.grouped), 0),
         "tokenizer": base.tokenizer is not None,
     }
 

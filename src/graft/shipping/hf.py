@@ -21,7 +21,7 @@ from torch import nn
 
 from graft.errors import MergeError, ModelError, SpaceError, UsageError
 from graft.models.load import quiet
-from graft.quant import QuantLinear
+from graft.quant import QuantLinear, is_packed
 from graft.quant.hf import GraftQuantConfig, packed_by
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def plain(model: nn.Module, *, packed: bool = False) -> tuple[nn.Module, list[st
     if head is not None:
         config.tie_word_embeddings = head.weight.data_ptr() == table.weight.data_ptr()
     clone = _empty(model, config)
-    layers = {name: module for name, module in model.named_modules() if hasattr(module, "codes")}
+    layers = {name: module for name, module in model.named_modules() if is_packed(module)}
     inside = tuple(f"{name}." for name in layers)
     state = {key: tensor for key, tensor in model.state_dict().items() if not key.startswith(inside)}
     for name, module in layers.items():

@@ -19,7 +19,7 @@ import torch
 from graft.base.merging import in_minima, places
 from graft.errors import GraftError, UsageError, nearest
 from graft.models.load import load
-from graft.quant import QuantLinear
+from graft.quant import QuantLinear, is_packed
 from graft.shipping import prompts
 from graft.shipping.certificate import described, stacked, unmerged
 from graft.shipping.fidelity import answers, drift, perplexity, survival
@@ -128,5 +128,5 @@ def _tried(
 
 def _bits(base: "Base", into: str) -> float:
     """Bits per weight of the layers in question."""
-    schemes = [module.scheme for module in base.model.modules() if hasattr(module, "codes")]
+    schemes = [module.scheme for module in base.model.modules() if is_packed(module)]
     return float(schemes[0].bits) if into == "packed" else float(torch.finfo(base.dtype).bits)

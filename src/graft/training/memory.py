@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from graft.errors import TrainingError
+from graft.quant import is_packed
 from graft.training.log import usage
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def levers(
         )
     if not settings.gradient_checkpointing:
         found.append((activations * 7 // 10, "train.gradient_checkpointing=true"))
-    if not any(hasattr(module, "codes") for module in base.model.modules()):
+    if not any(is_packed(module) for module in base.model.modules()):
         found.append((int(weights - base.count() * _NF4), "quant=nf4"))
     if not settings.optimizer.endswith("8bit"):
         found.append((moments * 3 // 4, "train.optimizer=paged_adamw_8bit"))
