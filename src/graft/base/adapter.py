@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from graft.base import adapter_files
+from graft.core.insert import InPlace
 from graft.core.method import Method
 from graft.core.part import Part, Seat
 from graft.errors import AdapterError
@@ -176,7 +177,7 @@ class Adapter:
         """Inside the block the base computes with the parameters that in-place methods trained."""
         before = []
         for site, insert in self.inserts:
-            for name, parameter in insert.swap().items():
+            for name, parameter in insert.swap().items() if isinstance(insert, InPlace) else ():
                 module = site.module
                 before.append((module, name, module._parameters[name]))
                 module._parameters[name] = parameter

@@ -18,13 +18,15 @@ from graft.base.adapter import Adapter
 from graft.base.attention import Attention
 from graft.base.dropout import SilentDropout
 from graft.base.fingerprint import count, fingerprint
+from graft.base.heads import Heads
+from graft.base.host import Host
 from graft.base.last_hidden import captured, transform
 from graft.base.merging import Merged, Merges
-from graft.base.module_hooks import Joint
+from graft.base.module_hooks import ModuleHooks
 from graft.base.select import count_rows, pick
-from graft.base.virtual_tokens import Virtual
+from graft.base.virtual_tokens import VirtualTokenHooks
 from graft.core import anatomy
-from graft.core.insert import Insert
+from graft.core.insert import AdapterModule
 from graft.core.method import Method
 from graft.core.positions import obstacle
 from graft.core.route import Route, current, installed, spans
@@ -48,8 +50,16 @@ class Base:
         self.tokenizer, self.name = tokenizer, name or getattr(model.config, "name_or_path", "")
         self.family = anatomy.family(model)
         self.adapters: dict[str, Adapter] = {}
-        self._joints: dict[str, Joint] = {}
-        self._attention, self._virtual = Attention(model), Virtual(model)
+        self._modules, self._heads = ModuleHooks(), Heads()
+        attention, virtual_tokens = Attention(model), VirtualTokenHooks(model)
+        self._hosts: tuple[Host, ...] = (self._modules, attention, virtual_tokens, self._heads)
+        # By kind of site; every other kind is hooked at its module. In-place parameters come in with the Route.
+        self._hosts_by_kind: dict[str, tuple[Host, ...]] = {
+            "kv": (attention, virtual_tokens),  # a prefix may reserve positions
+            "prompt": (virtual_tokens,),
+            "final": (self._heads,),
+            "module": (),
+        }
         self._choice: ContextVar[str | None] = ContextVar("graft_adapter", default=None)
         self._merges = Merges(model)
         self._dropout = SilentDropout(model)
@@ -107,7 +117,7 @@ class Base:
             self._settle(insert)
         return self._seat(adapter)
 
-    def _settle(self, insert: Insert) -> None:
+    def _settle(self, insert: AdapterModule) -> None:
         """Move a newborn insert to the base's device."""
         insert.to(self.device)
 
@@ -118,11 +128,8 @@ class Base:
             raise AdapterError(
                 f"{name!r} is merged", "an adapter that is not merged", f"call unmerge({name!r}) first"
             )
-        for key, joint in list(self._joints.items()):
-            if joint.remove(name):
-                del self._joints[key]
-        self._attention.remove(name)
-        self._virtual.remove(name)
+        for host in self._hosts:
+            host.remove(name)
         self._forget_compiled()
         return self.adapters.pop(name)
 
@@ -161,13 +168,8 @@ class Base:
     def _seat(self, adapter: Adapter) -> Adapter:
         self.adapters[adapter.name] = adapter
         for site, insert in adapter.inserts:
-            if site.kind == "kv":
-                self._attention.add(adapter.name, site, insert)
-            elif site.kind not in ("module", "final", "prompt"):
-                self._joints.setdefault(site.name, Joint(site)).add(adapter.name, site, insert)
-            # No hook at `module` and `final`: the Route swaps in-place parameters, `__call__` runs heads.
-            if site.kind == "prompt" or insert.ahead:
-                self._virtual.add(adapter.name, insert)
+            for host in self._hosts_by_kind.get(site.kind, (self._modules,)):
+                host.add(adapter.name, site, insert)
         self._forget_compiled()
         return adapter.train(False)
 
@@ -231,8 +233,8 @@ class Base:
         return obstacle(self.model.config, length) or next((str(reason) for reason in refusals), None)
 
     def positions(self, names: Rows) -> int:
-        """How many positions these adapters take beside the tokens, at most."""
-        return self._virtual.positions(names)
+        """Return the largest number of positions that one of these adapters takes, besides the tokens."""
+        return max(host.positions(names) for host in self._hosts)
 
     def _usable(self, name: str) -> None:
         self._known(name)
@@ -274,9 +276,8 @@ class Base:
         (rows, T, classes) of a head that tells a class for every token.
         """
         rows = self._rows(adapters, count_rows(ids, keywords))
-        if any(name is not None and self._heads(name) for name in rows):
-            return self._task_logits(ids, rows, keywords)
-        return self._sorted(lambda i, k: self._forward(i, k), ids, rows, keywords)
+        run = self._task_logits if self._heads.answer(rows) else self._forward
+        return self._sorted(run, ids, rows, keywords)
 
     def hidden(
         self, ids: torch.Tensor | None = None, adapters: Rows | None = None, **keywords: Any
@@ -328,42 +329,19 @@ class Base:
             model = self._compiled
         return model(**keywords) if ids is None else model(ids, **keywords)
 
-    def _heads(self, name: str) -> list[Any]:
-        return [insert for site, insert in self._known(name).inserts if site.kind == "final"]
-
-    def _task_logits(
-        self, ids: torch.Tensor | None, rows: Rows, keywords: dict[str, Any]
-    ) -> list[torch.Tensor]:
-        bare = sorted({str(name) for name in rows if name is None or not self._heads(name)})
-        if bare:
-            raise AdapterError(
-                f"a batch mixes task heads with rows of {', '.join(bare)}, which have none",
-                "rows that all have a head",
-                "run them in batches of their own",
-            )
-
-        def answers(ids: torch.Tensor | None, keywords: dict[str, Any]) -> list[torch.Tensor]:
-            mask, route = keywords.get("attention_mask"), current()
-            groups = route.spans if route else ()
-            worded = {
-                name: any(method.word_head for method in self._known(name or "").methods)
-                for name, _, _ in groups
-            }
-            states = {
-                words: self._last_hidden(ids, keywords, word_head=words) for words in set(worded.values())
-            }
-            return [  # in the Route of the forward: a head may read what other inserts left there
-                head(states[worded[name]][a:b], None if mask is None else mask[a:b])
-                for name, a, b in groups
-                for head in self._heads(name or "")
-            ]
-
-        return self._sorted(answers, ids, rows, keywords)
+    def _task_logits(self, ids: torch.Tensor | None, keywords: dict[str, Any]) -> list[torch.Tensor]:
+        """Run one forward for each way in which the heads of these rows read states, then the heads."""
+        route = current()
+        assert route is not None, "rows are sorted inside a Route"
+        worded = {name: any(m.word_head for m in self._known(name).methods) for name in route.names if name}
+        states = {words: self._last_hidden(ids, keywords, word_head=words) for words in set(worded.values())}
+        # In the Route of the forward: a head may read what other inserts left there.
+        return self._heads.logits(route, lambda name: states[worded[name]], keywords.get("attention_mask"))
 
     def _last_hidden(
         self, ids: torch.Tensor | None, keywords: dict[str, Any], *, word_head: bool
     ) -> torch.Tensor:
-        """What a task head sits behind, (B, T, D): a masked model's word head would transform it first."""
+        """Return the states (B, T, D) that a task head reads; with `word_head`, as the masked head transforms them."""
         if self.family == "masked" and not word_head:
             states: torch.Tensor = self.model.base_model(ids, **keywords).last_hidden_state
             return states
@@ -415,21 +393,21 @@ class Base:
         adapter = self._known(name)
         self._usable(name)
         merged = self._merges.add(adapter, repack=repack)
-        self._moved()
+        self._after_merge()
         return merged
 
     def unmerge(self, name: str) -> None:
         """Put back the weights that were there before `merge(name)`, bit for bit."""
         self._known(name)
         self._merges.remove(name)
-        self._moved()
+        self._after_merge()
 
     @property
     def merged(self) -> list[Merged]:
         """What is merged now, oldest first."""
         return self._merges.done
 
-    def _moved(self) -> None:
-        for joint in self._joints.values():
-            joint.move()
+    def _after_merge(self) -> None:
+        for host in self._hosts:
+            host.rehook()
         self._forget_compiled()

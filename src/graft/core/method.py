@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 import torch
 
 from graft.core.file_layout import FileLayout
-from graft.core.insert import Insert
-from graft.core.part import Part, Seat
+from graft.core.insert import AdapterModule
+from graft.core.part import Part, Seats
 from graft.core.site import Site
 from graft.errors import SiteError
 
@@ -84,13 +84,13 @@ class Method:
         """Return the sites that this method goes to, among all sites of a model."""
         return [site for site in sites if site.kind in self.kinds]
 
-    def build(self, site: Site) -> Insert:
+    def build(self, site: Site) -> AdapterModule:
         """Return the insert for one site. A method overrides this or `assemble`."""
         raise SiteError(
             f"{type(self).__name__} builds nothing for one site alone", "`assemble`", "use Base.attach"
         )
 
-    def assemble(self, sites: Sequence[Site]) -> list[Seat]:
+    def assemble(self, sites: Sequence[Site]) -> Seats:
         """Return all (site, insert) pairs in order; overridden where inserts share modules or a site gets several."""
         return [(site, self.build(site)) for site in self.targets(sites)]
 

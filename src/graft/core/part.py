@@ -8,10 +8,11 @@ from collections.abc import Iterable, Iterator
 
 from torch import nn
 
-from graft.core.insert import Insert
+from graft.core.insert import AdapterModule
 from graft.core.site import Site
 
-Seat = tuple[Site, Insert]
+Seat = tuple[Site, AdapterModule]
+Seats = list[Seat]
 
 
 class Part:
@@ -20,7 +21,7 @@ class Part:
     def __init__(self, inserts: Iterable[Seat]) -> None:
         self.inserts = list(inserts)
 
-    def named_inserts(self) -> Iterator[tuple[str, Insert]]:
+    def named_inserts(self) -> Iterator[tuple[str, AdapterModule]]:
         """Yield (key, insert); the key names the insert in checkpoints: its place in the order, and its site."""
         for position, (site, insert) in enumerate(self.inserts):
             yield f"{position}.{site.name}", insert

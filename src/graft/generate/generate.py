@@ -15,6 +15,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 from transformers.generation import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
+from graft.core.positions import context_length
 from graft.data.rows import BadRow
 from graft.data.templates import Template, prompt_ids, source
 from graft.errors import DataError, UsageError, nearest
@@ -266,9 +267,9 @@ def _batches(
 
 
 def _context(base: Writer, adapters: Sequence[str | None]) -> int | None:
-    """How many positions the model has for tokens beside these adapters; None where it has no limit (T5)."""
-    limit = getattr(base.model.config, "max_position_embeddings", None)
-    return limit - base.positions(adapters) if isinstance(limit, int) and base.family != "seq2seq" else None
+    """Return how many positions these adapters leave for tokens; None without a limit."""
+    limit = None if base.family == "seq2seq" else context_length(base.model.config)
+    return None if limit is None else limit - base.positions(adapters)
 
 
 def _fit(tokens: list[list[int]], context: int) -> None:

@@ -12,9 +12,10 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from graft.core.insert import Insert, Shift, Weights, without_hooks
+from graft.core.insert import Insert, Weights
 from graft.core.site import Site
 from graft.errors import SiteError
+from graft.layers.replacements import Shift, without_hooks
 
 
 class Gain(Insert):

@@ -14,9 +14,10 @@ from torch import nn
 from transformers.models.auto.tokenization_auto import AutoTokenizer
 
 from graft.core.file_layout import FileLayout
-from graft.core.insert import Insert
+from graft.core.insert import VirtualTokens
 from graft.core.method import Method, No
-from graft.core.part import Part
+from graft.core.part import Part, Seats
+from graft.core.positions import context_length
 from graft.core.site import Site
 from graft.errors import UsageError
 
@@ -51,14 +52,14 @@ class SoftPrompt(Method):
     def __post_init__(self) -> None:
         check_sizes(num_virtual_tokens=self.num_virtual_tokens)
 
-    def assemble(self, sites: Sequence[Site]) -> list[tuple[Site, Insert]]:
+    def assemble(self, sites: Sequence[Site]) -> Seats:
         seats = super().assemble(sites)
         for site, insert in seats:
             check_room(insert.length, site.root.config)
         return seats
 
 
-class Prompt(Insert):
+class Prompt(VirtualTokens):
     """P (p, d): a trained table of vectors."""
 
     names: ClassVar = {"table": KEY}
@@ -72,7 +73,7 @@ class Prompt(Insert):
         return self.table[: self.length], self.table[:0]
 
 
-class MadePrompt(Insert):
+class MadePrompt(VirtualTokens):
     """P = `made()`, of tensors that are needed in training only."""
 
     loaded: torch.Tensor | None = None
@@ -110,8 +111,8 @@ def check_sizes(**sizes: int | None) -> None:
 
 def check_room(length: int, config: Any) -> None:
     """Raise UsageError where no position would be left for the text."""
-    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
-    if isinstance(limit, int) and length >= limit:
+    limit = context_length(config)
+    if limit is not None and length >= limit:
         raise UsageError(
             f"num_virtual_tokens={length}",
             f"fewer than the {limit} positions of this base",

@@ -16,10 +16,10 @@ import torch
 from graft.core.file_layout import FileLayout
 from graft.core.insert import Insert
 from graft.core.method import Method
+from graft.core.part import Seats
 from graft.core.site import Site
 from graft.errors import SiteError
 from graft.layers.norm_gain import Gain
-from graft.layers.targets import Seats
 
 KINDS = {"attention": "mh_adapter", "cross": "cross_adapter", "mlp": "output_adapter"}  # kind: its switch
 

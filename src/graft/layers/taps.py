@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from graft.core.insert import Insert
-from graft.core.route import CACHE, current
+from graft.core.route import Taps, current
 from graft.core.site import Site
 
 
@@ -23,18 +23,18 @@ class Tap(Insert):
 
     def leave(self, states: Any) -> None:
         """Keep states for the length of the forward. An adapter owns one span of its rows, so its taps never meet."""
-        _taps()[f"tap {id(self)}"] = states
+        _taps().states[id(self)] = states
 
     def left(self) -> Any:
         """What was left in the forward that runs."""
-        return _taps()[f"tap {id(self)}"]
+        return _taps().states[id(self)]
 
     def cache(self) -> Any:
         """At a stack: its cache of keys and values, or None where it keeps none."""
-        return _taps()[CACHE]
+        return _taps().cache
 
 
-def _taps() -> dict[str, Any]:
+def _taps() -> Taps:
     route = current()
     assert route is not None, "inserts run inside a Route"
     return route.taps

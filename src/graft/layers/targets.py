@@ -11,13 +11,11 @@ from typing import Any, ClassVar
 import torch
 
 from graft.core.file_layout import FileLayout
-from graft.core.insert import Insert, Replacement, Shift
 from graft.core.method import Method
-from graft.core.part import Part
+from graft.core.part import Part, Seats
 from graft.core.site import Site
 from graft.errors import SiteError, UsageError, nearest
-
-Seats = list[tuple[Site, Insert]]
+from graft.layers.replacements import Replacement, Shift
 
 
 class TargetedFiles(FileLayout):

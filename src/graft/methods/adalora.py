@@ -20,10 +20,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from graft.core.insert import Insert, Weights
-from graft.core.part import Part
+from graft.core.part import Part, Seats
 from graft.core.site import Site
 from graft.errors import UsageError
-from graft.layers.targets import Seats, Targeted, TargetedFiles, biases, check_bias, check_dropout, check_rank
+from graft.layers.targets import Targeted, TargetedFiles, biases, check_bias, check_dropout, check_rank
 
 
 class AdaLoRAFiles(TargetedFiles):

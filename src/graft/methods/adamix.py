@@ -21,13 +21,13 @@ from torch.nn import functional as F
 
 from graft.core.insert import Insert
 from graft.core.method import Method, No
-from graft.core.part import Part
+from graft.core.part import Part, Seats
 from graft.core.site import Site
 from graft.errors import UsageError
 from graft.layers import lora_start as start
 from graft.layers.bottleneck import Bottleneck, Dense, Projection
 from graft.layers.sublayers import PlacedFiles
-from graft.layers.targets import Seats, check_rank
+from graft.layers.targets import check_rank
 from graft.methods.lora import LoRA, LowRank
 from graft.methods.pfeiffer import Pfeiffer
 

@@ -22,13 +22,12 @@ from graft.base import adapter_files
 from graft.base.adapter import Adapter
 from graft.core.file_layout import FileLayout
 from graft.core.method import Method, No
-from graft.core.part import Part
+from graft.core.part import Part, Seats
 from graft.core.registry import described
 from graft.core.site import Site
 from graft.errors import AdapterError, UsageError
 from graft.layers.bottleneck import Projection
 from graft.layers.sublayers import KINDS, Addition
-from graft.layers.targets import Seats
 from graft.recipe.methods import resolved
 
 

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from graft.core.file_layout import FileLayout
 from graft.core.insert import Insert
 from graft.core.method import Method, No
+from graft.core.part import Seats
 from graft.core.site import Site
 from graft.layers.taps import Tap, stacks
 
@@ -35,7 +36,7 @@ class AttentionFusion(Method):
     newborn: ClassVar = No("other layers have a little weight from the start")
     mergeable: ClassVar = No("it weighs states, not weights")
 
-    def assemble(self, sites: Sequence[Site]) -> list[tuple[Site, Insert]]:
+    def assemble(self, sites: Sequence[Site]) -> Seats:
         blocks = stacks(sites)[-1][1]
         taps = [Tap() for _ in blocks[:-1]]
         fusion = Fusion(taps, blocks[0].root.config.hidden_size, self.last_bias)

@@ -14,10 +14,11 @@ from typing import ClassVar
 
 import torch
 
-from graft.core.insert import Insert, Shift
+from graft.core.insert import Insert
 from graft.core.part import Part
 from graft.core.site import Site
 from graft.errors import SiteError
+from graft.layers.replacements import Shift
 from graft.layers.targets import NamedFiles, Targeted
 
 

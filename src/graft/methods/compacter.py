@@ -18,12 +18,12 @@ import torch
 from torch import nn
 
 from graft.core.method import No
-from graft.core.part import Part
+from graft.core.part import Part, Seats
 from graft.core.site import Site
 from graft.errors import UsageError
 from graft.layers.bottleneck import Bottleneck, Bottlenecked
 from graft.layers.sublayers import PlacedFiles
-from graft.layers.targets import Seats, check_rank
+from graft.layers.targets import check_rank
 
 
 @dataclass(frozen=True)

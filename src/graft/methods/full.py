@@ -13,9 +13,10 @@ from typing import ClassVar
 from torch import nn
 
 from graft.core.file_layout import FileLayout
-from graft.core.insert import Insert, Thaw
 from graft.core.method import Method, No
+from graft.core.part import Seats
 from graft.core.site import Site
+from graft.layers.replacements import Thaw
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,6 @@ class Full(Method):
     routable: ClassVar = No("it trains the base's own tensors, which all rows share")
     quantisable: ClassVar = No("packed weights take no gradient")
 
-    def assemble(self, sites: Sequence[Site]) -> list[tuple[Site, Insert]]:
+    def assemble(self, sites: Sequence[Site]) -> Seats:
         shared: dict[int, nn.Parameter] = {}
         return [(site, Thaw(site, shared)) for site in self.targets(sites)]

@@ -22,13 +22,13 @@ from torch import nn
 
 from graft.core.file_layout import FileLayout
 from graft.core.method import Method, No
-from graft.core.part import Part
+from graft.core.part import Part, Seats
 from graft.core.site import Site
 from graft.errors import UsageError
 from graft.layers.narrow_stack import Narrow, Projection
 from graft.layers.pruning import pruned
 from graft.layers.taps import Tap, stacks
-from graft.layers.targets import Seats, check_dropout
+from graft.layers.targets import check_dropout
 
 GIVEN = ("attention_mask", "position_ids", "encoder_attention_mask")
 

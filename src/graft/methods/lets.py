@@ -22,12 +22,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from graft.core.method import No
-from graft.core.part import Part
+from graft.core.part import Part, Seats
 from graft.core.site import Site
 from graft.errors import UsageError
 from graft.layers.delta import Delta
 from graft.layers.taps import Tap, stacks
-from graft.layers.targets import Seats
 from graft.methods.task_head import Classifier, HeadFiles, TaskHead
 
 
@@ -96,7 +95,7 @@ class Behind(Tap):
 
 
 class Readout(Classifier):
-    """At `final`, where y is the attention mask (B, T) or None: logits (B, classes) in fp32 of what the taps left."""
+    """Logits (B, classes) of what the taps left."""
 
     def __init__(self, taps: Sequence[Tap], width: int, classes: int, pool: str, tau: float) -> None:
         super().__init__(width // 4 * 2, classes, pool, bias=True)
@@ -105,8 +104,8 @@ class Readout(Classifier):
         self.lstm = nn.LSTM(width, width // 4, batch_first=True, bidirectional=True)
         self.register_buffer("tau", torch.tensor(tau))
 
-    def forward(self, x: torch.Tensor, y: torch.Tensor | None) -> torch.Tensor:
-        return self.read([tap.left() for tap in self.taps], y)
+    def forward(self, states: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        return self.read([tap.left() for tap in self.taps], mask)
 
     def read(self, states: Sequence[torch.Tensor], mask: torch.Tensor | None) -> torch.Tensor:
         """Logits from h_0 .. h_L, each (B, T, d)."""

@@ -22,12 +22,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from graft.core.insert import Insert, LowRankForm, Weights
-from graft.core.part import Part
+from graft.core.part import Part, Seats
 from graft.core.site import Site
 from graft.errors import UsageError
 from graft.layers import lora_start as start
 from graft.layers.targets import (
-    Seats,
     Targeted,
     TargetedFiles,
     biases,

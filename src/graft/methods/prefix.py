@@ -20,9 +20,9 @@ import torch
 from torch import nn
 
 from graft.core.file_layout import FileLayout
-from graft.core.insert import Insert
+from graft.core.insert import KeyValues
 from graft.core.method import Method, No
-from graft.core.part import Part
+from graft.core.part import Part, Seats
 from graft.core.site import Site
 from graft.layers.soft_prompt import KEY, SHAPES, check_room, check_sizes
 
@@ -54,7 +54,7 @@ class PrefixTuning(Method):
     def __post_init__(self) -> None:
         check_sizes(num_virtual_tokens=self.num_virtual_tokens, encoder_hidden_size=self.encoder_hidden_size)
 
-    def assemble(self, sites: Sequence[Site]) -> list[tuple[Site, Insert]]:
+    def assemble(self, sites: Sequence[Site]) -> Seats:
         places, config = self.targets(sites), sites[0].root.config
         check_room(self.num_virtual_tokens, config)
         text = config.get_text_config()
@@ -74,7 +74,7 @@ class PrefixTuning(Method):
         return [Projected(shape, shared, owner=layer == 0) for layer in range(count)]
 
 
-class Prefix(Insert):
+class Prefix(KeyValues):
     """P_K and P_V of one layer.  shape: (p, 2, H_kv, d_h).
 
     layers: the inserts of all layers; held by the first, which speaks for them in the file.

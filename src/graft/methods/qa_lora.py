@@ -22,11 +22,11 @@ from torch.nn import functional as F
 
 from graft.core.anatomy import sites as sites_of
 from graft.core.insert import Insert, LowRankForm, Weights
-from graft.core.part import Part
+from graft.core.part import Part, Seats
 from graft.core.site import Site, shown
 from graft.errors import SiteError
 from graft.layers.pooling import as_sums
-from graft.layers.targets import Seats, Targeted, TargetedFiles, biases, check_bias, check_dropout, check_rank
+from graft.layers.targets import Targeted, TargetedFiles, biases, check_bias, check_dropout, check_rank
 from graft.quant import is_packed
 from graft.quant.scheme import GROUPED
 

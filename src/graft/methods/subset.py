@@ -14,10 +14,11 @@ from typing import ClassVar
 from torch import nn
 
 from graft.core.file_layout import FileLayout
-from graft.core.insert import Insert, Thaw
 from graft.core.method import Method, No
+from graft.core.part import Seats
 from graft.core.site import Site
 from graft.errors import UsageError
+from graft.layers.replacements import Thaw
 from graft.layers.targets import matches, no_such_site
 
 
@@ -48,7 +49,7 @@ class Subset(Method):
             raise no_such_site(self.target_modules, [s for s in sites if s.kind == "module"])
         return chosen
 
-    def assemble(self, sites: Sequence[Site]) -> list[tuple[Site, Insert]]:
+    def assemble(self, sites: Sequence[Site]) -> Seats:
         shared: dict[int, nn.Parameter] = {}
         return [(site, Thaw(site, shared)) for site in self.targets(sites)]
 

@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from graft.core.file_layout import FileLayout
-from graft.core.insert import Insert
+from graft.core.insert import AdapterModule, Head
 from graft.core.method import Method, No
 from graft.core.part import Part
 from graft.core.site import Site
@@ -62,17 +62,14 @@ class TaskHead(Method):
         """Whether every token gets a class, not the row."""
         return self.pool == "none"
 
-    def build(self, site: Site) -> Insert:
+    def build(self, site: Site) -> AdapterModule:
         decoder = site.name == "score"
         pool = ("last" if decoder else "mean") if self.pool == "auto" else self.pool
         return Classifier(site.in_features, self.num_labels, pool, bias=not decoder or self.every_token)
 
 
-class Classifier(Insert):
-    """x: last hidden state (B, T, D); y: attention mask (B, T) or None.
-
-    Returns logits in fp32: (B, classes), or (B, T, classes) where nothing is pooled.
-    """
+class Classifier(Head):
+    """W and b. Logits are (B, classes), or (B, T, classes) where nothing is pooled."""
 
     def __init__(self, width: int, classes: int, pool: str, *, bias: bool) -> None:
         super().__init__()
@@ -80,11 +77,12 @@ class Classifier(Insert):
         self.weight = nn.Parameter(torch.randn(classes, width) * 0.02)
         self.bias = nn.Parameter(torch.zeros(classes)) if bias else None
 
-    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    def forward(self, states: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         if self.pool == "none":
-            return F.linear(x.float(), self.weight, self.bias)
-        live = torch.ones(x.shape[:2], device=x.device) if y is None else y.to(x.device).float()
-        return F.linear(self._pooled(x.float(), live), self.weight, self.bias)
+            return F.linear(states.float(), self.weight, self.bias)
+        device = states.device
+        live = torch.ones(states.shape[:2], device=device) if mask is None else mask.to(device).float()
+        return F.linear(self._pooled(states.float(), live), self.weight, self.bias)
 
     def _pooled(self, x: torch.Tensor, live: torch.Tensor) -> torch.Tensor:
         if self.pool == "mean":

@@ -18,10 +18,9 @@ from torch.nn import functional as F
 from graft.core.file_layout import FileLayout
 from graft.core.insert import Insert, Weights
 from graft.core.method import Method
-from graft.core.part import Part
+from graft.core.part import Part, Seats
 from graft.core.site import Site
 from graft.errors import UsageError
-from graft.layers.targets import Seats
 
 MANY = 4096  # rows from which on it is worth a word
 

@@ -16,8 +16,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from graft.core.insert import Insert, Weights
+from graft.core.part import Seats
 from graft.core.site import Site
-from graft.layers.targets import Seats, Targeted, TargetedFiles, biases, check_bias, check_dropout, check_rank
+from graft.layers.targets import Targeted, TargetedFiles, biases, check_bias, check_dropout, check_rank
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from graft.core.anatomy import family
 from graft.core.file_layout import FileLayout
-from graft.core.insert import Insert
+from graft.core.insert import AdapterModule, Head, VirtualTokens
 from graft.core.method import Method, No
 from graft.core.part import Part
 from graft.core.site import Site
@@ -82,7 +82,7 @@ class WARP(Method):
                 "leave label_words out to start at random",
             )
 
-    def build(self, site: Site) -> Insert:
+    def build(self, site: Site) -> AdapterModule:
         return self._around(site) if site.kind == "prompt" else Verbalizer(self._classes(site))
 
     def notice(self, part: Part) -> str | None:
@@ -94,7 +94,7 @@ class WARP(Method):
             else None
         )
 
-    def _around(self, site: Site) -> Insert:
+    def _around(self, site: Site) -> AdapterModule:
         parts, model = (self.before_text, self.before_mask, self.after_mask), site.root
         mask = self._mask(site) if self.mask_token_id is None else self.mask_token_id
         check_room(sum(parts) + (mask != NONE), model.config)
@@ -139,7 +139,7 @@ class WARP(Method):
         return torch.stack([head.weight[tokens].float().mean(0) for tokens in ids])
 
 
-class Around(Insert):
+class Around(VirtualTokens):
     """P, and among it the frozen vector of [MASK], where there is one."""
 
     names: ClassVar = {"table": KEY}
@@ -159,12 +159,12 @@ class Around(Insert):
         return front, torch.cat([middle, self.vector, end])
 
 
-class Verbalizer(Insert):
-    """v. x: last hidden state (B, T, D), the one that is read in the first place. Returns logits (B, C) in fp32."""
+class Verbalizer(Head):
+    """v. The state that is read stands first among the last hidden states. Logits are (B, C)."""
 
     def __init__(self, start: torch.Tensor) -> None:
         super().__init__()
         self.v = nn.Parameter(start.detach().clone())
 
-    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return F.linear(x[:, 0].float(), self.v)
+    def forward(self, states: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        return F.linear(states[:, 0].float(), self.v)

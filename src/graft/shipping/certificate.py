@@ -217,8 +217,7 @@ def ideal(base: "Base", adapters: Sequence[str]) -> Iterator[tuple[str, torch.Te
         for adapter in (base.adapters[name] for name in adapters):
             stack.enter_context(adapter.swapped())
             for site, inserts in places(adapter):
-                if site.kind not in ("module", "final"):
-                    changes.setdefault(site.name, (site, []))[1].extend(inserts)
+                changes.setdefault(site.name, (site, []))[1].extend(inserts)
         for path, module in base.model.named_modules():
             own = tensors(module)
             new = _changed(module, *changes[path]) if path in changes else {}
