@@ -132,7 +132,7 @@ def train(base, adapter, method, steps, total, seed=0):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        method.after_step(adapter, step, total)
+        method.after_step(adapter.parts[0], step, total)
         losses.append(loss.item())
     base.train(False)
     return losses
@@ -307,7 +307,7 @@ def test_the_temperature_falls_by_a_constant_factor():
     adapter, seen = base.attach("x", method), []
     (readout,) = of_kind(adapter, Readout)
     for step in range(1, 5):
-        method.after_step(adapter, step, 4)
+        method.after_step(adapter.parts[0], step, 4)
         seen.append(readout.tau.item())
     assert seen == [2.0, 1.0, 0.5, 0.25]
 

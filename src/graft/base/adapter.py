@@ -62,7 +62,7 @@ class Adapter:
     @property
     def consistency(self) -> float:
         """Weight of the symmetric KL between the predictions of two passes; the objective computes it."""
-        return sum(method.consistency for method in self.methods)
+        return sum(method.consistency_weight() for method in self.methods)
 
     # What is trained
 

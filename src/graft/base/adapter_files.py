@@ -204,15 +204,14 @@ def _methods(config: Settings, own: list[Settings], tensors: Tensors, sites: Seq
     parts[0]["modules_to_save"] = [name for name in saved if name not in heads]
     own_heads = [extra for extra in own if registry.find(extra["name"]).is_head()]
     others = [extra for extra in own if extra not in own_heads]
-    if own_heads and not others:
-        methods = []  # a linear probe: a head and nothing else
-    else:
+    methods: list[Method] = []
+    if others or not own_heads:  # else it is a linear probe: a head and nothing else
         pairs = zip(parts, others or [{}] * len(parts), strict=True)
         methods = [_method(part, dict(extra)) for part, extra in pairs]
     if own_heads:
         types = [registry.find(extra["name"]).files.peft_type for extra in own_heads]
-        pairs = zip(types, own_heads, strict=True)
-        return [*methods, *(_method({"peft_type": kind}, dict(extra)) for kind, extra in pairs)]
+        typed = zip(types, own_heads, strict=True)
+        return [*methods, *(_method({"peft_type": kind}, dict(extra)) for kind, extra in typed)]
     by_token = config.get("task_type") == "TOKEN_CLS"
     return [*methods, *(_head(name, tensors, by_token=by_token) for name in heads)]
 

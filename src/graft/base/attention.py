@@ -94,7 +94,8 @@ def _extended(
     parts = route.parts(len(query))
     added = [[insert.keys_values() for insert in seats.get(name or "", ())] for name, _ in parts]
     width = max(sum(k.shape[1] for k, _ in pairs) for pairs in added)
-    keys, values = [], []
+    keys: list[torch.Tensor] = []
+    values: list[torch.Tensor] = []
     live = torch.zeros(len(query), 1, 1, width, dtype=torch.bool, device=query.device)
     for pairs, (_, rows) in zip(added, parts, strict=True):
         filler = width - sum(k.shape[1] for k, _ in pairs)

@@ -189,12 +189,17 @@ def _aligned(model: Any, stored: Mapping[str, Any]) -> tuple[dict[str, Any], lis
     A file may leave out or add the prefix of the backbone, and has one of several tied tensors only.
     """
     prefix = model.base_model_prefix + "."
-    spellings = lambda name: (name, name.removeprefix(prefix), prefix + name)
-    same, aligned, wrong = _aliases(model), {}, []
+
+    def spellings(name: str) -> tuple[str, str, str]:
+        return name, name.removeprefix(prefix), prefix + name
+
+    aliases = _aliases(model)
+    aligned: dict[str, Any] = {}
+    wrong: list[str] = []
     for name, own in model.named_parameters(remove_duplicate=False):
-        key = next((s for alias in same[name] for s in spellings(alias) if s in stored), None)
+        key = next((s for alias in aliases[name] for s in spellings(alias) if s in stored), None)
         shape = None if key is None else _shape(stored[key])
-        if shape == tuple(own.shape):
+        if key is not None and shape == tuple(own.shape):
             aligned[name] = stored[key]
         else:
             wrong.append(f"{name} {tuple(own.shape)}: {f'{shape} in' if shape else 'not in'} the tuned model")
@@ -202,9 +207,9 @@ def _aligned(model: Any, stored: Mapping[str, Any]) -> tuple[dict[str, Any], lis
         raise AdapterError(
             f"the models differ in {len(wrong)} tensors: {'; '.join(wrong[:4])}",
             "a model that was tuned from this base",
-            "load the base it was tuned from, with its vocabulary resized alike",
+            "load the base it was tuned from, with its vocabulary resized in the same way",
         )
-    own_names = [*same, *(name for name, _ in model.named_buffers())]
+    own_names = [*aliases, *(name for name, _ in model.named_buffers())]
     known = {spelling for name in own_names for spelling in spellings(name)}
     needless = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
     foreign = [k for k in stored if k not in known and not any(re.search(pattern, k) for pattern in needless)]

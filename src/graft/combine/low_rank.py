@@ -62,8 +62,9 @@ def attach(base: "Base", name: str, factors: Mapping[str, Factors], **settings: 
     ranks = {site: len(A) for site, (A, _) in factors.items()}
     r = mode(ranks.values())
     odd = {site: rank for site, rank in ranks.items() if rank != r}
+    alphas = {site: float(rank) for site, rank in odd.items()}
     method = LoRA(
-        r=r, lora_alpha=r, rank_pattern=odd, alpha_pattern=odd, target_modules=tuple(ranks), **settings
+        r=r, lora_alpha=r, rank_pattern=odd, alpha_pattern=alphas, target_modules=tuple(ranks), **settings
     )
     adapter = base.attach(name, method)
     with torch.no_grad():

@@ -58,7 +58,7 @@ class Insert(AdapterModule):
     reads_base_weight: forward depends on the base's weight, so to merge it must come first at its site.
     """
 
-    reads_base_weight: ClassVar[bool] = False
+    reads_base_weight: bool = False
 
     @property
     def enters(self) -> bool:

@@ -63,7 +63,6 @@ class Method:
         False  # a classifier that reads what a masked model's language head makes of a state
     )
     passes: ClassVar[int] = 1  # forwards per micro-batch; their losses go to `extra_loss`
-    consistency: ClassVar[float] = 0.0  # weight of the symmetric KL between the predictions of two passes
 
     @classmethod
     def name(cls) -> str:
@@ -86,9 +85,7 @@ class Method:
 
     def build(self, site: Site) -> AdapterModule:
         """Return the insert for one site. A method overrides this or `assemble`."""
-        raise SiteError(
-            f"{type(self).__name__} builds nothing for one site alone", "`assemble`", "use Base.attach"
-        )
+        raise SiteError(f"{self.name()} builds nothing for one site alone", "`assemble`", "use Base.attach")
 
     def assemble(self, sites: Sequence[Site]) -> Seats:
         """Return all (site, insert) pairs in order; overridden where inserts share modules or a site gets several."""
@@ -100,6 +97,10 @@ class Method:
         plain = [p for p in part.parameters() if p.ndim <= 1]  # biases, norms, magnitudes: no decay
         groups = [{"params": decayed, "lr": lr}, {"params": plain, "lr": lr, "weight_decay": 0.0}]
         return [group for group in groups if group["params"]]
+
+    def consistency_weight(self) -> float:
+        """Return the weight of the symmetric KL between the predictions of two passes."""
+        return 0.0
 
     def extra_loss(self, part: Part, outputs: Sequence[torch.Tensor]) -> torch.Tensor | None:
         """Return a term to add to the loss of a micro-batch, given the losses of its passes."""

@@ -5,6 +5,7 @@ An adapter that was built by several methods has one Part for each of them. A me
 """
 
 from collections.abc import Iterable, Iterator
+from typing import TypeVar
 
 from torch import nn
 
@@ -13,6 +14,7 @@ from graft.core.site import Site
 
 Seat = tuple[Site, AdapterModule]
 Seats = list[Seat]
+M = TypeVar("M", bound=AdapterModule)
 
 
 class Part:
@@ -20,6 +22,10 @@ class Part:
 
     def __init__(self, inserts: Iterable[Seat]) -> None:
         self.inserts = list(inserts)
+
+    def of(self, kind: type[M]) -> list[tuple[Site, M]]:
+        """Return the pairs whose insert is of this class."""
+        return [(site, insert) for site, insert in self.inserts if isinstance(insert, kind)]
 
     def named_inserts(self) -> Iterator[tuple[str, AdapterModule]]:
         """Yield (key, insert); the key names the insert in checkpoints: its place in the order, and its site."""

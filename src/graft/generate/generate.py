@@ -222,8 +222,11 @@ def _turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
     """The token that the chat template writes behind an answer, which training teaches."""
     template, answer = Template(tokenizer, source(tokenizer)), "graft"
     text = template.render([{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}])
-    found = template.controls.search(text, text.rfind(answer) + len(answer))
-    return tokenizer.convert_tokens_to_ids(found.group()) if found else None
+    control = template.controls.search(text, text.rfind(answer) + len(answer))
+    if control is None:
+        return None
+    token: Any = tokenizer.convert_tokens_to_ids(control.group())
+    return None if token is None else int(token)
 
 
 def _cut(text: str, words: Sequence[str]) -> str:
@@ -248,7 +251,8 @@ def _encode(base: Writer, prompt: Prompt, row: int) -> list[int]:
 
 
 def _text(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
-    return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    text: Any = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return str(text)
 
 
 def _batches(

@@ -19,6 +19,9 @@ REST, WATCH, TRAIN = range(3)  # phases; kept as a tensor, so that a resumed run
 class Delta(Insert):
     """(M ⊙ D) x beside one projection; D (k,) lies at `index` of the flat matrix.  density: k over all its weights."""
 
+    index: torch.Tensor
+    phase: torch.Tensor
+
     def __init__(self, site: Site, density: float) -> None:
         super().__init__()
         self.site, self.shape = site, (site.out_features, site.in_features)

@@ -41,7 +41,7 @@ class PromptFiles(FileLayout):
 class SoftPrompt(Method):
     """Base class of methods that put vectors in front of every row: inserts with a `length`."""
 
-    num_virtual_tokens: int = 20  # vectors in front of every row; each takes a position of the context
+    num_virtual_tokens: int | None = 20  # vectors in front of every row; each takes a position of the context
 
     kinds: ClassVar = ("prompt",)
     files: ClassVar = PromptFiles()
@@ -55,7 +55,8 @@ class SoftPrompt(Method):
     def assemble(self, sites: Sequence[Site]) -> Seats:
         seats = super().assemble(sites)
         for site, insert in seats:
-            check_room(insert.length, site.root.config)
+            if isinstance(insert, Prompt | MadePrompt):
+                check_room(insert.length, site.root.config)
         return seats
 
 

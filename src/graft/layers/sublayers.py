@@ -43,7 +43,6 @@ class Placed(Method):
 
     kinds: ClassVar = tuple(KINDS)
     files: ClassVar = PlacedFiles()
-    original_ln_before: ClassVar[bool | None] = False  # a setting of those that may sit behind the residual
 
     def insert(self, sublayer: Site, place: Site, block: int) -> Insert:
         """What comes to one place.  sublayer: tells the widths; block: its number through all stacks."""
@@ -82,11 +81,13 @@ class Placed(Method):
         return [(site, Gain(site)) for site in sites if site.kind == "norm"] if self.train_norms else []
 
     def _place(self, sublayer: Site, block: Site, sites: Sequence[Site]) -> Site:
-        if self.original_ln_before is False:
+        # A setting of those that may sit after the residual.
+        after_residual: bool | None = getattr(self, "original_ln_before", False)
+        if after_residual is False:
             return sublayer
         if post_norm(sites):
             return norm_behind(sublayer, block, sites)
-        if self.original_ln_before is None:
+        if after_residual is None:
             return sublayer
         if sublayer.kind != "mlp":
             raise SiteError(

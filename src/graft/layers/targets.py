@@ -55,7 +55,7 @@ class Targeted(Method):
     )
     modules_to_save: tuple[str, ...] = ()  # modules trained in full, such as embed_tokens or lm_head
 
-    kinds: ClassVar = ("linear", "head")
+    kinds: ClassVar[tuple[str, ...]] = ("linear", "head")
     files: ClassVar = TargetedFiles()
 
     def targets(self, sites: Sequence[Site]) -> list[Site]:

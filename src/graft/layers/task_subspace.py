@@ -9,7 +9,7 @@ is measured against its own from the mean, so that no task drowns the others; Wâ
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from safetensors.torch import save_file
@@ -87,7 +87,8 @@ class AutoEncoder(nn.Module):
 
 def _write(coder: AutoEncoder, size: torch.Tensor, mean: torch.Tensor, path: Path) -> None:
     """The decoder for prompts as they are, and where a new task starts."""
-    first, last = coder.decode[0], coder.decode[2]
+    first: Any = coder.decode[0]
+    last: Any = coder.decode[2]
     b2 = last.bias.view_as(mean) * size + mean
     decoder = {
         "W1": first.weight,

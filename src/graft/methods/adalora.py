@@ -30,7 +30,7 @@ class AdaLoRAFiles(TargetedFiles):
     """PEFT's config, which wants some number of steps and names the triplets that the file still has."""
 
     def describe(self, method: Any, part: Part) -> dict[str, Any]:
-        masks = {f"{site.name}.lora_E": method.mask(site, t) for site, t in _triplets(part)}
+        masks = {f"{site.name}.lora_E": method.mask(site, t) for site, t in part.of(Triplets)}
         pruned = not all(all(mask) for mask in masks.values())
         total = method.total_step or method.tinit + method.tfinal + 1
         return super().describe(method, part) | {
@@ -86,14 +86,14 @@ class AdaLoRA(Targeted):
 
     def extra_loss(self, part: Part, outputs: Sequence[torch.Tensor]) -> torch.Tensor:
         """How far the rows of A and the columns of B are from orthonormal."""
-        bases = [rows for _, t in _triplets(part) for rows in (t.A, t.B.T)]
+        bases = [rows for _, t in part.of(Triplets) for rows in (t.A, t.B.T)]
         gaps = [torch.linalg.norm(rows @ rows.T - torch.eye(len(rows), device=rows.device)) for rows in bases]
         return self.orth_reg_weight * torch.stack(gaps).mean()
 
     def after_step(self, part: Part, step: int, total: int) -> None:
         """Weigh every number by its gradient, and take ranks when it is time."""
         end = self._end(self.total_step or total)
-        triplets = [t for _, t in _triplets(part)]
+        triplets = [t for _, t in part.of(Triplets)]
         if step < end:
             for t in triplets:
                 t.weigh(self.beta1, self.beta2)
@@ -199,7 +199,3 @@ def allocate(triplets: Sequence[Triplets], budget: int) -> None:
         least = everything.kthvalue(surplus).values
         for t, own in zip(triplets, scores, strict=True):
             t.keep(own > least)
-
-
-def _triplets(part: Part) -> list[tuple[Site, Triplets]]:
-    return [(site, insert) for site, insert in part.inserts if isinstance(insert, Triplets)]

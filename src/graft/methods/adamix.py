@@ -69,6 +69,9 @@ class AdaMix(Dense):
                 )
         self.hosted()  # checks what it is given
 
+    def consistency_weight(self) -> float:
+        return self.consistency
+
     def hosted(self) -> Method:
         """The method that the average is an adapter of."""
         host = LoRA if self.host == "lora" else Pfeiffer
@@ -76,9 +79,9 @@ class AdaMix(Dense):
         return host(**{name: getattr(self, name) for name in shared})
 
     def assemble(self, sites: Sequence[Site]) -> Seats:
-        if self.host == "adapter":
-            return super().assemble(sites)
         host = self.hosted()
+        if not isinstance(host, LoRA):
+            return super().assemble(sites)
         return [(site, MixedLowRank(site, host, self.experts)) for site in host.targets(sites)]
 
     def insert(self, sublayer: Site, place: Site, block: int) -> Insert:

@@ -35,7 +35,7 @@ class FusionFiles(FileLayout):
     """The settings of the fused adapters stand in place of their folders."""
 
     def describe(self, method: Any, part: Part) -> dict[str, Any]:
-        return super().describe(method, part) | {"adapters": part.inserts[0][1].settings}
+        return super().describe(method, part) | {"adapters": part.of(Fusion)[0][1].settings}
 
 
 @dataclass(frozen=True)
@@ -71,15 +71,15 @@ class AdapterFusion(Method):
         return [(site, Fusion(site, inserts, settings, self)) for site, inserts in places.values()]
 
     def param_groups(self, part: Part, lr: float) -> list[dict[str, Any]]:
-        values = [insert.V for _, insert in part.inserts if self.value]
+        values = [fusion.V for _, fusion in part.of(Fusion) if fusion.V is not None]
         groups = super().param_groups(part, lr)
         rest = [g | {"params": [p for p in g["params"] if all(p is not V for V in values)]} for g in groups]
         return rest + ([{"params": values, "lr": lr, "weight_decay": 0.0}] if values else [])
 
     def extra_loss(self, part: Part, outputs: Sequence[torch.Tensor]) -> torch.Tensor | None:
-        if not self.value:
+        values = [fusion.V for _, fusion in part.of(Fusion) if fusion.V is not None]
+        if not values:
             return None
-        values = [insert.V for _, insert in part.inserts]
         away = [(V - torch.eye(len(V), device=V.device)).square().sum() for V in values]
         return self.regularization * torch.stack(away).sum()
 
@@ -114,7 +114,8 @@ class Fusion(Addition):
         return self
 
     def delta(self, u: torch.Tensor) -> torch.Tensor:
-        z = torch.stack([member.delta(u) for member in self.members], dim=-2)  # (..., N, d)
+        members: Any = self.members
+        z = torch.stack([member.delta(u) for member in members], dim=-2)  # (..., N, d)
         q, K, b = self.query(u), self.key.weight.to(u.dtype), self.key.bias.to(u.dtype)
         scores = (z @ (q @ K)[..., None])[..., 0] + (q @ b)[..., None]
         a = (scores / self.temperature).softmax(-1, dtype=torch.float32).to(u.dtype)
@@ -131,14 +132,15 @@ def _member(entry: Any, sites: Sequence[Site]) -> tuple[Method, list[tuple[Site,
     seats = [method.assemble(sites) for method in methods]
     if tensors is not None:
         Adapter(entry, methods, seats, dict).load_file_state(tensors)
-    found = [(method, pairs) for method, pairs in zip(methods, seats, strict=True) if not method.is_head()]
-    if len(found) != 1 or not all(isinstance(insert, Addition) for _, insert in found[0][1]):
+    members = [(method, pairs) for method, pairs in zip(methods, seats, strict=True) if not method.is_head()]
+    additions = [(site, insert) for site, insert in members[0][1] if isinstance(insert, Addition)]
+    if len(members) != 1 or len(additions) != len(members[0][1]):
         raise AdapterError(
             f"{entry} is no adapter that can be fused",
             "one method whose modules add something at sublayers, norms of the base frozen",
             "train it as pfeiffer, parallel, or houlsby with train_norms=false",
         )
-    return found[0]
+    return members[0][0], additions
 
 
 def _checked(entry: Any) -> dict[str, Any]:

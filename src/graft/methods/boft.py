@@ -70,7 +70,9 @@ class BOFT(Accompanied):
 class Butterfly(Insert):
     """z + (s − 1)⊙(z − b) with z = y + x(M − I)Wᵀ at one projection."""
 
-    reads_base_weight: ClassVar = True
+    reads_base_weight = True
+    orders: torch.Tensor
+    places: torch.Tensor
 
     def __init__(self, site: Site, block: int, config: BOFT) -> None:
         super().__init__()

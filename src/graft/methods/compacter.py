@@ -57,12 +57,12 @@ class Compacter(Bottlenecked):
         for sublayer, place, block in self.places(sites):
             d, m = sublayer.out_features, self.width(sublayer.out_features, block)
             down, up = LPHM(rule, d, m, self.phm_rank), LPHM(rule, m, d, self.phm_rank)
-            seats.append((place, Hypercomplex(place, down, up, self, d)))
-        seats[0][1].rule = rule  # the first keeps it, in checkpoints and files; the others borrow
+            # The first keeps the rule, in checkpoints and files; the others borrow it.
+            seats.append((place, Hypercomplex(place, down, up, self, d, None if seats else rule)))
         return seats + self.norms(sites)
 
     def param_groups(self, part: Part, lr: float) -> list[dict[str, Any]]:
-        shared = [insert.rule.A for _, insert in part.inserts if hasattr(insert, "rule")]
+        shared = [b.rule.A for _, b in part.of(Hypercomplex) if b.rule is not None]
         groups = super().param_groups(part, lr)
         rest = [group | {"params": [p for p in group["params"] if p is not shared[0]]} for group in groups]
         return [*rest, {"params": shared, "lr": lr, "weight_decay": 0.0}]
@@ -103,10 +103,16 @@ class LPHM(nn.Module):
 
 
 class Hypercomplex(Bottleneck):
-    """A bottleneck of two LPHM layers."""
+    """A bottleneck of two LPHM layers.  rule: given to the one that keeps it."""
 
     names: ClassVar = {"rule.A": "/base_model.phm_rule"} | {
         f"{side}.{part}": f"adapter_{side}.{part}"
         for side in ("down", "up")
         for part in ("W_left", "W_right", "b")
     }
+
+    def __init__(
+        self, place: Site, down: LPHM, up: LPHM, config: Compacter, d: int, rule: Rule | None = None
+    ) -> None:
+        super().__init__(place, down, up, config, d)
+        self.rule = rule

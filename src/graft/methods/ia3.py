@@ -31,10 +31,9 @@ class IA3Files(TargetedFiles):
     """PEFT's config with both lists by full name, as PEFT wants one to be a part of the other."""
 
     def describe(self, method: Any, part: Part) -> dict[str, Any]:
-        scaled = [(site.name, insert) for site, insert in part.inserts if isinstance(insert, Scaled)]
         return super().describe(method, part) | {
-            "target_modules": sorted(name for name, _ in scaled),
-            "feedforward_modules": sorted(name for name, insert in scaled if isinstance(insert, ScaledInput)),
+            "target_modules": sorted(site.name for site, _ in part.of(Scaled)),
+            "feedforward_modules": sorted(site.name for site, _ in part.of(ScaledInput)),
         }
 
 

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from graft.core.insert import Insert
+from graft.core.insert import AdapterModule
 from graft.core.part import Part
 from graft.core.site import Site
 from graft.errors import AdapterError
@@ -33,7 +33,7 @@ class IPTFiles(PromptFiles):
     """The files of prompt tuning: what is saved is a prompt."""
 
     def describe(self, method: Any, part: Part) -> dict[str, Any]:
-        (insert,) = (insert for _, insert in part.inserts if isinstance(insert, Intrinsic))
+        ((_, insert),) = part.of(Intrinsic)
         remains = PromptTuning(insert.length, prompt_tuning_init="RANDOM")
         return remains.files.describe(remains, part) | {"peft_type": remains.files.peft_type}
 
@@ -56,7 +56,7 @@ class IPT(SoftPrompt):
         super().__post_init__()
         check_sizes(intrinsic_dim=self.intrinsic_dim, hidden_size=self.hidden_size)
 
-    def build(self, site: Site) -> Insert:
+    def build(self, site: Site) -> AdapterModule:
         return Intrinsic(self._random(site) if self.subspace is None else self._found(site))
 
     def _random(self, site: Site) -> dict[str, torch.Tensor]:

@@ -91,7 +91,7 @@ class Ladder(Method):
 
     def notice(self, part: Part) -> str | None:
         """Where the heads do not divide by R."""
-        rung = next(insert for _, insert in part.inserts if isinstance(insert, Rung))
+        _, rung = part.of(Rung)[0]
         narrow, wide = rung.down.weight.shape
         if narrow * self.reduction_factor == wide:
             return None

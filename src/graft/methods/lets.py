@@ -77,13 +77,13 @@ class LeTS(TaskHead):
     def after_step(self, part: Part, step: int, total: int) -> None:
         """Cool the gates; choose the weights that differ from the gradients of one step."""
         choice = max(2, round(self.choose_at * total))
-        for _, insert in part.inserts:
-            if isinstance(insert, Readout):
-                insert.tau.fill_(self.tau_start * (self.tau_end / self.tau_start) ** (step / total))
-            elif isinstance(insert, Delta) and step == choice - 1:
-                insert.watch()
-            elif isinstance(insert, Delta) and step == choice:
-                insert.choose()
+        for _, readout in part.of(Readout):
+            readout.tau.fill_(self.tau_start * (self.tau_end / self.tau_start) ** (step / total))
+        for _, delta in part.of(Delta):
+            if step == choice - 1:
+                delta.watch()
+            elif step == choice:
+                delta.choose()
 
 
 class Behind(Tap):
@@ -96,6 +96,8 @@ class Behind(Tap):
 
 class Readout(Classifier):
     """Logits (B, classes) of what the taps left."""
+
+    tau: torch.Tensor
 
     def __init__(self, taps: Sequence[Tap], width: int, classes: int, pool: str, tau: float) -> None:
         super().__init__(width // 4 * 2, classes, pool, bias=True)

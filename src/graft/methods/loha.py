@@ -56,13 +56,13 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, *factors: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(x, *factors)
-        P, Q = _pairs(*factors[:2], x.dtype), _pairs(*factors[2:], x.dtype)
+        P, Q = _pairs(factors[0], factors[1], x.dtype), _pairs(factors[2], factors[3], x.dtype)
         return F.linear(F.linear(x, Q), P.T)
 
     @staticmethod
     def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor, ...]:
         x, *factors = ctx.saved_tensors
-        P, Q = _pairs(*factors[:2], x.dtype), _pairs(*factors[2:], x.dtype)
+        P, Q = _pairs(factors[0], factors[1], x.dtype), _pairs(factors[2], factors[3], x.dtype)
         h, dh = F.linear(x, Q), F.linear(dy, P)
         dP, dQ = (a.flatten(0, -2).T @ b.flatten(0, -2) for a, b in ((h, dy), (dh, x)))
         return dh @ Q, *_unpaired(dP, *factors[:2]), *_unpaired(dQ, *factors[2:])

@@ -95,13 +95,17 @@ class LoRA(Targeted):
         """LoRA+: B learns `loraplus_lr_ratio` times as fast as A."""
         if self.loraplus_lr_ratio == 1.0:
             return super().param_groups(part, lr)
-        fast = [i.B for _, i in part.inserts if isinstance(i, LowRank | LowRankEmbedding)]
+        fast = [low_rank.B for kind in (LowRank, LowRankEmbedding) for _, low_rank in part.of(kind)]
         rest = [p for p in part.parameters() if all(p is not B for B in fast)]
         return [{"params": rest, "lr": lr}, {"params": fast, "lr": lr * self.loraplus_lr_ratio}]
 
 
 class LowRank(Insert):
     """s·B A drop(x) beside one projection."""
+
+    A0: torch.Tensor
+    B0: torch.Tensor
+    row_norms2: torch.Tensor
 
     names: ClassVar = {
         "A": "lora_A.weight",

@@ -69,16 +69,15 @@ class OFT(Accompanied):
 
     def after_step(self, part: Part, step: int, total: int) -> None:
         """COFT: what the step moved out of bounds goes back to them."""
-        for _, insert in part.inserts:
-            if isinstance(insert, BlockRotation):
-                insert.bound()
+        for _, rotation in part.of(BlockRotation):
+            rotation.bound()
 
 
 class BlockRotation(Insert):
     """y + x(R − I)Wᵀ at one projection."""
 
     names: ClassVar = {"angles": "oft_R.weight"}
-    reads_base_weight: ClassVar = True
+    reads_base_weight = True
 
     def __init__(self, site: Site, block: int, config: OFT) -> None:
         super().__init__()

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from graft.core.insert import Insert
+from graft.core.insert import AdapterModule
 from graft.core.part import Part
 from graft.core.site import Site
 from graft.errors import UsageError
@@ -31,8 +31,8 @@ class PTuningFiles(PromptFiles):
     """A file is understood as a prompt: its encoder is left behind."""
 
     def describe(self, method: Any, part: Part) -> dict[str, Any]:
-        width = next(insert.width for _, insert in part.inserts if isinstance(insert, EncodedPrompt))
-        return super().describe(method, part) | {"encoder_hidden_size": width}
+        ((_, prompt),) = part.of(EncodedPrompt)
+        return super().describe(method, part) | {"encoder_hidden_size": prompt.width}
 
     def understand(self, cls: Any, settings: dict[str, Any]) -> Any:
         kept = {key: settings[key] for key in LASTING if key in settings}
@@ -41,6 +41,7 @@ class PTuningFiles(PromptFiles):
 
 @dataclass(frozen=True)
 class PTuning(SoftPrompt):
+    num_virtual_tokens: int = 20  # vectors in front of every row; each takes a position of the context
     encoder_reparameterization_type: str = "MLP"  # what makes the vectors: MLP or LSTM
     encoder_hidden_size: int | None = None  # m: width of the encoder; the model's where left out
     encoder_num_layers: int = 2  # layers of the LSTM; an MLP has three
@@ -63,7 +64,7 @@ class PTuning(SoftPrompt):
                 "leave these settings out",
             )
 
-    def build(self, site: Site) -> Insert:
+    def build(self, site: Site) -> AdapterModule:
         return EncodedPrompt(site.out_features, self)
 
 

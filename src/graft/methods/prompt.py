@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from graft.core.insert import Insert
+from graft.core.insert import AdapterModule
 from graft.core.part import Part
 from graft.core.site import Site
 from graft.errors import UsageError
@@ -40,6 +40,7 @@ class PromptTuningFiles(PromptFiles):
 
 @dataclass(frozen=True)
 class PromptTuning(SoftPrompt):
+    num_virtual_tokens: int = 20  # vectors in front of every row; each takes a position of the context
     prompt_tuning_init: str = "SAMPLE_VOCAB"  # where P starts: SAMPLE_VOCAB, TEXT or RANDOM
     prompt_tuning_init_text: str | None = None  # the text that P starts from, such as the task in words
     tokenizer_name_or_path: str | None = (
@@ -67,7 +68,7 @@ class PromptTuning(SoftPrompt):
                 "set prompt_tuning_init=TEXT and prompt_tuning_init_text to the task in words",
             )
 
-    def build(self, site: Site) -> Insert:
+    def build(self, site: Site) -> AdapterModule:
         rows = self.num_virtual_tokens * self.num_transformer_submodules
         return Prompt(self._start(site, rows), self.num_virtual_tokens)
 

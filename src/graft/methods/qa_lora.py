@@ -37,9 +37,11 @@ class QALoRAFiles(TargetedFiles):
     """PEFT's names, with the pooling, the group and the bits. Files of other poolings are converted."""
 
     def describe(self, method: Any, part: Part) -> dict[str, Any]:
-        pooled = [(site, insert) for site, insert in part.inserts if isinstance(insert, PooledLowRank)]
-        groups = {insert.group for _, insert in pooled}
-        bits = {GROUPED.get(site.module.scheme.name) for site, _ in pooled if is_packed(site.module)}
+        pooled = part.of(PooledLowRank)
+        groups: set[Any] = {insert.group for _, insert in pooled}
+        bits: set[Any] = {
+            GROUPED.get(site.module.scheme.name) for site, _ in pooled if is_packed(site.module)
+        }
         facts = {"qalora_group_size": groups, "qalora_bits": bits}
         known = {key: values.pop() if len(values) == 1 else None for key, values in facts.items()}
         return super().describe(method, part) | {"qalora_pool": "sum"} | known
@@ -100,7 +102,7 @@ class QALoRA(Targeted):
         return PooledLowRank(site, self.group(site), self)
 
     def notice(self, part: Part) -> str | None:
-        pooled = [site for site, insert in part.inserts if isinstance(insert, PooledLowRank)]
+        pooled = [site for site, _ in part.of(PooledLowRank)]
         left = [s for s in super().targets(sites_of(pooled[0].root)) if s.in_features % self.group(s)]
         packed = [(s, s.module.scheme) for s in pooled if is_packed(s.module)]
         wide = [s for s, scheme in packed if not scheme.grouped or self.group(s) % scheme.block]

@@ -29,7 +29,7 @@ class TokenFiles(FileLayout):
     """PEFT's config, with the ids of the trained rows."""
 
     def describe(self, method: Any, part: Part) -> dict[str, Any]:
-        ids = part.inserts[0][1].ids
+        ids = part.of(Rows)[0][1].ids
         return {"token_indices": ids.tolist(), "target_modules": None, "init_weights": True}
 
 
@@ -80,7 +80,7 @@ class TrainableTokens(Method):
         return [group | {"weight_decay": 0.0} for group in super().param_groups(part, lr)]
 
     def notice(self, part: Part) -> str | None:
-        count = len(part.inserts[0][1].ids)
+        count = len(part.of(Rows)[0][1].ids)
         return f"{count:,} rows of the table are trained: name token_indices" if count >= MANY else None
 
 

@@ -35,8 +35,8 @@ class WARPFiles(FileLayout):
     """[MASK] by its number, and v is in the tensors: a file needs no tokenizer."""
 
     def describe(self, method: Any, part: Part) -> dict[str, Any]:
-        mask = next(insert.mask for _, insert in part.inserts if isinstance(insert, Around))
-        start = {"mask_token_id": mask, "label_words": [], "tokenizer_name_or_path": None}
+        ((_, around),) = part.of(Around)
+        start = {"mask_token_id": around.mask, "label_words": [], "tokenizer_name_or_path": None}
         return super().describe(method, part) | start
 
 
@@ -86,7 +86,7 @@ class WARP(Method):
         return self._around(site) if site.kind == "prompt" else Verbalizer(self._classes(site))
 
     def notice(self, part: Part) -> str | None:
-        site, around = next(seat for seat in part.inserts if isinstance(seat[1], Around))
+        ((site, around),) = part.of(Around)
         wanted = self.mask_token_id is None and family(site.root) in MASKED
         return (
             "no tokenizer tells [MASK]: the last vector is read instead"
