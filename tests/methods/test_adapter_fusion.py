@@ -179,7 +179,7 @@ def test_what_cannot_be_fused_is_named(tmp_path):
     ):
         with pytest.raises(UsageError, match=said):
             tiny_base().attach("x", AdapterFusion(adapters=(entry,)))
-    with pytest.raises(UsageError, match="beside and behind"):
+    with pytest.raises(UsageError, match="parallel to and after"):
         tiny_base().attach("x", AdapterFusion(adapters=({"name": "pfeiffer"}, {"name": "parallel"})))
     houlsby, beside = folders("llama", tmp_path / "more", Houlsby(train_norms=False), Parallel())
     assert len(tiny_base().attach("x", AdapterFusion(adapters=(houlsby, houlsby))).inserts) == 4

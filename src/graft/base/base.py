@@ -69,7 +69,7 @@ class Base:
 
     @property
     def device(self) -> torch.device:
-        """Where the embeddings lie."""
+        """The device of the embeddings, where ids must be."""
         return self.model.get_input_embeddings().weight.device
 
     @property
@@ -79,20 +79,20 @@ class Base:
 
     @property
     def quant(self) -> str:
-        """How the linears of the blocks are packed: nf4, fp4, int8, or none."""
+        """The scheme in which the linears of the blocks are packed, such as nf4 or int4, or none."""
         return next((m.scheme.name for m in self.model.modules() if is_packed(m)), "none")
 
     @property
     def sites(self) -> list[Site]:
-        """Every place a method can go to."""
+        """Every place that a method can go to."""
         return anatomy.sites(self.model)
 
     def count(self) -> int:
-        """Parameters of the base, packed weights counted as the numbers they stand for, tied ones once."""
+        """Count the base's parameters; packed weights as the numbers they stand for, tied ones once."""
         return count(self.model)
 
     def fingerprint(self) -> str:
-        """Tells this base from another; the same for a model and its quantised form (`base.fingerprint`)."""
+        """Return a hash that identifies the base; the same for a model and its quantised form (`base.fingerprint`)."""
         if not self._fingerprint:
             self._fingerprint = fingerprint(self.model)
         return self._fingerprint
@@ -136,7 +136,7 @@ class Base:
     def load_adapter(self, folder: str | Path, name: str, *, force: bool = False) -> Adapter:
         """Read an adapter folder (ours, PEFT's, the `adapters` library's or mlx-lm's) or a GGUF LoRA, and attach it.
 
-        force: take an adapter whose fingerprint says that it was trained on another base.
+        force: load an adapter although its fingerprint says that it was trained on another base.
         """
         methods, tensors, base = adapter_files.read(Path(folder), self.sites)
         if base.get("fingerprint") and base["fingerprint"] != self.fingerprint() and not force:
@@ -174,7 +174,7 @@ class Base:
         return adapter.train(False)
 
     def identity(self) -> dict[str, Any]:
-        """What an adapter's files say of this base."""
+        """Return what an adapter's files say about this base."""
         task = {"causal": "CAUSAL_LM", "seq2seq": "SEQ_2_SEQ_LM", "encoder": "FEATURE_EXTRACTION"}.get(
             self.family
         )
@@ -226,7 +226,7 @@ class Base:
         return Route(groups, rows)
 
     def unpackable(self, length: int) -> str | None:
-        """Why documents cannot share a row of so many tokens on this model with these adapters, or None."""
+        """Return why documents cannot share a row of `length` tokens on this model with its adapters, or None."""
         refusals = [
             m.packable for adapter in self.adapters.values() for m in adapter.methods if not m.packable
         ]
@@ -268,12 +268,14 @@ class Base:
     # Forward
 
     def __call__(self, ids: torch.Tensor | None = None, adapters: Rows | None = None, **keywords: Any) -> Any:
-        """One forward over all rows, whatever adapters they use.
+        """Run one forward over all rows, whatever adapters they use.
 
         ids: (B, T).  adapters: one name or None per row; left out: the adapter of the `using` block for all.
-        keywords: transformers' own.  Returns transformers' output. Where adapters bring a task head, the heads' logits
-        instead: a list with one tensor per adapter, in the order of `route.spans`: (rows, classes), or
-        (rows, T, classes) of a head that tells a class for every token.
+        keywords: transformers' own.
+
+        Returns transformers' output. If the adapters have task heads, it returns a list of the heads' logits instead,
+        one tensor per adapter in the order of `route.spans`: (rows, classes), or (rows, T, classes) of a head that
+        classifies every token.
         """
         rows = self._rows(adapters, count_rows(ids, keywords))
         run = self._task_logits if self._heads.answer(rows) else self._forward
@@ -282,7 +284,7 @@ class Base:
     def hidden(
         self, ids: torch.Tensor | None = None, adapters: Rows | None = None, **keywords: Any
     ) -> torch.Tensor:
-        """The last hidden state, (B, T, D): what enters the language head where there is one."""
+        """Return the last hidden state (B, T, D), which is what enters the language head if there is one."""
         return self._sorted(self._states, ids, self._rows(adapters, count_rows(ids, keywords)), keywords)
 
     def _states(self, ids: torch.Tensor | None, keywords: dict[str, Any]) -> torch.Tensor:
@@ -294,13 +296,13 @@ class Base:
         return caught[0]
 
     def logits(self, hidden: torch.Tensor, adapters: Rows | None = None) -> torch.Tensor:
-        """The language head, with its inserts, on hidden states (B, T, D); T may be any part of the sequence."""
+        """Return the language head's logits for hidden states (B, T, D) of any part of a sequence."""
         head = self.model.get_output_embeddings()
         project = lambda states, _: transform(self.model.config, head(states))
         return self._sorted(project, hidden, self._rows(adapters, len(hidden)), {})
 
     def generate(self, prompts: Sequence[Any], adapters: Rows | None = None, **settings: Any) -> list[str]:
-        """Only the new text, one string per prompt; see `graft.generate` for the settings."""
+        """Return only the new text, one string per prompt; `graft.generate` has the settings."""
         return generate(self, prompts, self._rows(adapters, len(prompts)), **settings)
 
     def _sorted(self, run: Any, ids: torch.Tensor | None, rows: Rows, keywords: dict[str, Any]) -> Any:
@@ -373,8 +375,11 @@ class Base:
             self.model.activation_checkpointing_disable()
 
     def compile(self, on: bool = True, **options: Any) -> None:
-        """Run forwards through torch.compile with these options. Attach, detach and merge throw compiled code away:
-        dynamo does not notice a new hook and would go on without the new adapter."""
+        """Run forwards through torch.compile with these options.
+
+        Attach, detach and merge throw compiled code away: dynamo does not notice a new hook and would go on without
+        the new adapter.
+        """
         self._compile_options = options if on else None
         self._forget_compiled()
 
@@ -386,10 +391,12 @@ class Base:
     # Merging
 
     def merge(self, name: str, *, repack: bool = False) -> Merged:
-        """Fold an adapter into the weights: the bare base then answers with it. Layers of a quantised base that it
-        touches become 16-bit, made from their dequantised values, or take it into the minima of their groups; the
-        result says which. repack: those that would become 16-bit are packed again instead, which rounds away much of a
-        small change (`shipping.merge_ways.choices` measures how much)."""
+        """Fold an adapter into the weights, so that the bare base answers with it.
+
+        Layers of a quantised base that the adapter changes become 16-bit, made from their dequantised values, or take
+        the change into the minima of their groups; the result says which. repack: layers that would become 16-bit are
+        packed again, which rounds away much of a small change (`shipping.merge_ways.choices` measures how much).
+        """
         adapter = self._known(name)
         self._usable(name)
         merged = self._merges.add(adapter, repack=repack)
@@ -404,7 +411,7 @@ class Base:
 
     @property
     def merged(self) -> list[Merged]:
-        """What is merged now, oldest first."""
+        """The merges in force, oldest first."""
         return self._merges.done
 
     def _after_merge(self) -> None:

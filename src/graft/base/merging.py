@@ -25,8 +25,8 @@ from graft.quant.replace import unpacked
 class Merged:
     """What one merge did.
 
-    Names of packed layers: dequantised, those that are 16-bit now; repacked, that were packed again; shifted, whose
-    minima took the change up.  untied: the head left its tie.
+    Names of packed layers: dequantised, those that are 16-bit now; repacked, those that were packed again; shifted,
+    those whose minima hold the change.  untied: the head no longer shares the table's tensor.
     """
 
     adapter: str
@@ -53,7 +53,7 @@ class Merges:
         return list(self._stack)
 
     def add(self, adapter: Adapter, *, repack: bool = False) -> Merged:
-        """Fold an adapter into the weights; all of it or, on an error, nothing. repack: packed layers stay packed."""
+        """Fold an adapter into the weights, all of it or, on an error, nothing.  repack: packed layers stay packed."""
         for method in adapter.methods:
             if not method.mergeable:
                 raise MergeError(
@@ -168,7 +168,7 @@ def places(adapter: Adapter) -> list[tuple[Site, list[Insert]]]:
 
 
 def folded(site: Site, inserts: Sequence[Insert]) -> Weights:
-    """The weight (out, in) and bias that the site has with these inserts, before any rounding: fp32, or fp64."""
+    """Return weight (out, in) and bias of the site with these inserts, before any rounding: fp32, or fp64."""
     wide = torch.promote_types(site.module.weight.dtype, torch.float32)
     weight, bias = site.weight().detach().to(wide), site.bias()
     bias = None if bias is None else bias.detach().to(wide)
@@ -178,8 +178,10 @@ def folded(site: Site, inserts: Sequence[Insert]) -> Weights:
 
 
 def in_minima(site: Site, inserts: Sequence[Insert]) -> Weights | None:
-    """The minima of a layer packed in groups, and its bias, after all inserts and before any rounding: fp32, or fp64;
-    None where it is no such layer or an insert does more."""
+    """Return minima and bias of a layer packed in groups, after all inserts, before any rounding: fp32, or fp64.
+
+    None for any other layer, or if an insert changes more than the minima.
+    """
     module, bias = site.module, site.bias()
     if getattr(module, "minimum", None) is None:
         return None

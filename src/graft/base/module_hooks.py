@@ -130,7 +130,7 @@ class Joint:
     def _through_forward(
         self, name: str | None, x: torch.Tensor, entered: torch.Tensor, y: torch.Tensor
     ) -> torch.Tensor:
-        """entered: what entered the sublayer, for inserts at one."""
+        """Put y through the inserts of one adapter.  entered: what entered the sublayer, for inserts at one."""
         for site, insert in self._seats.get(name or "", ()):
             y = insert(entered if site.entry else x, y)
         return y

@@ -27,7 +27,7 @@ def add_up(
 ) -> Adapter:
     """Attach the combination of these adapters under a new name.
 
-    Raises UsageError where the weights have no meaning, AdapterError where the adapters' tensors mean unlike things.
+    Raises UsageError where the weights have no meaning, AdapterError where the adapters' tensors mean different things.
     """
     total = math.fsum(weights)
     if average and math.isclose(total, 0, abs_tol=1e-9):
@@ -55,7 +55,7 @@ def add_up(
 
 
 def _trained(adapter: Adapter) -> set[str]:
-    """Keys of the tensors that training moves; one that several inserts share has several keys."""
+    """Return the keys of trained tensors; one that several inserts share has several keys."""
     addresses = {parameter.data_ptr() for parameter in adapter.parameters()}
     return {key for key, tensor in adapter.checkpoint_state().items() if tensor.data_ptr() in addresses}
 
@@ -67,7 +67,7 @@ def _same_meaning(one: Adapter, other: Adapter) -> None:
         raise AdapterError(
             f"{one.name!r} and {other.name!r} differ: {'; '.join(wrong[:4])}{more}",
             "adapters of the same methods and settings",
-            "low-rank adapters of unlike settings are blended by how='cat' or 'svd'",
+            "low-rank adapters of different settings are blended by how='cat' or 'svd'",
         )
 
 
@@ -80,7 +80,7 @@ def _other_settings(one: Adapter, other: Adapter) -> list[str]:
 
 
 def _settings(adapter: Adapter, index: int) -> dict[str, Any]:
-    """A method's settings as its file states them, so that a loaded adapter equals the one that was saved."""
+    """Return a method's settings as its file states them, so that a loaded adapter equals the one that was saved."""
     method = adapter.methods[index]
     stated = method.files.own_settings(method) | method.files.describe(method, adapter.parts[index])
     return {key: value for key, value in stated.items() if key not in PLACES}

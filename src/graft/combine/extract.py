@@ -4,7 +4,7 @@
     kept = Σ_{i ≤ r} S_i² / ‖D‖²          the share of the change that the factors hold
 
 The tuned model is read from its folder tensor by tensor and is never in memory as a whole. What two factors cannot
-hold (changed norms, biases, embeddings) is named, or kept in full beside them: biases as trained biases, everything
+hold (changed norms, biases, embeddings) is named, or kept in full with them: biases as trained biases, everything
 else as `modules_to_save`, as PEFT stores it.
 """
 
@@ -62,7 +62,7 @@ class Difference:
         return sum(layer.kept * layer.norm**2 for layer in self.layers.values()) / total if total else 1.0
 
     def attach(self, name: str, rest: str = "name") -> Adapter:
-        """The LoRA on its base.  rest: "name" leaves the rest of the change out, "keep" takes it along in full."""
+        """Attach the LoRA to its base.  rest: "name" leaves the rest of the change out, "keep" adds it in full."""
         if rest not in RESTS:
             raise UsageError(f"rest={rest!r}", f"one of {', '.join(RESTS)}", "leave it out")
         if not self.layers:
@@ -80,7 +80,7 @@ class Difference:
         return adapter
 
     def _settings(self) -> dict[str, Any]:
-        """The settings of a LoRA that also trains the rest. Raises AdapterError for what no module of it can hold."""
+        """Return settings of a LoRA that also trains the rest. Raises AdapterError for what it cannot hold."""
         places = {site.name for site in self.base.sites if site.kind in REPLACEABLE}
         same = _aliases(self.base.model)
         lost = [name for name in self.rest if not any(_module(alias) in places for alias in same[name])]
@@ -134,7 +134,7 @@ def difference(
     target_modules: str | tuple[str, ...] = "all-linear",
     told: Callable[[str, Layer], None] = lambda site, layer: None,
 ) -> Difference:
-    """What tuning changed, layer by layer; arguments as in `extract`.  told: called after each layer."""
+    """Yield what tuning changed, layer by layer; arguments as in `extract`.  told: called after each layer."""
     if (r is not None and r < 1) or (energy is not None and not 0 < energy <= 1):
         raise UsageError(
             f"r={r}, energy={energy}", "a rank from 1, a share above 0 up to 1", "try r=16 or energy=0.9"
@@ -172,7 +172,7 @@ def _layer(site: Site, change: torch.Tensor, r: int | None, energy: float | None
 
 
 def _tensors(tuned: str | Path | nn.Module) -> Mapping[str, Any]:
-    """{name: what gives its tensor by `[...]`}: parameters in memory, or slices of a folder's files."""
+    """Return {name: what gives its tensor by `[...]`}: parameters in memory, or slices of a folder's files."""
     if isinstance(tuned, nn.Module):
         return dict(tuned.named_parameters(remove_duplicate=False))
     opened = open_files(tuned, None, plain=True)
@@ -184,7 +184,7 @@ def _tensors(tuned: str | Path | nn.Module) -> Mapping[str, Any]:
 
 
 def _aligned(model: Any, stored: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """({the base's name: stored tensor}, stored names that it has no place for). Raises AdapterError on a misfit.
+    """Return ({name in the base: stored tensor}, stored names without a place in it). Raises AdapterError.
 
     A file may leave out or add the prefix of the backbone, and has one of several tied tensors only.
     """
@@ -221,7 +221,7 @@ def _shape(tensor: Any) -> tuple[int, ...]:
 
 
 def _aliases(model: nn.Module) -> dict[str, list[str]]:
-    """{name: all names of that parameter, its own first}."""
+    """Return {name: all names of that parameter, its own first}."""
     owners: dict[int, list[str]] = defaultdict(list)
     named = dict(model.named_parameters(remove_duplicate=False))
     for name, parameter in named.items():

@@ -77,7 +77,7 @@ class Card:
 
 
 def cards() -> dict[str, Card]:
-    """Every method by name, sorted. Read anew at each call: a file that has just been added is seen."""
+    """Return every method by name, sorted. The folder is read at each call, so that a new file is seen."""
     sources = _sources("methods")
     shared = _sources("layers").values()
     classes = {cls.name: (source, cls) for source in [*shared, *sources.values()] for cls in source.classes()}
@@ -123,7 +123,7 @@ def _sources(package: str) -> dict[str, "_Source"]:
 
 
 def card(name: str) -> Card:
-    """The card of one method. Raises UsageError with the nearest names."""
+    """Return the card of one method. Raises UsageError with the nearest names."""
     known = cards()
     if name not in known:
         raise UsageError(
@@ -135,7 +135,7 @@ def card(name: str) -> Card:
 
 
 def pages() -> dict[str, str]:
-    """{file: text} of docs/methods: a page of Markdown per method, and the matrix of what each declares."""
+    """Return {file: text} of docs/methods: a page of Markdown per method, and the matrix of what each declares."""
     known = cards()
     refusals = [refusal for one in known.values() for refusal in one.exceptions().values()]
     reasons = list(dict.fromkeys(map(str, refusals)))
@@ -180,14 +180,14 @@ def _row(*cells: str) -> str:
 
 
 def settings(path: Path, cls: str) -> dict[str, Setting]:
-    """The annotated fields of one class of a Python file, with their comments as help."""
+    """Return the annotated fields of one class of a Python file, with their comments as help."""
     source = _read(path, path.stat().st_mtime_ns)
     return next(source.settings(node) for node in source.classes() if node.name == cls)
 
 
 @functools.lru_cache(maxsize=256)
 def _read(path: Path, changed: int) -> "_Source":
-    """The parsed file; parsed again when it was changed."""
+    """Return the parsed file, which is parsed again after a change."""
     return _Source(path)
 
 
@@ -230,7 +230,7 @@ class _Source:
         return found
 
     def declared(self, cls: ast.ClassDef) -> dict[str, Any]:
-        """Class attributes that are not fields: `mergeable = False`, `kinds: ClassVar[...] = (...)`."""
+        """Return class attributes that are not fields: `mergeable = No(...)`, `kinds: ClassVar[...] = (...)`."""
         found = {}
         for node in cls.body:
             if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
@@ -241,7 +241,7 @@ class _Source:
 
 
 def _lineage(name: str, classes: dict[str, tuple[_Source, ast.ClassDef]]) -> list[str] | None:
-    """The class and the method classes above it, oldest first; None for a class that is no method."""
+    """Return the class and the method classes above it, oldest first; None for a class that is not a method."""
     if name not in classes:
         return [] if name == "Method" else None
     for base in classes[name][1].bases:

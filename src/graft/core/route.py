@@ -83,7 +83,7 @@ _live = threading.local()
 
 
 def current() -> Route | None:
-    """The Route of the forward that runs in this thread, if any."""
+    """Return the Route of the forward that runs in this thread, if any."""
     return getattr(_live, "route", None)
 
 

@@ -32,7 +32,7 @@ def refuse_pickle(path: str | Path) -> None:
 
 
 def _harmless(path: Path) -> bool:
-    """Trainer left-overs that nobody loads as weights."""
+    """Return whether a file is a left-over of a trainer that nobody loads as weights."""
     return path.name in ("training_args.bin", "optimizer.pt", "scheduler.pt") or path.name.startswith(
         "rng_state"
     )

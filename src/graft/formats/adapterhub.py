@@ -66,7 +66,7 @@ def translated(
 
 
 def warn_of_head(folder: Path) -> None:
-    """Say where a prediction head lies beside the adapter: it is not read."""
+    """Warn if a prediction head lies next to the adapter: it is not read."""
     if (folder / "head_config.json").exists():
         warnings.warn(f"{folder}: the prediction head is not read; train one anew as task_head", stacklevel=4)
 
@@ -126,7 +126,7 @@ def _low_rank(
 
 
 def _named(tensors: dict[str, Tensor], group: str, name: str) -> Named:
-    """The tensors by path and part; refuses those of another group, such as an invertible adapter's."""
+    """Return the tensors by path and part. Raises AdapterError for another group, such as an invertible adapter's."""
     found: Named = {}
     for key, tensor in tensors.items():
         match = re.fullmatch(rf"(?:(.*)\.{group}|(?:.*\.)?shared_parameters)\.{re.escape(name)}\.(.*)", key)
@@ -137,7 +137,7 @@ def _named(tensors: dict[str, Tensor], group: str, name: str) -> Named:
 
 
 def _method(settings: Settings, candidates: Sequence[type[Method]]) -> type[Method]:
-    """The method whose marks the settings bear; what they leave out is False."""
+    """Return the candidate whose marks the settings bear. Raises AdapterError if none does."""
     for cls in candidates:
         if cls.files.is_marked_by_library(settings):
             return cls
@@ -161,7 +161,7 @@ def _check(settings: Settings, required: Settings, known: Iterable[str]) -> None
 
 
 def _block(path: str, sites: Sequence[Site]) -> int:
-    """The number of the block that a path of the library lies in, through all stacks."""
+    """Return the number of the block that a path of the library lies in, through all stacks."""
     prefix = sites[0].root.base_model_prefix + "."
     blocks = [site.name.removeprefix(prefix) for site in sites if site.kind == "block"]
     found = [number for number, block in enumerate(blocks) if f".{block}." in f".{path}."]
@@ -171,7 +171,7 @@ def _block(path: str, sites: Sequence[Site]) -> int:
 
 
 def _projection(path: str, sites: Sequence[Site]) -> str:
-    """The name of the projection that a path of the library means, with or without the head's prefix."""
+    """Return the name of the projection that a path of the library means, with or without the head's prefix."""
     inside = [s.name for s in sites if s.kind == "linear"]
     found = [n for n in inside if f".{path}".endswith(f".{n}") or f".{n}".endswith(f".{path}")]
     if not found:

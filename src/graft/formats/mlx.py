@@ -38,7 +38,7 @@ Places = dict[str, tuple[Site, dict[str, Tensor]]]  # name in this base -> (site
 def translated(
     facts: Settings, tensors: dict[str, Tensor], sites: Sequence[Site]
 ) -> tuple[Settings, dict[str, Tensor]]:
-    """`adapter_config.json` and tensors as PEFT would have written them for this base. Raises AdapterError."""
+    """Return `adapter_config.json` and tensors as PEFT would have written them for this base. Raises AdapterError."""
     kind, parameters, last = (
         facts.get("fine_tune_type", "lora"),
         facts.get("lora_parameters"),

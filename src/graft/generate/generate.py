@@ -79,7 +79,7 @@ class Sampling:
         )
 
     def config(self, ends: list[int], pad: int, room: int, cache: bool = True) -> GenerationConfig:
-        """transformers' settings for one batch; every field that a model's own defaults could fill is stated."""
+        """Return transformers' settings for one batch, with every field that a model's own defaults could fill."""
         return GenerationConfig(
             max_new_tokens=min(self.max_new_tokens, room),
             min_length=0,
@@ -110,7 +110,7 @@ def generate(
     batch_size: int = 8,
     **sampling: Any,
 ) -> list[str]:
-    """The continuation of each prompt, without the prompt and without the stop.
+    """Return the continuation of each prompt, without the prompt and without the stop.
 
     prompts: texts (used as they are, with the tokenizer's start token) or message lists (chat template).
     adapters: one name or None per prompt.
@@ -157,7 +157,7 @@ def evaluating(base: Writer) -> Iterator[None]:
 def _batch(
     base: Writer, tokens: list[list[int]], names: list[str | None], how: Sampling, config: GenerationConfig
 ) -> list[str]:
-    """One call of the model. `base.routed` tells in which order the rows must stand; the order is undone here."""
+    """Call the model once. `base.routed` gives the order in which rows must stand, which is undone here."""
     tokenizer, seq2seq = base.tokenizer, base.family == "seq2seq"
     width = max(map(len, tokens))
     ids = torch.full((len(tokens), width), config.pad_token_id)
@@ -183,7 +183,7 @@ def _batch(
 
 
 def continuation(tokenizer: PreTrainedTokenizerBase, prompt: list[int], new: list[int]) -> str:
-    """The text of `new` as it reads behind `prompt`.
+    """Return the text of `new` as it reads after `prompt`.
 
     Both are decoded together: tokenizers of Llama's kind drop the blank in front of whatever they decode first.
     """
@@ -206,7 +206,7 @@ class _StopWords(StoppingCriteria):
 
 
 def end_tokens(base: Writer, stop: Sequence[str] = (), *, chat: bool) -> list[int]:
-    """Tokens that end a text: those of model and tokenizer, the template's end of turn, and stops that are one token.
+    """Return the tokens that end a text: the model's, the tokenizer's, the end of a turn, and stops that are one token.
 
     Decoding hides special tokens, so a stop that is one could not be found in the text.
     """
@@ -219,7 +219,7 @@ def end_tokens(base: Writer, stop: Sequence[str] = (), *, chat: bool) -> list[in
 
 
 def _turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The token that the chat template writes behind an answer, which training teaches."""
+    """Return the token that the chat template writes after an answer, which training teaches."""
     template, answer = Template(tokenizer, source(tokenizer)), "graft"
     text = template.render([{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}])
     control = template.controls.search(text, text.rfind(answer) + len(answer))
@@ -230,12 +230,12 @@ def _turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
 
 
 def _cut(text: str, words: Sequence[str]) -> str:
-    """The text in front of the first stop word."""
+    """Return the text in front of the first stop word."""
     return text[: min((text.find(word) for word in words if word in text), default=len(text))]
 
 
 def _encode(base: Writer, prompt: Prompt, row: int) -> list[int]:
-    """The ids that training rows begin with; one start token where a prompt is empty."""
+    """Return a prompt's ids, as training rows begin with them; one start token for an empty prompt."""
     tokenizer = base.tokenizer
     try:
         ids = prompt_ids(prompt, tokenizer, family=base.family)
@@ -258,7 +258,7 @@ def _text(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
 def _batches(
     tokens: list[list[int]], new: int, context: int | None, size: int
 ) -> Iterator[tuple[list[int], int]]:
-    """(rows, room for new tokens): long prompts first, so that a lack of memory shows at once.
+    """Yield (rows, room for new tokens), long prompts first, so that a lack of memory shows at once.
 
     Rows whose room is short of `new` share a batch with rows of their length only: a longer neighbour may not shorten
     an answer, nor a shorter one push it beyond the last position.
@@ -304,7 +304,7 @@ def _check(base: Writer, prompts: Sequence[Prompt], batch_size: int) -> None:
 
 @contextmanager
 def _seeded(seed: int | None) -> Iterator[None]:
-    """torch's generators start from `seed` inside and are as before afterwards; None leaves them alone."""
+    """Inside, torch's generators start from `seed`; afterwards they are as before. None leaves them alone."""
     if seed is None:
         yield
         return

@@ -43,7 +43,7 @@ class Gain(Insert):
 
 
 def _unscaled(site: Site) -> Any:
-    """norm₀: the site's module with a weight of 1 (of 0 where it multiplies by 1 + weight) and without a bias."""
+    """Return norm₀: the module with a weight of 1 (of 0 if it multiplies by 1 + weight) and without a bias."""
     norm = without_hooks(site.module)
     needed = [p for p in inspect.signature(norm.forward).parameters.values() if p.default is p.empty]
     if len(needed) != 1:

@@ -46,13 +46,16 @@ class Lycoris(Targeted):
         check_dropout("module_dropout", self.module_dropout)
 
     def rank_and_scale(self, site: Site) -> tuple[int, float]:
-        """(r, alpha / r) at one site."""
+        """Return (r, alpha / r) at one site."""
         r = int(by_pattern(self.rank_pattern, site.name, self.r))
         return r, by_pattern(self.alpha_pattern, site.name, self.alpha) / r
 
 
 class Product(Insert):
-    """s·ΔW x beside one projection; subclasses say what ΔW is.  rescaled: outputs that stay make up for the others."""
+    """s·ΔW x added to one projection; subclasses define ΔW.
+
+    rescaled: outputs that stay are scaled up for those that drop out.
+    """
 
     def __init__(self, scale: float, config: Lycoris, *, rescaled: bool) -> None:
         super().__init__()
@@ -60,11 +63,11 @@ class Product(Insert):
         self.rank_dropout, self.module_dropout = config.rank_dropout, config.module_dropout
 
     def delta(self, dtype: torch.dtype) -> torch.Tensor:
-        """s·ΔW (out, in), for merging."""
+        """Return s·ΔW (out, in), for merging."""
         raise NotImplementedError
 
     def product(self, x: torch.Tensor) -> torch.Tensor:
-        """s·ΔW x, for which ΔW is not built."""
+        """Return s·ΔW x without building ΔW."""
         raise NotImplementedError
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -77,7 +80,7 @@ class Product(Insert):
         return weight + self.delta(weight.dtype), bias
 
     def _stays(self, outputs: int, device: torch.device) -> torch.Tensor:
-        """1 for outputs that take part in this forward, 0 for the others."""
+        """Return 1 for outputs that take part in this forward, 0 for the others."""
         whole = torch.rand(1, device=device) >= self.module_dropout
         mask = (torch.rand(outputs, device=device) >= self.rank_dropout).float()
         if self.rescaled:
@@ -86,5 +89,5 @@ class Product(Insert):
 
 
 def kaiming(*shape: int) -> torch.Tensor:
-    """A new matrix, uniform in ±1/√(its columns)."""
+    """Return a new matrix, uniform in ±1/√(its columns)."""
     return nn.init.kaiming_uniform_(torch.empty(shape), a=5**0.5)

@@ -98,7 +98,7 @@ class Thaw(InPlace):
 
 
 def without_hooks(module: Any) -> Any:
-    """A shallow copy that shares nothing mutable with `module`; a packed linear becomes a plain one."""
+    """Return a shallow copy that shares nothing mutable with `module`; a packed linear becomes a plain one."""
     if is_packed(module):
         plain = nn.Linear(
             module.in_features, module.out_features, bias=module.bias is not None, device="meta"

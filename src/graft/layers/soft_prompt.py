@@ -66,7 +66,7 @@ class Prompt(VirtualTokens):
     names: ClassVar = {"table": KEY}
 
     def __init__(self, table: torch.Tensor, length: int) -> None:
-        """length: how many rows of the table stand in front of the text."""
+        """length: number of rows of the table that are put in front of the text."""
         super().__init__()
         self.table, self.length = nn.Parameter(table.detach().float().clone()), length
 
@@ -85,10 +85,10 @@ class MadePrompt(VirtualTokens):
 
     @abstractmethod
     def made(self) -> torch.Tensor:
-        """The table of vectors, of which the first `length` stand in front of the text."""
+        """Return the table of vectors. The first `length` of them are put in front of the text."""
 
     def table(self) -> torch.Tensor:
-        """What is made, or what a file has put in its place."""
+        """Return the table that is made, or the one that a file has put in its place."""
         return self.made() if self.loaded is None else self.loaded
 
     def around(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -99,7 +99,7 @@ class MadePrompt(VirtualTokens):
         return {KEY: self.table().detach()}
 
     def load(self, tensors: dict[str, torch.Tensor]) -> None:
-        """The vectors alone are in the file: from here on they are what they are."""
+        """Take the vectors of a file. They replace what they were made of, which no file holds."""
         self.loaded = tensors[KEY].to(next(self.parameters()))
 
 
@@ -122,7 +122,7 @@ def check_room(length: int, config: Any) -> None:
 
 
 def tokenizer(site: Site, path: str | None) -> Any:
-    """The tokenizer in `path`, or beside the model. Raises UsageError where there is none."""
+    """Return the tokenizer in `path`, or the one in the model's folder. Raises UsageError if there is none."""
     where = path or site.root.config.name_or_path
     try:
         return AutoTokenizer.from_pretrained(where, trust_remote_code=False, local_files_only=True)

@@ -1,9 +1,9 @@
 """Places of modules that are added inside the blocks, under the settings of the `adapters` library.
 
 mh_adapter, cross_adapter, output_adapter: at the self-attention, cross-attention and feed-forward sublayers
-y + Δ(y)          behind a sublayer, before its residual is added
-y + Δ(x)          beside it (parallel): x is what its first projection reads
-norm(u₀ + Δ(u))   behind a post-norm block's residual: u₀ its sum, u = norm(u₀); the block's own norm acts twice
+y + Δ(y)          after a sublayer, before its residual is added
+y + Δ(x)          parallel to it: x is what its first projection reads
+norm(u₀ + Δ(u))   after a post-norm block's residual: u₀ its sum, u = norm(u₀); the block's own norm acts twice
 u + Δ(u)          the same on pre-norm blocks, which end with a sum that is not normed
 """
 
@@ -45,14 +45,14 @@ class Placed(Method):
     files: ClassVar = PlacedFiles()
 
     def insert(self, sublayer: Site, place: Site, block: int) -> Insert:
-        """What comes to one place.  sublayer: tells the widths; block: its number through all stacks."""
+        """Return the insert for one place.  sublayer: has the widths.  block: its number, through all stacks."""
         raise NotImplementedError
 
     def targets(self, sites: Sequence[Site]) -> list[Site]:
         return [sublayer for sublayer, _, _ in self.places(sites)]
 
     def places(self, sites: Sequence[Site]) -> list[tuple[Site, Site, int]]:
-        """(sublayer, where the insert sits, number of the block) for each sublayer that gets one."""
+        """Return (sublayer, site of the insert, number of the block) for each sublayer that gets one."""
         blocks = [site for site in sites if site.kind == "block"]
         found = [
             (site, self._place(site, block, sites), number)
@@ -86,7 +86,7 @@ class Placed(Method):
         if after_residual is False:
             return sublayer
         if post_norm(sites):
-            return norm_behind(sublayer, block, sites)
+            return norm_after(sublayer, block, sites)
         if after_residual is None:
             return sublayer
         if sublayer.kind != "mlp":
@@ -106,7 +106,7 @@ class Addition(Insert):
         self.place, self.d, self.parallel = place, d, parallel
 
     def delta(self, u: torch.Tensor) -> torch.Tensor:
-        """Δ(u), (..., d) as u."""
+        """Return Δ(u), (..., d) as u."""
         raise NotImplementedError
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -119,20 +119,20 @@ class Addition(Insert):
 
 
 def post_norm(sites: Sequence[Site]) -> bool:
-    """Whether blocks end with a norm (BERT, BART): pre-norm stacks need one behind the last block instead."""
+    """Return whether blocks end with a norm (BERT, BART); pre-norm stacks need one after the last block instead."""
     base = sites[0].root.base_model
     inside = {id(module) for module in base.modules()}
     outer = [s for s in sites if s.kind == "norm" and s.layer is None and id(s.module) in inside]
     return all("emb" in site.name for site in outer)
 
 
-def norm_behind(sublayer: Site, block: Site, sites: Sequence[Site]) -> Site:
-    """The norm of a post-norm block that follows a sublayer: the next one in the order of its modules."""
+def norm_after(sublayer: Site, block: Site, sites: Sequence[Site]) -> Site:
+    """Return the norm that follows a sublayer of a post-norm block: the next one in the order of its modules."""
     inside = [s for s in sites if s.name.startswith(block.name + ".") and s.kind in ("linear", "norm")]
     start = next(i for i, site in enumerate(inside) if site.name == sublayer.name)
     norms = [site for site in inside[start:] if site.kind == "norm"]
     if not norms:
         raise SiteError(
-            f"no norm follows {sublayer.name}", "one behind the residual", "set original_ln_before to false"
+            f"no norm follows {sublayer.name}", "one after the residual", "set original_ln_before to false"
         )
     return norms[0]

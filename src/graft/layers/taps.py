@@ -26,11 +26,11 @@ class Tap(Insert):
         _taps().states[id(self)] = states
 
     def left(self) -> Any:
-        """What was left in the forward that runs."""
+        """Return what was left in the forward that runs."""
         return _taps().states[id(self)]
 
     def cache(self) -> Any:
-        """At a stack: its cache of keys and values, or None where it keeps none."""
+        """Return the stack's cache of keys and values at a stack, or None if it keeps none."""
         return _taps().cache
 
 
@@ -41,7 +41,7 @@ def _taps() -> Taps:
 
 
 def stacks(sites: Sequence[Site]) -> list[tuple[Site, list[Site]]]:
-    """Every stack with its blocks, in order: of an encoder-decoder the encoder first."""
+    """Return every stack with its blocks, in order; of an encoder-decoder the encoder first."""
     blocks = [site for site in sites if site.kind == "block"]
     owner = lambda block: block.name.rpartition(".")[0].rpartition(".")[0]
     return [

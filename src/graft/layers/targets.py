@@ -1,4 +1,4 @@
-"""Targets: the choice of sites that most methods share, under PEFT's names, and what is trained beside them.
+"""Targets: the choice of sites that most methods share, under PEFT's names, and what is trained with them.
 
 A name matches as in PEFT: a string is a regular expression for the whole name, a tuple holds names or their last parts.
 """
@@ -69,7 +69,7 @@ class Targeted(Method):
         return [(site, self.build(site)) for site in self.targets(sites)] + self.replacements(sites)
 
     def replacements(self, sites: Sequence[Site]) -> Seats:
-        """Copies of `modules_to_save`."""
+        """Return trained copies of `modules_to_save`."""
         seats: Seats = []
         for name in self.modules_to_save:
             inside = [
@@ -110,7 +110,7 @@ class Targeted(Method):
 
 @dataclass(frozen=True)
 class Accompanied(Targeted):
-    """A targeted method beside which biases of the base may be trained."""
+    """A targeted method that may also train biases of the base."""
 
     bias: str = "none"  # biases of the base that are trained too: none, those of the targets (NAME_only), all
 
@@ -123,7 +123,7 @@ class Accompanied(Targeted):
 
 
 def biases(bias: str, sites: Sequence[Site], seats: Seats) -> Seats:
-    """The base's own biases, trained too: "none", "all", or ("..._only") those at the sites of `seats`."""
+    """Return inserts for the base's own biases: "none", "all", or ("..._only") those at the sites of `seats`."""
     if bias == "none":
         return []
     taken = {site.name for site, _ in seats}
@@ -136,7 +136,7 @@ def biases(bias: str, sites: Sequence[Site], seats: Seats) -> Seats:
 
 
 def by_pattern(patterns: dict[str, Any], name: str, default: Any) -> Any:
-    """PEFT's rule: the first key that, as a regular expression, ends the name."""
+    """Return the value of the first key that, as a regular expression, ends the name, as in PEFT."""
     return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", name)), default)
 
 
@@ -163,7 +163,7 @@ def _within(name: str, module: str) -> bool:
 
 
 def matches(name: str, target: str | Sequence[str]) -> bool:
-    """PEFT's rule: a string is a regular expression for the whole name, a list holds names or their last parts.
+    """Return whether a name matches, as in PEFT: a regular expression for all of it, or a list of names or last parts.
 
     >>> matches("model.layers.0.self_attn.q_proj", ["q_proj"]), matches("model.layers.0.q_proj", "q_proj")
     (True, False)
@@ -174,7 +174,7 @@ def matches(name: str, target: str | Sequence[str]) -> bool:
 
 
 def no_such_site(target: Any, sites: Iterable[Site]) -> SiteError:
-    """The error for targets that match nothing, with the nearest names."""
+    """Return the error for targets that match nothing, with the nearest names."""
     parts = sorted({site.name.rsplit(".", 1)[-1] for site in sites})
     shown = target if isinstance(target, str) else ", ".join(target)
     near = nearest(shown.split(",")[0], parts)

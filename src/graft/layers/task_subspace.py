@@ -86,7 +86,7 @@ class AutoEncoder(nn.Module):
 
 
 def _write(coder: AutoEncoder, size: torch.Tensor, mean: torch.Tensor, path: Path) -> None:
-    """The decoder for prompts as they are, and where a new task starts."""
+    """Write the decoder of prompts in their own scale, and the z at which a new task starts."""
     first: Any = coder.decode[0]
     last: Any = coder.decode[2]
     b2 = last.bias.view_as(mean) * size + mean

@@ -85,13 +85,13 @@ class AdaLoRA(Targeted):
         return Triplets(site, sum(self._left(site)), self)
 
     def extra_loss(self, part: Part, outputs: Sequence[torch.Tensor]) -> torch.Tensor:
-        """How far the rows of A and the columns of B are from orthonormal."""
+        """Return how far the rows of A and the columns of B are from orthonormal."""
         bases = [rows for _, t in part.of(Triplets) for rows in (t.A, t.B.T)]
         gaps = [torch.linalg.norm(rows @ rows.T - torch.eye(len(rows), device=rows.device)) for rows in bases]
         return self.orth_reg_weight * torch.stack(gaps).mean()
 
     def after_step(self, part: Part, step: int, total: int) -> None:
-        """Weigh every number by its gradient, and take ranks when it is time."""
+        """Update every number's importance by its gradient, and take ranks at the steps of the schedule."""
         end = self._end(self.total_step or total)
         triplets = [t for _, t in part.of(Triplets)]
         if step < end:
@@ -104,7 +104,7 @@ class AdaLoRA(Targeted):
             allocate(triplets, self._budget(step, end, triplets))
 
     def _end(self, total: int) -> int:
-        """The step at which the allocation becomes final."""
+        """Return the step at which the allocation becomes final."""
         if total - self.tfinal <= self.tinit:
             raise UsageError(
                 f"tinit={self.tinit} and tfinal={self.tfinal} of {total} steps",
@@ -118,7 +118,7 @@ class AdaLoRA(Targeted):
         return int(last + (first - last) * (1 - (step - self.tinit) / (end - self.tinit)) ** 3)
 
     def _left(self, site: Site) -> list[bool]:
-        """Which of the first `init_r` triplets this adapter was built with."""
+        """Return which of the first `init_r` triplets this adapter was built with."""
         return self.rank_pattern.get(f"{site.name}.lora_E", [True] * self.init_r)
 
     def mask(self, site: Site, triplets: "Triplets") -> list[bool]:
@@ -128,7 +128,7 @@ class AdaLoRA(Targeted):
 
 
 class Triplets(Insert):
-    """s·B (E ⊙ A) drop(x) beside one projection, with the importance of every number."""
+    """s·B (E ⊙ A) drop(x) added to one projection, with the importance of every number."""
 
     names: ClassVar = {"A": "lora_A", "B": "lora_B", "E": "lora_E"}
     kept: torch.Tensor
@@ -165,7 +165,7 @@ class Triplets(Insert):
             )
 
     def left(self) -> torch.Tensor:
-        """(r,) bool: the triplets with an effect; those that were taken may have grown back since."""
+        """Return (r,) bool: the triplets with an effect. Those that were taken may have grown back since."""
         return self.kept | (self.E.detach() != 0).flatten()
 
     def weigh(self, beta1: float, beta2: float) -> None:
@@ -177,7 +177,7 @@ class Triplets(Insert):
                 self.get_buffer(f"uncertainty_{name}").lerp_((now - importance).abs(), 1 - beta2)
 
     def scores(self) -> torch.Tensor:
-        """(r,): how much each triplet matters."""
+        """Return (r,): how much each triplet matters."""
         A, B, E = (
             self.get_buffer(f"importance_{name}") * self.get_buffer(f"uncertainty_{name}") for name in "ABE"
         )

@@ -73,7 +73,7 @@ class AdaMix(Dense):
         return self.consistency
 
     def hosted(self) -> Method:
-        """The method that the average is an adapter of."""
+        """Return the method whose adapter the average is."""
         host = LoRA if self.host == "lora" else Pfeiffer
         shared = {f.name for f in fields(self)} & {f.name for f in fields(host)}
         return host(**{name: getattr(self, name) for name in shared})
@@ -120,7 +120,7 @@ class Mixed(Bottleneck):
 
 
 class MixedLowRank(LowRank):
-    """s·B^(j) A^(i) drop(x) beside one projection."""
+    """s·B^(j) A^(i) drop(x) added to one projection."""
 
     def __init__(self, site: Site, host: LoRA, experts: tuple[int, int]) -> None:
         super().__init__(site, host.r, host.lora_alpha / host.r, host)

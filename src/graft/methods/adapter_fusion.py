@@ -3,7 +3,7 @@
     z_n = Δ_n(u)        a_n = softmax_n((Q u + b_q)·(K z_n + b_k) / temperature)        o = V Σ_n a_n z_n
     L = CE + regularization · Σ ‖V − I‖²
 
-o takes the place of one adapter's Δ. Q, K, V (d, d): Q and K are N(0, 0.02), V = I with 1e-6 beside the diagonal;
+o takes the place of one adapter's Δ. Q, K, V (d, d): Q and K are N(0, 0.02), V = I with 1e-6 off the diagonal;
 3d² + 2d numbers per place, 21.25 million on BERT-base. Without V it is the static variant. Pfeiffer et al. 2020
 (2005.00247). Differs: K is applied to the query and V to the sum, once for all n, which is the same; V has no weight
 decay, as its rest is I and not 0; the temperature is constant and scores are not dropped out. The file holds the fused
@@ -97,8 +97,8 @@ class Fusion(Addition):
         d, parallel = members[0].d, members[0].parallel
         if any(member.parallel != parallel for member in members):
             raise UsageError(
-                f"adapters beside and behind {place.name}",
-                "all beside it, or all behind it",
+                f"adapters parallel to and after {place.name}",
+                "all parallel to it, or all after it",
                 "fuse adapters of one kind",
             )
         super().__init__(place, d, parallel=parallel)
@@ -108,7 +108,7 @@ class Fusion(Addition):
         self.V = nn.Parameter(torch.full((d, d), 1e-6).fill_diagonal_(1.0)) if config.value else None
 
     def train(self, mode: bool = True) -> "Fusion":
-        """The fused adapters stay as they answer when they are used: without dropout."""
+        """Switch dropout on or off; the fused adapters stay in evaluation mode."""
         super().train(mode)
         self.members.eval()
         return self
@@ -124,7 +124,7 @@ class Fusion(Addition):
 
 
 def _member(entry: Any, sites: Sequence[Site]) -> tuple[Method, list[tuple[Site, Addition]]]:
-    """An adapter to fuse with its inserts: read from its folder, without its task's head, or newborn from settings."""
+    """Return a method to fuse and its inserts: read from a folder, without its task head, or newborn from settings."""
     if isinstance(entry, str):
         methods, tensors, _ = adapter_files.read(Path(entry), sites)
     else:
@@ -144,7 +144,7 @@ def _member(entry: Any, sites: Sequence[Site]) -> tuple[Method, list[tuple[Site,
 
 
 def _checked(entry: Any) -> dict[str, Any]:
-    """Settings of a method, complete."""
+    """Return the complete settings of a method. Raises UsageError for wrong ones."""
     raw: dict[str, Any] = {"method": entry}
     problems = resolved(raw, [])
     if problems:

@@ -3,7 +3,7 @@
     y = W x + b'        b' (out,) trained, starts as the base's b
 
 Ben Zaken et al. 2022 (2106.10199); half of them, on BERT `target_modules: [query, intermediate.dense]`, are nearly as
-good there. Differs: b' − b is added behind the layer, so rows of one batch may use different biases and the base may be
+good there. Differs: b' − b is added after the layer, so rows of one batch may use different biases and the base may be
 quantised. Where no target has a bias (Llama, T5), the linears among them get one of zero, and a run says so before its
 first step; norms without a bias get none, as their modules have no place for it. The head's bias is left alone.
 """
@@ -32,7 +32,7 @@ class BitFit(Targeted):
     files: ClassVar = NamedFiles("GRAFT_BITFIT")
 
     def targets(self, sites: Sequence[Site]) -> list[Site]:
-        """The targets that have a bias; where none has, the linears."""
+        """Return the targets that have a bias; if none has, the linears."""
         named = super().targets(sites)
         chosen = [site for site in named if _has_bias(site)] or [
             site for site in named if site.kind == "linear"

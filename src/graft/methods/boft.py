@@ -1,4 +1,4 @@
-"""BOFT: a trained rotation of what enters a frozen projection, a product of butterfly factors, and a scale behind it.
+"""BOFT: a trained rotation of what enters a frozen projection, a product of butterfly factors, and a scale after it.
 
     y = s ⊙ (xM) Wᵀ + b       M = F_{m−1} … F₁F₀ (in, in), s (out,);  M = I and s = 1 at birth
     F_i = P_i D_i P_iᵀ        D_i block-diagonal, blocks (I − Q)(I + Q)⁻¹ with Q = (A − Aᵀ)/2, A (m, in/b, b, b) trained
@@ -104,11 +104,11 @@ class Butterfly(Insert):
             self.scale.copy_(tensors["boft_s"][:, 0])
 
     def _changes(self) -> torch.Tensor:
-        """Blocks minus identity, (m, in/b, b, b)."""
+        """Return the blocks minus identity, (m, in/b, b, b)."""
         return cayley((self.blocks - self.blocks.mT) / 2)
 
     def _turn(self, x: torch.Tensor, changes: torch.Tensor, *, last_first: bool) -> torch.Tensor:
-        """x times all factors, one after the other, minus x."""
+        """Return x times all factors, one after the other, minus x."""
         steps: list[torch.Tensor] = []
         for i in range(len(changes))[:: -1 if last_first else 1]:
             turned = sum(steps, x)
@@ -120,7 +120,7 @@ class Butterfly(Insert):
 
 
 def butterfly(width: int, block: int, i: int) -> torch.Tensor:
-    """Row k of P_i has its 1 in column order[k]: in each run of 2ⁱ blocks even half-blocks come first, then odd ones.
+    """Return the order of P_i, whose row k has its 1 in column order[k]: even half-blocks of 2ⁱ blocks first, then odd.
 
     >>> butterfly(8, 2, 1).tolist()
     [0, 2, 1, 3, 4, 6, 5, 7]

@@ -47,7 +47,7 @@ class Compacter(Bottlenecked):
         check_rank("phm_dim", self.phm_dim)
 
     def width(self, d: int, block: int) -> int:
-        """m, where it follows from d the nearest multiple of n that is not above."""
+        """Return m. If it follows from d, it is rounded down to a multiple of n."""
         width, n = super().width(d, block), self.phm_dim
         return width if self.m else max(n, width // n * n)
 

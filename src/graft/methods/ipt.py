@@ -60,7 +60,7 @@ class IPT(SoftPrompt):
         return Intrinsic(self._random(site) if self.subspace is None else self._found(site))
 
     def _random(self, site: Site) -> dict[str, torch.Tensor]:
-        """A decoder drawn from the seed: sampled words at z = 0, and steps of their size around them."""
+        """Return a decoder drawn from the seed: sampled words at z = 0, and steps of their size around them."""
         p, d_i = (getattr(self, name) or size for name, size in RANDOM.items())
         generator = torch.Generator("cpu").manual_seed(self.seed)
         normal = lambda *shape: torch.randn(shape, generator=generator, device="cpu")
@@ -73,7 +73,7 @@ class IPT(SoftPrompt):
         return {"z": torch.zeros(d_i), "W1": W1, "b1": torch.zeros(self.hidden_size), "W2": W2, "b2": words}
 
     def _found(self, site: Site) -> dict[str, torch.Tensor]:
-        """The decoder of a file, which must be for this model and for the sizes that were asked for."""
+        """Return the decoder of a file. Raises AdapterError if it is for another model or for other sizes."""
         path = Path(str(self.subspace))
         try:
             tensors = load_file(path)

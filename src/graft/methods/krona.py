@@ -1,4 +1,4 @@
-"""KronA: a Kronecker-factored update beside a frozen projection; of full rank where low-rank factors cannot be.
+"""KronA: a Kronecker-factored update added to a frozen projection; of full rank where low-rank factors cannot be.
 
     y = W₀x + b + s·(A ⊗ B) x        A (a₁, a₂) Kaiming-uniform, B (b₁, b₂) = 0 at birth;  a₁b₁ = out, a₂b₂ = in
 
@@ -32,7 +32,7 @@ class KronA(Targeted):
 
 
 class Kronecker(Insert):
-    """s·(A ⊗ B) x beside one projection."""
+    """s·(A ⊗ B) x added to one projection."""
 
     names: ClassVar = {"A": "krona_A", "B": "krona_B"}
 

@@ -1,4 +1,4 @@
-"""KronA^B: a Kronecker product beside the feed-forward network, without a non-linearity.
+"""KronA^B: a Kronecker product parallel to the feed-forward network, without a non-linearity.
 
     y = FFN(x) + s·(A ⊗ B) x                  A (a₁, a₂) Kaiming-uniform, B (b₁, b₂) = 0 at birth;  a₁b₁ = a₂b₂ = d
     y = FFN(x) + s·(A ⊗ B) x + s_res·x        KronA^B_res: s_res is one trained number, 0 at birth
@@ -36,7 +36,7 @@ class KronAB(Placed):
 
 
 class Beside(Addition):
-    """s·(A ⊗ B) x + s_res·x beside one sublayer."""
+    """s·(A ⊗ B) x + s_res·x added to one sublayer."""
 
     names: ClassVar = {"A": "krona_A", "B": "krona_B", "s_res": "krona_res"}
 

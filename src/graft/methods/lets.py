@@ -3,7 +3,7 @@
     a_l = LN(pool(h_l))        z_l = σ((γ_l + ε)/τ), ε logistic noise;  after training z_l = 1 where γ_l > 0, else 0
     u = BiLSTM(z_0 a_0, .., z_L a_L)        logits = W·u + b
     y = (W₀ + M ⊙ D) x + b₀ in the last blocks: see `layers.delta`
-    h_l (T, d) state behind block l, h_0 embeddings;  LN has no weights;  γ_l = 2 at birth;  u (d/2,) last states of
+    h_l (T, d) state after block l, h_0 embeddings;  LN has no weights;  γ_l = 2 at birth;  u (d/2,) last states of
     both directions, d/4 wide each;  W (classes, d/2)
 
 Nothing below the first delta is trained, so the trunk up to there runs without gradient. Where there are no deltas, one
@@ -44,7 +44,7 @@ class LeTS(TaskHead):
         "GRAFT_LETS",
         own=TaskHead.files.own | {"delta_layers", "delta_density", "choose_at", "tau_start", "tau_end"},
     )
-    mergeable: ClassVar = No("its classifier stays beside the base")
+    mergeable: ClassVar = No("its classifier stays outside the base")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -75,7 +75,7 @@ class LeTS(TaskHead):
         ]
 
     def after_step(self, part: Part, step: int, total: int) -> None:
-        """Cool the gates; choose the weights that differ from the gradients of one step."""
+        """Lower the temperature of the gates; at one step choose the weights that differ, by their gradients."""
         choice = max(2, round(self.choose_at * total))
         for _, readout in part.of(Readout):
             readout.tau.fill_(self.tau_start * (self.tau_end / self.tau_start) ** (step / total))
@@ -110,7 +110,7 @@ class Readout(Classifier):
         return self.read([tap.left() for tap in self.taps], mask)
 
     def read(self, states: Sequence[torch.Tensor], mask: torch.Tensor | None) -> torch.Tensor:
-        """Logits from h_0 .. h_L, each (B, T, d)."""
+        """Return logits from h_0 .. h_L, each (B, T, d)."""
         live = torch.ones_like(states[0][..., 0]) if mask is None else mask.to(states[0].device)
         pooled = torch.stack([self._pooled(state.float(), live.float()) for state in states], 1)
         gated = self._open()[:, None] * F.layer_norm(pooled, pooled.shape[-1:])
@@ -118,7 +118,7 @@ class Readout(Classifier):
         return F.linear(torch.cat([last[0], last[1]], -1), self.weight, self.bias)
 
     def _open(self) -> torch.Tensor:
-        """z (L+1,)."""
+        """Return z (L+1,)."""
         if not self.training:
             return (self.gates > 0).float()
         noise = torch.rand_like(self.gates).clamp(1e-6, 1 - 1e-6).logit()

@@ -1,4 +1,4 @@
-"""LoHa: the elementwise product of two low-rank matrices beside a frozen projection, of rank up to r².
+"""LoHa: the elementwise product of two low-rank matrices added to a frozen projection, of rank up to r².
 
     y = W₀x + b + (α/r)·((w₁ₐ w₁ᵦ) ⊙ (w₂ₐ w₂ᵦ)) x        w₁ₐ, w₂ₐ (out, r), w₁ᵦ, w₂ᵦ (r, in);  w₂ᵦ = 0 at birth
 
@@ -32,7 +32,7 @@ class LoHa(Lycoris):
 
 
 class Hadamard(Product):
-    """s·((w₁ₐ w₁ᵦ) ⊙ (w₂ₐ w₂ᵦ)) x beside one projection."""
+    """s·((w₁ₐ w₁ᵦ) ⊙ (w₂ₐ w₂ᵦ)) x added to one projection."""
 
     names: ClassVar = {name: f"hada_{name}" for name in ("w1_a", "w1_b", "w2_a", "w2_b")}
 
@@ -69,12 +69,12 @@ class _Product(torch.autograd.Function):
 
 
 def _pairs(a: torch.Tensor, b: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """(r², n): row ij is a[i] ⊙ b[j], rounded to dtype once."""
+    """Return (r², n): row ij is a[i] ⊙ b[j], rounded to dtype once."""
     wide = torch.promote_types(a.dtype, dtype)
     return (a[:, None].to(wide) * b.to(wide)).flatten(0, 1).to(dtype)
 
 
 def _unpaired(gradient: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The gradients of a and b from that of their pairs."""
+    """Return the gradients of a and b from that of their pairs."""
     pairs = gradient.to(a.dtype).unflatten(0, (len(a), len(b)))
     return (pairs * b).sum(1), (pairs * a[:, None]).sum(0)

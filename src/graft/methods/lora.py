@@ -1,4 +1,4 @@
-"""LoRA: a trained low-rank update beside a frozen projection.
+"""LoRA: a trained low-rank update added to a frozen projection.
 
     y = W₀x + b + s·B A drop(x)        A (r, in), B (out, r), B = 0 at birth;  s = α/r, with rsLoRA α/√r
     DoRA:  W' = m/‖W₀ + sBA‖ ⊙ (W₀ + sBA), one norm and one trained magnitude m per output row; the norm is a constant
@@ -65,7 +65,7 @@ class LoRA(Targeted):
     use_dora: bool = False  # train magnitude and direction apart
     init_lora_weights: bool | str = True  # true, gaussian, pissa, pissa_niter_N, olora, loftq
     bias: str = "none"  # biases of the base that are trained too: none, lora_only, all
-    lora_bias: bool = False  # a bias behind B
+    lora_bias: bool = False  # a bias after B
     rank_pattern: dict[str, int] = field(default_factory=dict)  # rank by module name
     alpha_pattern: dict[str, float] = field(default_factory=dict)  # alpha by module name
     loraplus_lr_ratio: float = 1.0  # LoRA+: learning rate of B over that of A
@@ -92,7 +92,7 @@ class LoRA(Targeted):
         return LowRank(site, r, scale, self)
 
     def param_groups(self, part: Part, lr: float) -> list[dict[str, Any]]:
-        """LoRA+: B learns `loraplus_lr_ratio` times as fast as A."""
+        """Return groups in which B learns `loraplus_lr_ratio` times as fast as A (LoRA+)."""
         if self.loraplus_lr_ratio == 1.0:
             return super().param_groups(part, lr)
         fast = [low_rank.B for kind in (LowRank, LowRankEmbedding) for _, low_rank in part.of(kind)]
@@ -101,7 +101,7 @@ class LoRA(Targeted):
 
 
 class LowRank(Insert):
-    """s·B A drop(x) beside one projection."""
+    """s·B A drop(x) added to one projection."""
 
     A0: torch.Tensor
     B0: torch.Tensor
@@ -154,7 +154,7 @@ class LowRank(Insert):
         return merged, bias
 
     def factors(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """A (r, in) and B (out, r) of the whole update; twice as many ranks where a start is subtracted."""
+        """Return A (r, in) and B (out, r) of the whole update; twice the ranks if a start is subtracted."""
         if hasattr(self, "A0"):
             return torch.cat([self.A, self.A0]), torch.cat([self.B, -self.B0], dim=1)
         return self.A, self.B
@@ -176,7 +176,7 @@ class LowRank(Insert):
 
     @torch.no_grad()
     def _norm(self, weight: torch.Tensor) -> torch.Tensor:
-        """‖W + sBA‖ of every row, without forming BA: ‖W‖² + 2s⟨WAᵀ, B⟩ + s²⟨BAAᵀ, B⟩."""
+        """Return ‖W + sBA‖ of every row without forming BA: the root of ‖W‖² + 2s⟨WAᵀ, B⟩ + s²⟨BAAᵀ, B⟩."""
         A, B = (t.to(weight.dtype) for t in self.factors())
         cross = ((weight @ A.T) * B).sum(1).float()
         own = ((B @ (A @ A.T)) * B).sum(1).float()
@@ -184,7 +184,7 @@ class LowRank(Insert):
 
 
 class LowRankEmbedding(Insert):
-    """s·B A[:, id] beside the embedding table."""
+    """s·B A[:, id] added to the embedding table."""
 
     names: ClassVar = {"A": "lora_embedding_A", "B": "lora_embedding_B"}
 

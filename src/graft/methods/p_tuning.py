@@ -5,7 +5,7 @@
     LSTM:  P = W₂ relu(W₁ BiLSTM(H))                  BiLSTM of m in each direction; W₁ 2m to 2m, W₂ to d
 
 Liu et al. 2021, "GPT Understands, Too" (2103.10385). The encoder ties the virtual tokens together and steadies
-training; it is left behind when the adapter is saved, so what is loaded is a prompt as of prompt tuning.
+training; it is dropped when the adapter is saved, so what is loaded is a prompt as of prompt tuning.
 Differs: the vectors stand in front of the text, as in PEFT, not between literal words of a template.
 """
 
@@ -28,7 +28,7 @@ LASTING = ("num_virtual_tokens", "num_transformer_submodules")  # settings that 
 
 
 class PTuningFiles(PromptFiles):
-    """A file is understood as a prompt: its encoder is left behind."""
+    """A file is understood as a prompt: its encoder is dropped."""
 
     def describe(self, method: Any, part: Part) -> dict[str, Any]:
         ((_, prompt),) = part.of(EncodedPrompt)

@@ -1,11 +1,11 @@
-"""Parallel adapters: a bottleneck beside the feed-forward network, reading what it reads.
+"""Parallel adapters: a bottleneck parallel to the feed-forward network, reading what it reads.
 
     FFN'(x) = FFN(x) + s·drop(W_up φ(W_down x + b_down) + b_up)        W_down (m, d), W_up (d, m);  φ ReLU
 
-x is the input of the network's first projection, behind the norm on pre-norm models. s = 4, or learned. W_down
+x is the input of the network's first projection, after the norm on pre-norm models. s = 4, or learned. W_down
 Kaiming-uniform, W_up = 0 at birth. L(2dm + m + d) numbers: 7,091,712 on BERT-base with m = 384. He et al. 2021
-(2110.04366). mh_adapter=true puts one beside self-attention as well. The `adapters` library has this as `par_bn` and
-`scaled_par_bn`; on pre-norm models its x is the residual, not normed, so that files of such models are refused.
+(2110.04366). mh_adapter=true puts one parallel to self-attention as well. The `adapters` library has this as `par_bn`
+and `scaled_par_bn`; on pre-norm models its x is the residual, not normed, so files of such models are refused.
 """
 
 from collections.abc import Sequence

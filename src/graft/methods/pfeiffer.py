@@ -1,4 +1,4 @@
-"""Pfeiffer adapters: one bottleneck per block, behind the feed-forward network and its residual.
+"""Pfeiffer adapters: one bottleneck per block, after the feed-forward network and its residual.
 
     post-norm:  u = LN(FFN(h₁) + h₁)      h₂ = LN(Δ(u) + FFN(h₁) + h₁)       the block's own LN, twice
     pre-norm:   h₂ = h₁ + FFN(N₂h₁) + Δ(FFN(N₂h₁));  original_ln_before=true:  u = h₁ + FFN(N₂h₁),  h₂ = u + Δ(u)

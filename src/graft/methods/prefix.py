@@ -4,7 +4,7 @@
     with prefix_projection:  [P_K, P_V of all layers] = W₂ tanh(W₁E + b₁) + b₂        E (p, H_kv·d_h), W₁ to m
 
 Li & Liang 2021 (2101.00190); without the projection and with a task head this is P-tuning v2 (2110.07602). The
-projection steadies training; it is left behind when the adapter is saved. Keys are stored as attention uses them, after
+projection steadies training; it is dropped when the adapter is saved. Keys are stored as attention uses them, after
 the rotation of RoPE. On encoder-decoders all three attentions of a layer get a prefix of their own.
 Differs: keys and values are added inside attention and never lie in the cache, so gradient checkpointing and beams keep
 them. PEFT's files for encoder-decoders are refused: there it gives several layers of the decoder one prefix.
@@ -88,11 +88,11 @@ class Prefix(KeyValues):
 
     @abstractmethod
     def flat(self) -> torch.Tensor:
-        """(p, 2·H_kv·d_h), as in the file."""
+        """Return keys and values as in the file, (p, 2·H_kv·d_h)."""
 
     @abstractmethod
     def take(self, flat: torch.Tensor) -> None:
-        """Become what `flat` gave."""
+        """Take over what `flat` of another prefix returned."""
 
     def keys_values(self) -> tuple[torch.Tensor, torch.Tensor]:
         keys, values = self.flat().view(self.shape).permute(1, 2, 0, 3)

@@ -44,7 +44,7 @@ class PromptTuning(SoftPrompt):
     prompt_tuning_init: str = "SAMPLE_VOCAB"  # where P starts: SAMPLE_VOCAB, TEXT or RANDOM
     prompt_tuning_init_text: str | None = None  # the text that P starts from, such as the task in words
     tokenizer_name_or_path: str | None = (
-        None  # tokenizer of that text; the one beside the model where left out
+        None  # tokenizer of that text; if left out, the one in the model's folder
     )
     num_transformer_submodules: int = (
         1  # 2 in PEFT's files for encoder-decoders: a second half of P that is idle

@@ -5,8 +5,8 @@
     merged:  minimum[o, k] + s·(BA)[o, k]         codes and scales stay: the sum is exact but for a minimum's rounding
 
 Xu et al. 2023 (2309.14717), the sum pooling of algorithm 1. Files hold the A of the sum and say so; those of PEFT and
-of the authors' code, which pool otherwise, are converted when they are read (`layers.pooling`). Dropout acts behind the
-pooling, in PEFT before it.
+of the authors' code, which pool differently, are converted when they are read (`layers.pooling`). Dropout acts after
+the pooling, in PEFT before it.
 Differs: A starts as LoRA's does (Kaiming, for Xavier); the base may be rounded to nearest (the paper's is GPTQ's); on
 a base in 16 bits, NF4 or wider groups than its own the update works as well, and merges as any other.
 """
@@ -77,7 +77,7 @@ class QALoRA(Targeted):
             check_rank("qalora_group_size", self.qalora_group_size)
 
     def targets(self, sites: Sequence[Site]) -> list[Site]:
-        """The targets whose input is whole groups; "all-linear" leaves the others out, and `notice` says which."""
+        """Return targets whose input is whole groups; "all-linear" leaves the others out, and `notice` names them."""
         named = super().targets(sites)
         fit = [site for site in named if site.in_features % self.group(site) == 0]
         if not fit or (len(fit) < len(named) and self.target_modules != "all-linear"):
@@ -90,7 +90,7 @@ class QALoRA(Targeted):
         return fit
 
     def group(self, site: Site) -> int:
-        """Inputs of a group at one site."""
+        """Return the number of inputs of a group at one site."""
         scheme = getattr(site.module, "scheme", None)
         return self.qalora_group_size or (scheme.block if scheme and scheme.grouped else GROUP)
 
@@ -117,7 +117,7 @@ class QALoRA(Targeted):
 
 
 class PooledLowRank(Insert):
-    """s·B A drop(P(x)) beside one projection."""
+    """s·B A drop(P(x)) added to one projection."""
 
     names: ClassVar = {"A": "lora_A.weight", "B": "lora_B.weight"}
 

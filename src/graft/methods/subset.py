@@ -24,7 +24,7 @@ from graft.layers.targets import matches, no_such_site
 
 @dataclass(frozen=True)
 class Subset(Method):
-    top_layers: int = 2  # the last k blocks and the norm behind them; 0 with target_modules alone
+    top_layers: int = 2  # the last k blocks and the norm after them; 0 with target_modules alone
     target_modules: (
         str | tuple[str, ...]
     ) = ()  # further modules by name or last part; a string is a regular expression
@@ -54,7 +54,7 @@ class Subset(Method):
         return [(site, Thaw(site, shared)) for site in self.targets(sites)]
 
     def _on_top(self, site: Site, sites: Sequence[Site]) -> bool:
-        """In the last blocks of the last stack, or the norm behind them."""
+        """Return whether a site is in the last blocks of the last stack, or the norm after them."""
         blocks = [s for s in sites if s.kind == "block"]
         stack = blocks[-1].name.rpartition(".")[0]
         top = (
@@ -63,13 +63,13 @@ class Subset(Method):
             else []
         )
         trunk = stack.rpartition(".")[0]
-        behind = (
+        final_norm = (
             top
             and site.layer is None
             and site.name.startswith(trunk + ".")
             and any(s.kind == "norm" and s.name == site.name for s in sites)
         )
-        return bool(behind and "embed" not in site.name.lower()) or any(
+        return bool(final_norm and "embed" not in site.name.lower()) or any(
             site.name.startswith(name + ".") for name in top
         )
 

@@ -1,12 +1,12 @@
-"""Task head: a linear classifier behind the last hidden state.
+"""Task head: a linear classifier after the last hidden state.
 
     logits = W·pool(h) + b        h (B, T, D), W (classes, D);  pool: the last token, the first token, or the mean
     logits_t = W·h_t + b          pool "none": a class for every token, for tagged words
 
-Alone it is a linear probe; beside another method it is the head that a task needs. Decoders: last token that is not
+Alone it is a linear probe; with another method it is the head that a task needs. Decoders: last token that is not
 padding, no bias, `score`, as transformers' sequence classification and PEFT have it. Encoders: `classifier` with bias.
 Classes of tokens have a bias on both, as token classification has it there.
-Differs: encoders pool by the mean over live tokens unless told otherwise, because that is what sentence encoders are
+Differs: encoders pool by the mean over live tokens unless set differently, because that is what sentence encoders are
 trained for; and the head belongs to the adapter, so rows of one batch may use adapters with other heads.
 """
 
@@ -45,7 +45,7 @@ class TaskHead(Method):
     kinds: ClassVar = ("final",)
     files: ClassVar = HeadFiles("GRAFT_HEAD", own=frozenset({"num_labels", "pool", "labels"}))
     newborn: ClassVar = No("it answers with classes instead of tokens")
-    mergeable: ClassVar = No("a head stays behind the merged base")
+    mergeable: ClassVar = No("a head stays after the merged base")
 
     def __post_init__(self) -> None:
         if self.labels:

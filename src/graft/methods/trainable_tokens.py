@@ -53,7 +53,7 @@ class TrainableTokens(Method):
             )
 
     def targets(self, sites: Sequence[Site]) -> list[Site]:
-        """The table, under all its names, and a head that is tied to it."""
+        """Return the table, under all its names, and a head that is tied to it."""
         tables = [site for site in sites if site.kind == "embed"]
         tied = [
             site for site in sites if site.kind == "head" and site.module.weight is tables[0].module.weight
@@ -76,7 +76,7 @@ class TrainableTokens(Method):
         return seats
 
     def param_groups(self, part: Part, lr: float) -> list[dict[str, Any]]:
-        """Without decay: a row's rest is where it started, not 0."""
+        """Return groups without weight decay, which would pull a row to 0 and not to where it started."""
         return [group | {"weight_decay": 0.0} for group in super().param_groups(part, lr)]
 
     def notice(self, part: Part) -> str | None:
@@ -109,7 +109,7 @@ class Rows(Insert):
         return self._borrowed[0].R
 
     def saved(self) -> dict[str, torch.Tensor]:
-        """R at every site, as PEFT writes it; files hold no tensor twice, so the others get copies."""
+        """Return R at every site, as PEFT writes it. Files hold no tensor twice, so other sites give copies."""
         return {"trainable_tokens_delta": self.R if hasattr(self, "table") else self.R.clone()}
 
     def load(self, tensors: dict[str, torch.Tensor]) -> None:

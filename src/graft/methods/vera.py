@@ -64,7 +64,7 @@ class Projections(nn.Module):
 
 
 class Vectors(Insert):
-    """λ_b ⊙ B (λ_d ⊙ A drop(x)) beside one projection.  owner: it keeps the shared projections; the others borrow."""
+    """λ_b ⊙ B (λ_d ⊙ A drop(x)) added to one projection.  owner: it keeps the shared projections; the others borrow."""
 
     def __init__(self, site: Site, shared: Projections, config: VeRA, *, owner: bool) -> None:
         super().__init__()

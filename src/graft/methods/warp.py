@@ -44,7 +44,7 @@ class WARPFiles(FileLayout):
 class WARP(Method):
     before_text: int = 10  # vectors in front of the row
     before_mask: int = 5  # vectors between the row and [MASK]
-    after_mask: int = 5  # vectors behind [MASK]
+    after_mask: int = 5  # vectors after [MASK]
     num_labels: int = 2  # classes; as many as there are names in labels, where these are given
     labels: tuple[str, ...] = ()  # names of the classes, in order
     label_words: tuple[
@@ -54,7 +54,7 @@ class WARP(Method):
         None  # id of [MASK]: the tokenizer's where left out; -1: the last vector is read
     )
     tokenizer_name_or_path: str | None = (
-        None  # tokenizer of words and [MASK]; the one beside the model where left out
+        None  # tokenizer of words and [MASK]; if left out, the one in the model's folder
     )
 
     kinds: ClassVar = ("prompt", "final")
@@ -68,11 +68,11 @@ class WARP(Method):
     def __post_init__(self) -> None:
         if self.labels:
             object.__setattr__(self, "num_labels", len(self.labels))
-        front, *behind = (self.before_text, self.before_mask, self.after_mask)
-        if self.num_labels < 1 or min(front, *behind) < 0 or not sum(behind):
+        front, *back = (self.before_text, self.before_mask, self.after_mask)
+        if self.num_labels < 1 or min(front, *back) < 0 or not sum(back):
             raise UsageError(
-                f"num_labels={self.num_labels} with {front} vectors before the text and {sum(behind)} behind it",
-                "at least 1 class, and 1 vector behind the text",
+                f"num_labels={self.num_labels} with {front} vectors before the text and {sum(back)} after it",
+                "at least 1 class, and 1 vector after the text",
                 "leave these settings out",
             )
         if self.label_words and len(self.label_words) != self.num_labels:
@@ -104,7 +104,7 @@ class WARP(Method):
         return insert
 
     def _mask(self, site: Site) -> int:
-        """What the tokenizer of a masked model tells, if there is one."""
+        """Return the id of [MASK] from the tokenizer of a masked model; NONE if there is none."""
         if family(site.root) not in MASKED:
             return NONE
         try:
@@ -114,7 +114,7 @@ class WARP(Method):
         return NONE if known is None else int(known)
 
     def _start(self, site: Site, rows: int, mask: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """P at birth, and the vector of [MASK] (1, d), or (0, d)."""
+        """Return P at birth, and the vector of [MASK] (1, d), or (0, d)."""
         embed = lambda ids: site.module(ids.to(site.module.weight.device)).float()
         if mask != NONE:
             vector = embed(torch.tensor([mask]))
@@ -123,7 +123,7 @@ class WARP(Method):
         return words.mean(0) + words.std(0) * torch.randn(rows, site.out_features).to(words), words[:0]
 
     def _classes(self, site: Site) -> torch.Tensor:
-        """v at birth, as wide as what enters the table of words."""
+        """Return v at birth, as wide as what enters the table of words."""
         head = site.root.get_output_embeddings()
         if not self.label_words:
             return (
@@ -148,7 +148,7 @@ class Around(VirtualTokens):
     def __init__(
         self, table: torch.Tensor, vector: torch.Tensor, parts: tuple[int, int, int], mask: int
     ) -> None:
-        """parts: how many rows of the table stand before the text, before [MASK] and behind it."""
+        """parts: how many rows of the table are put before the text, before [MASK] and after it."""
         super().__init__()
         self.parts, self.mask = parts, mask
         self.table = nn.Parameter(table.detach().clone())
