@@ -298,7 +298,10 @@ class Base:
     def logits(self, hidden: torch.Tensor, adapters: Rows | None = None) -> torch.Tensor:
         """Return the language head's logits for hidden states (B, T, D) of any part of a sequence."""
         head = self.model.get_output_embeddings()
-        project = lambda states, _: transform(self.model.config, head(states))
+
+        def project(states: torch.Tensor, _: dict[str, Any]) -> torch.Tensor:
+            return transform(self.model.config, head(states))
+
         return self._sorted(project, hidden, self._rows(adapters, len(hidden)), {})
 
     def generate(self, prompts: Sequence[Any], adapters: Rows | None = None, **settings: Any) -> list[str]:
@@ -367,8 +370,12 @@ class Base:
         The recomputation finds the Route of its own forward again, also when another adapter is in use by then.
         """
         if on:
-            context = lambda: (contextlib.nullcontext(), installed(current()))
-            self.model.activation_checkpointing_enable({"use_reentrant": False, "context_fn": context})
+
+            def contexts() -> tuple[Any, Any]:
+                """Return what surrounds a block's forward, and its recomputation."""
+                return contextlib.nullcontext(), installed(current())
+
+            self.model.activation_checkpointing_enable({"use_reentrant": False, "context_fn": contexts})
             # Needless without reentry, and it would keep backward going to the bottom.
             self.model.disable_input_require_grads()
         else:

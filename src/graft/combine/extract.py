@@ -115,9 +115,9 @@ def extract(
     "keep" takes it along.  `difference` says how much of each layer is kept before anything is attached.
     Raises AdapterError where the two models do not fit each other.
     """
-    found = difference(base, tuned, r=r, energy=energy, target_modules=target_modules)
-    adapter = found.attach(name, rest)
-    left = [*(found.rest if rest == "name" else ()), *found.foreign]
+    change = difference(base, tuned, r=r, energy=energy, target_modules=target_modules)
+    adapter = change.attach(name, rest)
+    left = [*(change.rest if rest == "name" else ()), *change.foreign]
     if left:
         warnings.warn(
             f"{_shown(left)}: not in {name!r}; rest='keep' takes along what the base has", stacklevel=2
@@ -134,7 +134,7 @@ def difference(
     target_modules: str | tuple[str, ...] = "all-linear",
     told: Callable[[str, Layer], None] = lambda site, layer: None,
 ) -> Difference:
-    """Yield what tuning changed, layer by layer; arguments as in `extract`.  told: called after each layer."""
+    """Return what tuning changed, layer by layer; arguments as in `extract`.  told: called after each layer."""
     if (r is not None and r < 1) or (energy is not None and not 0 < energy <= 1):
         raise UsageError(
             f"r={r}, energy={energy}", "a rank from 1, a share above 0 up to 1", "try r=16 or energy=0.9"

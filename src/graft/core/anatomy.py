@@ -20,20 +20,20 @@ def sites(model: Any) -> list[Site]:
 
     Sequence-classification heads of the base are of kind `head`, as PEFT's `all-linear` leaves them out too.
     """
-    found = []
+    places = []
     heads, ids = _heads(model), model.get_input_embeddings().weight
     for name, module in model.named_modules():
         kind = "head" if any(module is head for head in heads) else kind_of(module)
         if isinstance(module, nn.Embedding) and module.weight is ids:
             kind = "embed"  # also T5's two further names for the shared table; position tables are no sites
         if kind:
-            found.append(Site(name, kind, model, layer_of(name)))
+            places.append(Site(name, kind, model, layer_of(name)))
         if name and any(True for _ in module.parameters(recurse=False)):
-            found.append(Site(name, "module", model, layer_of(name)))
+            places.append(Site(name, "module", model, layer_of(name)))
     return [
-        *found,
-        *_stacks(found),
-        *_sublayers(found),
+        *places,
+        *_stacks(places),
+        *_sublayers(places),
         *_prompts(model),
         Site(_final_name(model), "final", model),
     ]
@@ -72,21 +72,21 @@ def family(model: Any) -> str:
     )
 
 
-def _stacks(found: Sequence[Site]) -> Iterator[Site]:
+def _stacks(places: Sequence[Site]) -> Iterator[Site]:
     """Yield the modules that own a list of blocks, and usually the norm after the last one."""
-    lists = dict.fromkeys(site.name.rpartition(".")[0] for site in found if site.kind == "block")
+    lists = dict.fromkeys(site.name.rpartition(".")[0] for site in places if site.kind == "block")
     for name in dict.fromkeys(name.rpartition(".")[0] for name in lists):
-        yield Site(name, "stack", found[0].root)
+        yield Site(name, "stack", places[0].root)
 
 
-def _sublayers(found: Sequence[Site]) -> Iterator[Site]:
+def _sublayers(places: Sequence[Site]) -> Iterator[Site]:
     """Yield attention and feed-forward parts by the order of a block's projections, and `kv` where queries are made.
 
     A feed-forward part with experts is none: no single projection is its last.
     """
-    for block in (site for site in found if site.kind == "block"):
+    for block in (site for site in places if site.kind == "block"):
         parts: dict[tuple[str, str], list[Site]] = {}
-        for site in found:
+        for site in places:
             if site.kind == "linear" and site.name.startswith(block.name + "."):
                 parts.setdefault(part_of(site.name[len(block.name) + 1 :]), []).append(site)
         for (kind, _), linears in parts.items():

@@ -54,7 +54,7 @@ class Placed(Method):
     def places(self, sites: Sequence[Site]) -> list[tuple[Site, Site, int]]:
         """Return (sublayer, site of the insert, number of the block) for each sublayer that gets one."""
         blocks = [site for site in sites if site.kind == "block"]
-        found = [
+        seats = [
             (site, self._place(site, block, sites), number)
             for number, block in enumerate(blocks)
             if number not in self.leave_out
@@ -63,14 +63,14 @@ class Placed(Method):
             and site.kind in KINDS
             and getattr(self, KINDS[site.kind])
         ]
-        if not found:
+        if not seats:
             wanted = [kind for kind, switch in KINDS.items() if getattr(self, switch)]
             raise SiteError(
                 f"{type(self).__name__} finds no place: {', '.join(wanted) or 'no kind of sublayer'} is wanted",
                 "a sublayer of a block that is not left out; a feed-forward network of experts is none",
                 "set mh_adapter or output_adapter, or leave out fewer blocks",
             )
-        return found
+        return seats
 
     def assemble(self, sites: Sequence[Site]) -> Seats:
         seats: Seats = [(place, self.insert(sublayer, place, n)) for sublayer, place, n in self.places(sites)]

@@ -43,7 +43,10 @@ def _taps() -> Taps:
 def stacks(sites: Sequence[Site]) -> list[tuple[Site, list[Site]]]:
     """Return every stack with its blocks, in order; of an encoder-decoder the encoder first."""
     blocks = [site for site in sites if site.kind == "block"]
-    owner = lambda block: block.name.rpartition(".")[0].rpartition(".")[0]
+
+    def owner(block: Site) -> str:
+        return block.name.rpartition(".")[0].rpartition(".")[0]
+
     return [
         (stack, [b for b in blocks if owner(b) == stack.name]) for stack in sites if stack.kind == "stack"
     ]

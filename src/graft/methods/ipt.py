@@ -63,7 +63,10 @@ class IPT(SoftPrompt):
         """Return a decoder drawn from the seed: sampled words at z = 0, and steps of their size around them."""
         p, d_i = (getattr(self, name) or size for name, size in RANDOM.items())
         generator = torch.Generator("cpu").manual_seed(self.seed)
-        normal = lambda *shape: torch.randn(shape, generator=generator, device="cpu")
+
+        def normal(*shape: int) -> torch.Tensor:
+            return torch.randn(shape, generator=generator, device="cpu")
+
         module, device = site.module, site.module.weight.device
         words = module(
             torch.randint(0, site.in_features, (p,), generator=generator, device="cpu").to(device)

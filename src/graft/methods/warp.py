@@ -115,7 +115,11 @@ class WARP(Method):
 
     def _start(self, site: Site, rows: int, mask: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return P at birth, and the vector of [MASK] (1, d), or (0, d)."""
-        embed = lambda ids: site.module(ids.to(site.module.weight.device)).float()
+
+        def embed(ids: torch.Tensor) -> torch.Tensor:
+            vectors: torch.Tensor = site.module(ids.to(site.module.weight.device)).float()
+            return vectors
+
         if mask != NONE:
             vector = embed(torch.tensor([mask]))
             return vector.expand(rows, -1), vector
