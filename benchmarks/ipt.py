@@ -58,7 +58,7 @@ class World:
         for _ in range(count):
             u = torch.randn(DIRECTIONS, generator=self.draws)
             prompt = self.start + torch.tensordot(u, self.directions, 1)
-            self.base.attach("teacher", PromptTuning(P)).load_state({"prompt_embeddings": prompt})
+            self.base.attach("teacher", PromptTuning(P)).load_file_state({"prompt_embeddings": prompt})
             with torch.no_grad():
                 answers = self.answers("teacher", self.seen), self.answers("teacher", self.unseen)
             self.base.detach("teacher")
@@ -80,7 +80,7 @@ class World:
         """
         adapter = self.base.attach("x", method)
         if isinstance(method, PromptTuning):
-            adapter.load_state({"prompt_embeddings": self.start})
+            adapter.load_file_state({"prompt_embeddings": self.start})
         elif method.subspace is None:
             adapter.inserts[0][1].b2.copy_(self.start)
         optimizer = torch.optim.Adam(adapter.parameters(), lr)
@@ -94,7 +94,7 @@ class World:
             seen = float(self.distance("x", self.seen, task[0]))
             unseen = float(self.distance("x", self.unseen, task[1]))
         self.base.detach("x")
-        return seen, unseen, adapter.state()["prompt_embeddings"].clone()
+        return seen, unseen, adapter.file_state()["prompt_embeddings"].clone()
 
     def gain(self, method: Tuning, task: Answers, rates: Sequence[float]) -> float:
         """Return how much of the distance on unseen inputs is removed."""

@@ -93,3 +93,18 @@ def test_the_root_fits_a_screen_and_no_part_is_called_like_a_public_function():
     assert len(entries) <= 28
     functions = {name for name in graft.__all__ if name.islower()}
     assert not functions & {entry.removesuffix(".py") for entry in entries}
+
+
+def test_a_method_imports_what_its_paper_needs_and_nothing_else():
+    host = {"methods"}  # it is built of another method, or leaves one behind
+    more = {
+        "adamix": host, "ipt": host, "lets": host, "p_tuning": host,
+        "qa_lora": {"quant"},  # follows the groups in which the base is packed
+        "adapter_fusion": {"base", "recipe"},  # reads trained adapters, and settings of untrained ones
+    }  # fmt: skip
+    beyond = {
+        path.stem: {room(name) for name in imports(path)} - {"errors", "core", "layers"}
+        for path in files()
+        if room(dotted_name(path)) == "methods"
+    }
+    assert {name: rooms for name, rooms in beyond.items() if rooms} == more

@@ -177,7 +177,8 @@ class Peer:
         if self.recipe.stage == "classify":  # the classifier starts where ours does
             head = {
                 name.rpartition(".")[2]: tensor
-                for name, tensor in newborn.of(newborn.methods[-1]).state().items()
+                for _, insert in newborn.parts[-1].inserts
+                for name, tensor in insert.saved().items()
             }
             model.classifier.load_state_dict(head)
         return model

@@ -130,7 +130,7 @@ def measured(
 def size(base: graft.Base, adapter: str | None) -> int:
     """Return the bytes of all tensors, tied ones once."""
     tensors = {t.data_ptr(): t.nbytes for t in base.model.state_dict().values()}
-    own = base.adapters[adapter].state().values() if adapter else ()
+    own = base.adapters[adapter].file_state().values() if adapter else ()
     return sum(tensors.values()) + sum(t.nbytes for t in own)
 
 

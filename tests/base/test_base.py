@@ -1,14 +1,20 @@
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.testing import assert_close
 
 from graft.base.base import Base
+from graft.data.encode import Example
+from graft.data.feed import Feed
 from graft.errors import AdapterError, MergeError, SiteError, UsageError
 from graft.methods.full import Full
 from graft.methods.lora import LoRA
 from graft.methods.task_head import TaskHead
+from graft.objectives import BY_STAGE
+from graft.recipe import Train
+from graft.training import Task, Trainer
 from models import CONFIGS, inputs, randomise, tiny_base, tiny_model
 
 
@@ -161,7 +167,7 @@ def test_the_full_method_trains_tied_tensors_as_one_and_counts_them_once():
     base = Base(tiny_model("llama", tie_word_embeddings=True))
     adapter = base.attach("x", Full())
     assert adapter.count() == sum(p.numel() for p in base.model.parameters()) == base.count()
-    assert len(adapter.state()) == len({id(p) for p in base.model.parameters()})
+    assert len(adapter.file_state()) == len({id(p) for p in base.model.parameters()})
 
 
 def test_full_tuning_leaves_the_bare_base_bit_equal():
@@ -207,6 +213,24 @@ def test_the_decoders_head_scores_the_last_live_token_like_transformers():
         assert_close(
             base(ids, attention_mask=mask)[0], theirs(ids, attention_mask=mask).logits, atol=1e-5, rtol=0
         )
+
+
+def test_only_the_adapter_that_is_trained_forgets_where_it_was_saved(tmp_path):
+    base = tiny_base()
+    one, other = base.attach("one", LoRA(r=2)), base.attach("other", LoRA(r=2))
+    one.save(tmp_path / "one")
+    other.save(tmp_path / "other")
+    rows = [Example([3, 4, 5], [3, 4, 5], "rows:0")] * 2
+    feed = Feed(
+        rows, SimpleNamespace(pad_token_id=0, eos_token_id=2, mask_token_id=None), batch_size=2,
+        micro_batch_size=2, max_length=8, pack=False, seed=0, stage="sft",
+    )  # fmt: skip
+    seen = []
+    one.after_step = lambda step, total: seen.append((one.folder, other.folder))
+    Trainer(base, "one", Task(feed, BY_STAGE["sft"]), Train(max_steps=1), tmp_path / "run").run()
+    assert seen == [(None, (tmp_path / "other").resolve())]
+    base.train(True)
+    assert other.folder == (tmp_path / "other").resolve()
 
 
 def test_dropout_of_the_base_is_silent_in_training_and_comes_back():

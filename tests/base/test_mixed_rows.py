@@ -103,17 +103,15 @@ def test_each_part_of_a_mix_learns_at_its_own_rate(tmp_path):
     base = tiny_base("llama")
     adapter = base.attach("mix", [LoRA(r=3), PrefixTuning(2, lr=3e-2)])
     randomise(adapter)
-    before = [
-        {name: p.detach().clone() for name, p in adapter.of(m).named_parameters()} for m in adapter.methods
-    ]
+    before = [{name: p.detach().clone() for name, p in part.named_parameters()} for part in adapter.parts]
     optimizer = torch.optim.AdamW(adapter.param_groups(1e-3), eps=1e-30, weight_decay=0.0)
     base.train(True)
     batch = inputs("llama", rows=4)
     with base.using("mix"):
         base(**batch, labels=batch["ids"]).loss.backward()
     optimizer.step()
-    for method, old, rate in zip(adapter.methods, before, (1e-3, 3e-2), strict=True):
-        for name, p in adapter.of(method).named_parameters():
+    for part, old, rate in zip(adapter.parts, before, (1e-3, 3e-2), strict=True):
+        for name, p in part.named_parameters():
             moved = (p - old[name]).abs()[p.grad != 0]
             assert_close(moved, torch.full_like(moved, rate), rtol=1e-3, atol=1e-6)
     adapter.save(tmp_path)

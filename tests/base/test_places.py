@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from graft.core.insert import Insert
+from graft.core.insert import Insert, KeyValues, VirtualTokens
 from graft.core.method import Method
 from models import CONFIGS, inputs, tiny_base, tiny_model
 
@@ -24,7 +24,7 @@ class Probe(Insert):
         return y + self.add
 
 
-class Front(Insert):
+class Front(VirtualTokens):
     def __init__(self, front: torch.Tensor, back: torch.Tensor | None = None) -> None:
         super().__init__()
         self.front, self.back = nn.Parameter(front), nn.Parameter(front[:0] if back is None else back)
@@ -33,7 +33,7 @@ class Front(Insert):
         return self.front, self.back
 
 
-class Pairs(Insert):
+class Pairs(KeyValues):
     def __init__(self, keys: torch.Tensor, values: torch.Tensor, ahead: int = 0) -> None:
         super().__init__()
         self.keys, self.values, self.ahead = nn.Parameter(keys), nn.Parameter(values), ahead
@@ -83,10 +83,10 @@ def test_no_tensor_is_left_in_the_route_and_no_hook_on_the_model():
     base = tiny_base()
     base.attach("x", At("mlp", lambda site: Probe(1.0)))
     with base.routed(["x"] * 3), torch.no_grad():
-        from graft.core.route import current
+        from graft.core.route import Taps, current
 
         base.model(inputs("llama")["ids"])
-        assert current().taps == {}
+        assert current().taps == Taps()
     base.detach("x")
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in base.model.modules())
 

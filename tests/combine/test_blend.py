@@ -178,8 +178,8 @@ def test_average_is_the_weighted_mean_of_all_tensors_of_any_method(method):
     for seed, name in enumerate("ab"):
         torch.manual_seed(seed)
         randomise(base.attach(name, method), seed)
-    a, b = (base.adapters[name].tensors() for name in "ab")
-    blended = blend(base, {"a": 3.0, "b": 1.0}, "both").tensors()
+    a, b = (base.adapters[name].checkpoint_state() for name in "ab")
+    blended = blend(base, {"a": 3.0, "b": 1.0}, "both").checkpoint_state()
     for key, tensor in blended.items():
         assert_close(tensor, 0.75 * a[key] + 0.25 * b[key], atol=1e-6, rtol=1e-5)
         assert (a[key] - b[key]).abs().max() > 1e-2
@@ -189,9 +189,9 @@ def test_linear_on_trained_weights_is_task_arithmetic():
     base = tiny_base()
     for seed, name in enumerate("ab"):
         randomise(base.attach(name, Full()), seed)
-    start = base.attach("start", Full()).tensors()
-    a, b = (base.adapters[name].tensors() for name in "ab")
-    for key, tensor in blend(base, {"a": 0.4, "b": 0.9}, "both", "linear").tensors().items():
+    start = base.attach("start", Full()).checkpoint_state()
+    a, b = (base.adapters[name].checkpoint_state() for name in "ab")
+    for key, tensor in blend(base, {"a": 0.4, "b": 0.9}, "both", "linear").checkpoint_state().items():
         expected = start[key] + 0.4 * (a[key] - start[key]) + 0.9 * (b[key] - start[key])
         assert_close(tensor, expected, atol=1e-5, rtol=1e-5)
 
@@ -199,7 +199,7 @@ def test_linear_on_trained_weights_is_task_arithmetic():
 def test_an_adapter_averages_with_one_that_was_saved_and_loaded(tmp_path):
     base = two(target_modules="all-linear", init_lora_weights="gaussian")
     base.load_adapter(base.adapters["b"].save(tmp_path), "c")
-    both, loaded = (blend(base, {"a": 1, other: 1}, f"a{other}").tensors() for other in "bc")
+    both, loaded = (blend(base, {"a": 1, other: 1}, f"a{other}").checkpoint_state() for other in "bc")
     assert all(torch.equal(both[key], loaded[key]) for key in both)
 
 

@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 from transformers.modeling_utils import PreTrainedModel
 
+import graft
 from graft.base.base import Base
-from graft.combine import extract as extract_function
 from graft.combine.extract import difference, extract
 from graft.combine.low_rank import SPARE, truncated
 from graft.errors import AdapterError, GraftError, ModelError, UsageError
@@ -207,4 +207,4 @@ def test_a_large_matrix_is_shortened_by_chance_and_still_nearly_as_well_as_can_b
 
 
 def test_the_public_name_is_the_function():
-    assert extract_function is extract
+    assert graft.extract is extract

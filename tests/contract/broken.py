@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from graft.core.file_layout import FileLayout
 from graft.core.insert import Insert
 from graft.core.method import Method, No
 
@@ -27,7 +28,7 @@ class Scale(Insert):
 
 @dataclass(frozen=True)
 class Sound(Method):
-    peft_type: ClassVar[str] = "SOUND"
+    files: ClassVar = FileLayout("SOUND")
 
     def build(self, site):
         return Scale(site.out_features)

@@ -103,7 +103,7 @@ def checkpoint_state_restores(make: Make, method: Method):
     base, again = make(), make()
     adapter = moved(base, method)
     other = moved(again, method, seed=1)
-    other.restore({k: v.clone() for k, v in adapter.tensors().items()})
+    other.restore_checkpoint_state({k: v.clone() for k, v in adapter.checkpoint_state().items()})
     assert torch.equal(answer(again, "x"), answer(base, "x")), "restored tensors answer otherwise"
 
 
@@ -184,7 +184,7 @@ def seed_decides_everything(make: Make, method: Method):
     for _ in range(2):
         base = make()
         torch.manual_seed(3)
-        tensors.append(base.attach("x", method).tensors())
+        tensors.append(base.attach("x", method).checkpoint_state())
     assert all(torch.equal(a, b) for a, b in zip(tensors[0].values(), tensors[1].values(), strict=True)), (
         "two births differ"
     )

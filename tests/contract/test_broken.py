@@ -6,7 +6,7 @@ from laws import LAWS
 
 from graft.base.base import Base
 from graft.core import registry
-from graft.formats import peft
+from graft.core.file_layout import FileLayout
 from models import tiny_model
 
 
@@ -15,7 +15,7 @@ def registered(monkeypatch):
     """Adapter files name a method; let `find` know the ones of this test."""
     known, find = [c.__name__ for c in (*BROKEN, Sound)], registry.find
     classes = {c.__name__: c for c in (*BROKEN, Sound)}
-    for module in (registry, peft):
+    for module in (registry,):
         monkeypatch.setattr(
             module, "find", lambda name: classes.get(name) or (Sound if name == "broken" else find(name))
         )
@@ -40,5 +40,5 @@ def test_a_sound_method_breaks_no_law():
 
 @pytest.mark.parametrize("cls", BROKEN, ids=lambda c: c.__name__)
 def test_each_defect_breaks_exactly_its_law(cls, monkeypatch):
-    monkeypatch.setattr(cls, "peft_type", cls.__name__.upper())
+    monkeypatch.setattr(cls, "files", FileLayout(cls.__name__.upper()))
     assert failures(cls()) == {BROKEN[cls]}

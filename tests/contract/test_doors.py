@@ -10,6 +10,7 @@ from stage_tools import feed_of
 from torch.testing import assert_close
 
 from graft.core import registry
+from graft.core.file_layout import FileLayout
 from graft.core.method import No
 from graft.data.encode import Example
 from graft.formats import peft
@@ -25,7 +26,7 @@ CALLS: list[tuple[str, object]] = []
 class EveryDoor(Sound):
     weight: float = 0.5  # of the extra loss
 
-    peft_type: ClassVar = "EVERY_DOOR"
+    files: ClassVar = FileLayout("EVERY_DOOR")
     mergeable: ClassVar = No("so that a reason is shown")
     passes: ClassVar = 2
 
@@ -35,32 +36,28 @@ class EveryDoor(Sound):
             torch.ones(site.out_features)
         )  # trained, never saved: like prefix's MLP
         insert.forward = lambda x, y, i=insert: y * (1 + (i.g * i.helper).to(y.dtype))
+        insert.saved = lambda i=insert: {"g": (i.g * i.helper).detach()}
         return insert
 
-    def param_groups(self, adapter, lr):
-        named = dict(adapter.named_parameters())
+    def param_groups(self, part, lr):
+        named = dict(part.named_parameters())
         helpers = [p for n, p in named.items() if n.endswith("helper")]
         return [
             {"params": helpers, "lr": 0.0},
             {"params": [p for n, p in named.items() if n.endswith(".g")], "lr": lr},
         ]
 
-    def extra_loss(self, adapter, outputs):
+    def extra_loss(self, part, outputs):
         CALLS.append(("extra_loss", len(outputs)))
         return self.weight * (outputs[0] - outputs[1]).square()
 
-    def after_step(self, adapter, step, total):
+    def after_step(self, part, step, total):
         CALLS.append(("after_step", (step, total)))
-
-    def frozen_state(self, adapter):
-        products = {s.name: (i.g * i.helper).detach() for s, i in adapter.inserts}
-        return {f"base_model.model.{name}.g": value for name, value in products.items()}
 
 
 def test_every_door_is_used_by_the_loop_and_the_saver(tmp_path, monkeypatch):
     monkeypatch.setattr(registry, "find", lambda name: EveryDoor)
-    monkeypatch.setattr(peft, "find", lambda name: EveryDoor)
-    monkeypatch.setattr(peft, "names", lambda: ["every_door"])
+    monkeypatch.setattr(registry, "names", lambda: ["every_door"])
     CALLS.clear()
     base = tiny_base()
     adapter = base.attach("x", EveryDoor())

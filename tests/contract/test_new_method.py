@@ -29,6 +29,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
+from graft.core.file_layout import FileLayout
 from graft.core.insert import Insert
 from graft.core.method import Method, No
 
@@ -38,7 +39,7 @@ class Doubt(Method):
     strength: float = 1.0  # factor of g
 
     kinds: ClassVar = ("mlp",)
-    peft_type: ClassVar = "DOUBT"
+    files: ClassVar = FileLayout("DOUBT")
     mergeable: ClassVar = No("it was not worked out")
 
     def build(self, site):

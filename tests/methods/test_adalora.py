@@ -88,7 +88,7 @@ def test_the_same_ranks_are_taken_at_the_same_steps_as_by_peft(tmp_path):
         json.loads((tmp_path / f / "adapter_config.json").read_text()) for f in ("ours", "theirs")
     )
     assert config["rank_pattern"] == wanted["rank_pattern"]
-    state, reference = adapter.state(), peft.get_peft_model_state_dict(tuned)
+    state, reference = adapter.file_state(), peft.get_peft_model_state_dict(tuned)
     assert {k: t.shape for k, t in state.items()} == {k: t.shape for k, t in reference.items()}
 
 
@@ -115,7 +115,7 @@ def test_a_pruned_adapter_travels_to_peft_and_back_and_can_be_trained_further(tm
     again = base.load_adapter(tmp_path / "two", "y")
     with base.using("y"):
         assert_close(base(**batch).logits, wanted, atol=1e-5, rtol=1e-5)
-    assert again.count() == sum(t.numel() for t in adapter.state().values())
+    assert again.count() == sum(t.numel() for t in adapter.file_state().values())
 
     insert = max((insert for _, insert in again.inserts), key=lambda insert: len(insert.A))
     insert.keep(torch.arange(len(insert.A)) > 0)  # one more is taken: the pattern still counts from init_r
@@ -133,13 +133,16 @@ def test_a_pruned_adapter_travels_to_peft_and_back_and_can_be_trained_further(tm
 def test_going_on_from_checkpoint_tensors_is_the_undisturbed_run_bit_for_bit(tmp_path):
     _, calm, _ = trained(tmp_path, 12)
     _, early, _ = trained(tmp_path, 5)
-    kept = {key: tensor.clone() for key, tensor in early.tensors().items()}
+    kept = {key: tensor.clone() for key, tensor in early.checkpoint_state().items()}
     _, base, adapter = pair(tmp_path)
-    adapter.restore(kept)
+    adapter.restore_checkpoint_state(kept)
     optimizer = torch.optim.SGD(adapter.parameters(), lr=0.1)
     for number in range(6, 13):
         step(base, adapter, optimizer, inputs("llama")["ids"], number)
-    assert all(torch.equal(adapter.tensors()[key], tensor) for key, tensor in calm.tensors().items())
+    assert all(
+        torch.equal(adapter.checkpoint_state()[key], tensor)
+        for key, tensor in calm.checkpoint_state().items()
+    )
 
 
 def test_the_loop_hands_over_gradients_and_the_length_of_the_run(tmp_path):

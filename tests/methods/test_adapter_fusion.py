@@ -106,7 +106,7 @@ def test_adapters_of_classifiers_are_fused_without_their_heads(tmp_path):
     trained.save(tmp_path / "task")
     base = tiny_base("bert", bare=True)
     adapter = base.attach("x", [AdapterFusion(adapters=(str(tmp_path / "task"),)), TaskHead(num_labels=2)])
-    pairs = zip(adapter.of(adapter.methods[0]).inserts, trained.of(trained.methods[0]).inserts, strict=True)
+    pairs = zip(adapter.parts[0].inserts, trained.parts[0].inserts, strict=True)
     for (_, fusion), (_, single) in pairs:
         assert torch.equal(fusion.members[0].up.weight, single.up.weight)
     assert adapter.head.num_labels == 2
@@ -179,7 +179,7 @@ def test_what_cannot_be_fused_is_named(tmp_path):
     ):
         with pytest.raises(UsageError, match=said):
             tiny_base().attach("x", AdapterFusion(adapters=(entry,)))
-    with pytest.raises(UsageError, match="beside and behind"):
+    with pytest.raises(UsageError, match="parallel to and after"):
         tiny_base().attach("x", AdapterFusion(adapters=({"name": "pfeiffer"}, {"name": "parallel"})))
     houlsby, beside = folders("llama", tmp_path / "more", Houlsby(train_norms=False), Parallel())
     assert len(tiny_base().attach("x", AdapterFusion(adapters=(houlsby, houlsby))).inserts) == 4

@@ -50,7 +50,7 @@ def test_ten_steps_equal_training_the_biases_of_the_model_itself(family):
             loss.backward()
             optimizer.step()
         assert_close(losses[1], losses[0], atol=1e-5, rtol=1e-5)
-    for key, tensor in adapter.state().items():
+    for key, tensor in adapter.file_state().items():
         assert_close(tensor, own[key.removeprefix("base_model.model.")].detach(), atol=1e-5, rtol=1e-4)
 
 

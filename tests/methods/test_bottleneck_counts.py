@@ -47,4 +47,4 @@ def test_cross_attention_has_one_only_where_asked():
 
 def test_one_of_adamix_experts_costs_no_more_than_the_host_when_saved():
     adapter = attached(bert_base, AdaMix(m=48))
-    assert sum(tensor.numel() for tensor in adapter.state().values()) == 894_528
+    assert sum(tensor.numel() for tensor in adapter.file_state().values()) == 894_528

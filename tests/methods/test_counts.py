@@ -127,7 +127,12 @@ TABLE = [
     # soft prompts
     (llama_2_7b, PromptTuning(20), 81_920, "p d"),
     (llama_2_7b, PromptTuning(100), 409_600, "p d"),
-    (llama_2_7b, PTuning.from_file({"num_virtual_tokens": 20}), 81_920, "what stays of a P-tuning"),
+    (
+        llama_2_7b,
+        PTuning.files.understand(PTuning, {"num_virtual_tokens": 20}),
+        81_920,
+        "what stays of a P-tuning",
+    ),
     (bert_base, PrefixTuning(30), 552_960, "2 L p d"),
     (llama_2_7b, PrefixTuning(30), 7_864_320, "2 L p d"),
     (

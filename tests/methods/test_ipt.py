@@ -47,8 +47,8 @@ def test_the_prompt_is_the_decoders_and_stands_in_front_of_the_text(tmp_path, fa
     adapter = base.attach("x", IPT(subspace=str(tmp_path / "subspace")))
     randomise(adapter)
     table = by_hand(tensors, adapter.parameters()[0].detach().double())
-    assert_close(adapter.state()["prompt_embeddings"].double(), table, atol=1e-6, rtol=1e-5)
-    base.attach("y", PromptTuning(P)).load_state({"prompt_embeddings": table.float()})
+    assert_close(adapter.file_state()["prompt_embeddings"].double(), table, atol=1e-6, rtol=1e-5)
+    base.attach("y", PromptTuning(P)).load_file_state({"prompt_embeddings": table.float()})
     answers = [base(**batch, adapters=[name] * 3).logits for name in ("x", "y")]
     assert_close(*answers, atol=1e-5, rtol=1e-5)
     assert (answers[0] - base(**batch).logits).abs().max() > 1e-2
@@ -61,7 +61,7 @@ def test_the_gradient_follows_the_chain_rule_from_that_of_a_prompt(tmp_path):
     base, ids = tiny_base(), inputs("llama")["ids"]
     mine = base.attach("x", IPT(subspace=str(tmp_path / "subspace")))
     other = base.attach("y", PromptTuning(P))
-    other.load_state(mine.state())
+    other.load_file_state(mine.file_state())
     for name in "xy":
         with base.using(name):
             base(ids, labels=ids).loss.backward()
@@ -88,7 +88,7 @@ def test_what_is_saved_is_a_prompt_of_peft(tmp_path):
 
 def test_the_coordinates_alone_are_trained_and_kept_in_checkpoints():
     adapter = tiny_base().attach("x", IPT(**SETTINGS))
-    assert adapter.count() == D_I and [t.shape for t in adapter.tensors().values()] == [(D_I,)]
+    assert adapter.count() == D_I and [t.shape for t in adapter.checkpoint_state().values()] == [(D_I,)]
 
 
 def test_a_random_decoder_starts_from_words_and_its_seed_decides_it():
@@ -96,11 +96,11 @@ def test_a_random_decoder_starts_from_words_and_its_seed_decides_it():
     made = lambda name, seed: base.attach(name, IPT(**SETTINGS, seed=seed))
     first, same, other = made("a", 0), made("b", 0), made("c", 1)
     words = base.model.get_input_embeddings()(torch.arange(96))
-    table = first.state()["prompt_embeddings"]
+    table = first.file_state()["prompt_embeddings"]
     assert (torch.cdist(table.double(), words.double()).min(1).values < 1e-6).all()
     for adapter in (first, same, other):
         randomise(adapter, scale=1.0)
-    tables = [adapter.state()["prompt_embeddings"] for adapter in (first, same, other)]
+    tables = [adapter.file_state()["prompt_embeddings"] for adapter in (first, same, other)]
     assert torch.equal(tables[0], tables[1]) and not torch.allclose(tables[0], tables[2])
     assert 0.1 < float((tables[0] - table).std() / words.std()) < 3  # steps of the size of words
 
@@ -129,7 +129,7 @@ def test_prompts_of_adapters_are_taken_as_they_are_and_the_callers_generator_is_
     base, prompts = tiny_base(), plane(3)
     adapters = [base.attach(str(i), PromptTuning(P)) for i in range(3)]
     for adapter, prompt in zip(adapters, prompts, strict=True):
-        adapter.load_state({"prompt_embeddings": prompt})
+        adapter.load_file_state({"prompt_embeddings": prompt})
     before = torch.get_rng_state()
     for name, given in (("a", prompts), ("b", adapters)):
         find_subspace(given, tmp_path / name, 2, hidden_size=8, steps=3)

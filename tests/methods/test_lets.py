@@ -133,7 +133,7 @@ def train(base, adapter, method, steps, total, seed=0):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        method.after_step(adapter, step, total)
+        method.after_step(adapter.parts[0], step, total)
         losses.append(loss.item())
     base.train(False)
     return losses
@@ -148,7 +148,7 @@ def test_the_weights_are_chosen_once_by_weight_times_gradient():
     assert not any(delta.D.any() or delta.matrix().any() for _, delta in deltas)  # at rest
     weights = [site.module.weight.requires_grad_() for site, _ in deltas]
     # Step 3 of 30 is the choice: its own loss again, with the gradient of the base's weights
-    before = {key: tensor.clone() for key, tensor in adapter.tensors().items()}
+    before = {key: tensor.clone() for key, tensor in adapter.checkpoint_state().items()}
     train(base, adapter, HALF, [3], 30)
     scores = [(weight.grad * weight).abs().flatten() for weight in weights]
     for weight, score, (_, delta) in zip(weights, scores, deltas, strict=True):
@@ -166,7 +166,7 @@ def test_the_weights_are_chosen_once_by_weight_times_gradient():
     assert all(torch.equal(delta.index, index) for index, (_, delta) in zip(chosen, deltas, strict=True))
     again = tiny_base("llama")  # a run that was killed before the choice makes the same one
     resumed = again.attach("x", HALF)
-    resumed.restore(before)
+    resumed.restore_checkpoint_state(before)
     train(again, resumed, HALF, [3], 30)
     assert all(torch.equal(d.index, index) for d, index in zip(of_kind(resumed, Delta), chosen, strict=True))
 
@@ -308,7 +308,7 @@ def test_the_temperature_falls_by_a_constant_factor():
     adapter, seen = base.attach("x", method), []
     (readout,) = of_kind(adapter, Readout)
     for step in range(1, 5):
-        method.after_step(adapter, step, 4)
+        method.after_step(adapter.parts[0], step, 4)
         seen.append(readout.tau.item())
     assert seen == [2.0, 1.0, 0.5, 0.25]
 

@@ -140,7 +140,7 @@ def test_gradients_and_twenty_training_steps_equal_pefts(tmp_path, variant):
             optimizer.step()
         assert_close(losses[1], losses[0], atol=1e-5, rtol=1e-5)
     state = peft.get_peft_model_state_dict(tuned)
-    mine = adapter.state()
+    mine = adapter.file_state()
     assert mine.keys() == state.keys()
     for key, tensor in mine.items():
         assert_close(tensor, state[key], atol=1e-5, rtol=1e-3)

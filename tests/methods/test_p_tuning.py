@@ -96,9 +96,9 @@ def test_dropout_between_the_layers_is_at_work_in_training_only():
 
 def test_what_a_file_holds_takes_the_place_of_the_encoder():
     adapter = tiny_base().attach("x", PTuning(P))
-    state = {key: value + 1 for key, value in adapter.state().items()}
-    adapter.load_state(state)
-    assert_close(adapter.state(), state)
+    state = {key: value + 1 for key, value in adapter.file_state().items()}
+    adapter.load_file_state(state)
+    assert_close(adapter.file_state(), state)
 
 
 def test_counts():

@@ -133,7 +133,7 @@ def test_gradients_equal_pefts(tmp_path, variant):
     base = Base(copy.deepcopy(model))
     adapter = base.load_adapter(tmp_path, "x")
     base.train()
-    before = {key: tensor.clone() for key, tensor in adapter.state().items()}
+    before = {key: tensor.clone() for key, tensor in adapter.file_state().items()}
     with base.using("x"):
         ours = base(ids, labels=ids).loss
     penalty = adapter.extra_loss([ours])
@@ -145,7 +145,7 @@ def test_gradients_equal_pefts(tmp_path, variant):
     for given, parameters in ((loss, tuned.parameters()), (ours, adapter.parameters())):
         given.backward()
         torch.optim.SGD([p for p in parameters if p.requires_grad], lr=1.0).step()
-    state, mine = peft.get_peft_model_state_dict(tuned), adapter.state()
+    state, mine = peft.get_peft_model_state_dict(tuned), adapter.file_state()
     assert mine.keys() == state.keys()
     for key, tensor in mine.items():
         assert_close(tensor, state[key], atol=1e-5, rtol=1e-4, msg=lambda text, key=key: f"{key}: {text}")

@@ -76,7 +76,7 @@ def test_gradients_and_training_are_those_of_peft(tmp_path, projection):
     if projection:
         part = of_peft(encoder, adapter)
     else:
-        adapter.load_state({"prompt_embeddings": encoder.embedding.weight.detach()})
+        adapter.load_file_state({"prompt_embeddings": encoder.embedding.weight.detach()})
     base.train()
     optimizers = [torch.optim.SGD(list(ps), lr=0.5) for ps in (encoder.parameters(), adapter.parameters())]
     for _ in range(3):
@@ -94,7 +94,7 @@ def test_gradients_and_training_are_those_of_peft(tmp_path, projection):
                 (part("W2.weight"), encoder.transform[2]),
             ):
                 assert_close(torch.cat([p.grad for p in mine]), theirs.weight.grad, atol=1e-6, rtol=1e-4)
-    assert_close(adapter.state(), peft.get_peft_model_state_dict(other), atol=1e-5, rtol=1e-5)
+    assert_close(adapter.file_state(), peft.get_peft_model_state_dict(other), atol=1e-5, rtol=1e-5)
 
 
 def test_a_projection_is_left_behind(tmp_path):
@@ -109,9 +109,9 @@ def test_a_projection_is_left_behind(tmp_path):
         wanted = base(ids).logits
     with base.using("y"):
         assert_close(base(ids).logits, wanted, atol=1e-6, rtol=1e-6)
-    state = {key: value + 1 for key, value in adapter.state().items()}
-    adapter.load_state(state)  # also into the adapter that still has its projection
-    assert_close(adapter.state(), state)
+    state = {key: value + 1 for key, value in adapter.file_state().items()}
+    adapter.load_file_state(state)  # also into the adapter that still has its projection
+    assert_close(adapter.file_state(), state)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])

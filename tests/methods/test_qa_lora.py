@@ -226,7 +226,7 @@ def test_every_convention_is_converted_to_the_sum(pool, factor, tmp_path):
     model = tiny_model("llama")
     theirs(model, tmp_path, 16)
     edit_config(tmp_path, qalora_pool=pool)
-    state = Base(model).load_adapter(tmp_path, "x").state()
+    state = Base(model).load_adapter(tmp_path, "x").file_state()
     for key, tensor in load_file(tmp_path / "adapter_model.safetensors").items():
         groups = 128 / 16 if "down_proj" in key else 64 / 16
         scale = (groups / 16 if factor is None else factor) if "lora_A" in key else 1

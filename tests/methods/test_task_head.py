@@ -125,7 +125,9 @@ def test_a_classifier_of_peft_on_a_decoder_gives_the_same_logits_here(tmp_path):
 def test_loss_and_gradient_are_transformers_own_sums_over_the_labelled_tokens(tagger):
     base = Base(trunk(tagger, "bare"))
     adapter = base.attach("ner", TaskHead(num_labels=5, pool="none"))
-    adapter.restore({f"0.0.classifier.{k}": v for k, v in tagger.classifier.state_dict().items()})
+    adapter.restore_checkpoint_state(
+        {f"0.0.classifier.{k}": v for k, v in tagger.classifier.state_dict().items()}
+    )
     labels = torch.tensor([[-100, 0, 4, -100, 2, 1, -100], [-100, 3, 3, 0, -100, -100, -100], [-100] * 7])
     batch = Batch({"input_ids": IDS, "attention_mask": MASK}, labels, 7, ["f:1", "f:2", "f:3"])
     with base.using("ner"):

@@ -60,7 +60,7 @@ def test_rows_of_a_batch_use_their_own_tokens():
 
 def test_a_whole_table_is_said_and_other_mistakes_are_refused():
     base = tiny_base()
-    assert TrainableTokens().notice(base.attach("x", TrainableTokens())) is None  # 96 rows are few
+    assert TrainableTokens().notice(base.attach("x", TrainableTokens()).parts[0]) is None  # 96 rows are few
     for ids in ((), (3, 3), (-1,), "some"):
         with pytest.raises(UsageError, match="token_indices"):
             TrainableTokens(ids)

@@ -24,7 +24,7 @@ def test_the_projections_are_those_that_peft_draws_from_the_same_seed(seed):
     ours = (
         tiny_base()
         .attach("x", VeRA(r=12, projection_prng_key=seed, target_modules=("q_proj", "down_proj")))
-        .state()
+        .file_state()
     )
     assert ours[A].shape == (12, 128) and ours[B].shape == (64, 12)
     assert torch.equal(ours[A], reference[A]) and torch.equal(ours[B], reference[B])
@@ -38,7 +38,7 @@ def test_checkpoints_and_memory_hold_the_projections_once():
     assert len(shared) == 1 and all(
         insert._borrowed[0].A.dtype == torch.float64 for _, insert in adapter.inserts
     )
-    assert sum(key.endswith((".A", ".B")) for key in adapter.tensors()) == 2
+    assert sum(key.endswith((".A", ".B")) for key in adapter.checkpoint_state()) == 2
 
 
 def test_projections_of_the_file_are_used_even_if_the_seed_says_otherwise(tmp_path):

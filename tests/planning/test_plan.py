@@ -98,7 +98,7 @@ def test_a_sketched_step_holds_what_a_real_one_holds(family, training):
     methods, step = [LoRA(r=4, target_modules=ALL)], Step(rows=2, length=24)
     base = tiny_base(family)
     adapter = base.attach("plan", methods)
-    known = [*base.model.parameters(), *base.model.buffers(), *adapter.tensors().values()]
+    known = [*base.model.parameters(), *base.model.buffers(), *adapter.checkpoint_state().values()]
     for parameter in adapter.parameters():
         parameter.grad = torch.zeros_like(parameter)
         known.append(parameter.grad)

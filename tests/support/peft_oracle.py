@@ -64,7 +64,7 @@ def gradients_agree(model, config, folder, steps=3, scale=0.2):
         norms = [torch.stack([p.grad.norm() for p in ps]) for ps in (trained, adapter.parameters())]
         assert_close(norms[1].sort()[0], norms[0].sort()[0], atol=1e-5, rtol=1e-4)
     state = peft.get_peft_model_state_dict(theirs)
-    mine = adapter.state()
+    mine = adapter.file_state()
     assert mine.keys() == state.keys()
     for key, tensor in mine.items():
         assert_close(tensor, state[key], atol=1e-5, rtol=1e-4, msg=key)

@@ -65,18 +65,18 @@ class Adapter:
     def after_step(self, step, total):
         self.steps_seen.append(step)
 
-    def tensors(self):
+    def checkpoint_state(self):
         return {"W": self.W.detach(), "b": self.b.detach(), "frozen": self.frozen}
 
-    def restore(self, tensors):
-        for name, tensor in self.tensors().items():
+    def restore_checkpoint_state(self, tensors):
+        for name, tensor in self.checkpoint_state().items():
             tensor.copy_(tensors[name])
 
-    def state(self):
+    def file_state(self):
         return {"W": self.W.detach(), "b": self.b.detach()}
 
     def save(self, folder):
-        save_file(self.state(), Path(folder) / "adapter_model.safetensors")
+        save_file(self.file_state(), Path(folder) / "adapter_model.safetensors")
 
 
 class Base:

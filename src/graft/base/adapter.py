@@ -1,4 +1,4 @@
-"""Adapter: a named, ordered list of (site, insert): what is trained, saved, shared, blended and merged."""
+"""Adapter: a named set of inserts on a base. It is what is trained, saved, shared, blended and merged."""
 
 import contextlib
 import hashlib
@@ -10,38 +10,39 @@ from typing import Any
 import torch
 from torch import nn
 
-from graft.core.insert import Insert
+from graft.base import adapter_files
+from graft.core.insert import InPlace
 from graft.core.method import Method
-from graft.core.site import Site
+from graft.core.part import Part, Seat
 from graft.errors import AdapterError
-from graft.formats import peft
 
-Seat = tuple[Site, Insert]
 Identity = Callable[[], dict[str, Any]]
 
 
 class Adapter:
-    """Inserts on a base, built by one method or by several in order.
+    """The inserts of one method on a base, or of several methods in order.
 
-    seats: one list of (site, insert) per method.  base: tells {"name", "fingerprint", ...} of the model it was made
-    for; this goes into its files, so that it is not loaded onto another by mistake.
-    folder: where its files lie, as far as is known; training forgets it.  beside: how the weights were packed that it
-    was trained beside (`Base.quant`), "" where its file does not say.
+    parts: one Part per method; the constructor takes them as lists of (site, insert).
+    base: returns {"name", "fingerprint", "task_type"} of the model that the adapter was made for. Files carry it, so
+    that an adapter is not loaded onto another base by mistake.
+    folder: where the adapter was last saved or loaded, until it is trained further.
+    trained_on: the base's quantisation during training (`Base.quant`), "" if the file does not say.
     """
 
     folder: Path | None = None
-    beside = ""
+    trained_on = ""
 
     def __init__(
-        self, name: str, methods: Sequence[Method], seats: Sequence[Sequence[Seat]], base: Identity
+        self, name: str, methods: Sequence[Method], parts: Sequence[Sequence[Seat]], base: Identity
     ) -> None:
-        self.name, self.methods, self.base = name, tuple(methods), base
-        self._seats = [list(part) for part in seats]
+        self.name, self.base = name, base
+        self.methods = tuple(methods)
+        self.parts = tuple(Part(seats) for seats in parts)
 
     @property
     def inserts(self) -> list[Seat]:
-        """All (site, insert) pairs; several at one site run in this order."""
-        return [seat for part in self._seats for seat in part]
+        """All (site, insert) pairs. Several at one site run in this order."""
+        return [seat for part in self.parts for seat in part.inserts]
 
     @property
     def head(self) -> Any:
@@ -50,152 +51,133 @@ class Adapter:
 
     @property
     def in_place(self) -> bool:
-        """True when the adapter trains the base's own tensors and therefore cannot share a batch."""
+        """True if the adapter trains the base's own tensors and therefore cannot share a batch."""
         return any(method.in_place for method in self.methods)
 
     @property
     def passes(self) -> int:
-        """Forwards per micro-batch that training needs."""
+        """Number of forwards per micro-batch that training needs."""
         return max(method.passes for method in self.methods)
 
     @property
     def consistency(self) -> float:
-        """Weight of the symmetric KL between the predictions of its passes; the objective computes it."""
-        return sum(method.consistency for method in self.methods)
-
-    def of(self, method: Method) -> "Adapter":
-        """The part of this adapter that one of its methods built."""
-        index = next(i for i, m in enumerate(self.methods) if m is method)
-        return Adapter(self.name, [method], [self._seats[index]], self.base)
+        """Weight of the symmetric KL between the predictions of two passes; the objective computes it."""
+        return sum(method.consistency_weight() for method in self.methods)
 
     # What is trained
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """(key, trained tensor), each tensor once."""
+        """Yield (key, trained tensor), each tensor once."""
         seen: set[int] = set()
-        for key, insert in self._keyed():
-            for name, parameter in insert.named_parameters():
-                if parameter.requires_grad and id(parameter) not in seen:
+        for index, part in enumerate(self.parts):
+            for key, parameter in part.named_parameters():
+                if id(parameter) not in seen:
                     seen.add(id(parameter))
-                    yield f"{key}.{name}", parameter
+                    yield f"{index}.{key}", parameter
 
     def parameters(self) -> list[nn.Parameter]:
-        """Trained tensors, each once."""
+        """Return the trained tensors, each once."""
         return [parameter for _, parameter in self.named_parameters()]
 
     def count(self) -> int:
-        """How many numbers are trained."""
+        """Count the trained numbers."""
         return sum(parameter.numel() for parameter in self.parameters())
 
     def train(self, mode: bool = True) -> "Adapter":
         """Switch the inserts' dropout on or off."""
-        self.folder = None if mode else self.folder
         for _, insert in self.inserts:
             insert.train(mode)
         return self
 
     def param_groups(self, lr: float) -> list[dict[str, Any]]:
-        """Optimizer groups of all methods, at this learning rate where they have none of their own."""
+        """Return the optimizer groups of all methods. A method without a learning rate of its own gets `lr`."""
         return [
-            group for m in self.methods for group in m.param_groups(self.of(m), lr if m.lr is None else m.lr)
+            group
+            for method, part in self._built()
+            for group in method.param_groups(part, lr if method.lr is None else method.lr)
         ]
 
     def extra_loss(self, outputs: Sequence[torch.Tensor]) -> torch.Tensor | None:
-        """The sum of the methods' own terms for one micro-batch, or None."""
-        terms = [method.extra_loss(self.of(method), outputs) for method in self.methods]
-        known = [term for term in terms if term is not None]
-        return torch.stack(known).sum() if known else None
+        """Return the sum of the methods' own loss terms for one micro-batch, or None."""
+        terms = [method.extra_loss(part, outputs) for method, part in self._built()]
+        present = [term for term in terms if term is not None]
+        return torch.stack(present).sum() if present else None
 
     def after_step(self, step: int, total: int) -> None:
         """Let the methods act after an optimizer step."""
-        for method in self.methods:
-            method.after_step(self.of(method), step, total)
+        for method, part in self._built():
+            method.after_step(part, step, total)
 
     def notices(self) -> list[str]:
-        """What the methods have to say before training."""
-        said = [method.notice(self.of(method)) for method in self.methods]
-        return [text for text in said if text is not None]
+        """Return the warnings that the methods want shown before training."""
+        texts = [method.notice(part) for method, part in self._built()]
+        return [text for text in texts if text is not None]
 
     # What is kept
 
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """Everything that a checkpoint needs to go on exactly here: trained tensors and buffers, as they are."""
+    def checkpoint_state(self) -> dict[str, torch.Tensor]:
+        """Return everything that training needs to go on exactly here: trained tensors and buffers, not copied."""
         return {
-            f"{key}.{name}": tensor
-            for key, insert in self._keyed()
+            f"{index}.{key}.{name}": tensor
+            for index, part in enumerate(self.parts)
+            for key, insert in part.named_inserts()
             for name, tensor in insert.state_dict().items()
         }
 
-    def restore(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Take over what `tensors` gave, of this adapter or of one built alike."""
-        own = self.tensors()
-        _same_keys(own, tensors, self.name)
+    def restore_checkpoint_state(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Take over the `checkpoint_state` of this adapter or of one that was built equally."""
+        mine = self.checkpoint_state()
+        _same_keys(mine, tensors, self.name)
         with torch.no_grad():
-            for key, tensor in own.items():
+            for key, tensor in mine.items():
                 tensor.copy_(tensors[key])
 
-    def state(self) -> dict[str, torch.Tensor]:
-        """{key in the file: tensor}: what another program needs to use the adapter."""
-        tensors: dict[str, torch.Tensor] = {}
-        for index, method in enumerate(self.methods):
-            whole = method.frozen_state(self.of(method))
-            if whole is not None:
-                tensors.update(whole)
-                continue
-            for site, insert in self._seats[index]:
-                for suffix, tensor in insert.saved().items():
-                    tensors[self._file_key(index, site, suffix)] = tensor.detach()
-        return tensors
+    def file_state(self) -> dict[str, torch.Tensor]:
+        """Return {key in the file: tensor}, everything that another program needs to use the adapter."""
+        keys = adapter_files.Keys(self.methods)
+        return {
+            keys.key(index, site, suffix): tensor.detach()
+            for index, part in enumerate(self.parts)
+            for site, insert in part.inserts
+            for suffix, tensor in insert.saved().items()
+        }
 
-    def load_state(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Take over tensors of a file. Missing, unexpected and misshapen ones are all named in one error."""
-        own = self.state()
-        _same_keys(own, tensors, self.name)
-        for index in range(len(self.methods)):
-            for site, insert in self._seats[index]:
-                insert.load({s: tensors[self._file_key(index, site, s)] for s in insert.saved()})
+    def load_file_state(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Take over the tensors of a file.
+
+        Raises AdapterError that names all missing, unexpected and misshapen tensors at once.
+        """
+        _same_keys(self.file_state(), tensors, self.name)
+        keys = adapter_files.Keys(self.methods)
+        for index, part in enumerate(self.parts):
+            for site, insert in part.inserts:
+                insert.load({suffix: tensors[keys.key(index, site, suffix)] for suffix in insert.saved()})
 
     def save(self, folder: str | Path) -> Path:
-        """Write `adapter_config.json` and `adapter_model.safetensors`, read them again and compare."""
-        peft.write(
-            Path(folder), self.methods, self._seats, self.state(), {**self.base(), "quant": self.beside}
-        )
+        """Write `adapter_config.json` and `adapter_model.safetensors`, read the tensors again and compare."""
+        base = {**self.base(), "quant": self.trained_on}
+        adapter_files.write(Path(folder), self.methods, self.parts, self.file_state(), base)
         self.folder = Path(folder).resolve()
         return Path(folder)
 
     def fingerprint(self) -> str:
-        """SHA-256 of what its files hold: the methods' settings and the tensors."""
-        parts = zip(self.methods, self._seats, strict=True)
+        """Return the SHA-256 of what the adapter's files hold: the methods' settings and the tensors."""
         settings = [
-            [m.peft_type, m.file_config(seats), {k: m.config()[k] for k in m.own_fields}]
-            for m, seats in parts
+            [m.files.peft_type, m.files.describe(m, part), m.files.own_settings(m)]
+            for m, part in self._built()
         ]
-        found = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
-        for key, tensor in sorted(self.state().items()):
-            found.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            found.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-        return found.hexdigest()
-
-    def _file_key(self, index: int, site: Site, suffix: str) -> str:
-        mixed = sum(not method.is_head() for method in self.methods) > 1
-        part = f"{index}." if mixed and site.kind != "final" else ""
-        if suffix.startswith("/"):
-            return part + suffix[1:]
-        root = "base_model" if any(method.outside for method in self.methods) else "base_model.model"
-        trunk = peft.trunk(site.root) if self.head is not None and site.kind != "final" else ""
-        return f"{root}.{trunk}{site.name}.{part}{suffix}"
-
-    def _keyed(self) -> Iterator[tuple[str, Insert]]:
-        for index, part in enumerate(self._seats):
-            for position, (site, insert) in enumerate(part):
-                yield f"{index}.{position}.{site.name}", insert
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
+        for key, tensor in sorted(self.file_state().items()):
+            digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
 
     @contextlib.contextmanager
     def swapped(self) -> Iterator[None]:
         """Inside the block the base computes with the parameters that in-place methods trained."""
         before = []
         for site, insert in self.inserts:
-            for name, parameter in insert.swap().items():
+            for name, parameter in insert.swap().items() if isinstance(insert, InPlace) else ():
                 module = site.module
                 before.append((module, name, module._parameters[name]))
                 module._parameters[name] = parameter
@@ -205,19 +187,23 @@ class Adapter:
             for module, name, parameter in reversed(before):
                 module._parameters[name] = parameter
 
+    def _built(self) -> Iterator[tuple[Method, Part]]:
+        """Yield every method with what it built."""
+        return zip(self.methods, self.parts, strict=True)
 
-def _same_keys(own: dict[str, torch.Tensor], given: dict[str, torch.Tensor], name: str) -> None:
-    wrong = [f"{key}: not in the file" for key in own if key not in given]
-    wrong += [f"{key}: not in the model" for key in given if key not in own]
+
+def _same_keys(mine: dict[str, torch.Tensor], given: dict[str, torch.Tensor], name: str) -> None:
+    wrong = [f"{key}: not in the file" for key in mine if key not in given]
+    wrong += [f"{key}: not in the model" for key in given if key not in mine]
     wrong += [
-        f"{key}: file {tuple(given[key].shape)}, model {tuple(own[key].shape)}"
-        for key in own
-        if key in given and given[key].shape != own[key].shape
+        f"{key}: file {tuple(given[key].shape)}, model {tuple(mine[key].shape)}"
+        for key in mine
+        if key in given and given[key].shape != mine[key].shape
     ]
     if wrong:
         more = f" and {len(wrong) - 8} more" if len(wrong) > 8 else ""
         raise AdapterError(
             f"the tensors of {name!r} do not fit: {'; '.join(wrong[:8])}{more}",
-            f"the {len(own)} tensors of this adapter on this base",
+            f"the {len(mine)} tensors of this adapter on this base",
             "load the base and the settings it was trained with",
         )

@@ -15,46 +15,46 @@ from torch.nn import functional as F
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
-from graft.core.insert import Insert
+from graft.base.host import Host
+from graft.core.insert import KeyValues
 from graft.core.route import Route, current
 from graft.core.site import Site
 from graft.errors import SiteError
 
 PREFIX = "graft_"
-_seats: WeakKeyDictionary[torch.nn.Module, dict[str, list[Insert]]] = WeakKeyDictionary()
+_seats: WeakKeyDictionary[torch.nn.Module, dict[str, list[KeyValues]]] = WeakKeyDictionary()
 
 
-class Attention:
-    """The attention modules of one model; its own implementation is back when the last insert is gone."""
+class Attention(Host):
+    """The attention modules of one model. Its own implementation comes back when the last insert is gone."""
 
     def __init__(self, model: Any) -> None:
-        self._model, self._own = model, ""
+        self._model = model
+        self._implementation = ""  # the model's own
         self._modules: dict[str, list[torch.nn.Module]] = {}
 
-    def add(self, name: str, site: Site, insert: Insert) -> None:
-        """Seat an insert that gives keys and values for the queries of one attention module."""
+    def add(self, name: str, site: Site, insert: KeyValues) -> None:
         if not self._modules:
-            self._own = self._model.config._attn_implementation
-            self._model.set_attn_implementation(_registered(self._own))
+            self._implementation = self._model.config._attn_implementation
+            self._model.set_attn_implementation(_registered(self._implementation))
         self._modules.setdefault(name, []).append(site.module)
         _seats.setdefault(site.module, {}).setdefault(name, []).append(insert)
 
     def remove(self, name: str) -> None:
-        """Unseat an adapter."""
         for module in self._modules.pop(name, ()):
             _seats[module].pop(name, None)
             if not _seats[module]:
                 del _seats[module]
             if not self._modules:
-                self._model.set_attn_implementation(self._own)
+                self._model.set_attn_implementation(self._implementation)
 
 
-def _registered(own: str) -> str:
-    """The name of the wrapper around one implementation."""
-    name = PREFIX + own
-    if own not in ("sdpa", "eager"):
+def _registered(wrapped: str) -> str:
+    """Register the wrapper around one implementation, once, and return its name."""
+    name = PREFIX + wrapped
+    if wrapped not in ("sdpa", "eager"):
         raise SiteError(
-            f"keys and values cannot be added to attention of kind {own!r}",
+            f"keys and values cannot be added to attention of kind {wrapped!r}",
             "attention by sdpa or eager",
             'load the base with attn_implementation="sdpa"',
         )
@@ -64,44 +64,46 @@ def _registered(own: str) -> str:
             module: torch.nn.Module, query: Any, key: Any, value: Any, mask: Any, **keywords: Any
         ) -> Any:
             original = (
-                ALL_ATTENTION_FUNCTIONS.get(own)
+                ALL_ATTENTION_FUNCTIONS.get(wrapped)
                 or sys.modules[type(module).__module__].eager_attention_forward
             )
             route = current()
             seats = _seats.get(module, {})
-            if route is not None and any(span[0] in seats for span in route.spans):
+            if route is not None and any(name in seats for name in route.names):
                 key, value, mask, keywords = _extended(
                     module, route, seats, query, key, value, mask, keywords
                 )
             return original(module, query, key, value, mask, **keywords)
 
         AttentionInterface.register(name, attend)
-        AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[own])
+        AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[wrapped])
     return name
 
 
 def _extended(
     module: Any,
     route: Route,
-    seats: dict[str, list[Insert]],
+    seats: dict[str, list[KeyValues]],
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
     mask: torch.Tensor | None,
     keywords: dict[str, Any],
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, dict[str, Any]]:
-    """Keys, values, mask and position bias with the prefix of every row in front, filled up on the left."""
-    added = [[insert.keys_values() for insert in seats.get(name or "", ())] for name, _, _ in route.spans]
+    """Put the prefix of every row in front of keys, values, mask and position bias, filled up on the left."""
+    parts = route.parts(len(query))
+    added = [[insert.keys_values() for insert in seats.get(name or "", ())] for name, _ in parts]
     width = max(sum(k.shape[1] for k, _ in pairs) for pairs in added)
-    k = len(query) // route.rows
-    keys, values, live = [], [], torch.zeros(len(query), 1, 1, width, dtype=torch.bool, device=query.device)
-    for pairs, (_, a, b) in zip(added, route.spans, strict=True):
-        rows, own = (b - a) * k, sum(k_.shape[1] for k_, _ in pairs)
+    keys: list[torch.Tensor] = []
+    values: list[torch.Tensor] = []
+    live = torch.zeros(len(query), 1, 1, width, dtype=torch.bool, device=query.device)
+    for pairs, (_, rows) in zip(added, parts, strict=True):
+        filler = width - sum(k.shape[1] for k, _ in pairs)
         for side, into, like in ((0, keys, key), (1, values, value)):
-            empty = like.new_zeros(like.shape[1], width - own, like.shape[3])
+            empty = like.new_zeros(like.shape[1], filler, like.shape[3])
             row = torch.cat([empty, *(pair[side].to(like.dtype) for pair in pairs)], 1)
-            into.append(row[None].expand(rows, -1, -1, -1))
-        live[a * k : b * k, ..., width - own :] = True
+            into.append(row[None].expand(rows.stop - rows.start, -1, -1, -1))
+        live[rows, ..., filler:] = True
     if mask is None:
         mask = _own_mask(module, query, key, keywords)
     seen = live.expand(-1, 1, mask.shape[2], -1)
@@ -116,7 +118,7 @@ def _extended(
 
 
 def _own_mask(module: Any, query: torch.Tensor, key: torch.Tensor, keywords: dict[str, Any]) -> torch.Tensor:
-    """What no mask means: everything before, for several queries of a causal module; else everything."""
+    """Return what a missing mask means: for several queries of a causal module everything before, else everything."""
     q, k = query.shape[2], key.shape[2]
     causal = keywords.get("is_causal")
     causal = getattr(module, "is_causal", False) if causal is None else causal

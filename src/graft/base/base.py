@@ -13,23 +13,27 @@ from typing import Any
 
 import torch
 
+from graft.base import adapter_files
 from graft.base.adapter import Adapter
 from graft.base.attention import Attention
 from graft.base.dropout import SilentDropout
 from graft.base.fingerprint import count, fingerprint
+from graft.base.heads import Heads
+from graft.base.host import Host
 from graft.base.last_hidden import captured, transform
 from graft.base.merging import Merged, Merges
-from graft.base.module_hooks import Joint
+from graft.base.module_hooks import ModuleHooks
 from graft.base.select import count_rows, pick
-from graft.base.virtual_tokens import Virtual
+from graft.base.virtual_tokens import VirtualTokenHooks
 from graft.core import anatomy
+from graft.core.insert import AdapterModule
 from graft.core.method import Method
 from graft.core.positions import obstacle
 from graft.core.route import Route, current, installed, spans
 from graft.core.site import Site
 from graft.errors import AdapterError, UsageError, nearest
-from graft.formats import peft
 from graft.generate.generate import generate
+from graft.quant import is_packed
 
 Rows = Sequence[str | None]
 
@@ -46,8 +50,16 @@ class Base:
         self.tokenizer, self.name = tokenizer, name or getattr(model.config, "name_or_path", "")
         self.family = anatomy.family(model)
         self.adapters: dict[str, Adapter] = {}
-        self._joints: dict[str, Joint] = {}
-        self._attention, self._virtual = Attention(model), Virtual(model)
+        self._modules, self._heads = ModuleHooks(), Heads()
+        attention, virtual_tokens = Attention(model), VirtualTokenHooks(model)
+        self._hosts: tuple[Host, ...] = (self._modules, attention, virtual_tokens, self._heads)
+        # By kind of site; every other kind is hooked at its module. In-place parameters come in with the Route.
+        self._hosts_by_kind: dict[str, tuple[Host, ...]] = {
+            "kv": (attention, virtual_tokens),  # a prefix may reserve positions
+            "prompt": (virtual_tokens,),
+            "final": (self._heads,),
+            "module": (),
+        }
         self._choice: ContextVar[str | None] = ContextVar("graft_adapter", default=None)
         self._merges = Merges(model)
         self._dropout = SilentDropout(model)
@@ -57,7 +69,7 @@ class Base:
 
     @property
     def device(self) -> torch.device:
-        """Where the embeddings lie."""
+        """The device of the embeddings, where ids must be."""
         return self.model.get_input_embeddings().weight.device
 
     @property
@@ -67,20 +79,20 @@ class Base:
 
     @property
     def quant(self) -> str:
-        """How the linears of the blocks are packed: nf4, fp4, int8, or none."""
-        return next((m.scheme.name for m in self.model.modules() if hasattr(m, "codes")), "none")
+        """The scheme in which the linears of the blocks are packed, such as nf4 or int4, or none."""
+        return next((m.scheme.name for m in self.model.modules() if is_packed(m)), "none")
 
     @property
     def sites(self) -> list[Site]:
-        """Every place a method can go to."""
+        """Every place that a method can go to."""
         return anatomy.sites(self.model)
 
     def count(self) -> int:
-        """Parameters of the base, packed weights counted as the numbers they stand for, tied ones once."""
+        """Count the base's parameters; packed weights as the numbers they stand for, tied ones once."""
         return count(self.model)
 
     def fingerprint(self) -> str:
-        """Tells this base from another; the same for a model and its quantised form (`base.fingerprint`)."""
+        """Return a hash that identifies the base; the same for a model and its quantised form (`base.fingerprint`)."""
         if not self._fingerprint:
             self._fingerprint = fingerprint(self.model)
         return self._fingerprint
@@ -100,10 +112,14 @@ class Base:
             )
         sites = self.sites
         adapter = Adapter(name, methods, [self._checked(m, sites) for m in methods], self.identity)
-        adapter.beside = self.quant
+        adapter.trained_on = self.quant
         for _, insert in adapter.inserts:
-            insert.to(self.device)
+            self._settle(insert)
         return self._seat(adapter)
+
+    def _settle(self, insert: AdapterModule) -> None:
+        """Move a newborn insert to the base's device."""
+        insert.to(self.device)
 
     def detach(self, name: str) -> Adapter:
         """Take an adapter off. The base is as it was before `attach`, bit for bit."""
@@ -112,20 +128,17 @@ class Base:
             raise AdapterError(
                 f"{name!r} is merged", "an adapter that is not merged", f"call unmerge({name!r}) first"
             )
-        for key, joint in list(self._joints.items()):
-            if joint.remove(name):
-                del self._joints[key]
-        self._attention.remove(name)
-        self._virtual.remove(name)
+        for host in self._hosts:
+            host.remove(name)
         self._forget_compiled()
         return self.adapters.pop(name)
 
     def load_adapter(self, folder: str | Path, name: str, *, force: bool = False) -> Adapter:
         """Read an adapter folder (ours, PEFT's, the `adapters` library's or mlx-lm's) or a GGUF LoRA, and attach it.
 
-        force: take an adapter whose fingerprint says that it was trained on another base.
+        force: load an adapter although its fingerprint says that it was trained on another base.
         """
-        methods, tensors, base = peft.read(Path(folder), self.sites)
+        methods, tensors, base = adapter_files.read(Path(folder), self.sites)
         if base.get("fingerprint") and base["fingerprint"] != self.fingerprint() and not force:
             raise AdapterError(
                 f"{folder} was trained on another base: {base.get('name') or '?'}, {base['fingerprint'][:12]}",
@@ -134,13 +147,13 @@ class Base:
             )
         adapter = self.attach(name, methods)
         try:
-            wanted = adapter.state()
-            named = peft.named_here(tensors, wanted, self.model)
-            adapter.load_state(peft.without_base_copies(named, wanted, self.model))
+            wanted = adapter.file_state()
+            named = adapter_files.named_here(tensors, wanted, self.model)
+            adapter.load_file_state(adapter_files.without_base_copies(named, wanted, self.model))
         except AdapterError:
             self.detach(name)
             raise
-        adapter.folder, adapter.beside = Path(folder).resolve(), base.get("quant", "")
+        adapter.folder, adapter.trained_on = Path(folder).resolve(), base.get("quant", "")
         return adapter
 
     def _checked(self, method: Method, sites: list[Site]) -> list[tuple[Site, Any]]:
@@ -155,18 +168,13 @@ class Base:
     def _seat(self, adapter: Adapter) -> Adapter:
         self.adapters[adapter.name] = adapter
         for site, insert in adapter.inserts:
-            if site.kind == "kv":
-                self._attention.add(adapter.name, site, insert)
-            elif site.kind not in ("module", "final", "prompt"):
-                self._joints.setdefault(site.name, Joint(site)).add(adapter.name, site, insert)
-            # No hook at `module` and `final`: the Route swaps in-place parameters, `__call__` runs heads.
-            if site.kind == "prompt" or insert.ahead:
-                self._virtual.add(adapter.name, insert)
+            for host in self._hosts_by_kind.get(site.kind, (self._modules,)):
+                host.add(adapter.name, site, insert)
         self._forget_compiled()
         return adapter.train(False)
 
     def identity(self) -> dict[str, Any]:
-        """What an adapter's files say of this base."""
+        """Return what an adapter's files say about this base."""
         task = {"causal": "CAUSAL_LM", "seq2seq": "SEQ_2_SEQ_LM", "encoder": "FEATURE_EXTRACTION"}.get(
             self.family
         )
@@ -218,15 +226,15 @@ class Base:
         return Route(groups, rows)
 
     def unpackable(self, length: int) -> str | None:
-        """Why documents cannot share a row of so many tokens on this model with these adapters, or None."""
+        """Return why documents cannot share a row of `length` tokens on this model with its adapters, or None."""
         refusals = [
             m.packable for adapter in self.adapters.values() for m in adapter.methods if not m.packable
         ]
         return obstacle(self.model.config, length) or next((str(reason) for reason in refusals), None)
 
     def positions(self, names: Rows) -> int:
-        """How many positions these adapters take beside the tokens, at most."""
-        return self._virtual.positions(names)
+        """Return the largest number of positions that one of these adapters takes, besides the tokens."""
+        return max(host.positions(names) for host in self._hosts)
 
     def _usable(self, name: str) -> None:
         self._known(name)
@@ -260,22 +268,23 @@ class Base:
     # Forward
 
     def __call__(self, ids: torch.Tensor | None = None, adapters: Rows | None = None, **keywords: Any) -> Any:
-        """One forward over all rows, whatever adapters they use.
+        """Run one forward over all rows, whatever adapters they use.
 
         ids: (B, T).  adapters: one name or None per row; left out: the adapter of the `using` block for all.
-        keywords: transformers' own.  Returns transformers' output. Where adapters bring a task head, the heads' logits
-        instead: a list with one tensor per adapter, in the order of `route.spans`: (rows, classes), or
-        (rows, T, classes) of a head that tells a class for every token.
+        keywords: transformers' own.
+
+        Returns transformers' output. If the adapters have task heads, it returns a list of the heads' logits instead,
+        one tensor per adapter in the order of `route.spans`: (rows, classes), or (rows, T, classes) of a head that
+        classifies every token.
         """
         rows = self._rows(adapters, count_rows(ids, keywords))
-        if any(name is not None and self._heads(name) for name in rows):
-            return self._task_logits(ids, rows, keywords)
-        return self._sorted(lambda i, k: self._forward(i, k), ids, rows, keywords)
+        run = self._task_logits if self._heads.answer(rows) else self._forward
+        return self._sorted(run, ids, rows, keywords)
 
     def hidden(
         self, ids: torch.Tensor | None = None, adapters: Rows | None = None, **keywords: Any
     ) -> torch.Tensor:
-        """The last hidden state, (B, T, D): what enters the language head where there is one."""
+        """Return the last hidden state (B, T, D), which is what enters the language head if there is one."""
         return self._sorted(self._states, ids, self._rows(adapters, count_rows(ids, keywords)), keywords)
 
     def _states(self, ids: torch.Tensor | None, keywords: dict[str, Any]) -> torch.Tensor:
@@ -287,13 +296,16 @@ class Base:
         return caught[0]
 
     def logits(self, hidden: torch.Tensor, adapters: Rows | None = None) -> torch.Tensor:
-        """The language head, with its inserts, on hidden states (B, T, D); T may be any part of the sequence."""
+        """Return the language head's logits for hidden states (B, T, D) of any part of a sequence."""
         head = self.model.get_output_embeddings()
-        project = lambda states, _: transform(self.model.config, head(states))
+
+        def project(states: torch.Tensor, _: dict[str, Any]) -> torch.Tensor:
+            return transform(self.model.config, head(states))
+
         return self._sorted(project, hidden, self._rows(adapters, len(hidden)), {})
 
     def generate(self, prompts: Sequence[Any], adapters: Rows | None = None, **settings: Any) -> list[str]:
-        """Only the new text, one string per prompt; see `graft.generate` for the settings."""
+        """Return only the new text, one string per prompt; `graft.generate` has the settings."""
         return generate(self, prompts, self._rows(adapters, len(prompts)), **settings)
 
     def _sorted(self, run: Any, ids: torch.Tensor | None, rows: Rows, keywords: dict[str, Any]) -> Any:
@@ -322,42 +334,19 @@ class Base:
             model = self._compiled
         return model(**keywords) if ids is None else model(ids, **keywords)
 
-    def _heads(self, name: str) -> list[Any]:
-        return [insert for site, insert in self._known(name).inserts if site.kind == "final"]
-
-    def _task_logits(
-        self, ids: torch.Tensor | None, rows: Rows, keywords: dict[str, Any]
-    ) -> list[torch.Tensor]:
-        bare = sorted({str(name) for name in rows if name is None or not self._heads(name)})
-        if bare:
-            raise AdapterError(
-                f"a batch mixes task heads with rows of {', '.join(bare)}, which have none",
-                "rows that all have a head",
-                "run them in batches of their own",
-            )
-
-        def answers(ids: torch.Tensor | None, keywords: dict[str, Any]) -> list[torch.Tensor]:
-            mask, route = keywords.get("attention_mask"), current()
-            groups = route.spans if route else ()
-            worded = {
-                name: any(method.word_head for method in self._known(name or "").methods)
-                for name, _, _ in groups
-            }
-            states = {
-                words: self._last_hidden(ids, keywords, word_head=words) for words in set(worded.values())
-            }
-            return [  # in the Route of the forward: a head may read what other inserts left there
-                head(states[worded[name]][a:b], None if mask is None else mask[a:b])
-                for name, a, b in groups
-                for head in self._heads(name or "")
-            ]
-
-        return self._sorted(answers, ids, rows, keywords)
+    def _task_logits(self, ids: torch.Tensor | None, keywords: dict[str, Any]) -> list[torch.Tensor]:
+        """Run one forward for each way in which the heads of these rows read states, then the heads."""
+        route = current()
+        assert route is not None, "rows are sorted inside a Route"
+        worded = {name: any(m.word_head for m in self._known(name).methods) for name in route.names if name}
+        states = {words: self._last_hidden(ids, keywords, word_head=words) for words in set(worded.values())}
+        # In the Route of the forward: a head may read what other inserts left there.
+        return self._heads.logits(route, lambda name: states[worded[name]], keywords.get("attention_mask"))
 
     def _last_hidden(
         self, ids: torch.Tensor | None, keywords: dict[str, Any], *, word_head: bool
     ) -> torch.Tensor:
-        """What a task head sits behind, (B, T, D): a masked model's word head would transform it first."""
+        """Return the states (B, T, D) that a task head reads; with `word_head`, as the masked head transforms them."""
         if self.family == "masked" and not word_head:
             states: torch.Tensor = self.model.base_model(ids, **keywords).last_hidden_state
             return states
@@ -381,16 +370,23 @@ class Base:
         The recomputation finds the Route of its own forward again, also when another adapter is in use by then.
         """
         if on:
-            context = lambda: (contextlib.nullcontext(), installed(current()))
-            self.model.activation_checkpointing_enable({"use_reentrant": False, "context_fn": context})
+
+            def contexts() -> tuple[Any, Any]:
+                """Return what surrounds a block's forward, and its recomputation."""
+                return contextlib.nullcontext(), installed(current())
+
+            self.model.activation_checkpointing_enable({"use_reentrant": False, "context_fn": contexts})
             # Needless without reentry, and it would keep backward going to the bottom.
             self.model.disable_input_require_grads()
         else:
             self.model.activation_checkpointing_disable()
 
     def compile(self, on: bool = True, **options: Any) -> None:
-        """Run forwards through torch.compile with these options. Attach, detach and merge throw compiled code away:
-        dynamo does not notice a new hook and would go on without the new adapter."""
+        """Run forwards through torch.compile with these options.
+
+        Attach, detach and merge throw compiled code away: dynamo does not notice a new hook and would go on without
+        the new adapter.
+        """
         self._compile_options = options if on else None
         self._forget_compiled()
 
@@ -402,28 +398,30 @@ class Base:
     # Merging
 
     def merge(self, name: str, *, repack: bool = False) -> Merged:
-        """Fold an adapter into the weights: the bare base then answers with it. Layers of a quantised base that it
-        touches become 16-bit, made from their dequantised values, or take it into the minima of their groups; the
-        result says which. repack: those that would become 16-bit are packed again instead, which rounds away much of a
-        small change (`shipping.merge_ways.choices` measures how much)."""
+        """Fold an adapter into the weights, so that the bare base answers with it.
+
+        Layers of a quantised base that the adapter changes become 16-bit, made from their dequantised values, or take
+        the change into the minima of their groups; the result says which. repack: layers that would become 16-bit are
+        packed again, which rounds away much of a small change (`shipping.merge_ways.choices` measures how much).
+        """
         adapter = self._known(name)
         self._usable(name)
         merged = self._merges.add(adapter, repack=repack)
-        self._moved()
+        self._after_merge()
         return merged
 
     def unmerge(self, name: str) -> None:
         """Put back the weights that were there before `merge(name)`, bit for bit."""
         self._known(name)
         self._merges.remove(name)
-        self._moved()
+        self._after_merge()
 
     @property
     def merged(self) -> list[Merged]:
-        """What is merged now, oldest first."""
+        """The merges in force, oldest first."""
         return self._merges.done
 
-    def _moved(self) -> None:
-        for joint in self._joints.values():
-            joint.move()
+    def _after_merge(self) -> None:
+        for host in self._hosts:
+            host.rehook()
         self._forget_compiled()

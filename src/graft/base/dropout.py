@@ -1,4 +1,4 @@
-"""The base's own dropout, silenced: a frozen model answers the same twice, also while its adapters train.
+"""Turn off the model's own dropout, so that the frozen part is deterministic while adapters train.
 
 Checkpointing needs `training=True` on transformers' blocks, and some of them (OPT) draw dropout from that same flag;
 so the probabilities are set to zero instead of the flag, and put back afterwards.
@@ -8,14 +8,14 @@ from torch import nn
 
 
 class SilentDropout:
-    """Sets every dropout probability of a model to zero, and back."""
+    """Set every dropout probability of a model to zero, and back."""
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._kept: list[tuple[nn.Module, str, float]] = []
 
     def on(self) -> None:
-        """Silence `p` of Dropout modules and every float attribute that is named after dropout."""
+        """Set `p` of Dropout modules, and every float attribute that is named after dropout, to zero."""
         if self._kept:
             return
         for module in self._model.modules():

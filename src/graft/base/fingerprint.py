@@ -8,11 +8,12 @@ import torch
 from torch import nn
 
 from graft.core.anatomy import kind_of
+from graft.quant import is_packed
 
 
 def count(model: Any) -> int:
-    """Parameters, packed weights counted as the numbers they stand for, tied tensors once."""
-    packed = [module for module in model.modules() if hasattr(module, "codes")]
+    """Count parameters; packed weights as the numbers they stand for, tied tensors once."""
+    packed = [module for module in model.modules() if is_packed(module)]
     held = {
         id(p) for module in packed for name, p in module.named_parameters(recurse=False) if name != "bias"
     }
@@ -21,7 +22,7 @@ def count(model: Any) -> int:
 
 
 def fingerprint(model: Any) -> str:
-    """SHA-256 of the architecture and of samples from the embeddings and norms, which quantisation leaves alone.
+    """Return SHA-256 of the architecture and of samples of embeddings and norms, which quantisation does not change.
 
     The same for a model and its quantised form, so that an adapter trained on NF4 is known on the original; another
     for a model of another shape, or one trained further in these tensors.

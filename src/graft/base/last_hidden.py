@@ -1,7 +1,7 @@
-"""The last hidden state and what comes behind it.
+"""The last hidden state and what comes after it.
 
 `captured` catches what ENTERS the language head and lets one position through, so that full logits, often the largest
-tensor of all, never exist; `transform` is what a few families do to the logits behind the head.
+tensor of all, never exist; `transform` is what a few families do to the logits after the head.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ def captured(model: Any) -> Iterator[list[torch.Tensor]]:
 
 
 def transform(config: Any, logits: torch.Tensor) -> torch.Tensor:
-    """What Gemma 2 and 3, Cohere and Granite do to the head's output."""
+    """Apply what Gemma 2 and 3, Cohere and Granite do to the head's output."""
     config = config.get_text_config()
     cap = getattr(config, "final_logit_softcapping", None)
     if cap:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from graft.base.adapter import Adapter
-from graft.core.insert import Insert, Weights
+from graft.core.insert import InPlace, Insert, Weights
 from graft.core.site import Site
 from graft.errors import MergeError
 from graft.quant import QuantLinear
@@ -25,8 +25,8 @@ from graft.quant.replace import unpacked
 class Merged:
     """What one merge did.
 
-    Names of packed layers: dequantised, those that are 16-bit now; repacked, that were packed again; shifted, whose
-    minima took the change up.  untied: the head left its tie.
+    Names of packed layers: dequantised, those that are 16-bit now; repacked, those that were packed again; shifted,
+    those whose minima hold the change.  untied: the head no longer shares the table's tensor.
     """
 
     adapter: str
@@ -53,7 +53,7 @@ class Merges:
         return list(self._stack)
 
     def add(self, adapter: Adapter, *, repack: bool = False) -> Merged:
-        """Fold an adapter into the weights; all of it or, on an error, nothing. repack: packed layers stay packed."""
+        """Fold an adapter into the weights, all of it or, on an error, nothing.  repack: packed layers stay packed."""
         for method in adapter.methods:
             if not method.mergeable:
                 raise MergeError(
@@ -63,15 +63,16 @@ class Merges:
                 )
         merged = Merged(adapter.name)
         try:
+            for site, insert in adapter.inserts:
+                if isinstance(insert, InPlace):  # shares the trained values, so tied tensors stay tied
+                    trained = insert.swap().items()
+                    _put(
+                        site.module,
+                        {k: nn.Parameter(p.detach(), requires_grad=False) for k, p in trained},
+                        merged,
+                    )
             for site, inserts in places(adapter):
-                if site.kind == "module":
-                    for insert in inserts:  # shares the trained values, so tied tensors stay tied
-                        frozen = {
-                            k: nn.Parameter(p.detach(), requires_grad=False) for k, p in insert.swap().items()
-                        }
-                        _put(site.module, frozen, merged)
-                elif site.kind != "final":  # a head keeps answering behind the merged base
-                    self._fold(site, inserts, merged, repack)
+                self._fold(site, inserts, merged, repack)
         except BaseException:
             _undo(merged)
             raise
@@ -150,11 +151,15 @@ class Merges:
 
 
 def places(adapter: Adapter) -> list[tuple[Site, list[Insert]]]:
-    """Inserts per place, in the order in which they are folded; a place is reached by its name, whatever kind the
-    methods saw in it."""
-    grouped: dict[tuple[str, bool], tuple[Site, list[Insert]]] = {}
+    """Return the inserts that change a weight by place, in the order in which they are folded.
+
+    A place is reached by its name, whatever kind of site the methods saw in it. In-place methods are merged exactly and
+    task heads keep answering after the merged base, so neither is among them.
+    """
+    grouped: dict[str, tuple[Site, list[Insert]]] = {}
     for site, insert in adapter.inserts:
-        grouped.setdefault((site.name, site.kind == "module"), (site, []))[1].append(insert)
+        if isinstance(insert, Insert):
+            grouped.setdefault(site.name, (site, []))[1].append(insert)
     # Every insert saw what the last one let in: what changes the input comes after all else, the last one first.
     return [
         (site, [i for i in inserts if not i.enters] + [i for i in reversed(inserts) if i.enters])
@@ -163,7 +168,7 @@ def places(adapter: Adapter) -> list[tuple[Site, list[Insert]]]:
 
 
 def folded(site: Site, inserts: Sequence[Insert]) -> Weights:
-    """The weight (out, in) and bias that the site has with these inserts, before any rounding: fp32, or fp64."""
+    """Return weight (out, in) and bias of the site with these inserts, before any rounding: fp32, or fp64."""
     wide = torch.promote_types(site.module.weight.dtype, torch.float32)
     weight, bias = site.weight().detach().to(wide), site.bias()
     bias = None if bias is None else bias.detach().to(wide)
@@ -173,8 +178,10 @@ def folded(site: Site, inserts: Sequence[Insert]) -> Weights:
 
 
 def in_minima(site: Site, inserts: Sequence[Insert]) -> Weights | None:
-    """The minima of a layer packed in groups, and its bias, after all inserts and before any rounding: fp32, or fp64;
-    None where it is no such layer or an insert does more."""
+    """Return minima and bias of a layer packed in groups, after all inserts, before any rounding: fp32, or fp64.
+
+    None for any other layer, or if an insert changes more than the minima.
+    """
     module, bias = site.module, site.bias()
     if getattr(module, "minimum", None) is None:
         return None

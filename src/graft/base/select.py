@@ -8,7 +8,7 @@ from graft.errors import UsageError
 
 
 def count_rows(ids: torch.Tensor | None, keywords: dict[str, Any]) -> int:
-    """How many rows a forward has."""
+    """Count the rows of a forward. Raises UsageError if it has none."""
     given = ids if ids is not None else keywords.get("inputs_embeds", keywords.get("input_ids"))
     if given is None:
         raise UsageError(
@@ -18,7 +18,7 @@ def count_rows(ids: torch.Tensor | None, keywords: dict[str, Any]) -> int:
 
 
 def pick(value: Any, index: torch.Tensor | slice, count: int) -> Any:
-    """Rows `index` of every tensor in `value` that has `count` rows; tuples, outputs and caches are walked."""
+    """Return rows `index` of every tensor in `value` that has `count` rows. Tuples, outputs and caches are walked."""
     if isinstance(value, torch.Tensor):
         return value[index] if value.ndim and len(value) == count else value
     if type(value) in (tuple, list):

@@ -55,7 +55,7 @@ def methods(
         show_json([_facts(one) | ({"trained": counts[one.name]} if counts else {}) for one in chosen])
     elif name is None:
         rows = [
-            (one.name, _places(one), *_trained(one, counts), _merges(one), one.paper, one.title)
+            (one.name, _places(one), *_trained(one, counts), _can(one), one.paper, one.title)
             for one in chosen
         ]
         show(table(("method", "places", *(("trained",) if counts else ()), "merges", "paper", "what"), rows))
@@ -76,7 +76,7 @@ def _show_card(one: Card) -> None:
     show("")
     for word in LAWS:
         declared = one.declared.get(word, True)
-        show(f"{word}: {'yes' if declared is True else f'no: {declared}'}")
+        show(f"{word}: {'yes' if declared is True else f'{declared.answer}: {declared}'}")
 
 
 def _trained(one: Card, counts: dict[str, int | str]) -> tuple[str, ...]:
@@ -113,5 +113,6 @@ def _places(one: Card) -> str:
     return ", ".join(PLACES.get(kind, kind) for kind in kinds)
 
 
-def _merges(one: Card) -> str:
-    return "yes" if one.declared.get("mergeable", True) is True else "no"
+def _can(one: Card) -> str:
+    refusal = one.exceptions().get("mergeable")
+    return "yes" if refusal is None else refusal.answer

@@ -27,7 +27,7 @@ def add_up(
 ) -> Adapter:
     """Attach the combination of these adapters under a new name.
 
-    Raises UsageError where the weights have no meaning, AdapterError where the adapters' tensors mean unlike things.
+    Raises UsageError where the weights have no meaning, AdapterError where the adapters' tensors mean different things.
     """
     total = math.fsum(weights)
     if average and math.isclose(total, 0, abs_tol=1e-9):
@@ -43,21 +43,21 @@ def add_up(
     for other in adapters[1:]:
         _same_meaning(adapters[0], other)
     trained = _trained(adapters[0])
-    states = [adapter.tensors() for adapter in adapters]
+    states = [adapter.checkpoint_state() for adapter in adapters]
     mixed = base.attach(name, adapters[0].methods)
     values = {key: tensor for key, tensor in states[0].items() if key not in trained}
-    for key, own in mixed.tensors().items():
+    for key, own in mixed.checkpoint_state().items():
         if key in trained:
             parts = (w * state[key].float() for w, state in zip(weights, states, strict=True))
             values[key] = sum(parts, rest * own.float())
-    mixed.restore(values)
+    mixed.restore_checkpoint_state(values)
     return mixed
 
 
 def _trained(adapter: Adapter) -> set[str]:
-    """Keys of the tensors that training moves; one that several inserts share has several keys."""
+    """Return the keys of trained tensors; one that several inserts share has several keys."""
     addresses = {parameter.data_ptr() for parameter in adapter.parameters()}
-    return {key for key, tensor in adapter.tensors().items() if tensor.data_ptr() in addresses}
+    return {key for key, tensor in adapter.checkpoint_state().items() if tensor.data_ptr() in addresses}
 
 
 def _same_meaning(one: Adapter, other: Adapter) -> None:
@@ -67,7 +67,7 @@ def _same_meaning(one: Adapter, other: Adapter) -> None:
         raise AdapterError(
             f"{one.name!r} and {other.name!r} differ: {'; '.join(wrong[:4])}{more}",
             "adapters of the same methods and settings",
-            "low-rank adapters of unlike settings are blended by how='cat' or 'svd'",
+            "low-rank adapters of different settings are blended by how='cat' or 'svd'",
         )
 
 
@@ -80,16 +80,14 @@ def _other_settings(one: Adapter, other: Adapter) -> list[str]:
 
 
 def _settings(adapter: Adapter, index: int) -> dict[str, Any]:
-    """A method's settings as its file states them, so that a loaded adapter equals the one that was saved."""
+    """Return a method's settings as its file states them, so that a loaded adapter equals the one that was saved."""
     method = adapter.methods[index]
-    stated = {key: method.config()[key] for key in method.own_fields} | method.file_config(
-        adapter.of(method).inserts
-    )
+    stated = method.files.own_settings(method) | method.files.describe(method, adapter.parts[index])
     return {key: value for key, value in stated.items() if key not in PLACES}
 
 
 def _other_tensors(one: Adapter, other: Adapter) -> list[str]:
-    mine, theirs, trained = one.tensors(), other.tensors(), _trained(one)
+    mine, theirs, trained = one.checkpoint_state(), other.checkpoint_state(), _trained(one)
     wrong = [f"{key} is in one only" for key in sorted(mine.keys() ^ theirs.keys())]
     for key in (key for key in mine if key in theirs):
         if mine[key].shape != theirs[key].shape:

@@ -84,7 +84,7 @@ def blend(
 
 
 def _forms(adapter: Adapter) -> dict[str, LowRankForm]:
-    """{site: (A, B, s)}; several inserts at one site become one."""
+    """Return {site: (A, B, s)}; several inserts at one site become one."""
     found: dict[str, list[Part]] = {}
     for site, insert in adapter.inserts:
         form = insert.low_rank()
@@ -103,7 +103,7 @@ def _forms(adapter: Adapter) -> dict[str, LowRankForm]:
 
 
 def _factors(site: str, parts: Sequence[Part], how: str, rank: int, mix: "_Mix | None") -> Factors:
-    """The blend at one site."""
+    """Return the blend at one site."""
     if mix is None:
         A, B = _stacked(parts)
         return (A, B) if how == "cat" else shortened(A, B, rank)
@@ -126,7 +126,7 @@ def _factors(site: str, parts: Sequence[Part], how: str, rank: int, mix: "_Mix |
 
 
 def _stacked(parts: Sequence[Part]) -> Factors:
-    """A and B whose product is Σ w s B A."""
+    """Return A and B whose product is Σ w s B A."""
     return torch.cat([w * scale * A for w, A, _, scale in parts]), torch.cat(
         [B for _, _, B, _ in parts], dim=1
     )
@@ -134,7 +134,7 @@ def _stacked(parts: Sequence[Part]) -> Factors:
 
 @dataclass
 class _Mix:
-    """A weighted sum of matrices of one shape, of which entries are left out.
+    """A weighted sum of matrices of one shape, with some entries left out.
 
     keep: all, largest or random.  elect: of each entry only the sign that prevails, averaged over those that have it.
     """

@@ -4,7 +4,7 @@
     kept = Σ_{i ≤ r} S_i² / ‖D‖²          the share of the change that the factors hold
 
 The tuned model is read from its folder tensor by tensor and is never in memory as a whole. What two factors cannot
-hold (changed norms, biases, embeddings) is named, or kept in full beside them: biases as trained biases, everything
+hold (changed norms, biases, embeddings) is named, or kept in full with them: biases as trained biases, everything
 else as `modules_to_save`, as PEFT stores it.
 """
 
@@ -25,6 +25,7 @@ from graft.core.site import Site
 from graft.errors import AdapterError, ModelError, UsageError
 from graft.methods.lora import LoRA
 from graft.models.files import open_files
+from graft.quant import is_packed
 
 if TYPE_CHECKING:
     from graft.base.base import Base
@@ -61,7 +62,7 @@ class Difference:
         return sum(layer.kept * layer.norm**2 for layer in self.layers.values()) / total if total else 1.0
 
     def attach(self, name: str, rest: str = "name") -> Adapter:
-        """The LoRA on its base.  rest: "name" leaves the rest of the change out, "keep" takes it along in full."""
+        """Attach the LoRA to its base.  rest: "name" leaves the rest of the change out, "keep" adds it in full."""
         if rest not in RESTS:
             raise UsageError(f"rest={rest!r}", f"one of {', '.join(RESTS)}", "leave it out")
         if not self.layers:
@@ -79,7 +80,7 @@ class Difference:
         return adapter
 
     def _settings(self) -> dict[str, Any]:
-        """The settings of a LoRA that also trains the rest. Raises AdapterError for what no module of it can hold."""
+        """Return settings of a LoRA that also trains the rest. Raises AdapterError for what it cannot hold."""
         places = {site.name for site in self.base.sites if site.kind in REPLACEABLE}
         same = _aliases(self.base.model)
         lost = [name for name in self.rest if not any(_module(alias) in places for alias in same[name])]
@@ -114,9 +115,9 @@ def extract(
     "keep" takes it along.  `difference` says how much of each layer is kept before anything is attached.
     Raises AdapterError where the two models do not fit each other.
     """
-    found = difference(base, tuned, r=r, energy=energy, target_modules=target_modules)
-    adapter = found.attach(name, rest)
-    left = [*(found.rest if rest == "name" else ()), *found.foreign]
+    change = difference(base, tuned, r=r, energy=energy, target_modules=target_modules)
+    adapter = change.attach(name, rest)
+    left = [*(change.rest if rest == "name" else ()), *change.foreign]
     if left:
         warnings.warn(
             f"{_shown(left)}: not in {name!r}; rest='keep' takes along what the base has", stacklevel=2
@@ -133,12 +134,12 @@ def difference(
     target_modules: str | tuple[str, ...] = "all-linear",
     told: Callable[[str, Layer], None] = lambda site, layer: None,
 ) -> Difference:
-    """What tuning changed, layer by layer; arguments as in `extract`.  told: called after each layer."""
+    """Return what tuning changed, layer by layer; arguments as in `extract`.  told: called after each layer."""
     if (r is not None and r < 1) or (energy is not None and not 0 < energy <= 1):
         raise UsageError(
             f"r={r}, energy={energy}", "a rank from 1, a share above 0 up to 1", "try r=16 or energy=0.9"
         )
-    if any(hasattr(module, "codes") for module in base.model.modules()):
+    if any(is_packed(module) for module in base.model.modules()):
         given = "a quantised base, whose rounding would be taken for a change"
         raise AdapterError(
             given, "the base in 16 or 32 bits", "load it without quant=; the adapter then fits both"
@@ -171,7 +172,7 @@ def _layer(site: Site, change: torch.Tensor, r: int | None, energy: float | None
 
 
 def _tensors(tuned: str | Path | nn.Module) -> Mapping[str, Any]:
-    """{name: what gives its tensor by `[...]`}: parameters in memory, or slices of a folder's files."""
+    """Return {name: what gives its tensor by `[...]`}: parameters in memory, or slices of a folder's files."""
     if isinstance(tuned, nn.Module):
         return dict(tuned.named_parameters(remove_duplicate=False))
     opened = open_files(tuned, None, plain=True)
@@ -183,17 +184,22 @@ def _tensors(tuned: str | Path | nn.Module) -> Mapping[str, Any]:
 
 
 def _aligned(model: Any, stored: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """({the base's name: stored tensor}, stored names that it has no place for). Raises AdapterError on a misfit.
+    """Return ({name in the base: stored tensor}, stored names without a place in it). Raises AdapterError.
 
     A file may leave out or add the prefix of the backbone, and has one of several tied tensors only.
     """
     prefix = model.base_model_prefix + "."
-    spellings = lambda name: (name, name.removeprefix(prefix), prefix + name)
-    same, aligned, wrong = _aliases(model), {}, []
+
+    def spellings(name: str) -> tuple[str, str, str]:
+        return name, name.removeprefix(prefix), prefix + name
+
+    aliases = _aliases(model)
+    aligned: dict[str, Any] = {}
+    wrong: list[str] = []
     for name, own in model.named_parameters(remove_duplicate=False):
-        key = next((s for alias in same[name] for s in spellings(alias) if s in stored), None)
+        key = next((s for alias in aliases[name] for s in spellings(alias) if s in stored), None)
         shape = None if key is None else _shape(stored[key])
-        if shape == tuple(own.shape):
+        if key is not None and shape == tuple(own.shape):
             aligned[name] = stored[key]
         else:
             wrong.append(f"{name} {tuple(own.shape)}: {f'{shape} in' if shape else 'not in'} the tuned model")
@@ -201,9 +207,9 @@ def _aligned(model: Any, stored: Mapping[str, Any]) -> tuple[dict[str, Any], lis
         raise AdapterError(
             f"the models differ in {len(wrong)} tensors: {'; '.join(wrong[:4])}",
             "a model that was tuned from this base",
-            "load the base it was tuned from, with its vocabulary resized alike",
+            "load the base it was tuned from, with its vocabulary resized in the same way",
         )
-    own_names = [*same, *(name for name, _ in model.named_buffers())]
+    own_names = [*aliases, *(name for name, _ in model.named_buffers())]
     known = {spelling for name in own_names for spelling in spellings(name)}
     needless = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
     foreign = [k for k in stored if k not in known and not any(re.search(pattern, k) for pattern in needless)]
@@ -215,7 +221,7 @@ def _shape(tensor: Any) -> tuple[int, ...]:
 
 
 def _aliases(model: nn.Module) -> dict[str, list[str]]:
-    """{name: all names of that parameter, its own first}."""
+    """Return {name: all names of that parameter, its own first}."""
     owners: dict[int, list[str]] = defaultdict(list)
     named = dict(model.named_parameters(remove_duplicate=False))
     for name, parameter in named.items():

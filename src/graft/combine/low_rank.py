@@ -28,7 +28,7 @@ ROUNDS = 4  # power iterations, which part singular values that lie close togeth
 def truncated(
     matrix: torch.Tensor, r: int | None, energy: float | None = None
 ) -> tuple[torch.Tensor, torch.Tensor, float]:
-    """(A, B, kept) of a matrix in fp32.
+    """Return (A, B, kept) of a matrix in fp32.
 
     r: the largest rank.  energy: the smallest rank that keeps this share of ‖D‖²; at most r where both are given.
     """
@@ -50,7 +50,7 @@ def truncated(
 
 
 def shortened(A: torch.Tensor, B: torch.Tensor, r: int) -> Factors:
-    """The best factors of rank r of B A, which is never formed: with B = PR and Aᵀ = QT it is P (R Tᵀ) Qᵀ."""
+    """Return the best factors of rank r of B A without forming it: with B = PR and Aᵀ = QT it is P (R Tᵀ) Qᵀ."""
     P, R = torch.linalg.qr(B)
     Q, T = torch.linalg.qr(A.T)
     inner_A, inner_B, _ = truncated(R @ T.T, r)
@@ -58,12 +58,13 @@ def shortened(A: torch.Tensor, B: torch.Tensor, r: int) -> Factors:
 
 
 def attach(base: "Base", name: str, factors: Mapping[str, Factors], **settings: Any) -> Adapter:
-    """A new LoRA of scale 1 that holds these factors by site.  settings: further ones of LoRA."""
+    """Attach a new LoRA of scale 1 that holds these factors by site.  settings: further ones of LoRA."""
     ranks = {site: len(A) for site, (A, _) in factors.items()}
     r = mode(ranks.values())
     odd = {site: rank for site, rank in ranks.items() if rank != r}
+    alphas = {site: float(rank) for site, rank in odd.items()}
     method = LoRA(
-        r=r, lora_alpha=r, rank_pattern=odd, alpha_pattern=odd, target_modules=tuple(ranks), **settings
+        r=r, lora_alpha=r, rank_pattern=odd, alpha_pattern=alphas, target_modules=tuple(ranks), **settings
     )
     adapter = base.attach(name, method)
     with torch.no_grad():

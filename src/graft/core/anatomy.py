@@ -1,4 +1,4 @@
-"""Anatomy: every site of a transformers model, found by looking at its modules.
+"""Anatomy: find every site of a transformers model by looking at its modules.
 
 No table of model names: projections, norms and embeddings are recognised by what they are, blocks by transformers'
 own `GradientCheckpointingLayer`, the head by `get_output_embeddings`. So a model that came out yesterday works today.
@@ -12,38 +12,39 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from graft.core.site import Site
+from graft.quant import is_packed
 
 
 def sites(model: Any) -> list[Site]:
-    """All sites of `model`, in the order of its modules; `final` last.
+    """Return all sites of `model` in the order of its modules, `final` last.
 
     Sequence-classification heads of the base are of kind `head`, as PEFT's `all-linear` leaves them out too.
     """
-    found = []
+    places = []
     heads, ids = _heads(model), model.get_input_embeddings().weight
     for name, module in model.named_modules():
         kind = "head" if any(module is head for head in heads) else kind_of(module)
         if isinstance(module, nn.Embedding) and module.weight is ids:
             kind = "embed"  # also T5's two further names for the shared table; position tables are no sites
         if kind:
-            found.append(Site(name, kind, model, layer_of(name)))
+            places.append(Site(name, kind, model, layer_of(name)))
         if name and any(True for _ in module.parameters(recurse=False)):
-            found.append(Site(name, "module", model, layer_of(name)))
+            places.append(Site(name, "module", model, layer_of(name)))
     return [
-        *found,
-        *_stacks(found),
-        *_sublayers(found),
+        *places,
+        *_stacks(places),
+        *_sublayers(places),
         *_prompts(model),
         Site(_final_name(model), "final", model),
     ]
 
 
 def kind_of(module: nn.Module) -> str | None:
-    """linear, norm or block; None for tables, containers and activations."""
+    """Return linear, norm or block; None for tables, containers and activations."""
     name = type(module).__name__
     if isinstance(module, GradientCheckpointingLayer):
         return "block"
-    if isinstance(module, nn.Linear) or name == "Conv1D" or hasattr(module, "codes"):
+    if isinstance(module, nn.Linear) or name == "Conv1D" or is_packed(module):
         return "linear"
     if "norm" in name.lower() and getattr(module, "weight", None) is not None:
         return "norm"
@@ -51,7 +52,7 @@ def kind_of(module: nn.Module) -> str | None:
 
 
 def layer_of(name: str) -> int | None:
-    """The number of the block in a module path: the first number that is a part of its own.
+    """Return the number of the block in a module path: the first part that is a number.
 
     >>> layer_of("model.layers.3.self_attn.q_proj"), layer_of("lm_head")
     (3, None)
@@ -61,7 +62,7 @@ def layer_of(name: str) -> int | None:
 
 
 def family(model: Any) -> str:
-    """ "causal", "masked", "seq2seq", or "encoder" for a model without a language head."""
+    """Return "causal", "masked", "seq2seq", or "encoder" for a model without a language head."""
     if getattr(model.config, "is_encoder_decoder", False):
         return "seq2seq"
     if model.get_output_embeddings() is None:
@@ -71,21 +72,21 @@ def family(model: Any) -> str:
     )
 
 
-def _stacks(found: Sequence[Site]) -> Iterator[Site]:
-    """The modules that own a list of blocks, and with it the norm behind the last one where there is one."""
-    lists = dict.fromkeys(site.name.rpartition(".")[0] for site in found if site.kind == "block")
+def _stacks(places: Sequence[Site]) -> Iterator[Site]:
+    """Yield the modules that own a list of blocks, and usually the norm after the last one."""
+    lists = dict.fromkeys(site.name.rpartition(".")[0] for site in places if site.kind == "block")
     for name in dict.fromkeys(name.rpartition(".")[0] for name in lists):
-        yield Site(name, "stack", found[0].root)
+        yield Site(name, "stack", places[0].root)
 
 
-def _sublayers(found: Sequence[Site]) -> Iterator[Site]:
-    """Attention and feed-forward parts, from the order of the projections in each block; `kv` where queries are made.
+def _sublayers(places: Sequence[Site]) -> Iterator[Site]:
+    """Yield attention and feed-forward parts by the order of a block's projections, and `kv` where queries are made.
 
     A feed-forward part with experts is none: no single projection is its last.
     """
-    for block in (site for site in found if site.kind == "block"):
+    for block in (site for site in places if site.kind == "block"):
         parts: dict[tuple[str, str], list[Site]] = {}
-        for site in found:
+        for site in places:
             if site.kind == "linear" and site.name.startswith(block.name + "."):
                 parts.setdefault(part_of(site.name[len(block.name) + 1 :]), []).append(site)
         for (kind, _), linears in parts.items():
@@ -102,7 +103,7 @@ def _sublayers(found: Sequence[Site]) -> Iterator[Site]:
 
 
 def part_of(path: str) -> tuple[str, str]:
-    """(kind, name) of the sublayer that a projection of a block belongs to.
+    """Return (kind, name) of the sublayer that a projection of a block belongs to.
 
     >>> part_of("layer.1.EncDecAttention.q"), part_of("attention.self.query"), part_of("output.dense")
     (('cross', 'EncDecAttention'), ('attention', 'attention'), ('mlp', ''))
@@ -113,14 +114,14 @@ def part_of(path: str) -> tuple[str, str]:
 
 
 def _prompts(model: Any) -> Iterator[Site]:
-    """Where vectors can be put around the rows: the embeddings of a decoder or encoder; of two stacks the encoder's."""
+    """Yield the embeddings, where vectors can be put around the rows; of an encoder-decoder the encoder's."""
     table = (model.get_encoder() if family(model) == "seq2seq" else model).get_input_embeddings()
     name = next(name for name, module in model.named_modules(remove_duplicate=False) if module is table)
     yield Site(name, "prompt", model)
 
 
 def _heads(model: Any) -> list[nn.Module]:
-    """The language head, and the layers of a task head that the base class brought along."""
+    """Return the language head, and the layers of a task head that the model class has."""
     output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     task = [
         getattr(model, name)
@@ -131,5 +132,5 @@ def _heads(model: Any) -> list[nn.Module]:
 
 
 def _final_name(model: Any) -> str:
-    """PEFT's name of a classification head: `score` on decoders, `classifier` on encoders."""
+    """Return PEFT's name of a classification head: `score` on decoders, `classifier` on encoders."""
     return "score" if family(model) in ("causal", "seq2seq") else "classifier"

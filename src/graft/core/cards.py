@@ -1,6 +1,6 @@
-"""Cards: what a method's file says of itself, read as text, so that help and config errors never wait for torch.
+"""Read a method's settings and help from its source, without importing torch.
 
-A method is a file of graft/methods holding one frozen dataclass that derives from Method. Its module docstring is the
+A method is a file of graft/methods with one frozen dataclass that derives from Method. Its module docstring is the
 card's text (equation, paper, differences), each field `r: int = 8  # help` a setting, and class attributes such as
 `mergeable = No("why")` its declarations. A class that derives from another method's class inherits its settings,
 and all have those of Method.
@@ -10,6 +10,7 @@ import ast
 import functools
 import importlib.util
 import re
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,19 @@ REQUIRED = object()  # the default of a field that has none
 
 
 class Source(str):
-    """A default that is no literal, as its source text."""
+    """The source text of a default that is no literal."""
+
+
+class Refusal(str):
+    """The reason why a method declares that it cannot do something.  unless: settings with which it can."""
+
+    unless: Mapping[str, Any] = {}
+
+    @property
+    def answer(self) -> str:
+        """ "no", or the settings with which it is possible: "with host=lora"."""
+        shown = ", ".join(f"{key}={value}" for key, value in self.unless.items())
+        return f"with {shown}" if shown else "no"
 
 
 @dataclass(frozen=True)
@@ -46,8 +59,8 @@ class Card:
     declared: dict[str, Any] = field(default_factory=dict)
     path: Path = Path()
 
-    def exceptions(self) -> dict[str, Any]:
-        """{law: reason} of what the method declares not to do."""
+    def exceptions(self) -> dict[str, Refusal]:
+        """Return {law: reason} of what the method declares not to do."""
         return {law: self.declared[law] for law in LAWS if self.declared.get(law, True) is not True}
 
     @property
@@ -64,17 +77,41 @@ class Card:
 
 
 def cards() -> dict[str, Card]:
-    """Every method by name, sorted. Read anew at each call: a file that has just been added is seen."""
+    """Return every method by name, sorted. The folder is read at each call, so that a new file is seen."""
     sources = _sources("methods")
     shared = _sources("layers").values()
     classes = {cls.name: (source, cls) for source in [*shared, *sources.values()] for cls in source.classes()}
-    found = {}
+    known = {}
     for name, source in sorted(sources.items()):
-        for cls in source.classes():
-            line = _lineage(cls.name, classes)
-            if line is not None:
-                found[name] = _card(name, source, cls, [classes[c] for c in line])
-    return found
+        here = classes | {
+            cls.name: (source, cls) for cls in source.classes()
+        }  # another file may use a name too
+        lines = {cls.name: _lineage(cls.name, here) for cls in source.classes()}
+        methods = {cls: line for cls, line in lines.items() if line is not None}
+        if methods:
+            cls = class_of_file(name, methods)
+            known[name] = _card(name, source, cls, [here[c] for c in methods[cls]])
+    return known
+
+
+def class_of_file(name: str, methods: Mapping[str, Collection[str]]) -> str:
+    """Return the class that a method's file stands for: the one that no other class of the file derives from.
+
+    methods: {class: it and the classes above it} of the method classes in the file.  Raises UsageError.
+
+    >>> class_of_file("lets", {"Helper": ["Method", "Helper"], "LeTS": ["Method", "Helper", "LeTS"]})
+    'LeTS'
+    """
+    leaves = [
+        cls for cls in methods if not any(cls in line for other, line in methods.items() if other != cls)
+    ]
+    if len(leaves) != 1:
+        raise UsageError(
+            f"methods/{name}.py holds the methods {', '.join(leaves) or 'none'}",
+            "one class that derives from Method, besides those that it derives from itself",
+            "put each method into a file of its own",
+        )
+    return leaves[0]
 
 
 def _sources(package: str) -> dict[str, "_Source"]:
@@ -86,7 +123,7 @@ def _sources(package: str) -> dict[str, "_Source"]:
 
 
 def card(name: str) -> Card:
-    """The card of one method. Raises UsageError with the nearest names."""
+    """Return the card of one method. Raises UsageError with the nearest names."""
     known = cards()
     if name not in known:
         raise UsageError(
@@ -98,14 +135,14 @@ def card(name: str) -> Card:
 
 
 def pages() -> dict[str, str]:
-    """{file: text} of docs/methods: a page of Markdown per method, and the matrix of what each declares."""
+    """Return {file: text} of docs/methods: a page of Markdown per method, and the matrix of what each declares."""
     known = cards()
-    reasons = list(
-        dict.fromkeys(str(reason) for one in known.values() for reason in one.exceptions().values())
-    )
+    refusals = [refusal for one in known.values() for refusal in one.exceptions().values()]
+    reasons = list(dict.fromkeys(map(str, refusals)))
 
     def cell(one: Card, law: str) -> str:
-        return f"no [{reasons.index(str(one.exceptions()[law])) + 1}]" if law in one.exceptions() else "yes"
+        refusal = one.exceptions().get(law)
+        return "yes" if refusal is None else f"{refusal.answer} [{reasons.index(str(refusal)) + 1}]"
 
     rows = [
         _row(f"[{name}]({name}.md)", *(cell(one, law) for law in LAWS), one.paper, one.title)
@@ -128,7 +165,10 @@ def _page(one: Card) -> str:
         rows.append(
             _row(f"`{s.name}`", f"`{s.type}`", "" if s.default is REQUIRED else f"`{s.default!r}`", s.help)
         )
-    refused = [f"- not {law}: {reason}" for law, reason in one.exceptions().items()]
+    refused = [
+        f"- {law} only {refusal.answer}: {refusal}" if refusal.unless else f"- not {law}: {refusal}"
+        for law, refusal in one.exceptions().items()
+    ]
     return (
         "\n".join([f"# {one.name}", "", "```text", one.doc.strip(), "```", "", *rows, "", *refused]).rstrip()
         + "\n"
@@ -140,14 +180,14 @@ def _row(*cells: str) -> str:
 
 
 def settings(path: Path, cls: str) -> dict[str, Setting]:
-    """The annotated fields of one class of a Python file, with their comments as help."""
+    """Return the annotated fields of one class of a Python file, with their comments as help."""
     source = _read(path, path.stat().st_mtime_ns)
     return next(source.settings(node) for node in source.classes() if node.name == cls)
 
 
 @functools.lru_cache(maxsize=256)
 def _read(path: Path, changed: int) -> "_Source":
-    """The parsed file; parsed again when it was changed."""
+    """Return the parsed file, which is parsed again after a change."""
     return _Source(path)
 
 
@@ -190,7 +230,7 @@ class _Source:
         return found
 
     def declared(self, cls: ast.ClassDef) -> dict[str, Any]:
-        """Class attributes that are not fields: `mergeable = False`, `kinds: ClassVar[...] = (...)`."""
+        """Return class attributes that are not fields: `mergeable = No(...)`, `kinds: ClassVar[...] = (...)`."""
         found = {}
         for node in cls.body:
             if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
@@ -201,7 +241,7 @@ class _Source:
 
 
 def _lineage(name: str, classes: dict[str, tuple[_Source, ast.ClassDef]]) -> list[str] | None:
-    """The class and the method classes above it, oldest first; None for a class that is no method."""
+    """Return the class and the method classes above it, oldest first; None for a class that is not a method."""
     if name not in classes:
         return [] if name == "Method" else None
     for base in classes[name][1].bases:
@@ -211,22 +251,24 @@ def _lineage(name: str, classes: dict[str, tuple[_Source, ast.ClassDef]]) -> lis
     return None
 
 
-def _card(name: str, source: _Source, cls: ast.ClassDef, line: list[tuple[_Source, ast.ClassDef]]) -> Card:
+def _card(name: str, source: _Source, cls: str, line: list[tuple[_Source, ast.ClassDef]]) -> Card:
     fields: dict[str, Setting] = {}
     declared: dict[str, Any] = {}
     for where, node in line:
         fields |= where.settings(node)
         declared |= where.declared(node)
     fields |= settings(Path(__file__).with_name("method.py"), "Method")
-    return Card(name, cls.name, ast.get_docstring(source.tree) or "", fields, declared, source.path)
+    return Card(name, cls, ast.get_docstring(source.tree) or "", fields, declared, source.path)
 
 
 def _value(node: ast.expr | None) -> Any:
-    """What a default stands for: a literal, {} for a factory of dicts, "why" for `No("why")`; else its Source."""
+    """Return what a default stands for: a literal, {} for a factory of dicts, a Refusal for `No`; else its Source."""
     if node is None:
         return REQUIRED
     if isinstance(node, ast.Call) and ast.unparse(node.func) == "No":
-        return _value(node.args[0])
+        refusal = Refusal(_value(node.args[0]))
+        refusal.unless = {word.arg: _value(word.value) for word in node.keywords}.get("unless", {})
+        return refusal
     if isinstance(node, ast.Call):
         for word in node.keywords:
             if word.arg == "default_factory":

@@ -1,28 +1,34 @@
 """Method: a paper as a frozen dataclass of hyper-parameters, which builds an Insert for each of its sites.
 
-A method is one file in `graft/methods`, named as users name it. Nothing else knows it: the loop, the saver and the
-planner call the doors below blindly, and their defaults do nothing.
+A method is one file in `graft/methods`, named as users name it. Nothing else knows it: the training loop, the saver
+and the planner call the doors below without asking which method it is, and the defaults do nothing.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 
-from graft.core.insert import Insert
+from graft.core.file_layout import FileLayout
+from graft.core.insert import AdapterModule
+from graft.core.part import Part, Seats
 from graft.core.site import Site
 from graft.errors import SiteError
 
-if TYPE_CHECKING:
-    from graft.base.adapter import Adapter
-
 
 class No:
-    """A declaration that something is not possible, with the reason. False in a condition."""
+    """A declaration that a method cannot do something, with the reason. It is False in a condition.
 
-    def __init__(self, reason: str) -> None:
-        self.reason = reason
+    unless: settings with which the method can do it after all; the attribute of such an instance is True.
+    """
+
+    def __init__(self, reason: str, *, unless: Mapping[str, Any] | None = None) -> None:
+        self.reason, self.unless = reason, unless or {}
+
+    def __get__(self, method: Any, cls: type) -> "bool | No":
+        met = method is not None and bool(self.unless)
+        return True if met and all(getattr(method, k) == v for k, v in self.unless.items()) else self
 
     def __bool__(self) -> bool:
         return False
@@ -35,28 +41,17 @@ class No:
 class Method:
     """Base class of every method's configuration.
 
-    Declarations (True, or No with a reason): `routable` rows of one batch may use different adapters; `quantisable`
-    works on packed weights; `mergeable` the effect can be folded into the base; `newborn` a fresh adapter changes
-    nothing; `packable` documents may share a row; `cacheable` text can be generated with a cache of keys and values.
+    Abilities are True, or No with a reason. `routable`: rows of one batch may use different adapters. `quantisable`: it
+    works on packed weights. `mergeable`: its effect can be folded into the base. `newborn`: a fresh adapter changes
+    nothing. `packable`: documents may share a row. `cacheable`: text can be generated with a cache of keys and values.
     `in_place` methods train the base's own tensors and are used one at a time.
     """
 
-    lr: float | None = field(
-        default=None, kw_only=True
-    )  # its own peak learning rate; train.lr where left out
+    # Its own peak learning rate; train.lr where left out
+    lr: float | None = field(default=None, kw_only=True)
 
     kinds: ClassVar[tuple[str, ...]] = ("linear",)  # kinds of sites it can be put at
-    peft_type: ClassVar[str] = ""  # `peft_type` in its files
-    own_fields: ClassVar[frozenset[str]] = (
-        frozenset()
-    )  # fields that PEFT does not know: saved beside, not in its config
-    idle_fields: ClassVar[frozenset[str]] = (
-        frozenset()
-    )  # keys of PEFT's config that decide nothing once trained
-    peft_marks: ClassVar[dict[str, Any]] = {}  # settings of PEFT's config that make a file one of this
-    adapters_marks: ClassVar[
-        dict[str, Any]
-    ] = {}  # settings of the `adapters` library that make a file one of this
+    files: ClassVar[FileLayout] = FileLayout()
     routable: ClassVar[bool | No] = True
     quantisable: ClassVar[bool | No] = True
     mergeable: ClassVar[bool | No] = True
@@ -64,97 +59,61 @@ class Method:
     packable: ClassVar[bool | No] = True
     cacheable: ClassVar[bool | No] = True
     in_place: ClassVar[bool] = False
-    outside: ClassVar[bool] = False  # PEFT keeps it beside the model: keys in its files have one "model" less
-    word_head: ClassVar[bool] = False  # reads through a masked model's language head, also as a classifier
-    passes: ClassVar[int] = 1  # forwards per micro-batch; their outputs go to `extra_loss`
-    consistency: ClassVar[float] = 0.0  # weight of the symmetric KL between the predictions of two passes
+    word_head: ClassVar[bool] = (
+        False  # a classifier that reads what a masked model's language head makes of a state
+    )
+    passes: ClassVar[int] = 1  # forwards per micro-batch; their losses go to `extra_loss`
 
     @classmethod
     def name(cls) -> str:
-        """The name users write: that of the file."""
+        """Return the name that users write, which is that of the file."""
         return cls.__module__.rsplit(".", 1)[-1]
 
     @classmethod
     def is_head(cls) -> bool:
-        """True for task heads, which sit behind the base and are saved as PEFT saves them."""
+        """Return whether it is a task head and nothing else: these are saved as PEFT saves its heads."""
         return cls.kinds == ("final",)
 
     @classmethod
     def classifies(cls) -> bool:
-        """True for methods that answer with classes: they have the fields `num_labels` and `labels`."""
+        """Return whether it answers with classes. It then has `num_labels`, `labels` and `every_token`."""
         return "final" in cls.kinds
 
-    @property
-    def every_token(self) -> bool:
-        """Of a classifier: whether every token gets a class, not the row."""
-        return False
-
     def targets(self, sites: Sequence[Site]) -> list[Site]:
-        """The sites this method goes to, among all of a model."""
+        """Return the sites that this method goes to, among all sites of a model."""
         return [site for site in sites if site.kind in self.kinds]
 
-    def build(self, site: Site) -> Insert:
-        """The insert for one site."""
-        raise SiteError(
-            f"{type(self).__name__} builds no insert for one site alone",
-            "a call of `assemble`",
-            "use Base.attach",
-        )
+    def build(self, site: Site) -> AdapterModule:
+        """Return the insert for one site. A method overrides this or `assemble`."""
+        raise SiteError(f"{self.name()} builds nothing for one site alone", "`assemble`", "use Base.attach")
 
-    def assemble(self, sites: Sequence[Site]) -> list[tuple[Site, Insert]]:
-        """All (site, insert) pairs, in order; overridden where inserts share modules or a site gets several."""
+    def assemble(self, sites: Sequence[Site]) -> Seats:
+        """Return all (site, insert) pairs in order; overridden where inserts share modules or a site gets several."""
         return [(site, self.build(site)) for site in self.targets(sites)]
 
-    def param_groups(self, adapter: "Adapter", lr: float) -> list[dict[str, Any]]:
-        """Optimizer groups: {"params": [...], "lr": ..., and "weight_decay": 0.0 where none shall apply}."""
-        decayed = [p for p in adapter.parameters() if p.ndim > 1]
-        plain = [p for p in adapter.parameters() if p.ndim <= 1]  # biases, norms, magnitudes: no decay
-        groups: list[dict[str, Any]] = [
-            {"params": decayed, "lr": lr},
-            {"params": plain, "lr": lr, "weight_decay": 0.0},
-        ]
+    def param_groups(self, part: Part, lr: float) -> list[dict[str, Any]]:
+        """Return optimizer groups: {"params": [...], "lr": ..., and "weight_decay": 0.0 for those without decay}."""
+        decayed = [p for p in part.parameters() if p.ndim > 1]
+        plain = [p for p in part.parameters() if p.ndim <= 1]  # biases, norms, magnitudes: no decay
+        groups = [{"params": decayed, "lr": lr}, {"params": plain, "lr": lr, "weight_decay": 0.0}]
         return [group for group in groups if group["params"]]
 
-    def extra_loss(self, adapter: "Adapter", outputs: Sequence[torch.Tensor]) -> torch.Tensor | None:
-        """A term added to the loss of a micro-batch, from the losses of its passes."""
+    def consistency_weight(self) -> float:
+        """Return the weight of the symmetric KL between the predictions of two passes."""
+        return 0.0
+
+    def extra_loss(self, part: Part, outputs: Sequence[torch.Tensor]) -> torch.Tensor | None:
+        """Return a term to add to the loss of a micro-batch, given the losses of its passes."""
         return None
 
-    def after_step(self, adapter: "Adapter", step: int, total: int) -> None:
-        """Called after every optimizer step, while its gradients are there (rank pruning, the method's schedules)."""
+    def after_step(self, part: Part, step: int, total: int) -> None:
+        """Act after an optimizer step, while its gradients are still there: rank pruning, schedules of the method."""
 
-    def notice(self, adapter: "Adapter") -> str | None:
-        """What the user shall know of this adapter before it is trained, where it is not what the settings suggest."""
-        return None
-
-    def frozen_state(self, adapter: "Adapter") -> dict[str, torch.Tensor] | None:
-        """What is saved, where it is not simply every insert's `saved()` (prefix tuning drops its MLP)."""
+    def notice(self, part: Part) -> str | None:
+        """Return a warning to show before training if the adapter differs from what the settings suggest."""
         return None
 
     def config(self) -> dict[str, Any]:
-        """Hyper-parameters as JSON values."""
-        return {f.name: _json(getattr(self, f.name)) for f in fields(self)}
-
-    def file_config(self, seats: Sequence[tuple[Site, Insert]]) -> dict[str, Any]:
-        """What `adapter_config.json` says of this method, for the sites it went to; nothing of how it is trained."""
-        return {name: value for name, value in self.config().items() if name not in {"lr", *self.own_fields}}
-
-    @classmethod
-    def from_file(cls, settings: dict[str, Any]) -> "Method":
-        """The method that a file describes; `settings` holds fields of this class only."""
-        return cls(**settings)
-
-    @classmethod
-    def from_peft(
-        cls, config: dict[str, Any], tensors: dict[str, torch.Tensor]
-    ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-        """Config and tensors of a file as this method would have written them, where it knows another convention."""
-        return config, tensors
-
-    @classmethod
-    def from_adapters(cls, settings: dict[str, Any], sites: Sequence[Site]) -> "Method":
-        """The same for a file of the `adapters` library and the base with these sites."""
-        return cls.from_file(settings)
-
-
-def _json(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple | set | frozenset) else value
+        """Return the hyper-parameters as JSON values."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: list(v) if isinstance(v, tuple | set | frozenset) else v for name, v in values.items()}

@@ -1,4 +1,4 @@
-"""Positions: where a model begins to count, and whether several documents may share one of its rows."""
+"""Positions: how many a model has, where it begins to count, and whether documents may share one of its rows."""
 
 from typing import Any
 
@@ -23,13 +23,19 @@ UNPACKABLE = {
 }
 
 
+def context_length(config: Any) -> int | None:
+    """Return how many positions a model (a transformers config) has; None where it has no limit (T5)."""
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return limit if isinstance(limit, int) else None
+
+
 def first_position(config: Any) -> int:
-    """Where this model (a transformers config) begins to count its positions."""
+    """Return the position id of a row's first token for this model (a transformers config)."""
     return config.pad_token_id + 1 if config.model_type in AFTER_PADDING else 0
 
 
 def obstacle(config: Any, max_length: int) -> str | None:
-    """Why rows of this model cannot be packed, or None.
+    """Return why rows of this model cannot be packed, or None.
 
     An explicit mask replaces the model's own: a sliding window shorter than a row would be lost. Only sdpa obeys a mask
     of truth values; eager attention would add it to the scores, and the documents would see each other.

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from graft.core.cards import class_of_file
 from graft.core.method import Method
 from graft.errors import UsageError, nearest
 
 
 def find(name: str) -> type[Method]:
-    """The method class of `graft/methods/NAME.py`."""
+    """Return the method class of `graft/methods/NAME.py`."""
     package = importlib.import_module("graft.methods")
     known = names()
     if name not in known:
@@ -21,15 +22,17 @@ def find(name: str) -> type[Method]:
             f"did you mean {nearest(name, known, 1)[0]!r}?",
         )
     module = importlib.import_module(f"{package.__name__}.{name}")
-    return next(
-        value
+    methods = {
+        value.__name__: [above.__name__ for above in value.__mro__]
         for value in vars(module).values()
         if isinstance(value, type) and issubclass(value, Method) and value.__module__ == module.__name__
-    )
+    }
+    cls: type[Method] = getattr(module, class_of_file(name, methods))
+    return cls
 
 
 def described(settings: dict[str, Any]) -> Method:
-    """The method that checked settings with a `name` stand for; lists, as YAML and JSON have them, become tuples."""
+    """Return the method that checked settings with a `name` describe; lists from YAML and JSON become tuples."""
     values: Any = {
         key: tuple(v) if isinstance(v, list) else v for key, v in settings.items() if key != "name"
     }
@@ -37,7 +40,7 @@ def described(settings: dict[str, Any]) -> Method:
 
 
 def classifying(methods: Sequence[Method], labels: Sequence[str], *, tagged: bool) -> list[Method]:
-    """Methods for rows of these classes: whoever classifies gets them, and a task head comes where nobody does.
+    """Return the methods with these classes given to those that classify; a task head is added if none does.
 
     tagged: every word has a class.
     """
@@ -52,7 +55,7 @@ def _of_classes(head: Any, labels: Sequence[str], tagged: bool) -> Method:
 
 
 def names() -> list[str]:
-    """Names of all methods: the files of the package."""
+    """Return the names of all methods, which are the files of the package."""
     package = importlib.import_module("graft.methods")
     return sorted(
         info.name for info in pkgutil.iter_modules(package.__path__) if not info.name.startswith("_")

@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-CACHE = "cache"
-Span = tuple[str | None, int, int]  # adapter, first row, row behind the last
+import torch
+
+Span = tuple[str | None, int, int]  # adapter, first row, row after the last
 
 
 def spans(rows: Sequence[str | None]) -> tuple[list[int], tuple[Span, ...]]:
@@ -31,27 +32,58 @@ def spans(rows: Sequence[str | None]) -> tuple[list[int], tuple[Span, ...]]:
     return order, tuple(groups)
 
 
+@dataclass
+class Taps:
+    """What one place of the model leaves for a later one, for the length of one forward.
+
+    entered: by the name of a sublayer, what entered its first projection.
+    text: (first, length) of the text among virtual tokens, while the backbone runs.
+    states: by the identity of the insert that left them.
+    cache: keys and values of the stack that has just run, or None.
+    """
+
+    entered: dict[str, torch.Tensor] = field(default_factory=dict)
+    text: tuple[int, int] | None = None
+    states: dict[int, Any] = field(default_factory=dict)
+    cache: Any = None
+
+
 @dataclass(frozen=True, eq=False)
 class Route:
     """The adapters of one forward.
 
-    spans: contiguous, covering all rows.  rows: how many rows the caller gave (a module may see k times as many:
-    OPT flattens to B·T, beams repeat rows; hooks scale by k).  swap: enters the parameters of in-place methods.
-    taps: tensors that an insert at one place leaves for an insert at another, for this forward only; under CACHE the
-    keys and values of the stack that has just run, or None.
+    spans: contiguous, covering all rows.  rows: how many rows the caller gave.  swap: puts the parameters of in-place
+    methods into the model.
     """
 
     spans: tuple[Span, ...]
     rows: int
     swap: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
-    taps: dict[str, Any] = field(default_factory=dict)
+    taps: Taps = field(default_factory=Taps)
+
+    @property
+    def names(self) -> list[str | None]:
+        """The adapter of each span."""
+        return [name for name, _, _ in self.spans]
+
+    def parts(self, count: int) -> list[tuple[str | None, slice]]:
+        """Return (adapter, its rows) for a tensor of `count` rows.
+
+        A module may see k times as many rows as the caller gave: OPT flattens to B·T, beams and returned sequences
+        repeat rows.
+
+        >>> Route((("a", 0, 1), (None, 1, 3)), rows=3).parts(6)
+        [('a', slice(0, 2, None)), (None, slice(2, 6, None))]
+        """
+        k = count // self.rows
+        return [(name, slice(a * k, b * k)) for name, a, b in self.spans]
 
 
 _live = threading.local()
 
 
 def current() -> Route | None:
-    """The Route of the forward that runs in this thread, if any."""
+    """Return the Route of the forward that runs in this thread, if any."""
     return getattr(_live, "route", None)
 
 

@@ -1,4 +1,4 @@
-"""Site: a named place in the base where a tensor passes.
+"""Site: a named place in the model where we can read or change a tensor.
 
 Its name IS the module path (`model.layers.3.self_attn.q_proj`), so PEFT files and `target_modules` suffixes mean here
 what they mean there. A Site looks its module up by name, so it survives the module being replaced (a merge puts a
@@ -27,14 +27,19 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from graft.quant import is_packed
+
 SUBLAYERS = ("attention", "cross", "mlp")
 KINDS = ("linear", "norm", "embed", "head", "block", "stack", *SUBLAYERS, "kv", "prompt", "final", "module")
 
 
 @dataclass(frozen=True)
 class Site:
-    """name: module path.  kind: one of KINDS.  root: the model.  layer: index of the block it lies in, if any.
-    entry: of a sublayer, whose name is its last projection: path of the projection that x enters."""
+    """One place of one model.
+
+    name: module path.  kind: one of KINDS.  root: the model.  layer: index of the block that it is in, if any.
+    entry: path of the projection that x enters, for a sublayer, whose name is that of its last projection.
+    """
 
     name: str
     kind: str
@@ -44,7 +49,7 @@ class Site:
 
     @property
     def module(self) -> Any:
-        """The module that sits here now; at `final` the whole model, as nothing sits behind the last hidden state."""
+        """The module that is here now; at `final` the whole model, as nothing follows the last hidden state."""
         return self.root if self.kind == "final" else self.root.get_submodule(self.name)
 
     @property
@@ -78,23 +83,23 @@ class Site:
         return scale.to(self.module.weight.dtype) if isinstance(scale, torch.Tensor) else scale
 
     def weight(self) -> torch.Tensor:
-        """The weight as (out, in), dequantised; (ids, width) at `embed`. No copy where none is needed."""
+        """Return the weight (out, in), dequantised; (ids, width) at `embed`. It is copied only if it is packed."""
         weight = self.module.weight
         matrix: torch.Tensor = weight.T if self.transposed else weight
         return matrix
 
     def bias(self) -> torch.Tensor | None:
-        """The bias (out,), or None."""
+        """Return the bias (out,), or None."""
         return getattr(self.module, "bias", None)
 
     def product(self, x: torch.Tensor) -> torch.Tensor:
-        """x (..., in) times the weight: no bias, no hooks. A packed weight is decoded again in backward, not kept."""
+        """Return x (..., in) times the weight, without bias and hooks. Backward decodes a packed weight again."""
         module = self.module
-        return module.product(x) if hasattr(module, "codes") else F.linear(x, self.weight().to(x.dtype))
+        return module.product(x) if is_packed(module) else F.linear(x, self.weight().to(x.dtype))
 
 
 def shown(names: Iterable[str]) -> str:
-    """Names for a reader, with a star for the number of a block.
+    """Return names for a reader, with a star in place of the number of a block.
 
     >>> shown(["layers.0.mlp", "layers.1.mlp", "head"])
     'layers.*.mlp, head'

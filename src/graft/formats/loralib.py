@@ -58,7 +58,7 @@ def convert(
 
 
 def unpickled(path: Path, timeout_s: float = 600) -> dict[str, torch.Tensor]:
-    """The tensors of a pickled state dict, read by a child process with limits. Raises ModelError."""
+    """Return the tensors of a pickled state dict, read by a child process with limits. Raises ModelError."""
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "tensors.safetensors"
         command = [
@@ -91,7 +91,7 @@ def unpickled(path: Path, timeout_s: float = 600) -> dict[str, torch.Tensor]:
 
 
 def peft(state: Mapping[str, torch.Tensor], *, lora_alpha: float, base: str | None) -> tuple[dict, dict]:
-    """(tensors, adapter_config) in PEFT's layout of a loralib state dict. Raises AdapterError."""
+    """Return (tensors, adapter_config) of a loralib state dict in PEFT's layout. Raises AdapterError."""
     wrong = [f"{key} is not finite" for key, value in state.items() if not torch.isfinite(value).all()]
     modules = sorted({key.rsplit(".", 1)[0] for key in state if key.endswith((".lora_A", ".lora_B"))})
     wrong += [f"{module}: {_misfit(module, state)}" for module in modules if _misfit(module, state)]
@@ -127,7 +127,7 @@ def peft(state: Mapping[str, torch.Tensor], *, lora_alpha: float, base: str | No
 
 
 def _misfit(module: str, state: Mapping[str, torch.Tensor]) -> str:
-    """Why A and B of this module do not form one product; empty where they do."""
+    """Return why A and B of this module do not form one product; empty if they do."""
     A, B = state.get(f"{module}.lora_A"), state.get(f"{module}.lora_B")
     if A is None or B is None:
         return f"lora_{'A' if A is None else 'B'} is missing"

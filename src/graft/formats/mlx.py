@@ -38,7 +38,7 @@ Places = dict[str, tuple[Site, dict[str, Tensor]]]  # name in this base -> (site
 def translated(
     facts: Settings, tensors: dict[str, Tensor], sites: Sequence[Site]
 ) -> tuple[Settings, dict[str, Tensor]]:
-    """`adapter_config.json` and tensors as PEFT would have written them for this base. Raises AdapterError."""
+    """Return `adapter_config.json` and tensors as PEFT would have written them for this base. Raises AdapterError."""
     kind, parameters, last = (
         facts.get("fine_tune_type", "lora"),
         facts.get("lora_parameters"),
@@ -55,7 +55,7 @@ def translated(
         raise AdapterError(f"lora_parameters with {', '.join(unknown)}", "settings that Graft knows", HINT)
     r, scale, keys = (parameters.get(key) for key in ("rank", "scale", "keys"))
     numbers = isinstance(r, int) and isinstance(scale, int | float) and math.isfinite(scale)
-    if not numbers or not isinstance(keys, list | None):
+    if r is None or scale is None or not numbers or not isinstance(keys, list | None):
         given = f"rank {r!r}, scale {scale!r} and keys {keys!r}"
         raise AdapterError(given, "two numbers and a list", "copy it again from where it came")
     known = {site.name: site for site in sites if site.kind in ("linear", "head", "embed")}

@@ -6,23 +6,42 @@ count live tokens only. A stop is a token (the end tokens of model and template)
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from transformers import PreTrainedTokenizerBase
 from transformers.generation import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
+from graft.core.positions import context_length
 from graft.data.rows import BadRow
 from graft.data.templates import Template, prompt_ids, source
 from graft.errors import DataError, UsageError, nearest
 
-if TYPE_CHECKING:
-    from graft.base.base import Base
-
 Prompt = str | list[dict[str, Any]]  # a text used as it is, or messages for the chat template
+
+
+class Writer(Protocol):
+    """What generation needs of a base.
+
+    routed: inside the block the model's rows follow these adapters, in the order that is yielded.
+    positions: how many positions of the context these adapters take, besides the tokens.
+    """
+
+    model: Any
+    tokenizer: Any
+    name: str
+    family: str
+    adapters: Any
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def routed(self, rows: Sequence[str | None]) -> AbstractContextManager[list[int]]: ...
+
+    def positions(self, names: Sequence[str | None]) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -60,7 +79,7 @@ class Sampling:
         )
 
     def config(self, ends: list[int], pad: int, room: int, cache: bool = True) -> GenerationConfig:
-        """transformers' settings for one batch; every field that a model's own defaults could fill is stated."""
+        """Return transformers' settings for one batch, with every field that a model's own defaults could fill."""
         return GenerationConfig(
             max_new_tokens=min(self.max_new_tokens, room),
             min_length=0,
@@ -84,14 +103,14 @@ class Sampling:
 
 
 def generate(
-    base: "Base",
+    base: Writer,
     prompts: Sequence[Prompt],
     adapters: Sequence[str | None],
     *,
     batch_size: int = 8,
     **sampling: Any,
 ) -> list[str]:
-    """The continuation of each prompt, without the prompt and without the stop.
+    """Return the continuation of each prompt, without the prompt and without the stop.
 
     prompts: texts (used as they are, with the tokenizer's start token) or message lists (chat template).
     adapters: one name or None per prompt.
@@ -122,7 +141,7 @@ def generate(
 
 
 @contextmanager
-def evaluating(base: "Base") -> Iterator[None]:
+def evaluating(base: Writer) -> Iterator[None]:
     """Inside, the model and all adapters are in evaluation mode; every module's own mode comes back afterwards."""
     roots = [base.model, *(insert for adapter in base.adapters.values() for _, insert in adapter.inserts)]
     modes = [(module, module.training) for root in roots for module in root.modules()]
@@ -136,9 +155,9 @@ def evaluating(base: "Base") -> Iterator[None]:
 
 
 def _batch(
-    base: "Base", tokens: list[list[int]], names: list[str | None], how: Sampling, config: GenerationConfig
+    base: Writer, tokens: list[list[int]], names: list[str | None], how: Sampling, config: GenerationConfig
 ) -> list[str]:
-    """One call of the model. `base.routed` tells in which order the rows must stand; the order is undone here."""
+    """Call the model once. `base.routed` gives the order in which rows must stand, which is undone here."""
     tokenizer, seq2seq = base.tokenizer, base.family == "seq2seq"
     width = max(map(len, tokens))
     ids = torch.full((len(tokens), width), config.pad_token_id)
@@ -164,7 +183,7 @@ def _batch(
 
 
 def continuation(tokenizer: PreTrainedTokenizerBase, prompt: list[int], new: list[int]) -> str:
-    """The text of `new` as it reads behind `prompt`.
+    """Return the text of `new` as it reads after `prompt`.
 
     Both are decoded together: tokenizers of Llama's kind drop the blank in front of whatever they decode first.
     """
@@ -186,8 +205,8 @@ class _StopWords(StoppingCriteria):
         return torch.tensor(found, device=input_ids.device)
 
 
-def end_tokens(base: "Base", stop: Sequence[str] = (), *, chat: bool) -> list[int]:
-    """Tokens that end a text: those of model and tokenizer, the template's end of turn, and stops that are one token.
+def end_tokens(base: Writer, stop: Sequence[str] = (), *, chat: bool) -> list[int]:
+    """Return the tokens that end a text: the model's, the tokenizer's, the end of a turn, and stops that are one token.
 
     Decoding hides special tokens, so a stop that is one could not be found in the text.
     """
@@ -200,20 +219,23 @@ def end_tokens(base: "Base", stop: Sequence[str] = (), *, chat: bool) -> list[in
 
 
 def _turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The token that the chat template writes behind an answer, which training teaches."""
+    """Return the token that the chat template writes after an answer, which training teaches."""
     template, answer = Template(tokenizer, source(tokenizer)), "graft"
     text = template.render([{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}])
-    found = template.controls.search(text, text.rfind(answer) + len(answer))
-    return tokenizer.convert_tokens_to_ids(found.group()) if found else None
+    control = template.controls.search(text, text.rfind(answer) + len(answer))
+    if control is None:
+        return None
+    token: Any = tokenizer.convert_tokens_to_ids(control.group())
+    return None if token is None else int(token)
 
 
 def _cut(text: str, words: Sequence[str]) -> str:
-    """The text in front of the first stop word."""
+    """Return the text in front of the first stop word."""
     return text[: min((text.find(word) for word in words if word in text), default=len(text))]
 
 
-def _encode(base: "Base", prompt: Prompt, row: int) -> list[int]:
-    """The ids that training rows begin with; one start token where a prompt is empty."""
+def _encode(base: Writer, prompt: Prompt, row: int) -> list[int]:
+    """Return a prompt's ids, as training rows begin with them; one start token for an empty prompt."""
     tokenizer = base.tokenizer
     try:
         ids = prompt_ids(prompt, tokenizer, family=base.family)
@@ -229,13 +251,14 @@ def _encode(base: "Base", prompt: Prompt, row: int) -> list[int]:
 
 
 def _text(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
-    return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    text: Any = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return str(text)
 
 
 def _batches(
     tokens: list[list[int]], new: int, context: int | None, size: int
 ) -> Iterator[tuple[list[int], int]]:
-    """(rows, room for new tokens): long prompts first, so that a lack of memory shows at once.
+    """Yield (rows, room for new tokens), long prompts first, so that a lack of memory shows at once.
 
     Rows whose room is short of `new` share a batch with rows of their length only: a longer neighbour may not shorten
     an answer, nor a shorter one push it beyond the last position.
@@ -247,10 +270,10 @@ def _batches(
         yield from ((rows[i : i + size], limit) for i in range(0, len(rows), size))
 
 
-def _context(base: "Base", adapters: Sequence[str | None]) -> int | None:
-    """How many positions the model has for tokens beside these adapters; None where it has no limit (T5)."""
-    limit = getattr(base.model.config, "max_position_embeddings", None)
-    return limit - base.positions(adapters) if isinstance(limit, int) and base.family != "seq2seq" else None
+def _context(base: Writer, adapters: Sequence[str | None]) -> int | None:
+    """Return how many positions these adapters leave for tokens; None without a limit."""
+    limit = None if base.family == "seq2seq" else context_length(base.model.config)
+    return None if limit is None else limit - base.positions(adapters)
 
 
 def _fit(tokens: list[list[int]], context: int) -> None:
@@ -261,7 +284,7 @@ def _fit(tokens: list[list[int]], context: int) -> None:
         raise DataError(shown, f"fewer than the {context} positions of the model", "shorten the prompt")
 
 
-def _check(base: "Base", prompts: Sequence[Prompt], batch_size: int) -> None:
+def _check(base: Writer, prompts: Sequence[Prompt], batch_size: int) -> None:
     if isinstance(prompts, str):
         raise UsageError("generate was given one text", "a list of prompts", "write [prompt]")
     if base.tokenizer is None:
@@ -281,7 +304,7 @@ def _check(base: "Base", prompts: Sequence[Prompt], batch_size: int) -> None:
 
 @contextmanager
 def _seeded(seed: int | None) -> Iterator[None]:
-    """torch's generators start from `seed` inside and are as before afterwards; None leaves them alone."""
+    """Inside, torch's generators start from `seed`; afterwards they are as before. None leaves them alone."""
     if seed is None:
         yield
         return

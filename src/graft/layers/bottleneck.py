@@ -56,7 +56,7 @@ class Bottlenecked(Placed):
             )
 
     def width(self, d: int, block: int) -> int:
-        """m at one block."""
+        """Return m at one block."""
         factor = self.reduction_factor
         if isinstance(factor, dict):
             if not {str(block), "default"} & set(factor):
@@ -137,12 +137,12 @@ class Bottleneck(Addition):
 
 
 def activation(name: str) -> nn.Module:
-    """φ by the library's names, which are transformers' and one more."""
+    """Return φ by the library's names, which are those of transformers and leakyrelu."""
     return nn.LeakyReLU() if name.lower() == "leakyrelu" else ACT2FN[name.lower()]
 
 
 def started(weight: torch.Tensor, start: str, *, zero: bool) -> torch.Tensor:
-    """`weight` with the values of one of the library's three starts."""
+    """Fill `weight` by one of the library's three starts and return it."""
     if start == "bert":
         return nn.init.normal_(weight, std=0.02)
     if start == "houlsby":

@@ -17,7 +17,13 @@ REST, WATCH, TRAIN = range(3)  # phases; kept as a tensor, so that a resumed run
 
 
 class Delta(Insert):
-    """(M ⊙ D) x beside one projection; D (k,) lies at `index` of the flat matrix.  density: k over all its weights."""
+    """(M ⊙ D) x added to one projection.
+
+    D (k,) lies at `index` of the flat matrix.  density: k over the number of its weights.
+    """
+
+    index: torch.Tensor
+    phase: torch.Tensor
 
     def __init__(self, site: Site, density: float) -> None:
         super().__init__()
@@ -26,7 +32,7 @@ class Delta(Insert):
         self.D = nn.Parameter(torch.zeros(count))
         self.register_buffer("index", torch.arange(count, dtype=torch.int32))
         self.register_buffer("phase", torch.tensor(REST))
-        self._watched: torch.Tensor | None = None  # zeros beside the whole weight: they get its gradient
+        self._watched: torch.Tensor | None = None  # zeros added to the whole weight: they get its gradient
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         delta = self.matrix()
@@ -37,7 +43,7 @@ class Delta(Insert):
         return y + F.linear(x, delta.to(x.dtype)).to(y.dtype)
 
     def matrix(self) -> torch.Tensor:
-        """M ⊙ D (out, in)."""
+        """Return M ⊙ D (out, in)."""
         flat = torch.zeros(self.shape, device=self.D.device).flatten()
         return flat.scatter(0, self.index.long(), self.D * (self.phase == TRAIN)).view(self.shape)
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 
 def kron_linear(x: torch.Tensor, A: torch.Tensor, *B: torch.Tensor) -> torch.Tensor:
-    """(A ⊗ B) x over the last dimension of x; B may be given as the factors whose product it is.
+    """Return (A ⊗ B) x over the last dimension of x. B may be given as factors, whose product it is.
 
     >>> A, B = torch.tensor([[1.0, 2], [3, 4]]), torch.tensor([[0.0, 1], [1, 0]])
     >>> kron_linear(torch.tensor([1.0, 0, 0, 0]), A, B).tolist()  # the first column of A ⊗ B
@@ -23,7 +23,7 @@ def kron_linear(x: torch.Tensor, A: torch.Tensor, *B: torch.Tensor) -> torch.Ten
 
 
 def near_root(dimension: int, limit: int | None = None) -> tuple[int, int]:
-    """Two divisors, the smaller first: the pair nearest the square root whose smaller one is not over the limit.
+    """Return two divisors, the smaller first: the pair nearest the square root with the smaller one within the limit.
 
     >>> near_root(768), near_root(11008), near_root(127), near_root(768, limit=10)
     ((24, 32), (86, 128), (1, 127), (8, 96))

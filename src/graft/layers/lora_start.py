@@ -33,12 +33,12 @@ def check(init: Start) -> None:
 
 
 def subtracts(init: Start) -> bool:
-    """True where the start is a part of W₀ that the forward must subtract again."""
+    """Return whether the start is a part of W₀ that the forward must subtract again."""
     return isinstance(init, str) and init.startswith(("pissa", "olora"))
 
 
 def factors(site: Site, r: int, scale: float, init: Start) -> tuple[torch.Tensor, torch.Tensor]:
-    """A (r, in) and B (out, r), fp32."""
+    """Return A (r, in) and B (out, r) at birth, in fp32."""
     rows, columns = site.out_features, site.in_features
     if isinstance(init, bool) or init == "gaussian":
         bound = columns**-0.5
@@ -61,7 +61,7 @@ def factors(site: Site, r: int, scale: float, init: Start) -> tuple[torch.Tensor
 
 
 def original(site: Site) -> torch.Tensor:
-    """The weight (out, in) as the checkpoint has it, before it was quantised."""
+    """Return the weight (out, in) as the checkpoint has it, before it was quantised. Raises ModelError."""
     folder = Path(getattr(site.root.config, "name_or_path", "") or ".")
     prefix = getattr(site.root, "base_model_prefix", "") + "."
     wanted = {

@@ -45,7 +45,7 @@ class Narrow(nn.Module):
         return self.net.get_submodule(self._list)
 
     def forward(self, states: torch.Tensor, cache: Any = None, **given: Any) -> torch.Tensor:
-        """States (B, T, width) through all of it, in their dtype.
+        """Return states (B, T, width) after all of its blocks, in their dtype.
 
         given: masks and positions, as for the base.  cache: the base's, of keys and values; it then holds those of
         this stack as well.
@@ -58,7 +58,7 @@ class Narrow(nn.Module):
         return last
 
     def _beside(self, cache: Any) -> Any:
-        """The cache of this stack. Its layers stand behind the base's, so what reorders or crops those does so here.
+        """Return the cache of this stack. Its layers follow the base's, so what reorders or crops those does so here.
 
         Beside rows of other adapters it has some of the rows only, and is kept apart.
         """
@@ -71,6 +71,7 @@ class Narrow(nn.Module):
                 "rows of one adapter, or one beam",
                 "generate each adapter's rows by themselves, or with use_cache=False",
             )
+        # On the base's cache, so that a copy of it takes them along.
         caches: dict[int, Any] = vars(cache).setdefault("of_narrow_stacks", {})
         if id(self) not in caches:
             own = [DynamicCache(config=self.net.config) for _ in parts]
@@ -102,7 +103,7 @@ class _Nothing(nn.Module):
 
 
 def narrowed(config: Any, layers: Sequence[int], reduction: int) -> Any:
-    """The configuration of the narrow stack. A head keeps at least two positions, of which there is an even number."""
+    """Return the configuration of the narrow stack. A head keeps an even number of positions, at least two."""
     config = copy.deepcopy(config)
     width, heads, depth = config.hidden_size, config.num_attention_heads, config.num_hidden_layers
     head = head_width(config)
@@ -129,5 +130,5 @@ def narrowed(config: Any, layers: Sequence[int], reduction: int) -> Any:
 
 
 def head_width(config: Any) -> int:
-    """Positions of one attention head."""
+    """Return the number of positions of one attention head."""
     return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)

@@ -27,7 +27,7 @@ POOLS: dict[str, Callable[[int, int], int]] = {
 def as_sums(
     config: dict[str, Any], tensors: dict[str, torch.Tensor], pool: str
 ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """Config and tensors of a file that pools by `pool`, with the A of the sum."""
+    """Return config and tensors of a file that pools by `pool`, with the A of the sum."""
     if pool == "sum":
         return config, tensors
     size = config.get("qalora_group_size")

@@ -5,7 +5,6 @@ Yeh et al. 2023 (2309.14859); names and meanings are PEFT's. Differs: dropped ar
 a ΔW that would have to be built for it.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -13,8 +12,21 @@ import torch
 from torch import nn
 
 from graft.core.insert import Insert, Weights
+from graft.core.part import Part
 from graft.core.site import Site
-from graft.layers.targets import Targeted, by_pattern, check_dropout, check_rank
+from graft.layers.targets import Targeted, TargetedFiles, by_pattern, check_dropout, check_rank
+
+
+@dataclass(frozen=True)
+class LycorisFiles(TargetedFiles):
+    """PEFT's config; PEFT has these methods on nn.Linear only."""
+
+    idle: frozenset[str] = frozenset({"init_weights", "use_effective_conv2d"})
+
+    def describe(self, method: Any, part: Part) -> dict[str, Any]:
+        config = super().describe(method, part)
+        del config["fan_in_fan_out"]
+        return config
 
 
 @dataclass(frozen=True)
@@ -26,7 +38,7 @@ class Lycoris(Targeted):
     rank_pattern: dict[str, int] = field(default_factory=dict)  # rank by module name
     alpha_pattern: dict[str, float] = field(default_factory=dict)  # alpha by module name
 
-    idle_fields: ClassVar = frozenset({"init_weights", "use_effective_conv2d"})
+    files: ClassVar = LycorisFiles()
 
     def __post_init__(self) -> None:
         check_rank("r", self.r)
@@ -34,18 +46,16 @@ class Lycoris(Targeted):
         check_dropout("module_dropout", self.module_dropout)
 
     def rank_and_scale(self, site: Site) -> tuple[int, float]:
-        """(r, alpha / r) at one site."""
+        """Return (r, alpha / r) at one site."""
         r = int(by_pattern(self.rank_pattern, site.name, self.r))
         return r, by_pattern(self.alpha_pattern, site.name, self.alpha) / r
 
-    def file_config(self, seats: Sequence[tuple[Site, Insert]]) -> dict[str, Any]:
-        config = super().file_config(seats)
-        del config["fan_in_fan_out"]  # PEFT has these methods on nn.Linear only
-        return config
-
 
 class Product(Insert):
-    """s·ΔW x beside one projection; subclasses say what ΔW is.  rescaled: outputs that stay make up for the others."""
+    """s·ΔW x added to one projection; subclasses define ΔW.
+
+    rescaled: outputs that stay are scaled up for those that drop out.
+    """
 
     def __init__(self, scale: float, config: Lycoris, *, rescaled: bool) -> None:
         super().__init__()
@@ -53,11 +63,11 @@ class Product(Insert):
         self.rank_dropout, self.module_dropout = config.rank_dropout, config.module_dropout
 
     def delta(self, dtype: torch.dtype) -> torch.Tensor:
-        """s·ΔW (out, in), for merging."""
+        """Return s·ΔW (out, in), for merging."""
         raise NotImplementedError
 
     def product(self, x: torch.Tensor) -> torch.Tensor:
-        """s·ΔW x, for which ΔW is not built."""
+        """Return s·ΔW x without building ΔW."""
         raise NotImplementedError
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -70,7 +80,7 @@ class Product(Insert):
         return weight + self.delta(weight.dtype), bias
 
     def _stays(self, outputs: int, device: torch.device) -> torch.Tensor:
-        """1 for outputs that take part in this forward, 0 for the others."""
+        """Return 1 for outputs that take part in this forward, 0 for the others."""
         whole = torch.rand(1, device=device) >= self.module_dropout
         mask = (torch.rand(outputs, device=device) >= self.rank_dropout).float()
         if self.rescaled:
@@ -79,5 +89,5 @@ class Product(Insert):
 
 
 def kaiming(*shape: int) -> torch.Tensor:
-    """A new matrix, uniform in ±1/√(its columns)."""
+    """Return a new matrix, uniform in ±1/√(its columns)."""
     return nn.init.kaiming_uniform_(torch.empty(shape), a=5**0.5)

@@ -36,20 +36,20 @@ class Part(NamedTuple):
         return [*self.readers, self.writer]
 
     def outer(self) -> torch.Tensor:
-        """(width,): squared weights around each dimension of the residual stream."""
+        """Return (width,): the sum of squared weights around each dimension of the residual stream."""
         return _squares(self.writer).sum(1) + torch.stack(
             [_squares(site).sum(0) for site in self.readers]
         ).sum(0)
 
     def inner(self, narrow_head: int, narrow_width: int) -> torch.Tensor:
-        """The positions of a unit that are kept."""
+        """Return the positions of a unit that are kept."""
         around = [_squares(site).sum(1) for site in self.readers] + [_squares(self.writer).sum(0)]
         score = torch.stack([values.view(-1, self.unit).sum(0) for values in around]).sum(0)
         return _banded(score, narrow_head) if self.heads else _top(score, narrow_width)
 
 
 def parts(stack: Site, block: Site, sites: Sequence[Site]) -> Iterator[Part]:
-    """The sublayers of a block whose readers all read the residual stream."""
+    """Yield the sublayers of a block whose readers all read the residual stream."""
     config = stack.module.config
     writers = {site.name: site.kind for site in sites if site.kind in SUBLAYERS}
     found = defaultdict(list)
@@ -74,7 +74,7 @@ def pruned(
 ) -> torch.Tensor:
     """Fill narrow stacks from the base; all keep the same dimensions of the residual stream.
 
-    places: the stack and the blocks that each goes beside.  Returns the choice (narrow, width): rows of the identity.
+    places: the stack and the blocks that each accompanies.  Returns the choice (narrow, width): rows of the identity.
     """
     found = [[list(parts(stack, block, sites)) for block in blocks] for stack, blocks in places]
     around = [part.outer() for blocks in found for inner in blocks for part in inner]
@@ -107,7 +107,7 @@ def _copy(small: Site, site: Site, rows: torch.Tensor, columns: torch.Tensor) ->
 
 
 def _copy_rest(small: nn.Module, module: nn.Module, chosen: Sequence[torch.Tensor]) -> None:
-    """Norms, by the choice that has their width, and tables that are not narrower."""
+    """Copy norms, by the choice that has their width, and tables that are not narrower."""
     own = dict(small.named_parameters())
     for name, parameter in module.named_parameters():
         if name not in own or kind_of(module.get_submodule(name.rpartition(".")[0])) == "linear":
@@ -128,7 +128,7 @@ def _top(score: torch.Tensor, count: int) -> torch.Tensor:
 
 
 def _banded(score: torch.Tensor, count: int) -> torch.Tensor:
-    """The best of each band of one half, and the same of the other half."""
+    """Return the best position of each band of one half, and the same positions of the other half."""
     half = len(score) // 2
     bands = score.view(2, half).sum(0).tensor_split(count // 2)
     starts = torch.tensor([0] + [len(band) for band in bands[:-1]], device=score.device).cumsum(0)
@@ -137,5 +137,5 @@ def _banded(score: torch.Tensor, count: int) -> torch.Tensor:
 
 
 def _spread(inner: torch.Tensor, width: int, unit: int) -> torch.Tensor:
-    """The positions of one unit in all units of a width."""
+    """Return the positions of one unit in all units of a width."""
     return (torch.arange(0, width, unit, device=inner.device)[:, None] + inner).flatten()

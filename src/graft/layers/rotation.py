@@ -11,13 +11,13 @@ from torch import nn
 
 
 def cayley(Q: torch.Tensor) -> torch.Tensor:
-    """(I − Q)(I + Q)⁻¹ − I = −2Q(I + Q)⁻¹ for skew Q (..., b, b): orthogonal, without the I."""
+    """Return (I − Q)(I + Q)⁻¹ − I = −2Q(I + Q)⁻¹ for skew Q (..., b, b): an orthogonal matrix less the identity."""
     eye = torch.eye(Q.shape[-1], dtype=Q.dtype, device=Q.device)
     return torch.linalg.solve(eye + Q, -2 * Q, left=False)
 
 
 def blockwise(x: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
-    """x (..., in) times the block-diagonal matrix of these blocks (in/b, b, b); one block (1, b, b) serves all."""
+    """Return x (..., in) times the block-diagonal matrix of blocks (in/b, b, b); one block (1, b, b) serves all."""
     parts = x.unflatten(-1, (-1, change.shape[-1]))
     return torch.einsum("...kb,kbc->...kc", parts, change.to(x.dtype)).flatten(-2)
 

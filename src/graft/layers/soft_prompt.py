@@ -13,8 +13,11 @@ import torch
 from torch import nn
 from transformers.models.auto.tokenization_auto import AutoTokenizer
 
-from graft.core.insert import Insert
+from graft.core.file_layout import FileLayout
+from graft.core.insert import VirtualTokens
 from graft.core.method import Method, No
+from graft.core.part import Part, Seats
+from graft.core.positions import context_length
 from graft.core.site import Site
 from graft.errors import UsageError
 
@@ -24,14 +27,24 @@ SHAPES = frozenset({"token_dim", "num_layers", "num_attention_heads", "num_trans
 
 
 @dataclass(frozen=True)
+class PromptFiles(FileLayout):
+    """Of an encoder-decoder only the encoder gets a prompt; PEFT would keep a second, idle one."""
+
+    idle: frozenset[str] = SHAPES | {"tokenizer_kwargs"}
+    beside_model: bool = True
+
+    def describe(self, method: Any, part: Part) -> dict[str, Any]:
+        return {"num_transformer_submodules": 1, **super().describe(method, part)}
+
+
+@dataclass(frozen=True)
 class SoftPrompt(Method):
     """Base class of methods that put vectors in front of every row: inserts with a `length`."""
 
-    num_virtual_tokens: int = 20  # vectors in front of every row; each takes a position of the context
+    num_virtual_tokens: int | None = 20  # vectors in front of every row; each takes a position of the context
 
     kinds: ClassVar = ("prompt",)
-    outside: ClassVar = True
-    idle_fields: ClassVar = SHAPES | {"tokenizer_kwargs"}
+    files: ClassVar = PromptFiles()
     newborn: ClassVar = No("vectors in front of the text are seen from the start")
     mergeable: ClassVar = No("no weight has the effect of further tokens; export it as an adapter")
     packable: ClassVar = No("every document would need virtual tokens of its own")
@@ -39,24 +52,21 @@ class SoftPrompt(Method):
     def __post_init__(self) -> None:
         check_sizes(num_virtual_tokens=self.num_virtual_tokens)
 
-    def assemble(self, sites: Sequence[Site]) -> list[tuple[Site, Insert]]:
+    def assemble(self, sites: Sequence[Site]) -> Seats:
         seats = super().assemble(sites)
         for site, insert in seats:
-            check_room(insert.length, site.root.config)
+            if isinstance(insert, Prompt | MadePrompt):
+                check_room(insert.length, site.root.config)
         return seats
 
-    def file_config(self, seats: Sequence[tuple[Site, Insert]]) -> dict[str, Any]:
-        """Of an encoder-decoder the encoder alone gets a prompt; PEFT would keep a second, idle one."""
-        return {"num_transformer_submodules": 1, **super().file_config(seats)}
 
-
-class Prompt(Insert):
+class Prompt(VirtualTokens):
     """P (p, d): a trained table of vectors."""
 
     names: ClassVar = {"table": KEY}
 
     def __init__(self, table: torch.Tensor, length: int) -> None:
-        """length: how many rows of the table stand in front of the text."""
+        """length: number of rows of the table that are put in front of the text."""
         super().__init__()
         self.table, self.length = nn.Parameter(table.detach().float().clone()), length
 
@@ -64,7 +74,7 @@ class Prompt(Insert):
         return self.table[: self.length], self.table[:0]
 
 
-class MadePrompt(Insert):
+class MadePrompt(VirtualTokens):
     """P = `made()`, of tensors that are needed in training only."""
 
     loaded: torch.Tensor | None = None
@@ -75,10 +85,10 @@ class MadePrompt(Insert):
 
     @abstractmethod
     def made(self) -> torch.Tensor:
-        """The table of vectors, of which the first `length` stand in front of the text."""
+        """Return the table of vectors. The first `length` of them are put in front of the text."""
 
     def table(self) -> torch.Tensor:
-        """What is made, or what a file has put in its place."""
+        """Return the table that is made, or the one that a file has put in its place."""
         return self.made() if self.loaded is None else self.loaded
 
     def around(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -89,7 +99,7 @@ class MadePrompt(Insert):
         return {KEY: self.table().detach()}
 
     def load(self, tensors: dict[str, torch.Tensor]) -> None:
-        """The vectors alone are in the file: from here on they are what they are."""
+        """Take the vectors of a file. They replace what they were made of, which no file holds."""
         self.loaded = tensors[KEY].to(next(self.parameters()))
 
 
@@ -102,8 +112,8 @@ def check_sizes(**sizes: int | None) -> None:
 
 def check_room(length: int, config: Any) -> None:
     """Raise UsageError where no position would be left for the text."""
-    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
-    if isinstance(limit, int) and length >= limit:
+    limit = context_length(config)
+    if limit is not None and length >= limit:
         raise UsageError(
             f"num_virtual_tokens={length}",
             f"fewer than the {limit} positions of this base",
@@ -112,7 +122,7 @@ def check_room(length: int, config: Any) -> None:
 
 
 def tokenizer(site: Site, path: str | None) -> Any:
-    """The tokenizer in `path`, or beside the model. Raises UsageError where there is none."""
+    """Return the tokenizer in `path`, or the one in the model's folder. Raises UsageError if there is none."""
     where = path or site.root.config.name_or_path
     try:
         return AutoTokenizer.from_pretrained(where, trust_remote_code=False, local_files_only=True)

@@ -1,9 +1,9 @@
 """Places of modules that are added inside the blocks, under the settings of the `adapters` library.
 
 mh_adapter, cross_adapter, output_adapter: at the self-attention, cross-attention and feed-forward sublayers
-y + Δ(y)          behind a sublayer, before its residual is added
-y + Δ(x)          beside it (parallel): x is what its first projection reads
-norm(u₀ + Δ(u))   behind a post-norm block's residual: u₀ its sum, u = norm(u₀); the block's own norm acts twice
+y + Δ(y)          after a sublayer, before its residual is added
+y + Δ(x)          parallel to it: x is what its first projection reads
+norm(u₀ + Δ(u))   after a post-norm block's residual: u₀ its sum, u = norm(u₀); the block's own norm acts twice
 u + Δ(u)          the same on pre-norm blocks, which end with a sum that is not normed
 """
 
@@ -13,14 +13,22 @@ from typing import Any, ClassVar
 
 import torch
 
+from graft.core.file_layout import FileLayout
 from graft.core.insert import Insert
 from graft.core.method import Method
+from graft.core.part import Seats
 from graft.core.site import Site
 from graft.errors import SiteError
-from graft.layers.targets import Seats
-from graft.methods.ln_tuning import LNTuning
+from graft.layers.norm_gain import Gain
 
 KINDS = {"attention": "mh_adapter", "cross": "cross_adapter", "mlp": "output_adapter"}  # kind: its switch
+
+
+class PlacedFiles(FileLayout):
+    """The `adapters` library trains no norms."""
+
+    def understand_library(self, cls: Any, settings: dict[str, Any], sites: Sequence[Site]) -> Any:
+        return self.understand(cls, settings | {"train_norms": False})
 
 
 @dataclass(frozen=True)
@@ -34,24 +42,19 @@ class Placed(Method):
     train_norms: bool = False  # train the gains and biases of all norms of the base too
 
     kinds: ClassVar = ("attention", "cross", "mlp")  # as in KINDS: cards read literals only
-    original_ln_before: ClassVar[bool | None] = False  # a setting of those that may sit behind the residual
-
-    @classmethod
-    def from_adapters(cls, settings: dict[str, Any], sites: Sequence[Site]) -> Method:
-        """The library trains no norms."""
-        return cls.from_file(settings | {"train_norms": False})
+    files: ClassVar = PlacedFiles()
 
     def insert(self, sublayer: Site, place: Site, block: int) -> Insert:
-        """What comes to one place.  sublayer: tells the widths; block: its number through all stacks."""
+        """Return the insert for one place.  sublayer: has the widths.  block: its number, through all stacks."""
         raise NotImplementedError
 
     def targets(self, sites: Sequence[Site]) -> list[Site]:
         return [sublayer for sublayer, _, _ in self.places(sites)]
 
     def places(self, sites: Sequence[Site]) -> list[tuple[Site, Site, int]]:
-        """(sublayer, where the insert sits, number of the block) for each sublayer that gets one."""
+        """Return (sublayer, site of the insert, number of the block) for each sublayer that gets one."""
         blocks = [site for site in sites if site.kind == "block"]
-        found = [
+        seats = [
             (site, self._place(site, block, sites), number)
             for number, block in enumerate(blocks)
             if number not in self.leave_out
@@ -60,29 +63,31 @@ class Placed(Method):
             and site.kind in KINDS
             and getattr(self, KINDS[site.kind])
         ]
-        if not found:
+        if not seats:
             wanted = [kind for kind, switch in KINDS.items() if getattr(self, switch)]
             raise SiteError(
                 f"{type(self).__name__} finds no place: {', '.join(wanted) or 'no kind of sublayer'} is wanted",
                 "a sublayer of a block that is not left out; a feed-forward network of experts is none",
                 "set mh_adapter or output_adapter, or leave out fewer blocks",
             )
-        return found
+        return seats
 
     def assemble(self, sites: Sequence[Site]) -> Seats:
         seats: Seats = [(place, self.insert(sublayer, place, n)) for sublayer, place, n in self.places(sites)]
         return seats + self.norms(sites)
 
     def norms(self, sites: Sequence[Site]) -> Seats:
-        """The norms, where they are trained."""
-        return LNTuning().assemble(sites) if self.train_norms else []
+        """Return the gains and biases of all norms of the base, if they are trained too."""
+        return [(site, Gain(site)) for site in sites if site.kind == "norm"] if self.train_norms else []
 
     def _place(self, sublayer: Site, block: Site, sites: Sequence[Site]) -> Site:
-        if self.original_ln_before is False:
+        # A setting of those that may sit after the residual.
+        after_residual: bool | None = getattr(self, "original_ln_before", False)
+        if after_residual is False:
             return sublayer
         if post_norm(sites):
-            return norm_behind(sublayer, block, sites)
-        if self.original_ln_before is None:
+            return norm_after(sublayer, block, sites)
+        if after_residual is None:
             return sublayer
         if sublayer.kind != "mlp":
             raise SiteError(
@@ -101,7 +106,7 @@ class Addition(Insert):
         self.place, self.d, self.parallel = place, d, parallel
 
     def delta(self, u: torch.Tensor) -> torch.Tensor:
-        """Δ(u), (..., d) as u."""
+        """Return Δ(u), (..., d) as u."""
         raise NotImplementedError
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -114,20 +119,20 @@ class Addition(Insert):
 
 
 def post_norm(sites: Sequence[Site]) -> bool:
-    """Whether blocks end with a norm (BERT, BART): pre-norm stacks need one behind the last block instead."""
+    """Return whether blocks end with a norm (BERT, BART); pre-norm stacks need one after the last block instead."""
     base = sites[0].root.base_model
     inside = {id(module) for module in base.modules()}
     outer = [s for s in sites if s.kind == "norm" and s.layer is None and id(s.module) in inside]
     return all("emb" in site.name for site in outer)
 
 
-def norm_behind(sublayer: Site, block: Site, sites: Sequence[Site]) -> Site:
-    """The norm of a post-norm block that follows a sublayer: the next one in the order of its modules."""
+def norm_after(sublayer: Site, block: Site, sites: Sequence[Site]) -> Site:
+    """Return the norm that follows a sublayer of a post-norm block: the next one in the order of its modules."""
     inside = [s for s in sites if s.name.startswith(block.name + ".") and s.kind in ("linear", "norm")]
     start = next(i for i, site in enumerate(inside) if site.name == sublayer.name)
     norms = [site for site in inside[start:] if site.kind == "norm"]
     if not norms:
         raise SiteError(
-            f"no norm follows {sublayer.name}", "one behind the residual", "set original_ln_before to false"
+            f"no norm follows {sublayer.name}", "one after the residual", "set original_ln_before to false"
         )
     return norms[0]

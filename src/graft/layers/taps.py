@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from graft.core.insert import Insert
-from graft.core.route import CACHE, current
+from graft.core.route import Taps, current
 from graft.core.site import Site
 
 
@@ -23,27 +23,30 @@ class Tap(Insert):
 
     def leave(self, states: Any) -> None:
         """Keep states for the length of the forward. An adapter owns one span of its rows, so its taps never meet."""
-        _taps()[f"tap {id(self)}"] = states
+        _taps().states[id(self)] = states
 
     def left(self) -> Any:
-        """What was left in the forward that runs."""
-        return _taps()[f"tap {id(self)}"]
+        """Return what was left in the forward that runs."""
+        return _taps().states[id(self)]
 
     def cache(self) -> Any:
-        """At a stack: its cache of keys and values, or None where it keeps none."""
-        return _taps()[CACHE]
+        """Return the stack's cache of keys and values at a stack, or None if it keeps none."""
+        return _taps().cache
 
 
-def _taps() -> dict[str, Any]:
+def _taps() -> Taps:
     route = current()
     assert route is not None, "inserts run inside a Route"
     return route.taps
 
 
 def stacks(sites: Sequence[Site]) -> list[tuple[Site, list[Site]]]:
-    """Every stack with its blocks, in order: of an encoder-decoder the encoder first."""
+    """Return every stack with its blocks, in order; of an encoder-decoder the encoder first."""
     blocks = [site for site in sites if site.kind == "block"]
-    owner = lambda block: block.name.rpartition(".")[0].rpartition(".")[0]
+
+    def owner(block: Site) -> str:
+        return block.name.rpartition(".")[0].rpartition(".")[0]
+
     return [
         (stack, [b for b in blocks if owner(b) == stack.name]) for stack in sites if stack.kind == "stack"
     ]

@@ -1,4 +1,4 @@
-"""Targets: the choice of sites that most methods share, under PEFT's names, and what is trained beside them.
+"""Targets: the choice of sites that most methods share, under PEFT's names, and what is trained with them.
 
 A name matches as in PEFT: a string is a regular expression for the whole name, a tuple holds names or their last parts.
 """
@@ -10,12 +10,35 @@ from typing import Any, ClassVar
 
 import torch
 
-from graft.core.insert import Insert, Replacement, Shift
+from graft.core.file_layout import FileLayout
 from graft.core.method import Method
+from graft.core.part import Part, Seats
 from graft.core.site import Site
 from graft.errors import SiteError, UsageError, nearest
+from graft.layers.replacements import Replacement, Shift
 
-Seats = list[tuple[Site, Insert]]
+
+class TargetedFiles(FileLayout):
+    """PEFT's config. A list of targets is written as it was given, any other choice as the names it came to."""
+
+    def describe(self, method: Any, part: Part) -> dict[str, Any]:
+        config = super().describe(method, part)
+        sites = [site for site, insert in part.inserts if not isinstance(insert, Shift | Replacement)]
+        by_name = not isinstance(method.target_modules, str)
+        if not by_name or method.exclude_modules or method.layers_to_transform is not None:
+            config["target_modules"] = sorted(site.name for site in sites)
+        for key in ("exclude_modules", "modules_to_save"):
+            if key in config:
+                config[key] = config[key] or None
+        return config | {"fan_in_fan_out": any(site.transposed for site in sites)}
+
+
+class NamedFiles(TargetedFiles):
+    """Targets by full name: PEFT would match an expression against modules of every kind."""
+
+    def describe(self, method: Any, part: Part) -> dict[str, Any]:
+        names = sorted(site.name for site, _ in part.inserts)
+        return super().describe(method, part) | {"target_modules": names}
 
 
 @dataclass(frozen=True)
@@ -32,7 +55,8 @@ class Targeted(Method):
     )
     modules_to_save: tuple[str, ...] = ()  # modules trained in full, such as embed_tokens or lm_head
 
-    kinds: ClassVar = ("linear", "head")
+    kinds: ClassVar[tuple[str, ...]] = ("linear", "head")
+    files: ClassVar = TargetedFiles()
 
     def targets(self, sites: Sequence[Site]) -> list[Site]:
         places = [site for site in sites if site.kind in self.kinds]
@@ -45,7 +69,7 @@ class Targeted(Method):
         return [(site, self.build(site)) for site in self.targets(sites)] + self.replacements(sites)
 
     def replacements(self, sites: Sequence[Site]) -> Seats:
-        """Copies of `modules_to_save`."""
+        """Return trained copies of `modules_to_save`."""
         seats: Seats = []
         for name in self.modules_to_save:
             inside = [
@@ -55,21 +79,6 @@ class Targeted(Method):
                 raise no_such_site(name, [s for s in sites if s.kind != "module"])
             seats += [(site, Replacement(site)) for site in inside]
         return seats
-
-    def file_config(self, seats: Sequence[tuple[Site, Insert]]) -> dict[str, Any]:
-        """PEFT's config. A list of targets is written as it was given; any other choice as the names it came to."""
-        config = super().file_config(seats)
-        own = [site for site, insert in seats if not isinstance(insert, Shift | Replacement)]
-        if (
-            isinstance(self.target_modules, str)
-            or self.exclude_modules
-            or self.layers_to_transform is not None
-        ):
-            config["target_modules"] = sorted(site.name for site in own)
-        config |= {
-            key: config[key] or None for key in ("exclude_modules", "modules_to_save") if key in config
-        }
-        return config | {"fan_in_fan_out": any(site.transposed for site in own)}
 
     def _named(self, site: Site) -> bool:
         if self.target_modules == "all-linear":
@@ -101,12 +110,12 @@ class Targeted(Method):
 
 @dataclass(frozen=True)
 class Accompanied(Targeted):
-    """A targeted method beside which biases of the base may be trained."""
+    """A targeted method that may also train biases of the base."""
 
     bias: str = "none"  # biases of the base that are trained too: none, those of the targets (NAME_only), all
 
     def __post_init__(self) -> None:
-        check_bias(self.bias, f"{self.peft_type.lower()}_only")
+        check_bias(self.bias, f"{self.files.peft_type.lower()}_only")
 
     def assemble(self, sites: Sequence[Site]) -> Seats:
         seats = [(site, self.build(site)) for site in self.targets(sites)]
@@ -114,7 +123,7 @@ class Accompanied(Targeted):
 
 
 def biases(bias: str, sites: Sequence[Site], seats: Seats) -> Seats:
-    """The base's own biases, trained too: "none", "all", or ("..._only") those at the sites of `seats`."""
+    """Return inserts for the base's own biases: "none", "all", or ("..._only") those at the sites of `seats`."""
     if bias == "none":
         return []
     taken = {site.name for site, _ in seats}
@@ -127,7 +136,7 @@ def biases(bias: str, sites: Sequence[Site], seats: Seats) -> Seats:
 
 
 def by_pattern(patterns: dict[str, Any], name: str, default: Any) -> Any:
-    """PEFT's rule: the first key that, as a regular expression, ends the name."""
+    """Return the value of the first key that, as a regular expression, ends the name, as in PEFT."""
     return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", name)), default)
 
 
@@ -154,7 +163,7 @@ def _within(name: str, module: str) -> bool:
 
 
 def matches(name: str, target: str | Sequence[str]) -> bool:
-    """PEFT's rule: a string is a regular expression for the whole name, a list holds names or their last parts.
+    """Return whether a name matches, as in PEFT: a regular expression for all of it, or a list of names or last parts.
 
     >>> matches("model.layers.0.self_attn.q_proj", ["q_proj"]), matches("model.layers.0.q_proj", "q_proj")
     (True, False)
@@ -165,7 +174,7 @@ def matches(name: str, target: str | Sequence[str]) -> bool:
 
 
 def no_such_site(target: Any, sites: Iterable[Site]) -> SiteError:
-    """The error for targets that match nothing, with the nearest names."""
+    """Return the error for targets that match nothing, with the nearest names."""
     parts = sorted({site.name.rsplit(".", 1)[-1] for site in sites})
     shown = target if isinstance(target, str) else ", ".join(target)
     near = nearest(shown.split(",")[0], parts)

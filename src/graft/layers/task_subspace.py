@@ -9,21 +9,26 @@ is measured against its own from the mean, so that no task drowns the others; Wâ
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from graft.core.part import Seat
 from graft.errors import UsageError
 from graft.layers.soft_prompt import KEY, check_sizes
 
-if TYPE_CHECKING:
-    from graft.base.adapter import Adapter
+
+class Holder(Protocol):
+    """An adapter, or a part of one: its (site, insert) pairs, one of which holds a prompt."""
+
+    @property
+    def inserts(self) -> list[Seat]: ...
 
 
 def find_subspace(
-    prompts: "Sequence[torch.Tensor | Adapter]",
+    prompts: Sequence[torch.Tensor | Holder],
     path: str | Path,
     intrinsic_dim: int = 250,
     *,
@@ -81,8 +86,9 @@ class AutoEncoder(nn.Module):
 
 
 def _write(coder: AutoEncoder, size: torch.Tensor, mean: torch.Tensor, path: Path) -> None:
-    """The decoder for prompts as they are, and where a new task starts."""
-    first, last = coder.decode[0], coder.decode[2]
+    """Write the decoder of prompts in their own scale, and the z at which a new task starts."""
+    first: Any = coder.decode[0]
+    last: Any = coder.decode[2]
     b2 = last.bias.view_as(mean) * size + mean
     decoder = {
         "W1": first.weight,
@@ -95,14 +101,19 @@ def _write(coder: AutoEncoder, size: torch.Tensor, mean: torch.Tensor, path: Pat
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in decoder.items()}, path)
 
 
-def _tensors(prompts: "Sequence[torch.Tensor | Adapter]") -> list[torch.Tensor]:
-    """Every prompt as a tensor (p, d) in fp32. Raises UsageError for too few, or unlike ones."""
-    found = [p if isinstance(p, torch.Tensor) else p.state().get(KEY[1:], torch.empty(0)) for p in prompts]
-    shapes = sorted({tuple(p.shape) for p in found})
-    if len(found) < 2 or len(shapes) != 1 or found[0].ndim != 2:
+def _tensors(prompts: Sequence[torch.Tensor | Holder]) -> list[torch.Tensor]:
+    """Return every prompt as a tensor (p, d) in fp32. Raises UsageError for too few, or for different shapes."""
+    tables = [p if isinstance(p, torch.Tensor) else _held(p) for p in prompts]
+    shapes = sorted({tuple(p.shape) for p in tables})
+    if len(tables) < 2 or len(shapes) != 1 or tables[0].ndim != 2:
         raise UsageError(
-            f"{len(found)} prompts of the shapes {', '.join(map(str, shapes)) or 'none'}",
+            f"{len(tables)} prompts of the shapes {', '.join(map(str, shapes)) or 'none'}",
             "at least two prompts (p, d) of one shape, trained on the same model",
             "train each with the method `prompt` and the same num_virtual_tokens",
         )
-    return [p.detach().float() for p in found]
+    return [p.detach().float() for p in tables]
+
+
+def _held(holder: Holder) -> torch.Tensor:
+    """Return the prompt that an adapter holds, or an empty tensor."""
+    return next((i.saved()[KEY] for _, i in holder.inserts if KEY in i.saved()), torch.empty(0))

@@ -13,19 +13,30 @@ is the length of the run unless it is given. Length: the allocation of ranks is 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from graft.core.insert import Insert, Weights
+from graft.core.part import Part, Seats
 from graft.core.site import Site
 from graft.errors import UsageError
-from graft.layers.targets import Seats, Targeted, biases, check_bias, check_dropout, check_rank
+from graft.layers.targets import Targeted, TargetedFiles, biases, check_bias, check_dropout, check_rank
 
-if TYPE_CHECKING:
-    from graft.base.adapter import Adapter
+
+class AdaLoRAFiles(TargetedFiles):
+    """PEFT's config, which wants some number of steps and names the triplets that the file still has."""
+
+    def describe(self, method: Any, part: Part) -> dict[str, Any]:
+        masks = {f"{site.name}.lora_E": method.mask(site, t) for site, t in part.of(Triplets)}
+        pruned = not all(all(mask) for mask in masks.values())
+        total = method.total_step or method.tinit + method.tfinal + 1
+        return super().describe(method, part) | {
+            "total_step": total,
+            "rank_pattern": masks if pruned else None,
+        }
 
 
 @dataclass(frozen=True)
@@ -44,9 +55,9 @@ class AdaLoRA(Targeted):
     bias: str = "none"  # biases of the base that are trained too: none, lora_only, all
     rank_pattern: dict[str, list[bool]] = field(default_factory=dict)  # of a file: which triplets are left
 
-    peft_type: ClassVar = "ADALORA"
-    own_fields: ClassVar = frozenset({"total_step"})
-    idle_fields: ClassVar = frozenset({"r", "init_lora_weights"})
+    files: ClassVar = AdaLoRAFiles(
+        "ADALORA", own=frozenset({"total_step"}), idle=frozenset({"r", "init_lora_weights"})
+    )
 
     def __post_init__(self) -> None:
         check_rank("init_r", self.init_r)
@@ -73,15 +84,16 @@ class AdaLoRA(Targeted):
     def build(self, site: Site) -> Insert:
         return Triplets(site, sum(self._left(site)), self)
 
-    def extra_loss(self, adapter: "Adapter", outputs: Sequence[torch.Tensor]) -> torch.Tensor:
-        """How far the rows of A and the columns of B are from orthonormal."""
-        bases = [rows for t in _triplets(adapter.inserts) for rows in (t.A, t.B.T)]
+    def extra_loss(self, part: Part, outputs: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Return how far the rows of A and the columns of B are from orthonormal."""
+        bases = [rows for _, t in part.of(Triplets) for rows in (t.A, t.B.T)]
         gaps = [torch.linalg.norm(rows @ rows.T - torch.eye(len(rows), device=rows.device)) for rows in bases]
         return self.orth_reg_weight * torch.stack(gaps).mean()
 
-    def after_step(self, adapter: "Adapter", step: int, total: int) -> None:
-        """Weigh every number by its gradient, and take ranks when it is time."""
-        end, triplets = self._end(self.total_step or total), _triplets(adapter.inserts)
+    def after_step(self, part: Part, step: int, total: int) -> None:
+        """Update every number's importance by its gradient, and take ranks at the steps of the schedule."""
+        end = self._end(self.total_step or total)
+        triplets = [t for _, t in part.of(Triplets)]
         if step < end:
             for t in triplets:
                 t.weigh(self.beta1, self.beta2)
@@ -91,15 +103,8 @@ class AdaLoRA(Targeted):
         elif step == end or (step > self.tinit and step % self.deltaT == 0):
             allocate(triplets, self._budget(step, end, triplets))
 
-    def file_config(self, seats: Sequence[tuple[Site, Insert]]) -> dict[str, Any]:
-        """PEFT's config, which wants some number of steps and names the triplets that the file still has."""
-        masks = {f"{site.name}.lora_E": self._mask(site, t) for site, t in seats if isinstance(t, Triplets)}
-        pruned = not all(all(mask) for mask in masks.values())
-        total = self.total_step or self.tinit + self.tfinal + 1
-        return super().file_config(seats) | {"total_step": total, "rank_pattern": masks if pruned else None}
-
     def _end(self, total: int) -> int:
-        """The step at which the allocation becomes final."""
+        """Return the step at which the allocation becomes final."""
         if total - self.tfinal <= self.tinit:
             raise UsageError(
                 f"tinit={self.tinit} and tfinal={self.tfinal} of {total} steps",
@@ -113,17 +118,17 @@ class AdaLoRA(Targeted):
         return int(last + (first - last) * (1 - (step - self.tinit) / (end - self.tinit)) ** 3)
 
     def _left(self, site: Site) -> list[bool]:
-        """Which of the first `init_r` triplets this adapter was built with."""
+        """Return which of the first `init_r` triplets this adapter was built with."""
         return self.rank_pattern.get(f"{site.name}.lora_E", [True] * self.init_r)
 
-    def _mask(self, site: Site, triplets: "Triplets") -> list[bool]:
-        """Which of the first `init_r` triplets are left now."""
+    def mask(self, site: Site, triplets: "Triplets") -> list[bool]:
+        """Return which of the first `init_r` triplets are left now."""
         now = iter(triplets.left().tolist())
         return [before and next(now) for before in self._left(site)]
 
 
 class Triplets(Insert):
-    """s·B (E ⊙ A) drop(x) beside one projection, with the importance of every number."""
+    """s·B (E ⊙ A) drop(x) added to one projection, with the importance of every number."""
 
     names: ClassVar = {"A": "lora_A", "B": "lora_B", "E": "lora_E"}
     kept: torch.Tensor
@@ -160,7 +165,7 @@ class Triplets(Insert):
             )
 
     def left(self) -> torch.Tensor:
-        """(r,) bool: the triplets with an effect; those that were taken may have grown back since."""
+        """Return (r,) bool: the triplets with an effect. Those that were taken may have grown back since."""
         return self.kept | (self.E.detach() != 0).flatten()
 
     def weigh(self, beta1: float, beta2: float) -> None:
@@ -172,7 +177,7 @@ class Triplets(Insert):
                 self.get_buffer(f"uncertainty_{name}").lerp_((now - importance).abs(), 1 - beta2)
 
     def scores(self) -> torch.Tensor:
-        """(r,): how much each triplet matters."""
+        """Return (r,): how much each triplet matters."""
         A, B, E = (
             self.get_buffer(f"importance_{name}") * self.get_buffer(f"uncertainty_{name}") for name in "ABE"
         )
@@ -194,7 +199,3 @@ def allocate(triplets: Sequence[Triplets], budget: int) -> None:
         least = everything.kthvalue(surplus).values
         for t, own in zip(triplets, scores, strict=True):
             t.keep(own > least)
-
-
-def _triplets(inserts: Sequence[tuple[Site, Insert]]) -> list[Triplets]:
-    return [insert for _, insert in inserts if isinstance(insert, Triplets)]

@@ -21,13 +21,23 @@ from torch.nn import functional as F
 
 from graft.core.insert import Insert
 from graft.core.method import Method, No
+from graft.core.part import Part, Seats
 from graft.core.site import Site
 from graft.errors import UsageError
 from graft.layers import lora_start as start
 from graft.layers.bottleneck import Bottleneck, Dense, Projection
-from graft.layers.targets import Seats, check_rank
+from graft.layers.sublayers import PlacedFiles
+from graft.layers.targets import check_rank
 from graft.methods.lora import LoRA, LowRank
 from graft.methods.pfeiffer import Pfeiffer
+
+
+class AdaMixFiles(PlacedFiles):
+    """The files of the host: what is saved is one of its adapters."""
+
+    def describe(self, method: Any, part: Part) -> dict[str, Any]:
+        host = method.hosted()
+        return {**host.files.describe(host, part), "peft_type": host.files.peft_type}
 
 
 @dataclass(frozen=True)
@@ -45,7 +55,8 @@ class AdaMix(Dense):
         "all-linear"  # lora: names or their last parts, or a regular expression
     )
 
-    peft_type: ClassVar = "GRAFT_ADAMIX"
+    files: ClassVar = AdaMixFiles("GRAFT_ADAMIX")
+    mergeable: ClassVar = No("a non-linearity lies between the two projections", unless={"host": "lora"})
     passes: ClassVar = 2
 
     def __post_init__(self) -> None:
@@ -58,21 +69,19 @@ class AdaMix(Dense):
                 )
         self.hosted()  # checks what it is given
 
-    @property
-    def mergeable(self) -> bool | No:
-        """As the host is."""
-        return self.hosted().mergeable
+    def consistency_weight(self) -> float:
+        return self.consistency
 
     def hosted(self) -> Method:
-        """The method that the average is an adapter of."""
+        """Return the method whose adapter the average is."""
         host = LoRA if self.host == "lora" else Pfeiffer
         shared = {f.name for f in fields(self)} & {f.name for f in fields(host)}
         return host(**{name: getattr(self, name) for name in shared})
 
     def assemble(self, sites: Sequence[Site]) -> Seats:
-        if self.host == "adapter":
-            return super().assemble(sites)
         host = self.hosted()
+        if not isinstance(host, LoRA):
+            return super().assemble(sites)
         return [(site, MixedLowRank(site, host, self.experts)) for site in host.targets(sites)]
 
     def insert(self, sublayer: Site, place: Site, block: int) -> Insert:
@@ -85,11 +94,6 @@ class AdaMix(Dense):
     def experts(self) -> tuple[int, int]:
         """How many there are of the down- and of the up-projection."""
         return 1 if self.share == "down" else self.num_experts, 1 if self.share == "up" else self.num_experts
-
-    def file_config(self, seats: Sequence[tuple[Site, Insert]]) -> dict[str, Any]:
-        """That of the host: what is saved is one of its adapters."""
-        host = self.hosted()
-        return {**host.file_config(seats), "peft_type": host.peft_type}
 
 
 class Experts(nn.Module):
@@ -116,7 +120,7 @@ class Mixed(Bottleneck):
 
 
 class MixedLowRank(LowRank):
-    """s·B^(j) A^(i) drop(x) beside one projection."""
+    """s·B^(j) A^(i) drop(x) added to one projection."""
 
     def __init__(self, site: Site, host: LoRA, experts: tuple[int, int]) -> None:
         super().__init__(site, host.r, host.lora_alpha / host.r, host)

@@ -3,7 +3,7 @@
     z_n = Δ_n(u)        a_n = softmax_n((Q u + b_q)·(K z_n + b_k) / temperature)        o = V Σ_n a_n z_n
     L = CE + regularization · Σ ‖V − I‖²
 
-o takes the place of one adapter's Δ. Q, K, V (d, d): Q and K are N(0, 0.02), V = I with 1e-6 beside the diagonal;
+o takes the place of one adapter's Δ. Q, K, V (d, d): Q and K are N(0, 0.02), V = I with 1e-6 off the diagonal;
 3d² + 2d numbers per place, 21.25 million on BERT-base. Without V it is the static variant. Pfeiffer et al. 2020
 (2005.00247). Differs: K is applied to the query and V to the sum, once for all n, which is the same; V has no weight
 decay, as its rest is I and not 0; the temperature is constant and scores are not dropped out. The file holds the fused
@@ -18,17 +18,24 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from graft.base import adapter_files
 from graft.base.adapter import Adapter
-from graft.core.insert import Insert
+from graft.core.file_layout import FileLayout
 from graft.core.method import Method, No
+from graft.core.part import Part, Seats
 from graft.core.registry import described
 from graft.core.site import Site
 from graft.errors import AdapterError, UsageError
-from graft.formats import peft
 from graft.layers.bottleneck import Projection
 from graft.layers.sublayers import Addition
-from graft.layers.targets import Seats
 from graft.recipe.methods import resolved
+
+
+class FusionFiles(FileLayout):
+    """The settings of the fused adapters stand in place of their folders."""
+
+    def describe(self, method: Any, part: Part) -> dict[str, Any]:
+        return super().describe(method, part) | {"adapters": part.of(Fusion)[0][1].settings}
 
 
 @dataclass(frozen=True)
@@ -42,7 +49,7 @@ class AdapterFusion(Method):
     temperature: float = 1.0  # of the softmax over the adapters
 
     kinds: ClassVar = ("attention", "cross", "mlp", "norm", "block")
-    peft_type: ClassVar = "GRAFT_ADAPTER_FUSION"
+    files: ClassVar = FusionFiles("GRAFT_ADAPTER_FUSION")
     mergeable: ClassVar = No("which adapter counts depends on the input")
     newborn: ClassVar = No("the adapters that it fuses act from the first step on")
 
@@ -63,26 +70,22 @@ class AdapterFusion(Method):
                 places.setdefault((site.name, site.kind), (site, []))[1].append(insert)
         return [(site, Fusion(site, inserts, settings, self)) for site, inserts in places.values()]
 
-    def param_groups(self, adapter: Adapter, lr: float) -> list[dict[str, Any]]:
-        values = [insert.V for _, insert in adapter.inserts if self.value]
-        groups = super().param_groups(adapter, lr)
+    def param_groups(self, part: Part, lr: float) -> list[dict[str, Any]]:
+        values = [fusion.V for _, fusion in part.of(Fusion) if fusion.V is not None]
+        groups = super().param_groups(part, lr)
         rest = [g | {"params": [p for p in g["params"] if all(p is not V for V in values)]} for g in groups]
         return rest + ([{"params": values, "lr": lr, "weight_decay": 0.0}] if values else [])
 
-    def extra_loss(self, adapter: Adapter, outputs: Sequence[torch.Tensor]) -> torch.Tensor | None:
-        if not self.value:
+    def extra_loss(self, part: Part, outputs: Sequence[torch.Tensor]) -> torch.Tensor | None:
+        values = [fusion.V for _, fusion in part.of(Fusion) if fusion.V is not None]
+        if not values:
             return None
-        values = [insert.V for _, insert in adapter.inserts]
         away = [(V - torch.eye(len(V), device=V.device)).square().sum() for V in values]
         return self.regularization * torch.stack(away).sum()
 
-    def notice(self, adapter: Adapter) -> str | None:
+    def notice(self, part: Part) -> str | None:
         untrained = sum(not isinstance(entry, str) for entry in self.adapters)
         return f"{untrained} of the {len(self.adapters)} fused adapters are untrained" if untrained else None
-
-    def file_config(self, seats: Sequence[tuple[Site, Insert]]) -> dict[str, Any]:
-        """With the settings of the fused adapters in place of their folders."""
-        return super().file_config(seats) | {"adapters": seats[0][1].settings}
 
 
 class Fusion(Addition):
@@ -94,8 +97,8 @@ class Fusion(Addition):
         d, parallel = members[0].d, members[0].parallel
         if any(member.parallel != parallel for member in members):
             raise UsageError(
-                f"adapters beside and behind {place.name}",
-                "all beside it, or all behind it",
+                f"adapters parallel to and after {place.name}",
+                "all parallel to it, or all after it",
                 "fuse adapters of one kind",
             )
         super().__init__(place, d, parallel=parallel)
@@ -105,13 +108,14 @@ class Fusion(Addition):
         self.V = nn.Parameter(torch.full((d, d), 1e-6).fill_diagonal_(1.0)) if config.value else None
 
     def train(self, mode: bool = True) -> "Fusion":
-        """The fused adapters stay as they answer when they are used: without dropout."""
+        """Switch dropout on or off; the fused adapters stay in evaluation mode."""
         super().train(mode)
         self.members.eval()
         return self
 
     def delta(self, u: torch.Tensor) -> torch.Tensor:
-        z = torch.stack([member.delta(u) for member in self.members], dim=-2)  # (..., N, d)
+        members: Any = self.members
+        z = torch.stack([member.delta(u) for member in members], dim=-2)  # (..., N, d)
         q, K, b = self.query(u), self.key.weight.to(u.dtype), self.key.bias.to(u.dtype)
         scores = (z @ (q @ K)[..., None])[..., 0] + (q @ b)[..., None]
         a = (scores / self.temperature).softmax(-1, dtype=torch.float32).to(u.dtype)
@@ -120,26 +124,27 @@ class Fusion(Addition):
 
 
 def _member(entry: Any, sites: Sequence[Site]) -> tuple[Method, list[tuple[Site, Addition]]]:
-    """An adapter to fuse with its inserts: read from its folder, without its task's head, or newborn from settings."""
+    """Return a method to fuse and its inserts: read from a folder, without its task head, or newborn from settings."""
     if isinstance(entry, str):
-        methods, tensors, _ = peft.read(Path(entry), sites)
+        methods, tensors, _ = adapter_files.read(Path(entry), sites)
     else:
         methods, tensors = [described(_checked(entry))], None
     seats = [method.assemble(sites) for method in methods]
     if tensors is not None:
-        Adapter(entry, methods, seats, dict).load_state(tensors)
-    found = [(method, pairs) for method, pairs in zip(methods, seats, strict=True) if not method.is_head()]
-    if len(found) != 1 or not all(isinstance(insert, Addition) for _, insert in found[0][1]):
+        Adapter(entry, methods, seats, dict).load_file_state(tensors)
+    members = [(method, pairs) for method, pairs in zip(methods, seats, strict=True) if not method.is_head()]
+    additions = [(site, insert) for site, insert in members[0][1] if isinstance(insert, Addition)]
+    if len(members) != 1 or len(additions) != len(members[0][1]):
         raise AdapterError(
             f"{entry} is no adapter that can be fused",
             "one method whose modules add something at sublayers, norms of the base frozen",
             "train it as pfeiffer, parallel, or houlsby with train_norms=false",
         )
-    return found[0]
+    return members[0][0], additions
 
 
 def _checked(entry: Any) -> dict[str, Any]:
-    """Settings of a method, complete."""
+    """Return the complete settings of a method. Raises UsageError for wrong ones."""
     raw: dict[str, Any] = {"method": entry}
     problems = resolved(raw, [])
     if problems:

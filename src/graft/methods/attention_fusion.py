@@ -1,11 +1,11 @@
 """AttentionFusion: every token attends over its own states in all layers of a frozen base.
 
     e_l = q·LN(h_l)/√d + b_l        a = softmax_l(e)        h ← Σ_l a_l h_l
-    h_l (T, d) state behind block l, h_0 embeddings;  q (d,) = 0, b (L+1,) = (0, .., 0, 4) at birth;  LN has no weights
+    h_l (T, d) state after block l, h_0 embeddings;  q (d,) = 0, b (L+1,) = (0, .., 0, 4) at birth;  LN has no weights
 
 d + L + 1 trained numbers, 781 on BERT-base, and no gradient in the base: nothing below the states is trained. At birth
 the last layer has e⁴/(e⁴ + L) of the weight, so the answer is nearly the base's. The fused state takes the place of
-h_L: a norm behind the last block, and any head, read it as they read h_L.
+h_L: a norm after the last block, and any head, read it as they read h_L.
 
 Cao, Prakash and Hamza, Findings of NAACL 2022, "Attention Fusion". Reconstructed from its abstract, without code: the
 form of the score, b and the birth are ours. Of an encoder-decoder the decoder's layers are fused.
@@ -19,8 +19,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from graft.core.file_layout import FileLayout
 from graft.core.insert import Insert
 from graft.core.method import Method, No
+from graft.core.part import Seats
 from graft.core.site import Site
 from graft.layers.taps import Tap, stacks
 
@@ -30,11 +32,11 @@ class AttentionFusion(Method):
     last_bias: float = 4.0  # b of the last layer at birth: the larger, the nearer to the base
 
     kinds: ClassVar = ("block",)
-    peft_type: ClassVar = "GRAFT_ATTENTION_FUSION"
+    files: ClassVar = FileLayout("GRAFT_ATTENTION_FUSION")
     newborn: ClassVar = No("other layers have a little weight from the start")
     mergeable: ClassVar = No("it weighs states, not weights")
 
-    def assemble(self, sites: Sequence[Site]) -> list[tuple[Site, Insert]]:
+    def assemble(self, sites: Sequence[Site]) -> Seats:
         blocks = stacks(sites)[-1][1]
         taps = [Tap() for _ in blocks[:-1]]
         fusion = Fusion(taps, blocks[0].root.config.hidden_size, self.last_bias)

@@ -3,24 +3,23 @@
     y = W x + b'        b' (out,) trained, starts as the base's b
 
 Ben Zaken et al. 2022 (2106.10199); half of them, on BERT `target_modules: [query, intermediate.dense]`, are nearly as
-good there. Differs: b' − b is added behind the layer, so rows of one batch may use different biases and the base may be
+good there. Differs: b' − b is added after the layer, so rows of one batch may use different biases and the base may be
 quantised. Where no target has a bias (Llama, T5), the linears among them get one of zero, and a run says so before its
 first step; norms without a bias get none, as their modules have no place for it. The head's bias is left alone.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import ClassVar
 
 import torch
 
-from graft.core.insert import Insert, Shift
+from graft.core.insert import Insert
+from graft.core.part import Part
 from graft.core.site import Site
 from graft.errors import SiteError
-from graft.layers.targets import Targeted
-
-if TYPE_CHECKING:
-    from graft.base.adapter import Adapter
+from graft.layers.replacements import Shift
+from graft.layers.targets import NamedFiles, Targeted
 
 
 @dataclass(frozen=True)
@@ -30,10 +29,10 @@ class BitFit(Targeted):
     )
 
     kinds: ClassVar = ("linear", "norm")
-    peft_type: ClassVar = "GRAFT_BITFIT"
+    files: ClassVar = NamedFiles("GRAFT_BITFIT")
 
     def targets(self, sites: Sequence[Site]) -> list[Site]:
-        """The targets that have a bias; where none has, the linears."""
+        """Return the targets that have a bias; if none has, the linears."""
         named = super().targets(sites)
         chosen = [site for site in named if _has_bias(site)] or [
             site for site in named if site.kind == "linear"
@@ -49,11 +48,8 @@ class BitFit(Targeted):
     def build(self, site: Site) -> Insert:
         return Shift(site)
 
-    def file_config(self, seats: Sequence[tuple[Site, Insert]]) -> dict[str, Any]:
-        return super().file_config(seats) | {"target_modules": sorted(site.name for site, _ in seats)}
-
-    def notice(self, adapter: "Adapter") -> str | None:
-        added = sum(not _has_bias(site) for site, _ in adapter.inserts)
+    def notice(self, part: Part) -> str | None:
+        added = sum(not _has_bias(site) for site, _ in part.inserts)
         return f"no target has a bias: {added} linears get one that starts at zero" if added else None
 
 

@@ -1,4 +1,4 @@
-"""BOFT: a trained rotation of what enters a frozen projection, a product of butterfly factors, and a scale behind it.
+"""BOFT: a trained rotation of what enters a frozen projection, a product of butterfly factors, and a scale after it.
 
     y = s ⊙ (xM) Wᵀ + b       M = F_{m−1} … F₁F₀ (in, in), s (out,);  M = I and s = 1 at birth
     F_i = P_i D_i P_iᵀ        D_i block-diagonal, blocks (I − Q)(I + Q)⁻¹ with Q = (A − Aᵀ)/2, A (m, in/b, b, b) trained
@@ -21,7 +21,7 @@ from graft.core.insert import Insert, Weights
 from graft.core.site import Site
 from graft.errors import UsageError
 from graft.layers.rotation import BlockDropout, blockwise, cayley
-from graft.layers.targets import Accompanied
+from graft.layers.targets import Accompanied, TargetedFiles
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class BOFT(Accompanied):
     boft_dropout: float = 0.0  # share of the blocks that a training step leaves unturned
 
     kinds: ClassVar = ("linear", "head")
-    peft_type: ClassVar = "BOFT"
+    files: ClassVar = TargetedFiles("BOFT")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -70,7 +70,9 @@ class BOFT(Accompanied):
 class Butterfly(Insert):
     """z + (s − 1)⊙(z − b) with z = y + x(M − I)Wᵀ at one projection."""
 
-    reads_base_weight: ClassVar = True
+    reads_base_weight = True
+    orders: torch.Tensor
+    places: torch.Tensor
 
     def __init__(self, site: Site, block: int, config: BOFT) -> None:
         super().__init__()
@@ -102,11 +104,11 @@ class Butterfly(Insert):
             self.scale.copy_(tensors["boft_s"][:, 0])
 
     def _changes(self) -> torch.Tensor:
-        """Blocks minus identity, (m, in/b, b, b)."""
+        """Return the blocks minus identity, (m, in/b, b, b)."""
         return cayley((self.blocks - self.blocks.mT) / 2)
 
     def _turn(self, x: torch.Tensor, changes: torch.Tensor, *, last_first: bool) -> torch.Tensor:
-        """x times all factors, one after the other, minus x."""
+        """Return x times all factors, one after the other, minus x."""
         steps: list[torch.Tensor] = []
         for i in range(len(changes))[:: -1 if last_first else 1]:
             turned = sum(steps, x)
@@ -118,7 +120,7 @@ class Butterfly(Insert):
 
 
 def butterfly(width: int, block: int, i: int) -> torch.Tensor:
-    """Row k of P_i has its 1 in column order[k]: in each run of 2ⁱ blocks even half-blocks come first, then odd ones.
+    """Return the order of P_i, whose row k has its 1 in column order[k]: even half-blocks of 2ⁱ blocks first, then odd.
 
     >>> butterfly(8, 2, 1).tolist()
     [0, 2, 1, 3, 4, 6, 5, 7]

@@ -12,19 +12,18 @@ Glorot-uniform with gain √2: near the base at birth, not equal. Differs: A, wh
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
 from graft.core.method import No
+from graft.core.part import Part, Seats
 from graft.core.site import Site
 from graft.errors import UsageError
 from graft.layers.bottleneck import Bottleneck, Bottlenecked
-from graft.layers.targets import Seats, check_rank
-
-if TYPE_CHECKING:
-    from graft.base.adapter import Adapter
+from graft.layers.sublayers import PlacedFiles
+from graft.layers.targets import check_rank
 
 
 @dataclass(frozen=True)
@@ -39,8 +38,7 @@ class Compacter(Bottlenecked):
     phm_rank: int = 1  # rank of each layer's own matrices
     phm_init_range: float = 0.0001  # deviation of the shared matrices at birth
 
-    peft_type: ClassVar = "GRAFT_COMPACTER"
-    adapters_marks: ClassVar = {"is_parallel": False, "phm_layer": True}
+    files: ClassVar = PlacedFiles("GRAFT_COMPACTER", library_marks={"is_parallel": False, "phm_layer": True})
     newborn: ClassVar = No("three small factors multiply: what is added starts near zero, not at it")
 
     def __post_init__(self) -> None:
@@ -49,7 +47,7 @@ class Compacter(Bottlenecked):
         check_rank("phm_dim", self.phm_dim)
 
     def width(self, d: int, block: int) -> int:
-        """m, where it follows from d the nearest multiple of n that is not above."""
+        """Return m. If it follows from d, it is rounded down to a multiple of n."""
         width, n = super().width(d, block), self.phm_dim
         return width if self.m else max(n, width // n * n)
 
@@ -59,13 +57,13 @@ class Compacter(Bottlenecked):
         for sublayer, place, block in self.places(sites):
             d, m = sublayer.out_features, self.width(sublayer.out_features, block)
             down, up = LPHM(rule, d, m, self.phm_rank), LPHM(rule, m, d, self.phm_rank)
-            seats.append((place, Hypercomplex(place, down, up, self, d)))
-        seats[0][1].rule = rule  # the first keeps it, in checkpoints and files; the others borrow
+            # The first keeps the rule, in checkpoints and files; the others borrow it.
+            seats.append((place, Hypercomplex(place, down, up, self, d, None if seats else rule)))
         return seats + self.norms(sites)
 
-    def param_groups(self, adapter: "Adapter", lr: float) -> list[dict[str, Any]]:
-        shared = [insert.rule.A for _, insert in adapter.inserts if hasattr(insert, "rule")]
-        groups = super().param_groups(adapter, lr)
+    def param_groups(self, part: Part, lr: float) -> list[dict[str, Any]]:
+        shared = [b.rule.A for _, b in part.of(Hypercomplex) if b.rule is not None]
+        groups = super().param_groups(part, lr)
         rest = [group | {"params": [p for p in group["params"] if p is not shared[0]]} for group in groups]
         return [*rest, {"params": shared, "lr": lr, "weight_decay": 0.0}]
 
@@ -105,10 +103,16 @@ class LPHM(nn.Module):
 
 
 class Hypercomplex(Bottleneck):
-    """A bottleneck of two LPHM layers."""
+    """A bottleneck of two LPHM layers.  rule: given to the one that keeps it."""
 
     names: ClassVar = {"rule.A": "/base_model.phm_rule"} | {
         f"{side}.{part}": f"adapter_{side}.{part}"
         for side in ("down", "up")
         for part in ("W_left", "W_right", "b")
     }
+
+    def __init__(
+        self, place: Site, down: LPHM, up: LPHM, config: Compacter, d: int, rule: Rule | None = None
+    ) -> None:
+        super().__init__(place, down, up, config, d)
+        self.rule = rule

@@ -12,19 +12,21 @@ from typing import ClassVar
 
 from torch import nn
 
-from graft.core.insert import Insert, Thaw
+from graft.core.file_layout import FileLayout
 from graft.core.method import Method, No
+from graft.core.part import Seats
 from graft.core.site import Site
+from graft.layers.replacements import Thaw
 
 
 @dataclass(frozen=True)
 class Full(Method):
     kinds: ClassVar = ("module",)
-    peft_type: ClassVar = "GRAFT_FULL"
+    files: ClassVar = FileLayout("GRAFT_FULL")
     in_place: ClassVar = True
     routable: ClassVar = No("it trains the base's own tensors, which all rows share")
     quantisable: ClassVar = No("packed weights take no gradient")
 
-    def assemble(self, sites: Sequence[Site]) -> list[tuple[Site, Insert]]:
+    def assemble(self, sites: Sequence[Site]) -> Seats:
         shared: dict[int, nn.Parameter] = {}
         return [(site, Thaw(site, shared)) for site in self.targets(sites)]

@@ -1,4 +1,4 @@
-"""Houlsby adapters: a bottleneck with a residual of its own behind attention and behind the feed-forward network.
+"""Houlsby adapters: a bottleneck with a residual of its own after attention and after the feed-forward network.
 
     post-norm:  h₁ = LN(x + Adp₁(Attn(x)))      h₂ = LN(h₁ + Adp₂(FFN(h₁)))
     pre-norm:   h₁ = x + Adp₁(Attn(N₁x))        h₂ = h₁ + Adp₂(FFN(N₂h₁))
@@ -13,13 +13,15 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from graft.layers.bottleneck import Dense
+from graft.layers.sublayers import PlacedFiles
 
 
 @dataclass(frozen=True)
 class Houlsby(Dense):
-    mh_adapter: bool = True  # behind self-attention
+    mh_adapter: bool = True  # after self-attention
     non_linearity: str = "gelu"  # φ: relu, gelu, gelu_new, swish, tanh, ... as transformers names them
     train_norms: bool = True  # train the gains and biases of all norms of the base too
 
-    peft_type: ClassVar = "GRAFT_HOULSBY"
-    adapters_marks: ClassVar = {"is_parallel": False, "phm_layer": False, "original_ln_before": False}
+    files: ClassVar = PlacedFiles(
+        "GRAFT_HOULSBY", library_marks={"is_parallel": False, "phm_layer": False, "original_ln_before": False}
+    )

@@ -10,7 +10,6 @@ as in PEFT. The targets are found by the names that transformers' models use; wh
 it is scaled; attention's own output matrix is not, though PEFT's default for BERT takes it in.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -18,13 +17,24 @@ import torch
 from torch import nn
 
 from graft.core.insert import Insert, Weights
+from graft.core.part import Part
 from graft.core.site import Site
-from graft.layers.targets import Targeted, matches
+from graft.layers.targets import Targeted, TargetedFiles, matches
 
 FEEDFORWARD = r".*\.(down_proj|fc2|fc_out|lin2|wo|w2|mlp\.c_proj|dense_4h_to_h|(?<!attention\.)output\.dense)"
 KEYS_AND_VALUES = (
     r".*\.(k|v|k_proj|v_proj|k_lin|v_lin|key|value|key_proj|value_proj|c_attn|query_key_value|qkv_proj)"
 )
+
+
+class IA3Files(TargetedFiles):
+    """PEFT's config with both lists by full name, as PEFT wants one to be a part of the other."""
+
+    def describe(self, method: Any, part: Part) -> dict[str, Any]:
+        return super().describe(method, part) | {
+            "target_modules": sorted(site.name for site, _ in part.of(Scaled)),
+            "feedforward_modules": sorted(site.name for site, _ in part.of(ScaledInput)),
+        }
 
 
 @dataclass(frozen=True)
@@ -37,22 +47,14 @@ class IA3(Targeted):
     )
 
     kinds: ClassVar = ("linear",)
-    peft_type: ClassVar = "IA3"
-    own_fields: ClassVar = frozenset({"layers_to_transform", "layers_pattern"})
-    idle_fields: ClassVar = frozenset({"init_ia3_weights"})
+    files: ClassVar = IA3Files(
+        "IA3", own=frozenset({"layers_to_transform", "layers_pattern"}), idle=frozenset({"init_ia3_weights"})
+    )
 
     def build(self, site: Site) -> Insert:
         return (
             ScaledInput(site.in_features) if self._feedforward(site.name) else ScaledOutput(site.out_features)
         )
-
-    def file_config(self, seats: Sequence[tuple[Site, Insert]]) -> dict[str, Any]:
-        """PEFT's config; both lists by full name, as PEFT wants one to be a part of the other."""
-        scaled = [(site.name, insert) for site, insert in seats if isinstance(insert, Scaled)]
-        return super().file_config(seats) | {
-            "target_modules": sorted(name for name, _ in scaled),
-            "feedforward_modules": sorted(name for name, insert in scaled if isinstance(insert, ScaledInput)),
-        }
 
     def _named(self, site: Site) -> bool:
         if self.target_modules == "auto":

@@ -8,7 +8,6 @@ Differs: without a subspace the decoder is random and centred on sampled words, 
 The claim of "5 trained numbers" leaves out the decoder of stage 1: 59 M frozen numbers for p·d = 76,800.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,15 +17,25 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from graft.core.insert import Insert
+from graft.core.insert import AdapterModule
+from graft.core.part import Part
 from graft.core.site import Site
 from graft.errors import AdapterError
-from graft.layers.soft_prompt import MadePrompt, SoftPrompt, check_sizes
+from graft.layers.soft_prompt import MadePrompt, PromptFiles, SoftPrompt, check_sizes
 from graft.layers.task_subspace import find_subspace
 from graft.methods.prompt import PromptTuning
 
 __all__ = ["IPT", "find_subspace"]
 RANDOM = {"num_virtual_tokens": 20, "intrinsic_dim": 5}  # sizes where no subspace has them
+
+
+class IPTFiles(PromptFiles):
+    """The files of prompt tuning: what is saved is a prompt."""
+
+    def describe(self, method: Any, part: Part) -> dict[str, Any]:
+        ((_, insert),) = part.of(Intrinsic)
+        remains = PromptTuning(insert.length, prompt_tuning_init="RANDOM")
+        return remains.files.describe(remains, part) | {"peft_type": remains.files.peft_type}
 
 
 @dataclass(frozen=True)
@@ -39,26 +48,25 @@ class IPT(SoftPrompt):
     hidden_size: int = 768  # h: width of a random decoder
     seed: int = 0  # of a random decoder
 
-    peft_type: ClassVar = "GRAFT_IPT"  # in no file: what is saved is a prompt
-    own_fields: ClassVar = frozenset({"intrinsic_dim", "subspace", "hidden_size", "seed"})
+    files: ClassVar = IPTFiles(
+        "GRAFT_IPT", own=frozenset({"intrinsic_dim", "subspace", "hidden_size", "seed"})
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_sizes(intrinsic_dim=self.intrinsic_dim, hidden_size=self.hidden_size)
 
-    def build(self, site: Site) -> Insert:
+    def build(self, site: Site) -> AdapterModule:
         return Intrinsic(self._random(site) if self.subspace is None else self._found(site))
 
-    def file_config(self, seats: Sequence[tuple[Site, Insert]]) -> dict[str, Any]:
-        (insert,) = (insert for _, insert in seats if isinstance(insert, Intrinsic))
-        remains = PromptTuning(insert.length, prompt_tuning_init="RANDOM")
-        return remains.file_config(seats) | {"peft_type": remains.peft_type}
-
     def _random(self, site: Site) -> dict[str, torch.Tensor]:
-        """A decoder drawn from the seed: sampled words at z = 0, and steps of their size around them."""
+        """Return a decoder drawn from the seed: sampled words at z = 0, and steps of their size around them."""
         p, d_i = (getattr(self, name) or size for name, size in RANDOM.items())
         generator = torch.Generator("cpu").manual_seed(self.seed)
-        normal = lambda *shape: torch.randn(shape, generator=generator, device="cpu")
+
+        def normal(*shape: int) -> torch.Tensor:
+            return torch.randn(shape, generator=generator, device="cpu")
+
         module, device = site.module, site.module.weight.device
         words = module(
             torch.randint(0, site.in_features, (p,), generator=generator, device="cpu").to(device)
@@ -68,7 +76,7 @@ class IPT(SoftPrompt):
         return {"z": torch.zeros(d_i), "W1": W1, "b1": torch.zeros(self.hidden_size), "W2": W2, "b2": words}
 
     def _found(self, site: Site) -> dict[str, torch.Tensor]:
-        """The decoder of a file, which must be for this model and for the sizes that were asked for."""
+        """Return the decoder of a file. Raises AdapterError if it is for another model or for other sizes."""
         path = Path(str(self.subspace))
         try:
             tensors = load_file(path)

@@ -1,4 +1,4 @@
-"""KronA: a Kronecker-factored update beside a frozen projection; of full rank where low-rank factors cannot be.
+"""KronA: a Kronecker-factored update added to a frozen projection; of full rank where low-rank factors cannot be.
 
     y = W₀x + b + s·(A ⊗ B) x        A (a₁, a₂) Kaiming-uniform, B (b₁, b₂) = 0 at birth;  a₁b₁ = out, a₂b₂ = in
 
@@ -18,21 +18,21 @@ from graft.core.insert import Insert, Weights
 from graft.core.site import Site
 from graft.layers.kronecker import kron_linear, near_root
 from graft.layers.products import kaiming
-from graft.layers.targets import Targeted
+from graft.layers.targets import Targeted, TargetedFiles
 
 
 @dataclass(frozen=True)
 class KronA(Targeted):
     scale: float = 1.0  # s, constant
 
-    peft_type: ClassVar = "GRAFT_KRONA"
+    files: ClassVar = TargetedFiles("GRAFT_KRONA")
 
     def build(self, site: Site) -> Insert:
         return Kronecker(site, self.scale)
 
 
 class Kronecker(Insert):
-    """s·(A ⊗ B) x beside one projection."""
+    """s·(A ⊗ B) x added to one projection."""
 
     names: ClassVar = {"A": "krona_A", "B": "krona_B"}
 

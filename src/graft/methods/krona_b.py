@@ -1,4 +1,4 @@
-"""KronA^B: a Kronecker product beside the feed-forward network, without a non-linearity.
+"""KronA^B: a Kronecker product parallel to the feed-forward network, without a non-linearity.
 
     y = FFN(x) + s·(A ⊗ B) x                  A (a₁, a₂) Kaiming-uniform, B (b₁, b₂) = 0 at birth;  a₁b₁ = a₂b₂ = d
     y = FFN(x) + s·(A ⊗ B) x + s_res·x        KronA^B_res: s_res is one trained number, 0 at birth
@@ -19,7 +19,7 @@ from graft.core.method import No
 from graft.core.site import Site
 from graft.layers.kronecker import kron_linear, near_root
 from graft.layers.products import kaiming
-from graft.layers.sublayers import Addition, Placed
+from graft.layers.sublayers import Addition, Placed, PlacedFiles
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class KronAB(Placed):
     residual: bool = False  # KronA^B_res: s_res·x is added too
     residual_start: float = 0.0  # s_res at birth; another number changes the newborn's answer
 
-    peft_type: ClassVar = "GRAFT_KRONA_B"
+    files: ClassVar = PlacedFiles("GRAFT_KRONA_B")
     mergeable: ClassVar = No("it passes the non-linearity of the network by")
 
     def insert(self, sublayer: Site, place: Site, block: int) -> Insert:
@@ -36,7 +36,7 @@ class KronAB(Placed):
 
 
 class Beside(Addition):
-    """s·(A ⊗ B) x + s_res·x beside one sublayer."""
+    """s·(A ⊗ B) x + s_res·x added to one sublayer."""
 
     names: ClassVar = {"A": "krona_A", "B": "krona_B", "s_res": "krona_res"}
 

@@ -1,12 +1,12 @@
-"""Ladder-side tuning (LST): a narrow transformer beside the frozen base reads its states and answers in its place.
+"""Ladder-side tuning (LST): a narrow transformer next to the frozen base reads its states and answers in its place.
 
     s_0 = D_0 drop(h_0)        s_l = Block_l(g_l s_{l-1} + (1 - g_l) D_l h_l)        g_l = σ(a_l / T)
     last hidden state = U N(s_last)
-    h_l (d,) state behind block l, h_0 the embeddings, both without gradient;  D_l (d/R, d), U (d, d/R) with biases
+    h_l (d,) state after block l, h_0 the embeddings, both without gradient;  D_l (d/R, d), U (d, d/R) with biases
     Block_l, N: blocks and last norm of the base's own classes, every width divided by R;  a_l = 0 at birth
 
 Sung, Cho and Bansal 2022 (2206.06522). Nothing upstream is trained, so autograd keeps nothing of the base but the h_l
-that D_l needs, and backward never enters it. Its keys and values are kept behind the base's. An encoder-decoder has two
+that D_l needs, and backward never enters it. Its keys and values are kept after the base's. An encoder-decoder has two
 side stacks; the side decoder attends to the side encoder. Differs: pruning goes by the magnitude of weights, not by
 Fisher information on data; D_l and U start as the choice of the dimensions that pruning kept (random in the official
 code).
@@ -15,23 +15,29 @@ code).
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
+from graft.core.file_layout import FileLayout
 from graft.core.method import Method, No
+from graft.core.part import Part, Seats
 from graft.core.site import Site
 from graft.errors import UsageError
 from graft.layers.narrow_stack import Narrow, Projection
 from graft.layers.pruning import pruned
 from graft.layers.taps import Tap, stacks
-from graft.layers.targets import Seats, check_dropout
-
-if TYPE_CHECKING:
-    from graft.base.adapter import Adapter
+from graft.layers.targets import check_dropout
 
 GIVEN = ("attention_mask", "position_ids", "encoder_attention_mask")
+
+
+class LadderFiles(FileLayout):
+    """How a side network starts is in its tensors."""
+
+    def understand(self, cls: Any, settings: dict[str, Any]) -> Any:
+        return cls(**{**settings, "init": "random"})
 
 
 @dataclass(frozen=True)
@@ -43,9 +49,9 @@ class Ladder(Method):
     init: str = "prune"  # "prune": the largest weights of the base; "random": as the blocks' class draws them
 
     kinds: ClassVar = ("block", "stack")
-    peft_type: ClassVar = "GRAFT_LADDER"
+    files: ClassVar = LadderFiles("GRAFT_LADDER")
     newborn: ClassVar = No("the side network answers, not the base")
-    mergeable: ClassVar = No("the side network stays beside the base")
+    mergeable: ClassVar = No("the side network stays outside the base")
 
     def __post_init__(self) -> None:
         check_dropout("dropout", self.dropout)
@@ -57,17 +63,17 @@ class Ladder(Method):
             )
 
     def assemble(self, sites: Sequence[Site]) -> Seats:
-        beside = [(stack, blocks, self._chosen(blocks)) for stack, blocks in stacks(sites)]
-        nets = [Narrow(stack, chosen, self.reduction_factor) for stack, _, chosen in beside]
-        shape = nets[0].width, beside[0][0].module.config.hidden_size
+        places = [(stack, blocks, self._chosen(blocks)) for stack, blocks in stacks(sites)]
+        nets = [Narrow(stack, chosen, self.reduction_factor) for stack, _, chosen in places]
+        shape = nets[0].width, places[0][0].module.config.hidden_size
         start = (
-            pruned(nets, [(stack, chosen) for stack, _, chosen in beside], sites)
+            pruned(nets, [(stack, chosen) for stack, _, chosen in places], sites)
             if self.init == "prune"
             else None
         )
         seats: Seats = []
         encoder = None
-        for net, (stack, blocks, chosen) in zip(nets, beside, strict=True):
+        for net, (stack, blocks, chosen) in zip(nets, places, strict=True):
             foot, rungs = Foot(shape, start, self.dropout), [Rung(shape, start) for _ in chosen]
             up = Projection(*shape, None if start is None else start.T) if net is nets[-1] else None
             encoder = Side(net, [foot, *rungs], up, self.gate_T, encoder)
@@ -83,21 +89,17 @@ class Ladder(Method):
             )
         return [blocks[layer] for layer in self.layers] or list(blocks)
 
-    def notice(self, adapter: "Adapter") -> str | None:
-        """Where the heads do not divide by R."""
-        rung = next(insert for _, insert in adapter.inserts if isinstance(insert, Rung))
+    def notice(self, part: Part) -> str | None:
+        """Return a warning if the width of a head does not divide by R."""
+        _, rung = part.of(Rung)[0]
         narrow, wide = rung.down.weight.shape
         if narrow * self.reduction_factor == wide:
             return None
         return f"the side network is {narrow} wide, not {wide}/{self.reduction_factor}: heads need whole, even widths"
 
-    @classmethod
-    def from_file(cls, settings: dict[str, Any]) -> "Ladder":
-        return cls(**{**settings, "init": "random"})  # the start is in the tensors
-
 
 class Rung(Tap):
-    """Leaves D h of the state behind its block for the side network. shape: of D."""
+    """Leaves D h of the state after its block for the side network. shape: of D."""
 
     def __init__(self, shape: tuple[int, int], start: torch.Tensor | None) -> None:
         super().__init__()
@@ -153,7 +155,7 @@ class Side(Tap):
         return answer
 
     def _mix(self, index: int, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """What enters a side block; the first one reads s_0 itself, whatever a stack does to embeddings."""
+        """Return what enters a side block. The first one reads s_0 itself, whatever a stack does to embeddings."""
         states = args[0] if index else self.rungs[0].left()
         gate = (self.gates[index] / self.T).sigmoid().to(states.dtype)
         return (gate * states + (1 - gate) * self.rungs[index + 1].left(), *args[1:]), kwargs

@@ -3,7 +3,7 @@
     a_l = LN(pool(h_l))        z_l = σ((γ_l + ε)/τ), ε logistic noise;  after training z_l = 1 where γ_l > 0, else 0
     u = BiLSTM(z_0 a_0, .., z_L a_L)        logits = W·u + b
     y = (W₀ + M ⊙ D) x + b₀ in the last blocks: see `layers.delta`
-    h_l (T, d) state behind block l, h_0 embeddings;  LN has no weights;  γ_l = 2 at birth;  u (d/2,) last states of
+    h_l (T, d) state after block l, h_0 embeddings;  LN has no weights;  γ_l = 2 at birth;  u (d/2,) last states of
     both directions, d/4 wide each;  W (classes, d/2)
 
 Nothing below the first delta is trained, so the trunk up to there runs without gradient. Where there are no deltas, one
@@ -15,23 +15,19 @@ the classifier and the births are ours. Of an encoder-decoder the encoder is rea
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from graft.core.method import No
+from graft.core.part import Part, Seats
 from graft.core.site import Site
 from graft.errors import UsageError
 from graft.layers.delta import Delta
 from graft.layers.taps import Tap, stacks
-from graft.layers.targets import Seats
-from graft.methods.task_head import Classifier, TaskHead
-
-if TYPE_CHECKING:
-    from graft.base.adapter import Adapter
-    from graft.base.base import Base
+from graft.methods.task_head import Classifier, HeadFiles, TaskHead
 
 
 @dataclass(frozen=True)
@@ -44,11 +40,11 @@ class LeTS(TaskHead):
     tau_start: float = 1.0  # temperature of the gates at first
     tau_end: float = 0.1  # and in the end
 
-    peft_type: ClassVar = "GRAFT_LETS"
-    own_fields: ClassVar = TaskHead.own_fields | {
-        "delta_layers", "delta_density", "choose_at", "tau_start", "tau_end",
-    }  # fmt: skip
-    mergeable: ClassVar = No("its classifier stays beside the base")
+    files: ClassVar = HeadFiles(
+        "GRAFT_LETS",
+        own=TaskHead.files.own | {"delta_layers", "delta_density", "choose_at", "tau_start", "tau_end"},
+    )
+    mergeable: ClassVar = No("its classifier stays outside the base")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -78,16 +74,16 @@ class LeTS(TaskHead):
             (final, Readout(taps, final.in_features, self.num_labels, pool, self.tau_start)),
         ]
 
-    def after_step(self, adapter: "Adapter", step: int, total: int) -> None:
-        """Cool the gates; choose the weights that differ from the gradients of one step."""
+    def after_step(self, part: Part, step: int, total: int) -> None:
+        """Lower the temperature of the gates; at one step choose the weights that differ, by their gradients."""
         choice = max(2, round(self.choose_at * total))
-        for _, insert in adapter.inserts:
-            if isinstance(insert, Readout):
-                insert.tau.fill_(self.tau_start * (self.tau_end / self.tau_start) ** (step / total))
-            elif isinstance(insert, Delta) and step == choice - 1:
-                insert.watch()
-            elif isinstance(insert, Delta) and step == choice:
-                insert.choose()
+        for _, readout in part.of(Readout):
+            readout.tau.fill_(self.tau_start * (self.tau_end / self.tau_start) ** (step / total))
+        for _, delta in part.of(Delta):
+            if step == choice - 1:
+                delta.watch()
+            elif step == choice:
+                delta.choose()
 
 
 class Behind(Tap):
@@ -99,7 +95,9 @@ class Behind(Tap):
 
 
 class Readout(Classifier):
-    """At `final`, where y is the attention mask (B, T) or None: logits (B, classes) in fp32 of what the taps left."""
+    """Logits (B, classes) of what the taps left."""
+
+    tau: torch.Tensor
 
     def __init__(self, taps: Sequence[Tap], width: int, classes: int, pool: str, tau: float) -> None:
         super().__init__(width // 4 * 2, classes, pool, bias=True)
@@ -108,11 +106,11 @@ class Readout(Classifier):
         self.lstm = nn.LSTM(width, width // 4, batch_first=True, bidirectional=True)
         self.register_buffer("tau", torch.tensor(tau))
 
-    def forward(self, x: torch.Tensor, y: torch.Tensor | None) -> torch.Tensor:
-        return self.read([tap.left() for tap in self.taps], y)
+    def forward(self, states: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        return self.read([tap.left() for tap in self.taps], mask)
 
     def read(self, states: Sequence[torch.Tensor], mask: torch.Tensor | None) -> torch.Tensor:
-        """Logits from h_0 .. h_L, each (B, T, d)."""
+        """Return logits from h_0 .. h_L, each (B, T, d)."""
         live = torch.ones_like(states[0][..., 0]) if mask is None else mask.to(states[0].device)
         pooled = torch.stack([self._pooled(state.float(), live.float()) for state in states], 1)
         gated = self._open()[:, None] * F.layer_norm(pooled, pooled.shape[-1:])
@@ -120,15 +118,18 @@ class Readout(Classifier):
         return F.linear(torch.cat([last[0], last[1]], -1), self.weight, self.bias)
 
     def _open(self) -> torch.Tensor:
-        """z (L+1,)."""
+        """Return z (L+1,)."""
         if not self.training:
             return (self.gates > 0).float()
         noise = torch.rand_like(self.gates).clamp(1e-6, 1 - 1e-6).logit()
         return torch.sigmoid((self.gates + noise) / self.tau)
 
 
-def share(base: "Base", names: Sequence[str], ids: torch.Tensor, **keywords: Any) -> dict[str, torch.Tensor]:
-    """{name: logits} of several adapters of LeTS without deltas for the same rows, by one forward of the trunk."""
+def share(base: Any, names: Sequence[str], ids: torch.Tensor, **keywords: Any) -> dict[str, torch.Tensor]:
+    """Return {name: logits} of several LeTS adapters without deltas for the same rows, by one forward of the trunk.
+
+    base: the Base that the adapters are on.  keywords: transformers' own.
+    """
     inserts = {
         name: [i for _, i in base.adapters[name].inserts] if name in base.adapters else [] for name in names
     }

@@ -1,4 +1,4 @@
-"""LoHa: the elementwise product of two low-rank matrices beside a frozen projection, of rank up to r².
+"""LoHa: the elementwise product of two low-rank matrices added to a frozen projection, of rank up to r².
 
     y = W₀x + b + (α/r)·((w₁ₐ w₁ᵦ) ⊙ (w₂ₐ w₂ᵦ)) x        w₁ₐ, w₂ₐ (out, r), w₁ᵦ, w₂ᵦ (r, in);  w₂ᵦ = 0 at birth
 
@@ -20,19 +20,19 @@ from torch.nn import functional as F
 
 from graft.core.insert import Insert
 from graft.core.site import Site
-from graft.layers.products import Lycoris, Product, kaiming
+from graft.layers.products import Lycoris, LycorisFiles, Product, kaiming
 
 
 @dataclass(frozen=True)
 class LoHa(Lycoris):
-    peft_type: ClassVar = "LOHA"
+    files: ClassVar = LycorisFiles("LOHA")
 
     def build(self, site: Site) -> Insert:
         return Hadamard(site, *self.rank_and_scale(site), self)
 
 
 class Hadamard(Product):
-    """s·((w₁ₐ w₁ᵦ) ⊙ (w₂ₐ w₂ᵦ)) x beside one projection."""
+    """s·((w₁ₐ w₁ᵦ) ⊙ (w₂ₐ w₂ᵦ)) x added to one projection."""
 
     names: ClassVar = {name: f"hada_{name}" for name in ("w1_a", "w1_b", "w2_a", "w2_b")}
 
@@ -56,25 +56,25 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, *factors: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(x, *factors)
-        P, Q = _pairs(*factors[:2], x.dtype), _pairs(*factors[2:], x.dtype)
+        P, Q = _pairs(factors[0], factors[1], x.dtype), _pairs(factors[2], factors[3], x.dtype)
         return F.linear(F.linear(x, Q), P.T)
 
     @staticmethod
     def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor, ...]:
         x, *factors = ctx.saved_tensors
-        P, Q = _pairs(*factors[:2], x.dtype), _pairs(*factors[2:], x.dtype)
+        P, Q = _pairs(factors[0], factors[1], x.dtype), _pairs(factors[2], factors[3], x.dtype)
         h, dh = F.linear(x, Q), F.linear(dy, P)
         dP, dQ = (a.flatten(0, -2).T @ b.flatten(0, -2) for a, b in ((h, dy), (dh, x)))
         return dh @ Q, *_unpaired(dP, *factors[:2]), *_unpaired(dQ, *factors[2:])
 
 
 def _pairs(a: torch.Tensor, b: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """(r², n): row ij is a[i] ⊙ b[j], rounded to dtype once."""
+    """Return (r², n): row ij is a[i] ⊙ b[j], rounded to dtype once."""
     wide = torch.promote_types(a.dtype, dtype)
     return (a[:, None].to(wide) * b.to(wide)).flatten(0, 1).to(dtype)
 
 
 def _unpaired(gradient: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The gradients of a and b from that of their pairs."""
+    """Return the gradients of a and b from that of their pairs."""
     pairs = gradient.to(a.dtype).unflatten(0, (len(a), len(b)))
     return (pairs * b).sum(1), (pairs * a[:, None]).sum(0)

@@ -1,4 +1,4 @@
-"""LoKr: a Kronecker product of a small and a low-rank matrix beside a frozen projection.
+"""LoKr: a Kronecker product of a small and a low-rank matrix added to a frozen projection.
 
     y = W₀x + b + (α/r)·(w₁ ⊗ w₂) x        w₁ (a₁, a₂) = 0 at birth, w₂ (b₁, b₂);  a₁b₁ = out, a₂b₂ = in, a ≤ b
     w₂ = w₂ₐ w₂ᵦ of rank r where r < max(b₁, b₂)/2;  with decompose_both w₁ = w₁ₐ w₁ᵦ likewise
@@ -17,7 +17,7 @@ from graft.core.insert import Insert
 from graft.core.site import Site
 from graft.errors import UsageError
 from graft.layers.kronecker import kron_linear, near_root
-from graft.layers.products import Lycoris, Product, kaiming
+from graft.layers.products import Lycoris, LycorisFiles, Product, kaiming
 
 # The tensors that start at zero, by `init_weights`.
 ZERO = {True: ("lokr_w1", "lokr_w1_a"), "lycoris": ("lokr_w2", "lokr_w2_b"), False: ()}
@@ -30,7 +30,7 @@ class LoKr(Lycoris):
     rank_dropout_scale: bool = False  # outputs that rank_dropout leaves in make up for the others
     init_weights: bool | str = True  # true: w₁ starts at zero; lycoris: w₂ does; false: neither
 
-    peft_type: ClassVar = "LOKR"
+    files: ClassVar = LycorisFiles("LOKR")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -44,7 +44,7 @@ class LoKr(Lycoris):
 
 
 class Kronecker(Product):
-    """s·(w₁ ⊗ w₂) x beside one projection."""
+    """s·(w₁ ⊗ w₂) x added to one projection."""
 
     def __init__(self, site: Site, r: int, scale: float, config: LoKr) -> None:
         super().__init__(scale, config, rescaled=config.rank_dropout_scale)
@@ -67,12 +67,12 @@ class Kronecker(Product):
         return self.scale * torch.kron(w1, w2)
 
     def _factors(self, name: str, dtype: torch.dtype) -> list[torch.Tensor]:
-        """The matrix of this name, or the two it is made of."""
+        """Return the matrix of this name, or its two factors."""
         return [p.to(dtype) for key, p in self.named_parameters() if key.startswith(name)]
 
 
 def split(dimension: int, factor: int) -> tuple[int, int]:
-    """PEFT's rule: (factor, rest) where that divides, else the divisors nearest the root, the smaller up to factor."""
+    """Return (factor, rest) if factor divides, else the divisors nearest the root, the smaller up to factor."""
     if factor > 0 and dimension % factor == 0:
         return factor, dimension // factor
     return near_root(dimension, factor if factor > 0 else None)
@@ -83,5 +83,5 @@ def _whole(factors: list[torch.Tensor]) -> torch.Tensor:
 
 
 def _shapes(name: str, rows: int, columns: int, r: int) -> dict[str, tuple[int, int]]:
-    """Of a whole matrix, or with r > 0 of its two factors."""
+    """Return the shape of a whole matrix, or with r > 0 those of its two factors."""
     return {f"{name}_a": (rows, r), f"{name}_b": (r, columns)} if r else {name: (rows, columns)}

@@ -1,4 +1,4 @@
-"""LoRA: a trained low-rank update beside a frozen projection.
+"""LoRA: a trained low-rank update added to a frozen projection.
 
     y = W₀x + b + s·B A drop(x)        A (r, in), B (out, r), B = 0 at birth;  s = α/r, with rsLoRA α/√r
     DoRA:  W' = m/‖W₀ + sBA‖ ⊙ (W₀ + sBA), one norm and one trained magnitude m per output row; the norm is a constant
@@ -15,20 +15,45 @@ rank 2r; LoftQ takes one step against the bytes that are there. Length: five pub
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from graft.core.insert import Insert, LowRankForm, Weights
+from graft.core.part import Part, Seats
 from graft.core.site import Site
 from graft.errors import UsageError
 from graft.layers import lora_start as start
-from graft.layers.targets import Seats, Targeted, biases, by_pattern, check_bias, check_dropout, check_rank
+from graft.layers.targets import (
+    Targeted,
+    TargetedFiles,
+    biases,
+    by_pattern,
+    check_bias,
+    check_dropout,
+    check_rank,
+)
 
-if TYPE_CHECKING:
-    from graft.base.adapter import Adapter
+
+class LoRAFiles(TargetedFiles):
+    """PEFT's config; PiSSA and OLoRA become the LoRA of rank 2r that they are. How a LoRA starts is in its tensors."""
+
+    def describe(self, method: Any, part: Part) -> dict[str, Any]:
+        config = super().describe(method, part)
+        if start.subtracts(method.init_lora_weights):
+            growth = math.sqrt(2) if method.use_rslora else 2
+            config |= {
+                "r": 2 * method.r,
+                "rank_pattern": {k: 2 * v for k, v in method.rank_pattern.items()},
+                "lora_alpha": growth * method.lora_alpha,
+                "alpha_pattern": {k: growth * v for k, v in method.alpha_pattern.items()},
+            }
+        return config | {"init_lora_weights": True}
+
+    def understand(self, cls: Any, settings: dict[str, Any]) -> Any:
+        return cls(**{**settings, "init_lora_weights": True})
 
 
 @dataclass(frozen=True)
@@ -40,14 +65,13 @@ class LoRA(Targeted):
     use_dora: bool = False  # train magnitude and direction apart
     init_lora_weights: bool | str = True  # true, gaussian, pissa, pissa_niter_N, olora, loftq
     bias: str = "none"  # biases of the base that are trained too: none, lora_only, all
-    lora_bias: bool = False  # a bias behind B
+    lora_bias: bool = False  # a bias after B
     rank_pattern: dict[str, int] = field(default_factory=dict)  # rank by module name
     alpha_pattern: dict[str, float] = field(default_factory=dict)  # alpha by module name
     loraplus_lr_ratio: float = 1.0  # LoRA+: learning rate of B over that of A
 
     kinds: ClassVar = ("linear", "head", "embed")
-    peft_type: ClassVar = "LORA"
-    own_fields: ClassVar = frozenset({"loraplus_lr_ratio"})
+    files: ClassVar = LoRAFiles("LORA", own=frozenset({"loraplus_lr_ratio"}))
 
     def __post_init__(self) -> None:
         check_rank("r", self.r)
@@ -67,33 +91,21 @@ class LoRA(Targeted):
             return LowRankEmbedding(site, r, scale, self)
         return LowRank(site, r, scale, self)
 
-    def param_groups(self, adapter: "Adapter", lr: float) -> list[dict[str, Any]]:
-        """LoRA+: B learns `loraplus_lr_ratio` times as fast as A."""
+    def param_groups(self, part: Part, lr: float) -> list[dict[str, Any]]:
+        """Return groups in which B learns `loraplus_lr_ratio` times as fast as A (LoRA+)."""
         if self.loraplus_lr_ratio == 1.0:
-            return super().param_groups(adapter, lr)
-        fast = [i.B for _, i in adapter.inserts if isinstance(i, LowRank | LowRankEmbedding)]
-        rest = [p for p in adapter.parameters() if all(p is not B for B in fast)]
+            return super().param_groups(part, lr)
+        fast = [low_rank.B for kind in (LowRank, LowRankEmbedding) for _, low_rank in part.of(kind)]
+        rest = [p for p in part.parameters() if all(p is not B for B in fast)]
         return [{"params": rest, "lr": lr}, {"params": fast, "lr": lr * self.loraplus_lr_ratio}]
-
-    def file_config(self, seats: Sequence[tuple[Site, Insert]]) -> dict[str, Any]:
-        """PEFT's config; PiSSA and OLoRA become the LoRA of rank 2r that they are."""
-        config = super().file_config(seats)
-        if start.subtracts(self.init_lora_weights):
-            config |= {"r": 2 * self.r, "rank_pattern": {k: 2 * v for k, v in self.rank_pattern.items()}}
-            growth = math.sqrt(2) if self.use_rslora else 2
-            config |= {
-                "lora_alpha": growth * self.lora_alpha,
-                "alpha_pattern": {k: growth * v for k, v in self.alpha_pattern.items()},
-            }
-        return config | {"init_lora_weights": True}
-
-    @classmethod
-    def from_file(cls, settings: dict[str, Any]) -> "LoRA":
-        return cls(**{**settings, "init_lora_weights": True})  # the start is in the tensors
 
 
 class LowRank(Insert):
-    """s·B A drop(x) beside one projection."""
+    """s·B A drop(x) added to one projection."""
+
+    A0: torch.Tensor
+    B0: torch.Tensor
+    row_norms2: torch.Tensor
 
     names: ClassVar = {
         "A": "lora_A.weight",
@@ -142,7 +154,7 @@ class LowRank(Insert):
         return merged, bias
 
     def factors(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """A (r, in) and B (out, r) of the whole update; twice as many ranks where a start is subtracted."""
+        """Return A (r, in) and B (out, r) of the whole update; twice the ranks if a start is subtracted."""
         if hasattr(self, "A0"):
             return torch.cat([self.A, self.A0]), torch.cat([self.B, -self.B0], dim=1)
         return self.A, self.B
@@ -164,7 +176,7 @@ class LowRank(Insert):
 
     @torch.no_grad()
     def _norm(self, weight: torch.Tensor) -> torch.Tensor:
-        """‖W + sBA‖ of every row, without forming BA: ‖W‖² + 2s⟨WAᵀ, B⟩ + s²⟨BAAᵀ, B⟩."""
+        """Return ‖W + sBA‖ of every row without forming BA: the root of ‖W‖² + 2s⟨WAᵀ, B⟩ + s²⟨BAAᵀ, B⟩."""
         A, B = (t.to(weight.dtype) for t in self.factors())
         cross = ((weight @ A.T) * B).sum(1).float()
         own = ((B @ (A @ A.T)) * B).sum(1).float()
@@ -172,7 +184,7 @@ class LowRank(Insert):
 
 
 class LowRankEmbedding(Insert):
-    """s·B A[:, id] beside the embedding table."""
+    """s·B A[:, id] added to the embedding table."""
 
     names: ClassVar = {"A": "lora_embedding_A", "B": "lora_embedding_B"}
 

@@ -3,7 +3,7 @@
     y = (xR) Wᵀ + b         R (in, in) block-diagonal; per block of b features the b(b−1)/2 angles v, zero at birth
     Q = skew(v)             v above the diagonal row by row, −v below
     use_cayley_neumann:     R = I + 2Q + 2Q² + … + 2Qᵖ⁻¹ + Qᵖ, which tends to (I + Q)(I − Q)⁻¹ only for ‖Q‖ < 1
-    otherwise:              R = (I − Q)(I + Q)⁻¹, orthogonal for every Q; for equal v the transpose of the one above
+    else:                   R = (I − Q)(I + Q)⁻¹, orthogonal for every Q; for equal v the transpose of the one above
     coft:                   the Frobenius norm of each Q is held at eps/√blocks at most
 
 An orthogonal R keeps the angles between the neurons (rows of W). Qiu et al. 2023 (2306.07280); the series: Qiu et al.
@@ -14,19 +14,17 @@ accepts and leaves without effect, drops blocks; embeddings cannot be turned.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import nn
 
 from graft.core.insert import Insert, Weights
+from graft.core.part import Part
 from graft.core.site import Site
 from graft.errors import UsageError
 from graft.layers.rotation import BlockDropout, blockwise, cayley
-from graft.layers.targets import Accompanied
-
-if TYPE_CHECKING:
-    from graft.base.adapter import Adapter
+from graft.layers.targets import Accompanied, TargetedFiles
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ class OFT(Accompanied):
     num_cayley_neumann_terms: int = 5  # terms of the series
 
     kinds: ClassVar = ("linear", "head")
-    peft_type: ClassVar = "OFT"
+    files: ClassVar = TargetedFiles("OFT", lowest_rank=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -69,18 +67,17 @@ class OFT(Accompanied):
             return BlockRotation(site, width // _divisor(width, self.r), self)
         return BlockRotation(site, _divisor(width, self.oft_block_size), self)
 
-    def after_step(self, adapter: "Adapter", step: int, total: int) -> None:
-        """COFT: what the step moved out of bounds goes back to them."""
-        for _, insert in adapter.inserts:
-            if isinstance(insert, BlockRotation):
-                insert.bound()
+    def after_step(self, part: Part, step: int, total: int) -> None:
+        """Scale rotations back that the step moved out of bounds (COFT)."""
+        for _, rotation in part.of(BlockRotation):
+            rotation.bound()
 
 
 class BlockRotation(Insert):
     """y + x(R − I)Wᵀ at one projection."""
 
     names: ClassVar = {"angles": "oft_R.weight"}
-    reads_base_weight: ClassVar = True
+    reads_base_weight = True
 
     def __init__(self, site: Site, block: int, config: OFT) -> None:
         super().__init__()
@@ -96,7 +93,7 @@ class BlockRotation(Insert):
         return weight + blockwise(weight, self.change().detach().mT), bias
 
     def change(self) -> torch.Tensor:
-        """R − I, (blocks, b, b)."""
+        """Return R − I, (blocks, b, b)."""
         Q = self._skew()
         terms = self.config.num_cayley_neumann_terms
         if not self.config.use_cayley_neumann:
@@ -132,7 +129,7 @@ class BlockRotation(Insert):
 
 
 def _divisor(width: int, wanted: int) -> int:
-    """The divisor of `width` nearest to `wanted`, of two the smaller, as PEFT adjusts it.
+    """Return the divisor of `width` nearest to `wanted`, the smaller of two equally near, as PEFT does.
 
     >>> _divisor(11008, 32), _divisor(96, 28), _divisor(64, 100)
     (32, 24, 64)

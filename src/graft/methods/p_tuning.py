@@ -5,22 +5,21 @@
     LSTM:  P = W₂ relu(W₁ BiLSTM(H))                  BiLSTM of m in each direction; W₁ 2m to 2m, W₂ to d
 
 Liu et al. 2021, "GPT Understands, Too" (2103.10385). The encoder ties the virtual tokens together and steadies
-training; it is left behind when the adapter is saved, so what is loaded is a prompt as of prompt tuning.
+training; it is dropped when the adapter is saved, so what is loaded is a prompt as of prompt tuning.
 Differs: the vectors stand in front of the text, as in PEFT, not between literal words of a template.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
-from graft.core.insert import Insert
-from graft.core.method import Method
+from graft.core.insert import AdapterModule
+from graft.core.part import Part
 from graft.core.site import Site
 from graft.errors import UsageError
-from graft.layers.soft_prompt import MadePrompt, SoftPrompt
+from graft.layers.soft_prompt import MadePrompt, PromptFiles, SoftPrompt
 from graft.layers.targets import check_dropout
 from graft.methods.prompt import PromptTuning
 
@@ -28,8 +27,21 @@ ENCODERS = ("MLP", "LSTM")
 LASTING = ("num_virtual_tokens", "num_transformer_submodules")  # settings that outlive the encoder
 
 
+class PTuningFiles(PromptFiles):
+    """A file is understood as a prompt: its encoder is dropped."""
+
+    def describe(self, method: Any, part: Part) -> dict[str, Any]:
+        ((_, prompt),) = part.of(EncodedPrompt)
+        return super().describe(method, part) | {"encoder_hidden_size": prompt.width}
+
+    def understand(self, cls: Any, settings: dict[str, Any]) -> Any:
+        kept = {key: settings[key] for key in LASTING if key in settings}
+        return PromptTuning.files.understand(PromptTuning, kept)
+
+
 @dataclass(frozen=True)
 class PTuning(SoftPrompt):
+    num_virtual_tokens: int = 20  # vectors in front of every row; each takes a position of the context
     encoder_reparameterization_type: str = "MLP"  # what makes the vectors: MLP or LSTM
     encoder_hidden_size: int | None = None  # m: width of the encoder; the model's where left out
     encoder_num_layers: int = 2  # layers of the LSTM; an MLP has three
@@ -38,7 +50,7 @@ class PTuning(SoftPrompt):
         1  # 2 in PEFT's files for encoder-decoders: a second half of P that is idle
     )
 
-    peft_type: ClassVar = "P_TUNING"
+    files: ClassVar = PTuningFiles("P_TUNING")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -52,16 +64,8 @@ class PTuning(SoftPrompt):
                 "leave these settings out",
             )
 
-    def build(self, site: Site) -> Insert:
+    def build(self, site: Site) -> AdapterModule:
         return EncodedPrompt(site.out_features, self)
-
-    def file_config(self, seats: Sequence[tuple[Site, Insert]]) -> dict[str, Any]:
-        own = super().file_config(seats)
-        return own | {"encoder_hidden_size": next(i.width for _, i in seats if isinstance(i, EncodedPrompt))}
-
-    @classmethod
-    def from_file(cls, settings: dict[str, Any]) -> Method:
-        return PromptTuning.from_file({k: settings[k] for k in LASTING if k in settings})
 
 
 class EncodedPrompt(MadePrompt):

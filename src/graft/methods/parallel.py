@@ -1,22 +1,34 @@
-"""Parallel adapters: a bottleneck beside the feed-forward network, reading what it reads.
+"""Parallel adapters: a bottleneck parallel to the feed-forward network, reading what it reads.
 
     FFN'(x) = FFN(x) + s·drop(W_up φ(W_down x + b_down) + b_up)        W_down (m, d), W_up (d, m);  φ ReLU
 
-x is the input of the network's first projection, behind the norm on pre-norm models. s = 4, or learned. W_down
+x is the input of the network's first projection, after the norm on pre-norm models. s = 4, or learned. W_down
 Kaiming-uniform, W_up = 0 at birth. L(2dm + m + d) numbers: 7,091,712 on BERT-base with m = 384. He et al. 2021
-(2110.04366). mh_adapter=true puts one beside self-attention as well. The `adapters` library has this as `par_bn` and
-`scaled_par_bn`; on pre-norm models its x is the residual, not normed, so that files of such models are refused.
+(2110.04366). mh_adapter=true puts one parallel to self-attention as well. The `adapters` library has this as `par_bn`
+and `scaled_par_bn`; on pre-norm models its x is the residual, not normed, so files of such models are refused.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from graft.core.method import Method
 from graft.core.site import Site
 from graft.errors import AdapterError, UsageError
 from graft.layers.bottleneck import Dense
-from graft.layers.sublayers import post_norm
+from graft.layers.sublayers import PlacedFiles, post_norm
+
+
+class ParallelFiles(PlacedFiles):
+    """On a pre-norm base the library's adapter reads the residual, which this one does not."""
+
+    def understand_library(self, cls: Any, settings: dict[str, Any], sites: Sequence[Site]) -> Any:
+        if not post_norm(sites):
+            raise AdapterError(
+                "a parallel adapter of the `adapters` library, which reads the residual on a pre-norm base",
+                "one of a post-norm base such as BERT",
+                "load it with that library",
+            )
+        return super().understand_library(cls, settings, sites)
 
 
 @dataclass(frozen=True)
@@ -26,8 +38,7 @@ class Parallel(Dense):
     )
     scaling: float | str = 4.0  # s: a number, or trained from 1 on: learned (one), channel (one per output)
 
-    peft_type: ClassVar = "GRAFT_PARALLEL"
-    adapters_marks: ClassVar = {"is_parallel": True, "phm_layer": False}
+    files: ClassVar = ParallelFiles("GRAFT_PARALLEL", library_marks={"is_parallel": True, "phm_layer": False})
     parallel: ClassVar = True
 
     def __post_init__(self) -> None:
@@ -36,13 +47,3 @@ class Parallel(Dense):
             raise UsageError(
                 "original_ln_before=true", "false: it reads what the sublayer reads", "leave it out"
             )
-
-    @classmethod
-    def from_adapters(cls, settings: dict[str, Any], sites: Sequence[Site]) -> Method:
-        if not post_norm(sites):
-            raise AdapterError(
-                "a parallel adapter of the `adapters` library, which reads the residual on a pre-norm base",
-                "one of a post-norm base such as BERT",
-                "load it with that library",
-            )
-        return super().from_adapters(settings, sites)

@@ -1,4 +1,4 @@
-"""Pfeiffer adapters: one bottleneck per block, behind the feed-forward network and its residual.
+"""Pfeiffer adapters: one bottleneck per block, after the feed-forward network and its residual.
 
     post-norm:  u = LN(FFN(h₁) + h₁)      h₂ = LN(Δ(u) + FFN(h₁) + h₁)       the block's own LN, twice
     pre-norm:   h₂ = h₁ + FFN(N₂h₁) + Δ(FFN(N₂h₁));  original_ln_before=true:  u = h₁ + FFN(N₂h₁),  h₂ = u + Δ(u)
@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from graft.layers.bottleneck import Dense
+from graft.layers.sublayers import PlacedFiles
 
 
 @dataclass(frozen=True)
 class Pfeiffer(Dense):
     original_ln_before: bool | None = None  # read the sum with the residual, normed if so; null: if so only
 
-    peft_type: ClassVar = "GRAFT_PFEIFFER"
-    adapters_marks: ClassVar = {"is_parallel": False, "phm_layer": False, "original_ln_before": True}
+    files: ClassVar = PlacedFiles(
+        "GRAFT_PFEIFFER", library_marks={"is_parallel": False, "phm_layer": False, "original_ln_before": True}
+    )

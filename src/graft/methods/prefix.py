@@ -4,7 +4,7 @@
     with prefix_projection:  [P_K, P_V of all layers] = W₂ tanh(W₁E + b₁) + b₂        E (p, H_kv·d_h), W₁ to m
 
 Li & Liang 2021 (2101.00190); without the projection and with a task head this is P-tuning v2 (2110.07602). The
-projection steadies training; it is left behind when the adapter is saved. Keys are stored as attention uses them, after
+projection steadies training; it is dropped when the adapter is saved. Keys are stored as attention uses them, after
 the rotation of RoPE. On encoder-decoders all three attentions of a layer get a prefix of their own.
 Differs: keys and values are added inside attention and never lie in the cache, so gradient checkpointing and beams keep
 them. PEFT's files for encoder-decoders are refused: there it gives several layers of the decoder one prefix.
@@ -19,10 +19,22 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from graft.core.insert import Insert
+from graft.core.file_layout import FileLayout
+from graft.core.insert import KeyValues
 from graft.core.method import Method, No
+from graft.core.part import Part, Seats
 from graft.core.site import Site
 from graft.layers.soft_prompt import KEY, SHAPES, check_room, check_sizes
+
+
+class PrefixFiles(FileLayout):
+    """What is saved is the product of the projection, so files name none."""
+
+    def describe(self, method: Any, part: Part) -> dict[str, Any]:
+        return super().describe(method, part) | {"prefix_projection": False, "num_transformer_submodules": 1}
+
+    def understand(self, cls: Any, settings: dict[str, Any]) -> Any:
+        return cls(**{**settings, "prefix_projection": False})
 
 
 @dataclass(frozen=True)
@@ -33,17 +45,16 @@ class PrefixTuning(Method):
     shift_positions: bool = True  # the text's positions begin at p, as in PEFT; false: at 0
 
     kinds: ClassVar = ("kv",)
-    peft_type: ClassVar = "PREFIX_TUNING"
-    own_fields: ClassVar = frozenset({"shift_positions"})
-    idle_fields: ClassVar = SHAPES | {"init_weights"}
-    outside: ClassVar = True
+    files: ClassVar = PrefixFiles(
+        "PREFIX_TUNING", own=frozenset({"shift_positions"}), idle=SHAPES | {"init_weights"}, beside_model=True
+    )
     newborn: ClassVar = No("a key draws attention away from the text, whatever its value")
     mergeable: ClassVar = No("no weight has the effect of further keys; export it as an adapter")
 
     def __post_init__(self) -> None:
         check_sizes(num_virtual_tokens=self.num_virtual_tokens, encoder_hidden_size=self.encoder_hidden_size)
 
-    def assemble(self, sites: Sequence[Site]) -> list[tuple[Site, Insert]]:
+    def assemble(self, sites: Sequence[Site]) -> Seats:
         places, config = self.targets(sites), sites[0].root.config
         check_room(self.num_virtual_tokens, config)
         text = config.get_text_config()
@@ -62,16 +73,8 @@ class PrefixTuning(Method):
         shared = Shared(shape, self.encoder_hidden_size)
         return [Projected(shape, shared, owner=layer == 0) for layer in range(count)]
 
-    def file_config(self, seats: Sequence[tuple[Site, Insert]]) -> dict[str, Any]:
-        """What is saved is the product, so no projection is said."""
-        return super().file_config(seats) | {"prefix_projection": False, "num_transformer_submodules": 1}
 
-    @classmethod
-    def from_file(cls, settings: dict[str, Any]) -> "PrefixTuning":
-        return cls(**{**settings, "prefix_projection": False})
-
-
-class Prefix(Insert):
+class Prefix(KeyValues):
     """P_K and P_V of one layer.  shape: (p, 2, H_kv, d_h).
 
     layers: the inserts of all layers; held by the first, which speaks for them in the file.
@@ -85,11 +88,11 @@ class Prefix(Insert):
 
     @abstractmethod
     def flat(self) -> torch.Tensor:
-        """(p, 2·H_kv·d_h), as in the file."""
+        """Return keys and values as in the file, (p, 2·H_kv·d_h)."""
 
     @abstractmethod
     def take(self, flat: torch.Tensor) -> None:
-        """Become what `flat` gave."""
+        """Take over what `flat` of another prefix returned."""
 
     def keys_values(self) -> tuple[torch.Tensor, torch.Tensor]:
         keys, values = self.flat().view(self.shape).permute(1, 2, 0, 3)

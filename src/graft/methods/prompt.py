@@ -10,33 +10,47 @@ the first token of a row is no target (PEFT predicts it from P); an encoder's he
 not the first vector of P; of an encoder-decoder only the encoder gets a prompt.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
 from typing import Any, ClassVar
 
 import torch
 
-from graft.core.insert import Insert
+from graft.core.insert import AdapterModule
+from graft.core.part import Part
 from graft.core.site import Site
 from graft.errors import UsageError
-from graft.layers.soft_prompt import Prompt, SoftPrompt, tokenizer
+from graft.layers.soft_prompt import Prompt, PromptFiles, SoftPrompt, tokenizer
 
 INITS = ("SAMPLE_VOCAB", "TEXT", "RANDOM")
 
 
+class PromptTuningFiles(PromptFiles):
+    """How a prompt starts is in its tensors."""
+
+    def describe(self, method: Any, part: Part) -> dict[str, Any]:
+        start = {"prompt_tuning_init": "RANDOM", "prompt_tuning_init_text": None}
+        return super().describe(method, part) | start
+
+    def understand(self, cls: Any, settings: dict[str, Any]) -> Any:
+        start = ("prompt_tuning_init", "prompt_tuning_init_text", "tokenizer_name_or_path")
+        kept = {key: value for key, value in settings.items() if key not in start}
+        return cls(**kept, prompt_tuning_init="RANDOM")
+
+
 @dataclass(frozen=True)
 class PromptTuning(SoftPrompt):
+    num_virtual_tokens: int = 20  # vectors in front of every row; each takes a position of the context
     prompt_tuning_init: str = "SAMPLE_VOCAB"  # where P starts: SAMPLE_VOCAB, TEXT or RANDOM
     prompt_tuning_init_text: str | None = None  # the text that P starts from, such as the task in words
     tokenizer_name_or_path: str | None = (
-        None  # tokenizer of that text; the one beside the model where left out
+        None  # tokenizer of that text; if left out, the one in the model's folder
     )
     num_transformer_submodules: int = (
         1  # 2 in PEFT's files for encoder-decoders: a second half of P that is idle
     )
 
-    peft_type: ClassVar = "PROMPT_TUNING"
+    files: ClassVar = PromptTuningFiles("PROMPT_TUNING")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -54,18 +68,9 @@ class PromptTuning(SoftPrompt):
                 "set prompt_tuning_init=TEXT and prompt_tuning_init_text to the task in words",
             )
 
-    def build(self, site: Site) -> Insert:
+    def build(self, site: Site) -> AdapterModule:
         rows = self.num_virtual_tokens * self.num_transformer_submodules
         return Prompt(self._start(site, rows), self.num_virtual_tokens)
-
-    def file_config(self, seats: Sequence[tuple[Site, Insert]]) -> dict[str, Any]:
-        return super().file_config(seats) | {"prompt_tuning_init": "RANDOM", "prompt_tuning_init_text": None}
-
-    @classmethod
-    def from_file(cls, settings: dict[str, Any]) -> "PromptTuning":
-        start = ("prompt_tuning_init", "prompt_tuning_init_text", "tokenizer_name_or_path")
-        kept = {key: value for key, value in settings.items() if key not in start}
-        return cls(**kept, prompt_tuning_init="RANDOM")  # the start is in the tensors
 
     def _start(self, site: Site, rows: int) -> torch.Tensor:
         if self.prompt_tuning_init == "RANDOM":

@@ -5,8 +5,8 @@
     merged:  minimum[o, k] + s·(BA)[o, k]         codes and scales stay: the sum is exact but for a minimum's rounding
 
 Xu et al. 2023 (2309.14717), the sum pooling of algorithm 1. Files hold the A of the sum and say so; those of PEFT and
-of the authors' code, which pool otherwise, are converted when they are read (`layers.pooling`). Dropout acts behind the
-pooling, in PEFT before it.
+of the authors' code, which pool differently, are converted when they are read (`layers.pooling`). Dropout acts after
+the pooling, in PEFT before it.
 Differs: A starts as LoRA's does (Kaiming, for Xavier); the base may be rounded to nearest (the paper's is GPTQ's); on
 a base in 16 bits, NF4 or wider groups than its own the update works as well, and merges as any other.
 """
@@ -14,7 +14,7 @@ a base in 16 bits, NF4 or wider groups than its own the update works as well, an
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -22,16 +22,35 @@ from torch.nn import functional as F
 
 from graft.core.anatomy import sites as sites_of
 from graft.core.insert import Insert, LowRankForm, Weights
+from graft.core.part import Part, Seats
 from graft.core.site import Site, shown
 from graft.errors import SiteError
 from graft.layers.pooling import as_sums
-from graft.layers.targets import Seats, Targeted, biases, check_bias, check_dropout, check_rank
+from graft.layers.targets import Targeted, TargetedFiles, biases, check_bias, check_dropout, check_rank
+from graft.quant import is_packed
 from graft.quant.scheme import GROUPED
 
-if TYPE_CHECKING:
-    from graft.base.adapter import Adapter
-
 GROUP = 32  # the paper's, where the base has no groups
+
+
+class QALoRAFiles(TargetedFiles):
+    """PEFT's names, with the pooling, the group and the bits. Files of other poolings are converted."""
+
+    def describe(self, method: Any, part: Part) -> dict[str, Any]:
+        pooled = part.of(PooledLowRank)
+        groups: set[Any] = {insert.group for _, insert in pooled}
+        bits: set[Any] = {
+            GROUPED.get(site.module.scheme.name) for site, _ in pooled if is_packed(site.module)
+        }
+        facts = {"qalora_group_size": groups, "qalora_bits": bits}
+        known = {key: values.pop() if len(values) == 1 else None for key, values in facts.items()}
+        return super().describe(method, part) | {"qalora_pool": "sum"} | known
+
+    def convert(
+        self, config: dict[str, Any], tensors: dict[str, torch.Tensor]
+    ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+        pool = "sum" if config["peft_type"] == self.peft_type else "mean_x_groups"
+        return as_sums(config | {"peft_type": self.peft_type}, tensors, config.get("qalora_pool") or pool)
 
 
 @dataclass(frozen=True)
@@ -44,9 +63,11 @@ class QALoRA(Targeted):
     )
     bias: str = "none"  # biases of the base that are trained too: none, lora_only, all
 
-    peft_type: ClassVar = "GRAFT_QALORA"
-    peft_marks: ClassVar = {"peft_type": "LORA", "use_qalora": True}
-    idle_fields: ClassVar = frozenset({"use_qalora", "qalora_pool", "qalora_bits", "init_lora_weights"})
+    files: ClassVar = QALoRAFiles(
+        "GRAFT_QALORA",
+        marks={"peft_type": "LORA", "use_qalora": True},
+        idle=frozenset({"use_qalora", "qalora_pool", "qalora_bits", "init_lora_weights"}),
+    )
 
     def __post_init__(self) -> None:
         check_rank("r", self.r)
@@ -56,7 +77,7 @@ class QALoRA(Targeted):
             check_rank("qalora_group_size", self.qalora_group_size)
 
     def targets(self, sites: Sequence[Site]) -> list[Site]:
-        """The targets whose input is whole groups; "all-linear" leaves the others out, and `notice` says which."""
+        """Return targets whose input is whole groups; "all-linear" leaves the others out, and `notice` names them."""
         named = super().targets(sites)
         fit = [site for site in named if site.in_features % self.group(site) == 0]
         if not fit or (len(fit) < len(named) and self.target_modules != "all-linear"):
@@ -69,7 +90,7 @@ class QALoRA(Targeted):
         return fit
 
     def group(self, site: Site) -> int:
-        """Inputs of a group at one site."""
+        """Return the number of inputs of a group at one site."""
         scheme = getattr(site.module, "scheme", None)
         return self.qalora_group_size or (scheme.block if scheme and scheme.grouped else GROUP)
 
@@ -80,10 +101,10 @@ class QALoRA(Targeted):
     def build(self, site: Site) -> Insert:
         return PooledLowRank(site, self.group(site), self)
 
-    def notice(self, adapter: "Adapter") -> str | None:
-        pooled = [site for site, insert in adapter.inserts if isinstance(insert, PooledLowRank)]
+    def notice(self, part: Part) -> str | None:
+        pooled = [site for site, _ in part.of(PooledLowRank)]
         left = [s for s in super().targets(sites_of(pooled[0].root)) if s.in_features % self.group(s)]
-        packed = [(s, s.module.scheme) for s in pooled if hasattr(s.module, "codes")]
+        packed = [(s, s.module.scheme) for s in pooled if is_packed(s.module)]
         wide = [s for s, scheme in packed if not scheme.grouped or self.group(s) % scheme.block]
         reasons = {
             "left out, as the group does not divide their input": left,
@@ -94,26 +115,9 @@ class QALoRA(Targeted):
             or None
         )
 
-    def file_config(self, seats: Sequence[tuple[Site, Insert]]) -> dict[str, Any]:
-        """PEFT's names, with the pooling, and the group and the bits as they came to be."""
-        pooled = [(site, insert) for site, insert in seats if isinstance(insert, PooledLowRank)]
-        groups = {insert.group for _, insert in pooled}
-        bits = {GROUPED.get(site.module.scheme.name) for site, _ in pooled if hasattr(site.module, "codes")}
-        facts = {"qalora_group_size": groups, "qalora_bits": bits}
-        known = {key: found.pop() if len(found) == 1 else None for key, found in facts.items()}
-        return super().file_config(seats) | {"qalora_pool": "sum"} | known
-
-    @classmethod
-    def from_peft(
-        cls, config: dict[str, Any], tensors: dict[str, torch.Tensor]
-    ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-        """A file of ours or of PEFT, with the A of the sum."""
-        pool = "sum" if config["peft_type"] == cls.peft_type else "mean_x_groups"
-        return as_sums(config | {"peft_type": cls.peft_type}, tensors, config.get("qalora_pool") or pool)
-
 
 class PooledLowRank(Insert):
-    """s·B A drop(P(x)) beside one projection."""
+    """s·B A drop(P(x)) added to one projection."""
 
     names: ClassVar = {"A": "lora_A.weight", "B": "lora_B.weight"}
 

@@ -13,22 +13,24 @@ from typing import ClassVar
 
 from torch import nn
 
-from graft.core.insert import Insert, Thaw
+from graft.core.file_layout import FileLayout
 from graft.core.method import Method, No
+from graft.core.part import Seats
 from graft.core.site import Site
 from graft.errors import UsageError
+from graft.layers.replacements import Thaw
 from graft.layers.targets import matches, no_such_site
 
 
 @dataclass(frozen=True)
 class Subset(Method):
-    top_layers: int = 2  # the last k blocks and the norm behind them; 0 with target_modules alone
+    top_layers: int = 2  # the last k blocks and the norm after them; 0 with target_modules alone
     target_modules: (
         str | tuple[str, ...]
     ) = ()  # further modules by name or last part; a string is a regular expression
 
     kinds: ClassVar = ("module",)
-    peft_type: ClassVar = "GRAFT_SUBSET"
+    files: ClassVar = FileLayout("GRAFT_SUBSET")
     in_place: ClassVar = True
     routable: ClassVar = No("it trains the base's own tensors, which all rows share")
     quantisable: ClassVar = No("packed weights take no gradient")
@@ -47,12 +49,12 @@ class Subset(Method):
             raise no_such_site(self.target_modules, [s for s in sites if s.kind == "module"])
         return chosen
 
-    def assemble(self, sites: Sequence[Site]) -> list[tuple[Site, Insert]]:
+    def assemble(self, sites: Sequence[Site]) -> Seats:
         shared: dict[int, nn.Parameter] = {}
         return [(site, Thaw(site, shared)) for site in self.targets(sites)]
 
     def _on_top(self, site: Site, sites: Sequence[Site]) -> bool:
-        """In the last blocks of the last stack, or the norm behind them."""
+        """Return whether a site is in the last blocks of the last stack, or the norm after them."""
         blocks = [s for s in sites if s.kind == "block"]
         stack = blocks[-1].name.rpartition(".")[0]
         top = (
@@ -61,13 +63,13 @@ class Subset(Method):
             else []
         )
         trunk = stack.rpartition(".")[0]
-        behind = (
+        final_norm = (
             top
             and site.layer is None
             and site.name.startswith(trunk + ".")
             and any(s.kind == "norm" and s.name == site.name for s in sites)
         )
-        return bool(behind and "embed" not in site.name.lower()) or any(
+        return bool(final_norm and "embed" not in site.name.lower()) or any(
             site.name.startswith(name + ".") for name in top
         )
 

@@ -1,16 +1,15 @@
-"""Task head: a linear classifier behind the last hidden state.
+"""Task head: a linear classifier after the last hidden state.
 
     logits = W·pool(h) + b        h (B, T, D), W (classes, D);  pool: the last token, the first token, or the mean
     logits_t = W·h_t + b          pool "none": a class for every token, for tagged words
 
-Alone it is a linear probe; beside another method it is the head that a task needs. Decoders: last token that is not
+Alone it is a linear probe; with another method it is the head that a task needs. Decoders: last token that is not
 padding, no bias, `score`, as transformers' sequence classification and PEFT have it. Encoders: `classifier` with bias.
 Classes of tokens have a bias on both, as token classification has it there.
-Differs: encoders pool by the mean over live tokens unless told otherwise, because that is what sentence encoders are
+Differs: encoders pool by the mean over live tokens unless set differently, because that is what sentence encoders are
 trained for; and the head belongs to the adapter, so rows of one batch may use adapters with other heads.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -18,12 +17,21 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from graft.core.insert import Insert
+from graft.core.file_layout import FileLayout
+from graft.core.insert import AdapterModule, Head
 from graft.core.method import Method, No
+from graft.core.part import Part
 from graft.core.site import Site
 from graft.errors import UsageError
 
 POOLS = ("auto", "last", "first", "mean", "none")
+
+
+class HeadFiles(FileLayout):
+    """What PEFT calls the task; the rest of a head is in its tensors."""
+
+    def describe(self, method: Any, part: Part) -> dict[str, Any]:
+        return {"task_type": "TOKEN_CLS" if method.every_token else "SEQ_CLS"}
 
 
 @dataclass(frozen=True)
@@ -35,10 +43,9 @@ class TaskHead(Method):
     labels: tuple[str, ...] = ()  # names of the classes, in order
 
     kinds: ClassVar = ("final",)
-    peft_type: ClassVar = "GRAFT_HEAD"
-    own_fields: ClassVar = frozenset({"num_labels", "pool", "labels"})
+    files: ClassVar = HeadFiles("GRAFT_HEAD", own=frozenset({"num_labels", "pool", "labels"}))
     newborn: ClassVar = No("it answers with classes instead of tokens")
-    mergeable: ClassVar = No("a head stays behind the merged base")
+    mergeable: ClassVar = No("a head stays after the merged base")
 
     def __post_init__(self) -> None:
         if self.labels:
@@ -55,21 +62,14 @@ class TaskHead(Method):
         """Whether every token gets a class, not the row."""
         return self.pool == "none"
 
-    def file_config(self, seats: Sequence[tuple[Site, Insert]]) -> dict[str, Any]:
-        """What PEFT calls the task; the rest of a head is in its tensors."""
-        return {"task_type": "TOKEN_CLS" if self.every_token else "SEQ_CLS"}
-
-    def build(self, site: Site) -> Insert:
+    def build(self, site: Site) -> AdapterModule:
         decoder = site.name == "score"
         pool = ("last" if decoder else "mean") if self.pool == "auto" else self.pool
         return Classifier(site.in_features, self.num_labels, pool, bias=not decoder or self.every_token)
 
 
-class Classifier(Insert):
-    """x: last hidden state (B, T, D); y: attention mask (B, T) or None.
-
-    Returns logits in fp32: (B, classes), or (B, T, classes) where nothing is pooled.
-    """
+class Classifier(Head):
+    """W and b. Logits are (B, classes), or (B, T, classes) where nothing is pooled."""
 
     def __init__(self, width: int, classes: int, pool: str, *, bias: bool) -> None:
         super().__init__()
@@ -77,11 +77,12 @@ class Classifier(Insert):
         self.weight = nn.Parameter(torch.randn(classes, width) * 0.02)
         self.bias = nn.Parameter(torch.zeros(classes)) if bias else None
 
-    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    def forward(self, states: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         if self.pool == "none":
-            return F.linear(x.float(), self.weight, self.bias)
-        live = torch.ones(x.shape[:2], device=x.device) if y is None else y.to(x.device).float()
-        return F.linear(self._pooled(x.float(), live), self.weight, self.bias)
+            return F.linear(states.float(), self.weight, self.bias)
+        device = states.device
+        live = torch.ones(states.shape[:2], device=device) if mask is None else mask.to(device).float()
+        return F.linear(self._pooled(states.float(), live), self.weight, self.bias)
 
     def _pooled(self, x: torch.Tensor, live: torch.Tensor) -> torch.Tensor:
         if self.pool == "mean":

@@ -9,22 +9,28 @@ one batch may use other R, as E itself stays as it is; the bias of a tied head (
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from graft.core.file_layout import FileLayout
 from graft.core.insert import Insert, Weights
 from graft.core.method import Method
+from graft.core.part import Part, Seats
 from graft.core.site import Site
 from graft.errors import UsageError
-from graft.layers.targets import Seats
-
-if TYPE_CHECKING:
-    from graft.base.adapter import Adapter
 
 MANY = 4096  # rows from which on it is worth a word
+
+
+class TokenFiles(FileLayout):
+    """PEFT's config, with the ids of the trained rows."""
+
+    def describe(self, method: Any, part: Part) -> dict[str, Any]:
+        ids = part.of(Rows)[0][1].ids
+        return {"token_indices": ids.tolist(), "target_modules": None, "init_weights": True}
 
 
 @dataclass(frozen=True)
@@ -34,8 +40,7 @@ class TrainableTokens(Method):
     )
 
     kinds: ClassVar = ("embed", "head")
-    peft_type: ClassVar = "TRAINABLE_TOKENS"
-    idle_fields: ClassVar = frozenset({"target_modules", "init_weights"})
+    files: ClassVar = TokenFiles("TRAINABLE_TOKENS", idle=frozenset({"target_modules", "init_weights"}))
 
     def __post_init__(self) -> None:
         ids = self.token_indices
@@ -48,7 +53,7 @@ class TrainableTokens(Method):
             )
 
     def targets(self, sites: Sequence[Site]) -> list[Site]:
-        """The table, under all its names, and a head that is tied to it."""
+        """Return the table, under all its names, and a head that is tied to it."""
         tables = [site for site in sites if site.kind == "embed"]
         tied = [
             site for site in sites if site.kind == "head" and site.module.weight is tables[0].module.weight
@@ -70,16 +75,13 @@ class TrainableTokens(Method):
         seats[0][1].table = table  # the first keeps it, in checkpoints and files; the others borrow
         return seats
 
-    def param_groups(self, adapter: "Adapter", lr: float) -> list[dict[str, Any]]:
-        """Without decay: a row's rest is where it started, not 0."""
-        return [group | {"weight_decay": 0.0} for group in super().param_groups(adapter, lr)]
+    def param_groups(self, part: Part, lr: float) -> list[dict[str, Any]]:
+        """Return groups without weight decay, which would pull a row to 0 and not to where it started."""
+        return [group | {"weight_decay": 0.0} for group in super().param_groups(part, lr)]
 
-    def notice(self, adapter: "Adapter") -> str | None:
-        count = len(adapter.inserts[0][1].ids)
+    def notice(self, part: Part) -> str | None:
+        count = len(part.of(Rows)[0][1].ids)
         return f"{count:,} rows of the table are trained: name token_indices" if count >= MANY else None
-
-    def file_config(self, seats: Sequence[tuple[Site, Insert]]) -> dict[str, Any]:
-        return {"token_indices": seats[0][1].ids.tolist(), "target_modules": None, "init_weights": True}
 
 
 class Table(nn.Module):
@@ -107,7 +109,7 @@ class Rows(Insert):
         return self._borrowed[0].R
 
     def saved(self) -> dict[str, torch.Tensor]:
-        """R at every site, as PEFT writes it; files hold no tensor twice, so the others get copies."""
+        """Return R at every site, as PEFT writes it. Files hold no tensor twice, so other sites give copies."""
         return {"trainable_tokens_delta": self.R if hasattr(self, "table") else self.R.clone()}
 
     def load(self, tensors: dict[str, torch.Tensor]) -> None:

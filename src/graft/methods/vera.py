@@ -16,8 +16,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from graft.core.insert import Insert, Weights
+from graft.core.part import Seats
 from graft.core.site import Site
-from graft.layers.targets import Seats, Targeted, biases, check_bias, check_dropout, check_rank
+from graft.layers.targets import Targeted, TargetedFiles, biases, check_bias, check_dropout, check_rank
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,9 @@ class VeRA(Targeted):
     d_initial: float = 0.1  # λ_d at birth
     bias: str = "none"  # biases of the base that are trained too: none, vera_only, all
 
-    peft_type: ClassVar = "VERA"
-    own_fields: ClassVar = frozenset({"exclude_modules"})
-    idle_fields: ClassVar = frozenset({"init_weights"})
+    files: ClassVar = TargetedFiles(
+        "VERA", own=frozenset({"exclude_modules"}), idle=frozenset({"init_weights"})
+    )
 
     def __post_init__(self) -> None:
         check_rank("r", self.r)
@@ -63,7 +64,7 @@ class Projections(nn.Module):
 
 
 class Vectors(Insert):
-    """λ_b ⊙ B (λ_d ⊙ A drop(x)) beside one projection.  owner: it keeps the shared projections; the others borrow."""
+    """λ_b ⊙ B (λ_d ⊙ A drop(x)) added to one projection.  owner: it keeps the shared projections; the others borrow."""
 
     def __init__(self, site: Site, shared: Projections, config: VeRA, *, owner: bool) -> None:
         super().__init__()

@@ -11,33 +11,40 @@ have no [MASK] and read the last vector of P, encoder-decoders read the decoder'
 N(mean, variance) of the vocabulary. The same holds where no tokenizer tells which token [MASK] is.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from graft.core.anatomy import family
-from graft.core.insert import Insert
+from graft.core.file_layout import FileLayout
+from graft.core.insert import AdapterModule, Head, VirtualTokens
 from graft.core.method import Method, No
+from graft.core.part import Part
 from graft.core.site import Site
 from graft.errors import UsageError
 from graft.layers.soft_prompt import KEY, check_room, tokenizer
 
-if TYPE_CHECKING:
-    from graft.base.adapter import Adapter
-
 MASKED = ("masked", "encoder")
 NONE = -1  # mask_token_id of what has no [MASK]
+
+
+class WARPFiles(FileLayout):
+    """[MASK] by its number, and v is in the tensors: a file needs no tokenizer."""
+
+    def describe(self, method: Any, part: Part) -> dict[str, Any]:
+        ((_, around),) = part.of(Around)
+        start = {"mask_token_id": around.mask, "label_words": [], "tokenizer_name_or_path": None}
+        return super().describe(method, part) | start
 
 
 @dataclass(frozen=True)
 class WARP(Method):
     before_text: int = 10  # vectors in front of the row
     before_mask: int = 5  # vectors between the row and [MASK]
-    after_mask: int = 5  # vectors behind [MASK]
+    after_mask: int = 5  # vectors after [MASK]
     num_labels: int = 2  # classes; as many as there are names in labels, where these are given
     labels: tuple[str, ...] = ()  # names of the classes, in order
     label_words: tuple[
@@ -47,12 +54,13 @@ class WARP(Method):
         None  # id of [MASK]: the tokenizer's where left out; -1: the last vector is read
     )
     tokenizer_name_or_path: str | None = (
-        None  # tokenizer of words and [MASK]; the one beside the model where left out
+        None  # tokenizer of words and [MASK]; if left out, the one in the model's folder
     )
 
     kinds: ClassVar = ("prompt", "final")
-    peft_type: ClassVar = "GRAFT_WARP"
+    files: ClassVar = WARPFiles("GRAFT_WARP")
     word_head: ClassVar = True
+    every_token: ClassVar = False
     newborn: ClassVar = No("it answers with classes instead of tokens")
     mergeable: ClassVar = No("no weight has the effect of further tokens")
     packable: ClassVar = No("every document would need virtual tokens of its own")
@@ -60,11 +68,11 @@ class WARP(Method):
     def __post_init__(self) -> None:
         if self.labels:
             object.__setattr__(self, "num_labels", len(self.labels))
-        front, *behind = (self.before_text, self.before_mask, self.after_mask)
-        if self.num_labels < 1 or min(front, *behind) < 0 or not sum(behind):
+        front, *back = (self.before_text, self.before_mask, self.after_mask)
+        if self.num_labels < 1 or min(front, *back) < 0 or not sum(back):
             raise UsageError(
-                f"num_labels={self.num_labels} with {front} vectors before the text and {sum(behind)} behind it",
-                "at least 1 class, and 1 vector behind the text",
+                f"num_labels={self.num_labels} with {front} vectors before the text and {sum(back)} after it",
+                "at least 1 class, and 1 vector after the text",
                 "leave these settings out",
             )
         if self.label_words and len(self.label_words) != self.num_labels:
@@ -74,20 +82,11 @@ class WARP(Method):
                 "leave label_words out to start at random",
             )
 
-    def build(self, site: Site) -> Insert:
+    def build(self, site: Site) -> AdapterModule:
         return self._around(site) if site.kind == "prompt" else Verbalizer(self._classes(site))
 
-    def file_config(self, seats: Sequence[tuple[Site, Insert]]) -> dict[str, Any]:
-        """[MASK] by its number, and v is in the tensors: a tokenizer is needed no more."""
-        mask = next(insert.mask for _, insert in seats if isinstance(insert, Around))
-        return super().file_config(seats) | {
-            "mask_token_id": mask,
-            "label_words": [],
-            "tokenizer_name_or_path": None,
-        }
-
-    def notice(self, adapter: "Adapter") -> str | None:
-        site, around = next(seat for seat in adapter.inserts if isinstance(seat[1], Around))
+    def notice(self, part: Part) -> str | None:
+        ((site, around),) = part.of(Around)
         wanted = self.mask_token_id is None and family(site.root) in MASKED
         return (
             "no tokenizer tells [MASK]: the last vector is read instead"
@@ -95,7 +94,7 @@ class WARP(Method):
             else None
         )
 
-    def _around(self, site: Site) -> Insert:
+    def _around(self, site: Site) -> AdapterModule:
         parts, model = (self.before_text, self.before_mask, self.after_mask), site.root
         mask = self._mask(site) if self.mask_token_id is None else self.mask_token_id
         check_room(sum(parts) + (mask != NONE), model.config)
@@ -105,7 +104,7 @@ class WARP(Method):
         return insert
 
     def _mask(self, site: Site) -> int:
-        """What the tokenizer of a masked model tells, if there is one."""
+        """Return the id of [MASK] from the tokenizer of a masked model; NONE if there is none."""
         if family(site.root) not in MASKED:
             return NONE
         try:
@@ -115,8 +114,12 @@ class WARP(Method):
         return NONE if known is None else int(known)
 
     def _start(self, site: Site, rows: int, mask: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """P at birth, and the vector of [MASK] (1, d), or (0, d)."""
-        embed = lambda ids: site.module(ids.to(site.module.weight.device)).float()
+        """Return P at birth, and the vector of [MASK] (1, d), or (0, d)."""
+
+        def embed(ids: torch.Tensor) -> torch.Tensor:
+            vectors: torch.Tensor = site.module(ids.to(site.module.weight.device)).float()
+            return vectors
+
         if mask != NONE:
             vector = embed(torch.tensor([mask]))
             return vector.expand(rows, -1), vector
@@ -124,7 +127,7 @@ class WARP(Method):
         return words.mean(0) + words.std(0) * torch.randn(rows, site.out_features).to(words), words[:0]
 
     def _classes(self, site: Site) -> torch.Tensor:
-        """v at birth, as wide as what enters the table of words."""
+        """Return v at birth, as wide as what enters the table of words."""
         head = site.root.get_output_embeddings()
         if not self.label_words:
             return (
@@ -140,7 +143,7 @@ class WARP(Method):
         return torch.stack([head.weight[tokens].float().mean(0) for tokens in ids])
 
 
-class Around(Insert):
+class Around(VirtualTokens):
     """P, and among it the frozen vector of [MASK], where there is one."""
 
     names: ClassVar = {"table": KEY}
@@ -149,7 +152,7 @@ class Around(Insert):
     def __init__(
         self, table: torch.Tensor, vector: torch.Tensor, parts: tuple[int, int, int], mask: int
     ) -> None:
-        """parts: how many rows of the table stand before the text, before [MASK] and behind it."""
+        """parts: how many rows of the table are put before the text, before [MASK] and after it."""
         super().__init__()
         self.parts, self.mask = parts, mask
         self.table = nn.Parameter(table.detach().clone())
@@ -160,12 +163,12 @@ class Around(Insert):
         return front, torch.cat([middle, self.vector, end])
 
 
-class Verbalizer(Insert):
-    """v. x: last hidden state (B, T, D), the one that is read in the first place. Returns logits (B, C) in fp32."""
+class Verbalizer(Head):
+    """v. The state that is read stands first among the last hidden states. Logits are (B, C)."""
 
     def __init__(self, start: torch.Tensor) -> None:
         super().__init__()
         self.v = nn.Parameter(start.detach().clone())
 
-    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return F.linear(x[:, 0].float(), self.v)
+    def forward(self, states: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        return F.linear(states[:, 0].float(), self.v)

@@ -219,7 +219,7 @@ def _standing(config: Any, methods: Sequence[Method], shape: Shape, kind: dict[s
         states = optimizer_bytes(shape.optimizer, trained)
         held = {
             "weights": weights(base),
-            "adapter": stored(list(adapter.tensors().values())),
+            "adapter": stored(list(adapter.checkpoint_state().values())),
             "gradients": stored(trained),
             "optimizer": min(states, shape.budget) if shape.optimizer.startswith("paged") else states,
         }

@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from graft.base.adapter import Adapter
 from graft.base.base import Base
+from graft.core.insert import Insert
 from graft.core.method import Method
 from graft.models.load import model_class
 from graft.quant import QuantLinear, Scheme
@@ -49,11 +50,8 @@ class Sketch(Base):
     def fingerprint(self) -> str:
         return ""
 
-    def attach(self, name: str, method: Method | Sequence[Method]) -> Adapter:
-        """As in Base, but for moving the inserts to the device, which fake tensors cannot do: they are born there."""
-        methods = [method] if isinstance(method, Method) else list(method)
-        sites = self.sites
-        return self._seat(Adapter(name, methods, [self._checked(m, sites) for m in methods], {}))
+    def _settle(self, insert: Insert) -> None:
+        """Fake tensors cannot be moved: they are born on the device."""
 
 
 class Ledger(TorchDispatchMode):
@@ -207,7 +205,7 @@ def _run(
     with unreal():
         base = sketch(config, **kind)
         adapter = base.attach("plan", methods)
-        known = [*base.model.parameters(), *base.model.buffers(), *adapter.tensors().values()]
+        known = [*base.model.parameters(), *base.model.buffers(), *adapter.checkpoint_state().values()]
         for parameter in adapter.parameters():
             parameter.grad = torch.zeros_like(parameter)
             known.append(parameter.grad)

@@ -8,7 +8,7 @@ sees a difference. Dettmers et al. 2023, arXiv 2305.14314, section 3.
 """
 
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any, Self, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -152,3 +152,8 @@ class QuantLinear(nn.Module):
             return tensor.to(moved.device) if id(tensor) in held and moved.dtype != tensor.dtype else moved
 
         return super()._apply(keeping_dtype, recurse)
+
+
+def is_packed(module: Any) -> TypeGuard[QuantLinear]:
+    """Return whether a module holds its weight packed."""
+    return isinstance(module, QuantLinear)

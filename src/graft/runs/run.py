@@ -185,7 +185,7 @@ def _train(base: Base, name: str, recipe: Recipe, observer: RunObserver) -> RunR
     Trainer(base, name, _task(work), recipe.train, work.folder, observer).run()
     if again:  # nothing was trained now: the adapter is what the folder holds
         tensors = load_file(work.folder / "adapter" / "adapter_model.safetensors")
-        base.adapters[name].load_state(tensors)
+        base.adapters[name].load_file_state(tensors)
     return _finish(work, observer)
 
 

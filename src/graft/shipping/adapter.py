@@ -60,7 +60,7 @@ def write_gguf_lora(base: "Base", folder: Path, name: str) -> None:
 
 def _card(base: "Base", name: str, folder: str) -> str:
     adapter = base.adapters[name]
-    kinds = [method.peft_type for method in adapter.methods]
+    kinds = [method.files.peft_type for method in adapter.methods]
     ours = len(kinds) > 1 or kinds[0].startswith("GRAFT")
     foreign = "" if ours else FOREIGN.format(base=base.name, folder=folder)
     ranks = [len(form[0]) for _, insert in adapter.inserts if (form := insert.low_rank())]

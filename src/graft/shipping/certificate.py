@@ -182,7 +182,7 @@ def _weights(base: "Base", reading: Reading, adapters: Sequence[str]) -> dict[st
     tally, missing = Tally(), []
     wanted = ideal(base, adapters)
     if reading.of == "adapter":
-        state = base.adapters[adapters[-1]].state()
+        state = base.adapters[adapters[-1]].file_state()
         wanted = ((key, tensor, tensor) for key, tensor in state.items())
     for key, before, tensor in wanted:
         written = reading.weight(key)
@@ -208,8 +208,7 @@ def ideal(base: "Base", adapters: Sequence[str]) -> Iterator[tuple[str, torch.Te
         for adapter in (base.adapters[name] for name in adapters):
             stack.enter_context(adapter.swapped())
             for site, inserts in places(adapter):
-                if site.kind not in ("module", "final"):
-                    changes.setdefault(site.name, (site, []))[1].extend(inserts)
+                changes.setdefault(site.name, (site, []))[1].extend(inserts)
         for path, module in base.model.named_modules():
             before = tensors(module)
             after = before | (_changed(module, *changes[path]) if path in changes else {})

@@ -173,10 +173,10 @@ def _merge(
 def _notes(base: "Base", names: Sequence[str], to: str, dequantised: Sequence[str]) -> list[str]:
     """Return what a reader of the report might not expect."""
     notes = [
-        f"{name} was trained on {_weights(base.adapters[name].beside)} weights and merged into "
+        f"{name} was trained on {_weights(base.adapters[name].trained_on)} weights and merged into "
         f"{_weights(base.quant)} ones"
         for name in names
-        if base.adapters[name].beside not in ("", base.quant)
+        if base.adapters[name].trained_on not in ("", base.quant)
     ]
     if dequantised:
         layers = f"{len(dequantised)} packed layers were written from their dequantised values"

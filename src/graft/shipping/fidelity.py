@@ -92,8 +92,6 @@ def survival(adapter: Adapter, *, repack: bool = False) -> dict[str, Any]:
     """
     tally = Tally()
     for site, inserts in places(adapter):
-        if site.kind in ("module", "final"):
-            continue
         if (shifted := in_minima(site, inserts)) is not None:
             before, ideal = site.module.minimum, shifted[0]
             tally.add(site.name, before, ideal, ideal.to(before.dtype))

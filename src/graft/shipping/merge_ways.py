@@ -59,7 +59,7 @@ def minima_hold(base: "Base", names: Sequence[str]) -> bool:
         (site, inserts)
         for name in names
         for site, inserts in places(base.adapters[name])
-        if site.kind not in ("module", "final") and isinstance(site.module, QuantLinear)
+        if isinstance(site.module, QuantLinear)
     ]
     return bool(packed) and all(in_minima(site, inserts) is not None for site, inserts in packed)
 

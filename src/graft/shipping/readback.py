@@ -69,7 +69,7 @@ class Attached:
 
     def __init__(self, base: "Base", name: str) -> None:
         self.base, self.name = base, name
-        self.state = base.adapters[name].state()
+        self.state = base.adapters[name].file_state()
 
     def logits(self, ids: torch.Tensor, **extra: Any) -> torch.Tensor:
         logits: torch.Tensor = self.base(ids, adapters=[self.name], **extra)[0]

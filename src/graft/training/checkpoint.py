@@ -105,7 +105,7 @@ class Checkpoints:
             self.warn(f"{error.given}: kept as {renamed.name}, continuing from {origin}")
         if checkpoint is None:
             return None
-        adapter.restore(load_file(checkpoint / "adapter.safetensors"))
+        adapter.restore_checkpoint_state(load_file(checkpoint / "adapter.safetensors"))
         optimizer.load(load_file(checkpoint / "optimizer.safetensors"))
         state = storage.read_json(checkpoint / "state.json")
         rng.restore(load_file(checkpoint / "rng.safetensors"), state["rng"])
@@ -126,7 +126,7 @@ class Checkpoints:
 
 def _parts(adapter: "Adapter", optimizer: AdamW) -> dict[str, dict[str, torch.Tensor]]:
     """Return the tensors of a checkpoint by file."""
-    return {"adapter": adapter.tensors(), "optimizer": optimizer.tensors(), "rng": rng.tensors()}
+    return {"adapter": adapter.checkpoint_state(), "optimizer": optimizer.tensors(), "rng": rng.tensors()}
 
 
 def _bytes(parts: Mapping[str, Mapping[str, torch.Tensor]]) -> int:

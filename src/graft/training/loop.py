@@ -104,6 +104,7 @@ class Trainer:
     def _open(self) -> Iterator[None]:
         """The run's files, optimizer and switches, closed and put back afterwards."""
         base = self.base
+        self.adapter.folder = None  # what was saved there is about to change
         storage.sweep(self.folder)
         storage.sweep(self.folder / "checkpoints")
         self.log = RunLog(self.folder, base.device, self.observer)
@@ -254,7 +255,7 @@ class Trainer:
 
     def _save(self) -> None:
         """Commit a checkpoint of sound tensors."""
-        self._refuse_unsound(self.adapter.tensors())
+        self._refuse_unsound(self.adapter.checkpoint_state())
         self.progress.lengths = self.log.settle()
         self.observer.saved(self.checkpoints.save(self.progress, self.adapter, self.optimizer))
         self.log.pause()
@@ -271,8 +272,8 @@ class Trainer:
         """Save the adapter (the best one where early stopping chose), read it again, and mark the run as finished."""
         p, target = self.progress, self.folder / "adapter"
         if self.settings.patience and p.best:
-            self.adapter.restore(self.checkpoints.adapter(p.best["step"]))
-        state = self.adapter.state()
+            self.adapter.restore_checkpoint_state(self.checkpoints.adapter(p.best["step"]))
+        state = self.adapter.file_state()
         self._refuse_unsound(state)
         needed = sum(t.numel() * t.element_size() for t in state.values())
         storage.retry_while_full(

@@ -20,7 +20,6 @@ from typing import Any
 from torch import Tensor
 
 from graft.core.method import Method
-from graft.core.registry import find, names
 from graft.core.site import Site
 from graft.errors import AdapterError
 
@@ -47,9 +46,12 @@ Named = dict[tuple[str, str], Tensor]  # by path and the rest of the key; no pat
 
 
 def translated(
-    facts: Settings, tensors: dict[str, Tensor], sites: Sequence[Site]
+    facts: Settings, tensors: dict[str, Tensor], sites: Sequence[Site], candidates: Sequence[type[Method]]
 ) -> tuple[Settings, dict[str, Tensor]]:
-    """`adapter_config.json` and tensors as PEFT, or we, would have written them for this base. Raises AdapterError."""
+    """Return `adapter_config.json` and tensors as PEFT, or we, would have written them for this base.
+
+    candidates: the methods that a file may mean.  Raises AdapterError.
+    """
     settings, name = facts.get("config"), facts.get("name")
     if not isinstance(settings, dict) or not isinstance(name, str):
         raise AdapterError(
@@ -57,28 +59,27 @@ def translated(
         )
     kind = settings.get("architecture")
     if kind is None:
-        return _bottlenecks(settings, _named(tensors, "adapters", name), sites)
+        return _bottlenecks(settings, _named(tensors, "adapters", name), sites, candidates)
     if kind == "lora":
         return _low_rank(settings, _named(tensors, "loras", name), sites, str(facts.get("version")))
     raise AdapterError(f"an adapter of the kind {kind!r}", "a bottleneck, LoRA or (IA)³", HINT)
 
 
 def warn_of_head(folder: Path) -> None:
-    """Say where a prediction head lies beside the adapter: it is not read."""
+    """Warn if a prediction head lies next to the adapter: it is not read."""
     if (folder / "head_config.json").exists():
         warnings.warn(f"{folder}: the prediction head is not read; train one anew as task_head", stacklevel=4)
 
 
 def _bottlenecks(
-    settings: Settings, tensors: Named, sites: Sequence[Site]
+    settings: Settings, tensors: Named, sites: Sequence[Site], candidates: Sequence[type[Method]]
 ) -> tuple[Settings, dict[str, Tensor]]:
-    cls = _method(settings)
+    cls = _method(settings, candidates)
     known = {f.name: settings[f.name] for f in fields(cls) if settings.get(f.name) is not None}
     _check(settings, BOTTLENECK, known)
     try:
-        method = cls.from_adapters(
-            {k: tuple(v) if isinstance(v, list) else v for k, v in known.items()}, sites
-        )
+        frozen = {key: tuple(value) if isinstance(value, list) else value for key, value in known.items()}
+        method = cls.files.understand_library(cls, frozen, sites)
         places = [site.name for site, _ in method.assemble(sites)]
     except (TypeError, ValueError, AttributeError) as error:
         raise AdapterError(
@@ -97,7 +98,7 @@ def _bottlenecks(
         p: f"base_model.model.{place}" for p, place in zip(paths, places, strict=True)
     }
     ours = {f"{moved[path]}.{part.replace('_down.0.', '_down.')}": t for (path, part), t in tensors.items()}
-    return {"peft_type": cls.peft_type, **method.config()}, ours
+    return {"peft_type": cls.files.peft_type, **method.config()}, ours
 
 
 def _low_rank(
@@ -125,7 +126,7 @@ def _low_rank(
 
 
 def _named(tensors: dict[str, Tensor], group: str, name: str) -> Named:
-    """The tensors by path and part; refuses those of another group, such as an invertible adapter's."""
+    """Return the tensors by path and part. Raises AdapterError for another group, such as an invertible adapter's."""
     found: Named = {}
     for key, tensor in tensors.items():
         match = re.fullmatch(rf"(?:(.*)\.{group}|(?:.*\.)?shared_parameters)\.{re.escape(name)}\.(.*)", key)
@@ -135,10 +136,10 @@ def _named(tensors: dict[str, Tensor], group: str, name: str) -> Named:
     return found
 
 
-def _method(settings: Settings) -> type[Method]:
-    """The method whose marks the settings bear; what they leave out is False."""
-    for cls in map(find, names()):
-        if cls.adapters_marks and all(settings.get(k, False) == v for k, v in cls.adapters_marks.items()):
+def _method(settings: Settings, candidates: Sequence[type[Method]]) -> type[Method]:
+    """Return the candidate whose marks the settings bear. Raises AdapterError if none does."""
+    for cls in candidates:
+        if cls.files.is_marked_by_library(settings):
             return cls
     shown = ", ".join(f"{key}={settings[key]!r}" for key in ("is_parallel", "phm_layer") if settings.get(key))
     raise AdapterError(
@@ -160,7 +161,7 @@ def _check(settings: Settings, required: Settings, known: Iterable[str]) -> None
 
 
 def _block(path: str, sites: Sequence[Site]) -> int:
-    """The number of the block that a path of the library lies in, through all stacks."""
+    """Return the number of the block that a path of the library lies in, through all stacks."""
     prefix = sites[0].root.base_model_prefix + "."
     blocks = [site.name.removeprefix(prefix) for site in sites if site.kind == "block"]
     found = [number for number, block in enumerate(blocks) if f".{block}." in f".{path}."]
@@ -170,7 +171,7 @@ def _block(path: str, sites: Sequence[Site]) -> int:
 
 
 def _projection(path: str, sites: Sequence[Site]) -> str:
-    """The name of the projection that a path of the library means, with or without the head's prefix."""
+    """Return the name of the projection that a path of the library means, with or without the head's prefix."""
     inside = [s.name for s in sites if s.kind == "linear"]
     found = [n for n in inside if f".{path}".endswith(f".{n}") or f".{n}".endswith(f".{path}")]
     if not found:
