@@ -1,5 +1,10 @@
 """Tiny random models of many families, and one batch of ids for each."""
 
+import copy
+import functools
+import json
+from typing import Any
+
 import torch
 from transformers import (
     AutoConfig,
@@ -47,23 +52,34 @@ ENCODERS, SEQ2SEQ = ("bert", "roberta"), ("t5",)
 
 
 def tiny_model(family: str, *, seed: int = 0, bare: bool = False, **changes: object) -> torch.nn.Module:
-    """A random model in fp32. bare: an encoder without a head.  A family that has no entry above needs all settings."""
+    """Return a random model in fp32 that no one else holds.
+
+    bare: an encoder without a head.  changes: entries of its configuration; a family that has no entry in CONFIGS needs
+    all of them. Each model is drawn once; later calls get a copy of it, and leave torch's generator where drawing it
+    would have.
+    """
+    model, generator = _drawn(family, seed, bare, json.dumps(changes, sort_keys=True))
+    torch.set_rng_state(generator)
+    return copy.deepcopy(model)
+
+
+@functools.lru_cache(maxsize=64)
+def _drawn(family: str, seed: int, bare: bool, changes: str) -> tuple[torch.nn.Module, torch.Tensor]:
+    """Return the model of these settings (changes: as JSON), and the state of torch's generator after drawing it."""
     torch.manual_seed(seed)
-    config = AutoConfig.for_model(family, **{**CONFIGS.get(family, {}), **changes})
-    auto = (
-        AutoModelForMaskedLM
-        if family in ENCODERS
-        else AutoModelForSeq2SeqLM
-        if family in SEQ2SEQ
-        else AutoModelForCausalLM
-    )
-    model = (AutoModel if bare else auto).from_config(config)
-    with (
-        torch.no_grad()
-    ):  # the usual 0.02 makes tiny models nearly linear; spread the weights so that errors show
+    config = AutoConfig.for_model(family, **{**CONFIGS.get(family, {}), **json.loads(changes)})
+    model = (AutoModel if bare else _class_with_head(family)).from_config(config)
+    # The usual 0.02 makes tiny models nearly linear; spread the weights so that errors show.
+    with torch.no_grad():
         for p in model.parameters():
             p.add_(torch.randn_like(p) * 0.05)
-    return model.eval()
+    return model.eval(), torch.get_rng_state()
+
+
+def _class_with_head(family: str) -> Any:
+    if family in ENCODERS:
+        return AutoModelForMaskedLM
+    return AutoModelForSeq2SeqLM if family in SEQ2SEQ else AutoModelForCausalLM
 
 
 def tiny_base(family: str = "llama", **settings: object) -> Base:
