@@ -1,8 +1,8 @@
 """The public names: what `graft.__all__` lists, what can be imported, and what an editor shows are the same."""
 
 import importlib
-import subprocess
-import sys
+import inspect
+import pkgutil
 
 import pytest
 
@@ -32,7 +32,7 @@ def test_every_method_has_its_class_there_and_every_class_of_a_method_is_one():
 
 def test_a_star_import_brings_the_list_and_nothing_else():
     scope = {}
-    exec("from graft import *", scope)  # noqa: S102
+    exec("from graft import *", scope)
     assert set(scope) - {"__builtins__"} == set(graft.__all__)
 
 
@@ -43,7 +43,8 @@ def test_a_name_that_is_not_there_is_an_attribute_error():
         graft._methodz  # noqa: B018
 
 
-def test_importing_graft_imports_neither_torch_nor_transformers():
-    code = "import graft, sys; graft.__all__; print({'torch', 'transformers'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "set()"
+def test_functions_keep_their_names_whatever_is_imported():
+    functions = [name for name in graft.__all__ if name.islower()]
+    for module in pkgutil.walk_packages(graft.__path__, "graft."):  # the import system binds what it imports
+        importlib.import_module(module.name)
+    assert "train" in functions and all(inspect.isfunction(getattr(graft, name)) for name in functions)
