@@ -83,19 +83,19 @@ def _class_with_head(family: str) -> Any:
 
 
 def tiny_base(family: str = "llama", **settings: object) -> Base:
-    """The same, as a Base."""
+    """Return `tiny_model` with these settings as a Base."""
     return Base(tiny_model(family, **settings), name=f"tiny-{family}")
 
 
 def inputs(family: str, rows: int = 3, length: int = 7, seed: int = 1) -> dict[str, torch.Tensor]:
-    """Keywords of one forward, without padding."""
+    """Return the keywords of one forward, without padding: ids (rows, length)."""
     ids = torch.randint(4, 90, (rows, length), generator=torch.Generator().manual_seed(seed))
     extra = {"decoder_input_ids": ids[:, :4]} if family in SEQ2SEQ else {}
     return {"ids": ids, **extra}
 
 
 def randomise(adapter: object, seed: int = 0, scale: float = 0.2) -> None:
-    """Random values in every trained tensor, so that equalities are not equalities of zeros."""
+    """Add random values to every trained tensor, so that no equality is one of zeros."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for p in adapter.parameters():
