@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := src tests benchmarks examples
 
-# Two processes of one thread each use two cores better than two threads of one process. `make test WORKERS=8` on more.
+# Two processes of one thread each use two cores better than one of two threads. More cores: `make test WORKERS=8`.
 WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
@@ -24,7 +24,7 @@ $(VENV)/dev: $(VENV)/ready
 demo: setup
 	$(BIN)/graft demo
 
-# The answer in a minute, while you work: style, types, order of the folders, docstrings' examples, laws in fp32.
+# The answer in a minute, while you work: style, types, order of folders, docstrings' examples, laws in fp32.
 quick: $(VENV)/dev
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/ruff check $(SOURCES)

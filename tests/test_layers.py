@@ -40,7 +40,7 @@ pytestmark = pytest.mark.quick
 
 @functools.cache
 def imports(path: Path) -> frozenset[str]:
-    """Return the dotted names under graft that a file imports, those for type checkers and late ones included."""
+    """Return the dotted names under graft that a file imports, for type checkers and late ones included."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):

@@ -1,4 +1,4 @@
-"""The recipes of the folder recipes/ run as they stand, on the embedded base and a few of its rows, and learn."""
+"""The recipes of recipes/ run as they stand on the embedded base and a few of its rows, and learn."""
 
 import json
 import math

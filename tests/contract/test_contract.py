@@ -1,4 +1,4 @@
-"""Every law, for every registered method, on every base. A new method is tested here without a line being written."""
+"""Hold every registered method to every law on every base. A new method is tested here with no line written."""
 
 import pytest
 from bases import BASES, QUANTISED

@@ -29,7 +29,7 @@ def logits(model, family="llama"):
 
 
 def assert_files_travel_both_ways(model, config, folder, family="llama", scale=0.2):
-    """Assert that PEFT's file gives the same answers here, and ours there. Returns our base with PEFT's as "x"."""
+    """Assert that PEFT's file answers equally here, and ours there; return our base with PEFT's as "x"."""
     theirs = logits(tuned(model, config, folder / "theirs", scale), family)
     base = Base(copy.deepcopy(model))
     adapter = base.load_adapter(folder / "theirs", "x")
