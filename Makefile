@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := src tests benchmarks examples
 
-# Two processes of one thread each use two cores better than one of two threads. More cores: `make test WORKERS=8`.
+# Two processes of one thread each use two cores better than one of two. More cores: `make test WORKERS=8`.
 WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 

@@ -10,7 +10,7 @@ settings.load_profile("graft")
 
 
 def pytest_collection_modifyitems(items):
-    """Run the README's tests first: they take half a minute each, which one process would wait for at the end."""
+    """Run the README's tests first: half a minute each, which one process would wait for at the end."""
     items.sort(key=lambda item: item.path.name != "test_readme.py")
 
 

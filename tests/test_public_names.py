@@ -1,4 +1,4 @@
-"""What `graft.__all__` lists, what can be imported from graft, and what an editor shows are the same names."""
+"""What `graft.__all__` lists, what can be imported, and what an editor shows are the same names."""
 
 import importlib
 import inspect

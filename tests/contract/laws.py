@@ -1,8 +1,8 @@
 """The laws that every method keeps on every base it supports.
 
-Each is a function of a maker, which returns a new base at each call, and a method. It returns None when the law
-holds, and a reason when the method declares that it does not apply. It raises AssertionError when the method breaks
-it. `broken` has a method for each law that breaks it, and no other.
+Each is a function of a maker, which returns a new base at each call, and a method. It returns None when the
+law holds, and a reason when the method declares that it does not apply. It raises AssertionError when the
+method breaks it. `broken` has a method for each law that breaks it, and no other.
 """
 
 import copy

@@ -1,4 +1,4 @@
-"""Hold every registered method to every law on every base. A new method is tested here with no line written."""
+"""Hold every registered method to every law on every base. A new method needs no line here."""
 
 import pytest
 from bases import BASES, QUANTISED

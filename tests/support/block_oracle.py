@@ -1,8 +1,9 @@
 """Blocks of BERT, RoBERTa, Llama and T5 by hand, with functions at the places of the `adapters` library.
 
-`rewired(model, added)` returns a copy of a model. In it added[number of the block, kind](h, r, norm) computes the
-end of a sublayer: h is the output of its last projection, r the residual, norm the block's own layer norm after
-their sum (the identity on pre-norm blocks). The number runs through encoder and decoder. Nothing of Graft is used.
+`rewired(model, added)` returns a copy of a model. In it added[number of the block, kind](h, r, norm)
+computes the end of a sublayer: h is the output of its last projection, r the residual, norm the block's own
+layer norm after their sum (the identity on pre-norm blocks). The number runs through encoder and decoder.
+Nothing of Graft is used.
 """
 
 import copy

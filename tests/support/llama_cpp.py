@@ -81,9 +81,9 @@ finally:
 def compare(llama, model, prompt, new, top=5):
     """Compare our model with llama.cpp along its greedy continuation of the prompt (ids).
 
-    Returns two lists with one number per token: the largest difference of log-probabilities, and how much less
-    likely its token is to our model than our best. Our model reads what llama.cpp wrote, so that another choice
-    is one row of the comparison.
+    Returns two lists with one number per token: the largest difference of log-probabilities, and how much
+    less likely its token is to our model than our best. Our model reads what llama.cpp wrote, so that
+    another choice is one row of the comparison.
     """
     _, _, written, likely = llama.complete(prompt, new, top)
     with torch.no_grad():

@@ -54,9 +54,9 @@ ENCODERS, SEQ2SEQ = ("bert", "roberta"), ("t5",)
 def tiny_model(family: str, *, seed: int = 0, bare: bool = False, **changes: object) -> torch.nn.Module:
     """Return a random model in fp32 that no one else holds.
 
-    bare: an encoder without a head.  changes: entries of its configuration; a family that has no entry in CONFIGS
-    needs all of them. Each model is drawn once; later calls get a copy of it, and leave torch's generator where
-    drawing it would have.
+    bare: an encoder without a head.  changes: entries of its configuration; a family that has no entry in
+    CONFIGS needs all of them. Each model is drawn once; later calls get a copy of it, and leave torch's
+    generator where drawing it would have.
     """
     model, generator = _drawn(family, seed, bare, json.dumps(changes, sort_keys=True))
     torch.set_rng_state(generator)
@@ -65,7 +65,7 @@ def tiny_model(family: str, *, seed: int = 0, bare: bool = False, **changes: obj
 
 @functools.lru_cache(maxsize=64)
 def _drawn(family: str, seed: int, bare: bool, changes: str) -> tuple[torch.nn.Module, torch.Tensor]:
-    """Draw the model of these settings (changes: as JSON); return it and the state of torch's generator then."""
+    """Return the model of these settings (changes: as JSON) and the state torch's generator is left in."""
     torch.manual_seed(seed)
     config = AutoConfig.for_model(family, **{**CONFIGS.get(family, {}), **json.loads(changes)})
     model = (AutoModel if bare else _class_with_head(family)).from_config(config)

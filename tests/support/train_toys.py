@@ -226,7 +226,7 @@ class DyingOs:
 
 
 def child(run, keys, kill=None, limit=None, nap=0.0):
-    """Carry out one process of a run.  kill: ("forward", n) or ("fs", k), counted here; limit: RLIMIT_FSIZE."""
+    """Carry out one process of a run.  kill: ("forward", n) or ("fs", k); limit: RLIMIT_FSIZE."""
     torch.set_num_threads(1)
     calls = [0]
 
