@@ -1,8 +1,11 @@
 """The order of the house: a file imports files of its own folder and of the folders above it in this list."""
 
 import ast
+import functools
 from graphlib import TopologicalSorter
 from pathlib import Path
+
+import pytest
 
 SRC = Path(__file__).resolve().parents[1] / "src" / "graft"
 ORDER = [
@@ -32,16 +35,19 @@ ORDER = [
     "cli",
 ]
 
+pytestmark = pytest.mark.quick
 
-def imports(path: Path) -> set[str]:
-    """Return the dotted names under graft that a file imports, those for type checkers and late ones included."""
+
+@functools.cache
+def imports(path: Path) -> frozenset[str]:
+    """Return the dotted names under graft that a file imports, for type checkers and late ones included."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names if alias.name.startswith("graft."))
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "graft":
             found.update(f"{node.module}.{alias.name}" for alias in node.names)
-    return found
+    return frozenset(found)
 
 
 def room(dotted: str) -> str:
@@ -50,10 +56,12 @@ def room(dotted: str) -> str:
 
 
 def dotted_name(path: Path) -> str:
+    """Return the name under which a file is imported."""
     return "graft." + ".".join(path.relative_to(SRC).with_suffix("").parts).removesuffix(".__init__")
 
 
 def files() -> list[Path]:
+    """Return every file of the package but the one that lists the public names."""
     return [path for path in sorted(SRC.rglob("*.py")) if path != SRC / "__init__.py"]
 
 

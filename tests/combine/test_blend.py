@@ -56,7 +56,7 @@ def peft_changes(model, name):
     return {n: m.get_delta_weight(name).detach() for n, m in active.items()}
 
 
-def same(ours, theirs, tolerance=1e-5):
+def assert_same_changes(ours, theirs, tolerance=1e-5):
     assert ours.keys() == theirs.keys()
     for site, change in ours.items():
         theirs_here = theirs[site] if theirs[site].shape == change.shape else theirs[site].T
@@ -71,7 +71,7 @@ def test_every_blend_that_draws_nothing_equals_pefts(tmp_path, how, weights):
     theirs, density = in_peft(base, tmp_path), 0.5 if how.removesuffix("_svd") in SPARSE else None
     theirs.add_weighted_adapter(["a", "b"], list(weights), "both", combination_type=how, density=density)
     blended = blend(base, dict(zip("ab", weights, strict=True)), "both", how, density=density)
-    same(changes(blended), peft_changes(theirs, "both"))
+    assert_same_changes(changes(blended), peft_changes(theirs, "both"))
     theirs.set_adapter("both")
     batch = inputs("llama")
     with base.using("both"), torch.no_grad():
@@ -88,7 +88,7 @@ def test_dare_with_the_same_draws_equals_pefts(tmp_path, how, monkeypatch):
 
     monkeypatch.setattr(merge_utils, "random_pruning", drawn)
     theirs.add_weighted_adapter(["a", "b"], [0.7, 0.4], "both", combination_type=how, density=0.4)
-    same(
+    assert_same_changes(
         changes(blend(base, {"a": 0.7, "b": 0.4}, "both", how, density=0.4, seed=5)),
         peft_changes(theirs, "both"),
     )
@@ -117,7 +117,7 @@ def test_signs_are_elected_by_sum_or_by_number_as_in_peft(tmp_path, sign):
         ["a", "b"], [1.0, 1.0], "both", combination_type="ties_svd", density=0.6, majority_sign_method=sign
     )
     blended = blend(base, {"a": 1.0, "b": 1.0}, "both", "ties_svd", density=0.6, majority_sign=sign)
-    same(changes(blended), peft_changes(theirs, "both"))
+    assert_same_changes(changes(blended), peft_changes(theirs, "both"))
 
 
 @pytest.mark.parametrize("how", ["cat", "linear", "svd", "ties_svd"])
@@ -128,7 +128,7 @@ def test_transposed_layers_and_embeddings_blend_as_in_peft(tmp_path, family, tar
     base = two(family=family, target_modules=targets)
     theirs, density = in_peft(base, tmp_path), 0.5 if "ties" in how else None
     theirs.add_weighted_adapter(["a", "b"], [0.7, 0.4], "both", combination_type=how, density=density)
-    same(
+    assert_same_changes(
         changes(blend(base, {"a": 0.7, "b": 0.4}, "both", how, density=density)), peft_changes(theirs, "both")
     )
 

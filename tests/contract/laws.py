@@ -1,7 +1,8 @@
-"""The laws that every method keeps on every base it supports. Each is a function of a fresh-base maker and a method.
+"""The laws that every method keeps on every base it supports.
 
-A law returns None when it holds and a reason when the method declared that it does not apply; it raises AssertionError
-when it is broken.
+Each is a function of a maker, which returns a new base at each call, and a method. It returns None when the
+law holds, and a reason when the method declares that it does not apply. It raises AssertionError when the
+method breaks it. `broken` has a method for each law that breaks it, and no other.
 """
 
 import copy
@@ -21,19 +22,19 @@ IDS = torch.randint(4, 90, (4, 6), generator=torch.Generator().manual_seed(7))
 
 
 def answer(base: Base, name: str | None, rows: slice = slice(None), **keywords):
-    """Logits of the rows under one adapter: the language head's, or the task head's."""
+    """Return the logits of these rows of IDS under one adapter: the language head's, or its task head's."""
     with base.using(name):
-        output = base(IDS[rows], **read_too(base, rows), **keywords)
+        output = base(IDS[rows], **for_decoder(base, rows), **keywords)
     return output[0] if isinstance(output, list) else output.logits
 
 
-def read_too(base: Base, rows: slice = slice(None)):
-    """What a decoder behind an encoder reads."""
+def for_decoder(base: Base, rows: slice = slice(None)):
+    """Return the keywords that the decoder of an encoder-decoder reads; other bases have none."""
     return {"decoder_input_ids": IDS[rows, :4]} if base.family == "seq2seq" else {}
 
 
 def moved(base: Base, method: Method, name: str = "x", seed: int = 0):
-    """An attached adapter with random values in all it trains."""
+    """Attach an adapter with random values in every trained tensor, so that no equality is one of zeros."""
     torch.manual_seed(seed)
     adapter = base.attach(name, method)
     generator = torch.Generator().manual_seed(seed)
@@ -44,7 +45,10 @@ def moved(base: Base, method: Method, name: str = "x", seed: int = 0):
 
 
 def close(base: Base, ours, wanted, halves: bool = False):
-    """Equal up to the order of additions in the base's dtype.  halves: constants were rounded to half precision."""
+    """Assert equality up to the order of additions in the base's dtype.
+
+    halves: constants of the base were rounded to half precision on the way.
+    """
     loose = halves or base.dtype == torch.bfloat16
     assert_close(ours.float(), wanted.float(), atol=0.15 if loose else 2e-5, rtol=0.05 if loose else 1e-4)
 
@@ -55,7 +59,7 @@ def newborn_changes_nothing(make: Make, method: Method):
     base = make()
     with (
         torch.no_grad()
-    ):  # attention takes another kernel, and rounds otherwise, where a bias needs a gradient
+    ):  # where a bias needs a gradient, attention takes another kernel, which rounds differently
         before = answer(base, None)
         base.attach("x", method)
         assert torch.equal(answer(base, "x"), before), "a newborn adapter changes the answer"
@@ -96,7 +100,7 @@ def saved_equals_loaded(make: Make, method: Method):
     with TemporaryDirectory() as folder:
         adapter.save(Path(folder))
         again.load_adapter(folder, "x")
-    assert torch.equal(answer(again, "x"), answer(base, "x")), "the loaded adapter answers otherwise"
+    assert torch.equal(answer(again, "x"), answer(base, "x")), "the loaded adapter gives another answer"
 
 
 def checkpoint_state_restores(make: Make, method: Method):
@@ -104,7 +108,7 @@ def checkpoint_state_restores(make: Make, method: Method):
     adapter = moved(base, method)
     other = moved(again, method, seed=1)
     other.restore_checkpoint_state({k: v.clone() for k, v in adapter.checkpoint_state().items()})
-    assert torch.equal(answer(again, "x"), answer(base, "x")), "restored tensors answer otherwise"
+    assert torch.equal(answer(again, "x"), answer(base, "x")), "the restored adapter gives another answer"
 
 
 def merged_equals_attached(make: Make, method: Method):
@@ -128,7 +132,7 @@ def mixed_equals_separate(make: Make, method: Method):
     for seed, name in enumerate(("x", "y")):
         moved(base, method, name, seed)
     rows = ["y", "x", "y", "x"] if not method.newborn else ["y", "x", None, "y"]
-    output = base(IDS, adapters=rows, **read_too(base))
+    output = base(IDS, adapters=rows, **for_decoder(base))
     if isinstance(output, list):
         output = torch.cat(output)[[2, 0, 3, 1]]
     else:
@@ -143,21 +147,24 @@ def planned_equals_counted(make: Make, method: Method):
         shape = copy.deepcopy(base.model).to("meta")
         shape.tie_weights()
         planned = Base(shape).attach("x", method).count()
-    assert planned == base.attach("x", method).count(), "the plan and the adapter count otherwise"
+    assert planned == base.attach("x", method).count(), "the plan counts other parameters than the adapter"
 
 
 def checkpointing_changes_nothing(make: Make, method: Method):
+    base = make()
+    adapters = [moved(base, method, name, seed) for seed, name in enumerate(("x", "y"))]
+    parameters = [p for adapter in adapters for p in adapter.parameters()]
+    base.train()
+    uncached = {} if base.family == "masked" else {"use_cache": False}
     gradients = []
     for on in (False, True):
-        base = make()
-        adapters = [moved(base, method, name, seed) for seed, name in enumerate(("x", "y"))]
         base.checkpointing(on)
-        base.train()
-        uncached = {} if base.family == "masked" else {"use_cache": False}
         torch.manual_seed(0)
         loss = sum(answer(base, name, **uncached).float().square().mean() for name in ("x", "y"))
         loss.backward()
-        gradients.append([p.grad for a in adapters for p in a.parameters()])
+        gradients.append([p.grad for p in parameters])
+        for p in parameters:
+            p.grad = None
     assert [g is None for g in gradients[0]] == [g is None for g in gradients[1]]
     for plain, recomputed in zip(*gradients, strict=True):
         if plain is not None:

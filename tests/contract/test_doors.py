@@ -1,4 +1,4 @@
-"""A method that uses every door, trained by the loop, saved and loaded: each door is opened when it should be."""
+"""A method that uses every door is trained by the loop and saved: each door is opened when it should be."""
 
 from dataclasses import dataclass
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""What every method owes beyond one process: bytes of the base that stay, and files that mean the same elsewhere."""
+"""Every method leaves the bytes of the base alone, and its files mean the same in another process."""
 
 import hashlib
 import os
@@ -53,11 +53,11 @@ def test_ten_steps_leave_every_byte_of_the_base(name, packed):
 
 
 def digest(model):
-    """SHA-256 of every byte of a model, packed codes as well."""
-    found = hashlib.sha256()
+    """Return the SHA-256 of every byte of a model, packed codes included."""
+    total = hashlib.sha256()
     for key, tensor in sorted(model.state_dict().items()):
-        found.update(key.encode() + tensor.contiguous().view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()
+        total.update(key.encode() + tensor.contiguous().view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()
 
 
 def test_files_mean_the_same_in_another_process(tmp_path):

@@ -5,16 +5,15 @@ import sys
 
 import pytest
 import torch
+from bases import BASES
 from laws import LAWS
 from tiny_folder import write_model, write_rows
 
 import graft.methods
-from graft.base.base import Base
 from graft.cli import call
 from graft.core.cards import pages
 from graft.core.registry import find, names
 from graft.recipe import read
-from models import tiny_model
 
 FILE = '''"""Doubt: a trained share of every feed-forward part's output is taken back.
 
@@ -78,7 +77,7 @@ def test_it_is_listed_documented_and_counted(doubt, capsys):
 
 @pytest.mark.parametrize("law", LAWS)
 def test_it_is_held_to_every_law(doubt, law):
-    reason = LAWS[law](lambda: Base(tiny_model("llama"), name="tiny"), doubt())
+    reason = LAWS[law](BASES["fp32"], doubt())
     assert reason in (None, "it was not worked out")
 
 

@@ -4,7 +4,7 @@ import peft
 import pytest
 import torch
 from peft.tuners.boft import layer as boft_layer
-from peft_oracle import files_travel_both_ways, gradients_agree
+from peft_oracle import assert_files_travel_both_ways, assert_gradients_agree
 from torch.nn import functional as F
 from torch.testing import assert_close
 
@@ -40,18 +40,18 @@ def without_cuda(monkeypatch):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_files_travel_both_ways(variant, tmp_path):
     model = tiny_model("llama", attention_bias="biases" in variant)
-    files_travel_both_ways(model, peft.BOFTConfig(target_modules=QV, **VARIANTS[variant]), tmp_path)
+    assert_files_travel_both_ways(model, peft.BOFTConfig(target_modules=QV, **VARIANTS[variant]), tmp_path)
 
 
 def test_all_linear_of_bert_travels_both_ways(tmp_path):
     config = peft.BOFTConfig(target_modules="all-linear", boft_n_butterfly_factor=2)
-    files_travel_both_ways(tiny_model("bert"), config, tmp_path, "bert")
+    assert_files_travel_both_ways(tiny_model("bert"), config, tmp_path, "bert")
 
 
 @pytest.mark.parametrize("variant", ["plain", "own_biases", "four_factors"])
 def test_gradients_and_training_equal_pefts(variant, tmp_path):
     model = tiny_model("llama", attention_bias=True)
-    gradients_agree(model, peft.BOFTConfig(target_modules=QV, **VARIANTS[variant]), tmp_path)
+    assert_gradients_agree(model, peft.BOFTConfig(target_modules=QV, **VARIANTS[variant]), tmp_path)
 
 
 def insert(**settings):

@@ -50,7 +50,7 @@ def places(family, kinds=("attention", "cross", "mlp")):
     return [place for place in found if place[1] in kinds]
 
 
-def compare(family, method, form, kinds=("attention", "cross", "mlp")):
+def assert_equals_the_rewired(family, method, form, kinds=("attention", "cross", "mlp")):
     """Ours equals the blocks with `form(Δ)` written in, and is not what the base answers."""
     model = tiny_model(family)
     base = Base(model)
@@ -73,19 +73,21 @@ def compare(family, method, form, kinds=("attention", "cross", "mlp")):
 @pytest.mark.parametrize("family", ["bert", "roberta", "llama", "qwen2", "t5"])
 @pytest.mark.parametrize("settings", [{}, {"non_linearity": "swish", "scaling": "channel", "m": 3}])
 def test_houlsby_adds_before_the_residual_of_each_sublayer(family, settings):
-    compare(family, Houlsby(**ALL_KINDS, train_norms=False, **settings), behind)
+    assert_equals_the_rewired(family, Houlsby(**ALL_KINDS, train_norms=False, **settings), behind)
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta"])
 def test_pfeiffer_norms_twice_on_post_norm_models(family):
-    compare(family, Pfeiffer(reduction_factor=8), twice_normed, ["mlp"])
-    compare(family, Pfeiffer(reduction_factor=8, mh_adapter=True), twice_normed)
+    assert_equals_the_rewired(family, Pfeiffer(reduction_factor=8), twice_normed, ["mlp"])
+    assert_equals_the_rewired(family, Pfeiffer(reduction_factor=8, mh_adapter=True), twice_normed)
 
 
 @pytest.mark.parametrize("family", ["llama", "t5"])
 def test_pfeiffer_on_pre_norm_models_reads_the_output_or_with_original_ln_before_the_sum(family):
-    compare(family, Pfeiffer(scaling=2.0), behind, ["mlp"])
-    compare(family, Pfeiffer(original_ln_before=True, non_linearity="leakyrelu"), twice_normed, ["mlp"])
+    assert_equals_the_rewired(family, Pfeiffer(scaling=2.0), behind, ["mlp"])
+    assert_equals_the_rewired(
+        family, Pfeiffer(original_ln_before=True, non_linearity="leakyrelu"), twice_normed, ["mlp"]
+    )
 
 
 @pytest.mark.parametrize("family", ["bert", "llama", "t5"])

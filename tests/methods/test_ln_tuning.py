@@ -5,7 +5,7 @@ import copy
 import peft
 import pytest
 import torch
-from peft_oracle import files_travel_both_ways, gradients_agree
+from peft_oracle import assert_files_travel_both_ways, assert_gradients_agree
 from torch.testing import assert_close
 from transformers.models.cohere.modeling_cohere import CohereLayerNorm
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
@@ -37,11 +37,13 @@ NORMS = {
 @pytest.mark.parametrize("family", TARGETS)
 def test_files_travel_both_ways(family, tmp_path):
     config = peft.LNTuningConfig(target_modules=TARGETS[family])
-    files_travel_both_ways(tiny_model(family), config, tmp_path, family)
+    assert_files_travel_both_ways(tiny_model(family), config, tmp_path, family)
 
 
 def test_gradients_and_training_equal_pefts(tmp_path):
-    gradients_agree(tiny_model("llama"), peft.LNTuningConfig(target_modules=TARGETS["llama"]), tmp_path)
+    assert_gradients_agree(
+        tiny_model("llama"), peft.LNTuningConfig(target_modules=TARGETS["llama"]), tmp_path
+    )
 
 
 def seat(kind):

@@ -3,7 +3,7 @@
 import peft
 import pytest
 import torch
-from peft_oracle import files_travel_both_ways, gradients_agree
+from peft_oracle import assert_files_travel_both_ways, assert_gradients_agree
 from torch.nn import functional as F
 from torch.testing import assert_close
 
@@ -36,16 +36,16 @@ def config(variant, targets=QV):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_files_travel_both_ways(variant, tmp_path):
     model = tiny_model("llama", attention_bias="biases" in variant)
-    files_travel_both_ways(model, config(variant), tmp_path)
+    assert_files_travel_both_ways(model, config(variant), tmp_path)
 
 
 def test_all_linear_of_bert_travels_both_ways(tmp_path):
-    files_travel_both_ways(tiny_model("bert"), config("series", "all-linear"), tmp_path, "bert")
+    assert_files_travel_both_ways(tiny_model("bert"), config("series", "all-linear"), tmp_path, "bert")
 
 
 @pytest.mark.parametrize("variant", ["series", "exact", "shared", "coft", "own_biases"])
 def test_gradients_and_training_equal_pefts(variant, tmp_path):
-    gradients_agree(tiny_model("llama", attention_bias=True), config(variant), tmp_path)
+    assert_gradients_agree(tiny_model("llama", attention_bias=True), config(variant), tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import peft
 import pytest
 import torch
-from peft_oracle import files_travel_both_ways, gradients_agree
+from peft_oracle import assert_files_travel_both_ways, assert_gradients_agree
 from torch.testing import assert_close
 
 from graft.base.base import Base
@@ -19,14 +19,14 @@ CHOSEN = [41, 7, 88, 12, 60]  # in no order, some of them in the batch
 def test_files_travel_both_ways(tmp_path, family):
     ids = inputs(family)["ids"].flatten().unique().tolist()
     config = peft.TrainableTokensConfig(token_indices=[*ids[3:9][::-1], 1])
-    files_travel_both_ways(tiny_model(family), config, tmp_path, family)
+    assert_files_travel_both_ways(tiny_model(family), config, tmp_path, family)
 
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_gradients_and_training_equal_pefts(tmp_path, tied):
     model = tiny_model("llama", tie_word_embeddings=tied)
     ids = inputs("llama")["ids"].flatten().unique().tolist()
-    gradients_agree(model, peft.TrainableTokensConfig(token_indices=ids[:6]), tmp_path)
+    assert_gradients_agree(model, peft.TrainableTokensConfig(token_indices=ids[:6]), tmp_path)
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma", "gpt2", "bert"])
@@ -76,6 +76,6 @@ def test_lora_on_a_table_that_scales_its_rows_merges_to_what_it_answered(tmp_pat
         attached = base(**batch).logits
     base.merge("x")
     assert_close(base(**batch).logits, attached, atol=1e-12, rtol=1e-12)
-    files_travel_both_ways(
+    assert_files_travel_both_ways(
         tiny_model(family), peft.LoraConfig(r=3, target_modules=["embed_tokens"]), tmp_path, family
     )

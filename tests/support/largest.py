@@ -1,11 +1,11 @@
-"""The size of the largest tensor that a computation makes: how a test sees that a product is never built."""
+"""Measure the largest tensor that a computation makes, to show that a product is never built."""
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class Largest(TorchDispatchMode):
-    """The most elements that any operation's result has."""
+    """Inside the block, `seen` grows to the number of elements of the largest result of any operation."""
 
     def __init__(self) -> None:
         super().__init__()

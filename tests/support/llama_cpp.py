@@ -13,8 +13,10 @@ xllamacpp = pytest.importorskip("xllamacpp")
 
 
 class LlamaCpp:
-    """A server in this process, on one thread, with keys and values in fp32 and plain attention: no rounding but that
-    of the file's own types."""
+    """A server in this process, on one thread, with keys and values in fp32 and plain attention.
+
+    So nothing is rounded but by the file's own types.
+    """
 
     def __init__(self, path, lora=None, context=256):
         settings = xllamacpp.CommonParams()
@@ -30,9 +32,9 @@ class LlamaCpp:
         self.server = xllamacpp.Server(settings)
 
     def complete(self, prompt, new, top=1):
-        """(text, why it stopped, ids of the new tokens, [{id: logprob}]) of the greedy continuation.
+        """Return (text, why it stopped, ids of the new tokens, [{id: logprob}]) of the greedy continuation.
 
-        A token that ends within a character is left out of the ids: ask for one token where the text is not words.
+        The ids leave out a token that ends within a character: ask for one token where the text is not words.
         """
         wanted = {"n_predict": new, "temperature": 0, "top_k": 1, "n_probs": top, "cache_prompt": False}
         choice = self.server.handle_completions({"prompt": prompt, **wanted})["choices"][0]
@@ -57,7 +59,7 @@ class LlamaCpp:
 
 
 def opens(path):
-    """Whether llama.cpp opens the file; asked in a process of its own, for it may abort."""
+    """Tell whether llama.cpp opens the file. It is asked in a process of its own, because it may abort."""
     environment = {**os.environ, "GGML_NO_BACKTRACE": "1"}
     return (
         subprocess.run([sys.executable, "-c", OPEN, str(path)], env=environment, timeout=60).returncode == 0
@@ -77,9 +79,11 @@ finally:
 
 
 def compare(llama, model, prompt, new, top=5):
-    """(largest difference of log-probabilities, how much less likely its tokens are to us than our best) per token.
+    """Compare our model with llama.cpp along its greedy continuation of the prompt (ids).
 
-    prompt: ids.  Our model reads what llama.cpp wrote, so that one other choice is one row of the comparison.
+    Returns two lists with one number per token: the largest difference of log-probabilities, and how much
+    less likely its token is to our model than our best. Our model reads what llama.cpp wrote, so that
+    another choice is one row of the comparison.
     """
     _, _, written, likely = llama.complete(prompt, new, top)
     with torch.no_grad():

@@ -11,25 +11,25 @@ from models import inputs
 
 
 def tuned(model, config, folder, scale=0.2, seed=0):
-    """A PEFT model whose adapter tensors were moved at random, saved into `folder`."""
-    found = peft.get_peft_model(copy.deepcopy(model), config).eval()
+    """Return a PEFT model whose adapter tensors were moved at random, saved into `folder`."""
+    model = peft.get_peft_model(copy.deepcopy(model), config).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for p in found.parameters():
+        for p in model.parameters():
             if p.requires_grad:
                 p.add_(torch.randn(p.shape, generator=generator) * scale)
-    found.save_pretrained(folder)
-    return found
+    model.save_pretrained(folder)
+    return model
 
 
 def logits(model, family="llama"):
-    """Of the family's batch, from a transformers or PEFT model."""
+    """Return the logits of the family's batch from a transformers or PEFT model."""
     batch = inputs(family)
     return model(input_ids=batch.pop("ids"), **batch).logits
 
 
-def files_travel_both_ways(model, config, folder, family="llama", scale=0.2):
-    """PEFT's file answers here as there, and ours there as here. Returns our base with the adapter "x"."""
+def assert_files_travel_both_ways(model, config, folder, family="llama", scale=0.2):
+    """Assert that PEFT's file answers equally here, and ours there; return our base with PEFT's as "x"."""
     theirs = logits(tuned(model, config, folder / "theirs", scale), family)
     base = Base(copy.deepcopy(model))
     adapter = base.load_adapter(folder / "theirs", "x")
@@ -43,8 +43,8 @@ def files_travel_both_ways(model, config, folder, family="llama", scale=0.2):
     return base
 
 
-def gradients_agree(model, config, folder, steps=3, scale=0.2):
-    """The same gradients and the same training, tensor by tensor."""
+def assert_gradients_agree(model, config, folder, steps=3, scale=0.2):
+    """Assert the same gradients at every step and the same tensors after them."""
     theirs = tuned(model, config, folder, scale).train()
     base = Base(copy.deepcopy(model))
     adapter = base.load_adapter(folder, "x")

@@ -63,7 +63,7 @@ def llama_65b() -> Base:
 
 
 def gpt3() -> Base:
-    """GPT-3's 96 blocks of width 12,288, in the class of OPT-175B, which has the same and separate projections."""
+    """GPT-3's 96 blocks of width 12,288, in the class of OPT-175B: the same with separate projections."""
     sizes = {"hidden_size": 12288, "num_hidden_layers": 96, "num_attention_heads": 96, "ffn_dim": 49152}
     return _shaped(OPTForCausalLM, OPTConfig(word_embed_proj_dim=12288, **sizes))
 

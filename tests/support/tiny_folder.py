@@ -1,4 +1,4 @@
-"""A tiny model's folder and a few rows, for tests of whole commands: weights, tokenizer, prompts and answers."""
+"""Write a tiny model's folder and a few rows, for tests of whole commands."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ CONFIG = {
 
 
 def rows(count: int = 24) -> list[dict[str, str]]:
-    """Prompts and answers, all different."""
+    """Return prompts and answers, all different."""
     return [
         {
             "prompt": f"Day {i}. What does the {ANIMALS[i % 4]} want? ",
@@ -25,14 +25,14 @@ def rows(count: int = 24) -> list[dict[str, str]]:
     ]
 
 
-def write_rows(path: Path, found: list[dict[str, str]] | None = None) -> Path:
-    """Rows as JSON Lines."""
-    path.write_text("".join(json.dumps(row) + "\n" for row in found or rows()), encoding="utf-8")
+def write_rows(path: Path, given: list[dict[str, str]] | None = None) -> Path:
+    """Write these rows, or `rows()`, as JSON Lines."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in given or rows()), encoding="utf-8")
     return path
 
 
 def write_model(folder: Path) -> Path:
-    """A random Llama of about 30,000 parameters with a byte-pair tokenizer."""
+    """Write a random Llama of about 30,000 parameters with a byte-pair tokenizer."""
     texts = [row["prompt"] + row["completion"] for row in rows()]
     tokenizer = train_bpe(texts, 300, max_length=128)
     base = fresh(CONFIG, tokenizer, seed=3)

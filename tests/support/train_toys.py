@@ -1,4 +1,4 @@
-"""A language model of two tensors with the doors that the loop uses: small enough to train in milliseconds.
+"""A language model of two tensors with the doors that the loop uses, which trains in milliseconds.
 
 h = E[ids] (1 + W)      dropped out in training;      logits = h Eᵀ + b
 """
@@ -167,7 +167,7 @@ def settings(**keys):
 
 
 def evaluation(base):
-    """The loss on a held-out step, drawing random numbers on the way to see that they do not count."""
+    """Return an evaluation of the loss on a held-out step. It draws random numbers, which must not count."""
     batches = Feed(seed=77).step(0, 0)
 
     def evaluate(step):
@@ -179,7 +179,7 @@ def evaluation(base):
 
 
 def trainer(run, *, feed=None, observer=None, adapter=None, task=None, **keys):
-    """A whole toy run with evaluation and samples."""
+    """Return the trainer of a whole toy run with evaluation and samples."""
     adapter = adapter or Adapter()
     base = Base(adapter)
     whole = Task(
@@ -193,7 +193,7 @@ def trainer(run, *, feed=None, observer=None, adapter=None, task=None, **keys):
 
 
 def told(heard):
-    """An observer that appends (event, argument) to a list."""
+    """Return an observer that appends (event, argument) to a list."""
     tell = lambda event: lambda *arguments: heard.append((event, *arguments))
     events = ("start", "resumed", "step", "evaluated", "sampled", "saved", "warn", "finished")
     return SimpleNamespace(**{event: tell(event) for event in events})
@@ -226,7 +226,7 @@ class DyingOs:
 
 
 def child(run, keys, kill=None, limit=None, nap=0.0):
-    """One process of a run.  kill: ("forward", n) or ("fs", k), counted in this process; limit: RLIMIT_FSIZE."""
+    """Carry out one process of a run.  kill: ("forward", n) or ("fs", k); limit: RLIMIT_FSIZE."""
     torch.set_num_threads(1)
     calls = [0]
 
