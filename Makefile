@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test slow check format clean
+.PHONY: setup demo test slow check format docs clean
 
 setup: $(VENV)/ready
 
@@ -33,5 +33,9 @@ format: setup
 	$(BIN)/ruff check --fix src tests benchmarks examples
 	$(BIN)/ruff format src tests benchmarks examples
 
+docs: setup
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[docs]"
+	$(BIN)/python docs/build_site.py
+
 clean:
-	rm -rf $(VENV) build dist
+	rm -rf $(VENV) build dist site
