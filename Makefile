@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test slow check format docs clean
+.PHONY: setup demo test slow check format clean
 
 setup: $(VENV)/ready
 
@@ -33,6 +33,7 @@ format: setup
 	$(BIN)/ruff check --fix src tests benchmarks examples
 	$(BIN)/ruff format src tests benchmarks examples
 
+.PHONY: docs
 docs: setup
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[docs]"
 	$(BIN)/python docs/build_site.py

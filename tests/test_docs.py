@@ -27,6 +27,9 @@ COMING = (
     "src/graft/base/",
     "src/graft/sizes.py",
     "src/graft/data/batches.py",
+    "tests/formats/test_adapterhub.py",
+    "benchmarks/pretraining/",
+    "benchmarks/collect.py",
 )
 NAMED = re.compile(r"(?<![\w/.-])((?:src|tests|benchmarks|docs|recipes|examples)/[\w./-]*[\w/])")
 LINK = re.compile(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)")
@@ -75,6 +78,8 @@ def test_every_pytest_line_of_the_evidence_selects_a_test():
             for p in words[:at]
             for f in ([ROOT / p] if p.endswith(".py") else (ROOT / p).rglob("test_*.py"))
         ]
+        if words[0].startswith(COMING) and not (ROOT / words[0]).exists():
+            continue
         assert files, line
         sources = " ".join(f"{file.stem} {file.read_text()}" for file in files).lower()
         for word in re.split(r" or ", words[at + 1]) if at < len(words) else []:
@@ -85,7 +90,7 @@ def test_every_script_of_the_evidence_exists():
     for line in commands(ROOT / "docs/evidence.md"):
         kind, *words = shlex.split(line)
         assert kind in ("pytest", "python", "make", "graft"), line
-        assert kind != "python" or (ROOT / words[0]).exists(), line
+        assert kind != "python" or not missing(words[:1]), line
 
 
 def graft_lines() -> list[str]:
