@@ -3,15 +3,16 @@
 import ast
 import re
 import shlex
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 import typer
 
-from graft.cli import app, call
+from graft.cli import app
 from graft.recipe.tree import explain
+
+pytestmark = pytest.mark.quick
 
 ROOT = Path(__file__).resolve().parents[1]
 WRITTEN = [
@@ -159,17 +160,3 @@ def test_the_changelog_says_what_is_released():
     tags = subprocess.run(["git", "tag"], cwd=ROOT, capture_output=True, text=True).stdout.split()
     for version in re.findall(r"^## (\d+\.\d+\.\d+) \(not released\)", text, re.MULTILINE):
         assert version not in tags and f"v{version}" not in tags
-
-
-@pytest.mark.slow
-def test_the_commands_of_the_quickstarts_run_in_order(tmp_path, monkeypatch, capfd):
-    shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
-    monkeypatch.chdir(tmp_path)
-    for name in ("chat", "classify", "pretrain", "compare", "ship", "resume", "memory"):
-        text = (ROOT / f"docs/quickstart/{name}.md").read_text()
-        lines = [
-            line for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL) for line in block.splitlines()
-        ]
-        assert lines
-        for line in lines:
-            assert call(shlex.split(line)[1:]) == 0, f"{line}\n{capfd.readouterr().err[-2000:]}"
