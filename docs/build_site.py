@@ -32,6 +32,7 @@ FROM_ROOT = {
     "examples/README.md": "examples.md",
 }
 LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(([^)#:\s]+)(#[^)]*)?\)")
+CODE = re.compile(r"`[^`\n]*`")  # GitHub wants \| in the code of a table, mkdocs wants |
 PICTURE = re.compile(r"!\[([^\]]*)\]\(([^):]+)\)")
 
 
@@ -74,7 +75,8 @@ def copy_pages() -> None:
         target = PAGES / place
         target.parent.mkdir(parents=True, exist_ok=True)
         if source.suffix == ".md":
-            target.write_text(with_site_links(source.read_text(), source))
+            text = with_site_links(source.read_text(), source)
+            target.write_text(CODE.sub(lambda code: code[0].replace("\\|", "|"), text))
         else:
             shutil.copy(source, target)
 
@@ -141,10 +143,18 @@ def assemble() -> None:
         (PAGES / f"{name}.md").write_text(page() + "\n")
 
 
-if __name__ == "__main__":
-    os.environ["COLUMNS"] = "100"  # of the help texts
+def fetched() -> list[str]:
+    """Return what pages of the built site would load from another host: scripts, pictures, styles, fonts."""
+    loads = re.compile(r'(?:src="|<link[^>]* href="|url\(|@import )(https?:[^"\')]+)')
+    return sorted(
+        {url for path in (ROOT / "site").rglob("*.html") for url in loads.findall(path.read_text())}
+    )
+
+
+def build() -> int:
+    """Assemble the pages and build the site. Returns an exit code."""
     assemble()
-    build = [
+    command = [
         sys.executable,
         "-m",
         "mkdocs",
@@ -154,4 +164,13 @@ if __name__ == "__main__":
         "--config-file",
         "docs/mkdocs.yml",
     ]
-    sys.exit(subprocess.run(build, cwd=ROOT, env=os.environ | {"NO_MKDOCS_2_WARNING": "true"}).returncode)
+    code = subprocess.run(command, cwd=ROOT, env=os.environ | {"NO_MKDOCS_2_WARNING": "true"}).returncode
+    if code == 0 and fetched():
+        print(f"pages fetch from elsewhere: {', '.join(fetched())}", file=sys.stderr)
+        return 1
+    return code
+
+
+if __name__ == "__main__":
+    os.environ["COLUMNS"] = "100"  # of the help texts
+    sys.exit(build())
