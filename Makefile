@@ -44,5 +44,10 @@ format: $(VENV)/dev
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
 
+.PHONY: docs
+docs: setup
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[docs]"
+	$(BIN)/python docs/build_site.py
+
 clean:
-	rm -rf $(VENV) build dist
+	rm -rf $(VENV) build dist site

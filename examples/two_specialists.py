@@ -1,7 +1,7 @@
 """Two specialists on one encoder: one tells which shelf a product belongs on, one finds names, prices and colours.
 
     python examples/two_specialists.py
-    python examples/two_specialists.py --model ../shared/models/all-MiniLM-L6-v2
+    python examples/two_specialists.py --model sentence-transformers/all-MiniLM-L6-v2
 
 Both are small adapters on the same frozen model. They are trained one after the other, answer one batch row by row, and
 taking turns costs nothing: the first answers after the second as it did before, bit for bit.
@@ -25,13 +25,13 @@ TEXTS = [
 
 
 def classes(rows: str) -> tuple[str, ...]:
-    """Every label or tag that the rows of `seedling:ROWS` have."""
-    found = [json.loads(line) for line in dataset(rows).read_text(encoding="utf-8").splitlines()]
-    return tuple(sorted({name for row in found for name in row.get("tags", [row.get("label")])}))
+    """Return every label or tag that the rows of `seedling:ROWS` have."""
+    read = [json.loads(line) for line in dataset(rows).read_text(encoding="utf-8").splitlines()]
+    return tuple(sorted({name for row in read for name in row.get("tags", [row.get("label")])}))
 
 
 def teach(base: Base, rows: str, pool: str, output: str, **train: Any) -> dict[str, dict[str, float]]:
-    """Attach a specialist named after its rows and train it; its scores beside those of the most frequent class."""
+    """Attach a specialist named after its rows, train it, and return its scores and the majority class's."""
     adapter = base.attach(rows, [graft.LoRA(r=8), graft.TaskHead(labels=classes(rows), pool=pool)])
     data = {"train": f"seedling:{rows}", "test": f"seedling:{rows}-held-out", "eval": None, "max_length": 64}
     keys = {"batch_size": 16, "micro_batch_size": 16, "lr": 5e-3, **train}
@@ -39,7 +39,7 @@ def teach(base: Base, rows: str, pool: str, output: str, **train: Any) -> dict[s
 
 
 def same_after_a_swap(base: Base, first: str, second: str) -> bool:
-    """Whether the first answers alike before and after the second had its turn."""
+    """Return True if the first adapter gives the same logits before and after the second had its turn."""
     ids = base.tokenizer(TEXTS[:1], return_tensors="pt")["input_ids"]
     turns = []
     for name in (first, second, first):
@@ -59,10 +59,8 @@ def main() -> None:
 
     torch.manual_seed(0)
     base = graft.load(given.model, dtype="fp32")
-    for rows, pool in (
-        ("shelves", "mean"),
-        ("entities", "none"),
-    ):  # one class for a text, one for every token
+    pools = {"shelves": "mean", "entities": "none"}  # a class for the text, a class for every token
+    for rows, pool in pools.items():
         for column, scores in teach(base, rows, pool, given.output, max_steps=given.steps).items():
             print(f"{rows:9} {column:9}" + "".join(f"  {name} {value:.3f}" for name, value in scores.items()))
 
