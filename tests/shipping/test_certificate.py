@@ -318,11 +318,14 @@ def test_an_adapter_trained_beside_packed_weights_and_merged_into_others_is_note
     assert note == "sql was trained on nf4 weights and merged into unpacked ones"
 
 
-def test_training_forgets_where_an_adapter_lay(model_folder, tmp_path):
+def test_an_adapter_that_changed_lies_in_no_folder(model_folder, tmp_path):
     base = trained(model_folder, tmp_path)
-    assert base.adapters["sql"].folder == tmp_path / "sql"
+    adapter = base.adapters["sql"]
     base.train()
-    assert base.adapters["sql"].folder is None
+    assert adapter.folder == tmp_path / "sql"
+    with torch.no_grad():
+        adapter.parameters()[0].add_(1.0)
+    assert adapter.folder is None
 
 
 def test_a_damaged_certificate_is_an_error(tmp_path):

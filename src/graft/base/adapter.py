@@ -23,14 +23,13 @@ class Adapter:
     """The inserts of one method on a base, or of several methods in order.
 
     parts: one Part per method; the constructor takes them as lists of (site, insert).
-    base: returns {"name", "fingerprint", "task_type"} of the model that the adapter was made for. Files carry it, so
-    that an adapter is not loaded onto another base by mistake.
-    folder: where the adapter was last saved or loaded, until it is trained further.
+    base: returns {"name", "fingerprint", "task_type"} of the model that the adapter was made for. Files carry
+    it, so that an adapter is not loaded onto another base by mistake.
     trained_on: the base's quantisation during training (`Base.quant`), "" if the file does not say.
     """
 
-    folder: Path | None = None
     trained_on = ""
+    _lies: tuple[Path, str] | None = None  # where it was last saved or loaded, and its fingerprint then
 
     def __init__(
         self, name: str, methods: Sequence[Method], parts: Sequence[Sequence[Seat]], base: Identity
@@ -38,6 +37,17 @@ class Adapter:
         self.name, self.base = name, base
         self.methods = tuple(methods)
         self.parts = tuple(Part(seats) for seats in parts)
+
+    @property
+    def folder(self) -> Path | None:
+        """Where it was last saved or loaded; None if it holds something else by now."""
+        if self._lies is None or self._lies[1] != self.fingerprint():
+            return None
+        return self._lies[0]
+
+    @folder.setter
+    def folder(self, folder: Path | None) -> None:
+        self._lies = None if folder is None else (folder, self.fingerprint())
 
     @property
     def inserts(self) -> list[Seat]:
@@ -90,7 +100,10 @@ class Adapter:
         return self
 
     def param_groups(self, lr: float) -> list[dict[str, Any]]:
-        """Return the optimizer groups of all methods. A method without a learning rate of its own gets `lr`."""
+        """Return the optimizer groups of all methods.
+
+        A method without a learning rate of its own gets `lr`.
+        """
         return [
             group
             for method, part in self._built()

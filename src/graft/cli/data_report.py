@@ -2,8 +2,6 @@
 
 from typing import TYPE_CHECKING, Any
 
-from rich.markup import escape
-
 if TYPE_CHECKING:
     from graft.data import DataReport
 
@@ -13,6 +11,8 @@ SAMPLE = 600  # characters of a sample row that are shown
 
 def report_lines(report: "DataReport", color: bool = True) -> list[str]:
     """Return the report as lines.  color: rich markup, learnt text green and the rest dim; else learnt text in ⟦⟧."""
+    from rich.markup import escape  # late: `graft --help` must not wait for it
+
     share = 100 * report.tokens_learnt / max(report.tokens, 1)
     learnt = f"{report.tokens_learnt:,} learnt ({share:.0f} %)" if report.tokens_learnt else ""
     learnt = "   ".join(filter(None, [f"{len(report.labels)} classes" if report.labels else "", learnt]))
@@ -38,6 +38,8 @@ def report_lines(report: "DataReport", color: bool = True) -> list[str]:
 
 
 def _painted(sample: dict[str, Any], color: bool) -> str:
+    from rich.markup import escape  # late, as above
+
     painted, room = [], SAMPLE
     for text, learnt in sample["pieces"]:
         shown = text if len(text) <= room else text[:room] + " …"

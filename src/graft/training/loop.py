@@ -104,7 +104,6 @@ class Trainer:
     def _open(self) -> Iterator[None]:
         """The run's files, optimizer and switches, closed and put back afterwards."""
         base = self.base
-        self.adapter.folder = None  # what was saved there is about to change
         storage.sweep(self.folder)
         storage.sweep(self.folder / "checkpoints")
         self.log = RunLog(self.folder, base.device, self.observer)
