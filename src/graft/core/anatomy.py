@@ -68,9 +68,12 @@ def family(model: Any) -> str:
         return "seq2seq"
     if model.get_output_embeddings() is None:
         return "encoder"
-    return (
-        "masked" if "MaskedLM" in type(model).__name__ or "PreTraining" in type(model).__name__ else "causal"
-    )
+    return "masked" if predicts_hidden(type(model)) else "causal"
+
+
+def predicts_hidden(cls: type) -> bool:
+    """Return whether a class of transformers ends in a head that names hidden tokens."""
+    return "MaskedLM" in cls.__name__ or "PreTraining" in cls.__name__
 
 
 def _stacks(places: Sequence[Site]) -> Iterator[Site]:

@@ -19,6 +19,7 @@ from transformers.utils import is_accelerate_available
 from transformers.utils import logging as transformers_logging
 
 from graft.base.base import Base
+from graft.core.anatomy import predicts_hidden
 from graft.errors import GraftError, ModelError, UsageError, listed, one_of
 from graft.models.files import ModelFiles, first_line, open_files
 from graft.models.tokenizer import tokenizer_of
@@ -131,6 +132,11 @@ def model_class(config: PreTrainedConfig, task: str | None) -> type[PreTrainedMo
     mapping: Any = TASKS[task]  # transformers types its values as it stores some of them, in pairs
     cls: type[PreTrainedModel] = mapping[type(config)]
     return cls
+
+
+def is_masked(config: PreTrainedConfig) -> bool:
+    """Return whether the model's own class is an encoder that names hidden tokens."""
+    return not config.is_encoder_decoder and predicts_hidden(model_class(config, None))
 
 
 def _usual_task(config: PreTrainedConfig) -> str:

@@ -19,7 +19,7 @@ from graft.data.encode import IGNORED, Encoded, Encoder, Example, Outcomes
 from graft.data.rows import BadRow, Row
 from graft.data.tags import pieces as pieces_of_words
 from graft.errors import UsageError
-from graft.models.load import TASKS, model_class
+from graft.models.load import is_masked
 from graft.objectives.classify import classification
 from graft.stages.stage import Stage
 
@@ -36,7 +36,7 @@ class Classify(Stage):
         """A masked model is loaded as an encoder: its word head is of no use, unless a method reads through it."""
         if any(method.word_head for method in methods):
             return None
-        return "encoder" if issubclass(model_class(config, None), tuple(TASKS["masked"].values())) else None
+        return "encoder" if is_masked(config) else None
 
     def methods(self, methods: Sequence[Method], labels: Sequence[str], *, tagged: bool) -> list[Method]:
         return classifying(methods, labels, tagged=tagged)
