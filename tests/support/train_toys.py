@@ -38,7 +38,8 @@ class Batch:
 class Adapter:
     """W and b, trained; a frozen random tensor rides along."""
 
-    name, passes, consistency, methods = "toy", 1, 0.0, ()
+    name, passes, consistency = "toy", 1, 0.0
+    methods, inserts = (), ()
 
     def __init__(self, seed=0, dtype=torch.float32, width=WIDTH):
         generator = torch.Generator().manual_seed(seed)

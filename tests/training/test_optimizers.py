@@ -2,6 +2,8 @@ import pytest
 import torch
 
 from graft.errors import UsageError
+from graft.training import optimizers
+from graft.training.master import joined, split_
 from graft.training.optimizers import AdamW, AdamW8bit, build
 from graft.training.paging import Pages
 
@@ -103,8 +105,43 @@ def test_bf16_parameters_follow_an_fp32_master_so_that_small_steps_are_not_lost(
         named["W"].grad = torch.ones(64, dtype=torch.bfloat16)
         optimizer.step(1.0)
         oracle -= 1e-4
-    torch.testing.assert_close(optimizer.tensors()["W.master"], oracle, rtol=0, atol=1e-6)
+    master = joined(named["W"].detach(), optimizer.tensors()["W.low"])
+    torch.testing.assert_close(master, oracle, rtol=0, atol=1e-6)
     assert torch.equal(named["W"].detach(), oracle.bfloat16())
+
+
+def test_a_master_in_two_halves_is_the_master():
+    generator = torch.Generator().manual_seed(0)
+    master = torch.randn(100_000, generator=generator) * 10 ** torch.randint(-30, 30, (100_000,)).float()
+    master[:4] = torch.tensor([0.0, -0.0, 1e-42, -3e38])
+    master = master[(master.view(torch.int32) & 0xFFFF) != 0x8000]  # ties have a test of their own
+    parameter = torch.empty_like(master, dtype=torch.bfloat16)
+    low = torch.empty_like(master, dtype=torch.int16)
+    split_(master, parameter, low)
+    assert torch.equal(parameter, master.bfloat16()) and torch.equal(joined(parameter, low), master)
+
+
+def test_a_tie_that_was_rounded_down_loses_one_step_of_the_master():
+    tie = torch.tensor([0x3F808000, 0x3F818000], dtype=torch.int32).view(torch.float32)  # to even: down, up
+    parameter, low = torch.empty(2, dtype=torch.bfloat16), torch.empty(2, dtype=torch.int16)
+    split_(tie, parameter, low)
+    assert (tie.view(torch.int32) - joined(parameter, low).view(torch.int32)).tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("kind", ["adamw", "adamw_8bit"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_large_tensors_in_pieces_are_updated_to_the_same_bits(kind, dtype, monkeypatch):
+    whole, cut = parameters(dtype=dtype), parameters(dtype=dtype)
+    first = build(kind, whole, groups(whole), Pages())
+    second = build(kind, cut, groups(cut), Pages())
+    for step in range(3):
+        give_gradients(step, whole, cut)
+        first.step(1.0)
+        with monkeypatch.context() as patch:
+            patch.setattr(optimizers, "PIECE", 512)
+            second.step(1.0)
+    assert all(torch.equal(whole[name], cut[name]) for name in SHAPES)
+    assert all(torch.equal(tensor, second.tensors()[name]) for name, tensor in first.tensors().items())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

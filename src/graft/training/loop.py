@@ -25,6 +25,7 @@ from graft.training.memory import advice
 from graft.training.neftune import Neftune
 from graft.training.optimizers import AdamW, build
 from graft.training.paging import Pages
+from graft.training.parking import parked
 from graft.training.schedule import factor
 from graft.training.signals import Interrupted, Signals
 from graft.training.step import Measured, Objective, measure, preflight, stop, unsound
@@ -89,7 +90,7 @@ class Trainer:
             done = self._finished()
             if done is not None:
                 return done
-            with self._open():
+            with parked(self.adapter, self.folder), self._open():
                 self._begin()
                 while not self._over():
                     self._advance()
@@ -117,6 +118,7 @@ class Trainer:
             with base.using(self.adapter.name):
                 yield
         finally:
+            del self.optimizer  # its states make room for what was parked
             self.noise.remove()
             base.train(False)
             base.checkpointing(False)

@@ -5,20 +5,23 @@
 
 Loshchilov & Hutter 2019, arXiv 1711.05101; 8-bit states: Dettmers et al. 2022, arXiv 2110.02861 (blocks of
 256, the dynamic map, signed for m and unsigned for v; tensors under 4096 elements keep fp32 states).
-A bf16 or fp16 parameter is updated through an fp32 master copy among its states: steps smaller than 2⁻⁸ of a
-weight would otherwise be lost.
+A bf16 or fp16 parameter is updated through an fp32 master: steps smaller than 2⁻⁸ of a weight would otherwise be
+lost. Of bf16 the states keep only the half that the parameter has lost (`master`), of fp16 a copy. Large tensors are
+updated in pieces, so that what a step needs besides the states stays small.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from graft.errors import one_of
 from graft.quant.dynamic import dequantise_state, quantise_state
+from graft.training.master import joined, split_
 from graft.training.paging import Layout, Pages, State, States
 
 BLOCK = 256  # values that share one scale
+PIECE = 1 << 20  # elements that are updated at a time; a multiple of BLOCK
 OPTIMIZERS = ("adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit")
 
 
@@ -47,7 +50,7 @@ class AdamW:
         self.states = States(
             {name: self._layout(p) for name, p in self._parameters.items()}, device, pages or Pages()
         )
-        for name, state in self.states.visit():
+        for name, state in self.states.visit():  # the low half of a fresh bf16 parameter is zero
             if "master" in state:
                 state["master"].copy_(self._parameters[name].detach())
 
@@ -59,12 +62,15 @@ class AdamW:
             if p.grad is not None:
                 self._steps[name] += 1
                 group = self._groups[name]
-                self._update(name, p.grad, state, group["lr"] * factor, group.get("weight_decay", 0.0))
+                rate, decay = group["lr"] * factor, group.get("weight_decay", 0.0)
+                for piece in _pieces(p, state):
+                    self._update(*piece, self._steps[name], rate, decay)
 
-    def _update(self, name: str, grad: torch.Tensor, state: State, lr: float, weight_decay: float) -> None:
-        p, t = self._parameters[name], self._steps[name]
+    def _update(
+        self, p: torch.Tensor, grad: torch.Tensor, state: State, t: int, lr: float, weight_decay: float
+    ) -> None:
         beta1, beta2 = self.betas
-        weight = state.get("master", p)
+        weight = joined(p, state["low"]) if "low" in state else state.get("master", p)
         g = grad.to(weight.dtype)
         m, v = self._moments(state)
         m.lerp_(g, 1 - beta1)
@@ -73,7 +79,9 @@ class AdamW:
         denominator = (v.sqrt() / (1 - beta2**t) ** 0.5).add_(self.eps)
         weight.addcdiv_(m, denominator, value=-lr / (1 - beta1**t))
         self._keep(state, m, v)
-        if weight is not p:
+        if "low" in state:
+            split_(weight, p, state["low"])
+        elif weight is not p:
             p.copy_(weight)
 
     def tensors(self) -> dict[str, torch.Tensor]:
@@ -88,8 +96,12 @@ class AdamW:
 
     def _layout(self, p: torch.nn.Parameter) -> Layout:
         dtype = torch.promote_types(p.dtype, torch.float32)
-        master = {"master": (p.shape, dtype)} if dtype != p.dtype else {}
-        return master | self._moment_layout(p, dtype)
+        master: Layout = {}
+        if p.dtype == torch.bfloat16:
+            master = {"low": (p.shape, torch.int16)}
+        elif dtype != p.dtype:
+            master = {"master": (p.shape, dtype)}
+        return {**master, **self._moment_layout(p, dtype)}
 
     def _moment_layout(
         self, p: torch.nn.Parameter, dtype: torch.dtype
@@ -128,6 +140,24 @@ class AdamW8bit(AdamW):
                 codes, absmax = quantise_state(moment, signed=key == "m", block=BLOCK)
                 state[key].copy_(codes)
                 state[f"{key}_absmax"].copy_(absmax)
+
+
+def _pieces(p: torch.nn.Parameter, state: State) -> Iterator[tuple[torch.Tensor, torch.Tensor, State]]:
+    """Yield a parameter, its gradient and its states in pieces of PIECE elements, as views of what they are."""
+    assert p.grad is not None
+    if p.numel() <= PIECE or not p.is_contiguous():
+        yield p, p.grad, state
+        return
+    flat, grad = p.view(-1), p.grad.reshape(-1)
+    for start in range(0, p.numel(), PIECE):
+        stop = min(start + PIECE, p.numel())
+        part = {
+            key: tensor[start // BLOCK : -(-stop // BLOCK)]
+            if key.endswith("_absmax")
+            else tensor.view(-1)[start:stop]
+            for key, tensor in state.items()
+        }
+        yield flat[start:stop], grad[start:stop], part
 
 
 def build(

@@ -1,0 +1,50 @@
+"""Park the tensors that in-place methods stand in for, so that full fine-tuning holds one copy of them in memory.
+
+An in-place method trains a copy of a base's tensors and keeps the originals, which answer again without the adapter.
+During training nobody reads them. On the CPU they then lie in a mapped file without a name: they can be read at any
+time, and their pages leave the process again when memory is short.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from graft import storage
+from graft.base.adapter import Adapter
+from graft.core.insert import InPlace
+from graft.training.paging import MappedSlab
+
+
+@contextlib.contextmanager
+def parked(adapter: Adapter, folder: Path) -> Iterator[None]:
+    """Inside the block the originals of an in-place adapter lie in a file in `folder`, if the disk has room."""
+    originals = _originals(adapter)
+    size = sum(p.numel() * p.element_size() for p in originals.values())
+    if not originals or size > storage.free_bytes(folder) // 2:
+        yield
+        return
+    slab = MappedSlab({name: {"value": (p.shape, p.dtype)} for name, p in originals.items()}, folder)
+    for name, state in slab.visit():
+        state["value"].copy_(originals[name].detach())
+    for name, state in slab.states(slab.bytes):
+        originals[name].data = state["value"]
+    try:
+        yield
+    finally:
+        for original in originals.values():
+            original.data = original.data.clone()
+
+
+def _originals(adapter: Adapter) -> dict[str, nn.Parameter]:
+    """Return the parameters on the CPU that have a stand-in, each once."""
+    named: dict[int, tuple[str, nn.Parameter]] = {}
+    for site, insert in adapter.inserts:
+        if isinstance(insert, InPlace):
+            for name in insert.swap():
+                parameter = site.module._parameters[name]
+                if parameter.device == torch.device("cpu"):
+                    named.setdefault(id(parameter), (f"{site.name}.{name}", parameter))
+    return dict(named.values())
