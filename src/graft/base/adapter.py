@@ -23,8 +23,8 @@ class Adapter:
     """The inserts of one method on a base, or of several methods in order.
 
     parts: one Part per method; the constructor takes them as lists of (site, insert).
-    base: returns {"name", "fingerprint", "task_type"} of the model that the adapter was made for. Files carry it, so
-    that an adapter is not loaded onto another base by mistake.
+    base: returns {"name", "fingerprint", "task_type"} of the model that the adapter was made for. Files carry
+    it, so that an adapter is not loaded onto another base by mistake.
     folder: where the adapter was last saved or loaded, until it is trained further.
     trained_on: the base's quantisation during training (`Base.quant`), "" if the file does not say.
     """
@@ -90,7 +90,10 @@ class Adapter:
         return self
 
     def param_groups(self, lr: float) -> list[dict[str, Any]]:
-        """Return the optimizer groups of all methods. A method without a learning rate of its own gets `lr`."""
+        """Return the optimizer groups of all methods.
+
+        A method without a learning rate of its own gets `lr`.
+        """
         return [
             group
             for method, part in self._built()

@@ -1,8 +1,8 @@
 """Adapter files: which methods the settings of a file mean, and what a file says of an adapter.
 
-A method that PEFT has is written so that PEFT loads it. Another method, or a mix of several, is written into the same
-two files under our own `peft_type`. Folders of the `adapters` library and of mlx-lm, and the GGUF file of a LoRA, are
-translated when they are read.
+A method that PEFT has is written so that PEFT loads it. Another method, or a mix of several, is written into
+the same two files under our own `peft_type`. Folders of the `adapters` library and of mlx-lm, and the GGUF
+file of a LoRA, are translated when they are read.
 """
 
 import json
@@ -43,8 +43,8 @@ SILENT = {
 class Keys:
     """The keys of one adapter's tensors in its file.
 
-    A key is ROOT.SITE.SUFFIX, as PEFT has it. In a mix of several methods the number of the method stands before the
-    suffix. Next to a task head, PEFT's keys name the backbone inside its model with a head.
+    A key is ROOT.SITE.SUFFIX, as PEFT has it. In a mix of several methods the number of the method stands
+    before the suffix. Next to a task head, PEFT's keys name the backbone inside its model with a head.
     """
 
     def __init__(self, methods: Sequence[Method]) -> None:
@@ -78,8 +78,8 @@ def read(folder: Path, sites: Sequence[Site]) -> tuple[list[Method], Tensors, Se
 
     sites: of the base; they tell its own heads from an adapter's.
 
-    Rank, dtype and finiteness are checked before a tensor is used, so that a hostile file cannot make us allocate
-    what it does not contain. Raises AdapterError.
+    Rank, dtype and finiteness are checked before a tensor is used, so that a hostile file cannot make us
+    allocate what it does not contain. Raises AdapterError.
     """
     try:
         config, tensors, facts = _files(folder, sites)
@@ -130,8 +130,8 @@ def _files(folder: Path, sites: Sequence[Site]) -> tuple[Settings, Tensors, Sett
 def without_base_copies(tensors: Tensors, wanted: Tensors, model: nn.Module) -> Tensors:
     """Return `tensors` without what PEFT writes twice.
 
-    These are the base's own tables next to embedding adapters, and second names of tied biases. Only exact copies are
-    dropped; anything else stays, to be named as unexpected.
+    These are the base's own tables next to embedding adapters, and second names of tied biases. Only exact
+    copies are dropped; anything else stays, to be named as unexpected.
     """
     own = dict(model.named_parameters(remove_duplicate=False))
     kept = dict(tensors)
@@ -192,7 +192,8 @@ def _methods(config: Settings, own: list[Settings], tensors: Tensors, sites: Seq
     """Return the methods of a config.
 
     PEFT saves a task head as one of `modules_to_save`: it is one if the base has no such module.
-    own: by method, its name and the settings that PEFT does not know; empty for a file that Graft did not write.
+    own: by method, its name and the settings that PEFT does not know; empty for a file that Graft did not
+    write.
     """
     parts = [dict(part) for part in (config["methods"] if config.get("peft_type") == MIXED else [config])]
     saved = list(parts[0].get("modules_to_save") or [])
@@ -236,7 +237,10 @@ def _head_weight(name: str, tensors: Tensors) -> torch.Tensor | None:
 
 
 def _method(config: Settings, own: Settings) -> Method:
-    """Return the method that a config describes. Refuse settings that change the result and are unknown here."""
+    """Return the method that a config describes.
+
+    Refuse settings that change the result and are unknown here.
+    """
     own.pop("name", None)
     cls = _owner(config)
     if cls is None:

@@ -2,8 +2,8 @@
 
     softmax(q [P_K; K]ᵀ/√d) [P_V; V]        P_K, P_V (heads, p, width): seen by every query of their rows, never cached
 
-One wrapper per wrapped implementation is registered, in both registries (a name in only one silently gets no mask). The
-wrapper knows its inserts by the attention module that calls it.
+One wrapper per wrapped implementation is registered, in both registries (a name in only one silently gets no
+mask). The wrapper knows its inserts by the attention module that calls it.
 """
 
 import sys

@@ -1,8 +1,9 @@
 """Base: the frozen pretrained model, and everything that is done with adapters on it.
 
-There is one mechanism: a forward hook at a named place of the untouched model. A hook reads the Route of the forward
-that runs, hands each span of rows to the inserts of its adapter, and returns what they make of it. Attaching,
-detaching, routing rows, merging, checkpointing and compiling are written here once; no method is known by name.
+There is one mechanism: a forward hook at a named place of the untouched model. A hook reads the Route of the
+forward that runs, hands each span of rows to the inserts of its adapter, and returns what they make of it.
+Attaching, detaching, routing rows, merging, checkpointing and compiling are written here once; no method is
+known by name.
 """
 
 import contextlib
@@ -41,8 +42,8 @@ Rows = Sequence[str | None]
 class Base:
     """A transformers model, frozen.
 
-    model: kept as it is: same class, code, keys and values.  tokenizer: may be None.  name: path or hub id, written
-    into adapter files.
+    model: kept as it is: same class, code, keys and values.  tokenizer: may be None.  name: path or hub id,
+    written into adapter files.
     """
 
     def __init__(self, model: Any, tokenizer: Any = None, name: str = "") -> None:
@@ -273,9 +274,9 @@ class Base:
         ids: (B, T).  adapters: one name or None per row; left out: the adapter of the `using` block for all.
         keywords: transformers' own.
 
-        Returns transformers' output. If the adapters have task heads, it returns a list of the heads' logits instead,
-        one tensor per adapter in the order of `route.spans`: (rows, classes), or (rows, T, classes) of a head that
-        classifies every token.
+        Returns transformers' output. If the adapters have task heads, it returns a list of the heads' logits
+        instead, one tensor per adapter in the order of `route.spans`: (rows, classes), or (rows, T, classes)
+        of a head that classifies every token.
         """
         rows = self._rows(adapters, count_rows(ids, keywords))
         run = self._task_logits if self._heads.answer(rows) else self._forward
@@ -367,7 +368,8 @@ class Base:
     def checkpointing(self, on: bool = True) -> None:
         """Recompute every block in backward instead of keeping its activations.
 
-        The recomputation finds the Route of its own forward again, also when another adapter is in use by then.
+        The recomputation finds the Route of its own forward again, also when another adapter is in use by
+        then.
         """
         if on:
 
@@ -384,8 +386,8 @@ class Base:
     def compile(self, on: bool = True, **options: Any) -> None:
         """Run forwards through torch.compile with these options.
 
-        Attach, detach and merge throw compiled code away: dynamo does not notice a new hook and would go on without
-        the new adapter.
+        Attach, detach and merge throw compiled code away: dynamo does not notice a new hook and would go on
+        without the new adapter.
         """
         self._compile_options = options if on else None
         self._forget_compiled()
@@ -400,9 +402,10 @@ class Base:
     def merge(self, name: str, *, repack: bool = False) -> Merged:
         """Fold an adapter into the weights, so that the bare base answers with it.
 
-        Layers of a quantised base that the adapter changes become 16-bit, made from their dequantised values, or take
-        the change into the minima of their groups; the result says which. repack: layers that would become 16-bit are
-        packed again, which rounds away much of a small change (`shipping.merge_ways.choices` measures how much).
+        Layers of a quantised base that the adapter changes become 16-bit, made from their dequantised values,
+        or take the change into the minima of their groups; the result says which. repack: layers that would
+        become 16-bit are packed again, which rounds away much of a small change
+        (`shipping.merge_ways.choices` measures how much).
         """
         adapter = self._known(name)
         self._usable(name)

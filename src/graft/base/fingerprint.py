@@ -24,8 +24,8 @@ def count(model: Any) -> int:
 def fingerprint(model: Any) -> str:
     """Return SHA-256 of the architecture and of samples of embeddings and norms, which quantisation does not change.
 
-    The same for a model and its quantised form, so that an adapter trained on NF4 is known on the original; another
-    for a model of another shape, or one trained further in these tensors.
+    The same for a model and its quantised form, so that an adapter trained on NF4 is known on the original;
+    another for a model of another shape, or one trained further in these tensors.
     """
     keys = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")
     shape = {key: getattr(model.config, key, None) for key in keys}

@@ -12,7 +12,10 @@ from graft.errors import AdapterError
 
 
 class Heads(Host):
-    """The heads of all adapters on one base. They hook nothing: `Base` runs them after the last hidden state."""
+    """The heads of all adapters on one base.
+
+    They hook nothing: `Base` runs them after the last hidden state.
+    """
 
     def __init__(self) -> None:
         self._heads: dict[str, list[Head]] = {}

@@ -1,4 +1,7 @@
-"""Host: what hooks the inserts of some kinds of sites into a model. `Base.hosts_of` says which kind goes to which."""
+"""Host: what hooks the inserts of some kinds of sites into a model.
+
+`Base.hosts_of` says which kind goes to which.
+"""
 
 from collections.abc import Iterable
 from typing import Any

@@ -1,7 +1,7 @@
 """The last hidden state and what comes after it.
 
-`captured` catches what ENTERS the language head and lets one position through, so that full logits, often the largest
-tensor of all, never exist; `transform` is what a few families do to the logits after the head.
+`captured` catches what ENTERS the language head and lets one position through, so that full logits, often the
+largest tensor of all, never exist; `transform` is what a few families do to the logits after the head.
 """
 
 import contextlib

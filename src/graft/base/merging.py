@@ -1,9 +1,9 @@
 """Merging: an adapter folded into the base's weights, and taken out again without a rounding error.
 
-What was there is kept and put back; nothing is ever subtracted. A packed layer becomes a 16-bit layer made from its
-dequantised values, or is packed again; only where it is packed in groups and the change is constant within each, the
-groups' minima take it up, rounded to half precision, and the layer stays as it is. Of two tied tensors only the merged
-one changes, so the tie is broken while the merge lasts.
+What was there is kept and put back; nothing is ever subtracted. A packed layer becomes a 16-bit layer made
+from its dequantised values, or is packed again; only where it is packed in groups and the change is constant
+within each, the groups' minima take it up, rounded to half precision, and the layer stays as it is. Of two
+tied tensors only the merged one changes, so the tie is broken while the merge lasts.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -25,8 +25,8 @@ from graft.quant.replace import unpacked
 class Merged:
     """What one merge did.
 
-    Names of packed layers: dequantised, those that are 16-bit now; repacked, those that were packed again; shifted,
-    those whose minima hold the change.  untied: the head no longer shares the table's tensor.
+    Names of packed layers: dequantised, those that are 16-bit now; repacked, those that were packed again;
+    shifted, those whose minima hold the change.  untied: the head no longer shares the table's tensor.
     """
 
     adapter: str
@@ -53,7 +53,10 @@ class Merges:
         return list(self._stack)
 
     def add(self, adapter: Adapter, *, repack: bool = False) -> Merged:
-        """Fold an adapter into the weights, all of it or, on an error, nothing.  repack: packed layers stay packed."""
+        """Fold an adapter into the weights, all of it or, on an error, nothing.
+
+        repack: packed layers stay packed.
+        """
         for method in adapter.methods:
             if not method.mergeable:
                 raise MergeError(
@@ -153,8 +156,8 @@ class Merges:
 def places(adapter: Adapter) -> list[tuple[Site, list[Insert]]]:
     """Return the inserts that change a weight by place, in the order in which they are folded.
 
-    A place is reached by its name, whatever kind of site the methods saw in it. In-place methods are merged exactly and
-    task heads keep answering after the merged base, so neither is among them.
+    A place is reached by its name, whatever kind of site the methods saw in it. In-place methods are merged
+    exactly and task heads keep answering after the merged base, so neither is among them.
     """
     grouped: dict[str, tuple[Site, list[Insert]]] = {}
     for site, insert in adapter.inserts:

@@ -1,8 +1,8 @@
 """Hooks at occupied modules. They hand every span of rows to the inserts of its adapter.
 
-The x of a sublayer entered another module than the one that y leaves. A hook there remembers x in the Route for
-the length of the sublayer. The x of a stack are the tensors among its keywords: masks and positions, as its blocks
-will have them. Its cache of keys and values is left in the Route, whole: no span may cut it.
+The x of a sublayer entered another module than the one that y leaves. A hook there remembers x in the Route
+for the length of the sublayer. The x of a stack are the tensors among its keywords: masks and positions, as
+its blocks will have them. Its cache of keys and values is left in the Route, whole: no span may cut it.
 """
 
 from collections.abc import Callable
@@ -130,7 +130,10 @@ class Joint:
     def _through_forward(
         self, name: str | None, x: torch.Tensor, entered: torch.Tensor, y: torch.Tensor
     ) -> torch.Tensor:
-        """Put y through the inserts of one adapter.  entered: what entered the sublayer, for inserts at one."""
+        """Put y through the inserts of one adapter.
+
+        entered: what entered the sublayer, for inserts at one.
+        """
         for site, insert in self._seats.get(name or "", ()):
             y = insert(entered if site.entry else x, y)
         return y

@@ -18,7 +18,10 @@ def count_rows(ids: torch.Tensor | None, keywords: dict[str, Any]) -> int:
 
 
 def pick(value: Any, index: torch.Tensor | slice, count: int) -> Any:
-    """Return rows `index` of every tensor in `value` that has `count` rows. Tuples, outputs and caches are walked."""
+    """Return rows `index` of every tensor in `value` that has `count` rows.
+
+    Tuples, outputs and caches are walked.
+    """
     if isinstance(value, torch.Tensor):
         return value[index] if value.ndim and len(value) == count else value
     if type(value) in (tuple, list):

@@ -2,11 +2,11 @@
 
     [filler; front of that row; E(ids); back of that row; filler]        mask and positions to match
 
-A hook before the backbone turns ids into such embeddings and extends the attention mask; positions count live tokens. A
-hook after it takes the extra positions off the last hidden state again, so that heads, labels and pooling keep their
-lengths (the states of an encoder that a decoder reads stay whole: the decoder's mask is extended instead). With a
-filled cache the front is already in the cache, and only mask and positions are extended. If an insert sets `reads`, the
-state of that trailing vector replaces the state of the first token.
+A hook before the backbone turns ids into such embeddings and extends the attention mask; positions count live
+tokens. A hook after it takes the extra positions off the last hidden state again, so that heads, labels and
+pooling keep their lengths (the states of an encoder that a decoder reads stay whole: the decoder's mask is
+extended instead). With a filled cache the front is already in the cache, and only mask and positions are
+extended. If an insert sets `reads`, the state of that trailing vector replaces the state of the first token.
 """
 
 import inspect
@@ -30,8 +30,8 @@ Around = tuple[torch.Tensor, torch.Tensor]  # front (p, d), back (q, d)
 class Rows(NamedTuple):
     """What surrounds every row of a forward, filled up to the longest.
 
-    front (rows, p, d), back (rows, q, d); live_front, live_back: 1 where a vector is real; shift (rows, 1): position
-    ids that the row reserves before its first token.
+    front (rows, p, d), back (rows, q, d); live_front, live_back: 1 where a vector is real; shift (rows, 1):
+    position ids that the row reserves before its first token.
     """
 
     front: torch.Tensor

@@ -3,8 +3,9 @@
     average   θ = Σ wᵢθᵢ / Σ wᵢ                   model soups, Wortsman et al. 2022 (2203.05482)
     linear    θ = θ₀ + Σ wᵢ(θᵢ − θ₀)              task arithmetic, Ilharco et al. 2022 (2212.04089)
 
-θ₀ is the base's own value; only methods that train the base in place have one, so elsewhere `linear` wants Σ wᵢ = 1.
-Of a LoRA this averages the factors, which is not the mean of their products: that is `cat` or `svd` of `graft.blend`.
+θ₀ is the base's own value; only methods that train the base in place have one, so elsewhere `linear` wants Σ
+wᵢ = 1. Of a LoRA this averages the factors, which is not the mean of their products: that is `cat` or `svd`
+of `graft.blend`.
 """
 
 import math
@@ -27,7 +28,8 @@ def add_up(
 ) -> Adapter:
     """Attach the combination of these adapters under a new name.
 
-    Raises UsageError where the weights have no meaning, AdapterError where the adapters' tensors mean different things.
+    Raises UsageError where the weights have no meaning, AdapterError where the adapters' tensors mean
+    different things.
     """
     total = math.fsum(weights)
     if average and math.isclose(total, 0, abs_tol=1e-9):

@@ -1,7 +1,8 @@
 """Blending: adapters of one base combined, with a weight each, into a new one.
 
-`average` and `linear` take any method, tensor by tensor (`combine.average`). The others, and `linear` with any,
-take low-rank adapters by what they add to a weight, Dᵢ = sᵢBᵢAᵢ (`Insert.low_rank`), and give a LoRA of scale 1:
+`average` and `linear` take any method, tensor by tensor (`combine.average`). The others, and `linear` with
+any, take low-rank adapters by what they add to a weight, Dᵢ = sᵢBᵢAᵢ (`Insert.low_rank`), and give a LoRA of
+scale 1:
 
     cat       A = [wᵢsᵢAᵢ], B = [Bᵢ]: Σ wᵢDᵢ exactly; ranks add up
     svd       the best rank r of Σ wᵢDᵢ
@@ -12,10 +13,11 @@ take low-rank adapters by what they add to a weight, Dᵢ = sᵢBᵢAᵢ (`Inser
     magnitude_prune            the largest entries, summed
     …_svd     the same on the Dᵢ themselves, then the best rank r
 
-LoRA: 2106.09685; TIES: Yadav et al. 2023 (2306.01708); DARE: Yu et al. 2023 (2311.03099). Names and results are those
-of PEFT's `add_weighted_adapter`. Neither `linear` nor the `average` of factors is the mean of the Dᵢ: `cat` and `svd`
-are. Differs: what two factors cannot hold (DoRA, biases, modules trained in full) is refused instead of dropped; `svd`
-never forms Dᵢ; the ranks of different sites may differ; a blend of rsLoRA adapters keeps its size.
+LoRA: 2106.09685; TIES: Yadav et al. 2023 (2306.01708); DARE: Yu et al. 2023 (2311.03099). Names and results
+are those of PEFT's `add_weighted_adapter`. Neither `linear` nor the `average` of factors is the mean of the
+Dᵢ: `cat` and `svd` are. Differs: what two factors cannot hold (DoRA, biases, modules trained in full) is
+refused instead of dropped; `svd` never forms Dᵢ; the ranks of different sites may differ; a blend of rsLoRA
+adapters keeps its size.
 """
 
 import math
@@ -62,9 +64,9 @@ def blend(
 ) -> Adapter:
     """Attach the blend of the adapters that `weights` names, and return it.
 
-    how: one of HOWS.  density: share of the entries that ties, dare and magnitude_prune keep.  r: rank of svd and
-    …_svd; left out, the largest of the adapters'.  majority_sign: elected by the sum of entries ("total") or by their
-    number ("frequency").  seed: of DARE's draws.
+    how: one of HOWS.  density: share of the entries that ties, dare and magnitude_prune keep.  r: rank of svd
+    and …_svd; left out, the largest of the adapters'.  majority_sign: elected by the sum of entries ("total")
+    or by their number ("frequency").  seed: of DARE's draws.
     Raises UsageError for arguments that mean nothing, AdapterError where these adapters cannot be blended so.
     """
     _check(weights, how, density, r)
@@ -136,7 +138,8 @@ def _stacked(parts: Sequence[Part]) -> Factors:
 class _Mix:
     """A weighted sum of matrices of one shape, with some entries left out.
 
-    keep: all, largest or random.  elect: of each entry only the sign that prevails, averaged over those that have it.
+    keep: all, largest or random.  elect: of each entry only the sign that prevails, averaged over those that
+    have it.
     """
 
     keep: str

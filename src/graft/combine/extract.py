@@ -3,9 +3,9 @@
     D = W_tuned − W_base ≈ B A            at every targeted layer, of the largest singular values (`combine.low_rank`)
     kept = Σ_{i ≤ r} S_i² / ‖D‖²          the share of the change that the factors hold
 
-The tuned model is read from its folder tensor by tensor and is never in memory as a whole. What two factors cannot
-hold (changed norms, biases, embeddings) is named, or kept in full with them: biases as trained biases, everything
-else as `modules_to_save`, as PEFT stores it.
+The tuned model is read from its folder tensor by tensor and is never in memory as a whole. What two factors
+cannot hold (changed norms, biases, embeddings) is named, or kept in full with them: biases as trained biases,
+everything else as `modules_to_save`, as PEFT stores it.
 """
 
 import re
@@ -62,7 +62,10 @@ class Difference:
         return sum(layer.kept * layer.norm**2 for layer in self.layers.values()) / total if total else 1.0
 
     def attach(self, name: str, rest: str = "name") -> Adapter:
-        """Attach the LoRA to its base.  rest: "name" leaves the rest of the change out, "keep" adds it in full."""
+        """Attach the LoRA to its base.
+
+        rest: "name" leaves the rest of the change out, "keep" adds it in full.
+        """
         if rest not in RESTS:
             raise UsageError(f"rest={rest!r}", f"one of {', '.join(RESTS)}", "leave it out")
         if not self.layers:
@@ -80,7 +83,10 @@ class Difference:
         return adapter
 
     def _settings(self) -> dict[str, Any]:
-        """Return settings of a LoRA that also trains the rest. Raises AdapterError for what it cannot hold."""
+        """Return settings of a LoRA that also trains the rest.
+
+        Raises AdapterError for what it cannot hold.
+        """
         places = {site.name for site in self.base.sites if site.kind in REPLACEABLE}
         same = _aliases(self.base.model)
         lost = [name for name in self.rest if not any(_module(alias) in places for alias in same[name])]
@@ -110,9 +116,10 @@ def extract(
 ) -> Adapter:
     """Attach the LoRA that turns `base` into `tuned`, and return it.
 
-    tuned: a model folder, or a model in memory.  r: rank of every layer, 16 where nothing is given.  energy: instead,
-    the share of each layer's change to keep; with r, at most that rank.  rest: "name" warns of what else changed,
-    "keep" takes it along.  `difference` says how much of each layer is kept before anything is attached.
+    tuned: a model folder, or a model in memory.  r: rank of every layer, 16 where nothing is given.  energy:
+    instead, the share of each layer's change to keep; with r, at most that rank.  rest: "name" warns of what
+    else changed, "keep" takes it along.  `difference` says how much of each layer is kept before anything is
+    attached.
     Raises AdapterError where the two models do not fit each other.
     """
     change = difference(base, tuned, r=r, energy=energy, target_modules=target_modules)
@@ -134,7 +141,10 @@ def difference(
     target_modules: str | tuple[str, ...] = "all-linear",
     told: Callable[[str, Layer], None] = lambda site, layer: None,
 ) -> Difference:
-    """Return what tuning changed, layer by layer; arguments as in `extract`.  told: called after each layer."""
+    """Return what tuning changed, layer by layer; arguments as in `extract`.
+
+    told: called after each layer.
+    """
     if (r is not None and r < 1) or (energy is not None and not 0 < energy <= 1):
         raise UsageError(
             f"r={r}, energy={energy}", "a rank from 1, a share above 0 up to 1", "try r=16 or energy=0.9"

@@ -3,8 +3,8 @@
     D ≈ B A        A = √S·Vᵀ (r, in), B = U·√S (out, r), of the r largest singular values of D (out, in)
     kept = Σ_{i ≤ r} S_i² / ‖D‖²
 
-No matrix of rank r comes nearer (Eckart and Young 1936). A large matrix is not decomposed whole where r is given: the
-randomised way of Halko et al. 2009 (0909.4061) reads it a few times instead.
+No matrix of rank r comes nearer (Eckart and Young 1936). A large matrix is not decomposed whole where r is
+given: the randomised way of Halko et al. 2009 (0909.4061) reads it a few times instead.
 """
 
 from collections.abc import Mapping
@@ -30,7 +30,8 @@ def truncated(
 ) -> tuple[torch.Tensor, torch.Tensor, float]:
     """Return (A, B, kept) of a matrix in fp32.
 
-    r: the largest rank.  energy: the smallest rank that keeps this share of ‖D‖²; at most r where both are given.
+    r: the largest rank.  energy: the smallest rank that keeps this share of ‖D‖²; at most r where both are
+    given.
     """
     size = min(matrix.shape)
     if r is not None and energy is None and size >= LARGE and r + SPARE < size // 4:

@@ -1,7 +1,8 @@
 """Anatomy: find every site of a transformers model by looking at its modules.
 
-No table of model names: projections, norms and embeddings are recognised by what they are, blocks by transformers'
-own `GradientCheckpointingLayer`, the head by `get_output_embeddings`. So a model that came out yesterday works today.
+No table of model names: projections, norms and embeddings are recognised by what they are, blocks by
+transformers' own `GradientCheckpointingLayer`, the head by `get_output_embeddings`. So a model that came out
+yesterday works today.
 """
 
 import re

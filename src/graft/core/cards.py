@@ -1,9 +1,9 @@
 """Read a method's settings and help from its source, without importing torch.
 
-A method is a file of graft/methods with one frozen dataclass that derives from Method. Its module docstring is the
-card's text (equation, paper, differences), each field `r: int = 8  # help` a setting, and class attributes such as
-`mergeable = No("why")` its declarations. A class that derives from another method's class inherits its settings,
-and all have those of Method.
+A method is a file of graft/methods with one frozen dataclass that derives from Method. Its module docstring
+is the card's text (equation, paper, differences), each field `r: int = 8  # help` a setting, and class
+attributes such as `mergeable = No("why")` its declarations. A class that derives from another method's class
+inherits its settings, and all have those of Method.
 """
 
 import ast

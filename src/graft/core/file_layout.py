@@ -1,7 +1,7 @@
 """File layout: what an adapter's files say of a method, and which method the settings of a file mean.
 
-The numbers are plain data. A method whose files say something other than its settings derives a layout and overrides
-`describe` or `understand`, so that the method itself stays free of formats.
+The numbers are plain data. A method whose files say something other than its settings derives a layout and
+overrides `describe` or `understand`, so that the method itself stays free of formats.
 """
 
 from collections.abc import Mapping, Sequence

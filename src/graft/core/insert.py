@@ -1,13 +1,13 @@
 """Inserts: what an adapter puts at a site of the model.
 
-An `Insert` hooks a module: it sees what entered the site (x) and what left it (y) and returns what must leave. One that
-acts before the site computes overrides `enter`. Laws: the result has y's shape and dtype; trained tensors are fp32 and
-are cast to x's dtype for the product; random choices come from torch's generator; nothing is kept on the module between
-two forwards.
+An `Insert` hooks a module: it sees what entered the site (x) and what left it (y) and returns what must
+leave. One that acts before the site computes overrides `enter`. Laws: the result has y's shape and dtype;
+trained tensors are fp32 and are cast to x's dtype for the product; random choices come from torch's
+generator; nothing is kept on the module between two forwards.
 
-What does not hook a module has a class of its own: `KeyValues` (attention), `VirtualTokens` (around the rows),
-`InPlace` (instead of the module's own parameters) and `Head` (after the last hidden state). All are `AdapterModule`s,
-which can be saved and loaded. `layers.replacements` has some that serve many methods.
+What does not hook a module has a class of its own: `KeyValues` (attention), `VirtualTokens` (around the
+rows), `InPlace` (instead of the module's own parameters) and `Head` (after the last hidden state). All are
+`AdapterModule`s, which can be saved and loaded. `layers.replacements` has some that serve many methods.
 """
 
 from abc import abstractmethod
@@ -105,7 +105,8 @@ class KeyValues(AdapterModule):
 class VirtualTokens(AdapterModule):
     """Base class of what puts vectors around the embedded rows, at the `prompt` site.
 
-    reads: index of the trailing vector whose final state replaces the first token's, for task heads. None: not used.
+    reads: index of the trailing vector whose final state replaces the first token's, for task heads. None:
+    not used.
     """
 
     reads: int | None = None

@@ -1,7 +1,7 @@
 """Method: a paper as a frozen dataclass of hyper-parameters, which builds an Insert for each of its sites.
 
-A method is one file in `graft/methods`, named as users name it. Nothing else knows it: the training loop, the saver
-and the planner call the doors below without asking which method it is, and the defaults do nothing.
+A method is one file in `graft/methods`, named as users name it. Nothing else knows it: the training loop, the
+saver and the planner call the doors below without asking which method it is, and the defaults do nothing.
 """
 
 from collections.abc import Mapping, Sequence
@@ -41,10 +41,11 @@ class No:
 class Method:
     """Base class of every method's configuration.
 
-    Abilities are True, or No with a reason. `routable`: rows of one batch may use different adapters. `quantisable`: it
-    works on packed weights. `mergeable`: its effect can be folded into the base. `newborn`: a fresh adapter changes
-    nothing. `packable`: documents may share a row. `cacheable`: text can be generated with a cache of keys and values.
-    `in_place` methods train the base's own tensors and are used one at a time.
+    Abilities are True, or No with a reason. `routable`: rows of one batch may use different adapters.
+    `quantisable`: it works on packed weights. `mergeable`: its effect can be folded into the base. `newborn`:
+    a fresh adapter changes nothing. `packable`: documents may share a row. `cacheable`: text can be generated
+    with a cache of keys and values. `in_place` methods train the base's own tensors and are used one at a
+    time.
     """
 
     # Its own peak learning rate; train.lr where left out
@@ -59,9 +60,8 @@ class Method:
     packable: ClassVar[bool | No] = True
     cacheable: ClassVar[bool | No] = True
     in_place: ClassVar[bool] = False
-    word_head: ClassVar[bool] = (
-        False  # a classifier that reads what a masked model's language head makes of a state
-    )
+    # a classifier that reads what a masked model's language head makes of a state
+    word_head: ClassVar[bool] = False
     passes: ClassVar[int] = 1  # forwards per micro-batch; their losses go to `extra_loss`
 
     @classmethod

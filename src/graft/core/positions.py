@@ -37,8 +37,9 @@ def first_position(config: Any) -> int:
 def obstacle(config: Any, max_length: int) -> str | None:
     """Return why rows of this model cannot be packed, or None.
 
-    An explicit mask replaces the model's own: a sliding window shorter than a row would be lost. Only sdpa obeys a mask
-    of truth values; eager attention would add it to the scores, and the documents would see each other.
+    An explicit mask replaces the model's own: a sliding window shorter than a row would be lost. Only sdpa
+    obeys a mask of truth values; eager attention would add it to the scores, and the documents would see each
+    other.
     """
     text = config.get_text_config()
     attention = getattr(config, "_attn_implementation", None) or "sdpa"

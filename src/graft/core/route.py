@@ -1,8 +1,9 @@
 """Routing: which rows of a batch belong to which adapter while one forward runs.
 
-`spans` is pure arithmetic on names. A `Route` is what hooks read: it lies in a `threading.local` for the length of one
-forward, because dynamo can trace that (it cannot trace a ContextVar) and because a checkpointed layer, recomputed in
-backward, must find the Route of ITS forward again (`installed(route)` in the checkpoint's context).
+`spans` is pure arithmetic on names. A `Route` is what hooks read: it lies in a `threading.local` for the
+length of one forward, because dynamo can trace that (it cannot trace a ContextVar) and because a checkpointed
+layer, recomputed in backward, must find the Route of ITS forward again (`installed(route)` in the
+checkpoint's context).
 """
 
 import contextlib
@@ -52,8 +53,8 @@ class Taps:
 class Route:
     """The adapters of one forward.
 
-    spans: contiguous, covering all rows.  rows: how many rows the caller gave.  swap: puts the parameters of in-place
-    methods into the model.
+    spans: contiguous, covering all rows.  rows: how many rows the caller gave.  swap: puts the parameters of
+    in-place methods into the model.
     """
 
     spans: tuple[Span, ...]
@@ -69,8 +70,8 @@ class Route:
     def parts(self, count: int) -> list[tuple[str | None, slice]]:
         """Return (adapter, its rows) for a tensor of `count` rows.
 
-        A module may see k times as many rows as the caller gave: OPT flattens to B·T, beams and returned sequences
-        repeat rows.
+        A module may see k times as many rows as the caller gave: OPT flattens to B·T, beams and returned
+        sequences repeat rows.
 
         >>> Route((("a", 0, 1), (None, 1, 3)), rows=3).parts(6)
         [('a', slice(0, 2, None)), (None, slice(2, 6, None))]

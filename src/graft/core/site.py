@@ -1,8 +1,8 @@
 """Site: a named place in the model where we can read or change a tensor.
 
-Its name IS the module path (`model.layers.3.self_attn.q_proj`), so PEFT files and `target_modules` suffixes mean here
-what they mean there. A Site looks its module up by name, so it survives the module being replaced (a merge puts a
-16-bit layer in the place of a 4-bit one).
+Its name IS the module path (`model.layers.3.self_attn.q_proj`), so PEFT files and `target_modules` suffixes
+mean here what they mean there. A Site looks its module up by name, so it survives the module being replaced
+(a merge puts a 16-bit layer in the place of a 4-bit one).
 
     kind     x                               y
     linear   input of a projection           its output                  (nn.Linear, Conv1D, QuantLinear)
@@ -37,7 +37,8 @@ KINDS = ("linear", "norm", "embed", "head", "block", "stack", *SUBLAYERS, "kv", 
 class Site:
     """One place of one model.
 
-    name: module path.  kind: one of KINDS.  root: the model.  layer: index of the block that it is in, if any.
+    name: module path.  kind: one of KINDS.  root: the model.  layer: index of the block that it is in, if
+    any.
     entry: path of the projection that x enters, for a sublayer, whose name is that of its last projection.
     """
 
@@ -83,7 +84,10 @@ class Site:
         return scale.to(self.module.weight.dtype) if isinstance(scale, torch.Tensor) else scale
 
     def weight(self) -> torch.Tensor:
-        """Return the weight (out, in), dequantised; (ids, width) at `embed`. It is copied only if it is packed."""
+        """Return the weight (out, in), dequantised; (ids, width) at `embed`.
+
+        It is copied only if it is packed.
+        """
         weight = self.module.weight
         matrix: torch.Tensor = weight.T if self.transposed else weight
         return matrix
@@ -93,7 +97,10 @@ class Site:
         return getattr(self.module, "bias", None)
 
     def product(self, x: torch.Tensor) -> torch.Tensor:
-        """Return x (..., in) times the weight, without bias and hooks. Backward decodes a packed weight again."""
+        """Return x (..., in) times the weight, without bias and hooks.
+
+        Backward decodes a packed weight again.
+        """
         module = self.module
         return module.product(x) if is_packed(module) else F.linear(x, self.weight().to(x.dtype))
 

@@ -2,12 +2,15 @@
 
     adapter_config.json    {"config": {its settings}, "name": NAME, "version": "adapters.1.3.0", ...}
     adapter.safetensors    PATH.adapters.NAME.adapter_down.0.weight (m, d), .bias;  adapter_up.weight (d, m), .bias;
-                           scaling;  Compacter: W_left, W_right, b in both places, and shared_parameters.NAME.phm_rule
-                           PATH.loras.NAME.lora_A (r, in), lora_B (out, r);  (IA)³: lora_B (out, 1) alone
+                           scaling;  Compacter: W_left, W_right, b in both places, and
+                           shared_parameters.NAME.phm_rule PATH.loras.NAME.lora_A (r, in), lora_B (out, r);
+                           (IA)³: lora_B (out, 1) alone
 
-PATH of a LoRA is the projection. PATH of a bottleneck is a module of the library's own blocks; inside one block the
-alphabet gives them in the order they act: attention.output, output; attention_adapters, cross_attention_adapters,
-output_adapters; layer.0, layer.1, layer.2. Layout of version 1.3; Poth et al. 2023 (2311.11077).
+PATH of a LoRA is the projection. PATH of a bottleneck is a module of the library's own blocks; inside one
+block the
+alphabet gives them in the order they act: attention.output, output; attention_adapters,
+cross_attention_adapters, output_adapters; layer.0, layer.1, layer.2. Layout of version 1.3; Poth et al. 2023
+(2311.11077).
 """
 
 import re
@@ -126,7 +129,10 @@ def _low_rank(
 
 
 def _named(tensors: dict[str, Tensor], group: str, name: str) -> Named:
-    """Return the tensors by path and part. Raises AdapterError for another group, such as an invertible adapter's."""
+    """Return the tensors by path and part.
+
+    Raises AdapterError for another group, such as an invertible adapter's.
+    """
     found: Named = {}
     for key, tensor in tensors.items():
         match = re.fullmatch(rf"(?:(.*)\.{group}|(?:.*\.)?shared_parameters)\.{re.escape(name)}\.(.*)", key)

@@ -4,9 +4,11 @@
     roberta.encoder.layer.0.attention.self.query.lora_B   (out, r)     ->  base_model.model.<module>.lora_B.weight
     classifier.dense.weight, ...                                       ->  base_model.model.classifier.dense.weight
 
-r is read from the shapes; α is not in the file, so the caller states it (the official files used 16 with r 8).
+r is read from the shapes; α is not in the file, so the caller states it (the official files used 16 with r
+8).
 Layout: microsoft/LoRA, `lora.lora_state_dict` and `loralib.Linear`: h = W x + (α / r) B A x, as in PEFT.
-Differs: `MergedLinear` (GPT-2's fused q, k, v with one rank for each part) has no PEFT counterpart and is refused.
+Differs: `MergedLinear` (GPT-2's fused q, k, v with one rank for each part) has no PEFT counterpart and is
+refused.
 """
 
 import json
@@ -33,9 +35,10 @@ def convert(
 ) -> str:
     """Write the PEFT folder `out` from the loralib file `path` and return a line that says what was done.
 
-    lora_alpha: α of the training run, which the file does not state.  base: written as `base_model_name_or_path`.
-    Raises ModelError where the file cannot be read safely, AdapterError where it is no plain LoRA or not finite,
-    UsageError where `out` exists and force is False.
+    lora_alpha: α of the training run, which the file does not state.  base: written as
+    `base_model_name_or_path`.
+    Raises ModelError where the file cannot be read safely, AdapterError where it is no plain LoRA or not
+    finite, UsageError where `out` exists and force is False.
     """
     path, out = Path(path), Path(out)
     if not path.is_file():

@@ -1,13 +1,15 @@
 """Adapters of mlx-lm, read: LoRA and DoRA, translated into PEFT's layout.
 
     adapter_config.json     fine_tune_type: lora | dora;  num_layers: n, the last n blocks (below 1: all);
-                            lora_parameters: {rank, scale, dropout, keys: paths inside a block, or of the whole model}
+                            lora_parameters: {rank, scale, dropout, keys: paths inside a block, or of the
+                            whole model}
     adapters.safetensors    PATH.lora_a (in, r), PATH.lora_b (r, out), for DoRA PATH.m (out,);  of a table (ids, r)
 
     y = W x + b + s·Bᵀ Aᵀ x        s = scale, whatever the rank;  DoRA: W' = m/‖W + s·BᵀAᵀ‖ ⊙ (W + s·BᵀAᵀ) by rows
 
-mlx-lm puts an adapter where the settings say, and takes from the file what it has for these places; a file that has
-other places is refused. `alpha`, which many files hold, is read by no version that writes num_layers.
+mlx-lm puts an adapter where the settings say, and takes from the file what it has for these places; a file
+that has other places is refused. `alpha`, which many files hold, is read by no version that writes
+num_layers.
 """
 
 import math
@@ -38,7 +40,10 @@ Places = dict[str, tuple[Site, dict[str, Tensor]]]  # name in this base -> (site
 def translated(
     facts: Settings, tensors: dict[str, Tensor], sites: Sequence[Site]
 ) -> tuple[Settings, dict[str, Tensor]]:
-    """Return `adapter_config.json` and tensors as PEFT would have written them for this base. Raises AdapterError."""
+    """Return `adapter_config.json` and tensors as PEFT would have written them for this base.
+
+    Raises AdapterError.
+    """
     kind, parameters, last = (
         facts.get("fine_tune_type", "lora"),
         facts.get("lora_parameters"),

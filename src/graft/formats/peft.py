@@ -1,7 +1,7 @@
 """PEFT's two files, `adapter_config.json` and `adapter_model.safetensors`: their bytes, written and read.
 
-What only Graft needs (the base's fingerprint, settings that PEFT does not know) is kept in the metadata of the
-safetensors file, which other readers ignore. What the settings mean is decided in `base.adapter_files`.
+What only Graft needs (the base's fingerprint, settings that PEFT does not know) is kept in the metadata of
+the safetensors file, which other readers ignore. What the settings mean is decided in `base.adapter_files`.
 """
 
 import json
@@ -51,7 +51,8 @@ def write(folder: Path, config: Settings, tensors: Tensors, facts: Settings) -> 
 def read(folder: Path, weights: str = WEIGHTS) -> tuple[Settings, Tensors, Settings]:
     """Return (config, tensors, facts); `facts` is empty for a file that Graft did not write.
 
-    weights: name of the file of tensors; tools that keep PEFT's config under the same name differ in this one.
+    weights: name of the file of tensors; tools that keep PEFT's config under the same name differ in this
+    one.
     """
     config = json.loads((folder / CONFIG).read_text())
     with safe_open(folder / weights, "pt") as file:

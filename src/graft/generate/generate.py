@@ -1,7 +1,8 @@
 """Generation: prompts in, only the new text out, in their order, rows with different adapters side by side.
 
-Prompts are sorted by length and left-padded, so that every row's last token stands at the same place and positions
-count live tokens only. A stop is a token (the end tokens of model and template) or a string, which is cut off.
+Prompts are sorted by length and left-padded, so that every row's last token stands at the same place and
+positions count live tokens only. A stop is a token (the end tokens of model and template) or a string, which
+is cut off.
 """
 
 import math
@@ -114,7 +115,8 @@ def generate(
 
     prompts: texts (used as they are, with the tokenizer's start token) or message lists (chat template).
     adapters: one name or None per prompt.
-    sampling: the fields of `Sampling`. Raises UsageError for bad settings, DataError for a prompt beyond the context.
+    sampling: the fields of `Sampling`. Raises UsageError for bad settings, DataError for a prompt beyond the
+    context.
     """
     unknown = set(sampling) - set(Sampling.__dataclass_fields__)
     if unknown:
@@ -185,7 +187,8 @@ def _batch(
 def continuation(tokenizer: PreTrainedTokenizerBase, prompt: list[int], new: list[int]) -> str:
     """Return the text of `new` as it reads after `prompt`.
 
-    Both are decoded together: tokenizers of Llama's kind drop the blank in front of whatever they decode first.
+    Both are decoded together: tokenizers of Llama's kind drop the blank in front of whatever they decode
+    first.
     """
     before = _text(tokenizer, prompt)
     whole = _text(tokenizer, prompt + new)
@@ -193,7 +196,10 @@ def continuation(tokenizer: PreTrainedTokenizerBase, prompt: list[int], new: lis
 
 
 class _StopWords(StoppingCriteria):
-    """True for rows whose new text holds a stop word. Looks at the last tokens only: a word may be cut anywhere."""
+    """True for rows whose new text holds a stop word.
+
+    Looks at the last tokens only: a word may be cut anywhere.
+    """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, words: Sequence[str], start: int) -> None:
         self.tokenizer, self.words, self.start = tokenizer, words, start
@@ -260,8 +266,8 @@ def _batches(
 ) -> Iterator[tuple[list[int], int]]:
     """Yield (rows, room for new tokens), long prompts first, so that a lack of memory shows at once.
 
-    Rows whose room is short of `new` share a batch with rows of their length only: a longer neighbour may not shorten
-    an answer, nor a shorter one push it beyond the last position.
+    Rows whose room is short of `new` share a batch with rows of their length only: a longer neighbour may not
+    shorten an answer, nor a shorter one push it beyond the last position.
     """
     room = [new if context is None else min(new, context - len(own)) for own in tokens]
     order = sorted(range(len(tokens)), key=lambda row: -len(tokens[row]))

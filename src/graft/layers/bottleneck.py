@@ -2,8 +2,9 @@
 
     Δ(u) = s · drop(W_up φ(W_down u + b_down) + b_up)        W_down (m, d), W_up (d, m);  m = d / reduction_factor
 
-Settings have the names of the `adapters` library. Differs: W_up starts at zero by default, so a newborn adapter
-changes nothing bit for bit; `houlsby` and `bert` draw it, as the papers do, and are only near the base at birth.
+Settings have the names of the `adapters` library. Differs: W_up starts at zero by default, so a newborn
+adapter changes nothing bit for bit; `houlsby` and `bert` draw it, as the papers do, and are only near the
+base at birth.
 """
 
 import math
@@ -29,9 +30,8 @@ WIDEST = 4  # times d: no bottleneck is wider; a file that asks for more is host
 class Bottlenecked(Placed):
     """Base class of methods whose added module is a bottleneck."""
 
-    reduction_factor: float | dict[str, float] = (
-        16  # d / m; or by number of the block, {"0": 8, "default": 16}
-    )
+    # d / m; or by number of the block, {"0": 8, "default": 16}
+    reduction_factor: float | dict[str, float] = 16
     m: int | None = None  # width of the bottleneck, in place of reduction_factor
     non_linearity: str = "relu"  # φ: relu, gelu, gelu_new, swish, tanh, ... as transformers names them
     scaling: float | str = 1.0  # s: a number, or trained from 1 on: learned (one), channel (one per output)
@@ -80,9 +80,8 @@ class Bottlenecked(Placed):
 class Dense(Bottlenecked):
     """Base class of those whose projections are ordinary matrices."""
 
-    init_weights: str = (
-        "mam_adapter"  # W_up zero; bert: both N(0, 0.02); houlsby: both N(0, 0.01), cut at 2 deviations
-    )
+    # W_up zero; bert: both N(0, 0.02); houlsby: both N(0, 0.01), cut at 2 deviations
+    init_weights: str = "mam_adapter"
 
     parallel: ClassVar = False
 

@@ -2,7 +2,8 @@
 
     y = (W₀ + M ⊙ D) x + b₀        M: k ones where |∂L/∂W ⊙ W₀| of one step is largest
 
-D holds the k entries under M alone, so optimizer states and files are as small as it. Until M is chosen D rests at 0.
+D holds the k entries under M alone, so optimizer states and files are as small as it. Until M is chosen D
+rests at 0.
 """
 
 import torch

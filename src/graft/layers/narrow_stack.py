@@ -47,8 +47,8 @@ class Narrow(nn.Module):
     def forward(self, states: torch.Tensor, cache: Any = None, **given: Any) -> torch.Tensor:
         """Return states (B, T, width) after all of its blocks, in their dtype.
 
-        given: masks and positions, as for the base.  cache: the base's, of keys and values; it then holds those of
-        this stack as well.
+        given: masks and positions, as for the base.  cache: the base's, of keys and values; it then holds
+        those of this stack as well.
         """
         if cache is not None:
             given["past_key_values"] = self._beside(cache)
@@ -103,7 +103,10 @@ class _Nothing(nn.Module):
 
 
 def narrowed(config: Any, layers: Sequence[int], reduction: int) -> Any:
-    """Return the configuration of the narrow stack. A head keeps an even number of positions, at least two."""
+    """Return the configuration of the narrow stack.
+
+    A head keeps an even number of positions, at least two.
+    """
     config = copy.deepcopy(config)
     width, heads, depth = config.hidden_size, config.num_attention_heads, config.num_hidden_layers
     head = head_width(config)

@@ -2,8 +2,8 @@
 
     y + (γ' − γ) ⊙ norm₀(x) + (β' − β)        norm₀: the norm without its γ and β; γ', β' (d,) start as γ, β
 
-norm₀ is the module's own code with a weight that stands for 1. γ' is kept as the module stores it: Gemma's norms
-multiply by 1 + γ, which changes nothing in the difference.
+norm₀ is the module's own code with a weight that stands for 1. γ' is kept as the module stores it: Gemma's
+norms multiply by 1 + γ, which changes nothing in the difference.
 """
 
 import inspect

@@ -5,8 +5,8 @@
     mean           c = 1     the authors' code; its merge divides by g
     mean_x_groups  c = G     PEFT's `use_qalora`
 
-PEFT's files are known by `"use_qalora": true`. Nothing in a file of the authors' code tells its pooling: add that,
-`"qalora_pool": "mean"` and the `qalora_group_size` to its adapter_config.json.
+PEFT's files are known by `"use_qalora": true`. Nothing in a file of the authors' code tells its pooling: add
+that, `"qalora_pool": "mean"` and the `qalora_group_size` to its adapter_config.json.
 """
 
 from collections.abc import Callable

@@ -2,11 +2,13 @@
 
     W' = W[rows][:, columns]
 
-Kept of the residual stream: the dimensions with the largest sum of squared weights over all matrices that read or write
-them, the same in every block. Kept inside a feed-forward part: its units with the largest weights. Kept of attention
-heads: one position in each band of neighbours, the same in all heads of a part, halves of a head together: a rotary
-embedding turns position i with i + half, the slower the larger i, and a narrow head has every R-th of these speeds.
-What has no counterpart in the base, and experts with their router, keep the random start of their class.
+Kept of the residual stream: the dimensions with the largest sum of squared weights over all matrices that
+read or write them, the same in every block. Kept inside a feed-forward part: its units with the largest
+weights. Kept of attention
+heads: one position in each band of neighbours, the same in all heads of a part, halves of a head together: a
+rotary embedding turns position i with i + half, the slower the larger i, and a narrow head has every R-th of
+these speeds. What has no counterpart in the base, and experts with their router, keep the random start of
+their class.
 """
 
 from collections import defaultdict
@@ -74,7 +76,8 @@ def pruned(
 ) -> torch.Tensor:
     """Fill narrow stacks from the base; all keep the same dimensions of the residual stream.
 
-    places: the stack and the blocks that each accompanies.  Returns the choice (narrow, width): rows of the identity.
+    places: the stack and the blocks that each accompanies.  Returns the choice (narrow, width): rows of the
+    identity.
     """
     found = [[list(parts(stack, block, sites)) for block in blocks] for stack, blocks in places]
     around = [part.outer() for blocks in found for inner in blocks for part in inner]

@@ -79,8 +79,8 @@ class Replacement(Insert):
 class Thaw(InPlace):
     """Trained copies of a module's own parameters, in the base's dtype; the module computes with them while in use.
 
-    shared: the copies made so far, by the identity of the original. A tied tensor is owned, and saved, by the first of
-    its modules; the others borrow it.
+    shared: the copies made so far, by the identity of the original. A tied tensor is owned, and saved, by the
+    first of its modules; the others borrow it.
     """
 
     def __init__(self, site: Site, shared: dict[int, nn.Parameter]) -> None:

@@ -2,8 +2,8 @@
 
     xR = x + x(R − I)        R (in, in) block-diagonal, kept as its blocks (in/b, b, b)
 
-R itself is nowhere formed, only the change R − I. It is an exact zero at birth, and a small turn of a 16-bit x loses
-nothing to the rounding of 1 + ε.
+R itself is nowhere formed, only the change R − I. It is an exact zero at birth, and a small turn of a 16-bit
+x loses nothing to the rounding of 1 + ε.
 """
 
 import torch

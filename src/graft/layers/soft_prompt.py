@@ -1,7 +1,7 @@
 """Soft prompts: what the methods share that put vectors in front of every row.
 
-A prompt is a table that is trained, or it is made of other trained tensors; either way the file holds its vectors, as
-PEFT's do, and what is loaded is a table.
+A prompt is a table that is trained, or it is made of other trained tensors; either way the file holds its
+vectors, as PEFT's do, and what is loaded is a table.
 """
 
 from abc import abstractmethod
@@ -122,7 +122,10 @@ def check_room(length: int, config: Any) -> None:
 
 
 def tokenizer(site: Site, path: str | None) -> Any:
-    """Return the tokenizer in `path`, or the one in the model's folder. Raises UsageError if there is none."""
+    """Return the tokenizer in `path`, or the one in the model's folder.
+
+    Raises UsageError if there is none.
+    """
     where = path or site.root.config.name_or_path
     try:
         return AutoTokenizer.from_pretrained(where, trust_remote_code=False, local_files_only=True)

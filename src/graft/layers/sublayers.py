@@ -45,7 +45,10 @@ class Placed(Method):
     files: ClassVar = PlacedFiles()
 
     def insert(self, sublayer: Site, place: Site, block: int) -> Insert:
-        """Return the insert for one place.  sublayer: has the widths.  block: its number, through all stacks."""
+        """Return the insert for one place.
+
+        sublayer: has the widths.  block: its number, through all stacks.
+        """
         raise NotImplementedError
 
     def targets(self, sites: Sequence[Site]) -> list[Site]:
@@ -99,7 +102,10 @@ class Placed(Method):
 
 
 class Addition(Insert):
-    """Adds `delta` at one place; the top of this file says how.  d: width there; parallel: Δ of what entered."""
+    """Adds `delta` at one place; the top of this file says how.
+
+    d: width there; parallel: Δ of what entered.
+    """
 
     def __init__(self, place: Site, d: int, *, parallel: bool = False) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
 """Taps: states of the trunk, left in the Route for an insert of the same adapter further up.
 
-A tap changes nothing and keeps nothing: what it left goes with the forward. It is not taken out at its use, as
-generation runs an encoder once and its decoder many times.
+A tap changes nothing and keeps nothing: what it left goes with the forward. It is not taken out at its use,
+as generation runs an encoder once and its decoder many times.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,10 @@ class Tap(Insert):
         return y
 
     def leave(self, states: Any) -> None:
-        """Keep states for the length of the forward. An adapter owns one span of its rows, so its taps never meet."""
+        """Keep states for the length of the forward.
+
+        An adapter owns one span of its rows, so its taps never meet.
+        """
         _taps().states[id(self)] = states
 
     def left(self) -> Any:

@@ -1,6 +1,7 @@
 """Targets: the choice of sites that most methods share, under PEFT's names, and what is trained with them.
 
-A name matches as in PEFT: a string is a regular expression for the whole name, a tuple holds names or their last parts.
+A name matches as in PEFT: a string is a regular expression for the whole name, a tuple holds names or their
+last parts.
 """
 
 import re
@@ -19,7 +20,10 @@ from graft.layers.replacements import Replacement, Shift
 
 
 class TargetedFiles(FileLayout):
-    """PEFT's config. A list of targets is written as it was given, any other choice as the names it came to."""
+    """PEFT's config.
+
+    A list of targets is written as it was given, any other choice as the names it came to.
+    """
 
     def describe(self, method: Any, part: Part) -> dict[str, Any]:
         config = super().describe(method, part)
@@ -45,14 +49,12 @@ class NamedFiles(TargetedFiles):
 class Targeted(Method):
     """Base class of methods that put one insert at each projection they are pointed at."""
 
-    target_modules: str | tuple[str, ...] = (
-        "all-linear"  # names or their last parts; a string is a regular expression
-    )
+    # names or their last parts; a string is a regular expression
+    target_modules: str | tuple[str, ...] = "all-linear"
     exclude_modules: str | tuple[str, ...] = ()  # taken out of the targets, same rule
     layers_to_transform: tuple[int, ...] | int | None = None  # only these blocks
-    layers_pattern: str | tuple[str, ...] | None = (
-        None  # name of the list of blocks, where a model has several
-    )
+    # name of the list of blocks, where a model has several
+    layers_pattern: str | tuple[str, ...] | None = None
     modules_to_save: tuple[str, ...] = ()  # modules trained in full, such as embed_tokens or lm_head
 
     kinds: ClassVar[tuple[str, ...]] = ("linear", "head")

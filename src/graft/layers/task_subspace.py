@@ -3,8 +3,9 @@
     z_i = W_e vec(P_i) + b_e        P̂_i = W₂ tanh(W₁z_i + b₁) + b₂
     minimise Σ_i ‖P̂_i − P_i‖²/‖P_i − P̄‖² + L_i(P̂_i)        L_i: loss of task i under a prompt; P̄: mean of all P_i
 
-Qin et al. 2021 (2110.07867). Differs: the prompts are centred and brought to unit size first, and each task's distance
-is measured against its own from the mean, so that no task drowns the others; W₂ and b₂ in the file undo both.
+Qin et al. 2021 (2110.07867). Differs: the prompts are centred and brought to unit size first, and each task's
+distance is measured against its own from the mean, so that no task drowns the others; W₂ and b₂ in the file
+undo both.
 """
 
 from collections.abc import Callable, Sequence
@@ -40,7 +41,8 @@ def find_subspace(
 ) -> float:
     """Train the auto-encoder on prompts (p, d) of one size, or on adapters that hold one each, and write its decoder.
 
-    task_loss: (which task, its decoded prompt (p, d)) -> loss of that task; left out, the distances alone count.
+    task_loss: (which task, its decoded prompt (p, d)) -> loss of that task; left out, the distances alone
+    count.
     Returns the share of the prompts' variance that the subspace does not hold: 0 is a perfect one.
     """
     check_sizes(intrinsic_dim=intrinsic_dim, hidden_size=hidden_size)
@@ -71,7 +73,10 @@ def find_subspace(
 
 
 class AutoEncoder(nn.Module):
-    """Of vectors of `width` numbers: one layer in, two out. Centred inputs make the encoder's bias the mean's z."""
+    """Of vectors of `width` numbers: one layer in, two out.
+
+    Centred inputs make the encoder's bias the mean's z.
+    """
 
     def __init__(self, width: int, intrinsic_dim: int, hidden_size: int) -> None:
         super().__init__()
@@ -102,7 +107,10 @@ def _write(coder: AutoEncoder, size: torch.Tensor, mean: torch.Tensor, path: Pat
 
 
 def _tensors(prompts: Sequence[torch.Tensor | Holder]) -> list[torch.Tensor]:
-    """Return every prompt as a tensor (p, d) in fp32. Raises UsageError for too few, or for different shapes."""
+    """Return every prompt as a tensor (p, d) in fp32.
+
+    Raises UsageError for too few, or for different shapes.
+    """
     tables = [p if isinstance(p, torch.Tensor) else _held(p) for p in prompts]
     shapes = sorted({tuple(p.shape) for p in tables})
     if len(tables) < 2 or len(shapes) != 1 or tables[0].ndim != 2:

@@ -2,13 +2,14 @@
 
     y = W₀x + b + s·B (E ⊙ A) drop(x)        A (r, in), B (out, r) ~ N(0, 0.02²), E (r, 1) = 0;  s = α/(r + 1e-5)
     loss += orth_reg_weight · mean over all A and B of ‖A Aᵀ − I‖_F and ‖Bᵀ B − I‖_F
-    importance of a number w with gradient g:  I = |w g|,  Ī ← β₁Ī + (1−β₁)I,  Ū ← β₂Ū + (1−β₂)|I − Ī|,  score Ī·Ū
-    score of a triplet (E_i, A_i, B_·i):  score(E_i) + mean score(A_i) + mean score(B_·i)
+    importance of a number w with gradient g:  I = |w g|,  Ī ← β₁Ī + (1−β₁)I,  Ū ← β₂Ū + (1−β₂)|I − Ī|,  score
+    Ī·Ū score of a triplet (E_i, A_i, B_·i):  score(E_i) + mean score(A_i) + mean score(B_·i)
     triplets kept, of all sites together:  b(t) = b_T + (b_0 − b_T)(1 − (t − tinit)/(T − tfinal − tinit))³
 
-Every deltaT steps the E of all but the b(t) best triplets become 0; they may grow back until step T − tfinal, when the
-choice becomes final. Zhang et al. 2023 (2303.10512). Differs: the norm of the penalty is not squared, as in PEFT; and T
-is the length of the run unless it is given. Length: the allocation of ranks is half of the method.
+Every deltaT steps the E of all but the b(t) best triplets become 0; they may grow back until step T − tfinal,
+when the choice becomes final. Zhang et al. 2023 (2303.10512). Differs: the norm of the penalty is not
+squared, as in PEFT; and T is the length of the run unless it is given. Length: the allocation of ranks is
+half of the method.
 """
 
 from collections.abc import Sequence

@@ -1,14 +1,16 @@
 """AdaMix: several experts of an adapter or a LoRA, one drawn at random in each forward, all averaged at the end.
 
     training:   y ← y + W_up^(j) φ(W_down^(i) u)       LoRA: y ← y + s·B^(j) A^(i) drop(x)
-                i, j uniform, drawn anew for each pass and each site; one of the two sides is shared by all experts
+                i, j uniform, drawn anew for each pass and each site; one of the two sides is shared by all
+                experts
     afterwards: W̄ = 1/E Σ_e W^(e) of each side: one ordinary adapter or LoRA, as cheap as that
 
     L = ½(CE(p₁) + CE(p₂)) + consistency · ½(KL(p₁‖p₂) + KL(p₂‖p₁))        p₁, p₂: two passes with draws of their own
 
-W_down (E, m, d), W_up (1, d, m); A (E, r, in), B (1, out, r). Trained are L(E(dm + m) + md + d) numbers, of which
-L(2dm + m + d) stay. In eval mode the averages answer, and files hold them: an adapter of Pfeiffer, or a LoRA that PEFT
-loads. Checkpoints keep every expert. Wang et al. 2022 (2205.12410). Differs: up-projections start at zero.
+W_down (E, m, d), W_up (1, d, m); A (E, r, in), B (1, out, r). Trained are L(E(dm + m) + md + d) numbers, of
+which L(2dm + m + d) stay. In eval mode the averages answer, and files hold them: an adapter of Pfeiffer, or a
+LoRA that PEFT loads. Checkpoints keep every expert. Wang et al. 2022 (2205.12410). Differs: up-projections
+start at zero.
 """
 
 from collections.abc import Sequence
@@ -51,9 +53,8 @@ class AdaMix(Dense):
     r: int = 4  # lora: rank of each expert
     lora_alpha: float = 16  # lora: numerator of the scale, alpha / r
     lora_dropout: float = 0.0  # lora: dropout on the input of A
-    target_modules: str | tuple[str, ...] = (
-        "all-linear"  # lora: names or their last parts, or a regular expression
-    )
+    # lora: names or their last parts, or a regular expression
+    target_modules: str | tuple[str, ...] = "all-linear"
 
     files: ClassVar = AdaMixFiles("GRAFT_ADAMIX")
     mergeable: ClassVar = No("a non-linearity lies between the two projections", unless={"host": "lora"})

@@ -3,10 +3,11 @@
     z_n = Δ_n(u)        a_n = softmax_n((Q u + b_q)·(K z_n + b_k) / temperature)        o = V Σ_n a_n z_n
     L = CE + regularization · Σ ‖V − I‖²
 
-o takes the place of one adapter's Δ. Q, K, V (d, d): Q and K are N(0, 0.02), V = I with 1e-6 off the diagonal;
-3d² + 2d numbers per place, 21.25 million on BERT-base. Without V it is the static variant. Pfeiffer et al. 2020
-(2005.00247). Differs: K is applied to the query and V to the sum, once for all n, which is the same; V has no weight
-decay, as its rest is I and not 0; the temperature is constant and scores are not dropped out. The file holds the fused
+o takes the place of one adapter's Δ. Q, K, V (d, d): Q and K are N(0, 0.02), V = I with 1e-6 off the
+diagonal; 3d² + 2d numbers per place, 21.25 million on BERT-base. Without V it is the static variant. Pfeiffer
+et al. 2020 (2005.00247). Differs: K is applied to the query and V to the sum, once for all n, which is the
+same; V has no weight decay, as its rest is I and not 0; the temperature is constant and scores are not
+dropped out. The file holds the fused
 adapters too: the folders they came from are not needed again.
 """
 

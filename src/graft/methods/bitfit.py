@@ -2,10 +2,11 @@
 
     y = W x + b'        b' (out,) trained, starts as the base's b
 
-Ben Zaken et al. 2022 (2106.10199); half of them, on BERT `target_modules: [query, intermediate.dense]`, are nearly as
-good there. Differs: b' − b is added after the layer, so rows of one batch may use different biases and the base may be
-quantised. Where no target has a bias (Llama, T5), the linears among them get one of zero, and a run says so before its
-first step; norms without a bias get none, as their modules have no place for it. The head's bias is left alone.
+Ben Zaken et al. 2022 (2106.10199); half of them, on BERT `target_modules: [query, intermediate.dense]`, are
+nearly as good there. Differs: b' − b is added after the layer, so rows of one batch may use different biases
+and the base may be quantised. Where no target has a bias (Llama, T5), the linears among them get one of zero,
+and a run says so before its first step; norms without a bias get none, as their modules have no place for it.
+The head's bias is left alone.
 """
 
 from collections.abc import Sequence
@@ -24,9 +25,8 @@ from graft.layers.targets import NamedFiles, Targeted
 
 @dataclass(frozen=True)
 class BitFit(Targeted):
-    target_modules: str | tuple[str, ...] = (
-        ".*"  # linears and norms, by name, last parts or regular expression
-    )
+    # linears and norms, by name, last parts or regular expression
+    target_modules: str | tuple[str, ...] = ".*"
 
     kinds: ClassVar = ("linear", "norm")
     files: ClassVar = NamedFiles("GRAFT_BITFIT")

@@ -4,11 +4,12 @@
     F_i = P_i D_i P_iᵀ        D_i block-diagonal, blocks (I − Q)(I + Q)⁻¹ with Q = (A − Aᵀ)/2, A (m, in/b, b, b) trained
     P_i                       brings together features that lie 2ⁱ half-blocks apart: m factors mix 2ᵐ⁻¹·b features
 
-Liu et al. 2024 (2311.06243). One factor is OFT in b² numbers per block instead of b(b−1)/2, and the scale. Differs:
-P_i and D_i are applied to x as index and small blocks, where PEFT forms M; computed is z = y + x(M−I)Wᵀ, then
-z + (s−1)⊙(z−b), with a second product with W, for which a packed W is decoded once more and not kept. PEFT without its
-CUDA extension takes every m for 1 and cannot read files of more; here m is what the file says. The dropout leaves a
-share of the blocks of all factors unturned (PEFT: of one factor, drawn at random).
+Liu et al. 2024 (2311.06243). One factor is OFT in b² numbers per block instead of b(b−1)/2, and the scale.
+Differs: P_i and D_i are applied to x as index and small blocks, where PEFT forms M; computed is z = y +
+x(M−I)Wᵀ, then z + (s−1)⊙(z−b), with a second product with W, for which a packed W is decoded once more and
+not kept. PEFT without its CUDA extension takes every m for 1 and cannot read files of more; here m is what
+the file says. The dropout leaves a share of the blocks of all factors unturned (PEFT: of one factor, drawn at
+random).
 """
 
 from dataclasses import dataclass

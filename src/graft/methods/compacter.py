@@ -4,10 +4,11 @@
     LPHM(x) = x H + b,  H (k, d) = Σ_i A_i ⊗ (s_i t_i)        A (n, n, n) shared by the whole model;
     s_i (k/n, rank), t_i (rank, d/n) each layer's own: k + d numbers at rank 1, where a matrix has k·d
 
-H is never built: with X (n, k/n) the reshape of x,  (x H)[a', :] = Σ_i Σ_a A_i[a, a'] (X[a, :] s_i) t_i, which costs
-n(k + n² + d) instead of kd. Behind attention and the feed-forward network, with all norms trained: 161,728 numbers on
-T5-base; Compacter++ is mh_adapter=false: 104,704. Mahabadi et al. 2021 (2106.04647). A is N(0, 1e-4), s and t are
-Glorot-uniform with gain √2: near the base at birth, not equal. Differs: A, which all layers share, has no weight decay.
+H is never built: with X (n, k/n) the reshape of x,  (x H)[a', :] = Σ_i Σ_a A_i[a, a'] (X[a, :] s_i) t_i,
+which costs n(k + n² + d) instead of kd. Behind attention and the feed-forward network, with all norms
+trained: 161,728 numbers on T5-base; Compacter++ is mh_adapter=false: 104,704. Mahabadi et al. 2021
+(2106.04647). A is N(0, 1e-4), s and t are Glorot-uniform with gain √2: near the base at birth, not equal.
+Differs: A, which all layers share, has no weight decay.
 """
 
 from collections.abc import Sequence
@@ -29,9 +30,8 @@ from graft.layers.targets import check_rank
 @dataclass(frozen=True)
 class Compacter(Bottlenecked):
     mh_adapter: bool = True  # at self-attention; without it is Compacter++
-    reduction_factor: float | dict[str, float] = (
-        32  # d / m; or by number of the block, {"0": 8, "default": 16}
-    )
+    # d / m; or by number of the block, {"0": 8, "default": 16}
+    reduction_factor: float | dict[str, float] = 32
     non_linearity: str = "gelu_new"  # φ: relu, gelu, gelu_new, swish, tanh, ... as transformers names them
     train_norms: bool = True  # train the gains and biases of all norms of the base too
     phm_dim: int = 4  # n, number and size of the shared matrices; divides d and m

@@ -2,8 +2,9 @@
 
     θ ← θ + Δθ        for all θ of the base
 
-Differs: the originals are kept, so that the bare base still answers (`using(None)`) and a detach is exact to the bit;
-this costs one more copy of the weights. The file holds the trained tensors. Baseline of every comparison in the field.
+Differs: the originals are kept, so that the bare base still answers (`using(None)`) and a detach is exact to
+the bit; this costs one more copy of the weights. The file holds the trained tensors. Baseline of every
+comparison in the field.
 """
 
 from collections.abc import Sequence

@@ -4,9 +4,9 @@
     pre-norm:   h₁ = x + Adp₁(Attn(N₁x))        h₂ = h₁ + Adp₂(FFN(N₂h₁))
     Adp(u) = u + s·drop(W_up φ(W_down u + b_down) + b_up)        W_down (m, d), W_up (d, m);  φ GELU, s = 1
 
-All norms of the model are trained too. 2L(2dm + m + d) numbers besides them: 2,379,264 on BERT-base with m = 64.
-Houlsby et al. 2019 (1902.00751). Differs: W_up starts at zero (init_weights=houlsby draws it as the paper does). The
-`adapters` library has this as `double_seq_bn`, with norms frozen and φ swish.
+All norms of the model are trained too. 2L(2dm + m + d) numbers besides them: 2,379,264 on BERT-base with m =
+64. Houlsby et al. 2019 (1902.00751). Differs: W_up starts at zero (init_weights=houlsby draws it as the paper
+does). The `adapters` library has this as `double_seq_bn`, with norms frozen and φ swish.
 """
 
 from dataclasses import dataclass

@@ -3,11 +3,13 @@
     k ← l_k ⊙ (W_k x + b)      v ← l_v ⊙ (W_v x + b)      FFN: W₂ (l_ff ⊙ γ(W₁x)) + b
     l_k, l_v (out,) and l_ff (in,) of W₂;  all ones at birth
 
-Liu et al. 2022, "Infused Adapter by Inhibiting and Amplifying Inner Activations" (2205.05638). Merges exactly: rows of
-W and b times l, columns of W₂ times l_ff. No weight decay: it would pull the vectors to 0, where their rest is 1.
-Differs: l multiplies in fp32, as near 1 bf16 knows only steps of 1/128. Keys are scaled before the rotation of RoPE,
-as in PEFT. The targets are found by the names that transformers' models use; where q, k and v are one matrix, all of
-it is scaled; attention's own output matrix is not, though PEFT's default for BERT takes it in.
+Liu et al. 2022, "Infused Adapter by Inhibiting and Amplifying Inner Activations" (2205.05638). Merges
+exactly: rows of W and b times l, columns of W₂ times l_ff. No weight decay: it would pull the vectors to 0,
+where their rest is 1.
+Differs: l multiplies in fp32, as near 1 bf16 knows only steps of 1/128. Keys are scaled before the rotation
+of RoPE, as in PEFT. The targets are found by the names that transformers' models use; where q, k and v are
+one matrix, all of it is scaled; attention's own output matrix is not, though PEFT's default for BERT takes it
+in.
 """
 
 from dataclasses import dataclass
@@ -39,12 +41,10 @@ class IA3Files(TargetedFiles):
 
 @dataclass(frozen=True)
 class IA3(Targeted):
-    target_modules: str | tuple[str, ...] = (
-        "auto"  # as everywhere; auto: keys, values and W₂ by their usual names
-    )
-    feedforward_modules: str | tuple[str, ...] = (
-        "auto"  # those of the targets whose input is scaled, not their output
-    )
+    # as everywhere; auto: keys, values and W₂ by their usual names
+    target_modules: str | tuple[str, ...] = "auto"
+    # those of the targets whose input is scaled, not their output
+    feedforward_modules: str | tuple[str, ...] = "auto"
 
     kinds: ClassVar = ("linear",)
     files: ClassVar = IA3Files(

@@ -2,10 +2,12 @@
 
     P = W₂ tanh(W₁z + b₁) + b₂        z (d_I,) trained; W₁ (h, d_I), W₂ (p·d, h), b₁, b₂ frozen
 
-Qin et al. 2021 (2110.07867). Stage 1 (`find_subspace`) finds the decoder from prompts trained on other tasks; stage 2,
-this method, trains z on a new one. P is what is saved: a prompt as of prompt tuning, which needs no decoder.
-Differs: without a subspace the decoder is random and centred on sampled words, which is what the paper compares with.
-The claim of "5 trained numbers" leaves out the decoder of stage 1: 59 M frozen numbers for p·d = 76,800.
+Qin et al. 2021 (2110.07867). Stage 1 (`find_subspace`) finds the decoder from prompts trained on other tasks;
+stage 2, this method, trains z on a new one. P is what is saved: a prompt as of prompt tuning, which needs no
+decoder.
+Differs: without a subspace the decoder is random and centred on sampled words, which is what the paper
+compares with. The claim of "5 trained numbers" leaves out the decoder of stage 1: 59 M frozen numbers for p·d
+= 76,800.
 """
 
 from dataclasses import dataclass
@@ -41,9 +43,8 @@ class IPTFiles(PromptFiles):
 @dataclass(frozen=True)
 class IPT(SoftPrompt):
     num_virtual_tokens: int | None = None  # p: that of the subspace; 20 in a random one
-    intrinsic_dim: int | None = (
-        None  # d_I, the numbers that are trained: that of the subspace; 5 in a random one
-    )
+    # d_I, the numbers that are trained: that of the subspace; 5 in a random one
+    intrinsic_dim: int | None = None
     subspace: str | None = None  # file that find_subspace wrote; a random decoder where left out
     hidden_size: int = 768  # h: width of a random decoder
     seed: int = 0  # of a random decoder

@@ -3,9 +3,10 @@
     y = FFN(x) + s·(A ⊗ B) x                  A (a₁, a₂) Kaiming-uniform, B (b₁, b₂) = 0 at birth;  a₁b₁ = a₂b₂ = d
     y = FFN(x) + s·(A ⊗ B) x + s_res·x        KronA^B_res: s_res is one trained number, 0 at birth
 
-x is what the network's first projection reads. The product is never built: (A ⊗ B) x = vec(A X Bᵀ). The factors are
-those nearest √d: 32·24 + 24·32 = 1,536 numbers per block at d = 768. Edalati et al. 2022 (2212.10650). Differs:
-the paper leaves open which factor is zero at birth and where s_res starts; from 0 a newborn changes nothing.
+x is what the network's first projection reads. The product is never built: (A ⊗ B) x = vec(A X Bᵀ). The
+factors are those nearest √d: 32·24 + 24·32 = 1,536 numbers per block at d = 768. Edalati et al. 2022
+(2212.10650). Differs: the paper leaves open which factor is zero at birth and where s_res starts; from 0 a
+newborn changes nothing.
 """
 
 from dataclasses import dataclass

@@ -2,14 +2,15 @@
 
     s_0 = D_0 drop(h_0)        s_l = Block_l(g_l s_{l-1} + (1 - g_l) D_l h_l)        g_l = σ(a_l / T)
     last hidden state = U N(s_last)
-    h_l (d,) state after block l, h_0 the embeddings, both without gradient;  D_l (d/R, d), U (d, d/R) with biases
+    h_l (d,) state after block l, h_0 the embeddings, both without gradient;  D_l (d/R, d), U (d, d/R) with
+    biases
     Block_l, N: blocks and last norm of the base's own classes, every width divided by R;  a_l = 0 at birth
 
-Sung, Cho and Bansal 2022 (2206.06522). Nothing upstream is trained, so autograd keeps nothing of the base but the h_l
-that D_l needs, and backward never enters it. Its keys and values are kept after the base's. An encoder-decoder has two
-side stacks; the side decoder attends to the side encoder. Differs: pruning goes by the magnitude of weights, not by
-Fisher information on data; D_l and U start as the choice of the dimensions that pruning kept (random in the official
-code).
+Sung, Cho and Bansal 2022 (2206.06522). Nothing upstream is trained, so autograd keeps nothing of the base but
+the h_l that D_l needs, and backward never enters it. Its keys and values are kept after the base's. An
+encoder-decoder has two side stacks; the side decoder attends to the side encoder. Differs: pruning goes by
+the magnitude of weights, not by Fisher information on data; D_l and U start as the choice of the dimensions
+that pruning kept (random in the official code).
 """
 
 from collections.abc import Sequence
@@ -155,7 +156,10 @@ class Side(Tap):
         return answer
 
     def _mix(self, index: int, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Return what enters a side block. The first one reads s_0 itself, whatever a stack does to embeddings."""
+        """Return what enters a side block.
+
+        The first one reads s_0 itself, whatever a stack does to embeddings.
+        """
         states = args[0] if index else self.rungs[0].left()
         gate = (self.gates[index] / self.T).sigmoid().to(states.dtype)
         return (gate * states + (1 - gate) * self.rungs[index + 1].left(), *args[1:]), kwargs

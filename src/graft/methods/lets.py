@@ -3,14 +3,15 @@
     a_l = LN(pool(h_l))        z_l = σ((γ_l + ε)/τ), ε logistic noise;  after training z_l = 1 where γ_l > 0, else 0
     u = BiLSTM(z_0 a_0, .., z_L a_L)        logits = W·u + b
     y = (W₀ + M ⊙ D) x + b₀ in the last blocks: see `layers.delta`
-    h_l (T, d) state after block l, h_0 embeddings;  LN has no weights;  γ_l = 2 at birth;  u (d/2,) last states of
-    both directions, d/4 wide each;  W (classes, d/2)
+    h_l (T, d) state after block l, h_0 embeddings;  LN has no weights;  γ_l = 2 at birth;  u (d/2,) last
+    states of both directions, d/4 wide each;  W (classes, d/2)
 
-Nothing below the first delta is trained, so the trunk up to there runs without gradient. Where there are no deltas, one
-forward of it serves the classifiers of all tasks (`share`). The BiLSTM has 2.5 d² + 4 d numbers, 1.35 % of BERT-base.
+Nothing below the first delta is trained, so the trunk up to there runs without gradient. Where there are no
+deltas, one forward of it serves the classifiers of all tasks (`share`). The BiLSTM has 2.5 d² + 4 d numbers,
+1.35 % of BERT-base.
 
-Fu et al., ICML 2021, "Learn-to-Share". Reconstructed from its abstract, without code: pooling, LN, gates, the form of
-the classifier and the births are ours. Of an encoder-decoder the encoder is read.
+Fu et al., ICML 2021, "Learn-to-Share". Reconstructed from its abstract, without code: pooling, LN, gates, the
+form of the classifier and the births are ours. Of an encoder-decoder the encoder is read.
 """
 
 from collections.abc import Sequence
@@ -32,9 +33,8 @@ from graft.methods.task_head import Classifier, HeadFiles, TaskHead
 
 @dataclass(frozen=True)
 class LeTS(TaskHead):
-    delta_layers: int = (
-        2  # last blocks in which weights differ by task; 0: none, the trunk is the same for all
-    )
+    # last blocks in which weights differ by task; 0: none, the trunk is the same for all
+    delta_layers: int = 2
     delta_density: float = 0.005  # share of their weights that differ
     choose_at: float = 0.1  # share of the steps after which those weights are chosen
     tau_start: float = 1.0  # temperature of the gates at first

@@ -2,9 +2,10 @@
 
     y = γ' ⊙ norm₀(x) + β'        γ', β' (d,) trained, start as the base's γ, β;  β only where the norm has one
 
-norm₀ is the norm without its γ and β: LayerNorm or RMSNorm. Zhao et al. 2023 (2312.11420). Differs: computed is
-y + (γ' − γ) ⊙ norm₀(x) + (β' − β), so rows of one batch may use different norms, and an update smaller than the steps
-of a 16-bit γ counts. norm₀ is the module's own code with a weight that stands for 1. γ' is kept as the module stores
+norm₀ is the norm without its γ and β: LayerNorm or RMSNorm. Zhao et al. 2023 (2312.11420). Differs: computed
+is y + (γ' − γ) ⊙ norm₀(x) + (β' − β), so rows of one batch may use different norms, and an update smaller
+than the steps of a 16-bit γ counts. norm₀ is the module's own code with a weight that stands for 1. γ' is
+kept as the module stores
 it: Gemma's norms multiply by 1 + γ, which changes nothing in the difference.
 """
 
@@ -19,9 +20,8 @@ from graft.layers.targets import NamedFiles, Targeted
 
 @dataclass(frozen=True)
 class LNTuning(Targeted):
-    target_modules: str | tuple[str, ...] = (
-        ".*"  # norms, by names, last parts or regular expression; usually all
-    )
+    # norms, by names, last parts or regular expression; usually all
+    target_modules: str | tuple[str, ...] = ".*"
 
     kinds: ClassVar = ("norm",)
     files: ClassVar = NamedFiles("LN_TUNING", own=frozenset({"layers_to_transform", "layers_pattern"}))

@@ -7,8 +7,9 @@ Hyeon-Woo et al. 2021, FedPara (2108.06098). ΔW is not built, in forward or bac
     (w₁ₐ w₁ᵦ) ⊙ (w₂ₐ w₂ᵦ) = Pᵀ Q       P (r², out): P[ij, o] = w₁ₐ[o, i] w₂ₐ[o, j]
                                        Q (r², in):  Q[ij, n] = w₁ᵦ[i, n] w₂ᵦ[j, n]
 
-so ΔW x costs r²(in + out) per token. Backward keeps x and the four factors and makes P and Q again. Differs from
-PEFT's, whose files it reads and writes: PEFT builds (out, in) in every forward and keeps it for the gradient of x.
+so ΔW x costs r²(in + out) per token. Backward keeps x and the four factors and makes P and Q again. Differs
+from PEFT's, whose files it reads and writes: PEFT builds (out, in) in every forward and keeps it for the
+gradient of x.
 """
 
 from dataclasses import dataclass

@@ -1,15 +1,18 @@
 """LoRA: a trained low-rank update added to a frozen projection.
 
     y = W₀x + b + s·B A drop(x)        A (r, in), B (out, r), B = 0 at birth;  s = α/r, with rsLoRA α/√r
-    DoRA:  W' = m/‖W₀ + sBA‖ ⊙ (W₀ + sBA), one norm and one trained magnitude m per output row; the norm is a constant
+    DoRA:  W' = m/‖W₀ + sBA‖ ⊙ (W₀ + sBA), one norm and one trained magnitude m per output row; the norm is a
+    constant
     PiSSA, OLoRA:  y = W₀x + b + s·(BA − B₀A₀)x, with B₀A₀ the principal part of W₀ at birth
     LoftQ:  sBA starts as the rank-r part of W − Ŵ, what quantisation took from the checkpoint's weight
     on an embedding:  E[id] + s·B A[:, id]        A (r, ids) = 0 at birth, B (width, r)
 
 Hu et al. 2021 (2106.09685); Kalajdzievski 2023 (2312.03732); Liu et al. 2024 (2402.09353); Meng et al. 2024
-(2404.02948); Büyükakyüz 2024 (2406.01775); Li et al. 2023 (2310.08659); LoRA+: Hayou et al. 2024 (2402.12354).
-Differs: the base is never rewritten. PiSSA and OLoRA subtract B₀A₀ in the forward and are saved as an ordinary LoRA of
-rank 2r; LoftQ takes one step against the bytes that are there. Length: five published variants share this arithmetic.
+(2404.02948); Büyükakyüz 2024 (2406.01775); Li et al. 2023 (2310.08659); LoRA+: Hayou et al. 2024
+(2402.12354).
+Differs: the base is never rewritten. PiSSA and OLoRA subtract B₀A₀ in the forward and are saved as an
+ordinary LoRA of rank 2r; LoftQ takes one step against the bytes that are there. Length: five published
+variants share this arithmetic.
 """
 
 import math
@@ -38,7 +41,10 @@ from graft.layers.targets import (
 
 
 class LoRAFiles(TargetedFiles):
-    """PEFT's config; PiSSA and OLoRA become the LoRA of rank 2r that they are. How a LoRA starts is in its tensors."""
+    """PEFT's config; PiSSA and OLoRA become the LoRA of rank 2r that they are.
+
+    How a LoRA starts is in its tensors.
+    """
 
     def describe(self, method: Any, part: Part) -> dict[str, Any]:
         config = super().describe(method, part)

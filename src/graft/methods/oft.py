@@ -6,11 +6,12 @@
     else:                   R = (I − Q)(I + Q)⁻¹, orthogonal for every Q; for equal v the transpose of the one above
     coft:                   the Frobenius norm of each Q is held at eps/√blocks at most
 
-An orthogonal R keeps the angles between the neurons (rows of W). Qiu et al. 2023 (2306.07280); the series: Qiu et al.
-2025 (2506.19847). The two branches turn opposite ways because PEFT's do; p is num_cayley_neumann_terms − 1, at least 3
-from three terms on, also as in PEFT. Differs: computed is y + x(R − I)Wᵀ, so inserts add up, also in 16 bits, at the
-price of a second product with W, for which a packed W is decoded once more and not kept; `module_dropout`, which PEFT
-accepts and leaves without effect, drops blocks; embeddings cannot be turned.
+An orthogonal R keeps the angles between the neurons (rows of W). Qiu et al. 2023 (2306.07280); the series:
+Qiu et al. 2025 (2506.19847). The two branches turn opposite ways because PEFT's do; p is
+num_cayley_neumann_terms − 1, at least 3 from three terms on, also as in PEFT. Differs: computed is y + x(R −
+I)Wᵀ, so inserts add up, also in 16 bits, at the price of a second product with W, for which a packed W is
+decoded once more and not kept; `module_dropout`, which PEFT accepts and leaves without effect, drops blocks;
+embeddings cannot be turned.
 """
 
 from dataclasses import dataclass
@@ -29,17 +30,15 @@ from graft.layers.targets import Accompanied, TargetedFiles
 
 @dataclass(frozen=True)
 class OFT(Accompanied):
-    oft_block_size: int = (
-        32  # features that turn together; where it does not divide the input, its nearest divisor
-    )
+    # features that turn together; where it does not divide the input, its nearest divisor
+    oft_block_size: int = 32
     r: int = 0  # number of blocks instead of their size; then oft_block_size must be 0
     module_dropout: float = 0.0  # share of the blocks that a training step leaves unturned
     coft: bool = False  # keep every rotation small: constrained OFT
     eps: float = 6e-5  # with coft: how large, shared among the blocks
     block_share: bool = False  # one rotation for all blocks of a projection
-    use_cayley_neumann: bool = (
-        True  # series instead of an exact inverse: faster, orthogonal for small angles only
-    )
+    # series instead of an exact inverse: faster, orthogonal for small angles only
+    use_cayley_neumann: bool = True
     num_cayley_neumann_terms: int = 5  # terms of the series
 
     kinds: ClassVar = ("linear", "head")

@@ -4,8 +4,8 @@
     MLP:   P = W₃ relu(W₂ relu(W₁H))                  H (p, d); W₁ to m, W₂ m to m, W₃ to d; each with a bias
     LSTM:  P = W₂ relu(W₁ BiLSTM(H))                  BiLSTM of m in each direction; W₁ 2m to 2m, W₂ to d
 
-Liu et al. 2021, "GPT Understands, Too" (2103.10385). The encoder ties the virtual tokens together and steadies
-training; it is dropped when the adapter is saved, so what is loaded is a prompt as of prompt tuning.
+Liu et al. 2021, "GPT Understands, Too" (2103.10385). The encoder ties the virtual tokens together and
+steadies training; it is dropped when the adapter is saved, so what is loaded is a prompt as of prompt tuning.
 Differs: the vectors stand in front of the text, as in PEFT, not between literal words of a template.
 """
 
@@ -46,9 +46,8 @@ class PTuning(SoftPrompt):
     encoder_hidden_size: int | None = None  # m: width of the encoder; the model's where left out
     encoder_num_layers: int = 2  # layers of the LSTM; an MLP has three
     encoder_dropout: float = 0.0  # dropout between the layers of the LSTM
-    num_transformer_submodules: int = (
-        1  # 2 in PEFT's files for encoder-decoders: a second half of P that is idle
-    )
+    # 2 in PEFT's files for encoder-decoders: a second half of P that is idle
+    num_transformer_submodules: int = 1
 
     files: ClassVar = PTuningFiles("P_TUNING")
 

@@ -3,9 +3,10 @@
     FFN'(x) = FFN(x) + s·drop(W_up φ(W_down x + b_down) + b_up)        W_down (m, d), W_up (d, m);  φ ReLU
 
 x is the input of the network's first projection, after the norm on pre-norm models. s = 4, or learned. W_down
-Kaiming-uniform, W_up = 0 at birth. L(2dm + m + d) numbers: 7,091,712 on BERT-base with m = 384. He et al. 2021
-(2110.04366). mh_adapter=true puts one parallel to self-attention as well. The `adapters` library has this as `par_bn`
-and `scaled_par_bn`; on pre-norm models its x is the residual, not normed, so files of such models are refused.
+Kaiming-uniform, W_up = 0 at birth. L(2dm + m + d) numbers: 7,091,712 on BERT-base with m = 384. He et al.
+2021 (2110.04366). mh_adapter=true puts one parallel to self-attention as well. The `adapters` library has
+this as `par_bn` and `scaled_par_bn`; on pre-norm models its x is the residual, not normed, so files of such
+models are refused.
 """
 
 from collections.abc import Sequence
@@ -33,9 +34,8 @@ class ParallelFiles(PlacedFiles):
 
 @dataclass(frozen=True)
 class Parallel(Dense):
-    reduction_factor: float | dict[str, float] = (
-        2  # d / m; or by number of the block, {"0": 8, "default": 16}
-    )
+    # d / m; or by number of the block, {"0": 8, "default": 16}
+    reduction_factor: float | dict[str, float] = 2
     scaling: float | str = 4.0  # s: a number, or trained from 1 on: learned (one), channel (one per output)
 
     files: ClassVar = ParallelFiles("GRAFT_PARALLEL", library_marks={"is_parallel": True, "phm_layer": False})

@@ -3,11 +3,13 @@
     softmax(q [P_K; K]ᵀ/√d_h) [P_V; V]        P_K, P_V (p, H_kv, d_h) of each layer
     with prefix_projection:  [P_K, P_V of all layers] = W₂ tanh(W₁E + b₁) + b₂        E (p, H_kv·d_h), W₁ to m
 
-Li & Liang 2021 (2101.00190); without the projection and with a task head this is P-tuning v2 (2110.07602). The
-projection steadies training; it is dropped when the adapter is saved. Keys are stored as attention uses them, after
-the rotation of RoPE. On encoder-decoders all three attentions of a layer get a prefix of their own.
-Differs: keys and values are added inside attention and never lie in the cache, so gradient checkpointing and beams keep
-them. PEFT's files for encoder-decoders are refused: there it gives several layers of the decoder one prefix.
+Li & Liang 2021 (2101.00190); without the projection and with a task head this is P-tuning v2 (2110.07602).
+The projection steadies training; it is dropped when the adapter is saved. Keys are stored as attention uses
+them, after the rotation of RoPE. On encoder-decoders all three attentions of a layer get a prefix of their
+own.
+Differs: keys and values are added inside attention and never lie in the cache, so gradient checkpointing and
+beams keep them. PEFT's files for encoder-decoders are refused: there it gives several layers of the decoder
+one prefix.
 """
 
 import math

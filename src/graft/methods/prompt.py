@@ -2,12 +2,12 @@
 
     E' = [P; E(x)]        P (p, d), E(x) (T, d)
 
-Lester et al. 2021 (2104.08691). P starts from sampled entries of the vocabulary, from those of a text (repeated or cut
-to p), or from N(0, 1), which PEFT has as its default and which is far larger than any word. Learning rates are high:
-1e-2 and more.
-Differs: positions count live tokens, so a row's padding changes nothing (PEFT counts padding on the left as tokens);
-the first token of a row is no target (PEFT predicts it from P); an encoder's head pools the first token of the text,
-not the first vector of P; of an encoder-decoder only the encoder gets a prompt.
+Lester et al. 2021 (2104.08691). P starts from sampled entries of the vocabulary, from those of a text
+(repeated or cut to p), or from N(0, 1), which PEFT has as its default and which is far larger than any word.
+Learning rates are high: 1e-2 and more.
+Differs: positions count live tokens, so a row's padding changes nothing (PEFT counts padding on the left as
+tokens); the first token of a row is no target (PEFT predicts it from P); an encoder's head pools the first
+token of the text, not the first vector of P; of an encoder-decoder only the encoder gets a prompt.
 """
 
 from dataclasses import dataclass
@@ -43,12 +43,10 @@ class PromptTuning(SoftPrompt):
     num_virtual_tokens: int = 20  # vectors in front of every row; each takes a position of the context
     prompt_tuning_init: str = "SAMPLE_VOCAB"  # where P starts: SAMPLE_VOCAB, TEXT or RANDOM
     prompt_tuning_init_text: str | None = None  # the text that P starts from, such as the task in words
-    tokenizer_name_or_path: str | None = (
-        None  # tokenizer of that text; if left out, the one in the model's folder
-    )
-    num_transformer_submodules: int = (
-        1  # 2 in PEFT's files for encoder-decoders: a second half of P that is idle
-    )
+    # tokenizer of that text; if left out, the one in the model's folder
+    tokenizer_name_or_path: str | None = None
+    # 2 in PEFT's files for encoder-decoders: a second half of P that is idle
+    num_transformer_submodules: int = 1
 
     files: ClassVar = PromptTuningFiles("PROMPT_TUNING")
 

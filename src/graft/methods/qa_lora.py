@@ -4,11 +4,12 @@
     ΔW[o, i] = s·(BA)[o, group(i)]       W̃[o, i] = scale·code + minimum, per row o and group of g inputs
     merged:  minimum[o, k] + s·(BA)[o, k]         codes and scales stay: the sum is exact but for a minimum's rounding
 
-Xu et al. 2023 (2309.14717), the sum pooling of algorithm 1. Files hold the A of the sum and say so; those of PEFT and
-of the authors' code, which pool differently, are converted when they are read (`layers.pooling`). Dropout acts after
-the pooling, in PEFT before it.
-Differs: A starts as LoRA's does (Kaiming, for Xavier); the base may be rounded to nearest (the paper's is GPTQ's); on
-a base in 16 bits, NF4 or wider groups than its own the update works as well, and merges as any other.
+Xu et al. 2023 (2309.14717), the sum pooling of algorithm 1. Files hold the A of the sum and say so; those of
+PEFT and of the authors' code, which pool differently, are converted when they are read (`layers.pooling`).
+Dropout acts after the pooling, in PEFT before it.
+Differs: A starts as LoRA's does (Kaiming, for Xavier); the base may be rounded to nearest (the paper's is
+GPTQ's); on a base in 16 bits, NF4 or wider groups than its own the update works as well, and merges as any
+other.
 """
 
 import math
@@ -58,9 +59,8 @@ class QALoRA(Targeted):
     r: int = 64  # rank of the update
     lora_alpha: float = 16  # numerator of the scale: alpha / r
     lora_dropout: float = 0.0  # dropout on the pooled input
-    qalora_group_size: int | None = (
-        None  # inputs that share an update; none: the base's groups, 32 where it has none
-    )
+    # inputs that share an update; none: the base's groups, 32 where it has none
+    qalora_group_size: int | None = None
     bias: str = "none"  # biases of the base that are trained too: none, lora_only, all
 
     files: ClassVar = QALoRAFiles(

@@ -3,8 +3,8 @@
     θ_i ← θ_i + Δθ_i        for i in S;  S = the last k blocks with the final norm, or modules by name
 
 Backward stops below the lowest trained block: nothing beneath it needs a gradient, so nothing is kept for it.
-FT-Top2 of Hu et al. 2021 (2106.09685), table 3, is `top_layers=2`. Differs: originals are kept, as in `full`; with tied
-embeddings, training the head trains the table.
+FT-Top2 of Hu et al. 2021 (2106.09685), table 3, is `top_layers=2`. Differs: originals are kept, as in `full`;
+with tied embeddings, training the head trains the table.
 """
 
 from collections.abc import Sequence

@@ -3,11 +3,12 @@
     logits = W·pool(h) + b        h (B, T, D), W (classes, D);  pool: the last token, the first token, or the mean
     logits_t = W·h_t + b          pool "none": a class for every token, for tagged words
 
-Alone it is a linear probe; with another method it is the head that a task needs. Decoders: last token that is not
-padding, no bias, `score`, as transformers' sequence classification and PEFT have it. Encoders: `classifier` with bias.
-Classes of tokens have a bias on both, as token classification has it there.
-Differs: encoders pool by the mean over live tokens unless set differently, because that is what sentence encoders are
-trained for; and the head belongs to the adapter, so rows of one batch may use adapters with other heads.
+Alone it is a linear probe; with another method it is the head that a task needs. Decoders: last token that is
+not padding, no bias, `score`, as transformers' sequence classification and PEFT have it. Encoders:
+`classifier` with bias. Classes of tokens have a bias on both, as token classification has it there.
+Differs: encoders pool by the mean over live tokens unless set differently, because that is what sentence
+encoders are trained for; and the head belongs to the adapter, so rows of one batch may use adapters with
+other heads.
 """
 
 from dataclasses import dataclass
@@ -37,9 +38,8 @@ class HeadFiles(FileLayout):
 @dataclass(frozen=True)
 class TaskHead(Method):
     num_labels: int = 2  # classes; as many as there are names in labels, where these are given
-    pool: str = (
-        "auto"  # which hidden state: last, first, mean, none (each); auto: last on decoders, mean on encoders
-    )
+    # which hidden state: last, first, mean, none (each); auto: last on decoders, mean on encoders
+    pool: str = "auto"
     labels: tuple[str, ...] = ()  # names of the classes, in order
 
     kinds: ClassVar = ("final",)

@@ -2,9 +2,10 @@
 
     E'[i] = R_j where i is the j-th chosen id, E[i] elsewhere        R (k, d) trained, starts as those rows of E
 
-For tokens that are new to the vocabulary, or that a task gives another meaning. Where the head is tied to the table,
-its logits of the chosen ids come from R too. k·d numbers. PEFT's method of this name, without a paper. Differs: rows of
-one batch may use other R, as E itself stays as it is; the bias of a tied head (BERT) is kept, which PEFT leaves out.
+For tokens that are new to the vocabulary, or that a task gives another meaning. Where the head is tied to the
+table, its logits of the chosen ids come from R too. k·d numbers. PEFT's method of this name, without a paper.
+Differs: rows of one batch may use other R, as E itself stays as it is; the bias of a tied head (BERT) is
+kept, which PEFT leaves out.
 """
 
 from collections.abc import Sequence
@@ -35,9 +36,8 @@ class TokenFiles(FileLayout):
 
 @dataclass(frozen=True)
 class TrainableTokens(Method):
-    token_indices: str | tuple[int, ...] = (
-        "all"  # ids of the tokens whose rows are trained; all: the whole table
-    )
+    # ids of the tokens whose rows are trained; all: the whole table
+    token_indices: str | tuple[int, ...] = "all"
 
     kinds: ClassVar = ("embed", "head")
     files: ClassVar = TokenFiles("TRAINABLE_TOKENS", idle=frozenset({"target_modules", "init_weights"}))
@@ -109,7 +109,10 @@ class Rows(Insert):
         return self._borrowed[0].R
 
     def saved(self) -> dict[str, torch.Tensor]:
-        """Return R at every site, as PEFT writes it. Files hold no tensor twice, so other sites give copies."""
+        """Return R at every site, as PEFT writes it.
+
+        Files hold no tensor twice, so other sites give copies.
+        """
         return {"trainable_tokens_delta": self.R if hasattr(self, "table") else self.R.clone()}
 
     def load(self, tensors: dict[str, torch.Tensor]) -> None:

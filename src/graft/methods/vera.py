@@ -3,8 +3,9 @@
     y = W₀x + λ_b ⊙ B (λ_d ⊙ A drop(x))        A (r, max in), B (max out, r): frozen, every site uses a corner of them
     λ_d (r,) = d_initial, λ_b (out,) = 0 at birth
 
-Kopiczko et al. 2023 (2310.11454). A, then B, are Kaiming-uniform (±√(6/fan_in)) from `projection_prng_key`, drawn as
-PEFT draws them; they lie in the file unless save_projection is off, because generators may differ between machines.
+Kopiczko et al. 2023 (2310.11454). A, then B, are Kaiming-uniform (±√(6/fan_in)) from `projection_prng_key`,
+drawn as PEFT draws them; they lie in the file unless save_projection is off, because generators may differ
+between machines.
 """
 
 from collections.abc import Sequence
@@ -64,7 +65,10 @@ class Projections(nn.Module):
 
 
 class Vectors(Insert):
-    """λ_b ⊙ B (λ_d ⊙ A drop(x)) added to one projection.  owner: it keeps the shared projections; the others borrow."""
+    """λ_b ⊙ B (λ_d ⊙ A drop(x)) added to one projection.
+
+    owner: it keeps the shared projections; the others borrow.
+    """
 
     def __init__(self, site: Site, shared: Projections, config: VeRA, *, owner: bool) -> None:
         super().__init__()

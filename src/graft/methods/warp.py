@@ -4,11 +4,12 @@
     P(y | x) = softmax_y(h · v_y)             h: what the word head makes of the state at [MASK] before its table of
                                               words; v (C, d): a trained vector for each class
 
-Hambardzumyan et al. 2021 (2101.00121). P starts as copies of E([MASK]); v at random, or from words that name the
-classes. Learning rates are near 1e-3; everything but P and v is frozen, the word head too.
-Differs: the vectors stand around the whole row, its special tokens included, and not between two sentences. Decoders
-have no [MASK] and read the last vector of P, encoder-decoders read the decoder's first state; their P starts from
-N(mean, variance) of the vocabulary. The same holds where no tokenizer tells which token [MASK] is.
+Hambardzumyan et al. 2021 (2101.00121). P starts as copies of E([MASK]); v at random, or from words that name
+the classes. Learning rates are near 1e-3; everything but P and v is frozen, the word head too.
+Differs: the vectors stand around the whole row, its special tokens included, and not between two sentences.
+Decoders have no [MASK] and read the last vector of P, encoder-decoders read the decoder's first state; their
+P starts from N(mean, variance) of the vocabulary. The same holds where no tokenizer tells which token [MASK]
+is.
 """
 
 from dataclasses import dataclass
@@ -50,12 +51,10 @@ class WARP(Method):
     label_words: tuple[
         str, ...
     ] = ()  # a word for each class, that its vector starts from; at random where left out
-    mask_token_id: int | None = (
-        None  # id of [MASK]: the tokenizer's where left out; -1: the last vector is read
-    )
-    tokenizer_name_or_path: str | None = (
-        None  # tokenizer of words and [MASK]; if left out, the one in the model's folder
-    )
+    # id of [MASK]: the tokenizer's where left out; -1: the last vector is read
+    mask_token_id: int | None = None
+    # tokenizer of words and [MASK]; if left out, the one in the model's folder
+    tokenizer_name_or_path: str | None = None
 
     kinds: ClassVar = ("prompt", "final")
     files: ClassVar = WARPFiles("GRAFT_WARP")
