@@ -3,16 +3,19 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from stage_tools import feed_of
+from torch._dynamo.testing import CompileCounter
 from torch.testing import assert_close
 
 from graft.base.base import Base
 from graft.data.encode import Example
-from graft.data.feed import Feed
 from graft.errors import AdapterError, MergeError, SiteError, UsageError
 from graft.methods.full import Full
 from graft.methods.lora import LoRA
+from graft.methods.prefix import PrefixTuning
+from graft.methods.prompt import PromptTuning
 from graft.methods.task_head import TaskHead
-from graft.objectives import BY_STAGE
+from graft.objectives.lm import language_modelling
 from graft.recipe import Train
 from graft.training import Task, Trainer
 from models import CONFIGS, inputs, randomise, tiny_base, tiny_model
@@ -146,6 +149,18 @@ def test_gradients_of_two_adapters_in_one_backward_survive_checkpointing():
         assert_close(recomputed, plain, atol=1e-7, rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "method", [LoRA(), PrefixTuning(2), PromptTuning(2, prompt_tuning_init="RANDOM")], ids=lambda m: m.name()
+)
+def test_a_compiled_forward_is_one_graph(method):
+    base, graphs = tiny_base("llama"), CompileCounter()
+    base.attach("a", method)
+    base.compile(backend=graphs)
+    with base.using("a"):
+        base(**inputs("llama"), use_cache=False)
+    assert graphs.frame_count == 1
+
+
 def test_a_compiled_base_notices_attach_detach_and_merge():
     base, batch = tiny_base(), inputs("llama")
     bare = base(**batch).logits
@@ -221,14 +236,11 @@ def test_only_the_adapter_that_is_trained_forgets_where_it_was_saved(tmp_path):
     one.save(tmp_path / "one")
     other.save(tmp_path / "other")
     rows = [Example([3, 4, 5], [3, 4, 5], "rows:0")] * 2
-    feed = Feed(
-        rows, SimpleNamespace(pad_token_id=0, eos_token_id=2, mask_token_id=None), batch_size=2,
-        micro_batch_size=2, max_length=8, pack=False, seed=0, stage="sft",
-    )  # fmt: skip
-    seen = []
-    one.after_step = lambda step, total: seen.append((one.folder, other.folder))
-    Trainer(base, "one", Task(feed, BY_STAGE["sft"]), Train(max_steps=1), tmp_path / "run").run()
-    assert seen == [(None, (tmp_path / "other").resolve())]
+    tokenizer = SimpleNamespace(pad_token_id=0, eos_token_id=2, mask_token_id=None)
+    feed = feed_of(rows, tokenizer, batch_size=2, max_length=8, pack=False)
+    task = Task(feed, language_modelling)
+    Trainer(base, "one", task, Train(max_steps=1, lr=0.1, warmup=0.0), tmp_path / "run").run()
+    assert one.folder != (tmp_path / "one").resolve()
     base.train(True)
     assert other.folder == (tmp_path / "other").resolve()
 

@@ -63,9 +63,9 @@ class VirtualTokenHooks(Host):
 
     def positions(self, names: Iterable[str | None]) -> int:
         def taken(name: str | None) -> int:
-            return sum(len(side) for pair in self._around(name) for side in pair) + self._ahead(name)
+            return sum([len(side) for pair in self._around(name) for side in pair]) + self._ahead(name)
 
-        return max(map(taken, names), default=0)
+        return max([0, *[taken(name) for name in names]])  # dynamo cannot trace max(..., default=0)
 
     def _around(self, name: str | None) -> list[Around]:
         """Return the vectors of each insert of an adapter."""
@@ -74,7 +74,7 @@ class VirtualTokenHooks(Host):
     def _ahead(self, name: str | None) -> int:
         """Return how many position ids an adapter reserves before the first token."""
         inserts = self._inserts.get(name or "", ())
-        return max((insert.ahead for insert in inserts if isinstance(insert, KeyValues)), default=0)
+        return max([0, *[insert.ahead for insert in inserts if isinstance(insert, KeyValues)]])
 
     def _hooks(self) -> Any:
         model = self._model
