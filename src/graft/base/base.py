@@ -146,13 +146,8 @@ class Base:
         Raises AdapterError for a file that is damaged or does not fit this base.
         """
         methods, tensors, base = adapter_files.read(Path(folder), self.sites)
-        if base.get("fingerprint") and base["fingerprint"] != self.fingerprint() and not force:
-            raise AdapterError(
-                f"{folder} was trained on another base: {base.get('name') or '?'} "
-                f"(fingerprint {base['fingerprint'][:12]})",
-                f"an adapter of {self.name} (fingerprint {self.fingerprint()[:12]})",
-                "load that base, or pass force=True if you know that they fit",
-            )
+        if not force:
+            adapter_files.check_base(folder, base, self.name, self.fingerprint())
         adapter = self.attach(name, methods)
         try:
             wanted = adapter.file_state()
@@ -165,6 +160,7 @@ class Base:
         return adapter
 
     def _checked(self, method: Method, sites: list[Site]) -> list[tuple[Site, Any]]:
+        """Return what a method puts on this base. Raises AdapterError if it refuses packed weights."""
         if not method.quantisable and self.quant != "none":
             raise AdapterError(
                 f"{type(method).__name__} on a quantised base: {method.quantisable}",
@@ -174,6 +170,7 @@ class Base:
         return method.assemble(sites)
 
     def _seat(self, adapter: Adapter) -> Adapter:
+        """Hook an adapter in."""
         self.adapters[adapter.name] = adapter
         for site, insert in adapter.inserts:
             for host in self._hosts_by_kind.get(site.kind, (self._modules,)):
