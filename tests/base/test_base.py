@@ -4,6 +4,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from stage_tools import feed_of
+from torch._dynamo.testing import CompileCounter
 from torch.testing import assert_close
 
 from graft.base.base import Base
@@ -11,6 +12,8 @@ from graft.data.encode import Example
 from graft.errors import AdapterError, MergeError, SiteError, UsageError
 from graft.methods.full import Full
 from graft.methods.lora import LoRA
+from graft.methods.prefix import PrefixTuning
+from graft.methods.prompt import PromptTuning
 from graft.methods.task_head import TaskHead
 from graft.objectives.lm import language_modelling
 from graft.recipe import Train
@@ -144,6 +147,18 @@ def test_gradients_of_two_adapters_in_one_backward_survive_checkpointing():
     assert all(g is not None and g.abs().sum() > 0 for g in grads[1])
     for plain, recomputed in zip(*grads, strict=True):
         assert_close(recomputed, plain, atol=1e-7, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "method", [LoRA(), PrefixTuning(2), PromptTuning(2, prompt_tuning_init="RANDOM")], ids=lambda m: m.name()
+)
+def test_a_compiled_forward_is_one_graph(method):
+    base, graphs = tiny_base("llama"), CompileCounter()
+    base.attach("a", method)
+    base.compile(backend=graphs)
+    with base.using("a"):
+        base(**inputs("llama"), use_cache=False)
+    assert graphs.frame_count == 1
 
 
 def test_a_compiled_base_notices_attach_detach_and_merge():

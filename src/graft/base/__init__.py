@@ -1,1 +1,1 @@
-"""The frozen model and its adapters: attaching, routing, merging, checkpointing and compiling are written here once."""
+"""The frozen model and its adapters: attach, route, merge, checkpoint and compile, each written once."""

@@ -14,7 +14,7 @@ from graft.base import adapter_files
 from graft.core.insert import InPlace
 from graft.core.method import Method
 from graft.core.part import Part, Seat
-from graft.errors import AdapterError
+from graft.errors import AdapterError, listed
 
 Identity = Callable[[], dict[str, Any]]
 
@@ -22,14 +22,14 @@ Identity = Callable[[], dict[str, Any]]
 class Adapter:
     """The inserts of one method on a base, or of several methods in order.
 
-    parts: one Part per method; the constructor takes them as lists of (site, insert).
+    parts: one Part per method. The constructor takes lists of (site, insert).
     base: returns {"name", "fingerprint", "task_type"} of the model that the adapter was made for. Files carry
     it, so that an adapter is not loaded onto another base by mistake.
     trained_on: the base's quantisation during training (`Base.quant`), "" if the file does not say.
     """
 
+    _saved_as: tuple[Path, str] | None = None  # where it was last saved or loaded, and its fingerprint then
     trained_on = ""
-    _lies: tuple[Path, str] | None = None  # where it was last saved or loaded, and its fingerprint then
 
     def __init__(
         self, name: str, methods: Sequence[Method], parts: Sequence[Sequence[Seat]], base: Identity
@@ -41,13 +41,13 @@ class Adapter:
     @property
     def folder(self) -> Path | None:
         """Where it was last saved or loaded; None if it holds something else by now."""
-        if self._lies is None or self._lies[1] != self.fingerprint():
+        if self._saved_as is None or self._saved_as[1] != self.fingerprint():
             return None
-        return self._lies[0]
+        return self._saved_as[0]
 
     @folder.setter
     def folder(self, folder: Path | None) -> None:
-        self._lies = None if folder is None else (folder, self.fingerprint())
+        self._saved_as = None if folder is None else (folder, self.fingerprint())
 
     @property
     def inserts(self) -> list[Seat]:
@@ -61,17 +61,17 @@ class Adapter:
 
     @property
     def in_place(self) -> bool:
-        """True if the adapter trains the base's own tensors and therefore cannot share a batch."""
+        """Whether the adapter trains the base's own tensors and therefore cannot share a batch."""
         return any(method.in_place for method in self.methods)
 
     @property
     def passes(self) -> int:
-        """Number of forwards per micro-batch that training needs."""
+        """The number of forwards that training makes per micro-batch."""
         return max(method.passes for method in self.methods)
 
     @property
     def consistency(self) -> float:
-        """Weight of the symmetric KL between the predictions of two passes; the objective computes it."""
+        """The weight of the symmetric KL between the predictions of two passes, which the objective computes."""
         return sum(method.consistency_weight() for method in self.methods)
 
     # What is trained
@@ -129,7 +129,7 @@ class Adapter:
     # What is kept
 
     def checkpoint_state(self) -> dict[str, torch.Tensor]:
-        """Return everything that training needs to go on exactly here: trained tensors and buffers, not copied."""
+        """Return all that training needs to go on exactly here: trained tensors and buffers, not copied."""
         return {
             f"{index}.{key}.{name}": tensor
             for index, part in enumerate(self.parts)
@@ -138,7 +138,7 @@ class Adapter:
         }
 
     def restore_checkpoint_state(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Take over the `checkpoint_state` of this adapter or of one that was built equally."""
+        """Copy a `checkpoint_state` into this adapter. It comes from it, or from one that was built equally."""
         mine = self.checkpoint_state()
         _same_keys(mine, tensors, self.name)
         with torch.no_grad():
@@ -146,7 +146,7 @@ class Adapter:
                 tensor.copy_(tensors[key])
 
     def file_state(self) -> dict[str, torch.Tensor]:
-        """Return {key in the file: tensor}, everything that another program needs to use the adapter."""
+        """Return {key in the file: tensor} with everything that another program needs to use the adapter."""
         keys = adapter_files.Keys(self.methods)
         return {
             keys.key(index, site, suffix): tensor.detach()
@@ -156,9 +156,9 @@ class Adapter:
         }
 
     def load_file_state(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Take over the tensors of a file.
+        """Copy the tensors of a file into this adapter.
 
-        Raises AdapterError that names all missing, unexpected and misshapen tensors at once.
+        Raises AdapterError, which names all missing, unexpected and misshapen tensors at once.
         """
         _same_keys(self.file_state(), tensors, self.name)
         keys = adapter_files.Keys(self.methods)
@@ -206,6 +206,7 @@ class Adapter:
 
 
 def _same_keys(mine: dict[str, torch.Tensor], given: dict[str, torch.Tensor], name: str) -> None:
+    """Raise AdapterError if these are not tensors of the same names and shapes."""
     wrong = [f"{key}: not in the file" for key in mine if key not in given]
     wrong += [f"{key}: not in the model" for key in given if key not in mine]
     wrong += [
@@ -214,9 +215,8 @@ def _same_keys(mine: dict[str, torch.Tensor], given: dict[str, torch.Tensor], na
         if key in given and given[key].shape != mine[key].shape
     ]
     if wrong:
-        more = f" and {len(wrong) - 8} more" if len(wrong) > 8 else ""
         raise AdapterError(
-            f"the tensors of {name!r} do not fit: {'; '.join(wrong[:8])}{more}",
+            f"the tensors of {name!r} do not fit: {listed(wrong, 8, '; ')}",
             f"the {len(mine)} tensors of this adapter on this base",
             "load the base and the settings it was trained with",
         )

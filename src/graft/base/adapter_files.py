@@ -1,4 +1,4 @@
-"""Adapter files: which methods the settings of a file mean, and what a file says of an adapter.
+"""Adapter files: which methods the settings of a file mean, and what a file says about an adapter.
 
 A method that PEFT has is written so that PEFT loads it. Another method, or a mix of several, is written into
 the same two files under our own `peft_type`. Folders of the `adapters` library and of mlx-lm, and the GGUF
@@ -23,20 +23,19 @@ from graft.core.site import Site
 from graft.errors import AdapterError
 from graft.formats import adapterhub, mlx, peft
 from graft.formats.peft import CONFIG, WEIGHTS, Settings, Tensors
+from graft.quant.finite import require_finite
 
 MIXED = "GRAFT_MIX"
 HEADS = ("score", "classifier")
-INSIDE, BESIDE = (
-    "base_model.model",
-    "base_model",
-)  # where keys begin, for methods inside and next to the model
+INSIDE = "base_model.model"  # what keys start with, for methods inside the model
+BESIDE = "base_model"  # and for methods that PEFT stores outside it
 MAX_RANK = 4096
 # Keys of PEFT that describe where an adapter came from, not what it computes.
 SILENT = {
-    "peft_type", "task_type", "base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "peft_version",
-    "fan_in_fan_out", "megatron_core", "megatron_config", "loftq_config", "eva_config", "corda_config",
-    "lora_ga_config", "velora_config", "kasa_config", "monteclora_config", "arrow_config", "qalora_group_size",
-    "ensure_weight_tying", "init_weights",
+    "arrow_config", "auto_mapping", "base_model_name_or_path", "corda_config", "ensure_weight_tying",
+    "eva_config", "fan_in_fan_out", "inference_mode", "init_weights", "kasa_config", "loftq_config",
+    "lora_ga_config", "megatron_config", "megatron_core", "monteclora_config", "peft_type", "peft_version",
+    "qalora_group_size", "revision", "task_type", "velora_config",
 }  # fmt: skip
 
 
@@ -67,16 +66,16 @@ class Keys:
 def write(
     folder: Path, methods: Sequence[Method], parts: Sequence[Part], tensors: Tensors, base: Settings
 ) -> Path:
-    """Write an adapter's two files.  base: facts on the base that it belongs to."""
+    """Write an adapter's two files.  base: what they say about the base that it belongs to."""
     own = [{"name": m.name(), **m.files.own_settings(m)} for m in methods]
     return peft.write(folder, _config(methods, parts, base), tensors, {"methods": own, "base": base})
 
 
 @unset_fake_temporarily()  # a file is real, also while a plan without numbers is made
 def read(folder: Path, sites: Sequence[Site]) -> tuple[list[Method], Tensors, Settings]:
-    """Return (methods, tensors, base) of an adapter folder; `base` is empty for a file that Graft did not write.
+    """Return (methods, tensors, base) of an adapter folder; `base` is empty if Graft did not write the file.
 
-    sites: of the base; they tell its own heads from an adapter's.
+    sites: those of the base that it is for; they tell the base's own heads from an adapter's.
 
     Rank, dtype and finiteness are checked before a tensor is used, so that a hostile file cannot make us
     allocate what it does not contain. Raises AdapterError.
@@ -93,12 +92,26 @@ def read(folder: Path, sites: Sequence[Site]) -> tuple[list[Method], Tensors, Se
             "the two files of an adapter, whole",
             "copy it again from where it came",
         ) from error
-    peft.check_finite(tensors, f" in {folder}", "use another checkpoint of this adapter")
+    require_finite(tensors.items(), AdapterError, "use another checkpoint of this adapter", folder)
     return methods, tensors, facts.get("base", {})
 
 
+def check_base(folder: str | Path, trained_on: Settings, name: str, fingerprint: str) -> None:
+    """Raise AdapterError if a file says that its adapter was trained on another base.
+
+    trained_on: what the file says about its base.  name, fingerprint: of the base at hand.
+    """
+    theirs = trained_on.get("fingerprint")
+    if theirs and theirs != fingerprint:
+        raise AdapterError(
+            f"{folder} was trained on another base: {trained_on.get('name') or '?'} (fingerprint {theirs[:12]})",
+            f"an adapter of {name} (fingerprint {fingerprint[:12]})",
+            "load that base, or pass force=True if you know that they fit",
+        )
+
+
 def _files(folder: Path, sites: Sequence[Site]) -> tuple[Settings, Tensors, Settings]:
-    """Return (config, tensors, what only Graft wrote), in PEFT's layout or ours, whatever tool wrote the folder."""
+    """Return (config, tensors, what only Graft writes) in PEFT's layout or ours, whatever tool wrote the files."""
     if folder.suffix == ".gguf" and folder.is_file():
         from graft.formats import gguf_file  # late: it needs transformers
 
@@ -128,10 +141,9 @@ def _files(folder: Path, sites: Sequence[Site]) -> tuple[Settings, Tensors, Sett
 
 
 def without_base_copies(tensors: Tensors, wanted: Tensors, model: nn.Module) -> Tensors:
-    """Return `tensors` without what PEFT writes twice.
+    """Return `tensors` without what PEFT writes twice: tables of the base, and second names of tied biases.
 
-    These are the base's own tables next to embedding adapters, and second names of tied biases. Only exact
-    copies are dropped; anything else stays, to be named as unexpected.
+    Only exact copies are dropped. Anything else stays, so that it is reported as unexpected.
     """
     own = dict(model.named_parameters(remove_duplicate=False))
     kept = dict(tensors)
@@ -147,13 +159,13 @@ def without_base_copies(tensors: Tensors, wanted: Tensors, model: nn.Module) -> 
 
 
 def trunk(model: Any) -> str:
-    """Return what a model with a head puts before this model's names: "bert." for a bare BertModel, else ""."""
+    """Return what a model with a head puts before this model's names: "bert." for a bare BertModel, or ""."""
     prefix = getattr(model, "base_model_prefix", "")
     return f"{prefix}." if prefix and model.base_model is model else ""
 
 
 def named_here(tensors: Tensors, wanted: Tensors, model: Any) -> Tensors:
-    """Return `tensors` under the names of `wanted`: `bert.encoder` of a headed model, `encoder` of a bare one."""
+    """Return `tensors` under the keys of `wanted`: a model with a head has `bert.encoder`, a bare one `encoder`."""
     bare, headed = f"{INSIDE}.", f"{INSIDE}.{getattr(model, 'base_model_prefix', '')}."
     named = {}
     for key, tensor in tensors.items():
@@ -163,7 +175,7 @@ def named_here(tensors: Tensors, wanted: Tensors, model: Any) -> Tensors:
 
 
 def _config(methods: Sequence[Method], parts: Sequence[Part], base: Settings) -> Settings:
-    """Describe an adapter: one method by PEFT's config, several by a list of them, a head by `modules_to_save`."""
+    """Return the config of an adapter: one method's, or a list of several; heads are in `modules_to_save`."""
     common = {
         "base_model_name_or_path": base.get("name"),
         "inference_mode": True,
@@ -191,9 +203,8 @@ def _config(methods: Sequence[Method], parts: Sequence[Part], base: Settings) ->
 def _methods(config: Settings, own: list[Settings], tensors: Tensors, sites: Sequence[Site]) -> list[Method]:
     """Return the methods of a config.
 
-    PEFT saves a task head as one of `modules_to_save`: it is one if the base has no such module.
-    own: by method, its name and the settings that PEFT does not know; empty for a file that Graft did not
-    write.
+    PEFT saves a task head as one of `modules_to_save`, so a name there is a head if the base has no such module.
+    own: by method, its name and the settings that PEFT does not know; empty if Graft did not write the file.
     """
     parts = [dict(part) for part in (config["methods"] if config.get("peft_type") == MIXED else [config])]
     saved = list(parts[0].get("modules_to_save") or [])
@@ -237,10 +248,7 @@ def _head_weight(name: str, tensors: Tensors) -> torch.Tensor | None:
 
 
 def _method(config: Settings, own: Settings) -> Method:
-    """Return the method that a config describes.
-
-    Refuse settings that change the result and are unknown here.
-    """
+    """Return the method that a config describes. Refuse unknown settings that would change the result."""
     own.pop("name", None)
     cls = _owner(config)
     if cls is None:

@@ -1,9 +1,10 @@
 """Keys and values that adapters add to attention, through transformers' own registries.
 
-    softmax(q [P_K; K]ᵀ/√d) [P_V; V]        P_K, P_V (heads, p, width): seen by every query of their rows, never cached
+    softmax(q [P_K; K]ᵀ/√d) [P_V; V]        P_K, P_V (heads, p, width): every query of their rows sees them;
+                                            they are never cached
 
-One wrapper per wrapped implementation is registered, in both registries (a name in only one silently gets no
-mask). The wrapper knows its inserts by the attention module that calls it.
+For each implementation that a model may have, one wrapper is registered, in both registries: a name in only one
+silently gets no mask. The wrapper finds its inserts by the attention module that calls it.
 """
 
 import sys
@@ -90,7 +91,10 @@ def _extended(
     mask: torch.Tensor | None,
     keywords: dict[str, Any],
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, dict[str, Any]]:
-    """Put the prefix of every row in front of keys, values, mask and position bias, filled up on the left."""
+    """Put the prefix of every row in front of keys, values, mask and position bias.
+
+    Shorter prefixes are filled up on the left.
+    """
     parts = route.parts(len(query))
     added = [[insert.keys_values() for insert in seats.get(name or "", ())] for name, _ in parts]
     width = max(sum(k.shape[1] for k, _ in pairs) for pairs in added)
@@ -118,7 +122,10 @@ def _extended(
 
 
 def _own_mask(module: Any, query: torch.Tensor, key: torch.Tensor, keywords: dict[str, Any]) -> torch.Tensor:
-    """Return what a missing mask means: for several queries of a causal module everything before, else everything."""
+    """Return the mask that a missing one stands for.
+
+    Several queries of a causal module see everything before them; any others see everything.
+    """
     q, k = query.shape[2], key.shape[2]
     causal = keywords.get("is_causal")
     causal = getattr(module, "is_causal", False) if causal is None else causal

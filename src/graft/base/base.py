@@ -2,13 +2,12 @@
 
 There is one mechanism: a forward hook at a named place of the untouched model. A hook reads the Route of the
 forward that runs, hands each span of rows to the inserts of its adapter, and returns what they make of it.
-Attaching, detaching, routing rows, merging, checkpointing and compiling are written here once; no method is
-known by name.
+Attaching, detaching, routing rows, merging, checkpointing and compiling are written in this folder once; it knows
+no method by name.
 """
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,8 @@ import torch
 from graft.base import adapter_files
 from graft.base.adapter import Adapter
 from graft.base.attention import Attention
+from graft.base.choice import Choice, Rows
+from graft.base.compiled import Compiled, recompute_blocks
 from graft.base.dropout import SilentDropout
 from graft.base.fingerprint import count, fingerprint
 from graft.base.heads import Heads
@@ -30,20 +31,24 @@ from graft.core import anatomy
 from graft.core.insert import AdapterModule
 from graft.core.method import Method
 from graft.core.positions import obstacle
-from graft.core.route import Route, current, installed, spans
+from graft.core.route import current, installed, spans
 from graft.core.site import Site
-from graft.errors import AdapterError, UsageError, nearest
+from graft.errors import AdapterError, UsageError
 from graft.generate.generate import generate
 from graft.quant import is_packed
 
-Rows = Sequence[str | None]
+TASK_TYPES = {
+    "causal": "CAUSAL_LM",
+    "seq2seq": "SEQ_2_SEQ_LM",
+    "encoder": "FEATURE_EXTRACTION",
+}  # PEFT's words
 
 
 class Base:
     """A transformers model, frozen.
 
-    model: kept as it is: same class, code, keys and values.  tokenizer: may be None.  name: path or hub id,
-    written into adapter files.
+    model: class, code, keys and values stay as they are.  tokenizer: may be None.
+    name: path or hub id, which is written into adapter files.
     """
 
     def __init__(self, model: Any, tokenizer: Any = None, name: str = "") -> None:
@@ -54,18 +59,17 @@ class Base:
         self._modules, self._heads = ModuleHooks(), Heads()
         attention, virtual_tokens = Attention(model), VirtualTokenHooks(model)
         self._hosts: tuple[Host, ...] = (self._modules, attention, virtual_tokens, self._heads)
-        # By kind of site; every other kind is hooked at its module. In-place parameters come in with the Route.
+        # Every other kind of site is hooked at its module. In-place parameters come in with the Route.
         self._hosts_by_kind: dict[str, tuple[Host, ...]] = {
             "kv": (attention, virtual_tokens),  # a prefix may reserve positions
             "prompt": (virtual_tokens,),
             "final": (self._heads,),
             "module": (),
         }
-        self._choice: ContextVar[str | None] = ContextVar("graft_adapter", default=None)
         self._merges = Merges(model)
+        self._choice = Choice(self.adapters, self._merges)
         self._dropout = SilentDropout(model)
-        self._compile_options: dict[str, Any] | None = None
-        self._compiled: Any = None
+        self._compiled = Compiled(model)
         self._fingerprint = ""
 
     @property
@@ -93,7 +97,7 @@ class Base:
         return count(self.model)
 
     def fingerprint(self) -> str:
-        """Return a hash that identifies the base; the same for a model and its quantised form (`base.fingerprint`)."""
+        """Return a hash that identifies the base, quantised or not (`graft.base.fingerprint`)."""
         if not self._fingerprint:
             self._fingerprint = fingerprint(self.model)
         return self._fingerprint
@@ -124,28 +128,26 @@ class Base:
 
     def detach(self, name: str) -> Adapter:
         """Take an adapter off. The base is as it was before `attach`, bit for bit."""
-        self._known(name)
+        self._choice.known(name)
         if name in self._merges:
             raise AdapterError(
                 f"{name!r} is merged", "an adapter that is not merged", f"call unmerge({name!r}) first"
             )
         for host in self._hosts:
             host.remove(name)
-        self._forget_compiled()
+        self._compiled.forget()
         return self.adapters.pop(name)
 
     def load_adapter(self, folder: str | Path, name: str, *, force: bool = False) -> Adapter:
-        """Read an adapter folder (ours, PEFT's, the `adapters` library's or mlx-lm's) or a GGUF LoRA, and attach it.
+        """Read an adapter from a folder or a file, and attach it under this name.
 
+        folder: ours, PEFT's, the `adapters` library's or mlx-lm's; or the GGUF file of a LoRA.
         force: load an adapter although its fingerprint says that it was trained on another base.
+        Raises AdapterError for a file that is damaged or does not fit this base.
         """
         methods, tensors, base = adapter_files.read(Path(folder), self.sites)
-        if base.get("fingerprint") and base["fingerprint"] != self.fingerprint() and not force:
-            raise AdapterError(
-                f"{folder} was trained on another base: {base.get('name') or '?'}, {base['fingerprint'][:12]}",
-                f"an adapter of {self.name}, {self.fingerprint()[:12]} (fingerprints)",
-                "load that base, or pass force=True if you know that they fit",
-            )
+        if not force:
+            adapter_files.check_base(folder, base, self.name, self.fingerprint())
         adapter = self.attach(name, methods)
         try:
             wanted = adapter.file_state()
@@ -158,6 +160,7 @@ class Base:
         return adapter
 
     def _checked(self, method: Method, sites: list[Site]) -> list[tuple[Site, Any]]:
+        """Return what a method puts on this base. Raises AdapterError if it refuses packed weights."""
         if not method.quantisable and self.quant != "none":
             raise AdapterError(
                 f"{type(method).__name__} on a quantised base: {method.quantisable}",
@@ -167,104 +170,49 @@ class Base:
         return method.assemble(sites)
 
     def _seat(self, adapter: Adapter) -> Adapter:
+        """Hook an adapter in."""
         self.adapters[adapter.name] = adapter
         for site, insert in adapter.inserts:
             for host in self._hosts_by_kind.get(site.kind, (self._modules,)):
                 host.add(adapter.name, site, insert)
-        self._forget_compiled()
+        self._compiled.forget()
         return adapter.train(False)
 
     def identity(self) -> dict[str, Any]:
         """Return what an adapter's files say about this base."""
-        task = {"causal": "CAUSAL_LM", "seq2seq": "SEQ_2_SEQ_LM", "encoder": "FEATURE_EXTRACTION"}.get(
-            self.family
-        )
-        return {"name": self.name, "fingerprint": self.fingerprint(), "task_type": task}
-
-    def _known(self, name: str) -> Adapter:
-        if name not in self.adapters:
-            known = list(self.adapters)
-            remedy = f"did you mean {nearest(name, known, 1)[0]!r}?" if known else "attach or load one first"
-            raise AdapterError(f"no adapter {name!r} on this base", f"one of {known or 'none yet'}", remedy)
-        return self.adapters[name]
+        task_type = TASK_TYPES.get(self.family)
+        return {"name": self.name, "fingerprint": self.fingerprint(), "task_type": task_type}
 
     # Which adapter answers
 
-    @contextlib.contextmanager
-    def using(self, name: str | None) -> Iterator[None]:
-        """Inside the block every row is answered by this adapter; None is the bare (or merged) base."""
-        if name is not None:
-            self._usable(name)
-        token = self._choice.set(name)
-        try:
-            yield
-        finally:
-            self._choice.reset(token)
+    def using(self, name: str | None) -> contextlib.AbstractContextManager[None]:
+        """Let this adapter answer every row inside the block; None is the bare (or merged) base."""
+        return self._choice.using(name)
 
     @property
     def active(self) -> str | None:
-        """The adapter of the `using` block this runs in."""
-        return self._choice.get()
+        """The adapter of the `using` block that this runs in."""
+        return self._choice.active
 
     @contextlib.contextmanager
     def routed(self, rows: Rows) -> Iterator[list[int]]:
-        """Inside the block forwards of `model` follow these rows, which must come in the order that is yielded."""
+        """Route the forwards of `model` inside the block by these rows.
+
+        Yields the order in which the rows must be given.
+        """
         order, groups = spans(rows)
-        route = self._route(groups, len(rows))
-        with installed(route):
+        with installed(self._choice.route(groups, len(rows))):
             yield order
 
-    def _route(self, groups: tuple[tuple[str | None, int, int], ...], rows: int) -> Route:
-        for name, _, _ in groups:
-            if name is not None:
-                self._usable(name)
-        if len(groups) > 1:
-            for name, _, _ in groups:
-                self._routable(name)
-        name = groups[0][0] if groups else None
-        if name is not None and self.adapters[name].in_place:
-            return Route(groups, rows, self.adapters[name].swapped)
-        return Route(groups, rows)
-
     def unpackable(self, length: int) -> str | None:
-        """Return why documents cannot share a row of `length` tokens on this model with its adapters, or None."""
-        refusals = [
-            m.packable for adapter in self.adapters.values() for m in adapter.methods if not m.packable
-        ]
-        return obstacle(self.model.config, length) or next((str(reason) for reason in refusals), None)
+        """Return why documents cannot share a row of `length` tokens here, or None if they can."""
+        methods = [method for adapter in self.adapters.values() for method in adapter.methods]
+        refusals = (str(method.packable) for method in methods if not method.packable)
+        return obstacle(self.model.config, length) or next(refusals, None)
 
     def positions(self, names: Rows) -> int:
-        """Return the largest number of positions that one of these adapters takes, besides the tokens."""
+        """Return the largest number of positions that one of these adapters takes in addition to the tokens."""
         return max(host.positions(names) for host in self._hosts)
-
-    def _usable(self, name: str) -> None:
-        self._known(name)
-        if name in self._merges:
-            raise AdapterError(
-                f"{name!r} is merged: the base already answers with it",
-                "an adapter that is not merged",
-                f"use None, or call unmerge({name!r})",
-            )
-
-    def _routable(self, name: str | None) -> None:
-        reasons = [m.routable for m in self.adapters[name].methods if not m.routable] if name else []
-        if reasons:
-            raise AdapterError(
-                f"{name!r} in a batch with other adapters: {reasons[0]}",
-                "rows that all use it",
-                "run its rows in a batch of their own",
-            )
-
-    def _rows(self, adapters: Rows | None, count: int) -> Rows:
-        if adapters is None:
-            return [self._choice.get()] * count
-        if len(adapters) != count:
-            raise UsageError(
-                f"adapters= has {len(adapters)} names for {count} rows",
-                "one name (or None) per row",
-                "repeat the name for each row",
-            )
-        return adapters
 
     # Forward
 
@@ -278,7 +226,7 @@ class Base:
         instead, one tensor per adapter in the order of `route.spans`: (rows, classes), or (rows, T, classes)
         of a head that classifies every token.
         """
-        rows = self._rows(adapters, count_rows(ids, keywords))
+        rows = self._choice.rows(adapters, count_rows(ids, keywords))
         run = self._task_logits if self._heads.answer(rows) else self._forward
         return self._sorted(run, ids, rows, keywords)
 
@@ -286,7 +234,8 @@ class Base:
         self, ids: torch.Tensor | None = None, adapters: Rows | None = None, **keywords: Any
     ) -> torch.Tensor:
         """Return the last hidden state (B, T, D), which is what enters the language head if there is one."""
-        return self._sorted(self._states, ids, self._rows(adapters, count_rows(ids, keywords)), keywords)
+        rows = self._choice.rows(adapters, count_rows(ids, keywords))
+        return self._sorted(self._states, ids, rows, keywords)
 
     def _states(self, ids: torch.Tensor | None, keywords: dict[str, Any]) -> torch.Tensor:
         keywords = {"use_cache": False, **keywords} if self.family != "masked" else keywords
@@ -303,17 +252,17 @@ class Base:
         def project(states: torch.Tensor, _: dict[str, Any]) -> torch.Tensor:
             return transform(self.model.config, head(states))
 
-        return self._sorted(project, hidden, self._rows(adapters, len(hidden)), {})
+        return self._sorted(project, hidden, self._choice.rows(adapters, len(hidden)), {})
 
     def generate(self, prompts: Sequence[Any], adapters: Rows | None = None, **settings: Any) -> list[str]:
         """Return only the new text, one string per prompt; `graft.generate` has the settings."""
-        return generate(self, prompts, self._rows(adapters, len(prompts)), **settings)
+        return generate(self, prompts, self._choice.rows(adapters, len(prompts)), **settings)
 
     def _sorted(self, run: Any, ids: torch.Tensor | None, rows: Rows, keywords: dict[str, Any]) -> Any:
         """Run over the rows sorted into one span per adapter, and undo the order on the way out."""
         order, groups = spans(rows)
         count = len(rows)
-        with installed(self._route(groups, count)):
+        with installed(self._choice.route(groups, count)):
             if order == list(range(count)):
                 return run(ids, keywords)
             if keywords.get("past_key_values") is not None:
@@ -327,19 +276,14 @@ class Base:
             return pick(output, index.argsort(), count)
 
     def _forward(self, ids: torch.Tensor | None, keywords: dict[str, Any]) -> Any:
-        model, route = self.model, current()
-        # One graph per span layout: mixed batches and in-place methods run eagerly (dynamo's recompile limit is 8).
-        if self._compile_options is not None and route is not None and len(route.spans) == 1:
-            if self._compiled is None:
-                self._compiled = torch.compile(self.model, **self._compile_options)
-            model = self._compiled
+        model = self._compiled.model(current())
         return model(**keywords) if ids is None else model(ids, **keywords)
 
     def _task_logits(self, ids: torch.Tensor | None, keywords: dict[str, Any]) -> list[torch.Tensor]:
         """Run one forward for each way in which the heads of these rows read states, then the heads."""
         route = current()
         assert route is not None, "rows are sorted inside a Route"
-        worded = {name: any(m.word_head for m in self._known(name).methods) for name in route.names if name}
+        worded = {name: any(m.word_head for m in self.adapters[name].methods) for name in route.names if name}
         states = {words: self._last_hidden(ids, keywords, word_head=words) for words in set(worded.values())}
         # In the Route of the forward: a head may read what other inserts left there.
         return self._heads.logits(route, lambda name: states[worded[name]], keywords.get("attention_mask"))
@@ -347,7 +291,10 @@ class Base:
     def _last_hidden(
         self, ids: torch.Tensor | None, keywords: dict[str, Any], *, word_head: bool
     ) -> torch.Tensor:
-        """Return the states (B, T, D) that a task head reads; with `word_head`, as the masked head transforms them."""
+        """Return the states (B, T, D) that a task head reads.
+
+        word_head: a masked model's language head transforms them first.
+        """
         if self.family == "masked" and not word_head:
             states: torch.Tensor = self.model.base_model(ids, **keywords).last_hidden_state
             return states
@@ -356,7 +303,7 @@ class Base:
     # Training, checkpointing, compiling
 
     def train(self, mode: bool = True, *, dropout: bool = False) -> "Base":
-        """Switch the adapters' dropout on or off; `dropout=True` lets the base's own drop too (off by default)."""
+        """Switch the adapters' dropout on or off.  dropout: the base's own dropout is on as well in training."""
         self.model.train(mode)
         self._dropout.off()
         if mode and not dropout:
@@ -366,56 +313,31 @@ class Base:
         return self
 
     def checkpointing(self, on: bool = True) -> None:
-        """Recompute every block in backward instead of keeping its activations.
-
-        The recomputation finds the Route of its own forward again, also when another adapter is in use by
-        then.
-        """
-        if on:
-
-            def contexts() -> tuple[Any, Any]:
-                """Return what surrounds a block's forward, and its recomputation."""
-                return contextlib.nullcontext(), installed(current())
-
-            self.model.activation_checkpointing_enable({"use_reentrant": False, "context_fn": contexts})
-            # Needless without reentry, and it would keep backward going to the bottom.
-            self.model.disable_input_require_grads()
-        else:
-            self.model.activation_checkpointing_disable()
+        """Recompute every block in backward instead of keeping its activations."""
+        recompute_blocks(self.model, on)
 
     def compile(self, on: bool = True, **options: Any) -> None:
-        """Run forwards through torch.compile with these options.
-
-        Attach, detach and merge throw compiled code away: dynamo does not notice a new hook and would go on
-        without the new adapter.
-        """
-        self._compile_options = options if on else None
-        self._forget_compiled()
-
-    def _forget_compiled(self) -> None:
-        if self._compiled is not None:
-            self._compiled = None
-            torch.compiler.reset()
+        """Run forwards through torch.compile with these options. Attach, detach and merge compile anew."""
+        self._compiled.switch(options if on else None)
 
     # Merging
 
     def merge(self, name: str, *, repack: bool = False) -> Merged:
         """Fold an adapter into the weights, so that the bare base answers with it.
 
-        Layers of a quantised base that the adapter changes become 16-bit, made from their dequantised values,
-        or take the change into the minima of their groups; the result says which. repack: layers that would
-        become 16-bit are packed again, which rounds away much of a small change
+        Layers of a quantised base that the adapter changes become 16-bit, made from their dequantised values, or
+        take the change into the minima of their groups; the result says which.
+        repack: pack layers that would become 16-bit again, which rounds away much of a small change
         (`shipping.merge_ways.choices` measures how much).
         """
-        adapter = self._known(name)
-        self._usable(name)
+        adapter = self._choice.usable(name)
         merged = self._merges.add(adapter, repack=repack)
         self._after_merge()
         return merged
 
     def unmerge(self, name: str) -> None:
         """Put back the weights that were there before `merge(name)`, bit for bit."""
-        self._known(name)
+        self._choice.known(name)
         self._merges.remove(name)
         self._after_merge()
 
@@ -427,4 +349,4 @@ class Base:
     def _after_merge(self) -> None:
         for host in self._hosts:
             host.rehook()
-        self._forget_compiled()
+        self._compiled.forget()

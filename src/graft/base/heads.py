@@ -1,4 +1,4 @@
-"""Task heads: which adapters have one, and their logits for the rows of a batch."""
+"""Task heads: know which adapters have one, and compute the heads' logits for the rows of a batch."""
 
 from collections.abc import Callable, Sequence
 
@@ -12,10 +12,7 @@ from graft.errors import AdapterError
 
 
 class Heads(Host):
-    """The heads of all adapters on one base.
-
-    They hook nothing: `Base` runs them after the last hidden state.
-    """
+    """The heads of all adapters on one base. They hook nothing: `Base` runs them on the last hidden state."""
 
     def __init__(self) -> None:
         self._heads: dict[str, list[Head]] = {}

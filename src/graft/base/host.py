@@ -1,7 +1,4 @@
-"""Host: what hooks the inserts of some kinds of sites into a model.
-
-`Base.hosts_of` says which kind goes to which.
-"""
+"""Host: hooks inserts into a model. `Base` has one for each group of kinds of sites."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -10,17 +7,17 @@ from graft.core.site import Site
 
 
 class Host:
-    """Base class. A host leaves no trace on the model when its last insert is gone."""
+    """Base class of hosts. A host leaves no trace on the model when its last insert is gone."""
 
     def add(self, name: str, site: Site, insert: Any) -> None:
-        """Seat an insert of the adapter `name`, after those that this adapter has here already."""
+        """Hook an insert of the adapter `name` in, after those that this adapter has here already."""
 
     def remove(self, name: str) -> None:
-        """Unseat an adapter."""
+        """Take out all inserts of an adapter."""
 
     def rehook(self) -> None:
-        """Hook the modules that sit in the model now; merging may have replaced some."""
+        """Hook the modules that are in the model now; merging may have replaced some."""
 
     def positions(self, names: Iterable[str | None]) -> int:
-        """Return the largest number of positions that one of these adapters takes, besides the tokens."""
+        """Return the largest number of positions that one of these adapters takes in addition to the tokens."""
         return 0

@@ -1,7 +1,7 @@
 """The last hidden state and what comes after it.
 
 `captured` catches what ENTERS the language head and lets one position through, so that full logits, often the
-largest tensor of all, never exist; `transform` is what a few families do to the logits after the head.
+largest tensor of all, never exist. `transform` does what a few families do to the logits after the head.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from torch import nn
 
 @contextlib.contextmanager
 def captured(model: Any) -> Iterator[list[torch.Tensor]]:
-    """Inside the block a forward puts what enters the head, (B, T, D), into the yielded list."""
+    """Let forwards inside the block put what enters the head, (B, T, D), into the list that is yielded."""
     caught: list[torch.Tensor] = []
 
     def one_position(module: nn.Module, args: tuple[Any, ...]) -> tuple[torch.Tensor]:

@@ -1,9 +1,9 @@
 """Merging: an adapter folded into the base's weights, and taken out again without a rounding error.
 
-What was there is kept and put back; nothing is ever subtracted. A packed layer becomes a 16-bit layer made
-from its dequantised values, or is packed again; only where it is packed in groups and the change is constant
-within each, the groups' minima take it up, rounded to half precision, and the layer stays as it is. Of two
-tied tensors only the merged one changes, so the tie is broken while the merge lasts.
+The old tensors are kept and put back; nothing is ever subtracted. A packed layer becomes a 16-bit layer made
+from its dequantised values, or is packed again. There is one exception: if it is packed in groups and the
+change is constant within each group, the groups' minima take the change, rounded to half precision, and codes
+and scales stay. Of two tied tensors only the merged one changes, so the tie is broken while the merge lasts.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +18,7 @@ from graft.core.insert import InPlace, Insert, Weights
 from graft.core.site import Site
 from graft.errors import MergeError
 from graft.quant import QuantLinear
+from graft.quant.finite import require_finite
 from graft.quant.replace import unpacked
 
 
@@ -25,8 +26,8 @@ from graft.quant.replace import unpacked
 class Merged:
     """What one merge did.
 
-    Names of packed layers: dequantised, those that are 16-bit now; repacked, those that were packed again;
-    shifted, those whose minima hold the change.  untied: the head no longer shares the table's tensor.
+    dequantised, repacked, shifted: names of packed layers that are 16-bit now, that were packed again, and whose
+    minima hold the change.  untied: the head no longer shares the table's tensor.
     """
 
     adapter: str
@@ -53,9 +54,9 @@ class Merges:
         return list(self._stack)
 
     def add(self, adapter: Adapter, *, repack: bool = False) -> Merged:
-        """Fold an adapter into the weights, all of it or, on an error, nothing.
+        """Fold an adapter into the weights: all of it or, on an error, nothing.
 
-        repack: packed layers stay packed.
+        repack: pack changed layers again, instead of leaving them in 16 bits.
         """
         for method in adapter.methods:
             if not method.mergeable:
@@ -68,12 +69,8 @@ class Merges:
         try:
             for site, insert in adapter.inserts:
                 if isinstance(insert, InPlace):  # shares the trained values, so tied tensors stay tied
-                    trained = insert.swap().items()
-                    _put(
-                        site.module,
-                        {k: nn.Parameter(p.detach(), requires_grad=False) for k, p in trained},
-                        merged,
-                    )
+                    trained = {name: _frozen(p.detach()) for name, p in insert.swap().items()}
+                    _put(site.module, trained, merged)
             for site, inserts in places(adapter):
                 self._fold(site, inserts, merged, repack)
         except BaseException:
@@ -85,9 +82,9 @@ class Merges:
     def remove(self, name: str) -> None:
         """Put back what was there before the merge of `name`."""
         if not self._stack or self._stack[-1].adapter != name:
-            order = [merged.adapter for merged in self._stack]
+            order = ", ".join(merged.adapter for merged in self._stack) or "none"
             raise MergeError(
-                f"{name!r} is not the last merge", f"the last of {order}", "unmerge in reverse order"
+                f"{name!r} is not the last merge", f"the last of: {order}", "unmerge in reverse order"
             )
         _undo(self._stack.pop())
 
@@ -105,26 +102,23 @@ class Merges:
             self._shift(site, *shifted, merged)
             return
         dtype = module.weight.dtype
-        weight, bias = folded(site, inserts)
-        _check_finite(weight.to(dtype), site)  # fp16 may not hold what fp32 does
-        bias = None if bias is None else nn.Parameter(bias.to(dtype), requires_grad=False)
+        weight, wide_bias = folded(site, inserts)
+        weight = weight.to(dtype)
+        _check_finite(weight, site)  # fp16 may not hold what fp32 does
+        bias = None if wide_bias is None else _frozen(wide_bias.to(dtype))
         if isinstance(module, QuantLinear):
-            self._replace(site.name, module, weight.to(dtype), bias, merged, repack)
+            self._replace(site.name, module, weight, bias, merged, repack)
             return
-        stored = (weight.T if site.transposed else weight).to(dtype).contiguous()
+        stored = (weight.T if site.transposed else weight).contiguous()
         merged.untied |= site.kind in ("head", "embed") and self._shared(module)
-        _put(module, {"weight": nn.Parameter(stored, requires_grad=False), "bias": bias}, merged)
+        _put(module, {"weight": _frozen(stored), "bias": bias}, merged)
 
     def _shift(self, site: Site, minimum: torch.Tensor, bias: torch.Tensor | None, merged: Merged) -> None:
         module = site.module
         minimum = minimum.to(module.minimum.dtype)
         _check_finite(minimum, site)
-        new = {"minimum": minimum, "bias": None if bias is None else bias.to(module.dtype)}
-        _put(
-            module,
-            {k: None if t is None else nn.Parameter(t, requires_grad=False) for k, t in new.items()},
-            merged,
-        )
+        new_bias = None if bias is None else _frozen(bias.to(module.dtype))
+        _put(module, {"minimum": _frozen(minimum), "bias": new_bias}, merged)
         merged.shifted.append(site.name)
 
     def _replace(
@@ -147,23 +141,23 @@ class Merges:
         merged._undo.append(lambda: self._model.set_submodule(name, packed))
 
     def _shared(self, module: Any) -> bool:
-        return (
-            sum(m._parameters.get("weight") is module._parameters["weight"] for m in self._model.modules())
-            > 1
-        )
+        """Return whether another module has the same weight."""
+        weight = module._parameters["weight"]
+        return sum(other._parameters.get("weight") is weight for other in self._model.modules()) > 1
 
 
 def places(adapter: Adapter) -> list[tuple[Site, list[Insert]]]:
-    """Return the inserts that change a weight by place, in the order in which they are folded.
+    """Return the inserts that change a weight, by place, in the order in which they are folded.
 
-    A place is reached by its name, whatever kind of site the methods saw in it. In-place methods are merged
-    exactly and task heads keep answering after the merged base, so neither is among them.
+    Sites of different kinds with one name are one place. In-place methods are merged exactly, and task heads keep
+    answering after the merged base, so neither is among them.
     """
     grouped: dict[str, tuple[Site, list[Insert]]] = {}
     for site, insert in adapter.inserts:
         if isinstance(insert, Insert):
             grouped.setdefault(site.name, (site, []))[1].append(insert)
-    # Every insert saw what the last one let in: what changes the input comes after all else, the last one first.
+    # Every insert reads what the last `enter` returned. So those that change the input are folded at the end,
+    # the last one first.
     return [
         (site, [i for i in inserts if not i.enters] + [i for i in reversed(inserts) if i.enters])
         for site, inserts in grouped.values()
@@ -171,7 +165,7 @@ def places(adapter: Adapter) -> list[tuple[Site, list[Insert]]]:
 
 
 def folded(site: Site, inserts: Sequence[Insert]) -> Weights:
-    """Return weight (out, in) and bias of the site with these inserts, before any rounding: fp32, or fp64."""
+    """Return weight (out, in) and bias of a site with these inserts, in fp32 or fp64, before any rounding."""
     wide = torch.promote_types(site.module.weight.dtype, torch.float32)
     weight, bias = site.weight().detach().to(wide), site.bias()
     bias = None if bias is None else bias.detach().to(wide)
@@ -181,7 +175,7 @@ def folded(site: Site, inserts: Sequence[Insert]) -> Weights:
 
 
 def in_minima(site: Site, inserts: Sequence[Insert]) -> Weights | None:
-    """Return minima and bias of a layer packed in groups, after all inserts, before any rounding: fp32, or fp64.
+    """Return minima and bias of a layer packed in groups with these inserts, in fp32 or fp64, before any rounding.
 
     None for any other layer, or if an insert changes more than the minima.
     """
@@ -199,15 +193,17 @@ def in_minima(site: Site, inserts: Sequence[Insert]) -> Weights | None:
 
 
 def _check_finite(weight: torch.Tensor, site: Site) -> None:
-    if not torch.isfinite(weight).all():
-        raise MergeError(
-            f"the merged weight of {site.name} is not finite",
-            "finite values",
-            "train with a lower lr, or use an earlier checkpoint",
-        )
+    """Raise MergeError for a merged weight that holds NaN or infinity."""
+    remedy = "train with a lower lr, or use an earlier checkpoint"
+    require_finite([(site.name, weight)], MergeError, remedy, "the merged weight")
+
+
+def _frozen(tensor: torch.Tensor) -> nn.Parameter:
+    return nn.Parameter(tensor, requires_grad=False)
 
 
 def _put(module: nn.Module, new: Mapping[str, nn.Parameter | None], merged: Merged) -> None:
+    """Replace parameters of a module, and note in `merged` how to put the old ones back. None: left as it is."""
     before = dict(module._parameters)
     module._parameters.update({name: p for name, p in new.items() if p is not None})
 

@@ -1,8 +1,9 @@
-"""Hooks at occupied modules. They hand every span of rows to the inserts of its adapter.
+"""Hooks at the modules where inserts are. They hand every span of rows to the inserts of its adapter.
 
-The x of a sublayer entered another module than the one that y leaves. A hook there remembers x in the Route
-for the length of the sublayer. The x of a stack are the tensors among its keywords: masks and positions, as
-its blocks will have them. Its cache of keys and values is left in the Route, whole: no span may cut it.
+The x of a sublayer enters another module than the one that y leaves, so a hook at the first one keeps x in the
+Route until the last one runs. The x of a stack is a dict of the tensors among its keywords: masks and
+positions, as its blocks will get them. Its cache of keys and values is left in the Route whole, because no span
+may cut it.
 """
 
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from graft.core.site import Site
 
 
 class ModuleHooks(Host):
-    """All occupied modules of one model."""
+    """All modules of one model that have inserts."""
 
     def __init__(self) -> None:
         self._joints: dict[str, Joint] = {}
@@ -48,7 +49,7 @@ class Joint:
 
     @property
     def empty(self) -> bool:
-        """True if no adapter has an insert here; there are no hooks then."""
+        """Whether no adapter has an insert here; there are no hooks then."""
         return not self._seats
 
     def add(self, name: str, site: Site, insert: Insert) -> None:
@@ -68,7 +69,8 @@ class Joint:
         seats = [seat for of_adapter in self._seats.values() for seat in of_adapter]
         module = self._root.get_submodule(self._name)
         if seats:
-            first = any(site.kind == "stack" for site, _ in seats)  # before virtual tokens are cut off
+            # An insert at a stack sees the virtual tokens too: it comes before the hook that cuts them off.
+            first = any(site.kind == "stack" for site, _ in seats)
             self._handles.append(module.register_forward_hook(self._after, with_kwargs=True, prepend=first))
         if any(insert.enters for _, insert in seats):
             self._handles.append(module.register_forward_pre_hook(self._before, with_kwargs=True))
@@ -114,7 +116,7 @@ class Joint:
         return route if route and any(name in self._seats for name in route.names) else None
 
     def _by_span(self, route: Route, through: Callable[..., torch.Tensor], *tensors: Any) -> torch.Tensor:
-        """Put tensors through the inserts of their rows; the last one has as many rows as the result."""
+        """Put tensors through the inserts of their rows. The last tensor has as many rows as the result."""
         if len(route.spans) == 1:
             return through(route.spans[0][0], *tensors)
         count = len(tensors[-1])
@@ -132,7 +134,7 @@ class Joint:
     ) -> torch.Tensor:
         """Put y through the inserts of one adapter.
 
-        entered: what entered the sublayer, for inserts at one.
+        x: what entered this module.  entered: what entered the sublayer, for inserts at a sublayer.
         """
         for site, insert in self._seats.get(name or "", ()):
             y = insert(entered if site.entry else x, y)

@@ -1,4 +1,4 @@
-"""Rows of a batch: counting them, and selecting some in everything that a forward takes and gives."""
+"""Count the rows of a batch, and select some of them in everything that a forward takes and returns."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ def count_rows(ids: torch.Tensor | None, keywords: dict[str, Any]) -> int:
 def pick(value: Any, index: torch.Tensor | slice, count: int) -> Any:
     """Return rows `index` of every tensor in `value` that has `count` rows.
 
-    Tuples, outputs and caches are walked.
+    value: a tensor, or a tuple, list, dict, output or cache of tensors; a cache and an output are changed in place.
     """
     if isinstance(value, torch.Tensor):
         return value[index] if value.ndim and len(value) == count else value

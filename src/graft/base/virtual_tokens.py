@@ -4,9 +4,9 @@
 
 A hook before the backbone turns ids into such embeddings and extends the attention mask; positions count live
 tokens. A hook after it takes the extra positions off the last hidden state again, so that heads, labels and
-pooling keep their lengths (the states of an encoder that a decoder reads stay whole: the decoder's mask is
-extended instead). With a filled cache the front is already in the cache, and only mask and positions are
-extended. If an insert sets `reads`, the state of that trailing vector replaces the state of the first token.
+pooling keep their lengths. A decoder reads all states of its encoder; there the decoder's mask is extended
+instead. With a filled cache the front is already in the cache, and only mask and positions are extended. If an
+insert sets `reads`, the state of that trailing vector replaces the state of the first token.
 """
 
 import inspect
@@ -63,9 +63,9 @@ class VirtualTokenHooks(Host):
 
     def positions(self, names: Iterable[str | None]) -> int:
         def taken(name: str | None) -> int:
-            return sum(len(side) for pair in self._around(name) for side in pair) + self._ahead(name)
+            return sum([len(side) for pair in self._around(name) for side in pair]) + self._ahead(name)
 
-        return max(map(taken, names), default=0)
+        return max([0, *[taken(name) for name in names]])  # dynamo cannot trace max(..., default=0)
 
     def _around(self, name: str | None) -> list[Around]:
         """Return the vectors of each insert of an adapter."""
@@ -74,7 +74,7 @@ class VirtualTokenHooks(Host):
     def _ahead(self, name: str | None) -> int:
         """Return how many position ids an adapter reserves before the first token."""
         inserts = self._inserts.get(name or "", ())
-        return max((insert.ahead for insert in inserts if isinstance(insert, KeyValues)), default=0)
+        return max([0, *[insert.ahead for insert in inserts if isinstance(insert, KeyValues)]])
 
     def _hooks(self) -> Any:
         model = self._model
@@ -121,7 +121,7 @@ class VirtualTokenHooks(Host):
         rows = self._rows(route, embeds)
         front, back = rows.front, rows.back
         mask = given.get("attention_mask")
-        if not front.shape[1] + back.shape[1]:  # positions alone: the mask stays as it is, also a packed one
+        if not front.shape[1] + back.shape[1]:  # positions alone: the mask stays as it is, even a packed one
             self._check_fits(seen + length + self.positions(route.names))
             positions = self._position_ids(module, given, mask, rows.shift, seen, length)
             return (), given | {"inputs_embeds": embeds, **positions}
@@ -162,7 +162,7 @@ class VirtualTokenHooks(Host):
         return {"position_ids": ids + shift}
 
     def _check_fits(self, length: int) -> None:
-        """Raise UsageError beyond the end of a table of positions, where torch would only name an index."""
+        """Raise UsageError for more positions than a table has, where torch would only name an index."""
         limit = context_length(self._model.config)
         tables = (n for n, m in self._model.named_modules() if isinstance(m, nn.Embedding))
         if limit and length > limit and any(re.search("position|wpe", name) for name in tables):
@@ -194,7 +194,7 @@ class VirtualTokenHooks(Host):
         return output
 
     def _with_read_states(self, route: Route, text: torch.Tensor, back: torch.Tensor) -> torch.Tensor:
-        """Return the states `text` (rows, T, d), with the state of `back` that an adapter reads in the first place."""
+        """Return the states `text` (rows, T, d), with a state of `back` first where an adapter reads one."""
         parts = [(rows, self._read_index(name)) for name, rows in route.parts(len(text))]
         if all(index is None for _, index in parts):
             return text

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from graft.cli.say import after, show, show_json, table
-from graft.core.cards import LAWS, REQUIRED, Card, card, cards, pages
+from graft.core.cards import ABILITIES, REQUIRED, Card, card, cards, pages
 
 # What the kinds of graft.core.site are called here.
 PLACES = {
@@ -74,7 +74,7 @@ def _show_card(one: Card) -> None:
         wrapped = textwrap.fill(setting.help, 118, initial_indent=head, subsequent_indent=" " * len(head))
         show(wrapped if setting.help else head.rstrip())
     show("")
-    for word in LAWS:
+    for word in ABILITIES:
         declared = one.declared.get(word, True)
         show(f"{word}: {'yes' if declared is True else f'{declared.answer}: {declared}'}")
 
@@ -94,7 +94,7 @@ def _facts(one: Card) -> dict[str, Any]:
         }
         for s in one.settings.values()
     ]
-    declared = {word: one.declared.get(word, True) is True for word in LAWS}
+    declared = {word: one.declared.get(word, True) is True for word in ABILITIES}
     return {
         "name": one.name,
         "class": one.cls,

@@ -1,6 +1,6 @@
 """Anatomy: find every site of a transformers model by looking at its modules.
 
-No table of model names: projections, norms and embeddings are recognised by what they are, blocks by
+There is no table of model names. Projections, norms and embeddings are recognised by what they are, blocks by
 transformers' own `GradientCheckpointingLayer`, the head by `get_output_embeddings`. So a model that came out
 yesterday works today.
 """
@@ -19,14 +19,15 @@ from graft.quant import is_packed
 def sites(model: Any) -> list[Site]:
     """Return all sites of `model` in the order of its modules, `final` last.
 
-    Sequence-classification heads of the base are of kind `head`, as PEFT's `all-linear` leaves them out too.
+    A classification head that the model class brings along is of kind `head`: PEFT's `all-linear` leaves it
+    out, too.
     """
     places = []
     heads, ids = _heads(model), model.get_input_embeddings().weight
     for name, module in model.named_modules():
         kind = "head" if any(module is head for head in heads) else kind_of(module)
         if isinstance(module, nn.Embedding) and module.weight is ids:
-            kind = "embed"  # also T5's two further names for the shared table; position tables are no sites
+            kind = "embed"  # T5 has two more names for this table; tables of positions are no sites
         if kind:
             places.append(Site(name, kind, model, layer_of(name)))
         if name and any(True for _ in module.parameters(recurse=False)):
@@ -84,9 +85,10 @@ def _stacks(places: Sequence[Site]) -> Iterator[Site]:
 
 
 def _sublayers(places: Sequence[Site]) -> Iterator[Site]:
-    """Yield attention and feed-forward parts by the order of a block's projections, and `kv` where queries are made.
+    """Yield the attention and feed-forward parts of every block, and a `kv` site where queries are made.
 
-    A feed-forward part with experts is none: no single projection is its last.
+    The order of a block's projections tells where a part begins and ends. A feed-forward part with experts is
+    left out: no single projection is its last.
     """
     for block in (site for site in places if site.kind == "block"):
         parts: dict[tuple[str, str], list[Site]] = {}
@@ -96,10 +98,8 @@ def _sublayers(places: Sequence[Site]) -> Iterator[Site]:
         for (kind, _), linears in parts.items():
             if not 2 <= len(linears) <= 4:
                 continue
-            queries = (
-                [s for s in linears if s.name.rpartition(".")[2].startswith("q")] if kind != "mlp" else []
-            )
-            entry = (queries or linears)[0].name  # BART makes keys first, Phi-3 its output
+            queries = [s for s in linears if s.name.rpartition(".")[2].startswith("q")]
+            entry = (queries if queries and kind != "mlp" else linears)[0].name  # BART makes keys first
             last = [s.name for s in linears if s.name != entry][-1]
             yield Site(last, kind, block.root, block.layer, entry)
             if kind != "mlp":
@@ -118,7 +118,7 @@ def part_of(path: str) -> tuple[str, str]:
 
 
 def _prompts(model: Any) -> Iterator[Site]:
-    """Yield the embeddings, where vectors can be put around the rows; of an encoder-decoder the encoder's."""
+    """Yield the embeddings, where vectors can be put around the rows; in an encoder-decoder the encoder's."""
     table = (model.get_encoder() if family(model) == "seq2seq" else model).get_input_embeddings()
     name = next(name for name, module in model.named_modules(remove_duplicate=False) if module is table)
     yield Site(name, "prompt", model)

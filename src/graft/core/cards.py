@@ -1,9 +1,12 @@
 """Read a method's settings and help from its source, without importing torch.
 
-A method is a file of graft/methods with one frozen dataclass that derives from Method. Its module docstring
-is the card's text (equation, paper, differences), each field `r: int = 8  # help` a setting, and class
-attributes such as `mergeable = No("why")` its declarations. A class that derives from another method's class
-inherits its settings, and all have those of Method.
+A method is a file of graft/methods with one frozen dataclass that derives from Method. From it a card is made:
+
+    module docstring                      the card's text: equation, paper, differences
+    r: int = 8  # help                    a setting; its help is the comment after it, or the lines right above it
+    mergeable: ClassVar = No("why")       a declaration
+
+A class that derives from another method's class inherits its settings, and every method has those of Method.
 """
 
 import ast
@@ -13,12 +16,12 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from graft.errors import UsageError, nearest
+from graft.errors import UsageError, one_of
 
-# What a method may declare not to do, each with a reason.
-LAWS = ("newborn", "mergeable", "routable", "quantisable", "packable", "cacheable")
+# What a method may declare that it cannot do, each with a reason.
+ABILITIES = ("newborn", "mergeable", "routable", "quantisable", "packable", "cacheable")
 REQUIRED = object()  # the default of a field that has none
 
 
@@ -50,7 +53,10 @@ class Setting:
 
 @dataclass(frozen=True)
 class Card:
-    """One method: file name, class name, docstring, settings by name, and the declarations of its class body."""
+    """What the file of one method says.
+
+    name: of the file.  cls: name of the class.  doc: the module docstring.  declared: the class attributes.
+    """
 
     name: str
     cls: str
@@ -60,8 +66,8 @@ class Card:
     path: Path = Path()
 
     def exceptions(self) -> dict[str, Refusal]:
-        """Return {law: reason} of what the method declares not to do."""
-        return {law: self.declared[law] for law in LAWS if self.declared.get(law, True) is not True}
+        """Return {ability: reason} for everything that the method declares it cannot do."""
+        return {name: self.declared[name] for name in ABILITIES if self.declared.get(name, True) is not True}
 
     @property
     def title(self) -> str:
@@ -72,25 +78,30 @@ class Card:
     @property
     def paper(self) -> str:
         """The paper as `arXiv 2106.09685`, or an empty string."""
-        found = re.search(r"\b(\d{4}\.\d{5})\b", self.doc)
-        return f"arXiv {found[1]}" if found else ""
+        number = re.search(r"\b(\d{4}\.\d{5})\b", self.doc)
+        return f"arXiv {number[1]}" if number else ""
 
 
 def cards() -> dict[str, Card]:
-    """Return every method by name, sorted. The folder is read at each call, so that a new file is seen."""
-    sources = _sources("methods")
-    shared = _sources("layers").values()
+    """Return every method by name, sorted. The folders are listed at each call, so that a new file is seen."""
+    return dict(_cards(_files("methods"), _files("layers")))
+
+
+@functools.lru_cache(maxsize=4)
+def _cards(methods: "tuple[_File, ...]", layers: "tuple[_File, ...]") -> dict[str, Card]:
+    """Return every method by name, sorted. The files' times of change are part of the key of the cache."""
+    sources = {file.path.stem: _read(file) for file in methods}
+    shared = [_read(file) for file in layers]
     classes = {cls.name: (source, cls) for source in [*shared, *sources.values()] for cls in source.classes()}
     known = {}
     for name, source in sorted(sources.items()):
-        here = classes | {
-            cls.name: (source, cls) for cls in source.classes()
-        }  # another file may use a name too
-        lines = {cls.name: _lineage(cls.name, here) for cls in source.classes()}
-        methods = {cls: line for cls, line in lines.items() if line is not None}
-        if methods:
-            cls = class_of_file(name, methods)
-            known[name] = _card(name, source, cls, [here[c] for c in methods[cls]])
+        own_classes = {cls.name: (source, cls) for cls in source.classes()}
+        visible = classes | own_classes  # two files may use one name
+        lines = {cls: _lineage(cls, visible) for cls in own_classes}
+        methods_here = {cls: line for cls, line in lines.items() if line is not None}
+        if methods_here:
+            cls = class_of_file(name, methods_here)
+            known[name] = _card(name, source, cls, [visible[c] for c in methods_here[cls]])
     return known
 
 
@@ -114,38 +125,39 @@ def class_of_file(name: str, methods: Mapping[str, Collection[str]]) -> str:
     return leaves[0]
 
 
-def _sources(package: str) -> dict[str, "_Source"]:
-    """Return the parsed files of a package of graft by name."""
+class _File(NamedTuple):
+    """A file and its time of change: equal for a file that was not changed."""
+
+    path: Path
+    changed: int
+
+
+def _files(package: str) -> tuple[_File, ...]:
+    """Return the files of a package of graft; of two with one name the last."""
     spec = importlib.util.find_spec(f"graft.{package}")
     folders = (spec.submodule_search_locations or []) if spec else []
-    files = {path.stem: path for folder in folders for path in sorted(Path(folder).glob("[!_]*.py"))}
-    return {name: _read(path, path.stat().st_mtime_ns) for name, path in files.items()}
+    paths = {path.stem: path for folder in folders for path in sorted(Path(folder).glob("[!_]*.py"))}
+    return tuple(_File(path, path.stat().st_mtime_ns) for path in paths.values())
 
 
 def card(name: str) -> Card:
-    """Return the card of one method. Raises UsageError with the nearest names."""
+    """Return the card of one method. Raises UsageError with the nearest name."""
     known = cards()
-    if name not in known:
-        raise UsageError(
-            f"there is no method {name!r}",
-            f"one of {', '.join(known)}",
-            f"did you mean {' or '.join(nearest(name, known, n=2)) or 'another'}? `graft methods` describes each",
-        )
-    return known[name]
+    return known[one_of("method", name, known)]
 
 
 def pages() -> dict[str, str]:
-    """Return {file: text} of docs/methods: a page of Markdown per method, and the matrix of what each declares."""
+    """Return {file: text} of docs/methods: a page of Markdown per method, and a table of their abilities."""
     known = cards()
     refusals = [refusal for one in known.values() for refusal in one.exceptions().values()]
     reasons = list(dict.fromkeys(map(str, refusals)))
 
-    def cell(one: Card, law: str) -> str:
-        refusal = one.exceptions().get(law)
+    def cell(one: Card, ability: str) -> str:
+        refusal = one.exceptions().get(ability)
         return "yes" if refusal is None else f"{refusal.answer} [{reasons.index(str(refusal)) + 1}]"
 
     rows = [
-        _row(f"[{name}]({name}.md)", *(cell(one, law) for law in LAWS), one.paper, one.title)
+        _row(f"[{name}]({name}.md)", *(cell(one, ability) for ability in ABILITIES), one.paper, one.title)
         for name, one in known.items()
     ]
     matrix = [
@@ -154,7 +166,7 @@ def pages() -> dict[str, str]:
         "Written by `graft methods --write docs/methods` from the methods' own files.",
         "",
     ]
-    matrix += [_row("method", *LAWS, "paper", "what"), _row(*["---"] * (len(LAWS) + 3)), *rows, ""]
+    matrix += [_row("method", *ABILITIES, "paper", "what"), _row(*["---"] * (len(ABILITIES) + 3)), *rows, ""]
     matrix += [f"{number}. {reason}" for number, reason in enumerate(reasons, 1)]
     return {f"{name}.md": _page(one) for name, one in known.items()} | {"README.md": "\n".join([*matrix, ""])}
 
@@ -166,13 +178,11 @@ def _page(one: Card) -> str:
             _row(f"`{s.name}`", f"`{s.type}`", "" if s.default is REQUIRED else f"`{s.default!r}`", s.help)
         )
     refused = [
-        f"- {law} only {refusal.answer}: {refusal}" if refusal.unless else f"- not {law}: {refusal}"
-        for law, refusal in one.exceptions().items()
+        f"- {ability} only {refusal.answer}: {refusal}" if refusal.unless else f"- not {ability}: {refusal}"
+        for ability, refusal in one.exceptions().items()
     ]
-    return (
-        "\n".join([f"# {one.name}", "", "```text", one.doc.strip(), "```", "", *rows, "", *refused]).rstrip()
-        + "\n"
-    )
+    lines = [f"# {one.name}", "", "```text", one.doc.strip(), "```", "", *rows, "", *refused]
+    return "\n".join(lines).rstrip() + "\n"
 
 
 def _row(*cells: str) -> str:
@@ -181,14 +191,14 @@ def _row(*cells: str) -> str:
 
 def settings(path: Path, cls: str) -> dict[str, Setting]:
     """Return the annotated fields of one class of a Python file, with their comments as help."""
-    source = _read(path, path.stat().st_mtime_ns)
+    source = _read(_File(path, path.stat().st_mtime_ns))
     return next(source.settings(node) for node in source.classes() if node.name == cls)
 
 
 @functools.lru_cache(maxsize=256)
-def _read(path: Path, changed: int) -> "_Source":
-    """Return the parsed file, which is parsed again after a change."""
-    return _Source(path)
+def _read(file: _File) -> "_Source":
+    """Return the parsed file. A file that has changed is parsed again."""
+    return _Source(file.path)
 
 
 class _Source:
@@ -216,32 +226,32 @@ class _Source:
         return " ".join(above)
 
     def classes(self) -> list[ast.ClassDef]:
+        """Return the classes of the file."""
         return [node for node in self.tree.body if isinstance(node, ast.ClassDef)]
 
     def settings(self, cls: ast.ClassDef) -> dict[str, Setting]:
-        found = {}
+        """Return the fields that a class itself has, by name."""
+        fields = {}
         for node in cls.body:
             if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-                kind = ast.unparse(node.annotation)
+                name, kind = node.target.id, ast.unparse(node.annotation)
                 if "ClassVar" not in kind:
-                    found[node.target.id] = Setting(
-                        node.target.id, kind, _value(node.value), self.comment(node)
-                    )
-        return found
+                    fields[name] = Setting(name, kind, _value(node.value), self.comment(node))
+        return fields
 
     def declared(self, cls: ast.ClassDef) -> dict[str, Any]:
-        """Return class attributes that are not fields: `mergeable = No(...)`, `kinds: ClassVar[...] = (...)`."""
-        found = {}
+        """Return class attributes that are not fields: `mergeable: ClassVar = No(...)` and the like."""
+        attributes = {}
         for node in cls.body:
             if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-                found[node.targets[0].id] = _value(node.value)
+                attributes[node.targets[0].id] = _value(node.value)
             elif isinstance(node, ast.AnnAssign) and "ClassVar" in ast.unparse(node.annotation):
-                found[ast.unparse(node.target)] = _value(node.value)
-        return found
+                attributes[ast.unparse(node.target)] = _value(node.value)
+        return attributes
 
 
 def _lineage(name: str, classes: dict[str, tuple[_Source, ast.ClassDef]]) -> list[str] | None:
-    """Return the class and the method classes above it, oldest first; None for a class that is not a method."""
+    """Return the class and the method classes above it, oldest first; None if it is not a method."""
     if name not in classes:
         return [] if name == "Method" else None
     for base in classes[name][1].bases:
@@ -262,7 +272,7 @@ def _card(name: str, source: _Source, cls: str, line: list[tuple[_Source, ast.Cl
 
 
 def _value(node: ast.expr | None) -> Any:
-    """Return what a default stands for: a literal, {} for a factory of dicts, a Refusal for `No`; else its Source."""
+    """Return what a default stands for: a literal, {} for a factory of dicts, a Refusal for `No`, or its Source."""
     if node is None:
         return REQUIRED
     if isinstance(node, ast.Call) and ast.unparse(node.func) == "No":

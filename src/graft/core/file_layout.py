@@ -1,7 +1,7 @@
-"""File layout: what an adapter's files say of a method, and which method the settings of a file mean.
+"""File layout: what an adapter's files say about a method, and which method the settings of a file mean.
 
-The numbers are plain data. A method whose files say something other than its settings derives a layout and
-overrides `describe` or `understand`, so that the method itself stays free of formats.
+For most methods a layout is plain data. A method whose files say something other than its settings derives a
+layout and overrides `describe` or `understand`, so that the method itself knows nothing about formats.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,14 +21,14 @@ Tensors = dict[str, torch.Tensor]
 class FileLayout:
     """The files of one method.
 
-    peft_type: the type that its files name.
+    peft_type: the type that the files name.
     own: settings that PEFT does not know. They are kept in the metadata, not in PEFT's config.
-    idle: keys of PEFT's config that decide nothing once an adapter is trained.
-    marks: settings of PEFT's config that make a file one of this method, whatever type it names.
+    idle: keys of PEFT's config that have no effect once an adapter is trained.
+    marks: settings in PEFT's config that identify a file as this method's, whatever type it names.
     library_marks: the same for a file of the `adapters` library.
     beside_model: PEFT stores this method outside the model, so its file keys start with `base_model.`, not
     `base_model.model.`.
-    lowest_rank: the smallest `r` of a sound file.
+    lowest_rank: the smallest `r` that an intact file can have.
     """
 
     peft_type: str = ""
@@ -41,11 +41,14 @@ class FileLayout:
 
     @property
     def root(self) -> str:
-        """Where the keys of this method's tensors start."""
+        """What the keys of this method's tensors start with."""
         return "base_model" if self.beside_model else "base_model.model"
 
     def describe(self, method: Any, part: Part) -> Settings:
-        """Return what `adapter_config.json` says of a method that built `part`; nothing about how it is trained."""
+        """Return what `adapter_config.json` says about a method that built `part`.
+
+        How it is trained is left out: its learning rate, and what PEFT does not know.
+        """
         return {name: value for name, value in method.config().items() if name not in {"lr", *self.own}}
 
     def own_settings(self, method: Any) -> Settings:
@@ -53,7 +56,7 @@ class FileLayout:
         return {name: method.config()[name] for name in self.own}
 
     def understand(self, cls: Any, settings: Settings) -> Any:
-        """Return the method of class `cls` that a file describes; `settings` are fields of that class only."""
+        """Return the method of class `cls` that a file describes.  settings: fields of that class only."""
         return cls(**settings)
 
     def understand_library(self, cls: Any, settings: Settings, sites: Sequence[Site]) -> Any:
@@ -61,7 +64,7 @@ class FileLayout:
         return self.understand(cls, settings)
 
     def convert(self, config: Settings, tensors: Tensors) -> tuple[Settings, Tensors]:
-        """Return config and tensors of a file as this method would have written them, from another convention."""
+        """Return config and tensors of a file of another convention as this method would have written them."""
         return config, tensors
 
     def is_marked(self, config: Settings) -> bool:
@@ -69,7 +72,10 @@ class FileLayout:
         return bool(self.marks) and all(config.get(key) == value for key, value in self.marks.items())
 
     def is_marked_by_library(self, settings: Settings) -> bool:
-        """Return whether settings of the `adapters` library bear this method's marks; a missing one counts as False."""
+        """Return whether settings of the `adapters` library bear this method's marks.
+
+        A setting that is missing counts as False.
+        """
         return bool(self.library_marks) and all(
             settings.get(key, False) == value for key, value in self.library_marks.items()
         )

@@ -1,13 +1,17 @@
 """Inserts: what an adapter puts at a site of the model.
 
-An `Insert` hooks a module: it sees what entered the site (x) and what left it (y) and returns what must
-leave. One that acts before the site computes overrides `enter`. Laws: the result has y's shape and dtype;
-trained tensors are fp32 and are cast to x's dtype for the product; random choices come from torch's
-generator; nothing is kept on the module between two forwards.
+An `Insert` hooks a module. It sees what entered the site (x) and what left it (y), and returns what must
+leave. One that acts before the site computes overrides `enter`. Laws that every insert keeps:
 
-What does not hook a module has a class of its own: `KeyValues` (attention), `VirtualTokens` (around the
-rows), `InPlace` (instead of the module's own parameters) and `Head` (after the last hidden state). All are
-`AdapterModule`s, which can be saved and loaded. `layers.replacements` has some that serve many methods.
+    the result has y's shape and dtype
+    trained tensors are fp32, and are cast to x's dtype for the product
+    random choices come from torch's generator
+    nothing is kept on the module between two forwards
+
+An insert that does not hook a module has another base class: `KeyValues` (in attention), `VirtualTokens`
+(around the rows), `InPlace` (instead of the module's own parameters) or `Head` (after the last hidden state).
+All are `AdapterModule`s, which can be saved and loaded. `layers.replacements` has inserts that serve many
+methods.
 """
 
 from abc import abstractmethod
@@ -23,9 +27,9 @@ LowRankForm = tuple[torch.Tensor, torch.Tensor, float]  # A (r, in), B (out, r),
 
 
 class AdapterModule(nn.Module):
-    """Whatever an adapter puts at one site, with the names of its tensors in a file.
+    """Base class of everything that an adapter puts at one site.
 
-    names: {tensor of this module: its suffix in an adapter file}, where the two differ.
+    names: {tensor of this module: its suffix in an adapter file}, for those whose names differ.
     """
 
     names: ClassVar[dict[str, str]] = {}
@@ -38,14 +42,14 @@ class AdapterModule(nn.Module):
         return None
 
     def saved(self) -> dict[str, torch.Tensor]:
-        """Return {suffix in the file: tensor}, everything that another program needs to use the adapter.
+        """Return {suffix in the file: tensor} with everything that another program needs to use the adapter.
 
-        A suffix that starts with "/" is a whole key: a tensor of the whole adapter, not of one site.
+        A suffix that starts with "/" is a whole key: its tensor belongs to the adapter, not to one site.
         """
         return {self.names.get(name, name): tensor for name, tensor in self.state_dict().items()}
 
     def load(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Take over tensors as `saved` gave them. Their shapes have been checked."""
+        """Copy tensors that `saved` returned into this module. Their shapes have been checked."""
         mine = {self.names.get(name, name): tensor for name, tensor in self.state_dict().items()}
         with torch.no_grad():
             for suffix, tensor in tensors.items():
@@ -53,20 +57,21 @@ class AdapterModule(nn.Module):
 
 
 class Insert(AdapterModule):
-    """Base class of what hooks a module.
+    """Base class of inserts that hook a module.
 
-    reads_base_weight: forward depends on the base's weight, so to merge it must come first at its site.
+    reads_base_weight: forward depends on the base's weight, so this insert can be merged only as the first one
+    at its site.
     """
 
     reads_base_weight: bool = False
 
     @property
     def enters(self) -> bool:
-        """True if it changes what enters the site."""
+        """Whether it changes what enters the site."""
         return type(self).enter is not Insert.enter
 
     def enter(self, x: torch.Tensor) -> torch.Tensor:
-        """Return what must enter the site, for its module and for every insert there; same shape and dtype as x."""
+        """Return what must enter the site's module and every insert there; same shape and dtype as x."""
         return x
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -74,7 +79,10 @@ class Insert(AdapterModule):
         return y
 
     def merge(self, weight: torch.Tensor, bias: torch.Tensor | None) -> Weights:
-        """Return the weight (out, in) and bias that do the same without the insert; fp32, or fp64 on a base in fp64."""
+        """Return the weight (out, in) and bias that have the same effect without the insert.
+
+        They are in fp32, or in fp64 on a base in fp64.  Raises MergeError if there is no such weight.
+        """
         raise MergeError(
             f"{type(self).__name__} has no merged form",
             "inserts whose effect is one weight and one bias",
@@ -82,17 +90,17 @@ class Insert(AdapterModule):
         )
 
     def merge_groups(self, minimum: torch.Tensor, bias: torch.Tensor | None, block: int) -> Weights | None:
-        """Return merged minima (out, groups) and bias for a weight packed with one minimum per `block` inputs of a row.
+        """Return merged minima (out, groups) and bias of a packed weight; None if that cannot be done exactly.
 
-        None if the effect is not constant within such groups.
+        minimum: one number for every `block` inputs of a row. The effect must be constant within these groups.
         """
         return None
 
 
 class KeyValues(AdapterModule):
-    """Base class of what adds keys and values to one attention module, at a `kv` site.
+    """Base class of inserts that add keys and values to one attention module, at a `kv` site.
 
-    ahead: number of position ids that it reserves before the first token of its rows.
+    ahead: number of position ids that are reserved before the first token of the rows.
     """
 
     ahead = 0
@@ -103,10 +111,10 @@ class KeyValues(AdapterModule):
 
 
 class VirtualTokens(AdapterModule):
-    """Base class of what puts vectors around the embedded rows, at the `prompt` site.
+    """Base class of inserts that put vectors around the embedded rows, at the `prompt` site.
 
-    reads: index of the trailing vector whose final state replaces the first token's, for task heads. None:
-    not used.
+    reads: index of the trailing vector whose final state replaces that of the first token, for task heads; or
+    None.
     """
 
     reads: int | None = None
@@ -117,7 +125,7 @@ class VirtualTokens(AdapterModule):
 
 
 class InPlace(AdapterModule):
-    """Base class of what trains a module's own parameters, at a `module` site."""
+    """Base class of inserts that train a module's own parameters, at a `module` site."""
 
     @abstractmethod
     def swap(self) -> dict[str, nn.Parameter]:

@@ -1,7 +1,7 @@
 """Method: a paper as a frozen dataclass of hyper-parameters, which builds an Insert for each of its sites.
 
-A method is one file in `graft/methods`, named as users name it. Nothing else knows it: the training loop, the
-saver and the planner call the doors below without asking which method it is, and the defaults do nothing.
+A method is one file in `graft/methods`, named as users name it. No other file knows it: the training loop, the
+saver and the planner call the methods below without asking which class it is, and the defaults do nothing.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,9 +18,9 @@ from graft.errors import SiteError
 
 
 class No:
-    """A declaration that a method cannot do something, with the reason. It is False in a condition.
+    """A declaration that a method cannot do something, with the reason. As a condition it is False.
 
-    unless: settings with which the method can do it after all; the attribute of such an instance is True.
+    unless: settings with which the method can do it after all. An instance with these settings has True instead.
     """
 
     def __init__(self, reason: str, *, unless: Mapping[str, Any] | None = None) -> None:
@@ -39,44 +39,36 @@ class No:
 
 @dataclass(frozen=True)
 class Method:
-    """Base class of every method's configuration.
+    """Base class of every method's configuration. An ability is True, or No with a reason."""
 
-    Abilities are True, or No with a reason. `routable`: rows of one batch may use different adapters.
-    `quantisable`: it works on packed weights. `mergeable`: its effect can be folded into the base. `newborn`:
-    a fresh adapter changes nothing. `packable`: documents may share a row. `cacheable`: text can be generated
-    with a cache of keys and values. `in_place` methods train the base's own tensors and are used one at a
-    time.
-    """
-
-    # Its own peak learning rate; train.lr where left out
+    # Its own peak learning rate; if left out, train.lr
     lr: float | None = field(default=None, kw_only=True)
 
-    kinds: ClassVar[tuple[str, ...]] = ("linear",)  # kinds of sites it can be put at
+    kinds: ClassVar[tuple[str, ...]] = ("linear",)  # kinds of sites that it can go to
     files: ClassVar[FileLayout] = FileLayout()
-    routable: ClassVar[bool | No] = True
-    quantisable: ClassVar[bool | No] = True
-    mergeable: ClassVar[bool | No] = True
-    newborn: ClassVar[bool | No] = True
-    packable: ClassVar[bool | No] = True
-    cacheable: ClassVar[bool | No] = True
-    in_place: ClassVar[bool] = False
-    # a classifier that reads what a masked model's language head makes of a state
-    word_head: ClassVar[bool] = False
+    routable: ClassVar[bool | No] = True  # rows of one batch may use different adapters
+    quantisable: ClassVar[bool | No] = True  # it works on packed weights
+    mergeable: ClassVar[bool | No] = True  # its effect can be folded into the base
+    newborn: ClassVar[bool | No] = True  # a fresh adapter changes nothing
+    packable: ClassVar[bool | No] = True  # documents may share a row
+    cacheable: ClassVar[bool | No] = True  # text can be generated with a cache of keys and values
+    in_place: ClassVar[bool] = False  # it trains the base's own tensors and is used alone
+    word_head: ClassVar[bool] = False  # it classifies by what a masked model's language head makes of a state
     passes: ClassVar[int] = 1  # forwards per micro-batch; their losses go to `extra_loss`
 
     @classmethod
     def name(cls) -> str:
-        """Return the name that users write, which is that of the file."""
+        """Return the name that users write: the name of the file."""
         return cls.__module__.rsplit(".", 1)[-1]
 
     @classmethod
     def is_head(cls) -> bool:
-        """Return whether it is a task head and nothing else: these are saved as PEFT saves its heads."""
+        """Return whether it is a task head and nothing else; such a method is saved as PEFT saves its heads."""
         return cls.kinds == ("final",)
 
     @classmethod
     def classifies(cls) -> bool:
-        """Return whether it answers with classes. It then has `num_labels`, `labels` and `every_token`."""
+        """Return whether it answers with classes; it then has `num_labels`, `labels` and `every_token`."""
         return "final" in cls.kinds
 
     def targets(self, sites: Sequence[Site]) -> list[Site]:
@@ -88,11 +80,14 @@ class Method:
         raise SiteError(f"{self.name()} builds nothing for one site alone", "`assemble`", "use Base.attach")
 
     def assemble(self, sites: Sequence[Site]) -> Seats:
-        """Return all (site, insert) pairs in order; overridden where inserts share modules or a site gets several."""
+        """Return all (site, insert) pairs in order.
+
+        A method overrides this if its inserts share modules, or if a site gets several.
+        """
         return [(site, self.build(site)) for site in self.targets(sites)]
 
     def param_groups(self, part: Part, lr: float) -> list[dict[str, Any]]:
-        """Return optimizer groups: {"params": [...], "lr": ..., and "weight_decay": 0.0 for those without decay}."""
+        """Return optimizer groups: {"params": [...], "lr": ...}, with "weight_decay": 0.0 where there is none."""
         decayed = [p for p in part.parameters() if p.ndim > 1]
         plain = [p for p in part.parameters() if p.ndim <= 1]  # biases, norms, magnitudes: no decay
         groups = [{"params": decayed, "lr": lr}, {"params": plain, "lr": lr, "weight_decay": 0.0}]
@@ -107,7 +102,7 @@ class Method:
         return None
 
     def after_step(self, part: Part, step: int, total: int) -> None:
-        """Act after an optimizer step, while its gradients are still there: rank pruning, schedules of the method."""
+        """Act after an optimizer step, while its gradients still exist: prune ranks, follow a schedule."""
 
     def notice(self, part: Part) -> str | None:
         """Return a warning to show before training if the adapter differs from what the settings suggest."""

@@ -1,7 +1,7 @@
 """Part: what one method of an adapter put on the base.
 
-An adapter that was built by several methods has one Part for each of them. A method's doors (`param_groups`,
-`after_step`, ...) are handed their own Part and never see what the other methods built.
+An adapter that was built by several methods has one Part for each of them. A method is handed its own Part
+(in `param_groups`, `after_step`, ...) and never sees what the other methods built.
 """
 
 from collections.abc import Iterable, Iterator
@@ -28,12 +28,12 @@ class Part:
         return [(site, insert) for site, insert in self.inserts if isinstance(insert, kind)]
 
     def named_inserts(self) -> Iterator[tuple[str, AdapterModule]]:
-        """Yield (key, insert); the key names the insert in checkpoints: its place in the order, and its site."""
+        """Yield (key, insert). The key names the insert in checkpoints, by its number and its site."""
         for position, (site, insert) in enumerate(self.inserts):
             yield f"{position}.{site.name}", insert
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Yield (key, trained tensor), each tensor once, also where several inserts share it."""
+        """Yield (key, trained tensor), each tensor once, even if several inserts share it."""
         seen: set[int] = set()
         for key, insert in self.named_inserts():
             for name, parameter in insert.named_parameters():

@@ -1,30 +1,21 @@
-"""Positions: how many a model has, where it begins to count, and whether documents may share one of its rows."""
+"""Positions: how many a model has, where it starts to count, and whether documents may share a row."""
 
 from typing import Any
 
 # Encoders whose first position is padding_idx + 1, in transformers' create_position_ids_from_input_ids.
 AFTER_PADDING = {
-    "camembert", "data2vec-text", "esm", "ibert", "lilt", "longformer", "luke", "markuplm", "mpnet", "roberta",
-    "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod",
+    "camembert", "data2vec-text", "esm", "ibert", "lilt", "longformer", "luke", "markuplm", "mpnet",
+    "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod",
 }  # fmt: skip
 # No positions to restart (ALiBi counts along the whole row), or a state that runs through the row.
 UNPACKABLE = {
-    "bloom",
-    "mpt",
-    "falcon",
-    "mamba",
-    "mamba2",
-    "falcon_mamba",
-    "rwkv",
-    "recurrent_gemma",
-    "jamba",
+    "bamba", "bloom", "falcon", "falcon_mamba", "jamba", "mamba", "mamba2", "mpt", "recurrent_gemma", "rwkv",
     "zamba",
-    "bamba",
-}
+}  # fmt: skip
 
 
 def context_length(config: Any) -> int | None:
-    """Return how many positions a model (a transformers config) has; None where it has no limit (T5)."""
+    """Return how many positions a model (a transformers config) has; None if it has no limit, as T5."""
     limit = getattr(config.get_text_config(), "max_position_embeddings", None)
     return limit if isinstance(limit, int) else None
 
@@ -35,9 +26,9 @@ def first_position(config: Any) -> int:
 
 
 def obstacle(config: Any, max_length: int) -> str | None:
-    """Return why rows of this model cannot be packed, or None.
+    """Return why rows of `max_length` tokens of this model (a transformers config) cannot be packed, or None.
 
-    An explicit mask replaces the model's own: a sliding window shorter than a row would be lost. Only sdpa
+    An explicit mask replaces the model's own, so a sliding window shorter than a row would be lost. Only sdpa
     obeys a mask of truth values; eager attention would add it to the scores, and the documents would see each
     other.
     """
@@ -47,11 +38,8 @@ def obstacle(config: Any, max_length: int) -> str | None:
         return f"its attention is {attention}, which takes no block mask"
     if getattr(text, "is_encoder_decoder", False):
         return "an encoder-decoder"
-    if (
-        text.model_type in UNPACKABLE
-        or getattr(text, "alibi", False)
-        or getattr(text, "position_embedding_type", "") == "alibi"
-    ):
+    alibi = getattr(text, "alibi", False) or getattr(text, "position_embedding_type", "") == "alibi"
+    if text.model_type in UNPACKABLE or alibi:
         return f"{text.model_type} does not count positions by document"
     window = getattr(text, "sliding_window", None) or getattr(text, "attention_chunk_size", None)
     if window and window < max_length and getattr(text, "use_sliding_window", True):

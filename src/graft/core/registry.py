@@ -8,20 +8,12 @@ from typing import Any
 
 from graft.core.cards import class_of_file
 from graft.core.method import Method
-from graft.errors import UsageError, nearest
+from graft.errors import one_of
 
 
 def find(name: str) -> type[Method]:
-    """Return the method class of `graft/methods/NAME.py`."""
-    package = importlib.import_module("graft.methods")
-    known = names()
-    if name not in known:
-        raise UsageError(
-            f"method {name!r} is not known",
-            f"one of {', '.join(known)}",
-            f"did you mean {nearest(name, known, 1)[0]!r}?",
-        )
-    module = importlib.import_module(f"{package.__name__}.{name}")
+    """Return the method class of `graft/methods/NAME.py`. Raises UsageError with the nearest name."""
+    module = importlib.import_module(f"graft.methods.{one_of('method', name, names())}")
     methods = {
         value.__name__: [above.__name__ for above in value.__mro__]
         for value in vars(module).values()
@@ -32,15 +24,16 @@ def find(name: str) -> type[Method]:
 
 
 def described(settings: dict[str, Any]) -> Method:
-    """Return the method that checked settings with a `name` describe; lists from YAML and JSON become tuples."""
-    values: Any = {
-        key: tuple(v) if isinstance(v, list) else v for key, v in settings.items() if key != "name"
-    }
-    return find(settings["name"])(**values)
+    """Return the method that settings with a `name` describe. Lists, from YAML and JSON, become tuples.
+
+    settings: have been checked.
+    """
+    values: Any = {key: tuple(v) if isinstance(v, list) else v for key, v in settings.items()}
+    return find(values.pop("name"))(**values)
 
 
 def classifying(methods: Sequence[Method], labels: Sequence[str], *, tagged: bool) -> list[Method]:
-    """Return the methods with these classes given to those that classify; a task head is added if none does.
+    """Return the methods, of which those that classify get these classes. If none does, a task head is added.
 
     tagged: every word has a class.
     """
@@ -50,12 +43,12 @@ def classifying(methods: Sequence[Method], labels: Sequence[str], *, tagged: boo
 
 def _of_classes(head: Any, labels: Sequence[str], tagged: bool) -> Method:
     pool = {"pool": "none"} if tagged and getattr(head, "pool", None) == "auto" else {}
-    found: Method = replace(head, num_labels=len(labels), labels=tuple(labels), **pool)
-    return found
+    classifier: Method = replace(head, num_labels=len(labels), labels=tuple(labels), **pool)
+    return classifier
 
 
 def names() -> list[str]:
-    """Return the names of all methods, which are the files of the package."""
+    """Return the names of all methods: those of the files of `graft/methods`."""
     package = importlib.import_module("graft.methods")
     return sorted(
         info.name for info in pkgutil.iter_modules(package.__path__) if not info.name.startswith("_")

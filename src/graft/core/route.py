@@ -1,9 +1,9 @@
 """Routing: which rows of a batch belong to which adapter while one forward runs.
 
-`spans` is pure arithmetic on names. A `Route` is what hooks read: it lies in a `threading.local` for the
-length of one forward, because dynamo can trace that (it cannot trace a ContextVar) and because a checkpointed
-layer, recomputed in backward, must find the Route of ITS forward again (`installed(route)` in the
-checkpoint's context).
+`spans` is pure arithmetic on names. A `Route` is what hooks read. It is kept in a `threading.local` while one
+forward runs, because dynamo can trace that (it cannot trace a ContextVar), and because a checkpointed layer,
+recomputed in backward, must find the Route of ITS forward again (`installed(route)` in the checkpoint's
+context).
 """
 
 import contextlib
@@ -35,11 +35,11 @@ def spans(rows: Sequence[str | None]) -> tuple[list[int], tuple[Span, ...]]:
 
 @dataclass
 class Taps:
-    """What one place of the model leaves for a later one, for the length of one forward.
+    """What one place of the model leaves for a later one while a forward runs.
 
-    entered: by the name of a sublayer, what entered its first projection.
+    entered: {name of a sublayer: what entered its first projection}.
     text: (first, length) of the text among virtual tokens, while the backbone runs.
-    states: by the identity of the insert that left them.
+    states: {identity of an insert: the states that it left}.
     cache: keys and values of the stack that has just run, or None.
     """
 
@@ -53,8 +53,8 @@ class Taps:
 class Route:
     """The adapters of one forward.
 
-    spans: contiguous, covering all rows.  rows: how many rows the caller gave.  swap: puts the parameters of
-    in-place methods into the model.
+    spans: contiguous, and cover all rows.  rows: number of rows that the caller gave.
+    swap: puts the parameters of in-place methods into the model, for a block.
     """
 
     spans: tuple[Span, ...]
@@ -90,7 +90,7 @@ def current() -> Route | None:
 
 @contextlib.contextmanager
 def installed(route: Route | None) -> Iterator[None]:
-    """Let hooks read `route` inside the block; what was there before comes back afterwards."""
+    """Let hooks read `route` inside the block, and the Route that was there before after it."""
     before = current()
     _live.route = route
     try:

@@ -10,13 +10,13 @@ mean here what they mean there. A Site looks its module up by name, so it surviv
     embed    token ids                       their embeddings
     head     last hidden state               logits
     block    input of a transformer block    its output
-    stack    tensors among its keywords      last hidden state           (what owns a list of blocks; x is a dict)
+    stack    tensors among its keywords      last hidden state           (owns a list of blocks; x is a dict)
     attention, cross, mlp: the self-attention, cross-attention and feed-forward part of a block
              input of its first projection   output of its last projection, before dropout and residual
-    kv       -                               -   (an attention module: the insert gives keys and values for every query)
-    prompt   -                               -   (the input embeddings: the insert gives vectors around every row)
+    kv       -                               -      (attention: the insert gives keys and values to every query)
+    prompt   -                               -      (input embeddings: the insert gives vectors around every row)
     final    last hidden state (B, T, D)     None: the insert gives its own logits
-    module   -                               -   (any module that owns parameters: in-place methods train there)
+    module   -                               -      (owns parameters: in-place methods train them)
 """
 
 import re
@@ -37,9 +37,9 @@ KINDS = ("linear", "norm", "embed", "head", "block", "stack", *SUBLAYERS, "kv", 
 class Site:
     """One place of one model.
 
-    name: module path.  kind: one of KINDS.  root: the model.  layer: index of the block that it is in, if
-    any.
-    entry: path of the projection that x enters, for a sublayer, whose name is that of its last projection.
+    name: module path; for a sublayer that of its last projection.  kind: one of KINDS.  root: the model.
+    layer: index of the block that it is in, or None.
+    entry: for a sublayer the path of its first projection, which x enters.
     """
 
     name: str
@@ -50,12 +50,12 @@ class Site:
 
     @property
     def module(self) -> Any:
-        """The module that is here now; at `final` the whole model, as nothing follows the last hidden state."""
+        """The module that is here now; at `final` the whole model: nothing follows the last hidden state."""
         return self.root if self.kind == "final" else self.root.get_submodule(self.name)
 
     @property
     def transposed(self) -> bool:
-        """True for transformers' Conv1D, which stores (in, out)."""
+        """Whether the weight is stored as (in, out): transformers' Conv1D."""
         return type(self.module).__name__ == "Conv1D"
 
     @property
@@ -79,7 +79,7 @@ class Site:
 
     @property
     def multiplier(self) -> Any:
-        """At `embed`: what the table multiplies its rows by, as Gemma's does; 1 elsewhere."""
+        """The number by which a table at `embed` multiplies its rows, as Gemma's does; 1 elsewhere."""
         scale = getattr(self.module, "embed_scale", 1.0)
         return scale.to(self.module.weight.dtype) if isinstance(scale, torch.Tensor) else scale
 
@@ -106,7 +106,7 @@ class Site:
 
 
 def shown(names: Iterable[str]) -> str:
-    """Return names for a reader, with a star in place of the number of a block.
+    """Return names as text, with a star instead of the number of a block.
 
     >>> shown(["layers.0.mlp", "layers.1.mlp", "head"])
     'layers.*.mlp, head'

@@ -1,14 +1,12 @@
-"""Files of the `adapters` library, read: translated into PEFT's layout, or into ours where PEFT has no such method.
+"""Read files of the `adapters` library, translated into PEFT's layout, or ours if PEFT has no such method.
 
     adapter_config.json    {"config": {its settings}, "name": NAME, "version": "adapters.1.3.0", ...}
-    adapter.safetensors    PATH.adapters.NAME.adapter_down.0.weight (m, d), .bias;  adapter_up.weight (d, m), .bias;
-                           scaling;  Compacter: W_left, W_right, b in both places, and
-                           shared_parameters.NAME.phm_rule PATH.loras.NAME.lora_A (r, in), lora_B (out, r);
-                           (IA)³: lora_B (out, 1) alone
+    adapter.safetensors    PATH.adapters.NAME.adapter_down.0.weight (m, d), .bias, adapter_up.weight (d, m), .bias,
+                           scaling;  Compacter: W_left, W_right, b in both, and shared_parameters.NAME.phm_rule
+                           PATH.loras.NAME.lora_A (r, in), lora_B (out, r);  (IA)³: lora_B (out, 1) alone
 
-PATH of a LoRA is the projection. PATH of a bottleneck is a module of the library's own blocks; inside one
-block the
-alphabet gives them in the order they act: attention.output, output; attention_adapters,
+PATH of a LoRA is the projection. PATH of a bottleneck is a module of the library's own blocks. Inside one block,
+alphabetical order is the order in which they act: attention.output, output; attention_adapters,
 cross_attention_adapters, output_adapters; layer.0, layer.1, layer.2. Layout of version 1.3; Poth et al. 2023
 (2311.11077).
 """
@@ -27,14 +25,14 @@ from graft.core.site import Site
 from graft.errors import AdapterError
 
 WEIGHTS = "adapter.safetensors"
-# What the settings must be where a file states them; the library's own defaults.
+# What these settings must be if a file states them: the library's own defaults.
 BOTTLENECK = {
-    "original_ln_after": True, "residual_before_ln": True, "ln_before": False, "ln_after": False, "use_gating": False,
-    "inv_adapter": None, "stochastic_depth": 0.0, "phm_bias": True, "factorized_phm_W": True, "shared_W_phm": False,
-    "shared_phm_rule": True, "factorized_phm_rule": False,
+    "original_ln_after": True, "residual_before_ln": True, "ln_before": False, "ln_after": False,
+    "use_gating": False, "inv_adapter": None, "stochastic_depth": 0.0, "phm_bias": True, "factorized_phm_W": True,
+    "shared_W_phm": False, "shared_phm_rule": True, "factorized_phm_rule": False,
 }  # fmt: skip
 LOW_RANK = {"use_gating": False, "use_dora": False, "vera_d": None, "vera_b": None}
-# What decides nothing once an adapter is trained, is told by its tensors, or has chosen the method.
+# Settings that have no effect once an adapter is trained, that its tensors show, or that have chosen the method.
 IDLE = {
     "architecture", "composition_mode", "is_parallel", "phm_layer", "phm_dim", "phm_rank", "phm_init_range",
     "phm_c_init", "learn_phm", "hypercomplex_nonlinearity", "init_weights", "init_weights_seed",
@@ -45,7 +43,7 @@ SCALED_RIGHT = (1, 1)  # the version from which on a LoRA is scaled by α / r, a
 HINT = "load it with the `adapters` library"
 
 Settings = dict[str, Any]
-Named = dict[tuple[str, str], Tensor]  # by path and the rest of the key; no path for what all modules share
+Named = dict[tuple[str, str], Tensor]  # by path and the rest of the key; the path is "" for shared parameters
 
 
 def translated(
@@ -133,13 +131,13 @@ def _named(tensors: dict[str, Tensor], group: str, name: str) -> Named:
 
     Raises AdapterError for another group, such as an invertible adapter's.
     """
-    found: Named = {}
+    named: Named = {}
     for key, tensor in tensors.items():
         match = re.fullmatch(rf"(?:(.*)\.{group}|(?:.*\.)?shared_parameters)\.{re.escape(name)}\.(.*)", key)
         if match is None:
             raise AdapterError(f"the tensor {key}", f"PATH.{group}.{name}.NAME", HINT)
-        found[match[1] or "", match[2]] = tensor
-    return found
+        named[match[1] or "", match[2]] = tensor
+    return named
 
 
 def _method(settings: Settings, candidates: Sequence[type[Method]]) -> type[Method]:
@@ -154,7 +152,7 @@ def _method(settings: Settings, candidates: Sequence[type[Method]]) -> type[Meth
 
 
 def _check(settings: Settings, required: Settings, known: Iterable[str]) -> None:
-    """Refuse what would change the result and is not known here."""
+    """Refuse settings that would change the result and are not known here."""
     harmless = {*known, *IDLE} - required.keys()
     wrong = {
         key: value
@@ -170,19 +168,22 @@ def _block(path: str, sites: Sequence[Site]) -> int:
     """Return the number of the block that a path of the library lies in, through all stacks."""
     prefix = sites[0].root.base_model_prefix + "."
     blocks = [site.name.removeprefix(prefix) for site in sites if site.kind == "block"]
-    found = [number for number, block in enumerate(blocks) if f".{block}." in f".{path}."]
-    if not found:
+    number = next((number for number, block in enumerate(blocks) if f".{block}." in f".{path}."), None)
+    if number is None:
         raise _elsewhere(path)
-    return found[0]
+    return number
 
 
 def _projection(path: str, sites: Sequence[Site]) -> str:
-    """Return the name of the projection that a path of the library means, with or without the head's prefix."""
-    inside = [s.name for s in sites if s.kind == "linear"]
-    found = [n for n in inside if f".{path}".endswith(f".{n}") or f".{n}".endswith(f".{path}")]
-    if not found:
+    """Return the name of the projection that a path of the library means.
+
+    One of the two names may have the prefix of a model with a head.
+    """
+    linears = [site.name for site in sites if site.kind == "linear"]
+    same = [name for name in linears if f".{path}".endswith(f".{name}") or f".{name}".endswith(f".{path}")]
+    if not same:
         raise _elsewhere(path)
-    return found[0]
+    return same[0]
 
 
 def _elsewhere(path: str) -> AdapterError:

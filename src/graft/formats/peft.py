@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from graft import storage
 from graft.errors import AdapterError
+from graft.quant.finite import require_finite
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -22,11 +23,12 @@ Tensors = dict[str, torch.Tensor]
 
 
 def write(folder: Path, config: Settings, tensors: Tensors, facts: Settings) -> Path:
-    """Write the two files, then read the tensors again, so that a damaged file is never reported as a success.
+    """Write the two files, and read the tensors again, so that a damaged file is never reported as a success.
 
-    facts: what only Graft reads back.  Raises AdapterError for tensors that are not finite or did not arrive.
+    facts: what only Graft reads back.
+    Raises AdapterError for tensors that are not finite, or that did not reach the file.
     """
-    check_finite(tensors, "", "go back to the last good checkpoint")
+    require_finite(tensors.items(), AdapterError, "go back to the last good checkpoint")
     folder.mkdir(parents=True, exist_ok=True)
     # One entry: safetensors writes several in random order, and equal adapters must be equal files.
     metadata = {"graft": json.dumps(facts, sort_keys=True)}
@@ -35,9 +37,7 @@ def write(folder: Path, config: Settings, tensors: Tensors, facts: Settings) -> 
         save_file(kept, partial, metadata=metadata)
         with safe_open(partial, "pt") as written:
             keys = set(written.keys())
-            lost = [
-                key for key in kept if key not in keys or not torch.equal(written.get_tensor(key), kept[key])
-            ]
+            lost = [k for k, t in kept.items() if k not in keys or not torch.equal(written.get_tensor(k), t)]
         if lost:
             raise AdapterError(
                 f"{lost[0]} did not reach {partial}",
@@ -51,19 +51,10 @@ def write(folder: Path, config: Settings, tensors: Tensors, facts: Settings) -> 
 def read(folder: Path, weights: str = WEIGHTS) -> tuple[Settings, Tensors, Settings]:
     """Return (config, tensors, facts); `facts` is empty for a file that Graft did not write.
 
-    weights: name of the file of tensors; tools that keep PEFT's config under the same name differ in this
-    one.
+    weights: name of the file of tensors. Other tools keep their config under PEFT's name, but not the tensors.
     """
     config = json.loads((folder / CONFIG).read_text())
     with safe_open(folder / weights, "pt") as file:
         facts = json.loads((file.metadata() or {}).get("graft", "{}"))
         tensors = {key: file.get_tensor(key) for key in list(file.keys())}
     return config, tensors, facts
-
-
-def check_finite(tensors: Tensors, where: str, remedy: str) -> None:
-    """Raise AdapterError if a tensor holds NaN or Inf."""
-    bad = [key for key, t in tensors.items() if t.is_floating_point() and not torch.isfinite(t).all()]
-    if bad:
-        tally = f" ({len(bad)} tensors do)" if len(bad) > 1 else ""
-        raise AdapterError(f"{bad[0]}{where} holds NaN or Inf{tally}", "finite tensors", remedy)

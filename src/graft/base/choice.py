@@ -1,0 +1,89 @@
+"""Which adapter answers: that of the `using` block, or one for each row of a batch."""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
+
+from graft.base.adapter import Adapter
+from graft.base.merging import Merges
+from graft.core.route import Route, Span
+from graft.errors import AdapterError, UsageError, one_of
+
+Rows = Sequence[str | None]  # the adapter of each row; None is the bare (or merged) base
+
+
+class Choice:
+    """The adapters of one base, and the one in use.
+
+    adapters: by name.  merges: an adapter that is merged cannot be used.
+    """
+
+    def __init__(self, adapters: Mapping[str, Adapter], merges: Merges) -> None:
+        self._adapters, self._merges = adapters, merges
+        self._current: ContextVar[str | None] = ContextVar("graft_adapter", default=None)
+
+    @property
+    def active(self) -> str | None:
+        """The adapter of the `using` block that this runs in."""
+        return self._current.get()
+
+    @contextlib.contextmanager
+    def using(self, name: str | None) -> Iterator[None]:
+        """Let this adapter answer every row inside the block; None is the bare (or merged) base."""
+        if name is not None:
+            self.usable(name)
+        token = self._current.set(name)
+        try:
+            yield
+        finally:
+            self._current.reset(token)
+
+    def known(self, name: str) -> Adapter:
+        """Return the adapter of this name. Raises AdapterError with the nearest name."""
+        return self._adapters[
+            one_of("adapter", name, self._adapters, AdapterError, if_none="attach or load one first")
+        ]
+
+    def usable(self, name: str) -> Adapter:
+        """Return the adapter of this name. Raises AdapterError if there is none, or if it is merged."""
+        adapter = self.known(name)
+        if name in self._merges:
+            raise AdapterError(
+                f"{name!r} is merged: the base already answers with it",
+                "an adapter that is not merged",
+                f"use None, or call unmerge({name!r})",
+            )
+        return adapter
+
+    def rows(self, adapters: Rows | None, count: int) -> Rows:
+        """Return the adapter of each of `count` rows: those that are given, or the active one for all."""
+        if adapters is None:
+            return [self.active] * count
+        if len(adapters) != count:
+            raise UsageError(
+                f"adapters= has {len(adapters)} names for {count} rows",
+                "one name (or None) per row",
+                "repeat the name for each row",
+            )
+        return adapters
+
+    def route(self, groups: tuple[Span, ...], rows: int) -> Route:
+        """Return the Route of rows in these spans. Raises AdapterError for adapters that cannot answer so."""
+        adapters = [self.usable(name) for name, _, _ in groups if name is not None]
+        if len(groups) > 1:
+            for adapter in adapters:
+                _check_routable(adapter)
+        if adapters and groups[0][0] is not None and adapters[0].in_place:
+            return Route(groups, rows, adapters[0].swapped)
+        return Route(groups, rows)
+
+
+def _check_routable(adapter: Adapter) -> None:
+    """Raise AdapterError if an adapter cannot share a batch with others."""
+    for method in adapter.methods:
+        if not method.routable:
+            raise AdapterError(
+                f"{adapter.name!r} in a batch with other adapters: {method.routable}",
+                "rows that all use it",
+                "run its rows in a batch of their own",
+            )

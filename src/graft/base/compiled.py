@@ -1,0 +1,62 @@
+"""How forwards of the model are carried out: compiled by torch, or recomputed block by block in backward."""
+
+import contextlib
+from typing import Any
+
+import torch
+
+from graft.core.route import Route, current, installed
+
+
+class Compiled:
+    """A model, and what torch.compile made of it.
+
+    Whoever adds or removes a hook must call `forget`: dynamo does not notice a new hook, and compiled code would
+    go on without the new adapter.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._options: dict[str, Any] | None = None
+        self._compiled: Any = None
+
+    def switch(self, options: dict[str, Any] | None) -> None:
+        """Compile with these options from now on; None switches compiling off."""
+        self._options = options
+        self.forget()
+
+    def forget(self) -> None:
+        """Throw compiled code away."""
+        if self._compiled is not None:
+            self._compiled = None
+            torch.compiler.reset()
+
+    def model(self, route: Route | None) -> Any:
+        """Return what to call for a forward along this Route.
+
+        There is one graph per layout of spans, and dynamo recompiles 8 times at most. So mixed batches and
+        in-place methods run eagerly.
+        """
+        if self._options is None or route is None or len(route.spans) != 1:
+            return self._model
+        if self._compiled is None:
+            self._compiled = torch.compile(self._model, **self._options)
+        return self._compiled
+
+
+def recompute_blocks(model: Any, on: bool) -> None:
+    """Let backward recompute every block of a model instead of keeping its activations, or end that.
+
+    The recomputation finds the Route of its own forward again, even if another adapter is in use by then.
+    """
+    if not on:
+        model.activation_checkpointing_disable()
+        return
+
+    def contexts() -> tuple[Any, Any]:
+        """Return what surrounds a block's forward, and its recomputation."""
+        return contextlib.nullcontext(), installed(current())
+
+    model.activation_checkpointing_enable({"use_reentrant": False, "context_fn": contexts})
+    # Needless without reentry, and it would keep backward going to the bottom.
+    model.disable_input_require_grads()
