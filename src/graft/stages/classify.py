@@ -1,4 +1,4 @@
-"""Classification: a class for every text, or for every word of it (entities), by a head that the adapter brings.
+"""Classification: a class for every text, or for every word of it, by a head that the adapter brings.
 
 text, label      [CLS] text [SEP], and the index of its label
 words, tags      the tokens of all words, and the index of each word's tag at its first token
@@ -33,7 +33,7 @@ class Classify(Stage):
     loss = staticmethod(classification)
 
     def task(self, config: Any, methods: Sequence[type[Method]]) -> str | None:
-        """A masked model is loaded as an encoder: its word head is of no use, unless a method reads through it."""
+        """Load a masked model as an encoder: only methods that read through its word head need that."""
         if any(method.word_head for method in methods):
             return None
         return "encoder" if is_masked(config) else None
@@ -97,7 +97,7 @@ class Classify(Stage):
 
 
 class Labelled(Encoder):
-    """Encodes texts with a label, or words with tags.  labels: names of the classes, in the order of their indices."""
+    """Encodes texts with a label, or words with tags.  labels: names of the classes, by index."""
 
     def __init__(self, tokenizer: Any, max_length: int, labels: Sequence[str]) -> None:
         super().__init__(tokenizer, max_length)

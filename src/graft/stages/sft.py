@@ -82,7 +82,7 @@ SFT = Sft()  # what most runs do
 
 
 class Conversations(Encoder):
-    """Encodes a whole row; what the assistant says is learnt.  template: name of the one that a recipe asks for."""
+    """Encodes a whole row; what the assistant says is learnt.  template: the name that a recipe gives."""
 
     def __init__(self, tokenizer: Any, max_length: int, template: str | None) -> None:
         super().__init__(tokenizer, max_length)
@@ -116,7 +116,7 @@ class Conversations(Encoder):
                 yield row, [Example(ids, labels, row.source)]
 
     def seen(self, row: Row) -> Row:
-        """Return the row as the model sees it: a pair is a conversation only under a template asked for by name."""
+        """Return the row as the model sees it: with a named template a pair is a conversation too."""
         return as_chat(row) if self.named else row
 
     def _rendered(self, row: Row) -> Rendered:

@@ -1,8 +1,9 @@
 """Stage: what the rows of a run are used for, from their layout to the loss.
 
-A stage is one file of `graft/stages`, named as users name it. Its class says everything that is special about the
-stage; the loop, the planner, the evaluation and the command line call the doors below blindly. Layouts, objectives
-and metrics are declared as plain tuples: recipes and row checks read them as text, before torch is imported.
+A stage is one file of `graft/stages`, named as users name it. Its class says everything that is special about
+the stage; the loop, the planner, the evaluation and the command line call the doors below without asking which
+stage it is. Layouts, objectives and metrics are declared as plain tuples: recipes and row checks read them as
+text, before torch is imported.
 """
 
 import importlib
@@ -87,12 +88,12 @@ class Stage(ABC):
         return list(methods)
 
     def fit(self, adapter: Adapter, labels: Sequence[str], *, tagged: bool) -> None:  # noqa: B027
-        """Complete an adapter that was made before the rows were known; raise UsageError where they do not fit."""
+        """Complete an adapter that was made before the rows were known. Raise UsageError on a misfit."""
 
     # Rows, examples, batches
 
     def template(self, settings: Any, tokenizer: Any) -> str | None:
-        """Return the Jinja text that writes the rows, or None where none does.  settings: a recipe's `data:`."""
+        """Return the Jinja text that writes the rows, or None.  settings: a recipe's `data:`."""
         return None
 
     def asks_by_template(self, settings: Any) -> bool:
@@ -111,7 +112,7 @@ class Stage(ABC):
         """Return what turns examples into tensors for this base.  pack: where the stage packs at all."""
 
     def pieces(self, example: Example, tokenizer: Any, labels: Sequence[str]) -> list[list[Any]] | None:
-        """Return an example as a person reads it, [[text, learnt], ...]; None: ids, and which of them are learnt."""
+        """Return an example as a person reads it, [[text, learnt], ...]; None to show its ids as text."""
         return None
 
     # Loss and scores
@@ -119,7 +120,7 @@ class Stage(ABC):
     @staticmethod
     @abstractmethod
     def loss(base: Any, batch: Any) -> Loss:
-        """Return the loss summed over all that is supervised, and metrics summed alike: "tokens" counts them."""
+        """Return the loss and metrics, summed over all that is supervised; "tokens" counts it."""
 
     def scores(self, loss: float, sums: dict[str, float]) -> dict[str, float]:
         """Return what an evaluation reports.

@@ -1,9 +1,10 @@
 """An fp32 master of a bf16 parameter in two halves: the parameter itself, and the 16 bits that it has lost.
 
-    master = bits(parameter) · 2¹⁶ + low        low: int16, how far the parameter was rounded, in steps of the master
+    bits(master) = bits(parameter) · 2¹⁶ + low        low: int16, what rounding to bf16 took away
 
-The parameter is the master rounded to the nearest, so the halves need 4 bytes where a copy beside it needs 6. Of a
-tie that was rounded down, `low` would be 2¹⁵, which int16 does not hold: such a master is lowered by one step of fp32.
+The parameter is the master rounded to the nearest. So the two halves need 4 bytes, where a parameter and a whole
+master need 6. For a tie that was rounded down `low` would be 2¹⁵, which int16 cannot hold: such a master is
+lowered by one step of fp32.
 """
 
 import torch

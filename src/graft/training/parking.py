@@ -1,8 +1,8 @@
-"""Park the tensors that in-place methods stand in for, so that full fine-tuning holds one copy of them in memory.
+"""Park the tensors that in-place methods replace, so that full fine-tuning holds one copy in memory.
 
-An in-place method trains a copy of a base's tensors and keeps the originals, which answer again without the adapter.
-During training nobody reads them. On the CPU they then lie in a mapped file without a name: they can be read at any
-time, and their pages leave the process again when memory is short.
+An in-place method trains a copy of a base's tensors and keeps the originals, which answer without the adapter.
+During training nobody reads them. On the CPU they then lie in a mapped file without a name: they can be read at
+any time, and their pages leave the process when memory is short.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from graft.training.paging import MappedSlab
 
 @contextlib.contextmanager
 def parked(adapter: Adapter, folder: Path) -> Iterator[None]:
-    """Inside the block the originals of an in-place adapter lie in a file in `folder`, if the disk has room."""
+    """Inside the block keep the originals of an in-place adapter in a file, if the disk has room."""
     originals = _originals(adapter)
     size = sum(p.numel() * p.element_size() for p in originals.values())
     if not originals or size > storage.free_bytes(folder) // 2:
@@ -39,7 +39,7 @@ def parked(adapter: Adapter, folder: Path) -> Iterator[None]:
 
 
 def _originals(adapter: Adapter) -> dict[str, nn.Parameter]:
-    """Return the parameters on the CPU that have a stand-in, each once."""
+    """Return the parameters on the CPU that a trained copy replaces, each once."""
     named: dict[int, tuple[str, nn.Parameter]] = {}
     for site, insert in adapter.inserts:
         if isinstance(insert, InPlace):
