@@ -2,7 +2,7 @@
 
     text                    text | content
     messages                messages of role, content (also tools, tool_calls, reasoning_content)
-    prompt_completion       prompt, completion (texts or lists of messages) | prompt, response | question, answer | ...
+    prompt_completion       prompt, completion (texts or lists of messages) | question, answer | ...
     alpaca                  instruction, output | response (also input, system, history)
     sharegpt                conversations of from, value (also system, tools)
     classification          text | sentence, label | label_text | intent
@@ -50,7 +50,10 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Accepts:
-    """The layouts of rows that a stage reads, in the order in which they are tried.  stage: its name, for messages."""
+    """The layouts of rows that a stage reads, in the order in which they are tried.
+
+    stage: the name of the stage, for messages.
+    """
 
     stage: str
     layouts: tuple[str, ...]
@@ -138,8 +141,9 @@ def recognise(
 ) -> Row | Reject:
     """Return the row in normal form, or a Reject that says what is wrong with it.
 
-    format: a name of LAYOUTS, or "auto" for the first of `accepts` that fits.  columns: {our name: the file's name},
-    for files with other names.  tag_names: names of tags that the file writes as numbers, in the numbers' order.
+    format: a name of LAYOUTS, or "auto" for the first of `accepts` that fits.  columns: {our name: the file's
+    name}, for files with other names.  tag_names: names of tags that the file writes as numbers, in the
+    numbers' order.
     """
     try:
         fields = _renamed(record.fields, columns) if columns else record.fields

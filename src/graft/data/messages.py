@@ -35,7 +35,8 @@ FOLLOWS: dict[str | None, tuple[str, ...]] = {
 def messages_of(turns: Any, role_key: str, content_key: str) -> list[dict[str, Any]]:
     """Return turns as messages with our roles and with text as content; their order is not checked.
 
-    role_key, content_key: what the file calls the two. Other keys (tool_calls, reasoning_content, ...) are kept.
+    role_key, content_key: what the file calls the two. Other keys (tool_calls, reasoning_content, ...) are
+    kept.
     """
     if not isinstance(turns, list) or not turns:
         detail = "no list of turns" if turns else "the list of turns is empty"

@@ -1,7 +1,7 @@
 """The row of each layout in its normal form (`rows.Row`), one function per layout.
 
-Each function takes the row's place, its fields by name, and the names of the columns that carry the layout, which the
-row has. It raises BadRow if a column holds anything else than it should.
+Each function takes the row's place, its fields by name, and the names of the columns that carry the layout,
+which the row has. It raises BadRow if a column holds anything else than it should.
 """
 
 from collections.abc import Mapping, Sequence

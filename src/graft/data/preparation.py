@@ -70,10 +70,10 @@ class Stage(Protocol):
 def load_rows(settings: Any, accepts: Accepts, *, seed: int = 0) -> Loaded:
     """Read and recognise all rows that the settings name; hold out the evaluation rows.
 
-    settings: an object with the attributes of the recipe's `data:`.  accepts: which rows the stage reads. Needs no
-    tokenizer and imports no torch.
-    Raises UsageError for wrong words in the settings; RejectedRows for defective rows if bad_rows is strict, and if
-    no row is left; DataError for rows of two tasks.
+    settings: an object with the attributes of the recipe's `data:`.  accepts: which rows the stage reads.
+    Needs no tokenizer and imports no torch.
+    Raises UsageError for wrong words in the settings; RejectedRows for defective rows if bad_rows is strict,
+    and if no row is left; DataError for rows of two tasks.
     """
     check_settings(accepts, settings.format, settings.columns)
     if settings.train is None:
@@ -100,8 +100,8 @@ def load_rows(settings: Any, accepts: Accepts, *, seed: int = 0) -> Loaded:
 def split(rows: Sequence[Row], share: float, seed: int) -> tuple[list[Row], list[Row]]:
     """Return the rows without and with the held-out ones: exactly round(share · rows) of them, at least one.
 
-    Which rows are held out depends on their content and the seed alone. Equal rows stay on one side wherever the
-    number allows it. Raises DataError if no row would be left to train on.
+    Which rows are held out depends on their content and the seed alone. Equal rows stay on one side wherever
+    the number allows it. Raises DataError if no row would be left to train on.
     """
     wanted = max(1, round(share * len(rows)))
     if wanted >= len(rows):
@@ -135,10 +135,10 @@ def prepare(
 ) -> Prepared:
     """Do everything between the files and the first batch.
 
-    settings: an object with the attributes of the recipe's `data:`.  family: of the model, "causal", "masked",
-    "seq2seq" or "encoder".  cache: keep the result by the hash of files, tokenizer and settings.
-    Raises what `load_rows` raises, and DataError if max_length cuts away too many answers. Errors name rows as
-    `file:line`; RejectedRows carries the report.
+    settings: an object with the attributes of the recipe's `data:`.  family: of the model, "causal",
+    "masked", "seq2seq" or "encoder".  cache: keep the result by the hash of files, tokenizer and settings.
+    Raises what `load_rows` raises, and DataError if max_length cuts away too many answers. Errors name rows
+    as `file:line`; RejectedRows carries the report.
     """
     accepts = stage.accepts()
     check_settings(accepts, settings.format, settings.columns)
@@ -236,7 +236,7 @@ def _report(settings: Any, loaded: Loaded, train: Encoded, held_out: Encoded | N
 
 
 def _check_report(report: DataReport, settings: Any) -> None:
-    """Raise DataError unless every row is used or rejected, few answers are cut away, and some row is left."""
+    """Raise DataError unless all rows are used or rejected, few answers are cut away and a row is left."""
     if report.read != report.train + report.eval + sum(report.rejected.values()):
         raise DataError(
             f"{report.read} rows read, {report.train} + {report.eval} used, {report.rejected} rejected",
@@ -247,8 +247,8 @@ def _check_report(report: DataReport, settings: Any) -> None:
     lost = [reject for reject in report.rejects if reject.reason == "cut away"]
     if len(lost) > MOST_CUT_AWAY * report.read:
         raise DataError(
-            f"max_length {settings.max_length} cuts the whole answer away in {len(lost)} of {report.read} rows, "
-            f"first {lost[0].source}: {lost[0].detail}",
+            f"max_length {settings.max_length} cuts the whole answer away in {len(lost)} of {report.read} "
+            f"rows, first {lost[0].source}: {lost[0].detail}",
             f"at most {MOST_CUT_AWAY:.0%} of the rows",
             "raise data.max_length, or shorten or remove these rows",
         )

@@ -1,8 +1,8 @@
-"""Files of every usual kind become records with `file:line`. What cannot be read becomes a reject; nothing is lost.
+"""Files of every usual kind become records with `file:line`. A row that cannot be read becomes a reject.
 
-JSONL, JSON (an array, or {"data": [...]}), CSV and TSV with a header, Parquet, plain text, CoNLL; each of them also as
-.gz; a folder or a list of these; the train split of a hub data set. Only blank lines between rows are passed over, and
-the -DOCSTART- of CoNLL files.
+JSONL, JSON (an array, or {"data": [...]}), CSV and TSV with a header, Parquet, plain text, CoNLL; each of
+them also as .gz; a folder or a list of these; the train split of a hub data set. Only blank lines between
+rows are passed over, and the -DOCSTART- of CoNLL files.
 """
 
 import gzip
@@ -43,8 +43,9 @@ READERS: dict[str, Callable[[str, IO[bytes]], Iterator[Record | Reject]]] = {
 def sources(where: str | Path | Iterable[str | Path]) -> list[str]:
     """Return the files of one path, of a folder or of a list of these, in reading order.
 
-    A folder gives its readable files in the order of their names, without README files and hidden ones. Names of hub
-    data sets are returned as `hub:owner/name`. Raises DataError for a path without any file that can be read.
+    A folder gives its readable files in the order of their names, without README files and hidden ones. Names
+    of hub data sets are returned as `hub:owner/name`. Raises DataError for a path without any file that can
+    be read.
     """
     if not isinstance(where, str | Path):
         return [source for entry in where for source in sources(entry)]

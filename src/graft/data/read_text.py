@@ -13,7 +13,7 @@ TAGGED_LINE = re.compile(rb"\S.*[\t ](?:O|[BIESLU]-\S+)\s*")  # the first line o
 
 
 def text_file(name: str, stream: IO[bytes]) -> Iterator[Record | Reject]:
-    """Yield paragraphs, gathered into documents of about DOCUMENT characters, each at the line where it begins."""
+    """Yield documents of about DOCUMENT characters, made of whole paragraphs, each at its first line."""
     begin, size = 1, 0
     lines: list[str] = []
     for number, raw in enumerate(stream, 1):

@@ -19,7 +19,7 @@ SHOWN = 20  # rejects that an error message lists one by one
 
 @dataclass
 class DataReport:
-    """Facts about the rows of a run, as plain values. A number counts rows unless its name or comment says other.
+    """Facts about the rows of a run, as plain values. Numbers without another unit count rows.
 
     read = train + eval + Σ rejected
     """

@@ -40,8 +40,8 @@ class Reject:
 class Row:
     """One usable row in the normal form.
 
-    kind, value: "text" str; "pair" (prompt, completion); "chat" a list of {role, content, ...}; "label" (text, label);
-    "tags" (words, tags), one tag a word.
+    kind, value: "text" str; "pair" (prompt, completion); "chat" a list of {role, content, ...}; "label"
+    (text, label); "tags" (words, tags), one tag a word.
     tools: JSON schemas that the chat template shows.  first: index of the first message that may be learnt.
     """
 

@@ -3,9 +3,9 @@
     Anna   Nkomo  of  Oslo
     B-PER  I-PER  O   B-LOC        ->  PER: words 0–1, LOC: word 3
 
-IOB2, read strictly: an entity begins at B-X and continues with I-X of the same type; an I-X that continues nothing
-belongs to no entity. This is how seqeval's strict mode reads the CoNLL-2003 task (Tjong Kim Sang and De Meulder,
-cs/0306050).
+IOB2, read strictly: an entity begins at B-X and continues with I-X of the same type; an I-X that continues
+nothing belongs to no entity. This is how seqeval's strict mode reads the CoNLL-2003 task (Tjong Kim Sang and
+De Meulder, cs/0306050).
 """
 
 import re
@@ -95,7 +95,7 @@ def word_pieces(sentences: Sequence[Sequence[str]], tokenizer: Any) -> list[tupl
 
     if not sentences:
         return []
-    # Byte-level tokenizers encode " a" and "a" differently. They need the blank that a text has before each word.
+    # Byte-level tokenizers encode " a" and "a" differently: they need the blank that a text has there.
     adds_blanks = (
         encode([["a", "a"]])["input_ids"][0] == tokenizer("a a", add_special_tokens=False)["input_ids"]
     )
