@@ -18,8 +18,7 @@ class Batch:
 
     inputs: arguments of the model by name: input_ids (B, T), attention_mask, ... The mask is (B, T); if
     documents share rows it is (B, 1, T, T) bool, and position_ids (B, T) are given too.
-    labels: (B, T), not shifted, IGNORED where nothing is learnt; the decoder's, if there is one; or (B,), one
-    per row.
+    labels: (B, T), not shifted, IGNORED where nothing is learnt; the decoder's, if there is one; or (B,).
     tokens: how many labels count, as the loss is divided by it.  sources: `file:line` of every example.
     supervised: (N,) indices of the labels that count, after flattening; None: all that are not IGNORED.
     """
@@ -46,8 +45,8 @@ class Batch:
 class Batches(ABC):
     """Turn the examples of a stage into tensors.
 
-    packs: whether several examples share a row.  max_length: tokens of a row.  pad: the id that fills rows
-    up.
+    packs: whether several examples share a row.  max_length: tokens of a row.
+    pad: the id that fills rows up.
     """
 
     packs = False
@@ -76,7 +75,7 @@ class Batches(ABC):
 
     @abstractmethod
     def full(self, rows: int, length: int) -> Batch:
-        """Build a batch of the largest shape, (rows, length) without padding, for memory planning.
+        """Build a batch of the shape (rows, length), for memory planning.
 
         No tensor's value is read: fake tensors have none.
         """

@@ -101,8 +101,8 @@ class Examples(Sequence[Example]):
 class Encoded:
     """The result of encoding some rows.
 
-    used: rows that gave examples.  cut: sources of shortened rows.  unknown: how often the unknown token
-    occurs.
+    used: rows that gave examples.  cut: sources of shortened rows.
+    unknown: how often the unknown token occurs.
     altered: turns that the template writes differently from what the model would generate.
     """
 

@@ -173,7 +173,7 @@ class Template:
         return Rendered(text[: spans[-1][1]], starts, spans, tail=eos, altered=altered)
 
     def ask(self, messages: Messages, tools: list[Any] | None = None) -> Rendered:
-        """Return a conversation as the prompt for its next answer; earlier answers are as they were learnt."""
+        """Return a conversation as the prompt for its next answer; earlier answers are as in `learn`."""
         text = self.render(messages, tools, ask=True)
         speaks = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
         return Rendered(text, [self._turn(text, messages, i, tools, asked=True).start for i in speaks])
@@ -197,8 +197,8 @@ class Template:
             last = len(text)
             unended = answered
         controls = list(self.controls.finditer(text, answered, last))
-        # An answer that is not in the text word for word (a tool call) may itself contain control tokens: then
-        # the last one ends the turn.
+        # An answer that is not in the text word for word (a tool call) may contain control tokens itself.
+        # Then the last of them ends the turn.
         stop = controls[0 if answered > start else -1] if controls else None
         end = stop.end() if stop else unended
         if not text[start : stop.start() if stop else end].strip():
