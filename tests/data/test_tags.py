@@ -11,7 +11,7 @@ from graft.errors import DataError
 
 
 @pytest.mark.parametrize(
-    "tags, found",
+    "tags, expected",
     [  # the cases in which lenient and strict readings differ; strict: IOB2 of seqeval 1.2.2
         ("O O O B-MISC I-MISC I-MISC O", [("MISC", 3, 6)]),
         ("B-PER I-PER B-PER", [("PER", 0, 2), ("PER", 2, 3)]),
@@ -24,8 +24,8 @@ from graft.errors import DataError
         ("", []),
     ],
 )
-def test_entities_are_read_strictly(tags, found):
-    assert entities(tags.split()) == found
+def test_entities_are_read_strictly(tags, expected):
+    assert entities(tags.split()) == expected
 
 
 @given(st.lists(st.sampled_from(["O", "B-X", "I-X", "B-Y", "I-Y"]), max_size=8))

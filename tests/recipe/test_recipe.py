@@ -93,6 +93,8 @@ def test_all_problems_are_said_at_once():
     ("source", "named"),
     [
         ({"objective": "masked"}, "objective"),
+        ({"stage": ["sft"]}, "stage"),
+        ({"stage": "stf"}, "stage"),
         ({"quant": "nf4", "method": "full"}, "quant"),
         ({"quant": "int8", "group_size": 64}, "group_size"),
         ({"train": {"batch_size": 6, "micro_batch_size": 4}}, "train.micro_batch_size"),

@@ -83,9 +83,8 @@ class RejectedRows(DataError):
         self.report = report
         rejects = report.rejects
         counts = ", ".join(f"{reason} {n}" for reason, n in by_reason(rejects).items())
-        lines = listed(
-            (f"{reject}\n " for reject in rejects), SHOWN, separator=" "
-        )  # each on a line of its own
+        # Every reject stands on its own line, and so does "and N more".
+        lines = listed((f"{reject}\n " for reject in rejects), SHOWN, separator=" ")
         super().__init__(
             f"{len(rejects)} of {report.read} rows cannot be used ({counts}):\n  {lines.rstrip()}\n",
             "every row usable, because data.bad_rows is strict",

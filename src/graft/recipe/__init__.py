@@ -40,7 +40,8 @@ def read(
     notices = [] if notices is None else notices
     raw, problems = canonical(text.settings, overrides, notices)
     problems |= resolve_methods(raw, notices)
-    card = stage_cards().get(raw.get("stage", "sft"))
+    stage = raw.get("stage", "sft")
+    card = stage_cards().get(stage) if isinstance(stage, str) else None
     if card is not None and isinstance(raw.setdefault("evaluate", {}), dict):
         raw["evaluate"].setdefault("metrics", list(card.metrics))
     try:
