@@ -13,6 +13,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from graft.data.encode import IGNORED
+
 DENSITY, SPAN = 0.15, 3.0
 _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)  # 2⁶⁴/φ as a signed number; sums and products wrap
 _MIX = ((30, 0xBF58476D1CE4E5B9 - (1 << 64)), (27, 0x94D049BB133111EB - (1 << 64)), (31, 1))
@@ -55,7 +57,7 @@ def masked(
     """
     places = allowed.nonzero()[:, 0]
     chosen = places[shuffled(len(places), *address, 0)[: max(1, round(DENSITY * len(places)))]]
-    labels = torch.full_like(ids, -100)
+    labels = torch.full_like(ids, IGNORED)
     labels[chosen] = ids[chosen]
     fate = uniform(len(chosen), *address, 1)
     other = ordinary[(uniform(len(chosen), *address, 2) * len(ordinary)).long()]

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from graft.data.encode import IGNORED
+
 GRAIN = 16  # lengths are rounded up to a multiple of this
 
 
@@ -49,13 +51,13 @@ def packed(
     pad: the id that fills rows up.  first_position: position id of a document's first token.
     limit: up to which T is rounded up (see `rounded`).
 
-    Returns input_ids (B, T), attention_mask (B, 1, T, T) bool, position_ids (B, T); labels (B, T), -100 on
-    padding and, for causal models, on each document's first token. Padding sees padding only, so no row of
-    the mask is empty.
+    Returns input_ids (B, T), attention_mask (B, 1, T, T) bool and position_ids (B, T); and labels (B, T),
+    IGNORED on padding and, for causal models, on each document's first token. Padding sees padding only, so
+    no row of the mask is empty.
     """
     width = rounded(max(sum(len(ids) for ids, _ in group) for group in groups), limit)
     ids = torch.full((len(groups), width), pad)
-    labels = torch.full((len(groups), width), -100)
+    labels = torch.full((len(groups), width), IGNORED)
     positions = torch.full((len(groups), width), first_position)
     document = torch.zeros(len(groups), width, dtype=torch.int32)
     for row, group in enumerate(groups):
@@ -64,7 +66,7 @@ def packed(
             end = at + len(tokens)
             ids[row, at:end], labels[row, at:end] = torch.tensor(tokens), torch.tensor(targets)
             if causal:
-                labels[row, at] = -100
+                labels[row, at] = IGNORED
             positions[row, at:end] = torch.arange(first_position, first_position + len(tokens))
             document[row, at:end] = number
             at = end
