@@ -8,7 +8,7 @@ import pytest
 from stage_tools import accepts, prepared
 from tokenizers import normalizers
 
-from graft.data import load_rows
+from graft.data import RejectedRows, load_rows
 from graft.data.rows import Reject
 from graft.errors import DataError
 
@@ -208,6 +208,14 @@ def test_a_strict_run_names_the_first_twenty_and_counts_all(tmp_path, settings):
     with pytest.raises(DataError, match=r"30 of 31 rows cannot be used \(not an object 30\)") as caught:
         load_rows(settings(train=str(tmp_path / "a.jsonl")), accepts("sft"))
     assert str(caught.value).count("a.jsonl:") == 20 and "and 10 more" in str(caught.value)
+
+
+def test_a_lenient_run_without_any_row_left_asks_for_one_and_not_to_skip(tmp_path, settings):
+    (tmp_path / "a.jsonl").write_bytes(b"[1]\n" * 3)
+    with pytest.raises(RejectedRows, match="3 of 3 rows cannot be used") as caught:
+        load_rows(settings(train=str(tmp_path / "a.jsonl"), bad_rows="skip"), accepts("sft"))
+    assert "at least one row" in caught.value.expected and "skip" not in caught.value.remedy
+    assert caught.value.report.rejected == {"not an object": 3}
 
 
 def test_more_than_one_percent_of_answers_cut_away_stops_even_a_lenient_run(tmp_path, settings, llama):

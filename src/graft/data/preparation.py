@@ -90,7 +90,7 @@ def load_rows(settings: Any, accepts: Accepts, *, seed: int = 0) -> Loaded:
         loaded.test = _read_rows(settings.test, settings, accepts, apart)
         _stop_if_strict(_report_of(apart), settings)
     if not loaded.train:
-        raise RejectedRows(_report_of(loaded))
+        raise RejectedRows(_report_of(loaded), strict=False)
     _check_one_task([*loaded.train, *(loaded.eval or []), *(loaded.test or [])])
     if isinstance(settings.eval, float) and settings.eval > 0:
         loaded.train, loaded.eval = split(loaded.train, settings.eval, seed)
@@ -197,7 +197,7 @@ def _report_of(loaded: Loaded) -> DataReport:
 def _stop_if_strict(report: DataReport, settings: Any) -> None:
     """Raise RejectedRows if there are rejects and the settings forbid to skip them."""
     if report.rejects and settings.bad_rows == "strict":
-        raise RejectedRows(report)
+        raise RejectedRows(report, strict=True)
 
 
 def _check_one_task(rows: Sequence[Row]) -> None:
@@ -253,7 +253,7 @@ def _check_report(report: DataReport, settings: Any) -> None:
             "raise data.max_length, or shorten or remove these rows",
         )
     if not report.train:
-        raise RejectedRows(report)
+        raise RejectedRows(report, strict=False)
 
 
 def _files(settings: Any) -> list[str]:

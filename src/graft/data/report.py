@@ -77,19 +77,28 @@ class DataReport:
 
 
 class RejectedRows(DataError):
-    """Rows were rejected and the run must not go on without them.  report: of all rows, with every reject."""
+    """Rows were rejected, and the run must not go on without them.
 
-    def __init__(self, report: DataReport) -> None:
+    report: of all rows, with every reject.  strict: whether data.bad_rows forbids rejects; if not, the
+    error is that no row is left.
+    """
+
+    def __init__(self, report: DataReport, *, strict: bool) -> None:
         self.report = report
         rejects = report.rejects
         counts = ", ".join(f"{reason} {n}" for reason, n in by_reason(rejects).items())
         # Every reject stands on its own line, and so does "and N more".
         lines = listed((f"{reject}\n " for reject in rejects), SHOWN, separator=" ")
-        super().__init__(
-            f"{len(rejects)} of {report.read} rows cannot be used ({counts}):\n  {lines.rstrip()}\n",
-            "every row usable, because data.bad_rows is strict",
-            "repair these rows, or set data.bad_rows=skip to leave them out and list them in rejected.jsonl",
-        )
+        if strict:
+            expected = "every row usable, because data.bad_rows is strict"
+            remedy = (
+                "repair these rows, or set data.bad_rows=skip to leave them out (rejected.jsonl lists them)"
+            )
+        else:
+            expected = "at least one row to train on"
+            remedy = "repair these rows, or give others"
+        given = f"{len(rejects)} of {report.read} rows cannot be used ({counts}):\n  {lines.rstrip()}\n"
+        super().__init__(given, expected, remedy)
 
 
 class Shows(Protocol):
