@@ -8,7 +8,7 @@ import pytest
 from stage_tools import accepts, prepared
 from tokenizers import normalizers
 
-from graft.data import load_rows
+from graft.data import RejectedRows, load_rows
 from graft.data.rows import Reject
 from graft.errors import DataError
 
@@ -25,48 +25,53 @@ def chat(*turns):
     return line(messages=[{"role": role, "content": content} for role, content in turns])
 
 
-# name: (file, bytes, line of the defect, reason); how many lines of a broken archive can be read, zlib decides
+def second(raw, reason):
+    """A JSONL file with this defect in its second line."""
+    return "a.jsonl", GOOD + raw, 2, reason
+
+
+# name: (file, bytes, line of the defect, reason). The line is None where zlib decides how much can be read.
 DEFECTS = {
-    "broken json": ("a.jsonl", GOOD + b'{"prompt": "x", \n', 2, "bad JSON"),
-    "single quotes": ("a.jsonl", GOOD + b"{'prompt': 'x'}\n", 2, "bad JSON"),
-    "two objects on a line": ("a.jsonl", GOOD + GOOD.strip() + GOOD, 2, "bad JSON"),
-    "key twice": ("a.jsonl", GOOD + b'{"prompt": "a", "prompt": "b", "completion": "c"}\n', 2, "bad JSON"),
-    "NaN": ("a.jsonl", GOOD + b'{"prompt": "a", "completion": NaN}\n', 2, "bad JSON"),
-    "nested too deeply": ("a.jsonl", GOOD + b'{"a":' + b"[" * 200_000 + b"\n", 2, "bad JSON"),
-    "huge number": ("a.jsonl", GOOD + b'{"a": ' + b"9" * 5000 + b"}\n", 2, "bad JSON"),
-    "row is a list": ("a.jsonl", GOOD + b"[1, 2]\n", 2, "not an object"),
-    "row is a string": ("a.jsonl", GOOD + b'"text"\n', 2, "not an object"),
-    "row is null": ("a.jsonl", GOOD + b"null\n", 2, "not an object"),
-    "latin-1": ("a.jsonl", GOOD + '{"prompt": "caf\u00e9", "completion": "x"}\n'.encode("latin-1"), 2, "not UTF-8"),
+    "broken json": second(b'{"prompt": "x", \n', "bad JSON"),
+    "single quotes": second(b"{'prompt': 'x'}\n", "bad JSON"),
+    "two objects on a line": second(GOOD.strip() + GOOD, "bad JSON"),
+    "key twice": second(b'{"prompt": "a", "prompt": "b", "completion": "c"}\n', "bad JSON"),
+    "NaN": second(b'{"prompt": "a", "completion": NaN}\n', "bad JSON"),
+    "nested too deeply": second(b'{"a":' + b"[" * 200_000 + b"\n", "bad JSON"),
+    "huge number": second(b'{"a": ' + b"9" * 5000 + b"}\n", "bad JSON"),
+    "row is a list": second(b"[1, 2]\n", "not an object"),
+    "row is a string": second(b'"text"\n', "not an object"),
+    "row is null": second(b"null\n", "not an object"),
+    "latin-1": second('{"prompt": "caf\u00e9", "completion": "x"}\n'.encode("latin-1"), "not UTF-8"),
     "utf-16": ("a.jsonl", '{"prompt": "x", "completion": "y"}\n'.encode("utf-16"), 1, "not UTF-8"),
-    "NUL in the file": ("a.jsonl", GOOD + b'{"prompt": "a\0b", "completion": "c"}\n', 2, "NUL byte"),
-    "NUL escaped": ("a.jsonl", GOOD + b'{"prompt": "a\\u0000b", "completion": "c"}\n', 2, "NUL byte"),
-    "half a surrogate pair": ("a.jsonl", GOOD + b'{"prompt": "\\ud83d", "completion": "c"}\n', 2, "not UTF-8"),
+    "NUL in the file": second(b'{"prompt": "a\0b", "completion": "c"}\n', "NUL byte"),
+    "NUL escaped": second(b'{"prompt": "a\\u0000b", "completion": "c"}\n', "NUL byte"),
+    "half a surrogate pair": second(b'{"prompt": "\\ud83d", "completion": "c"}\n', "not UTF-8"),
     "empty file": ("a.jsonl", b"", 1, "empty file"),
     "only blank lines": ("a.jsonl", b"\n\n  \n", 1, "empty file"),
-    "no answer": ("a.jsonl", GOOD + line(prompt="x", completion=None), 2, "no answer"),
-    "empty answer": ("a.jsonl", GOOD + line(prompt="x", completion=""), 2, "no answer"),
-    "blank answer": ("a.jsonl", GOOD + line(prompt="x", completion=" \n"), 2, "no answer"),
-    "empty prompt": ("a.jsonl", GOOD + line(prompt="", completion="x"), 2, "no prompt"),
-    "answer is a number": ("a.jsonl", GOOD + line(prompt="x", completion=4), 2, "not text"),
-    "answer is an object": ("a.jsonl", GOOD + line(prompt="x", completion={"a": 1}), 2, "not text"),
-    "other columns": ("a.jsonl", GOOD + line(question="x", reply="y"), 2, "unknown columns"),
-    "no columns": ("a.jsonl", GOOD + b"{}\n", 2, "unknown columns"),
-    "preference pair": ("a.jsonl", GOOD + line(chosen="x", rejected="y"), 2, "unknown columns"),
-    "label in sft": ("a.jsonl", GOOD + line(text="x", label="y"), 2, "label without classify"),
-    "no turns": ("a.jsonl", GOOD + line(messages=[]), 2, "bad messages"),
-    "turn is a string": ("a.jsonl", GOOD + line(messages=["hi"]), 2, "bad messages"),
-    "unknown role": ("a.jsonl", GOOD + chat(("usr", "hi"), ("assistant", "x")), 2, "bad role"),
-    "no role": ("a.jsonl", GOOD + line(messages=[{"content": "x"}]), 2, "bad role"),
-    "assistant first": ("a.jsonl", GOOD + chat(("assistant", "hi"), ("user", "x")), 2, "role order"),
-    "user twice": ("a.jsonl", GOOD + chat(("user", "a"), ("user", "b"), ("assistant", "c")), 2, "role order"),
-    "system late": ("a.jsonl", GOOD + chat(("user", "a"), ("assistant", "b"), ("system", "c")), 2, "role order"),
-    "ends with user": ("a.jsonl", GOOD + chat(("user", "a"), ("assistant", "b"), ("user", "c")), 2, "no answer"),
-    "assistant is silent": ("a.jsonl", GOOD + chat(("user", "a"), ("assistant", "")), 2, "no answer"),
-    "image": ("a.jsonl", GOOD + chat(("user", [{"type": "image"}]), ("assistant", "x")), 2, "unsupported content"),
-    "content is a number": ("a.jsonl", GOOD + chat(("user", 5), ("assistant", "x")), 2, "not text"),
-    "tools are no JSON": ("a.jsonl", GOOD + line(messages=TALK, tools="[{"), 2, "bad messages"),
-    "history holds no pairs": ("a.jsonl", GOOD + line(instruction="x", output="y", history=["z"]), 2, "bad messages"),
+    "no answer": second(line(prompt="x", completion=None), "no answer"),
+    "empty answer": second(line(prompt="x", completion=""), "no answer"),
+    "blank answer": second(line(prompt="x", completion=" \n"), "no answer"),
+    "empty prompt": second(line(prompt="", completion="x"), "no prompt"),
+    "answer is a number": second(line(prompt="x", completion=4), "not text"),
+    "answer is an object": second(line(prompt="x", completion={"a": 1}), "not text"),
+    "other columns": second(line(question="x", reply="y"), "unknown columns"),
+    "no columns": second(b"{}\n", "unknown columns"),
+    "preference pair": second(line(chosen="x", rejected="y"), "unknown columns"),
+    "label in sft": second(line(text="x", label="y"), "label without classify"),
+    "no turns": second(line(messages=[]), "bad messages"),
+    "turn is a string": second(line(messages=["hi"]), "bad messages"),
+    "unknown role": second(chat(("usr", "hi"), ("assistant", "x")), "bad role"),
+    "no role": second(line(messages=[{"content": "x"}]), "bad role"),
+    "assistant first": second(chat(("assistant", "hi"), ("user", "x")), "role order"),
+    "user twice": second(chat(("user", "a"), ("user", "b"), ("assistant", "c")), "role order"),
+    "system late": second(chat(("user", "a"), ("assistant", "b"), ("system", "c")), "role order"),
+    "ends with user": second(chat(("user", "a"), ("assistant", "b"), ("user", "c")), "no answer"),
+    "assistant is silent": second(chat(("user", "a"), ("assistant", "")), "no answer"),
+    "image": second(chat(("user", [{"type": "image"}]), ("assistant", "x")), "unsupported content"),
+    "content is a number": second(chat(("user", 5), ("assistant", "x")), "not text"),
+    "tools are no JSON": second(line(messages=TALK, tools="[{"), "bad messages"),
+    "history holds no pairs": second(line(instruction="x", output="y", history=["z"]), "bad messages"),
     "element of an array": ("a.json", b"[" + GOOD.strip() + b", 3]", 2, "not an object"),
     "json breaks off": ("a.json", b"[" + GOOD.strip() + b",", 1, "bad JSON"),
     "too few cells": ("a.csv", b"prompt,completion\na,b\nc\n", 3, "wrong number of cells"),
@@ -78,7 +83,7 @@ DEFECTS = {
     "archive breaks off": ("a.jsonl.gz", gzip.compress(GOOD * 400, mtime=0)[:-12], None, "damaged archive"),
     "no archive at all": ("a.jsonl.gz", GOOD, 0, "damaged archive"),
     "no parquet at all": ("a.parquet", GOOD, 1, "bad Parquet"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", DEFECTS)
@@ -203,6 +208,14 @@ def test_a_strict_run_names_the_first_twenty_and_counts_all(tmp_path, settings):
     with pytest.raises(DataError, match=r"30 of 31 rows cannot be used \(not an object 30\)") as caught:
         load_rows(settings(train=str(tmp_path / "a.jsonl")), accepts("sft"))
     assert str(caught.value).count("a.jsonl:") == 20 and "and 10 more" in str(caught.value)
+
+
+def test_a_lenient_run_without_any_row_left_asks_for_one_and_not_to_skip(tmp_path, settings):
+    (tmp_path / "a.jsonl").write_bytes(b"[1]\n" * 3)
+    with pytest.raises(RejectedRows, match="3 of 3 rows cannot be used") as caught:
+        load_rows(settings(train=str(tmp_path / "a.jsonl"), bad_rows="skip"), accepts("sft"))
+    assert "at least one row" in caught.value.expected and "skip" not in caught.value.remedy
+    assert caught.value.report.rejected == {"not an object": 3}
 
 
 def test_more_than_one_percent_of_answers_cut_away_stops_even_a_lenient_run(tmp_path, settings, llama):

@@ -146,9 +146,9 @@ def test_the_first_token_of_every_word_carries_its_tag(name, request):
     words, tags = ["Assistant", "sat", "onmat"], ["B-X", "I-X", "O"]
     (example,) = tagged(tokenizer, (words, tags)).examples
     assert example.ids == tokenizer(" ".join(words))["input_ids"] and not learnt(example)
-    found = [(i, TAGS[tag]) for i, tag in enumerate(example.parts["tags"]) if tag != IGNORED]
-    assert [tag for _, tag in found] == tags
-    starts = [i for i, _ in found] + [len(example.ids)]
+    spans = [(i, TAGS[tag]) for i, tag in enumerate(example.parts["tags"]) if tag != IGNORED]
+    assert [tag for _, tag in spans] == tags
+    starts = [i for i, _ in spans] + [len(example.ids)]
     spoken = [tokenizer.decode(example.ids[a:b], skip_special_tokens=True) for a, b in pairwise(starts)]
     assert name == "bert" or [word.strip() for word in spoken] == words
 

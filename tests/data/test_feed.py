@@ -29,7 +29,9 @@ def same(a, b):
 
 @pytest.mark.parametrize("pack", [False, True])
 def test_a_step_is_the_same_whatever_was_asked_before(pack):
-    feed = lambda seed=3: feed_of(rows(23), Tokens, batch_size=4, pack=pack, seed=seed, max_length=20)
+    def feed(seed=3):
+        return feed_of(rows(23), Tokens, batch_size=4, pack=pack, seed=seed, max_length=20)
+
     one, other = feed(), feed()
     forward = {(e, i): one.step(e, i) for e in range(3) for i in range(one.steps_per_epoch)}
     for (epoch, index), batches in reversed(forward.items()):
@@ -100,9 +102,11 @@ def test_masks_are_drawn_anew_in_each_epoch_and_again_the_same(bert):
     examples = encoder_of(bert, stage="pretrain", objective="masked", family="masked", max_length=40)(
         [Row("f:1", "text", "the cat sat on a mat; a dog ran home. " * 20)]
     ).examples
-    feed = lambda: feed_of(
-        examples, bert, batch_size=1, pack=False, stage="pretrain", objective="masked", family="masked"
-    )
+
+    def feed():
+        masked = {"stage": "pretrain", "objective": "masked", "family": "masked"}
+        return feed_of(examples, bert, batch_size=1, pack=False, **masked)
+
     first, again, later = feed().step(0, 0), feed().step(0, 0), feed().step(1, 0)
     assert same(first, again) and not same(first, later)
     hidden = first[0].labels != IGNORED

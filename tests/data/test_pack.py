@@ -11,8 +11,14 @@ from graft.core.positions import first_position, obstacle
 from graft.data.encode import IGNORED, Example
 from graft.data.pack import best_fit, packed
 
-SMALL = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2, "intermediate_size": 64, "vocab_size": 60,
-         "max_position_embeddings": 64}  # fmt: skip
+SMALL = {
+    "hidden_size": 32,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 2,
+    "intermediate_size": 64,
+    "vocab_size": 60,
+    "max_position_embeddings": 64,
+}
 QUIET = {"attention_dropout": 0.0, "dropout": 0.0}
 CONFIGS = {
     "llama": SMALL | {"num_key_value_heads": 2},
@@ -31,25 +37,25 @@ MASKED = ("bert", "roberta")
 def model(family):
     torch.manual_seed(0)
     auto = AutoModelForMaskedLM if family in MASKED else AutoModelForCausalLM
-    found = auto.from_config(AutoConfig.for_model(family, **CONFIGS[family]))
+    net = auto.from_config(AutoConfig.for_model(family, **CONFIGS[family]))
     with torch.no_grad():
-        for p in found.parameters():
+        for p in net.parameters():
             p.add_(torch.randn_like(p) * 0.05)  # far from the nearly linear beginning, so that a leak shows
-    return found.train()
+    return net.train()
 
 
-def loss_and_gradients(found, batches, causal):
-    found.zero_grad()
+def loss_and_gradients(net, batches, causal):
+    net.zero_grad()
     total = 0.0
     for batch in batches:
-        logits = found(**batch.inputs, use_cache=False).logits if causal else found(**batch.inputs).logits
+        logits = net(**batch.inputs, use_cache=False).logits if causal else net(**batch.inputs).logits
         logits, labels = (logits[:, :-1], batch.labels[:, 1:]) if causal else (logits, batch.labels)
         loss = torch.nn.functional.cross_entropy(
             logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum"
         )
         loss.backward()
         total += loss.item()
-    return total, {name: p.grad.clone() for name, p in found.named_parameters() if p.grad is not None}
+    return total, {name: p.grad.clone() for name, p in net.named_parameters() if p.grad is not None}
 
 
 class Tokens:
@@ -69,9 +75,10 @@ def documents(causal):
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("family", CONFIGS)
 def test_packed_equals_unpacked_in_loss_and_gradients(family, checkpointing):
-    causal, found = family not in MASKED, model(family)
+    causal = family not in MASKED
+    net = model(family)
     if checkpointing:
-        found.gradient_checkpointing_enable({"use_reentrant": False})
+        net.gradient_checkpointing_enable({"use_reentrant": False})
     shape = {"batch_size": 6, "max_length": 20, "family": "causal" if causal else "masked", "stage": "sft"}
     feeds = [
         feed_of(documents(causal), Tokens, micro_batch_size=1, pack=False, **shape),
@@ -80,16 +87,14 @@ def test_packed_equals_unpacked_in_loss_and_gradients(family, checkpointing):
             Tokens,
             micro_batch_size=2,
             pack=True,
-            first_position=first_position(found.config),
+            first_position=first_position(net.config),
             **shape,
         ),
     ]
     (plain, packs) = (feed.step(0, 0) for feed in feeds)
     assert len(packs) == 2 and packs[0].inputs["attention_mask"].ndim == 4 and len(plain) == 6
     assert sum(b.tokens for b in plain) == sum(b.tokens for b in packs)
-    (loss, grads), (again, others) = (
-        loss_and_gradients(found, batches, causal) for batches in (plain, packs)
-    )
+    (loss, grads), (again, others) = (loss_and_gradients(net, batches, causal) for batches in (plain, packs))
     assert again == pytest.approx(loss, rel=1e-5) and grads.keys() == others.keys()
     for name in grads:
         torch.testing.assert_close(
@@ -98,11 +103,12 @@ def test_packed_equals_unpacked_in_loss_and_gradients(family, checkpointing):
 
 
 def test_without_the_block_mask_the_same_test_would_fail():
-    found, shape = model("llama"), {"batch_size": 6, "micro_batch_size": 6, "max_length": 40}
+    net = model("llama")
+    shape = {"batch_size": 6, "micro_batch_size": 6, "max_length": 40}
     (batch,) = feed_of(documents(True), Tokens, pack=True, **shape).step(0, 0)
-    whole, _ = loss_and_gradients(found, [batch], True)
+    whole, _ = loss_and_gradients(net, [batch], True)
     batch.inputs["attention_mask"] = torch.ones_like(batch.inputs["attention_mask"]).tril()
-    leaking, _ = loss_and_gradients(found, [batch], True)
+    leaking, _ = loss_and_gradients(net, [batch], True)
     assert abs(leaking - whole) > 1e-2
 
 
@@ -136,7 +142,7 @@ def test_packed_batches_hold_every_token_once(rows, size):
     feed = feed_of(
         [Example(ids, ids, f"f:{i}") for i, ids in enumerate(rows)], Tokens, batch_size=5, max_length=size
     )
-    found, sources = [], []
+    documents, sources = [], []
     for index in range(feed.steps_per_epoch):
         for batch in feed.step(0, index):
             alone = (
@@ -145,13 +151,15 @@ def test_packed_batches_hold_every_token_once(rows, size):
             for ids, begins in zip(batch.inputs["input_ids"].tolist(), alone.tolist(), strict=True):
                 for j, token in enumerate(ids):
                     if token != Tokens.pad_token_id:
-                        found.append(([] if begins[j] else found.pop()) + [token])
+                        documents.append(([] if begins[j] else documents.pop()) + [token])
             sources += batch.sources
-    assert sorted(found) == sorted(rows) and sorted(sources) == sorted(f"f:{i}" for i in range(len(rows)))
+    assert sorted(documents) == sorted(rows) and sorted(sources) == sorted(f"f:{i}" for i in range(len(rows)))
 
 
 def test_models_that_cannot_be_packed_are_known():
-    say = lambda family, length=512, **changes: obstacle(AutoConfig.for_model(family, **changes), length)
+    def say(family, length=512, **changes):
+        return obstacle(AutoConfig.for_model(family, **changes), length)
+
     assert say("llama") is None and say("gpt2") is None and say("bert") is None
     assert "encoder-decoder" in say("t5") and "bloom" in say("bloom")
     assert say("mistral", 512, sliding_window=4096) is None and "window of 256" in say(

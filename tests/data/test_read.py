@@ -78,10 +78,10 @@ def test_text_and_tables_are_no_conll_files_unless_tags_are_asked_for_and_there(
 def test_text_is_gathered_into_documents_that_begin_at_their_line(tmp_path):
     paragraph = "word " * 400 + "\n"  # 2001 characters
     (tmp_path / "a.txt").write_text("\n" + (paragraph + "\n") * 12)
-    found = list(records(str(tmp_path / "a.txt")))
-    assert [record.source.rpartition(":")[2] for record in found] == ["2", "12", "22"]
-    assert all(len(record.fields["text"]) >= DOCUMENT for record in found[:2])
-    assert "".join(r.fields["text"] for r in found).count("word") == 12 * 400
+    documents = list(records(str(tmp_path / "a.txt")))
+    assert [record.source.rpartition(":")[2] for record in documents] == ["2", "12", "22"]
+    assert all(len(record.fields["text"]) >= DOCUMENT for record in documents[:2])
+    assert "".join(r.fields["text"] for r in documents).count("word") == 12 * 400
 
 
 def test_a_folder_gives_its_data_files_in_order(tmp_path):
@@ -113,7 +113,11 @@ def test_missing_readers_say_what_to_install(tmp_path, monkeypatch):
 
 def test_hub_rows_carry_the_name_and_their_number(monkeypatch):
     asked = []
-    load = lambda name, split: asked.append((name, split)) or [{"text": "x"}, {"text": "y"}]
+
+    def load(name, split):
+        asked.append((name, split))
+        return [{"text": "x"}, {"text": "y"}]
+
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load))
     assert [record.source for record in records("hub:owner/name:test")][-1] == "hub:owner/name:test:2"
     assert asked == [("owner/name", "test")]

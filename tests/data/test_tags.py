@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from graft.data.tags import astray, entities, iob2, marked, pieces, words_of
+from graft.data.tags import entities, first_orphan, iob2, marked, word_pieces, words_of
 from graft.errors import DataError
 
 
 @pytest.mark.parametrize(
-    "tags, found",
+    "tags, expected",
     [  # the cases in which lenient and strict readings differ; strict: IOB2 of seqeval 1.2.2
         ("O O O B-MISC I-MISC I-MISC O", [("MISC", 3, 6)]),
         ("B-PER I-PER B-PER", [("PER", 0, 2), ("PER", 2, 3)]),
@@ -24,15 +24,15 @@ from graft.errors import DataError
         ("", []),
     ],
 )
-def test_entities_are_read_strictly(tags, found):
-    assert entities(tags.split()) == found
+def test_entities_are_read_strictly(tags, expected):
+    assert entities(tags.split()) == expected
 
 
 @given(st.lists(st.sampled_from(["O", "B-X", "I-X", "B-Y", "I-Y"]), max_size=8))
-def test_nothing_is_astray_where_every_inside_belongs_to_an_entity(tags):
+def test_there_is_no_orphan_where_every_inside_belongs_to_an_entity(tags):
     inside = {k for _, first, end in entities(tags) for k in range(first, end)}
     lost = [k for k, tag in enumerate(tags) if tag != "O" and k not in inside]
-    assert astray(tags) == (lost[0] if lost else None)
+    assert first_orphan(tags) == (lost[0] if lost else None)
 
 
 def test_parts_of_speech_are_no_entities():
@@ -55,7 +55,7 @@ def test_words_of_a_text_keep_what_belongs_together():
 def test_words_are_the_tokens_that_they_are_in_a_text(name, request):
     tokenizer = request.getfixturevalue(name)
     sentences = [["the", "cats", "ran"], ["Hello"], ["a", "dog", "on", "a", "mat"]]
-    for words, (ids, of) in zip(sentences, pieces(sentences, tokenizer), strict=True):
+    for words, (ids, of) in zip(sentences, word_pieces(sentences, tokenizer), strict=True):
         assert ids == tokenizer(" ".join(words), add_special_tokens=False)["input_ids"]
         assert [word for word, _ in itertools.groupby(of)] == list(range(len(words)))
 
@@ -65,4 +65,4 @@ def test_a_tokenizer_that_cannot_tell_words_is_refused():
         is_fast = False
 
     with pytest.raises(DataError, match="fast tokenizer"):
-        pieces([["a"]], Slow())
+        word_pieces([["a"]], Slow())

@@ -7,11 +7,13 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import TypeAdapter
 
 from graft.core.cards import REQUIRED, Source, card, cards
 from graft.core.registry import find
 from graft.errors import GraftError, UsageError
 from graft.recipe import Recipe, explain, read
+from graft.recipe.methods import type_of
 from graft.recipe.text import emit, read_text
 from graft.recipe.words import SYNONYMS
 
@@ -91,6 +93,8 @@ def test_all_problems_are_said_at_once():
     ("source", "named"),
     [
         ({"objective": "masked"}, "objective"),
+        ({"stage": ["sft"]}, "stage"),
+        ({"stage": "stf"}, "stage"),
         ({"quant": "nf4", "method": "full"}, "quant"),
         ({"quant": "int8", "group_size": 64}, "group_size"),
         ({"train": {"batch_size": 6, "micro_batch_size": 4}}, "train.micro_batch_size"),
@@ -279,6 +283,21 @@ def test_a_card_equals_the_dataclass_that_it_was_read_from(name):
         read_.title
         and read_.doc.strip() == Path(read_.path).read_text(encoding="utf-8").split('"""')[1].strip()
     )
+
+
+@pytest.mark.parametrize("name", sorted(cards()))
+def test_every_setting_of_every_method_has_a_known_type(name):
+    for setting in cards()[name].settings.values():
+        checked = TypeAdapter(type_of(setting.type))
+        if setting.default is not REQUIRED and not isinstance(setting.default, Source):
+            checked.validate_python(setting.default)
+
+
+@pytest.mark.parametrize("annotation", ["list[int]", "int | Path", "int|None", "__import__('os')"])
+def test_an_unknown_type_of_a_setting_is_refused(annotation):
+    with pytest.raises(UsageError, match="is annotated") as caught:
+        type_of(annotation)
+    assert annotation in caught.value.given and "TYPES" in caught.value.remedy
 
 
 def test_every_method_setting_is_accepted_as_its_own_default():

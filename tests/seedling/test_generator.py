@@ -109,7 +109,9 @@ def test_every_value_of_a_sentence_is_an_entity_of_its_attribute():
         assert all(item[key] == value for key, value in found)
         text = " ".join(row["tokens"])
         assert text.count(item["name"]) == sum(key == "name" for key, _ in found)
-        assert tags.astray(row["tags"]) is None and not any(mark in text for mark in entities.MARKS.values())
+        assert tags.first_orphan(row["tags"]) is None and not any(
+            mark in text for mark in entities.MARKS.values()
+        )
     assert {tag[2:].lower() for row in made for tag in row["tags"]} == {"", "name", "type", *PHRASES}
     assert 0 < sum(set(row["tags"]) == {"O"} for row in made) < 80
 

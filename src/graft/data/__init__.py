@@ -1,17 +1,32 @@
 """Data: files become rows with `file:line`, rows become examples, examples become the batches of a step.
 
-    read -> layouts -> templates, mask -> encode -> (cache) -> batches, feed, with noise and pack
+    read, read_json, read_tables, read_text       files           -> records
+    layouts, normal_form, messages, tags          records         -> rows
+    templates, chat_templates, mask, encode       rows            -> examples
+    preparation, report, cache                    all of this at once, reported and kept
+    batches, pack, noise, feed                    examples        -> the batches of a step
 
-`prepare` does the first half; `graft.data.feed.Feed` the second, and only it imports torch.
+`prepare` does everything up to the examples; `graft.data.feed.Feed` makes the batches. Only the last line
+imports torch.
 """
 
 from graft.data.encode import IGNORED, Example, Examples
 from graft.data.preparation import Loaded, Prepared, load_rows, prepare
-from graft.data.report import DataReport
+from graft.data.report import DataReport, RejectedRows
 from graft.data.rows import Reject, Row
 from graft.data.templates import prompt_ids
 
 __all__ = [
-    "IGNORED", "DataReport", "Example", "Examples", "Loaded", "Prepared", "Reject", "Row", "load_rows", "prepare",
+    "IGNORED",
+    "DataReport",
+    "Example",
+    "Examples",
+    "Loaded",
+    "Prepared",
+    "Reject",
+    "RejectedRows",
+    "Row",
+    "load_rows",
+    "prepare",
     "prompt_ids",
-]  # fmt: skip
+]

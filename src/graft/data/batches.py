@@ -16,11 +16,11 @@ from graft.data.pack import packed, rounded
 class Batch:
     """A micro-batch.
 
-    inputs: keywords of the model, input_ids and attention_mask among them. The mask is (B, T), or (B, 1, T, T) bool
-    where documents share rows, then with position_ids (B, T).
-    labels: (B, T) not shifted, IGNORED where nothing is learnt; of the decoder if there is one; or one number a row.
-    tokens: supervised positions that count.  sources: `file:line` of every row inside.
-    supervised: (N,) indices into the flattened labels, of those that count; None where the labels tell.
+    inputs: arguments of the model by name: input_ids (B, T), attention_mask, ... The mask is (B, T); if
+    documents share rows it is (B, 1, T, T) bool, and position_ids (B, T) are given too.
+    labels: (B, T), not shifted, IGNORED where nothing is learnt; the decoder's, if there is one; or (B,).
+    tokens: how many labels count, as the loss is divided by it.  sources: `file:line` of every example.
+    supervised: (N,) indices of the labels that count, after flattening; None: all that are not IGNORED.
     """
 
     inputs: dict[str, Tensor]
@@ -30,11 +30,11 @@ class Batch:
     supervised: Tensor | None = None
 
     def to(self, device: Any) -> "Batch":
-        """Return the same batch on a device."""
+        """Return the batch on a device."""
         return self.map(lambda tensor: tensor.to(device))
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
-        """Return a batch whose every tensor went through `change`."""
+        """Return the batch with `change` applied to every tensor."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         for name, value in values.items():
             if isinstance(value, Tensor):
@@ -43,9 +43,10 @@ class Batch:
 
 
 class Batches(ABC):
-    """How the examples of a stage lie in tensors.
+    """Turn the examples of a stage into tensors.
 
-    packs: whether documents of one step share rows.  max_length: tokens of a row.
+    packs: whether several examples share a row.  max_length: tokens of a row.
+    pad: the id that fills rows up.
     """
 
     packs = False
@@ -53,48 +54,57 @@ class Batches(ABC):
     def __init__(self, tokenizer: Any, max_length: int) -> None:
         self.tokenizer = tokenizer
         self.max_length = max_length
-        # Any id may pad: masks come from lengths.
-        known = (getattr(tokenizer, name, None) for name in ("pad_token_id", "eos_token_id"))
-        self.pad = next((i for i in known if i is not None), 0)
+        # Any id would do: masks are computed from lengths, never from ids.
+        candidates = (getattr(tokenizer, name, None) for name in ("pad_token_id", "eos_token_id"))
+        self.pad = next((i for i in candidates if i is not None), 0)
 
     def draw(self, example: Example, *address: int) -> Example:
-        """Return the example with the noise of this epoch.  address: numbers that seed every random choice."""
+        """Return the example as it is seen this time; stages that add noise override this.
+
+        address: the numbers that seed every random choice (see `data.noise`).
+        """
         return example
 
     @abstractmethod
     def padded(self, examples: Sequence[Example]) -> Batch:
-        """Build a batch of one example a row."""
+        """Build a batch with one example per row, padded to one length."""
 
     def packed(self, groups: Sequence[Sequence[Example]]) -> Batch:
-        """Build a batch of one group of examples a row; only where `packs` is true."""
+        """Build a batch with one group of examples per row; only called if `packs` is true."""
         raise TypeError(f"{type(self).__name__} does not pack")
 
     @abstractmethod
     def full(self, rows: int, length: int) -> Batch:
-        """Build a batch of so many full rows without looking at a value, so that it works on fake tensors."""
+        """Build a batch of the shape (rows, length), for memory planning.
+
+        No tensor's value is read: fake tensors have none.
+        """
 
     def rectangle(self, rows: Sequence[Sequence[int]], fill: int) -> tuple[Tensor, Tensor]:
-        """Fill rows up on the right to one length; return (B, T) and (B, T) int64 with 1 where a row is."""
+        """Fill rows up on the right to one length T.
+
+        Returns the values (B, T), and a mask (B, T) int64 with 1 for values and 0 for filling.
+        """
         width = rounded(max(map(len, rows)), self.max_length)
         values = torch.tensor([[*row, *[fill] * (width - len(row))] for row in rows])
         return values, torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
 
     def inputs(self, examples: Sequence[Example]) -> tuple[dict[str, Tensor], list[str]]:
-        """Return input_ids with their mask, and the rows' sources."""
+        """Return input_ids with their attention_mask, and the examples' sources."""
         ids, live = self.rectangle([example.ids for example in examples], self.pad)
         return {"input_ids": ids, "attention_mask": live}, [example.source for example in examples]
 
     def full_inputs(self, rows: int, length: int) -> dict[str, Tensor]:
-        """Return the inputs of `full`; one position is a pad, as transformers drops a mask without any."""
+        """Return the inputs of `full`. One position is padding: transformers drops a mask without any."""
         live = torch.ones(rows, length, dtype=torch.long)
         live[0, -1] = 0
         return {"input_ids": torch.zeros(rows, length, dtype=torch.long), "attention_mask": live}
 
 
 class TokenBatches(Batches):
-    """Every supervised position predicts one token: the next one (causal), or the one that stands there (masked).
+    """Every supervised position predicts one token: the next one (causal), or its own (masked).
 
-    first_position: position id of a document's first token, where documents share rows.
+    first_position: position id of a document's first token, for packed rows.
     """
 
     def __init__(
@@ -135,7 +145,10 @@ class TokenBatches(Batches):
 
 
 class WrittenBatches(Batches):
-    """An encoder reads the ids, a decoder writes the part "written".  decoder_start: its first input; None: the pad."""
+    """An encoder reads the ids, a decoder writes the part "written".
+
+    decoder_start: the first id that the decoder reads; None: the padding id.
+    """
 
     def __init__(self, tokenizer: Any, max_length: int, *, decoder_start: int | None = None) -> None:
         super().__init__(tokenizer, max_length)
@@ -156,7 +169,9 @@ class WrittenBatches(Batches):
 
 
 def supervised_positions(labels: Tensor, *, causal: bool) -> Tensor:
-    """Return (N,) indices into the flattened labels of what is learnt; a causal model cannot be asked for column 0.
+    """Return the (N,) indices, after flattening, of the labels that are learnt.
+
+    A causal model predicts the next token, so nothing predicts column 0.
 
     >>> supervised_positions(torch.tensor([[7, -100, 8], [9, 9, -100]]), causal=True)
     tensor([2, 4])

@@ -1,9 +1,10 @@
-"""Encoded data kept by the hash of everything it depends on. Safe to delete at any time.
+"""Keep encoded data on disk by the hash of everything they depend on. The cache may be deleted at any time.
 
     key = SHA-256 of: this format, the settings, every file's bytes, the tokenizer, the template
 
-An entry is a folder with tokens.safetensors and data.json, written beside its place and renamed into it: it is whole or
-it is not there. An entry that cannot be read is no entry; a cache that cannot be written is no error.
+An entry is a folder with tokens.safetensors and data.json. It is written next to its final place and renamed
+into it, so it is complete or absent. An unreadable entry counts as absent; a cache that cannot be written is
+no error.
 """
 
 import contextlib
@@ -26,13 +27,13 @@ VERSION = 3  # raise when encoding changes
 
 
 def folder() -> Path:
-    """GRAFT_CACHE, else the user's cache folder."""
+    """Return the folder of all entries: in GRAFT_CACHE if that is set, else in the user's cache folder."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get("GRAFT_CACHE") or Path(home) / "graft") / "data"
 
 
 def key(files: Iterable[str], tokenizer: Any, settings: Any) -> str | None:
-    """The name of the entry; None where the data have no bytes to hash (hub names)."""
+    """Return the name of the entry; None for hub data sets, which have no bytes to hash."""
     digest = hashlib.sha256(json.dumps([VERSION, settings], sort_keys=True, default=str).encode())
     for name in files:
         if name.startswith("hub:"):
@@ -44,7 +45,7 @@ def key(files: Iterable[str], tokenizer: Any, settings: Any) -> str | None:
 
 
 def _tokenizer(tokenizer: Any) -> str:
-    """All that decides how this tokenizer writes ids, as text."""
+    """Return as text everything that decides which ids this tokenizer writes."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     rules = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
     extra = [type(tokenizer).__name__, tokenizer.special_tokens_map, tokenizer.chat_template]
@@ -52,34 +53,43 @@ def _tokenizer(tokenizer: Any) -> str:
 
 
 def load(name: str) -> tuple[dict[str, Examples], dict[str, Any]] | None:
-    """The examples of each split and the facts stored with them, or None."""
+    """Return the examples of each split and the facts stored with them; None without a readable entry."""
     try:
-        facts = json.loads((folder() / name / "data.json").read_bytes())
+        contents = json.loads((folder() / name / "data.json").read_bytes())
         tensors = load_file(folder() / name / "tokens.safetensors")
-        splits = {}
-        for split, kept in facts["splits"].items():
-
-            def column(name: str, split: str = split) -> Column:
-                values = (
-                    (array("i"), tensors[f"{split}.{name}"]),
-                    (array("q"), tensors[f"{split}.{name}.ends"]),
-                )
-                for flat, tensor in values:
-                    flat.frombytes(tensor.tobytes())
-                return Column(values[0][0], values[1][0])
-
-            targets = array("i")
-            targets.frombytes(tensors[f"{split}.targets"].tobytes())
-            learnt = bytearray(tensors[f"{split}.learnt"])
-            parts = {name: column(f"parts.{name}") for name in kept["parts"]}
-            splits[split] = Examples(column("ids"), learnt, targets, parts, kept["sources"])
-        return splits, facts["facts"]
+        splits = {split: _examples(tensors, split, lists) for split, lists in contents["splits"].items()}
+        return splits, contents["facts"]
     except (OSError, ValueError, KeyError, SafetensorError):
         return None
 
 
+def _examples(tensors: dict[str, Any], split: str, lists: dict[str, list[str]]) -> Examples:
+    """Build the examples of a split from its tensors and from its lists of sources and parts."""
+
+    def column(field: str) -> Column:
+        return Column(
+            _array("i", tensors[f"{split}.{field}"]),
+            _array("q", tensors[f"{split}.{field}.ends"]),
+        )
+
+    return Examples(
+        ids=column("ids"),
+        learnt=bytearray(tensors[f"{split}.learnt"]),
+        targets=_array("i", tensors[f"{split}.targets"]),
+        parts={part: column(f"parts.{part}") for part in lists["parts"]},
+        sources=lists["sources"],
+    )
+
+
+def _array(code: str, tensor: Any) -> array:
+    """Return a numpy array as an array of the standard library.  code: the letter of its type."""
+    values = array(code)
+    values.frombytes(tensor.tobytes())
+    return values
+
+
 def save(name: str, splits: dict[str, Examples], facts: dict[str, Any]) -> None:
-    """Store one entry; does nothing where another process was faster or the disk does not allow it."""
+    """Store one entry. Do nothing if another process was faster, or if the disk does not allow it."""
     place = folder() / name
     if place.exists() and load(name) is not None:
         return
@@ -91,7 +101,7 @@ def save(name: str, splits: dict[str, Examples], facts: dict[str, Any]) -> None:
             tensors[f"{split}.{field}.ends"] = np.array(column.ends, dtype="q")
         tensors[f"{split}.targets"] = np.array(examples.targets, dtype="i")
         tensors[f"{split}.learnt"] = np.frombuffer(bytes(examples.learnt), dtype="u1")
-    kept = {split: {"sources": e.sources, "parts": list(e.parts)} for split, e in splits.items()}
+    lists = {split: {"sources": e.sources, "parts": list(e.parts)} for split, e in splits.items()}
     with contextlib.suppress(OSError, SafetensorError), storage.new_folder(place) as draft:
         save_file(tensors, draft / "tokens.safetensors")
-        storage.write(draft / "data.json", json.dumps({"splits": kept, "facts": facts}).encode())
+        storage.write(draft / "data.json", json.dumps({"splits": lists, "facts": facts}).encode())

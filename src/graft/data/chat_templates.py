@@ -1,8 +1,8 @@
-"""Chat templates for bases that have none, by name, in Jinja.
+"""Built-in chat templates, by name, in Jinja: for models that bring none.
 
-`plain` fits every tokenizer: letters, colons and blanks only, no '#', '=' or line break, and the end-of-text token ends
-each answer. The others are the layouts that published models were tuned on. [bos] becomes {{ bos_token }} where the
-tokenizer writes one by itself, else nothing.
+`plain` fits every tokenizer: it writes only letters, colons and blanks (no '#', '=' or line break) and ends
+each answer with the end-of-text token. The others are the layouts that published models were tuned on. [bos]
+becomes {{ bos_token }} if the tokenizer begins texts with that token by itself, else nothing.
 """
 
 BUILTIN = {
@@ -88,7 +88,7 @@ BUILTIN = {
 {{- '### Assistant:' if add_generation_prompt else '' }}
 """,
 }
-# What these write must be one token each, or the model learns to spell its own control words.
+# The control words of these templates. Each must be one token, or the model would learn to spell it.
 TOKENS = {
     "chatml": ("<|im_start|>", "<|im_end|>"),
     "llama3": ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
@@ -96,5 +96,5 @@ TOKENS = {
 
 
 def jinja(name: str, bos: bool) -> str:
-    """The text of a built-in template; bos: whether the tokenizer begins every text with its own token."""
+    """Return the text of a built-in template.  bos: whether the tokenizer itself writes a token first."""
     return BUILTIN[name].replace("[bos]", "{{- bos_token }}" if bos else "").strip()

@@ -1,9 +1,8 @@
-"""Rows become examples: the ids that the model reads, which of them are learnt, and nothing longer than max_length.
+"""Rows become examples: the ids that the model reads, and which are learnt, never more than max_length.
 
-What a row becomes is the stage's business: it derives from `Encoder` and says how a batch of its rows is encoded.
-What is the same for all of them is here. A row that is too long is cut at the end and counted. A row is rejected if
-the cut removes everything it would teach, or if its text spells a special token, which would steer the model as if
-the template had written it.
+A stage derives from `Encoder` and decides what its rows become; the rules that hold for every stage are here.
+A row that is too long is cut at the end and counted. A row is rejected if the cut removes everything it would
+teach, or if its text contains a special token, which would steer the model as if the template had written it.
 """
 
 from abc import ABC, abstractmethod
@@ -16,12 +15,12 @@ from graft.data.rows import BadRow, Reject, Row
 from graft.data.templates import affixes
 
 IGNORED = -100  # the label that carries no loss
-BATCH = 1024  # rows tokenised at once
+ROWS_AT_ONCE = 1024  # that are tokenised in one call
 
 
 @dataclass(slots=True)
 class Example:
-    """One row as the model meets it.
+    """What the model sees of one row, or of one window of a long text.
 
     ids, labels: T each; labels are not shifted, and IGNORED where nothing is learnt.  source: `file:line`.
     target: one number for the whole row, such as the index of its class.
@@ -37,12 +36,13 @@ class Example:
 
 @dataclass
 class Column:
-    """Sequences of numbers of many examples, one behind the other.  ends: where each of them ends."""
+    """One sequence of numbers per example, all of them in one flat array.  ends: where each of them ends."""
 
     values: array = field(default_factory=lambda: array("i"))
     ends: array = field(default_factory=lambda: array("q"))
 
     def add(self, sequence: Sequence[int]) -> None:
+        """Append the sequence of one example."""
         self.values.extend(sequence)
         self.ends.append(len(self.values))
 
@@ -52,9 +52,10 @@ class Column:
 
 @dataclass
 class Examples(Sequence[Example]):
-    """Many examples in flat arrays, 5 bytes per token; Example objects are made when asked for.
+    """Many examples in flat arrays, 5 bytes per token. An Example is built each time that one is read.
 
-    targets: one per example, or empty.  parts: of each name a Column, the same names for every example.
+    learnt: one byte per id, 1 if it is a target.  targets: one per example, or empty.
+    parts: one Column per name; every example has the same names.
     """
 
     ids: Column = field(default_factory=Column)
@@ -91,16 +92,18 @@ class Examples(Sequence[Example]):
         )
 
     def lengths(self) -> list[int]:
-        """Return T of every example; for an encoder-decoder that of its encoder."""
+        """Return T of every example: its number of ids, which for an encoder-decoder are the encoder's."""
         ends = self.ids.ends
         return [end - (ends[i - 1] if i else 0) for i, end in enumerate(ends)]
 
 
 @dataclass
 class Encoded:
-    """What became of some rows.
+    """The result of encoding some rows.
 
-    cut: sources of shortened rows.  altered: turns the template rewrote.  unknown: tokens that are the unknown one.
+    used: rows that gave examples.  cut: sources of shortened rows.
+    unknown: how often the unknown token occurs.
+    altered: turns that the template writes differently from what the model would generate.
     """
 
     examples: Examples = field(default_factory=Examples)
@@ -111,11 +114,17 @@ class Encoded:
     unknown: int = 0
 
 
-Outcomes = Iterator[tuple[Row, list[Example] | BadRow]]  # of each row its examples, or why it has none
+# Each row with its examples, or with the reason why it has none.
+Outcomes = Iterator[tuple[Row, list[Example] | BadRow]]
 
 
 class Encoder(ABC):
-    """Encode the rows of one stage with one tokenizer at one length."""
+    """Encode the rows of one stage with one tokenizer.
+
+    max_length: tokens of an example.  before, after: ids that the tokenizer puts around every text.
+    room: tokens that are left between these two.  special: all ids with a meaning of their own.
+    unknown: the id for characters outside the vocabulary; None if the tokenizer has none.
+    """
 
     def __init__(self, tokenizer: Any, max_length: int) -> None:
         self.tokenizer = tokenizer
@@ -127,26 +136,21 @@ class Encoder(ABC):
         self.special = set(special.values())
         used = {tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id}
         self.unknown = tokenizer.unk_token_id if tokenizer.unk_token_id not in used else None
-        # The unknown token in a text is a gap somebody wrote (WikiText does); any other would steer the model.
+        # The unknown token may stand in a text, for a gap (as in WikiText). Others would steer the model.
         self._controls = [token for token, i in special.items() if i != self.unknown and token.strip()]
 
     @abstractmethod
     def encode(self, rows: list[Row], encoded: Encoded) -> Outcomes:
-        """Yield each row with its examples, or with the reason why it has none. May count into `encoded`."""
+        """Yield each row with its examples, or with the reason why it has none.
+
+        encoded: where `cut` and `altered` are counted; the caller stores everything else.
+        """
 
     def __call__(self, rows: Sequence[Row]) -> Encoded:
         """Encode rows in order; every row gives at least one example or exactly one reject."""
         encoded = Encoded()
-        for begin in range(0, len(rows), BATCH):
-            clean = []
-            for row in rows[begin : begin + BATCH]:
-                control = next((c for text in row.texts() for c in self._controls if c in text), None)
-                if control is None:
-                    clean.append(row)
-                else:
-                    given = f"{control!r} is no text to this model"
-                    bad = BadRow("control token", given, "remove it or spell it differently")
-                    encoded.rejects.append(bad.at(row.source))
+        for begin in range(0, len(rows), ROWS_AT_ONCE):
+            clean = self._without_controls(rows[begin : begin + ROWS_AT_ONCE], encoded)
             for row, outcome in self.encode(clean, encoded):
                 if isinstance(outcome, BadRow):
                     encoded.rejects.append(outcome.at(row.source))
@@ -157,19 +161,32 @@ class Encoder(ABC):
                     encoded.examples.add(example)
         return encoded
 
+    def _without_controls(self, rows: Sequence[Row], encoded: Encoded) -> list[Row]:
+        """Return the rows whose texts contain no special token; reject the others."""
+        clean = []
+        for row in rows:
+            control = next((c for text in row.texts() for c in self._controls if c in text), None)
+            if control is None:
+                clean.append(row)
+            else:
+                detail = f"{control!r} is a control token of this model, not text"
+                bad = BadRow("control token", detail, "remove it or spell it differently")
+                encoded.rejects.append(bad.at(row.source))
+        return clean
+
     def ids(self, texts: list[str]) -> list[list[int]]:
-        """Return the tokens of each text, without special ones around them."""
+        """Return the ids of each text, without special tokens around them."""
         if not texts:
             return []
         return self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
 
     def cut(self, ids: list[int], size: int, row: Row, encoded: Encoded) -> list[int]:
-        """Return at most `size` ids, and note the row if some are lost."""
+        """Return the first `size` ids; note the row in `encoded.cut` if some are lost."""
         if len(ids) > size and (not encoded.cut or encoded.cut[-1] != row.source):
             encoded.cut.append(row.source)
         return ids[:size]
 
     def wrapped(self, ids: list[int], labels: list[int]) -> tuple[list[int], list[int]]:
-        """Return ids and labels with the special tokens that the tokenizer puts around a text; those are not learnt."""
+        """Return ids and labels with the tokenizer's special tokens around them, which are not learnt."""
         before, after = [IGNORED] * len(self.before), [IGNORED] * len(self.after)
         return self.before + ids + self.after, before + labels + after

@@ -1,7 +1,8 @@
-"""Which rows make which step: a pure function of (seed, epoch, step), and the batches themselves.
+"""Decide which rows make which step, as a pure function of (seed, epoch, step), and build the step's batches.
 
-A step is `batch_size` rows of the epoch's permutation; the last one takes what is left. Packing, bucketing and the
-size of micro-batches decide how these rows lie in memory, never what the step learns. There is no state to save.
+A step is `batch_size` rows of the epoch's permutation; the last step of an epoch has the rows that are left.
+Packing and the size of micro-batches decide how these rows lie in memory, never what the step learns. There
+is no state to save.
 """
 
 from collections.abc import Sequence
@@ -13,13 +14,17 @@ from graft.data.batches import Batch, Batches
 from graft.data.encode import Example
 from graft.data.pack import best_fit
 
-MEGA = 50  # batches sorted together by length when rows are padded
+SORTED_TOGETHER = 50  # batches whose rows are sorted by length before they are dealt out, if rows are padded
 _ORDER, _BATCHES, _NOISE = range(3)  # streams of random numbers
 
 
 @dataclass
 class Feed:
-    """The batches of a training run or of an evaluation (`step(0, i)`).  batches: how examples lie in tensors."""
+    """The batches of a training run, or of an evaluation, which asks for `step(0, i)`.
+
+    batches: turns examples into tensors.  batch_size: examples of an optimizer step.  micro_batch_size: rows
+    of one forward.
+    """
 
     examples: Sequence[Example]
     batches: Batches
@@ -32,27 +37,28 @@ class Feed:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Return how many steps see every row once."""
+        """Return how many steps it takes to see every row once."""
         return -(-len(self.examples) // self.batch_size)
 
     def step(self, epoch: int, index: int) -> list[Batch]:
-        """Return the micro-batches of one optimizer step: equal arguments give equal batches, at any time."""
+        """Return the micro-batches of one optimizer step. Equal arguments always give equal batches."""
         if not 0 <= index < self.steps_per_epoch:
             raise IndexError(f"step {index} of {self.steps_per_epoch}")
         rows = self._order(epoch)[index * self.batch_size : (index + 1) * self.batch_size]
         return self._micro_batches([self._drawn(epoch, row) for row in rows])
 
     def longest(self) -> Batch:
-        """Return a micro-batch as large as any that can come: of the step that would hold the longest rows."""
+        """Return the largest micro-batch that can occur: that of a step with the longest rows of all."""
         rows = sorted(range(len(self.examples)), key=lambda row: -self._lengths[row])[: self.batch_size]
         micro_batches = self._micro_batches([self._drawn(0, row) for row in rows])
         return max(micro_batches, key=lambda batch: batch.inputs["input_ids"].numel())
 
     def _drawn(self, epoch: int, row: int) -> Example:
+        """Return an example with the noise of this epoch."""
         return self.batches.draw(self.examples[row], self.seed, epoch, _NOISE, row)
 
     def _micro_batches(self, examples: list[Example]) -> list[Batch]:
-        # Longest first: rows of one micro-batch have about one length, and a step that does not fit fails at once.
+        # Longest first: the rows of a micro-batch have similar lengths, and too large a step fails at once.
         examples.sort(key=lambda example: -len(example.ids))
         size = self.micro_batch_size
         if not self.batches.packs:
@@ -62,20 +68,20 @@ class Feed:
         return [self.batches.packed(rows[at : at + size]) for at in range(0, len(rows), size)]
 
     def _order(self, epoch: int) -> list[int]:
-        """Return the rows of this epoch in the order in which they are seen."""
+        """Return the indices of the examples in the order in which this epoch sees them."""
         if self._permuted is None or self._permuted[0] != epoch:
             rows = noise.shuffled(len(self.examples), self.seed, epoch, _ORDER).tolist()
             self._permuted = epoch, rows if self.batches.packs else self._bucketed(rows, epoch)
         return self._permuted[1]
 
     def _bucketed(self, rows: list[int], epoch: int) -> list[int]:
-        """Return batches of similar length in random order; the batch that is not full stays the last."""
+        """Return the rows in batches of similar lengths, in random order; an incomplete batch stays last."""
         size, lengths = self.batch_size, self._lengths
         whole = rows[: len(rows) - len(rows) % size]
         batches: list[list[int]] = []
-        for at in range(0, len(whole), MEGA * size):
-            mega = sorted(whole[at : at + MEGA * size], key=lambda row: -lengths[row])
-            batches += [mega[b : b + size] for b in range(0, len(mega), size)]
+        for at in range(0, len(whole), SORTED_TOGETHER * size):
+            longest_first = sorted(whole[at : at + SORTED_TOGETHER * size], key=lambda row: -lengths[row])
+            batches += [longest_first[b : b + size] for b in range(0, len(longest_first), size)]
         order = noise.shuffled(len(batches), self.seed, epoch, _BATCHES).tolist()
         return [row for b in order for row in batches[b]] + rows[len(whole) :]
 

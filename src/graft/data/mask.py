@@ -1,10 +1,10 @@
-"""From learnt characters to learnt tokens, with the ids of the prompt exactly as they will be at use.
+"""From learnt characters to learnt tokens. A prompt has exactly the ids that it has when the model is used.
 
     ids      = tokens of the whole text
     learnt_k = token k lies in a learnt span
 
-A tokenizer may merge the last letters of a prompt with the first of an answer. Then the text is cut at that place and
-tokenised in pieces, so that the ids always begin with the ids of the prompt alone.
+A tokenizer may merge the last letters of a prompt with the first of an answer. Then the text is cut there and
+tokenised in pieces, so that the ids always begin with those of the prompt alone.
 """
 
 from collections.abc import Sequence
@@ -12,18 +12,17 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-Tokens = tuple[
-    list[int], list[bool], list[tuple[int, int]]
-]  # ids, learnt, characters of each token ([] if unknown)
+# ids; whether each is learnt; (first character, end) of each, or [] if the tokenizer does not report it
+Tokens = tuple[list[int], list[bool], list[tuple[int, int]]]
 
 
 @dataclass(frozen=True)
 class Rendered:
     """A row as text.
 
-    starts: characters at which an assistant begins to speak.  spans: characters that are learnt, in order.
-    head, tail: ids before and after the text; the tail is learnt.
-    altered: learnt turns that stand here otherwise than the model would have written them.
+    starts: where each turn of the assistant begins.  spans: (start, end) of what is learnt, in order.
+    All count characters.  head, tail: ids before and after the text; the tail is learnt.
+    altered: how many learnt turns the text has differently from what the model would generate.
     """
 
     text: str
@@ -35,11 +34,11 @@ class Rendered:
 
 
 def tokenise(rendered: Sequence[Rendered], tokenizer: Any) -> list[Tokens]:
-    """Ids and learnt flags for each text, heads and tails included. Offsets belong to the ids between these."""
+    """Return the tokens of each text. Ids and flags include head and tail, characters do not."""
     prompts = [row.text[:start] for row in rendered for start in row.starts]
     whole = _encode([row.text for row in rendered], tokenizer)
     alone = iter(_encode(prompts, tokenizer)[0])
-    found = []
+    tokens: list[Tokens] = []
     for row, ids, offsets in zip(rendered, *whole, strict=True):
         before = {start: next(alone) for start in row.starts}
         if not tokenizer.is_fast:
@@ -51,8 +50,8 @@ def tokenise(rendered: Sequence[Rendered], tokenizer: Any) -> list[Tokens]:
                 ids, offsets, counts = _pieces(row, cuts, tokenizer)
             learnt = _flags([(counts.get(start, 0), end) for start, end in row.spans], offsets)
         flags = [False] * len(row.head) + learnt + [True] * len(row.tail)
-        found.append((row.head + ids + row.tail, flags, offsets))
-    return found
+        tokens.append((row.head + ids + row.tail, flags, offsets))
+    return tokens
 
 
 def _encode(texts: list[str], tokenizer: Any) -> tuple[list[list[int]], list[list[tuple[int, int]]]]:
@@ -63,7 +62,10 @@ def _encode(texts: list[str], tokenizer: Any) -> tuple[list[list[int]], list[lis
 
 
 def _flags(spans: Sequence[tuple[int, int]], offsets: Sequence[tuple[int, int]]) -> list[bool]:
-    """spans: (first token, end character). Counted tokens, because byte-level offsets leave out blanks."""
+    """Return for each token whether it is learnt.
+
+    spans: (first token, end character). The first is a token, because byte-level offsets leave out blanks.
+    """
     learnt = [False] * len(offsets)
     for first, end in spans:
         for k in range(first, len(offsets)):
@@ -76,7 +78,7 @@ def _flags(spans: Sequence[tuple[int, int]], offsets: Sequence[tuple[int, int]])
 def _pieces(
     row: Rendered, cuts: Sequence[int], tokenizer: Any
 ) -> tuple[list[int], list[tuple[int, int]], dict[int, int]]:
-    """Ids and offsets of the text tokenised in pieces, and how many tokens stand before each start."""
+    """Tokenise the text in pieces; return ids, offsets, and the number of tokens before each start."""
     ids: list[int] = []
     offsets: list[tuple[int, int]] = []
     counts: dict[int, int] = {}
@@ -91,7 +93,11 @@ def _pieces(
 
 
 def _counted(row: Rendered, ids: list[int], tokenizer: Any) -> tuple[list[int], list[bool]]:
-    """Without offsets: count the tokens before every border; where these are no prefix of the whole, take pieces."""
+    """Return ids and flags without offsets: count the tokens before every border.
+
+    If these tokens do not begin the whole text's, a token crosses a border, and the text is tokenised in
+    pieces.
+    """
     borders = [border for span in row.spans for border in span]
     before = _encode([row.text[:border] for border in borders], tokenizer)[0]
     if any(ids[: len(prefix)] != prefix for prefix in before):

@@ -1,9 +1,10 @@
-"""Packing: several documents in one row of the batch, none of which sees another.
+"""Packing: several documents share a row of the batch, and none of them sees another.
 
     allowed(i, j) = document(i) = document(j)  and  (j <= i for causal models)
 
-Positions restart at every document, and its first token is no target. Positions alone would leak: the mask is what
-separates. Which documents share a row: best fit, longest first (Johnson 1973).
+Positions restart at every document. In a causal model its first token is no target. Restarted positions alone
+would let documents see each other: the mask separates them. Documents are distributed by best fit, longest
+first (Johnson 1973).
 """
 
 from bisect import bisect_left, insort
@@ -12,11 +13,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from graft.data.encode import IGNORED
+
 GRAIN = 16  # lengths are rounded up to a multiple of this
 
 
 def best_fit(lengths: Sequence[int], size: int) -> list[list[int]]:
-    """Indices of `lengths` in as few groups of at most `size` in all as best fit decreasing finds.
+    """Return the indices of `lengths` in groups that add up to at most `size`, by best fit decreasing.
 
     >>> best_fit([3, 7, 5, 2], 10)
     [[1, 0], [2, 3]]
@@ -43,16 +46,18 @@ def packed(
     first_position: int = 0,
     limit: int = 0,
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """Rows of (ids, labels) documents as model inputs and labels.
+    """Build the model's inputs and labels from groups of (ids, labels), one group per row.
 
-    limit: T is rounded up as far as this (see `rounded`).
+    pad: the id that fills rows up.  first_position: position id of a document's first token.
+    limit: up to which T is rounded up (see `rounded`).
 
-    Returns input_ids (B, T), attention_mask (B, 1, T, T) bool, position_ids (B, T); labels (B, T), IGNORED on padding
-    and, for causal models, on each document's first token. Padding sees padding only: no row of the mask is empty.
+    Returns input_ids (B, T), attention_mask (B, 1, T, T) bool and position_ids (B, T); and labels (B, T),
+    IGNORED on padding and, for causal models, on each document's first token. Padding sees padding only, so
+    no row of the mask is empty.
     """
     width = rounded(max(sum(len(ids) for ids, _ in group) for group in groups), limit)
     ids = torch.full((len(groups), width), pad)
-    labels = torch.full((len(groups), width), -100)
+    labels = torch.full((len(groups), width), IGNORED)
     positions = torch.full((len(groups), width), first_position)
     document = torch.zeros(len(groups), width, dtype=torch.int32)
     for row, group in enumerate(groups):
@@ -61,7 +66,7 @@ def packed(
             end = at + len(tokens)
             ids[row, at:end], labels[row, at:end] = torch.tensor(tokens), torch.tensor(targets)
             if causal:
-                labels[row, at] = -100
+                labels[row, at] = IGNORED
             positions[row, at:end] = torch.arange(first_position, first_position + len(tokens))
             document[row, at:end] = number
             at = end
@@ -75,10 +80,10 @@ def packed(
 
 
 def rounded(width: int, limit: int) -> int:
-    """A length rounded up to a multiple of GRAIN, where `limit` allows it.
+    """Round a length up to a multiple of GRAIN, but not above `limit`.
 
-    Every new shape costs a compiled kernel that is then kept: with lengths as they come, a run of short rows spent
-    half its time on them and grew by two MiB a step.
+    torch compiles a kernel for every new shape and keeps it. Without rounding, a run of short rows spent half
+    its time on this and grew by two MiB a step.
 
     >>> rounded(33, 512), rounded(33, 40), rounded(33, 0)
     (48, 40, 33)

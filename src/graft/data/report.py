@@ -1,6 +1,6 @@
 """The data report: what was read, what will be learnt, and what a row looks like to the model.
 
-It is shown before step 1 of every run, by `graft data show`, and lies in the run folder as data_report.json.
+Every run shows it before step 1 and stores it in its folder as data_report.json; `graft data show` prints it.
 """
 
 import dataclasses
@@ -11,37 +11,43 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from graft.data.encode import IGNORED, Example, Examples
-from graft.data.rows import Reject
+from graft.data.rows import Reject, by_reason
+from graft.errors import DataError, listed
+
+SHOWN = 20  # rejects that an error message lists one by one
 
 
 @dataclass
 class DataReport:
-    """Counts are rows unless the name says tokens.  read = train + eval + Σ rejected."""
+    """Facts about the rows of a run, as plain values. Numbers without another unit count rows.
+
+    read = train + eval + Σ rejected
+    """
 
     files: list[str] = field(default_factory=list)
     read: int = 0
     train: int = 0
     eval: int = 0
-    rejected: dict[str, int] = field(default_factory=dict)
+    rejected: dict[str, int] = field(default_factory=dict)  # by reason
     rejects: list[Reject] = field(default_factory=list)
-    examples: int = 0  # of the training rows; a long document gives several
+    examples: int = 0  # of the training rows, as are the next five; a long document gives several
     tokens: int = 0
     tokens_learnt: int = 0
     tokens_unknown: int = 0
     lengths: dict[str, int] = field(default_factory=dict)  # percentiles of the examples' lengths, in tokens
     histogram: list[list[int]] = field(default_factory=list)  # [up to this many tokens, examples]
-    max_length: int = 0
+    max_length: int = 0  # tokens
     cut: int = 0
-    cut_sources: list[str] = field(default_factory=list)  # the first few
-    altered_turns: int = 0
-    duplicates: int = 0
+    cut_sources: list[str] = field(default_factory=list)  # `file:line` of the first few
+    altered_turns: int = 0  # turns that the chat template writes differently from what the model generates
+    duplicates: int = 0  # training rows that repeat an earlier one
     overlap: int = 0  # eval or test rows that are training rows too
     template: str | None = None
     labels: list[str] | None = None
     samples: list[dict[str, Any]] = field(default_factory=list)
 
     def notes(self) -> list[str]:
-        """Return what deserves a look before training, a sentence each."""
+        """Return what the user should look at before training, one sentence each."""
         first = ", ".join(self.cut_sources[:3])
         candidates = [
             (self.cut, f"{self.cut} rows cut to {self.max_length} tokens, first {first}"),
@@ -56,37 +62,62 @@ class DataReport:
         return [text for count, text in candidates if count]
 
     def json(self) -> dict[str, Any]:
-        """Everything as plain JSON values."""
+        """Return all fields as plain JSON values."""
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_json(cls, found: dict[str, Any]) -> "DataReport":
-        return cls(**found | {"rejects": [Reject(**reject) for reject in found["rejects"]]})
+    def from_json(cls, fields: dict[str, Any]) -> "DataReport":
+        """Build a report from what `json` returned."""
+        return cls(**fields | {"rejects": [Reject(**reject) for reject in fields["rejects"]]})
 
     def write_rejects(self, path: Path) -> None:
-        """One JSON object per rejected row: source, reason, detail, remedy."""
-        path.write_text(
-            "".join(json.dumps(dataclasses.asdict(r), ensure_ascii=False) + "\n" for r in self.rejects),
-            "utf-8",
-        )
+        """Write one JSON object per rejected row: source, reason, detail, remedy."""
+        lines = (json.dumps(dataclasses.asdict(reject), ensure_ascii=False) for reject in self.rejects)
+        path.write_text("".join(f"{line}\n" for line in lines), "utf-8")
 
 
-class Shown(Protocol):
-    """What a report needs of a stage (`stages.stage`)."""
+class RejectedRows(DataError):
+    """Rows were rejected, and the run must not go on without them.
+
+    report: of all rows, with every reject.  strict: whether data.bad_rows forbids rejects; if not, the
+    error is that no row is left.
+    """
+
+    def __init__(self, report: DataReport, *, strict: bool) -> None:
+        self.report = report
+        rejects = report.rejects
+        counts = ", ".join(f"{reason} {n}" for reason, n in by_reason(rejects).items())
+        # Every reject stands on its own line, and so does "and N more".
+        lines = listed((f"{reject}\n " for reject in rejects), SHOWN, separator=" ")
+        if strict:
+            expected = "every row usable, because data.bad_rows is strict"
+            remedy = (
+                "repair these rows, or set data.bad_rows=skip to leave them out (rejected.jsonl lists them)"
+            )
+        else:
+            expected = "at least one row to train on"
+            remedy = "repair these rows, or give others"
+        given = f"{len(rejects)} of {report.read} rows cannot be used ({counts}):\n  {lines.rstrip()}\n"
+        super().__init__(given, expected, remedy)
+
+
+class Shows(Protocol):
+    """What a report needs to know of a stage: how a person reads its examples (see `stages.stage`)."""
 
     aligned: ClassVar[tuple[str, ...]]
 
     def pieces(self, example: Example, tokenizer: Any, labels: Sequence[str]) -> list[list[Any]] | None: ...
 
 
-def describe(report: DataReport, examples: Examples, tokenizer: Any, stage: Shown) -> DataReport:
-    """Fill in what the examples tell: tokens, lengths, samples. Changes and returns `report`."""
+def describe(report: DataReport, examples: Examples, tokenizer: Any, stage: Shows) -> None:
+    """Fill in the report's facts about the training examples: tokens, lengths, samples."""
     lengths = sorted(examples.lengths())
     parts = {name: column.values for name, column in examples.parts.items()}
-    more = sum(len(values) for name, values in parts.items() if name not in stage.aligned)
+    beyond_ids = sum(len(values) for name, values in parts.items() if name not in stage.aligned)
+    learnt_in_parts = sum(value != IGNORED for values in parts.values() for value in values)
     report.examples = len(lengths)
-    report.tokens = len(examples.ids.values) + more
-    report.tokens_learnt = sum(examples.learnt) + sum(v != IGNORED for p in parts.values() for v in p)
+    report.tokens = len(examples.ids.values) + beyond_ids
+    report.tokens_learnt = sum(examples.learnt) + learnt_in_parts
     report.lengths = {str(p): lengths[(len(lengths) - 1) * p // 100] for p in (0, 10, 50, 90, 99, 100)}
     step = max(1, -(-lengths[-1] // 16))
     report.histogram = [[top, 0] for top in range(step, lengths[-1] + step, step)]
@@ -94,11 +125,10 @@ def describe(report: DataReport, examples: Examples, tokenizer: Any, stage: Show
         report.histogram[max(length - 1, 0) // step][1] += 1
     shown = examples[:1] if len(examples) == 1 else [examples[0], examples[len(examples) // 2]]
     report.samples = [sample(example, tokenizer, stage, report.labels or []) for example in shown]
-    return report
 
 
-def sample(example: Example, tokenizer: Any, stage: Shown, labels: Sequence[str]) -> dict[str, Any]:
-    """Return one row for `DataReport.samples`: its place, and its runs of [text, learnt]."""
+def sample(example: Example, tokenizer: Any, stage: Shows, labels: Sequence[str]) -> dict[str, Any]:
+    """Return one entry of `DataReport.samples`: {"source": `file:line`, "pieces": [[text, learnt], ...]}."""
     pieces = stage.pieces(example, tokenizer, labels)
     if pieces is None:
         runs: list[tuple[list[int], bool]] = []

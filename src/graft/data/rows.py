@@ -1,23 +1,19 @@
 """Rows and rejects: every row of a file becomes one of the two, never neither.
 
-rows read = rows used + Σ rejected by reason                              (checked before every run)
+rows read = rows used + Σ rejected by reason        (checked before every run)
 """
 
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
-
-from graft.errors import DataError
-
-SHOWN = 20  # rejects that an error message lists one by one
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One row as it lies in the file.  source: `path:line`; for JSON arrays, Parquet and hub data `path:row`."""
+    """One row as the file has it.  source: `path:line`; for JSON arrays, Parquet and hub data `path:row`."""
 
     source: str
     fields: dict[str, Any]
@@ -25,7 +21,11 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Reject:
-    """A row that cannot be used.  reason: a short word for counting; detail: what this row has; remedy: what to do."""
+    """A row that cannot be used.
+
+    reason: a short phrase, the same for every row with this defect, by which rejects are counted.
+    detail: what is wrong with this very row.  remedy: what to do about it.
+    """
 
     source: str
     reason: str
@@ -40,8 +40,8 @@ class Reject:
 class Row:
     """One usable row in the normal form.
 
-    kind, value: "text" str; "pair" (prompt, completion); "chat" a list of {role, content, ...}; "label" (text, label);
-    "tags" (words, tags).
+    kind, value: "text" str; "pair" (prompt, completion); "chat" a list of {role, content, ...}; "label"
+    (text, label); "tags" (words, tags), one tag a word.
     tools: JSON schemas that the chat template shows.  first: index of the first message that may be learnt.
     """
 
@@ -52,12 +52,12 @@ class Row:
     first: int = 0
 
     def key(self) -> bytes:
-        """8 bytes that equal rows share, whatever file and line they stand on."""
+        """Return 8 bytes that depend on the content alone: equal rows of different files share them."""
         content = json.dumps([self.kind, self.value, self.tools], sort_keys=True, default=str)
         return hashlib.blake2b(content.encode(), digest_size=8).digest()
 
     def texts(self) -> list[str]:
-        """Every string that somebody wrote into this row and that the model will read."""
+        """Return every string of this row that the model will read."""
         if self.kind == "tags":
             return [*self.value[0], *self.value[1]]
         if self.kind == "chat":
@@ -76,27 +76,16 @@ def as_chat(row: Row) -> Row:
 
 
 class BadRow(Exception):
-    """Raised inside the package where a row turns out unusable; becomes a Reject at the row's source."""
+    """A row turned out to be unusable. Whoever knows its place catches this and makes a Reject of it."""
 
     def __init__(self, reason: str, detail: str, remedy: str) -> None:
         super().__init__(reason, detail, remedy)
 
     def at(self, source: str) -> Reject:
+        """Return the Reject of the row at `source`."""
         return Reject(source, *self.args)
 
 
 def by_reason(rejects: Iterable[Reject]) -> dict[str, int]:
-    """How many rows each reason cost, most frequent first."""
+    """Count the rejects of each reason, the most frequent first."""
     return dict(Counter(reject.reason for reject in rejects).most_common())
-
-
-def refuse(rejects: Sequence[Reject], read: int) -> DataError:
-    """The error that stops a strict run: the first rejects by name, all of them by count."""
-    counts = ", ".join(f"{reason} {n}" for reason, n in by_reason(rejects).items())
-    listed = "\n  ".join(str(reject) for reject in rejects[:SHOWN])
-    more = f"\n  ... and {len(rejects) - SHOWN} more" if len(rejects) > SHOWN else ""
-    return DataError(
-        f"{len(rejects)} of {read} rows cannot be used ({counts}):\n  {listed}{more}\n",
-        "every row usable, because data.bad_rows is strict",
-        "repair these rows, or set data.bad_rows=skip to leave them out and list them in rejected.jsonl",
-    )

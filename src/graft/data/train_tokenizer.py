@@ -1,10 +1,10 @@
 """Train a byte-level BPE tokenizer on texts.
 
-Text is split as GPT-2 splits it (words with their leading space, numbers, punctuation, white space), digits one by one,
-and each piece is written in UTF-8 bytes. All 256 bytes are in the vocabulary, so every text can be encoded and comes
-back unchanged. The most frequent neighbours are joined until the vocabulary is full.
-Sennrich et al. 2016, arXiv 1508.07909; bytes as in Radford et al. 2019, "Language Models are Unsupervised Multitask
-Learners", §2.2.
+Text is split as GPT-2 splits it (words with their leading space, numbers, punctuation, white space); digits
+stand alone; each piece is written in UTF-8 bytes. All 256 bytes are in the vocabulary, so every text can be
+encoded and comes back unchanged. The most frequent neighbours are joined until the vocabulary is full.
+Sennrich et al. 2016, arXiv 1508.07909; bytes as in Radford et al. 2019, "Language Models are Unsupervised
+Multitask Learners", §2.2.
 """
 
 from collections.abc import Iterable
@@ -19,10 +19,11 @@ SMALLEST = 256 + len(SPECIAL)
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int, *, max_length: int = 512) -> PreTrainedTokenizerFast:
-    """A tokenizer of `vocab_size` entries, or fewer where the texts hold fewer pairs to join.
+    """Train a tokenizer of `vocab_size` entries, or of fewer if the texts have fewer pairs to join.
 
-    Encoding begins with <bos>; <eos> ends a document and is for the caller to add. max_length: positions of the model.
-    Raises UsageError where the vocabulary cannot hold the bytes, DataError where there is no text.
+    Encoding begins with <bos>; <eos> ends a document and is added by the caller.  max_length: positions of
+    the model.
+    Raises UsageError for a vocabulary that cannot hold all bytes, DataError if there is no text.
     """
     if vocab_size < SMALLEST:
         raise UsageError(
@@ -39,16 +40,16 @@ def train_bpe(texts: Iterable[str], vocab_size: int, *, max_length: int = 512) -
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size, special_tokens=list(SPECIAL), initial_alphabet=alphabet, show_progress=False
     )
-    seen = 0
+    any_text = False
 
-    def counted() -> Iterable[str]:
-        nonlocal seen
+    def watched() -> Iterable[str]:
+        nonlocal any_text
         for text in texts:
-            seen += bool(text)
+            any_text = any_text or bool(text)
             yield text
 
-    core.train_from_iterator(counted(), trainer)
-    if not seen:
+    core.train_from_iterator(watched(), trainer)
+    if not any_text:
         raise DataError(
             "the tokenizer was given no text", "at least one document that is not empty", "check data.train"
         )
@@ -61,5 +62,5 @@ def train_bpe(texts: Iterable[str], vocab_size: int, *, max_length: int = 512) -
         bos_token=BOS,
         eos_token=EOS,
         model_max_length=max_length,
-        clean_up_tokenization_spaces=False,  # cleaning would change the spaces before punctuation on the way back
+        clean_up_tokenization_spaces=False,  # cleaning would remove spaces before punctuation when decoding
     )

@@ -29,7 +29,7 @@ from graft.core.site import Site
 from graft.errors import AdapterError, UsageError
 from graft.layers.bottleneck import Projection
 from graft.layers.sublayers import Addition
-from graft.recipe.methods import resolved
+from graft.recipe.methods import resolve_methods
 
 
 class FusionFiles(FileLayout):
@@ -147,7 +147,7 @@ def _member(entry: Any, sites: Sequence[Site]) -> tuple[Method, list[tuple[Site,
 def _checked(entry: Any) -> dict[str, Any]:
     """Return the complete settings of a method. Raises UsageError for wrong ones."""
     raw: dict[str, Any] = {"method": entry}
-    problems = resolved(raw, [])
+    problems = resolve_methods(raw, [])
     if problems:
         raise UsageError(
             "adapters: " + "; ".join(f"{key} {text}" for key, text in problems.items()),

@@ -1,7 +1,7 @@
-"""Recipes: read from YAML, changed by `key=value`, checked whole, written back.
+"""Recipes: read from YAML, changed by `key=value`, checked as a whole, written back.
 
-Every key has a default (`tree`). Unknown keys, wrong values and contradictions are collected and reported together,
-with lines and nearest names; nothing here imports torch, so an error costs a fraction of a second.
+Every key has a default (`tree`). Unknown keys, wrong values and contradictions are collected and reported
+together, with lines and nearest names. Nothing here imports torch, so an error costs a fraction of a second.
 """
 
 from collections.abc import Iterable
@@ -11,9 +11,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from graft.errors import UsageError, nearest
-from graft.recipe.methods import refused, resolved
+from graft.recipe.methods import method_conflicts, resolve_methods
 from graft.recipe.stages import stage_cards
-from graft.recipe.text import read_text
+from graft.recipe.text import RecipeText, read_text
 from graft.recipe.tree import Data, Evaluate, Fresh, NewTokenizer, Recipe, Train, explain
 from graft.recipe.words import SYNONYMS, canonical
 
@@ -25,29 +25,23 @@ def read(
     overrides: Iterable[str] = (),
     notices: list[str] | None = None,
 ) -> Recipe:
-    """A recipe from a YAML file, a run's folder, a dict of settings or a Recipe, changed by `key=value` words.
+    """Read a recipe from a YAML file, a run's folder, a dict of settings or another Recipe.
 
-    notices: receives how words of other trainers and presets were understood.
-    Raises UsageError that lists every unknown key, wrong value and contradiction at once.
+    overrides: `key=value` words that change it.  notices: a list to which is added how presets and the words
+    of other trainers were understood.
+    Raises UsageError, which lists every unknown key, wrong value and contradiction at once.
     """
     overrides = list(overrides)
     if isinstance(source, Recipe):
         if not overrides:
             return source
         source = source.model_dump()
-    if isinstance(source, dict):
-        raw, where, lines = source, "the recipe", {}
-    else:
-        path = Path(source) / "recipe.yaml" if Path(source).is_dir() else Path(source)
-        text = read_text(path)
-        raw, where, lines = text.settings, str(path), text.lines
-        if Path(source).is_dir():
-            raw["output"] = str(source)  # a run's folder is where it lies now
-        raw.setdefault("output", f"runs/{path.stem}")
-    heard: list[str] = [] if notices is None else notices
-    raw, problems = canonical(raw, overrides, heard)
-    problems |= resolved(raw, heard)
-    card = stage_cards().get(raw.get("stage", "sft"))
+    where, text = _text_of(source)
+    notices = [] if notices is None else notices
+    raw, problems = canonical(text.settings, overrides, notices)
+    problems |= resolve_methods(raw, notices)
+    stage = raw.get("stage", "sft")
+    card = stage_cards().get(stage) if isinstance(stage, str) else None
     if card is not None and isinstance(raw.setdefault("evaluate", {}), dict):
         raw["evaluate"].setdefault("metrics", list(card.metrics))
     try:
@@ -56,27 +50,40 @@ def read(
     except ValidationError as error:
         problems |= dict(_problem(raw, detail) for detail in reversed(error.errors(include_url=False)))
     if problems:
-        raise _refusal(where, problems, lines)
+        raise _refusal(where, problems, text.lines)
     return recipe
 
 
+def _text_of(source: str | Path | dict[str, Any]) -> tuple[str, RecipeText]:
+    """Return the name of a recipe, for messages, and its settings with their lines."""
+    if isinstance(source, dict):
+        return "the recipe", RecipeText(source, {})
+    is_run = Path(source).is_dir()
+    path = Path(source) / "recipe.yaml" if is_run else Path(source)
+    text = read_text(path)
+    if is_run:
+        text.settings["output"] = str(source)  # the run may have been moved since
+    text.settings.setdefault("output", f"runs/{path.stem}")
+    return str(path), text
+
+
 def _problem(raw: dict[str, Any], detail: Any) -> tuple[str, str]:
-    """One pydantic error as (dotted key, what is wrong)."""
-    given, path = raw, []
+    """Return one pydantic error as (dotted key, what is wrong)."""
+    given: Any = raw
+    path: list[str] = []
     for part in detail["loc"]:
-        # Other parts name a branch of a union, which the reader did not write.
-        inside = (
-            part in given
-            if isinstance(given, dict)
-            else isinstance(given, list) and isinstance(part, int) and part < len(given)
-        )
+        # A part that is not inside names a branch of a union, which the user did not write.
+        if isinstance(given, dict):
+            inside = part in given
+        else:
+            inside = isinstance(given, list) and isinstance(part, int) and part < len(given)
         if inside:
             given = given[part]
         if inside or (detail["type"] == "missing" and part == detail["loc"][-1]):
             path.append(str(part))
     key = ".".join(path)
     if detail["type"] == "extra_forbidden":
-        return key, f"is no key; nearest: {', '.join(_nearest(key))}"
+        return key, f"is an unknown key; nearest: {', '.join(_nearest(key))}"
     if detail["type"] == "missing":
         return key, "is missing"
     message = detail["msg"].removeprefix("Input ").removeprefix("Value error, ")
@@ -85,55 +92,63 @@ def _problem(raw: dict[str, Any], detail: Any) -> tuple[str, str]:
 
 
 def _nearest(key: str) -> list[str]:
-    """Canonical keys that look like `key`: by their last part, or by a word of another trainer."""
+    """Return canonical keys that look like `key`: by their last part, or by a word of another trainer."""
     leaves = dict(SYNONYMS)
     for known in [*explain(), "data", "train", "evaluate"]:
         leaves[known.rpartition(".")[2]] = known
     section, _, leaf = key.rpartition(".")
     siblings = [word for word, target in leaves.items() if section and target.startswith(f"{section}.")]
-    found = nearest(leaf, siblings or leaves, 2) if section else nearest(leaf, leaves, 2)
-    return list(dict.fromkeys(leaves[word] for word in found))
+    words = nearest(leaf, siblings or leaves, 2)
+    return list(dict.fromkeys(leaves[word] for word in words))
 
 
 def _contradictions(recipe: Recipe) -> dict[str, str]:
-    """Pairs of settings that cannot both be meant."""
-    train, found = recipe.train, {}
-    stages = stage_cards()
-    if recipe.stage not in stages:
-        near = ", ".join(nearest(recipe.stage, stages, 2))
-        found["stage"] = f"= {recipe.stage!r} is no stage; nearest: {near}"
-    elif recipe.objective not in stages[recipe.stage].objectives:
-        known = " or ".join(stages[recipe.stage].objectives)
-        found["objective"] = f"= {recipe.objective}: stage {recipe.stage} knows {known}"
-    if recipe.fresh and recipe.quant != "none":
-        found["quant"] = (
-            f"= {recipe.quant} stores pretrained weights; a fresh model is trained whole, with quant: none"
+    """Return what is wrong by key: pairs of settings that cannot both be meant."""
+    train, quant = recipe.train, recipe.quant
+    problems = _stage_problems(recipe)
+    if recipe.fresh and quant != "none":
+        problems["quant"] = (
+            f"= {quant} stores pretrained weights; a fresh model is trained whole, with quant: none"
         )
-    if recipe.group_size and recipe.quant in ("none", "int8"):
-        found["group_size"] = f"= {recipe.group_size} has no effect with quant = {recipe.quant}; choose int4"
+    if recipe.group_size and quant in ("none", "int8"):
+        problems["group_size"] = f"= {recipe.group_size} has no effect with quant = {quant}; choose int4"
     if recipe.fresh and [method["name"] for method in recipe.methods] != ["full"]:
-        found["method"] = "must be full for a fresh model: beside random weights nothing can be learnt"
+        problems["method"] = "must be full for a fresh model: an adapter cannot learn on random weights"
     if train.batch_size % train.micro_batch_size:
-        found["train.micro_batch_size"] = (
+        problems["train.micro_batch_size"] = (
             f"= {train.micro_batch_size} does not divide train.batch_size = {train.batch_size}"
         )
     if train.paged_budget_mb and not train.optimizer.startswith("paged"):
-        found["train.paged_budget_mb"] = (
+        problems["train.paged_budget_mb"] = (
             f"has no effect with train.optimizer = {train.optimizer}; choose paged_{train.optimizer}"
         )
     if train.patience and not recipe.data.eval:
-        found["train.patience"] = "needs held-out rows: set data.eval"
-    return found | refused(recipe.methods, recipe.quant)
+        problems["train.patience"] = "needs held-out rows: set data.eval"
+    return problems | method_conflicts(recipe.methods, quant)
+
+
+def _stage_problems(recipe: Recipe) -> dict[str, str]:
+    """Return what is wrong with stage and objective, by key."""
+    stages = stage_cards()
+    if recipe.stage not in stages:
+        close = ", ".join(nearest(recipe.stage, stages, 2))
+        return {"stage": f"= {recipe.stage!r} is an unknown stage; nearest: {close}"}
+    objectives = stages[recipe.stage].objectives
+    if recipe.objective not in objectives:
+        known = " or ".join(objectives)
+        return {"objective": f"= {recipe.objective}: stage {recipe.stage} has {known}"}
+    return {}
 
 
 def _refusal(where: str, problems: dict[str, str], lines: dict[str, int]) -> UsageError:
+    """Return the error that lists all problems, in the order of the file."""
     keys = sorted(problems, key=lambda key: lines.get(key, 10**9))
     rows = [f"line {lines[key]}: {key}" if key in lines else key for key in keys]
     width = max(map(len, rows))
-    listed = "\n".join(f"  {row:<{width}}  {problems[key]}" for row, key in zip(rows, keys, strict=True))
+    table = "\n".join(f"  {row:<{width}}  {problems[key]}" for row, key in zip(rows, keys, strict=True))
     count = "1 setting" if len(problems) == 1 else f"{len(problems)} settings"
     return UsageError(
-        f"{where} has {count} that cannot be used\n{listed}",
+        f"{where} has {count} that cannot be used\n{table}",
         "known keys with values of their kind",
         "correct what is listed; `graft train --keys` shows every key with its help",
     )

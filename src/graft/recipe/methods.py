@@ -1,11 +1,13 @@
-"""The `method:` part of a recipe, checked against the method's own file without importing it; and the presets."""
+"""Check the `method:` part of a recipe against the method's file, which is read, not imported; presets."""
 
-from typing import Annotated, Any, Literal, Optional, Union
+import operator
+from functools import reduce
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Strict, ValidationError, create_model
 
 from graft.core.cards import REQUIRED, Card, Source, cards
-from graft.errors import nearest
+from graft.errors import UsageError, nearest
 
 Settings = dict[str, Any]
 
@@ -21,14 +23,33 @@ PRESETS: dict[str, tuple[Settings, Settings]] = {
         {"quant": "int4", "train.optimizer": "paged_adamw_8bit"},
     ),
 }
-# What the annotations of a method's fields may be written with.
-_TYPES = {kind.__name__: Annotated[kind, Strict()] for kind in (int, float, bool, str)} | {
-    "Any": Any, "Literal": Literal, "Optional": Optional, "Union": Union,
-}  # fmt: skip
+
+# Strict: true is no number, and "8" is none either.
+_Bool = Annotated[bool, Strict()]
+_Int = Annotated[int, Strict()]
+_Float = Annotated[float, Strict()]
+_Str = Annotated[str, Strict()]
+# The types that a method's settings may have, as their annotations write them; ` | ` joins several.
+TYPES: dict[str, Any] = {
+    "None": None,
+    "bool": _Bool,
+    "int": _Int,
+    "float": _Float,
+    "str": _Str,
+    "tuple[int, ...]": tuple[_Int, ...],
+    "tuple[str, ...]": tuple[_Str, ...],
+    "tuple[Any, ...]": tuple[Any, ...],
+    "dict[str, int]": dict[_Str, _Int],
+    "dict[str, float]": dict[_Str, _Float],
+    "dict[str, list[bool]]": dict[_Str, list[_Bool]],
+}
 
 
-def resolved(raw: Settings, notices: list[str]) -> dict[str, str]:
-    """Expand presets and defaults of `method` in place to {name, all settings}. Returns problems by key."""
+def resolve_methods(raw: Settings, notices: list[str]) -> dict[str, str]:
+    """Expand presets and defaults of `method` in place to {name, all settings}; return the problems by key.
+
+    notices: a list to which is added what a preset sets.
+    """
     usual = {"name": "full" if isinstance(raw.get("model"), dict) else "lora"}
     given = raw.get("method", usual)
     given = usual | given if isinstance(given, dict) else given  # method.r=8 alone is about the usual method
@@ -41,44 +62,63 @@ def resolved(raw: Settings, notices: list[str]) -> dict[str, str]:
         if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
             problems[prefix] = "has no name; write {name: lora, ...}, `graft methods` lists the names"
             continue
-        filled, wrong = _checked(_expanded(entry, raw, notices), prefix)
+        method, wrong = _checked(_expanded(entry, raw, notices), prefix)
         problems |= wrong
-        methods.append(filled)
+        methods.append(method)
     if not entries:
         problems["method"] = "is an empty list; `graft methods` lists the names"
     if not problems:
         raw["method"] = methods if isinstance(given, list) else methods[0]
     else:
-        raw.pop("method", None)  # reported here, and better than the tree's own check could
+        raw.pop("method", None)  # the checks above say more than the tree's own would
     return problems
 
 
-def refused(methods: list[Settings], quant: str) -> dict[str, str]:
-    """Problems of methods that do not work on packed weights, or not together."""
-    found = {}
+def method_conflicts(methods: list[Settings], quant: str) -> dict[str, str]:
+    """Return by key what is wrong with methods that do not work on packed weights, or not together."""
+    problems = {}
     known = cards()
-    inside = [
-        method for method in methods if known[method["name"]].declared.get("kinds") != ("final",)
-    ]  # no head
-    for method in methods:
-        declared = known[method["name"]].declared
-        if quant != "none" and declared.get("quantisable", True) is not True:
-            found["quant"] = f"= {quant} does not go with method {method['name']}: {declared['quantisable']}"
-        if declared.get("in_place") and len(inside) > 1:
-            found["method"] = f"{method['name']} trains the base's own tensors and goes with no other method"
-    return found
+    declared = {method["name"]: known[method["name"]].declared for method in methods}
+    changing = [
+        method for method in methods if declared[method["name"]].get("kinds") != ("final",)
+    ]  # no heads
+    for name, declarations in declared.items():
+        if quant != "none" and declarations.get("quantisable", True) is not True:
+            problems["quant"] = f"= {quant} does not work with method {name}: {declarations['quantisable']}"
+        if declarations.get("in_place") and len(changing) > 1:
+            problems["method"] = (
+                f"{name} trains the model's own tensors and cannot be combined with another method"
+            )
+    return problems
 
 
 def method_help(method: Settings) -> dict[str, str]:
-    """Every dotted key of one method with its line of help."""
+    """Return every dotted key of one method with its line of help."""
     known = cards()
     fields = known[method["name"]].settings if method["name"] in known else {}
-    return {"method.name": "`graft methods` lists them"} | {
-        f"method.{key}": setting.help for key, setting in fields.items()
-    }
+    help_by_key = {f"method.{key}": setting.help for key, setting in fields.items()}
+    return {"method.name": "`graft methods` lists them"} | help_by_key
+
+
+def type_of(annotation: str) -> Any:
+    """Return the type that an annotation means. Raises UsageError for a type that is not one of TYPES.
+
+    >>> type_of("dict[str, list[bool]] | None") == dict[_Str, list[_Bool]] | None
+    True
+    """
+    parts = annotation.split(" | ")
+    unknown = [part for part in parts if part not in TYPES]
+    if unknown:
+        raise UsageError(
+            f"a method's setting is annotated `{annotation}`",
+            f"one of {', '.join(TYPES)}, or several of them joined by ` | `",
+            f"write it with these, or add `{unknown[0]}` to TYPES in graft/recipe/methods.py",
+        )
+    return reduce(operator.or_, (TYPES[part] for part in parts))
 
 
 def _expanded(entry: Settings, raw: Settings, notices: list[str]) -> Settings:
+    """Return the method that a preset stands for, and set the preset's other keys in `raw`."""
     if entry["name"] not in PRESETS:
         return entry
     method, others = PRESETS[entry["name"]]
@@ -89,48 +129,47 @@ def _expanded(entry: Settings, raw: Settings, notices: list[str]) -> Settings:
         if isinstance(group, dict) and leaf not in group:
             group[leaf] = setting
             applied.append(f"{key}={setting}")
-    with_ = ", ".join(applied) or "your settings"
-    notices.append(f"{entry['name']} is method {method['name']} on {method['target_modules']} with {with_}")
+    additions = ", ".join(applied) or "your settings"
+    notices.append(
+        f"{entry['name']} is method {method['name']} on {method['target_modules']} with {additions}"
+    )
     return method | {key: value for key, value in entry.items() if key != "name"}
 
 
 def _checked(entry: Settings, prefix: str) -> tuple[Settings, dict[str, str]]:
-    """The method with all its settings, and what is wrong with them."""
+    """Return the method with all its settings, and what is wrong with them by key."""
     known = cards()
     if entry["name"] not in known:
-        near = nearest(entry["name"], [*known, *PRESETS], 2)
-        return entry, {f"{prefix}.name": f"= {entry['name']!r} is no method; nearest: {', '.join(near)}"}
+        close = ", ".join(nearest(entry["name"], [*known, *PRESETS], 2))
+        return entry, {f"{prefix}.name": f"= {entry['name']!r} is an unknown method; nearest: {close}"}
     card = known[entry["name"]]
     given = {key: value for key, value in entry.items() if key != "name"}
     try:
         _model(card).model_validate(given)
     except ValidationError as error:
-        return entry, dict(
-            _problem(card, prefix, detail) for detail in reversed(error.errors(include_url=False))
-        )
-    if (lr := given.get("lr")) is not None and lr <= 0:
+        details = reversed(error.errors(include_url=False))
+        return entry, dict(_problem(card, prefix, detail) for detail in details)
+    lr = given.get("lr")
+    if lr is not None and lr <= 0:
         return entry, {f"{prefix}.lr": f"= {lr!r} is not above 0 ({card.settings['lr'].help})"}
-    filled = {
-        key: s.default
-        for key, s in card.settings.items()
-        if not (s.default is REQUIRED or isinstance(s.default, Source))
+    defaults = {
+        key: setting.default
+        for key, setting in card.settings.items()
+        if setting.default is not REQUIRED and not isinstance(setting.default, Source)
     }
     # Lists, as YAML has them, so that a recipe that is written and read again is equal.
     filled = {
-        key: list(value) if isinstance(value, tuple) else value for key, value in (filled | given).items()
+        key: list(value) if isinstance(value, tuple) else value for key, value in (defaults | given).items()
     }
     return {"name": card.name} | filled, {}
 
 
 def _model(card: Card) -> type[BaseModel]:
-    """A pydantic model with the fields of the card."""
-    fields: dict[str, Any] = {}
-    for name, setting in card.settings.items():
-        try:
-            kind = eval(setting.type, dict(_TYPES))  # our own method file's annotation, never a user's text
-        except (NameError, TypeError):
-            kind = Any
-        fields[name] = (kind, ... if setting.default is REQUIRED else None)
+    """Return a pydantic model with the fields of the card."""
+    fields: dict[str, Any] = {
+        name: (type_of(setting.type), ... if setting.default is REQUIRED else None)
+        for name, setting in card.settings.items()
+    }
     config = ConfigDict(
         extra="forbid", allow_inf_nan=False, protected_namespaces=(), arbitrary_types_allowed=True
     )
@@ -138,15 +177,13 @@ def _model(card: Card) -> type[BaseModel]:
 
 
 def _problem(card: Card, prefix: str, detail: Any) -> tuple[str, str]:
+    """Return one pydantic error as (dotted key, what is wrong)."""
     name = str(detail["loc"][0])
+    key = f"{prefix}.{name}"
     if detail["type"] == "extra_forbidden":
-        return (
-            f"{prefix}.{name}",
-            f"is no setting of {card.name}; nearest: {', '.join(nearest(name, card.settings, 2))}",
-        )
+        close = ", ".join(nearest(name, card.settings, 2))
+        return key, f"is no setting of {card.name}; nearest: {close}"
+    setting = card.settings[name]
     if detail["type"] == "missing":
-        return f"{prefix}.{name}", f"is missing ({card.settings[name].help})"
-    return (
-        f"{prefix}.{name}",
-        f"= {detail['input']!r:.60} is not {card.settings[name].type} ({card.settings[name].help})",
-    )
+        return key, f"is missing ({setting.help})"
+    return key, f"= {detail['input']!r:.60} is not {setting.type} ({setting.help})"

@@ -1,4 +1,4 @@
-"""What a stage's file declares, read as text: recipes and row checks know the stages without importing torch."""
+"""Read what a stage's file declares as text, so that recipes and row checks know the stages without torch."""
 
 import ast
 import functools
@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from graft.errors import UsageError, nearest
+from graft.errors import one_of
 
 DECLARED = ("layouts", "objectives", "metrics", "labelled")
 
 
 @dataclass(frozen=True)
 class StageCard:
-    """One stage: file name, class name, the first sentence of its docstring, and what its class declares."""
+    """One stage: its file and class, the first sentence of its docstring, and what its class declares."""
 
     name: str
     cls: str
@@ -44,17 +44,14 @@ def stage_cards() -> dict[str, StageCard]:
 
 @functools.lru_cache(maxsize=64)
 def _parsed(path: Path, changed: int) -> ast.Module:
-    """Return a file's syntax tree; it is parsed again when the file was changed."""
+    """Return a file's syntax tree.  changed: when the file was changed; another time parses it again."""
     return ast.parse(path.read_bytes())
 
 
 def stage_card(name: str) -> StageCard:
     """Return the card of one stage. Raises UsageError with the nearest name."""
     known = stage_cards()
-    if name not in known:
-        given, remedy = f"stage {name!r}", f"did you mean {nearest(name, known, 1)[0]!r}?"
-        raise UsageError(given, f"one of {', '.join(known)}", remedy)
-    return known[name]
+    return known[one_of("stage", name, known)]
 
 
 def _lineage(cls: ast.ClassDef, classes: dict[str, ast.ClassDef]) -> list[str]:
@@ -64,9 +61,11 @@ def _lineage(cls: ast.ClassDef, classes: dict[str, ast.ClassDef]) -> list[str]:
 
 
 def _declared(cls: ast.ClassDef, classes: dict[str, ast.ClassDef]) -> dict[str, Any]:
+    """Return the values of DECLARED that a class assigns or inherits."""
     values: dict[str, Any] = {}
     lineage = [classes[name] for name in _lineage(cls, classes) if name in classes and name != "Stage"]
-    for node in (node for each in [*reversed(lineage), cls] for node in each.body):
+    bodies = [above.body for above in reversed(lineage)] + [cls.body]
+    for node in (node for body in bodies for node in body):
         if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
             continue
         if node.target.id in DECLARED and node.value is not None:

@@ -1,4 +1,4 @@
-"""Recipes as text: YAML in with the line of every key, YAML out with the help behind every key."""
+"""Recipes as text: read YAML with the line of every key, write YAML with the help of every key."""
 
 import re
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from graft.errors import UsageError
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 without its surprise that 1e-4 is a word: here it is a number, as in YAML 1.2 and JSON."""
+    """YAML 1.1, but 1e-4 is a number, as in YAML 1.2 and JSON, and not a word."""
 
 
 _Loader.add_implicit_resolver(
@@ -22,14 +22,14 @@ _Loader.add_implicit_resolver(
 
 @dataclass(frozen=True)
 class RecipeText:
-    """settings: the file as nested dicts.  lines: the line (from 1) of every dotted key."""
+    """A recipe file.  settings: as nested dicts.  lines: the line (from 1) of every dotted key."""
 
     settings: dict[str, Any]
     lines: dict[str, int]
 
 
 def read_text(path: Path) -> RecipeText:
-    """A recipe file as settings and lines. Raises UsageError where it cannot be read, is no YAML, or repeats a key."""
+    """Read a recipe file. Raises UsageError if it cannot be read, is no YAML, or repeats a key."""
     try:
         text = path.read_text(encoding="utf-8")
         node = yaml.compose(text, Loader=_Loader)
@@ -42,11 +42,11 @@ def read_text(path: Path) -> RecipeText:
             "check the path; recipes/ holds examples",
         ) from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        where = getattr(error, "problem_mark", None)
-        line = f"{path}:{where.line + 1}" if where else str(path)
+        mark = getattr(error, "problem_mark", None)
+        place = f"{path}:{mark.line + 1}" if mark else str(path)
         problem = getattr(error, "problem", None) or str(error)
         raise UsageError(
-            f"{line} is no YAML: {problem}", "`key: value` lines with even indentation", "correct that line"
+            f"{place} is no YAML: {problem}", "`key: value` lines with even indentation", "correct that line"
         ) from error
     if not isinstance(settings, dict):
         raise UsageError(
@@ -67,12 +67,12 @@ def read_text(path: Path) -> RecipeText:
 
 
 def value(text: str) -> Any:
-    """One YAML value: `1e-4` is a number, `[a, b]` a list, anything else a word. Raises yaml.YAMLError."""
+    """Return one YAML value: `1e-4` is a number, `[a, b]` a list, `abc` a text. Raises yaml.YAMLError."""
     return yaml.load(text, Loader=_Loader)  # a SafeLoader: plain values only
 
 
 def emit(settings: dict[str, Any], help: dict[str, str]) -> str:
-    """Settings as YAML, one key a line with its help behind it; inner structures in one line."""
+    """Write settings as YAML, one key per line, its help as a comment; a value fits into its line."""
     lines = []
     for key, inner in settings.items():
         if isinstance(inner, dict) and any(known.startswith(f"{key}.") for known in help):
@@ -86,24 +86,31 @@ def emit(settings: dict[str, Any], help: dict[str, str]) -> str:
 
 
 def _line(key: str, entry: Any, help: str) -> str:
-    left = f"{key}: {_text(entry)}"
-    return f"{left:<48} # {help}" if help else left
+    setting = f"{key}: {_text(entry)}"
+    return f"{setting:<48} # {help}" if help else setting
 
 
 def _text(entry: Any) -> str:
-    """One value in one line, such that every YAML reader reads it back."""
+    """Write one value in one line that every YAML reader reads back equally."""
     if isinstance(entry, dict):
         return "{" + ", ".join(f"{_text(key)}: {_text(inner)}" for key, inner in entry.items()) + "}"
     if isinstance(entry, list | tuple):
         return "[" + ", ".join(map(_text, entry)) + "]"
-    if isinstance(entry, str) and not (
-        re.fullmatch(r"[A-Za-z/][\w./-]*", entry, re.ASCII) and value(entry) == entry
-    ):
+    if isinstance(entry, str) and not _is_plain(entry):
         return yaml.safe_dump(entry, default_style='"', width=10**9).strip()
     return yaml.safe_dump(entry, width=10**9).removesuffix("\n").removesuffix("\n...")
 
 
+def _is_plain(text: str) -> bool:
+    """Return whether YAML reads a text without quotes as itself: not as a number, true, null, ..."""
+    return re.fullmatch(r"[A-Za-z/][\w./-]*", text, re.ASCII) is not None and value(text) == text
+
+
 def _walk(node: yaml.Node, prefix: str, seen: set[int]) -> Iterator[tuple[str, int]]:
+    """Yield every dotted key below a node with its line.
+
+    seen: ids of the nodes passed so far, because an alias may point back to one of them.
+    """
     if isinstance(node, yaml.MappingNode) and id(node) not in seen:
         seen.add(id(node))
         for key, inner in node.value:

@@ -1,6 +1,7 @@
 """Every setting of a run as a typed tree.
 
-The comment behind a field is its help everywhere: in the resolved recipe.yaml, on the command line and in the docs.
+The comment at a field is its help everywhere: in the resolved recipe.yaml, on the command line and in the
+docs.
 """
 
 from pathlib import Path
@@ -37,8 +38,12 @@ class NewTokenizer(Section):
     vocab_size: Count = 2048  # its number of tokens
 
 
-# A path, or a group of keys: one branch is tried, so that an error speaks of what was meant.
-_by_kind = Discriminator(lambda value: "path" if isinstance(value, str) else "keys")
+def _path_or_keys(value: Any) -> str:
+    """Return the branch of a union that a value means: only that is tried, so that an error is about it."""
+    return "path" if isinstance(value, str) else "keys"
+
+
+_by_kind = Discriminator(_path_or_keys)
 TokenizerSource = Annotated[Annotated[Name, Tag("path")] | Annotated[NewTokenizer, Tag("keys")], _by_kind]
 
 
@@ -133,19 +138,20 @@ class Recipe(Section):
         return isinstance(self.model, Fresh)
 
     def yaml(self) -> str:
-        """The whole recipe as YAML, each key with its help; reading it back gives an equal recipe."""
-        return emit(
-            self.model_dump(), explain() | ({} if isinstance(self.method, list) else method_help(self.method))
-        )
+        """Write the whole recipe as YAML, each key with its help. Reading it back gives an equal recipe."""
+        help_of_method = {} if isinstance(self.method, list) else method_help(self.method)
+        return emit(self.model_dump(), explain() | help_of_method)
 
 
 def explain() -> dict[str, str]:
-    """Every dotted key with its line of help, in the order of the file."""
-    here, found = Path(__file__), {}
+    """Return every dotted key with its line of help, in the order of the file."""
+    here = Path(__file__)
+    sections = {"data": "Data", "train": "Train", "evaluate": "Evaluate"}
+    help_by_key: dict[str, str] = {}
     for name, setting in settings(here, "Recipe").items():
-        kind = {"data": "Data", "train": "Train", "evaluate": "Evaluate"}.get(name)
-        if kind:
-            found |= {f"{name}.{key}": inner.help for key, inner in settings(here, kind).items()}
+        if name in sections:
+            inner = settings(here, sections[name])
+            help_by_key |= {f"{name}.{key}": entry.help for key, entry in inner.items()}
         elif not name.startswith("_"):
-            found[name] = setting.help
-    return found
+            help_by_key[name] = setting.help
+    return help_by_key

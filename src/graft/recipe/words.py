@@ -1,12 +1,12 @@
-"""The words of other trainers, understood with a notice: `learning_rate` is train.lr, `load_in_4bit` is quant: nf4.
+"""Translate the words of other trainers: `learning_rate` is train.lr, `load_in_4bit` is quant: nf4.
 
-One canonical name per idea. What is listed here may stand at the top of a recipe, in its section, or on the command
-line.
+Each translation gives a notice. Graft has one name per idea. The words listed here may be written at the top
+of a recipe, in the section of our key, or on the command line.
 """
 
 import copy
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -82,7 +82,10 @@ _VALUES: dict[str, Any] = {
 
 
 def canonical(raw: Settings, overrides: Iterable[str], notices: list[str]) -> tuple[Settings, dict[str, str]]:
-    """Settings with canonical keys only, changed by `key=value` words; and the problems by key. Adds to notices."""
+    """Return settings with our keys only, changed by `key=value` words, and the problems by key.
+
+    notices: a list to which is added how words of other trainers were understood.
+    """
     problems: dict[str, str] = {}
     merged = _renamed(raw, problems, notices)
     changes: Settings = {}
@@ -93,88 +96,105 @@ def canonical(raw: Settings, overrides: Iterable[str], notices: list[str]) -> tu
                 raise yaml.YAMLError
             _put(changes, key, value(text))
         except (yaml.YAMLError, ValueError):
-            problems[word] = "is no change of a setting; write key=value, for example train.lr=1e-4"
+            problems[word] = "does not change a setting; write key=value, for example train.lr=1e-4"
         except TypeError:
             problems[key] = "is set both as a value and as a group of keys"
     _merge(merged, _renamed(changes, problems, notices))
     return merged, problems
 
 
+class Foreign(NamedTuple):
+    """A word of another trainer in a recipe.  written: the word with the section in which it is written."""
+
+    written: str
+    word: str
+    value: Any
+
+
 def _renamed(raw: Settings, problems: dict[str, str], notices: list[str]) -> Settings:
-    """A copy in which every synonym has become its canonical key."""
-    result: Settings = {}
-    renames: list[tuple[str, str, Any]] = []
+    """Return a copy in which every word of another trainer has become our key."""
+    settings, foreign = _separated(raw)
+    words = {entry.word for entry in foreign}
+    for written, word, theirs in foreign:
+        if word == "gradient_accumulation_steps":
+            continue  # `_accumulate` computes the batch size from it
+        if word == "load_in_4bit" and "bnb_4bit_quant_type" in words:
+            continue  # the other word names the kind of 4 bits
+        key = SYNONYMS[word]
+        translations = _VALUES.get(word) or _VALUES.get(key, {})
+        ours = translations.get(theirs, theirs) if isinstance(theirs, str | bool) else theirs
+        if ours is _NOTHING:
+            continue
+        _set_once(settings, key, ours, written, problems)
+        notices.append(f"{written} is {key} here")
+    _accumulate(settings, foreign, problems, notices)
+    return settings
+
+
+def _separated(raw: Settings) -> tuple[Settings, list[Foreign]]:
+    """Return a copy of the settings under our own keys, and the words of other trainers among them."""
+    settings: Settings = {}
+    foreign: list[Foreign] = []
     for section, inner in raw.items():
         if section in SYNONYMS:
-            renames.append((section, section, inner))
+            foreign.append(Foreign(section, section, inner))
         elif section in ("data", "train", "evaluate", "method") and isinstance(inner, dict):
-            # A word inside its own section: train: {learning_rate: ...}; the canonical key itself is no synonym there,
-            # nor is what the method calls so itself (the seed of a decoder, a rate of its own).
-            own = _settings_of(inner.get("name")) if section == "method" else set()
-            foreign = {k for k in inner if k in SYNONYMS and SYNONYMS[k] != f"{section}.{k}" and k not in own}
-            renames += [(f"{section}.{k}", k, v) for k, v in inner.items() if k in foreign]
-            result[section] = {k: copy.deepcopy(v) for k, v in inner.items() if k not in foreign}
+            # In its section, our own key is no foreign word, even if another trainer uses it differently.
+            # Neither is a setting of the method (the seed of a decoder, a rate).
+            by_method = _settings_of(inner.get("name")) if section == "method" else set()
+            theirs = {
+                k for k in inner if k in SYNONYMS and SYNONYMS[k] != f"{section}.{k}" and k not in by_method
+            }
+            foreign += [Foreign(f"{section}.{k}", k, v) for k, v in inner.items() if k in theirs]
+            settings[section] = {k: copy.deepcopy(v) for k, v in inner.items() if k not in theirs}
+        elif section == "method" and isinstance(inner, str):
+            settings[section] = {"name": inner}
         else:
-            result[section] = (
-                {"name": inner} if section == "method" and isinstance(inner, str) else copy.deepcopy(inner)
-            )
-    words = {word for _, word, _ in renames}
-    for written, word, given in renames:
-        key = SYNONYMS[word]
-        known = _VALUES.get(word) or _VALUES.get(key, {})
-        setting = known.get(given, given) if isinstance(given, str | bool) else given
-        counted_apart = word == "gradient_accumulation_steps"
-        if (
-            counted_apart
-            or setting is _NOTHING
-            or (word == "load_in_4bit" and "bnb_4bit_quant_type" in words)
-        ):
-            continue
-        _set_once(result, key, setting, written, problems)
-        notices.append(f"{written} is {key} here")
-    _accumulate(result, renames, problems, notices)
-    return result
+            settings[section] = copy.deepcopy(inner)
+    return settings, foreign
 
 
 def _settings_of(method: Any) -> set[str]:
-    """The names of a method's settings; none of what is no method."""
+    """Return the names of a method's settings; none for anything that is no method."""
     known = cards()
     return set(known[method].settings) if isinstance(method, str) and method in known else set()
 
 
 def _accumulate(
-    result: Settings, renames: list[tuple[str, str, Any]], problems: dict[str, str], notices: list[str]
+    settings: Settings, foreign: list[Foreign], problems: dict[str, str], notices: list[str]
 ) -> None:
-    """batch_size from rows per forward and the number of forwards, as other trainers count."""
-    words = {word: given for _, word, given in renames}
-    train = result.get("train", {})
-    if not words.keys() & {"gradient_accumulation_steps", "per_device_train_batch_size"} or not isinstance(
-        train, dict
-    ):
+    """Set train.batch_size from rows per forward and number of forwards, as other trainers count."""
+    theirs = {entry.word: entry.value for entry in foreign}
+    if not theirs.keys() & {"gradient_accumulation_steps", "per_device_train_batch_size"}:
         return
-    rows, times = train.get("micro_batch_size", 2), words.get("gradient_accumulation_steps", 1)
+    train = settings.get("train", {})
+    if not isinstance(train, dict):
+        return
+    rows = train.get("micro_batch_size", 2)
+    times = theirs.get("gradient_accumulation_steps", 1)
     if type(rows) is not int or type(times) is not int or times < 1:
         problems["gradient_accumulation_steps"] = f"{times!r}: whole numbers of at least 1 are expected"
         return
     if "batch_size" not in train:
-        _put(result, "train.batch_size", rows * times)
+        _put(settings, "train.batch_size", rows * times)
         notices.append(f"train.batch_size is {rows * times}: {rows} rows x {times} accumulated forwards")
 
 
-def _set_once(result: Settings, key: str, setting: Any, written: str, problems: dict[str, str]) -> None:
+def _set_once(settings: Settings, key: str, setting: Any, written: str, problems: dict[str, str]) -> None:
+    """Set our key to what the word `written` means, unless the recipe sets the key to another value."""
     section, _, leaf = key.rpartition(".")
-    group = result.get(section, {}) if section else result
+    group = settings.get(section, {}) if section else settings
     if isinstance(group, dict) and leaf in group and group[leaf] != setting:
         problems[written] = f"contradicts {key}: {group[leaf]!r} there, {setting!r} here"
         return
     try:
-        _put(result, key, setting)
+        _put(settings, key, setting)
     except TypeError:
         problems[written] = f"cannot be set: {section} is not a group of keys here"
 
 
 def _put(settings: Settings, key: str, setting: Any) -> None:
-    """settings[a][b] = setting for key a.b. Raises TypeError where a is a plain value."""
+    """Set settings[a][b] for the key a.b. Raises TypeError if a is a plain value."""
     *path, leaf = key.split(".")
     for part in path:
         if part == "method" and isinstance(settings.get(part), str):
@@ -186,11 +206,15 @@ def _put(settings: Settings, key: str, setting: Any) -> None:
 
 
 def _merge(settings: Settings, changes: Settings) -> None:
-    """Changes into settings, group by group; another method's name drops the settings of the one before."""
+    """Merge changes into settings, group by group; another method's name drops the settings of the former."""
     for key, change in changes.items():
         old = settings.get(key)
-        both = isinstance(change, dict) and isinstance(old, dict)
-        if both and not (key == "method" and change.get("name", old.get("name")) != old.get("name")):
-            _merge(old, change)
-        else:
+        if not isinstance(change, dict) or not isinstance(old, dict) or _other_method(key, old, change):
             settings[key] = change
+        else:
+            _merge(old, change)
+
+
+def _other_method(key: str, old: Settings, change: Settings) -> bool:
+    """Return whether a change names another method than before."""
+    return key == "method" and change.get("name", old.get("name")) != old.get("name")

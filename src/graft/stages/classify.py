@@ -17,7 +17,7 @@ from graft.core.registry import classifying
 from graft.data.batches import Batch, Batches
 from graft.data.encode import IGNORED, Encoded, Encoder, Example, Outcomes
 from graft.data.rows import BadRow, Row
-from graft.data.tags import pieces as pieces_of_words
+from graft.data.tags import word_pieces
 from graft.errors import UsageError
 from graft.models.load import is_masked
 from graft.objectives.classify import classification
@@ -121,7 +121,7 @@ class Labelled(Encoder):
                 yield row, [Example(*self.wrapped(ids, [IGNORED] * len(ids)), row.source, target)]
 
     def _tagged(self, rows: list[Row], encoded: Encoded) -> Outcomes:
-        split = pieces_of_words([row.value[0] for row in rows], self.tokenizer)
+        split = word_pieces([row.value[0] for row in rows], self.tokenizer)
         for row, (ids, of) in zip(rows, split, strict=True):
             words, tags = row.value
             unknown = next((tag for tag in tags if tag not in self.labels), None)

@@ -1,0 +1,89 @@
+"""Read JSON and JSON Lines, strictly: no key twice, no NaN, UTF-8 only."""
+
+import io
+import json
+from collections.abc import Iterator
+from typing import IO, Any
+
+from graft.data.rows import BadRow, Record, Reject
+
+UTF16 = (b"\xff\xfe", b"\xfe\xff")  # how UTF-16 files begin
+SAVE_AS_UTF8 = "save the file as UTF-8"
+_KINDS = {list: "a list", str: "a string", type(None): "null", bool: "true or false"}
+
+
+def json_lines(name: str, stream: IO[bytes]) -> Iterator[Record | Reject]:
+    """Yield the object of every line that is not blank."""
+    for number, line in enumerate(stream, 1):
+        if not line.strip():
+            continue
+        try:
+            yield _record(f"{name}:{number}", _parse(line))
+        except BadRow as bad:
+            yield bad.at(f"{name}:{number}")
+            if number == 1 and line.startswith(UTF16):
+                return  # or the rest of the file would give one reject per line for one and the same reason
+
+
+def json_file(name: str, stream: IO[bytes]) -> Iterator[Record | Reject]:
+    """Yield the objects of an array, of {"data": [...]}, or of JSON Lines in a file named .json."""
+    raw = stream.read().removeprefix(b"\xef\xbb\xbf")
+    if not raw.strip():
+        return
+    try:
+        value = _parse(raw)
+    except BadRow as bad:
+        if raw.lstrip()[:1] == b"{" and "Extra data" in bad.args[1]:
+            yield from json_lines(name, io.BytesIO(raw))
+        else:
+            yield bad.at(f"{name}:1")
+        return
+    if isinstance(value, dict):
+        value = value["data"] if isinstance(value.get("data"), list) else [value]
+    for number, fields in enumerate(value if isinstance(value, list) else [value], 1):
+        yield _record(f"{name}:{number}", fields)
+
+
+def _record(source: str, fields: Any) -> Record | Reject:
+    if isinstance(fields, dict):
+        return Record(source, fields)
+    detail = f"the row is {_KINDS.get(type(fields), 'a number')}"
+    return Reject(source, "not an object", detail, 'write it as an object, such as {"text": ...}')
+
+
+def _parse(raw: bytes) -> Any:
+    """Return the JSON value of these bytes. Raises BadRow."""
+    if raw.startswith(UTF16):
+        raise BadRow("not UTF-8", "the file is UTF-16", SAVE_AS_UTF8)
+    if b"\0" in raw:
+        detail = f"a NUL at byte {raw.index(0)}"
+        raise BadRow("NUL byte", detail, "remove it; the file may be damaged or UTF-16")
+    try:
+        return _decode(raw.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        detail = f"byte 0x{raw[error.start]:02x} at position {error.start}"
+        raise BadRow("not UTF-8", detail, SAVE_AS_UTF8) from None
+    except RecursionError:
+        raise BadRow("bad JSON", "nested too deeply", "flatten the row") from None
+    except json.JSONDecodeError as error:
+        detail = f"{error.msg} at column {error.colno}"
+        raise BadRow("bad JSON", detail, "write one complete JSON object per row") from None
+    except ValueError as error:  # a number of more digits than Python converts
+        raise BadRow("bad JSON", str(error).split(";")[0], "write long numbers as strings") from None
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the dict of these pairs. Raises BadRow for a key that occurs twice."""
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        names = [key for key, _ in pairs]
+        repeated = next(key for key in names if names.count(key) > 1)
+        raise BadRow("bad JSON", f"the key {repeated!r} occurs twice", "keep one of the two")
+    return fields
+
+
+def _no_constant(name: str) -> Any:
+    raise BadRow("bad JSON", f"{name} is not JSON", "write null, a number or a string")
+
+
+_decode = json.JSONDecoder(object_pairs_hook=_without_repeats, parse_constant=_no_constant).decode
