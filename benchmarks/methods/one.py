@@ -70,7 +70,7 @@ def ours_of(cell: grid.Cell, folder: Path) -> dict[str, Any]:
     feed, _ = internals.training_feed(recipe, opened.base)
     cases, _ = tasks.test_of(rows.held(cell.material()))
     with opened.base.using(opened.adapter):
-        held = internals.mean_loss(opened.base, ours.test_feed(recipe, opened.base, cases))
+        held = internals.mean_loss(recipe, opened.base, ours.test_feed(recipe, opened.base, cases))
     size = weights_size(folder / "adapter")
     return judged(trained, lambda: ours.score(cell, recipe, opened), held, feed, watch, size)
 

@@ -99,7 +99,7 @@ def measured(
     a time."""
     s, base = cell.setting, graft.load(form) if isinstance(form, Path) else form
     with base.using(adapter):
-        loss = internals.mean_loss(base, ours.test_feed(recipe, base, cases))
+        loss = internals.mean_loss(recipe, base, ours.test_feed(recipe, base, cases))
     items, _ = internals.demo.held_out()
     real = s.task in tasks.TEXT_TASKS
     prompts = [c.prompt for c in cases] if real else [internals.demo.prompt(item) for item in items]
