@@ -1,8 +1,9 @@
 """What benchmarks need from inside Graft: no other file of them imports names that are not public.
 
 Everything else goes through `graft.run`, `graft.load`, `graft.export`, `Base` and the methods' classes. First
-come the names that are used as they are, with the reason. Each is imported when it is first used, so that tables
-are made without importing torch. Then come functions for the parts of a run that no public function does alone.
+come the names that are used as they are, with the reason. Each is imported when it is first used, so that
+tables are made without importing torch. Then come functions for the parts of a run that no public function
+does alone.
 """
 
 import importlib

@@ -1,7 +1,7 @@
 """The peer's side of a run: transformers, PEFT, bitsandbytes and torch's own AdamW, on exactly our batches.
 
-An adapter starts from the file of our untrained one and a classifier from our untrained head, so that only the
-tools differ. The loop is the plain one: mean loss over the step's supervised tokens, clip, AdamW, linear
+An adapter starts from the file of our untrained one and a classifier from our untrained head, so that only
+the tools differ. The loop is the plain one: mean loss over the step's supervised tokens, clip, AdamW, linear
 schedule.
 """
 
