@@ -47,8 +47,9 @@ def test_every_path_that_is_named_exists(page):
 
 def commands(page: Path) -> list[str]:
     """Return the command lines of a page: indented, or fenced as sh, or as nothing."""
-    fenced = "\n".join(re.findall(r"```(?:sh)?\n(.*?)```", page.read_text(), re.DOTALL))
-    indented = re.findall(r"^ {4}(\S.*)$", page.read_text(), re.MULTILINE)
+    text = page.read_text().replace(" \\\n ", "")  # a command may go on in the next line
+    fenced = "\n".join(re.findall(r"```(?:sh)?\n(.*?)```", text, re.DOTALL))
+    indented = re.findall(r"^ {4}(\S.*)$", text, re.MULTILINE)
     return [line.strip() for line in [*fenced.splitlines(), *indented]]
 
 
