@@ -2,8 +2,8 @@
 
     python docs/pictures/draw_run.py
 
-The run is the README's first command. Its output is drawn as it was printed; only the second sample row is left
-out. Speed and memory are those of the machine that drew the picture.
+The run is the README's first command. Its output is drawn as it was printed; only the second sample row is
+left out. Speed and memory are those of the machine that drew the picture.
 """
 
 import os
