@@ -111,7 +111,7 @@ def test_every_make_target_that_is_named_exists():
 
 
 def test_the_tree_of_the_tour_is_that_of_the_checkout():
-    """Every folder of the package is drawn, in the order of the layer test; of core, base and stages every file."""
+    """Every folder is drawn, in the order of the layer test; of core, base and stages exactly the files."""
     tree = (ROOT / "docs/tour.md").read_text().partition("```text\n")[2].partition("```")[0]
     drawn = re.findall(r"^  (\w+)(?:/|\.py)", tree, re.MULTILINE)
     folder, files = "", {}

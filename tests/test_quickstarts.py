@@ -1,4 +1,4 @@
-"""The commands of the quickstarts run as they stand, page after page: later pages use what earlier ones made."""
+"""The quickstarts' commands run as they stand, page after page: later pages use what earlier ones made."""
 
 import re
 import shlex
