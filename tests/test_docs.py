@@ -114,7 +114,8 @@ def test_the_tree_of_the_tour_is_that_of_the_checkout():
     """Every folder is drawn, in the order of the layer test; of core, base and stages exactly the files."""
     tree = (ROOT / "docs/tour.md").read_text().partition("```text\n")[2].partition("```")[0]
     drawn = re.findall(r"^  (\w+)(?:/|\.py)", tree, re.MULTILINE)
-    folder, files = "", {}
+    folder = ""
+    files = {}
     for line in tree.splitlines():
         if opened := re.match(r"  (\w+)/", line):
             folder = opened[1]

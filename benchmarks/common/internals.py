@@ -72,7 +72,8 @@ def training_feed(recipe: graft.Recipe, base: Any) -> tuple[Any, list[str]]:
     from graft.runs.build import feed
     from graft.stages.stage import stage_of
 
-    settings, seed = seedling.located(recipe.data), recipe.train.seed
+    settings = seedling.located(recipe.data)
+    seed = recipe.train.seed
     prepared = prepare(settings, base.tokenizer, stage_of(recipe), family=base.family, seed=seed)
     batches = feed(base, recipe, prepared.train, recipe.train.batch_size, recipe.train.micro_batch_size)
     return batches, prepared.labels

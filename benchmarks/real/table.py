@@ -34,7 +34,8 @@ class Row:
     def __init__(self, runs: Sequence[Run], metrics: Sequence[str]) -> None:
         by_seed = sorted(runs, key=lambda run: run["seed"])
         self.sides = {tool: [run for run in by_seed if run["tool"] == tool] for tool in grid.TOOLS}
-        self.first, self.metrics = by_seed[0], metrics
+        self.first = by_seed[0]
+        self.metrics = metrics
 
     @property
     def complete(self) -> bool:

@@ -65,7 +65,8 @@ def head(runs: Sequence[Run]) -> str:
 
 def section(runs: list[Run]) -> str:
     """Return one base with its task."""
-    first, quality = runs[0], next(name for name in QUALITY if name in runs[0])
+    first = runs[0]
+    quality = next(name for name in QUALITY if name in runs[0])
     parts = [
         f"## {first['task']} on {first['base']}\n",
         f"{first['steps']} steps of {first['batch_size']} rows.\n",

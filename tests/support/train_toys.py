@@ -253,7 +253,8 @@ def child(run, keys, kill=None, limit=None, nap=0.0):
     if limit:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
         storage.PAUSES_S = (0.0, 0.0)
-    heard, status = [], 0
+    heard = []
+    status = 0
     adapter = Adapter(width=keys.pop("width", WIDTH))
     try:
         trainer(run, observer=told(heard), adapter=adapter, task={"objective": mortal}, **keys).run()
