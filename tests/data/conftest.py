@@ -7,8 +7,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import PreTrainedTokenizerFast
 
 WORDS = (
-    "the cat sat on a mat; a dog ran home. Hello there! What is two and two? four "
-    "System user Assistant: Human ### 0 1 2 3 4 5 6 7 8 9 x y b c row "
+    "the cat sat on a mat; a dog ran home. Hello there! What is two and two? four System user Assistant: Human "
+    "### 0 1 2 3 4 5 6 7 8 9 x y b c row "
 ) * 3
 
 CONTROLS = [
@@ -19,7 +19,7 @@ CONTROLS = [
 
 @pytest.fixture(scope="session")
 def bpe():
-    """Byte-level BPE without BOS, as GPT-2, with control tokens of many chats; <think> is no special one."""
+    """Byte-level BPE without BOS, as GPT-2, with control tokens of many chats; <think> is added but not special."""
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
@@ -106,7 +106,7 @@ def settings(tmp_path, monkeypatch):
     """settings(**changes): what the recipe's data section gives, with the cache in a folder of this test."""
     monkeypatch.setenv("GRAFT_CACHE", str(tmp_path / "cache"))
     usual = {
-        "train": None, "eval": None, "test": None, "format": "auto", "max_length": 64, "pack": True,
-        "columns": {}, "bad_rows": "strict", "template": None, "limit": None, "tag_names": [],
+        "train": None, "eval": None, "test": None, "format": "auto", "max_length": 64, "pack": True, "columns": {},
+        "bad_rows": "strict", "template": None, "limit": None, "tag_names": [],
     }  # fmt: skip
     return lambda **changes: SimpleNamespace(**{**usual, **changes})

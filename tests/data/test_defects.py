@@ -25,11 +25,7 @@ def chat(*turns):
     return line(messages=[{"role": role, "content": content} for role, content in turns])
 
 
-ANSWERED = (("user", "a"), ("assistant", "b"))
-IMAGE = [{"type": "image"}]
-
-
-# name: (file, bytes, line of the defect, reason). zlib decides how much of a broken archive can be read.
+# name: (file, bytes, line of the defect, reason); how many lines of a broken archive can be read, zlib decides
 DEFECTS = {
     "broken json": ("a.jsonl", GOOD + b'{"prompt": "x", \n', 2, "bad JSON"),
     "single quotes": ("a.jsonl", GOOD + b"{'prompt': 'x'}\n", 2, "bad JSON"),
@@ -41,11 +37,11 @@ DEFECTS = {
     "row is a list": ("a.jsonl", GOOD + b"[1, 2]\n", 2, "not an object"),
     "row is a string": ("a.jsonl", GOOD + b'"text"\n', 2, "not an object"),
     "row is null": ("a.jsonl", GOOD + b"null\n", 2, "not an object"),
-    "latin-1": ("a.jsonl", GOOD + b'{"prompt": "caf\xe9", "completion": "x"}\n', 2, "not UTF-8"),
+    "latin-1": ("a.jsonl", GOOD + '{"prompt": "caf\u00e9", "completion": "x"}\n'.encode("latin-1"), 2, "not UTF-8"),
     "utf-16": ("a.jsonl", '{"prompt": "x", "completion": "y"}\n'.encode("utf-16"), 1, "not UTF-8"),
     "NUL in the file": ("a.jsonl", GOOD + b'{"prompt": "a\0b", "completion": "c"}\n', 2, "NUL byte"),
     "NUL escaped": ("a.jsonl", GOOD + b'{"prompt": "a\\u0000b", "completion": "c"}\n', 2, "NUL byte"),
-    "half a surrogate": ("a.jsonl", GOOD + b'{"prompt": "\\ud83d", "completion": "c"}\n', 2, "not UTF-8"),
+    "half a surrogate pair": ("a.jsonl", GOOD + b'{"prompt": "\\ud83d", "completion": "c"}\n', 2, "not UTF-8"),
     "empty file": ("a.jsonl", b"", 1, "empty file"),
     "only blank lines": ("a.jsonl", b"\n\n  \n", 1, "empty file"),
     "no answer": ("a.jsonl", GOOD + line(prompt="x", completion=None), 2, "no answer"),
@@ -64,15 +60,13 @@ DEFECTS = {
     "no role": ("a.jsonl", GOOD + line(messages=[{"content": "x"}]), 2, "bad role"),
     "assistant first": ("a.jsonl", GOOD + chat(("assistant", "hi"), ("user", "x")), 2, "role order"),
     "user twice": ("a.jsonl", GOOD + chat(("user", "a"), ("user", "b"), ("assistant", "c")), 2, "role order"),
-    "system late": ("a.jsonl", GOOD + chat(*ANSWERED, ("system", "c")), 2, "role order"),
-    "ends with user": ("a.jsonl", GOOD + chat(*ANSWERED, ("user", "c")), 2, "no answer"),
+    "system late": ("a.jsonl", GOOD + chat(("user", "a"), ("assistant", "b"), ("system", "c")), 2, "role order"),
+    "ends with user": ("a.jsonl", GOOD + chat(("user", "a"), ("assistant", "b"), ("user", "c")), 2, "no answer"),
     "assistant is silent": ("a.jsonl", GOOD + chat(("user", "a"), ("assistant", "")), 2, "no answer"),
-    "image": ("a.jsonl", GOOD + chat(("user", IMAGE), ("assistant", "x")), 2, "unsupported content"),
+    "image": ("a.jsonl", GOOD + chat(("user", [{"type": "image"}]), ("assistant", "x")), 2, "unsupported content"),
     "content is a number": ("a.jsonl", GOOD + chat(("user", 5), ("assistant", "x")), 2, "not text"),
     "tools are no JSON": ("a.jsonl", GOOD + line(messages=TALK, tools="[{"), 2, "bad messages"),
-    "history without pairs": (
-        "a.jsonl", GOOD + line(instruction="x", output="y", history=["z"]), 2, "bad messages"
-    ),
+    "history holds no pairs": ("a.jsonl", GOOD + line(instruction="x", output="y", history=["z"]), 2, "bad messages"),
     "element of an array": ("a.json", b"[" + GOOD.strip() + b", 3]", 2, "not an object"),
     "json breaks off": ("a.json", b"[" + GOOD.strip() + b",", 1, "bad JSON"),
     "too few cells": ("a.csv", b"prompt,completion\na,b\nc\n", 3, "wrong number of cells"),

@@ -11,14 +11,8 @@ from graft.core.positions import first_position, obstacle
 from graft.data.encode import IGNORED, Example
 from graft.data.pack import best_fit, packed
 
-SMALL = {
-    "hidden_size": 32,
-    "num_attention_heads": 4,
-    "num_hidden_layers": 2,
-    "intermediate_size": 64,
-    "vocab_size": 60,
-    "max_position_embeddings": 64,
-}
+SMALL = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2, "intermediate_size": 64, "vocab_size": 60,
+         "max_position_embeddings": 64}  # fmt: skip
 QUIET = {"attention_dropout": 0.0, "dropout": 0.0}
 CONFIGS = {
     "llama": SMALL | {"num_key_value_heads": 2},

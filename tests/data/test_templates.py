@@ -34,22 +34,19 @@ SHAPES = {
         "<|eot_id|>",
     ),
     "gemma": (
-        "{{ bos_token }}{% for m in messages %}<start_of_turn>"
-        "{{ 'model' if m.role == 'assistant' else m.role }}\n"
+        "{{ bos_token }}{% for m in messages %}<start_of_turn>{{ 'model' if m.role == 'assistant' else m.role }}\n"
         "{{ m.content | trim }}<end_of_turn>\n{% endfor %}"
         "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}",
         "<end_of_turn>",
     ),
     "markers, blank after colon": (
-        "{% for m in messages %}{% if m.role == 'user' %}USER: {{ m.content }} "
-        "{% else %}ASSISTANT: {{ m.content }}{{ eos_token }}{% endif %}{% endfor %}"
-        "{% if add_generation_prompt %}ASSISTANT: {% endif %}",
+        "{% for m in messages %}{% if m.role == 'user' %}USER: {{ m.content }} {% else %}ASSISTANT: {{ m.content }}"
+        "{{ eos_token }}{% endif %}{% endfor %}{% if add_generation_prompt %}ASSISTANT: {% endif %}",
         "</s>",
     ),
     "no ending token": (
-        "{% for m in messages %}{% if m.role == 'user' %}### Human: {{ m.content }}\n"
-        "{% else %}### Assistant: {{ m.content }}\n{% endif %}{% endfor %}"
-        "{% if add_generation_prompt %}### Assistant:{% endif %}",
+        "{% for m in messages %}{% if m.role == 'user' %}### Human: {{ m.content }}\n{% else %}### Assistant: "
+        "{{ m.content }}\n{% endif %}{% endfor %}{% if add_generation_prompt %}### Assistant:{% endif %}",
         "</s>",
     ),
     "phi": (
@@ -58,17 +55,16 @@ SHAPES = {
         "<|end|>",
     ),
     "deepseek": (
-        "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}<|User|>{{ m.content }}"
-        "{% else %}<|Assistant|>{{ m.content.split('</think>')[-1] }}{{ eos_token }}{% endif %}{% endfor %}"
+        "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}<|User|>{{ m.content }}{% else %}<|Assistant|>"
+        "{{ m.content.split('</think>')[-1] }}{{ eos_token }}{% endif %}{% endfor %}"
         "{% if add_generation_prompt %}<|Assistant|>{% endif %}",
         "</s>",
     ),
     "qwen 3, thinking": (
         "{% set ns = namespace(last=0) %}{% for m in messages %}{% if m.role == 'user' %}"
         "{% set ns.last = loop.index0 %}{% endif %}{% endfor %}"
-        "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}"
-        "{% if loop.index0 > ns.last %}<think>\n"
-        "{{ m.content.split('</think>')[0].split('<think>')[-1] | trim if '</think>' in m.content else '' }}"
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}{% if loop.index0 > ns.last %}"
+        "<think>\n{{ m.content.split('</think>')[0].split('<think>')[-1] | trim if '</think>' in m.content else '' }}"
         "\n</think>\n\n{% endif %}{{ m.content.split('</think>')[-1] | trim }}"
         "{% else %}{{ m.content }}{% endif %}<|im_end|>\n{% endfor %}"
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
@@ -120,8 +116,7 @@ def test_training_ids_begin_with_the_ids_of_the_prompt(shape, bpe):
 
 
 def test_a_first_answer_that_merges_with_its_prompt_is_cut_apart(bpe):
-    answer_ends = "{% if m.role == 'assistant' %}{{ eos_token }}{% endif %}"
-    text = "{% for m in messages %}{{ m.content }}" + answer_ends + "{% endfor %}"
+    text = "{% for m in messages %}{{ m.content }}{% if m.role == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
     talk = [{"role": "user", "content": "the c"}, {"role": "assistant", "content": "at sat"}]
     assert bpe("the cat")["input_ids"][:2] != bpe("the c")["input_ids"][:2]  # ' cat' is one token
     ids, runs = learnt(bpe, text, talk)

@@ -42,6 +42,7 @@ class Adapter:
     passes = 1
     consistency = 0.0
     methods = ()
+    inserts = ()
 
     def __init__(self, seed=0, dtype=torch.float32, width=WIDTH):
         generator = torch.Generator().manual_seed(seed)
