@@ -36,7 +36,9 @@ def step(method: str, rows: int) -> dict[str, float]:
     adapter = base.attach("x", METHODS[method]())
     base.train()
     own = [*base.model.parameters(), *base.model.buffers(), *adapter.parameters()]
-    keeper, before, began = Keeper(own), high_water(), time.perf_counter()
+    keeper = Keeper(own)
+    before = high_water()
+    began = time.perf_counter()
     with base.using("x"), internals.Ledger(own) as ledger:
         with keeper.watching():
             loss = internals.loss_of(base, batch_of(base, rows))

@@ -2,9 +2,9 @@
 
     python docs/build_site.py            needs the extra "docs" (`make docs` installs it)
 
-Pages come from the files that people read in the checkout. Three are generated: the command line from the help of
-every verb, the Python page from the docstrings of the public names, the recipes from `recipes/`. A link to a file that
-is no page of the site becomes plain text, since the site stands alone.
+Pages come from the files that people read in the checkout. Three are generated: the command line from the
+help of every verb, the Python page from the docstrings of the public names, the recipes from `recipes/`. A
+link to a file that is no page of the site becomes plain text, since the site stands alone.
 """
 
 import contextlib

@@ -2,7 +2,8 @@
 
     python examples/compare_methods.py
 
-Each is trained for equally many steps. A fair comparison also searches the learning rate: see benchmarks/methods.
+Each is trained for the same number of steps. A fair comparison also searches the learning rate, as
+benchmarks/methods does.
 """
 
 import graft

@@ -2,8 +2,9 @@
 
     python examples/own_method.py
 
-`Gain` scales what each feed-forward part adds. Attaching, routing and detaching need nothing more. As a file of
-`src/graft/methods` it would also be in `graft train`, the planner, the saver and the contract: CONTRIBUTING.md.
+`Gain` scales what each feed-forward part adds. Attaching, routing and detaching need nothing more. As a file in
+`src/graft/methods`, it would also be in `graft train`, the planner, the saver and the contract: see
+CONTRIBUTING.md.
 """
 
 from dataclasses import dataclass
@@ -32,7 +33,8 @@ class Gain(graft.Method):
 class Scale(graft.Insert):
     def __init__(self, width: int, strength: float) -> None:
         super().__init__()
-        self.g, self.strength = nn.Parameter(torch.zeros(width)), strength
+        self.g = nn.Parameter(torch.zeros(width))
+        self.strength = strength
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         return y * (1 + self.strength * self.g).to(y.dtype)
@@ -52,7 +54,7 @@ def main(steps: int = 30) -> tuple[float, float]:
         optimizer.step()
         losses.append(loss.item())
     print(
-        f"{adapter.count()} numbers on {len(adapter.inserts)} places; loss {losses[0]:.3f} -> {losses[-1]:.3f}"
+        f"{adapter.count()} numbers at {len(adapter.inserts)} sites; loss {losses[0]:.3f} -> {losses[-1]:.3f}"
     )
     base.detach("gain")
     print(f"after detach the base has its old loss: {base(ids, labels=ids).loss.item():.3f}")

@@ -2,7 +2,8 @@
 
     python examples/plan_first.py
 
-The model is a folder with nothing but the configuration of a 1B Llama. The step is traced on tensors without content.
+The model is a folder with nothing but the configuration of a 1B Llama. The step is traced on tensors without
+content.
 """
 
 from transformers import LlamaConfig

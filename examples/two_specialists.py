@@ -1,10 +1,10 @@
-"""Two specialists on one encoder: one tells which shelf a product belongs on, one finds names, prices and colours.
+"""Two specialists on one encoder: one says which shelf a product belongs on, one finds names, prices, colours.
 
     python examples/two_specialists.py
     python examples/two_specialists.py --model sentence-transformers/all-MiniLM-L6-v2
 
-Both are small adapters on the same frozen model. They are trained one after the other, answer one batch row by row, and
-taking turns costs nothing: the first answers after the second as it did before, bit for bit.
+Both are small adapters on the same frozen model. They are trained one after the other, and they answer one batch
+row by row. Taking turns costs nothing: the first answers after the second as it did before, bit for bit.
 """
 
 import argparse
@@ -55,22 +55,20 @@ def main() -> None:
     parser.add_argument("--model", default="seedling", help="a folder, a hub id, or the embedded model")
     parser.add_argument("--output", default="runs/two_specialists", help="where the two runs are kept")
     parser.add_argument("--steps", type=int, default=60, help="of each training")
-    given = parser.parse_args()
+    options = parser.parse_args()
 
     torch.manual_seed(0)
-    base = graft.load(given.model, dtype="fp32")
+    base = graft.load(options.model, dtype="fp32")
     pools = {"shelves": "mean", "entities": "none"}  # a class for the text, a class for every token
     for rows, pool in pools.items():
-        for column, scores in teach(base, rows, pool, given.output, max_steps=given.steps).items():
+        for column, scores in teach(base, rows, pool, options.output, max_steps=options.steps).items():
             print(f"{rows:9} {column:9}" + "".join(f"  {name} {value:.3f}" for name, value in scores.items()))
 
     asked = [(text, name) for text in TEXTS for name in ("shelves", "entities")]
     for (_, name), answer in zip(asked, answers(base, *zip(*asked, strict=True)), strict=True):
         print(f"{name:9} {answer}")
-    print(
-        "shelves, entities, shelves:",
-        "equal" if same_after_a_swap(base, "shelves", "entities") else "NOT equal",
-    )
+    equal = same_after_a_swap(base, "shelves", "entities")
+    print("shelves, entities, shelves:", "equal" if equal else "NOT equal")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The examples show what their docstrings say, in a handful of steps; the slow tests run them as they stand."""
+"""The examples show what their docstrings say, in a few steps; the slow tests run them as they stand."""
 
 import ast
 import importlib

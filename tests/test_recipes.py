@@ -30,7 +30,8 @@ def cache(tmp_path_factory, monkeypatch):
 @pytest.fixture
 def births(monkeypatch):
     """Return a list that fills with (adapter, its trained tensors at birth)."""
-    attach, seen = Base.attach, []
+    attach = Base.attach
+    seen = []
 
     def attached(base, name, method):
         adapter = attach(base, name, method)

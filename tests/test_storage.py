@@ -247,17 +247,14 @@ def test_another_error_of_the_disk_is_not_mistaken_for_a_full_one(tmp_path):
 
 
 def test_a_second_run_in_a_folder_is_refused_and_told_who_is_there(tmp_path):
-    child = [
-        sys.executable,
-        "-c",
-        f"from graft.training.lock import locked\nwith locked(__import__('pathlib').Path({str(tmp_path)!r})): pass",
-    ]
+    program = (
+        "import sys; from pathlib import Path; from graft.training.lock import locked\n"
+        "with locked(Path(sys.argv[1])): pass"
+    )
+    child = [sys.executable, "-c", program, str(tmp_path)]
     with locked(tmp_path):
         done = subprocess.run(child, capture_output=True, text=True, timeout=60)
-    assert (
-        done.returncode == 1
-        and f"process {os.getpid()} on" in done.stderr
-        and "another output" in done.stderr
-    )
+    assert done.returncode == 1
+    assert f"process {os.getpid()} on" in done.stderr and "another output" in done.stderr
     with locked(tmp_path):  # and the lock is free again
         pass

@@ -1,8 +1,9 @@
-"""What benchmarks need from inside Graft: nothing else here imports names that are not public.
+"""What benchmarks need from inside Graft: no other file of them imports names that are not public.
 
-Everything else goes through `graft.run`, `graft.load`, `graft.export`, `Base` and the methods' classes. First come the
-names that are used as they are, with the reason; each is imported when it is first used, so that tables are made
-without importing torch. Then come functions for what a run does inside and no public function does alone.
+Everything else goes through `graft.run`, `graft.load`, `graft.export`, `Base` and the methods' classes. First
+come the names that are used as they are, with the reason. Each is imported when it is first used, so that
+tables are made without importing torch. Then come functions for the parts of a run that no public function
+does alone.
 """
 
 import importlib
@@ -17,7 +18,7 @@ _HOME = {
     # The peer gets exactly our batches and our start: the parts of a run before its first step.
     "read": "recipe",
     "load_base": "runs.build",
-    "methods_of": "runs.build",
+    "methods_of": "stages.stage",
     "prompt_ids": "data",
     # A finished run, opened again.
     "Opened": "runs.open",
@@ -31,7 +32,7 @@ _HOME = {
     "bleu": "evaluate.metrics",
     "macro_f1": "evaluate.metrics",
     "rouge_l": "evaluate.metrics",
-    "classes": "evaluate.perplexity",
+    "classes": "evaluate.losses",
     # methods: which methods have a file, and where they sit.
     "cards": "core.cards",
     # shipping: the seedling's test rows and their measure; GPTQ.
@@ -66,25 +67,28 @@ def __getattr__(name: str) -> Any:
 
 def training_feed(recipe: graft.Recipe, base: Any) -> tuple[Any, list[str]]:
     """Return the batches of a recipe's training rows, as its run has them, and the classes of the rows."""
+    from graft import seedling
     from graft.data import prepare
     from graft.runs.build import feed
+    from graft.stages.stage import stage_of
 
-    stage, seed = recipe.stage, recipe.train.seed
-    prepared = prepare(recipe.data, base.tokenizer, stage=stage, family=base.family, seed=seed)
+    settings = seedling.located(recipe.data)
+    seed = recipe.train.seed
+    prepared = prepare(settings, base.tokenizer, stage_of(recipe), family=base.family, seed=seed)
     batches = feed(base, recipe, prepared.train, recipe.train.batch_size, recipe.train.micro_batch_size)
-    return batches, prepared.labels or []
+    return batches, prepared.labels
 
 
 def test_feed(recipe: graft.Recipe, base: Any, pairs: Sequence[tuple[str, str]], rows: int) -> Any:
     """Return prompts with their answers, or texts with their classes, as batches of so many rows."""
-    from graft.data.encode import Encoder
     from graft.data.rows import Row
     from graft.runs.build import feed
+    from graft.stages.stage import stage_of
 
-    kind = "label" if recipe.stage == "classify" else "pair"
-    labels = labels_of(recipe) if kind == "label" else ()
-    how = {"stage": recipe.stage, "family": base.family, "max_length": recipe.data.max_length}
-    encoder = Encoder(base.tokenizer, **how, labels=labels)
+    stage = stage_of(recipe)
+    kind = "label" if stage.labelled else "pair"
+    labels = labels_of(recipe) if stage.labelled else ()
+    encoder = stage.encoder(base.tokenizer, base.family, recipe.data, labels)
     examples = encoder([Row(f"test:{i}", kind, pair) for i, pair in enumerate(pairs)]).examples
     return feed(base, recipe, examples, rows, rows)
 
@@ -94,18 +98,19 @@ def labels_of(recipe: graft.Recipe) -> list[str]:
     return sorted({json.loads(line)["label"] for line in Path(str(recipe.data.train)).open(encoding="utf-8")})
 
 
-def mean_loss(base: Any, feed: Any) -> float:
-    """Return the mean loss of a feed's supervised tokens, or rows."""
-    from graft.evaluate.perplexity import perplexity
+def mean_loss(recipe: graft.Recipe, base: Any, feed: Any) -> float:
+    """Return the mean loss of a feed's supervised tokens, or rows, as the recipe's stage computes it."""
+    from graft.evaluate.losses import losses
+    from graft.stages.stage import stage_of
 
-    return perplexity(base, feed)["loss"]
+    return losses(base, feed, stage_of(recipe))["loss"]
 
 
 def random_batch(base: Any, ids: Any) -> Any:
     """Return rows of token ids (B, T) as a batch in which every token is supervised."""
     import torch
 
-    from graft.data.feed import Batch
+    from graft.data.batches import Batch
 
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     return Batch(inputs, ids, ids.shape[0] * (ids.shape[1] - 1), ["random"])
@@ -113,7 +118,7 @@ def random_batch(base: Any, ids: Any) -> Any:
 
 def packed_batch(base: Any, ids: Any) -> Any:
     """Return the same as full packed rows."""
-    from graft.data.feed import Batch
+    from graft.data.batches import Batch
     from graft.data.pack import packed
 
     rows = ids.tolist()
@@ -133,7 +138,10 @@ def gradient(base: Any, adapter: Any, batch: Any) -> None:
     from graft.objectives.lm import language_modelling
     from graft.training.step import measure
 
-    measure(base, adapter, language_modelling, [batch], lambda mask: None)
+    def without_noise(mask: Any) -> None:
+        """Leave the embeddings as they are."""
+
+    measure(base, adapter, language_modelling, [batch], without_noise)
 
 
 def optimizer_of(name: str, adapter: Any, lr: float) -> Any:
@@ -143,3 +151,22 @@ def optimizer_of(name: str, adapter: Any, lr: float) -> Any:
 
     groups = [{"weight_decay": 0.0, **group} for group in adapter.param_groups(lr)]
     return build(name, dict(adapter.named_parameters()), groups, Pages())
+
+
+def train_steps(base: Any, adapter: str, ids: Any, optimizer: str, folder: str) -> float:
+    """Train an attached adapter for one pass over rows of ids (N, T), two a step; return the last loss."""
+    from types import SimpleNamespace
+
+    from graft.data.batches import TokenBatches
+    from graft.data.encode import Example
+    from graft.data.feed import Feed
+    from graft.objectives.lm import language_modelling
+    from graft.recipe import Train
+    from graft.training import Task, Trainer
+
+    examples = [Example(row, row, f"rows:{n}") for n, row in enumerate(ids.tolist())]
+    tokenizer = SimpleNamespace(pad_token_id=0, eos_token_id=2)
+    batches = TokenBatches(tokenizer, ids.shape[1], causal=True)
+    feed = Feed(examples, batches, batch_size=2, micro_batch_size=2)
+    settings = Train(lr=1e-4, warmup=0.0, schedule="constant", optimizer=optimizer)
+    return Trainer(base, adapter, Task(feed, language_modelling), settings, folder).run().loss

@@ -39,7 +39,7 @@ def score(cell: Cell, recipe: graft.Recipe, opened: Any) -> dict[str, Any]:
     with base.using(opened.adapter):
         if cell.setting.stage == "classify":
             return class_scores(*internals.classes(base, feed)) | {"trained": trained}
-        loss = internals.mean_loss(base, feed)
+        loss = internals.mean_loss(recipe, base, feed)
         answers = opened.ask([c.prompt for c in cases], max_new_tokens=cell.setting.new_tokens, batch_size=50)
     return text_scores(answers, cases) | {"loss": loss, "trained": trained}
 

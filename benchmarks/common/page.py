@@ -2,12 +2,14 @@
 
 import argparse
 import statistics
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from results import PACKAGES, machines
 
+COLUMNS = 110  # of a line of prose
 STYLE = (
     "text{font:11px sans-serif;fill:#444}.t{font-size:13px;fill:#111}.g{stroke:#ddd}"
     ".l{fill:none;stroke:#3465a4;stroke-width:1.6}.d{fill:#c4321f}"
@@ -27,6 +29,26 @@ def options(description: str | None, folder: Path) -> argparse.Namespace:
         parser.error("--raw without --to would overwrite the page of the committed CSV")
     chosen.to.mkdir(parents=True, exist_ok=True)
     return chosen
+
+
+def write(path: Path, text: str) -> None:
+    """Write a page whose prose is wrapped; tables, commands and quoted lines stay as they are."""
+    lines = text.split("\n")
+    path.write_text("\n".join(part for line in lines for part in _wrapped(line)), encoding="utf-8")
+
+
+def _wrapped(line: str) -> list[str]:
+    """Return a line as lines of at most COLUMNS columns; those of a list item are indented.
+
+    >>> [len(part) for part in _wrapped("- " + "word " * 25)], _wrapped("- " + "word " * 25)[1][:6]
+    ([106, 21], '  word')
+    """
+    if len(line) <= COLUMNS or line.startswith(("|", "    ", "`")):
+        return [line]
+    indent = "  " if line.startswith("- ") else ""
+    return textwrap.wrap(
+        line, COLUMNS, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
 
 
 def measured_on(runs: Sequence[dict[str, Any]]) -> str:

@@ -1,7 +1,7 @@
 """The peer's side of a run: transformers, PEFT, bitsandbytes and torch's own AdamW, on exactly our batches.
 
-An adapter starts from the file of our untrained one and a classifier from our untrained head, so that only the
-tools differ. The loop is the plain one: mean loss over the step's supervised tokens, clip, AdamW, linear
+An adapter starts from the file of our untrained one and a classifier from our untrained head, so that only
+the tools differ. The loop is the plain one: mean loss over the step's supervised tokens, clip, AdamW, linear
 schedule.
 """
 
@@ -72,7 +72,10 @@ class Peer:
         self, cell: ours.Cell, recipe: graft.Recipe, more: Mapping[str, Any] | None = None, *,
         own_start: bool = False, loaded: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
-        self.cell, self.recipe, self.more, self.own_start = cell, recipe, dict(more or {}), own_start
+        self.cell = cell
+        self.recipe = recipe
+        self.more = dict(more or {})
+        self.own_start = own_start
         self.base, self.feed, newborn = ours.newborn(recipe)
         model = self._model(newborn)
         loaded()
@@ -88,7 +91,9 @@ class Peer:
 
     def train(self) -> dict[str, Any]:
         """Train and return {losses, step_seconds} of all steps."""
-        s, losses, seconds = self.recipe.train, [], []
+        s = self.recipe.train
+        losses = []
+        seconds = []
         steps = s.max_steps or 0
         optimizer = torch.optim.AdamW(
             self._groups(), s.lr, tuple(s.betas), s.eps, weight_decay=s.weight_decay
@@ -98,7 +103,8 @@ class Peer:
         for step in range(steps):
             begun = time.perf_counter()
             batches = self.feed.step(*divmod(step, self.feed.steps_per_epoch))
-            tokens, total = sum(batch.tokens for batch in batches), 0.0
+            tokens = sum(batch.tokens for batch in batches)
+            total = 0.0
             for batch in batches:
                 loss = self.loss(batch) * (batch.tokens / tokens)
                 loss.backward()
@@ -201,7 +207,8 @@ class Peer:
 
     def _write(self, prompts: list[str]) -> list[str]:
         """Return greedy answers by transformers' own generate; rows of similar length share a batch."""
-        tokenizer, answers = self.base.tokenizer, {}
+        tokenizer = self.base.tokenizer
+        answers = {}
         ids = [internals.prompt_ids(text, tokenizer) for text in prompts]
         order = sorted(range(len(ids)), key=lambda row: len(ids[row]))
         how = GenerationConfig(

@@ -53,7 +53,9 @@ class Fit:
     """Keep the texts that a tokenizer knows in full and a context holds, and count the others by reason."""
 
     def __init__(self, tokenizer: Any, context: int) -> None:
-        self.tokenizer, self.context, self.left_out = tokenizer, context, Counter[str]()
+        self.tokenizer = tokenizer
+        self.context = context
+        self.left_out = Counter[str]()
 
     def keep(self, rows: list[Any], texts: list[str]) -> Iterator[Any]:
         """Yield the rows whose text fits between a start and an end token."""
@@ -131,7 +133,8 @@ def subset(rows: list[dict[str, str]], size: int | None) -> list[dict[str, str]]
     """Return a fixed sample of rows, with equal numbers from each class as far as there are enough."""
     if size is None or size >= len(rows):
         return rows
-    shuffled, rank = random.Random(0).sample(rows, len(rows)), Counter[str]()
+    shuffled = random.Random(0).sample(rows, len(rows))
+    rank = Counter[str]()
     if "label" not in rows[0]:
         return shuffled[:size]
     turns = []

@@ -91,7 +91,8 @@ def run_one(
     folder = RAW.parent / table.benchmark / "runs" / f"{cell.name}.{cell.setting.steps}"
     # What a broken run left must go: the memory and the speed of its rest would not be those of a whole run.
     shutil.rmtree(folder, ignore_errors=True)
-    load, begun = os.getloadavg()[0], time.perf_counter()
+    load = os.getloadavg()[0]
+    begun = time.perf_counter()
     facts = carry_out(cell, folder)
     spent = {"wall_s": time.perf_counter() - begun, "load": [load, os.getloadavg()[0]]}
     about = {"name": cell.name, **describe(cell)}
@@ -132,7 +133,9 @@ def side_by_side(
     processes.set_forkserver_preload([script.stem])
     logs = folder / "log"
     logs.mkdir(parents=True, exist_ok=True)
-    waiting, running, failed = list(todo), {}, 0
+    waiting = list(todo)
+    running = {}
+    failed = 0
     while waiting or running:
         while waiting and len(running) < jobs:
             name = waiting.pop(0)

@@ -51,7 +51,9 @@ def measure(folder: str, quant: str) -> dict[str, float]:
     import graft
 
     load, packed_layer = graft.load, internals.QuantLinear  # imported before memory is measured
-    before, samples, done = anonymous(), [0], threading.Event()
+    before = anonymous()
+    samples = [0]
+    done = threading.Event()
 
     def watch() -> None:
         while not done.is_set():

@@ -83,7 +83,8 @@ class Cell:
 
     def method(self) -> list[dict[str, Any]]:
         """Return the recipe's methods."""
-        s, line = self.setting, LINES[self.line]
+        s = self.setting
+        line = LINES[self.line]
         first, *rest = ({k: s.linears if v == LINEARS else v for k, v in m.items()} for m in line["method"])
         first |= line.get("on", {}).get(s.task, {})
         first |= {key: round(share * s.steps) for key, share in line.get("shares", {}).items()}
@@ -104,13 +105,15 @@ class Cell:
 
     def peft(self) -> dict[str, Any]:
         """Return what the peer needs besides the file of our untrained adapter."""
-        line, steps = LINES[self.line], self.setting.steps
+        line = LINES[self.line]
+        steps = self.setting.steps
         more = {"total_step": steps} if "shares" in line else {}
         return {"more": line["peft"] | more, "own_start": line.get("own_start", False)}
 
     def recipe(self, output: Path) -> dict[str, Any]:
         """Return the recipe of Graft's run; the peer takes its batches, rate and constants from the same."""
-        s, method = self.setting, self.method()
+        s = self.setting
+        method = self.method()
         return {
             "model": str(s.folder),
             "quant": LINES[self.line].get("quant", "none"),

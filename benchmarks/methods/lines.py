@@ -53,7 +53,9 @@ LINES: dict[str, dict[str, Any]] = {
     "ln_tuning": {"method": [{"name": "ln_tuning"}], "lr": rates(3e-2, 5e-3), "peft": {}},
     "ia3": {"method": [{"name": "ia3"}], "lr": rates(9e-2, 1e-2), "peft": {}},
     "lora": {"method": everywhere("lora", **LORA), "lr": rates(4e-3, 2e-3), "peft": {}},
-    "lora_rslora": {"method": everywhere("lora", **LORA, use_rslora=True), "lr": rates(4e-3, 1e-3), "peft": {}},
+    "lora_rslora": {
+        "method": everywhere("lora", **LORA, use_rslora=True), "lr": rates(4e-3, 1e-3), "peft": {},
+    },
     "lora_dora": {"method": everywhere("lora", **LORA, use_dora=True), "lr": rates(4e-3, 2e-3), "peft": {}},
     "lora_pissa": {
         "method": everywhere("lora", **LORA, init_lora_weights="pissa"), "lr": rates(6e-3, 1e-3),

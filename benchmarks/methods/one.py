@@ -58,7 +58,8 @@ def carry_out(cell: grid.Cell, folder: Path) -> dict[str, Any]:
 
 def ours_of(cell: grid.Cell, folder: Path) -> dict[str, Any]:
     """Train, count and test with Graft."""
-    recipe, watch = internals.read(cell.recipe(folder)), Watch()
+    recipe = internals.read(cell.recipe(folder))
+    watch = Watch()
     level(recipe, watch)
     try:
         trained = ours.train(recipe, watch)
@@ -70,7 +71,7 @@ def ours_of(cell: grid.Cell, folder: Path) -> dict[str, Any]:
     feed, _ = internals.training_feed(recipe, opened.base)
     cases, _ = tasks.test_of(rows.held(cell.material()))
     with opened.base.using(opened.adapter):
-        held = internals.mean_loss(opened.base, ours.test_feed(recipe, opened.base, cases))
+        held = internals.mean_loss(recipe, opened.base, ours.test_feed(recipe, opened.base, cases))
     size = weights_size(folder / "adapter")
     return judged(trained, lambda: ours.score(cell, recipe, opened), held, feed, watch, size)
 
@@ -89,7 +90,8 @@ def peers_of(cell: grid.Cell, folder: Path) -> dict[str, Any]:
         Peer,
     )  # late: PEFT and bitsandbytes take seconds to import, and our runs must not need them
 
-    recipe, watch = internals.read(cell.recipe(folder)), Watch()
+    recipe = internals.read(cell.recipe(folder))
+    watch = Watch()
     peer = Peer(cell, recipe, **cell.peft(), loaded=watch.loaded)
     watch.start({"trained": sum(p.numel() for p in peer.trained)})
     trained = peer.train()
@@ -128,7 +130,8 @@ def speed(seconds: list[float], feed: Any) -> float:
 
 def describe(cell: grid.Cell) -> dict[str, Any]:
     """Return the run in words and numbers, with the counts of its rows."""
-    s, method = cell.setting, json.loads(json.dumps(cell.method()).replace(f"{tasks.ROOT}/", ""))
+    s = cell.setting
+    method = json.loads(json.dumps(cell.method()).replace(f"{tasks.ROOT}/", ""))
     return {
         "base": s.base, "task": s.task, "line": cell.line, "method": method,
         "tool": cell.tool, "lr": cell.lr, "seed": cell.seed, "steps": s.steps, "batch_size": s.batch_size,

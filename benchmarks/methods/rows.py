@@ -23,7 +23,8 @@ def held(material: Path) -> Path:
 
 def store(cell: Cell, tokenizer: Any) -> None:
     """Write the cell's rows, test and held-out sample if they are missing."""
-    s, folder = cell.setting, cell.material()
+    s = cell.setting
+    folder = cell.material()
     if (folder / "test.json").exists():
         return
     origin = tasks.stored(s.base, s.task, tokenizer, s.context)

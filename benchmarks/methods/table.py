@@ -23,8 +23,10 @@ METRICS = {
     "banking77": {"accuracy": "accuracy", "f1": "macro-F1"},
 }
 DIGITS = {"loss": 3}
-RUN = "python benchmarks/methods/run.py"
-TABLE = "python benchmarks/collect.py methods; python benchmarks/methods/table.py"
+COMMANDS = """\
+    python benchmarks/methods/run.py
+    python benchmarks/collect.py methods
+    python benchmarks/methods/table.py"""
 NOISY = 2.5  # load average above which the speeds of early runs, which were kept, are too low
 
 
@@ -107,7 +109,7 @@ def main() -> None:
         "## What falls short\n",
         "\n".join(f"- {line}" for line in short) or "Nothing that is measured here.",
     ]
-    (options.to / "RESULTS.md").write_text("\n".join(parts) + "\n", encoding="utf-8")
+    page.write(options.to / "RESULTS.md", "\n".join(parts) + "\n")
     panels = [panel(task, found) for task, found in tables.items() if any(row.lr for row in found)]
     (options.to / "quality.svg").write_text(scatter.svg(panels), encoding="utf-8")
 
@@ -138,7 +140,7 @@ def head(runs: Sequence[Run]) -> str:
         speeds = f"{share} began or ended under a load above {NOISY}, so their speeds are too low."
     return f"""# Every method on two real tasks
 
-    {RUN}; {TABLE}
+{COMMANDS}
 
 {measured_on(runs)}
 Tasks, settings and what is equal on both sides: [README](README.md).

@@ -120,7 +120,9 @@ def books(folder: Path, split: str) -> Path:
 
 def carry_out(name: str, recipe: dict[str, Any], raw: Path) -> None:
     """Carry out one run and write its raw file, with its losses."""
-    output, load, begun = WORK / "runs" / name, os.getloadavg()[0], time.perf_counter()
+    output = WORK / "runs" / name
+    load = os.getloadavg()[0]
+    begun = time.perf_counter()
     settings = internals.read({**recipe, "output": str(output)})
     observer = Count()
     done = graft.run(settings, observer=observer)

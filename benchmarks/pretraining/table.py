@@ -13,8 +13,10 @@ import page
 from columns import CURVES, RESULTS
 from page import markdown, measured_on
 
-RUN = "python benchmarks/pretraining/run.py"
-TABLE = "python benchmarks/collect.py pretraining; python benchmarks/pretraining/table.py"
+COMMANDS = """\
+    python benchmarks/pretraining/run.py
+    python benchmarks/collect.py pretraining
+    python benchmarks/pretraining/table.py"""
 HEADER = (
     "objective", "model", "trained", "steps", "tokens learnt", "held-out loss before", "after", "perplexity",
     "s",
@@ -35,14 +37,14 @@ def main() -> None:
     ]  # fmt: skip
     text = f"""# Pretraining on books
 
-    {RUN}; {TABLE}
+{COMMANDS}
 
 {measured_on(runs)} Text and models: [README](README.md).
 
 {markdown([HEADER, *lines])}
 ![training and held-out loss by step](losses.svg)
 """
-    (options.to / "RESULTS.md").write_text(text, encoding="utf-8")
+    page.write(options.to / "RESULTS.md", text)
 
 
 if __name__ == "__main__":

@@ -93,7 +93,8 @@ class Cell:
 
     def recipe(self, output: Path) -> dict[str, Any]:
         """Return the recipe of Graft's run; the peer takes its batches, rate and constants from the same."""
-        s, rows = self.setting, tasks.train_file(self.material(), self.rows)
+        s = self.setting
+        rows = tasks.train_file(self.material(), self.rows)
         method: dict[str, Any] = {"name": "full"}
         if self.method != "full":
             targets = "all-linear" if s.stage == "classify" else LINEARS

@@ -22,8 +22,10 @@ from results import Row as Run
 ALLOWED = 0.02  # relative difference of training losses that counts as equal
 WANTED = 80.0  # per cent of Banking77's questions, by full and LoRA on all rows
 METRICS = {"bleu": "BLEU", "rouge_l": "ROUGE-L", "accuracy": "accuracy", "f1": "macro-F1"}
-RUN = "python benchmarks/real/run.py"
-TABLE = "python benchmarks/collect.py real; python benchmarks/real/table.py"
+COMMANDS = """\
+    python benchmarks/real/run.py
+    python benchmarks/collect.py real
+    python benchmarks/real/table.py"""
 
 
 class Row:
@@ -32,7 +34,8 @@ class Row:
     def __init__(self, runs: Sequence[Run], metrics: Sequence[str]) -> None:
         by_seed = sorted(runs, key=lambda run: run["seed"])
         self.sides = {tool: [run for run in by_seed if run["tool"] == tool] for tool in grid.TOOLS}
-        self.first, self.metrics = by_seed[0], metrics
+        self.first = by_seed[0]
+        self.metrics = metrics
 
     @property
     def complete(self) -> bool:
@@ -89,14 +92,14 @@ def main() -> None:
     parts += [section(list(group), texts, short) for _, group in groupby(runs, key=place)]
     short_list = "\n".join(f"- {line}" for line in short) or "Nothing that is measured here."
     text = "\n".join([*parts, "## What falls short\n", short_list]) + "\n"
-    (options.to / "RESULTS.md").write_text(text, encoding="utf-8")
+    page.write(options.to / "RESULTS.md", text)
 
 
 def head(runs: Sequence[Run]) -> str:
     """Return where, when and with what was measured, and how to read it."""
     return f"""# Real input: Graft next to PEFT
 
-    {RUN}; {TABLE}
+{COMMANDS}
 
 {measured_on(runs)}
 Tasks, settings and what is left out: [README](README.md).

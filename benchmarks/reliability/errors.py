@@ -3,8 +3,9 @@
     python benchmarks/reliability/errors.py
 
 Exit 1 if an error ends in a traceback, has exit code 0, or does not say what was given, what was expected and
-what to do; or if it takes more than a second although no model is needed. The full disk is a tmpfs of 2 MiB,
-which needs root.
+what to do. Exit 1 also if it takes more than a second although no model is needed: run this on an idle
+machine, as the start of Python alone can take so long under load. The full disk is a tmpfs of 2 MiB, which
+needs root.
 """
 
 import json
@@ -24,7 +25,7 @@ import internals
 import graft
 
 PAIR = {"prompt": "Describe: name: Alto", "completion": "The Alto is a lamp."}
-SECONDS = 1.0  # the most that an error may take if no model is needed
+SECONDS = 1.0  # the most that an error may take on an idle machine if no model is needed
 
 
 def rows(folder: Path, *lines: dict[str, str]) -> str:

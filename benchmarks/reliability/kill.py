@@ -123,7 +123,9 @@ def kill(process: subprocess.Popen, folder: Path, target: int, pause_s: float) -
 
 def disturbed(path: Path, options: argparse.Namespace, chance: random.Random) -> Trial:
     """Start the run of `path` and kill it again and again, then let it finish."""
-    trial, folder, gap = Trial(), path.parent, options.steps / (options.kills + 1)
+    trial = Trial()
+    folder = path.parent
+    gap = options.steps / (options.kills + 1)
     inside_at = chance.randrange(1, options.kills)  # which of the kills is inside a commit
     for number in range(options.kills):
         before = steps_done(folder)
@@ -173,7 +175,8 @@ def main() -> None:
     arguments.add_argument("--seed", type=int, default=0)
     arguments.add_argument("--folder", help="keep the runs there, to be looked at")
     options = arguments.parse_args()
-    chance, failed = random.Random(options.seed), False
+    chance = random.Random(options.seed)
+    failed = False
     print(
         f"{'run':<11}{'kills':>6}{'late':>6}{'most repeated':>15}  {'adapter':<8}{'metrics':<8}resumed from"
     )

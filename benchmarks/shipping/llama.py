@@ -11,8 +11,12 @@ class LlamaCpp:
 
     def __init__(self, path: Path, context: int) -> None:
         settings = xllamacpp.CommonParams()
-        settings.model.path, settings.n_ctx, settings.n_parallel = str(path), context, 1
-        settings.warmup, settings.n_gpu_layers, settings.verbosity = False, 0, -1
+        settings.model.path = str(path)
+        settings.n_ctx = context
+        settings.n_parallel = 1
+        settings.warmup = False
+        settings.n_gpu_layers = 0
+        settings.verbosity = -1
         settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = 1
         self.server = xllamacpp.Server(settings)
 

@@ -39,7 +39,8 @@ def describe(cell: grid.Cell) -> dict[str, Any]:
 def carry_out(cell: grid.Cell, folder: Path) -> dict[str, Any]:
     """Train, then measure every form."""
     recipe = internals.read(cell.recipe(folder / "run"))
-    facts, cases = ours.train(recipe), test(cell)
+    facts = ours.train(recipe)
+    cases = test(cell)
     measures = {
         name: measured(cell, recipe, form, adapter, cases)
         for name, (form, adapter) in zip(grid.FORMS[cell.line], forms(cell, recipe, folder), strict=True)
@@ -97,9 +98,10 @@ def measured(
 ) -> dict[str, Any]:
     """Return loss, quality of greedy answers, bytes, and tokens per second of greedy decoding, one answer at
     a time."""
-    s, base = cell.setting, graft.load(form) if isinstance(form, Path) else form
+    s = cell.setting
+    base = graft.load(form) if isinstance(form, Path) else form
     with base.using(adapter):
-        loss = internals.mean_loss(base, ours.test_feed(recipe, base, cases))
+        loss = internals.mean_loss(recipe, base, ours.test_feed(recipe, base, cases))
     items, _ = internals.demo.held_out()
     real = s.task in tasks.TEXT_TASKS
     prompts = [c.prompt for c in cases] if real else [internals.demo.prompt(item) for item in items]

@@ -19,8 +19,10 @@ from columns import RESULTS
 from page import markdown, measured_on, spread
 from results import Row as Run
 
-RUN = "python benchmarks/shipping/run.py"
-TABLE = "python benchmarks/collect.py shipping; python benchmarks/shipping/table.py"
+COMMANDS = """\
+    python benchmarks/shipping/run.py
+    python benchmarks/collect.py shipping
+    python benchmarks/shipping/table.py"""
 QUALITY = {"bleu": "BLEU", "coverage": "coverage, %"}
 TITLES = {
     grid.QLORA: "QLoRA: LoRA on an NF4 base",
@@ -36,7 +38,7 @@ def main() -> None:
     runs = RESULTS.of(options.raw) if options.raw else RESULTS.read()
     runs.sort(key=lambda run: (place(run), grid.LINES.index(run["line"]), run["seed"]))
     parts = [head(runs), *(section(list(group)) for _, group in groupby(runs, key=place))]
-    (options.to / "RESULTS.md").write_text("\n".join(parts), encoding="utf-8")
+    page.write(options.to / "RESULTS.md", "\n".join(parts))
 
 
 def place(run: Run) -> int:
@@ -48,7 +50,7 @@ def head(runs: Sequence[Run]) -> str:
     """Return where, when and with what was measured, and how to read it."""
     return f"""# In few bits, from training to the shipped file
 
-    {RUN}; {TABLE}
+{COMMANDS}
 
 {measured_on(runs)}
 
@@ -63,7 +65,8 @@ def head(runs: Sequence[Run]) -> str:
 
 def section(runs: list[Run]) -> str:
     """Return one base with its task."""
-    first, quality = runs[0], next(name for name in QUALITY if name in runs[0])
+    first = runs[0]
+    quality = next(name for name in QUALITY if name in runs[0])
     parts = [
         f"## {first['task']} on {first['base']}\n",
         f"{first['steps']} steps of {first['batch_size']} rows.\n",

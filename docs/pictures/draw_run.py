@@ -2,8 +2,8 @@
 
     python docs/pictures/draw_run.py
 
-The run is the README's first command. Its output is drawn as it was printed; only the second sample row is left out.
-Speed and memory are those of the machine that drew the picture.
+The run is the README's first command. Its output is drawn as it was printed; only the second sample row is
+left out. Speed and memory are those of the machine that drew the picture.
 """
 
 import os
@@ -23,10 +23,9 @@ LEARNT = re.compile("⟦.*⟧")
 
 
 def command() -> str:
-    """Return the first `graft train` of the README."""
-    return next(
-        line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("graft train")
-    )
+    """Return the first `graft train` of the README, which may go on in the next line."""
+    readme = (ROOT / "README.md").read_text().replace(" \\\n ", "")
+    return next(line for line in readme.splitlines() if line.startswith("graft train"))
 
 
 def printed_by(line: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Several methods at once: rows that each use a method of another family, and adapters that are mixes of methods."""
+"""Several methods at once: each row uses a method of another family, and adapters are mixes of methods."""
 
 import json
 

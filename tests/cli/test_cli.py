@@ -1,4 +1,4 @@
-"""The command line: it answers at once, says what is wrong in lines, and every command accepts a run's folder."""
+"""The command line answers at once, says in lines what is wrong, and every command accepts a run's folder."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""GGUF from the command line: written, verified, asked, scored, and refused where llama.cpp has no such model."""
+"""GGUF from the command line: written, verified, asked, scored; refused where llama.cpp has no such model."""
 
 import json
 

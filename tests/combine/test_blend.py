@@ -218,7 +218,7 @@ def test_a_low_rank_form_is_the_whole_change_or_is_not_offered(name):
 
 
 def test_ties_by_hand():
-    """One row: a keeps 4 and -3, b keeps -2 and 5; the signs + and + are elected; each entry is averaged over those."""
+    """One row: a keeps 4 and -3, b keeps -2 and 5; + and + are elected; each entry is averaged over those."""
     base = two(r=1, lora_alpha=1, target_modules=("q_proj",))
     rows = {"a": [4.0, -3.0, 1.0, 0.5], "b": [-2.0, 5.0, 1.0, 0.1]}
     for name, row in rows.items():

@@ -67,7 +67,8 @@ def newborn_changes_nothing(make: Make, method: Method):
 
 def detach_leaves_no_trace(make: Make, method: Method):
     base = make()
-    before, keys = answer(base, None), list(base.model.state_dict())
+    before = answer(base, None)
+    keys = list(base.model.state_dict())
     values = copy.deepcopy(base.model.state_dict())
     moved(base, method)
     answer(base, "x")

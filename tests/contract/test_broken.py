@@ -13,14 +13,15 @@ pytestmark = pytest.mark.quick
 
 @pytest.fixture(autouse=True)
 def registered(monkeypatch):
-    """Adapter files name a method; let `find` know the ones of this test."""
-    known, find = [c.__name__ for c in (*BROKEN, Sound)], registry.find
-    classes = {c.__name__: c for c in (*BROKEN, Sound)}
-    for module in (registry,):
-        monkeypatch.setattr(
-            module, "find", lambda name: classes.get(name) or (Sound if name == "broken" else find(name))
-        )
-        monkeypatch.setattr(module, "names", lambda: known)
+    """Adapter files name a method; let the registry find the ones of this test, and no others in `names`."""
+    classes = {cls.__name__: cls for cls in (*BROKEN, Sound)}
+    find_installed = registry.find
+
+    def find(name):
+        return Sound if name == "broken" else classes.get(name) or find_installed(name)
+
+    monkeypatch.setattr(registry, "find", find)
+    monkeypatch.setattr(registry, "names", lambda: list(classes))
 
 
 def broken_laws(method, laws):

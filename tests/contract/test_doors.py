@@ -22,6 +22,20 @@ from models import tiny_base
 CALLS: list[tuple[str, object]] = []
 
 
+class Helped(Scale):
+    """y·(1 + g·helper). The helper is trained and never saved, like the network of prefix tuning."""
+
+    def __init__(self, width):
+        super().__init__(width)
+        self.helper = torch.nn.Parameter(torch.ones(width))
+
+    def forward(self, x, y):
+        return y * (1 + (self.g * self.helper).to(y.dtype))
+
+    def saved(self):
+        return {"g": (self.g * self.helper).detach()}
+
+
 @dataclass(frozen=True)
 class EveryDoor(Sound):
     weight: float = 0.5  # of the extra loss
@@ -31,13 +45,7 @@ class EveryDoor(Sound):
     passes: ClassVar = 2
 
     def build(self, site):
-        insert = Scale(site.out_features)
-        insert.helper = torch.nn.Parameter(
-            torch.ones(site.out_features)
-        )  # trained, never saved: like prefix's MLP
-        insert.forward = lambda x, y, i=insert: y * (1 + (i.g * i.helper).to(y.dtype))
-        insert.saved = lambda i=insert: {"g": (i.g * i.helper).detach()}
-        return insert
+        return Helped(site.out_features)
 
     def param_groups(self, part, lr):
         named = dict(part.named_parameters())

@@ -61,7 +61,8 @@ def digest(model):
 
 
 def test_files_mean_the_same_in_another_process(tmp_path):
-    wanted, threads = {}, torch.get_num_threads()
+    wanted = {}
+    threads = torch.get_num_threads()
     for name in names():
         base = tiny_base()
         adapter = moved(base, find(name)())

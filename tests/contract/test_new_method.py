@@ -48,7 +48,8 @@ class Doubt(Method):
 class Share(Insert):
     def __init__(self, width, strength):
         super().__init__()
-        self.g, self.strength = nn.Parameter(torch.zeros(width)), strength
+        self.g = nn.Parameter(torch.zeros(width))
+        self.strength = strength
 
     def forward(self, x, y):
         return y - self.strength * self.g.to(y.dtype) * y
@@ -84,12 +85,15 @@ def test_it_is_held_to_every_law(doubt, law):
 def test_it_is_trained_saved_and_loaded_by_name(doubt, tmp_path):
     write_model(tmp_path / "model")
     write_rows(tmp_path / "rows.jsonl")
-    recipe = read({
-        "model": str(tmp_path / "model"), "method": {"name": "doubt", "strength": 2.0}, "dtype": "fp32",
-        "data": {"train": str(tmp_path / "rows.jsonl"), "eval": None}, "output": str(tmp_path / "run"),
+    recipe = {
+        "model": str(tmp_path / "model"),
+        "dtype": "fp32",
+        "method": {"name": "doubt", "strength": 2.0},
+        "data": {"train": str(tmp_path / "rows.jsonl"), "eval": None},
         "train": {"max_steps": 2, "batch_size": 4, "lr": 0.01},
-    })  # fmt: skip
-    graft.run(recipe)
+        "output": str(tmp_path / "run"),
+    }
+    graft.run(read(recipe))
     base = graft.load(str(tmp_path / "model"), dtype="fp32")
     adapter = base.load_adapter(tmp_path / "run" / "adapter", "mine")
     assert adapter.methods[0] == doubt(strength=2.0)

@@ -1,4 +1,4 @@
-"""Cards and the registry read the same class of a file, and a card tells the truth about a method's abilities."""
+"""Cards and the registry read the same class of a file; a card is right about a method's abilities."""
 
 import sys
 

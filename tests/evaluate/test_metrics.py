@@ -25,7 +25,7 @@ def test_chrf_of_equal_and_of_disjoint_texts():
 
 
 def test_rouge_l_is_the_f_of_the_longest_common_subsequence_with_the_best_reference():
-    # police killed the gunman / police kill the gunman / the gunman kill police (Lin 2004, section 2), without stems
+    # police killed the gunman / police kill the gunman / the gunman kill police (Lin 2004, section 2)
     stems = metrics.rouge_l(["the gunman shot police"], [["police shot the gunman"]])
     assert stems == pytest.approx(100 * 2 / 4)
     assert metrics.rouge_l(["x y", "b"], [["x y z", "q"], ["b"]]) == pytest.approx(100 * (0.8 + 1) / 2)
@@ -44,14 +44,15 @@ def test_distinct_counts_different_n_grams_over_all_rows():
 
 
 def test_macro_f1_is_the_plain_mean_over_predicted_and_true_classes():
-    # class 0: 2*1/(1+2), class 1: 2*1/(2+1), class 2: predicted once, never true -> 0; class 3: true once -> 0
+    # class 0: 2*1/(1+2); class 1: 2*1/(2+1); class 2: predicted once, never true: 0; class 3: true once: 0
     assert metrics.macro_f1([0, 1, 1, 2], [0, 1, 0, 3]) == pytest.approx((2 / 3 + 2 / 3 + 0 + 0) / 4)
     assert metrics.accuracy([0, 1, 1, 2], [0, 1, 0, 3]) == 0.5
 
 
 def test_a_function_of_the_user_gets_predictions_references_and_rows(tmp_path, monkeypatch):
     (tmp_path / "mine_scores.py").write_text(
-        "def share(predictions, references, rows):\n    return sum(r['ok'] for r in rows) / len(predictions)\n"
+        "def share(predictions, references, rows):\n"
+        "    return sum(r['ok'] for r in rows) / len(predictions)\n"
         "def many(predictions, references, rows):\n    return {'first': len(references[0]), 'n': len(rows)}\n"
         "def broken(predictions, references, rows):\n    return predictions[9]\n"
         "def wrong(predictions, references, rows):\n    return 'good'\n"

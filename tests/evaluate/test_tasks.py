@@ -1,4 +1,4 @@
-"""Perplexity, classes and texts of held-out rows. Oracles: transformers' loss of one row at a time, arithmetic."""
+"""Perplexity, classes and texts of held-out rows. Oracles: transformers' loss of single rows, arithmetic."""
 
 import math
 
@@ -56,8 +56,9 @@ def tokenizer():
 def llama(tokenizer):
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=len(WORDS), hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
-        max_position_embeddings=64, bos_token_id=1, eos_token_id=2, initializer_range=0.3,
+        vocab_size=len(WORDS), hidden_size=16, intermediate_size=24, num_hidden_layers=1,
+        num_attention_heads=2, max_position_embeddings=64, bos_token_id=1, eos_token_id=2,
+        initializer_range=0.3,
     )  # fmt: skip
     return Base(LlamaForCausalLM(config), tokenizer, "tiny")
 

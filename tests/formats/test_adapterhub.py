@@ -1,7 +1,7 @@
 """Files of the `adapters` library: its own answers as the oracle, formulas by hand, and what is refused.
 
-adapters_library.json holds what the library wrote and answered: settings, keys with shapes, last hidden states; its
-"origin" says by which versions, and how every tensor was filled.
+adapters_library.json holds what the library wrote and answered: settings, keys with shapes, last hidden
+states. Its "origin" says by which versions, and how every tensor was filled.
 """
 
 import json
@@ -29,8 +29,8 @@ from models import inputs, tiny_base, tiny_model
 
 STORED = json.loads(Path(__file__).with_name("adapters_library.json").read_text())
 SIZES = {
-    "hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 2, "intermediate_size": 16, "vocab_size": 12,
-    "max_position_embeddings": 8,
+    "hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 2, "intermediate_size": 16,
+    "vocab_size": 12, "max_position_embeddings": 8,
 }  # fmt: skip
 MODELS = {
     "bert": lambda: BertModel(BertConfig(**SIZES, pad_token_id=0)),
@@ -125,9 +125,10 @@ def test_parallel_adapters_of_pre_norm_models_read_something_else_and_are_refuse
 
 
 HOULSBY = {
-    "mh_adapter": True, "output_adapter": True, "cross_adapter": False, "is_parallel": False, "phm_layer": False,
-    "original_ln_before": False, "original_ln_after": True, "residual_before_ln": True, "reduction_factor": 16,
-    "non_linearity": "swish", "scaling": 0.5, "dropout": 0.0, "leave_out": [], "init_weights": "bert",
+    "mh_adapter": True, "output_adapter": True, "cross_adapter": False, "is_parallel": False,
+    "phm_layer": False, "original_ln_before": False, "original_ln_after": True, "residual_before_ln": True,
+    "reduction_factor": 16, "non_linearity": "swish", "scaling": 0.5, "dropout": 0.0, "leave_out": [],
+    "init_weights": "bert",
 }  # fmt: skip
 
 

@@ -30,8 +30,8 @@ def llama(folder, intermediate_size=128):
 def theirs(cls, source, target, dtype=torch.float32, **keys):
     """Quantised by transformers and bitsandbytes, saved to target.
 
-    In training mode (no dropout in these models), because in evaluation bitsandbytes takes a CPU kernel that cuts
-    absmax to bf16 and repacks the weights in place.
+    In training mode (no dropout in these models), because in evaluation bitsandbytes takes a CPU kernel that
+    cuts absmax to bf16 and repacks the weights in place.
     """
     config = BitsAndBytesConfig(**keys)
     model = cls.from_pretrained(source, quantization_config=config, dtype=dtype, device_map="cpu").train()
@@ -104,7 +104,7 @@ def test_blocks_that_cross_rows_become_shorter_blocks_with_the_same_values(width
 
 
 def by_definition(stored, name, rows, columns):
-    """The published format, written out (bitsandbytes 0.50's CPU kernel misreads rows of 96: 27 % error, not 9)."""
+    """Return the values by the published format; bitsandbytes 0.50's CPU kernel misreads rows of 96."""
     part = lambda suffix: stored.get(f"{name}.weight.{suffix}")
     absmax = part("absmax").float()
     if part("nested_absmax") is not None:

@@ -1,4 +1,4 @@
-"""Blocks of GGUF are those of llama.cpp, byte for byte. Oracle: the `gguf` package's quantisers, and bytes by hand."""
+"""Blocks of GGUF are llama.cpp's, byte for byte. Oracles: the `gguf` package's quantisers, bytes by hand."""
 
 import pytest
 import torch
@@ -60,7 +60,7 @@ def test_codes_go_in_and_come_out_as_they_are(name):
 def test_a_block_of_four_bits_and_a_minimum_by_hand():
     codes = torch.arange(BLOCK).remainder(16)[None, None]
     stored = pack(codes, torch.tensor([[0.5]]), torch.tensor([[-1.0]]), "q4_1")
-    # fp16: 0.5 is 0x3800, -1 is 0xbc00, low byte first; byte j holds code j and code j + 16, which are equal here
+    # fp16: 0.5 is 0x3800, -1 is 0xbc00, low byte first; byte j holds codes j and j + 16, which are equal here
     assert stored[0].tolist() == [0x00, 0x38, 0x00, 0xBC, *(j * 17 for j in range(16))]
     assert decode(stored, "q4_1")[0, :4].tolist() == [-1, -0.5, 0, 0.5]
 

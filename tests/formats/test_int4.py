@@ -1,4 +1,4 @@
-"""GPTQ, AWQ and compressed-tensors: layouts by hand, the package compressed-tensors, and folders as bases to train."""
+"""GPTQ, AWQ, compressed-tensors: layouts by hand, the package of that name, folders as bases to train."""
 
 import json
 from dataclasses import replace
@@ -151,7 +151,7 @@ def test_our_minimum_is_exact_for_powers_of_two_and_near_otherwise():
 
 
 def folder_of(tmp_path, name, config=None, group=32, zeros=None, change=None):
-    """A tiny Llama whose linears are random layers of the format; returns the folder, and a plain model of its values.
+    """Write a tiny Llama with random layers of the format; return the folder and a plain model of its values.
 
     change: what is done to the tensors of one layer before they are saved.
     """
@@ -199,8 +199,8 @@ def test_the_second_gptq_format_and_the_older_file_say_the_same(tmp_path):
         parts["qzeros"] += 0x11111111
 
     one, _ = folder_of(tmp_path / "one", "gptq")
-    two, _ = folder_of(tmp_path / "two", "gptq", CONFIGS["gptq"] | {"checkpoint_format": "gptq_v2", "group_size": 32},
-                       change=as_they_are)  # fmt: skip
+    newer = CONFIGS["gptq"] | {"checkpoint_format": "gptq_v2", "group_size": 32}
+    two, _ = folder_of(tmp_path / "two", "gptq", newer, change=as_they_are)
     facts = json.loads((one / "config.json").read_text())
     older = facts.pop("quantization_config")
     del older["quant_method"], older["checkpoint_format"]

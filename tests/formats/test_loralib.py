@@ -1,4 +1,4 @@
-"""A loralib pickle becomes a PEFT folder, read by a child process; hostile ones are not run. Oracles: PEFT, files."""
+"""A loralib pickle becomes a PEFT folder in a child process; hostile ones are not run. Oracle: PEFT."""
 
 import json
 from pathlib import Path

@@ -15,8 +15,8 @@ from models import inputs, tiny_base
 
 KEYS = ["self_attn.q_proj", "mlp.down_proj"]
 SETTINGS = {  # as mlx-lm writes them, beside much that it does not read again
-    "model": "mlx-community/tiny-4bit", "train": True, "iters": 100, "batch_size": 4, "seed": 0, "lr_schedule": None,
-    "fine_tune_type": "lora", "num_layers": 1,
+    "model": "mlx-community/tiny-4bit", "train": True, "iters": 100, "batch_size": 4, "seed": 0,
+    "lr_schedule": None, "fine_tune_type": "lora", "num_layers": 1,
     "lora_parameters": {"rank": 3, "alpha": 16, "dropout": 0.0, "scale": 5.0, "keys": KEYS},
 }  # fmt: skip
 
@@ -72,7 +72,9 @@ CASES = {
     "no keys": ({"keys": None}, places([1], ["self_attn.v_proj"]), {}),
     "dora": ({"fine_tune_type": "dora", "num_layers": 2}, places([0, 1]), {"attention_bias": True}),
     "head and table": (
-        {"keys": [*KEYS, "lm_head", "model.embed_tokens"]}, [*places([1]), "lm_head", "model.embed_tokens"], {},
+        {"keys": [*KEYS, "lm_head", "model.embed_tokens"]},
+        [*places([1]), "lm_head", "model.embed_tokens"],
+        {},
     ),
 }  # fmt: skip
 
@@ -107,6 +109,7 @@ def test_half_precision_and_a_backbone_without_a_head_are_taken(tmp_path):
 
 
 GOOD = places([1])
+MLP = "model.layers.1.mlp"
 REFUSED = {
     "full": (settings("full"), GOOD, {}, "fine_tune_type 'full'.*mlx_lm.fuse"),
     "unknown kind": (settings("loha"), GOOD, {}, "fine_tune_type 'loha'"),
@@ -117,10 +120,10 @@ REFUSED = {
     "no number": (settings(scale=float("inf")), GOOD, {}, "scale inf"),
     "keys that are none": (settings(keys=7), GOOD, {}, "keys 7"),
     "another rank": (settings(rank=4), GOOD, {}, "of rank 3.*rank 4"),
-    "huge rank": (settings(rank=10**6), [], {"model.layers.1.mlp.down_proj.lora_a": torch.zeros(128, 3)}, "lora_a"),
-    "quantised": (settings(), GOOD, {"model.layers.1.mlp.down_proj.lora_a_scales": torch.ones(2, 2)}, "lora_a_scales"),
-    "experts": (settings(), GOOD, {"model.layers.1.mlp.up_proj.lora_a": torch.ones(2, 3, 64)}, r"\(2, 3, 64\)"),
-    "a whole weight": (settings(), GOOD, {"model.norm.weight": torch.ones(64)}, "the tensor model.norm.weight"),
+    "huge rank": (settings(rank=10**6), [], {f"{MLP}.down_proj.lora_a": torch.zeros(128, 3)}, "lora_a"),
+    "quantised": (settings(), GOOD, {f"{MLP}.down_proj.lora_a_scales": torch.ones(2, 2)}, "lora_a_scales"),
+    "experts": (settings(), GOOD, {f"{MLP}.up_proj.lora_a": torch.ones(2, 3, 64)}, r"\(2, 3, 64\)"),
+    "a weight": (settings(), GOOD, {"model.norm.weight": torch.ones(64)}, "the tensor model.norm.weight"),
     "magnitudes of a LoRA": (settings(), GOOD, {f"{GOOD[0]}.m": torch.ones(64)}, "lora_a, lora_b, m"),
     "DoRA without magnitudes": (settings("dora"), GOOD, {}, "dora on .* with lora_a, lora_b\\."),
     "another model": (settings(), [*GOOD], {"language_model.x.lora_a": torch.ones(4, 3)}, "not in this base"),
@@ -131,7 +134,9 @@ REFUSED = {
         f"{GOOD[0]}.lora_a": torch.ones(32, 3), f"{GOOD[0]}.lora_b": torch.ones(3, 64),
     }, "lora_A"),
     "no tensors": (settings(keys=None), [], {}, "a file without tensors"),
-    "a tied table": (settings(keys=["model.embed_tokens"]), ["model.embed_tokens"], {"tied": True}, "not the head"),
+    "a tied table": (
+        settings(keys=["model.embed_tokens"]), ["model.embed_tokens"], {"tied": True}, "not the head"
+    ),
 }  # fmt: skip
 
 

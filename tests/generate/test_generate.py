@@ -40,8 +40,9 @@ def tokenizer():
 def llama(tokenizer, positions=64):
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=positions, bos_token_id=0, eos_token_id=1, initializer_range=0.4,
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=positions, bos_token_id=0,
+        eos_token_id=1, initializer_range=0.4,
     )  # fmt: skip
     return LlamaForCausalLM(config).eval()
 
@@ -80,8 +81,8 @@ def test_a_padded_batch_gives_each_prompt_what_it_gets_alone(tokenizer, make):
 def test_an_encoder_decoder_gives_each_prompt_what_it_gets_alone(tokenizer):
     torch.manual_seed(0)
     config = T5Config(
-        vocab_size=len(tokenizer), d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, initializer_factor=3.0,
-        decoder_start_token_id=2, eos_token_id=1, pad_token_id=2,
+        vocab_size=len(tokenizer), d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4,
+        initializer_factor=3.0, decoder_start_token_id=2, eos_token_id=1, pad_token_id=2,
     )  # fmt: skip
     model = T5ForConditionalGeneration(config).eval()
     expected = []

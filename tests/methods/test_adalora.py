@@ -20,8 +20,8 @@ from graft.training import Task, Trainer
 from models import inputs, randomise, tiny_base, tiny_model
 
 SETTINGS = {
-    "init_r": 5, "target_r": 2, "tinit": 2, "tfinal": 3, "deltaT": 2, "lora_alpha": 20, "orth_reg_weight": 0.1,
-    "beta1": 0.7, "beta2": 0.6, "total_step": 12,
+    "init_r": 5, "target_r": 2, "tinit": 2, "tfinal": 3, "deltaT": 2, "lora_alpha": 20,
+    "orth_reg_weight": 0.1, "beta1": 0.7, "beta2": 0.6, "total_step": 12,
 }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""AdapterFusion against its equations written into the blocks by hand; what is frozen, counted, saved and refused."""
+"""AdapterFusion against its equations, written into the blocks by hand; counts, files and refusals."""
 
 import shutil
 

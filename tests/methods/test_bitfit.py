@@ -20,7 +20,7 @@ from models import inputs, randomise, tiny_base, tiny_model
 
 def test_counts_of_the_paper():
     bert = bert_base().attach("x", BitFit())
-    # 12 blocks: q, k, v, o, fc2 and two norms of 768, fc1 of 3072; the norm behind the embeddings and the pooler
+    # 12 blocks: q, k, v, o, fc2 and two norms of 768, fc1 of 3072; the norm after the embeddings, the pooler
     assert bert.count() == 12 * (7 * 768 + 3072) + 2 * 768 == 102_912
     half = bert_base().attach("x", BitFit(target_modules=("query", "intermediate.dense")))
     assert half.count() == 12 * (768 + 3072)

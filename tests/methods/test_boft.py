@@ -1,4 +1,4 @@
-"""BOFT: butterfly factors as PEFT multiplies them. Oracle: PEFT, with torch's block_diag for its CUDA kernel."""
+"""BOFT: butterfly factors as PEFT multiplies them. Oracle: PEFT, with torch's block_diag as its kernel."""
 
 import peft
 import pytest

@@ -122,8 +122,8 @@ def test_only_post_norm_families_have_it_at_a_norm(family):
 
 def test_bart_is_post_norm_in_both_stacks():
     config = BartConfig(
-        vocab_size=64, d_model=32, max_position_embeddings=32, encoder_layers=1, decoder_layers=1, encoder_ffn_dim=64,
-        decoder_ffn_dim=64, encoder_attention_heads=2, decoder_attention_heads=2,
+        vocab_size=64, d_model=32, max_position_embeddings=32, encoder_layers=1, decoder_layers=1,
+        encoder_ffn_dim=64, decoder_ffn_dim=64, encoder_attention_heads=2, decoder_attention_heads=2,
     )  # fmt: skip
     adapter = Base(BartForConditionalGeneration(config)).attach("x", Pfeiffer(**ALL_KINDS))
     names = [site.name.removeprefix("model.") for site, _ in adapter.inserts]

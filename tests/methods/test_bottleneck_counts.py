@@ -1,4 +1,4 @@
-"""Formulas of the bottleneck family's trained parameters on published shapes; published figures are in test_counts."""
+"""Formulas of the bottlenecks' trained parameters on published shapes; figures are in test_counts."""
 
 import pytest
 from shapes import attached, bert_base, llama_2_7b, roberta_large, t5_base

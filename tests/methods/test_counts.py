@@ -1,4 +1,4 @@
-"""Trained parameters of every method on published shapes: each row exact; where a paper rounds, its figure stands by.
+"""Trained parameters of every method on published shapes, exactly, next to the papers' rounded figures.
 
 The shapes are without storage. Rows are those of the papers and of arithmetic by hand: L blocks of width d,
 feed-forward width f, rank r.

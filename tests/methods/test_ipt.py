@@ -1,4 +1,4 @@
-"""Intrinsic prompt tuning: its vectors by hand, its gradient by the chain rule, its files in PEFT, its subspaces."""
+"""Intrinsic prompt tuning: vectors by hand, gradient by the chain rule, files in PEFT, subspaces."""
 
 import copy
 

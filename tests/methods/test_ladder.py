@@ -1,4 +1,4 @@
-"""Ladder-side tuning against the base itself, against a narrow Llama by hand, and against LoRA's kept bytes."""
+"""Ladder-side tuning against the base itself, a narrow Llama by hand, and the bytes that LoRA keeps."""
 
 import pytest
 import torch
@@ -304,7 +304,7 @@ def test_greedy_generation_is_the_argmax_of_whole_forwards(family, cache):
 @pytest.mark.parametrize("family", ["llama", "t5"])
 @torch.no_grad()
 def test_beams_follow_their_own_row(family, cache):
-    """The cache of the side network is reordered with the base's; a side decoder reads its row's side encoder."""
+    """The side network's cache is reordered with the base's; a side decoder reads its row's encoder."""
     base, ids = tiny_base(family), inputs(family)["ids"]
     randomise(base.attach("x", Ladder(reduction_factor=2)))
     with base.routed(["x"] * 3):

@@ -1,4 +1,4 @@
-"""LoRA against PEFT: the same weights give the same outputs, gradients and training, and files load both ways."""
+"""LoRA against PEFT: equal weights give equal outputs, gradients and training; files load both ways."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""OFT: rotations as PEFT makes them, exact merges, what an orthogonal matrix keeps. Oracles: PEFT, torch.linalg."""
+"""OFT: rotations as in PEFT, exact merges, what an orthogonal matrix keeps. Oracles: PEFT, torch.linalg."""
 
 import peft
 import pytest

@@ -1,4 +1,4 @@
-"""P-tuning against PEFT: with equal weights in the encoder, equal vectors, gradients and training; and its files."""
+"""P-tuning against PEFT: equal encoders give equal vectors, gradients and training; and its files."""
 
 import copy
 
@@ -102,7 +102,7 @@ def test_what_a_file_holds_takes_the_place_of_the_encoder():
 
 
 def test_counts():
-    """d 64, p 4, m 16: the table; three linears; or a bidirectional LSTM (8m(d+m+2) first, 8m(3m+2) then) and two."""
+    """d 64, p 4, m 16: the table; three linears, or a two-way LSTM (8m(d+m+2), then 8m(3m+2)) and two."""
     count = lambda **settings: tiny_base().attach("x", PTuning(P, encoder_hidden_size=M, **settings)).count()
     assert count() == 4 * 64 + (64 * 16 + 16) + (16 * 16 + 16) + (16 * 64 + 64)
     lstm = 8 * 16 * (64 + 16 + 2) + 8 * 16 * (3 * 16 + 2)

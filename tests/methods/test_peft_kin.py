@@ -1,4 +1,4 @@
-"""IA3, AdaLoRA, VeRA, LoKr, LoHa against PEFT: equal outputs, gradients and files; with KronA: merges and counts.
+"""IA3, AdaLoRA, VeRA, LoKr, LoHa: outputs, gradients and files of PEFT. With KronA: merges and counts.
 
 Counts are the published formulas of methods.md 0.3, worked for Llama-2-7B.
 """

@@ -1,4 +1,4 @@
-"""Prefix tuning against PEFT, whose cache of past keys is the oracle; and what it cannot do: T5, packed, mixed rows."""
+"""Prefix tuning against PEFT's cache of past keys; and what PEFT cannot do: packed and mixed rows."""
 
 import copy
 import json

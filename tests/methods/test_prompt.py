@@ -1,4 +1,4 @@
-"""Prompt tuning against PEFT: outputs, gradients, generation, files; and what PEFT does not do: mixed, padded rows."""
+"""Prompt tuning against PEFT: outputs, gradients, generation, files; beyond PEFT: mixed, padded rows."""
 
 import copy
 import json

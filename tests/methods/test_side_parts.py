@@ -1,4 +1,4 @@
-"""What the trained parameters of side networks are made of, on published shapes; the sums are in test_counts."""
+"""The parts of the side networks' trained parameters on published shapes; the sums are in test_counts."""
 
 from shapes import attached, bert_base, llama_2_7b, t5_base
 

@@ -207,7 +207,8 @@ def test_a_recipe_of_classes_takes_no_second_head_and_keeps_the_word_head(folder
         "model": str(folder), "method": {"name": "warp", "before_text": 2, "before_mask": 1, "after_mask": 1},
         "stage": "classify", "dtype": "fp32", "output": str(tmp_path / "run"),
         "data": {"train": file, "eval": file, "max_length": 32},
-        "train": {"epochs": 15, "batch_size": 6, "lr": 0.1, "samples": []}, "evaluate": {"metrics": ["accuracy"]},
+        "train": {"epochs": 15, "batch_size": 6, "lr": 0.1, "samples": []},
+        "evaluate": {"metrics": ["accuracy"]},
     })  # fmt: skip
     result = run(recipe)
     opened = open_model(str(result.folder))

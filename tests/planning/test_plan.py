@@ -30,8 +30,8 @@ ALL = "all-linear"
 def llama(size):
     layers, width, inner = SIZES[size]
     return LlamaConfig(
-        num_hidden_layers=layers, hidden_size=width, intermediate_size=inner, num_attention_heads=width // 128,
-        vocab_size=32000, max_position_embeddings=2048,
+        num_hidden_layers=layers, hidden_size=width, intermediate_size=inner,
+        num_attention_heads=width // 128, vocab_size=32000, max_position_embeddings=2048,
     )  # fmt: skip
 
 
@@ -208,8 +208,9 @@ def test_a_recipe_is_planned_without_its_weights(tmp_path):
 
 
 def test_a_fresh_model_is_planned_with_the_vocabulary_it_will_have():
-    model = {"config": {"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "intermediate_size": 128,
-                        "num_attention_heads": 4}, "tokenizer": {"train": "bpe", "vocab_size": 500}}  # fmt: skip
+    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "intermediate_size": 128, "num_attention_heads": 4}
+    config = {"model_type": "llama", **sizes}
+    model = {"config": config, "tokenizer": {"train": "bpe", "vocab_size": 500}}
     found = plan(
         {"model": model, "stage": "pretrain", "method": {"name": "full"}, "data": {"max_length": 64}}
     )

@@ -1,4 +1,4 @@
-"""GPTQ against the plain algorithm: the inverse of the Hessian, one column after the other, in double precision."""
+"""GPTQ against the plain algorithm in double precision: inverse Hessian, one column after the other."""
 
 import gc
 
@@ -24,7 +24,7 @@ def correlated(features, tokens, seed=0):
 
 
 def plain(weight, x, bits, block):
-    """(codes, values): remove one column at a time from the inverse Hessian, as optimal brain quantisation does."""
+    """Return (codes, values): take one column at a time out of the inverse Hessian (Optimal Brain)."""
     w, top = weight.clone(), 2**bits - 1
     H = 2 * x.T @ x
     inverse = torch.linalg.inv(H + 0.01 * H.diagonal().mean() * torch.eye(len(H), dtype=H.dtype))

@@ -1,4 +1,4 @@
-"""Groups of whole numbers with a scale and a minimum: numbers by hand, a naive loop, the error table, properties."""
+"""Groups of whole numbers with scale and minimum: by hand, by a naive loop, by the error table."""
 
 import pytest
 import torch

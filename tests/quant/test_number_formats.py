@@ -1,4 +1,4 @@
-"""nf4, fp4, int8 and double quantisation: bitsandbytes' bytes, the error table, the properties of section 4.1."""
+"""nf4, fp4, int8, double quantisation: bitsandbytes' bytes, the error table, their properties."""
 
 import pytest
 import torch

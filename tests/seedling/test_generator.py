@@ -18,7 +18,10 @@ from graft.seedling.writing import INSTRUCTION, attribute_list, describe, docume
 
 
 def test_text_depends_on_the_seed_and_not_on_the_process():
-    code = "from graft.seedling.writing import documents, sft_rows; print(repr((documents(20, 5), sft_rows(20, 5))))"
+    code = (
+        "from graft.seedling.writing import documents, sft_rows; "
+        "print(repr((documents(20, 5), sft_rows(20, 5))))"
+    )
     other = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     ).stdout.strip()

@@ -1,4 +1,4 @@
-"""What survives a merge is arithmetic done by hand; certificates say it, and `verify` finds what was changed."""
+"""What survives a merge, by hand; certificates say it, and `verify` finds what was changed."""
 
 import json
 import math
@@ -50,7 +50,7 @@ def trained(model_folder, tmp_path, *, scale=0.2, **how):
 
 
 def one_linear(weight, change):
-    """A base whose first q_proj is `weight`, with an adapter that adds the rank-1 `change` (column, row) to it."""
+    """Return a base whose first q_proj is `weight`, with an adapter of the rank-1 `change` (column, row)."""
     base = Base(tiny_model("llama").to(weight.dtype), name="tiny")
     adapter = base.attach("sql", LoRA(r=1, lora_alpha=1, target_modules=["layers.0.self_attn.q_proj"]))
     site, insert = adapter.inserts[0]
@@ -62,8 +62,8 @@ def one_linear(weight, change):
 
 
 def test_survival_in_bf16_is_the_rounding_done_by_hand():
-    # Beside 1.0, numbers of bf16 lie 2**-7 apart. Row 0 adds a whole step (kept), row 1 a quarter (lost), row 2 three
-    # quarters (a whole step is written), and the rest nothing.
+    # Next to 1.0, numbers of bf16 lie 2**-7 apart. Row 0 adds a whole step (kept), row 1 a quarter (lost),
+    # row 2 three quarters (a whole step is written), and the rest nothing.
     step = 2.0**-7
     column = torch.zeros(64)
     column[:3] = torch.tensor([1.0, 0.25, 0.75])
@@ -76,8 +76,9 @@ def test_survival_in_bf16_is_the_rounding_done_by_hand():
 
 
 def test_survival_in_nf4_is_the_nearest_level_found_by_hand():
-    # Rows of 64 are one block each. A 1 in column 0 keeps the scale of a block at 1, so levels are NF4's own. All else
-    # lies on level 8, which is 0.0796 above zero; the next is 0.1609, and half way there is a change of 0.0407.
+    # Rows of 64 are one block each. A 1 in column 0 keeps the scale of a block at 1, so levels are NF4's own.
+    # All else lies on level 8, which is 0.0796 above zero; the next is 0.1609, and half way there is a change
+    # of 0.0407.
     at, above = 0.07958029955625534, 0.16093020141124725
     weight = torch.full((64, 64), at)
     weight[:, 0] = 1.0

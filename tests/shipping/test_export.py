@@ -1,4 +1,4 @@
-"""Merged folders load in transformers with equal logits; lossy merges are refused. Oracles: transformers, PEFT."""
+"""Merged folders load in transformers with equal logits, adapters in PEFT; lossy merges are refused."""
 
 import json
 import sys

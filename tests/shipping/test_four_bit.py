@@ -1,4 +1,4 @@
-"""Folders of GPTQ, AWQ, compressed-tensors and bitsandbytes: what they hold, what they say, and who else reads them."""
+"""Folders of GPTQ, AWQ, compressed-tensors, bitsandbytes: what they hold and who else reads them."""
 
 import json
 

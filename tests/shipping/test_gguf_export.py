@@ -1,4 +1,4 @@
-"""GGUF files open in llama.cpp and answer as here; what llama.cpp would refuse or misread is refused first."""
+"""GGUF files answer in llama.cpp as here; what llama.cpp would refuse or misread is refused first."""
 
 import copy
 import json
@@ -307,10 +307,12 @@ REFUSED = {
 @pytest.mark.parametrize("why", REFUSED)
 def test_a_tokenizer_that_llama_cpp_reads_otherwise_is_refused_with_the_reason(why, base):
     changes, reason = REFUSED[why]
-    tokenizer = retold(base.tokenizer, **changes) if why != "words" else PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(json.dumps({**json.loads(base.tokenizer.backend_tokenizer.to_str()),
-                                                        "model": changes["model"], "added_tokens": [],
-                                                        "post_processor": None})))  # fmt: skip
+    if why == "words":
+        facts = json.loads(base.tokenizer.backend_tokenizer.to_str())
+        facts |= {"model": changes["model"], "added_tokens": [], "post_processor": None}
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(facts)))
+    else:
+        tokenizer = retold(base.tokenizer, **changes)
     with pytest.raises(UsageError, match=reason):
         vocabulary(tokenizer, 2048, [2])
 
@@ -413,10 +415,10 @@ def test_names_are_those_of_the_package(kind, seedling):
 
 
 PROMPTS = (
-    "Once upon a time", "Lily and Tom", "The big dog", "One day, a boy named Tim", "It was raining", "The cat sat on",
-    "Mom said", "In the park", "There was a red ball", "She was very happy", "They went home", "A little bird",
-    "Ben saw a", "The sun was", "My name is", "He did not want to", "Can I play?", "It is 12 o'clock",
-    "Everyone laughed", "At the end",
+    "Once upon a time", "Lily and Tom", "The big dog", "One day, a boy named Tim", "It was raining",
+    "The cat sat on", "Mom said", "In the park", "There was a red ball", "She was very happy",
+    "They went home", "A little bird", "Ben saw a", "The sun was", "My name is", "He did not want to",
+    "Can I play?", "It is 12 o'clock", "Everyone laughed", "At the end",
 )  # fmt: skip
 
 
@@ -424,8 +426,11 @@ PROMPTS = (
 @pytest.mark.parametrize("form", ["f32", "f16", "q8_0"])
 @pytest.mark.parametrize("name", ["seedling", "stories260K", "babyllama-char", "book-llama-6m"])
 def test_real_bases_write_the_same_in_llama_cpp(name, form, tmp_path):
-    """f32: the same to rounding. Else llama.cpp rounds what enters a product, too (8 bits for q8_0), and a token may
-    differ where two are nearly as likely to us: the bounds are what was seen, rounded up."""
+    """In f32 they are the same to rounding. In other types llama.cpp also rounds what enters a product.
+
+    For q8_0 that is 8 bits. A token may differ where two are nearly as likely to us: the bounds are what was
+    seen, rounded up.
+    """
     from llama_cpp import LlamaCpp, compare
 
     if name != "seedling" and not (REAL / name).exists():
@@ -453,9 +458,11 @@ def test_real_bases_write_the_same_in_llama_cpp(name, form, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["seedling", "stories260K", "babyllama-char", "book-llama-6m"])
 def test_what_differs_in_8_bits_is_the_rounding_of_activations(name, tmp_path):
-    """The values of the 8-bit file, written in fp32, give our answers: weights and all else are the same. Rounding our
-    own activations as llama.cpp does moves us as far as it is apart, and towards it: not onto it, since a number near a
-    half may fall to either side, and all layers behind follow."""
+    """The values of the 8-bit file, written in fp32, give our answers: weights and all else are the same.
+
+    Rounding our own activations as llama.cpp does moves us as far as it is apart, and towards it. It does not
+    move us onto it, since a number near a half may fall to either side, and all later layers follow.
+    """
     from llama_cpp import LlamaCpp, compare
 
     if name != "seedling" and not (REAL / name).exists():
@@ -485,7 +492,7 @@ def test_what_differs_in_8_bits_is_the_rounding_of_activations(name, tmp_path):
 
 
 def rounded(x):
-    """Eight bits per 32 neighbours, halves to even; fp16 where 32 does not divide the width, whose weight is fp16."""
+    """Round to 8 bits per 32 neighbours, halves to even; to fp16 where 32 does not divide the width."""
     if x.shape[-1] % 32:
         return x.half().float()
     blocks = x.unflatten(-1, (-1, 32))

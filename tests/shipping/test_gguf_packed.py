@@ -1,4 +1,4 @@
-"""Bases in groups and GGUF blocks: codes go out and come in as they are, and certificates tell what did not."""
+"""Bases in groups and GGUF blocks: codes pass as they are, and certificates name those that did not."""
 
 import json
 import sys
@@ -253,9 +253,12 @@ def test_qa_lora_trains_on_a_file_and_goes_back_into_its_blocks(form, tokenizer,
 
 
 def test_llama_cpp_writes_what_the_merged_base_writes_but_for_its_8_bit_activations(tmp_path):
-    """The merged base, written in fp32, gives the same tokens in llama.cpp: nothing but the blocks' arithmetic is left.
-    There activations are rounded to 8 bits: rounding ours alike moves us as far as it is apart, and towards it; tokens
-    differ only where two are nearly as likely to us. The bounds are what was seen, rounded up."""
+    """The merged base in fp32 gives the same tokens in llama.cpp: only the blocks' arithmetic is left.
+
+    There activations are rounded to 8 bits. Rounding ours in the same way moves us as far as it is apart, and
+    towards it. Tokens differ only where two are nearly as likely to us. The bounds are what was seen, rounded
+    up.
+    """
     from llama_cpp import LlamaCpp, compare
 
     base = load("seedling", quant="int4", dtype="fp32")

@@ -20,14 +20,20 @@ class LlamaCpp:
 
     def __init__(self, path, lora=None, context=256):
         settings = xllamacpp.CommonParams()
-        settings.model.path, settings.n_ctx, settings.n_parallel = str(path), context, 1
-        settings.warmup, settings.use_jinja, settings.n_gpu_layers, settings.verbosity = False, True, 0, -1
+        settings.model.path = str(path)
+        settings.n_ctx = context
+        settings.n_parallel = 1
+        settings.warmup = False
+        settings.use_jinja = True
+        settings.n_gpu_layers = 0
+        settings.verbosity = -1
         settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = 1
         settings.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
         settings.cache_type_k = settings.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
         if lora is not None:
             adapter = xllamacpp.CommonAdapterLoraInfo()
-            adapter.path, adapter.scale = str(lora), 1.0
+            adapter.path = str(lora)
+            adapter.scale = 1.0
             settings.lora_adapters = [adapter]
         self.server = xllamacpp.Server(settings)
 
@@ -68,8 +74,12 @@ def opens(path):
 
 OPEN = """
 import os, sys, xllamacpp
-settings, status = xllamacpp.CommonParams(), 1
-settings.model.path, settings.n_ctx, settings.warmup, settings.verbosity = sys.argv[1], 64, False, -1
+settings = xllamacpp.CommonParams()
+settings.model.path = sys.argv[1]
+settings.n_ctx = 64
+settings.warmup = False
+settings.verbosity = -1
+status = 1
 try:
     server = xllamacpp.Server(settings)
     status = 0

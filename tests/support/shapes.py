@@ -20,8 +20,13 @@ from graft.base.adapter import Adapter
 from graft.base.base import Base
 from graft.core.method import Method
 
-LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096,
-         "vocab_size": 50265}  # fmt: skip
+LARGE = {
+    "hidden_size": 1024,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "intermediate_size": 4096,
+    "vocab_size": 50265,
+}
 
 
 def llama_2_7b() -> Base:

@@ -9,9 +9,15 @@ from graft.models.fresh import fresh
 ANIMALS = ("cat", "dog", "bird", "horse")
 TOYS = ("ball", "rope", "kite")
 CONFIG = {
-    "model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
-    "num_key_value_heads": 1, "max_position_embeddings": 128, "initializer_range": 0.2,
-}  # fmt: skip
+    "model_type": "llama",
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 128,
+    "initializer_range": 0.2,
+}
 
 
 def rows(count: int = 24) -> list[dict[str, str]]:

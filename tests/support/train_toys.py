@@ -38,8 +38,11 @@ class Batch:
 class Adapter:
     """W and b, trained; a frozen random tensor rides along."""
 
-    name, passes, consistency = "toy", 1, 0.0
-    methods, inserts = (), ()
+    name = "toy"
+    passes = 1
+    consistency = 0.0
+    methods = ()
+    inserts = ()
 
     def __init__(self, seed=0, dtype=torch.float32, width=WIDTH):
         generator = torch.Generator().manual_seed(seed)
@@ -86,21 +89,21 @@ class Base:
     device = torch.device("cpu")
 
     def __init__(self, adapter, dropout=0.1):
-        dtype = adapter.W.dtype
+        self.adapters = {adapter.name: adapter}
+        self.dtype = adapter.W.dtype
+        self.dropout = dropout
+        self.training = False
+        self.checkpointed = []
         self.model = torch.nn.Module()
         self.model.embeddings = torch.nn.Embedding(VOCABULARY, len(adapter.W))
         with torch.no_grad():
             values = torch.randn(VOCABULARY, len(adapter.W), generator=torch.Generator().manual_seed(1))
             self.model.embeddings.weight.copy_(values)
-        self.model.get_input_embeddings = lambda: self.model.embeddings
-        self.model.to(dtype).requires_grad_(False)
-        self.adapters, self.dtype, self.dropout, self.training = (
-            {adapter.name: adapter},
-            dtype,
-            dropout,
-            False,
-        )
-        self.checkpointed = []
+        self.model.get_input_embeddings = self._input_embeddings
+        self.model.to(self.dtype).requires_grad_(False)
+
+    def _input_embeddings(self):
+        return self.model.embeddings
 
     @contextlib.contextmanager
     def using(self, name):
@@ -137,7 +140,10 @@ class Feed:
     """Rows of uneven length, four per step; step(epoch, index) is a pure function."""
 
     def __init__(self, seed=0, steps_per_epoch=6, rows=4, micro=2):
-        self.seed, self.steps_per_epoch, self.rows, self.micro = seed, steps_per_epoch, rows, micro
+        self.seed = seed
+        self.steps_per_epoch = steps_per_epoch
+        self.rows = rows
+        self.micro = micro
 
     def step(self, epoch, index):
         generator = torch.Generator().manual_seed(self.seed + 1000 * epoch + index)
@@ -183,21 +189,26 @@ def trainer(run, *, feed=None, observer=None, adapter=None, task=None, **keys):
     """Return the trainer of a whole toy run with evaluation and samples."""
     adapter = adapter or Adapter()
     base = Base(adapter)
-    whole = Task(
-        feed or Feed(),
-        objective,
-        evaluation(base),
-        lambda: [f"sample {torch.rand(()):.3f} of {float(base.active.W.sum()):.6f}"],
-        {"train.lr": 0.05, "base": "b" * 8, "data": "d" * 8},
-    )
+
+    def sample():
+        return [f"sample {torch.rand(()):.3f} of {float(base.active.W.sum()):.6f}"]
+
+    identity = {"train.lr": 0.05, "base": "b" * 8, "data": "d" * 8}
+    whole = Task(feed or Feed(), objective, evaluation(base), sample, identity)
     return Trainer(base, "toy", replace(whole, **(task or {})), settings(**keys), run, observer)
 
 
 def told(heard):
     """Return an observer that appends (event, argument) to a list."""
-    tell = lambda event: lambda *arguments: heard.append((event, *arguments))
+
+    def listener(event):
+        def hear(*arguments):
+            heard.append((event, *arguments))
+
+        return hear
+
     events = ("start", "resumed", "step", "evaluated", "sampled", "saved", "warn", "finished")
-    return SimpleNamespace(**{event: tell(event) for event in events})
+    return SimpleNamespace(**{event: listener(event) for event in events})
 
 
 def die():
@@ -205,7 +216,7 @@ def die():
 
 
 class DyingOs:
-    """The `os` module of the fs layer; the process is killed at the k-th call that changes the disk."""
+    """The `os` module as `storage` uses it; the process is killed at the k-th call that changes the disk."""
 
     def __init__(self, k):
         self.left = k
@@ -243,7 +254,8 @@ def child(run, keys, kill=None, limit=None, nap=0.0):
     if limit:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
         storage.PAUSES_S = (0.0, 0.0)
-    heard, status = [], 0
+    heard = []
+    status = 0
     adapter = Adapter(width=keys.pop("width", WIDTH))
     try:
         trainer(run, observer=told(heard), adapter=adapter, task={"objective": mortal}, **keys).run()

@@ -82,7 +82,7 @@ def test_eight_bit_steps_from_the_same_states_equal_bitsandbytes():
             for key, tensor in state.items():
                 other = oracle.state[theirs[name]][names[key]].view(tensor.shape)
                 if tensor.dtype == torch.uint8:
-                    # Its CPU path takes codes from a table of 65,536 entries: a value at a boundary goes next door.
+                    # Its CPU path looks codes up in a table of 65,536: a value at a boundary goes next door.
                     assert (tensor != other).float().mean() < 0.05  # most of them tiny second moments
                 else:
                     torch.testing.assert_close(tensor, other, rtol=1e-6, atol=1e-6 * float(other.abs().max()))
