@@ -8,14 +8,14 @@ from graft import seedling
 from graft.data import Row, load_rows
 from graft.data.rows import as_chat
 from graft.errors import UsageError
-from graft.evaluate import Held, Table, before_after, evaluate
+from graft.evaluate import HeldOut, Table, before_after, evaluate
 from graft.recipe import Recipe, read
 from graft.runs.build import feed
 from graft.runs.open import Opened
 from graft.stages.stage import find, stage_of
 
 
-def material(opened: Opened, recipe: Recipe, rows: Sequence[Row]) -> Held:
+def material(opened: Opened, recipe: Recipe, rows: Sequence[Row]) -> HeldOut:
     """Rows as evaluation takes them: encoded for losses and classes, and as prompts for written answers."""
     base = opened.base
     head = base.adapters[opened.adapter].head if opened.adapter else None
@@ -26,7 +26,7 @@ def material(opened: Opened, recipe: Recipe, rows: Sequence[Row]) -> Held:
     examples = encoder(rows).examples
     if opened.by_template:
         rows = [as_chat(row) for row in rows]
-    return Held(
+    return HeldOut(
         feed(base, recipe, examples, size, size),
         stage,
         rows,
