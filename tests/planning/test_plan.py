@@ -10,7 +10,9 @@ from transformers import AutoConfig, BertConfig, LlamaConfig
 from graft.errors import UsageError
 from graft.methods.full import Full
 from graft.methods.lora import LoRA
-from graft.planning.plan import Shape, _methods, memory, optimizer_bytes, plan, plan_model
+from graft.planning.held import optimizer_bytes
+from graft.planning.machine import memory
+from graft.planning.plan import Shape, _methods, plan, plan_model
 from graft.planning.sketch import Ledger, Step, alike, peak, run_step, shallow, sketch, unreal, weights
 from graft.quant import quantise_model
 from graft.recipe import read

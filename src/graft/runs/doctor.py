@@ -20,7 +20,7 @@ from graft.kernels import REFERENCE
 from graft.kernels import find as kernel
 from graft.models.fresh import fresh
 from graft.objectives.lm import language_modelling
-from graft.planning.plan import memory
+from graft.planning.machine import memory
 from graft.quant import Scheme, quantise_model
 from graft.sizes import size
 from graft.storage import free_bytes
