@@ -18,7 +18,7 @@ def add_to(app: typer.Typer) -> None:
 
 @group.callback()
 def _data() -> None:
-    """Make `graft data` a group: typer would otherwise drop the second word of `graft data show`."""
+    """Make `graft data` a group: without this, typer would drop the second word of `graft data show`."""
 
 
 @group.command(

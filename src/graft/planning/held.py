@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from graft.core.method import Method
-from graft.planning.sketch import alike, sketch, stored, unreal, weights
+from graft.planning.sketch import same_in_every_block, sketch, stored, unreal, weights
 from graft.training.optimizers import BLOCK, AdamW8bit
 
 
@@ -16,7 +16,8 @@ class Held:
     """Bytes that are there before a step, and counts.
 
     parts: bytes of weights, adapter, gradients, and of the optimizer's states on the device.
-    parameters, trained, sites: counts, of the base and of the adapter.  uniform: see `sketch.alike`.
+    parameters, trained, sites: counts, of the base and of the adapter.
+    uniform: see `sketch.same_in_every_block`.
     states: bytes of all optimizer states, paged ones included.  update: temporaries of one optimizer update.
     packed: bytes that the weights would lose as nf4; 0 if they are packed.
     """
@@ -57,7 +58,7 @@ def held_by(
             parameters=base.count(),
             trained=adapter.count(),
             sites=len({site.name for site, _ in adapter.inserts}),
-            uniform=alike(base),
+            uniform=same_in_every_block(base),
             states=states,
             update=2
             * 4

@@ -172,7 +172,7 @@ def weights(base: Base) -> int:
     return stored([*base.model.parameters(), *base.model.buffers()])
 
 
-def alike(base: Base) -> bool:
+def same_in_every_block(base: Base) -> bool:
     """Return whether the adapter "plan" is the same in every block, so that a few blocks represent all."""
     blocks: dict[int, set[str]] = {site.layer: set() for site in base.sites if site.layer is not None}
     for site, _ in base.adapters["plan"].inserts:
@@ -193,7 +193,8 @@ def peak(
     """Return the bytes of one micro-batch at its peak, without weights, adapter and gradients.
 
     Two numbers: all bytes, and those in blocks of at most HEAP.
-    training: with backward.  uniform: see `alike`.  loading: quant, group_size, dtype and task of the base.
+    training: with backward.  uniform: see `same_in_every_block`.
+    loading: quant, group_size, dtype and task of the base.
     """
     depth = max(getattr(config, key, 0) or 0 for key in DEPTH)
     # The first block passes no gradient on. With checkpointing, blocks are computed again one at a time, so

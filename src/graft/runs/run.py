@@ -235,7 +235,9 @@ def _write(work: _Work) -> None:
 
 def _task(work: _Work) -> Task:
     """Return what the training loop needs: batches, loss, evaluation, samples, and the run's identity."""
-    base, recipe, prepared = work.base, work.recipe, work.prepared
+    base = work.base
+    recipe = work.recipe
+    prepared = work.prepared
     size = recipe.evaluate.batch_size
     prompts = recipe.train.samples
     batches = feed(base, recipe, prepared.train, recipe.train.batch_size, recipe.train.micro_batch_size)
@@ -286,7 +288,9 @@ def _announce(observer: RunObserver, work: _Work) -> None:
 
 def _finish(work: _Work, observer: RunObserver) -> RunResult:
     """Write what is missing of tokenizer, scores, model folder and report; return the result."""
-    base, folder, recipe = work.base, work.folder, work.recipe
+    base = work.base
+    folder = work.folder
+    recipe = work.recipe
     if not (folder / "adapter" / "tokenizer_config.json").exists():
         _add_tokenizer(folder / "adapter", base.tokenizer)
     if not (folder / "evaluation.json").exists():
