@@ -222,8 +222,8 @@ def user_scores(
     return {key: float(value) for key, value in scores.items()}
 
 
-def _streams(references: References) -> list[list[str | None]]:
-    """Return rows of references as sacrebleu's streams, with None if a row has fewer references."""
+def _streams(references: References) -> list[Any]:
+    """Return rows of references as sacrebleu's streams (list[str | None]): None if a row has fewer."""
     if not all(references):
         row = [bool(refs) for refs in references].index(False)
         raise UsageError(f"row {row} has no reference", "one or more", "add one")

@@ -5,7 +5,7 @@ L = − Σ_rows Σ_words log softmax(W·h_t + b)[tag]         one tag per word, 
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn import functional as F
@@ -39,7 +39,7 @@ def consistent_classification(
 
 def class_logits(base: "Base", batch: "Batch") -> torch.Tensor:
     """Return the logits of the adapter's task head: (B, classes), or (B, T, classes)."""
-    keywords = dict(batch.inputs)
+    keywords: dict[str, Any] = dict(batch.inputs)
     logits: torch.Tensor = base(keywords.pop("input_ids"), **keywords)[0]
     return logits
 

@@ -108,7 +108,7 @@ def token_scores(loss: float, sums: dict[str, float]) -> dict[str, float]:
     }
 
 
-def _forward_keywords(batch: "Batch") -> dict[str, torch.Tensor]:
+def _forward_keywords(batch: "Batch") -> dict[str, Any]:
     """Return a batch's inputs as the keywords of `Base.hidden`."""
     keywords = {name: value for name, value in batch.inputs.items() if value is not None}
     return {"ids": keywords.pop("input_ids"), **keywords}

@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from graft.base.adapter import Adapter
 from graft.base.base import Base
-from graft.core.insert import Insert
+from graft.core.insert import AdapterModule
 from graft.core.method import Method
 from graft.models.load import model_class
 from graft.quant import QuantLinear, Scheme
@@ -52,7 +52,7 @@ class Sketch(Base):
         """Return "": there are no values to fingerprint."""
         return ""
 
-    def _settle(self, insert: Insert) -> None:
+    def _settle(self, insert: AdapterModule) -> None:
         """Do nothing: fake tensors are created on the device and cannot be moved."""
 
 
@@ -158,7 +158,8 @@ def sketch(
     if quant != "none":
         for name, module in list(packable(model)):
             rows, columns = matrix(module).shape
-            model.set_submodule(name, _Packed(columns, rows, Scheme(quant, group_size), module.bias, dtype))
+            bias: Any = module.bias
+            model.set_submodule(name, _Packed(columns, rows, Scheme(quant, group_size), bias, dtype))
     return Sketch(model)
 
 

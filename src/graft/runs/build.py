@@ -26,11 +26,9 @@ def load_base(recipe: Recipe, quant: str | None = None) -> Base:
     if isinstance(recipe.model, str):
         quant = quant or recipe.quant
         return load(recipe.model, quant=quant, group_size=recipe.group_size, dtype=recipe.dtype, task=task)
-    tokenizer = recipe.model.tokenizer
-    if isinstance(tokenizer, NewTokenizer):
-        tokenizer = _new_tokenizer(recipe, tokenizer)
-    seed = recipe.train.seed
-    return fresh(recipe.model.config, tokenizer_in(tokenizer), dtype=recipe.dtype, seed=seed, task=task)
+    wanted = recipe.model.tokenizer
+    tokenizer = tokenizer_in(_new_tokenizer(recipe, wanted) if isinstance(wanted, NewTokenizer) else wanted)
+    return fresh(recipe.model.config, tokenizer, dtype=recipe.dtype, seed=recipe.train.seed, task=task)
 
 
 def _new_tokenizer(recipe: Recipe, wanted: NewTokenizer) -> Path:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
@@ -102,7 +103,7 @@ def reload_difference(base: Base, folder: str | Path, item: Product) -> float:
     folder: the exported model, which transformers loads.
     """
     disable_progress_bar()
-    plain = AutoModelForCausalLM.from_pretrained(folder, dtype=base.dtype, trust_remote_code=False)
+    plain: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=base.dtype, trust_remote_code=False)
     plain = plain.to(base.device).eval()
     ids = torch.tensor([base.tokenizer(prompt(item))["input_ids"]], device=base.device)
     return (plain(ids).logits - base(ids).logits).abs().max().item()

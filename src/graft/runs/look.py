@@ -18,9 +18,10 @@ def look(recipe: Recipe, rows: int) -> DataReport:
     `data.train` may name a run's folder.
     """
     recipe = recipe_behind(recipe)
-    known = isinstance(recipe.model, str)
-    folder = find_model(recipe.model) if known else Path(recipe.output) / "tokenizer"
-    tokenizer = tokenizer_in(folder)
+    if isinstance(recipe.model, str):
+        tokenizer = tokenizer_in(find_model(recipe.model))
+    else:
+        tokenizer = tokenizer_in(Path(recipe.output) / "tokenizer")
     stage = stage_of(recipe)
     prepared = prepare(seedling.located(recipe.data), tokenizer, stage, seed=recipe.train.seed)
     first = prepared.train[:rows]

@@ -8,7 +8,7 @@ draws are the same, whether or not the process was killed on the way.
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -308,11 +308,11 @@ class Trainer:
 
         storage.retry_while_full(self.folder, needed, commit, self.log.warn)
         storage.validate(target)
-        record = {"steps": p.step, "loss": p.loss, "tokens": p.tokens, "best": p.best, "adapter": "adapter"}
-        facts = storage.encode(
-            {**record, "identity": dict(self.task.identity)}
-        )  # sorted: equal after a resume
+        result = Result(p.step, p.loss, p.tokens, p.best, target)
+        record = {**asdict(result), "adapter": target.name}
+        # Keys are sorted, so that a resumed run writes the bytes of an undisturbed one.
+        facts = storage.encode({**record, "identity": dict(self.task.identity)})
         storage.replace(self.folder / "finished.json", facts)
         self.observer.saved(target)
         self.observer.finished(record)
-        return Result(**{**record, "adapter": target})
+        return result
