@@ -25,7 +25,7 @@ def export(
         str | None,
         typer.Option(
             "--type",
-            help="For gguf: f32 f16 bf16 q8_0 q4_0 q4_1 q5_0 q5_1.",
+            help="For gguf: f32 f16 bf16 q8_0 q4_0 q4_1 q5_0 q5_1; by default q8_0, or q4_1 for int4.",
         ),
     ] = None,
     adapter: Annotated[list[str] | None, typer.Option(help="Adapter folder, or NAME=FOLDER.")] = None,

@@ -46,7 +46,7 @@ def merge(
     quant: Annotated[str | None, typer.Option(help="How to load the base: none, nf4, ...")] = None,
     into: Annotated[
         str | None,
-        typer.Option(help="Quantised base: dequantised, original or packed; all are measured first."),
+        typer.Option(help="Quantised base: dequantised, original or packed; by default all are measured."),
     ] = None,
     original: Annotated[
         str | None, typer.Option(help="Quantised base: where the original weights are.")

@@ -21,7 +21,7 @@ def quantize(
         str, typer.Option("--quant", "--to", help="nf4, fp4, int8; in groups: int4, int3, int2, int8g.")
     ] = "nf4",
     group_size: Annotated[
-        int, typer.Option(help="Weights that share a scale; 0 means the scheme's own.")
+        int, typer.Option(help="Weights that share a scale; 0 means 64, or 32 in groups.")
     ] = 0,
     data: Annotated[
         str | None,
