@@ -151,22 +151,3 @@ def optimizer_of(name: str, adapter: Any, lr: float) -> Any:
 
     groups = [{"weight_decay": 0.0, **group} for group in adapter.param_groups(lr)]
     return build(name, dict(adapter.named_parameters()), groups, Pages())
-
-
-def train_steps(base: Any, adapter: str, ids: Any, optimizer: str, folder: str) -> float:
-    """Train an attached adapter for one pass over rows of ids (N, T), two a step; return the last loss."""
-    from types import SimpleNamespace
-
-    from graft.data.batches import TokenBatches
-    from graft.data.encode import Example
-    from graft.data.feed import Feed
-    from graft.objectives.lm import language_modelling
-    from graft.recipe import Train
-    from graft.training import Task, Trainer
-
-    examples = [Example(row, row, f"rows:{n}") for n, row in enumerate(ids.tolist())]
-    tokenizer = SimpleNamespace(pad_token_id=0, eos_token_id=2)
-    batches = TokenBatches(tokenizer, ids.shape[1], causal=True)
-    feed = Feed(examples, batches, batch_size=2, micro_batch_size=2)
-    settings = Train(lr=1e-4, warmup=0.0, schedule="constant", optimizer=optimizer)
-    return Trainer(base, adapter, Task(feed, language_modelling), settings, folder).run().loss

@@ -11,13 +11,7 @@ import resource
 import subprocess
 import sys
 import tempfile
-from pathlib import Path
-
-sys.path.append(str(Path(__file__).parents[1] / "common"))
-import internals
-import torch
-
-import graft
+from types import SimpleNamespace
 
 SHAPE = {
     "model_type": "llama",
@@ -45,16 +39,31 @@ def main() -> None:
     print(f"{kind:<18} peak {peak:,.0f} MiB   loss of the last step {loss:.4f}", flush=True)
 
 
-def rows() -> torch.Tensor:
-    """Return six rows of 128 token ids, the same for all."""
-    return torch.randint(3, 32000, (6, 128), generator=torch.Generator().manual_seed(0))
+def feed():
+    """Return rows of 128 tokens, the same for all."""
+    import torch
+
+    from graft.data.batches import TokenBatches
+    from graft.data.encode import Example
+    from graft.data.feed import Feed
+
+    rows = torch.randint(3, 32000, (6, 128), generator=torch.Generator().manual_seed(0)).tolist()
+    tokenizer = SimpleNamespace(pad_token_id=0, eos_token_id=2)
+    examples = [Example(ids, ids, f"rows:{n}") for n, ids in enumerate(rows)]
+    return Feed(examples, TokenBatches(tokenizer, 128, causal=True), batch_size=2, micro_batch_size=2)
 
 
 def train_torch() -> float:
-    model = internals.fresh(dict(SHAPE), dtype="bf16").model.requires_grad_(True).train()
+    import torch
+
+    from graft.models.fresh import fresh
+
+    model = fresh(dict(SHAPE), dtype="bf16").model.requires_grad_(True).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.0)
-    for ids in rows().split(2):
-        loss = model(ids, labels=ids, use_cache=False).loss
+    rows = feed()
+    for step in range(3):
+        (batch,) = rows.step(0, step)
+        loss = model(**batch.inputs, labels=batch.labels, use_cache=False).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -63,10 +72,17 @@ def train_torch() -> float:
 
 
 def train_graft(kind: str) -> float:
-    base = internals.fresh(dict(SHAPE), dtype="bf16")
-    base.attach("all", graft.Full())
+    from graft.methods.full import Full
+    from graft.models.fresh import fresh
+    from graft.objectives.lm import language_modelling
+    from graft.recipe import Train
+    from graft.training import Task, Trainer
+
+    base = fresh(dict(SHAPE), dtype="bf16")
+    base.attach("all", Full())
+    settings = Train(max_steps=3, lr=1e-4, warmup=0.0, schedule="constant", optimizer=kind)
     with tempfile.TemporaryDirectory() as folder:
-        return internals.train_steps(base, "all", rows(), kind, folder)
+        return Trainer(base, "all", Task(feed(), language_modelling), settings, folder).run().loss
 
 
 if __name__ == "__main__":

@@ -11,7 +11,9 @@ import typer
 from tiny_folder import write_model, write_rows
 
 from graft.cli import app, call
+from graft.cli.progress import Progress
 from graft.core.cards import cards, pages
+from graft.recipe import read
 
 COMMANDS = typer.main.get_command(app).commands
 PARTS = [f"{verb} {part}" for verb, command in COMMANDS.items() for part in getattr(command, "commands", ())]
@@ -81,13 +83,20 @@ def test_every_file_with_a_verb_is_in_the_table():
 
 
 @pytest.mark.parametrize("verb", ["", *COMMANDS, *PARTS])
-def test_help_fits_a_screen(verb, capsys):
+def test_help_fits_a_screen(verb, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
     assert call([*verb.split(), "--help"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert 5 <= len(lines) <= 34 and max(map(len, lines)) <= 100
+    assert 5 <= len(lines) <= 34 and max(map(len, lines)) <= 80
     if not verb:
         assert all(any(line.split()[:1] == [name] for line in lines) for name in COMMANDS)
         assert not any(line.endswith("...") for line in lines[1:]), "a verb's line of help is cut off"
+
+
+def test_an_evaluation_prints_its_count_of_tokens_as_a_whole_number(capsys):
+    with Progress(read({})) as progress:
+        progress.evaluated({"step": 5, "epoch": 1.0, "eval_loss": 1.5, "eval_tokens": 8531.0})
+    assert capsys.readouterr().err.split("eval")[1].split() == ["5", "loss", "1.5000", "tokens", "8,531"]
 
 
 def test_methods_are_listed_for_people_and_programs(capsys):

@@ -10,8 +10,20 @@ from transformers import AutoConfig, BertConfig, LlamaConfig
 from graft.errors import UsageError
 from graft.methods.full import Full
 from graft.methods.lora import LoRA
-from graft.planning.plan import Shape, _methods, memory, optimizer_bytes, plan, plan_model
-from graft.planning.sketch import Ledger, Step, alike, peak, run_step, shallow, sketch, unreal, weights
+from graft.planning.held import optimizer_bytes
+from graft.planning.machine import memory
+from graft.planning.plan import Shape, _methods, plan, plan_model
+from graft.planning.sketch import (
+    Ledger,
+    Step,
+    peak,
+    run_step,
+    same_in_every_block,
+    shallow,
+    sketch,
+    unreal,
+    weights,
+)
 from graft.quant import quantise_model
 from graft.recipe import read
 from graft.training.optimizers import build
@@ -133,7 +145,7 @@ def test_only_adapters_that_treat_blocks_alike_are_carried_on():
         ):
             base = sketch(config)
             base.attach("plan", method)
-            assert alike(base) is expected
+            assert same_in_every_block(base) is expected
 
 
 def test_checkpointing_and_small_batches_hold_less():

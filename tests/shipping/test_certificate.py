@@ -159,7 +159,7 @@ def test_a_certificate_says_how_far_the_folder_is_from_what_was_trained(family, 
         facts["base"]["fingerprint"] == base.fingerprint() and facts["versions"]["torch"] == torch.__version__
     )
     assert facts["adapters"][0]["fingerprint"] == base.adapters["sql"].fingerprint()
-    assert "of the update is there" in certificate_line(facts) and set(facts["files"]) > {
+    assert "of the update survives" in certificate_line(facts) and set(facts["files"]) > {
         "config.json",
         "model.safetensors",
     }

@@ -7,7 +7,7 @@ from train_toys import VOCABULARY, Adapter, Base, Feed, collate, objective
 from graft.errors import TrainingError
 from graft.training import rng
 from graft.training.neftune import Neftune
-from graft.training.step import measure, preflight, stop
+from graft.training.step import measure, not_finite_error, preflight
 
 SILENT = lambda mask: None
 
@@ -104,7 +104,7 @@ def test_a_loss_that_is_nan_names_the_rows_of_its_micro_batch_only():
     with base.using("toy"):
         measured = measure(base, adapter, broken, [collate(rows()[:2]), collate(rows()[2:4])], SILENT)
     assert "loss is nan" in measured.trouble and measured.sources == ["toy.jsonl:2", "toy.jsonl:3"]
-    message = str(stop(7, measured, 1e-3, base))
+    message = str(not_finite_error(7, measured, 1e-3, base))
     assert all(
         part in message for part in ("step 7", "lr 0.001", "gradient norm nan", "float32", "toy.jsonl:2")
     )
@@ -125,7 +125,7 @@ def test_a_broken_base_weight_is_named_in_the_error():
     base.model.embeddings.weight.data[3, 2] = float("nan")
     with base.using("toy"):
         measured = measure(base, adapter, objective, [collate(rows())], SILENT)
-    assert "embeddings.weight" in str(stop(1, measured, 0.1, base))
+    assert "embeddings.weight" in str(not_finite_error(1, measured, 0.1, base))
 
 
 def test_a_preflight_leaves_no_trace_in_generators_and_gradients():

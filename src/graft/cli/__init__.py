@@ -1,10 +1,10 @@
-"""The command `graft`: one short file per verb; here the table of verbs, the errors and the exit codes.
+"""The command `graft`: one short file per verb; here the list of verbs, the errors and the exit codes.
 
-A verb parses, calls the library and prints. Data goes to stdout, talk to stderr. Heavy modules are imported
-inside the verbs' bodies: `graft --help` and every error of a recipe must answer at once, and torch alone
-takes two seconds.
+A verb parses its words, calls the library and prints. Results go to stdout, everything else to stderr. Heavy
+modules are imported inside the verbs' bodies: `graft --help` and every error of a recipe must answer at once,
+and torch alone takes two seconds.
 
-    exit 0 done   1 failed   2 misuse   70 a defect of ours   74 disk full   130 interrupted   143 terminated
+    exit 0 done   1 failed   2 misuse   70 a defect of graft   74 disk full   130 interrupted   143 terminated
 """
 
 import os
@@ -38,15 +38,15 @@ from graft.storage import disk_full
 app = typer.Typer(
     name="graft",
     help="Fine-tune language models on the machine you have.",
-    epilog="Start with `graft demo`, or `graft train --model M --data ROWS`. A run's folder stands for its model.",
+    epilog="Start with `graft demo`, or `graft train --model M --data ROWS`. A MODEL may be a run's folder.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-# The order of a job, which is the order of the help.
-for _verb in (
+# In the order of a job, which the help keeps.
+VERBS = (
     demo,
     plan,
     train,
@@ -61,7 +61,8 @@ for _verb in (
     methods,
     data,
     doctor,
-):
+)
+for _verb in VERBS:
     _verb.add_to(app)
 
 
@@ -90,6 +91,7 @@ def call(words: list[str]) -> int:
 
 
 def _fail(error: GraftError) -> int:
+    """Print the three parts of an error; return its exit code."""
     talk(f"graft: error: {error.given.rstrip()}")
     talk(f"  expected: {error.expected}")
     talk(f"  to do:    {error.remedy}")
@@ -103,6 +105,6 @@ def _defect(error: Exception) -> int:
         traceback.print_exception(error, file=file)
     message = str(error).splitlines()[0] if str(error) else "no message"
     talk(f"graft: error: {type(error).__name__}: {message}")
-    talk("  expected: this never to happen; it is a defect of graft")
+    talk("  expected: no such error; it is a defect of graft")
     talk(f"  to do:    report it with the traceback in {name}")
     return 70

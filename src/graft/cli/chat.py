@@ -17,23 +17,27 @@ def chat(
     adapter: Annotated[
         list[str] | None, typer.Option(help="Adapter folder, or NAME=FOLDER; repeat for several.")
     ] = None,
-    prompt: Annotated[str | None, typer.Option(help="Answer this and stop.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="Answer this prompt and stop.")] = None,
     raw: Annotated[
         bool, typer.Option("--raw", help="Continue the text as it is, without a chat template.")
     ] = False,
-    quant: Annotated[str | None, typer.Option(help="none, nf4, fp4, int8, int4, ...")] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 256,
-    temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token.")] = 0.0,
-    top_p: Annotated[float, typer.Option(help="Smallest set of tokens with so much probability.")] = 1.0,
-    seed: Annotated[int | None, typer.Option(help="Same seed, same answers.")] = None,
+    quant: Annotated[
+        str | None, typer.Option(help="How to load the base: none, nf4, int8, int4, ...")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 256,
+    temperature: Annotated[float, typer.Option(min=0, help="0: always the most likely token.")] = 0.0,
+    top_p: Annotated[
+        float, typer.Option(help="Sample from the likeliest tokens with this much probability.")
+    ] = 1.0,
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same answers.")] = None,
 ) -> None:
-    from graft.runs.open import open_model  # torch costs seconds: `graft chat --help` shall not wait for it
+    from graft.runs.open import open_model  # torch costs seconds: `graft chat --help` must not wait for it
 
     opened = open_model(model, adapters=adapter or (), quant=quant)
-    how: dict[str, Any] = {"max_new_tokens": max_new_tokens, "seed": seed, "top_p": top_p}
+    sampling: dict[str, Any] = {"max_new_tokens": max_new_tokens, "seed": seed, "top_p": top_p}
     if temperature:
-        how |= {"do_sample": True, "temperature": temperature}
-    conversation = Conversation(opened.base, opened.adapter, how, raw=raw or not opened.by_template)
+        sampling |= {"do_sample": True, "temperature": temperature}
+    conversation = Conversation(opened.base, opened.adapter, sampling, raw=raw or not opened.by_template)
     if prompt is not None:
         show(conversation.ask(prompt))
     else:
@@ -42,28 +46,33 @@ def chat(
 
 
 class Conversation:
-    """The messages so far, and who answers them.  raw: a line is continued as it is, and nothing is remembered."""
+    """A conversation with one adapter of a base at a time.
 
-    def __init__(self, base: Any, adapter: str | None, how: dict[str, Any], *, raw: bool) -> None:
-        self.base, self.adapter, self.how, self.raw = base, adapter, how, raw
+    adapter: the name of the one that answers, None for the bare base.  sampling: keywords of `Base.generate`.
+    raw: the model continues each line as it is, and nothing is remembered.
+    """
+
+    def __init__(self, base: Any, adapter: str | None, sampling: dict[str, Any], *, raw: bool) -> None:
+        self.base = base
+        self.adapter = adapter
+        self.sampling = sampling
+        self.raw = raw
         self.messages: list[dict[str, str]] = []
 
     def ask(self, text: str) -> str:
-        """The answer; both turns are remembered."""
+        """Return the answer to a text; both turns are remembered, unless raw."""
         from graft.runs.open import reply  # late, as in `chat`
 
-        asked: Any = text if self.raw else [*self.messages, {"role": "user", "content": text}]
-        answer = reply(self.base, [asked], self.adapter, **self.how)[0].strip()
-        self.messages += (
-            [] if self.raw else [{"role": "user", "content": text}, {"role": "assistant", "content": answer}]
-        )
+        if self.raw:
+            return reply(self.base, [text], self.adapter, **self.sampling)[0].strip()
+        asked = [*self.messages, {"role": "user", "content": text}]
+        answer = reply(self.base, [asked], self.adapter, **self.sampling)[0].strip()
+        self.messages = [*asked, {"role": "assistant", "content": answer}]
         return answer
 
     def listen(self) -> None:
-        """Read lines until the end of input or /quit."""
-        talk(
-            "/reset forgets the conversation, /adapter NAME switches (/adapter base: the bare base), /quit ends"
-        )
+        """Answer lines of the input until it ends, or until /quit."""
+        talk("/reset: forget the conversation   /adapter NAME: switch (base: no adapter)   /quit: end")
         while True:
             try:
                 line = input("> " if sys.stdin.isatty() else "").strip()
@@ -77,7 +86,7 @@ class Conversation:
                 show(self.ask(line))
 
     def command(self, line: str) -> None:
-        """/reset or /adapter NAME; anything else is answered with what there is."""
+        """Obey /reset or /adapter NAME; for anything else list the commands."""
         word, _, name = line.partition(" ")
         if word == "/reset":
             self.messages.clear()
@@ -86,6 +95,5 @@ class Conversation:
             self.adapter = None if name == "base" else name
             talk(f"{name} answers")
         else:
-            talk(
-                f"{line} is no command here: /reset, /adapter {' | '.join(['base', *self.base.adapters])}, /quit"
-            )
+            names = " | ".join(["base", *self.base.adapters])
+            talk(f"{line} is no command: /reset, /adapter {names}, /quit")

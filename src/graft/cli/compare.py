@@ -1,4 +1,4 @@
-"""graft compare: what two runs (or models) answer to the same prompts, side by side, and their scores."""
+"""graft compare: the answers of two runs or models to the same prompts, side by side, and their scores."""
 
 import textwrap
 from pathlib import Path
@@ -6,32 +6,33 @@ from typing import Annotated, Any
 
 import typer
 
-from graft.cli.say import after, show, show_json, table
+from graft.cli.say import after, score_table, show, show_json
 from graft.errors import UsageError
 
-WIDTH = 56
+WIDTH = 56  # characters of a column
 
 
 def add_to(app: typer.Typer) -> None:
-    app.command("compare", help="Show what two runs or models answer, side by side.")(compare)
+    app.command("compare", help="Show the answers of two runs or models, side by side.")(compare)
 
 
 def compare(
     first: Annotated[str, typer.Argument(help="A run's folder, an adapter's folder, a model, or seedling.")],
-    second: Annotated[str, typer.Argument(help="The other one.")],
+    second: Annotated[str, typer.Argument(help="Another one.")],
     prompts: Annotated[Path | None, typer.Option(help="A text file, one prompt a line.")] = None,
     prompt: Annotated[list[str] | None, typer.Option(help="A prompt; repeat for several.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="At most so many prompts.")] = 8,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 64,
-    json: Annotated[bool, typer.Option("--json", help="The same for programs.")] = False,
+    limit: Annotated[int, typer.Option(min=1, help="Use at most this many prompts.")] = 8,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 64,
+    json: Annotated[bool, typer.Option("--json", help="Print the same facts for programs.")] = False,
 ) -> None:
     given = [*(prompt or []), *_lines(prompts)]
 
     from graft.runs.open import open_model  # torch costs seconds
     from graft.runs.score import prompts_of, scores_of  # torch costs seconds
 
-    answers, asked = [], given[:limit]
-    for name in (first, second):  # one after the other: two models at once may not fit
+    answers = []
+    asked = given[:limit]
+    for name in (first, second):  # one after the other: both together may not fit into memory
         opened = open_model(name)
         asked = asked or prompts_of(opened, limit)
         answers.append(opened.ask(asked, max_new_tokens=max_new_tokens))
@@ -48,6 +49,7 @@ def compare(
 
 
 def _lines(path: Path | None) -> list[str]:
+    """Return the lines of a file that are not empty."""
     if path is None:
         return []
     try:
@@ -59,7 +61,7 @@ def _lines(path: Path | None) -> list[str]:
 
 
 def side_by_side(left: tuple[str, str], right: tuple[str, str]) -> str:
-    """Two named texts in columns of WIDTH characters."""
+    """Return two named texts in columns of WIDTH characters."""
     columns = [
         [name, "-" * WIDTH, *(textwrap.wrap(text, WIDTH) or ["(nothing)"])] for name, text in (left, right)
     ]
@@ -68,12 +70,6 @@ def side_by_side(left: tuple[str, str], right: tuple[str, str]) -> str:
     return "\n".join(f"{a:<{WIDTH}}   {b}".rstrip() for a, b in rows)
 
 
-def _scores(found: dict[str, dict[str, Any]]) -> str:
-    names = sorted({metric for scores in found.values() for metric in scores})
-    if not names:
-        return ""
-    rows = [
-        (name, *(f"{scores[name]:.4g}" if name in scores else "" for scores in found.values()))
-        for name in names
-    ]
-    return "\n" + table(("metric", *found), rows)
+def _scores(columns: dict[str, dict[str, Any]]) -> str:
+    """Return the scores of both as a table, or "" if there are none."""
+    return "\n" + score_table(columns) if any(columns.values()) else ""

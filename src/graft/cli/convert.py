@@ -1,4 +1,4 @@
-"""graft convert: turn an old loralib pickle, or a fully tuned model, into an adapter folder."""
+"""graft convert: turn a fully tuned model, or an old loralib pickle, into an adapter folder."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,27 +21,22 @@ def convert(
     folder: Annotated[Path, typer.Argument(help="The adapter folder to write.")],
     base: Annotated[str, typer.Option("--base", help="The model it was tuned from.")] = "",
     r: Annotated[
-        int | None, typer.Option("--r", help="Tuned model: rank of each layer; by default 16.")
+        int | None, typer.Option("--r", help="Tuned model: rank of each layer, by default 16.")
     ] = None,
-    energy: Annotated[
-        float | None, typer.Option(help="Tuned model: the share of each change to keep.")
-    ] = None,
+    energy: Annotated[float | None, typer.Option(help="Tuned model: keep this share of each change.")] = None,
     rest: Annotated[
-        str, typer.Option(help="Changed norms, biases, embeddings: name them, or keep them in full.")
+        str, typer.Option(help="Changed norms, biases, embeddings: 'name' or 'keep' them.")
     ] = "name",
     alpha: Annotated[
         float | None,
-        typer.Option(
-            "--alpha", help="Loralib file: lora_alpha of its training, which the file does not state."
-        ),
+        typer.Option("--alpha", help="Loralib file: its lora_alpha, which is not in it."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace what is in the folder.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the same facts for programs.")] = False,
 ) -> None:
     """Turn a tuned model into the LoRA nearest to its changes, layer by layer; or read a loralib pickle.
 
-    A pickle can run code when it is read: this reads weights only, in a separate process with limits. Nothing
-    else in graft opens a pickle.
+    A pickle can run code when it is read: graft reads its weights only, in a separate process with limits.
     """
     pickled = Path(source).is_file()
     _check(source, pickled, base, alpha, for_tuned=bool(r or energy or rest != "name"))
@@ -61,19 +56,23 @@ def _check(source: str, pickled: bool, base: str, alpha: float | None, *, for_tu
     if pickled and for_tuned:
         raise UsageError(
             f"--r, --energy or --rest with the file {source}",
-            "them with a tuned model only",
+            "these with a tuned model only",
             "leave them out",
         )
     if pickled and alpha is None:
         raise UsageError(
-            f"{source} without --alpha", "the lora_alpha of its training", "the official files used 16"
+            f"{source} without --alpha",
+            "the lora_alpha of its training",
+            "add --alpha; the official files used 16",
         )
     if not pickled and alpha is not None:
         raise UsageError(
-            f"--alpha with {source}, which is not a file", "it with a loralib file only", "check the path"
+            f"--alpha with {source}, which is not a file",
+            "--alpha with a loralib file only",
+            "check the path",
         )
     if not pickled and not base:
-        raise UsageError(f"{source} without --base", "the model it was tuned from", "add --base MODEL")
+        raise UsageError(f"{source} without --base", "the model that it was tuned from", "add --base MODEL")
 
 
 def _unpickle(source: str, folder: Path, base: str, alpha: float, force: bool) -> dict[str, Any]:
@@ -99,19 +98,18 @@ def _extract(source: str, folder: Path, base: str, *, rest: str, force: bool, **
     def tell(site: str, layer: Any) -> None:
         talk(f"layer   {site}   r {len(layer.A)}   {layer.kept:.1%} of its change kept")
 
-    found = difference(frozen, source, told=tell, **size)
-    adapter = found.attach("extracted", rest)
+    extracted = difference(frozen, source, told=tell, **size)
+    adapter = extracted.attach("extracted", rest)
     export(frozen, folder, "peft", adapter=adapter.name, force=force)
-    talk(
-        f"kept    {found.kept:.1%} of what changed in {len(found.layers)} layers; {adapter.count():,} numbers"
-    )
-    left = [*(found.rest if rest == "name" else ()), *found.foreign]
+    changed = f"what changed in {len(extracted.layers)} layers"
+    talk(f"kept    {extracted.kept:.1%} of {changed}, in {adapter.count():,} numbers")
+    left = [*(extracted.rest if rest == "name" else ()), *extracted.foreign]
     if left:
         talk(
-            f"left    {len(left)} changed tensors: {', '.join(left)}   (--rest keep keeps those of the base)"
+            f"left    {len(left)} changed tensors: {', '.join(left)}   (--rest keep: keep those of the base)"
         )
     layers = {
         site: {"r": len(layer.A), "kept": layer.kept, "norm": layer.norm}
-        for site, layer in found.layers.items()
+        for site, layer in extracted.layers.items()
     }
-    return {"kept": found.kept, "layers": layers, "rest": rest, "left": left}
+    return {"kept": extracted.kept, "layers": layers, "rest": rest, "left": left}

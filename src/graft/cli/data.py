@@ -1,4 +1,4 @@
-"""graft data show: rows as the model will see them, with what is learnt in colour."""
+"""graft data show: print rows as the model sees them, with the learnt tokens in colour."""
 
 import sys
 from typing import Annotated
@@ -18,38 +18,27 @@ def add_to(app: typer.Typer) -> None:
 
 @group.callback()
 def _data() -> None:
-    """A group, so that `graft data show` is two words."""
+    """Make `graft data` a group: without this, typer would drop the second word of `graft data show`."""
 
 
 @group.command(
-    "show", help="Print rows as the model sees them; what is learnt is green, or in ⟦⟧ without colours."
+    "show", help="Print rows as the model sees them; learnt text is green, or in ⟦⟧ without colours."
 )
 def show_rows(
     path: Annotated[str, typer.Argument(help="A file, a folder, seedling:NAME, or a run's folder.")],
-    model: Annotated[str, typer.Option(help="Whose tokenizer and chat template.")] = "seedling",
+    model: Annotated[str, typer.Option(help="The model whose tokenizer and template are used.")] = "seedling",
     rows: Annotated[int, typer.Option("-n", "--rows", min=1, help="How many rows.")] = 3,
-    stage: Annotated[str, typer.Option(help=f"What rows are for: {STAGES}.")] = "sft",
+    stage: Annotated[str, typer.Option(help=f"What the rows are for: {STAGES}.")] = "sft",
     max_length: Annotated[int, typer.Option(min=1, help="Tokens per row.")] = 1024,
     template: Annotated[str | None, typer.Option(help="A chat template: a file or a builtin name.")] = None,
-    bad_rows: Annotated[str, typer.Option(help="strict: stop at a defective row; skip: list it.")] = "strict",
-    json: Annotated[bool, typer.Option("--json", help="Counts and rows for programs.")] = False,
+    bad_rows: Annotated[str, typer.Option(help="strict: stop at a bad row; skip: list it.")] = "strict",
+    json: Annotated[bool, typer.Option("--json", help="Print counts and rows for programs.")] = False,
 ) -> None:
     from graft.recipe import read  # late: pydantic, which no --help needs
 
-    recipe = read(
-        {
-            "model": model,
-            "stage": stage,
-            "data": {
-                "train": path,
-                "max_length": max_length,
-                "template": template,
-                "bad_rows": bad_rows,
-                "eval": None,
-            },
-        }
-    )
-    from graft.runs.look import look  # after the words are known to be sound: torch costs seconds
+    settings = {"train": path, "max_length": max_length, "template": template, "bad_rows": bad_rows}
+    recipe = read({"model": model, "stage": stage, "data": {**settings, "eval": None}})
+    from graft.runs.look import look  # after the words are checked: torch costs seconds
 
     report = look(recipe, rows)
     colour = sys.stdout.isatty()

@@ -1,4 +1,4 @@
-"""The data report as lines for a terminal."""
+"""Turn a data report into lines for a terminal."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -10,9 +10,10 @@ SAMPLE = 600  # characters of a sample row that are shown
 
 
 def report_lines(report: "DataReport", color: bool = True) -> list[str]:
-    """Return the report as lines.  color: rich markup, learnt text green and the rest dim; else learnt text in ⟦⟧."""
-    from rich.markup import escape  # late: `graft --help` must not wait for it
+    """Return the report as lines.
 
+    color: with rich markup, learnt text green and the rest dim; without it, learnt text is in ⟦⟧.
+    """
     share = 100 * report.tokens_learnt / max(report.tokens, 1)
     learnt = f"{report.tokens_learnt:,} learnt ({share:.0f} %)" if report.tokens_learnt else ""
     learnt = "   ".join(filter(None, [f"{len(report.labels)} classes" if report.labels else "", learnt]))
@@ -29,23 +30,32 @@ def report_lines(report: "DataReport", color: bool = True) -> list[str]:
     lines += [f"note    {text}" for text in report.notes()]
     lines += [f"reject  {count} x {reason}" for reason, count in report.rejected.items()]
     lines += [f"reject  {reject}" for reject in report.rejects[:3]]
-    if color:
-        lines = [escape(line) for line in lines]
+    lines = [_plain(line, color) for line in lines]
     for sample in report.samples:
-        source = escape(sample["source"]) if color else sample["source"]
-        lines += ["", f"row     {source}", _painted(sample, color)]
+        lines += ["", _plain(f"row     {sample['source']}", color), _painted(sample, color)]
     return lines
 
 
 def _painted(sample: dict[str, Any], color: bool) -> str:
-    from rich.markup import escape  # late, as above
-
-    painted, room = [], SAMPLE
+    """Return a sample row with its learnt text marked, cut after SAMPLE characters."""
+    painted = []
+    room = SAMPLE
     for text, learnt in sample["pieces"]:
         shown = text if len(text) <= room else text[:room] + " …"
         room = max(0, room - len(text))
-        style = "bold green" if learnt else "dim"
-        painted.append(f"[{style}]{escape(shown)}[/]" if color else f"⟦{shown}⟧" if learnt else shown)
+        if color:
+            painted.append(f"[{'bold green' if learnt else 'dim'}]{_plain(shown, color)}[/]")
+        else:
+            painted.append(f"⟦{shown}⟧" if learnt else shown)
         if not room:
             break
     return "".join(painted)
+
+
+def _plain(text: str, color: bool) -> str:
+    """Return text that shows as it is: in colour, marks of rich's in it are escaped."""
+    if not color:
+        return text
+    from rich.markup import escape  # late: `graft --help` must answer at once
+
+    return escape(text)

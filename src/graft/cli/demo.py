@@ -1,5 +1,6 @@
-"""graft demo: the main job from end to end on the embedded model and data, in a few minutes."""
+"""graft demo: do the main job from end to end on the embedded model and data, in a few minutes."""
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,11 +20,14 @@ def demo(
         "runs/demo"
     ),
 ) -> None:
-    """Plan, QLoRA, the same prompts before and after, merged export. Exit code 1 where it did not learn the task."""
+    """Plan, train with QLoRA, ask the same prompts before and after, merge, export, load again.
+
+    Exit code 1 if the model did not learn the task.
+    """
     merged = folder / "merged"
     if merged.exists():
         raise UsageError(
-            f"{folder} holds a demo already", "a new folder", f"delete it, or: graft demo --folder {folder}-2"
+            f"{folder} already holds a demo", "a new folder", f"delete it, or: graft demo --folder {folder}-2"
         )
 
     from graft.planning.plan import plan
@@ -33,32 +37,34 @@ def demo(
     from graft.shipping.export import export
 
     recipe = job.recipe(folder)
-    talk("The embedded model has read about products. It now learns to describe one from its attributes.\n")
+    talk("The embedded model has read about products. Now it learns to describe one from its attributes.\n")
     talk(str(plan(recipe)))
     with Progress(recipe) as progress:
         run(recipe, observer=progress)
     opened = open_model(str(folder))
     items, references = job.held_out()
-    talk(f"\nThe same {len(items)} prompts about products it has never seen, before and after:")
+    talk(f"\nThe same {len(items)} prompts about products that it has never seen, before and after:")
     texts = {
         "before": job.answers(opened.base, None, items),
         "after": job.answers(opened.base, opened.adapter, items),
     }
-    scores = {name: job.measure(found, items) for name, found in texts.items()}
+    scores = {name: job.measure(written, items) for name, written in texts.items()}
     chance = job.measure(references, items).others
     show(_table(scores, _perplexity(folder)))
-    show(f"\nasked   {' | '.join(f'{key}: {value}' for key, value in items[0].attributes)}")
+    show(f"\nprompt  {' | '.join(f'{key}: {value}' for key, value in items[0].attributes)}")
     for name in texts:
         show(f"{name:<7} {' '.join(texts[name][0].split())}")
     export(opened.base, merged, to="hf", adapter=opened.adapter)
     opened.base.merge(opened.adapter)
-    apart = job.reload_difference(opened.base, merged, items[0])
-    talk(f"\nwrote   {merged}: loads in plain transformers, logits differ by at most {apart:.1g}")
-    missed = job.shortfalls(scores["before"], scores["after"], chance)
-    missed += [f"the exported model's logits differ by {apart:.2g}"] if apart > job.SAME else []
-    for reason in missed:
-        talk(f"short   {reason}")
-    if missed:
+    difference = job.reload_difference(opened.base, merged, items[0])
+    talk(f"\nwrote   {merged}: loads in plain transformers; logits differ by at most {difference:.1g}")
+    shortfalls = job.shortfalls(scores["before"], scores["after"], chance)
+    if difference > job.SAME:
+        shortfalls.append(f"the exported model's logits differ by {difference:.2g}")
+    for reason in shortfalls:
+        talk(f"failed  {reason}")
+    if shortfalls:
+        after("graft doctor   (which checks this machine and its libraries)")
         raise typer.Exit(1)
     after(
         f"graft chat {folder}   (your own rows: graft train --model MODEL --data ROWS.jsonl --method qlora)"
@@ -66,6 +72,7 @@ def demo(
 
 
 def _table(scores: dict[str, Any], perplexity: dict[str, float]) -> str:
+    """Return the measures before and after as a table."""
     rows = [
         ("attributes stated", "coverage", ".2f"),
         ("another product's attributes", "others", ".2f"),
@@ -73,20 +80,12 @@ def _table(scores: dict[str, Any], perplexity: dict[str, float]) -> str:
         ("distinct word pairs", "distinct_2", ".2f"),
         ("distinct texts", "unique", ".2f"),
     ]
-    lines = [
-        (title, *(format(getattr(one, key), shape) for one in scores.values())) for title, key, shape in rows
-    ]
-    lines.append(
-        (
-            "perplexity of the references",
-            *(f"{perplexity[name]:.1f}" if name in perplexity else "-" for name in scores),
-        )
-    )
-    return table(("measure", *scores), lines)
+    cells = [(title, *(format(getattr(s, key), form) for s in scores.values())) for title, key, form in rows]
+    last = [f"{perplexity[name]:.1f}" if name in perplexity else "-" for name in scores]
+    return table(("measure", *scores), [*cells, ("perplexity of the references", *last)])
 
 
 def _perplexity(folder: Path) -> dict[str, float]:
-    import json  # one number of the run's own evaluation
-
+    """Return the perplexity in each column of the run's evaluation."""
     columns = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))["columns"]
     return {name: column["perplexity"] for name, column in columns.items() if "perplexity" in column}

@@ -1,4 +1,4 @@
-"""graft doctor: check this machine, and whether the libraries we stand on behave as we rely on."""
+"""graft doctor: check this machine, and whether the libraries behave as graft relies on."""
 
 from typing import Annotated
 
@@ -8,7 +8,7 @@ from graft.cli.say import after, show, show_json
 
 
 def add_to(app: typer.Typer) -> None:
-    app.command("doctor", help="Check this machine and the libraries that graft stands on.")(doctor)
+    app.command("doctor", help="Check this machine and the libraries that graft uses.")(doctor)
 
 
 def doctor(
@@ -25,6 +25,6 @@ def doctor(
         for check in checks:
             show(f"{check.name:<40} {check.trouble or 'ok'}")
     if any(check.trouble for check in checks):
-        after("reinstall the versions of constraints.txt: a library does not behave as graft relies on")
+        after("install the versions in constraints.txt: a library does not behave as graft relies on")
         raise typer.Exit(1)
     after("graft demo")

@@ -1,4 +1,4 @@
-"""graft eval: scores of a run, a model, or a model with an adapter; with an adapter, beside the bare base."""
+"""graft eval: score a run, a model, or a model with an adapter; with an adapter, next to the bare base."""
 
 from typing import Annotated
 
@@ -10,37 +10,37 @@ from graft.errors import UsageError
 
 
 def add_to(app: typer.Typer) -> None:
-    app.command("eval", help="Score a run or a model, beside the bare base.")(evaluate)
+    app.command("eval", help="Score a run or a model, next to the bare base.")(evaluate)
 
 
 def evaluate(
     model: Annotated[str, typer.Argument(help="A run's folder, an adapter's folder, a model, or seedling.")],
     data: Annotated[
-        str | None, typer.Option(help="Rows to score on; a run's own test or held-out rows when left out.")
+        str | None, typer.Option(help="Rows to score on; by default the run's test or eval rows.")
     ] = None,
     adapter: Annotated[list[str] | None, typer.Option(help="Adapter folder, or NAME=FOLDER.")] = None,
     metric: Annotated[
         list[str] | None, typer.Option(help="perplexity, accuracy, bleu, ... or module:function; repeatable.")
     ] = None,
-    stage: Annotated[str | None, typer.Option(help=f"What rows are for: {STAGES}.")] = None,
+    stage: Annotated[str | None, typer.Option(help=f"What the rows are for: {STAGES}.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many rows.")] = None,
     quant: Annotated[str | None, typer.Option(help="none, nf4, fp4, int8, int4, ...")] = None,
-    json: Annotated[bool, typer.Option("--json", help="The same for programs.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the same facts for programs.")] = False,
 ) -> None:
     from graft.runs.open import open_model  # torch costs seconds
-    from graft.runs.score import judged_by, score  # torch costs seconds
+    from graft.runs.score import score, scoring_recipe  # torch costs seconds
 
     opened = open_model(model, adapters=adapter or (), quant=quant)
     if opened.recipe is None and data is None:
         raise UsageError(
-            f"{model} is no run, so it has no rows of its own",
+            f"{model} is no run, so it has no held-out rows",
             "--data ROWS",
-            "for example --data seedling:descriptions-held-out",
+            "name the rows to score on, for example --data seedling:descriptions-held-out",
         )
-    table = score(opened, judged_by(opened, stage, metric or (), limit), data)
+    table = score(opened, scoring_recipe(opened, stage, metric or (), limit), data)
     if not table.columns:
         raise UsageError(
-            f"{model} held no rows back",
+            f"the run {model} has no held-out rows",
             "--data ROWS, or a recipe with data.eval or data.test",
             "name the rows to score on",
         )

@@ -19,9 +19,7 @@ def export(
     folder: Annotated[Path, typer.Argument(help="Where to write.")],
     to: Annotated[
         str,
-        typer.Option(
-            help="A merged model: hf, gguf, gptq, awq, compressed-tensors, bnb; an adapter alone: peft, gguf-lora."
-        ),
+        typer.Option(help="Model: hf, gguf, gptq, awq, compressed-tensors, bnb; adapter: peft, gguf-lora."),
     ] = "hf",
     form: Annotated[
         str | None,
@@ -33,9 +31,9 @@ def export(
     adapter: Annotated[list[str] | None, typer.Option(help="Adapter folder, or NAME=FOLDER.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace what is in the folder.")] = False,
     lossy: Annotated[
-        bool, typer.Option("--lossy", help="Merge even if rounding loses what was learned.")
+        bool, typer.Option("--lossy", help="Merge even if rounding loses what was learnt.")
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print what was written, for programs.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the same facts for programs.")] = False,
 ) -> None:
     from graft.runs.open import open_model
     from graft.shipping.export import CERTIFICATE, LAYOUTS
@@ -51,9 +49,8 @@ def export(
         show(f"wrote   {written} ({size_of(written)})")
         talk(f"checked {certificate_line(certificate)}")
     if to.startswith("gguf"):
-        after(
-            f"ollama create NAME -f {written / 'Modelfile'}   (or, for llama.cpp and vLLM: {written / 'README.md'})"
-        )
+        others = f"for llama.cpp and vLLM see {written / 'README.md'}"
+        after(f"ollama create NAME -f {written / 'Modelfile'}   ({others})")
     else:
         alone = LAYOUTS[to].adapter_alone
         after(f"graft chat {opened.base.name} --adapter {written}" if alone else f"graft chat {written}")
@@ -64,7 +61,7 @@ def certificate_line(facts: dict[str, Any]) -> str:
     weights, logits, perplexity = (facts[key] for key in ("weights", "logits", "perplexity"))
     parts = ["rounded"] if facts.get("rounded") else []
     if weights and weights["survived"] is not None:
-        parts.append(f"{weights['survived']:.1%} of the update is there")
+        parts.append(f"{weights['survived']:.1%} of the update survives")
     if weights:
         parts.append(f"weights differ by {weights['max']:.2g} at most ({weights['mean']:.2g} on average)")
     parts.append(f"logits by {logits['max']:.2g} ({logits['mean']:.2g})")

@@ -1,4 +1,4 @@
-"""graft merge: fold adapters into the base; write one ordinary model, and say what it cost."""
+"""graft merge: fold adapters into the base, write one ordinary model, and print what that cost."""
 
 import json as codec
 from pathlib import Path
@@ -8,7 +8,7 @@ import typer
 
 from graft.cli.export import certificate_line
 from graft.cli.say import after, show, show_json, table, talk
-from graft.errors import UsageError, nearest, one_of
+from graft.errors import UsageError, one_of
 from graft.sizes import size_of
 
 if TYPE_CHECKING:
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 FORMS = ("model", "adapter")
 WAYS = {
     "dequantised": "what was trained, rounded once",
-    "original": "the weights before quantisation, which it was not trained on",
+    "original": "the weights before quantisation, on which it was not trained",
     "packed": "quantised again; QA-LoRA fits into the groups exactly",
 }
 
 
 def add_to(app: typer.Typer) -> None:
-    app.command("merge", help="Fold adapters into their base, and say what it cost.")(merge)
+    app.command("merge", help="Fold adapters into their base, and print what it cost.")(merge)
 
 
 def merge(
@@ -33,26 +33,26 @@ def merge(
         list[str] | None, typer.Option(help="Adapter folder, or NAME=FOLDER; several are blended.")
     ] = None,
     weight: Annotated[
-        list[str] | None, typer.Option(help="NAME=NUMBER: its weight in the blend; default 1.")
+        list[str] | None, typer.Option(help="NAME=NUMBER: its weight in the blend, by default 1.")
     ] = None,
     how: Annotated[str, typer.Option(help="cat (exact), svd, ties, dare_ties, average, ...")] = "cat",
     density: Annotated[
-        float | None, typer.Option(help="Share of entries that ties, dare, magnitude keep.")
+        float | None, typer.Option(help="Share of entries that ties, dare or magnitude keep.")
     ] = None,
-    r: Annotated[int | None, typer.Option("--r", help="Rank of the blend, for svd or ..._svd.")] = None,
-    seed: Annotated[int, typer.Option(help="For the entries that dare drops.")] = 0,
+    r: Annotated[int | None, typer.Option("--r", help="Rank of the blend, for svd and ..._svd.")] = None,
+    seed: Annotated[int, typer.Option(help="Decides which entries dare drops.")] = 0,
     form: Annotated[str, typer.Option("--as", help="model, or adapter for the blend alone.")] = "model",
     force: Annotated[bool, typer.Option("--force", help="Replace what is in the folder.")] = False,
     quant: Annotated[str | None, typer.Option(help="How to load the base: none, nf4, ...")] = None,
     into: Annotated[
         str | None,
-        typer.Option(help="dequantised, original or packed, if quantised; by default all are measured."),
+        typer.Option(help="Quantised base: dequantised, original or packed; by default all are measured."),
     ] = None,
     original: Annotated[
-        str | None, typer.Option(help="The weights before quantisation, if elsewhere.")
+        str | None, typer.Option(help="Quantised base: where the original weights are.")
     ] = None,
     lossy: Annotated[
-        bool, typer.Option("--lossy", help="Merge even if rounding loses what was learned.")
+        bool, typer.Option("--lossy", help="Merge even if rounding loses what was learnt.")
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the same facts for programs.")] = False,
 ) -> None:
@@ -69,16 +69,8 @@ def merge(
     ways = _choices(opened, form, into, original)
     if form == "model" and not into and opened.adapter and minima_hold(opened.base, [opened.adapter]):
         into = "packed"
-    written = export(
-        opened.base,
-        folder,
-        to,
-        adapter=opened.adapter,
-        into=into,
-        original=original,
-        force=force,
-        lossy=lossy,
-    )
+    choice = {"adapter": opened.adapter, "into": into, "original": original}
+    written = export(opened.base, folder, to, **choice, force=force, lossy=lossy)
     facts = codec.loads((written / REPORT).read_text(encoding="utf-8")) if form == "model" else {}
     certificate = codec.loads((written / CERTIFICATE).read_text(encoding="utf-8"))
     if json:
@@ -89,7 +81,7 @@ def merge(
         if blended:
             parts = " + ".join(f"{number:g} {name}" for name, number in blended["weights"].items())
             talk(f"blended {parts} by {blended['how']}: {blended['trained']:,} numbers")
-        _say_cost(facts)
+        _print_cost(facts)
         talk(f"checked {certificate_line(certificate)}")
     if form == "model":
         after(f"graft chat {written}   (or: graft quantize {written} OUT)")
@@ -98,28 +90,32 @@ def merge(
 
 
 def _choices(opened: "Opened", form: str, into: str | None, original: str | None) -> list[dict[str, Any]]:
-    """Measure and print the ways to merge into a quantised base, unless one was chosen."""
+    """Measure and print the ways to merge into a quantised base; an empty list if one was chosen."""
     from graft.shipping.export import choices  # torch costs seconds
 
     if form != "model" or into or not opened.adapter or opened.base.quant == "none":
         return []
-    found = choices(opened.base, [opened.adapter], original)
-    talk(
-        table(("--into", "bits", "survives", "logits differ", "perplexity", ""), [_row(way) for way in found])
-    )
-    return found
+    ways = choices(opened.base, [opened.adapter], original)
+    header = ("--into", "bits", "survives", "logits differ", "perplexity", "")
+    talk(table(header, [_row(way) for way in ways]))
+    return ways
 
 
 def _row(way: dict[str, Any]) -> tuple[str, ...]:
+    """Return a way to merge as cells of the table."""
     if "trouble" in way:
         return way["into"], "", "", "", "", f"unavailable: {way['trouble']}"
-    ppl = way["perplexity"]["merged"]
+    merged = way["perplexity"]["merged"]
+    perplexity = "" if merged is None else f"{merged:.4g}"
     cells = f"{way['bits']:.3g}", f"{way['kept']:.1%}", f"{way['logits']['mean']:.2g}"
-    return way["into"], *cells, "" if ppl is None else f"{ppl:.4g}", WAYS[way["into"]]
+    return way["into"], *cells, perplexity, WAYS[way["into"]]
 
 
 def _blend(opened: "Opened", words: list[str], *, how: str, **settings: Any) -> dict[str, Any] | None:
-    """Blend the opened adapters if there are several, or a weight; the blend answers from then on."""
+    """Blend the opened adapters if there are several, or a weight or setting is given; else return None.
+
+    The blend becomes the opened adapter. Returns how it was made, and its number of trained parameters.
+    """
     known = list(opened.base.adapters)
     weights = dict.fromkeys(known, 1.0) | _weights(words, known)
     chosen = {key: value for key, value in settings.items() if key != "seed" and value is not None}
@@ -128,37 +124,37 @@ def _blend(opened: "Opened", words: list[str], *, how: str, **settings: Any) -> 
     from graft.combine.blend import blend  # torch costs seconds
 
     opened.adapter = " + ".join(known)
-    if opened.adapter in known:  # one adapter, blended with nothing: only weighted
+    if opened.adapter in known:  # a single adapter is only weighted
         opened.adapter += " weighted"
-    made = blend(opened.base, weights, opened.adapter, how, **settings)
-    return {"weights": weights, "how": how, **settings, "trained": made.count()}
+    blended = blend(opened.base, weights, opened.adapter, how, **settings)
+    return {"weights": weights, "how": how, **settings, "trained": blended.count()}
 
 
 def _weights(words: list[str], known: list[str]) -> dict[str, float]:
-    found = {}
+    """Return the weight of each adapter that a NAME=NUMBER word names.
+
+    Raises UsageError for any other word.
+    """
+    weights = {}
     for word in words:
         name, _, number = word.rpartition("=")
-        if name not in known:
-            near = (
-                f"nearest: {', '.join(nearest(name, known))}" if known else "give --adapter NAME=FOLDER first"
-            )
-            raise UsageError(
-                f"--weight {word}", f"NAME=NUMBER for one of {', '.join(known) or 'no adapters'}", near
-            )
+        one_of("--weight", name, known, if_none="give --adapter NAME=FOLDER first")
         try:
-            found[name] = float(number)
+            weights[name] = float(number)
         except ValueError:
-            raise UsageError(f"--weight {word}", "a number after the =", f"for example {name}=0.7") from None
-    return found
+            raise UsageError(
+                f"--weight {word}", "a number after the =", f"write for example {name}=0.7"
+            ) from None
+    return weights
 
 
-def _say_cost(facts: dict[str, Any]) -> None:
+def _print_cost(facts: dict[str, Any]) -> None:
     """Print what merging each adapter into the weights cost."""
     for part in facts.get("adapters", []):
-        moved, form = part["logits"], facts["packed"] or facts["dtype"]
+        moved = part["logits"]
+        form = facts["packed"] or facts["dtype"]
         talk(f"merged  {part['adapter']}: {part['kept']:.1%} of its change survives the rounding to {form}")
-        talk(
-            f"logits  differ by {moved['mean']:.2g} on average; the adapter moves them by {moved['effect']:.2g}"
-        )
+        effect = f"the adapter moves them by {moved['effect']:.2g}"
+        talk(f"logits  differ by {moved['mean']:.2g} on average; {effect}")
     if facts.get("note"):
         talk(f"note    {facts['note']}")

@@ -1,4 +1,4 @@
-"""graft methods: list what can be trained, from the methods' own files."""
+"""graft methods: list the methods, from their own files."""
 
 import textwrap
 from pathlib import Path
@@ -9,7 +9,7 @@ import typer
 from graft.cli.say import after, show, show_json, table
 from graft.core.cards import ABILITIES, REQUIRED, Card, card, cards, pages
 
-# What the kinds of graft.core.site are called here.
+# The kinds of graft.core.site, in words.
 PLACES = {
     "linear": "linears",
     "norm": "norms",
@@ -33,12 +33,12 @@ def add_to(app: typer.Typer) -> None:
 
 
 def methods(
-    name: Annotated[str | None, typer.Argument(help="A method; all are listed without it.")] = None,
-    model: Annotated[str | None, typer.Option(help="Count what each method trains on this base.")] = None,
-    write: Annotated[
-        Path | None, typer.Option(help="Write a page about each method into this folder.")
+    name: Annotated[str | None, typer.Argument(help="A method; by default all are listed.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Count the parameters that each trains on this base.")
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print a list of {name, ...} for programs.")] = False,
+    write: Annotated[Path | None, typer.Option(help="Write a page about each into this folder.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the same facts for programs.")] = False,
 ) -> None:
     chosen = list(cards().values()) if name is None else [card(name)]
     counts: dict[str, int | str] = {}
@@ -55,7 +55,7 @@ def methods(
         show_json([_facts(one) | ({"trained": counts[one.name]} if counts else {}) for one in chosen])
     elif name is None:
         rows = [
-            (one.name, _places(one), *_trained(one, counts), _can(one), one.paper, one.title)
+            (one.name, _places(one), *_trained(one, counts), _merges(one), one.paper, one.title)
             for one in chosen
         ]
         show(table(("method", "places", *(("trained",) if counts else ()), "merges", "paper", "what"), rows))
@@ -66,12 +66,13 @@ def methods(
 
 
 def _show_card(one: Card) -> None:
+    """Print a method's docstring, settings and abilities."""
     show(one.doc.strip() + "\n")
     width = max((len(key) for key in one.settings), default=0)
     for setting in one.settings.values():
         default = "required" if setting.default is REQUIRED else repr(setting.default)
         head = f"  {setting.name:<{width}}  {default:<14} "
-        wrapped = textwrap.fill(setting.help, 118, initial_indent=head, subsequent_indent=" " * len(head))
+        wrapped = textwrap.fill(setting.help, 110, initial_indent=head, subsequent_indent=" " * len(head))
         show(wrapped if setting.help else head.rstrip())
     show("")
     for word in ABILITIES:
@@ -80,11 +81,15 @@ def _show_card(one: Card) -> None:
 
 
 def _trained(one: Card, counts: dict[str, int | str]) -> tuple[str, ...]:
+    """Return the cell with the count of a method, "-" if it cannot be attached; no cell without counts."""
+    if not counts:
+        return ()
     count = counts.get(one.name)
-    return () if not counts else (f"{count:,}" if isinstance(count, int) else "-",)
+    return (f"{count:,}" if isinstance(count, int) else "-",)
 
 
 def _facts(one: Card) -> dict[str, Any]:
+    """Return a card as JSON values."""
     settings = [
         {
             "name": s.name,
@@ -106,13 +111,14 @@ def _facts(one: Card) -> dict[str, Any]:
 
 
 def _places(one: Card) -> str:
-    """Return the places of a method in words."""
+    """Return where a method sits in the model, in words."""
     kinds = one.declared.get("kinds", ("linear",))
     if set(SUBLAYERS) <= set(kinds):
         kinds = ("sublayers", *(kind for kind in kinds if kind not in SUBLAYERS))
     return ", ".join(PLACES.get(kind, kind) for kind in kinds)
 
 
-def _can(one: Card) -> str:
+def _merges(one: Card) -> str:
+    """Return whether a method merges, in a word."""
     refusal = one.exceptions().get("mergeable")
     return "yes" if refusal is None else refusal.answer

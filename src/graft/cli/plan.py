@@ -1,4 +1,4 @@
-"""graft plan: what a run will cost, before it costs anything."""
+"""graft plan: print what a run will hold in memory, before it starts."""
 
 import shlex
 import sys
@@ -11,7 +11,7 @@ from graft.cli.words import WORDS, recipe_of
 
 
 def add_to(app: typer.Typer) -> None:
-    help = "Say what a run costs in memory, and whether it fits."
+    help = "Print how much memory a run needs, and whether it fits."
     app.command("plan", help=help, context_settings=WORDS)(plan)
 
 
@@ -25,14 +25,12 @@ def plan(
     method: Annotated[
         str | None, typer.Option(help="A method or preset, for example lora, qlora, full.")
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="The same facts for programs.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the same facts for programs.")] = False,
 ) -> None:
     chosen = recipe_of(recipe, context.args, {"model": model, "data.train": data, "method": method})
 
-    from graft.planning.plan import (
-        plan as predict,
-    )  # after the recipe is known to be sound: torch costs seconds
+    from graft.planning import plan as planning  # after the recipe is checked: torch costs seconds
 
-    predicted = predict(chosen)
-    show_json(predicted.facts()) if json else show(str(predicted))
+    planned = planning.plan(chosen)
+    show_json(planned.facts()) if json else show(str(planned))
     after(f"graft train {shlex.join(word for word in sys.argv[2:] if word != '--json')}")

@@ -1,4 +1,4 @@
-"""The progress of a run on the terminal: a bar where there is one, a line per `log_every` steps everywhere."""
+"""Print the progress of a run: a line per `log_every` steps, and a bar if stderr is a terminal."""
 
 import sys
 import time
@@ -15,12 +15,15 @@ if TYPE_CHECKING:
 
 
 class Progress:
-    """An observer of training (see graft.training.Observer) that talks on stderr."""
+    """An observer of a run (see graft.runs.run.RunObserver) that prints on stderr."""
 
     def __init__(self, recipe: "Recipe") -> None:
-        self.every, self.total, self.done = recipe.train.log_every, 0, 0
+        self.every = recipe.train.log_every
+        self.total = 0
+        self.done = 0
         self._bar: Any = None
-        self._began, self._first = time.perf_counter(), 0
+        self._began = time.perf_counter()
+        self._first = 0  # steps done before this start
 
     def __enter__(self) -> "Progress":
         return self
@@ -30,15 +33,16 @@ class Progress:
             self._bar.stop()
 
     def say(self, text: str) -> None:
-        """One line, above the bar where there is one."""
+        """Print a line, above the bar if there is one."""
         if self._bar is not None:
             self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
         else:
             talk(text)
 
     def start(self, plan: dict[str, Any]) -> None:
-        self.total, self.done = plan["steps"], plan.get("done", 0)
-        self._began, self._first = time.perf_counter(), self.done
+        self.total = plan["steps"]
+        self.done = self._first = plan.get("done", 0)
+        self._began = time.perf_counter()
         self.say(f"train   {self.total:,} steps, {number(plan['trained'])} numbers trained")
         if sys.stderr.isatty() and self.done < self.total:
             self._bar = _bar(self.done, self.total)
@@ -54,6 +58,7 @@ class Progress:
             self.say(self._line(record))
 
     def _line(self, record: dict[str, Any]) -> str:
+        """Return a step's line: loss, learning rate, speed, memory, time left."""
         pace = (time.perf_counter() - self._began) / max(1, self.done - self._first)
         loss = f"loss {record['loss']:.4f}" if "loss" in record else "skipped: not finite"
         return (
@@ -62,12 +67,9 @@ class Progress:
         )
 
     def evaluated(self, record: dict[str, Any]) -> None:
-        scores = "   ".join(
-            f"{key.removeprefix('eval_')} {value:.4f}"
-            for key, value in record.items()
-            if key.startswith("eval_")
-        )
-        self.say(f"eval {record['step']:5d}   {scores}")
+        scores = {key.removeprefix("eval_"): v for key, v in record.items() if key.startswith("eval_")}
+        words = (f"{name} {v:,.0f}" if name == "tokens" else f"{name} {v:.4f}" for name, v in scores.items())
+        self.say(f"eval {record['step']:5d}   {'   '.join(words)}")
 
     def sampled(self, texts: Sequence[str]) -> None:
         for text in texts:
@@ -90,7 +92,7 @@ class Progress:
         self.say(f"note    {text}")
 
     def scoring(self) -> None:
-        self.say("eval    scoring before and after on the rows held out")
+        self.say("eval    scoring the held-out rows, before and after training")
 
     def data(self, report: Any) -> None:
         colour = sys.stderr.isatty()
@@ -104,7 +106,8 @@ class Progress:
 
 
 def _bar(done: int, total: int) -> Any:
-    from rich.console import Console  # a terminal only: rich is never imported for a pipe
+    """Return a started progress bar."""
+    from rich.console import Console  # for terminals only: a pipe does not need rich
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 

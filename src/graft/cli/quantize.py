@@ -21,15 +21,13 @@ def quantize(
         str, typer.Option("--quant", "--to", help="nf4, fp4, int8; in groups: int4, int3, int2, int8g.")
     ] = "nf4",
     group_size: Annotated[
-        int, typer.Option(help="How many weights share a scale and a minimum; 0 means 32.")
+        int, typer.Option(help="Weights that share a scale; 0 means 64, or 32 in groups.")
     ] = 0,
     data: Annotated[
         str | None,
-        typer.Option(
-            help="Rows, texts or a run for GPTQ to choose the codes by; without them weights are rounded."
-        ),
+        typer.Option(help="Rows or a run to calibrate by (GPTQ); by default weights are rounded."),
     ] = None,
-    rows: Annotated[int, typer.Option(min=1, help="How many rows to use.")] = 128,
+    rows: Annotated[int, typer.Option(min=1, help="How many rows to calibrate by.")] = 128,
     max_length: Annotated[int, typer.Option(min=1, help="Tokens per row.")] = 1024,
     stage: Annotated[str, typer.Option(help=f"What the rows are for: {STAGES}.")] = "sft",
     force: Annotated[bool, typer.Option("--force", help="Replace what is in the folder.")] = False,

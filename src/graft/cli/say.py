@@ -1,4 +1,4 @@
-"""Print: talk on stderr, data on stdout, tables and JSON."""
+"""Print: results on stdout, everything else on stderr; tables and JSON."""
 
 import json
 import sys
@@ -13,7 +13,7 @@ def talk(text: str) -> None:
 
 def print_markup(text: str, *, stream: Any = None) -> None:
     """Print a line with rich's colour marks, by default on stderr; for terminals only."""
-    from rich.console import Console  # only where there are colours: an eighth of a second
+    from rich.console import Console  # late: it takes an eighth of a second, and only colours need it
 
     Console(file=stream or sys.stderr, soft_wrap=True, highlight=False).print(text)
 
@@ -35,17 +35,14 @@ def after(command: str) -> None:
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return aligned columns under their names; the last column is not padded."""
-    lines = [list(header), *[list(row) for row in rows]]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-    text = [
-        "   ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in lines
-    ]
-    return "\n".join(text)
+    cells = [header, *rows]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+    padded = ([cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in cells)
+    return "\n".join("   ".join(row).rstrip() for row in padded)
 
 
 def score_table(columns: Mapping[str, Mapping[str, float]]) -> str:
-    """Return scores in columns, one metric a line; "-" where a column has none."""
+    """Return scores in columns, one metric a line; "-" if a column does not have it."""
     names = dict.fromkeys(name for column in columns.values() for name in column)
     cells = [
         (name, *(f"{column[name]:.4g}" if name in column else "-" for column in columns.values()))

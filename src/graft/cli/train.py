@@ -1,4 +1,4 @@
-"""graft train: carry out a recipe; the same command goes on where it stopped."""
+"""graft train: carry out a recipe; the same command continues a stopped run."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,14 +13,15 @@ from graft.sizes import MIB, size
 if TYPE_CHECKING:
     from graft.recipe import Recipe
 
-SMALL = 32 * MIB  # bytes of rows that are read once more to be checked early
+SMALL = 32 * MIB  # of rows: up to here they are read twice, to find bad ones early
 
 
 def add_to(app: typer.Typer) -> None:
-    help = f"""Train: `graft train recipe.yaml train.lr=1e-4`, or `graft train --model M --data D --method qlora`.
+    help = f"""Train: `graft train recipe.yaml train.lr=1e-4`, or `graft train --model M --data ROWS`.
 
-    Any key of a recipe can be changed by key=value or --key value; --keys lists them. The same command resumes a run
-    that was stopped. Stages of a run: {STAGES}."""
+    Change any key of a recipe by key=value or --key value; --keys lists them. The same command continues a
+    run that
+    was stopped. Stages: {STAGES}."""
     app.command(
         "train",
         help=help,
@@ -44,45 +45,46 @@ def train(
         bool, typer.Option("--keys", help="Print every key with its default and help, as YAML.")
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the whole recipe and stop.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print the result for programs.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the same facts for programs.")] = False,
 ) -> None:
     if keys:
         from graft.recipe import read  # late: pydantic, which no --help needs
 
-        return show(read({}).yaml())
+        show(read({}).yaml())
+        return after("graft train RECIPE   (a file with the keys that you change)")
     chosen = recipe_of(
         recipe, context.args, {"model": model, "data.train": data, "method": method, "output": output}
     )
     if dry_run:
-        return show(chosen.yaml())
+        show(chosen.yaml())
+        return after("the same command without --dry-run, or with plan instead of train")
 
     _check_rows(chosen)
 
-    from graft.planning.plan import plan  # after the recipe is known to be sound: torch costs seconds
+    from graft.planning.plan import plan  # after recipe and rows are checked: torch costs seconds
     from graft.runs.run import run
     from graft.stages.stage import stage_of
 
     cost = plan(chosen)
-    fits = "fits" if cost.fits else "DOES NOT FIT: see `graft plan` for what would help"
-    talk(f"plan    peak {size(max(cost.peaks.values()))} of {size(cost.available)} on {cost.device}: {fits}")
+    verdict = "fits" if cost.fits else "DOES NOT FIT: `graft plan` shows what would help"
+    talk(
+        f"plan    peak {size(max(cost.peaks.values()))} of {size(cost.available)} on {cost.device}: {verdict}"
+    )
     with Progress(chosen) as progress:
         result = run(chosen, observer=progress)
     if result.scores:
         talk(score_table(result.scores))
-    talk(
-        f"wrote   {result.adapter}   {result.folder / 'report.html'}"
-        + (f"   {result.model}" if result.model else "")
-    )
+    written = [result.adapter, result.folder / "report.html", *([result.model] if result.model else [])]
+    talk(f"wrote   {'   '.join(map(str, written))}")
     if json:
         show_json(result.facts())
-    first, rest = ("chat", "eval") if stage_of(chosen).writes else ("eval", "compare OTHER")
-    after(
-        f"graft {first} {chosen.output}   (or: graft {rest} {chosen.output}, graft export {chosen.output} OUT)"
-    )
+    folder = chosen.output
+    first, second = ("chat", "eval") if stage_of(chosen).writes else ("eval", "compare OTHER")
+    after(f"graft {first} {folder}   (or: graft {second} {folder}, graft export {folder} OUT)")
 
 
 def _check_rows(recipe: "Recipe") -> None:
-    """Defective rows are named before torch is imported, which takes longer than reading a small file twice."""
+    """Raise DataError for bad rows before torch is imported, which takes longer than reading them twice."""
     from graft.data import load_rows  # reads files, needs no torch
     from graft.data.layouts import Accepts
     from graft.data.read import sources
@@ -90,7 +92,7 @@ def _check_rows(recipe: "Recipe") -> None:
 
     data = recipe.data
     named = [where for where in (data.train, data.eval, data.test) if isinstance(where, str | list)]
-    if "seedling:" in str(named):  # written by ourselves
+    if "seedling:" in str(named):  # generated: they are good
         return
     files = [Path(name) for where in named for name in sources(where)]
     if all(file.exists() for file in files) and sum(file.stat().st_size for file in files) < SMALL:

@@ -1,4 +1,4 @@
-"""graft verify: check a merged or exported folder against its certificate, and say what differs."""
+"""graft verify: check a merged or exported folder against its certificate, and print what differs."""
 
 from pathlib import Path
 from typing import Annotated
@@ -8,7 +8,7 @@ import typer
 from graft.cli.say import after, show, show_json, table
 from graft.errors import UsageError
 
-CERTIFICATE = "certificate.json"  # named again here: graft.shipping imports torch
+CERTIFICATE = "certificate.json"  # repeated here, because graft.shipping imports torch
 
 
 def add_to(app: typer.Typer) -> None:
@@ -19,9 +19,9 @@ def verify(
     folder: Annotated[Path, typer.Argument(help="A folder that graft merge or graft export wrote.")],
     json: Annotated[bool, typer.Option("--json", help="Print the same facts for programs.")] = False,
 ) -> None:
-    """Check that files and fingerprints are equal, and measure weights, logits and perplexity again.
+    """Compare files and fingerprints, and measure weights, logits and perplexity again.
 
-    Measuring needs the base and the adapters where they were. Exit 1 if something differs.
+    Measuring needs the base and the adapters where they were. Exit code 1 if something differs.
     """
     if not (folder / CERTIFICATE).is_file():
         raise UsageError(
@@ -40,7 +40,9 @@ def verify(
     else:
         show(table(("what", "state", "finding"), [(one.what, one.state, one.finding) for one in checks]))
     if differs:
-        after("write it again with graft merge or graft export: the table names what differs")
+        after("write the folder again with graft merge or graft export: the table shows what differs")
         raise typer.Exit(1)
-    file = next(folder.glob("*.gguf"), folder)
-    after(f"graft chat MODEL --adapter {file}" if file.name.endswith("-lora.gguf") else f"graft chat {file}")
+    model = next(folder.glob("*.gguf"), folder)
+    after(
+        f"graft chat MODEL --adapter {model}" if model.name.endswith("-lora.gguf") else f"graft chat {model}"
+    )

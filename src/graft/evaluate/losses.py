@@ -1,11 +1,11 @@
-"""Perplexity and what falls out of the same forwards: loss per token, token accuracy, classes.
+"""Perplexity, and what the same forwards give: loss per token, token accuracy, classes.
 
     PPL = exp( Σ NLL / Σ tokens )        over the whole corpus, never a mean of batches
 
-Tokens are those the stage supervises: for causal models every token but a row's first, for masked models the hidden
-ones, for encoder-decoders the target's, for supervised fine-tuning the answers'. Rows longer than max_length were cut
-into windows by the data layer (stride = window), the start token is in the context where training has it, and logits
-are reduced in fp32.
+Tokens are those that the stage supervises: for causal models every token but a row's first, for masked models
+the hidden ones, for encoder-decoders the target's, for supervised fine-tuning the answers'. Rows longer than
+max_length were cut into windows by the data layer (stride = window). The start token is in the context if it
+was in training. Logits are reduced in fp32.
 """
 
 from collections.abc import Callable
@@ -25,15 +25,16 @@ Progress = Callable[[str, int, int], None]  # (what, done, total)
 
 
 def silent(what: str, done: int, total: int) -> None:
-    """The observer of those who do not want to watch."""
+    """Report no progress."""
 
 
 def losses(base: Base, feed: Feed, stage: Stage, progress: Progress = silent) -> dict[str, float]:
-    """Return what the stage reports of its loss on every row of the feed, for the adapter in use (`Stage.scores`).
+    """Return the stage's scores (`Stage.scores`) on every row of the feed, for the adapter in use.
 
-    Raises DataError where nothing is supervised.
+    Raises DataError if no token is supervised.
     """
-    loss, sums = 0.0, {"tokens": 0.0}
+    loss = 0.0
+    sums = {"tokens": 0.0}
     steps = feed.steps_per_epoch
     with torch.no_grad(), evaluating(base):
         for step in range(steps):
@@ -45,14 +46,14 @@ def losses(base: Base, feed: Feed, stage: Stage, progress: Progress = silent) ->
             progress("loss", step + 1, steps)
     if not sums["tokens"]:
         given = "no token of the evaluation rows is supervised"
-        raise DataError(given, "at least one", "check data.eval and max_length")
+        raise DataError(given, "at least one", "check data.eval and data.max_length")
     return stage.scores(loss / sums["tokens"], sums)
 
 
 def classes(base: Base, feed: Feed, progress: Progress = silent) -> tuple[list[Any], list[Any]]:
-    """(predicted, true) class of every row of a classification feed, by the head of the adapter in use.
+    """Return (predicted, true) classes of the rows of a feed, by the head of the adapter in use.
 
-    Of tagged rows a list with one class per word.
+    Each has one index per row, or, for tagged rows, a list with one index per word.
     """
     predicted: list[Any] = []
     true: list[Any] = []
@@ -60,14 +61,14 @@ def classes(base: Base, feed: Feed, progress: Progress = silent) -> tuple[list[A
     with torch.no_grad(), evaluating(base):
         for step in range(steps):
             for batch in (b.to(base.device) for b in feed.step(0, step)):
-                predicted += _labelled(class_logits(base, batch).argmax(-1), batch.labels)
-                true += _labelled(batch.labels, batch.labels)
+                predicted += _supervised(class_logits(base, batch).argmax(-1), batch.labels)
+                true += _supervised(batch.labels, batch.labels)
             progress("classes", step + 1, steps)
     return predicted, true
 
 
-def _labelled(found: torch.Tensor, labels: torch.Tensor) -> list[Any]:
-    """Rows of `found`; where rows are sequences, only what `labels` supervises."""
+def _supervised(indices: torch.Tensor, labels: torch.Tensor) -> list[Any]:
+    """Return each row's class indices; of a sequence only those at positions that `labels` supervises."""
     if labels.ndim == 1:
-        return found.tolist()
-    return [row[live].tolist() for row, live in zip(found, labels != IGNORED, strict=True)]
+        return indices.tolist()
+    return [row[live].tolist() for row, live in zip(indices, labels != IGNORED, strict=True)]

@@ -1,4 +1,4 @@
-"""What a step minimises: pure functions (base, batch) -> (loss summed over what is supervised, metrics)."""
+"""What a step minimises: pure functions (base, batch) -> (loss summed over tokens or rows, metrics)."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +15,7 @@ CONSISTENT: dict[Objective, Callable[..., Loss]] = {
 
 
 def consistent(objective: Objective) -> Callable[..., Loss]:
-    """Return the form of an objective that makes two passes and adds how far their predictions differ.
+    """Return the form of an objective that makes two passes and adds the distance of their predictions.
 
     It is called with (base, batch, weight, before_pass); before_pass is called before each forward.
     Raises UsageError for an objective that has no such form.
@@ -23,7 +23,7 @@ def consistent(objective: Objective) -> Callable[..., Loss]:
     if objective not in CONSISTENT:
         known = " or ".join(function.__name__ for function in CONSISTENT)
         raise UsageError(
-            f"the method compares the predictions of two passes, which {objective.__name__} does not allow",
+            f"the method compares the predictions of two passes, which {objective.__name__} does not support",
             f"a stage that minimises {known}",
             "set the method's consistency to 0, or choose another method",
         )

@@ -2,9 +2,10 @@
 
     L = − Σ_{t in M} log p(x_t | context)        M: positions whose label is not −100
 
-One function for causal, masked and encoder-decoder models, pretraining and supervised fine-tuning: they differ only in
-the labels that the data layer made, and in the shift by one that causal models need, done here and only here. Only
-supervised positions reach the head, a chunk at a time, recomputed in backward: full logits never exist.
+One function serves causal, masked and encoder-decoder models, pretraining and supervised fine-tuning: they
+differ only in the labels that the data layer made, and in the shift by one that causal models need, which is
+done here only.
+Only supervised positions reach the head, a chunk at a time, recomputed in backward: full logits never exist.
 """
 
 import math
@@ -23,20 +24,20 @@ if TYPE_CHECKING:
     from graft.data.batches import Batch
 
 CHUNK = 1024  # positions whose logits exist at one time
-GRAIN = 128  # their number is filled up to a multiple: every new shape costs a compiled kernel, which is then kept
-# The summed loss, and sums to report: numbers, or tensors of one number, read when they are needed.
+GRAIN = 128  # their number is padded to a multiple: every new shape costs a compiled kernel
+# The summed loss, and sums to report: numbers, or tensors of one number that are read only when needed.
 Loss = tuple[torch.Tensor, dict[str, Any]]
 
 
 def language_modelling(base: "Base", batch: "Batch") -> Loss:
-    """Sum of token losses (a scalar), and {"tokens", "correct"}: supervised positions, and those guessed right."""
+    """Return the loss of all supervised tokens (a scalar), and {"tokens", "correct"}, which count them."""
     return chunked_loss(base, *supervised(base, batch))
 
 
 def consistent_modelling(
     base: "Base", batch: "Batch", weight: float, before_pass: Callable[[], None]
 ) -> Loss:
-    """The mean loss of two passes, and weight · ½(KL(p₁‖p₂) + KL(p₂‖p₁)) of every supervised position."""
+    """Return the mean loss of two passes plus weight · ½(KL(p₁‖p₂) + KL(p₂‖p₁)), summed over positions."""
     states = []
     for _ in range(2):
         before_pass()
@@ -46,31 +47,31 @@ def consistent_modelling(
 
 
 def supervised(base: "Base", batch: "Batch") -> tuple[torch.Tensor, torch.Tensor]:
-    """What enters the head, (N, D), and the labels, (N,), of the supervised positions."""
+    """Return the states that enter the head, (N, D), and the labels, (N,), of the supervised positions."""
     causal = base.family == "causal"
-    places = batch.supervised
-    if places is None:
-        places = supervised_positions(batch.labels, causal=causal)
+    positions = batch.supervised
+    if positions is None:
+        positions = supervised_positions(batch.labels, causal=causal)
     hidden = base.hidden(**_forward_keywords(batch)).flatten(0, 1)
-    # The state at a position of a causal model tells the next token.
-    return hidden[places - 1 if causal else places], batch.labels.flatten()[places]
+    # The state at a position of a causal model predicts the next token.
+    return hidden[positions - 1 if causal else positions], batch.labels.flatten()[positions]
 
 
 def chunked_loss(base: "Base", hidden: torch.Tensor, labels: torch.Tensor, consistency: float = 0.0) -> Loss:
-    """hidden (N, D) and labels (N,) of the supervised positions of rows that all use the adapter in use.
+    """Return the loss of states that enter the head, computed in chunks.
 
-    Of two passes hidden is (2, N, D): the loss is their mean, and consistency times their symmetric KL.
+    hidden: (N, D), or (2, N, D) of two passes; all rows belong to the adapter in use.  labels: (N,).
+    consistency: weight of the symmetric KL of the two passes, which is added to their mean loss.
     """
     hidden = hidden if hidden.ndim == 3 else hidden[None]
     # Captured: the chunks are recomputed in backward, where another adapter may be in use.
     adapters = [base.active] * len(hidden)
 
-    def part(states: torch.Tensor, wanted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def chunk_loss(states: torch.Tensor, wanted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         logits = base.logits(states, adapters)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        loss = F.cross_entropy(logits.flatten(0, 1), wanted.repeat(len(logits)), reduction="sum") / len(
-            logits
-        )
+        targets = wanted.repeat(len(logits))
+        loss = F.cross_entropy(logits.flatten(0, 1), targets, reduction="sum") / len(logits)
         if consistency:
             loss = loss + consistency * symmetric_kl(*logits)[wanted != IGNORED].sum()
         return loss, (logits[0].argmax(-1) == wanted).sum()
@@ -79,33 +80,35 @@ def chunked_loss(base: "Base", hidden: torch.Tensor, labels: torch.Tensor, consi
     correct = torch.zeros((), dtype=torch.long, device=hidden.device)
     count = len(labels)
     filler = -count % GRAIN
-    hidden, labels = F.pad(hidden, (0, 0, 0, filler)), F.pad(labels, (0, filler), value=IGNORED)
+    hidden = F.pad(hidden, (0, 0, 0, filler))
+    labels = F.pad(labels, (0, filler), value=IGNORED)
     for states, wanted in zip(hidden.split(CHUNK, dim=1), labels.split(CHUNK), strict=True):
-        loss, hits = (
-            checkpoint(part, states, wanted, use_reentrant=False)
-            if torch.is_grad_enabled()
-            else part(states, wanted)
-        )
-        total, correct = total + loss, correct + hits
+        if torch.is_grad_enabled():
+            loss, hits = checkpoint(chunk_loss, states, wanted, use_reentrant=False)
+        else:
+            loss, hits = chunk_loss(states, wanted)
+        total = total + loss
+        correct = correct + hits
     return total, {"tokens": float(count), "correct": correct}
 
 
 def symmetric_kl(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """½(KL(p‖q) + KL(q‖p)) = ½ Σ (p − q)(log p − log q) of two predictions given as logits (..., V)."""
+    """Return ½(KL(p‖q) + KL(q‖p)) = ½ Σ (p − q)(log p − log q) of two predictions as logits (..., V)."""
     log_p, log_q = one.log_softmax(-1), other.log_softmax(-1)
     return 0.5 * ((log_p.exp() - log_q.exp()) * (log_p - log_q)).sum(-1)
 
 
 def token_scores(loss: float, sums: dict[str, float]) -> dict[str, float]:
-    """Return what an evaluation says of a loss per token: loss, perplexity, share of tokens guessed right, tokens."""
+    """Return loss (per token), perplexity, token_accuracy and tokens.  sums: of "correct" and "tokens"."""
     return {
         "loss": loss,
-        "perplexity": math.exp(min(loss, 700)),  # beyond that a float has no room
+        "perplexity": math.exp(min(loss, 700)),  # a float has no room beyond that
         "token_accuracy": sums["correct"] / sums["tokens"],
         "tokens": sums["tokens"],
     }
 
 
-def _forward_keywords(batch: "Batch") -> dict[str, torch.Tensor]:
+def _forward_keywords(batch: "Batch") -> dict[str, Any]:
+    """Return a batch's inputs as the keywords of `Base.hidden`."""
     keywords = {name: value for name, value in batch.inputs.items() if value is not None}
     return {"ids": keywords.pop("input_ids"), **keywords}

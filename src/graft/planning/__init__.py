@@ -1,1 +1,1 @@
-"""What a run will need: memory and time, from the real objects under fake tensors."""
+"""Planning: what a run will hold in memory, worked out on a base without numbers, before a weight is read."""

@@ -1,9 +1,9 @@
-"""Sketch: a base of any size without its numbers, on which one training step is run to see what it would hold.
+"""Sketch: a base of any size without its numbers, on which one step is run to see how much it would hold.
 
-Everything is built of fake tensors: shapes, dtypes and devices are real, storage is not. The same classes are put
-together by the same code as in a run, so counts and bytes of weights are exact, and a forward and backward of the
-sketch allocates and frees what the real ones do; `Ledger` keeps the books. A deep model is run with a few
-blocks and carried on to its depth in a straight line.
+Everything is built of fake tensors: shapes, dtypes and devices are real, storage is not. The same code builds
+the same classes as in a run, so counts and bytes of weights are exact, and a forward and backward of the
+sketch allocates and frees what the real ones do; `Ledger` counts the bytes. Deep models are extrapolated
+linearly from two shallow ones.
 """
 
 import contextlib
@@ -22,15 +22,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from graft.base.adapter import Adapter
 from graft.base.base import Base
-from graft.core.insert import Insert
+from graft.core.insert import AdapterModule
 from graft.core.method import Method
 from graft.models.load import model_class
 from graft.quant import QuantLinear, Scheme
 from graft.quant.replace import matrix, packable
 from graft.stages.sft import SFT
 from graft.stages.stage import Stage
-from graft.training.step import backward
+from graft.training.step import backward, no_noise
 
+# The keys under which configurations store their number of blocks.
 DEPTH = (
     "num_hidden_layers",
     "num_layers",
@@ -39,30 +40,35 @@ DEPTH = (
     "encoder_layers",
     "decoder_layers",
 )
-HEAP = (
-    32 << 20
-)  # glibc gives larger blocks back at once; smaller ones leave holes that the next step does not fill
+# Bytes of a block. glibc returns larger ones at once; smaller ones leave holes that the next step does not
+# fill.
+HEAP = 32 << 20
 
 
 class Sketch(Base):
     """A Base of fake tensors. It has no values, hence no fingerprint."""
 
     def fingerprint(self) -> str:
+        """Return "": there are no values to fingerprint."""
         return ""
 
-    def _settle(self, insert: Insert) -> None:
-        """Fake tensors cannot be moved: they are born on the device."""
+    def _settle(self, insert: AdapterModule) -> None:
+        """Do nothing: fake tensors are created on the device and cannot be moved."""
 
 
 class Ledger(TorchDispatchMode):
-    """Bytes that operations inside the block allocate and have not freed.
+    """Counts the bytes that operations inside the block allocate and have not freed.
 
-    peak: the most at any time.  heap: the same for blocks of at most HEAP bytes alone.
+    peak: the most at any time.  heap: the most in blocks of at most HEAP bytes.
+    known: tensors that are not counted.
     """
 
     def __init__(self, known: Sequence[Tensor]) -> None:
         super().__init__()
-        self.peak = self.heap = self._live = self._small = 0
+        self.peak = 0
+        self.heap = 0
+        self._live = 0  # bytes allocated now
+        self._small = 0  # of these, bytes in blocks of at most HEAP
         self._seen = weakref.WeakKeyDictionary({t.untyped_storage(): None for t in known})
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -73,6 +79,7 @@ class Ledger(TorchDispatchMode):
         return output
 
     def _enter(self, tensor: Tensor) -> None:
+        """Count a tensor's storage, once, until it is freed."""
         storage = tensor.untyped_storage()
         if storage not in self._seen:
             self._seen[storage] = None
@@ -82,11 +89,12 @@ class Ledger(TorchDispatchMode):
     def _count(self, size: int, sign: int) -> None:
         self._live += sign * size
         self._small += sign * size * (size <= HEAP)
-        self.peak, self.heap = max(self.peak, self._live), max(self.heap, self._small)
+        self.peak = max(self.peak, self._live)
+        self.heap = max(self.heap, self._small)
 
 
 class _Product(torch.autograd.Function):
-    """A packed linear as the reference kernel computes it: one dequantised copy, in forward and again in backward."""
+    """A packed linear as the reference kernel computes it: with one dequantised copy per direction."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, bias: Tensor | None, rows: int) -> Tensor:
@@ -99,7 +107,7 @@ class _Product(torch.autograd.Function):
 
 
 class _Packed(QuantLinear):
-    """A QuantLinear whose values nobody asks for."""
+    """A QuantLinear of which only the bytes matter."""
 
     @property
     def weight(self) -> Tensor:
@@ -111,7 +119,10 @@ class _Packed(QuantLinear):
 
 @dataclass(frozen=True)
 class Step:
-    """What runs at once.  rows: of a micro-batch.  length: tokens of a row.  stage: what a batch is, and its loss."""
+    """One micro-batch.
+
+    rows: their number.  length: tokens of a row.  stage: makes the batch and its loss.
+    """
 
     rows: int
     length: int
@@ -121,16 +132,23 @@ class Step:
 
 @contextlib.contextmanager
 def unreal() -> Iterator[None]:
-    """Inside, every new tensor is fake; constants made before (code books) may take part."""
+    """Make every tensor that the block creates fake; real ones from before (code books) may take part."""
     with FakeTensorMode(allow_non_fake_inputs=True):
         yield
 
 
 def sketch(
-    config: Any, *, quant: str = "none", group_size: int = 0, dtype: torch.dtype = torch.bfloat16,
+    config: Any,
+    *,
+    quant: str = "none",
+    group_size: int = 0,
+    dtype: torch.dtype = torch.bfloat16,
     task: str | None = None,
-) -> Sketch:  # fmt: skip
-    """The base of a transformers configuration; arguments as for `graft.load`. Call inside `unreal`."""
+) -> Sketch:
+    """Return the base of a transformers configuration; arguments as for `graft.load`.
+
+    Call it inside `unreal`.
+    """
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -140,22 +158,23 @@ def sketch(
     if quant != "none":
         for name, module in list(packable(model)):
             rows, columns = matrix(module).shape
-            model.set_submodule(name, _Packed(columns, rows, Scheme(quant, group_size), module.bias, dtype))
+            bias: Any = module.bias
+            model.set_submodule(name, _Packed(columns, rows, Scheme(quant, group_size), bias, dtype))
     return Sketch(model)
 
 
 def stored(tensors: Sequence[Tensor]) -> int:
-    """Bytes behind these tensors, shared storage once."""
+    """Return the bytes of these tensors; a shared storage counts once."""
     return sum({id(s): s.nbytes() for s in (t.untyped_storage() for t in tensors)}.values())
 
 
 def weights(base: Base) -> int:
-    """Bytes of the base: packed codes and constants, 16-bit rest, buffers."""
+    """Return the bytes of the base: packed codes and constants, 16-bit rest, buffers."""
     return stored([*base.model.parameters(), *base.model.buffers()])
 
 
-def alike(base: Base) -> bool:
-    """Whether the adapter "plan" is the same in every block, so that a few blocks speak for all."""
+def same_in_every_block(base: Base) -> bool:
+    """Return whether the adapter "plan" is the same in every block, so that a few blocks represent all."""
     blocks: dict[int, set[str]] = {site.layer: set() for site in base.sites if site.layer is not None}
     for site, _ in base.adapters["plan"].inserts:
         if site.layer is not None:
@@ -164,46 +183,52 @@ def alike(base: Base) -> bool:
 
 
 def peak(
-    config: Any, methods: Sequence[Method], step: Step, *, training: bool = True, uniform: bool, **kind: Any
+    config: Any,
+    methods: Sequence[Method],
+    step: Step,
+    *,
+    training: bool = True,
+    uniform: bool,
+    **loading: Any,
 ) -> tuple[int, int]:
-    """Bytes that one micro-batch holds at its peak, beyond weights, adapter and gradients: (all, in blocks up to HEAP).
+    """Return the bytes of one micro-batch at its peak, without weights, adapter and gradients.
 
-    training: with backward.  uniform: see `alike`.  kind: quant, group_size, dtype and task of the base.
+    Two numbers: all bytes, and those in blocks of at most HEAP.
+    training: with backward.  uniform: see `same_in_every_block`.
+    loading: quant, group_size, dtype and task of the base.
     """
     depth = max(getattr(config, key, 0) or 0 for key in DEPTH)
-    # The first block hands no gradient down. Where one block at a time is computed again, that is no share of each.
+    # The first block passes no gradient on. With checkpointing, blocks are computed again one at a time, so
+    # that the first one alone would not be typical.
     few = 2 if step.checkpointing else 1
     if depth <= few + 1 or not uniform:
-        return _run(config, methods, step, training, kind)
-    low, high = (_run(shallow(config, blocks), methods, step, training, kind) for blocks in (few, few + 1))
-    whole, heap = (a + (b - a) * (depth - few) for a, b in zip(low, high, strict=True))
+        return _run(config, methods, step, training, loading)
+    fewer = _run(shallow(config, few), methods, step, training, loading)
+    more = _run(shallow(config, few + 1), methods, step, training, loading)
+    whole, heap = (a + (b - a) * (depth - few) for a, b in zip(fewer, more, strict=True))
     return whole, min(heap, whole)
 
 
 def shallow(config: Any, blocks: int) -> Any:
-    """The configuration with so many blocks; lists with one entry per block are cut."""
+    """Return the configuration with so many blocks; lists with one entry per block are cut."""
     values = config.to_dict()
     depth = max(values.get(key) or 0 for key in DEPTH)
-    cut = {key: blocks for key in DEPTH if isinstance(values.get(key), int)}
-    cut |= {
-        key: value[:blocks]
-        for key, value in values.items()
-        if isinstance(value, list) and len(value) == depth
-    }
-    return type(config)(
-        **{
-            key: value
-            for key, value in (values | cut).items()
-            if key not in ("model_type", "transformers_version")
-        }
-    )
+    for key, value in values.items():
+        if key in DEPTH and isinstance(value, int):
+            values[key] = blocks
+        elif isinstance(value, list) and len(value) == depth:
+            values[key] = value[:blocks]
+    for key in ("model_type", "transformers_version"):  # no arguments of the class
+        values.pop(key, None)
+    return type(config)(**values)
 
 
 def _run(
-    config: Any, methods: Sequence[Method], step: Step, training: bool, kind: dict[str, Any]
+    config: Any, methods: Sequence[Method], step: Step, training: bool, loading: dict[str, Any]
 ) -> tuple[int, int]:
+    """Return `peak` of the configuration as it is, however deep."""
     with unreal():
-        base = sketch(config, **kind)
+        base = sketch(config, **loading)
         adapter = base.attach("plan", methods)
         known = [*base.model.parameters(), *base.model.buffers(), *adapter.checkpoint_state().values()]
         for parameter in adapter.parameters():
@@ -217,10 +242,10 @@ def _run(
 
 
 def run_step(base: Base, adapter: Adapter, step: Step, training: bool) -> None:
-    """Run the stage's own loss on full rows, packed where the model allows it; in training also backward."""
+    """Run the stage's loss on full rows, packed if the model allows it; in training also backward."""
     pack = base.unpackable(step.length) is None
     batch = step.stage.batches(base, step.length, pack=pack).full(step.rows, step.length)
     if training:
-        backward(base, adapter, step.stage.loss, batch, batch.tokens, lambda mask: None)
+        backward(base, adapter, step.stage.loss, batch, batch.tokens, no_noise)
     else:
         step.stage.loss(base, batch)

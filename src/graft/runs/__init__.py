@@ -1,1 +1,1 @@
-"""A recipe carried out, its folder opened again, and what is asked of what was opened."""
+"""Runs: carry out a recipe, open its folder again, ask and score what was opened."""

@@ -1,16 +1,18 @@
 """The main job on the embedded model and data, with numbers that a program can check.
 
-    QLoRA on "write a description from these attributes" → the same prompts before and after → merged export → reload
+    QLoRA on "describe a product from these attributes" → the same prompts before and after → merged export →
+    reload
 
-The products that are asked about have names that neither the model nor its training rows have seen. It counts as
-success only if the texts state what was asked for, clearly more than before, and do not get there by copying the list
-or by naming what any product has.
+The products of the prompts have names that neither the model nor its training rows contain. The demo succeeds
+only if the texts state the attributes, clearly more than before, without copying the list and without naming
+attributes that fit any product.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
@@ -26,14 +28,17 @@ from graft.seedling.writing import prompt, sft_rows
 
 ASKED = 60  # held-out products
 LONGEST = 120  # tokens of an answer; references need about 70
-COVERED, GAINED, ABOVE_CHANCE, VERBATIM = 0.90, 0.30, 0.10, 0.10
+COVERED = 0.90  # coverage that the trained model must reach
+GAINED = 0.30  # coverage that training must add
+ABOVE_CHANCE = 0.10  # how far coverage of other products may exceed that of the references
+VERBATIM = 0.10  # share of texts that may repeat the list
 SAME = 1e-2  # of logits: the same bf16 weights, maybe other kernels
 RECIPE = seedling.FOLDER / "demo.yaml"
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Measures of descriptions of many products, see `seedling.coverage`."""
+    """Measures of the descriptions of many products; see `seedling.coverage`."""
 
     coverage: float
     others: float
@@ -43,26 +48,25 @@ class Scores:
 
 
 def recipe(folder: str | Path) -> Recipe:
-    """What the demo trains, into this run folder."""
+    """Return the demo's recipe, with this run folder."""
     return read(RECIPE, [f"output={folder}"])
 
 
 def held_out() -> tuple[list[Product], list[str]]:
-    """The products that are asked about, those of the embedded test rows, and the generator's descriptions of them."""
+    """Return the products of the embedded test rows, and the generator's descriptions of them."""
     _, _, seed, split = DATASETS["descriptions-held-out"]
-    return list(islice(products(split, seed), ASKED)), [
-        row["completion"] for row in sft_rows(ASKED, seed, split)
-    ]
+    descriptions = [row["completion"] for row in sft_rows(ASKED, seed, split)]
+    return list(islice(products(split, seed), ASKED)), descriptions
 
 
 def answers(base: Base, adapter: str | None, items: Sequence[Product]) -> list[str]:
-    """Greedy descriptions of these products."""
+    """Return the model's greedy descriptions of these products.  adapter: None is the bare base."""
     prompts = [prompt(item) for item in items]
     return base.generate(prompts, adapters=[adapter] * len(items), max_new_tokens=LONGEST, batch_size=30)
 
 
 def measure(texts: Sequence[str], items: Sequence[Product]) -> Scores:
-    """All measures of one text per product."""
+    """Return all measures of one text per product."""
     return Scores(
         mean_coverage(texts, items),
         against_others(texts, items),
@@ -73,29 +77,33 @@ def measure(texts: Sequence[str], items: Sequence[Product]) -> Scores:
 
 
 def shortfalls(before: Scores, after: Scores, chance: float) -> list[str]:
-    """Why this does not count as success; empty where it does."""
+    """Return why the demo failed; empty if it succeeded.
+
+    chance: coverage of other products in the references.
+    """
     gain = after.coverage - before.coverage
     limit = chance + ABOVE_CHANCE
+    of_others = f"coverage of other products is {after.others:.2f}, and at most {limit:.2f} is allowed"
     demands = (
-        (after.coverage >= COVERED, f"coverage is {after.coverage:.2f}, and {COVERED:.2f} is asked for"),
-        (gain >= GAINED, f"coverage rose by {gain:.2f}, and {GAINED:.2f} is asked for"),
-        (
-            after.others <= limit,
-            f"coverage of other products is {after.others:.2f}, and {limit:.2f} is allowed",
-        ),
+        (after.coverage >= COVERED, f"coverage is {after.coverage:.2f}, and {COVERED:.2f} is required"),
+        (gain >= GAINED, f"coverage rose by {gain:.2f}, and {GAINED:.2f} is required"),
+        (after.others <= limit, of_others),
         (
             after.verbatim < VERBATIM,
             f"{after.verbatim:.0%} repeat the list, and fewer than {VERBATIM:.0%} may",
         ),
     )
-    return [reason for held, reason in demands if not held]
+    return [reason for met, reason in demands if not met]
 
 
 @torch.no_grad()
 def reload_difference(base: Base, folder: str | Path, item: Product) -> float:
-    """Load the exported folder in plain transformers; largest difference of its logits from ours, for one prompt."""
+    """Return the largest difference, for one prompt, of our logits from those of plain transformers.
+
+    folder: the exported model, which transformers loads.
+    """
     disable_progress_bar()
-    plain = AutoModelForCausalLM.from_pretrained(folder, dtype=base.dtype, trust_remote_code=False)
+    plain: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=base.dtype, trust_remote_code=False)
     plain = plain.to(base.device).eval()
     ids = torch.tensor([base.tokenizer(prompt(item))["input_ids"]], device=base.device)
     return (plain(ids).logits - base(ids).logits).abs().max().item()

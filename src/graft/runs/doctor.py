@@ -1,7 +1,7 @@
 """Check this machine, and whether torch and transformers behave as Graft relies on: `graft doctor`.
 
-Each check runs on a two-layer model and takes a fraction of a second. A new version of a library that breaks
-a promise fails here by name.
+Each check runs on a two-layer model and takes a fraction of a second. If a new version of a library breaks a
+promise, the check of that promise fails.
 """
 
 import os
@@ -20,7 +20,7 @@ from graft.kernels import REFERENCE
 from graft.kernels import find as kernel
 from graft.models.fresh import fresh
 from graft.objectives.lm import language_modelling
-from graft.planning.plan import memory
+from graft.planning.machine import memory
 from graft.quant import Scheme, quantise_model
 from graft.sizes import size
 from graft.storage import free_bytes
@@ -64,21 +64,19 @@ def examine() -> tuple[dict[str, str], list[Check]]:
 
 def _facts() -> dict[str, str]:
     free, _, _ = memory()
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none: runs on the processor"
+    gpu = (
+        torch.cuda.get_device_name() if torch.cuda.is_available() else "none, training runs on the processor"
+    )
     facts = {"python": platform.python_version(), "system": platform.platform(terse=True)}
     facts |= {name: _version(name) or "missing" for name in LIBRARIES}
     facts |= {name: _version(name) or f"not installed (for {purpose})" for name, purpose in EXTRAS.items()}
     facts |= {"processor": f"{os.cpu_count()} cores, {torch.get_num_threads()} threads used", "gpu": gpu}
-    facts |= {
-        "memory": f"{size(free)} free",
-        "disk": f"{size(free_bytes(Path()))} free here",
-    }
+    facts |= {"memory": f"{size(free)} free", "disk": f"{size(free_bytes(Path()))} free here"}
     device = "cuda" if torch.cuda.is_available() else "cpu"
     ours = [name for name, plain in REFERENCE.items() if kernel(name, device) is not plain]
     rest = len(REFERENCE) - len(ours)
-    return facts | {
-        "kernels": f"{', '.join(ours) or 'none of our own'}; torch's reference for the other {rest}"
-    }
+    kernels = f"{', '.join(ours) or 'none of our own'}; torch's reference for the other {rest}"
+    return facts | {"kernels": kernels}
 
 
 def _version(name: str) -> str | None:
@@ -91,7 +89,7 @@ def _version(name: str) -> str | None:
 def _trouble(check: Callable[[], str]) -> str:
     try:
         return check()
-    except Exception as error:  # whatever a changed library throws is the finding
+    except Exception as error:  # any exception of a changed library is the finding
         return f"{type(error).__name__}: {error}"
 
 
@@ -106,55 +104,53 @@ def _base(quant: str | None = None) -> tuple[Base, dict[str, Any]]:
         with torch.no_grad():
             for p in adapter.parameters():
                 p.copy_(torch.randn(p.shape, generator=generator) * 0.1)
-    ids = torch.randint(0, 64, (2, 8), generator=torch.Generator().manual_seed(0), device="cpu").to(
-        base.device
-    )
-    return base, {"ids": ids}
+    ids = torch.randint(0, 64, (2, 8), generator=torch.Generator().manual_seed(0), device="cpu")
+    return base, {"ids": ids.to(base.device)}
 
 
 def hooks_route_rows() -> str:
-    """Check that two rows with two adapters answer as each would alone."""
-    base, given = _base()
+    """Check that two rows with two adapters answer as each row alone."""
+    base, inputs = _base()
     with torch.no_grad():
-        both = base(**given, adapters=["a", "b"]).logits
-        alone = [base(given["ids"][i : i + 1], adapters=[name]).logits for i, name in enumerate("ab")]
-    apart = (both - torch.cat(alone)).abs().max().item()
-    return "" if apart < 1e-5 else f"rows differ by {apart:.1g}"
+        both = base(**inputs, adapters=["a", "b"]).logits
+        alone = [base(inputs["ids"][i : i + 1], adapters=[name]).logits for i, name in enumerate("ab")]
+    difference = (both - torch.cat(alone)).abs().max().item()
+    return "" if difference < 1e-5 else f"rows differ by {difference:.1g}"
 
 
 def checkpointing_keeps_gradients() -> str:
     """Check that checkpointing does not change the gradients of one backward through two adapters."""
     gradients = []
     for on in (False, True):
-        base, given = _base()
+        base, inputs = _base()
         base.checkpointing(on)
         base.train(True)
         losses = []
         for name in ("a", "b"):
             with base.using(name):
-                losses.append(base(**given, use_cache=False).logits.square().mean())
+                losses.append(base(**inputs, use_cache=False).logits.square().mean())
         torch.stack(losses).sum().backward()
         gradients.append([p.grad for name in "ab" for p in base.adapters[name].parameters()])
-    apart = max((x - y).abs().max().item() for x, y in zip(*gradients, strict=True))
-    return "" if apart < 1e-6 else f"gradients differ by {apart:.1g}"
+    difference = max((x - y).abs().max().item() for x, y in zip(*gradients, strict=True))
+    return "" if difference < 1e-6 else f"gradients differ by {difference:.1g}"
 
 
 def detach_leaves_no_trace() -> str:
-    """Check that after detach the base answers bit for bit as before."""
-    base, given = _base()
+    """Check that after detach the base answers as before, bit for bit."""
+    base, inputs = _base()
     with torch.no_grad():
-        before = base(**given).logits
+        before = base(**inputs).logits
         for name in "ab":
             base.detach(name)
-        same = torch.equal(before, base(**given).logits)
+        same = torch.equal(before, base(**inputs).logits)
     return "" if same else "the bare base answers differently"
 
 
 def packed_weights_answer() -> str:
-    """Check that a 4-bit base answers finitely, and that an adapter on it receives gradients."""
-    base, given = _base("nf4")
+    """Check that an adapter on a 4-bit base receives finite gradients."""
+    base, inputs = _base("nf4")
     with base.using("a"):
-        loss = base(**given, use_cache=False).logits.square().mean()
+        loss = base(**inputs, use_cache=False).logits.square().mean()
     loss.backward()
     sound = all(p.grad is not None and torch.isfinite(p.grad).all() for p in base.adapters["a"].parameters())
     return "" if sound else "no finite gradient through packed weights"
@@ -162,17 +158,17 @@ def packed_weights_answer() -> str:
 
 def losses_agree() -> str:
     """Check that the chunked loss from hidden states equals cross-entropy on full logits."""
-    from graft.data.feed import Batch  # late: the other checks need no data layer
+    from graft.data.batches import Batch  # late: the other checks need no data layer
 
-    base, given = _base()
-    ids = given["ids"]
+    base, inputs = _base()
+    ids = inputs["ids"]
     with torch.no_grad(), base.using("a"):
         chunked = language_modelling(base, Batch({"input_ids": ids}, ids, ids.numel() - 2, []))[0]
         full = torch.nn.functional.cross_entropy(
             base(ids).logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="sum"
         )
-    apart = (chunked - full).abs().item()
-    return "" if apart < 1e-3 else f"losses differ by {apart:.1g}"
+    difference = (chunked - full).abs().item()
+    return "" if difference < 1e-3 else f"losses differ by {difference:.1g}"
 
 
 CHECKS: dict[str, Callable[[], str]] = {

@@ -13,16 +13,17 @@ from graft.stages.stage import stage_of
 
 
 def look(recipe: Recipe, rows: int) -> DataReport:
-    """The data report of a recipe with its first rows as the model sees them. `data.train` may be a run's folder."""
+    """Return the data report of a recipe, with its first rows as the model sees them.
+
+    `data.train` may name a run's folder.
+    """
     recipe = recipe_behind(recipe)
-    tokenizer = (
-        tokenizer_in(find_model(recipe.model))
-        if isinstance(recipe.model, str)
-        else tokenizer_in(Path(recipe.output) / "tokenizer")
-    )
-    data = seedling.located(recipe.data)
+    if isinstance(recipe.model, str):
+        tokenizer = tokenizer_in(find_model(recipe.model))
+    else:
+        tokenizer = tokenizer_in(Path(recipe.output) / "tokenizer")
     stage = stage_of(recipe)
-    prepared = prepare(data, tokenizer, stage, seed=recipe.train.seed)
+    prepared = prepare(seedling.located(recipe.data), tokenizer, stage, seed=recipe.train.seed)
     first = prepared.train[:rows]
     prepared.report.samples = [sample(example, tokenizer, stage, prepared.labels) for example in first]
     return prepared.report

@@ -1,4 +1,4 @@
-"""Open anything a command accepts (run, adapter, model, hub id, "seedling") as a base that is ready to answer."""
+"""Open anything that a command accepts (run, adapter, model, hub id, "seedling") as a ready base."""
 
 import json
 from collections.abc import Sequence
@@ -18,7 +18,12 @@ from graft.runs.build import load_base
 
 @dataclass
 class Opened:
-    """base with its adapters; adapter: the name that answers, None for the bare base.  recipe, folder: of a run."""
+    """A base that is ready to answer.
+
+    adapter: the name of the one that answers, None for the bare base.
+    recipe, folder: of the run, if it is one.
+    by_template: prompts go through the chat template.
+    """
 
     base: Base
     adapter: str | None = None
@@ -27,19 +32,23 @@ class Opened:
     by_template: bool = False
 
     def ask(self, prompts: Sequence[str], **how: Any) -> list[str]:
-        """Answers to plain texts, asked in the way that the model was trained with."""
-        return reply(self.base, [asked(p, self.by_template) for p in prompts], self.adapter, **how)
+        """Return answers to plain texts, which are asked as in training.
+
+        how: keywords of `Base.generate`.
+        """
+        asked = [as_prompt(text, chat=self.by_template) for text in prompts]
+        return reply(self.base, asked, self.adapter, **how)
 
 
-def asked(text: str, by_template: bool) -> str | list[dict[str, str]]:
-    """A prompt for `Base.generate`: a conversation of one turn, or the text as it is."""
-    return [{"role": "user", "content": text}] if by_template else text
+def as_prompt(text: str, *, chat: bool) -> str | list[dict[str, str]]:
+    """Return a text as a prompt for `Base.generate`: a conversation of one turn, or the text as it is."""
+    return [{"role": "user", "content": text}] if chat else text
 
 
 def reply(base: Base, prompts: Sequence[Any], adapter: str | None, **how: Any) -> list[str]:
-    """What the model writes to each prompt; of an adapter with a task head, what that tells of each text.
+    """Return what the model writes to each prompt, or what an adapter's task head predicts for each text.
 
-    prompts: as `asked` gives them.  how: keywords of `Base.generate`.
+    prompts: texts or conversations, see `as_prompt`.  how: keywords of `Base.generate`.
     """
     if adapter is None or base.adapters[adapter].head is None:
         return base.generate(prompts, adapters=[adapter] * len(prompts), **how)
@@ -48,9 +57,11 @@ def reply(base: Base, prompts: Sequence[Any], adapter: str | None, **how: Any) -
 
 
 def open_model(name: str, adapters: Sequence[str] = (), quant: str | None = None) -> Opened:
-    """A run's folder (with its adapter), an adapter's folder (with its base), or a model.
+    """Open a run's folder (with its adapter), an adapter's folder (with its base), or a model.
 
-    adapters: folders, or NAME=FOLDER; the last one answers.  quant: how to store the base; a run has its own.
+    adapters: folders, or NAME=FOLDER; the last one answers.
+    quant: how to store the base; by default as in the run.
+    Raises UsageError for a run without an adapter, or an adapter that names no base.
     """
     folder = Path(name)
     if (folder / "recipe.yaml").exists() and not (folder / "config.json").exists():
@@ -60,7 +71,7 @@ def open_model(name: str, adapters: Sequence[str] = (), quant: str | None = None
         base = config.get("base_model_name_or_path")
         if not base:
             raise UsageError(
-                f"{name} names no base", "an adapter that does", f"give the base, and --adapter {name}"
+                f"{name} names no base", "an adapter that names one", f"give the base, and --adapter {name}"
             )
         opened = Opened(load(str(base), quant=quant))
         adapters = [*adapters, name]
@@ -68,7 +79,8 @@ def open_model(name: str, adapters: Sequence[str] = (), quant: str | None = None
         opened = Opened(load(name, quant=quant))
     for word in adapters:
         label, _, path = word.rpartition("=")
-        path = str(Path(path) / "adapter") if (Path(path) / "adapter").is_dir() else path  # a run's folder
+        if (Path(path) / "adapter").is_dir():  # a run's folder
+            path = str(Path(path) / "adapter")
         label = label or _label(Path(path))
         opened.base.load_adapter(path, label)
         opened.adapter = label
@@ -78,31 +90,32 @@ def open_model(name: str, adapters: Sequence[str] = (), quant: str | None = None
 
 
 def _label(folder: Path) -> str:
-    """A name for an adapter: its folder's, or its run's."""
+    """Return a name for an adapter: its folder's, or its run's."""
     folder = folder.resolve()
     return folder.parent.name if folder.name == "adapter" else folder.name
 
 
 def _open_run(folder: Path, quant: str | None) -> Opened:
+    """Open a run's folder. Raises UsageError if the run has not finished."""
     recipe = read(folder)
     if not (folder / "adapter" / "adapter_config.json").exists():
         raise UsageError(
-            f"{folder} has no adapter yet", "a run that has finished", f"go on with: graft train {folder}"
+            f"{folder} has no adapter yet", "a run that has finished", f"continue it: graft train {folder}"
         )
     report = json.loads((folder / "data_report.json").read_text(encoding="utf-8"))
     by_template = bool(report.get("asks_by_template"))
     if recipe.fresh:
-        return Opened(
-            load(folder / "model", quant=quant, dtype=recipe.dtype), None, recipe, folder, by_template
-        )
+        base = load(folder / "model", quant=quant, dtype=recipe.dtype)
+        return Opened(base, None, recipe, folder, by_template)
     base = load_base(recipe, quant)
-    base.load_adapter(folder / "adapter", folder.resolve().name)
+    name = folder.resolve().name
+    base.load_adapter(folder / "adapter", name)
     if (folder / "adapter" / "tokenizer_config.json").exists():
         base.tokenizer = tokenizer_in(folder / "adapter")  # with the template of training
-    return Opened(base, folder.resolve().name, recipe, folder, by_template)
+    return Opened(base, name, recipe, folder, by_template)
 
 
 def base_as_stored(name: str) -> Base:
-    """A base in the dtype of its file, where rounding must not look like a change."""
+    """Load a base in the dtype of its file: rounding would look like a change of the weights."""
     stored = read_config(name).dtype
     return load(name, "none", dtype=next((word for word, dtype in DTYPES.items() if dtype == stored), "fp32"))

@@ -1,6 +1,7 @@
-"""report.html of a run: curves, scores, data, samples and settings on one page that needs no network.
+"""The report.html of a run: curves, scores, data, samples and settings on one page that needs no network.
 
-Everything is read from the run's folder. Texts of rows and models are escaped; plotly's script lies in the page once.
+Everything is read from the run's folder. Texts of rows and models are escaped. The page contains plotly's
+script once.
 """
 
 import json
@@ -20,44 +21,35 @@ pre{background:#f6f6f4;padding:.8rem;overflow-x:auto;white-space:pre-wrap} .char
 
 
 def report(folder: Path) -> str:
-    """The page of one run. Parts whose files are missing are left out."""
-    metrics, timing = _lines(folder / "metrics.jsonl"), _lines(folder / "timing.jsonl")
-    charts = {"Loss": _curves(metrics, ("loss", "eval_loss")), "Learning rate": _curves(metrics, ("lr",))}
-    charts |= {
+    """Return the page of one run. Parts whose files are missing are left out."""
+    metrics = _lines(folder / "metrics.jsonl")
+    timing = _lines(folder / "timing.jsonl")
+    charts = {
+        "Loss": _curves(metrics, ("loss", "eval_loss")),
+        "Learning rate": _curves(metrics, ("lr",)),
         "Gradient norm": _curves(metrics, ("grad_norm",)),
         "Tokens per second": _curves(timing, ("tokens_per_s",)),
     }
-    sections = [
-        _chart(index, title, traces) for index, (title, traces) in enumerate(charts.items()) if traces
-    ]
-    facts = _json(folder / "evaluation.json")
-    if facts:
-        sections.insert(0, _section("Before and after", _scores(facts["columns"])))
-        sections += (
-            [
-                _section(
-                    "Answers",
-                    _table(
-                        [[_plain(text[k]) for k in text] for text in facts["texts"]], [*facts["texts"][0]]
-                    ),
-                )
-            ]
-            if facts["texts"]
-            else []
-        )
+    curves = [_chart(index, title, traces) for index, (title, traces) in enumerate(charts.items()) if traces]
+    evaluation = _json(folder / "evaluation.json")
+    scores = [_section("Before and after", _scores(evaluation["columns"]))] if evaluation else []
+    answers = (
+        [_section("Answers", _answers(evaluation["texts"]))] if evaluation and evaluation["texts"] else []
+    )
+    sections = scores + curves + answers
     data = _json(folder / "data_report.json")
     if data:
         sections.append(_section("Data", _table([(key, _plain(value)) for key, value in data.items()])))
     sections += [_section(title, f"<pre>{escape(text)}</pre>") for title, text in _texts(folder) if text]
     title = escape(f"graft run {folder.name}")
     script = files("plotly").joinpath("package_data/plotly.min.js").read_text(encoding="utf-8")
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>'
-        f"<script>{script}</script></head><body><h1>{title}</h1>{''.join(sections)}</body></html>\n"
-    )
+    head = f'<meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style><script>{script}</script>'
+    body = f"<h1>{title}</h1>{''.join(sections)}"
+    return f'<!doctype html><html lang="en"><head>{head}</head><body>{body}</body></html>\n'
 
 
 def _texts(folder: Path) -> list[tuple[str, str]]:
+    """Return (title, text) of the files that are shown as they are."""
     named = {"Samples": "samples.md", "Settings": "recipe.yaml"}
     return [
         (title, path.read_text(encoding="utf-8"))
@@ -67,7 +59,7 @@ def _texts(folder: Path) -> list[tuple[str, str]]:
 
 
 def _curves(records: Sequence[dict[str, Any]], names: Sequence[str]) -> list[dict[str, Any]]:
-    """One plotly trace for each name that some record has."""
+    """Return a plotly trace for each name that some record has."""
     traces = []
     for name in names:
         points = [(record["step"], record[name]) for record in records if name in record and "step" in record]
@@ -85,23 +77,24 @@ def _curves(records: Sequence[dict[str, Any]], names: Sequence[str]) -> list[dic
 
 
 def _chart(index: int, title: str, traces: list[dict[str, Any]]) -> str:
-    layout = {
-        "margin": {"t": 10, "r": 10},
-        "xaxis": {"title": {"text": "step"}},
-        "showlegend": len(traces) > 1,
-    }
-    # "</" would end the script element wherever it stands.
-    call = f"Plotly.newPlot('chart{index}',{json.dumps(traces)},{json.dumps(layout)},{{responsive:true}})".replace(
-        "</", "<\\/"
-    )
+    """Return a section with a chart.  index: makes its element's name unique."""
+    axis = {"title": {"text": "step"}}
+    layout = {"margin": {"t": 10, "r": 10}, "xaxis": axis, "showlegend": len(traces) > 1}
+    arguments = f"'chart{index}',{json.dumps(traces)},{json.dumps(layout)},{{responsive:true}}"
+    call = f"Plotly.newPlot({arguments})".replace("</", "<\\/")  # "</" would end the script element anywhere
     return _section(title, f'<div id="chart{index}" class="chart"></div><script>{call}</script>')
 
 
-def _scores(facts: dict[str, dict[str, Any]]) -> str:
-    """facts: {column: {metric: value}}; columns in their order, such as before and after."""
-    names = list(dict.fromkeys(name for column in facts.values() for name in column))
-    rows = [(name, *(_plain(column.get(name, "")) for column in facts.values())) for name in names]
-    return _table(rows, ("metric", *facts))
+def _scores(columns: dict[str, dict[str, Any]]) -> str:
+    """Return {column: {metric: value}} as a table, one metric a row."""
+    names = list(dict.fromkeys(name for column in columns.values() for name in column))
+    rows = [(name, *(_plain(column.get(name, "")) for column in columns.values())) for name in names]
+    return _table(rows, ("metric", *columns))
+
+
+def _answers(texts: Sequence[dict[str, Any]]) -> str:
+    """Return the texts of an evaluation as a table."""
+    return _table([[_plain(value) for value in text.values()] for text in texts], [*texts[0]])
 
 
 def _table(rows: Sequence[Sequence[str]], header: Sequence[str] = ()) -> str:
@@ -115,6 +108,7 @@ def _section(title: str, body: str) -> str:
 
 
 def _plain(value: Any) -> str:
+    """Return a JSON value as text: numbers with four digits."""
     if isinstance(value, float):
         return f"{value:.4g}"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
@@ -125,8 +119,6 @@ def _json(path: Path) -> Any:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    return (
-        [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
-        if path.exists()
-        else []
-    )
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]

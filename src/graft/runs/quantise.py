@@ -1,4 +1,4 @@
-"""Write a model with packed weights, with or without rows that calibrate it."""
+"""Write a model with packed weights; rows to calibrate by are optional."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -20,12 +20,19 @@ from graft.storage import output_folder, refuse_occupied
 
 
 def quantise(
-    name: str, folder: Path, quant: str, *, group_size: int = 0, calibrate: Recipe | None = None, force: bool = False,
+    name: str,
+    folder: Path,
+    quant: str,
+    *,
+    group_size: int = 0,
+    calibrate: Recipe | None = None,
+    force: bool = False,
     tell: Callable[[int, int], None] | None = None,
-) -> Path:  # fmt: skip
-    """Write a model with its linear weights packed; our loader and transformers (with graft imported) read it.
+) -> Path:
+    """Write a model with packed linear weights, which graft.load and transformers (with graft imported) read.
 
-    calibrate: its rows choose the codes, by GPTQ.  tell: called with the blocks done and their number.
+    calibrate: a recipe whose rows choose the codes, by GPTQ; None rounds.
+    tell: called with (blocks done, number of blocks).
     """
     refuse_occupied(folder, force=force)
     scheme = Scheme(quant, group_size)
@@ -42,13 +49,13 @@ def quantise(
 
 
 def _calibration(base: Base, recipe: Recipe) -> list[dict[str, Any]]:
-    """The first `data.limit` rows as this model sees them in training, one a forward, so that none is padded."""
-    limit, recipe = recipe.data.limit, recipe_behind(recipe)
+    """Return the inputs of the first `data.limit` rows as in training, one row each: none is padded."""
+    limit = recipe.data.limit
+    recipe = recipe_behind(recipe)
     few = recipe.data.model_copy(update={"pack": False, "eval": None, "limit": limit})
     recipe = recipe.model_copy(update={"data": few})
     rows = prepare(seedling.located(few), base.tokenizer, stage_of(recipe), family=base.family).train
-    own = {} if base.family == "masked" else {"use_cache": False}
+    keywords = {} if base.family == "masked" else {"use_cache": False}
     batches = feed(base, recipe, rows, 1, 1)
-    return [
-        batches.step(0, index)[0].to(base.device).inputs | own for index in range(batches.steps_per_epoch)
-    ]
+    steps = range(batches.steps_per_epoch)
+    return [batches.step(0, index)[0].to(base.device).inputs | keywords for index in steps]

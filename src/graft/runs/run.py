@@ -1,12 +1,15 @@
-"""A recipe carried out: base, adapter, data, training, scores, report; the same call goes on where it stopped.
+"""Carry out a recipe: base, adapter, data, training, scores, report; the same call continues a stopped run.
 
-What a run leaves behind is in its folder: recipe.yaml (repeats the run), metrics.jsonl, checkpoints/, adapter/ with
-tokenizer and template, samples.md, data_report.json, evaluation.json, report.html, and model/ for a model that started
-from random weights.
+A run's folder receives recipe.yaml (which repeats the run), data_report.json, metrics.jsonl, checkpoints/,
+samples.md, adapter/ with tokenizer and template, evaluation.json and report.html; and model/, if the weights
+were random at first.
+
+From `graft train` to the equation: cli/train.py calls `run` here, which hands its work to training/loop.py;
+there training/step.py computes the mean loss of a step from the stage's loss, for most stages that of
+objectives/lm.py.
 """
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,47 +34,50 @@ from graft.training import Observer, Task, Trainer
 from graft.training.checkpoint import same_run
 from graft.training.lock import locked
 
-# Settings that may differ between two starts of one run: they change speed, memory or what is written, never the steps.
+# Settings that may differ between two starts of a run: they change speed, memory or what is written, not the
+# steps.
 FREE = (
-    *(
-        "output",
-        "evaluate",
-        "data.test",
-        "train.micro_batch_size",
-        "train.gradient_checkpointing",
-        "train.compile",
-    ),
-    *(
-        "train.paged_budget_mb",
-        "train.save_every",
-        "train.keep",
-        "train.log_every",
-        "train.samples",
-        "train.sample_tokens",
-    ),
+    "output",
+    "evaluate",
+    "data.test",
+    "train.micro_batch_size",
+    "train.gradient_checkpointing",
+    "train.compile",
+    "train.paged_budget_mb",
+    "train.save_every",
+    "train.keep",
+    "train.log_every",
+    "train.samples",
+    "train.sample_tokens",
 )
-SHOWN = 20  # written texts that evaluation.json keeps
+SHOWN = 20  # generated texts that evaluation.json keeps
 
 
 class RunObserver(Observer):
-    """An observer of training that also hears what a run says before and after it."""
+    """An observer of training that also receives what happens before and after it."""
 
     def begin(self, facts: dict[str, Any]) -> None:
-        """Hear what will be trained: base, parameters, stored; methods, sites, trained."""
+        """Receive what will be trained: base, parameters, stored; methods, sites, trained."""
 
     def note(self, text: str) -> None:
-        """Hear something that deserves a look."""
+        """Receive something worth knowing before training."""
 
     def data(self, report: DataReport) -> None:
-        """Hear the data report, before the first step."""
+        """Receive the data report, before the first step."""
 
     def scoring(self) -> None:
-        """Hear that the held-out rows are scored now, before and after."""
+        """Receive the start of scoring: the held-out rows, before and after training."""
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a finished run left.  scores: {"before", "after": {metric: value}}; model: folder of a whole new model."""
+    """A finished run.
+
+    folder, adapter: its folder and the adapter's.  loss: of the last step.
+    tokens: supervised ones, of all steps.
+    scores: {"before": {metric: value}, "after": ...}.
+    model: the folder of a model that started from random weights.
+    """
 
     folder: Path
     adapter: Path
@@ -82,7 +88,7 @@ class RunResult:
     model: Path | None = None
 
     def facts(self) -> dict[str, Any]:
-        """Everything as JSON values."""
+        """Return everything as JSON values."""
         paths = {
             "folder": str(self.folder),
             "adapter": str(self.adapter),
@@ -96,15 +102,20 @@ def run(
     overrides: Iterable[str] = (),
     observer: RunObserver | None = None,
 ) -> RunResult:
-    """Carry out a recipe, from the beginning or from where its output folder stands.
+    """Carry out a recipe, from the beginning or from the newest checkpoint in its output folder.
 
-    observer: hears what happens.  Raises UsageError for a recipe that cannot be meant, DataError for rows that cannot
-    be used, CheckpointError for a folder of another run, TrainingError for steps that must not count.
+    overrides: "key=value" changes of the recipe.  observer: receives what happens.
+    Raises UsageError for a recipe with wrong settings, DataError for rows that cannot be used,
+    CheckpointError for a folder that is in use or belongs to another run, TrainingError for a step that
+    failed.
     """
-    chosen, observer = read(recipe, overrides), observer or RunObserver()
+    chosen = read(recipe, overrides)
+    observer = observer or RunObserver()
     folder = Path(chosen.output)
-    with locked(folder):  # before anything is loaded: who comes second shall know at once
-        _same_settings(folder, chosen)
+    with locked(
+        folder
+    ):  # before anything is loaded: a second process must learn at once that the folder is in use
+        _require_same_settings(folder, chosen)
     if (folder / "report.html").exists() and (folder / "adapter").exists():
         return _result(folder, chosen)  # nothing is left to do
     base = load_base(chosen)
@@ -126,11 +137,12 @@ def train(
     observer: RunObserver | None = None,
     **train: Any,
 ) -> RunResult:
-    """Train an attached adapter on rows: the same run as a recipe's, with a base that is loaded already.
+    """Train an attached adapter on rows: the same run as a recipe's, with a base that is already loaded.
 
-    data: a path, several, or the keys of a recipe's `data:`.  output: the run's folder, runs/NAME of the adapter where
-    left out.  stage, objective, evaluate: as in a recipe.  observer: hears what happens.  train: keys of a recipe's
-    `train:` (epochs=2, lr=1e-4, ...). Raises as `run` does.
+    data: a path, several paths, or the keys of a recipe's `data:`.
+    output: the run's folder, by default runs/ and the adapter's name.
+    stage, objective, evaluate: as in a recipe.  observer: receives what happens.
+    train: keys of a recipe's `train:` (epochs=2, lr=1e-4, ...).  Raises as `run` does.
     """
     if not isinstance(data, Mapping):
         data = {"train": [str(path) for path in data] if isinstance(data, list | tuple) else str(data)}
@@ -145,18 +157,18 @@ def train(
         "output": str(output or f"runs/{adapter.name}"),
     }
     chosen = read(settings | ({"evaluate": dict(evaluate)} if evaluate is not None else {}))
-    _same_settings(Path(chosen.output), chosen)
+    _require_same_settings(Path(chosen.output), chosen)
     return _train(base, adapter.name, chosen, observer or RunObserver())
 
 
-def _same_settings(folder: Path, chosen: Recipe) -> None:
-    """Refuse a folder that holds a run with other settings, before anything is loaded."""
+def _require_same_settings(folder: Path, chosen: Recipe) -> None:
+    """Raise CheckpointError if the folder holds a run with different settings."""
     if (folder / "recipe.yaml").exists():
         same_run(folder, _identity(read(folder)), _identity(chosen))
 
 
 def _identity(recipe: Recipe) -> dict[str, Any]:
-    """The settings under which alone a run may be resumed, by dotted key."""
+    """Return the settings that must be equal when a run is resumed, by dotted key."""
     flat: dict[str, Any] = {}
     for key, value in recipe.model_dump().items():
         flat |= {f"{key}.{k}": v for k, v in value.items()} if key in ("data", "train") else {key: value}
@@ -165,7 +177,10 @@ def _identity(recipe: Recipe) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Work:
-    """A run between its recipe and its result.  adapter: its name.  prepared: the rows.  opened: to ask and score."""
+    """Everything that a run works with.
+
+    adapter: its name.  prepared: the encoded rows.  opened: base and adapter, to ask and to score.
+    """
 
     base: Base
     adapter: str
@@ -177,26 +192,29 @@ class _Work:
 
 
 def _train(base: Base, name: str, recipe: Recipe, observer: RunObserver) -> RunResult:
-    """Prepare the rows, attach the adapter if it is new, train it, and write what is left behind."""
+    """Prepare the rows, attach the adapter if it is new, train it, and write the results."""
     work = _prepared(base, name, recipe)
     _write(work)
     _announce(observer, work)
-    again = (work.folder / "finished.json").exists()
+    trained_before = (work.folder / "finished.json").exists()
     Trainer(base, name, _task(work), recipe.train, work.folder, observer).run()
-    if again:  # nothing was trained now: the adapter is what the folder holds
+    if trained_before:  # no step was taken now: the trained adapter is in the folder
         tensors = load_file(work.folder / "adapter" / "adapter_model.safetensors")
         base.adapters[name].load_file_state(tensors)
     return _finish(work, observer)
 
 
 def _prepared(base: Base, name: str, recipe: Recipe) -> _Work:
-    stage, settings, seed = stage_of(recipe), seedling.located(recipe.data), recipe.train.seed
+    """Encode the rows, and attach the adapter if it is new."""
+    stage = stage_of(recipe)
+    settings = seedling.located(recipe.data)
+    seed = recipe.train.seed
     stage.check_base(base)
     prepared = prepare(settings, base.tokenizer, stage, family=base.family, seed=seed)
     if prepared.template is not None:
         base.tokenizer.chat_template = prepared.template
     if name not in base.adapters:
-        torch.manual_seed(seed)  # before the adapter is born: same recipe, same adapter
+        torch.manual_seed(seed)  # the new adapter's values follow from the seed
         base.attach(name, methods_of(recipe, prepared.labels, tagged=prepared.tagged))
     stage.fit(base.adapters[name], prepared.labels, tagged=prepared.tagged)
     folder = Path(recipe.output)
@@ -216,9 +234,12 @@ def _write(work: _Work) -> None:
 
 
 def _task(work: _Work) -> Task:
-    """Return the batches, evaluation and samples of training, and the identity under which the run goes on."""
-    base, recipe, prepared = work.base, work.recipe, work.prepared
-    size, prompts = recipe.evaluate.batch_size, recipe.train.samples
+    """Return what the training loop needs: batches, loss, evaluation, samples, and the run's identity."""
+    base = work.base
+    recipe = work.recipe
+    prepared = work.prepared
+    size = recipe.evaluate.batch_size
+    prompts = recipe.train.samples
     batches = feed(base, recipe, prepared.train, recipe.train.batch_size, recipe.train.micro_batch_size)
     held = feed(base, recipe, prepared.eval or [], size, size)
 
@@ -235,17 +256,18 @@ def _task(work: _Work) -> Task:
         "fingerprint of the rows": hashlib.sha256(prepared.train.ids.values).hexdigest(),
     }
     return Task(
-        batches,
-        work.stage.loss,
-        evaluate if prepared.eval else None,
-        sample if prompts else None,
-        identity,
+        feed=batches,
+        objective=work.stage.loss,
+        evaluate=evaluate if prepared.eval else None,
+        sample=sample if prompts else None,
+        identity=identity,
     )
 
 
 def _announce(observer: RunObserver, work: _Work) -> None:
-    """Tell what will happen, before the first step."""
-    base, recipe, adapter = work.base, work.recipe, work.base.adapters[work.adapter]
+    """Tell the observer what will be trained, and on which rows."""
+    base, recipe = work.base, work.recipe
+    adapter = base.adapters[work.adapter]
     observer.begin(
         {
             "base": base.name,
@@ -258,25 +280,24 @@ def _announce(observer: RunObserver, work: _Work) -> None:
     )
     for text in adapter.notices():
         observer.note(text)
-    why = base.unpackable(recipe.data.max_length)
-    if recipe.data.pack and why and work.stage.packs:
-        observer.note(f"rows are padded, not packed: {why}")
+    obstacle = base.unpackable(recipe.data.max_length)
+    if recipe.data.pack and obstacle and work.stage.packs:
+        observer.note(f"rows are padded, not packed: {obstacle}")
     observer.data(work.prepared.report)
 
 
 def _finish(work: _Work, observer: RunObserver) -> RunResult:
-    """Write tokenizer, scores, model folder and report of a run that is trained. Repeating it changes nothing."""
-    base, folder, recipe = work.base, work.folder, work.recipe
+    """Write what is missing of tokenizer, scores, model folder and report; return the result."""
+    base = work.base
+    folder = work.folder
+    recipe = work.recipe
     if not (folder / "adapter" / "tokenizer_config.json").exists():
         _add_tokenizer(folder / "adapter", base.tokenizer)
     if not (folder / "evaluation.json").exists():
         observer.scoring()
         table = score(work.opened, recipe)
-        kept = {
-            "columns": table.columns,
-            "texts": table.texts[:SHOWN],
-        }  # not sorted: the columns have an order
-        storage.replace(folder / "evaluation.json", json.dumps(kept, indent=1, ensure_ascii=False).encode())
+        facts = {"columns": table.columns, "texts": table.texts[:SHOWN]}
+        storage.write_json(folder / "evaluation.json", facts)  # keeps the order of the columns
     if recipe.fresh and not (folder / "model").exists():
         export(base, folder / "model", to="hf", adapter=work.adapter)
     storage.replace(folder / "report.html", report(folder).encode())
@@ -284,17 +305,21 @@ def _finish(work: _Work, observer: RunObserver) -> RunResult:
 
 
 def _result(folder: Path, recipe: Recipe) -> RunResult:
-    """What a finished run's folder says."""
-    done, scores = (
-        storage.read_json(folder / "finished.json"),
-        storage.read_json(folder / "evaluation.json")["columns"],
+    """Return the result that a finished run's folder records."""
+    finished = storage.read_json(folder / "finished.json")
+    return RunResult(
+        folder=folder,
+        adapter=folder / "adapter",
+        steps=finished["steps"],
+        loss=finished["loss"],
+        tokens=finished["tokens"],
+        scores=storage.read_json(folder / "evaluation.json")["columns"],
+        model=folder / "model" if recipe.fresh else None,
     )
-    model = folder / "model" if recipe.fresh else None
-    return RunResult(folder, folder / "adapter", done["steps"], done["loss"], done["tokens"], scores, model)
 
 
 def _add_tokenizer(adapter: Path, tokenizer: Any) -> None:
-    """Commit the adapter's folder once more, with tokenizer and chat template beside the two files."""
+    """Commit the adapter's folder again, with the tokenizer and the chat template in it."""
     kept = {
         path.name: path.read_bytes()
         for path in adapter.iterdir()

@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from graft.core.positions import context_length
 from graft.data.rows import BadRow
 from graft.data.templates import Template, affixes, source
 from graft.generate.generate import end_tokens
@@ -40,7 +41,7 @@ def modelfile(base: "Base", model: str, adapter: str | None = None) -> str:
         lines.append(f'TEMPLATE """{template}"""')
     words = [base.tokenizer.convert_ids_to_tokens(token) for token in ends(base)]
     lines += [f"PARAMETER stop {json.dumps(word, ensure_ascii=False)}" for word in words]
-    context = getattr(base.model.config, "max_position_embeddings", None)
+    context = context_length(base.model.config)
     return "\n".join([*lines, *([f"PARAMETER num_ctx {context}"] if context else [])]) + "\n"
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from graft.core.positions import first_position
+from graft.core.positions import context_length, first_position
 
 if TYPE_CHECKING:
     from graft.base.base import Base
@@ -34,7 +34,7 @@ SEED, DRAWN = 0, 4  # without a tokenizer: rows of random ids
 def rows(base: "Base", adapters: Sequence[str | None] = ()) -> list[list[int]]:
     """Return the ids of every prompt, cut to what the model can read besides these adapters' positions."""
     config = base.model.config.get_text_config()
-    context = getattr(config, "max_position_embeddings", None) or LONGEST
+    context = context_length(base.model.config) or LONGEST
     length = max(2, min(LONGEST, context - first_position(config) - base.positions(adapters)))
     if base.tokenizer is not None:
         encoded = [base.tokenizer(text)["input_ids"][:length] for text in TEXTS]

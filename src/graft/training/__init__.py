@@ -1,4 +1,4 @@
-"""Training: one loop for every stage. A killed run continues by itself, bit for bit."""
+"""Training: one loop for every stage. Started again, a killed run continues bit for bit."""
 
 from graft.training.log import Observer
 from graft.training.loop import Result, Task, Trainer

@@ -1,12 +1,12 @@
-"""Checkpoints of a run: all state that a resumed run needs to be the undisturbed one, bit for bit.
+"""Checkpoints of a run: all state that a resumed run needs to equal an undisturbed one, bit for bit.
 
     checkpoints/step-000100/   adapter.safetensors    trained tensors and buffers
                                optimizer.safetensors  moments, codes, master copies, step counters
                                rng.safetensors        torch's generators
-                               state.json             progress, Python's and NumPy's generators, lengths of the logs
+                               state.json             progress, other generators, lengths of the logs
                                manifest.json          sizes, SHA-256, identity of the run, versions
 
-The order of rows and the learning rate are pure functions of the step, so nothing else has a position.
+The order of rows and the learning rate are pure functions of the step, so nothing else needs to be stored.
 """
 
 import json
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Progress:
-    """Where a run is.
+    """How far a run has come.
 
     best: {"step", "loss"} of the best evaluation.  waited: evaluations since then.  lengths: of the logs, in
     bytes.
@@ -48,35 +48,42 @@ class Progress:
 
 
 class Checkpoints:
-    """The checkpoints of one run.  identity: JSON values that must not change between two starts of a run."""
+    """The checkpoints of one run.
+
+    identity: JSON values that must be equal at every start of the run.
+    keep: how many of the newest are kept.  warn: called with a sentence when something did not stop the run.
+    """
 
     def __init__(
-        self, run: Path, identity: Mapping[str, Any], keep: int, warn: Callable[[str], None]
+        self, run_folder: Path, identity: Mapping[str, Any], keep: int, warn: Callable[[str], None]
     ) -> None:
-        self.folder = run / "checkpoints"
-        self.identity, self.keep, self.warn = dict(identity), keep, warn
+        self.folder = run_folder / "checkpoints"
+        self.identity = dict(identity)
+        self.keep = keep
+        self.warn = warn
 
     def check_space(self, adapter: "Adapter", optimizer: AdamW, count: int) -> None:
-        """Raise SpaceError, before the first step, if the disk has no room for `count` checkpoints.
+        """Raise SpaceError, before the first step, if the disk has no room for the run's checkpoints.
 
-        Fewer are needed at a time: those that are kept, and the one that is being written.
+        count: checkpoints that the run will write; at one time it holds the kept ones and the newest.
         """
-        each, most = _bytes(_parts(adapter, optimizer)), min(count, self.keep + 1)
+        each = _bytes(_parts(adapter, optimizer))
+        most = min(count, self.keep + 1)
         free = storage.free_bytes(self.folder)
         if free < most * each:
             raise SpaceError(
-                f"{self.folder} has {free:,} bytes free; the run will hold {most} checkpoints of {each:,} bytes",
+                f"{self.folder} has {free:,} bytes free; the run needs {most} checkpoints of {each:,} bytes",
                 f"room for {most * each:,} bytes",
                 "make room, choose another output, or lower train.keep",
             )
 
     def save(self, progress: Progress, adapter: "Adapter", optimizer: AdamW) -> Path:
-        """Commit a checkpoint, read it again, then remove what is no longer kept."""
+        """Commit a checkpoint, validate it, remove those no longer kept, and return its folder."""
         parts = _parts(adapter, optimizer)
         state = storage.encode({"progress": asdict(progress), "rng": rng.values()})
         needed = len(state) + _bytes(parts)
         target = self.folder / f"step-{progress.step:06d}"
-        if target.exists():  # of this very step: damaged ones were set aside when the run was resumed
+        if target.exists():  # the same step: damaged checkpoints were renamed when the run was resumed
             return target
 
         def fill(folder: Path) -> None:
@@ -85,7 +92,11 @@ class Checkpoints:
             storage.write(folder / "state.json", state)
 
         facts = {"step": progress.step, "identity": self.identity, "versions": versions()}
-        storage.retry_while_full(self.folder, needed, lambda: storage.commit(target, fill, facts), self.warn)
+
+        def commit() -> Path:
+            return storage.commit(target, fill, facts)
+
+        storage.retry_while_full(self.folder, needed, commit, self.warn)
         storage.validate(target)
         storage.rotate(self.folder, self.keep, [progress.best["step"]] if progress.best else [])
         return target
@@ -112,12 +123,16 @@ class Checkpoints:
         return Progress(**state["progress"])
 
     def adapter(self, step: int) -> dict[str, torch.Tensor]:
-        """Return the adapter's tensors at a kept step. Raises CheckpointError if they are damaged."""
+        """Return the adapter's tensors at a step whose checkpoint is kept.
+
+        Raises CheckpointError if it is damaged.
+        """
         checkpoint = self.folder / f"step-{step:06d}"
         storage.validate(checkpoint)
         return load_file(checkpoint / "adapter.safetensors")
 
     def _check(self, checkpoint: Path) -> None:
+        """Raise CheckpointError for another run's checkpoint; warn about other versions of libraries."""
         facts = storage.validate(checkpoint)
         same_run(checkpoint, facts["identity"], self.identity)
         if changed := _changes(facts["versions"], versions()):
@@ -133,13 +148,17 @@ def _bytes(parts: Mapping[str, Mapping[str, torch.Tensor]]) -> int:
     return sum(t.numel() * t.element_size() for part in parts.values() for t in part.values())
 
 
-def same_run(where: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Raise CheckpointError, naming every key that differs, unless both identities are equal."""
-    if changed := _changes(before, json.loads(storage.encode(dict(now)))):  # as JSON: it has no tuples
+def same_run(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raise CheckpointError, naming every key that differs, unless both identities are equal.
+
+    folder: the run's or the checkpoint's, for the message.
+    """
+    as_stored = json.loads(storage.encode(dict(now)))  # JSON has no tuples
+    if changed := _changes(before, as_stored):
         raise CheckpointError(
-            f"{where} belongs to a run with other settings ({changed})",
+            f"{folder} belongs to a run with different settings ({changed})",
             "the settings, base and data that the run began with",
-            "restore them to continue this run, or choose another output for a new one",
+            "restore them to continue that run, or choose another output for a new one",
         )
 
 
@@ -155,6 +174,7 @@ def versions() -> dict[str, Any]:
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Return the keys whose values differ, as "key: before -> now; ..."; "" if there are none."""
     keys = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
     return "; ".join(f"{key}: {_short(before.get(key))} -> {_short(now.get(key))}" for key in keys)
 

@@ -1,9 +1,9 @@
-"""Write down what a run does, and tell an observer.
+"""Record what a run does in files, and tell an observer.
 
-`metrics.jsonl` holds what the same run always gives again: step, loss, rate, norms, evaluations.
-`timing.jsonl` holds
-the rest: seconds, speed, memory, warnings. A resumed run cuts the first back to the length that its
-checkpoint recorded, so that the file equals an undisturbed run's byte for byte; the second only grows.
+`metrics.jsonl` holds what a repeated run gives again: step, loss, learning rate, norms, evaluations.
+`timing.jsonl` holds the rest: seconds, speed, memory, warnings. A resumed run cuts the first file back to the
+length that its checkpoint recorded, so that it equals an undisturbed run's byte for byte. The second only
+grows.
 """
 
 import json
@@ -21,10 +21,13 @@ from graft.sizes import KIB, MIB
 
 
 class Observer:
-    """Receives the events of a run; every method may be left out. Library code prints nothing."""
+    """Receives the events of a run; a subclass overrides the ones it needs.
+
+    The library itself prints nothing.
+    """
 
     def start(self, plan: dict[str, Any]) -> None:
-        """Receive the plan: steps, steps_per_epoch, done, trained (numbers), optimizer_bytes."""
+        """Receive steps, steps_per_epoch, done (by earlier starts), trained (a count), optimizer_bytes."""
 
     def resumed(self, step: int) -> None:
         """Receive the step after which the run continues."""
@@ -45,7 +48,7 @@ class Observer:
         """Receive something that did not stop the run; it is also in timing.jsonl."""
 
     def finished(self, record: dict[str, Any]) -> None:
-        """Receive steps, loss, tokens, best and adapter, also if there was nothing left to do."""
+        """Receive steps, loss, tokens, best and adapter; also if nothing was left to do."""
 
 
 class Journal:
@@ -56,7 +59,7 @@ class Journal:
         self._file = open(path, "ab")  # noqa: SIM115  kept open for the run
 
     def add(self, text: str) -> None:
-        """Append and flush: readers see it at once."""
+        """Append a text and flush it, so that readers see it at once."""
         self._file.write(text.encode())
         self._file.flush()
 
@@ -65,12 +68,12 @@ class Journal:
         self.add(json.dumps(record, ensure_ascii=False) + "\n")
 
     def settle(self) -> int:
-        """Make all that was written durable; return the file's length in bytes."""
+        """Make everything that was written durable; return the file's length in bytes."""
         os.fsync(self._file.fileno())
         return os.fstat(self._file.fileno()).st_size
 
     def cut(self, length: int) -> None:
-        """Forget everything after the first `length` bytes."""
+        """Remove everything after the first `length` bytes."""
         self._file.truncate(length)
 
     def close(self) -> None:
@@ -79,15 +82,17 @@ class Journal:
 
 
 class RunLog:
-    """The three growing files of a run, and the observer, which receives the same."""
+    """Writes the three growing files of a run, and passes every event on to the observer."""
 
-    def __init__(self, run: Path, device: torch.device, observer: Observer) -> None:
+    def __init__(self, folder: Path, device: torch.device, observer: Observer) -> None:
         self.observer = observer
-        self._metrics, self._samples = Journal(run / "metrics.jsonl"), Journal(run / "samples.md")
-        self._timing, self._clock = Journal(run / "timing.jsonl"), Clock(device)
+        self._metrics = Journal(folder / "metrics.jsonl")
+        self._samples = Journal(folder / "samples.md")
+        self._timing = Journal(folder / "timing.jsonl")
+        self._clock = Clock(device)
 
     def step(self, record: dict[str, Any], tokens: int) -> None:
-        """Record a finished step; its tokens give the speed."""
+        """Record a finished step.  tokens: supervised ones of this step, for the speed."""
         timing = {"step": record["step"], **self._clock.lap(tokens)}
         self._metrics.record(record)
         self._timing.record(timing)
@@ -104,11 +109,11 @@ class RunLog:
         self.observer.sampled(texts)
 
     def pause(self) -> None:
-        """Leave the time since the last step out of the next step's time."""
+        """Exclude the time since the last step from the next step's time."""
         self._clock.lap(0)
 
     def resumed(self, step: int, lengths: dict[str, int]) -> None:
-        """Forget what was written after the checkpoint of this step."""
+        """Cut the files back to the checkpoint of this step (see `cut`), and report it."""
         self.cut(lengths)
         self._timing.record({"resumed": step})
         self.observer.resumed(step)
@@ -141,7 +146,7 @@ class Clock:
         self._device, self._last = device, time.perf_counter()
 
     def lap(self, tokens: int) -> dict[str, float]:
-        """Return seconds since the last call, tokens_per_s, and memory_mb now and peak_mb so far, in MiB."""
+        """Return seconds since the last call, tokens_per_s, memory_mb (now, in MiB) and peak_mb (so far)."""
         now = time.perf_counter()
         seconds, self._last = now - self._last, now
         memory, peak = usage(self._device)
@@ -154,7 +159,7 @@ class Clock:
 
 
 def usage(device: torch.device) -> tuple[int, int]:
-    """Return (bytes in use, most so far) of the GPU, or of this process."""
+    """Return (bytes in use now, the most so far) by this process, on the GPU or in main memory."""
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device), torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else KIB)

@@ -1,14 +1,14 @@
-"""The one training loop: gradients of a step, clip, apply, log, evaluate, save; and going on where a run stopped.
+"""The one training loop: compute a gradient, clip, apply, log, evaluate, save; and continue a stopped run.
 
-A run is a function of its recipe: what it has done is in its folder, and the same call carries on from there or says
-that nothing is left to do. After step n the order of rows, the learning rate and all random draws are the same whether
-the process was killed on the way or not.
+A run is a function of its recipe. Its folder holds what it has done, and the same call continues from there,
+or returns at once if nothing is left to do. After step n the order of rows, the learning rate and all random
+draws are the same, whether or not the process was killed on the way.
 """
 
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ import torch
 
 from graft import storage
 from graft.errors import TrainingError
+from graft.quant.finite import require_finite
 from graft.sizes import MIB
 from graft.training import rng
 from graft.training.checkpoint import Checkpoints, Progress, same_run
@@ -28,22 +29,23 @@ from graft.training.paging import Pages
 from graft.training.parking import parked
 from graft.training.schedule import factor
 from graft.training.signals import Interrupted, Signals
-from graft.training.step import Measured, Objective, measure, preflight, stop, unsound
+from graft.training.step import Measured, Objective, clear_gradients, measure, not_finite_error, preflight
 
 if TYPE_CHECKING:
     from graft.base.base import Base
 
-SKIPS = 3  # steps in a row that on_nan=skip lets pass
+MOST_SKIPS = 3  # steps in a row that on_nan=skip passes over
 
 
 @dataclass(frozen=True)
 class Task:
-    """What a run does.
+    """The work of a run.
 
-    feed: `steps_per_epoch`, and `step(epoch, index) -> micro-batches`, a pure function.
+    feed: has `steps_per_epoch`, and `step(epoch, index) -> micro-batches`, a pure function.
     objective: (base, batch) -> (loss summed over the supervised tokens, metrics).
-    evaluate: step -> metrics; "loss" decides which step is best.  sample: () -> answers to the sample prompts.
-    identity: JSON values (settings, fingerprints of base and data) under which alone the run may be resumed.
+    evaluate: step -> metrics; "loss" decides which step is best.
+    sample: () -> answers to the sample prompts.
+    identity: JSON values (settings, fingerprints of base and data) that must be equal on a resume.
     """
 
     feed: Any
@@ -55,7 +57,10 @@ class Task:
 
 @dataclass(frozen=True)
 class Result:
-    """A finished run.  loss: of its last step; best: {"step", "loss"} of the best evaluation; adapter: its folder."""
+    """A finished run.
+
+    loss: of the last step.  best: {"step", "loss"} of the best evaluation.  adapter: its folder.
+    """
 
     steps: int
     loss: float | None
@@ -65,7 +70,10 @@ class Result:
 
 
 class Trainer:
-    """Trains one adapter of a base into a run folder.  settings: the recipe's `train:` section."""
+    """Trains one adapter of a base.
+
+    name: of the adapter.  settings: the recipe's `train:` section.  folder: the run's, for all files.
+    """
 
     def __init__(
         self,
@@ -73,23 +81,30 @@ class Trainer:
         name: str,
         task: Task,
         settings: Any,
-        run: str | Path,
+        folder: str | Path,
         observer: Observer | None = None,
     ) -> None:
-        self.base, self.adapter, self.task, self.feed = base, base.adapters[name], task, task.feed
-        self.settings, self.folder, self.observer = settings, Path(run), observer or Observer()
+        self.base = base
+        self.adapter = base.adapters[name]
+        self.task = task
+        self.feed = task.feed
+        self.settings = settings
+        self.folder = Path(folder)
+        self.observer = observer or Observer()
         self.total = settings.max_steps or math.ceil(settings.epochs * task.feed.steps_per_epoch)
         self.progress = Progress()
 
     def run(self) -> Result:
-        """Train to the end, from wherever the folder says.
+        """Train to the last step, from the start or from the newest checkpoint in the folder.
 
-        Raises Interrupted, TrainingError, SpaceError, CheckpointError.
+        Raises Interrupted after SIGTERM or SIGINT, TrainingError for a step that is not finite or does not
+        fit in memory, SpaceError if the disk is full, CheckpointError if the folder belongs to another run or
+        is in use.
         """
         with locked(self.folder), Signals() as signals:
-            done = self._finished()
-            if done is not None:
-                return done
+            finished = self._finished()
+            if finished is not None:
+                return finished
             with parked(self.adapter, self.folder), self._open():
                 self._begin()
                 while not self._over():
@@ -103,7 +118,7 @@ class Trainer:
 
     @contextlib.contextmanager
     def _open(self) -> Iterator[None]:
-        """The run's files, optimizer and switches, closed and put back afterwards."""
+        """Open the run's files, build the optimizer and set the base's switches; undo it after the block."""
         base = self.base
         storage.sweep(self.folder)
         storage.sweep(self.folder / "checkpoints")
@@ -125,30 +140,37 @@ class Trainer:
             self.log.close()
 
     def _optimizer(self) -> AdamW:
-        s, named = self.settings, dict(self.adapter.named_parameters())
+        """Build the optimizer; its pages reserve room on the disk."""
+        s = self.settings
+        named = dict(self.adapter.named_parameters())
         groups = [{"weight_decay": s.weight_decay, **group} for group in self.adapter.param_groups(s.lr)]
         pages = Pages(int(s.paged_budget_mb * MIB), self.folder)
-        reserve = lambda: build(s.optimizer, named, groups, pages, betas=tuple(s.betas), eps=s.eps)
+
+        def reserve() -> AdamW:
+            return build(s.optimizer, named, groups, pages, betas=tuple(s.betas), eps=s.eps)
+
         return storage.retry_while_full(self.folder, 8 * self.adapter.count(), reserve, self.log.warn)
 
     def _begin(self) -> None:
-        """Go on from the newest checkpoint, or from the start after a dry run of the longest batch."""
+        """Continue from the newest checkpoint; if there is none, try the longest batch and begin."""
         restored = self.checkpoints.restore(self.adapter, self.optimizer)
         self.progress = restored or Progress()
         states = self.optimizer.states
-        plan = {"steps": self.total, "steps_per_epoch": self.feed.steps_per_epoch, "done": self.progress.step}
-        sizes = {
-            "trained": self.adapter.count(),
-            "optimizer_bytes": states.resident_bytes + states.paged_bytes,
-        }
-        self.observer.start(plan | sizes)
+        self.observer.start(
+            {
+                "steps": self.total,
+                "steps_per_epoch": self.feed.steps_per_epoch,
+                "done": self.progress.step,
+                "trained": self.adapter.count(),
+                "optimizer_bytes": states.resident_bytes + states.paged_bytes,
+            }
+        )
         if restored:
             self.log.resumed(self.progress.step, self.progress.lengths)
             return
-        self.checkpoints.check_space(
-            self.adapter, self.optimizer, math.ceil(self.total / self.settings.save_every)
-        )
-        self.log.cut({})
+        saves = math.ceil(self.total / self.settings.save_every)
+        self.checkpoints.check_space(self.adapter, self.optimizer, saves)
+        self.log.cut({})  # without a checkpoint nothing that an earlier start wrote is valid
         rng.seed(self.settings.seed)
         batch = self.feed.longest()
         self.base.train(True, dropout=self.settings.dropout)
@@ -156,14 +178,14 @@ class Trainer:
             preflight(self.base, self.adapter, self.task.objective, batch)
 
     def _finished(self) -> Result | None:
-        """What the folder says of a run that came to its end."""
+        """Return the result that the folder records, or None if the run has not ended."""
         if not (self.folder / "adapter").exists():
             return None
         try:
             record = storage.read_json(self.folder / "finished.json")
             identity = record.pop("identity")
         except (OSError, ValueError, KeyError):
-            return None  # not finished, or no longer legible: the last checkpoint knows as much
+            return None  # not finished, or unreadable: the last checkpoint holds the same
         same_run(self.folder, identity, self.task.identity)
         self.observer.finished(record)
         return Result(**{**record, "adapter": self.folder / "adapter"})
@@ -171,53 +193,56 @@ class Trainer:
     # Steps
 
     def _over(self) -> bool:
+        """Return whether the last step is done, or early stopping has waited long enough."""
         patience = self.settings.patience
         return self.progress.step >= self.total or bool(patience and self.progress.waited >= patience)
 
     def _advance(self) -> None:
-        """One optimizer step and what is due after it."""
+        """Take one optimizer step; then log, and evaluate and save when they are due."""
         p, s = self.progress, self.settings
         batches = self.feed.step(*divmod(p.step, self.feed.steps_per_epoch))
-        rate = factor(s.schedule, p.step, self.total, s.warmup)
+        scale = factor(s.schedule, p.step, self.total, s.warmup)
         self.base.train(True, dropout=s.dropout)
         with advice(self.base, self.adapter, s, batches):
             measured = measure(self.base, self.adapter, self.task.objective, batches, self.noise.arm)
             p.step += 1
             p.tokens += measured.tokens
             if measured.trouble:
-                self._skip(measured, s.lr * rate)
+                self._skip(measured, s.lr * scale)
             else:
-                self._apply(measured, rate)
-        self.log.step(self._record(measured, s.lr * rate), measured.tokens)
+                self._apply(measured, scale)
+        self.log.step(self._record(measured, s.lr * scale), measured.tokens)
         improved = self._evaluate() if self._due(s.eval_every or self.feed.steps_per_epoch) else False
         if self._due(s.save_every) or (improved and s.patience) or self._over():
             self._save()
 
     def _due(self, every: int) -> bool:
+        """Return whether something done every so many steps, and at the end, is due after this step."""
         return self.progress.step % every == 0 or self.progress.step == self.total
 
-    def _apply(self, measured: Measured, rate: float) -> None:
+    def _apply(self, measured: Measured, scale: float) -> None:
+        """Clip the gradient and update the adapter.  scale: factor of every group's learning rate."""
         clip, parameters = self.settings.clip, self.adapter.parameters()
         if clip and measured.norm > clip:
             for p in parameters:
                 if p.grad is not None:
                     p.grad.mul_(clip / (measured.norm + 1e-6))
-        self.optimizer.step(rate)
-        self.adapter.after_step(self.progress.step, self.total)  # it may look at the gradients
-        for p in parameters:
-            p.grad = None
-        self.progress.skipped, self.progress.loss = 0, measured.loss
+        self.optimizer.step(scale)
+        self.adapter.after_step(self.progress.step, self.total)  # methods may read the gradients here
+        clear_gradients(self.adapter)
+        self.progress.skipped = 0
+        self.progress.loss = measured.loss
 
     def _skip(self, measured: Measured, lr: float) -> None:
-        """Leave a step that is not finite unapplied, or stop."""
+        """Pass over a step that is not finite; raise TrainingError if the settings forbid it."""
         self.progress.skipped += 1
-        error = stop(self.progress.step, measured, lr, self.base)
-        if self.settings.on_nan == "stop" or self.progress.skipped > SKIPS:
+        error = not_finite_error(self.progress.step, measured, lr, self.base)
+        if self.settings.on_nan == "stop" or self.progress.skipped > MOST_SKIPS:
             raise error
         self.log.warn(f"{error.given}: skipped ({self.progress.skipped} in a row)")
 
     def _record(self, measured: Measured, lr: float) -> dict[str, Any]:
-        """The step's line in metrics.jsonl: nothing in it depends on the machine's speed."""
+        """Return the step's line in metrics.jsonl: nothing in it depends on the machine's speed."""
         record: dict[str, Any] = self._position() | {"lr": lr, "tokens": self.progress.tokens}
         if measured.trouble:
             return record | {"skipped": measured.trouble}
@@ -228,23 +253,27 @@ class Trainer:
     def _position(self) -> dict[str, Any]:
         return {"step": self.progress.step, "epoch": round(self.progress.step / self.feed.steps_per_epoch, 4)}
 
-    # Beside the steps
+    # Between the steps
 
     def _evaluate(self) -> bool:
-        """Evaluate and sample without touching the run's random draws; whether this was the best step so far."""
+        """Evaluate and sample; return whether this step is the best so far.
+
+        The run's random draws are not changed.
+        """
         improved = False
         self.base.train(False)
         with rng.preserved(), torch.no_grad():
             if self.task.evaluate:
-                found = self.task.evaluate(self.progress.step)
-                self.log.evaluated(self._position() | {f"eval_{key}": value for key, value in found.items()})
-                improved = self._judge(found.get("loss"))
+                scores = self.task.evaluate(self.progress.step)
+                self.log.evaluated(self._position() | {f"eval_{key}": value for key, value in scores.items()})
+                improved = self._judge(scores.get("loss"))
             if self.task.sample:
                 self.log.sampled(self.progress.step, list(self.task.sample()))
         self.log.pause()
         return improved
 
     def _judge(self, loss: float | None) -> bool:
+        """Remember the best evaluation and how many followed it; return whether this is the best."""
         p = self.progress
         if loss is None:
             return False
@@ -255,36 +284,36 @@ class Trainer:
         return improved
 
     def _save(self) -> None:
-        """Commit a checkpoint of sound tensors."""
-        self._refuse_unsound(self.adapter.checkpoint_state())
+        """Commit a checkpoint; raise TrainingError if the adapter is not finite."""
+        self._require_finite(self.adapter.checkpoint_state())
         self.progress.lengths = self.log.settle()
         self.observer.saved(self.checkpoints.save(self.progress, self.adapter, self.optimizer))
         self.log.pause()
 
-    def _refuse_unsound(self, tensors: dict[str, torch.Tensor]) -> None:
-        if bad := unsound(tensors):
-            raise TrainingError(
-                f"step {self.progress.step}: {', '.join(bad[:8])} hold a NaN or an infinity",
-                "finite adapter tensors; nothing was saved over the last checkpoint",
-                "lower train.lr or train.clip and start a new run, or go on from the last checkpoint",
-            )
+    def _require_finite(self, tensors: dict[str, torch.Tensor]) -> None:
+        remedy = "continue from the last checkpoint, which is untouched, or begin anew with a lower train.lr"
+        require_finite(tensors.items(), TrainingError, remedy, where=f"step {self.progress.step}")
 
     def _finish(self) -> Result:
-        """Save the adapter (the best one where early stopping chose), read it again, and mark the run as finished."""
-        p, target = self.progress, self.folder / "adapter"
+        """Save the adapter (the best one after early stopping), validate it, and mark the run as finished."""
+        p = self.progress
+        target = self.folder / "adapter"
         if self.settings.patience and p.best:
             self.adapter.restore_checkpoint_state(self.checkpoints.adapter(p.best["step"]))
         state = self.adapter.file_state()
-        self._refuse_unsound(state)
+        self._require_finite(state)
         needed = sum(t.numel() * t.element_size() for t in state.values())
-        storage.retry_while_full(
-            self.folder, needed, lambda: storage.commit(target, self.adapter.save), self.log.warn
-        )
+
+        def commit() -> Path:
+            return storage.commit(target, self.adapter.save)
+
+        storage.retry_while_full(self.folder, needed, commit, self.log.warn)
         storage.validate(target)
-        record = {"steps": p.step, "loss": p.loss, "tokens": p.tokens, "best": p.best, "adapter": "adapter"}
-        storage.replace(
-            self.folder / "finished.json", storage.encode({**record, "identity": dict(self.task.identity)})
-        )
+        result = Result(p.step, p.loss, p.tokens, p.best, target)
+        record = {**asdict(result), "adapter": target.name}
+        # Keys are sorted, so that a resumed run writes the bytes of an undisturbed one.
+        facts = storage.encode({**record, "identity": dict(self.task.identity)})
+        storage.replace(self.folder / "finished.json", facts)
         self.observer.saved(target)
         self.observer.finished(record)
-        return Result(**{**record, "adapter": target})
+        return result

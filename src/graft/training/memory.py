@@ -1,4 +1,4 @@
-"""The error for memory that ran out: what was used, and which settings would save how much."""
+"""The error for memory that ran out: how much was used, and how much which setting would save."""
 
 import contextlib
 import math
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from graft.base.base import Base
 
 CHECKPOINTED = 0.7  # share of the activations that gradient checkpointing frees, roughly
-LEAST = 0.1  # share of the peak that activations take at least, where the estimate says less
+LEAST = 0.1  # share of the peak that activations take at least, even if the estimate is lower
 
 
 @contextlib.contextmanager
 def advice(base: "Base", adapter: "Adapter", settings: Any, batches: Sequence[Any]) -> Iterator[None]:
-    """Turn running out of memory inside the block into a TrainingError that lists what would help.
+    """Raise TrainingError, which lists what would help, if the block runs out of memory.
 
     settings: the recipe's `train:` section.  batches: the micro-batches that the block computes.
     """
@@ -34,12 +34,12 @@ def advice(base: "Base", adapter: "Adapter", settings: Any, batches: Sequence[An
             raise
         rows, length = max((tuple(batch.inputs["input_ids"].shape) for batch in batches), key=math.prod)
         peak = usage(base.device)[1]
-        use = _estimate(base, adapter, settings, length, peak)
-        helpful = sorted(levers(use), key=lambda lever: lever.saves, reverse=True)
+        helpful = levers(_estimate(base, adapter, settings, length, peak))
+        helpful.sort(key=lambda lever: lever.saves, reverse=True)
         raise TrainingError(
             f"memory ran out on a micro-batch of {rows} rows x {length} tokens"
             f" (peak {size(peak)} on {base.device})",
-            "micro-batches that fit",
+            "a micro-batch that fits",
             "set one or more of these (estimated saving): " + ", ".join(map(_worded, helpful)),
         ) from error
 
@@ -53,7 +53,7 @@ def _worded(lever: Lever) -> str:
 
 
 def _estimate(base: "Base", adapter: "Adapter", settings: Any, length: int, peak: int) -> Use:
-    """Estimate what each lever could move; activations are what the peak holds besides the known tensors."""
+    """Estimate the bytes that each lever could save; activations are the peak without the known tensors."""
     weights = sum(p.numel() * p.element_size() for p in base.model.parameters())
     trained = sum(p.numel() * p.element_size() for p in adapter.parameters())
     moments = 2 * adapter.count() * (1 if "8bit" in settings.optimizer else 4)

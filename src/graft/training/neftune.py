@@ -9,7 +9,7 @@ import torch
 
 
 class Neftune:
-    """A hook on the model's input embeddings that adds noise to the one forward after each `arm`."""
+    """A hook on the model's input embeddings that adds noise in the one forward after each `arm`."""
 
     def __init__(self, embeddings: torch.nn.Module, alpha: float) -> None:
         self.alpha = alpha
@@ -29,9 +29,10 @@ class Neftune:
     def _add(
         self, module: torch.nn.Module, args: tuple[torch.Tensor, ...], out: torch.Tensor
     ) -> torch.Tensor | None:
+        """Return the embeddings (B, T, D) with noise, or None to leave them as they are."""
         if not self._armed:
             return None
-        # A T5 decoder looks its own tokens up in the same table: only the tokens that are read get noise.
+        # A T5 decoder uses the same table later in the forward: only what the encoder reads gets noise.
         self._armed = False
         if self._live is None:
             length = torch.full((len(out),), out.shape[1], device=out.device)
@@ -42,6 +43,6 @@ class Neftune:
         return out + (size[:, None, None] * noise).to(out.dtype)
 
     def remove(self) -> None:
-        """Take the hook off."""
+        """Remove the hook."""
         if self._handle is not None:
             self._handle.remove()

@@ -3,11 +3,11 @@
     m ← β₁ m + (1-β₁) g        v ← β₂ v + (1-β₂) g²
     θ ← θ - η [ m̂ / (√v̂ + ε) + λ θ ]        m̂ = m / (1-β₁ᵗ),  v̂ = v / (1-β₂ᵗ)
 
-Loshchilov & Hutter 2019, arXiv 1711.05101; 8-bit states: Dettmers et al. 2022, arXiv 2110.02861 (blocks of
+Loshchilov & Hutter 2019, arXiv 1711.05101. 8-bit states: Dettmers et al. 2022, arXiv 2110.02861 (blocks of
 256, the dynamic map, signed for m and unsigned for v; tensors under 4096 elements keep fp32 states).
-A bf16 or fp16 parameter is updated through an fp32 master: steps smaller than 2⁻⁸ of a weight would otherwise be
-lost. Of bf16 the states keep only the half that the parameter has lost (`master`), of fp16 a copy. Large tensors are
-updated in pieces, so that what a step needs besides the states stays small.
+A bf16 or fp16 parameter is updated through an fp32 master: without it, steps smaller than 2⁻⁸ of a weight would
+be lost. For bf16 the states keep only the half that the parameter has lost (`master`), for fp16 a whole copy.
+Large tensors are updated in pieces, so that a step needs little memory besides the states.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,10 +26,9 @@ OPTIMIZERS = ("adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit")
 
 
 class AdamW:
-    """The optimizer of all parameters that have a gradient.
+    """Updates all parameters that have a gradient.
 
-    named: {name: parameter}, the names under which states are saved.  groups: {"params", "lr",
-    "weight_decay"}.
+    named: {name: parameter}; states are saved under these names.  groups: {"params", "lr", "weight_decay"}.
     """
 
     def __init__(
@@ -56,7 +55,7 @@ class AdamW:
 
     @torch.no_grad()
     def step(self, factor: float) -> None:
-        """Update once, with every group's learning rate times `factor`."""
+        """Update every parameter once, with its group's learning rate times `factor`."""
         for name, state in self.states.visit():
             p = self._parameters[name]
             if p.grad is not None:
@@ -90,7 +89,7 @@ class AdamW:
         return self.states.tensors() | counters
 
     def load(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Take over the states that `tensors` returned."""
+        """Load the states that `tensors` returned."""
         self.states.load(tensors)
         self._steps = {name: int(tensors[f"{name}.t"]) for name in self._steps}
 
@@ -118,7 +117,7 @@ class AdamW:
 class AdamW8bit(AdamW):
     """AdamW whose moments are kept as 8-bit codes with one fp32 scale per block of 256."""
 
-    smallest = 4096  # elements; under it a block's scale would be shared by too few values to pay
+    smallest = 4096  # elements; in smaller tensors 8-bit states save too little
 
     def _moment_layout(
         self, p: torch.nn.Parameter, dtype: torch.dtype
@@ -161,13 +160,13 @@ def _pieces(p: torch.nn.Parameter, state: State) -> Iterator[tuple[torch.Tensor,
 
 
 def build(
-    kind: str,
+    name: str,
     named: Mapping[str, torch.nn.Parameter],
     groups: Sequence[Mapping[str, Any]],
     pages: Pages,
     **constants: Any,
 ) -> AdamW:
-    """Return the optimizer of that name.  pages: used by the paged ones only.  constants: betas, eps."""
-    one_of("train.optimizer", kind, OPTIMIZERS)
-    family = AdamW8bit if kind.endswith("8bit") else AdamW
-    return family(named, groups, pages=pages if kind.startswith("paged") else None, **constants)
+    """Return the optimizer of that name.  pages: for the paged ones.  constants: betas, eps."""
+    one_of("train.optimizer", name, OPTIMIZERS)
+    cls = AdamW8bit if name.endswith("8bit") else AdamW
+    return cls(named, groups, pages=pages if name.startswith("paged") else None, **constants)

@@ -6,7 +6,7 @@ tensors either way, so paged and unpaged runs are equal bit for bit. (Dettmers e
 use managed memory; we copy.)
 
     CPU   a slab is a memory-mapped file without a name; after its turn the pages leave the process
-    GPU   a slab is pinned host memory; a side stream copies slab k+1 in and slab k-1 out while slab k is updated
+    GPU   a slab is pinned host memory; while slab k is updated, a side stream copies k+1 in and k-1 out
 """
 
 import mmap
@@ -29,6 +29,7 @@ class Pages:
     """Where states are kept.
 
     budget: bytes that may stay on the device, None for all.  folder: for the mapped files.
+    slab_bytes: of one slab.
     """
 
     budget: int | None = None
@@ -71,7 +72,7 @@ class MappedSlab(Slab):
     def __init__(self, layouts: Mapping[str, Layout], folder: Path | None) -> None:
         super().__init__(layouts, torch.device("meta"))
         with tempfile.TemporaryFile(dir=folder) as file:
-            # Reserved now: a hole in the file would end as SIGBUS in the middle of a step when the disk is full.
+            # Reserved now: if the disk filled up later, a hole in the file would raise SIGBUS within a step.
             os.posix_fallocate(file.fileno(), 0, self.size)
             self._map = mmap.mmap(file.fileno(), self.size)
         self.bytes = torch.frombuffer(self._map, dtype=torch.uint8)
@@ -146,11 +147,11 @@ class States:
             yield from self._pinned.visit()
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Return {parameter.key: tensor} where it lies, for saving."""
+        """Return {parameter.key: tensor}, each in its own memory, for saving."""
         return {f"{name}.{key}": tensor for name, state in self._all() for key, tensor in state.items()}
 
     def load(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Take over the values that `tensors` returned."""
+        """Load the values that `tensors` returned."""
         for name, state in self._all():
             for key, tensor in state.items():
                 tensor.copy_(tensors[f"{name}.{key}"])
@@ -163,7 +164,7 @@ class States:
 
 
 def _cut(layouts: Mapping[str, Layout], slab_bytes: int) -> Iterator[dict[str, Layout]]:
-    """Yield neighbouring parameters in parts of about `slab_bytes`; a larger one alone."""
+    """Yield neighbouring parameters in parts of at most `slab_bytes`; a larger one is a part of its own."""
     part: dict[str, Layout] = {}
     size = 0
     for name, layout in layouts.items():

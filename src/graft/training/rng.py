@@ -1,4 +1,4 @@
-"""Save and restore every random generator that training may draw from, as tensors and JSON."""
+"""Save and restore every random generator that training may use, as tensors and JSON."""
 
 import contextlib
 import random
@@ -30,8 +30,8 @@ def values() -> dict[str, Any]:
     version, state, gauss = random.getstate()
     states: dict[str, Any] = {"python": [version, list(state), gauss]}
     if numpy := sys.modules.get("numpy"):
-        kind, keys, *rest = numpy.random.get_state(legacy=True)
-        states["numpy"] = [kind, keys.tolist(), *rest]
+        algorithm, keys, *rest = numpy.random.get_state(legacy=True)
+        states["numpy"] = [algorithm, keys.tolist(), *rest]
     return states
 
 
@@ -44,13 +44,13 @@ def restore(states: Mapping[str, torch.Tensor], others: Mapping[str, Any]) -> No
     version, state, gauss = others["python"]
     random.setstate((version, tuple(state), gauss))
     if "numpy" in others and (numpy := sys.modules.get("numpy")):
-        kind, keys, *rest = others["numpy"]
-        numpy.random.set_state((kind, numpy.array(keys, dtype=numpy.uint32), *rest))
+        algorithm, keys, *rest = others["numpy"]
+        numpy.random.set_state((algorithm, numpy.array(keys, dtype=numpy.uint32), *rest))
 
 
 @contextlib.contextmanager
 def preserved() -> Iterator[None]:
-    """Undo, at the end of the block, whatever the block drew from the generators."""
+    """Restore all generators after the block, whatever it drew from them."""
     before = tensors(), values()
     try:
         yield

@@ -5,7 +5,7 @@
     linear:           (N - n) / (N - W)
     cosine:           (1 + cos(π (n - W) / (N - W))) / 2        n steps done of N
 
-The values of transformers.get_scheduler: the first step after a warm start has factor 0 when W > 0.
+These are the values of transformers.get_scheduler: with W > 0 the first step has factor 0.
 """
 
 import math
@@ -13,17 +13,30 @@ from collections.abc import Callable
 
 from graft.errors import one_of
 
-SCHEDULES: dict[str, Callable[[float], float]] = {
-    "constant": lambda progress: 1.0,
-    "linear": lambda progress: 1.0 - progress,
-    "cosine": lambda progress: (1.0 + math.cos(math.pi * progress)) / 2,
-}
+
+def constant(progress: float) -> float:
+    """Return 1."""
+    return 1.0
+
+
+def linear(progress: float) -> float:
+    """Return a straight line from 1 to 0."""
+    return 1.0 - progress
+
+
+def cosine(progress: float) -> float:
+    """Return half a cosine wave from 1 to 0."""
+    return (1.0 + math.cos(math.pi * progress)) / 2
+
+
+# progress: share of the steps after the warm-up that are done, 0 to 1.
+SCHEDULES: dict[str, Callable[[float], float]] = {"constant": constant, "linear": linear, "cosine": cosine}
 
 
 def factor(schedule: str, step: int, total: int, warmup: float) -> float:
-    """Return the factor of the step that follows `step` finished ones.
+    """Return the factor for the step that follows `step` finished ones.
 
-    warmup: a share of `total` if under 1, else a number of steps.
+    warmup: a share of `total` if under 1, else a number of steps. Raises UsageError for an unknown schedule.
     """
     one_of("train.schedule", schedule, SCHEDULES)
     ramp = math.ceil(total * warmup) if warmup < 1 else int(warmup)
