@@ -116,6 +116,28 @@ def random_batch(base: Any, ids: Any) -> Any:
     return Batch(inputs, ids, ids.shape[0] * (ids.shape[1] - 1), ["random"])
 
 
+def random_feed(ids: Any, rows: int) -> Any:
+    """Return token ids (N, T) as batches of so many rows for a causal model, every token supervised."""
+    from types import SimpleNamespace
+
+    from graft.data.batches import TokenBatches
+    from graft.data.encode import Example
+    from graft.data.feed import Feed
+
+    examples = [Example(row, row, f"rows:{number}") for number, row in enumerate(ids.tolist())]
+    tokenizer = SimpleNamespace(pad_token_id=0, eos_token_id=2)
+    return Feed(examples, TokenBatches(tokenizer, ids.shape[1], causal=True), rows, rows)
+
+
+def trained_loss(base: Any, name: str, feed: Any, folder: str, **settings: Any) -> float:
+    """Train an adapter on batches of next tokens, by these settings of `train:`; return the last loss."""
+    from graft.objectives.lm import language_modelling
+    from graft.recipe import Train
+    from graft.training import Task, Trainer
+
+    return Trainer(base, name, Task(feed, language_modelling), Train(**settings), folder).run().loss
+
+
 def packed_batch(base: Any, ids: Any) -> Any:
     """Return the same as full packed rows."""
     from graft.data.batches import Batch

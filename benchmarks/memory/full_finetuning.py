@@ -1,9 +1,10 @@
-"""Peak memory of full fine-tuning: Graft's optimizers and torch's own AdamW on the same bf16 model.
+"""Compare the peak memory of full fine-tuning, by Graft's optimizers and by torch's AdamW, on one bf16 model.
 
-    python benchmarks/memory/full_finetuning.py
+    python benchmarks/memory/full_finetuning.py               every kind, as a table
+    python benchmarks/memory/full_finetuning.py --kind adamw  one kind, in this process
 
-A Llama of 162M parameters with random weights, rows of 128 tokens, 3 steps of 2 rows; each line a process of its own.
-torch's AdamW keeps its moments in bf16 and no master: that is what a plain loop over a bf16 model does.
+A Llama of 162 million random parameters takes three steps of two rows of 128 tokens; each kind is a process of
+its own. torch's AdamW keeps its moments in bf16 and no master, as a plain loop over a bf16 model does.
 """
 
 import argparse
@@ -11,9 +12,12 @@ import resource
 import subprocess
 import sys
 import tempfile
-from types import SimpleNamespace
+from pathlib import Path
+from typing import Any
 
-SHAPE = {
+sys.path.append(str(Path(__file__).parents[1] / "common"))
+
+LLAMA = {
     "model_type": "llama",
     "vocab_size": 32000,
     "hidden_size": 768,
@@ -22,13 +26,12 @@ SHAPE = {
     "num_attention_heads": 12,
 }
 KINDS = ("torch", "adamw", "adamw_8bit", "paged_adamw_8bit")
+STEPS, RATE = 3, 1e-4
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument(
-        "--kind", choices=KINDS, help="measure this one here; left out: all, one after another"
-    )
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kind", choices=KINDS, help="measure this one in this process")
     kind = parser.parse_args().kind
     if kind is None:
         for each in KINDS:
@@ -39,30 +42,25 @@ def main() -> None:
     print(f"{kind:<18} peak {peak:,.0f} MiB   loss of the last step {loss:.4f}", flush=True)
 
 
-def feed():
-    """Return rows of 128 tokens, the same for all."""
+def feed() -> Any:
+    """Return rows of 128 random tokens, the same for all."""
+    import internals
     import torch
 
-    from graft.data.batches import TokenBatches
-    from graft.data.encode import Example
-    from graft.data.feed import Feed
-
-    rows = torch.randint(3, 32000, (6, 128), generator=torch.Generator().manual_seed(0)).tolist()
-    tokenizer = SimpleNamespace(pad_token_id=0, eos_token_id=2)
-    examples = [Example(ids, ids, f"rows:{n}") for n, ids in enumerate(rows)]
-    return Feed(examples, TokenBatches(tokenizer, 128, causal=True), batch_size=2, micro_batch_size=2)
+    ids = torch.randint(3, LLAMA["vocab_size"], (2 * STEPS, 128), generator=torch.Generator().manual_seed(0))
+    return internals.random_feed(ids, 2)
 
 
 def train_torch() -> float:
+    """Train by a plain loop and return the last loss."""
+    import internals
     import torch
 
-    from graft.models.fresh import fresh
-
-    model = fresh(dict(SHAPE), dtype="bf16").model.requires_grad_(True).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.0)
-    rows = feed()
-    for step in range(3):
-        (batch,) = rows.step(0, step)
+    model = internals.fresh(dict(LLAMA), dtype="bf16").model.requires_grad_(True).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.0)
+    batches = feed()
+    for step in range(STEPS):
+        (batch,) = batches.step(0, step)
         loss = model(**batch.inputs, labels=batch.labels, use_cache=False).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -72,17 +70,16 @@ def train_torch() -> float:
 
 
 def train_graft(kind: str) -> float:
-    from graft.methods.full import Full
-    from graft.models.fresh import fresh
-    from graft.objectives.lm import language_modelling
-    from graft.recipe import Train
-    from graft.training import Task, Trainer
+    """Train by Graft with one of its optimizers and return the last loss."""
+    import internals
 
-    base = fresh(dict(SHAPE), dtype="bf16")
-    base.attach("all", Full())
-    settings = Train(max_steps=3, lr=1e-4, warmup=0.0, schedule="constant", optimizer=kind)
+    import graft
+
+    base = internals.fresh(dict(LLAMA), dtype="bf16")
+    base.attach("all", graft.Full())
+    how = {"max_steps": STEPS, "lr": RATE, "warmup": 0.0, "schedule": "constant", "optimizer": kind}
     with tempfile.TemporaryDirectory() as folder:
-        return Trainer(base, "all", Task(feed(), language_modelling), settings, folder).run().loss
+        return internals.trained_loss(base, "all", feed(), folder, **how)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,10 @@ import torch
 
 from graft.core.method import Method
 from graft.planning.sketch import same_in_every_block, sketch, stored, unreal, weights
-from graft.training.optimizers import BLOCK, AdamW8bit
+from graft.training.optimizers import BLOCK, PIECE, AdamW8bit
+from graft.training.parking import originals
+
+TEMPORARIES = 5  # fp32 tensors of a piece that an update of the optimizer makes
 
 
 @dataclass(frozen=True)
@@ -45,14 +48,14 @@ def held_by(
         trained = adapter.parameters()
         states = optimizer_bytes(optimizer, trained)
         parts = {
-            "weights": weights(base),
+            "weights": weights(base) - stored(list(originals(adapter).values())),  # which are parked
             "adapter": stored(list(adapter.checkpoint_state().values())),
             "gradients": stored(trained),
             "optimizer": min(states, budget) if optimizer.startswith("paged") else states,
         }
         packed = 0
         if loading["quant"] == "none":
-            packed = parts["weights"] - weights(sketch(config, **loading | {"quant": "nf4", "group_size": 0}))
+            packed = weights(base) - weights(sketch(config, **loading | {"quant": "nf4", "group_size": 0}))
         return Held(
             parts,
             parameters=base.count(),
@@ -60,20 +63,19 @@ def held_by(
             sites=len({site.name for site, _ in adapter.inserts}),
             uniform=same_in_every_block(base),
             states=states,
-            update=2
-            * 4
-            * max((p.numel() for p in trained), default=0),  # two fp32 copies of the largest tensor
+            update=TEMPORARIES * 4 * min(PIECE, max((p.numel() for p in trained), default=0)),
             packed=packed,
         )
 
 
 def optimizer_bytes(optimizer: str, trained: Sequence[torch.Tensor]) -> int:
-    """Return the bytes of AdamW's states: two moments in fp32 or 8 bits, fp32 masters of 16-bit tensors."""
+    """Return the bytes of AdamW's states: two moments in fp32 or 8 bits, and what 16-bit tensors lose."""
     total = 0
     for p in trained:
         wide = torch.promote_types(p.dtype, torch.float32)
         in_8_bits = optimizer.endswith("8bit") and p.numel() >= AdamW8bit.smallest
         one_moment = p.numel() + 4 * -(-p.numel() // BLOCK) if in_8_bits else wide.itemsize * p.numel()
-        master = wide.itemsize * p.numel() if wide != p.dtype else 0
+        lost = 2 if p.dtype == torch.bfloat16 else 4 if p.dtype == torch.float16 else 0  # `training.master`
+        master = lost * p.numel()
         total += 2 * one_moment + master
     return total

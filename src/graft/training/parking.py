@@ -21,24 +21,24 @@ from graft.training.paging import MappedSlab
 @contextlib.contextmanager
 def parked(adapter: Adapter, folder: Path) -> Iterator[None]:
     """Inside the block keep the originals of an in-place adapter in a file, if the disk has room."""
-    originals = _originals(adapter)
-    size = sum(p.numel() * p.element_size() for p in originals.values())
-    if not originals or size > storage.free_bytes(folder) // 2:
+    replaced = originals(adapter)
+    size = sum(p.numel() * p.element_size() for p in replaced.values())
+    if not replaced or size > storage.free_bytes(folder) // 2:
         yield
         return
-    slab = MappedSlab({name: {"value": (p.shape, p.dtype)} for name, p in originals.items()}, folder)
+    slab = MappedSlab({name: {"value": (p.shape, p.dtype)} for name, p in replaced.items()}, folder)
     for name, state in slab.visit():
-        state["value"].copy_(originals[name].detach())
+        state["value"].copy_(replaced[name].detach())
     for name, state in slab.states(slab.bytes):
-        originals[name].data = state["value"]
+        replaced[name].data = state["value"]
     try:
         yield
     finally:
-        for original in originals.values():
+        for original in replaced.values():
             original.data = original.data.clone()
 
 
-def _originals(adapter: Adapter) -> dict[str, nn.Parameter]:
+def originals(adapter: Adapter) -> dict[str, nn.Parameter]:
     """Return the parameters on the CPU that a trained copy replaces, each once."""
     named: dict[int, tuple[str, nn.Parameter]] = {}
     for site, insert in adapter.inserts:
