@@ -179,7 +179,7 @@ def test_a_subspace_that_does_not_fit_is_named(tmp_path):
             save_file(content, path)
         elif content is not None:
             path.write_bytes(content)
-        with pytest.raises(AdapterError, match="no subspace of prompts"):
+        with pytest.raises(AdapterError, match="not a subspace of prompts"):
             base.attach("x", IPT(subspace=str(path)))
     save_file(decoder(), path)
     for method in (IPT(num_virtual_tokens=5, subspace=str(path)), IPT(intrinsic_dim=4, subspace=str(path))):

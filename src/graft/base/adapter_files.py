@@ -104,14 +104,15 @@ def check_base(folder: str | Path, trained_on: Settings, name: str, fingerprint:
     theirs = trained_on.get("fingerprint")
     if theirs and theirs != fingerprint:
         raise AdapterError(
-            f"{folder} was trained on another base: {trained_on.get('name') or '?'} (fingerprint {theirs[:12]})",
+            f"{folder} was trained on another base: {trained_on.get('name') or '?'} "
+            f"(fingerprint {theirs[:12]})",
             f"an adapter of {name} (fingerprint {fingerprint[:12]})",
             "load that base, or pass force=True if you know that they fit",
         )
 
 
 def _files(folder: Path, sites: Sequence[Site]) -> tuple[Settings, Tensors, Settings]:
-    """Return (config, tensors, what only Graft writes) in PEFT's layout or ours, whatever tool wrote the files."""
+    """Return (config, tensors, what only Graft writes) of files of any tool, in PEFT's layout or ours."""
     if folder.suffix == ".gguf" and folder.is_file():
         from graft.formats import gguf_file  # late: it needs transformers
 
@@ -165,7 +166,7 @@ def trunk(model: Any) -> str:
 
 
 def named_here(tensors: Tensors, wanted: Tensors, model: Any) -> Tensors:
-    """Return `tensors` under the keys of `wanted`: a model with a head has `bert.encoder`, a bare one `encoder`."""
+    """Return `tensors` under the keys of `wanted`: `bert.encoder` with a head, `encoder` without."""
     bare, headed = f"{INSIDE}.", f"{INSIDE}.{getattr(model, 'base_model_prefix', '')}."
     named = {}
     for key, tensor in tensors.items():
@@ -203,7 +204,8 @@ def _config(methods: Sequence[Method], parts: Sequence[Part], base: Settings) ->
 def _methods(config: Settings, own: list[Settings], tensors: Tensors, sites: Sequence[Site]) -> list[Method]:
     """Return the methods of a config.
 
-    PEFT saves a task head as one of `modules_to_save`, so a name there is a head if the base has no such module.
+    PEFT saves a task head as one of `modules_to_save`, so a name there is a head if the base has no such
+    module.
     own: by method, its name and the settings that PEFT does not know; empty if Graft did not write the file.
     """
     parts = [dict(part) for part in (config["methods"] if config.get("peft_type") == MIXED else [config])]

@@ -1,6 +1,6 @@
 """Bottleneck: two projections with a non-linearity between them, which adapters of many kinds share.
 
-    Δ(u) = s · drop(W_up φ(W_down u + b_down) + b_up)      W_down (m, d), W_up (d, m);  m = d / reduction_factor
+    Δ(u) = s · drop(W_up φ(W_down u + b_down) + b_up)    W_down (m, d), W_up (d, m);  m = d / reduction_factor
 
 Settings have the names of the `adapters` library. Differs: W_up starts at zero by default, so a newborn
 adapter changes nothing bit for bit; `houlsby` and `bert` draw it, as the papers do, and are only near the
@@ -142,8 +142,8 @@ def started(weight: torch.Tensor, start: str, *, zero: bool) -> torch.Tensor:
     if start == "bert":
         return nn.init.normal_(weight, std=0.02)
     if start == "houlsby":
-        # By the inverse of the distribution. torch's own function draws until all numbers fit, which fake tensors
-        # cannot do.
+        # By the inverse of the distribution. torch's own function draws until all numbers fit, which fake
+        # tensors cannot do.
         cut = math.erf(2**0.5)
         return weight.uniform_(-cut, cut).erfinv_().mul_(0.01 * 2**0.5)
     return weight.zero_() if zero else nn.init.kaiming_uniform_(weight, a=5**0.5)

@@ -1,8 +1,9 @@
-"""Sparse deltas: a few weights of a projection get a trained difference; which ones is decided early in training.
+"""Sparse deltas: a few weights of a projection get a trained difference. They are chosen early in training.
 
     y = (W₀ + M ⊙ D) x + b₀        M: k ones where |∂L/∂W ⊙ W₀| of one step is largest
 
-Only the k entries of D under M are kept, so optimizer states and files are as small. Until M is chosen, D is 0.
+Only the k entries of D under M are kept, so optimizer states and files are as small. Until M is chosen, D is
+0.
 """
 
 import torch

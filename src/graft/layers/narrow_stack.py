@@ -60,8 +60,8 @@ class Narrow(nn.Module):
     def _beside(self, cache: Any) -> Any:
         """Return the cache of this stack.
 
-        Its layers are appended to the base's, so whatever reorders or crops those does the same here. In a batch
-        with other adapters it has only some of the rows, and is kept separately.
+        Its layers are appended to the base's, so whatever reorders or crops those does the same here. In a
+        batch with other adapters it has only some of the rows, and is kept separately.
         """
         route, both = current(), isinstance(cache, EncoderDecoderCache)
         assert route is not None, "inserts run inside a Route"
@@ -84,7 +84,10 @@ class Narrow(nn.Module):
 
 
 class Projection(nn.Linear):
-    """A linear map in the dtype of its input.  start: its weight at birth, with biases of 0; None: torch's own."""
+    """A linear map in the dtype of its input.
+
+    start: its weight at birth, with biases of 0; None: torch's own.
+    """
 
     def __init__(self, inputs: int, outputs: int, start: torch.Tensor | None) -> None:
         super().__init__(inputs, outputs)

@@ -5,8 +5,8 @@
     mean           c = 1     the authors' code; its merge divides by g
     mean_x_groups  c = G     PEFT's `use_qalora`
 
-PEFT's files are recognised by `"use_qalora": true`. A file of the authors' code does not say how it pools: add
-`"use_qalora": true`, `"qalora_pool": "mean"` and the `qalora_group_size` to its adapter_config.json.
+PEFT's files are recognised by `"use_qalora": true`. A file of the authors' code does not say how it pools:
+add `"use_qalora": true`, `"qalora_pool": "mean"` and the `qalora_group_size` to its adapter_config.json.
 """
 
 from collections.abc import Callable

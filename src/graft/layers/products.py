@@ -1,8 +1,8 @@
 """What the methods of LyCORIS share: rank and alpha with their patterns, two dropouts, and y + s·drop(ΔW x).
 
 rank_dropout leaves out whole outputs of ΔW, module_dropout all of ΔW, both for one forward in training.
-Yeh et al. 2023 (2309.14859); names and meanings are PEFT's. Differs: dropout acts on outputs of the product, not
-on rows of ΔW, which would have to be built for that.
+Yeh et al. 2023 (2309.14859); names and meanings are PEFT's. Differs: dropout acts on outputs of the product,
+not on rows of ΔW, which would have to be built for that.
 """
 
 from dataclasses import dataclass, field

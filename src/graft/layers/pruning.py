@@ -7,9 +7,9 @@
     feed-forward       keep the units with the largest weights
     attention head     keep one position in each band of neighbours, the same in all heads of a part
 
-The two halves of a head are pruned together: a rotary embedding turns position i with i + half, the slower the
-larger i, and a narrow head has every R-th of these speeds. Modules without a counterpart in the base, and experts
-with their router, keep the random start of their class.
+The two halves of a head are pruned together: a rotary embedding turns position i with i + half, the slower
+the larger i, and a narrow head has every R-th of these speeds. Modules without a counterpart in the base, and
+experts with their router, keep the random start of their class.
 """
 
 from collections import defaultdict

@@ -77,10 +77,10 @@ class Replacement(Insert):
 
 
 class Thaw(InPlace):
-    """Trained copies of a module's own parameters, in the base's dtype; in use, the module computes with them.
+    """Trained copies of a module's own parameters, in the base's dtype. In use, the module has them.
 
-    shared: {identity of an original: the copy made of it so far}. A tied tensor is owned, and saved, by the first
-    of its modules; the others borrow it.
+    shared: {identity of an original: the copy made of it so far}. A tied tensor is owned, and saved, by the
+    first of its modules; the others borrow it.
     """
 
     def __init__(self, site: Site, shared: dict[int, nn.Parameter]) -> None:
@@ -98,7 +98,10 @@ class Thaw(InPlace):
 
 
 def without_hooks(module: Any) -> Any:
-    """Return a shallow copy that shares nothing mutable with `module`. A packed linear becomes a plain one."""
+    """Return a shallow copy that shares nothing mutable with `module`.
+
+    A packed linear becomes a plain one.
+    """
     if is_packed(module):
         bias = module.bias is not None
         return nn.Linear(module.in_features, module.out_features, bias=bias, device="meta")

@@ -2,8 +2,8 @@
 
     xR = x + x(R − I)        R (in, in) block-diagonal, kept as its blocks (in/b, b, b)
 
-R itself is never formed, only the change R − I. That is an exact zero at birth, and a small rotation of a 16-bit x
-loses nothing to the rounding of 1 + ε.
+R itself is never formed, only the change R − I. That is an exact zero at birth, and a small rotation of a
+16-bit x loses nothing to the rounding of 1 + ε.
 """
 
 import torch
@@ -17,7 +17,7 @@ def cayley(Q: torch.Tensor) -> torch.Tensor:
 
 
 def blockwise(x: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
-    """Return x (..., in) times a block-diagonal matrix of blocks (in/b, b, b), or of one block (1, b, b) for all."""
+    """Return x (..., in) times a block-diagonal matrix of blocks (in/b, b, b), or of one block (1, b, b)."""
     parts = x.unflatten(-1, (-1, change.shape[-1]))
     return torch.einsum("...kb,kbc->...kc", parts, change.to(x.dtype)).flatten(-2)
 

@@ -1,7 +1,7 @@
 """Soft prompts: what methods share that put vectors in front of every row.
 
-A prompt is a trained table, or it is computed from other trained tensors. In either case the file holds its vectors,
-as PEFT's files do, and a loaded prompt is a table.
+A prompt is a trained table, or it is computed from other trained tensors. In either case the file holds its
+vectors, as PEFT's files do, and a loaded prompt is a table.
 """
 
 from abc import abstractmethod
@@ -99,7 +99,10 @@ class MadePrompt(VirtualTokens):
         return {KEY: self.table().detach()}
 
     def load(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Take the vectors of a file. They replace the tensors that they were computed from, which no file holds."""
+        """Take the vectors of a file.
+
+        They replace the tensors that they were computed from, which no file holds.
+        """
         self.loaded = tensors[KEY].to(next(self.parameters()))
 
 

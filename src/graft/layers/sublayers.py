@@ -4,7 +4,7 @@ mh_adapter, cross_adapter, output_adapter: at the self-attention, cross-attentio
 
     y + Δ(y)          after a sublayer, before its residual is added
     y + Δ(x)          parallel to it: x is what its first projection reads
-    norm(u₀ + Δ(u))   after the residual of a post-norm block: u₀ is its sum, u = norm(u₀); its norm acts twice
+    norm(u₀ + Δ(u))   after the residual of a post-norm block: u₀ its sum, u = norm(u₀); its norm acts twice
     u + Δ(u)          the same on pre-norm blocks, which end with a sum that is not normed
 """
 
@@ -126,7 +126,10 @@ class Addition(Insert):
 
 
 def post_norm(sites: Sequence[Site]) -> bool:
-    """Return whether blocks end with a norm (BERT, BART). Pre-norm stacks have one after the last block instead."""
+    """Return whether blocks end with a norm (BERT, BART).
+
+    Pre-norm stacks have one after the last block instead.
+    """
     base = sites[0].root.base_model
     inside = {id(module) for module in base.modules()}
     outer = [s for s in sites if s.kind == "norm" and s.layer is None and id(s.module) in inside]

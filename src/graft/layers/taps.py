@@ -1,7 +1,7 @@
 """Taps: leave states of the trunk in the Route, for an insert of the same adapter further up.
 
-A tap changes nothing and keeps nothing itself; what it left is gone when the forward ends. Reading does not take it
-out, because generation runs an encoder once and its decoder many times.
+A tap changes nothing and keeps nothing itself; what it left is gone when the forward ends. Reading does not
+take it out, because generation runs an encoder once and its decoder many times.
 """
 
 from collections.abc import Sequence

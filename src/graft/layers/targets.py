@@ -20,7 +20,10 @@ from graft.layers.replacements import Replacement, Shift
 
 
 class TargetedFiles(FileLayout):
-    """PEFT's config. A list of targets is written as it was given, any other choice as the names it matched."""
+    """PEFT's config.
+
+    A list of targets is written as it was given, any other choice as the names it matched.
+    """
 
     def describe(self, method: Any, part: Part) -> dict[str, Any]:
         config = super().describe(method, part)
@@ -132,12 +135,12 @@ def biases(bias: str, sites: Sequence[Site], seats: Seats) -> Seats:
 
 
 def by_pattern(patterns: dict[str, Any], name: str, default: Any) -> Any:
-    """Return the value of the first key that matches the end of the name as a regular expression, as in PEFT."""
+    """Return the value of the first key that, as a regular expression, matches the end of the name."""
     return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", name)), default)
 
 
 def check_rank(name: str, rank: int) -> None:
-    """Raise UsageError for a number that is not a rank, or so large that only a hostile file would ask for it."""
+    """Raise UsageError for a number that is no rank, or as large as only a hostile file would ask for."""
     if not isinstance(rank, int) or not 1 <= rank <= 4096:
         raise UsageError(f"{name}={rank!r}", "a rank from 1 to 4096", "8 to 64 serve most tasks")
 

@@ -1,10 +1,11 @@
 """Stage 1 of intrinsic prompt tuning: the subspace in which the prompts of many tasks lie.
 
     z_i = W_e vec(P_i) + b_e        P̂_i = W₂ tanh(W₁z_i + b₁) + b₂
-    minimise Σ_i ‖P̂_i − P_i‖²/‖P_i − P̄‖² + L_i(P̂_i)       L_i: loss of task i under a prompt; P̄: mean of all P_i
+    minimise Σ_i ‖P̂_i − P_i‖²/‖P_i − P̄‖² + L_i(P̂_i)    L_i: loss of task i under a prompt; P̄: mean prompt
 
 Qin et al. 2021 (2110.07867). Differs: the prompts are centred and scaled to unit size first, and each task's
-distance is divided by its own distance from the mean, so that no task dominates; W₂ and b₂ in the file undo both.
+distance is divided by its own distance from the mean, so that no task dominates; W₂ and b₂ in the file undo
+both.
 """
 
 from collections.abc import Callable, Sequence
@@ -41,7 +42,8 @@ def find_subspace(
     """Train the auto-encoder on prompts of several tasks, and write its decoder.
 
     prompts: tensors (p, d) of one shape, or adapters that hold one each.  path: of the file to write.
-    task_loss: (number of the task, its decoded prompt (p, d)) -> loss of that task; None: distances alone count.
+    task_loss: (number of the task, its decoded prompt (p, d)) -> loss of that task; None: distances alone
+    count.
     Returns the share of the prompts' variance that the subspace does not hold; 0 is perfect.
     """
     check_sizes(intrinsic_dim=intrinsic_dim, hidden_size=hidden_size)

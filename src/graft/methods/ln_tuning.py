@@ -1,6 +1,6 @@
 """LN tuning: only the gains and biases of the norms are trained.
 
-    y = γ' ⊙ norm₀(x) + β'        γ', β' (d,) trained, start as the base's γ, β;  β only where the norm has one
+    y = γ' ⊙ norm₀(x) + β'       γ', β' (d,) trained, start as the base's γ, β;  β only if the norm has one
 
 norm₀ is the norm without its γ and β: LayerNorm or RMSNorm. Zhao et al. 2023 (2312.11420). Differs: computed
 is y + (γ' − γ) ⊙ norm₀(x) + (β' − β), so rows of one batch may use different norms, and an update smaller

@@ -57,7 +57,7 @@ class PTuning(SoftPrompt):
         sizes = (self.encoder_hidden_size or 1, self.encoder_num_layers)
         if self.encoder_reparameterization_type not in ENCODERS or min(sizes) < 1:
             raise UsageError(
-                f"an encoder of kind {self.encoder_reparameterization_type!r} of width {self.encoder_hidden_size} "
+                f"an encoder {self.encoder_reparameterization_type!r} of width {self.encoder_hidden_size} "
                 f"with {self.encoder_num_layers} layers",
                 f"{' or '.join(ENCODERS)} with at least 1 of each",
                 "leave these settings out",

@@ -19,7 +19,7 @@ import torch
 from graft.core.insert import AdapterModule
 from graft.core.part import Part
 from graft.core.site import Site
-from graft.errors import UsageError
+from graft.errors import UsageError, one_of
 from graft.layers.soft_prompt import Prompt, PromptFiles, SoftPrompt, tokenizer
 
 INITS = ("SAMPLE_VOCAB", "TEXT", "RANDOM")
@@ -52,12 +52,7 @@ class PromptTuning(SoftPrompt):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.prompt_tuning_init not in INITS:
-            raise UsageError(
-                f"prompt_tuning_init={self.prompt_tuning_init!r}",
-                f"one of {', '.join(INITS)}",
-                "leave it out",
-            )
+        one_of("prompt_tuning_init", self.prompt_tuning_init, INITS)
         if (self.prompt_tuning_init == "TEXT") != bool(self.prompt_tuning_init_text):
             raise UsageError(
                 f"prompt_tuning_init={self.prompt_tuning_init!r}, "
