@@ -143,11 +143,11 @@ def difference(
     r: int | None = None,
     energy: float | None = None,
     target_modules: str | tuple[str, ...] = "all-linear",
-    told: Callable[[str, Layer], None] = lambda site, layer: None,
+    on_layer: Callable[[str, Layer], None] | None = None,
 ) -> Difference:
     """Return what tuning changed, layer by layer; arguments as in `extract`.
 
-    told: called after each layer.
+    on_layer: is called with (site, Layer) after each layer that changed.
     """
     if (r is not None and r < 1) or (energy is not None and not 0 < energy <= 1):
         raise UsageError(
@@ -171,7 +171,8 @@ def difference(
             continue
         site = targets[name]
         change.layers[site.name] = _layer(site, after.float() - before.float(), r, energy)
-        told(site.name, change.layers[site.name])
+        if on_layer is not None:
+            on_layer(site.name, change.layers[site.name])
     return change
 
 
@@ -207,21 +208,22 @@ def _aligned(model: Any, stored: Mapping[str, Any]) -> tuple[dict[str, Any], lis
     aliases = _aliases(model)
     aligned: dict[str, Any] = {}
     wrong: list[str] = []
-    for name, own in model.named_parameters(remove_duplicate=False):
+    for name, parameter in model.named_parameters(remove_duplicate=False):
         key = next((s for alias in aliases[name] for s in spellings(alias) if s in stored), None)
         shape = None if key is None else _shape(stored[key])
-        if key is not None and shape == tuple(own.shape):
+        if key is not None and shape == tuple(parameter.shape):
             aligned[name] = stored[key]
         else:
-            wrong.append(f"{name} {tuple(own.shape)}: {f'{shape} in' if shape else 'not in'} the tuned model")
+            there = f"{shape} in" if shape else "not in"
+            wrong.append(f"{name} {tuple(parameter.shape)}: {there} the tuned model")
     if wrong:
         raise AdapterError(
             f"the models differ in {len(wrong)} tensors: {listed(wrong, 4, '; ')}",
             "a model that was tuned from this base",
             "load the base it was tuned from, with its vocabulary resized in the same way",
         )
-    own_names = [*aliases, *(name for name, _ in model.named_buffers())]
-    known = {spelling for name in own_names for spelling in spellings(name)}
+    names = [*aliases, *(name for name, _ in model.named_buffers())]
+    known = {spelling for name in names for spelling in spellings(name)}
     needless = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
     foreign = [k for k in stored if k not in known and not any(re.search(pattern, k) for pattern in needless)]
     return aligned, foreign

@@ -72,6 +72,6 @@ def attach(base: "Base", name: str, factors: Mapping[str, Factors], **settings: 
         for site, insert in adapter.inserts:
             form = insert.low_rank()
             if form is not None:
-                for own, given in zip(form[:2], factors[site.name], strict=True):
-                    own.copy_(given)
+                for factor, given in zip(form[:2], factors[site.name], strict=True):
+                    factor.copy_(given)
     return adapter

@@ -1,10 +1,10 @@
 """Read files of the `adapters` library, translated into PEFT's layout, or ours if PEFT has no such method.
 
     adapter_config.json    {"config": {its settings}, "name": NAME, "version": "adapters.1.3.0", ...}
-    adapter.safetensors    PATH.adapters.NAME.adapter_down.0.weight (m, d), .bias, adapter_up.weight (d, m), .bias,
-                           scaling;  Compacter: W_left, W_right, b in both, and
-                           shared_parameters.NAME.phm_rule PATH.loras.NAME.lora_A (r, in), lora_B (out, r);
-                           (IA)³: lora_B (out, 1) alone
+    adapter.safetensors    PATH.adapters.NAME.adapter_down.0.weight (m, d), .bias
+                           PATH.adapters.NAME.adapter_up.weight (d, m), .bias;  PATH.adapters.NAME.scaling
+                           Compacter: W_left, W_right, b in both, and shared_parameters.NAME.phm_rule
+                           PATH.loras.NAME.lora_A (r, in), lora_B (out, r);  (IA)³: lora_B (out, 1) alone
 
 PATH of a LoRA is the projection. PATH of a bottleneck is a module of the library's own blocks. Inside one
 block, alphabetical order is the order in which they act: attention.output, output; attention_adapters,

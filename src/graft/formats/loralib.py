@@ -1,4 +1,4 @@
-"""Convert loralib's pickled LoRA files (2021) to PEFT folders. Only here a pickle is read, by a child process.
+"""Convert loralib's pickled LoRA files (2021) to PEFT folders; the pickle is read in a child process only.
 
     MODULE.lora_A                   (r, in)    ->  base_model.model.MODULE.lora_A.weight
     MODULE.lora_B                   (out, r)   ->  base_model.model.MODULE.lora_B.weight

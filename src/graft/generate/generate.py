@@ -161,9 +161,9 @@ def _batch(
     width = max(map(len, tokens))
     ids = torch.full((len(tokens), width), config.pad_token_id)
     live = torch.zeros_like(ids)
-    for row, own in enumerate(tokens):
-        place = slice(0, len(own)) if seq2seq else slice(width - len(own), width)
-        ids[row, place] = torch.tensor(own)
+    for row, prompt in enumerate(tokens):
+        place = slice(0, len(prompt)) if seq2seq else slice(width - len(prompt), width)
+        ids[row, place] = torch.tensor(prompt)
         live[row, place] = 1
     start = 1 if seq2seq else width  # a decoder's first token is its start token
     criteria = StoppingCriteriaList([_StopWords(tokenizer, how.stop, start)] if how.stop else [])
@@ -266,7 +266,7 @@ def _batches(
     Rows whose room is short of `new` share a batch with rows of their length only: a longer neighbour may not
     shorten an answer, nor a shorter one push it beyond the last position.
     """
-    room = [new if context is None else min(new, context - len(own)) for own in tokens]
+    room = [new if context is None else min(new, context - len(prompt)) for prompt in tokens]
     order = sorted(range(len(tokens)), key=lambda row: -len(tokens[row]))
     for limit, group in groupby(order, key=lambda row: room[row]):
         rows = list(group)
@@ -281,7 +281,7 @@ def _context(base: Writer, adapters: Sequence[str | None]) -> int | None:
 
 def _fit(tokens: list[list[int]], context: int) -> None:
     """Refuse prompts that leave no room for one token."""
-    long = [(row, len(own)) for row, own in enumerate(tokens) if len(own) >= context]
+    long = [(row, len(prompt)) for row, prompt in enumerate(tokens) if len(prompt) >= context]
     if long:
         given = listed([f"prompt {row} has {length} tokens" for row, length in long], 3)
         raise DataError(given, f"fewer than the {context} positions of the model", "shorten the prompt")

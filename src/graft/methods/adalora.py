@@ -8,9 +8,10 @@
     triplets kept, of all sites together:  b(t) = b_T + (b_0 − b_T)(1 − (t − tinit)/(T − tfinal − tinit))³
 
 Every deltaT steps the E of all but the b(t) best triplets become 0; they may grow back until step T − tfinal,
-when the choice becomes final. Zhang et al. 2023 (2303.10512). Differs: the norm of the penalty is not
-squared, as in PEFT; and T is the length of the run unless it is given. Length: the allocation of ranks is
-half of the method.
+when the choice becomes final. Zhang et al. 2023 (2303.10512).
+Differs: the norm of the penalty is not squared, as in PEFT; and T is the length of the run unless it is
+given.
+Length: the allocation of ranks is half of the method.
 """
 
 from collections.abc import Sequence

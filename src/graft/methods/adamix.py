@@ -1,8 +1,8 @@
 """AdaMix: several experts of an adapter or a LoRA. Each forward draws one; at the end they are averaged.
 
     training:   y ← y + W_up^(j) φ(W_down^(i) u)       LoRA: y ← y + s·B^(j) A^(i) drop(x)
-                i, j uniform, drawn anew for each pass and each site; one of the two sides is common to all
-                experts
+                i, j uniform, drawn anew for each pass and each site; all experts have one of the two sides in
+                common
     afterwards: W̄ = 1/E Σ_e W^(e) of each side: one ordinary adapter or LoRA, at the same cost
 
     L = ½(CE(p₁) + CE(p₂)) + consistency · ½(KL(p₁‖p₂) + KL(p₂‖p₁))     p₁, p₂: two passes with separate draws

@@ -5,8 +5,8 @@
 
 o takes the place of one adapter's Δ. Q, K, V (d, d): Q and K are N(0, 0.02), V = I with 1e-6 off the
 diagonal; 3d² + 2d numbers per place, 21.25 million on BERT-base. Without V it is the static variant. The file
-holds the
-fused adapters too: the folders they came from are not needed again. Pfeiffer et al. 2020 (2005.00247).
+holds the fused adapters too, so the folders they came from are not needed again.
+Pfeiffer et al. 2020 (2005.00247).
 Differs: K is applied to the query and V to the sum, once for all n, which gives the same result; V has no
 weight decay, which would pull it to 0 instead of I; the temperature is constant and scores are not dropped
 out.

@@ -7,10 +7,10 @@
     Block_l, N: blocks and last norm of the base's own classes, every width divided by R;  a_l = 0 at birth
 
 Sung, Cho and Bansal 2022 (2206.06522). Nothing upstream is trained, so autograd keeps nothing of the base but
-the h_l that D_l needs, and backward never enters it. Its keys and values are kept after the base's. An
-encoder-decoder has two side stacks; the side decoder attends to the side encoder. Differs: pruning goes by
-the magnitude of weights, not by Fisher information on data; D_l and U start as the choice of the dimensions
-that pruning kept (random in the official code).
+the h_l that D_l needs, and backward never enters it. The side network's keys and values follow the base's in
+the cache. An encoder-decoder has two side stacks; the side decoder attends to the side encoder.
+Differs: pruning goes by the magnitude of weights, not by Fisher information on data; D_l and U start as the
+choice of the dimensions that pruning kept (random in the official code).
 """
 
 from collections.abc import Sequence

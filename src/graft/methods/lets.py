@@ -6,12 +6,12 @@
     h_l (T, d) state after block l, h_0 embeddings;  LN has no weights;  γ_l = 2 at birth
     u (d/2,) last states of both directions, d/4 wide each;  W (classes, d/2)
 
-Nothing below the first delta is trained, so the trunk up to there runs without gradient. Where there are no
-deltas, one forward of it serves the classifiers of all tasks (`share`). The BiLSTM has 2.5 d² + 4 d numbers,
-1.35 % of BERT-base.
+Nothing below the first delta is trained, so the trunk up to there runs without gradient. If there are no
+deltas, one forward of the trunk serves the classifiers of all tasks (`share`). The BiLSTM has 2.5 d² + 4 d
+numbers, 1.35 % of BERT-base.
 
 Fu et al., ICML 2021, "Learn-to-Share". Reconstructed from its abstract, without code: pooling, LN, gates, the
-form of the classifier and the births are ours. Of an encoder-decoder the encoder is read.
+form of the classifier and the starts are ours. In an encoder-decoder the encoder is read.
 """
 
 from collections.abc import Sequence

@@ -40,9 +40,9 @@ from graft.layers.targets import (
 
 
 class LoRAFiles(TargetedFiles):
-    """PEFT's config; PiSSA and OLoRA become the LoRA of rank 2r that they are.
+    """PEFT's config. PiSSA and OLoRA are written as the LoRA of rank 2r that they are.
 
-    How a LoRA starts is in its tensors.
+    The start is left out: it is in the tensors.
     """
 
     def describe(self, method: Any, part: Part) -> dict[str, Any]:

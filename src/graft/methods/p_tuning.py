@@ -5,8 +5,8 @@
     LSTM:  P = W₂ relu(W₁ BiLSTM(H))                  BiLSTM of m in each direction; W₁ 2m to 2m, W₂ to d
 
 Liu et al. 2021, "GPT Understands, Too" (2103.10385). The encoder ties the virtual tokens together and
-steadies training; it is dropped when the adapter is saved, so what is loaded is a prompt as of prompt tuning.
-Differs: the vectors stand in front of the text, as in PEFT, not between literal words of a template.
+steadies training. It is dropped when the adapter is saved, so a loaded adapter is one of prompt tuning.
+Differs: the vectors are in front of the text, as in PEFT, not between literal words of a template.
 """
 
 from dataclasses import dataclass

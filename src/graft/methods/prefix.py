@@ -7,9 +7,9 @@ Li & Liang 2021 (2101.00190); without the projection and with a task head this i
 The projection steadies training; it is dropped when the adapter is saved. Keys are stored as attention uses
 them, after the rotation of RoPE. On encoder-decoders all three attentions of a layer get a prefix of their
 own.
-Differs: keys and values are added inside attention and never lie in the cache, so gradient checkpointing and
-beams keep them. PEFT's files for encoder-decoders are refused: there it gives several layers of the decoder
-one prefix.
+Differs: keys and values are added inside attention and are never in the cache, so gradient checkpointing and
+beams keep them. PEFT's files for encoder-decoders are refused: PEFT gives several layers of a decoder one
+prefix.
 """
 
 import math

@@ -7,7 +7,7 @@ Lester et al. 2021 (2104.08691). P starts from sampled entries of the vocabulary
 Learning rates are high: 1e-2 and more.
 Differs: positions count live tokens, so a row's padding changes nothing (PEFT counts padding on the left as
 tokens); the first token of a row is no target (PEFT predicts it from P); an encoder's head pools the first
-token of the text, not the first vector of P; of an encoder-decoder only the encoder gets a prompt.
+token of the text, not the first vector of P; in an encoder-decoder only the encoder gets a prompt.
 """
 
 from dataclasses import dataclass

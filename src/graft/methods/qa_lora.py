@@ -10,9 +10,9 @@ The merge is exact but for the rounding of a minimum.
 Xu et al. 2023 (2309.14717), the sum pooling of algorithm 1. Files hold the A of the sum and say so; those of
 PEFT and of the authors' code, which pool differently, are converted when they are read (`layers.pooling`).
 Dropout acts after the pooling, in PEFT before it.
-Differs: A starts as LoRA's does (Kaiming, for Xavier); the base may be rounded to nearest (the paper's is
-GPTQ's); on a base in 16 bits, NF4 or wider groups than its own the update works as well, and merges as any
-other.
+Differs: A starts as LoRA's does (Kaiming; the paper has Xavier); the base may be rounded to nearest (the
+paper's is GPTQ's); the update also works on a base in 16 bits, in NF4 or in groups wider than its own, where
+it merges like any other.
 """
 
 import math

@@ -3,11 +3,12 @@
     logits = W·pool(h) + b       h (B, T, D), W (classes, D);  pool: the last token, the first, or the mean
     logits_t = W·h_t + b         pool "none": a class for every token, for tagged words
 
-Alone it is a linear probe; with another method it is the head that a task needs. Decoders: last token that is
-not padding, no bias, `score`, as transformers' sequence classification and PEFT have it. Encoders:
-`classifier` with bias. Classes of tokens have a bias on both, as token classification has it there.
+Alone it is a linear probe; with another method it is the head that a task needs. Decoders: the last token
+that is not padding, no bias, named `score`, as in transformers' sequence classification and in PEFT.
+Encoders: a bias, named `classifier`. Classes of tokens have a bias on both, as in transformers' token
+classification.
 Differs: encoders pool by the mean over live tokens unless set differently, because that is what sentence
-encoders are trained for; and the head belongs to the adapter, so rows of one batch may use adapters with
+encoders are trained for. And the head belongs to the adapter, so rows of one batch may use adapters with
 other heads.
 """
 

@@ -2,10 +2,10 @@
 
     E'[i] = R_j if i is the j-th chosen id, else E[i]        R (k, d) trained, starts as those rows of E
 
-For tokens that are new to the vocabulary, or that a task gives another meaning. Where the head is tied to the
-table, its logits of the chosen ids come from R too. k·d numbers. PEFT's method of this name, without a paper.
-Differs: rows of one batch may use other R, as E itself stays as it is; the bias of a tied head (BERT) is
-kept, which PEFT leaves out.
+For tokens that are new to the vocabulary, or that a task gives another meaning. k·d numbers. If the head is
+tied to the table, its logits of the chosen ids come from R too. PEFT's method of this name, without a paper.
+Differs: rows of one batch may use different R, because E itself stays as it is; the bias of a tied head
+(BERT) is kept, which PEFT leaves out.
 """
 
 from collections.abc import Sequence

@@ -4,7 +4,7 @@
     λ_d (r,) = d_initial, λ_b (out,) = 0 at birth
 
 Kopiczko et al. 2023 (2310.11454). A, then B, are Kaiming-uniform (±√(6/fan_in)) from `projection_prng_key`,
-drawn as PEFT draws them; they lie in the file unless save_projection is off, because generators may differ
+drawn as PEFT draws them. They are in the file unless save_projection is off, because generators may differ
 between machines.
 """
 
