@@ -120,5 +120,5 @@ def _check_places(
         given = (
             f"{odd[0]} is {'not ' if odd[0] in meant else ''}in the file" if odd else "a file without tensors"
         )
-        places = f"{', '.join(sorted(wanted))} of blocks {first} to {len(blocks) - 1}"
-        raise AdapterError(f"{given} ({len(odd)} places differ)", places, ELSEWHERE)
+        expected = f"{', '.join(sorted(wanted))} of blocks {first} to {len(blocks) - 1}"
+        raise AdapterError(f"{given} ({len(odd)} places differ)", expected, ELSEWHERE)

@@ -90,9 +90,10 @@ class Vectors(Insert):
         return weight + (b[:, None] * B) @ (d[:, None] * A), bias
 
     def saved(self) -> dict[str, torch.Tensor]:
-        vectors, shared = {"vera_lambda_b": self.b, "vera_lambda_d": self.d}, self._borrowed[0]
+        vectors: dict[str, torch.Tensor] = {"vera_lambda_b": self.b, "vera_lambda_d": self.d}
         if not self.kept:
             return vectors
+        shared = self._borrowed[0]
         return vectors | {"/base_model.vera_A": shared.A, "/base_model.vera_B": shared.B}
 
     def load(self, tensors: dict[str, torch.Tensor]) -> None:
