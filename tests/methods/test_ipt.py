@@ -186,5 +186,5 @@ def test_a_subspace_that_does_not_fit_is_named(tmp_path):
         with pytest.raises(AdapterError, match="4 vectors of width 64, in a subspace of 3 dimensions"):
             base.attach("x", method)
     save_file(decoder(width=32), path)
-    with pytest.raises(AdapterError, match="on a model of width 64"):
+    with pytest.raises(AdapterError, match="the model's width of 64"):
         base.attach("x", IPT(subspace=str(path)))
