@@ -179,12 +179,12 @@ def test_a_subspace_that_does_not_fit_is_named(tmp_path):
             save_file(content, path)
         elif content is not None:
             path.write_bytes(content)
-        with pytest.raises(AdapterError, match="no subspace of prompts"):
+        with pytest.raises(AdapterError, match="not a subspace of prompts"):
             base.attach("x", IPT(subspace=str(path)))
     save_file(decoder(), path)
     for method in (IPT(num_virtual_tokens=5, subspace=str(path)), IPT(intrinsic_dim=4, subspace=str(path))):
-        with pytest.raises(AdapterError, match="4 vectors of width 64, found in 3 dimensions"):
+        with pytest.raises(AdapterError, match="4 vectors of width 64, in a subspace of 3 dimensions"):
             base.attach("x", method)
     save_file(decoder(width=32), path)
-    with pytest.raises(AdapterError, match="on a model of width 64"):
+    with pytest.raises(AdapterError, match="the model's width of 64"):
         base.attach("x", IPT(subspace=str(path)))

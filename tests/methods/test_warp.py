@@ -195,7 +195,7 @@ def test_a_file_needs_no_tokenizer_and_reads_where_it_was_trained_to(folder, tmp
                 assert torch.equal(other(ids)[0], wanted)
     said = json.loads((tmp_path / "masked" / "adapter_config.json").read_text())
     assert said["mask_token_id"] == WORDS.index("[MASK]") and said["label_words"] == []
-    assert "no tokenizer tells [MASK]" in bare.adapters["last"].notices()[0]
+    assert "no tokenizer says which token is [MASK]" in bare.adapters["last"].notices()[0]
     assert bare.adapters["last again"].notices() == []
 
 

@@ -71,7 +71,7 @@ class Adapter:
 
     @property
     def consistency(self) -> float:
-        """The weight of the symmetric KL between the predictions of two passes, which the objective computes."""
+        """The weight of the symmetric KL between the predictions of two passes; the objective computes it."""
         return sum(method.consistency_weight() for method in self.methods)
 
     # What is trained
@@ -138,7 +138,10 @@ class Adapter:
         }
 
     def restore_checkpoint_state(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Copy a `checkpoint_state` into this adapter. It comes from it, or from one that was built equally."""
+        """Copy a `checkpoint_state` into this adapter.
+
+        It comes from it, or from one that was built equally.
+        """
         mine = self.checkpoint_state()
         _same_keys(mine, tensors, self.name)
         with torch.no_grad():

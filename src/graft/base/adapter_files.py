@@ -67,13 +67,13 @@ def write(
     folder: Path, methods: Sequence[Method], parts: Sequence[Part], tensors: Tensors, base: Settings
 ) -> Path:
     """Write an adapter's two files.  base: what they say about the base that it belongs to."""
-    own = [{"name": m.name(), **m.files.own_settings(m)} for m in methods]
-    return peft.write(folder, _config(methods, parts, base), tensors, {"methods": own, "base": base})
+    named = [{"name": m.name(), **m.files.own_settings(m)} for m in methods]
+    return peft.write(folder, _config(methods, parts, base), tensors, {"methods": named, "base": base})
 
 
 @unset_fake_temporarily()  # a file is real, also while a plan without numbers is made
 def read(folder: Path, sites: Sequence[Site]) -> tuple[list[Method], Tensors, Settings]:
-    """Return (methods, tensors, base) of an adapter folder; `base` is empty if Graft did not write the file.
+    """Return (methods, tensors, base) of an adapter folder; `base` is empty if Graft did not write it.
 
     sites: those of the base that it is for; they tell the base's own heads from an adapter's.
 
@@ -104,14 +104,15 @@ def check_base(folder: str | Path, trained_on: Settings, name: str, fingerprint:
     theirs = trained_on.get("fingerprint")
     if theirs and theirs != fingerprint:
         raise AdapterError(
-            f"{folder} was trained on another base: {trained_on.get('name') or '?'} (fingerprint {theirs[:12]})",
+            f"{folder} was trained on another base: {trained_on.get('name') or '?'} "
+            f"(fingerprint {theirs[:12]})",
             f"an adapter of {name} (fingerprint {fingerprint[:12]})",
             "load that base, or pass force=True if you know that they fit",
         )
 
 
 def _files(folder: Path, sites: Sequence[Site]) -> tuple[Settings, Tensors, Settings]:
-    """Return (config, tensors, what only Graft writes) in PEFT's layout or ours, whatever tool wrote the files."""
+    """Return (config, tensors, what only Graft writes) of files of any tool, in PEFT's layout or ours."""
     if folder.suffix == ".gguf" and folder.is_file():
         from graft.formats import gguf_file  # late: it needs transformers
 
@@ -145,14 +146,14 @@ def without_base_copies(tensors: Tensors, wanted: Tensors, model: nn.Module) -> 
 
     Only exact copies are dropped. Anything else stays, so that it is reported as unexpected.
     """
-    own = dict(model.named_parameters(remove_duplicate=False))
+    parameters = dict(model.named_parameters(remove_duplicate=False))
     kept = dict(tensors)
     for key in tensors.keys() - wanted.keys():
         name = key.removeprefix(f"{INSIDE}.").replace(".base_layer.", ".")
-        aliases = [f"{INSIDE}.{n}" for n, p in own.items() if name in own and p is own[name]]
-        same = [tensors[a] for a in aliases if a in wanted and a in tensors] or [
-            own[n] for n in own if n == name
-        ]
+        aliases = [f"{INSIDE}.{n}" for n, p in parameters.items() if p is parameters.get(name)]
+        same = [tensors[a] for a in aliases if a in wanted and a in tensors]
+        if not same and name in parameters:
+            same = [parameters[name]]
         if any(t.shape == tensors[key].shape and torch.equal(t.float(), tensors[key].float()) for t in same):
             del kept[key]
     return kept
@@ -165,7 +166,7 @@ def trunk(model: Any) -> str:
 
 
 def named_here(tensors: Tensors, wanted: Tensors, model: Any) -> Tensors:
-    """Return `tensors` under the keys of `wanted`: a model with a head has `bert.encoder`, a bare one `encoder`."""
+    """Return `tensors` under the keys of `wanted`: `bert.encoder` with a head, `encoder` without."""
     bare, headed = f"{INSIDE}.", f"{INSIDE}.{getattr(model, 'base_model_prefix', '')}."
     named = {}
     for key, tensor in tensors.items():
@@ -200,11 +201,13 @@ def _config(methods: Sequence[Method], parts: Sequence[Part], base: Settings) ->
     return {**common, "peft_type": MIXED, "methods": configs}
 
 
-def _methods(config: Settings, own: list[Settings], tensors: Tensors, sites: Sequence[Site]) -> list[Method]:
+def _methods(
+    config: Settings, named: list[Settings], tensors: Tensors, sites: Sequence[Site]
+) -> list[Method]:
     """Return the methods of a config.
 
-    PEFT saves a task head as one of `modules_to_save`, so a name there is a head if the base has no such module.
-    own: by method, its name and the settings that PEFT does not know; empty if Graft did not write the file.
+    PEFT saves a task head as one of `modules_to_save`: a name there is a head if the base has no such module.
+    named: by method, its name and the settings that PEFT does not know; empty if Graft did not write it.
     """
     parts = [dict(part) for part in (config["methods"] if config.get("peft_type") == MIXED else [config])]
     saved = list(parts[0].get("modules_to_save") or [])
@@ -214,16 +217,16 @@ def _methods(config: Settings, own: list[Settings], tensors: Tensors, sites: Seq
     modules = {name for name, _ in sites[0].root.named_modules()}
     heads = [name for name in HEADS if name in saved and name not in modules]  # PEFT may list a name twice
     parts[0]["modules_to_save"] = [name for name in saved if name not in heads]
-    own_heads = [extra for extra in own if registry.find(extra["name"]).is_head()]
-    others = [extra for extra in own if extra not in own_heads]
+    our_heads = [extra for extra in named if registry.find(extra["name"]).is_head()]
+    others = [extra for extra in named if extra not in our_heads]
     methods: list[Method] = []
-    if others or not own_heads:  # else it is a linear probe: a head and nothing else
+    if others or not our_heads:  # else it is a linear probe: a head and nothing else
         pairs = zip(parts, others or [{}] * len(parts), strict=True)
-        methods = [_method(part, dict(extra)) for part, extra in pairs]
-    if own_heads:
-        types = [registry.find(extra["name"]).files.peft_type for extra in own_heads]
-        typed = zip(types, own_heads, strict=True)
-        return [*methods, *(_method({"peft_type": kind}, dict(extra)) for kind, extra in typed)]
+        methods = [_method(part, extra) for part, extra in pairs]
+    if our_heads:
+        types = [registry.find(extra["name"]).files.peft_type for extra in our_heads]
+        typed = zip(types, our_heads, strict=True)
+        return [*methods, *(_method({"peft_type": kind}, extra) for kind, extra in typed)]
     by_token = config.get("task_type") == "TOKEN_CLS"
     return [*methods, *(_head(name, tensors, by_token=by_token) for name in heads)]
 
@@ -247,9 +250,8 @@ def _head_weight(name: str, tensors: Tensors) -> torch.Tensor | None:
     return next((tensors[key] for key in keys if key in tensors), None)
 
 
-def _method(config: Settings, own: Settings) -> Method:
+def _method(config: Settings, extra: Settings) -> Method:
     """Return the method that a config describes. Refuse unknown settings that would change the result."""
-    own.pop("name", None)
     cls = _owner(config)
     if cls is None:
         known = sorted({known.files.peft_type for known in _known()})
@@ -268,7 +270,7 @@ def _method(config: Settings, own: Settings) -> Method:
             f"settings of {cls.__name__} that Graft knows",
             "load it with the tool that wrote it",
         )
-    settings = {k: _frozen(v) for k, v in {**config, **own}.items() if k in known_fields and v is not None}
+    settings = {k: _frozen(v) for k, v in {**config, **extra}.items() if k in known_fields and v is not None}
     rank = settings.get("r", 1)
     lowest = cls.files.lowest_rank
     if not isinstance(rank, int) or not lowest <= rank <= MAX_RANK:

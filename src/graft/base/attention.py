@@ -3,8 +3,8 @@
     softmax(q [P_K; K]ᵀ/√d) [P_V; V]        P_K, P_V (heads, p, width): every query of their rows sees them;
                                             they are never cached
 
-For each implementation that a model may have, one wrapper is registered, in both registries: a name in only one
-silently gets no mask. The wrapper finds its inserts by the attention module that calls it.
+For each implementation that a model may have, one wrapper is registered, in both registries: a name in only
+one silently gets no mask. The wrapper finds its inserts by the attention module that calls it.
 """
 
 import sys

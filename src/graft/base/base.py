@@ -2,8 +2,8 @@
 
 There is one mechanism: a forward hook at a named place of the untouched model. A hook reads the Route of the
 forward that runs, hands each span of rows to the inserts of its adapter, and returns what they make of it.
-Attaching, detaching, routing rows, merging, checkpointing and compiling are written in this folder once; it knows
-no method by name.
+Attaching, detaching, routing rows, merging, checkpointing and compiling are written in this folder once; it
+knows no method by name.
 """
 
 import contextlib
@@ -211,7 +211,7 @@ class Base:
         return obstacle(self.model.config, length) or next(refusals, None)
 
     def positions(self, names: Rows) -> int:
-        """Return the largest number of positions that one of these adapters takes in addition to the tokens."""
+        """Return the largest number of positions that one of these adapters takes, tokens not counted."""
         return max(host.positions(names) for host in self._hosts)
 
     # Forward
@@ -303,7 +303,10 @@ class Base:
     # Training, checkpointing, compiling
 
     def train(self, mode: bool = True, *, dropout: bool = False) -> "Base":
-        """Switch the adapters' dropout on or off.  dropout: the base's own dropout is on as well in training."""
+        """Switch the adapters' dropout on or off.
+
+        dropout: the base's own dropout is on as well in training.
+        """
         self.model.train(mode)
         self._dropout.off()
         if mode and not dropout:
@@ -325,8 +328,8 @@ class Base:
     def merge(self, name: str, *, repack: bool = False) -> Merged:
         """Fold an adapter into the weights, so that the bare base answers with it.
 
-        Layers of a quantised base that the adapter changes become 16-bit, made from their dequantised values, or
-        take the change into the minima of their groups; the result says which.
+        Layers of a quantised base that the adapter changes become 16-bit, made from their dequantised values,
+        or take the change into the minima of their groups; the result says which.
         repack: pack layers that would become 16-bit again, which rounds away much of a small change
         (`shipping.merge_ways.choices` measures how much).
         """

@@ -11,8 +11,8 @@ from graft.core.route import Route, current, installed
 class Compiled:
     """A model, and what torch.compile made of it.
 
-    Whoever adds or removes a hook must call `forget`: dynamo does not notice a new hook, and compiled code would
-    go on without the new adapter.
+    Whoever adds or removes a hook must call `forget`: dynamo does not notice a new hook, and compiled code
+    would go on without the new adapter.
     """
 
     def __init__(self, model: Any) -> None:

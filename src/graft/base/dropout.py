@@ -1,7 +1,7 @@
 """Turn off the model's own dropout, so that the frozen part is deterministic while adapters train.
 
-Checkpointing needs `training=True` on transformers' blocks, and some of them (OPT) switch dropout by that same
-flag. So the flag stays, and the probabilities are set to zero and put back afterwards.
+Checkpointing needs `training=True` on transformers' blocks, and some of them (OPT) switch dropout by that
+same flag. So the flag stays, and the probabilities are set to zero and put back afterwards.
 """
 
 from torch import nn

@@ -12,7 +12,7 @@ from graft.quant import is_packed
 
 
 def count(model: Any) -> int:
-    """Return the number of parameters; packed weights count as the numbers they stand for, tied tensors once."""
+    """Count parameters; packed weights count as the numbers they stand for, tied tensors once."""
     packed = [module for module in model.modules() if is_packed(module)]
     held = {
         id(p) for module in packed for name, p in module.named_parameters(recurse=False) if name != "bias"
@@ -24,9 +24,9 @@ def count(model: Any) -> int:
 def fingerprint(model: Any) -> str:
     """Return the SHA-256 of the architecture and of samples of embeddings and norms.
 
-    Quantisation does not change these, so a model and its quantised form have the same fingerprint: an adapter
-    trained on NF4 loads onto the original. A model of another shape has another one, and so has a model whose
-    embeddings or norms were trained further.
+    Quantisation does not change these, so a model and its quantised form have the same fingerprint: an
+    adapter trained on NF4 loads onto the original. A model of another shape has another one, and so has a
+    model whose embeddings or norms were trained further.
     """
     keys = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")
     shape = {key: getattr(model.config, key, None) for key in keys}

@@ -19,5 +19,5 @@ class Host:
         """Hook the modules that are in the model now; merging may have replaced some."""
 
     def positions(self, names: Iterable[str | None]) -> int:
-        """Return the largest number of positions that one of these adapters takes in addition to the tokens."""
+        """Return the largest number of positions that one of these adapters takes, tokens not counted."""
         return 0

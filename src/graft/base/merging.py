@@ -26,8 +26,8 @@ from graft.quant.replace import unpacked
 class Merged:
     """What one merge did.
 
-    dequantised, repacked, shifted: names of packed layers that are 16-bit now, that were packed again, and whose
-    minima hold the change.  untied: the head no longer shares the table's tensor.
+    dequantised, repacked, shifted: names of packed layers that are 16-bit now, that were packed again, and
+    whose minima hold the change.  untied: the head no longer shares the table's tensor.
     """
 
     adapter: str
@@ -149,8 +149,8 @@ class Merges:
 def places(adapter: Adapter) -> list[tuple[Site, list[Insert]]]:
     """Return the inserts that change a weight, by place, in the order in which they are folded.
 
-    Sites of different kinds with one name are one place. In-place methods are merged exactly, and task heads keep
-    answering after the merged base, so neither is among them.
+    Sites of different kinds with one name are one place. In-place methods are merged exactly, and task heads
+    keep answering after the merged base, so neither is among them.
     """
     grouped: dict[str, tuple[Site, list[Insert]]] = {}
     for site, insert in adapter.inserts:
@@ -175,7 +175,7 @@ def folded(site: Site, inserts: Sequence[Insert]) -> Weights:
 
 
 def in_minima(site: Site, inserts: Sequence[Insert]) -> Weights | None:
-    """Return minima and bias of a layer packed in groups with these inserts, in fp32 or fp64, before any rounding.
+    """Return minima and bias of a layer packed in groups, with these inserts, in fp32 or fp64, not rounded.
 
     None for any other layer, or if an insert changes more than the minima.
     """
@@ -203,7 +203,10 @@ def _frozen(tensor: torch.Tensor) -> nn.Parameter:
 
 
 def _put(module: nn.Module, new: Mapping[str, nn.Parameter | None], merged: Merged) -> None:
-    """Replace parameters of a module, and note in `merged` how to put the old ones back. None: left as it is."""
+    """Replace parameters of a module, and note in `merged` how to put the old ones back.
+
+    None: left as it is.
+    """
     before = dict(module._parameters)
     module._parameters.update({name: p for name, p in new.items() if p is not None})
 

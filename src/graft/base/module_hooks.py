@@ -1,9 +1,9 @@
 """Hooks at the modules where inserts are. They hand every span of rows to the inserts of its adapter.
 
-The x of a sublayer enters another module than the one that y leaves, so a hook at the first one keeps x in the
-Route until the last one runs. The x of a stack is a dict of the tensors among its keywords: masks and
-positions, as its blocks will get them. Its cache of keys and values is left in the Route whole, because no span
-may cut it.
+The x of a sublayer enters another module than the one that y leaves, so a hook at the first one keeps x in
+the Route until the last one runs. The x of a stack is a dict of the tensors among its keywords: masks and
+positions, as its blocks will get them. Its cache of keys and values is left in the Route whole, because no
+span may cut it.
 """
 
 from collections.abc import Callable

@@ -20,7 +20,8 @@ def count_rows(ids: torch.Tensor | None, keywords: dict[str, Any]) -> int:
 def pick(value: Any, index: torch.Tensor | slice, count: int) -> Any:
     """Return rows `index` of every tensor in `value` that has `count` rows.
 
-    value: a tensor, or a tuple, list, dict, output or cache of tensors; a cache and an output are changed in place.
+    value: a tensor, or a tuple, list, dict, output or cache of tensors; a cache and an output are changed in
+    place.
     """
     if isinstance(value, torch.Tensor):
         return value[index] if value.ndim and len(value) == count else value

@@ -5,8 +5,8 @@
 A hook before the backbone turns ids into such embeddings and extends the attention mask; positions count live
 tokens. A hook after it takes the extra positions off the last hidden state again, so that heads, labels and
 pooling keep their lengths. A decoder reads all states of its encoder; there the decoder's mask is extended
-instead. With a filled cache the front is already in the cache, and only mask and positions are extended. If an
-insert sets `reads`, the state of that trailing vector replaces the state of the first token.
+instead. With a filled cache the front is already in the cache, and only mask and positions are extended. If
+an insert sets `reads`, the state of that trailing vector replaces the state of the first token.
 """
 
 import inspect

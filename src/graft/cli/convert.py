@@ -98,7 +98,7 @@ def _extract(source: str, folder: Path, base: str, *, rest: str, force: bool, **
     def tell(site: str, layer: Any) -> None:
         talk(f"layer   {site}   r {len(layer.A)}   {layer.kept:.1%} of its change kept")
 
-    extracted = difference(frozen, source, told=tell, **size)
+    extracted = difference(frozen, source, on_layer=tell, **size)
     adapter = extracted.attach("extracted", rest)
     export(frozen, folder, "peft", adapter=adapter.name, force=force)
     changed = f"what changed in {len(extracted.layers)} layers"

@@ -1,11 +1,11 @@
-"""Soup: adapters of equal settings combined tensor by tensor, whatever their method.
+"""Combine adapters of equal settings tensor by tensor, whatever their method.
 
     average   θ = Σ wᵢθᵢ / Σ wᵢ                   model soups, Wortsman et al. 2022 (2203.05482)
     linear    θ = θ₀ + Σ wᵢ(θᵢ − θ₀)              task arithmetic, Ilharco et al. 2022 (2212.04089)
 
-θ₀ is the base's own value; only methods that train the base in place have one, so elsewhere `linear` wants Σ
-wᵢ = 1. Of a LoRA this averages the factors, which is not the mean of their products: that is `cat` or `svd`
-of `graft.blend`.
+θ₀ is the base's own value. Only methods that train the base in place have one, so for others `linear` needs
+Σ wᵢ = 1. For LoRAs this averages the factors, which is not the mean of their products: for that, use `cat` or
+`svd` of `graft.blend`.
 """
 
 import math
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from graft.base.adapter import Adapter
-from graft.errors import AdapterError, UsageError
+from graft.errors import AdapterError, UsageError, listed
 
 if TYPE_CHECKING:
     from graft.base.base import Base
@@ -28,8 +28,8 @@ def add_up(
 ) -> Adapter:
     """Attach the combination of these adapters under a new name.
 
-    Raises UsageError where the weights have no meaning, AdapterError where the adapters' tensors mean
-    different things.
+    Raises UsageError if the weights have no meaning, AdapterError if the adapters' tensors mean different
+    things.
     """
     total = math.fsum(weights)
     if average and math.isclose(total, 0, abs_tol=1e-9):
@@ -48,10 +48,10 @@ def add_up(
     states = [adapter.checkpoint_state() for adapter in adapters]
     mixed = base.attach(name, adapters[0].methods)
     values = {key: tensor for key, tensor in states[0].items() if key not in trained}
-    for key, own in mixed.checkpoint_state().items():
+    for key, start in mixed.checkpoint_state().items():
         if key in trained:
             parts = (w * state[key].float() for w, state in zip(weights, states, strict=True))
-            values[key] = sum(parts, rest * own.float())
+            values[key] = sum(parts, rest * start.float())
     mixed.restore_checkpoint_state(values)
     return mixed
 
@@ -63,11 +63,11 @@ def _trained(adapter: Adapter) -> set[str]:
 
 
 def _same_meaning(one: Adapter, other: Adapter) -> None:
+    """Raise AdapterError if the tensors of two adapters mean different things."""
     wrong = _other_settings(one, other) or _other_tensors(one, other)
     if wrong:
-        more = f" and {len(wrong) - 4} more" if len(wrong) > 4 else ""
         raise AdapterError(
-            f"{one.name!r} and {other.name!r} differ: {'; '.join(wrong[:4])}{more}",
+            f"{one.name!r} and {other.name!r} differ: {listed(wrong, 4, '; ')}",
             "adapters of the same methods and settings",
             "low-rank adapters of different settings are blended by how='cat' or 'svd'",
         )
@@ -82,7 +82,7 @@ def _other_settings(one: Adapter, other: Adapter) -> list[str]:
 
 
 def _settings(adapter: Adapter, index: int) -> dict[str, Any]:
-    """Return a method's settings as its file states them, so that a loaded adapter equals the one that was saved."""
+    """Return a method's settings as a file states them, so that an adapter equals itself saved and loaded."""
     method = adapter.methods[index]
     stated = method.files.own_settings(method) | method.files.describe(method, adapter.parts[index])
     return {key: value for key, value in stated.items() if key not in PLACES}

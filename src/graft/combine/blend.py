@@ -7,8 +7,8 @@ scale 1:
     cat       A = [wᵢsᵢAᵢ], B = [Bᵢ]: Σ wᵢDᵢ exactly; ranks add up
     svd       the best rank r of Σ wᵢDᵢ
     linear    A = Σ ±√|wᵢsᵢ| Aᵢ, B = Σ √|wᵢsᵢ| Bᵢ        the rank stays, at the price of cross terms BᵢAⱼ
-    ties      as linear, but a tensor keeps only its largest entries, and of these only those of the elected sign,
-              averaged over the adapters that have it
+    ties      as linear, but a tensor keeps only its largest entries, and of these only those of the elected
+              sign, averaged over the adapters that have it
     dare_linear, dare_ties     entries dropped at random, the others divided by the density
     magnitude_prune            the largest entries, summed
     …_svd     the same on the Dᵢ themselves, then the best rank r
@@ -31,7 +31,7 @@ from graft.base.adapter import Adapter
 from graft.combine.average import add_up
 from graft.combine.low_rank import Factors, attach, shortened, truncated
 from graft.core.insert import LowRankForm
-from graft.errors import AdapterError, UsageError, nearest
+from graft.errors import AdapterError, UsageError, one_of
 
 if TYPE_CHECKING:
     from graft.base.base import Base
@@ -70,7 +70,7 @@ def blend(
     Raises UsageError for arguments that mean nothing, AdapterError where these adapters cannot be blended so.
     """
     _check(weights, how, density, r)
-    adapters = [_found(base, one) for one in weights]
+    adapters = [_usable(base, one) for one in weights]
     low_rank = any(insert.low_rank() is not None for adapter in adapters for _, insert in adapter.inserts)
     if how == "average" or (how == "linear" and not low_rank):
         return add_up(base, adapters, list(weights.values()), name, average=how == "average")
@@ -87,20 +87,21 @@ def blend(
 
 def _forms(adapter: Adapter) -> dict[str, LowRankForm]:
     """Return {site: (A, B, s)}; several inserts at one site become one."""
-    found: dict[str, list[Part]] = {}
+    by_site: dict[str, list[Part]] = {}
     for site, insert in adapter.inserts:
         form = insert.low_rank()
         if form is None:
+            tensors = ", ".join(insert.saved()) or "no tensors"
             raise AdapterError(
-                f"{adapter.name!r} is more than two factors a site: its {type(insert).__name__} at {site.name} holds "
-                f"{', '.join(insert.saved()) or 'no tensors'}",
+                f"{adapter.name!r} is more than two factors a site: "
+                f"its {type(insert).__name__} at {site.name} holds {tensors}",
                 "adapters that a low-rank blend keeps whole",
                 "use how='average' for adapters of equal settings, or merge them one after the other",
             )
         A, B, scale = form
-        found.setdefault(site.name, []).append((1.0, A.detach().float(), B.detach().float(), scale))
+        by_site.setdefault(site.name, []).append((1.0, A.detach().float(), B.detach().float(), scale))
     return {
-        site: parts[0][1:] if len(parts) == 1 else (*_stacked(parts), 1.0) for site, parts in found.items()
+        site: parts[0][1:] if len(parts) == 1 else (*_stacked(parts), 1.0) for site, parts in by_site.items()
     }
 
 
@@ -129,9 +130,8 @@ def _factors(site: str, parts: Sequence[Part], how: str, rank: int, mix: "_Mix |
 
 def _stacked(parts: Sequence[Part]) -> Factors:
     """Return A and B whose product is Σ w s B A."""
-    return torch.cat([w * scale * A for w, A, _, scale in parts]), torch.cat(
-        [B for _, _, B, _ in parts], dim=1
-    )
+    A = torch.cat([w * scale * A for w, A, _, scale in parts])
+    return A, torch.cat([B for _, _, B, _ in parts], dim=1)
 
 
 @dataclass
@@ -169,17 +169,13 @@ class _Mix:
 
 
 def _mix(how: str, density: float | None, majority_sign: str, seed: int) -> _Mix:
-    if majority_sign not in SIGNS:
-        raise UsageError(f"majority_sign={majority_sign!r}", f"one of {', '.join(SIGNS)}", "leave it out")
+    one_of("majority_sign", majority_sign, SIGNS)
     keep, elect = KINDS[how.removesuffix("_svd")]
     return _Mix(keep, elect, density or 1.0, majority_sign, torch.Generator().manual_seed(seed))
 
 
 def _check(weights: Mapping[str, float], how: str, density: float | None, r: int | None) -> None:
-    if how not in HOWS:
-        raise UsageError(
-            f"how={how!r}", f"one of {', '.join(HOWS)}", f"did you mean {nearest(how, HOWS, 1)[0]!r}?"
-        )
+    one_of("how", how, HOWS)
     sparse = how.removesuffix("_svd") in SPARSE
     if sparse and not (density is not None and 0 < density <= 1):
         raise UsageError(f"density={density} with how={how!r}", "above 0, up to 1", "0.5 is usual")
@@ -197,6 +193,7 @@ def _check(weights: Mapping[str, float], how: str, density: float | None, r: int
         )
 
 
-def _found(base: "Base", name: str) -> Adapter:
-    with base.using(name):  # says so where there is no such adapter
+def _usable(base: "Base", name: str) -> Adapter:
+    """Return the adapter of this name. Raises AdapterError if there is none, or if it is merged."""
+    with base.using(name):
         return base.adapters[name]

@@ -1,7 +1,7 @@
-"""Extraction: what tuning changed in a model, as a LoRA on the model it started from.
+"""Extract what tuning changed in a model, as a LoRA on the model it started from.
 
-    D = W_tuned − W_base ≈ B A            at every targeted layer, of the largest singular values (`combine.low_rank`)
-    kept = Σ_{i ≤ r} S_i² / ‖D‖²          the share of the change that the factors hold
+    D = W_tuned − W_base ≈ B A         at every targeted layer, of its largest singular values S
+    kept = Σ_{i ≤ r} S_i² / ‖D‖²       the share of the change that the factors hold
 
 The tuned model is read from its folder tensor by tensor and is never in memory as a whole. What two factors
 cannot hold (changed norms, biases, embeddings) is named, or kept in full with them: biases as trained biases,
@@ -22,16 +22,17 @@ from torch import nn
 from graft.base.adapter import Adapter
 from graft.combine.low_rank import attach, truncated
 from graft.core.site import Site
-from graft.errors import AdapterError, ModelError, UsageError
+from graft.errors import AdapterError, ModelError, UsageError, listed, one_of
 from graft.methods.lora import LoRA
 from graft.models.files import open_files
 from graft.quant import is_packed
+from graft.quant.finite import require_finite
 
 if TYPE_CHECKING:
     from graft.base.base import Base
 
 RESTS = ("name", "keep")
-RANK = 16  # where neither r nor energy is given
+RANK = 16  # if neither r nor energy is given
 REPLACEABLE = ("linear", "norm", "embed", "head")  # sites that `modules_to_save` may name
 
 
@@ -46,8 +47,11 @@ class Layer(NamedTuple):
 
 @dataclass
 class Difference:
-    """layers: {site: Layer} of the targeted ones that changed.  rest: names of other parameters that changed.
-    foreign: tensors of the tuned model that the base has no place for."""
+    """What tuning changed.
+
+    layers: {site: Layer} of the targeted layers that changed.  rest: names of other parameters that changed.
+    foreign: tensors of the tuned model that the base has no place for.
+    """
 
     base: "Base"
     tuned: Mapping[str, Any] = field(repr=False)
@@ -66,11 +70,11 @@ class Difference:
 
         rest: "name" leaves the rest of the change out, "keep" adds it in full.
         """
-        if rest not in RESTS:
-            raise UsageError(f"rest={rest!r}", f"one of {', '.join(RESTS)}", "leave it out")
+        one_of("rest", rest, RESTS)
         if not self.layers:
+            others = _shown(self.rest) if self.rest else "the two models are equal"
             raise AdapterError(
-                f"no targeted layer changed; {_shown(self.rest) if self.rest else 'the two models are equal'}",
+                f"no targeted layer changed; {others}",
                 "a model that was tuned from this base",
                 "check the paths and target_modules",
             )
@@ -79,7 +83,7 @@ class Difference:
         for site, insert in adapter.inserts:
             if insert.low_rank() is None:  # a bias or a whole module
                 names = {suffix: f"{site.name}.{suffix.rpartition('.')[2]}" for suffix in insert.saved()}
-                insert.load({suffix: self.tuned[own][...].detach() for suffix, own in names.items()})
+                insert.load({suffix: self.tuned[key][...].detach() for suffix, key in names.items()})
         return adapter
 
     def _settings(self) -> dict[str, Any]:
@@ -139,11 +143,11 @@ def difference(
     r: int | None = None,
     energy: float | None = None,
     target_modules: str | tuple[str, ...] = "all-linear",
-    told: Callable[[str, Layer], None] = lambda site, layer: None,
+    on_layer: Callable[[str, Layer], None] | None = None,
 ) -> Difference:
     """Return what tuning changed, layer by layer; arguments as in `extract`.
 
-    told: called after each layer.
+    on_layer: is called with (site, Layer) after each layer that changed.
     """
     if (r is not None and r < 1) or (energy is not None and not 0 < energy <= 1):
         raise UsageError(
@@ -154,35 +158,33 @@ def difference(
         raise AdapterError(
             given, "the base in 16 or 32 bits", "load it without quant=; the adapter then fits both"
         )
-    found = Difference(base, *_aligned(base.model, _tensors(tuned)))
+    change = Difference(base, *_aligned(base.model, _tensors(tuned)))
     targets = {
         f"{site.name}.weight": site for site in LoRA(target_modules=target_modules).targets(base.sites)
     }
     for name, before in base.model.named_parameters(remove_duplicate=False):
-        after = found.tuned[name][...].detach().to(before.device)
+        after = change.tuned[name][...].detach().to(before.device)
         if torch.equal(after.to(before.dtype), before):
             continue
         if name not in targets:
-            found.rest.append(name)
+            change.rest.append(name)
             continue
         site = targets[name]
-        found.layers[site.name] = _layer(site, after.float() - before.float(), r, energy)
-        told(site.name, found.layers[site.name])
-    return found
+        change.layers[site.name] = _layer(site, after.float() - before.float(), r, energy)
+        if on_layer is not None:
+            on_layer(site.name, change.layers[site.name])
+    return change
 
 
 def _layer(site: Site, change: torch.Tensor, r: int | None, energy: float | None) -> Layer:
-    if not torch.isfinite(change).all():
-        raise ModelError(
-            f"{site.name} of the tuned model holds NaN or infinity", "finite weights", "use a sound model"
-        )
+    require_finite([(site.name, change)], ModelError, "use an intact model", "the tuned model")
     matrix = change.T if site.transposed or site.kind == "embed" else change
     A, B, kept = truncated(matrix, RANK if r is None and energy is None else r, energy)
     return Layer(A, B, kept, float(change.norm()))
 
 
 def _tensors(tuned: str | Path | nn.Module) -> Mapping[str, Any]:
-    """Return {name: what gives its tensor by `[...]`}: parameters in memory, or slices of a folder's files."""
+    """Return {name: what gives its tensor by `[...]`}: parameters in memory, or slices of the files."""
     if isinstance(tuned, nn.Module):
         return dict(tuned.named_parameters(remove_duplicate=False))
     opened = open_files(tuned, None, plain=True)
@@ -206,21 +208,22 @@ def _aligned(model: Any, stored: Mapping[str, Any]) -> tuple[dict[str, Any], lis
     aliases = _aliases(model)
     aligned: dict[str, Any] = {}
     wrong: list[str] = []
-    for name, own in model.named_parameters(remove_duplicate=False):
+    for name, parameter in model.named_parameters(remove_duplicate=False):
         key = next((s for alias in aliases[name] for s in spellings(alias) if s in stored), None)
         shape = None if key is None else _shape(stored[key])
-        if key is not None and shape == tuple(own.shape):
+        if key is not None and shape == tuple(parameter.shape):
             aligned[name] = stored[key]
         else:
-            wrong.append(f"{name} {tuple(own.shape)}: {f'{shape} in' if shape else 'not in'} the tuned model")
+            there = f"{shape} in" if shape else "not in"
+            wrong.append(f"{name} {tuple(parameter.shape)}: {there} the tuned model")
     if wrong:
         raise AdapterError(
-            f"the models differ in {len(wrong)} tensors: {'; '.join(wrong[:4])}",
+            f"the models differ in {len(wrong)} tensors: {listed(wrong, 4, '; ')}",
             "a model that was tuned from this base",
             "load the base it was tuned from, with its vocabulary resized in the same way",
         )
-    own_names = [*aliases, *(name for name, _ in model.named_buffers())]
-    known = {spelling for name in own_names for spelling in spellings(name)}
+    names = [*aliases, *(name for name, _ in model.named_buffers())]
+    known = {spelling for name in names for spelling in spellings(name)}
     needless = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
     foreign = [k for k in stored if k not in known and not any(re.search(pattern, k) for pattern in needless)]
     return aligned, foreign
@@ -247,5 +250,4 @@ def _module(name: str) -> str:
 
 
 def _shown(names: list[str]) -> str:
-    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
-    return f"changed tensors {', '.join(names[:4])}{more}"
+    return f"changed tensors {listed(names)}"

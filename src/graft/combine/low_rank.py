@@ -51,7 +51,7 @@ def truncated(
 
 
 def shortened(A: torch.Tensor, B: torch.Tensor, r: int) -> Factors:
-    """Return the best factors of rank r of B A without forming it: with B = PR and Aᵀ = QT it is P (R Tᵀ) Qᵀ."""
+    """Return the best factors of rank r of B A without forming it: with B = PR, Aᵀ = QT it is P (R Tᵀ) Qᵀ."""
     P, R = torch.linalg.qr(B)
     Q, T = torch.linalg.qr(A.T)
     inner_A, inner_B, _ = truncated(R @ T.T, r)
@@ -72,6 +72,6 @@ def attach(base: "Base", name: str, factors: Mapping[str, Factors], **settings: 
         for site, insert in adapter.inserts:
             form = insert.low_rank()
             if form is not None:
-                for own, given in zip(form[:2], factors[site.name], strict=True):
-                    own.copy_(given)
+                for factor, given in zip(form[:2], factors[site.name], strict=True):
+                    factor.copy_(given)
     return adapter

@@ -1,10 +1,11 @@
 """Read a method's settings and help from its source, without importing torch.
 
-A method is a file of graft/methods with one frozen dataclass that derives from Method. From it a card is made:
+A method is a file of graft/methods with one frozen dataclass that derives from Method. From it a card is
+made:
 
     module docstring                      the card's text: equation, paper, differences
-    r: int = 8  # help                    a setting; its help is the comment after it, or the lines right above it
-    mergeable: ClassVar = No("why")       a declaration
+    r: int = 8  # help                 a setting; its help is the comment after it, or the lines above it
+    mergeable: ClassVar = No("why")    a declaration
 
 A class that derives from another method's class inherits its settings, and every method has those of Method.
 """
@@ -83,7 +84,10 @@ class Card:
 
 
 def cards() -> dict[str, Card]:
-    """Return every method by name, sorted. The folders are listed at each call, so that a new file is seen."""
+    """Return every method by name, sorted.
+
+    The folders are listed at each call, so that a new file is seen.
+    """
     return dict(_cards(_files("methods"), _files("layers")))
 
 
@@ -272,7 +276,7 @@ def _card(name: str, source: _Source, cls: str, line: list[tuple[_Source, ast.Cl
 
 
 def _value(node: ast.expr | None) -> Any:
-    """Return what a default stands for: a literal, {} for a factory of dicts, a Refusal for `No`, or its Source."""
+    """Return what a default means: a literal, {} for a factory of dicts, a Refusal for `No`, its Source."""
     if node is None:
         return REQUIRED
     if isinstance(node, ast.Call) and ast.unparse(node.func) == "No":

@@ -64,7 +64,7 @@ class FileLayout:
         return self.understand(cls, settings)
 
     def convert(self, config: Settings, tensors: Tensors) -> tuple[Settings, Tensors]:
-        """Return config and tensors of a file of another convention as this method would have written them."""
+        """Return config and tensors of another convention's file as this method would have written them."""
         return config, tensors
 
     def is_marked(self, config: Settings) -> bool:

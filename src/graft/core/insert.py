@@ -59,8 +59,8 @@ class AdapterModule(nn.Module):
 class Insert(AdapterModule):
     """Base class of inserts that hook a module.
 
-    reads_base_weight: forward depends on the base's weight, so this insert can be merged only as the first one
-    at its site.
+    reads_base_weight: forward depends on the base's weight, so this insert can be merged only as the first
+    one at its site.
     """
 
     reads_base_weight: bool = False
@@ -90,9 +90,10 @@ class Insert(AdapterModule):
         )
 
     def merge_groups(self, minimum: torch.Tensor, bias: torch.Tensor | None, block: int) -> Weights | None:
-        """Return merged minima (out, groups) and bias of a packed weight; None if that cannot be done exactly.
+        """Return merged minima (out, groups) and bias of a packed weight, or None if there are no exact ones.
 
-        minimum: one number for every `block` inputs of a row. The effect must be constant within these groups.
+        minimum: one number for every `block` inputs of a row. The effect must be constant within these
+        groups.
         """
         return None
 

@@ -1,7 +1,8 @@
 """Method: a paper as a frozen dataclass of hyper-parameters, which builds an Insert for each of its sites.
 
-A method is one file in `graft/methods`, named as users name it. No other file knows it: the training loop, the
-saver and the planner call the methods below without asking which class it is, and the defaults do nothing.
+A method is one file in `graft/methods`, named as users name it. No other file knows it: the training loop,
+the saver and the planner call the methods below without asking which class it is, and the defaults do
+nothing.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,8 @@ from graft.errors import SiteError
 class No:
     """A declaration that a method cannot do something, with the reason. As a condition it is False.
 
-    unless: settings with which the method can do it after all. An instance with these settings has True instead.
+    unless: settings with which the method can do it after all. An instance with these settings has True
+    instead.
     """
 
     def __init__(self, reason: str, *, unless: Mapping[str, Any] | None = None) -> None:
@@ -63,7 +65,7 @@ class Method:
 
     @classmethod
     def is_head(cls) -> bool:
-        """Return whether it is a task head and nothing else; such a method is saved as PEFT saves its heads."""
+        """Return whether it is a task head and nothing else, which is saved as PEFT saves its heads."""
         return cls.kinds == ("final",)
 
     @classmethod
@@ -87,7 +89,7 @@ class Method:
         return [(site, self.build(site)) for site in self.targets(sites)]
 
     def param_groups(self, part: Part, lr: float) -> list[dict[str, Any]]:
-        """Return optimizer groups: {"params": [...], "lr": ...}, with "weight_decay": 0.0 where there is none."""
+        """Return optimizer groups {"params": [...], "lr": ...}, some of them with "weight_decay": 0.0."""
         decayed = [p for p in part.parameters() if p.ndim > 1]
         plain = [p for p in part.parameters() if p.ndim <= 1]  # biases, norms, magnitudes: no decay
         groups = [{"params": decayed, "lr": lr}, {"params": plain, "lr": lr, "weight_decay": 0.0}]

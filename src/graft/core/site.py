@@ -13,10 +13,10 @@ mean here what they mean there. A Site looks its module up by name, so it surviv
     stack    tensors among its keywords      last hidden state           (owns a list of blocks; x is a dict)
     attention, cross, mlp: the self-attention, cross-attention and feed-forward part of a block
              input of its first projection   output of its last projection, before dropout and residual
-    kv       -                               -      (attention: the insert gives keys and values to every query)
-    prompt   -                               -      (input embeddings: the insert gives vectors around every row)
+    kv       -                               -   (attention: the insert gives keys and values to every query)
+    prompt   -                               -   (input embeddings: the insert gives vectors around every row)
     final    last hidden state (B, T, D)     None: the insert gives its own logits
-    module   -                               -      (owns parameters: in-place methods train them)
+    module   -                               -   (owns parameters: in-place methods train them)
 """
 
 import re

@@ -1,12 +1,13 @@
 """Read files of the `adapters` library, translated into PEFT's layout, or ours if PEFT has no such method.
 
     adapter_config.json    {"config": {its settings}, "name": NAME, "version": "adapters.1.3.0", ...}
-    adapter.safetensors    PATH.adapters.NAME.adapter_down.0.weight (m, d), .bias, adapter_up.weight (d, m), .bias,
-                           scaling;  Compacter: W_left, W_right, b in both, and shared_parameters.NAME.phm_rule
+    adapter.safetensors    PATH.adapters.NAME.adapter_down.0.weight (m, d), .bias
+                           PATH.adapters.NAME.adapter_up.weight (d, m), .bias;  PATH.adapters.NAME.scaling
+                           Compacter: W_left, W_right, b in both, and shared_parameters.NAME.phm_rule
                            PATH.loras.NAME.lora_A (r, in), lora_B (out, r);  (IA)³: lora_B (out, 1) alone
 
-PATH of a LoRA is the projection. PATH of a bottleneck is a module of the library's own blocks. Inside one block,
-alphabetical order is the order in which they act: attention.output, output; attention_adapters,
+PATH of a LoRA is the projection. PATH of a bottleneck is a module of the library's own blocks. Inside one
+block, alphabetical order is the order in which they act: attention.output, output; attention_adapters,
 cross_attention_adapters, output_adapters; layer.0, layer.1, layer.2. Layout of version 1.3; Poth et al. 2023
 (2311.11077).
 """
@@ -28,11 +29,11 @@ WEIGHTS = "adapter.safetensors"
 # What these settings must be if a file states them: the library's own defaults.
 BOTTLENECK = {
     "original_ln_after": True, "residual_before_ln": True, "ln_before": False, "ln_after": False,
-    "use_gating": False, "inv_adapter": None, "stochastic_depth": 0.0, "phm_bias": True, "factorized_phm_W": True,
-    "shared_W_phm": False, "shared_phm_rule": True, "factorized_phm_rule": False,
+    "use_gating": False, "inv_adapter": None, "stochastic_depth": 0.0, "phm_bias": True,
+    "factorized_phm_W": True, "shared_W_phm": False, "shared_phm_rule": True, "factorized_phm_rule": False,
 }  # fmt: skip
 LOW_RANK = {"use_gating": False, "use_dora": False, "vera_d": None, "vera_b": None}
-# Settings that have no effect once an adapter is trained, that its tensors show, or that have chosen the method.
+# Settings that have no effect after training, that the tensors show, or that have chosen the method.
 IDLE = {
     "architecture", "composition_mode", "is_parallel", "phm_layer", "phm_dim", "phm_rank", "phm_init_range",
     "phm_c_init", "learn_phm", "hypercomplex_nonlinearity", "init_weights", "init_weights_seed",

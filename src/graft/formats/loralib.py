@@ -1,12 +1,12 @@
-"""Convert loralib's pickled LoRA files (2021) to a PEFT folder. Only here is a pickle read, by a child process.
+"""Convert loralib's pickled LoRA files (2021) to PEFT folders; the pickle is read in a child process only.
 
     MODULE.lora_A                   (r, in)    ->  base_model.model.MODULE.lora_A.weight
     MODULE.lora_B                   (out, r)   ->  base_model.model.MODULE.lora_B.weight
     classifier.dense.weight, ...               ->  base_model.model.classifier.dense.weight
 
-MODULE is, for example, roberta.encoder.layer.0.attention.self.query. r is read from the shapes. α is not in the
-file, so the caller states it; the official files used 16 with r 8. Layout: microsoft/LoRA, `lora.lora_state_dict`
-and `loralib.Linear`: h = W x + (α / r) B A x, as in PEFT.
+MODULE is, for example, roberta.encoder.layer.0.attention.self.query. r is read from the shapes. α is not in
+the file, so the caller states it; the official files used 16 with r 8. Layout: microsoft/LoRA,
+`lora.lora_state_dict` and `loralib.Linear`: h = W x + (α / r) B A x, as in PEFT.
 Differs: `MergedLinear` (GPT-2's fused q, k, v with one rank for each part) has no PEFT counterpart and is
 refused.
 """

@@ -3,13 +3,14 @@
     adapter_config.json     fine_tune_type: lora | dora;  num_layers: n, the last n blocks (below 1: all);
                             lora_parameters: {rank, scale, dropout,
                                               keys: paths inside a block, or of the whole model}
-    adapters.safetensors    PATH.lora_a (in, r), for a table (ids, r);  PATH.lora_b (r, out);  DoRA: PATH.m (out,)
+    adapters.safetensors    PATH.lora_a (in, r), for a table (ids, r);  PATH.lora_b (r, out)
+                            DoRA: PATH.m (out,)
 
     y = W x + b + s·Bᵀ Aᵀ x        s = scale, whatever the rank
     DoRA:                          W' = m/‖W + s·BᵀAᵀ‖ ⊙ (W + s·BᵀAᵀ) by rows
 
-mlx-lm puts an adapter where the settings say, and reads from the file what it has for these places. A file with
-other places is refused here. `alpha` is in many files, but no version that writes num_layers reads it.
+mlx-lm puts an adapter where the settings say, and reads from the file what it has for these places. A file
+with other places is refused here. `alpha` is in many files, but no version that writes num_layers reads it.
 """
 
 import math
@@ -119,5 +120,5 @@ def _check_places(
         given = (
             f"{odd[0]} is {'not ' if odd[0] in meant else ''}in the file" if odd else "a file without tensors"
         )
-        places = f"{', '.join(sorted(wanted))} of blocks {first} to {len(blocks) - 1}"
-        raise AdapterError(f"{given} ({len(odd)} places differ)", places, ELSEWHERE)
+        expected = f"{', '.join(sorted(wanted))} of blocks {first} to {len(blocks) - 1}"
+        raise AdapterError(f"{given} ({len(odd)} places differ)", expected, ELSEWHERE)

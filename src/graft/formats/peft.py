@@ -51,7 +51,8 @@ def write(folder: Path, config: Settings, tensors: Tensors, facts: Settings) -> 
 def read(folder: Path, weights: str = WEIGHTS) -> tuple[Settings, Tensors, Settings]:
     """Return (config, tensors, facts); `facts` is empty for a file that Graft did not write.
 
-    weights: name of the file of tensors. Other tools keep their config under PEFT's name, but not the tensors.
+    weights: name of the file of tensors. Other tools keep their config under PEFT's name, but not the
+    tensors.
     """
     config = json.loads((folder / CONFIG).read_text())
     with safe_open(folder / weights, "pt") as file:

@@ -19,7 +19,7 @@ from transformers.generation import GenerationConfig, StoppingCriteria, Stopping
 from graft.core.positions import context_length
 from graft.data.rows import BadRow
 from graft.data.templates import Template, prompt_ids, source
-from graft.errors import DataError, UsageError, nearest
+from graft.errors import DataError, UsageError, listed, one_of
 
 Prompt = str | list[dict[str, Any]]  # a text used as it is, or messages for the chat template
 
@@ -80,7 +80,7 @@ class Sampling:
         )
 
     def config(self, ends: list[int], pad: int, room: int, cache: bool = True) -> GenerationConfig:
-        """Return transformers' settings for one batch, with every field that a model's own defaults could fill."""
+        """Return transformers' settings for one batch, with every field that a model's defaults could set."""
         return GenerationConfig(
             max_new_tokens=min(self.max_new_tokens, room),
             min_length=0,
@@ -89,7 +89,7 @@ class Sampling:
             top_p=self.top_p if self.do_sample else 1.0,
             top_k=self.top_k
             if self.do_sample
-            else 50,  # transformers' default; any other warns when not sampling
+            else 50,  # transformers' default; others warn when not sampling
             num_beams=1,
             num_return_sequences=1,
             early_stopping=False,
@@ -118,11 +118,8 @@ def generate(
     sampling: the fields of `Sampling`. Raises UsageError for bad settings, DataError for a prompt beyond the
     context.
     """
-    unknown = set(sampling) - set(Sampling.__dataclass_fields__)
-    if unknown:
-        given = ", ".join(sorted(unknown))
-        near = ", ".join(nearest(min(unknown), Sampling.__dataclass_fields__))
-        raise UsageError(f"generate was given {given}", f"keywords like {near}", "correct the spelling")
+    for keyword in sampling:
+        one_of("keyword of generate", keyword, Sampling.__dataclass_fields__)
     how = Sampling(**sampling)
     _check(base, prompts, batch_size)
     tokens = [_encode(base, prompt, row) for row, prompt in enumerate(prompts)]
@@ -144,7 +141,7 @@ def generate(
 
 @contextmanager
 def evaluating(base: Writer) -> Iterator[None]:
-    """Inside, the model and all adapters are in evaluation mode; every module's own mode comes back afterwards."""
+    """Put the model and all adapters into evaluation mode for the block, and every module back afterwards."""
     roots = [base.model, *(insert for adapter in base.adapters.values() for _, insert in adapter.inserts)]
     modes = [(module, module.training) for root in roots for module in root.modules()]
     for module, _ in modes:
@@ -164,9 +161,9 @@ def _batch(
     width = max(map(len, tokens))
     ids = torch.full((len(tokens), width), config.pad_token_id)
     live = torch.zeros_like(ids)
-    for row, own in enumerate(tokens):
-        place = slice(0, len(own)) if seq2seq else slice(width - len(own), width)
-        ids[row, place] = torch.tensor(own)
+    for row, prompt in enumerate(tokens):
+        place = slice(0, len(prompt)) if seq2seq else slice(width - len(prompt), width)
+        ids[row, place] = torch.tensor(prompt)
         live[row, place] = 1
     start = 1 if seq2seq else width  # a decoder's first token is its start token
     criteria = StoppingCriteriaList([_StopWords(tokenizer, how.stop, start)] if how.stop else [])
@@ -196,7 +193,7 @@ def continuation(tokenizer: PreTrainedTokenizerBase, prompt: list[int], new: lis
 
 
 class _StopWords(StoppingCriteria):
-    """True for rows whose new text holds a stop word.
+    """Stops rows whose new text holds a stop word.
 
     Looks at the last tokens only: a word may be cut anywhere.
     """
@@ -207,18 +204,18 @@ class _StopWords(StoppingCriteria):
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         tails = input_ids[:, max(self.start, input_ids.shape[1] - self.reach) :].tolist()
-        found = [any(word in _text(self.tokenizer, tail) for word in self.words) for tail in tails]
-        return torch.tensor(found, device=input_ids.device)
+        stopped = [any(word in _text(self.tokenizer, tail) for word in self.words) for tail in tails]
+        return torch.tensor(stopped, device=input_ids.device)
 
 
 def end_tokens(base: Writer, stop: Sequence[str] = (), *, chat: bool) -> list[int]:
-    """Return the tokens that end a text: the model's, the tokenizer's, the end of a turn, and stops that are one token.
+    """Return the tokens that end a text: the model's, the tokenizer's, the end of a turn, and some stops.
 
     Decoding hides special tokens, so a stop that is one could not be found in the text.
     """
     tokenizer = base.tokenizer
-    own = base.model.generation_config.eos_token_id
-    ends = [] if own is None else [own] if isinstance(own, int) else list(own)
+    eos = base.model.generation_config.eos_token_id
+    ends = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
     ends += [tokenizer.eos_token_id, _turn_end(tokenizer) if chat else None]
     ends += [tokenizer.get_added_vocab().get(text) for text in stop]
     return [token for token in dict.fromkeys(ends) if token is not None]
@@ -269,7 +266,7 @@ def _batches(
     Rows whose room is short of `new` share a batch with rows of their length only: a longer neighbour may not
     shorten an answer, nor a shorter one push it beyond the last position.
     """
-    room = [new if context is None else min(new, context - len(own)) for own in tokens]
+    room = [new if context is None else min(new, context - len(prompt)) for prompt in tokens]
     order = sorted(range(len(tokens)), key=lambda row: -len(tokens[row]))
     for limit, group in groupby(order, key=lambda row: room[row]):
         rows = list(group)
@@ -284,10 +281,10 @@ def _context(base: Writer, adapters: Sequence[str | None]) -> int | None:
 
 def _fit(tokens: list[list[int]], context: int) -> None:
     """Refuse prompts that leave no room for one token."""
-    long = [(row, len(own)) for row, own in enumerate(tokens) if len(own) >= context]
+    long = [(row, len(prompt)) for row, prompt in enumerate(tokens) if len(prompt) >= context]
     if long:
-        shown = ", ".join(f"prompt {row} has {length} tokens" for row, length in long[:3])
-        raise DataError(shown, f"fewer than the {context} positions of the model", "shorten the prompt")
+        given = listed([f"prompt {row} has {length} tokens" for row, length in long], 3)
+        raise DataError(given, f"fewer than the {context} positions of the model", "shorten the prompt")
 
 
 def _check(base: Writer, prompts: Sequence[Prompt], batch_size: int) -> None:
@@ -310,7 +307,10 @@ def _check(base: Writer, prompts: Sequence[Prompt], batch_size: int) -> None:
 
 @contextmanager
 def _seeded(seed: int | None) -> Iterator[None]:
-    """Inside, torch's generators start from `seed`; afterwards they are as before. None leaves them alone."""
+    """Start torch's generators from `seed` for the block, and restore them afterwards.
+
+    None leaves them alone.
+    """
     if seed is None:
         yield
         return

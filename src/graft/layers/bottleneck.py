@@ -1,6 +1,6 @@
 """Bottleneck: two projections with a non-linearity between them, which adapters of many kinds share.
 
-    Δ(u) = s · drop(W_up φ(W_down u + b_down) + b_up)        W_down (m, d), W_up (d, m);  m = d / reduction_factor
+    Δ(u) = s · drop(W_up φ(W_down u + b_down) + b_up)    W_down (m, d), W_up (d, m);  m = d / reduction_factor
 
 Settings have the names of the `adapters` library. Differs: W_up starts at zero by default, so a newborn
 adapter changes nothing bit for bit; `houlsby` and `bert` draw it, as the papers do, and are only near the
@@ -19,11 +19,12 @@ from transformers.activations import ACT2FN
 from graft.core.insert import Insert
 from graft.core.method import No
 from graft.core.site import Site
-from graft.errors import UsageError, nearest
+from graft.errors import UsageError, one_of
 from graft.layers.sublayers import Addition, Placed
 from graft.layers.targets import check_dropout
 
 WIDEST = 4  # times d: no bottleneck is wider; a file that asks for more is hostile
+STARTS = ("mam_adapter", "bert", "houlsby")
 
 
 @dataclass(frozen=True)
@@ -42,14 +43,7 @@ class Bottlenecked(Placed):
 
     def __post_init__(self) -> None:
         check_dropout("dropout", self.dropout)
-        known = [*ACT2FN, "leakyrelu"]
-        if self.non_linearity.lower() not in known:
-            near = nearest(self.non_linearity, known, 2)
-            raise UsageError(
-                f"non_linearity={self.non_linearity!r}",
-                "an activation of transformers",
-                f"nearest: {', '.join(near)}",
-            )
+        one_of("non_linearity", self.non_linearity.lower(), [*ACT2FN, "leakyrelu"])
         if isinstance(self.scaling, str) and self.scaling not in ("learned", "channel"):
             raise UsageError(
                 f"scaling={self.scaling!r}", "a number, learned or channel", "leave it out for 1"
@@ -61,8 +55,8 @@ class Bottlenecked(Placed):
         if isinstance(factor, dict):
             if not {str(block), "default"} & set(factor):
                 raise UsageError(
-                    f"reduction_factor says nothing of block {block}",
-                    "it, or a default",
+                    f"reduction_factor has no entry for block {block}",
+                    "one for every block, or a default",
                     'add {"default": 16}',
                 )
             factor = factor.get(str(block), factor.get("default", 1))
@@ -87,12 +81,7 @@ class Dense(Bottlenecked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.init_weights not in ("mam_adapter", "bert", "houlsby"):
-            raise UsageError(
-                f"init_weights={self.init_weights!r}",
-                "mam_adapter, bert or houlsby",
-                "leave it out: W_up is zero then",
-            )
+        one_of("init_weights", self.init_weights, STARTS)
 
     def insert(self, sublayer: Site, place: Site, block: int) -> Insert:
         d, m = sublayer.out_features, self.width(sublayer.out_features, block)
@@ -101,7 +90,7 @@ class Dense(Bottlenecked):
 
 
 class Projection(nn.Module):
-    """W u + b in u's dtype.  zero: the one of the two that starts at zero where nothing else is asked."""
+    """W u + b in u's dtype.  start: one of STARTS.  zero: `mam_adapter` starts this projection at zero."""
 
     def __init__(self, inputs: int, outputs: int, start: str, *, zero: bool = False) -> None:
         super().__init__()
@@ -120,10 +109,18 @@ class Bottleneck(Addition):
     }
 
     def __init__(
-        self, place: Site, down: nn.Module, up: nn.Module, config: Bottlenecked, d: int, *, parallel: bool = False
-    ) -> None:  # fmt: skip
+        self,
+        place: Site,
+        down: nn.Module,
+        up: nn.Module,
+        config: Bottlenecked,
+        d: int,
+        *,
+        parallel: bool = False,
+    ) -> None:
         super().__init__(place, d, parallel=parallel)
-        self.down, self.up, self.act = down, up, activation(config.non_linearity)
+        self.down, self.up = down, up
+        self.act = activation(config.non_linearity)
         self.dropout = nn.Dropout(config.dropout)
         self.scaling: Any = config.scaling
         if isinstance(config.scaling, str):
@@ -141,11 +138,12 @@ def activation(name: str) -> nn.Module:
 
 
 def started(weight: torch.Tensor, start: str, *, zero: bool) -> torch.Tensor:
-    """Fill `weight` by one of the library's three starts and return it."""
+    """Fill `weight` by one of the library's three starts, and return it."""
     if start == "bert":
         return nn.init.normal_(weight, std=0.02)
     if start == "houlsby":
-        # By the inverse of the distribution: torch's own draws until all fit, which a plan without numbers cannot do.
+        # By the inverse of the distribution. torch's own function draws until all numbers fit, which fake
+        # tensors cannot do.
         cut = math.erf(2**0.5)
         return weight.uniform_(-cut, cut).erfinv_().mul_(0.01 * 2**0.5)
     return weight.zero_() if zero else nn.init.kaiming_uniform_(weight, a=5**0.5)

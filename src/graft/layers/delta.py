@@ -1,9 +1,9 @@
-"""Sparse deltas: a few weights of a projection get a trained difference, chosen early in training and then fixed.
+"""Sparse deltas: a few weights of a projection get a trained difference. They are chosen early in training.
 
     y = (W₀ + M ⊙ D) x + b₀        M: k ones where |∂L/∂W ⊙ W₀| of one step is largest
 
-D holds the k entries under M alone, so optimizer states and files are as small as it. Until M is chosen D
-rests at 0.
+Only the k entries of D under M are kept, so optimizer states and files are as small. Until M is chosen, D is
+0.
 """
 
 import torch
@@ -14,7 +14,7 @@ from graft.core.insert import Insert
 from graft.core.site import Site
 from graft.errors import AdapterError
 
-REST, WATCH, TRAIN = range(3)  # phases; kept as a tensor, so that a resumed run goes on in the same one
+REST, WATCH, TRAIN = range(3)  # phases; kept as a tensor, so that a resumed run continues in the same one
 
 
 class Delta(Insert):
@@ -57,13 +57,13 @@ class Delta(Insert):
         super().load(tensors)
 
     def watch(self) -> None:
-        """See the gradient of the whole weight in the step that comes, unless M is chosen already."""
+        """Record the gradient of the whole weight in the next step, unless M has been chosen already."""
         if self.phase == REST:
             self.phase.fill_(WATCH)
 
     @torch.no_grad()
     def choose(self) -> None:
-        """Fix M by what was watched."""
+        """Choose M by the gradient that was recorded."""
         if self._watched is not None and self._watched.grad is not None:
             score = (self._watched.grad * self.site.weight()).abs().flatten()
             self.index.copy_(score.topk(len(self.D)).indices.sort().values)

@@ -1,4 +1,4 @@
-"""Kronecker products that are multiplied with and never built: (A ⊗ B) x = vec(A X Bᵀ).
+"""Multiply by Kronecker products without building them: (A ⊗ B) x = vec(A X Bᵀ).
 
 A (a₁, a₂), B (b₁, b₂); X (a₂, b₂) is x (a₂b₂,) row by row, and vec (a₁b₁,) reads row by row again.
 """
@@ -23,7 +23,9 @@ def kron_linear(x: torch.Tensor, A: torch.Tensor, *B: torch.Tensor) -> torch.Ten
 
 
 def near_root(dimension: int, limit: int | None = None) -> tuple[int, int]:
-    """Return two divisors, the smaller first: the pair nearest the square root with the smaller one within the limit.
+    """Return two divisors, the smaller first: the pair nearest the square root.
+
+    limit: the largest that the smaller one may be.
 
     >>> near_root(768), near_root(11008), near_root(127), near_root(768, limit=10)
     ((24, 32), (86, 128), (1, 127), (8, 96))

@@ -20,11 +20,7 @@ Start = bool | str
 
 def check(init: Start) -> None:
     """Raise UsageError for a start that is not known."""
-    if (
-        isinstance(init, str)
-        and init not in ("gaussian", "pissa", "olora", "loftq")
-        and not re.fullmatch(r"pissa_niter_\d+", init)
-    ):
+    if isinstance(init, str) and not re.fullmatch(r"gaussian|pissa(_niter_\d+)?|olora|loftq", init):
         raise UsageError(
             f"init_lora_weights={init!r}",
             "true, gaussian, pissa, pissa_niter_N, olora or loftq",

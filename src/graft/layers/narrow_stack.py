@@ -41,7 +41,7 @@ class Narrow(nn.Module):
 
     @property
     def blocks(self) -> Any:
-        """Its blocks."""
+        """The blocks of the narrow stack."""
         return self.net.get_submodule(self._list)
 
     def forward(self, states: torch.Tensor, cache: Any = None, **given: Any) -> torch.Tensor:
@@ -58,9 +58,10 @@ class Narrow(nn.Module):
         return last
 
     def _beside(self, cache: Any) -> Any:
-        """Return the cache of this stack. Its layers follow the base's, so what reorders or crops those does so here.
+        """Return the cache of this stack.
 
-        Beside rows of other adapters it has some of the rows only, and is kept apart.
+        Its layers are appended to the base's, so whatever reorders or crops those does the same here. In a
+        batch with other adapters it has only some of the rows, and is kept separately.
         """
         route, both = current(), isinstance(cache, EncoderDecoderCache)
         assert route is not None, "inserts run inside a Route"
@@ -74,16 +75,19 @@ class Narrow(nn.Module):
         # On the base's cache, so that a copy of it takes them along.
         caches: dict[int, Any] = vars(cache).setdefault("of_narrow_stacks", {})
         if id(self) not in caches:
-            own = [DynamicCache(config=self.net.config) for _ in parts]
+            narrow = [DynamicCache(config=self.net.config) for _ in parts]
             if len(route.spans) == 1:
-                for part, mine in zip(parts, own, strict=True):
-                    part.layers += mine.layers
-            caches[id(self)] = EncoderDecoderCache(*own) if both else own[0]
+                for part, narrow_part in zip(parts, narrow, strict=True):
+                    part.layers += narrow_part.layers
+            caches[id(self)] = EncoderDecoderCache(*narrow) if both else narrow[0]
         return caches[id(self)]
 
 
 class Projection(nn.Linear):
-    """A linear map in the dtype of its input. start: its weight at birth, then with biases of 0."""
+    """A linear map in the dtype of its input.
+
+    start: its weight at birth, with biases of 0; None: torch's own.
+    """
 
     def __init__(self, inputs: int, outputs: int, start: torch.Tensor | None) -> None:
         super().__init__(inputs, outputs)
@@ -96,7 +100,7 @@ class Projection(nn.Linear):
 
 
 class _Nothing(nn.Module):
-    """In the place of a table: ids and positions went into the base's embeddings already."""
+    """Takes the place of a table: ids and positions are in the base's embeddings already."""
 
     def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         return torch.zeros(())

@@ -43,7 +43,7 @@ class Gain(Insert):
 
 
 def _unscaled(site: Site) -> Any:
-    """Return norm₀: the module with a weight of 1 (of 0 if it multiplies by 1 + weight) and without a bias."""
+    """Return norm₀: the module without bias, with a weight of 1, or of 0 if it multiplies by 1 + weight."""
     norm = without_hooks(site.module)
     needed = [p for p in inspect.signature(norm.forward).parameters.values() if p.default is p.empty]
     if len(needed) != 1:
@@ -57,5 +57,5 @@ def _unscaled(site: Site) -> Any:
     probe = torch.arange(norm.weight.numel(), dtype=norm.weight.dtype, device=norm.weight.device)
     norm.weight += (
         norm(probe.view_as(norm.weight)) == 0
-    ).all()  # a weight of 0 leaves something: it stands for 1
+    ).all()  # if a weight of 0 is not a factor of 0, it is 1
     return norm

@@ -1,12 +1,12 @@
 """The three poolings that QA-LoRA is trained with: the same A and B mean another update in each.
 
-    pooled_k = c/g · Σ_{i ∈ group k} x_i          so A of pooling c is A·c/g of the sum; g inputs a group, G groups
+    pooled_k = c/g · Σ_{i ∈ group k} x_i       G groups of g inputs; so A of pooling c is A·c/g of the sum
     sum            c = g     Xu et al. 2023 (2309.14717), algorithm 1, and here
     mean           c = 1     the authors' code; its merge divides by g
     mean_x_groups  c = G     PEFT's `use_qalora`
 
-PEFT's files are known by `"use_qalora": true`. Nothing in a file of the authors' code tells its pooling: add
-that, `"qalora_pool": "mean"` and the `qalora_group_size` to its adapter_config.json.
+PEFT's files are recognised by `"use_qalora": true`. A file of the authors' code does not say how it pools:
+add `"use_qalora": true`, `"qalora_pool": "mean"` and the `qalora_group_size` to its adapter_config.json.
 """
 
 from collections.abc import Callable

@@ -1,8 +1,8 @@
 """What the methods of LyCORIS share: rank and alpha with their patterns, two dropouts, and y + s·drop(ΔW x).
 
 rank_dropout leaves out whole outputs of ΔW, module_dropout all of ΔW, both for one forward in training.
-Yeh et al. 2023 (2309.14859); names and meanings are PEFT's. Differs: dropped are outputs of the product,
-never rows of a ΔW that would have to be built for it.
+Yeh et al. 2023 (2309.14859); names and meanings are PEFT's. Differs: dropout acts on outputs of the product,
+not on rows of ΔW, which would have to be built for that.
 """
 
 from dataclasses import dataclass, field
@@ -31,6 +31,8 @@ class LycorisFiles(TargetedFiles):
 
 @dataclass(frozen=True)
 class Lycoris(Targeted):
+    """Base class of methods whose insert is a `Product`."""
+
     r: int = 8  # rank of the factors
     alpha: float = 8  # numerator of the scale: alpha / r
     rank_dropout: float = 0.0  # share of the update's outputs left out in a forward of training
@@ -54,7 +56,7 @@ class Lycoris(Targeted):
 class Product(Insert):
     """s·ΔW x added to one projection; subclasses define ΔW.
 
-    rescaled: outputs that stay are scaled up for those that drop out.
+    rescaled: the outputs that stay are scaled up to make up for those that are dropped.
     """
 
     def __init__(self, scale: float, config: Lycoris, *, rescaled: bool) -> None:

@@ -1,14 +1,15 @@
-"""Structural pruning: a narrow copy of a stack of blocks is filled with rows and columns of the base's matrices.
+"""Structural pruning: fill a narrow copy of a stack of blocks with rows and columns of the base's matrices.
 
     W' = W[rows][:, columns]
 
-Kept of the residual stream: the dimensions with the largest sum of squared weights over all matrices that
-read or write them, the same in every block. Kept inside a feed-forward part: its units with the largest
-weights. Kept of attention
-heads: one position in each band of neighbours, the same in all heads of a part, halves of a head together: a
-rotary embedding turns position i with i + half, the slower the larger i, and a narrow head has every R-th of
-these speeds. What has no counterpart in the base, and experts with their router, keep the random start of
-their class.
+    residual stream    keep the dimensions with the largest sum of squared weights over all matrices that read
+                       or write them, the same in every block
+    feed-forward       keep the units with the largest weights
+    attention head     keep one position in each band of neighbours, the same in all heads of a part
+
+The two halves of a head are pruned together: a rotary embedding turns position i with i + half, the slower
+the larger i, and a narrow head has every R-th of these speeds. Modules without a counterpart in the base, and
+experts with their router, keep the random start of their class.
 """
 
 from collections import defaultdict
@@ -24,8 +25,10 @@ from graft.layers.narrow_stack import Narrow, head_width
 
 
 class Part(NamedTuple):
-    """A sublayer: readers take the residual stream in, the writer gives back to it. unit: what repeats inside, a head
-    or the whole width."""
+    """A sublayer: its readers read the residual stream, its writer writes to it.
+
+    unit: width of what repeats inside: a head, or the whole.  heads: whether it is a head.
+    """
 
     readers: list[Site]
     writer: Site
@@ -34,14 +37,13 @@ class Part(NamedTuple):
 
     @property
     def sites(self) -> list[Site]:
-        """All its projections."""
+        """All projections of the sublayer."""
         return [*self.readers, self.writer]
 
     def outer(self) -> torch.Tensor:
-        """Return (width,): the sum of squared weights around each dimension of the residual stream."""
-        return _squares(self.writer).sum(1) + torch.stack(
-            [_squares(site).sum(0) for site in self.readers]
-        ).sum(0)
+        """Return (width,): the sum of squared weights that read or write each dimension of the stream."""
+        read = torch.stack([_squares(site).sum(0) for site in self.readers]).sum(0)
+        return _squares(self.writer).sum(1) + read
 
     def inner(self, narrow_head: int, narrow_width: int) -> torch.Tensor:
         """Return the positions of a unit that are kept."""
@@ -54,19 +56,17 @@ def parts(stack: Site, block: Site, sites: Sequence[Site]) -> Iterator[Part]:
     """Yield the sublayers of a block whose readers all read the residual stream."""
     config = stack.module.config
     writers = {site.name: site.kind for site in sites if site.kind in SUBLAYERS}
-    found = defaultdict(list)
+    by_part = defaultdict(list)
     for site in sites:
         if site.kind == "linear" and site.name.startswith(block.name + "."):
-            found[part_of(site.name[len(block.name) + 1 :])].append(site)
-    for linears in found.values():
+            by_part[part_of(site.name[len(block.name) + 1 :])].append(site)
+    for linears in by_part.values():
         writer = next((site for site in linears if site.name in writers), None)
         if writer is not None:
             heads = writers[writer.name] != "mlp"
             unit = head_width(config) if heads else writer.in_features
             readers = [site for site in linears if site is not writer]
-            if all(
-                site.in_features == config.hidden_size and site.out_features % unit == 0 for site in readers
-            ):
+            if all(s.in_features == config.hidden_size and s.out_features % unit == 0 for s in readers):
                 yield Part(readers, writer, unit, heads)
 
 
@@ -76,23 +76,24 @@ def pruned(
 ) -> torch.Tensor:
     """Fill narrow stacks from the base; all keep the same dimensions of the residual stream.
 
-    places: the stack and the blocks that each accompanies.  Returns the choice (narrow, width): rows of the
-    identity.
+    places: for each narrow stack, the stack and the blocks that it accompanies.
+    Returns the choice (narrow, width): rows of the identity.
     """
-    found = [[list(parts(stack, block, sites)) for block in blocks] for stack, blocks in places]
-    around = [part.outer() for blocks in found for inner in blocks for part in inner]
+    by_block = [[list(parts(stack, block, sites)) for block in blocks] for stack, blocks in places]
+    around = [part.outer() for blocks in by_block for sublayers in blocks for part in sublayers]
     kept = _top(torch.stack(around).sum(0), nets[0].width)
-    for net, (stack, blocks), inner in zip(nets, places, found, strict=True):
+    for net, (stack, blocks), by_number in zip(nets, places, by_block, strict=True):
         _copy_rest(net.net, stack.module, [kept])  # also what a stack has once, in its first block
-        for small, block, own in zip(net.blocks, blocks, inner, strict=True):
-            _fill(small, block, own, kept, head_width(net.net.config))
+        for small, block, sublayers in zip(net.blocks, blocks, by_number, strict=True):
+            _fill(small, block, sublayers, kept, head_width(net.net.config))
     choice = torch.zeros(len(kept), len(around[0]), device=kept.device)
     return choice.scatter_(1, kept[:, None], 1.0)
 
 
-def _fill(small: nn.Module, block: Site, own: Sequence[Part], kept: torch.Tensor, head: int) -> None:
+def _fill(small: nn.Module, block: Site, sublayers: Sequence[Part], kept: torch.Tensor, head: int) -> None:
+    """Fill a narrow block.  kept: dimensions of the residual stream.  head: width of a narrow head."""
     chosen = [kept]
-    for part in own:
+    for part in sublayers:
         twins = {site.name: Site(site.name[len(block.name) + 1 :], "linear", small) for site in part.sites}
         inner = part.inner(head, twins[part.writer.name].in_features)
         chosen += [inner] if part.heads else []
@@ -104,22 +105,22 @@ def _fill(small: nn.Module, block: Site, own: Sequence[Part], kept: torch.Tensor
 
 def _copy(small: Site, site: Site, rows: torch.Tensor, columns: torch.Tensor) -> None:
     small.weight().copy_(site.weight()[rows][:, columns])
-    bias, own = site.bias(), small.bias()
-    if bias is not None and own is not None:
-        own.copy_(bias[rows])
+    bias, narrow_bias = site.bias(), small.bias()
+    if bias is not None and narrow_bias is not None:
+        narrow_bias.copy_(bias[rows])
 
 
 def _copy_rest(small: nn.Module, module: nn.Module, chosen: Sequence[torch.Tensor]) -> None:
-    """Copy norms, by the choice that has their width, and tables that are not narrower."""
-    own = dict(small.named_parameters())
+    """Copy norms, by the choice that has their width, and tables that are as wide in the narrow stack."""
+    narrow = dict(small.named_parameters())
     for name, parameter in module.named_parameters():
-        if name not in own or kind_of(module.get_submodule(name.rpartition(".")[0])) == "linear":
+        if name not in narrow or kind_of(module.get_submodule(name.rpartition(".")[0])) == "linear":
             continue
-        index = next((index for index in chosen if index.shape == own[name].shape), None)
-        if own[name].shape == parameter.shape:
-            own[name].copy_(parameter)
+        index = next((index for index in chosen if index.shape == narrow[name].shape), None)
+        if narrow[name].shape == parameter.shape:
+            narrow[name].copy_(parameter)
         elif index is not None:
-            own[name].copy_(parameter[index])
+            narrow[name].copy_(parameter[index])
 
 
 def _squares(site: Site) -> torch.Tensor:

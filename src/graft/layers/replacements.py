@@ -1,4 +1,4 @@
-"""Inserts that serve many methods: a trained bias, a trained copy of a module, and a module trained in place."""
+"""Inserts that serve many methods: a trained bias, a trained copy of a module, a module trained in place."""
 
 import copy
 from collections import OrderedDict
@@ -13,9 +13,9 @@ from graft.quant import is_packed
 
 
 class Shift(Insert):
-    """y + (b' − b): a bias b' trained in the place of the base's b, or of zero where it has none.
+    """y + (b' − b): a trained bias b' instead of the base's b, which counts as zero if there is none.
 
-    Trained and saved is b' itself, as PEFT does: what is loaded is then what was saved, bit for bit.
+    b' itself is trained and saved, as PEFT does, so that a loaded bias equals the saved one bit for bit.
     """
 
     origin: torch.Tensor
@@ -64,8 +64,8 @@ class Replacement(Insert):
         return replaced
 
     def merge(self, weight: torch.Tensor, bias: torch.Tensor | None) -> Weights:
-        own = self.copy.weight.detach()
-        return (own.T if self.transposed else own), (None if bias is None else self.copy.bias.detach())
+        trained = self.copy.weight.detach()
+        return (trained.T if self.transposed else trained), None if bias is None else self.copy.bias.detach()
 
     def saved(self) -> dict[str, torch.Tensor]:
         return {name: p.detach() for name, p in self.copy.named_parameters()}
@@ -77,9 +77,9 @@ class Replacement(Insert):
 
 
 class Thaw(InPlace):
-    """Trained copies of a module's own parameters, in the base's dtype; the module computes with them while in use.
+    """Trained copies of a module's own parameters, in the base's dtype. In use, the module has them.
 
-    shared: the copies made so far, by the identity of the original. A tied tensor is owned, and saved, by the
+    shared: {identity of an original: the copy made of it so far}. A tied tensor is owned, and saved, by the
     first of its modules; the others borrow it.
     """
 
@@ -98,12 +98,13 @@ class Thaw(InPlace):
 
 
 def without_hooks(module: Any) -> Any:
-    """Return a shallow copy that shares nothing mutable with `module`; a packed linear becomes a plain one."""
+    """Return a shallow copy that shares nothing mutable with `module`.
+
+    A packed linear becomes a plain one.
+    """
     if is_packed(module):
-        plain = nn.Linear(
-            module.in_features, module.out_features, bias=module.bias is not None, device="meta"
-        )
-        return plain
+        bias = module.bias is not None
+        return nn.Linear(module.in_features, module.out_features, bias=bias, device="meta")
     clone = copy.copy(module)
     clone._parameters = dict(module._parameters)
     clone._buffers = dict(module._buffers)

@@ -1,7 +1,7 @@
-"""Soft prompts: what the methods share that put vectors in front of every row.
+"""Soft prompts: what methods share that put vectors in front of every row.
 
-A prompt is a table that is trained, or it is made of other trained tensors; either way the file holds its
-vectors, as PEFT's do, and what is loaded is a table.
+A prompt is a trained table, or it is computed from other trained tensors. In either case the file holds its
+vectors, as PEFT's files do, and a loaded prompt is a table.
 """
 
 from abc import abstractmethod
@@ -22,13 +22,13 @@ from graft.core.site import Site
 from graft.errors import UsageError
 
 KEY = "/prompt_embeddings"
-# What PEFT notes of the model it was made for; the tensors' shapes say it too.
+# What PEFT writes about the model that a prompt was made for; the tensors' shapes say the same.
 SHAPES = frozenset({"token_dim", "num_layers", "num_attention_heads", "num_transformer_submodules"})
 
 
 @dataclass(frozen=True)
 class PromptFiles(FileLayout):
-    """Of an encoder-decoder only the encoder gets a prompt; PEFT would keep a second, idle one."""
+    """In an encoder-decoder only the encoder gets a prompt; PEFT would keep a second one, without effect."""
 
     idle: frozenset[str] = SHAPES | {"tokenizer_kwargs"}
     beside_model: bool = True
@@ -75,7 +75,7 @@ class Prompt(VirtualTokens):
 
 
 class MadePrompt(VirtualTokens):
-    """P = `made()`, of tensors that are needed in training only."""
+    """P = `made()`, computed from tensors that only training needs."""
 
     loaded: torch.Tensor | None = None
 
@@ -88,7 +88,7 @@ class MadePrompt(VirtualTokens):
         """Return the table of vectors. The first `length` of them are put in front of the text."""
 
     def table(self) -> torch.Tensor:
-        """Return the table that is made, or the one that a file has put in its place."""
+        """Return the table that is computed, or the one that a file has replaced it with."""
         return self.made() if self.loaded is None else self.loaded
 
     def around(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -99,19 +99,22 @@ class MadePrompt(VirtualTokens):
         return {KEY: self.table().detach()}
 
     def load(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Take the vectors of a file. They replace what they were made of, which no file holds."""
+        """Take the vectors of a file.
+
+        They replace the tensors that they were computed from, which no file holds.
+        """
         self.loaded = tensors[KEY].to(next(self.parameters()))
 
 
 def check_sizes(**sizes: int | None) -> None:
-    """Raise UsageError for a size that is no number above 0; None is one that is left out."""
+    """Raise UsageError for a size that is not a whole number above 0. None means that it was left out."""
     for name, size in sizes.items():
         if size is not None and (not isinstance(size, int) or size < 1):
             raise UsageError(f"{name}={size!r}", "a whole number above 0", "leave it out for a usual one")
 
 
 def check_room(length: int, config: Any) -> None:
-    """Raise UsageError where no position would be left for the text."""
+    """Raise UsageError if `length` vectors leave no position for the text (config: of transformers)."""
     limit = context_length(config)
     if limit is not None and length >= limit:
         raise UsageError(
@@ -131,7 +134,7 @@ def tokenizer(site: Site, path: str | None) -> Any:
         return AutoTokenizer.from_pretrained(where, trust_remote_code=False, local_files_only=True)
     except Exception as error:  # each tokenizer class fails in its own way
         raise UsageError(
-            f"no tokenizer can be read from {where or 'the model, which came from no folder'}",
-            "the tokenizer that the text is to be read with",
+            f"no tokenizer can be read from {where or 'the model, which was not loaded from a folder'}",
+            "the tokenizer of the text that the prompt starts from",
             "set tokenizer_name_or_path to its folder",
         ) from error

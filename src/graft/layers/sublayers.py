@@ -1,10 +1,11 @@
-"""Places of modules that are added inside the blocks, under the settings of the `adapters` library.
+"""Choose places for modules inside the blocks, under the settings of the `adapters` library.
 
 mh_adapter, cross_adapter, output_adapter: at the self-attention, cross-attention and feed-forward sublayers
-y + Δ(y)          after a sublayer, before its residual is added
-y + Δ(x)          parallel to it: x is what its first projection reads
-norm(u₀ + Δ(u))   after a post-norm block's residual: u₀ its sum, u = norm(u₀); the block's own norm acts twice
-u + Δ(u)          the same on pre-norm blocks, which end with a sum that is not normed
+
+    y + Δ(y)          after a sublayer, before its residual is added
+    y + Δ(x)          parallel to it: x is what its first projection reads
+    norm(u₀ + Δ(u))   after the residual of a post-norm block: u₀ its sum, u = norm(u₀); its norm acts twice
+    u + Δ(u)          the same on pre-norm blocks, which end with a sum that is not normed
 """
 
 from collections.abc import Sequence
@@ -68,8 +69,9 @@ class Placed(Method):
         ]
         if not seats:
             wanted = [kind for kind, switch in KINDS.items() if getattr(self, switch)]
+            given = f"{type(self).__name__} at {', '.join(wanted) or 'no kind of sublayer'} finds no place"
             raise SiteError(
-                f"{type(self).__name__} finds no place: {', '.join(wanted) or 'no kind of sublayer'} is wanted",
+                given,
                 "a sublayer of a block that is not left out; a feed-forward network of experts is none",
                 "set mh_adapter or output_adapter, or leave out fewer blocks",
             )
@@ -84,7 +86,7 @@ class Placed(Method):
         return [(site, Gain(site)) for site in sites if site.kind == "norm"] if self.train_norms else []
 
     def _place(self, sublayer: Site, block: Site, sites: Sequence[Site]) -> Site:
-        # A setting of those that may sit after the residual.
+        # Only methods that may sit after the residual have this setting.
         after_residual: bool | None = getattr(self, "original_ln_before", False)
         if after_residual is False:
             return sublayer
@@ -94,7 +96,7 @@ class Placed(Method):
             return sublayer
         if sublayer.kind != "mlp":
             raise SiteError(
-                f"original_ln_before at the {sublayer.kind} of {block.name}, whose sum no module gives",
+                f"original_ln_before at the {sublayer.kind} of {block.name}, whose sum no module returns",
                 "the feed-forward network, or a post-norm model such as BERT",
                 "leave original_ln_before out",
             )
@@ -102,9 +104,9 @@ class Placed(Method):
 
 
 class Addition(Insert):
-    """Adds `delta` at one place; the top of this file says how.
+    """Adds `delta` at one place, as the top of this file says.
 
-    d: width there; parallel: Δ of what entered.
+    d: width there.  parallel: Δ reads x instead of y.
     """
 
     def __init__(self, place: Site, d: int, *, parallel: bool = False) -> None:
@@ -112,20 +114,22 @@ class Addition(Insert):
         self.place, self.d, self.parallel = place, d, parallel
 
     def delta(self, u: torch.Tensor) -> torch.Tensor:
-        """Return Δ(u), (..., d) as u."""
+        """Return Δ(u), of u's shape (..., d)."""
         raise NotImplementedError
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         if self.place.kind == "norm":
-            again: torch.Tensor = self.place.module.forward(
-                x + self.delta(y).to(x.dtype)
-            )  # no hooks a second time
+            total = x + self.delta(y).to(x.dtype)
+            again: torch.Tensor = self.place.module.forward(total)  # `forward`: its hooks must not run again
             return again.to(y.dtype)
         return y + self.delta(x if self.parallel else y).to(y.dtype)
 
 
 def post_norm(sites: Sequence[Site]) -> bool:
-    """Return whether blocks end with a norm (BERT, BART); pre-norm stacks need one after the last block instead."""
+    """Return whether blocks end with a norm (BERT, BART).
+
+    Pre-norm stacks have one after the last block instead.
+    """
     base = sites[0].root.base_model
     inside = {id(module) for module in base.modules()}
     outer = [s for s in sites if s.kind == "norm" and s.layer is None and id(s.module) in inside]
@@ -133,7 +137,7 @@ def post_norm(sites: Sequence[Site]) -> bool:
 
 
 def norm_after(sublayer: Site, block: Site, sites: Sequence[Site]) -> Site:
-    """Return the norm that follows a sublayer of a post-norm block: the next one in the order of its modules."""
+    """Return the norm after a sublayer of a post-norm block: the next one in the order of the modules."""
     inside = [s for s in sites if s.name.startswith(block.name + ".") and s.kind in ("linear", "norm")]
     start = next(i for i, site in enumerate(inside) if site.name == sublayer.name)
     norms = [site for site in inside[start:] if site.kind == "norm"]

@@ -1,7 +1,7 @@
-"""Taps: states of the trunk, left in the Route for an insert of the same adapter further up.
+"""Taps: leave states of the trunk in the Route, for an insert of the same adapter further up.
 
-A tap changes nothing and keeps nothing: what it left goes with the forward. It is not taken out at its use,
-as generation runs an encoder once and its decoder many times.
+A tap changes nothing and keeps nothing itself; what it left is gone when the forward ends. Reading does not
+take it out, because generation runs an encoder once and its decoder many times.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from graft.core.site import Site
 
 
 class Tap(Insert):
-    """Leaves what enters its block: at block l of L, counted from 0, that is h_l, and h_0 the embeddings."""
+    """Leaves what enters its block. At block l, counted from 0, that is h_l; h_0 are the embeddings."""
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         self.leave(x)
@@ -44,7 +44,7 @@ def _taps() -> Taps:
 
 
 def stacks(sites: Sequence[Site]) -> list[tuple[Site, list[Site]]]:
-    """Return every stack with its blocks, in order; of an encoder-decoder the encoder first."""
+    """Return every stack with its blocks, in order; in an encoder-decoder the encoder comes first."""
     blocks = [site for site in sites if site.kind == "block"]
 
     def owner(block: Site) -> str:

@@ -15,14 +15,14 @@ from graft.core.file_layout import FileLayout
 from graft.core.method import Method
 from graft.core.part import Part, Seats
 from graft.core.site import Site
-from graft.errors import SiteError, UsageError, nearest
+from graft.errors import SiteError, UsageError, nearest, one_of
 from graft.layers.replacements import Replacement, Shift
 
 
 class TargetedFiles(FileLayout):
     """PEFT's config.
 
-    A list of targets is written as it was given, any other choice as the names it came to.
+    A list of targets is written as it was given, any other choice as the names it matched.
     """
 
     def describe(self, method: Any, part: Part) -> dict[str, Any]:
@@ -97,17 +97,11 @@ class Targeted(Method):
     def _in_layers(self, site: Site) -> bool:
         if self.layers_to_transform is None:
             return True
-        wanted = (
-            (self.layers_to_transform,)
-            if isinstance(self.layers_to_transform, int)
-            else self.layers_to_transform
-        )
-        patterns = (
-            (self.layers_pattern,) if isinstance(self.layers_pattern, str) else self.layers_pattern or ()
-        )
-        return site.layer in wanted and (
-            not patterns or any(f".{p}.{site.layer}." in f".{site.name}." for p in patterns)
-        )
+        wanted, lists = self.layers_to_transform, self.layers_pattern or ()
+        if site.layer not in ((wanted,) if isinstance(wanted, int) else wanted):
+            return False
+        patterns = (lists,) if isinstance(lists, str) else lists
+        return not patterns or any(f".{p}.{site.layer}." in f".{site.name}." for p in patterns)
 
 
 @dataclass(frozen=True)
@@ -125,7 +119,10 @@ class Accompanied(Targeted):
 
 
 def biases(bias: str, sites: Sequence[Site], seats: Seats) -> Seats:
-    """Return inserts for the base's own biases: "none", "all", or ("..._only") those at the sites of `seats`."""
+    """Return inserts that train the base's own biases.
+
+    bias: "none", "all", or another word for those at the sites of `seats`.
+    """
     if bias == "none":
         return []
     taken = {site.name for site, _ in seats}
@@ -138,26 +135,25 @@ def biases(bias: str, sites: Sequence[Site], seats: Seats) -> Seats:
 
 
 def by_pattern(patterns: dict[str, Any], name: str, default: Any) -> Any:
-    """Return the value of the first key that, as a regular expression, ends the name, as in PEFT."""
+    """Return the value of the first key that, as a regular expression, matches the end of the name."""
     return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", name)), default)
 
 
 def check_rank(name: str, rank: int) -> None:
-    """Raise UsageError for a rank that is none, or that only a hostile file would ask for."""
+    """Raise UsageError for a number that is no rank, or as large as only a hostile file would ask for."""
     if not isinstance(rank, int) or not 1 <= rank <= 4096:
         raise UsageError(f"{name}={rank!r}", "a rank from 1 to 4096", "8 to 64 serve most tasks")
 
 
 def check_dropout(name: str, rate: float) -> None:
-    """Raise UsageError for what is no dropout."""
+    """Raise UsageError for a number that is not a rate of dropout."""
     if not 0 <= rate < 1:
         raise UsageError(f"{name}={rate}", "0 up to, not including, 1", "0.05 is usual")
 
 
 def check_bias(bias: str, some: str) -> None:
     """Raise UsageError for a bias setting that is not known.  some: the method's word for "at its sites"."""
-    if bias not in ("none", some, "all"):
-        raise UsageError(f"bias={bias!r}", f"none, {some} or all", "leave it out")
+    one_of("bias", bias, ("none", some, "all"))
 
 
 def _within(name: str, module: str) -> bool:
@@ -165,7 +161,9 @@ def _within(name: str, module: str) -> bool:
 
 
 def matches(name: str, target: str | Sequence[str]) -> bool:
-    """Return whether a name matches, as in PEFT: a regular expression for all of it, or a list of names or last parts.
+    """Return whether a name matches, as in PEFT.
+
+    target: a regular expression for the whole name, or a list of names or their last parts.
 
     >>> matches("model.layers.0.self_attn.q_proj", ["q_proj"]), matches("model.layers.0.q_proj", "q_proj")
     (True, False)
@@ -183,5 +181,5 @@ def no_such_site(target: Any, sites: Iterable[Site]) -> SiteError:
     return SiteError(
         f"target_modules={shown!r} matches no site of this model",
         f"'all-linear', a regular expression for whole names, or some of: {', '.join(parts)}",
-        f"nearest: {', '.join(near)}",
+        f"did you mean {' or '.join(near)}?",
     )

@@ -1,11 +1,11 @@
 """Stage 1 of intrinsic prompt tuning: the subspace in which the prompts of many tasks lie.
 
     z_i = W_e vec(P_i) + b_e        P̂_i = W₂ tanh(W₁z_i + b₁) + b₂
-    minimise Σ_i ‖P̂_i − P_i‖²/‖P_i − P̄‖² + L_i(P̂_i)        L_i: loss of task i under a prompt; P̄: mean of all P_i
+    minimise Σ_i ‖P̂_i − P_i‖²/‖P_i − P̄‖² + L_i(P̂_i)    L_i: loss of task i under a prompt; P̄: mean prompt
 
-Qin et al. 2021 (2110.07867). Differs: the prompts are centred and brought to unit size first, and each task's
-distance is measured against its own from the mean, so that no task drowns the others; W₂ and b₂ in the file
-undo both.
+Qin et al. 2021 (2110.07867). Differs: the prompts are centred and scaled to unit size first, and each task's
+distance is divided by its own distance from the mean, so that no task dominates; W₂ and b₂ in the file undo
+both.
 """
 
 from collections.abc import Callable, Sequence
@@ -39,18 +39,19 @@ def find_subspace(
     task_loss: Callable[[int, torch.Tensor], torch.Tensor] | None = None,
     seed: int = 0,
 ) -> float:
-    """Train the auto-encoder on prompts (p, d) of one size, or on adapters that hold one each, and write its decoder.
+    """Train the auto-encoder on prompts of several tasks, and write its decoder.
 
-    task_loss: (which task, its decoded prompt (p, d)) -> loss of that task; left out, the distances alone
+    prompts: tensors (p, d) of one shape, or adapters that hold one each.  path: of the file to write.
+    task_loss: (number of the task, its decoded prompt (p, d)) -> loss of that task; None: distances alone
     count.
-    Returns the share of the prompts' variance that the subspace does not hold: 0 is a perfect one.
+    Returns the share of the prompts' variance that the subspace does not hold; 0 is perfect.
     """
     check_sizes(intrinsic_dim=intrinsic_dim, hidden_size=hidden_size)
     stack = torch.stack(_tensors(prompts))
     mean = stack.mean(0)
     size = (stack - mean).std().clamp(min=1e-8)
     X = ((stack - mean) / size).flatten(1)
-    own = X.square().sum(1).clamp(min=1e-8)
+    spread = X.square().sum(1).clamp(min=1e-8)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         coder = AutoEncoder(X.shape[1], intrinsic_dim, hidden_size).to(X.device)
@@ -58,24 +59,25 @@ def find_subspace(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in range(steps):
         decoded = coder(X)
-        loss = ((decoded - X).square().sum(1) / own).mean()
+        loss = ((decoded - X).square().sum(1) / spread).mean()
         if task_loss is not None:
-            found = decoded.view_as(stack) * size + mean
-            loss = loss + torch.stack([task_loss(i, prompt) for i, prompt in enumerate(found)]).mean()
+            decoded_prompts = decoded.view_as(stack) * size + mean
+            losses = [task_loss(i, prompt) for i, prompt in enumerate(decoded_prompts)]
+            loss = loss + torch.stack(losses).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
     with torch.no_grad():
-        left = float((coder(X) - X).square().sum() / own.sum())
+        missed = float((coder(X) - X).square().sum() / spread.sum())
     _write(coder, size, mean, Path(path))
-    return left
+    return missed
 
 
 class AutoEncoder(nn.Module):
-    """Of vectors of `width` numbers: one layer in, two out.
+    """Encodes vectors of `width` numbers by one layer, and decodes them by two.
 
-    Centred inputs make the encoder's bias the mean's z.
+    Its inputs are centred, so the encoder's bias is the z of their mean.
     """
 
     def __init__(self, width: int, intrinsic_dim: int, hidden_size: int) -> None:

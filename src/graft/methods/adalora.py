@@ -1,15 +1,17 @@
 """AdaLoRA: low-rank updates in the form of a singular value decomposition, whose rank goes where it matters.
 
-    y = W₀x + b + s·B (E ⊙ A) drop(x)        A (r, in), B (out, r) ~ N(0, 0.02²), E (r, 1) = 0;  s = α/(r + 1e-5)
+    y = W₀x + b + s·B (E ⊙ A) drop(x)     A (r, in), B (out, r) ~ N(0, 0.02²), E (r, 1) = 0;  s = α/(r + 1e-5)
     loss += orth_reg_weight · mean over all A and B of ‖A Aᵀ − I‖_F and ‖Bᵀ B − I‖_F
-    importance of a number w with gradient g:  I = |w g|,  Ī ← β₁Ī + (1−β₁)I,  Ū ← β₂Ū + (1−β₂)|I − Ī|,  score
-    Ī·Ū score of a triplet (E_i, A_i, B_·i):  score(E_i) + mean score(A_i) + mean score(B_·i)
+    importance of a number w with gradient g:  I = |w g|,  Ī ← β₁Ī + (1−β₁)I,  Ū ← β₂Ū + (1−β₂)|I − Ī|
+    score of a number:  Ī·Ū
+    score of a triplet (E_i, A_i, B_·i):  score(E_i) + mean score(A_i) + mean score(B_·i)
     triplets kept, of all sites together:  b(t) = b_T + (b_0 − b_T)(1 − (t − tinit)/(T − tfinal − tinit))³
 
 Every deltaT steps the E of all but the b(t) best triplets become 0; they may grow back until step T − tfinal,
-when the choice becomes final. Zhang et al. 2023 (2303.10512). Differs: the norm of the penalty is not
-squared, as in PEFT; and T is the length of the run unless it is given. Length: the allocation of ranks is
-half of the method.
+when the choice becomes final. Zhang et al. 2023 (2303.10512).
+Differs: the norm of the penalty is not squared, as in PEFT; and T is the length of the run unless it is
+given.
+Length: the allocation of ranks is half of the method.
 """
 
 from collections.abc import Sequence
@@ -67,7 +69,8 @@ class AdaLoRA(Targeted):
         check_bias(self.bias, "lora_only")
         if self.deltaT < 1 or not (0 < self.beta1 < 1 and 0 < self.beta2 < 1) or self.orth_reg_weight < 0:
             raise UsageError(
-                f"deltaT={self.deltaT}, beta1={self.beta1}, beta2={self.beta2}, orth_reg_weight={self.orth_reg_weight}",
+                f"deltaT={self.deltaT}, beta1={self.beta1}, beta2={self.beta2}, "
+                f"orth_reg_weight={self.orth_reg_weight}",
                 "deltaT from 1, betas between 0 and 1, orth_reg_weight from 0",
                 "leave them out",
             )
@@ -166,7 +169,10 @@ class Triplets(Insert):
             )
 
     def left(self) -> torch.Tensor:
-        """Return (r,) bool: the triplets with an effect. Those that were taken may have grown back since."""
+        """Return (r,) bool: the triplets with an effect.
+
+        Triplets that were pruned may have grown back since.
+        """
         return self.kept | (self.E.detach() != 0).flatten()
 
     def weigh(self, beta1: float, beta2: float) -> None:
@@ -185,7 +191,7 @@ class Triplets(Insert):
         return E.flatten() + A.mean(1) + B.mean(0)
 
     def keep(self, kept: torch.Tensor) -> None:
-        """Silence all triplets but these."""
+        """Set E of all triplets but these to 0."""
         self.kept.copy_(kept)
         with torch.no_grad():
             self.E.masked_fill_(~kept[:, None], 0.0)
@@ -198,5 +204,5 @@ def allocate(triplets: Sequence[Triplets], budget: int) -> None:
     surplus = len(everything) - budget
     if surplus > 0:
         least = everything.kthvalue(surplus).values
-        for t, own in zip(triplets, scores, strict=True):
-            t.keep(own > least)
+        for t, score in zip(triplets, scores, strict=True):
+            t.keep(score > least)

@@ -1,16 +1,16 @@
-"""AdaMix: several experts of an adapter or a LoRA, one drawn at random in each forward, all averaged at the end.
+"""AdaMix: several experts of an adapter or a LoRA. Each forward draws one; at the end they are averaged.
 
     training:   y ← y + W_up^(j) φ(W_down^(i) u)       LoRA: y ← y + s·B^(j) A^(i) drop(x)
-                i, j uniform, drawn anew for each pass and each site; one of the two sides is shared by all
-                experts
-    afterwards: W̄ = 1/E Σ_e W^(e) of each side: one ordinary adapter or LoRA, as cheap as that
+                i, j uniform, drawn anew for each pass and each site; all experts have one of the two sides in
+                common
+    afterwards: W̄ = 1/E Σ_e W^(e) of each side: one ordinary adapter or LoRA, at the same cost
 
-    L = ½(CE(p₁) + CE(p₂)) + consistency · ½(KL(p₁‖p₂) + KL(p₂‖p₁))        p₁, p₂: two passes with draws of their own
+    L = ½(CE(p₁) + CE(p₂)) + consistency · ½(KL(p₁‖p₂) + KL(p₂‖p₁))     p₁, p₂: two passes with separate draws
 
-W_down (E, m, d), W_up (1, d, m); A (E, r, in), B (1, out, r). Trained are L(E(dm + m) + md + d) numbers, of
-which L(2dm + m + d) stay. In eval mode the averages answer, and files hold them: an adapter of Pfeiffer, or a
-LoRA that PEFT loads. Checkpoints keep every expert. Wang et al. 2022 (2205.12410). Differs: up-projections
-start at zero.
+W_down (E, m, d), W_up (1, d, m); A (E, r, in), B (1, out, r). L(E(dm + m) + md + d) numbers are trained, of
+which L(2dm + m + d) remain. In evaluation the averages answer. Files hold them, too: an adapter of Pfeiffer,
+or a LoRA that PEFT loads. Checkpoints keep every expert. Wang et al. 2022 (2205.12410). Differs:
+up-projections start at zero.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ from graft.core.insert import Insert
 from graft.core.method import Method, No
 from graft.core.part import Part, Seats
 from graft.core.site import Site
-from graft.errors import UsageError
+from graft.errors import one_of
 from graft.layers import lora_start as start
 from graft.layers.bottleneck import Bottleneck, Dense, Projection
 from graft.layers.sublayers import PlacedFiles
@@ -63,18 +63,15 @@ class AdaMix(Dense):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_rank("num_experts", self.num_experts)
-        for name, known in (("host", ("adapter", "lora")), ("share", ("up", "down", "none"))):
-            if getattr(self, name) not in known:
-                raise UsageError(
-                    f"{name}={getattr(self, name)!r}", f"one of {', '.join(known)}", f"{known[0]} is usual"
-                )
+        one_of("host", self.host, ("adapter", "lora"))
+        one_of("share", self.share, ("up", "down", "none"))
         self.hosted()  # checks what it is given
 
     def consistency_weight(self) -> float:
         return self.consistency
 
     def hosted(self) -> Method:
-        """Return the method whose adapter the average is."""
+        """Return the method that the average is an adapter of."""
         host = LoRA if self.host == "lora" else Pfeiffer
         shared = {f.name for f in fields(self)} & {f.name for f in fields(host)}
         return host(**{name: getattr(self, name) for name in shared})
@@ -86,19 +83,22 @@ class AdaMix(Dense):
         return [(site, MixedLowRank(site, host, self.experts)) for site in host.targets(sites)]
 
     def insert(self, sublayer: Site, place: Site, block: int) -> Insert:
-        d, m, (downs, ups) = sublayer.out_features, self.width(sublayer.out_features, block), self.experts
+        d = sublayer.out_features
+        m = self.width(d, block)
+        downs, ups = self.experts
         down = Experts([Projection(d, m, self.init_weights) for _ in range(downs)])
         up = Experts([Projection(m, d, self.init_weights, zero=True) for _ in range(ups)])
         return Mixed(place, down, up, self, d)
 
     @property
     def experts(self) -> tuple[int, int]:
-        """How many there are of the down- and of the up-projection."""
-        return 1 if self.share == "down" else self.num_experts, 1 if self.share == "up" else self.num_experts
+        """The numbers of down-projections and of up-projections."""
+        shared = self.share
+        return 1 if shared == "down" else self.num_experts, 1 if shared == "up" else self.num_experts
 
 
 class Experts(nn.Module):
-    """Several projections, of which training draws one and the rest is answered by their average."""
+    """Several projections. Training draws one of them; in evaluation their average answers."""
 
     def __init__(self, projections: Sequence[Projection]) -> None:
         super().__init__()
@@ -106,9 +106,8 @@ class Experts(nn.Module):
         self.bias = nn.Parameter(torch.stack([p.bias.detach() for p in projections]))
 
     def forward(self, u: torch.Tensor) -> torch.Tensor:
-        weight, bias = (
-            drawn(self.weight, self.bias) if self.training else (self.weight.mean(0), self.bias.mean(0))
-        )
+        stacks = (self.weight, self.bias)
+        weight, bias = drawn(*stacks) if self.training else [stack.mean(0) for stack in stacks]
         return F.linear(u, weight.to(u.dtype), bias.to(u.dtype))
 
 
@@ -141,7 +140,9 @@ class MixedLowRank(LowRank):
 
 
 def drawn(*stacks: torch.Tensor) -> list[torch.Tensor]:
-    """The tensors of one expert, the same of each stack. A recomputed block finds torch's generator as it was: it draws
-    the same."""
+    """Return the tensors of one expert, drawn at random; the same one from each stack.
+
+    A recomputed block finds torch's generator as it was, so it draws the same expert again.
+    """
     expert = torch.randint(len(stacks[0]), (1,), device=stacks[0].device)
     return [stack.index_select(0, expert)[0] for stack in stacks]

@@ -1,14 +1,15 @@
-"""AdapterFusion: trained adapters of several tasks, frozen, and at each place an attention over what they add.
+"""AdapterFusion: frozen adapters of several tasks, and at each place an attention over what they add.
 
     z_n = Δ_n(u)        a_n = softmax_n((Q u + b_q)·(K z_n + b_k) / temperature)        o = V Σ_n a_n z_n
     L = CE + regularization · Σ ‖V − I‖²
 
 o takes the place of one adapter's Δ. Q, K, V (d, d): Q and K are N(0, 0.02), V = I with 1e-6 off the
-diagonal; 3d² + 2d numbers per place, 21.25 million on BERT-base. Without V it is the static variant. Pfeiffer
-et al. 2020 (2005.00247). Differs: K is applied to the query and V to the sum, once for all n, which is the
-same; V has no weight decay, as its rest is I and not 0; the temperature is constant and scores are not
-dropped out. The file holds the fused
-adapters too: the folders they came from are not needed again.
+diagonal; 3d² + 2d numbers per place, 21.25 million on BERT-base. Without V it is the static variant. The file
+holds the fused adapters too, so the folders they came from are not needed again.
+Pfeiffer et al. 2020 (2005.00247).
+Differs: K is applied to the query and V to the sum, once for all n, which gives the same result; V has no
+weight decay, which would pull it to 0 instead of I; the temperature is constant and scores are not dropped
+out.
 """
 
 from collections.abc import Sequence
@@ -41,10 +42,11 @@ class FusionFiles(FileLayout):
 
 @dataclass(frozen=True)
 class AdapterFusion(Method):
+    # folders of trained adapters; {name: pfeiffer, ...} stands for one that is not trained
     adapters: tuple[Any, ...] = (
         {"name": "pfeiffer", "init_weights": "houlsby"},
         {"name": "pfeiffer", "init_weights": "houlsby"},
-    )  # folders of trained adapters; {name: pfeiffer, ...} stands for one that is not trained
+    )
     value: bool = True  # with V; without it is the static variant
     regularization: float = 0.01  # weight of ‖V − I‖²
     temperature: float = 1.0  # of the softmax over the adapters
@@ -125,7 +127,10 @@ class Fusion(Addition):
 
 
 def _member(entry: Any, sites: Sequence[Site]) -> tuple[Method, list[tuple[Site, Addition]]]:
-    """Return a method to fuse and its inserts: read from a folder, without its task head, or newborn from settings."""
+    """Return a method to fuse and its inserts.
+
+    entry: a folder, whose task head is left out; or settings of a newborn.
+    """
     if isinstance(entry, str):
         methods, tensors, _ = adapter_files.read(Path(entry), sites)
     else:
@@ -137,8 +142,8 @@ def _member(entry: Any, sites: Sequence[Site]) -> tuple[Method, list[tuple[Site,
     additions = [(site, insert) for site, insert in members[0][1] if isinstance(insert, Addition)]
     if len(members) != 1 or len(additions) != len(members[0][1]):
         raise AdapterError(
-            f"{entry} is no adapter that can be fused",
-            "one method whose modules add something at sublayers, norms of the base frozen",
+            f"{entry} cannot be fused",
+            "an adapter of one method that adds modules at sublayers and trains no norms",
             "train it as pfeiffer, parallel, or houlsby with train_norms=false",
         )
     return members[0][0], additions

@@ -1,16 +1,15 @@
 """AttentionFusion: every token attends over its own states in all layers of a frozen base.
 
     e_l = q·LN(h_l)/√d + b_l        a = softmax_l(e)        h ← Σ_l a_l h_l
-    h_l (T, d) state after block l, h_0 embeddings;  q (d,) = 0, b (L+1,) = (0, .., 0, 4) at birth;  LN has no
-    weights
+    h_l (T, d) state after block l, h_0 embeddings;  LN has no weights
+    q (d,) = 0, b (L+1,) = (0, .., 0, 4) at birth
 
 d + L + 1 trained numbers, 781 on BERT-base, and no gradient in the base: nothing below the states is trained.
 At birth the last layer has e⁴/(e⁴ + L) of the weight, so the answer is nearly the base's. The fused state
-takes the place of
-h_L: a norm after the last block, and any head, read it as they read h_L.
+replaces h_L: a norm after the last block, and any head, read it as they would read h_L.
 
 Cao, Prakash and Hamza, Findings of NAACL 2022, "Attention Fusion". Reconstructed from its abstract, without
-code: the form of the score, b and the birth are ours. Of an encoder-decoder the decoder's layers are fused.
+code: the form of the score, b and the start are ours. In an encoder-decoder the decoder's layers are fused.
 """
 
 from collections.abc import Sequence

@@ -2,11 +2,12 @@
 
     y = W x + b'        b' (out,) trained, starts as the base's b
 
-Ben Zaken et al. 2022 (2106.10199); half of them, on BERT `target_modules: [query, intermediate.dense]`, are
-nearly as good there. Differs: b' − b is added after the layer, so rows of one batch may use different biases
-and the base may be quantised. Where no target has a bias (Llama, T5), the linears among them get one of zero,
-and a run says so before its first step; norms without a bias get none, as their modules have no place for it.
-The head's bias is left alone.
+Ben Zaken et al. 2022 (2106.10199). In the paper half of the biases are nearly as good: on BERT
+`target_modules: [query, intermediate.dense]`. If no target has a bias (Llama, T5), the linears among them get
+one that starts at zero, and a run says so before its first step; norms without a bias get none, because their
+modules have no place for it. The head's bias stays frozen.
+Differs: b' − b is added after the layer, so rows of one batch may use different biases and the base may be
+quantised.
 """
 
 from collections.abc import Sequence

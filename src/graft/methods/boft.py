@@ -1,15 +1,16 @@
-"""BOFT: a trained rotation of what enters a frozen projection, a product of butterfly factors, and a scale after it.
+"""BOFT: a trained rotation of what enters a frozen projection, a product of butterfly factors, and a scale.
 
-    y = s ⊙ (xM) Wᵀ + b       M = F_{m−1} … F₁F₀ (in, in), s (out,);  M = I and s = 1 at birth
-    F_i = P_i D_i P_iᵀ        D_i block-diagonal, blocks (I − Q)(I + Q)⁻¹ with Q = (A − Aᵀ)/2, A (m, in/b, b, b) trained
-    P_i                       brings together features that lie 2ⁱ half-blocks apart: m factors mix 2ᵐ⁻¹·b features
+    y = s ⊙ (xM) Wᵀ + b     M = F_{m−1} … F₁F₀ (in, in), s (out,);  M = I and s = 1 at birth
+    F_i = P_i D_i P_iᵀ      D_i of blocks (I − Q)(I + Q)⁻¹, Q = (A − Aᵀ)/2, A (m, in/b, b, b) trained
+    P_i                     joins features that lie 2ⁱ half-blocks apart: m factors mix 2ᵐ⁻¹·b features
 
-Liu et al. 2024 (2311.06243). One factor is OFT in b² numbers per block instead of b(b−1)/2, and the scale.
-Differs: P_i and D_i are applied to x as index and small blocks, where PEFT forms M; computed is z = y +
-x(M−I)Wᵀ, then z + (s−1)⊙(z−b), with a second product with W, for which a packed W is decoded once more and
-not kept. PEFT without its CUDA extension takes every m for 1 and cannot read files of more; here m is what
-the file says. The dropout leaves a share of the blocks of all factors unturned (PEFT: of one factor, drawn at
-random).
+Liu et al. 2024 (2311.06243). With one factor it is OFT in b² numbers per block instead of b(b−1)/2, and the
+scale.
+Differs: P_i and D_i are applied to x as an index and small blocks, where PEFT forms M. The insert computes
+z = y + x(M−I)Wᵀ, then z + (s−1)⊙(z−b). This takes a second product with W, for which a packed W is decoded
+once more and not kept. PEFT without its CUDA extension takes every m for 1 and cannot read files of more;
+here m is what the file says. The dropout leaves out a share of the blocks of all factors (PEFT: of one
+factor, drawn at random).
 """
 
 from dataclasses import dataclass
@@ -55,14 +56,11 @@ class BOFT(Accompanied):
         width, factors = site.in_features, self.boft_n_butterfly_factor
         block = self.boft_block_size or max(1, width // self.boft_block_num)
         widest = block * 2 ** (factors - 1)
-        if (
-            width % widest
-            or (self.boft_block_num or width // block) * block != width
-            or (factors > 1 and block % 2)
-        ):
+        whole = width % widest == 0 and (self.boft_block_num or width // block) * block == width
+        if not whole or (factors > 1 and block % 2):
             raise UsageError(
                 f"{site.name}: {factors} factors of blocks of {block} on {width} features",
-                f"blocks that divide them, even ones with several factors, and {widest} features at least for the last",
+                f"a multiple of {widest} features, and an even block size if there are several factors",
                 "change boft_block_size or boft_n_butterfly_factor, or leave this site out",
             )
         return Butterfly(site, block, self)
@@ -121,7 +119,9 @@ class Butterfly(Insert):
 
 
 def butterfly(width: int, block: int, i: int) -> torch.Tensor:
-    """Return the order of P_i, whose row k has its 1 in column order[k]: even half-blocks of 2ⁱ blocks first, then odd.
+    """Return the order of P_i, whose row k has its 1 in column order[k].
+
+    In every 2ⁱ blocks the even half-blocks come first, then the odd ones.
 
     >>> butterfly(8, 2, 1).tolist()
     [0, 2, 1, 3, 4, 6, 5, 7]

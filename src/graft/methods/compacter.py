@@ -1,13 +1,14 @@
-"""Compacter: bottlenecks whose matrices are sums of Kronecker products of shared small and own rank-one matrices.
+"""Compacter: bottlenecks whose matrices are sums of Kronecker products; one of the factors is shared.
 
     Δ(u) = s · drop(LPHM_up(φ(LPHM_down(u))))        φ GELU (tanh form), m = d / 32
     LPHM(x) = x H + b,  H (k, d) = Σ_i A_i ⊗ (s_i t_i)        A (n, n, n) shared by the whole model;
     s_i (k/n, rank), t_i (rank, d/n) each layer's own: k + d numbers at rank 1, where a matrix has k·d
 
 H is never built: with X (n, k/n) the reshape of x,  (x H)[a', :] = Σ_i Σ_a A_i[a, a'] (X[a, :] s_i) t_i,
-which costs n(k + n² + d) instead of kd. Behind attention and the feed-forward network, with all norms
-trained: 161,728 numbers on T5-base; Compacter++ is mh_adapter=false: 104,704. Mahabadi et al. 2021
-(2106.04647). A is N(0, 1e-4), s and t are Glorot-uniform with gain √2: near the base at birth, not equal.
+which costs n(k + n² + d) instead of kd. After attention and the feed-forward network, with all norms trained,
+it has 161,728 numbers on T5-base; Compacter++ (mh_adapter=false) has 104,704. Mahabadi et al. 2021
+(2106.04647). A is N(0, 1e-4), s and t are Glorot-uniform with gain √2: at birth it is near the base, not
+equal to it.
 Differs: A, which all layers share, has no weight decay.
 """
 

@@ -2,9 +2,9 @@
 
     θ ← θ + Δθ        for all θ of the base
 
+The baseline of every comparison in the field. The file holds the trained tensors.
 Differs: the originals are kept, so that the bare base still answers (`using(None)`) and a detach is exact to
-the bit; this costs one more copy of the weights. The file holds the trained tensors. Baseline of every
-comparison in the field.
+the bit; this costs one more copy of the weights.
 """
 
 from collections.abc import Sequence

@@ -1,12 +1,13 @@
-"""Houlsby adapters: a bottleneck with a residual of its own after attention and after the feed-forward network.
+"""Houlsby adapters: a bottleneck with its own residual after attention and after the feed-forward network.
 
     post-norm:  h₁ = LN(x + Adp₁(Attn(x)))      h₂ = LN(h₁ + Adp₂(FFN(h₁)))
     pre-norm:   h₁ = x + Adp₁(Attn(N₁x))        h₂ = h₁ + Adp₂(FFN(N₂h₁))
     Adp(u) = u + s·drop(W_up φ(W_down u + b_down) + b_up)        W_down (m, d), W_up (d, m);  φ GELU, s = 1
 
-All norms of the model are trained too. 2L(2dm + m + d) numbers besides them: 2,379,264 on BERT-base with m =
-64. Houlsby et al. 2019 (1902.00751). Differs: W_up starts at zero (init_weights=houlsby draws it as the paper
-does). The `adapters` library has this as `double_seq_bn`, with norms frozen and φ swish.
+All norms of the model are trained too. Without them 2L(2dm + m + d) numbers: 2,379,264 on BERT-base with m =
+64. Houlsby et al. 2019 (1902.00751). The `adapters` library has this as `double_seq_bn`, with norms frozen
+and φ swish.
+Differs: W_up starts at zero; init_weights=houlsby draws it as the paper does.
 """
 
 from dataclasses import dataclass

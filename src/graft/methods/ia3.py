@@ -3,13 +3,12 @@
     k ← l_k ⊙ (W_k x + b)      v ← l_v ⊙ (W_v x + b)      FFN: W₂ (l_ff ⊙ γ(W₁x)) + b
     l_k, l_v (out,) and l_ff (in,) of W₂;  all ones at birth
 
-Liu et al. 2022, "Infused Adapter by Inhibiting and Amplifying Inner Activations" (2205.05638). Merges
-exactly: rows of W and b times l, columns of W₂ times l_ff. No weight decay: it would pull the vectors to 0,
-where their rest is 1.
-Differs: l multiplies in fp32, as near 1 bf16 knows only steps of 1/128. Keys are scaled before the rotation
-of RoPE, as in PEFT. The targets are found by the names that transformers' models use; where q, k and v are
-one matrix, all of it is scaled; attention's own output matrix is not, though PEFT's default for BERT takes it
-in.
+Liu et al. 2022, "Infused Adapter by Inhibiting and Amplifying Inner Activations" (2205.05638). It merges
+exactly: rows of W and b times l, columns of W₂ times l_ff. There is no weight decay, which would pull the
+vectors to 0 instead of 1. Keys are scaled before the rotation of RoPE, as in PEFT.
+Differs: l multiplies in fp32, because near 1 bf16 has only steps of 1/128. The targets are found by the names
+that transformers' models use; where q, k and v are one matrix, all of it is scaled; attention's own output
+matrix is not, though PEFT's default for BERT includes it.
 """
 
 from dataclasses import dataclass
@@ -52,9 +51,9 @@ class IA3(Targeted):
     )
 
     def build(self, site: Site) -> Insert:
-        return (
-            ScaledInput(site.in_features) if self._feedforward(site.name) else ScaledOutput(site.out_features)
-        )
+        if self._feedforward(site.name):
+            return ScaledInput(site.in_features)
+        return ScaledOutput(site.out_features)
 
     def _named(self, site: Site) -> bool:
         if self.target_modules == "auto":
@@ -62,17 +61,16 @@ class IA3(Targeted):
         return super()._named(site)
 
     def _feedforward(self, name: str) -> bool:
-        if isinstance(self.feedforward_modules, str):
-            return matches(
-                name, FEEDFORWARD if self.feedforward_modules == "auto" else self.feedforward_modules
-            )
+        modules = FEEDFORWARD if self.feedforward_modules == "auto" else self.feedforward_modules
+        if isinstance(modules, str):
+            return matches(name, modules)
         return name.endswith(
-            tuple(self.feedforward_modules)
-        )  # PEFT's rule: no whole parts of the name, as for targets
+            tuple(modules)
+        )  # PEFT's rule: unlike targets, these may end within a part of the name
 
 
 class Scaled(Insert):
-    """A vector of ones that is trained.  shape: in the file."""
+    """A trained vector that starts at 1.  shape: its shape in the file."""
 
     def __init__(self, shape: tuple[int, int]) -> None:
         super().__init__()

@@ -1,10 +1,9 @@
-"""Intrinsic prompt tuning: a prompt is a point of a small subspace that tasks share; its coordinates alone are trained.
+"""Intrinsic prompt tuning: train the coordinates of a prompt in a small subspace that tasks share.
 
     P = W₂ tanh(W₁z + b₁) + b₂        z (d_I,) trained; W₁ (h, d_I), W₂ (p·d, h), b₁, b₂ frozen
 
-Qin et al. 2021 (2110.07867). Stage 1 (`find_subspace`) finds the decoder from prompts trained on other tasks;
-stage 2, this method, trains z on a new one. P is what is saved: a prompt as of prompt tuning, which needs no
-decoder.
+Qin et al. 2021 (2110.07867). Stage 1 (`find_subspace`) makes the decoder from prompts trained on other tasks;
+stage 2, this method, trains z on a new one. The file holds P, as prompt tuning's does, and needs no decoder.
 Differs: without a subspace the decoder is random and centred on sampled words, which is what the paper
 compares with. The claim of "5 trained numbers" leaves out the decoder of stage 1: 59 M frozen numbers for p·d
 = 76,800.
@@ -43,7 +42,7 @@ class IPTFiles(PromptFiles):
 @dataclass(frozen=True)
 class IPT(SoftPrompt):
     num_virtual_tokens: int | None = None  # p: that of the subspace; 20 in a random one
-    # d_I, the numbers that are trained: that of the subspace; 5 in a random one
+    # d_I, how many numbers are trained: that of the subspace; 5 in a random one
     intrinsic_dim: int | None = None
     subspace: str | None = None  # file that find_subspace wrote; a random decoder where left out
     hidden_size: int = 768  # h: width of a random decoder
@@ -58,10 +57,10 @@ class IPT(SoftPrompt):
         check_sizes(intrinsic_dim=self.intrinsic_dim, hidden_size=self.hidden_size)
 
     def build(self, site: Site) -> AdapterModule:
-        return Intrinsic(self._random(site) if self.subspace is None else self._found(site))
+        return Intrinsic(self._random(site) if self.subspace is None else self._from_file(site))
 
     def _random(self, site: Site) -> dict[str, torch.Tensor]:
-        """Return a decoder drawn from the seed: sampled words at z = 0, and steps of their size around them."""
+        """Return a decoder drawn from the seed: sampled words at z = 0, and steps of their size around it."""
         p, d_i = (getattr(self, name) or size for name, size in RANDOM.items())
         generator = torch.Generator("cpu").manual_seed(self.seed)
 
@@ -69,14 +68,13 @@ class IPT(SoftPrompt):
             return torch.randn(shape, generator=generator, device="cpu")
 
         module, device = site.module, site.module.weight.device
-        words = module(
-            torch.randint(0, site.in_features, (p,), generator=generator, device="cpu").to(device)
-        ).float()
+        ids = torch.randint(0, site.in_features, (p,), generator=generator, device="cpu")
+        words = module(ids.to(device)).float()
         W1, W2 = normal(self.hidden_size, d_i) / d_i**0.5, normal(words.numel(), self.hidden_size)
         W2 = W2.to(device) * (words.std() / self.hidden_size**0.5)
         return {"z": torch.zeros(d_i), "W1": W1, "b1": torch.zeros(self.hidden_size), "W2": W2, "b2": words}
 
-    def _found(self, site: Site) -> dict[str, torch.Tensor]:
+    def _from_file(self, site: Site) -> dict[str, torch.Tensor]:
         """Return the decoder of a file. Raises AdapterError if it is for another model or for other sizes."""
         path = Path(str(self.subspace))
         try:
@@ -85,15 +83,15 @@ class IPT(SoftPrompt):
             width = tensors["b2"].shape[1]
         except (OSError, SafetensorError, KeyError, IndexError) as error:
             raise AdapterError(
-                f"{path} is no subspace of prompts", "a file that find_subspace wrote", "check the path"
+                f"{path} is not a subspace of prompts", "a file that find_subspace wrote", "check the path"
             ) from error
         wrong = [f"{k}={v}" for k, v in sizes.items() if getattr(self, k) not in (None, v)]
         if wrong or width != site.out_features:
             raise AdapterError(
-                f"{path} holds prompts of {sizes['num_virtual_tokens']} vectors of width {width}, found in "
-                f"{sizes['intrinsic_dim']} dimensions",
-                f"what was asked for on a model of width {site.out_features}",
-                "leave num_virtual_tokens and intrinsic_dim out, and use the model that the prompts were trained on",
+                f"{path} holds prompts of {sizes['num_virtual_tokens']} vectors of width {width}, "
+                f"in a subspace of {sizes['intrinsic_dim']} dimensions",
+                f"the sizes that are set, and the model's width of {site.out_features}",
+                "leave num_virtual_tokens and intrinsic_dim out, and load the model of these prompts",
             )
         return tensors
 

@@ -1,11 +1,13 @@
-"""KronA: a Kronecker-factored update added to a frozen projection; of full rank where low-rank factors cannot be.
+"""KronA: a Kronecker-factored update of a frozen projection, which may have full rank.
 
-    y = W₀x + b + s·(A ⊗ B) x        A (a₁, a₂) Kaiming-uniform, B (b₁, b₂) = 0 at birth;  a₁b₁ = out, a₂b₂ = in
+    y = W₀x + b + s·(A ⊗ B) x        A (a₁, a₂), B (b₁, b₂);  a₁b₁ = out, a₂b₂ = in
+    at birth                         A Kaiming-uniform, B = 0
 
-The product is never built: (A ⊗ B) x = vec(A X Bᵀ), X (a₂, b₂) being x row by row. a₁ ≥ b₁ and a₂ ≤ b₂ are
-the divisors nearest the square roots, so a 768 × 768 matrix costs 32·24 + 24·32 numbers, as LoRA does at rank
-1. Edalati et al. 2022 (2212.10650). Differs: the paper leaves open which factor is zero at birth; B is here.
-PEFT has no KronA; `lokr` with r too large for factors is its nearest kin there.
+The product is never built: (A ⊗ B) x = vec(A X Bᵀ), where X (a₂, b₂) is x row by row. a₁ ≥ b₁ and a₂ ≤ b₂ are
+the divisors nearest the square roots. So a 768 × 768 matrix costs 32·24 + 24·32 numbers, as a LoRA of rank 1
+does. PEFT has no KronA; its nearest method is `lokr` with r too large for factors. Edalati et al. 2022
+(2212.10650).
+Differs: the paper leaves open which factor is zero at birth; here it is B.
 """
 
 from dataclasses import dataclass

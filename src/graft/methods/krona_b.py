@@ -1,7 +1,8 @@
 """KronA^B: a Kronecker product parallel to the feed-forward network, without a non-linearity.
 
-    y = FFN(x) + s·(A ⊗ B) x                  A (a₁, a₂) Kaiming-uniform, B (b₁, b₂) = 0 at birth;  a₁b₁ = a₂b₂ = d
-    y = FFN(x) + s·(A ⊗ B) x + s_res·x        KronA^B_res: s_res is one trained number, 0 at birth
+    y = FFN(x) + s·(A ⊗ B) x                  A (a₁, a₂), B (b₁, b₂);  a₁b₁ = a₂b₂ = d
+    y = FFN(x) + s·(A ⊗ B) x + s_res·x        KronA^B_res: s_res is one trained number
+    at birth                                  A Kaiming-uniform, B = 0, s_res = 0
 
 x is what the network's first projection reads. The product is never built: (A ⊗ B) x = vec(A X Bᵀ). The
 factors are those nearest √d: 32·24 + 24·32 = 1,536 numbers per block at d = 768. Edalati et al. 2022
@@ -30,7 +31,7 @@ class KronAB(Placed):
     residual_start: float = 0.0  # s_res at birth; another number changes the newborn's answer
 
     files: ClassVar = PlacedFiles("GRAFT_KRONA_B")
-    mergeable: ClassVar = No("it passes the non-linearity of the network by")
+    mergeable: ClassVar = No("it bypasses the non-linearity of the network")
 
     def insert(self, sublayer: Site, place: Site, block: int) -> Insert:
         return Beside(place, sublayer, self)

@@ -1,16 +1,16 @@
-"""Ladder-side tuning (LST): a narrow transformer next to the frozen base reads its states and answers in its place.
+"""Ladder-side tuning (LST): a narrow transformer next to the frozen base reads its states and answers for it.
 
     s_0 = D_0 drop(h_0)        s_l = Block_l(g_l s_{l-1} + (1 - g_l) D_l h_l)        g_l = σ(a_l / T)
     last hidden state = U N(s_last)
-    h_l (d,) state after block l, h_0 the embeddings, both without gradient;  D_l (d/R, d), U (d, d/R) with
-    biases
+    h_l (d,) state after block l, h_0 the embeddings, both without gradient
+    D_l (d/R, d), U (d, d/R) with biases
     Block_l, N: blocks and last norm of the base's own classes, every width divided by R;  a_l = 0 at birth
 
 Sung, Cho and Bansal 2022 (2206.06522). Nothing upstream is trained, so autograd keeps nothing of the base but
-the h_l that D_l needs, and backward never enters it. Its keys and values are kept after the base's. An
-encoder-decoder has two side stacks; the side decoder attends to the side encoder. Differs: pruning goes by
-the magnitude of weights, not by Fisher information on data; D_l and U start as the choice of the dimensions
-that pruning kept (random in the official code).
+the h_l that D_l needs, and backward never enters it. The side network's keys and values follow the base's in
+the cache. An encoder-decoder has two side stacks; the side decoder attends to the side encoder.
+Differs: pruning goes by the magnitude of weights, not by Fisher information on data; D_l and U start as the
+choice of the dimensions that pruning kept (random in the official code).
 """
 
 from collections.abc import Sequence
@@ -67,11 +67,9 @@ class Ladder(Method):
         places = [(stack, blocks, self._chosen(blocks)) for stack, blocks in stacks(sites)]
         nets = [Narrow(stack, chosen, self.reduction_factor) for stack, _, chosen in places]
         shape = nets[0].width, places[0][0].module.config.hidden_size
-        start = (
-            pruned(nets, [(stack, chosen) for stack, _, chosen in places], sites)
-            if self.init == "prune"
-            else None
-        )
+        start = None
+        if self.init == "prune":
+            start = pruned(nets, [(stack, chosen) for stack, _, chosen in places], sites)
         seats: Seats = []
         encoder = None
         for net, (stack, blocks, chosen) in zip(nets, places, strict=True):
@@ -96,7 +94,8 @@ class Ladder(Method):
         narrow, wide = rung.down.weight.shape
         if narrow * self.reduction_factor == wide:
             return None
-        return f"the side network is {narrow} wide, not {wide}/{self.reduction_factor}: heads need whole, even widths"
+        fraction = f"{wide}/{self.reduction_factor}"
+        return f"the side network is {narrow} wide, not {fraction}: heads need whole, even widths"
 
 
 class Rung(Tap):
@@ -114,10 +113,8 @@ class Rung(Tap):
 class Foot(Rung):
     """Leaves s_0, from what enters the first block."""
 
-    names: ClassVar = {
-        "down.weight": "foot.weight",
-        "down.bias": "foot.bias",
-    }  # the first block may have a rung too
+    # Names of its own: the first block may have a rung, too.
+    names: ClassVar = {"down.weight": "foot.weight", "down.bias": "foot.bias"}
 
     def __init__(self, shape: tuple[int, int], start: torch.Tensor | None, dropout: float) -> None:
         super().__init__(shape, start)
@@ -129,8 +126,11 @@ class Foot(Rung):
 
 
 class Side(Tap):
-    """At a stack: runs the side blocks on what the rungs left. up: None on an encoder, whose side states a side decoder
-    reads while the base's own decoder goes on with the base's.  encoder: the Side of that encoder."""
+    """At a stack: runs the side blocks on what the rungs left.
+
+    up: None at an encoder: a side decoder reads its side states, and the base's decoder reads the base's.
+    encoder: the Side of that encoder, for a decoder.
+    """
 
     def __init__(
         self, net: Narrow, rungs: Sequence[Rung], up: Projection | None, T: float, encoder: "Side | None"

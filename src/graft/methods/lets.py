@@ -1,17 +1,17 @@
-"""LeTS: a classifier reads the activations of all blocks of a trunk that tasks share; few weights differ by task.
+"""LeTS: a classifier reads the activations of all blocks of a shared trunk; few weights differ between tasks.
 
-    a_l = LN(pool(h_l))        z_l = σ((γ_l + ε)/τ), ε logistic noise;  after training z_l = 1 where γ_l > 0, else 0
+    a_l = LN(pool(h_l))        z_l = σ((γ_l + ε)/τ), ε logistic noise;  after training 1 where γ_l > 0, else 0
     u = BiLSTM(z_0 a_0, .., z_L a_L)        logits = W·u + b
     y = (W₀ + M ⊙ D) x + b₀ in the last blocks: see `layers.delta`
-    h_l (T, d) state after block l, h_0 embeddings;  LN has no weights;  γ_l = 2 at birth;  u (d/2,) last
-    states of both directions, d/4 wide each;  W (classes, d/2)
+    h_l (T, d) state after block l, h_0 embeddings;  LN has no weights;  γ_l = 2 at birth
+    u (d/2,) last states of both directions, d/4 wide each;  W (classes, d/2)
 
-Nothing below the first delta is trained, so the trunk up to there runs without gradient. Where there are no
-deltas, one forward of it serves the classifiers of all tasks (`share`). The BiLSTM has 2.5 d² + 4 d numbers,
-1.35 % of BERT-base.
+Nothing below the first delta is trained, so the trunk up to there runs without gradient. If there are no
+deltas, one forward of the trunk serves the classifiers of all tasks (`share`). The BiLSTM has 2.5 d² + 4 d
+numbers, 1.35 % of BERT-base.
 
 Fu et al., ICML 2021, "Learn-to-Share". Reconstructed from its abstract, without code: pooling, LN, gates, the
-form of the classifier and the births are ours. Of an encoder-decoder the encoder is read.
+form of the classifier and the starts are ours. In an encoder-decoder the encoder is read.
 """
 
 from collections.abc import Sequence
@@ -66,8 +66,9 @@ class LeTS(TaskHead):
         decoder = len(stacks(sites)) == 1 and final.name == "score"
         pool = ("last" if decoder else "mean") if self.pool == "auto" else self.pool
         taps = [*(Tap() for _ in blocks), Behind()]
-        own = tuple(f"{block.name}." for block in blocks[len(blocks) - min(self.delta_layers, len(blocks)) :])
-        linears = [site for site in sites if site.kind == "linear" and site.name.startswith(own)]
+        top = blocks[max(0, len(blocks) - self.delta_layers) :]
+        prefixes = tuple(f"{block.name}." for block in top)
+        linears = [site for site in sites if site.kind == "linear" and site.name.startswith(prefixes)]
         return [
             *((site, Delta(site, self.delta_density)) for site in linears),
             *zip([*blocks, blocks[-1]], taps, strict=True),
@@ -75,7 +76,10 @@ class LeTS(TaskHead):
         ]
 
     def after_step(self, part: Part, step: int, total: int) -> None:
-        """Lower the temperature of the gates; at one step choose the weights that differ, by their gradients."""
+        """Lower the temperature of the gates.
+
+        At one step choose the weights that differ, by their gradients.
+        """
         choice = max(2, round(self.choose_at * total))
         for _, readout in part.of(Readout):
             readout.tau.fill_(self.tau_start * (self.tau_end / self.tau_start) ** (step / total))
@@ -126,26 +130,26 @@ class Readout(Classifier):
 
 
 def share(base: Any, names: Sequence[str], ids: torch.Tensor, **keywords: Any) -> dict[str, torch.Tensor]:
-    """Return {name: logits} of several LeTS adapters without deltas for the same rows, by one forward of the trunk.
+    """Run the trunk once for several LeTS adapters without deltas, and return {name: logits}.
 
-    base: the Base that the adapters are on.  keywords: transformers' own.
+    base: the Base that the adapters are on.  ids: (B, T), the same rows for all.  keywords: transformers'
+    own.
     """
     inserts = {
         name: [i for _, i in base.adapters[name].inserts] if name in base.adapters else [] for name in names
     }
-    apart = [
-        name for name, own in inserts.items() if {type(insert) for insert in own} != {Tap, Behind, Readout}
-    ]
-    if apart or not names:
-        given = f"{', '.join(apart) or 'no adapter'} on a shared trunk"
+    unfit = [name for name, seated in inserts.items() if {type(i) for i in seated} != {Tap, Behind, Readout}]
+    if unfit or not names:
+        given = f"{', '.join(unfit) or 'no adapter'} on a shared trunk"
         raise UsageError(
             given, "adapters of LeTS alone, with delta_layers=0", "answer its rows by themselves"
         )
-    readouts, found = {name: own[-1] for name, own in inserts.items()}, {}
+    readouts = {name: seated[-1] for name, seated in inserts.items()}
+    logits: dict[str, torch.Tensor] = {}
 
     def answer_all(first: Readout, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
         states = [tap.left() for tap in first.taps]
-        found.update({name: readout.read(states, args[1]) for name, readout in readouts.items()})
+        logits.update({name: readout.read(states, args[1]) for name, readout in readouts.items()})
 
     handle = readouts[names[0]].register_forward_hook(answer_all)
     try:
@@ -153,4 +157,4 @@ def share(base: Any, names: Sequence[str], ids: torch.Tensor, **keywords: Any) -
             base(ids, **keywords)
     finally:
         handle.remove()
-    return found
+    return logits

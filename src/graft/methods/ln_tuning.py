@@ -1,12 +1,12 @@
 """LN tuning: only the gains and biases of the norms are trained.
 
-    y = γ' ⊙ norm₀(x) + β'        γ', β' (d,) trained, start as the base's γ, β;  β only where the norm has one
+    y = γ' ⊙ norm₀(x) + β'       γ', β' (d,) trained, start as the base's γ, β;  β only if the norm has one
 
-norm₀ is the norm without its γ and β: LayerNorm or RMSNorm. Zhao et al. 2023 (2312.11420). Differs: computed
-is y + (γ' − γ) ⊙ norm₀(x) + (β' − β), so rows of one batch may use different norms, and an update smaller
-than the steps of a 16-bit γ counts. norm₀ is the module's own code with a weight that stands for 1. γ' is
-kept as the module stores
-it: Gemma's norms multiply by 1 + γ, which changes nothing in the difference.
+norm₀ is the norm without its γ and β: LayerNorm or RMSNorm. Zhao et al. 2023 (2312.11420).
+Differs: the insert computes y + (γ' − γ) ⊙ norm₀(x) + (β' − β), so rows of one batch may use different norms,
+and an update smaller than the steps of a 16-bit γ has an effect. norm₀ is the module's own code with a weight
+that stands for 1. γ' is kept as the module stores it: Gemma's norms multiply by 1 + γ, which leaves γ' − γ
+the same.
 """
 
 from dataclasses import dataclass

@@ -1,6 +1,6 @@
 """LoHa: the elementwise product of two low-rank matrices added to a frozen projection, of rank up to r².
 
-    y = W₀x + b + (α/r)·((w₁ₐ w₁ᵦ) ⊙ (w₂ₐ w₂ᵦ)) x        w₁ₐ, w₂ₐ (out, r), w₁ᵦ, w₂ᵦ (r, in);  w₂ᵦ = 0 at birth
+    y = W₀x + b + (α/r)·((w₁ₐ w₁ᵦ) ⊙ (w₂ₐ w₂ᵦ)) x       w₁ₐ, w₂ₐ (out, r), w₁ᵦ, w₂ᵦ (r, in);  w₂ᵦ = 0 at birth
 
 Hyeon-Woo et al. 2021, FedPara (2108.06098). ΔW is not built, in forward or backward:
 
@@ -52,7 +52,10 @@ class Hadamard(Product):
 
 
 class _Product(torch.autograd.Function):
-    """Pᵀ Q x over the last dimension of x; P and Q are the pairs of the first and the last two factors (r, n)."""
+    """Pᵀ Q x over the last dimension of x.
+
+    P and Q are the pairs of the first and the last two factors (r, n).
+    """
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, *factors: torch.Tensor) -> torch.Tensor:

@@ -1,11 +1,10 @@
 """LoKr: a Kronecker product of a small and a low-rank matrix added to a frozen projection.
 
-    y = W₀x + b + (α/r)·(w₁ ⊗ w₂) x        w₁ (a₁, a₂) = 0 at birth, w₂ (b₁, b₂);  a₁b₁ = out, a₂b₂ = in, a ≤ b
+    y = W₀x + b + (α/r)·(w₁ ⊗ w₂) x       w₁ (a₁, a₂) = 0 at birth, w₂ (b₁, b₂);  a₁b₁ = out, a₂b₂ = in, a ≤ b
     w₂ = w₂ₐ w₂ᵦ of rank r where r < max(b₁, b₂)/2;  with decompose_both w₁ = w₁ₐ w₁ᵦ likewise
 
-The product is never built: (w₁ ⊗ w₂) x = vec(w₁ X w₂ᵀ). Yeh et al. 2023 (2309.14859). Differs from PEFT's,
-whose files
-it reads and writes: PEFT builds (out, in) in every forward.
+The product is never built: (w₁ ⊗ w₂) x = vec(w₁ X w₂ᵀ). Yeh et al. 2023 (2309.14859).
+Differs from PEFT's, whose files it reads and writes: PEFT builds (out, in) in every forward.
 """
 
 from dataclasses import dataclass
@@ -73,7 +72,7 @@ class Kronecker(Product):
 
 
 def split(dimension: int, factor: int) -> tuple[int, int]:
-    """Return (factor, rest) if factor divides, else the divisors nearest the root, the smaller up to factor."""
+    """Return (factor, rest) if factor divides, or the divisors nearest the root, the smaller up to factor."""
     if factor > 0 and dimension % factor == 0:
         return factor, dimension // factor
     return near_root(dimension, factor if factor > 0 else None)

@@ -1,15 +1,14 @@
 """LoRA: a trained low-rank update added to a frozen projection.
 
     y = W₀x + b + s·B A drop(x)        A (r, in), B (out, r), B = 0 at birth;  s = α/r, with rsLoRA α/√r
-    DoRA:  W' = m/‖W₀ + sBA‖ ⊙ (W₀ + sBA), one norm and one trained magnitude m per output row; the norm is a
-    constant
+    DoRA:  W' = m/‖W₀ + sBA‖ ⊙ (W₀ + sBA), one norm (a constant) and one trained magnitude m per output row
     PiSSA, OLoRA:  y = W₀x + b + s·(BA − B₀A₀)x, with B₀A₀ the principal part of W₀ at birth
     LoftQ:  sBA starts as the rank-r part of W − Ŵ, what quantisation took from the checkpoint's weight
     on an embedding:  E[id] + s·B A[:, id]        A (r, ids) = 0 at birth, B (width, r)
 
-Hu et al. 2021 (2106.09685); Kalajdzievski 2023 (2312.03732); Liu et al. 2024 (2402.09353); Meng et al. 2024
-(2404.02948); Büyükakyüz 2024 (2406.01775); Li et al. 2023 (2310.08659); LoRA+: Hayou et al. 2024
-(2402.12354).
+Hu et al. 2021 (2106.09685). rsLoRA: Kalajdzievski 2023 (2312.03732); DoRA: Liu et al. 2024 (2402.09353);
+PiSSA: Meng et al. 2024 (2404.02948); OLoRA: Büyükakyüz 2024 (2406.01775); LoftQ: Li et al. 2023 (2310.08659);
+LoRA+: Hayou et al. 2024 (2402.12354).
 Differs: the base is never rewritten. PiSSA and OLoRA subtract B₀A₀ in the forward and are saved as an
 ordinary LoRA of rank 2r; LoftQ takes one step against the bytes that are there. Length: five published
 variants share this arithmetic.
@@ -41,9 +40,9 @@ from graft.layers.targets import (
 
 
 class LoRAFiles(TargetedFiles):
-    """PEFT's config; PiSSA and OLoRA become the LoRA of rank 2r that they are.
+    """PEFT's config. PiSSA and OLoRA are written as the LoRA of rank 2r that they are.
 
-    How a LoRA starts is in its tensors.
+    The start is left out: it is in the tensors.
     """
 
     def describe(self, method: Any, part: Part) -> dict[str, Any]:
@@ -185,8 +184,8 @@ class LowRank(Insert):
         """Return ‖W + sBA‖ of every row without forming BA: the root of ‖W‖² + 2s⟨WAᵀ, B⟩ + s²⟨BAAᵀ, B⟩."""
         A, B = (t.to(weight.dtype) for t in self.factors())
         cross = ((weight @ A.T) * B).sum(1).float()
-        own = ((B @ (A @ A.T)) * B).sum(1).float()
-        return (self.row_norms2 + 2 * self.scale * cross + self.scale**2 * own).sqrt()
+        update = ((B @ (A @ A.T)) * B).sum(1).float()
+        return (self.row_norms2 + 2 * self.scale * cross + self.scale**2 * update).sqrt()
 
 
 class LowRankEmbedding(Insert):
@@ -196,9 +195,8 @@ class LowRankEmbedding(Insert):
 
     def __init__(self, site: Site, r: int, scale: float, config: LoRA) -> None:
         super().__init__()
-        if config.use_dora or (
-            isinstance(config.init_lora_weights, str) and config.init_lora_weights != "gaussian"
-        ):
+        init = config.init_lora_weights
+        if config.use_dora or (isinstance(init, str) and init != "gaussian"):
             raise UsageError(
                 f"use_dora or init_lora_weights={config.init_lora_weights!r} on {site.name}",
                 "plain LoRA on embeddings",

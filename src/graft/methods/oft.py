@@ -1,17 +1,17 @@
 """OFT: a trained rotation, block by block, of what enters a frozen projection.
 
-    y = (xR) Wᵀ + b         R (in, in) block-diagonal; per block of b features the b(b−1)/2 angles v, zero at birth
-    Q = skew(v)             v above the diagonal row by row, −v below
-    use_cayley_neumann:     R = I + 2Q + 2Q² + … + 2Qᵖ⁻¹ + Qᵖ, which tends to (I + Q)(I − Q)⁻¹ only for ‖Q‖ < 1
-    else:                   R = (I − Q)(I + Q)⁻¹, orthogonal for every Q; for equal v the transpose of the one above
-    coft:                   the Frobenius norm of each Q is held at eps/√blocks at most
+    y = (xR) Wᵀ + b        R (in, in) block-diagonal; b(b−1)/2 angles v per block of b features, 0 at birth
+    Q = skew(v)            v above the diagonal row by row, −v below
+    use_cayley_neumann:    R = I + 2Q + 2Q² + … + 2Qᵖ⁻¹ + Qᵖ, which tends to (I + Q)(I − Q)⁻¹ only for ‖Q‖ < 1
+    else:                  R = (I − Q)(I + Q)⁻¹, orthogonal for every Q; the transpose of the one above
+    coft:                  the Frobenius norm of each Q is at most eps/√blocks
 
 An orthogonal R keeps the angles between the neurons (rows of W). Qiu et al. 2023 (2306.07280); the series:
-Qiu et al. 2025 (2506.19847). The two branches turn opposite ways because PEFT's do; p is
-num_cayley_neumann_terms − 1, at least 3 from three terms on, also as in PEFT. Differs: computed is y + x(R −
-I)Wᵀ, so inserts add up, also in 16 bits, at the price of a second product with W, for which a packed W is
-decoded once more and not kept; `module_dropout`, which PEFT accepts and leaves without effect, drops blocks;
-embeddings cannot be turned.
+Qiu et al. 2025 (2506.19847). The two branches turn opposite ways because PEFT's do. p is
+num_cayley_neumann_terms − 1, at least 3 from three terms on, also as in PEFT.
+Differs: the insert computes y + x(R − I)Wᵀ, so inserts add up, even in 16 bits. This takes a second product
+with W, for which a packed W is decoded once more and not kept. `module_dropout`, which PEFT accepts without
+effect, drops blocks. Embeddings cannot be turned.
 """
 
 from dataclasses import dataclass
@@ -107,7 +107,7 @@ class BlockRotation(Insert):
 
     def load(self, tensors: dict[str, torch.Tensor]) -> None:
         super().load(tensors)
-        self.bound()  # PEFT saves what its last step left, in bounds or not
+        self.bound()  # PEFT saves angles as its last step left them, in bounds or not
 
     @torch.no_grad()
     def bound(self) -> None:
@@ -120,10 +120,9 @@ class BlockRotation(Insert):
     def _skew(self) -> torch.Tensor:
         angles = self.angles
         rows, columns = torch.triu_indices(self.block, self.block, 1, device=angles.device)
+        blocks = torch.arange(len(angles), device=angles.device)[:, None]
         upper = angles.new_zeros(len(angles), self.block, self.block)
-        upper = upper.index_put(
-            (torch.arange(len(angles), device=angles.device)[:, None], rows, columns), angles
-        )
+        upper = upper.index_put((blocks, rows, columns), angles)
         return upper - upper.mT
 
 

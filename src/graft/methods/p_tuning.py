@@ -5,8 +5,8 @@
     LSTM:  P = W₂ relu(W₁ BiLSTM(H))                  BiLSTM of m in each direction; W₁ 2m to 2m, W₂ to d
 
 Liu et al. 2021, "GPT Understands, Too" (2103.10385). The encoder ties the virtual tokens together and
-steadies training; it is dropped when the adapter is saved, so what is loaded is a prompt as of prompt tuning.
-Differs: the vectors stand in front of the text, as in PEFT, not between literal words of a template.
+steadies training. It is dropped when the adapter is saved, so a loaded adapter is one of prompt tuning.
+Differs: the vectors are in front of the text, as in PEFT, not between literal words of a template.
 """
 
 from dataclasses import dataclass
@@ -57,7 +57,7 @@ class PTuning(SoftPrompt):
         sizes = (self.encoder_hidden_size or 1, self.encoder_num_layers)
         if self.encoder_reparameterization_type not in ENCODERS or min(sizes) < 1:
             raise UsageError(
-                f"an encoder of kind {self.encoder_reparameterization_type!r} of width {self.encoder_hidden_size} "
+                f"an encoder {self.encoder_reparameterization_type!r} of width {self.encoder_hidden_size} "
                 f"with {self.encoder_num_layers} layers",
                 f"{' or '.join(ENCODERS)} with at least 1 of each",
                 "leave these settings out",

@@ -7,9 +7,9 @@ Li & Liang 2021 (2101.00190); without the projection and with a task head this i
 The projection steadies training; it is dropped when the adapter is saved. Keys are stored as attention uses
 them, after the rotation of RoPE. On encoder-decoders all three attentions of a layer get a prefix of their
 own.
-Differs: keys and values are added inside attention and never lie in the cache, so gradient checkpointing and
-beams keep them. PEFT's files for encoder-decoders are refused: there it gives several layers of the decoder
-one prefix.
+Differs: keys and values are added inside attention and are never in the cache, so gradient checkpointing and
+beams keep them. PEFT's files for encoder-decoders are refused: PEFT gives several layers of a decoder one
+prefix.
 """
 
 import math
@@ -79,7 +79,7 @@ class PrefixTuning(Method):
 class Prefix(KeyValues):
     """P_K and P_V of one layer.  shape: (p, 2, H_kv, d_h).
 
-    layers: the inserts of all layers; held by the first, which speaks for them in the file.
+    layers: the inserts of all layers; only the first has them, and saves and loads all.
     """
 
     layers: tuple["Prefix", ...] = ()
@@ -94,7 +94,7 @@ class Prefix(KeyValues):
 
     @abstractmethod
     def take(self, flat: torch.Tensor) -> None:
-        """Take over what `flat` of another prefix returned."""
+        """Take keys and values that `flat` returned."""
 
     def keys_values(self) -> tuple[torch.Tensor, torch.Tensor]:
         keys, values = self.flat().view(self.shape).permute(1, 2, 0, 3)
@@ -104,9 +104,8 @@ class Prefix(KeyValues):
         return {KEY: torch.cat([layer.flat() for layer in self.layers], 1).detach()} if self.layers else {}
 
     def load(self, tensors: dict[str, torch.Tensor]) -> None:
-        for layer, part in zip(
-            self.layers, tensors[KEY].chunk(len(self.layers), 1) if tensors else (), strict=True
-        ):
+        parts = tensors[KEY].chunk(len(self.layers), 1) if tensors else ()
+        for layer, part in zip(self.layers, parts, strict=True):
             layer.take(part)
 
 
@@ -139,9 +138,12 @@ class Shared(nn.Module):
 
 
 class Projected(Prefix):
-    """A layer's part of W₂ on what is shared.  owner: it keeps the shared part; the others borrow."""
+    """A layer's part of W₂, applied to the shared part.
 
-    loaded: torch.Tensor | None = None  # the product, once a file has replaced what it was made of
+    owner: it keeps the shared part; the others borrow it.
+    """
+
+    loaded: torch.Tensor | None = None  # keys and values of a file, which replace the projection
 
     def __init__(self, shape: tuple[int, ...], shared: Shared, *, owner: bool) -> None:
         super().__init__(shape)

@@ -7,7 +7,7 @@ Lester et al. 2021 (2104.08691). P starts from sampled entries of the vocabulary
 Learning rates are high: 1e-2 and more.
 Differs: positions count live tokens, so a row's padding changes nothing (PEFT counts padding on the left as
 tokens); the first token of a row is no target (PEFT predicts it from P); an encoder's head pools the first
-token of the text, not the first vector of P; of an encoder-decoder only the encoder gets a prompt.
+token of the text, not the first vector of P; in an encoder-decoder only the encoder gets a prompt.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ import torch
 from graft.core.insert import AdapterModule
 from graft.core.part import Part
 from graft.core.site import Site
-from graft.errors import UsageError
+from graft.errors import UsageError, one_of
 from graft.layers.soft_prompt import Prompt, PromptFiles, SoftPrompt, tokenizer
 
 INITS = ("SAMPLE_VOCAB", "TEXT", "RANDOM")
@@ -52,12 +52,7 @@ class PromptTuning(SoftPrompt):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.prompt_tuning_init not in INITS:
-            raise UsageError(
-                f"prompt_tuning_init={self.prompt_tuning_init!r}",
-                f"one of {', '.join(INITS)}",
-                "leave it out",
-            )
+        one_of("prompt_tuning_init", self.prompt_tuning_init, INITS)
         if (self.prompt_tuning_init == "TEXT") != bool(self.prompt_tuning_init_text):
             raise UsageError(
                 f"prompt_tuning_init={self.prompt_tuning_init!r}, "

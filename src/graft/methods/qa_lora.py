@@ -1,15 +1,18 @@
-"""QA-LoRA: a low-rank update that is constant within the groups of a packed base, and merges into their minima.
+"""QA-LoRA: a low-rank update, constant within the groups of a packed base, that merges into their minima.
 
-    y = W̃x + b + s·B A drop(P(x))        P(x)_k = Σ_{i in group k} x_i; A (r, in/g), B (out, r), B = 0 at birth; s = α/r
+    y = W̃x + b + s·B A drop(P(x))        P(x)_k = Σ_{i in group k} x_i;  A (r, in/g), B (out, r);  s = α/r
+                                         A Kaiming-uniform, B = 0 at birth
     ΔW[o, i] = s·(BA)[o, group(i)]       W̃[o, i] = scale·code + minimum, per row o and group of g inputs
-    merged:  minimum[o, k] + s·(BA)[o, k]         codes and scales stay: the sum is exact but for a minimum's rounding
+    merged:                              minimum[o, k] + s·(BA)[o, k]; codes and scales stay
+
+The merge is exact but for the rounding of a minimum.
 
 Xu et al. 2023 (2309.14717), the sum pooling of algorithm 1. Files hold the A of the sum and say so; those of
 PEFT and of the authors' code, which pool differently, are converted when they are read (`layers.pooling`).
 Dropout acts after the pooling, in PEFT before it.
-Differs: A starts as LoRA's does (Kaiming, for Xavier); the base may be rounded to nearest (the paper's is
-GPTQ's); on a base in 16 bits, NF4 or wider groups than its own the update works as well, and merges as any
-other.
+Differs: A starts as LoRA's does (Kaiming; the paper has Xavier); the base may be rounded to nearest (the
+paper's is GPTQ's); the update also works on a base in 16 bits, in NF4 or in groups wider than its own, where
+it merges like any other.
 """
 
 import math
@@ -77,7 +80,10 @@ class QALoRA(Targeted):
             check_rank("qalora_group_size", self.qalora_group_size)
 
     def targets(self, sites: Sequence[Site]) -> list[Site]:
-        """Return targets whose input is whole groups; "all-linear" leaves the others out, and `notice` names them."""
+        """Return the targets whose input is whole groups.
+
+        "all-linear" leaves the others out, and `notice` names them; others that were named are an error.
+        """
         named = super().targets(sites)
         fit = [site for site in named if site.in_features % self.group(site) == 0]
         if not fit or (len(fit) < len(named) and self.target_modules != "all-linear"):
@@ -110,10 +116,8 @@ class QALoRA(Targeted):
             "left out, as the group does not divide their input": left,
             "merging will make 16-bit, as not packed in such groups": wide,
         }
-        return (
-            "; ".join(f"{why}: {shown(s.name for s in those)}" for why, those in reasons.items() if those)
-            or None
-        )
+        texts = [f"{reason}: {shown(s.name for s in those)}" for reason, those in reasons.items() if those]
+        return "; ".join(texts) or None
 
 
 class PooledLowRank(Insert):

@@ -25,9 +25,8 @@ from graft.layers.targets import matches, no_such_site
 @dataclass(frozen=True)
 class Subset(Method):
     top_layers: int = 2  # the last k blocks and the norm after them; 0 with target_modules alone
-    target_modules: (
-        str | tuple[str, ...]
-    ) = ()  # further modules by name or last part; a string is a regular expression
+    # further modules by name or last part; a string is a regular expression
+    target_modules: str | tuple[str, ...] = ()
 
     kinds: ClassVar = ("module",)
     files: ClassVar = FileLayout("GRAFT_SUBSET")
@@ -55,23 +54,19 @@ class Subset(Method):
 
     def _on_top(self, site: Site, sites: Sequence[Site]) -> bool:
         """Return whether a site is in the last blocks of the last stack, or the norm after them."""
-        blocks = [s for s in sites if s.kind == "block"]
-        stack = blocks[-1].name.rpartition(".")[0]
-        top = (
-            [s.name for s in blocks if s.name.rpartition(".")[0] == stack][-self.top_layers :]
-            if self.top_layers
-            else []
-        )
+        if not self.top_layers:
+            return False
+        blocks = [s.name for s in sites if s.kind == "block"]
+        stack = blocks[-1].rpartition(".")[0]
+        top = [name for name in blocks if name.rpartition(".")[0] == stack][-self.top_layers :]
+        if site.name.startswith(tuple(f"{name}." for name in top)):
+            return True
         trunk = stack.rpartition(".")[0]
-        final_norm = (
-            top
-            and site.layer is None
-            and site.name.startswith(trunk + ".")
-            and any(s.kind == "norm" and s.name == site.name for s in sites)
+        is_norm = any(s.kind == "norm" and s.name == site.name for s in sites)
+        outside = (
+            site.layer is None and site.name.startswith(f"{trunk}.") and "embed" not in site.name.lower()
         )
-        return bool(final_norm and "embed" not in site.name.lower()) or any(
-            site.name.startswith(name + ".") for name in top
-        )
+        return is_norm and outside
 
     def _named(self, site: Site) -> bool:
         parents = site.name.split(".")

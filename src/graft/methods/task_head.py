@@ -1,13 +1,14 @@
 """Task head: a linear classifier after the last hidden state.
 
-    logits = W·pool(h) + b        h (B, T, D), W (classes, D);  pool: the last token, the first token, or the mean
-    logits_t = W·h_t + b          pool "none": a class for every token, for tagged words
+    logits = W·pool(h) + b       h (B, T, D), W (classes, D);  pool: the last token, the first, or the mean
+    logits_t = W·h_t + b         pool "none": a class for every token, for tagged words
 
-Alone it is a linear probe; with another method it is the head that a task needs. Decoders: last token that is
-not padding, no bias, `score`, as transformers' sequence classification and PEFT have it. Encoders:
-`classifier` with bias. Classes of tokens have a bias on both, as token classification has it there.
+Alone it is a linear probe; with another method it is the head that a task needs. Decoders: the last token
+that is not padding, no bias, named `score`, as in transformers' sequence classification and in PEFT.
+Encoders: a bias, named `classifier`. Classes of tokens have a bias on both, as in transformers' token
+classification.
 Differs: encoders pool by the mean over live tokens unless set differently, because that is what sentence
-encoders are trained for; and the head belongs to the adapter, so rows of one batch may use adapters with
+encoders are trained for. And the head belongs to the adapter, so rows of one batch may use adapters with
 other heads.
 """
 
@@ -59,7 +60,7 @@ class TaskHead(Method):
 
     @property
     def every_token(self) -> bool:
-        """Whether every token gets a class, not the row."""
+        """Whether every token gets a class, instead of the row."""
         return self.pool == "none"
 
     def build(self, site: Site) -> AdapterModule:
@@ -87,9 +88,6 @@ class Classifier(Head):
     def _pooled(self, x: torch.Tensor, live: torch.Tensor) -> torch.Tensor:
         if self.pool == "mean":
             return (x * live[..., None]).sum(1) / live.sum(1, keepdim=True)
-        position = (
-            live.argmax(1)
-            if self.pool == "first"
-            else (live * torch.arange(live.shape[1], device=x.device)).argmax(1)
-        )
+        order = live if self.pool == "first" else live * torch.arange(live.shape[1], device=x.device)
+        position = order.argmax(1)
         return x[torch.arange(len(x), device=x.device), position]

@@ -1,11 +1,11 @@
-"""Trainable tokens: chosen rows of the table of word embeddings are trained, all else is frozen.
+"""Trainable tokens: chosen rows of the table of word embeddings are trained; everything else is frozen.
 
-    E'[i] = R_j where i is the j-th chosen id, E[i] elsewhere        R (k, d) trained, starts as those rows of E
+    E'[i] = R_j if i is the j-th chosen id, else E[i]        R (k, d) trained, starts as those rows of E
 
-For tokens that are new to the vocabulary, or that a task gives another meaning. Where the head is tied to the
-table, its logits of the chosen ids come from R too. k·d numbers. PEFT's method of this name, without a paper.
-Differs: rows of one batch may use other R, as E itself stays as it is; the bias of a tied head (BERT) is
-kept, which PEFT leaves out.
+For tokens that are new to the vocabulary, or that a task gives another meaning. k·d numbers. If the head is
+tied to the table, its logits of the chosen ids come from R too. PEFT's method of this name, without a paper.
+Differs: rows of one batch may use different R, because E itself stays as it is; the bias of a tied head
+(BERT) is kept, which PEFT leaves out.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ from graft.core.part import Part, Seats
 from graft.core.site import Site
 from graft.errors import UsageError
 
-MANY = 4096  # rows from which on it is worth a word
+MANY = 4096  # with so many rows a notice says how many are trained
 
 
 class TokenFiles(FileLayout):
@@ -130,8 +130,8 @@ class Lookup(Rows):
         rising, order = self.ids.sort()
         place = torch.searchsorted(rising, x).clamp(max=len(rising) - 1)
         chosen = (rising[place] == x)[..., None]
-        own = F.embedding(order[place], self.R).to(y.dtype) * self.site.multiplier
-        return torch.where(chosen, own, y)
+        trained = F.embedding(order[place], self.R).to(y.dtype) * self.site.multiplier
+        return torch.where(chosen, trained, y)
 
 
 class Scores(Rows):
@@ -139,5 +139,5 @@ class Scores(Rows):
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         bias = self.site.bias()
-        own = F.linear(x, self.R.to(x.dtype), None if bias is None else bias[self.ids].to(x.dtype))
-        return y.index_copy(-1, self.ids, own.to(y.dtype))
+        trained = F.linear(x, self.R.to(x.dtype), None if bias is None else bias[self.ids].to(x.dtype))
+        return y.index_copy(-1, self.ids, trained.to(y.dtype))

@@ -1,10 +1,10 @@
 """VeRA: one frozen random pair of projections for the whole model; each layer trains two vectors.
 
-    y = W₀x + λ_b ⊙ B (λ_d ⊙ A drop(x))        A (r, max in), B (max out, r): frozen, every site uses a corner of them
+    y = W₀x + λ_b ⊙ B (λ_d ⊙ A drop(x))       A (r, max in), B (max out, r): frozen; sites use a corner
     λ_d (r,) = d_initial, λ_b (out,) = 0 at birth
 
 Kopiczko et al. 2023 (2310.11454). A, then B, are Kaiming-uniform (±√(6/fan_in)) from `projection_prng_key`,
-drawn as PEFT draws them; they lie in the file unless save_projection is off, because generators may differ
+drawn as PEFT draws them. They are in the file unless save_projection is off, because generators may differ
 between machines.
 """
 
@@ -72,11 +72,8 @@ class Vectors(Insert):
 
     def __init__(self, site: Site, shared: Projections, config: VeRA, *, owner: bool) -> None:
         super().__init__()
-        self.inputs, self.outputs, self.kept = (
-            site.in_features,
-            site.out_features,
-            owner and config.save_projection,
-        )
+        self.inputs, self.outputs = site.in_features, site.out_features
+        self.kept = owner and config.save_projection
         self.dropout = nn.Dropout(config.vera_dropout)
         self.b = nn.Parameter(torch.zeros(self.outputs))
         self.d = nn.Parameter(torch.full((config.r,), config.d_initial))
@@ -93,8 +90,11 @@ class Vectors(Insert):
         return weight + (b[:, None] * B) @ (d[:, None] * A), bias
 
     def saved(self) -> dict[str, torch.Tensor]:
-        own, shared = {"vera_lambda_b": self.b, "vera_lambda_d": self.d}, self._borrowed[0]
-        return own | ({"/base_model.vera_A": shared.A, "/base_model.vera_B": shared.B} if self.kept else {})
+        vectors: dict[str, torch.Tensor] = {"vera_lambda_b": self.b, "vera_lambda_d": self.d}
+        if not self.kept:
+            return vectors
+        shared = self._borrowed[0]
+        return vectors | {"/base_model.vera_A": shared.A, "/base_model.vera_B": shared.B}
 
     def load(self, tensors: dict[str, torch.Tensor]) -> None:
         with torch.no_grad():

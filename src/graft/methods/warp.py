@@ -1,15 +1,16 @@
-"""WARP: word-level adversarial reprogramming. Trained vectors around the text turn a masked model into a classifier.
+"""WARP: trained vectors around the text turn a masked model into a classifier (adversarial reprogramming).
 
     E' = [P₁; E(x); P₂; E([MASK]); P₃]        P = [P₁; P₂; P₃] (K, d): trained vectors
-    P(y | x) = softmax_y(h · v_y)             h: what the word head makes of the state at [MASK] before its table of
-                                              words; v (C, d): a trained vector for each class
+    P(y | x) = softmax_y(h · v_y)             v (C, d): a trained vector for each class
+                                              h: what the word head makes of the state at [MASK], before its
+                                              table of words
 
 Hambardzumyan et al. 2021 (2101.00121). P starts as copies of E([MASK]); v at random, or from words that name
 the classes. Learning rates are near 1e-3; everything but P and v is frozen, the word head too.
 Differs: the vectors stand around the whole row, its special tokens included, and not between two sentences.
-Decoders have no [MASK] and read the last vector of P, encoder-decoders read the decoder's first state; their
-P starts from N(mean, variance) of the vocabulary. The same holds where no tokenizer tells which token [MASK]
-is.
+Decoders have no [MASK] and read the last vector of P; encoder-decoders read the decoder's first state. Their
+P starts from N(mean, variance) of the vocabulary. So does that of a masked model if no tokenizer says which
+token is [MASK].
 """
 
 from dataclasses import dataclass
@@ -48,9 +49,8 @@ class WARP(Method):
     after_mask: int = 5  # vectors after [MASK]
     num_labels: int = 2  # classes; as many as there are names in labels, where these are given
     labels: tuple[str, ...] = ()  # names of the classes, in order
-    label_words: tuple[
-        str, ...
-    ] = ()  # a word for each class, that its vector starts from; at random where left out
+    # a word for each class, that its vector starts from; if left out, vectors start at random
+    label_words: tuple[str, ...] = ()
     # id of [MASK]: the tokenizer's where left out; -1: the last vector is read
     mask_token_id: int | None = None
     # tokenizer of words and [MASK]; if left out, the one in the model's folder
@@ -87,11 +87,8 @@ class WARP(Method):
     def notice(self, part: Part) -> str | None:
         ((site, around),) = part.of(Around)
         wanted = self.mask_token_id is None and family(site.root) in MASKED
-        return (
-            "no tokenizer tells [MASK]: the last vector is read instead"
-            if wanted and around.mask == NONE
-            else None
-        )
+        missing = wanted and around.mask == NONE
+        return "no tokenizer says which token is [MASK]: the last vector is read instead" if missing else None
 
     def _around(self, site: Site) -> AdapterModule:
         parts, model = (self.before_text, self.before_mask, self.after_mask), site.root
@@ -129,10 +126,8 @@ class WARP(Method):
         """Return v at birth, as wide as what enters the table of words."""
         head = site.root.get_output_embeddings()
         if not self.label_words:
-            return (
-                torch.randn(self.num_labels, site.in_features if head is None else head.weight.shape[1])
-                * 0.02
-            )
+            width = site.in_features if head is None else head.weight.shape[1]
+            return torch.randn(self.num_labels, width) * 0.02
         if head is None:
             raise UsageError(
                 "label_words on a model without a word head", "a masked model", "leave label_words out"
