@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := src tests benchmarks examples
+SOURCES := src tests benchmarks examples docs
 
 # Two processes of one thread each use two cores better than one of two. More cores: `make test WORKERS=8`.
 WORKERS ?= 2

@@ -2,8 +2,8 @@
 
     python examples/chat_tune.py
 
-The rows have `messages`, as most chat data has. The seedling has no chat template, so the data names a built-in
-one.
+The rows have `messages`, as most chat data has. The seedling has no chat template, so the data names a
+built-in one.
 """
 
 import json

@@ -2,8 +2,8 @@
 
     python examples/merge_and_export.py
 
-Every export has a certificate, which says by how much the folder, read again, differs. The folder is then loaded
-in plain transformers.
+Every export has a certificate, which says by how much the folder, read again, differs. The folder is then
+loaded in plain transformers.
 """
 
 import json

@@ -2,8 +2,8 @@
 
     python examples/own_method.py
 
-`Gain` scales what each feed-forward part adds. Attaching, routing and detaching need nothing more. As a file in
-`src/graft/methods`, it would also be in `graft train`, the planner, the saver and the contract: see
+`Gain` scales what each feed-forward part adds. Attaching, routing and detaching need nothing more. As a file
+in `src/graft/methods`, it would also be in `graft train`, the planner, the saver and the contract: see
 CONTRIBUTING.md.
 """
 

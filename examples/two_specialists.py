@@ -1,10 +1,11 @@
-"""Two specialists on one encoder: one says which shelf a product belongs on, one finds names, prices, colours.
+"""Two specialists on one encoder: one names a product's shelf, one finds names and prices.
 
     python examples/two_specialists.py
     python examples/two_specialists.py --model sentence-transformers/all-MiniLM-L6-v2
 
-Both are small adapters on the same frozen model. They are trained one after the other, and they answer one batch
-row by row. Taking turns costs nothing: the first answers after the second as it did before, bit for bit.
+Both are small adapters on the same frozen model. They are trained one after the other, and they answer one
+batch row by row. Taking turns costs nothing: the first answers after the second as it did before, bit for
+bit.
 """
 
 import argparse

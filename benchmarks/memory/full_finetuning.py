@@ -3,8 +3,8 @@
     python benchmarks/memory/full_finetuning.py               every kind, as a table
     python benchmarks/memory/full_finetuning.py --kind adamw  one kind, in this process
 
-A Llama of 162 million random parameters takes three steps of two rows of 128 tokens; each kind is a process of
-its own. torch's AdamW keeps its moments in bf16 and no master, as a plain loop over a bf16 model does.
+A Llama of 162 million random parameters takes three steps of two rows of 128 tokens; each kind is a process
+of its own. torch's AdamW keeps its moments in bf16 and no master, as a plain loop over a bf16 model does.
 """
 
 import argparse

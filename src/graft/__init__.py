@@ -4,8 +4,9 @@
     sql = base.attach("sql", graft.LoRA(r=16))
     graft.train(base, sql, data="sql.jsonl", epochs=2)
 
-Names are imported when they are first used, so `import graft` costs milliseconds. Every method's class is here under
-its own name (`graft methods` lists them): the files of graft/methods are read for it, not a table.
+Names are imported when they are first used, so `import graft` costs milliseconds. Every method's class is
+here under its own name (`graft methods` lists them). There is no table of them: the files of graft/methods
+are read.
 """
 
 import importlib
@@ -13,7 +14,7 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-# name: the module that defines it. No module of the root is called like one of them, so none is ever bound over it.
+# name: the module that defines it. No module of the root has one of these names and could hide it.
 _HOME = {
     "Adapter": "base.adapter",
     "Base": "base.base",

@@ -319,7 +319,7 @@ def disk_full(error: BaseException, path: Path, needed: int | None = None) -> Sp
     return SpaceError(
         f"{os.strerror(number)} in {path}: {need}{free_bytes(path):,} bytes are free",
         "room for everything that is written (and no limit on the size of a file)",
-        "free some disk space, then run the same command again; a training run continues from its last checkpoint",
+        "free some disk space, then run the same command again; training continues from its last checkpoint",
     )
 
 

@@ -1,7 +1,7 @@
 """Checkpoints of bitsandbytes as QuantLinear: 4 bits (nf4, fp4), read and written; 8 bits, read.
 
     4 bits   W.weight (n/2, 1), W.weight.absmax, .quant_map, .nested_absmax, .nested_quant_map,
-             W.weight.quant_state.bitsandbytes__nf4: JSON {shape, blocksize, nested_blocksize, nested_offset, ...}
+             W.weight.quant_state.bitsandbytes__nf4: JSON {shape, blocksize, nested_blocksize, ...}
     8 bits   W.weight (out, in) int8, W.SCB (out,) row maxima, W.weight_format
 
 Blocks of the 4-bit form run over the flat weight. If the block divides the row they never cross one, and the

@@ -1,6 +1,6 @@
 """Translate a model between transformers and GGUF: the names of its tensors, its settings, its layouts.
 
-    q_proj, k_proj of `llama`   rows of each head from (2, half) to (half, 2): llama.cpp turns neighbours, not halves
+    q_proj, k_proj of `llama`   rows of each head from (2, half) to (half, 2): llama.cpp turns neighbours
     norms of Gemma              1 + w, where transformers keeps w and adds 1
     rope_type llama3            a tensor rope_freqs.weight: what each frequency is divided by
 

@@ -1,6 +1,7 @@
 """GPTQ checkpoints, 4 bits: `quant_method: gptq`.
 
-    qweight (in/8, out) int32    qzeros (in/g, out/8) int32    scales (in/g, out) fp16    g_idx (in) int32: i // g
+    qweight (in/8, out) int32    qzeros (in/g, out/8) int32    scales (in/g, out) fp16
+    g_idx (in) int32: i // g
 
 Eight neighbours of the input, or of the outputs for the zero points, share a word. `checkpoint_format: gptq`
 holds zero points less one, `gptq_v2` as they are. Programs add that one to the whole word, so a zero point of

@@ -1,7 +1,7 @@
 """The 8-bit dynamic map: 256 levels, fine near zero and coarse near one, made for the moments of Adam.
 
-    decade i = 0..6:  the midpoints of 2ⁱ equal cells of [0.1, 1] (2ⁱ⁺¹ if unsigned), times 10^(i−6), with both
-    signs if signed; and 0 and 1
+    decade i = 0..6:  the midpoints of 2ⁱ equal cells of [0.1, 1] (2ⁱ⁺¹ if unsigned), times 10^(i−6)
+    with both signs if signed; and 0 and 1
 
 Block-wise states (Dettmers et al. 2022, arXiv 2110.02861): block 256, absmax in fp32, the nearest level; the
 signed map for the first moment, the unsigned one for the second. 2.03 bytes per parameter instead of 8.

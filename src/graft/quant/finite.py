@@ -9,7 +9,7 @@ from graft.errors import GraftError, listed
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Return whether a tensor holds no NaN and no infinity; integers never do. Needs no temporary of its size."""
+    """Return whether a tensor holds no NaN and no infinity; integers never do. It makes no copy."""
     if not tensor.is_floating_point() or not tensor.numel():
         return True
     lowest, highest = torch.aminmax(tensor.detach())  # a NaN anywhere is the result of both

@@ -98,7 +98,8 @@ def quantise_calibrated(
     """
     named = blocks(model)
     if not (scheme.grouped and batches and named):
-        given = f"{len(batches)} calibration rows for {scheme.name} and {len(named)} blocks of {type(model).__name__}"
+        layers_in_blocks = f"{len(named)} blocks of {type(model).__name__}"
+        given = f"{len(batches)} calibration rows for {scheme.name} and {layers_in_blocks}"
         raise UsageError(
             given,
             f"some rows, a scheme of groups ({', '.join(GROUPED)}) and a transformer",

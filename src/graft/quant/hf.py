@@ -113,7 +113,7 @@ class GraftQuantizer(HfQuantizer):
 
     def __init__(self, quantization_config: GraftQuantConfig, **kwargs: Any) -> None:
         super().__init__(quantization_config, **kwargs)
-        # What was wrong is collected and raised after loading: an exception inside an operation would lose its type.
+        # Faults are collected and raised after loading: an exception inside an operation would lose its type.
         self.bad: list[str] = []
         self.misshapen: list[str] = []
         self.targets: set[str] = set()

@@ -41,8 +41,8 @@ def _backward(dy: Tensor, weight: list[Tensor], scheme: str, block: int, columns
     return _kernel("linear_backward", scheme, dy.device.type)(dy, _packed(weight, scheme, block, columns))
 
 
-# For torch.compile each product is one opaque operation: if dequantising were visible, the compiler would find it in
-# forward and backward, do it once, and keep every Ŵ of the model alive in between.
+# For torch.compile each product is one opaque operation. If dequantising were visible, the compiler would
+# find it in forward and backward, do it once, and keep every Ŵ of the model alive in between.
 _forward_op = torch.library.custom_op("graft::linear", _forward, mutates_args=())
 _backward_op = torch.library.custom_op("graft::linear_backward", _backward, mutates_args=())
 _forward_op.register_fake(lambda x, weight, *_: x.new_empty(*x.shape[:-1], weight[0].shape[0]))
@@ -140,7 +140,8 @@ class QuantLinear(nn.Module):
 
     def extra_repr(self) -> str:
         bias = self.bias is not None
-        return f"{self.in_features}, {self.out_features}, {self.scheme.name}, block={self.scheme.block}, bias={bias}"
+        scheme = f"{self.scheme.name}, block={self.scheme.block}"
+        return f"{self.in_features}, {self.out_features}, {scheme}, bias={bias}"
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move packed tensors between devices without changing their dtype: `.to(bf16)` would ruin them."""

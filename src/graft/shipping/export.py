@@ -154,7 +154,7 @@ def _merge(
     heads = [site.name for site, _ in base.adapters[name].inserts if site.kind == "final"]
     if heads:
         raise MergeError(
-            f"{name!r} has a task head ({heads[0]}), which a plain {base.model.__class__.__name__} has no place for",
+            f"{name!r} has a task head ({heads[0]}), which a plain {type(base.model).__name__} cannot hold",
             "an adapter that changes weights only",
             "export it with to='peft'",
         )

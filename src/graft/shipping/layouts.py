@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 class Settings:
     """How an export is to be written.
 
-    name: what the folder will be called.  adapter: its name, where one was chosen.  file_type: of a GGUF file's
-    matrices, None for the usual one.  into: how adapters were merged into a quantised base (see `merge_ways`).
+    name: what the folder will be called.  adapter: the name of a chosen adapter, or None.
+    file_type: of a GGUF file's matrices, None for the usual one.
+    into: how adapters were merged into a quantised base (`merge_ways`).
     """
 
     name: str
@@ -47,12 +48,12 @@ def _unpacks(base: "Base", names: Sequence[str], settings: Settings) -> bool:
 class Layout:
     """One layout.
 
-    write: (base, empty folder, settings) -> names of the packed layers that were written unpacked. The base has all
-    adapters merged, or none if `adapter_alone`.
+    write: (base, empty folder, settings) -> names of the packed layers that were written unpacked. The base
+    has all adapters merged, or none if `adapter_alone`.
     read: (folder, base) -> a context that gives the folder as its program sees it.
     check: raises UsageError, before the work, for a base or settings that the layout cannot take.
     holds: whether the layout keeps packed layers as they are, with the changes of these adapters.
-    adapter_alone: an adapter is written, and not a model.  rounds: zero points are whole, so that nothing is exact.
+    adapter_alone: an adapter is written, not a model.  rounds: zero points are whole, so nothing is exact.
     """
 
     write: Callable[["Base", Path, Settings], list[str]]

@@ -1,9 +1,9 @@
 """Stage: what the rows of a run are used for, from their layout to the loss.
 
 A stage is one file of `graft/stages`, named as users name it. Its class says everything that is special about
-the stage; the loop, the planner, the evaluation and the command line call the doors below without asking which
-stage it is. Layouts, objectives and metrics are declared as plain tuples: recipes and row checks read them as
-text, before torch is imported.
+the stage; the loop, the planner, the evaluation and the command line call the doors below without asking
+which stage it is. Layouts, objectives and metrics are declared as plain tuples: recipes and row checks read
+them as text, before torch is imported.
 """
 
 import importlib

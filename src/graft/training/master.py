@@ -2,9 +2,9 @@
 
     bits(master) = bits(parameter) · 2¹⁶ + low        low: int16, what rounding to bf16 took away
 
-The parameter is the master rounded to the nearest. So the two halves need 4 bytes, where a parameter and a whole
-master need 6. For a tie that was rounded down `low` would be 2¹⁵, which int16 cannot hold: such a master is
-lowered by one step of fp32.
+The parameter is the master rounded to the nearest. So the two halves need 4 bytes, where a parameter and a
+whole master need 6. For a tie that was rounded down `low` would be 2¹⁵, which int16 cannot hold: such a
+master is lowered by one step of fp32.
 """
 
 import torch

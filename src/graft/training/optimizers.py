@@ -5,8 +5,8 @@
 
 Loshchilov & Hutter 2019, arXiv 1711.05101. 8-bit states: Dettmers et al. 2022, arXiv 2110.02861 (blocks of
 256, the dynamic map, signed for m and unsigned for v; tensors under 4096 elements keep fp32 states).
-A bf16 or fp16 parameter is updated through an fp32 master: without it, steps smaller than 2⁻⁸ of a weight would
-be lost. For bf16 the states keep only the half that the parameter has lost (`master`), for fp16 a whole copy.
+A bf16 or fp16 parameter is updated through an fp32 master: without it, steps smaller than 2⁻⁸ of a weight
+would be lost. For bf16 the states keep only the half that the parameter has lost (`master`), for fp16 a copy.
 Large tensors are updated in pieces, so that a step needs little memory besides the states.
 """
 
@@ -142,7 +142,7 @@ class AdamW8bit(AdamW):
 
 
 def _pieces(p: torch.nn.Parameter, state: State) -> Iterator[tuple[torch.Tensor, torch.Tensor, State]]:
-    """Yield a parameter, its gradient and its states in pieces of PIECE elements, as views of what they are."""
+    """Yield views of a parameter, its gradient and its states, PIECE elements at a time."""
     assert p.grad is not None
     if p.numel() <= PIECE or not p.is_contiguous():
         yield p, p.grad, state

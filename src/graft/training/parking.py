@@ -1,8 +1,8 @@
 """Park the tensors that in-place methods replace, so that full fine-tuning holds one copy in memory.
 
-An in-place method trains a copy of a base's tensors and keeps the originals, which answer without the adapter.
-During training nobody reads them. On the CPU they then lie in a mapped file without a name: they can be read at
-any time, and their pages leave the process when memory is short.
+An in-place method trains a copy of a base's tensors and keeps the originals, which answer without the
+adapter. During training nobody reads them. On the CPU they then lie in a mapped file without a name: they can
+be read at any time, and their pages leave the process when memory is short.
 """
 
 import contextlib
