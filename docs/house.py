@@ -8,6 +8,7 @@ The samples are docstrings and errors of src/graft, drawn at random by the seed.
 import argparse
 import ast
 import random
+import re
 import statistics
 import subprocess
 import sys
@@ -56,7 +57,19 @@ def tell_order() -> None:
         circle = "none"
     except CycleError as error:
         circle = " -> ".join(error.args[1])
-    print(f"upward arrows: {len(upward())} {upward()}\ncircles of files: {circle}\n")
+    print(f"upward arrows: {len(upward())} {upward()}\ncircles of files: {circle}")
+    asked = [place for path in files() for place in stages_asked_for(path)]
+    print(f"stages or objectives compared outside stages/ and recipe/: {len(asked)} {asked}\n")
+
+
+def stages_asked_for(path: Path) -> list[str]:
+    """Return the lines that compare a stage or an objective; none for files of stages and recipes."""
+    place = path.relative_to(SRC)
+    if place.parts[0] in ("stages", "recipe"):
+        return []
+    compared = re.compile(r"(stage|objective) ?(==|!=|in )")
+    lines = path.read_text().splitlines()
+    return [f"{place}:{number}" for number, line in enumerate(lines, 1) if compared.search(line)]
 
 
 def tell_sizes() -> None:

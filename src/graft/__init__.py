@@ -23,6 +23,7 @@ _HOME = {
     "Method": "core.method",
     "Recipe": "recipe",
     "Site": "core.site",
+    "Stage": "stages.stage",
     "blend": "combine.blend",
     "export": "shipping.export",
     "extract": "combine.extract",

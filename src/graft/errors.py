@@ -26,7 +26,9 @@ class GraftError(Exception):
     exit_code = 1
 
     def __init__(self, given: str, expected: str, remedy: str) -> None:
-        self.given, self.expected, self.remedy = given, expected, remedy
+        self.given = given
+        self.expected = expected
+        self.remedy = remedy
         stop = "" if remedy.endswith("?") else "."
         super().__init__(f"{given}. Expected: {expected}. To do: {remedy}{stop}")
 

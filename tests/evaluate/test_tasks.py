@@ -22,7 +22,7 @@ from graft.cli.say import score_table
 from graft.data.encode import IGNORED, Example
 from graft.data.rows import Row
 from graft.errors import DataError, UsageError
-from graft.evaluate import HeldOut, before_after, cases, evaluate, losses
+from graft.evaluate import HeldOut, Scored, before_after, cases, evaluate, losses
 from graft.methods.lora import LoRA
 from graft.methods.task_head import TaskHead
 from graft.stages.sft import SFT
@@ -173,7 +173,7 @@ def test_before_and_after_differ_by_the_adapter_only(llama, tokenizer):
     for parameter in llama.attach("sql", LoRA(r=2, target_modules="all-linear")).parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     feed = feed_of(examples(), tokenizer, batch_size=5, micro_batch_size=5, pack=False)
-    held = HeldOut(feed, SFT, [Row("a:1", "pair", ("the cat", "sat on"))], {"max_new_tokens": 3})
+    held = HeldOut(Scored(feed, SFT), [Row("a:1", "pair", ("the cat", "sat on"))], {"max_new_tokens": 3})
     table = before_after(llama, held, ["perplexity", "bleu"], adapter="sql")
     with llama.using("sql"):
         assert table.columns["after"]["perplexity"] == losses(llama, feed, SFT)["perplexity"]
@@ -204,7 +204,7 @@ def test_classes_come_from_the_adapters_head_and_stand_beside_the_majority(token
     rows = [Example(ids, [IGNORED] * len(ids), "x:1", target) for ids, target in zip(ROWS, true, strict=True)]
     kind = {"stage": "classify", "family": "encoder"}
     feed = feed_of(rows, tokenizer, batch_size=2, micro_batch_size=2, **kind)
-    held = HeldOut(feed, stage_named("classify"))
+    held = HeldOut(Scored(feed, stage_named("classify")))
     table = before_after(base, held, ["accuracy", "f1"], adapter="intent")
     assert table.columns["after"]["accuracy"] == 0.8
     assert table.columns["majority"]["accuracy"] == max(true.count(label) for label in true) / 5

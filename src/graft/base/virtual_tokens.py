@@ -95,7 +95,9 @@ class VirtualTokenHooks(Host):
 
     def _rows(self, route: Route, like: torch.Tensor) -> Rows:
         """Return what surrounds the rows of `like` (rows, T, d), in its dtype."""
-        fronts, backs, shifts = [], [], []
+        fronts = []
+        backs = []
+        shifts = []
         for name, span in route.parts(len(like)):
             count, pairs = span.stop - span.start, self._around(name)
             empty = like.new_zeros(0, like.shape[2])

@@ -19,8 +19,8 @@ SMALL = 32 * MIB  # of rows: up to here they are read twice, to find bad ones ea
 def add_to(app: typer.Typer) -> None:
     help = f"""Train: `graft train recipe.yaml train.lr=1e-4`, or `graft train --model M --data ROWS`.
 
-    Change any key of a recipe by key=value or --key value; --keys lists them. The same command continues a run
-    that was stopped. Stages: {STAGES}."""
+    Change any key of a recipe by key=value or --key value; --keys lists them. The same command continues a
+    stopped run. Stages: {STAGES}."""
     app.command(
         "train",
         help=help,

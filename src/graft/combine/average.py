@@ -89,7 +89,9 @@ def _settings(adapter: Adapter, index: int) -> dict[str, Any]:
 
 
 def _other_tensors(one: Adapter, other: Adapter) -> list[str]:
-    mine, theirs, trained = one.checkpoint_state(), other.checkpoint_state(), _trained(one)
+    mine = one.checkpoint_state()
+    theirs = other.checkpoint_state()
+    trained = _trained(one)
     wrong = [f"{key} is in one only" for key in sorted(mine.keys() ^ theirs.keys())]
     for key in (key for key in mine if key in theirs):
         if mine[key].shape != theirs[key].shape:

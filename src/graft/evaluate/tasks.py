@@ -35,15 +35,22 @@ class Case:
 
 
 @dataclass(frozen=True)
+class Scored:
+    """Encoded examples, and the stage whose loss and classes score them."""
+
+    feed: Feed
+    stage: Stage
+
+
+@dataclass(frozen=True)
 class HeldOut:
     """Rows that were held out of training, in every form that a metric needs.
 
-    feed, stage: encoded examples and their stage, for losses and classes; None if only texts are scored.
+    scored: for losses and classes; None if only texts are scored.
     rows: the rows themselves, for generated texts.  writing: keywords of `Base.generate`.
     """
 
-    feed: Feed | None = None
-    stage: Stage | None = None
+    scored: Scored | None = None
     rows: Sequence[Row] = ()
     writing: Mapping[str, Any] = field(default_factory=dict)
 
@@ -84,17 +91,18 @@ def evaluate(
     SHOWN rows with classes. Raises UsageError for an unknown metric, DataError if the rows that a metric
     needs are missing.
     """
-    stage = held.stage
-    by_loss = {*LOSS, *(stage.metrics if stage is not None and not stage.labelled else ())}
+    by_classes = held.scored is not None and held.scored.stage.labelled
+    by_loss = set(LOSS) if held.scored is None or by_classes else {*LOSS, *held.scored.stage.metrics}
     check(metrics, by_loss)
     scores: dict[str, float] = {}
     of_texts: dict[str, float] = {}
     with base.using(adapter):
         if set(metrics) & by_loss:
-            scores |= losses(base, *_examples(held, metrics), progress)
+            scored = _scored(held, metrics)
+            scores |= losses(base, scored.feed, scored.stage, progress)
         if set(metrics) & set(CLASS) - by_loss:
-            feed, _ = _examples(held, metrics)
-            scores |= class_scores(metrics, *classes(base, feed, progress), _labels(base, adapter))
+            predicted, true = classes(base, _scored(held, metrics).feed, progress)
+            scores |= class_scores(metrics, predicted, true, _labels(base, adapter))
             if keep is not None:
                 keep += _answered(base, held, adapter)
         text_metrics = [name for name in metrics if name in TEXT or ":" in name]
@@ -128,11 +136,11 @@ def before_after(
 
     A bare base predicts no classes: for them the first column is the rows' most frequent class.
     """
-    labelled = held.stage is not None and held.stage.labelled
+    labelled = held.scored is not None and held.scored.stage.labelled
     before: list[dict[str, Any]] = []
     after: list[dict[str, Any]] = []
     if labelled:
-        columns = {"majority": majority(_examples(held, metrics)[0], metrics, _labels(base, adapter))}
+        columns = {"majority": majority(_scored(held, metrics).feed, metrics, _labels(base, adapter))}
     else:
         columns = {"before": evaluate(base, held, metrics, adapter=None, progress=progress, keep=before)}
     columns["after"] = evaluate(base, held, metrics, adapter=adapter, progress=progress, keep=after)
@@ -164,8 +172,8 @@ def _labels(base: Base, adapter: str | None) -> Sequence[str]:
 
 def _answered(base: Base, held: HeldOut, adapter: str | None) -> list[dict[str, Any]]:
     """Return the first rows with the class, or the tagged words, that the adapter predicts."""
-    scored = {example.source for example in _examples(held, [])[0].examples}
-    rows = [row for row in held.rows if row.source in scored][:SHOWN]
+    sources = {example.source for example in _scored(held, []).feed.examples}
+    rows = [row for row in held.rows if row.source in sources][:SHOWN]
     if adapter is None or base.adapters[adapter].head is None or not rows:
         return []
     predicted = answers(base, [row.value[0] for row in rows], [adapter] * len(rows))
@@ -178,12 +186,12 @@ def _answered(base: Base, held: HeldOut, adapter: str | None) -> list[dict[str, 
     return records
 
 
-def _examples(held: HeldOut, metrics: Sequence[str]) -> tuple[Feed, Stage]:
-    """Return the encoded examples and their stage. Raises DataError if there are none."""
-    if held.feed is None or held.stage is None or not len(held.feed.examples):
+def _scored(held: HeldOut, metrics: Sequence[str]) -> Scored:
+    """Return the examples with their stage. Raises DataError if there are none."""
+    if held.scored is None or not len(held.scored.feed.examples):
         given = f"there are no examples for {', '.join(metrics)}"
         raise DataError(given, "held-out rows", "set data.eval or data.test")
-    return held.feed, held.stage
+    return held.scored
 
 
 def _text_scores(

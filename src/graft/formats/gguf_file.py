@@ -165,7 +165,9 @@ def lora(path: Path, config: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
     ranks: dict[str, int] = {}
     for name, one in stored.items():
         of, _, part = name.rpartition(".lora_")
-        key, values, table = names.state_name(of, arch), one[...].float(), of == "token_embd.weight"
+        key = names.state_name(of, arch)
+        values = one[...].float()
+        table = of == "token_embd.weight"
         if key is None or part not in ("a", "b"):
             raise AdapterError(
                 f"{path} has a tensor {name}", f"A and B of matrices of {arch.name}", "convert it again"

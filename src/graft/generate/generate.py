@@ -199,7 +199,9 @@ class _StopWords(StoppingCriteria):
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, words: Sequence[str], start: int) -> None:
-        self.tokenizer, self.words, self.start = tokenizer, words, start
+        self.tokenizer = tokenizer
+        self.words = words
+        self.start = start
         self.reach = 4 + 4 * max(map(len, words))  # a character takes at most four tokens (bytes)
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:

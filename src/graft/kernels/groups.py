@@ -98,7 +98,9 @@ def quantise_groups(weight: Tensor, bits: int, block: int) -> tuple[Tensor, Tens
 
 def dequantise_groups(weight: Grouped, dtype: torch.dtype) -> Tensor:
     """Return the values (out, in) in `dtype`: computed in fp32 (fp64 if `dtype` is) and rounded once."""
-    rows, columns, block = len(weight.codes), weight.columns, weight.block
+    rows = len(weight.codes)
+    columns = weight.columns
+    block = weight.block
     wide = torch.promote_types(dtype, torch.float32)
     out = torch.empty(rows, columns, dtype=dtype, device=weight.codes.device)
     whole = columns // block

@@ -112,7 +112,9 @@ def narrowed(config: Any, layers: Sequence[int], reduction: int) -> Any:
     A head keeps an even number of positions, at least two.
     """
     config = copy.deepcopy(config)
-    width, heads, depth = config.hidden_size, config.num_attention_heads, config.num_hidden_layers
+    width = config.hidden_size
+    heads = config.num_attention_heads
+    depth = config.num_hidden_layers
     head = head_width(config)
     narrow_head = max(2, head // reduction // 2 * 2)
     narrow_width = heads * narrow_head if heads * head == width else max(1, width // reduction)
@@ -132,7 +134,9 @@ def narrowed(config: Any, layers: Sequence[int], reduction: int) -> Any:
     if rope.get("partial_rotary_factor"):  # an even number of positions turns; the half is against rounding
         turned = 2 * max(1, round(narrow_head * rope["partial_rotary_factor"] / 2))
         rope["partial_rotary_factor"] = min(1.0, (turned + 0.5) / narrow_head)
-    config.vocab_size, config.pad_token_id, config.use_cache = 1, None, False
+    config.vocab_size = 1
+    config.pad_token_id = None
+    config.use_cache = False
     return config
 
 

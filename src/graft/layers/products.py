@@ -5,6 +5,7 @@ Yeh et al. 2023 (2309.14859); names and meanings are PEFT's. Differs: dropout ac
 not on rows of ΔW, which would have to be built for that.
 """
 
+from abc import abstractmethod
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -64,13 +65,13 @@ class Product(Insert):
         self.scale, self.rescaled = scale, rescaled
         self.rank_dropout, self.module_dropout = config.rank_dropout, config.module_dropout
 
+    @abstractmethod
     def delta(self, dtype: torch.dtype) -> torch.Tensor:
         """Return s·ΔW (out, in), for merging."""
-        raise NotImplementedError
 
+    @abstractmethod
     def product(self, x: torch.Tensor) -> torch.Tensor:
         """Return s·ΔW x without building ΔW."""
-        raise NotImplementedError
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         update = self.product(x).to(y.dtype)

@@ -8,6 +8,7 @@ mh_adapter, cross_adapter, output_adapter: at the self-attention, cross-attentio
     u + Δ(u)          the same on pre-norm blocks, which end with a sum that is not normed
 """
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -45,12 +46,12 @@ class Placed(Method):
     kinds: ClassVar = ("attention", "cross", "mlp")  # as in KINDS: cards read literals only
     files: ClassVar = PlacedFiles()
 
+    @abstractmethod
     def insert(self, sublayer: Site, place: Site, block: int) -> Insert:
         """Return the insert for one place.
 
         sublayer: has the widths.  block: its number, through all stacks.
         """
-        raise NotImplementedError
 
     def targets(self, sites: Sequence[Site]) -> list[Site]:
         return [sublayer for sublayer, _, _ in self.places(sites)]
@@ -111,11 +112,13 @@ class Addition(Insert):
 
     def __init__(self, place: Site, d: int, *, parallel: bool = False) -> None:
         super().__init__()
-        self.place, self.d, self.parallel = place, d, parallel
+        self.place = place
+        self.d = d
+        self.parallel = parallel
 
+    @abstractmethod
     def delta(self, u: torch.Tensor) -> torch.Tensor:
         """Return Δ(u), of u's shape (..., d)."""
-        raise NotImplementedError
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         if self.place.kind == "norm":

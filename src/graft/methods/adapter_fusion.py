@@ -119,7 +119,9 @@ class Fusion(Addition):
     def delta(self, u: torch.Tensor) -> torch.Tensor:
         members: Any = self.members
         z = torch.stack([member.delta(u) for member in members], dim=-2)  # (..., N, d)
-        q, K, b = self.query(u), self.key.weight.to(u.dtype), self.key.bias.to(u.dtype)
+        q = self.query(u)
+        K = self.key.weight.to(u.dtype)
+        b = self.key.bias.to(u.dtype)
         scores = (z @ (q @ K)[..., None])[..., 0] + (q @ b)[..., None]
         a = (scores / self.temperature).softmax(-1, dtype=torch.float32).to(u.dtype)
         mixed = (a[..., None, :] @ z)[..., 0, :]

@@ -75,7 +75,9 @@ class Butterfly(Insert):
 
     def __init__(self, site: Site, block: int, config: BOFT) -> None:
         super().__init__()
-        self.site, factors, width = site, config.boft_n_butterfly_factor, site.in_features
+        self.site = site
+        factors = config.boft_n_butterfly_factor
+        width = site.in_features
         self.dropout = BlockDropout(config.boft_dropout)
         self.blocks = nn.Parameter(torch.zeros(factors, width // block, block, block))
         self.scale = nn.Parameter(torch.ones(site.out_features))

@@ -136,7 +136,9 @@ class Side(Tap):
         self, net: Narrow, rungs: Sequence[Rung], up: Projection | None, T: float, encoder: "Side | None"
     ) -> None:
         super().__init__()
-        self.net, self.up, self.T = net, up, T
+        self.net = net
+        self.up = up
+        self.T = T
         self.gates = nn.Parameter(torch.zeros(len(rungs) - 1))
         self.rungs = tuple(rungs)  # in tuples they are no modules of this one: each is an insert of its own
         self.encoder = () if encoder is None else (encoder,)

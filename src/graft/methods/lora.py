@@ -121,7 +121,9 @@ class LowRank(Insert):
 
     def __init__(self, site: Site, r: int, scale: float, config: LoRA) -> None:
         super().__init__()
-        self.site, self.scale, self.dora = site, scale, config.use_dora
+        self.site = site
+        self.scale = scale
+        self.dora = config.use_dora
         self.dropout = nn.Dropout(config.lora_dropout)
         A, B = start.factors(site, r, scale, config.init_lora_weights)
         self.A, self.B = nn.Parameter(A), nn.Parameter(B)

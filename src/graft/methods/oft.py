@@ -80,7 +80,9 @@ class BlockRotation(Insert):
 
     def __init__(self, site: Site, block: int, config: OFT) -> None:
         super().__init__()
-        self.site, self.block, self.config = site, block, config
+        self.site = site
+        self.block = block
+        self.config = config
         self.dropout = BlockDropout(config.module_dropout)
         blocks = 1 if config.block_share else site.in_features // block
         self.angles = nn.Parameter(torch.zeros(blocks, block * (block - 1) // 2))

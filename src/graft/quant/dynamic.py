@@ -49,7 +49,9 @@ def dequantise_state(
     """Return the values of a state in fp32, or write them into `out` (contiguous, the shape of codes)."""
     out = torch.empty(codes.shape, dtype=torch.float32, device=codes.device) if out is None else out
     dequantise = kernels.find("dequantise_blocks", codes.device.type)
-    book, flat, target = SIGNED if signed else UNSIGNED, codes.view(-1), out.view(-1)
+    book = SIGNED if signed else UNSIGNED
+    flat = codes.view(-1)
+    target = out.view(-1)
     whole = flat.numel() // block * block
     if whole:
         dequantise(

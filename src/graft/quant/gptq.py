@@ -55,7 +55,9 @@ def choose(weight: Tensor, scheme: Scheme, U: Tensor | None) -> dict[str, Tensor
     """Return the tensors of a packed weight (out, in), as `Scheme.quantise` does, computed in U's dtype."""
     if U is None or not torch.isfinite(weight).all():
         return scheme.quantise(weight)
-    bits, block, left = GROUPED[scheme.name], scheme.block, weight.to(U.dtype, copy=True)
+    bits = GROUPED[scheme.name]
+    block = scheme.block
+    left = weight.to(U.dtype, copy=True)
     codes = torch.empty(left.shape, dtype=torch.uint8, device=left.device)
     groups = []
     for start in range(0, left.shape[1], block):

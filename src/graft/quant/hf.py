@@ -54,7 +54,9 @@ class GraftQuantConfig(QuantizationConfigMixin):
     ) -> None:
         self.quant_method = METHOD  # type: ignore[assignment]  # transformers' list is of its own methods
         usual = Scheme(scheme, block, double)
-        self.scheme, self.block, self.double = usual.name, usual.block, usual.double
+        self.scheme = usual.name
+        self.block = usual.block
+        self.double = usual.double
         self.skip, self.modules = skip or [], modules
 
     def kind(self, module: str = "") -> Scheme:

@@ -89,7 +89,9 @@ class QuantLinear(nn.Module):
     ) -> None:
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
-        self.scheme, self.dtype, self.transposed = scheme, dtype, False
+        self.scheme = scheme
+        self.dtype = dtype
+        self.transposed = False
         for name, (shape, kind) in scheme.shapes(out_features, in_features).items():
             setattr(
                 self, name, nn.Parameter(torch.empty(shape, dtype=kind, device=device), requires_grad=False)

@@ -8,7 +8,7 @@ from graft import seedling
 from graft.data import Row, load_rows
 from graft.data.rows import as_chat
 from graft.errors import UsageError
-from graft.evaluate import HeldOut, Table, before_after, evaluate
+from graft.evaluate import HeldOut, Scored, Table, before_after, evaluate
 from graft.recipe import Recipe, read
 from graft.runs.build import feed
 from graft.runs.open import Opened
@@ -27,7 +27,7 @@ def evaluation_set(opened: Opened, recipe: Recipe, rows: Sequence[Row]) -> HeldO
     if opened.by_template:
         rows = [as_chat(row) for row in rows]
     writing = {"max_new_tokens": recipe.evaluate.max_new_tokens, "batch_size": size}
-    return HeldOut(feed(base, recipe, examples, size, size), stage, rows, writing)
+    return HeldOut(Scored(feed(base, recipe, examples, size, size), stage), rows, writing)
 
 
 def held_rows(recipe: Recipe) -> list[Row]:

@@ -49,7 +49,9 @@ class Tally:
         untouched = ideal is before and ideal.dtype == written.dtype and torch.equal(ideal, written)
         if untouched:  # spare the copies in fp32
             return
-        before, ideal, written = before.float(), ideal.float(), written.float()
+        before = before.float()
+        ideal = ideal.float()
+        written = written.float()
         missed, change = written - ideal, ideal - before
         self.max = max(self.max, float(missed.abs().max()))
         self._apart += float(missed.abs().sum())
@@ -61,11 +63,9 @@ class Tally:
                 "noise": (missed2 / norm2) ** 0.5,
                 "norm": norm2**0.5,
             }
-            self._inner, self._own, self._missed = (
-                self._inner + inner,
-                self._own + norm2,
-                self._missed + missed2,
-            )
+            self._inner += inner
+            self._own += norm2
+            self._missed += missed2
 
     @property
     def kept(self) -> float:

@@ -125,7 +125,9 @@ def write_lora(base: "Base", folder: Path, adapter: str) -> str:
                 "LoRA on matrices that the file stores separately",
                 "merge it with to='gguf'",
             )
-        A, B, scale = form[0].detach().float(), form[1].detach().float(), form[2]
+        A = form[0].detach().float()
+        B = form[1].detach().float()
+        scale = form[2]
         alpha = alpha or scale * len(A)  # llama.cpp's scale is alpha / r
         name = names.file_name(f"{site.name}.weight", arch)
         state[f"{name}.lora_a"] = A.T if name == "token_embd.weight" else A

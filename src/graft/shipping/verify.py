@@ -29,7 +29,9 @@ from graft.shipping.merge_ways import original_of
 if TYPE_CHECKING:
     from graft.base.base import Base
 
-SAME, DIFFERS, UNKNOWN = "same", "differs", "not checked"
+SAME = "same"
+DIFFERS = "differs"
+UNKNOWN = "not checked"
 TOLERANCE = 0.05  # of a measured difference
 SHAPE: dict[str, type] = {
     "format": str,

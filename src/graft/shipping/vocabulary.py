@@ -18,7 +18,13 @@ from typing import Any
 from graft.data.templates import affixes, source
 from graft.errors import UsageError
 
-NORMAL, UNKNOWN, CONTROL, OURS, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # llama.cpp's kinds of tokens
+# llama.cpp's kinds of tokens
+NORMAL = 1
+UNKNOWN = 2
+CONTROL = 3
+OURS = 4
+UNUSED = 5
+BYTE = 6
 NEVER = -1e6  # score of a piece that no merge gives
 BLANK = "▁"  # SentencePiece's blank
 LLAMA3 = (
