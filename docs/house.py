@@ -111,7 +111,7 @@ def tell_samples(seed: int) -> None:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.FunctionDef) and (text := ast.get_docstring(node)):
                 documented.append((f"{place}:{node.lineno} {node.name}", text))
-            if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and len(node.exc.args) == 3:
+            if isinstance(node, ast.Raise) and is_error(node.exc):
                 parts = [ast.unparse(part) for part in node.exc.args]
                 raised.append((f"{place}:{node.lineno} {ast.unparse(node.exc.func)}", "\n".join(parts)))
     draw = random.Random(seed)
@@ -120,6 +120,13 @@ def tell_samples(seed: int) -> None:
         for place, text in draw.sample(known, 20):
             print(f"  {place}\n    " + text.replace("\n", "\n    "))
         print()
+
+
+def is_error(raised: ast.expr | None) -> bool:
+    """Return whether this is one of our errors, with what was given, what was expected and what to do."""
+    if not isinstance(raised, ast.Call) or len(raised.args) != 3:
+        return False
+    return ast.unparse(raised.func).endswith(("Error", "BadRow"))
 
 
 if __name__ == "__main__":
