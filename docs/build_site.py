@@ -8,6 +8,7 @@ link to a file that is no page of the site becomes plain text, since the site st
 """
 
 import contextlib
+import inspect
 import io
 import os
 import re
@@ -112,13 +113,25 @@ def python_page() -> str:
     ]
     for title, wanted in (("Functions", True), ("Classes", False)):
         names = [name for name in others if name.islower() is wanted]
-        text += [f"## {title}", "", *[f"::: {getattr(graft, name).__module__}.{name}\n" for name in names]]
+        text += [f"## {title}", "", *[entry(name) for name in names]]
     text += [
         "## Methods",
         "",
         *[f"- [{name}](methods/{card.name}.md): {card.title}" for name, card in methods.items()],
     ]
     return "\n".join(text)
+
+
+def entry(name: str) -> str:
+    """Return the entry of a public name; mkdocstrings finds no class in a folder without `__init__.py`."""
+    value = getattr(graft, name)
+    folder = Path(inspect.getfile(value)).parent
+    if (folder / "__init__.py").exists():
+        return f"::: {value.__module__}.{name}\n"
+    doors = [(door, inspect.getdoc(member)) for door, member in vars(value).items() if door[0] != "_"]
+    rows = [f"- `{door}`: {text.splitlines()[0]}" for door, text in doors if text]
+    module = f"`{value.__module__}`: see [how to add a stage](CONTRIBUTING.md)."
+    return "\n".join([f"### {name}", "", inspect.getdoc(value) or "", "", module, "", *rows, ""])
 
 
 def recipes_page() -> str:

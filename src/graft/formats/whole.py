@@ -77,7 +77,7 @@ def check_order(name: str, order: Tensor | None, group: int) -> None:
         order.cpu(), torch.arange(len(order), dtype=order.dtype) // group
     ):
         raise ModelError(
-            f"{name}: inputs sorted into groups by activation (desc_act; g_idx is not 0 … 0, 1 … 1, …)",
+            f"{name}: inputs sorted into groups by their activations (desc_act; g_idx is not 0 … 0, …)",
             "groups of neighbours",
             "load a checkpoint made without, or the original model with quant='int4'",
         )
