@@ -111,6 +111,12 @@ def test_it_is_known_by_its_file(package):
         read({"stage": "rankin"})
 
 
+def test_declarations_need_no_annotation(package):
+    text = FILE.replace('metrics: ClassVar = ("loss", "ranked")', 'metrics = ("ranked",)')
+    (package / "stages" / "ranking.py").write_text(text)
+    assert stage_cards()["ranking"].metrics == ("ranked",) == find("ranking").metrics
+
+
 def test_it_stands_in_the_help_of_the_command_line(package):
     program = "import sys, graft; graft.__path__.append(sys.argv[1]); from graft.cli import call; "
     for verb in ("train", "eval"):

@@ -61,13 +61,17 @@ def _lineage(cls: ast.ClassDef, classes: dict[str, ast.ClassDef]) -> list[str]:
 
 
 def _declared(cls: ast.ClassDef, classes: dict[str, ast.ClassDef]) -> dict[str, Any]:
-    """Return the values of DECLARED that a class assigns or inherits."""
+    """Return the values of DECLARED that a class assigns or inherits, with an annotation or without."""
     values: dict[str, Any] = {}
     lineage = [classes[name] for name in _lineage(cls, classes) if name in classes and name != "Stage"]
     bodies = [above.body for above in reversed(lineage)] + [cls.body]
     for node in (node for body in bodies for node in body):
-        if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
+        if isinstance(node, ast.Assign):
+            target = node.targets[0]
+        elif isinstance(node, ast.AnnAssign) and node.value is not None:
+            target = node.target
+        else:
             continue
-        if node.target.id in DECLARED and node.value is not None:
-            values[node.target.id] = ast.literal_eval(node.value)
+        if isinstance(target, ast.Name) and target.id in DECLARED:
+            values[target.id] = ast.literal_eval(node.value)  # type: ignore[arg-type]
     return values
