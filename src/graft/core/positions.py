@@ -15,9 +15,10 @@ UNPACKABLE = {
 
 
 def context_length(config: Any) -> int | None:
-    """Return how many positions a model (a transformers config) has; None if it has no limit, as T5."""
-    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return limit if isinstance(limit, int) else None
+    """Return how many tokens a model (a transformers config) takes; None if it has no limit, as T5."""
+    text = config.get_text_config()
+    limit = getattr(text, "max_position_embeddings", None)
+    return limit - first_position(text) if isinstance(limit, int) else None
 
 
 def first_position(config: Any) -> int:
