@@ -68,6 +68,8 @@ def test_a_recipe_for_tagged_words_plans_a_class_for_every_token(tmp_path, monke
     (_, tagger), (_, classifier) = (_methods(of(f"seedling:{rows}")) for rows in ("entities", "shelves"))
     assert (tagger.num_labels, tagger.every_token) == (20, True)
     assert (classifier.num_labels, classifier.every_token) == (8, False)
+    words, texts = (plan(of(f"seedling:{rows}")) for rows in ("entities", "shelves"))
+    assert words.parts["step"] > texts.parts["step"] > 0  # logits of every token, not of a row
 
 
 def test_bert_base_has_its_published_count():

@@ -37,7 +37,8 @@ def batches_of(
 ):
     """Return how a stage lays out examples for a model of this family, which is not there."""
     config = SimpleNamespace(model_type="llama", decoder_start_token_id=decoder_start)
-    base = SimpleNamespace(tokenizer=tokenizer, family=family, model=SimpleNamespace(config=config))
+    model = SimpleNamespace(config=config)
+    base = SimpleNamespace(tokenizer=tokenizer, family=family, model=model, adapters={})
     batches = stage_named(stage, objective).batches(base, max_length, pack=pack)
     batches.first_position = first_position
     return batches

@@ -71,7 +71,9 @@ class Classify(Stage):
         return Labelled(tokenizer, settings.max_length, labels)
 
     def batches(self, base: Base, max_length: int, *, pack: bool = False) -> Batches:
-        return ClassBatches(base.tokenizer, max_length)
+        heads = [adapter.head for adapter in base.adapters.values() if adapter.head is not None]
+        tagged = any(head.every_token for head in heads)
+        return ClassBatches(base.tokenizer, max_length, tagged=tagged)
 
     def scores(self, loss: float, sums: dict[str, float]) -> dict[str, float]:
         return {"loss": loss, "accuracy": sums["correct"] / sums["tokens"], "tokens": sums["tokens"]}
@@ -140,7 +142,14 @@ class Labelled(Encoder):
 
 
 class ClassBatches(Batches):
-    """Labels are (B,) classes of rows, or (B, T) classes of words at their first tokens."""
+    """Labels are (B,) classes of rows, or (B, T) classes of words at their first tokens.
+
+    tagged: whether `full` stands for rows with a class for every word; other batches tell by their examples.
+    """
+
+    def __init__(self, tokenizer: Any, max_length: int, *, tagged: bool = False) -> None:
+        super().__init__(tokenizer, max_length)
+        self.tagged = tagged
 
     def padded(self, examples: Sequence[Example]) -> Batch:
         inputs, sources = self.inputs(examples)
@@ -151,4 +160,6 @@ class ClassBatches(Batches):
         return Batch(inputs, labels, int((labels != IGNORED).sum()), sources)
 
     def full(self, rows: int, length: int) -> Batch:
-        return Batch(self.full_inputs(rows, length), torch.zeros(rows, dtype=torch.long), rows, [])
+        shape = (rows, length) if self.tagged else (rows,)
+        labels = torch.zeros(shape, dtype=torch.long)
+        return Batch(self.full_inputs(rows, length), labels, labels.numel(), [])
