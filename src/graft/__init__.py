@@ -21,6 +21,7 @@ _HOME = {
     "GraftError": "errors",
     "Insert": "core.insert",
     "Method": "core.method",
+    "Notice": "errors",
     "Recipe": "recipe",
     "Site": "core.site",
     "Stage": "stages.stage",

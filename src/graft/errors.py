@@ -11,9 +11,14 @@ GraftError                exit 1    anything the user can act on
 │   └── Interrupted       exit 130  a signal stopped the run (143 for SIGTERM); see graft.training.signals
 ├── CheckpointError                 a checkpoint is damaged, or belongs to another run
 └── SpaceError            exit 74   the disk is full
+
+Where work goes on, but not quite as somebody may think, a Notice says so: a warning of Python, which the
+command line prints as a line of its own.
 """
 
 import difflib
+import sys
+import warnings
 from collections.abc import Iterable
 
 
@@ -71,6 +76,18 @@ class SpaceError(GraftError):
     """The disk is full."""
 
     exit_code = 74
+
+
+class Notice(UserWarning):
+    """Something the user must know that stops nothing: part of a setting, row or model is not used."""
+
+
+def notice(text: str) -> None:
+    """Say something that the user must know; it seems to come from the line that called the package."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "graft":
+        frame, level = frame.f_back, level + 1
+    warnings.warn(text, Notice, stacklevel=level - 1)
 
 
 def one_of(

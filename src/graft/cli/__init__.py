@@ -11,7 +11,10 @@ import os
 import sys
 import tempfile
 import traceback
+import warnings
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -32,7 +35,7 @@ from graft.cli import (
     verify,
 )
 from graft.cli.say import talk
-from graft.errors import GraftError
+from graft.errors import GraftError, Notice
 from graft.storage import disk_full
 
 app = typer.Typer(
@@ -74,7 +77,9 @@ def main() -> None:
 def call(words: list[str]) -> int:
     """Run one command line and return the exit code. Failures take a few lines, never a traceback."""
     try:
-        app(words, prog_name="graft")
+        with warnings.catch_warnings():
+            warnings.showwarning = partial(_show_warning, warnings.showwarning)
+            app(words, prog_name="graft")
     except SystemExit as done:
         return done.code if isinstance(done.code, int) else int(done.code is not None)
     except KeyboardInterrupt:
@@ -88,6 +93,14 @@ def call(words: list[str]) -> int:
     except Exception as error:
         return _defect(error)
     return 0
+
+
+def _show_warning(others: Any, message: Warning | str, category: type[Warning], *where: Any) -> None:
+    """Print a notice as a line of ours.  others: shows what other packages warn of."""
+    if issubclass(category, Notice):
+        talk(f"note    {message}")
+    else:
+        others(message, category, *where)
 
 
 def _fail(error: GraftError) -> int:

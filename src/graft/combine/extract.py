@@ -9,7 +9,6 @@ everything else as `modules_to_save`, as PEFT stores it.
 """
 
 import re
-import warnings
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -22,7 +21,7 @@ from torch import nn
 from graft.base.adapter import Adapter
 from graft.combine.low_rank import attach, truncated
 from graft.core.site import Site
-from graft.errors import AdapterError, ModelError, UsageError, listed, one_of
+from graft.errors import AdapterError, ModelError, UsageError, listed, notice, one_of
 from graft.methods.lora import LoRA
 from graft.models.files import open_files
 from graft.quant import is_packed
@@ -130,9 +129,7 @@ def extract(
     adapter = change.attach(name, rest)
     left = [*(change.rest if rest == "name" else ()), *change.foreign]
     if left:
-        warnings.warn(
-            f"{_shown(left)}: not in {name!r}; rest='keep' takes along what the base has", stacklevel=2
-        )
+        notice(f"{_shown(left)}: not in {name!r}; rest='keep' takes along what the base has")
     return adapter
 
 

@@ -7,6 +7,7 @@ teach, or if its text contains a special token, which would steer the model as i
 
 from abc import ABC, abstractmethod
 from array import array
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -104,6 +105,8 @@ class Encoded:
     used: rows that gave examples.  cut: sources of shortened rows.
     unknown: how often the unknown token occurs.
     altered: turns that the template writes differently from what the model would generate.
+    unused: what rows say and the model does not read, with the number of rows: `Row.unused`, and what the
+    encoder finds.
     """
 
     examples: Examples = field(default_factory=Examples)
@@ -112,6 +115,7 @@ class Encoded:
     cut: list[str] = field(default_factory=list)
     altered: int = 0
     unknown: int = 0
+    unused: Counter[str] = field(default_factory=Counter)
 
 
 # Each row with its examples, or with the reason why it has none.
@@ -156,6 +160,7 @@ class Encoder(ABC):
                     encoded.rejects.append(outcome.at(row.source))
                     continue
                 encoded.used += 1
+                encoded.unused.update(row.unused)
                 for example in outcome:
                     encoded.unknown += example.ids.count(self.unknown) if self.unknown is not None else 0
                     encoded.examples.add(example)

@@ -1,6 +1,7 @@
 """From the recipe's `data:` section to encoded examples and the report about them."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -230,6 +231,7 @@ def _report(settings: Any, loaded: Loaded, train: Encoded, held_out: Encoded | N
         cut_sources=[source for part in encoded for source in part.cut][:20],
         altered_turns=sum(part.altered for part in encoded),
         tokens_unknown=sum(part.unknown for part in encoded),
+        unused=dict(sum((part.unused for part in encoded), Counter()).most_common()),
         duplicates=len(keys) - len(train_keys),
         overlap=sum(row.key() in train_keys for row in not_trained_on),
     )

@@ -40,6 +40,8 @@ class DataReport:
     cut: int = 0
     cut_sources: list[str] = field(default_factory=list)  # `file:line` of the first few
     altered_turns: int = 0  # turns that the chat template writes differently from what the model generates
+    # what rows say and the model does not read, such as "column 'context'", with the number of such rows
+    unused: dict[str, int] = field(default_factory=dict)
     duplicates: int = 0  # training rows that repeat an earlier one
     overlap: int = 0  # eval or test rows that are training rows too
     template: str | None = None
@@ -59,7 +61,11 @@ class DataReport:
             (self.duplicates, f"{self.duplicates} training rows repeat another one"),
             (self.overlap, f"{self.overlap} evaluation rows are training rows too: their score will flatter"),
         ]
-        return [text for count, text in candidates if count]
+        used = self.train + self.eval
+        unread = [
+            f"not read: {what}, in {count / used:.0%} of the rows" for what, count in self.unused.items()
+        ]
+        return unread + [text for count, text in candidates if count]
 
     def json(self) -> dict[str, Any]:
         """Return all fields as plain JSON values."""

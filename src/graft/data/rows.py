@@ -43,6 +43,8 @@ class Row:
     kind, value: "text" str; "pair" (prompt, completion); "chat" a list of {role, content, ...}; "label"
     (text, label); "tags" (words, tags), one tag a word.
     tools: JSON schemas that the chat template shows.  first: index of the first message that may be learnt.
+    unused: what the row says and the model will not read, such as "column 'context'"; equal things have equal
+    names, by which rows are counted.
     """
 
     source: str
@@ -50,6 +52,7 @@ class Row:
     value: Any
     tools: list[Any] | None = None
     first: int = 0
+    unused: tuple[str, ...] = ()
 
     def key(self) -> bytes:
         """Return 8 bytes that depend on the content alone: equal rows of different files share them."""

@@ -13,7 +13,6 @@ cross_attention_adapters, output_adapters; layer.0, layer.1, layer.2. Layout of 
 """
 
 import re
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -23,7 +22,7 @@ from torch import Tensor
 
 from graft.core.method import Method
 from graft.core.site import Site
-from graft.errors import AdapterError
+from graft.errors import AdapterError, notice
 
 WEIGHTS = "adapter.safetensors"
 # What these settings must be if a file states them: the library's own defaults.
@@ -70,7 +69,7 @@ def translated(
 def warn_of_head(folder: Path) -> None:
     """Warn if a prediction head lies next to the adapter: it is not read."""
     if (folder / "head_config.json").exists():
-        warnings.warn(f"{folder}: the prediction head is not read; train one anew as task_head", stacklevel=4)
+        notice(f"{folder}: the prediction head is not read; train one anew as task_head")
 
 
 def _bottlenecks(
