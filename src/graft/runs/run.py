@@ -280,8 +280,7 @@ def _announce(observer: RunObserver, work: _Work) -> None:
     )
     for text in adapter.notices():
         observer.note(text)
-    obstacle = base.unpackable(recipe.data.max_length)
-    if recipe.data.pack and obstacle and work.stage.packs:
+    if recipe.data.pack and work.stage.packs and (obstacle := base.unpackable(recipe.data.max_length)):
         observer.note(f"rows are padded, not packed: {obstacle}")
     observer.data(work.prepared.report)
 
