@@ -57,7 +57,7 @@ DEFECTS = {
     "answer is an object": second(line(prompt="x", completion={"a": 1}), "not text"),
     "other columns": second(line(question="x", reply="y"), "unknown columns"),
     "no columns": second(b"{}\n", "unknown columns"),
-    "preference pair": second(line(chosen="x", rejected="y"), "unknown columns"),
+    "preference pair": second(line(chosen="x", rejected="y"), "preference pair"),
     "label in sft": second(line(text="x", label="y"), "label without classify"),
     "no turns": second(line(messages=[]), "bad messages"),
     "turn is a string": second(line(messages=["hi"]), "bad messages"),

@@ -1,6 +1,7 @@
 """From the recipe's `data:` section to encoded examples and the report about them."""
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -167,7 +168,8 @@ def prepare(
 def label_names(rows: Sequence[Row]) -> list[str]:
     """Return the names of the classes: numbers in their order, words in alphabetical order."""
     names = {str(label) for row in rows for label in (row.value[1] if row.kind == "tags" else row.value[1:])}
-    return sorted(names, key=int) if all(name.lstrip("-").isdecimal() for name in names) else sorted(names)
+    numbers = all(re.fullmatch("-?[0-9]{1,18}", name) for name in names)
+    return sorted(names, key=lambda name: (int(name), name)) if numbers else sorted(names)
 
 
 def _read_rows(

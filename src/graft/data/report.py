@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-from graft.data.encode import IGNORED, Example, Examples
+from graft.data.encode import IGNORED, TOKEN_TYPES, Example, Examples
 from graft.data.rows import Reject, by_reason
 from graft.errors import DataError, listed
 
@@ -120,7 +120,8 @@ def describe(report: DataReport, examples: Examples, tokenizer: Any, stage: Show
     lengths = sorted(examples.lengths())
     parts = {name: column.values for name, column in examples.parts.items()}
     beyond_ids = sum(len(values) for name, values in parts.items() if name not in stage.aligned)
-    learnt_in_parts = sum(value != IGNORED for values in parts.values() for value in values)
+    targets = (values for name, values in parts.items() if name != TOKEN_TYPES)
+    learnt_in_parts = sum(value != IGNORED for values in targets for value in values)
     report.examples = len(lengths)
     report.tokens = len(examples.ids.values) + beyond_ids
     report.tokens_learnt = sum(examples.learnt) + learnt_in_parts
