@@ -43,7 +43,7 @@ DEFECTS = {
     "row is a string": second(b'"text"\n', "not an object"),
     "row is null": second(b"null\n", "not an object"),
     "latin-1": second('{"prompt": "caf\u00e9", "completion": "x"}\n'.encode("latin-1"), "not UTF-8"),
-    "utf-16": ("a.jsonl", '{"prompt": "x", "completion": "y"}\n'.encode("utf-16"), 1, "not UTF-8"),
+    "utf-16 breaks off": ("a.jsonl", '{"prompt": "x"}\n'.encode("utf-16")[:-1], 1, "not UTF-8"),
     "NUL in the file": second(b'{"prompt": "a\0b", "completion": "c"}\n', "NUL byte"),
     "NUL escaped": second(b'{"prompt": "a\\u0000b", "completion": "c"}\n', "NUL byte"),
     "half a surrogate pair": second(b'{"prompt": "\\ud83d", "completion": "c"}\n', "not UTF-8"),

@@ -25,6 +25,7 @@ class DataReport:
     """
 
     files: list[str] = field(default_factory=list)
+    folders: list[str] = field(default_factory=list)  # what was taken of folders and what not, in sentences
     read: int = 0
     train: int = 0
     eval: int = 0
@@ -62,10 +63,13 @@ class DataReport:
             (self.overlap, f"{self.overlap} evaluation rows are training rows too: their score will flatter"),
         ]
         used = self.train + self.eval
+        shares: dict[int, list[str]] = {}
+        for what, count in self.unused.items():
+            shares.setdefault(count, []).append(what)
         unread = [
-            f"not read: {what}, in {count / used:.0%} of the rows" for what, count in self.unused.items()
+            f"not read: {', '.join(names)}, in {n / used:.0%} of the rows" for n, names in shares.items()
         ]
-        return unread + [text for count, text in candidates if count]
+        return self.folders + unread + [text for count, text in candidates if count]
 
     def json(self) -> dict[str, Any]:
         """Return all fields as plain JSON values."""
