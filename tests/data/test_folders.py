@@ -7,7 +7,7 @@ from stage_tools import accepts, prepared
 
 from graft.cli.data_report import report_lines
 from graft.data import load_rows
-from graft.data.read import sources, taken, validation
+from graft.data.read import choices, sources, validation
 from graft.errors import DataError
 
 
@@ -80,9 +80,9 @@ def test_what_is_not_read_of_a_folder_is_named(tmp_path):
         "a.png",
     )
     used = sources(str(tmp_path)) + validation(str(tmp_path))
-    held, rest = taken(str(tmp_path), used)
+    held, rest = choices(str(tmp_path), used)
     assert "dev.jsonl" in held and rest == f"not read of {tmp_path}: LICENSE.txt, extra.jsonl"
-    assert taken(str(tmp_path / "train.jsonl"), used) == []
+    assert choices(str(tmp_path / "train.jsonl"), used) == []
 
 
 def test_a_folder_without_rows_to_train_on_is_refused(tmp_path):
