@@ -47,6 +47,8 @@ def unknown_columns(settings: Any, accepts: Accepts, report: DataReport) -> Unkn
     share = f"{len(strange):,} of {report.read:,} rows have no"
     share = "no row has" if len(strange) == report.read else share
     given = f"{share} columns that are known: {listed(columns, 12)}. {strange[0].source}: {_shown(rows[0])}"
+    if strange[0].reason == PREFERENCE:
+        given = f"{len(strange):,} of {report.read:,} rows are preference pairs. {strange[0].detail}"
     expected = f"rows of {accepts.stage}: {' or '.join(accepts.layouts)}"
     remedy = strange[0].remedy if set(columns) & {"chosen"} or "set stage" in strange[0].remedy else ""
     return UnknownColumns(report, given, expected, remedy or _remedy(rows, columns, accepts))

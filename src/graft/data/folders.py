@@ -139,8 +139,9 @@ def _hidden(path: Path) -> bool:
 
 def _split_of(path: Path) -> str:
     """Return the split that a path inside the folder names, the file before the folders; "" for none."""
-    for part in reversed(path.parts):
-        for word in re.findall("[a-z]+", part.lower().partition(".")[0]):
+    plain = path.with_suffix("") if path.suffix == ".gz" else path
+    for part in reversed(plain.with_suffix("").parts):
+        for word in re.findall("[a-z]+", part.lower()):
             for split, words in WORDS.items():
                 if word in words:
                     return split

@@ -95,7 +95,12 @@ def _rows(name: str, table: Any) -> Iterator[Record | Reject]:
             continue
         if not any(cell.strip() for cell in cells):
             continue
-        if (byte := _foreign("".join(cells))) is not None:
+        if "\0" in (joined := "".join(cells)):
+            detail = "a NUL: the file may be damaged, or UTF-16 without its mark"
+            yield Reject(source, "NUL byte", detail, SAVE_AS_UTF8)
+            if not header:
+                return
+        elif (byte := _foreign(joined)) is not None:
             yield Reject(source, "not UTF-8", f"byte 0x{byte:02x}", SAVE_AS_UTF8)
             if not header:
                 return
