@@ -17,8 +17,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import PreTrainedTokenizerFast
 from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from graft.models.load import quiet
 
 VOCABULARY, LENGTH = 300, 12
 SIZES: dict[int, str] = {
@@ -215,10 +221,19 @@ def build(name: str) -> torch.nn.Module:
 
 
 def save(name: str, folder: Path) -> torch.nn.Module:
-    """Write a family's tiny model as transformers writes it, and return it."""
+    """Write a family's tiny model and a tokenizer as transformers writes them, and return the model."""
     model = build(name)
-    model.save_pretrained(folder)
+    with quiet():
+        model.save_pretrained(folder)
+        words().save_pretrained(folder)
     return model
+
+
+def words() -> PreTrainedTokenizerFast:
+    """Return a tokenizer in which "w7 w12" is [7, 12], and back. No token ends a text."""
+    made = Tokenizer(WordLevel({f"w{i}": i for i in range(VOCABULARY)}, unk_token="w3"))
+    made.pre_tokenizer = WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=made, pad_token="w0", unk_token="w3")
 
 
 def inputs(model: Any, rows: int = 3, length: int = LENGTH, seed: int = 1) -> dict[str, torch.Tensor]:
@@ -237,7 +252,11 @@ def small_config(model_type: str) -> Any:
         parts = {part: small_config("bert").to_dict() for part in ("encoder", "decoder")}
         parts["decoder"] |= {"is_decoder": True, "add_cross_attention": True}
         return CONFIG_MAPPING[model_type](**parts, **SPECIAL)
-    return _small(CONFIG_MAPPING[model_type], EXCEPTIONS.get(model_type, {}))
+    made = _small(CONFIG_MAPPING[model_type], EXCEPTIONS.get(model_type, {}))
+    family = families().get(model_type)
+    if family is not None and family.task == "causal" and "is_decoder" in _fields(type(made)):
+        made.is_decoder = True  # without it, a class that serves as both looks ahead
+    return made
 
 
 def _small(config: Any, more: dict[str, Any]) -> Any:
@@ -252,6 +271,8 @@ def _small(config: Any, more: dict[str, Any]) -> Any:
         for field, value in chosen.items()
         if _value(known, field) not in (None, -1) or field in NONE_IS_A_SIZE
     }
+    if getattr(known, "is_encoder_decoder", False):
+        chosen |= SPECIAL
     if "kv_lora_rank" in fields:  # each head has its keys, made from what all share
         chosen["num_key_value_heads"] = SMALL["num_attention_heads"]
     depth = _value(known, "num_hidden_layers")
