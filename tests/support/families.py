@@ -230,10 +230,10 @@ def save(name: str, folder: Path) -> torch.nn.Module:
 
 
 def words() -> PreTrainedTokenizerFast:
-    """Return a tokenizer in which "w7 w12" is [7, 12], and back. No token ends a text."""
-    made = Tokenizer(WordLevel({f"w{i}": i for i in range(VOCABULARY)}, unk_token="w3"))
+    """Return a tokenizer in which "w7 w12" is [7, 12], and back. No token ends a text; w0 is padding."""
+    made = Tokenizer(WordLevel({f"w{i}": i for i in range(VOCABULARY)}))
     made.pre_tokenizer = WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=made, pad_token="w0", unk_token="w3")
+    return PreTrainedTokenizerFast(tokenizer_object=made, pad_token="w0")
 
 
 def inputs(model: Any, rows: int = 3, length: int = LENGTH, seed: int = 1) -> dict[str, torch.Tensor]:

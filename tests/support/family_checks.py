@@ -218,26 +218,23 @@ def loaded(s: Subject) -> str:
 
 @torch.no_grad()
 def loss(s: Subject) -> str:
-    """The loss is the model's own, or torch's cross-entropy of its logits where its own is another."""
+    """The loss is torch's cross-entropy of transformers' logits; the cell says if the class has another."""
     if s.task == "encoder":
         return "-"
     batch = s.feed.step(0, 0)[0]
-    inputs = dict(batch.inputs)
     ours = language_modelling(s.base, batch)[0] / batch.tokens
-    logits = numbers_of(s.oracle(**inputs)).float()
-    labels = batch.labels
+    logits, labels = numbers_of(s.oracle(**batch.inputs)).float(), batch.labels
     if s.task == "causal":
         logits, labels = logits[:, :-1], labels[:, 1:]
-    wanted = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100)
-    require_close("loss", ours, wanted)
-    if s.task == "seq2seq":
-        inputs.pop("decoder_input_ids")
-    own = s.oracle(**inputs, labels=batch.labels).loss
-    return (
-        "ok"
-        if difference(ours, own) < TOLERANCE
-        else f"ok: the class's own loss is {own:.3f}, not {ours:.3f}"
-    )
+    require_close("loss", ours, F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100))
+    inputs = {key: value for key, value in batch.inputs.items() if key != "decoder_input_ids"}
+    try:
+        own = s.oracle(**inputs, labels=batch.labels).loss
+    except Exception as error:
+        return f"ok: the class cannot compute its own ({type(error).__name__})"
+    if difference(ours, own) < TOLERANCE:
+        return "ok"
+    return "ok: the class computes its own in another way, without the shift or with more terms"
 
 
 @torch.no_grad()
@@ -394,7 +391,7 @@ def require_whole_forwards(s: Subject, name: str | None) -> None:
 
 
 def _text(ids: Sequence[int]) -> str:
-    return " ".join(f"w{i}" for i in ids)
+    return " ".join(f"w{i}" for i in ids if i)  # as the tokenizer writes them, which leaves out padding
 
 
 def _unmoved(s: Subject, method: Any) -> list[str]:
