@@ -16,6 +16,7 @@ from graft.data.rows import BadRow, Reject, Row
 from graft.data.templates import affixes
 
 IGNORED = -100  # the label that carries no loss
+TOKEN_TYPES = "token_types"  # the part that says to which of two texts each id belongs; never learnt
 ROWS_AT_ONCE = 1024  # that are tokenised in one call
 
 
@@ -56,7 +57,7 @@ class Examples(Sequence[Example]):
     """Many examples in flat arrays, 5 bytes per token. An Example is built each time that one is read.
 
     learnt: one byte per id, 1 if it is a target.  targets: one per example, or empty.
-    parts: one Column per name; every example has the same names.
+    parts: one Column per name, empty where an example has no such part.
     """
 
     ids: Column = field(default_factory=Column)
@@ -72,8 +73,10 @@ class Examples(Sequence[Example]):
         self.sources.append(example.source)
         if example.target is not None:
             self.targets.append(example.target)
-        for name, sequence in example.parts.items():
-            self.parts.setdefault(name, Column()).add(sequence)
+        for name in example.parts.keys() - self.parts.keys():
+            self.parts[name] = Column(ends=array("q", [0] * (len(self) - 1)))
+        for name, column in self.parts.items():
+            column.add(example.parts.get(name, []))
 
     def __len__(self) -> int:
         return len(self.sources)

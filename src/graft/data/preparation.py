@@ -1,6 +1,7 @@
 """From the recipe's `data:` section to encoded examples and the report about them."""
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -8,9 +9,10 @@ from itertools import islice
 from typing import Any, ClassVar, Protocol
 
 from graft.data import cache as store
+from graft.data.advice import unknown_columns
 from graft.data.encode import Encoded, Encoder, Example, Examples
 from graft.data.layouts import Accepts, check_settings, recognise
-from graft.data.read import records, sources
+from graft.data.read import records, sources, taken, validation
 from graft.data.report import DataReport, RejectedRows, describe
 from graft.data.rows import Reject, Row, by_reason
 from graft.errors import DataError
@@ -83,19 +85,31 @@ def load_rows(settings: Any, accepts: Accepts, *, seed: int = 0) -> Loaded:
         )
     loaded = Loaded([])
     loaded.train = _read_rows(settings.train, settings, accepts, loaded, settings.limit)
-    if isinstance(settings.eval, str):
-        loaded.eval = _read_rows(settings.eval, settings, accepts, loaded)
+    if advice := unknown_columns(settings, accepts, _report_of(loaded)):
+        raise advice
+    if held := held_out(settings):
+        loaded.eval = _read_rows(held, settings, accepts, loaded, split="validation")
     _stop_if_strict(_report_of(loaded), settings)
     if getattr(settings, "test", None):
         apart = Loaded([])  # test rows are not trained on: the counts are about the others
-        loaded.test = _read_rows(settings.test, settings, accepts, apart)
+        loaded.test = _read_rows(settings.test, settings, accepts, apart, split="test")
         _stop_if_strict(_report_of(apart), settings)
     if not loaded.train:
         raise RejectedRows(_report_of(loaded), strict=False)
     _check_one_task([*loaded.train, *(loaded.eval or []), *(loaded.test or [])])
-    if isinstance(settings.eval, float) and settings.eval > 0:
+    if isinstance(settings.eval, float) and settings.eval > 0 and not held:
         loaded.train, loaded.eval = split(loaded.train, settings.eval, seed)
     return loaded
+
+
+def held_out(settings: Any) -> Any:
+    """Return where the evaluation rows are: what data.eval names, or files that folders call validation.
+
+    None where a share of the rows is held out, or none at all.
+    """
+    if not isinstance(settings.eval, float):
+        return settings.eval
+    return (validation(settings.train) if settings.eval > 0 else None) or None
 
 
 def split(rows: Sequence[Row], share: float, seed: int) -> tuple[list[Row], list[Row]]:
@@ -167,16 +181,23 @@ def prepare(
 def label_names(rows: Sequence[Row]) -> list[str]:
     """Return the names of the classes: numbers in their order, words in alphabetical order."""
     names = {str(label) for row in rows for label in (row.value[1] if row.kind == "tags" else row.value[1:])}
-    return sorted(names, key=int) if all(name.lstrip("-").isdecimal() for name in names) else sorted(names)
+    numbers = all(re.fullmatch("-?[0-9]{1,18}", name) for name in names)
+    return sorted(names, key=lambda name: (int(name), name)) if numbers else sorted(names)
 
 
 def _read_rows(
-    where: Any, settings: Any, accepts: Accepts, loaded: Loaded, limit: int | None = None
+    where: Any,
+    settings: Any,
+    accepts: Accepts,
+    loaded: Loaded,
+    limit: int | None = None,
+    *,
+    split: str = "train",
 ) -> list[Row]:
     """Return the usable rows of some files; add their number and their rejects to `loaded`."""
     rows: list[Row] = []
     tag_names = getattr(settings, "tag_names", ())
-    for record in islice(records(where, tagged="tags" in accepts.layouts), limit):
+    for record in islice(records(where, tagged="tags" in accepts.layouts, split=split), limit):
         loaded.read += 1
         row: Row | Reject
         if isinstance(record, Reject):
@@ -220,7 +241,8 @@ def _report(settings: Any, loaded: Loaded, train: Encoded, held_out: Encoded | N
     train_keys = set(keys)
     not_trained_on = (loaded.eval or []) + (loaded.test or [])
     return DataReport(
-        files=_files(settings),
+        files=files_of(settings),
+        folders=taken(settings.train, files_of(settings)),
         read=loaded.read,
         train=train.used,
         eval=held_out.used if held_out else 0,
@@ -258,12 +280,16 @@ def _check_report(report: DataReport, settings: Any) -> None:
         raise RejectedRows(report, strict=False)
 
 
-def _files(settings: Any) -> list[str]:
+def files_of(settings: Any) -> list[str]:
     """Return every file and hub name of the settings, in reading order."""
-    named = [settings.train, settings.eval, getattr(settings, "test", None)]
-    return [name for where in named if where and not isinstance(where, float) for name in sources(where)]
+    named = {
+        "train": settings.train,
+        "validation": held_out(settings),
+        "test": getattr(settings, "test", None),
+    }
+    return [name for split, where in named.items() if where for name in sources(where, split)]
 
 
 def _cache_name(settings: Any, tokenizer: Any, facts: list[Any]) -> str | None:
     chosen = [str(getattr(settings, key, None)) for key in CACHED_BY]
-    return store.key(_files(settings), tokenizer, chosen + facts)
+    return store.key(files_of(settings), tokenizer, chosen + facts)

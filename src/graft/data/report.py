@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-from graft.data.encode import IGNORED, Example, Examples
+from graft.data.encode import IGNORED, TOKEN_TYPES, Example, Examples
 from graft.data.rows import Reject, by_reason
 from graft.errors import DataError, listed
 
@@ -25,6 +25,7 @@ class DataReport:
     """
 
     files: list[str] = field(default_factory=list)
+    folders: list[str] = field(default_factory=list)  # what was taken of folders and what not, in sentences
     read: int = 0
     train: int = 0
     eval: int = 0
@@ -62,10 +63,13 @@ class DataReport:
             (self.overlap, f"{self.overlap} evaluation rows are training rows too: their score will flatter"),
         ]
         used = self.train + self.eval
+        shares: dict[int, list[str]] = {}
+        for what, count in self.unused.items():
+            shares.setdefault(count, []).append(what)
         unread = [
-            f"not read: {what}, in {count / used:.0%} of the rows" for what, count in self.unused.items()
+            f"not read: {', '.join(names)}, in {n / used:.0%} of the rows" for n, names in shares.items()
         ]
-        return unread + [text for count, text in candidates if count]
+        return self.folders + unread + [text for count, text in candidates if count]
 
     def json(self) -> dict[str, Any]:
         """Return all fields as plain JSON values."""
@@ -120,7 +124,8 @@ def describe(report: DataReport, examples: Examples, tokenizer: Any, stage: Show
     lengths = sorted(examples.lengths())
     parts = {name: column.values for name, column in examples.parts.items()}
     beyond_ids = sum(len(values) for name, values in parts.items() if name not in stage.aligned)
-    learnt_in_parts = sum(value != IGNORED for values in parts.values() for value in values)
+    targets = (values for name, values in parts.items() if name != TOKEN_TYPES)
+    learnt_in_parts = sum(value != IGNORED for values in targets for value in values)
     report.examples = len(lengths)
     report.tokens = len(examples.ids.values) + beyond_ids
     report.tokens_learnt = sum(examples.learnt) + learnt_in_parts

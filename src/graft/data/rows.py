@@ -41,7 +41,7 @@ class Row:
     """One usable row in the normal form.
 
     kind, value: "text" str; "pair" (prompt, completion); "chat" a list of {role, content, ...}; "label"
-    (text, label); "tags" (words, tags), one tag a word.
+    (text or a pair of texts, label); "tags" (words, tags), one tag a word.
     tools: JSON schemas that the chat template shows.  first: index of the first message that may be learnt.
     unused: what the row says and the model will not read, such as "column 'context'"; equal things have equal
     names, by which rows are counted.
@@ -65,7 +65,15 @@ class Row:
             return [*self.value[0], *self.value[1]]
         if self.kind == "chat":
             return [text for message in self.value for text in message.values() if isinstance(text, str)]
+        if self.kind == "label":
+            return [*self.asked, str(self.value[1])]
         return [self.value] if self.kind == "text" else [str(part) for part in self.value]
+
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """The texts of a row with a label: one or two."""
+        texts = self.value[0]
+        return (texts,) if isinstance(texts, str) else tuple(texts)
 
 
 def turns(prompt: Any, answer: Any) -> list[dict[str, Any]]:

@@ -180,7 +180,7 @@ def _answered(base: Base, held: HeldOut, adapter: str | None) -> list[dict[str, 
     records = []
     for row, text in zip(rows, predicted, strict=True):
         tagged = row.kind == "tags"
-        prompt = " ".join(row.value[0]) if tagged else row.value[0]
+        prompt = " ".join(row.value[0]) if tagged else "\n".join(row.asked)
         reference = marked(*row.value) if tagged else str(row.value[1])
         records.append({"prompt": prompt, "references": [reference], "text": text})
     return records

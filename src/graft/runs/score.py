@@ -6,8 +6,9 @@ from pathlib import Path
 
 from graft import seedling
 from graft.data import Row, load_rows
+from graft.data.read import sources, taken
 from graft.data.rows import as_chat
-from graft.errors import UsageError
+from graft.errors import UsageError, listed, notice
 from graft.evaluate import HeldOut, Scored, Table, before_after, evaluate
 from graft.recipe import Recipe, read
 from graft.runs.build import feed
@@ -52,9 +53,16 @@ def score(opened: Opened, recipe: Recipe, data: str | None = None) -> Table:
 
 
 def _rows_of(data: str, recipe: Recipe) -> list[Row]:
-    """Return the rows of other data, read as the recipe reads its own; at most evaluate.limit."""
-    settings = recipe.data.model_copy(update={"train": data, "eval": None, "test": None})
-    return load_rows(seedling.located(settings), stage_of(recipe).accepts()).train[: recipe.evaluate.limit]
+    """Return the rows of other data, read as the recipe reads its own; at most evaluate.limit.
+
+    Of a folder these are its test rows, else its validation rows, by the names of its files.
+    """
+    given = recipe.data.model_copy(update={"train": data, "eval": None, "test": None})
+    located = seedling.located(given)
+    settings = located.model_copy(update={"train": sources(located.train, "test")})
+    for sentence in taken(data, settings.train):
+        notice(f"scored on {listed(settings.train)}; {sentence}")
+    return load_rows(settings, stage_of(recipe).accepts()).train[: recipe.evaluate.limit]
 
 
 def scoring_recipe(opened: Opened, stage: str | None, metrics: Sequence[str], limit: int | None) -> Recipe:
