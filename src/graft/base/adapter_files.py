@@ -21,6 +21,7 @@ from graft.core.part import Part
 from graft.core.site import Site
 from graft.errors import AdapterError
 from graft.formats import adapterhub, mlx, peft, peft_keys
+from graft.formats.legacy import pickled_in
 from graft.formats.peft import CONFIG, WEIGHTS, Settings, Tensors
 from graft.layers.targets import matches
 from graft.quant.finite import require_finite
@@ -131,8 +132,9 @@ def _files(folder: Path, sites: Sequence[Site]) -> tuple[Settings, Tensors, Sett
     raise AdapterError(
         f"{folder} holds no {WEIGHTS}",
         "safetensors: pickle files (.bin, .pt) can run code and are not read",
-        "convert a legacy file with `graft convert`, or save it again with safe_serialization=True "
-        "(use_safetensors=True in the `adapters` library)",
+        f"`graft convert {folder} NEW_FOLDER` writes it as safetensors, reading the weights only"
+        if pickled_in(folder)
+        else "copy the folder again from where it came",
     )
 
 

@@ -45,6 +45,11 @@ REFUSED = frozenset({
         "use_bdlora",
         "use_qalora",
 })  # fmt: skip
+# What LoRA has and its kin, which share PEFT's config, have not.
+FURTHER = frozenset({
+    "alpha_pattern", "ensure_weight_tying", "lora_bias", "rank_pattern", "trainable_token_indices",
+    "use_dora", "use_rslora",
+})  # fmt: skip
 
 
 class LoRAFiles(TargetedFiles):

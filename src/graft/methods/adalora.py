@@ -26,14 +26,8 @@ from graft.core.insert import Insert, Weights
 from graft.core.part import Part, Seats
 from graft.core.site import Site
 from graft.errors import UsageError
-from graft.layers.lora_files import REFUSED, TRAINING
+from graft.layers.lora_files import FURTHER, REFUSED, TRAINING
 from graft.layers.targets import Targeted, TargetedFiles, biases, check_bias, check_dropout, check_rank
-
-
-# Settings of PEFT's LoRA that its AdaLoRA inherits.
-BESIDE_IT = frozenset(
-    {"alpha_pattern", "ensure_weight_tying", "lora_bias", "trainable_token_indices", "use_dora", "use_rslora"}
-)
 
 
 class AdaLoRAFiles(TargetedFiles):
@@ -69,7 +63,7 @@ class AdaLoRA(Targeted):
         "ADALORA",
         own=frozenset({"total_step"}),
         idle=TRAINING | {"r", "init_lora_weights", "megatron_core", "qalora_group_size"},
-        refused=REFUSED | BESIDE_IT,
+        refused=REFUSED | FURTHER,
     )
 
     def __post_init__(self) -> None:

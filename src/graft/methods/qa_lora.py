@@ -29,7 +29,7 @@ from graft.core.insert import Insert, LowRankForm, Weights
 from graft.core.part import Part, Seats
 from graft.core.site import Site, shown
 from graft.errors import SiteError
-from graft.layers.lora_files import TRAINING, refuse_start
+from graft.layers.lora_files import FURTHER, REFUSED, TRAINING, refuse_start
 from graft.layers.pooling import as_sums
 from graft.layers.targets import Targeted, TargetedFiles, biases, check_bias, check_dropout, check_rank
 from graft.quant import is_packed
@@ -72,6 +72,7 @@ class QALoRA(Targeted):
         "GRAFT_QALORA",
         marks={"peft_type": "LORA", "use_qalora": True},
         idle=TRAINING | {"use_qalora", "qalora_pool", "qalora_bits", "init_lora_weights", "megatron_core"},
+        refused=REFUSED | FURTHER,
     )
 
     def __post_init__(self) -> None:
