@@ -77,6 +77,7 @@ class LoRA(Targeted):
 
     kinds: ClassVar = ("linear", "head", "embed")
     files: ClassVar = LoRAFiles("LORA", own=frozenset({"loraplus_lr_ratio"}))
+    patterns: ClassVar = ("rank_pattern", "alpha_pattern")
 
     def __post_init__(self) -> None:
         check_rank("r", self.r)
