@@ -61,6 +61,7 @@ class LoRA(Targeted):
         refused=REFUSED,
         absent={"lora_alpha": 8},
     )
+    patterns: ClassVar = ("rank_pattern", "alpha_pattern")
 
     def __post_init__(self) -> None:
         check_rank("r", self.r)
