@@ -18,10 +18,8 @@ from transformers.generation import GenerationConfig, StoppingCriteria, Stopping
 
 from graft.core.positions import context_length
 from graft.data.rows import BadRow
-from graft.data.templates import Template, prompt_ids, source
+from graft.data.templates import Prompt, Template, prompt_ids, source
 from graft.errors import DataError, UsageError, listed, one_of
-
-Prompt = str | list[dict[str, Any]]  # a text used as it is, or messages for the chat template
 
 
 class Writer(Protocol):
@@ -113,7 +111,8 @@ def generate(
 ) -> list[str]:
     """Return the continuation of each prompt, without the prompt and without the stop.
 
-    prompts: texts (used as they are, with the tokenizer's start token) or message lists (chat template).
+    prompts: texts (used as they are, with the tokenizer's start token), message lists (chat template), or
+    {"messages": ..., "tools": ...} where the chat template shows tools.
     adapters: one name or None per prompt.
     sampling: the fields of `Sampling`. Raises UsageError for bad settings, DataError for a prompt beyond the
     context.
@@ -225,12 +224,8 @@ def end_tokens(base: Writer, stop: Sequence[str] = (), *, chat: bool) -> list[in
 
 def _turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
     """Return the token that the chat template writes after an answer, which training teaches."""
-    template, answer = Template(tokenizer, source(tokenizer)), "graft"
-    text = template.render([{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}])
-    control = template.controls.search(text, text.rfind(answer) + len(answer))
-    if control is None:
-        return None
-    token: Any = tokenizer.convert_tokens_to_ids(control.group())
+    end = Template(tokenizer, source(tokenizer)).end
+    token: Any = None if end is None else tokenizer.convert_tokens_to_ids(end)
     return None if token is None else int(token)
 
 

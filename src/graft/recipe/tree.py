@@ -66,6 +66,8 @@ class Data(Section):
     pack: bool = True  # several rows in one sequence, never seeing each other
     bad_rows: BadRows = "strict"  # strict: a defective row stops the run; skip: it is listed and left out
     template: Name | None = None  # chat template: a file or a builtin name; null: the tokenizer's own
+    # read control tokens in texts, prompts and completions as tokens; rows that the template wrote always are
+    control_tokens: bool = False
     limit: Count | None = None  # use only so many rows of train
     tag_names: list[Name] = []  # names of tags that are written as numbers, in their order: [O, B-PER, I-PER]
     columns: dict[str, str] = {}  # names of columns that are not recognised, for example {prompt: question}
