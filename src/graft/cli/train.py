@@ -73,8 +73,10 @@ def train(
         result = run(chosen, observer=progress)
     if result.scores:
         talk(score_table(result.scores))
+        for line in result.coverage["lines"]:
+            talk(f"eval    {line}")
     written = [result.adapter, result.folder / "report.html", *([result.model] if result.model else [])]
-    talk(f"wrote   {'   '.join(map(str, written))}")
+    talk(f"{'wrote' if result.trained else 'kept':<7} {'   '.join(map(str, written))}")
     if json:
         show_json(result.facts())
     folder = chosen.output
@@ -95,4 +97,4 @@ def _check_rows(recipe: "Recipe") -> None:
     files = [Path(name) for name in files_of(data)] if data.train else []
     if all(file.exists() for file in files) and sum(file.stat().st_size for file in files) < SMALL:
         accepts = Accepts(recipe.stage, stage_card(recipe.stage).layouts)
-        load_rows(data, accepts, seed=recipe.train.seed)
+        load_rows(data, accepts)

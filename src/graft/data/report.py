@@ -22,7 +22,7 @@ SHOWN = 20  # rejects that an error message lists one by one
 class DataReport:
     """Facts about the rows of a run, as plain values. Numbers without another unit count rows.
 
-    read = train + eval + Σ rejected
+    read = train + eval + Σ rejected + beyond_limit
     """
 
     files: list[str] = field(default_factory=list)
@@ -30,6 +30,8 @@ class DataReport:
     read: int = 0
     train: int = 0
     eval: int = 0
+    beyond_limit: int = 0  # usable rows that data.limit left out
+    sampled: str = ""  # what it took, in words
     rejected: dict[str, int] = field(default_factory=dict)  # by reason
     rejects: list[Reject] = field(default_factory=list)
     examples: int = 0  # of the training rows, as are the next five; a long document gives several
@@ -54,6 +56,7 @@ class DataReport:
         """Return what the user should look at before training, one sentence each."""
         first = ", ".join(self.cut_sources[:3])
         candidates = [
+            (self.beyond_limit, f"data.limit takes {self.sampled}"),
             (self.cut, f"{self.cut} rows cut to {self.max_length} tokens, first {first}"),
             (self.tokens_unknown, f"{self.tokens_unknown} tokens unknown to the tokenizer"),
             (

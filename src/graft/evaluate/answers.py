@@ -10,7 +10,8 @@ from graft.core.route import spans
 from graft.data.encode import IGNORED, Example
 from graft.data.rows import Row
 from graft.data.tags import marked, words_of
-from graft.errors import AdapterError, DataError
+from graft.data.vocabulary import within
+from graft.errors import AdapterError, DataError, notice
 from graft.generate.generate import evaluating
 from graft.stages.classify import Classify, Labelled
 
@@ -32,7 +33,8 @@ def answers(base: "Base", texts: Sequence[str | Sequence[str]], adapters: Sequen
         return []
     heads = [_head(base, name) for name in adapters]
     rows = [_row(text, head) for text, head in zip(texts, heads, strict=True)]
-    examples = [_encoded(base, row, head) for row, head in zip(rows, heads, strict=True)]
+    places = zip(rows, heads, adapters, strict=True)
+    examples = [_encoded(base, row, head, name) for row, head, name in places]
     batches = CLASSIFY.batches(base, max(len(example.ids) for example in examples))
     inputs = {name: tensor.to(base.device) for name, tensor in batches.inputs(examples)[0].items()}
     with torch.no_grad(), evaluating(base):
@@ -70,12 +72,16 @@ def _row(text: str | Sequence[str], head: Any) -> Row:
     return Row("", "tags", (words, [_names(head)[0]] * len(words)))
 
 
-def _encoded(base: "Base", row: Row, head: Any) -> Example:
+def _encoded(base: "Base", row: Row, head: Any, adapter: str) -> Example:
     """Return the row as token ids. Raises DataError if it is empty or cannot be read."""
-    longest = min(LONGEST, context_length(base.model.config) or LONGEST)
+    limit = context_length(base.model.config)
+    longest = LONGEST if limit is None else min(LONGEST, limit - base.positions([adapter]))
     if not row.value[0] or (row.kind == "label" and not all(row.asked)):
         raise DataError("an empty text", "at least one word", "leave it out")
-    encoded = Labelled(base.tokenizer, longest, _names(head))([row])
+    rows = base.model.get_input_embeddings().weight.shape[0]
+    encoded = within(Labelled(base.tokenizer, longest, _names(head))([row]), rows, base.tokenizer, ("tags",))
+    if encoded.cut:
+        notice(f"texts are read up to {longest} tokens; the rest does not count")
     for reject in encoded.rejects:
         raise DataError(f"{reject.reason}: {reject.detail}", "a text that the model can read", reject.remedy)
     return encoded.examples[0]

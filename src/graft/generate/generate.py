@@ -19,7 +19,7 @@ from transformers.generation import GenerationConfig, StoppingCriteria, Stopping
 from graft.core.positions import context_length
 from graft.data.rows import BadRow
 from graft.data.templates import Prompt, Template, prompt_ids, source
-from graft.errors import DataError, UsageError, listed, one_of
+from graft.errors import DataError, UsageError, listed, notice, one_of
 
 
 class Writer(Protocol):
@@ -124,9 +124,10 @@ def generate(
     tokens = [_encode(base, prompt, row) for row, prompt in enumerate(prompts)]
     ends = end_tokens(base, how.stop, chat=any(not isinstance(prompt, str) for prompt in prompts))
     pad = base.tokenizer.pad_token_id if base.tokenizer.pad_token_id is not None else (ends or [0])[0]
+    _known(base, tokens)
     context = _context(base, adapters)
     if context is not None:
-        _fit(tokens, context)
+        _fit(tokens, context, how.max_new_tokens)
     cache = all(m.cacheable for name in set(adapters) if name for m in base.adapters[name].methods)
     texts = [""] * len(prompts)
     with torch.no_grad(), evaluating(base), _seeded(how.seed):
@@ -276,12 +277,29 @@ def _context(base: Writer, adapters: Sequence[str | None]) -> int | None:
     return None if limit is None else limit - base.positions(adapters)
 
 
-def _fit(tokens: list[list[int]], context: int) -> None:
-    """Refuse prompts that leave no room for one token."""
+def _known(base: Writer, tokens: list[list[int]]) -> None:
+    """Refuse prompts with tokens that the model has no embedding for."""
+    rows = base.model.get_input_embeddings().weight.shape[0]
+    beyond = [(row, token) for row, prompt in enumerate(tokens) for token in prompt if token >= rows]
+    if beyond:
+        words = [(row, base.tokenizer.convert_ids_to_tokens(token)) for row, token in beyond]
+        raise DataError(
+            listed(dict.fromkeys(f"prompt {row} has the token {word!r}" for row, word in words), 3),
+            f"tokens of the model, which has {rows}",
+            "take the model's own tokenizer, or another chat template",
+        )
+
+
+def _fit(tokens: list[list[int]], context: int, new: int) -> None:
+    """Refuse prompts that leave no room for one token; say where answers may have to end early."""
     long = [(row, len(prompt)) for row, prompt in enumerate(tokens) if len(prompt) >= context]
     if long:
         given = listed([f"prompt {row} has {length} tokens" for row, length in long], 3)
         raise DataError(given, f"fewer than the {context} positions of the model", "shorten the prompt")
+    if any(len(prompt) + new > context for prompt in tokens):
+        notice(
+            f"answers end at the model's {context} positions: not every prompt leaves room for {new} tokens"
+        )
 
 
 def _check(base: Writer, prompts: Sequence[Prompt], batch_size: int) -> None:
