@@ -44,6 +44,7 @@ TAGS = ("tags", "ner_tags", "labels")
 WEIGHT = "weight"  # how much a row counts
 VERDICTS = ("label", "kto_tag")  # whether an answer is a good one
 FLAGS = {"chosen": True, "rejected": False}  # the value that says it is
+WORTH = frozenset((WEIGHT, *VERDICTS, *FLAGS))
 # Our names of columns, which data.columns may map.
 COLUMNS = (
     "text", "text_pair", "label", "messages", "tools", "prompt", "completion", "context", "instruction",
@@ -74,7 +75,7 @@ class Fields(dict[str, Any]):
     def unread(self) -> list[str]:
         """Return the columns that hold something and were not read, without the numbers of the rows."""
         rest = [name for name in self if name not in self._read and not blank(self.peek(name))]
-        return [name for name in rest if not (name in INDEX and str(self.peek(name)).isdecimal())]
+        return rest and [name for name in rest if not (name in INDEX and str(self.peek(name)).isdecimal())]
 
 
 def blank(value: Any) -> bool:

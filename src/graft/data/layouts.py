@@ -133,14 +133,15 @@ def recognise(
     """
     try:
         fields, theirs = _renamed(record.fields, columns or {})
-        empty = frozenset(name for name, value in fields.items() if value is None)
+        empty = frozenset([name for name, value in fields.items() if value is None])
         layout, names = _layout(frozenset(fields), empty, accepts, format)
         if layout == "tags" and tag_names:
             fields = Fields(fields | {names[1]: normal_form.named_tags(fields[names[1]], tag_names)})
         row = LAYOUTS[layout].build(record.source, fields, names)
         for text in row.texts():
             normal_form.check_text(text)
-        _check_worth(fields, row)
+        if not names_of.WORTH.isdisjoint(fields):
+            _check_worth(fields, row)
         return _with_unused(row, fields, record.fields, theirs)
     except BadRow as bad:
         return bad.at(record.source)
@@ -151,6 +152,8 @@ def _renamed(columns: dict[str, Any], names: Mapping[str, str]) -> tuple[Fields,
 
     Columns of the file that would stand in their way are dropped.  names: {our name: the file's}.
     """
+    if not names:
+        return Fields(columns), names
     for ours, theirs in names.items():
         if theirs not in columns:
             detail = f"no column {theirs!r}, which data.columns maps to {ours}"
@@ -165,8 +168,9 @@ def _renamed(columns: dict[str, Any], names: Mapping[str, str]) -> tuple[Fields,
 def _with_unused(row: Row, fields: Fields, columns: dict[str, Any], names: Mapping[str, str]) -> Row:
     """Return the row with the columns of the file that nothing read.  names: {our name: the file's}."""
     unread = [names.get(name, name) for name in fields.unread()]
-    dropped = set(names) - set(names.values())
-    unread += [name for name in columns if name in dropped and not names_of.blank(columns[name])]
+    if names:
+        dropped = set(names) - set(names.values())
+        unread += [name for name in columns if name in dropped and not names_of.blank(columns[name])]
     if not unread:
         return row
     return replace(row, unused=(*row.unused, *(f"column {name!r}" for name in unread)))

@@ -19,6 +19,7 @@ Messages = list[dict[str, Any]]
 # What a turn calls its speaker and its text.
 SPEAKER = ("role", "from")
 SAID = ("content", "value")
+SYSTEMS = ("system", "developer")  # the roles of system prompts
 
 
 def text_row(source: str, fields: Fields, names: Names) -> Row:
@@ -161,19 +162,20 @@ def _turns(turns: Any) -> Messages:
         except ValueError:
             raise BadRow("bad messages", "the turns are not JSON", "write a list of turns") from None
     given = [turn for turn in turns if isinstance(turn, dict)] if isinstance(turns, list) else []
-
-    def named(names: Names) -> str:
-        return next((name for name in names if any(turn.get(name) is not None for turn in given)), names[0])
-
-    speaker, said = named(SPEAKER), named(SAID)
-    if given:
-        turns = [turn for turn in turns if not _says_nothing(turn, speaker, said)] or turns
+    speaker, said = _used(SPEAKER, given), _used(SAID, given)
+    silent = [turn for turn in given if turn.get(speaker) in SYSTEMS and blank(turn.get(said))]
+    if silent:
+        turns = [turn for turn in turns if turn not in silent] or turns
     return messages_of(turns, speaker, said)
 
 
-def _says_nothing(turn: Any, speaker: str, said: str) -> bool:
-    """Return whether a turn is an empty system prompt."""
-    return isinstance(turn, dict) and turn.get(speaker) in ("system", "developer") and blank(turn.get(said))
+def _used(names: Names, turns: Messages) -> str:
+    """Return the first of the names under which any turn says something; the first of all if none does."""
+    for name in names:
+        for turn in turns:
+            if turn.get(name) is not None:
+                return name
+    return names[0]
 
 
 def _turns_or_text(fields: Fields, name: str, role: str, reason: str) -> Messages:
@@ -205,8 +207,10 @@ def _with_context(fields: Fields, asked: str) -> str:
 
 def _system(fields: Fields) -> Messages:
     """Return the system message of a row that has it in a column of its own, or none."""
-    name = next((name for name in SYSTEM if not blank(fields.peek(name))), None)
-    return [{"role": "system", "content": _string(fields, name, "empty text")}] if name else []
+    for name in SYSTEM:
+        if not blank(fields.peek(name)):
+            return [{"role": "system", "content": _string(fields, name, "empty text")}]
+    return []
 
 
 def _with_system(fields: Fields, messages: Messages) -> Messages:
@@ -214,7 +218,7 @@ def _with_system(fields: Fields, messages: Messages) -> Messages:
 
     A conversation that begins with one keeps it; a column that says something else stays unread.
     """
-    if messages[0]["role"] not in ("system", "developer"):
+    if messages[0]["role"] not in SYSTEMS:
         return _system(fields) + messages
     for name in SYSTEM:
         if isinstance(said := fields.peek(name), str) and said.strip() == messages[0]["content"].strip():

@@ -10,11 +10,10 @@ from graft.data import cache as store
 from graft.data.advice import unknown_columns
 from graft.data.encode import Encoded, Encoder, Example, Examples
 from graft.data.layouts import Accepts, check_settings, recognise
-from graft.data.read import records, sources, taken, validation
+from graft.data.read import choices, records, sources, validation
 from graft.data.report import DataReport, RejectedRows, describe
 from graft.data.rows import Reject, Row, by_reason
 from graft.data.sample import sample, sampling, split
-from graft.data.templates import Jinja
 from graft.data.vocabulary import within
 from graft.errors import DataError
 
@@ -22,7 +21,7 @@ MOST_CUT_AWAY = 0.01  # share of rows that may lose their whole answer to max_le
 # Keys of `data:` that decide what the encoded rows look like: an entry of the cache belongs to their values.
 CACHED_BY = (
     "train", "eval", "test", "format", "max_length", "bad_rows", "limit", "seed", "columns", "template",
-    "tag_names", "control_tokens",
+    "tag_names",
 )  # fmt: skip
 
 
@@ -31,14 +30,14 @@ class Prepared:
     """The data of a training run.
 
     labels: names of the classes in the order of their indices; empty if rows have none.
-    template: the Jinja text that wrote the rows, or several by name; None if none did.
+    template: the Jinja text that wrote the rows; None if none did.
     """
 
     train: Examples
     eval: Examples | None
     report: DataReport
     labels: list[str] = field(default_factory=list)
-    template: Jinja | None = None
+    template: str | None = None
 
     @property
     def tagged(self) -> bool:
@@ -73,7 +72,7 @@ class Stage(Protocol):
 
     def accepts(self) -> Accepts: ...
 
-    def template(self, settings: Any, tokenizer: Any) -> Jinja | None: ...
+    def template(self, settings: Any, tokenizer: Any) -> str | None: ...
 
     def encoder(self, tokenizer: Any, family: str, settings: Any, labels: Sequence[str] = ()) -> Encoder: ...
 
@@ -99,7 +98,7 @@ def load_rows(settings: Any, accepts: Accepts) -> Loaded:
         raise advice
     if held := held_out(settings):
         before = len(loaded.rejects)
-        loaded.eval = _read_rows(held, settings, accepts, loaded, split="validation")
+        loaded.eval = _read_rows(held, settings, accepts, loaded, "validation")
         loaded.held_rejects = loaded.rejects[before:]
     _stop_if_strict(_report_of(loaded), settings)
     if getattr(settings, "test", None):
@@ -181,7 +180,7 @@ def label_names(rows: Sequence[Row]) -> list[str]:
 
 
 def _read_rows(
-    where: Any, settings: Any, accepts: Accepts, loaded: Loaded, *, split: str = "train"
+    where: Any, settings: Any, accepts: Accepts, loaded: Loaded, split: str = "train"
 ) -> list[Row]:
     """Return the usable rows of some files; add their number and their rejects to `loaded`."""
     rows: list[Row] = []
@@ -231,7 +230,7 @@ def _report(settings: Any, loaded: Loaded, train: Encoded, held_out: Encoded | N
     not_trained_on = (loaded.eval or []) + (loaded.test or [])
     return DataReport(
         files=files_of(settings),
-        folders=taken(settings.train, files_of(settings)),
+        folders=choices(settings.train, files_of(settings)),
         read=loaded.read,
         beyond_limit=loaded.beyond_limit,
         sampled=loaded.sampled,

@@ -71,7 +71,7 @@ def validation(where: Where) -> list[str]:
     return [str(file) for folder in _folders(where) for file in validation_in(folder)]
 
 
-def taken(where: Where, used: Iterable[str]) -> list[str]:
+def choices(where: Where, used: Iterable[str]) -> list[str]:
     """Return what was taken of the folders in `where` and what was not, one sentence each.
 
     used: every file that is read.

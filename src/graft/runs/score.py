@@ -9,7 +9,7 @@ from typing import Any
 from graft import seedling
 from graft.core.positions import context_length
 from graft.data import Row, load_rows
-from graft.data.read import sources, taken
+from graft.data.read import choices, sources
 from graft.data.rows import Reject, as_chat
 from graft.data.sample import sample, sampling
 from graft.data.vocabulary import within
@@ -51,7 +51,7 @@ def chosen_rows(recipe: Recipe, data: str | None = None) -> Chosen:
         changes = {"train": data, "eval": None, "test": None, "limit": None}
         settings = seedling.located(recipe.data.model_copy(update=changes))
         settings = settings.model_copy(update={"train": sources(settings.train, "test")})
-        for sentence in taken(data, settings.train):
+        for sentence in choices(data, settings.train):
             notice(f"scored on {listed(settings.train)}; {sentence}")
         loaded = load_rows(settings, accepts)
         rows, rejects = loaded.train, loaded.rejects

@@ -117,36 +117,36 @@ class Labelled(Encoder):
         pairs = iter(self._pairs([row for row in rows if len(row.asked) == 2], encoded))
         alone = iter(self.ids([row.value[0] for row in rows if len(row.asked) == 1]))
         for row in rows:
-            ids, types = next(pairs) if len(row.asked) == 2 else (next(alone), None)
+            pair = next(pairs) if len(row.asked) == 2 else None
+            ids = pair[0] if pair else next(alone)
             target = self.labels.get(str(row.value[1]))
             if target is None:
                 given = f"{row.value[1]!r} is in no training row"
                 yield row, BadRow("unknown label", given, "correct the label")
             elif not ids:
                 yield row, BadRow("too short", "no token", "remove the row")
-            elif types is not None:
-                ignored = [IGNORED] * len(ids)
-                yield row, [Example(ids, ignored, row.source, target, {TOKEN_TYPES: types})]
+            elif pair:
+                yield row, [Example(ids, [IGNORED] * len(ids), row.source, target, pair[1])]
             else:
                 ids = self.cut(ids, self.room, row, encoded)
                 yield row, [Example(*self.wrapped(ids, [IGNORED] * len(ids)), row.source, target)]
 
-    def _pairs(self, rows: list[Row], encoded: Encoded) -> list[tuple[list[int], list[int]]]:
-        """Return (ids, token types) of rows with two texts, special tokens included.
+    def _pairs(self, rows: list[Row], encoded: Encoded) -> list[tuple[list[int], dict[str, list[int]]]]:
+        """Return (ids with special tokens, parts) of rows with two texts, as transformers encodes them.
 
-        Of a pair that is too long the longer text is cut, as transformers does it.
+        Of a pair that is too long the longer text is cut. The parts are the token types, if the tokenizer
+        gives any.
         """
         if not rows:
             return []
         first, second = map(list, zip(*(row.asked for row in rows), strict=True))
-
-        def encode(**limits: Any) -> Any:
-            return self.tokenizer(first, second, return_token_type_ids=True, verbose=False, **limits)
-
-        whole, cut = encode(), encode(truncation="longest_first", max_length=self.max_length)
+        whole = self.tokenizer(first, second, verbose=False)
         for row, ids in zip(rows, whole["input_ids"], strict=True):
             self.cut(ids, self.max_length, row, encoded)
-        return list(zip(cut["input_ids"], cut["token_type_ids"], strict=True))
+        cut = self.tokenizer(first, second, truncation="longest_first", max_length=self.max_length)
+        types = cut.get("token_type_ids")
+        parts = [{TOKEN_TYPES: row} for row in types] if types else [{}] * len(rows)
+        return list(zip(cut["input_ids"], parts, strict=True))
 
     def _tagged(self, rows: list[Row], encoded: Encoded) -> Outcomes:
         split = word_pieces([row.value[0] for row in rows], self.tokenizer)
