@@ -315,6 +315,11 @@ class Base:
             adapter.train(mode)
         return self
 
+    @property
+    def has_dropout(self) -> bool:
+        """Whether the base has dropout of its own, on or off."""
+        return self._dropout.found()
+
     def checkpointing(self, on: bool = True) -> None:
         """Recompute every block in backward instead of keeping its activations."""
         recompute_blocks(self.model, on)

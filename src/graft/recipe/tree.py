@@ -124,7 +124,7 @@ class Recipe(Section):
     stage: Name = "sft"  # what the rows are used for; `graft train --help` lists the stages
     objective: Name = "causal"  # of stage pretrain: causal, masked, span
     method: Methods = {"name": "lora"}  # what is trained; `graft methods` lists them; presets: qlora, qalora
-    adapter: Name | None = None  # a saved adapter to go on from, instead of a new one
+    adapter: Name | None = None  # a saved adapter to go on from, instead of a new one; the method is its own
     data: Data = Data()
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
