@@ -23,7 +23,7 @@ from graft.errors import AdapterError
 from graft.formats import adapterhub, mlx, peft, peft_keys
 from graft.formats.legacy import pickled_in
 from graft.formats.peft import CONFIG, WEIGHTS, Settings, Tensors
-from graft.layers.targets import matches
+from graft.layers.targets import ends_inside, matches
 from graft.quant.finite import require_finite
 
 # Tensors of a table or a head whose rows, or columns, are the words of the vocabulary.
@@ -164,7 +164,7 @@ def _with_tables(config: Settings, tensors: Tensors, sites: Sequence[Site]) -> S
 
     PEFT writes them after the vocabulary was resized, does not name them, and reads them into the base.
     """
-    named = list(config.get("modules_to_save") or [])
+    named = _as_peft_finds(config.get("modules_to_save") or [], sites)
     found = []
     for site in sites:
         given = tensors.get(f"{INSIDE}.{site.name}.weight")
@@ -172,7 +172,14 @@ def _with_tables(config: Settings, tensors: Tensors, sites: Sequence[Site]) -> S
             continue
         if given.shape != site.weight().shape or not torch.equal(given.to(site.weight()), site.weight()):
             found.append(site.name)
-    return config | {"modules_to_save": [*named, *found]} if found else config
+    return config | {"modules_to_save": [*named, *found]} if named or found else config
+
+
+def _as_peft_finds(names: Sequence[str], sites: Sequence[Site]) -> list[str]:
+    """Return `modules_to_save` with the modules in full that PEFT finds by the end of a part of their names."""
+    modules = [name for name, _ in sites[0].root.named_modules()]
+    blurred = [module for module in modules if any(ends_inside(name, module) for name in names)]
+    return [*names, *blurred]
 
 
 def without_base_copies(tensors: Tensors, wanted: Tensors, model: nn.Module) -> Tensors:
