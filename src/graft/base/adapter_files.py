@@ -176,7 +176,7 @@ def _with_tables(config: Settings, tensors: Tensors, sites: Sequence[Site]) -> S
 
 
 def _as_peft_finds(names: Sequence[str], sites: Sequence[Site]) -> list[str]:
-    """Return `modules_to_save` with the modules in full that PEFT finds by the end of a part of their names."""
+    """Return `modules_to_save` and the modules that PEFT finds by the end of a part of their names."""
     modules = [name for name, _ in sites[0].root.named_modules()]
     blurred = [module for module in modules if any(ends_inside(name, module) for name in names)]
     return [*names, *blurred]
