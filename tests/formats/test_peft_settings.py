@@ -261,9 +261,12 @@ def shown(found):
     return found[:, -inputs("llama")["ids"].shape[1] :].detach()
 
 
-def ours(folder, base=None):
+def ours(folder, base=None, save=None):
+    """Return Graft's logits with the adapter in a folder; save: a folder to write it to."""
     base = Base(copy.deepcopy(model() if base is None else base))
-    base.load_adapter(folder, "x")
+    adapter = base.load_adapter(folder, "x")
+    if save is not None:
+        adapter.save(save)
     with base.using("x"):
         return base(**inputs("llama")).logits.detach()
 
@@ -291,10 +294,12 @@ def test_every_setting_has_its_place(kind):
 
 
 @pytest.mark.parametrize(("kind", "name", "changes"), HONOURED_CASES)
-def test_what_is_honoured_answers_as_peft_and_not_without_it(tmp_path, kind, name, changes):
+def test_what_is_honoured_travels_both_ways_and_answers_otherwise_without_it(tmp_path, kind, name, changes):
     base = tied() if name == "ensure_weight_tying" else model()
     wanted = written(kind, tmp_path, changes, base)
-    assert_close(ours(tmp_path, base), wanted, atol=2e-5, rtol=1e-4)
+    assert_close(ours(tmp_path, base, save=tmp_path / "ours"), wanted, atol=2e-5, rtol=1e-4)
+    again = peft.PeftModel.from_pretrained(copy.deepcopy(base), tmp_path / "ours").eval()
+    assert_close(shown(logits(again)), wanted, atol=2e-5, rtol=1e-4)
     config = json.loads((tmp_path / CONFIG).read_text())
     del config[name]
     (tmp_path / CONFIG).write_text(json.dumps(config))
