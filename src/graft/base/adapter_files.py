@@ -19,8 +19,8 @@ from graft.base.adapter_settings import BESIDE, INSIDE, MIXED, known_methods, me
 from graft.core.method import Method
 from graft.core.part import Part
 from graft.core.site import Site
-from graft.errors import AdapterError
-from graft.formats import adapterhub, mlx, peft, peft_keys
+from graft.errors import AdapterError, listed, notice
+from graft.formats import adapterhub, mlx, peft, peft_experts, peft_keys
 from graft.formats.legacy import pickled_in
 from graft.formats.peft import CONFIG, WEIGHTS, Settings, Tensors
 from graft.layers.targets import ends_inside, matches
@@ -60,7 +60,18 @@ def write(
 ) -> Path:
     """Write an adapter's two files.  base: what they say about the base that it belongs to."""
     named = [{"name": m.name(), **m.files.own_settings(m)} for m in methods]
-    return peft.write(folder, _config(methods, parts, base), tensors, {"methods": named, "base": base})
+    config = config_of(methods, parts, base)
+    if lost := lost_in_peft(config, parts):
+        notice(f"PEFT takes {listed(lost)} for experts of this mixture, and answers otherwise with this file")
+    return peft.write(folder, config, tensors, {"methods": named, "base": base})
+
+
+def lost_in_peft(config: Settings, parts: Sequence[Part]) -> list[str]:
+    """Return the targets of an adapter's config that PEFT would not find on this base (`peft_experts`)."""
+    seat = next((seat for part in parts for seat in part.inserts), None)
+    if seat is None or config.get("peft_type") != "LORA":
+        return []
+    return peft_experts.taken_for_experts(seat[0].root.config.model_type, config.get("target_modules") or [])
 
 
 @unset_fake_temporarily()  # a file is real, also while a plan without numbers is made
@@ -216,7 +227,7 @@ def named_here(tensors: Tensors, wanted: Tensors, model: Any) -> Tensors:
     return named
 
 
-def _config(methods: Sequence[Method], parts: Sequence[Part], base: Settings) -> Settings:
+def config_of(methods: Sequence[Method], parts: Sequence[Part], base: Settings) -> Settings:
     """Return the config of an adapter: one method's, or a list of several; heads are in `modules_to_save`."""
     common = {
         "base_model_name_or_path": base.get("name"),
