@@ -19,11 +19,11 @@ from graft.base.adapter_settings import BESIDE, INSIDE, MIXED, known_methods, me
 from graft.core.method import Method
 from graft.core.part import Part
 from graft.core.site import Site
-from graft.errors import AdapterError
-from graft.formats import adapterhub, mlx, peft, peft_keys
+from graft.errors import AdapterError, listed, notice
+from graft.formats import adapterhub, mlx, peft, peft_experts, peft_keys
 from graft.formats.legacy import pickled_in
 from graft.formats.peft import CONFIG, WEIGHTS, Settings, Tensors
-from graft.layers.targets import matches
+from graft.layers.targets import ends_inside, matches
 from graft.quant.finite import require_finite
 
 # Tensors of a table or a head whose rows, or columns, are the words of the vocabulary.
@@ -60,7 +60,18 @@ def write(
 ) -> Path:
     """Write an adapter's two files.  base: what they say about the base that it belongs to."""
     named = [{"name": m.name(), **m.files.own_settings(m)} for m in methods]
-    return peft.write(folder, _config(methods, parts, base), tensors, {"methods": named, "base": base})
+    config = config_of(methods, parts, base)
+    if lost := lost_in_peft(config, parts):
+        notice(f"PEFT takes {listed(lost)} for experts of this mixture, and answers otherwise with this file")
+    return peft.write(folder, config, tensors, {"methods": named, "base": base})
+
+
+def lost_in_peft(config: Settings, parts: Sequence[Part]) -> list[str]:
+    """Return the targets of an adapter's config that PEFT would not find on this base (`peft_experts`)."""
+    seat = next((seat for part in parts for seat in part.inserts), None)
+    if seat is None or config.get("peft_type") != "LORA":
+        return []
+    return peft_experts.taken_for_experts(seat[0].root.config.model_type, config.get("target_modules") or [])
 
 
 @unset_fake_temporarily()  # a file is real, also while a plan without numbers is made
@@ -164,7 +175,7 @@ def _with_tables(config: Settings, tensors: Tensors, sites: Sequence[Site]) -> S
 
     PEFT writes them after the vocabulary was resized, does not name them, and reads them into the base.
     """
-    named = list(config.get("modules_to_save") or [])
+    named = _as_peft_finds(config.get("modules_to_save") or [], sites)
     found = []
     for site in sites:
         given = tensors.get(f"{INSIDE}.{site.name}.weight")
@@ -172,7 +183,14 @@ def _with_tables(config: Settings, tensors: Tensors, sites: Sequence[Site]) -> S
             continue
         if given.shape != site.weight().shape or not torch.equal(given.to(site.weight()), site.weight()):
             found.append(site.name)
-    return config | {"modules_to_save": [*named, *found]} if found else config
+    return config | {"modules_to_save": [*named, *found]} if named or found else config
+
+
+def _as_peft_finds(names: Sequence[str], sites: Sequence[Site]) -> list[str]:
+    """Return `modules_to_save` and the modules that PEFT finds by the end of a part of their names."""
+    modules = [name for name, _ in sites[0].root.named_modules()]
+    blurred = [module for module in modules if any(ends_inside(name, module) for name in names)]
+    return [*names, *blurred]
 
 
 def without_base_copies(tensors: Tensors, wanted: Tensors, model: nn.Module) -> Tensors:
@@ -209,7 +227,7 @@ def named_here(tensors: Tensors, wanted: Tensors, model: Any) -> Tensors:
     return named
 
 
-def _config(methods: Sequence[Method], parts: Sequence[Part], base: Settings) -> Settings:
+def config_of(methods: Sequence[Method], parts: Sequence[Part], base: Settings) -> Settings:
     """Return the config of an adapter: one method's, or a list of several; heads are in `modules_to_save`."""
     common = {
         "base_model_name_or_path": base.get("name"),

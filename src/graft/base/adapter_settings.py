@@ -45,7 +45,8 @@ def methods_of(
         saved = [name for name in saved if name not in HEADS or name in present]
     modules = {name for name, _ in sites[0].root.named_modules()}
     heads = [name for name in HEADS if name in saved and name not in modules]  # PEFT may list a name twice
-    parts[0]["modules_to_save"] = [name for name in saved if name not in heads]
+    if saved:
+        parts[0]["modules_to_save"] = [name for name in saved if name not in heads]
     our_heads = [extra for extra in named if registry.find(extra["name"]).is_head()]
     others = [extra for extra in named if extra not in our_heads]
     methods: list[Method] = []

@@ -26,6 +26,7 @@ NAMED = re.compile(
 )
 SAVED = re.compile(r"^(?P<stem>.*)\.modules_to_save\.(?P<name>[^.]+)\.(?P<tail>.*)$")
 ORIGINAL = ".original_module."  # the base's own module, beside the trained copy
+TRAINING = (".lora_velora_", ".lora_monteclora_")  # tensors of PEFT's LoRA that only training reads
 SHARDED = "_flat_param"  # FSDP's name of what it makes of many tensors
 PROMPT = "prompt_embeddings"  # the only key of prompts and prefixes
 
@@ -39,7 +40,7 @@ def plain(tensors: Tensors) -> Tensors:
     names: set[str] = set()
     rooted = any(ROOT in key or key == PROMPT for key in tensors)
     for key, tensor in tensors.items():
-        if ORIGINAL in key:
+        if ORIGINAL in key or any(part in key for part in TRAINING):
             continue
         if not tensor.numel() or SHARDED in key:
             raise AdapterError(

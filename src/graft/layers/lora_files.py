@@ -26,14 +26,13 @@ from graft.quant import is_packed
 
 ROOT = "base_model.model."
 TABLES = ("embed_tokens", "lm_head")  # names by which PEFT recognises what it ties
-A, B = "lora_A.weight", "lora_B.weight"
+A, B, LAYER = "lora_A.weight", "lora_B.weight", "base_layer.weight"
 # Starts that leave the base as it is, so that nothing of them is left but the tensors.
 LEAVING = (True, False, "gaussian", "eva", "orthogonal", "mica")
 # They start a training or change its steps, and have no part in the answers of what it made.
 TRAINING = frozenset(
     {"loftq_config", "eva_config", "corda_config", "lora_ga_config", "velora_config", "monteclora_config"}
 )
-HELPERS = (".lora_velora_", ".lora_monteclora_")  # tensors of such settings, which only training reads
 # What PEFT's LoRA can do and this one cannot.
 REFUSED = frozenset({
         "alora_invocation_tokens",
@@ -71,7 +70,6 @@ class LoRAFiles(TargetedFiles):
         return cls(**{**settings, "init_lora_weights": True})
 
     def convert(self, config: Settings, tensors: Tensors, sites: Sequence[Site]) -> tuple[Settings, Tensors]:
-        tensors = {k: t for k, t in tensors.items() if not any(part in k for part in HELPERS)}
         if config.get("ensure_weight_tying") and not any(_at(tensors, head) for head in tied_heads(sites)):
             config = config | {"ensure_weight_tying": False}  # PEFT ties by the table's name: not this one
         init = config.get("init_lora_weights", True)
@@ -131,6 +129,9 @@ def _subtracted(
         first, second = _start(site, r, scale, init)
         if first.shape != tensors[key].shape or second.shape != tensors[other].shape:
             continue
+        kept = tensors.get(f"{ROOT}{name}.{LAYER}")
+        if kept is not None and _near(kept, site.weight() - scale * (second @ first).to(site.weight())):
+            del changed[f"{ROOT}{name}.{LAYER}"]  # PEFT writes what the start has left of a head
         changed[key] = torch.cat([tensors[key].float(), first])
         changed[other] = torch.cat([tensors[other].float(), -second], dim=1)
     tables = {k: torch.cat([t, torch.zeros_like(t)]) for k, t in tensors.items() if k.endswith("embedding_A")}
@@ -138,6 +139,10 @@ def _subtracted(
         k: torch.cat([t, torch.zeros_like(t)], 1) for k, t in tensors.items() if k.endswith("embedding_B")
     }
     return config | doubled(config), changed | tables
+
+
+def _near(given: torch.Tensor, weight: torch.Tensor) -> bool:
+    return given.shape == weight.shape and torch.allclose(given.to(weight), weight, rtol=1e-3, atol=1e-4)
 
 
 def _start(site: Site, r: int, scale: float, init: str) -> tuple[torch.Tensor, torch.Tensor]:

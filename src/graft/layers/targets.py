@@ -35,6 +35,11 @@ class TargetedFiles(FileLayout):
         for key in ("exclude_modules", "modules_to_save"):
             if key in config:
                 config[key] = config[key] or None
+        if config.get("modules_to_save") and part.inserts:
+            saved = [site.name for site, insert in part.inserts if isinstance(insert, Replacement)]
+            modules = [name for name, _ in part.inserts[0][0].root.named_modules()]
+            if any(ends_inside(name, module) for name in config["modules_to_save"] for module in modules):
+                config["modules_to_save"] = sorted(saved)  # PEFT would train further modules
         return config | {"fan_in_fan_out": any(site.transposed for site in sites)}
 
 
@@ -233,6 +238,15 @@ def matches(name: str, target: str | Sequence[str]) -> bool:
     if isinstance(target, str):
         return re.fullmatch(target, name) is not None
     return any(name == entry or name.endswith("." + entry) for entry in target)
+
+
+def ends_inside(name: str, module: str) -> bool:
+    """Return whether a module's name ends in `name`, but within a part: PEFT takes it for one to be saved.
+
+    >>> ends_inside("norm", "model.input_layernorm"), ends_inside("norm", "model.norm")
+    (True, False)
+    """
+    return module.endswith(name) and not f".{module}".endswith(f".{name}")
 
 
 def no_such_site(target: Any, sites: Iterable[Site]) -> SiteError:
