@@ -368,8 +368,7 @@ def _announce(observer: RunObserver, work: _Work) -> None:
     )
     for text in adapter.notices():
         notice(text)
-    obstacle = base.unpackable(recipe.data.max_length)
-    if recipe.data.pack and obstacle and work.stage.packs:
+    if recipe.data.pack and work.stage.packs and (obstacle := base.unpackable(recipe.data.max_length)):
         notice(f"rows are padded, not packed: {obstacle}")
     for text in without_effect(recipe, work.stage, base, adapter, work.prepared):
         notice(text)
