@@ -5,6 +5,7 @@
     PiSSA, OLoRA:  y = W₀x + b + s·(BA − B₀A₀)x, with B₀A₀ the principal part of W₀ at birth
     LoftQ:  sBA starts as the rank-r part of W − Ŵ, what quantisation took from the checkpoint's weight
     on an embedding:  E[id] + s·B A[:, id]        A (r, ids) = 0 at birth, B (width, r)
+    on the experts of a mixture:  W_e + s·B_e A_e, e = 1 … E, every expert with factors of its own
 
 Hu et al. 2021 (2106.09685). rsLoRA: Kalajdzievski 2023 (2312.03732); DoRA: Liu et al. 2024 (2402.09353);
 PiSSA: Meng et al. 2024 (2404.02948); OLoRA: Büyükakyüz 2024 (2406.01775); LoftQ: Li et al. 2023 (2310.08659);
@@ -28,6 +29,7 @@ from graft.core.part import Part, Seats
 from graft.core.site import Site
 from graft.errors import UsageError
 from graft.layers import lora_start as start
+from graft.layers.expert_lora import LowRankParameter, parameters, peft_targets
 from graft.layers.targets import (
     Targeted,
     TargetedFiles,
@@ -55,9 +57,12 @@ class LoRAFiles(TargetedFiles):
                 "lora_alpha": growth * method.lora_alpha,
                 "alpha_pattern": {k: growth * v for k, v in method.alpha_pattern.items()},
             }
+        config |= peft_targets(method, part)
         return config | {"init_lora_weights": True}
 
     def understand(self, cls: Any, settings: dict[str, Any]) -> Any:
+        if settings.get("target_parameters"):  # these may be all: PEFT then names no modules
+            settings = {"target_modules": (), **settings}
         return cls(**{**settings, "init_lora_weights": True})
 
 
@@ -74,6 +79,8 @@ class LoRA(Targeted):
     rank_pattern: dict[str, int] = field(default_factory=dict)  # rank by module name
     alpha_pattern: dict[str, float] = field(default_factory=dict)  # alpha by module name
     loraplus_lr_ratio: float = 1.0  # LoRA+: learning rate of B over that of A
+    # weights without a module of their own, such as experts.down_proj: names or their last parts
+    target_parameters: tuple[str, ...] = ()
 
     kinds: ClassVar = ("linear", "head", "embed")
     files: ClassVar = LoRAFiles("LORA", own=frozenset({"loraplus_lr_ratio"}))
@@ -83,24 +90,45 @@ class LoRA(Targeted):
         check_dropout("lora_dropout", self.lora_dropout)
         check_bias(self.bias, "lora_only")
         start.check(self.init_lora_weights)
+        plain = self.init_lora_weights in (True, False, "gaussian")
+        if self.target_parameters and (self.lora_dropout or self.lora_bias or self.use_dora or not plain):
+            raise UsageError(
+                "target_parameters with lora_dropout, lora_bias, use_dora or a start from the weights",
+                "plain LoRA on parameters: their products with x are not made one by one",
+                "leave these settings out, or use target_modules alone",
+            )
+
+    def targets(self, sites: Sequence[Site]) -> list[Site]:
+        """Return the modules that it goes to; none if only parameters are named."""
+        if not self.target_modules and self.target_parameters:
+            return []
+        return super().targets(sites)
 
     def assemble(self, sites: Sequence[Site]) -> Seats:
         seats: Seats = [(site, self.build(site)) for site in self.targets(sites)]
+        seats += [(site, self.build(site, after)) for site, after in self._parameters(sites, seats)]
         return seats + biases(self.bias, sites, seats) + self.replacements(sites)
 
-    def build(self, site: Site) -> Insert:
+    def _parameters(self, sites: Sequence[Site], seats: Seats) -> list[tuple[Site, int]]:
+        """Return what `target_parameters` adds to these seats, with the number that follows in its module."""
+        taken = {site.name for site, _ in seats}
+        return [(s, after) for s, after in parameters(self.target_parameters, sites) if s.name not in taken]
+
+    def build(self, site: Site, after: int = 0) -> Insert:
         r = int(by_pattern(self.rank_pattern, site.name, self.r))
         alpha = by_pattern(self.alpha_pattern, site.name, self.lora_alpha)
         scale = alpha / math.sqrt(r) if self.use_rslora else alpha / r
         if site.kind == "embed":
             return LowRankEmbedding(site, r, scale, self)
+        if site.kind == "parameter":
+            return LowRankParameter(site, r, scale, self.init_lora_weights, after)
         return LowRank(site, r, scale, self)
 
     def param_groups(self, part: Part, lr: float) -> list[dict[str, Any]]:
         """Return groups in which B learns `loraplus_lr_ratio` times as fast as A (LoRA+)."""
         if self.loraplus_lr_ratio == 1.0:
             return super().param_groups(part, lr)
-        fast = [low_rank.B for kind in (LowRank, LowRankEmbedding) for _, low_rank in part.of(kind)]
+        fast = [low_rank.B for kind in CLASSES for _, low_rank in part.of(kind)]
         rest = [p for p in part.parameters() if all(p is not B for B in fast)]
         return [{"params": rest, "lr": lr}, {"params": fast, "lr": lr * self.loraplus_lr_ratio}]
 
@@ -217,3 +245,6 @@ class LowRankEmbedding(Insert):
 
     def low_rank(self) -> LowRankForm:
         return self.A, self.B, self.scale
+
+
+CLASSES = (LowRank, LowRankEmbedding, LowRankParameter)
