@@ -22,6 +22,7 @@ from graft.core.part import Seats
 from graft.core.site import Site
 from graft.errors import SiteError
 from graft.layers.norm_gain import Gain
+from graft.layers.unmatched import say_idle
 
 KINDS = {"attention": "mh_adapter", "cross": "cross_adapter", "mlp": "output_adapter"}  # kind: its switch
 
@@ -76,6 +77,11 @@ class Placed(Method):
                 "a sublayer of a block that is not left out; a feed-forward network of experts is none",
                 "set mh_adapter or output_adapter, or leave out fewer blocks",
             )
+        found = {sublayer.kind for sublayer, _, _ in seats}
+        missing = [switch for kind, switch in KINDS.items() if getattr(self, switch) and kind not in found]
+        say_idle(self.name(), missing, "finds no such sublayer here; experts of a mixture are none")
+        beyond = [number for number in self.leave_out if number >= len(blocks)]
+        say_idle("leave_out", beyond, f"name no block: there are {len(blocks)}")
         return seats
 
     def assemble(self, sites: Sequence[Site]) -> Seats:

@@ -42,6 +42,7 @@ TYPES: dict[str, Any] = {
     "dict[str, int]": dict[_Str, _Int],
     "dict[str, float]": dict[_Str, _Float],
     "dict[str, list[bool]]": dict[_Str, list[_Bool]],
+    "dict[str, list[int]]": dict[_Str, list[_Int]],
 }
 
 

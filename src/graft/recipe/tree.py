@@ -66,7 +66,10 @@ class Data(Section):
     pack: bool = True  # several rows in one sequence, never seeing each other
     bad_rows: BadRows = "strict"  # strict: a defective row stops the run; skip: it is listed and left out
     template: Name | None = None  # chat template: a file or a builtin name; null: the tokenizer's own
-    limit: Count | None = None  # use only so many rows of train
+    # read control tokens in texts, prompts and completions as tokens; rows that the template wrote always are
+    control_tokens: bool = False
+    limit: Count | None = None  # use only so many rows of train: a random sample, of classes in proportion
+    seed: Whole = 0  # of the held-out share and of the samples that limit and evaluate.limit take
     tag_names: list[Name] = []  # names of tags that are written as numbers, in their order: [O, B-PER, I-PER]
     columns: dict[str, str] = {}  # names of columns that are not recognised, for example {prompt: question}
 
@@ -106,7 +109,7 @@ class Train(Section):
 class Evaluate(Section):
     metrics: list[Name] = ["perplexity"]  # builtin names, or module:function of yours; by default the stage's
     max_new_tokens: Count = 128  # length of generated answers
-    limit: Count | None = None  # rows to evaluate on
+    limit: Count | None = None  # score only so many rows: a random sample by data.seed
     batch_size: Count = 8  # rows per forward
 
 
