@@ -229,10 +229,11 @@ def save(name: str, folder: Path) -> torch.nn.Module:
 
 
 def words() -> PreTrainedTokenizerFast:
-    """Return a tokenizer in which "w7 w12" is [7, 12], and back. No token ends a text; w0 is padding, w1 what is unknown."""
-    made = Tokenizer(WordLevel({f"w{i}": i for i in range(VOCABULARY)}, unk_token="w1"))
+    """Return a tokenizer in which "w7 w12" is [7, 12]. 0 is padding, 1 unknown; no token ends a text."""
+    names = ["[pad]", "[unk]", *(f"w{i}" for i in range(2, VOCABULARY))]
+    made = Tokenizer(WordLevel({name: i for i, name in enumerate(names)}, unk_token="[unk]"))
     made.pre_tokenizer = WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=made, pad_token="w0", unk_token="w1")
+    return PreTrainedTokenizerFast(tokenizer_object=made, pad_token="[pad]", unk_token="[unk]")
 
 
 def inputs(model: Any, rows: int = 3, length: int = LENGTH, seed: int = 1) -> dict[str, torch.Tensor]:
