@@ -293,6 +293,8 @@ def _complaints(law: Callable[..., None], s: Subject, adapted: torch.Tensor) -> 
     except Wrong as error:
         return [str(error)]
     except GraftError as error:
+        if law is _reloaded:  # its own file
+            return [f"reload refused: {error.given}"]
         notice(f"{law.__name__[1:]} refused: {error.given}")
     except Exception as error:
         return [f"CRASH {law.__name__[1:]} {_said(error)}"]
