@@ -23,7 +23,6 @@ SAMPLE: dict[str, set[str]] = {
     "mixtral": {"pfeiffer"},  # experts
     "qwen3_next": {"pfeiffer", "prefix"},  # states that run along the row, and attention
     "bert": set(),
-    "bert-plain": set(),
     "t5": set(),
     "bart": set(),  # a bias after the head
 }
