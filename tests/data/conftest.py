@@ -115,6 +115,7 @@ def settings(tmp_path, monkeypatch):
         "columns": {},
         "bad_rows": "strict",
         "template": None,
+        "control_tokens": False,
         "limit": None,
         "tag_names": [],
     }

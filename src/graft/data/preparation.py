@@ -14,6 +14,7 @@ from graft.data.read import choices, records, sources, validation
 from graft.data.report import DataReport, RejectedRows, describe
 from graft.data.rows import Reject, Row, by_reason
 from graft.data.sample import sample, sampling, split
+from graft.data.templates import Jinja
 from graft.data.vocabulary import within
 from graft.errors import DataError
 
@@ -21,7 +22,7 @@ MOST_CUT_AWAY = 0.01  # share of rows that may lose their whole answer to max_le
 # Keys of `data:` that decide what the encoded rows look like: an entry of the cache belongs to their values.
 CACHED_BY = (
     "train", "eval", "test", "format", "max_length", "bad_rows", "limit", "seed", "columns", "template",
-    "tag_names",
+    "tag_names", "control_tokens",
 )  # fmt: skip
 
 
@@ -30,14 +31,14 @@ class Prepared:
     """The data of a training run.
 
     labels: names of the classes in the order of their indices; empty if rows have none.
-    template: the Jinja text that wrote the rows; None if none did.
+    template: the Jinja text that wrote the rows, or several by name; None if none did.
     """
 
     train: Examples
     eval: Examples | None
     report: DataReport
     labels: list[str] = field(default_factory=list)
-    template: str | None = None
+    template: Jinja | None = None
 
     @property
     def tagged(self) -> bool:
@@ -72,7 +73,7 @@ class Stage(Protocol):
 
     def accepts(self) -> Accepts: ...
 
-    def template(self, settings: Any, tokenizer: Any) -> str | None: ...
+    def template(self, settings: Any, tokenizer: Any) -> Jinja | None: ...
 
     def encoder(self, tokenizer: Any, family: str, settings: Any, labels: Sequence[str] = ()) -> Encoder: ...
 

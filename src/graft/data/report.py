@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Protocol
 
 from graft.data.encode import IGNORED, TOKEN_TYPES, Example, Examples
 from graft.data.rows import Reject, by_reason
+from graft.data.templates import Jinja
 from graft.errors import DataError, listed
 
 SHOWN = 20  # rejects that an error message lists one by one
@@ -47,7 +48,7 @@ class DataReport:
     unused: dict[str, int] = field(default_factory=dict)
     duplicates: int = 0  # training rows that repeat an earlier one
     overlap: int = 0  # eval or test rows that are training rows too
-    template: str | None = None
+    template: Jinja | None = None
     labels: list[str] | None = None
     samples: list[dict[str, Any]] = field(default_factory=list)
 

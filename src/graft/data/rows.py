@@ -6,7 +6,7 @@ rows read = rows used + Σ rejected by reason        (checked before every run)
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,7 +64,7 @@ class Row:
         if self.kind == "tags":
             return [*self.value[0], *self.value[1]]
         if self.kind == "chat":
-            return [text for message in self.value for text in message.values() if isinstance(text, str)]
+            return list(_texts([self.value, self.tools]))
         if self.kind == "label":
             return [*self.asked, str(self.value[1])]
         return [self.value] if self.kind == "text" else [str(part) for part in self.value]
@@ -74,6 +74,15 @@ class Row:
         """The texts of a row with a label: one or two."""
         texts = self.value[0]
         return (texts,) if isinstance(texts, str) else tuple(texts)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Yield every string in a value, however deep; keys are not among them."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _texts(part)
 
 
 def turns(prompt: Any, answer: Any) -> list[dict[str, Any]]:

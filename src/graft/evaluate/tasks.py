@@ -16,6 +16,7 @@ from graft.data.encode import IGNORED
 from graft.data.feed import Feed
 from graft.data.rows import Row
 from graft.data.tags import marked
+from graft.data.templates import Prompt
 from graft.errors import DataError
 from graft.evaluate.answers import answers
 from graft.evaluate.coverage import Coverage
@@ -28,9 +29,9 @@ SHOWN = 20  # rows whose classes are kept next to the scores
 
 @dataclass(frozen=True)
 class Case:
-    """One prompt (a text or messages), every reference answer to it, and the rows they come from."""
+    """One prompt, every reference answer to it, and the rows they come from."""
 
-    prompt: str | list[dict[str, Any]]
+    prompt: Prompt
     references: list[str]
     rows: list[Row]
 
@@ -68,13 +69,16 @@ def cases(rows: Sequence[Row]) -> list[Case]:
     """
     grouped: dict[str, Case] = {}
     for row in rows:
+        prompt: Prompt
         if row.kind == "pair":
             prompt, answer = row.value
         elif row.kind == "chat" and row.value[-1]["role"] == "assistant":
             prompt, answer = row.value[:-1], row.value[-1]["content"]
+            if row.tools:
+                prompt = {"messages": prompt, "tools": row.tools}
         else:
             continue
-        case = grouped.setdefault(json.dumps([prompt, row.tools], sort_keys=True), Case(prompt, [], []))
+        case = grouped.setdefault(json.dumps(prompt, sort_keys=True), Case(prompt, [], []))
         case.references.append(answer.strip())
         case.rows.append(row)
     return list(grouped.values())

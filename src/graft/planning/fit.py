@@ -1,12 +1,15 @@
-"""What a model can take: so many positions, and only the tokens of its own table."""
+"""What a model and an adapter can take: so many positions, tokens of its own table, its own settings."""
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from graft.base.base import Base
+from graft.core.method import Method
 from graft.core.positions import context_length
 from graft.core.registry import described
-from graft.errors import ModelError, notice
+from graft.errors import ModelError, UsageError, notice
 from graft.models.files import find
 from graft.models.tokenizer import has_tokenizer, tokenizer_in
 from graft.planning.sketch import sketch, unreal
@@ -30,6 +33,32 @@ def fitting(recipe: Recipe, config: Any, taken: int) -> Recipe:
     notice(f"data.max_length is {room} here, not {wanted}: the model has {limit} positions{virtual}")
     data = recipe.data.model_copy(update={"max_length": room})
     return recipe.model_copy(update={"data": data})
+
+
+def of_adapter(recipe: Recipe, methods: Sequence[Method]) -> Recipe:
+    """Return a recipe that goes on from a saved adapter, with the adapter's methods.
+
+    methods: those of the adapter. Raises UsageError where the recipe writes other settings than theirs.
+    """
+    own: list[dict[str, Any]] = [{"name": m.name(), **json.loads(json.dumps(m.config()))} for m in methods]
+    differ = []
+    for wanted in recipe.methods:
+        found = next((method for method in own if method["name"] == wanted["name"]), None)
+        if found is None:
+            differ.append(f"method.name={wanted['name']} (it is {' + '.join(m['name'] for m in own)})")
+        else:
+            differ += [
+                f"method.{key}={value} (it has {found.get(key)})"
+                for key, value in wanted.items()
+                if found.get(key) != value
+            ]
+    if differ:
+        raise UsageError(
+            f"{', '.join(differ)} for the adapter {recipe.adapter}",
+            "the settings with which the adapter was made",
+            "leave them out to go on with it as it is, or leave adapter out to train a new one",
+        )
+    return recipe.model_copy(update={"method": own if len(own) > 1 else own[0]})
 
 
 def positions_taken(recipe: Recipe, config: Any) -> int:
@@ -68,12 +97,21 @@ def require_tokenizer(tokenizer: Any, model: str, rows: int | None) -> None:
 
 
 def check_tokenizer(recipe: Recipe, config: Any) -> None:
-    """Do `require_tokenizer` before a weight is read. A model of the hub is checked once it is here."""
-    if not isinstance(recipe.model, str):
-        return  # a new tokenizer is made as large as the model
-    if recipe.model == "seedling" or Path(recipe.model).expanduser().exists():
-        tokenizer = tokenizer_of_folder(find(recipe.model))
+    """Do `require_tokenizer` before a weight is read.
+
+    A model of the hub is checked once it is here, a folder without weights can be planned only, and a new
+    tokenizer is made as large as the model.
+    """
+    if not isinstance(recipe.model, str) or not _is_here(recipe.model):
+        return
+    folder = find(recipe.model)
+    if folder.is_file() or any(folder.glob("*.safetensors")):
+        tokenizer = tokenizer_of_folder(folder)
         require_tokenizer(tokenizer, recipe.model, getattr(config.get_text_config(), "vocab_size", None))
+
+
+def _is_here(model: str) -> bool:
+    return model == "seedling" or Path(model).expanduser().exists()
 
 
 def tokenizer_of_folder(folder: Path) -> Any:

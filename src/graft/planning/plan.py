@@ -20,6 +20,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers.models.auto.configuration_auto import AutoConfig
 
+from graft.base import adapter_files
 from graft.core.method import Method
 from graft.core.registry import find, names
 from graft.data import load_rows
@@ -28,7 +29,7 @@ from graft.errors import GraftError
 from graft.models.files import read_config
 from graft.models.load import DTYPES
 from graft.objectives.lm import CHUNK
-from graft.planning.fit import check_tokenizer, fitting, positions_taken
+from graft.planning.fit import check_tokenizer, fitting, of_adapter, positions_taken
 from graft.planning.held import Held, held_by
 from graft.planning.machine import memory
 from graft.planning.sketch import Step, peak, sketch, unreal
@@ -134,6 +135,10 @@ def plan(recipe: str | Path | dict[str, Any] | Recipe, overrides: Iterable[str] 
     chosen = read(recipe, overrides)
     config = config_of(chosen)
     check_tokenizer(chosen, config)
+    if chosen.adapter is not None:
+        with unreal():
+            sites = sketch(config, task=task_of(chosen, config)).sites
+        chosen = of_adapter(chosen, adapter_files.read(Path(chosen.adapter), sites)[0])
     chosen = fitting(chosen, config, positions_taken(chosen, config))
     train = chosen.train
     shape = Shape(

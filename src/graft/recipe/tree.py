@@ -67,6 +67,8 @@ class Data(Section):
     pack: bool = True  # several rows in one sequence, never seeing each other
     bad_rows: BadRows = "strict"  # strict: a defective row stops the run; skip: it is listed and left out
     template: Name | None = None  # chat template: a file or a builtin name; null: the tokenizer's own
+    # read control tokens in texts, prompts and completions as tokens; rows that the template wrote always are
+    control_tokens: bool = False
     limit: Count | None = None  # use only so many rows of train: a random sample, of classes in proportion
     seed: Whole = 0  # of the held-out share and of the samples that limit and evaluate.limit take
     tag_names: list[Name] = []  # names of tags that are written as numbers, in their order: [O, B-PER, I-PER]
@@ -123,7 +125,7 @@ class Recipe(Section):
     stage: Name = "sft"  # what the rows are used for; `graft train --help` lists the stages
     objective: Name = "causal"  # of stage pretrain: causal, masked, span
     method: Methods = {"name": "lora"}  # what is trained; `graft methods` lists them; presets: qlora, qalora
-    adapter: Name | None = None  # a saved adapter to go on from, instead of a new one
+    adapter: Name | None = None  # a saved adapter to go on from, instead of a new one; the method is its own
     data: Data = Data()
     train: Train = Train()
     evaluate: Evaluate = Evaluate()

@@ -24,10 +24,12 @@ def look(recipe: Recipe, rows: int) -> DataReport:
     else:
         name, folder = recipe.output, Path(recipe.output) / "tokenizer"
     tokenizer = tokenizer_of_folder(folder)
-    config = config_of(recipe)
-    size = getattr(config.get_text_config(), "vocab_size", None)
+    size = None
+    if not (folder.is_dir() and tokenizer is not None and not (folder / "config.json").exists()):
+        config = config_of(recipe)  # a folder with a tokenizer alone shows rows too
+        size = getattr(config.get_text_config(), "vocab_size", None)
+        recipe = fitting(recipe, config, positions_taken(recipe, config))
     require_tokenizer(tokenizer, name, size)
-    recipe = fitting(recipe, config, positions_taken(recipe, config))
     stage = stage_of(recipe)
     prepared = prepare(seedling.located(recipe.data), tokenizer, stage, vocabulary=size)
     first = prepared.train[:rows]

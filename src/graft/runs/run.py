@@ -29,9 +29,10 @@ from graft.errors import DataError, Notice, notice
 from graft.evaluate import losses
 from graft.evaluate.coverage import fingerprint
 from graft.evaluate.usable import check_metrics
-from graft.planning.fit import fitting, positions_taken, require_tokenizer, vocabulary
+from graft.planning.fit import fitting, of_adapter, positions_taken, require_tokenizer, vocabulary
 from graft.recipe import Recipe, read
 from graft.runs.build import feed, load_base
+from graft.runs.effect import without_effect
 from graft.runs.open import Opened
 from graft.runs.page import report
 from graft.runs.score import chosen_rows, score_rows
@@ -126,17 +127,21 @@ def run(
     CheckpointError for a folder that is in use or belongs to another run, TrainingError for a step that
     failed.
     """
-    chosen = read(recipe, overrides)
+    understood: list[str] = []
+    chosen = read(recipe, overrides, understood)
     observer = observer or RunObserver()
     folder = Path(chosen.output)
     # Before anything is loaded: a second process must learn at once that the folder is in use.
     with locked(folder):
         _require_same_settings(folder, chosen)
     with _heard(observer) as notes:
+        for text in understood:
+            notice(text)
         base = load_base(chosen)
         name = folder.resolve().name
         if chosen.adapter is not None:
-            base.load_adapter(chosen.adapter, name)
+            adapter = base.load_adapter(chosen.adapter, name)
+            chosen = of_adapter(chosen, adapter.methods)
         return replace(_train(base, name, chosen, observer), notes=notes)
 
 
@@ -218,7 +223,10 @@ def _named(rows: Any) -> Any:
 def _require_same_settings(folder: Path, chosen: Recipe) -> None:
     """Raise CheckpointError if the folder holds a run with different settings."""
     if (folder / "recipe.yaml").exists():
-        same_run(folder, _identity(read(folder)), _identity(chosen))
+        now = _identity(chosen)
+        if chosen.adapter is not None:
+            del now["method"]  # it is the adapter's, which is compared when it is loaded
+        same_run(folder, _identity(read(folder)), now)
 
 
 def _identity(recipe: Recipe) -> dict[str, Any]:
@@ -360,9 +368,10 @@ def _announce(observer: RunObserver, work: _Work) -> None:
     )
     for text in adapter.notices():
         notice(text)
-    obstacle = base.unpackable(recipe.data.max_length)
-    if recipe.data.pack and obstacle and work.stage.packs:
+    if recipe.data.pack and work.stage.packs and (obstacle := base.unpackable(recipe.data.max_length)):
         notice(f"rows are padded, not packed: {obstacle}")
+    for text in without_effect(recipe, work.stage, base, adapter, work.prepared):
+        notice(text)
     observer.data(work.prepared.report)
 
 

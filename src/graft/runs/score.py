@@ -43,20 +43,21 @@ def chosen_rows(recipe: Recipe, data: str | None = None) -> Chosen:
     data: other rows, as `data.train` of a recipe names them, read as the recipe reads its own. Of a folder
     these are its test rows, else its validation rows, by the names of its files.
     """
-    settings = recipe.data
-    if data is not None:
-        settings = settings.model_copy(update={"train": data, "eval": None, "test": None, "limit": None})
-        files = sources(seedling.located(settings).train, "test")
-        for sentence in choices(data, files):
-            notice(f"scored on {listed(files)}; {sentence}")
-        settings = settings.model_copy(update={"train": files})
-    loaded = load_rows(seedling.located(settings), stage_of(recipe).accepts())
-    if data is not None:
-        rows, rejects = loaded.train, loaded.rejects
-    else:
+    accepts = stage_of(recipe).accepts()
+    if data is None:
+        loaded = load_rows(seedling.located(recipe.data), accepts)
         rows, rejects = loaded.test or loaded.eval or [], loaded.held_rejects
-    taken = sample(rows, recipe.evaluate.limit, settings.seed)
-    return Chosen(taken, rejects, len(rows) + len(rejects), sampling(taken, rows, settings.seed))
+    else:
+        changes = {"train": data, "eval": None, "test": None, "limit": None}
+        settings = seedling.located(recipe.data.model_copy(update=changes))
+        settings = settings.model_copy(update={"train": sources(settings.train, "test")})
+        for sentence in choices(data, settings.train):
+            notice(f"scored on {listed(settings.train)}; {sentence}")
+        loaded = load_rows(settings, accepts)
+        rows, rejects = loaded.train, loaded.rejects
+    seed = recipe.data.seed
+    chosen = sample(rows, recipe.evaluate.limit, seed)
+    return Chosen(chosen, rejects, len(rows) + len(rejects), sampling(chosen, rows, seed))
 
 
 def evaluation_set(opened: Opened, recipe: Recipe, chosen: Chosen) -> tuple[HeldOut, Coverage]:
