@@ -27,7 +27,8 @@ class Turn:
     """Where one turn of the assistant stands in a rendered conversation.
 
     start, end: characters; end is after the token that ends the turn.  ended: whether there is such a token.
-    altered: whether the template writes the turn differently from what the model would generate.
+    altered: whether the template writes the turn differently from what the model would generate, or leaves
+    out something that the turn says.
     """
 
     start: int
@@ -81,7 +82,7 @@ class Talk:
                 detail = f"it does not write turn {part.turn + 1} ({role})"
                 raise BadRow("template failed", detail, OTHER_TEMPLATE)
             what = part.key if part in places.lost else f"part of {part.key}"
-            names.add(f"{what} of {'an' if role[0] in 'aeiou' else 'a'} {role} turn")
+            names.add(f"{what} of {'an' if role[0] in 'aeio' else 'a'} {role} turn")
         return names
 
     def _untold_roles(self) -> set[str]:
@@ -124,6 +125,7 @@ class Talk:
         through = self._through(i)
         prompt = self._prompt(i)
         altered = i > 0 and (prompt is None or not text.startswith(prompt))
+        altered = altered or any(p.turn == i for p in self.places.lost | self.places.partly)
         if through is None:  # a template that needs the whole conversation
             following = [a for part, (a, _) in self.places.found.items() if part.turn > i and a >= last]
             length, ended = self._ending(i, text[last : min(following, default=len(text))], self.places)
@@ -156,11 +158,14 @@ class Talk:
         return turn
 
     def _words(self, i: int) -> tuple[int, int]:
-        """Return where the words of turn i begin and end. Raises BadRow if the template writes none."""
+        """Return where the words of turn i begin and end. Raises BadRow if that cannot be told."""
         words = self.places.of_turn(i)
-        if words is None:
-            raise _nothing(i)
-        return words
+        if words is not None:
+            return words
+        if any(part.turn == i for part in self.places.unplaced):
+            detail = f"it cannot be told where it writes turn {i + 1} (assistant)"
+            raise BadRow("template failed", detail, OTHER_TEMPLATE)
+        raise _nothing(i)
 
     def _located(self, messages: Messages, text: str, ask: bool) -> Places:
         return locate(lambda told, tools: self.render(told, tools, ask), messages, self.tools, text)
