@@ -155,18 +155,14 @@ def _label(fields: Fields, name: str) -> str | int:
 
 
 def _turns(turns: Any) -> Messages:
-    """Return the messages of turns, which may be the JSON text of a list. An empty system turn means none."""
+    """Return the messages of turns, which may be the JSON text of a list."""
     if isinstance(turns, str) and turns.lstrip()[:1] == "[":
         try:
             turns = json.loads(turns)
         except ValueError:
             raise BadRow("bad messages", "the turns are not JSON", "write a list of turns") from None
     given = [turn for turn in turns if isinstance(turn, dict)] if isinstance(turns, list) else []
-    speaker, said = _used(SPEAKER, given), _used(SAID, given)
-    silent = [turn for turn in given if turn.get(speaker) in SYSTEMS and blank(turn.get(said))]
-    if silent:
-        turns = [turn for turn in turns if turn not in silent] or turns
-    return messages_of(turns, speaker, said)
+    return messages_of(turns, _used(SPEAKER, given), _used(SAID, given))
 
 
 def _used(names: Names, turns: Messages) -> str:
@@ -218,7 +214,7 @@ def _with_system(fields: Fields, messages: Messages) -> Messages:
 
     A conversation that begins with one keeps it; a column that says something else stays unread.
     """
-    if messages[0]["role"] not in SYSTEMS:
+    if not messages or messages[0]["role"] not in SYSTEMS:
         return _system(fields) + messages
     for name in SYSTEM:
         if isinstance(said := fields.peek(name), str) and said.strip() == messages[0]["content"].strip():

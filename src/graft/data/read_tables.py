@@ -9,6 +9,7 @@ from typing import IO, Any
 from graft.data.layouts import LAYOUTS
 from graft.data.read_json import SAVE_AS_UTF8
 from graft.data.rows import Record, Reject
+from graft.data.tool_calls import without_nulls
 from graft.errors import DataError
 
 CSV_CELL = 1 << 27  # characters in one cell; the csv module's own limit, 131,072, is less than a chapter
@@ -161,18 +162,9 @@ def parquet_file(name: str, stream: IO[bytes]) -> Iterator[Record | Reject]:
         for batch in table.iter_batches(batch_size=1024):
             for fields in batch.to_pylist():
                 number += 1
+                # Every object of a column has the keys of all others: null where its row had none.
                 row = {key: without_nulls(value) for key, value in fields.items()}
                 yield Record(f"{name}:{number}", row)
     except (pyarrow.ArrowException, UnicodeDecodeError) as error:
         detail = str(error).split("\n")[0]
         yield Reject(f"{name}:{number + 1}", "bad Parquet", detail, "write the file again")
-
-
-def without_nulls(value: Any) -> Any:
-    """Return a value of an Arrow table without the null keys inside it.
-
-    There every object of a column has the keys of all others: null where its row had none.
-    """
-    if isinstance(value, dict):
-        return {key: without_nulls(inner) for key, inner in value.items() if inner is not None}
-    return [without_nulls(inner) for inner in value] if isinstance(value, list) else value
