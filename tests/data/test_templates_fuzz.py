@@ -190,7 +190,11 @@ def test_every_conversation_is_learnt_as_it_is_written_or_refused(name, drawn, b
     # Every answer's end is supervised once.
     assert len(rendered.spans) == len(learnt)
     ends = [words.count(layout.end) for words in added]
-    if layout.only_last:
+    if layout.appended:
+        answered = [m["role"] != "assistant" for m in messages[1:]] + [False]
+        assert ends == [int(answered[i]) for i in learnt]
+        assert bool(rendered.tail) == (learnt[-1] == len(messages) - 1)
+    elif layout.only_last:
         assert ends == [0] * (len(ends) - 1) + [int(learnt[-1] == len(messages) - 1)]
     else:
         assert ends == [1] * len(ends)

@@ -10,13 +10,15 @@ class ChatLayout:
     """A template, or several by name.
 
     end: the token behind every answer.  opens: words that open somebody's turn: they are never learnt.
-    only_last: only the last answer has an end.  as_text: arguments of calls must be JSON texts.
+    only_last: only the last answer has an end.  appended: the last has none, one is put behind the text.
+    as_text: arguments of calls must be JSON texts.
     """
 
     jinja: str | dict[str, str]
     end: str = "<|im_end|>"
     opens: tuple[str, ...] = ("<|im_start|>",)
     only_last: bool = False
+    appended: bool = False
     as_text: bool = False
 
 
@@ -100,6 +102,12 @@ LAST_ONLY = (
     "{% if m.role == 'assistant' and loop.last %}{{ eos_token }}{% else %}{{ '\n' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}assistant:{% endif %}"
 )
+# As LAST_ONLY, but the next question brings the end of an answer.
+ENDED_LATER = (
+    "{% for m in messages %}{% if m.role == 'assistant' %} {{ m.content | trim }}{% else %}"
+    "{{ eos_token if not loop.first and messages[loop.index0 - 1].role == 'assistant' }}"
+    "[{{ m.role }}] {{ m.content | trim }}{% endif %}{% endfor %}"
+)
 # Looks into what is said, and drops the system turn where there are tools.
 PEEKING = (
     "{% for m in messages %}{% if not (tools and m.role == 'system') %}<|im_start|>{{ m.role }}"
@@ -127,5 +135,6 @@ LAYOUTS = {
     "deepseek": ChatLayout(DEEPSEEK, "</s>", ("<|User|>", "<|Assistant|>"), as_text=True),
     "plain": ChatLayout("", "</s>", ()),  # the built-in one
     "ends the last only": ChatLayout(LAST_ONLY, "</s>", (), only_last=True),
+    "ended by the next turn": ChatLayout(ENDED_LATER, "</s>", ("[user]",), appended=True),
     "peeking": ChatLayout(PEEKING),
 }

@@ -76,7 +76,12 @@ def locate(render: Render, messages: Messages, tools: Tools, text: str) -> Place
         seen = marked[part] if marked is not None else _alone(render, messages, tools, text, part)
         _place(places, part, seen, _changed(render, messages, tools, text, part) if seen is None else None)
     for part in parts:
-        if part.key == "content" and _doubtful(places, part, messages, text):
+        if part.key != "content":
+            continue
+        if part in places.unplaced:
+            if _is_cut(render, messages, tools, text, part):
+                places.partly.add(part)
+        elif _doubtful(places, part, messages, text):
             words = _marked(render, messages, tools, text, {part}, _words)
             _doubt(places, part, words[part] if words is not None else None)
     return places
@@ -276,7 +281,11 @@ def _alone(render: Render, messages: Messages, tools: Tools, text: str, part: Pa
         seen = marked[part] if marked is not None else None
         if seen is None:
             continue
-        if how is _around or part.key != "content" or not seen.before:
+        if how is _around:
+            return seen
+        if not seen.before:  # where the marks stand it may be cut: nothing is known
+            continue
+        if part.key != "content":
             return seen
         core = messages[part.turn]["content"].strip()
         begin = seen.before[0] - (len(core) if how is _end else len(core) // 2)
@@ -303,6 +312,22 @@ def _changed(
     if once and text.startswith(head) and text.endswith(tail):
         return len(head), len(text) - len(tail)
     return other != text
+
+
+def _is_cut(render: Render, messages: Messages, tools: Tools, text: str, part: Part) -> bool:
+    """Return whether the first or the last word of a content may be changed without a change of the text."""
+    content: str = messages[part.turn]["content"]
+    words = list(WORD.finditer(content))
+    for word in {*words[:1], *words[-1:]}:
+        letters = "".join("x" if letter != "x" else "y" for letter in word.group())
+        told: Messages = [dict(message) for message in messages]
+        told[part.turn]["content"] = content[: word.start()] + letters + content[word.end() :]
+        try:
+            if render(told, tools) == text:
+                return True
+        except BadRow:
+            continue
+    return False
 
 
 def _without(messages: Messages, tools: Tools, part: Part) -> tuple[Messages, Tools]:

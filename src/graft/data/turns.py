@@ -10,7 +10,7 @@ that stands in the conversation as well; if it does not, the turn has no end the
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from graft.data.marks import OTHER, Messages, Places, Tools, locate
@@ -42,13 +42,15 @@ class Talk:
     """A conversation and its text.
 
     render: writes a conversation; raises BadRow where the template fails.
-    controls: matches the tokens that can end a turn.  asked: the text ends with the prompt for an answer.
+    controls: matches the tokens that can end a turn.  eos: the one that ends a text, if there is one.
+    asked: the text ends with the prompt for an answer.
     """
 
     messages: Messages
     tools: Tools
     render: Render
     controls: re.Pattern[str]
+    eos: str | None = None
     asked: bool = False
 
     def __post_init__(self) -> None:
@@ -148,7 +150,11 @@ class Talk:
         return self._checked(i, Turn(start, end, ended, altered))
 
     def _checked(self, i: int, turn: Turn) -> Turn:
-        """Return the turn. Raises BadRow if it holds nothing, or words of another turn."""
+        """Return the turn, with the end that other turns bring. Raises BadRow if it holds words of theirs."""
+        if not turn.ended and self.eos:  # some templates write it before the next question
+            blanks = len(self.text[turn.end :]) - len(self.text[turn.end :].lstrip())
+            if self.text.startswith(self.eos, turn.end + blanks):
+                turn = replace(turn, end=turn.end + blanks + len(self.eos), ended=True)
         if not self.text[turn.start : turn.end].strip() or turn.start >= self._words(i)[1]:
             raise _nothing(i)
         for part, (a, b) in self.places.found.items():
