@@ -28,7 +28,7 @@ from graft.base.last_hidden import LanguageHead, captured
 from graft.base.liveness import Liveness, quietly
 from graft.base.merging import Merged, Merges
 from graft.base.module_hooks import ModuleHooks
-from graft.base.neighbours import Neighbours, Sharing, joined
+from graft.base.neighbours import OUTSIDE, Neighbours, Sharing, joined
 from graft.base.probes import leak
 from graft.base.select import count_rows, pick
 from graft.base.virtual_tokens import VirtualTokenHooks
@@ -364,8 +364,16 @@ class Base:
         return self._mixable[mixed]
 
     def _compared(self, ids: torch.Tensor, names: frozenset[str | None]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the answers to one row for each of these adapters, three at most, in a batch and alone."""
-        rows = sorted(names, key=lambda name: (name is not None, name or ""))[: len(ids)]
+        """Return the answers to one row for each of these adapters and a bare one, in a batch and alone.
+
+        Adapters that act on more than a module come first, as far as there are ids for them.
+        """
+
+        def inside(name: str) -> bool:
+            return all(site.kind not in OUTSIDE for site, _ in self.adapters[name].inserts)
+
+        named = sorted((inside(name), name) for name in names if name)
+        rows = [None, *sorted(name for _, name in named[: len(ids) - 1])]
         extra = {"decoder_input_ids": ids[:, :4]} if self.family == "seq2seq" else {}
 
         def asked(first: int, end: int) -> torch.Tensor:
