@@ -8,6 +8,7 @@ knows no method by name.
 
 import contextlib
 import functools
+import inspect
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,18 +25,21 @@ from graft.base.fingerprint import count, fingerprint
 from graft.base.heads import Heads
 from graft.base.host import Host
 from graft.base.last_hidden import LanguageHead, captured
+from graft.base.liveness import Liveness, quietly
 from graft.base.merging import Merged, Merges
 from graft.base.module_hooks import ModuleHooks
+from graft.base.neighbours import OUTSIDE, Neighbours, Sharing, joined
 from graft.base.probes import leak
 from graft.base.select import count_rows, pick
 from graft.base.virtual_tokens import VirtualTokenHooks
+from graft.base.weight_shifts import WeightShifts
 from graft.core import anatomy
 from graft.core.insert import AdapterModule
 from graft.core.method import Method
 from graft.core.positions import obstacle
-from graft.core.route import current, installed, spans
+from graft.core.route import Span, current, installed, spans
 from graft.core.site import Site
-from graft.errors import AdapterError, UsageError
+from graft.errors import AdapterError, UsageError, notice
 from graft.generate.generate import evaluating, generate
 from graft.quant import is_packed
 
@@ -62,16 +66,20 @@ class Base:
         self.adapters: dict[str, Adapter] = {}
         self._modules, self._heads = ModuleHooks(), Heads()
         attention, virtual_tokens = Attention(model), VirtualTokenHooks(model)
-        self._hosts: tuple[Host, ...] = (self._modules, attention, virtual_tokens, self._heads)
+        shifts = WeightShifts(model)
+        self._hosts: tuple[Host, ...] = (self._modules, attention, virtual_tokens, self._heads, shifts)
         # Every other kind of site is hooked at its module. In-place parameters come in with the Route.
         self._hosts_by_kind: dict[str, tuple[Host, ...]] = {
             "kv": (attention, virtual_tokens),  # a prefix may reserve positions
             "prompt": (virtual_tokens,),
             "final": (self._heads,),
             "module": (),
+            "parameter": (shifts,),
         }
         self._merges = Merges(model)
         self._choice = Choice(self.adapters, self._merges)
+        self._liveness, self._neighbours = Liveness(model), Neighbours(model)
+        self._mixable: dict[frozenset[str | None], bool] = {}
         self._dropout = SilentDropout(model)
         self._compiled = Compiled(model)
         self._head = LanguageHead(model, self.family, values=self.has_values)
@@ -95,7 +103,7 @@ class Base:
     @property
     def sites(self) -> list[Site]:
         """Every place that a method can go to."""
-        return anatomy.sites(self.model)
+        return self._liveness.sites()
 
     def count(self) -> int:
         """Count the base's parameters; packed weights as the numbers they stand for, tied ones once."""
@@ -122,10 +130,24 @@ class Base:
             )
         sites = self.sites
         adapter = Adapter(name, methods, [self._checked(m, sites) for m in methods], self.identity)
+        self._liveness.check(adapter.inserts)
         adapter.trained_on = self.quant
         for _, insert in adapter.inserts:
             self._settle(insert)
+        self._tell(adapter, sites)
         return self._seat(adapter)
+
+    def _tell(self, adapter: Adapter, sites: list[Site]) -> None:
+        """Say so where all linears are adapted, and experts, which are no linears, are not."""
+        adapted = {site.name for site, _ in adapter.inserts}
+        bare = [site for site in anatomy.experts(sites) if site.name not in adapted]
+        if bare and any(getattr(m, "target_modules", None) == "all-linear" for m in adapter.methods):
+            size = sum(site.experts * site.out_features * site.in_features for site in bare)
+            names = dict.fromkeys(".".join(site.name.split(".")[-2:]) for site in bare)
+            notice(
+                f"all-linear leaves {size / self.count():.0%} of the weights out: the experts of the mixture "
+                f"are no linears. LoRA trains them with target_parameters=[{', '.join(names)}]"
+            )
 
     def _settle(self, insert: AdapterModule) -> None:
         """Move a newborn insert to the base's device."""
@@ -141,6 +163,7 @@ class Base:
         for host in self._hosts:
             host.remove(name)
         self._compiled.forget()
+        self._mixable.clear()
         return self.adapters.pop(name)
 
     def load_adapter(self, folder: str | Path, name: str, *, force: bool = False) -> Adapter:
@@ -153,6 +176,7 @@ class Base:
         methods, tensors, base = adapter_files.read(Path(folder), self.sites)
         if not force:
             adapter_files.check_base(folder, base, self.name, self.fingerprint())
+        tensors = self._liveness.without_dead(tensors, folder)
         adapter = self.attach(name, methods)
         try:
             wanted = adapter.file_state()
@@ -181,6 +205,7 @@ class Base:
             for host in self._hosts_by_kind.get(site.kind, (self._modules,)):
                 host.add(adapter.name, site, insert)
         self._compiled.forget()
+        self._mixable.clear()
         return adapter.train(False)
 
     def identity(self) -> dict[str, Any]:
@@ -293,18 +318,82 @@ class Base:
         """Run over the rows sorted into one span per adapter, and undo the order on the way out."""
         order, groups = spans(rows)
         count = len(rows)
+        ordered, apart = order == list(range(count)), not self.mixable(rows)
+        if (apart or not ordered) and keywords.get("past_key_values") is not None:
+            raise UsageError(
+                "a filled cache with rows out of order, or rows that are run apart",
+                "rows sorted by adapter, in a model that can mix them",
+                "use base.generate, or sort the rows",
+            )
+        if (apart or not ordered) and "use_cache" in inspect.signature(self.model.forward).parameters:
+            keywords = {"use_cache": False, **keywords}  # not every cache can be put in another order
         with installed(self._choice.route(groups, count)):
-            if order == list(range(count)):
+            if ordered and not apart:
                 return run(ids, keywords)
-            if keywords.get("past_key_values") is not None:
-                raise UsageError(
-                    "a filled cache with rows out of order",
-                    "rows sorted by adapter",
-                    "use base.generate, or sort the rows",
-                )
             index = torch.tensor(order, device=self.device)
-            output = run(pick(ids, index, count), {k: pick(v, index, count) for k, v in keywords.items()})
+            ids, keywords = pick(ids, index, count), {k: pick(v, index, count) for k, v in keywords.items()}
+            output = self._apart(run, ids, groups, keywords) if apart else run(ids, keywords)
             return pick(output, index.argsort(), count)
+
+    def _apart(
+        self, run: Any, ids: torch.Tensor | None, groups: tuple[Span, ...], keywords: dict[str, Any]
+    ) -> Any:
+        """Run the rows of each adapter in a forward of their own, and join what they return."""
+        if keywords.get("labels") is not None:
+            raise AdapterError(
+                f"labels for rows of several adapters, which {type(self.model).__name__} cannot run together",
+                "rows of one adapter",
+                "run the rows of each adapter by themselves",
+            )
+        outputs, count = [], groups[-1][2]
+        for name, first, end in groups:
+            part = slice(first, end)
+            with installed(self._choice.route(((name, 0, end - first),), end - first)):
+                given = {key: pick(value, part, count) for key, value in keywords.items()}
+                outputs.append(run(pick(ids, part, count), given))
+        return joined(outputs, [end - first for _, first, end in groups])
+
+    def mixable(self, names: Rows) -> bool:
+        """Return whether rows of these adapters may share a forward; if not, they are run apart."""
+        mixed = frozenset(names)
+        if len(mixed) < 2:
+            return True
+        if mixed not in self._mixable:
+            seats = [seat for name in mixed if name for seat in self._choice.usable(name).inserts]
+            self._mixable[mixed] = self._neighbours.mix(seats, lambda ids: self._compared(ids, mixed))
+        return self._mixable[mixed]
+
+    def _compared(self, ids: torch.Tensor, names: frozenset[str | None]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the answers to one row for each of these adapters and a bare one, in a batch and alone.
+
+        Adapters that act on more than a module come first, as far as there are ids for them.
+        """
+
+        def inside(name: str) -> bool:
+            return all(site.kind not in OUTSIDE for site, _ in self.adapters[name].inserts)
+
+        named = sorted((inside(name), name) for name in names if name)
+        rows = [None, *sorted(name for _, name in named[: len(ids) - 1])]
+        extra = {"decoder_input_ids": ids[:, :4]} if self.family == "seq2seq" else {}
+
+        def asked(first: int, end: int) -> torch.Tensor:
+            groups = spans(rows[first:end])[1]
+            with quietly(self.model, training=False), installed(self._choice.route(groups, end - first)):
+                given = ids[first:end]
+                keywords = {key: value[first:end] for key, value in extra.items()}
+                output = self.model(given, attention_mask=torch.ones_like(given), **keywords)
+            return output[0] if "logits" not in output else output.logits
+
+        return asked(0, len(rows)), torch.cat([asked(row, row + 1) for row in range(len(rows))])
+
+    def sharing(self) -> Sharing:
+        """Return which rows may share a batch in which text is written (`graft.base.neighbours`)."""
+        return self._neighbours.sharing()
+
+    def cacheable(self, names: Rows) -> bool:
+        """Return whether text can be written with a cache of keys and values under these adapters."""
+        methods = [method for name in set(names) if name for method in self.adapters[name].methods]
+        return all(m.cacheable for m in methods) and all(host.cacheable(names) for host in self._hosts)
 
     def _forward(self, ids: torch.Tensor | None, keywords: dict[str, Any]) -> Any:
         model = self._compiled.model(current())
@@ -345,6 +434,11 @@ class Base:
         for adapter in self.adapters.values():
             adapter.train(mode)
         return self
+
+    @property
+    def has_dropout(self) -> bool:
+        """Whether the base has dropout of its own, on or off."""
+        return self._dropout.found()
 
     def checkpointing(self, on: bool = True) -> None:
         """Recompute every block in backward instead of keeping its activations."""

@@ -36,7 +36,7 @@ def _new_tokenizer(recipe: Recipe, wanted: NewTokenizer) -> Path:
     folder = Path(recipe.output) / "tokenizer"
     if not folder.exists():
         accepts = stage_of(recipe).accepts()
-        rows = load_rows(seedling.located(recipe.data), accepts, seed=recipe.train.seed).train
+        rows = load_rows(seedling.located(recipe.data), accepts).train
         texts = (text for row in rows for text in row.texts())
         tokenizer = train_bpe(texts, wanted.vocab_size, max_length=recipe.data.max_length)
         storage.commit(folder, tokenizer.save_pretrained)
