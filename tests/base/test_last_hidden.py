@@ -13,6 +13,7 @@ from graft.data.batches import Batch
 from graft.errors import ModelError, Notice
 from graft.methods.bitfit import BitFit
 from graft.methods.lora import LoRA
+from graft.methods.task_head import TaskHead
 from graft.objectives.lm import language_modelling
 from models import inputs, randomise, tiny_model
 
@@ -166,3 +167,10 @@ def test_a_model_that_cannot_run_is_refused_with_its_own_words():
         ModelError, match=r"LlamaForCausalLM fails on a few tokens \(ValueError: only on Tuesdays\)"
     ):
         Base(model).probe()
+
+
+def test_a_task_head_is_refused_where_no_state_enters_the_language_head():
+    base = Base(own_class(Skipping))
+    base.attach("a", TaskHead(num_labels=2))
+    with pytest.warns(Notice), pytest.raises(ModelError, match="no state of Skipping enters its head"):
+        base(inputs("llama")["ids"], adapters=["a"] * 3)
