@@ -86,10 +86,12 @@ def few_ids(model: Any, count: int, start: int = 0) -> list[int]:
     return [usable[(start + i) % len(usable)] for i in range(count)]
 
 
-def leak(model: Any, states: Callable[..., torch.Tensor], *, causal: bool) -> str | None:
+def leak(
+    model: Any, states: Callable[[torch.Tensor, dict[str, Any]], torch.Tensor], *, causal: bool
+) -> str | None:
     """Return why two documents cannot share a row of this model, or None if the probe finds nothing.
 
-    states: computes the last hidden states (B, T, D) from the model's keywords.
+    states: computes the last hidden states (B, T, D), or logits, from ids and the model's other keywords.
     """
     end = sum(LENGTHS)
     one, two = few_ids(model, LENGTHS[0]), few_ids(model, LENGTHS[1], start=LENGTHS[0])
@@ -98,9 +100,10 @@ def leak(model: Any, states: Callable[..., torch.Tensor], *, causal: bool) -> st
     inputs, _ = packed(rows, pad=0, causal=causal, first_position=first)
     table = model.get_input_embeddings()
     inputs = {name: tensor.to(table.weight.device) for name, tensor in inputs.items()}
+    ids = inputs.pop("input_ids")
     try:
         with torch.enable_grad(), _traced(table) as embedded:
-            both = tried(model, lambda: states(**inputs))
+            both = tried(model, lambda: states(ids, inputs))
             behind, alone = both[0, LENGTHS[0] : end], both[1, : LENGTHS[1]]
             weights = torch.linspace(-1, 1, behind.numel(), device=behind.device).view(behind.shape)
             found = torch.autograd.grad((behind.float() * weights).sum(), embedded, allow_unused=True)
