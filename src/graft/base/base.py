@@ -290,7 +290,14 @@ class Base:
     def _states(self, ids: torch.Tensor | None, keywords: dict[str, Any]) -> torch.Tensor:
         keywords = self._uncached(keywords)
         if self.family == "encoder":
-            return self._forward(ids, keywords).last_hidden_state
+            output = self._forward(ids, keywords)
+            if getattr(output, "last_hidden_state", None) is None:
+                raise ModelError(
+                    f"{type(self.model).__name__} answers without its last hidden state",
+                    "a language model, or a model without a head",
+                    "load it with task='encoder'",
+                )
+            return output.last_hidden_state
         with captured(self.model) as caught:
             self._forward(ids, keywords)
         return caught[0]
@@ -303,6 +310,12 @@ class Base:
             return self._head.logits(states)
 
         return self._sorted(project, hidden, self._choice.rows(adapters, len(hidden)), {})
+
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether a state depends on later tokens, so that the next one is no secret to it."""
+        self.probe()
+        return self._head.looks_ahead
 
     def probe(self) -> None:
         """Try the model and its language head on a few tokens, once. Raises ModelError if that fails."""

@@ -1,6 +1,7 @@
 """Probes: what a model does with its head and its rows, tried on a few tokens instead of looked up by name.
 
     forward    the model computes logits of x at all
+    causal     h_1(x) = h_1(x')                            where x and x' have the same first token
     head       f(W h + b) = the model's own logits of x        h: what enters the head; f: see `last_hidden`
     packing    ∂ h_t([A; B]) / ∂ E(A) = 0    and    h_t([A; B]) = h_t([B])      for every t in B
 
@@ -26,7 +27,6 @@ from graft.errors import ModelError
 
 LENGTHS = 12, 8  # tokens of the two documents
 ZERO = 1e-6  # of the gradient within the second document: less is rounding
-NEAR = {torch.float32: 1e-3}  # how far states may lie from those alone, relative; in 16 bits: 0.05
 Result = TypeVar("Result")
 
 
@@ -73,7 +73,7 @@ def tried(model: nn.Module, forward: Callable[[], Result]) -> Result:
         raise ModelError(
             f"the forward of {type(model).__name__} fails on a few tokens ({type(error).__name__}: {line})",
             "a model that the installed transformers can run",
-            "install the version of transformers that config.json names, or choose another model",
+            "load it with dtype='fp32', or install the version of transformers that config.json names",
         ) from error
 
 
@@ -116,9 +116,14 @@ def leak(
     apart = (behind - alone).detach().float().norm(dim=-1) / alone.detach().float().norm(dim=-1)
     # The first token is next to the other document. Of the rest the middle: in a mixture of experts rounding
     # sends a token now and then to another expert.
-    if not max(apart[0], apart.median()) <= NEAR.get(alone.dtype, 0.05):
+    if not max(apart[0], apart.median()) <= near(alone.dtype):
         return "a document is not as alone: its positions or neighbours count along the whole row"
     return None
+
+
+def near(dtype: torch.dtype) -> float:
+    """Return how far states that mean the same may lie apart, relative to their length."""
+    return 0.05 if dtype.itemsize < 4 else 1e-3
 
 
 @contextlib.contextmanager
