@@ -18,7 +18,8 @@ from results import Row
 
 TITLES = {
     "load": "load", "loss": "loss", "packed": "packing", "lora": "LoRA", "houlsby": "Houlsby",
-    "pfeiffer": "Pfeiffer", "prefix": "prefix", "prompt": "prompt", "mixed": "mixed rows", "nf4": "NF4",
+    "pfeiffer": "Pfeiffer", "prefix": "prefix", "prompt": "prompt", "experts": "experts",
+    "mixed": "mixed rows", "nf4": "NF4",
 }  # fmt: skip
 TASKS = {
     "causal": "Decoders",
@@ -62,6 +63,7 @@ def head(ran: Sequence[Row]) -> str:
   tensor gets a gradient, one training step moves it, rows with and without it in one batch are as alone, it
   loads into another base, merged it gives the same logits, and texts of a padded batch are those of rows
   alone and of whole forwards without a cache.
+- experts: the same of LoRA on the experts of a mixture, which are parameters and no linear layers.
 - mixed rows: a prompt, the bare base and LoRA in one batch, out of order, logits and texts.
 - NF4: how many of the matrices, embeddings included, lie in four bits; logits are those of transformers with
   the values that the codes stand for, and LoRA acts.
