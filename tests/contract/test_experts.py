@@ -6,11 +6,11 @@ import functools
 import pytest
 from bases import base_of
 from laws import LAWS
+from mixtures import EXPERTS, MIXTURES
 from torch import nn
 
 from graft.methods.lora import LoRA
 from graft.quant import quantise_model
-from mixtures import EXPERTS, MIXTURES
 from models import tiny_model
 
 ROUTERS = {"qwen3_moe": "mlp.gate.weight", "gpt_oss": "mlp.router.weight"}
