@@ -39,7 +39,7 @@ from graft.core.method import Method
 from graft.core.positions import obstacle
 from graft.core.route import Span, current, installed, spans
 from graft.core.site import Site
-from graft.errors import AdapterError, UsageError, notice
+from graft.errors import AdapterError, ModelError, UsageError, notice
 from graft.generate.generate import evaluating, generate
 from graft.quant import is_packed
 
@@ -418,6 +418,13 @@ class Base:
         if self.family == "masked" and not word_head:
             states: torch.Tensor = self.model.base_model(ids, **keywords).last_hidden_state
             return states
+        self.probe()
+        if self._head.whole:
+            raise ModelError(
+                f"no state of {type(self.model).__name__} enters its head",
+                "a model whose head reads the last hidden state",
+                "use a method without a task head, or another model",
+            )
         return self._states(ids, keywords)
 
     # Training, checkpointing, compiling
