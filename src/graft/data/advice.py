@@ -83,20 +83,18 @@ def propose(rows: Rows, columns: Sequence[str], layouts: Sequence[str]) -> dict[
             if set(pair) <= set(lower):
                 return dict(zip(("prompt", "completion"), (lower[name] for name in pair), strict=True))
         if len(texts) > 1:
-            two = sorted(texts[:2], key=columns.index)
-            asked, answered = sorted(two, key=lambda name: name.lower() in ANSWERS)
+            longest = sorted(texts[:2], key=columns.index)
+            asked, answered = sorted(longest, key=lambda name: name.lower() in ANSWERS)
             return {"prompt": asked, "completion": answered}
         return {}
     if "classification" in layouts:
         label = next((lower[name] for name in LABELS if name in lower), None) or _class(rows, columns)
         pairs = (pair for pair in TEXT_PAIRS if set(pair) <= set(lower))
-        pair = next(pairs, None) or numbered(frozenset(lower))
-        found = [lower[name] for name in pair] or [name for name in texts if name != label][:1]
-        return (
-            dict(zip(("text", "text_pair"), found, strict=False)) | {"label": label}
-            if found and label
-            else {}
-        )
+        two = next(pairs, None) or numbered(frozenset(lower))
+        found = [lower[name] for name in two] or [name for name in texts if name != label][:1]
+        if not found or not label:
+            return {}
+        return dict(zip(("text", "text_pair"), found, strict=False)) | {"label": label}
     return {"text": texts[0]} if "text" in layouts and texts else {}
 
 
