@@ -21,7 +21,7 @@ from graft.core.method import Method
 from graft.core.part import Part
 from graft.core.site import Site
 from graft.errors import AdapterError
-from graft.formats import adapterhub, mlx, peft
+from graft.formats import adapterhub, mlx, peft, peft_experts
 from graft.formats.peft import CONFIG, WEIGHTS, Settings, Tensors
 from graft.quant.finite import require_finite
 
@@ -85,6 +85,7 @@ def read(folder: Path, sites: Sequence[Site]) -> tuple[list[Method], Tensors, Se
         owner = _owner(config)
         if owner is not None:
             config, tensors = owner.files.convert(config, tensors)
+            config, tensors = peft_experts.stacked(config, tensors, sites)
         methods = _methods(config, facts.get("methods", []), tensors, sites)
     except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise AdapterError(
