@@ -52,7 +52,7 @@ class Keys:
         if suffix.startswith("/"):
             return part + suffix[1:]
         backbone = trunk(site.root) if self._headed and site.kind != "final" else ""
-        return f"{self._root}.{backbone}{site.name}.{part}{suffix}"
+        return f"{self._root}.{backbone}{site.path}.{part}{suffix}"
 
 
 def write(

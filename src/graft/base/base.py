@@ -27,13 +27,14 @@ from graft.base.merging import Merged, Merges
 from graft.base.module_hooks import ModuleHooks
 from graft.base.select import count_rows, pick
 from graft.base.virtual_tokens import VirtualTokenHooks
+from graft.base.weight_shifts import WeightShifts
 from graft.core import anatomy
 from graft.core.insert import AdapterModule
 from graft.core.method import Method
 from graft.core.positions import obstacle
 from graft.core.route import current, installed, spans
 from graft.core.site import Site
-from graft.errors import AdapterError, UsageError
+from graft.errors import AdapterError, UsageError, notice
 from graft.generate.generate import generate
 from graft.quant import is_packed
 
@@ -58,13 +59,15 @@ class Base:
         self.adapters: dict[str, Adapter] = {}
         self._modules, self._heads = ModuleHooks(), Heads()
         attention, virtual_tokens = Attention(model), VirtualTokenHooks(model)
-        self._hosts: tuple[Host, ...] = (self._modules, attention, virtual_tokens, self._heads)
+        shifts = WeightShifts(model)
+        self._hosts: tuple[Host, ...] = (self._modules, attention, virtual_tokens, self._heads, shifts)
         # Every other kind of site is hooked at its module. In-place parameters come in with the Route.
         self._hosts_by_kind: dict[str, tuple[Host, ...]] = {
             "kv": (attention, virtual_tokens),  # a prefix may reserve positions
             "prompt": (virtual_tokens,),
             "final": (self._heads,),
             "module": (),
+            "parameter": (shifts,),
         }
         self._merges = Merges(model)
         self._choice = Choice(self.adapters, self._merges)
@@ -120,7 +123,20 @@ class Base:
         adapter.trained_on = self.quant
         for _, insert in adapter.inserts:
             self._settle(insert)
+        self._tell(adapter, sites)
         return self._seat(adapter)
+
+    def _tell(self, adapter: Adapter, sites: list[Site]) -> None:
+        """Say so where all linears are adapted, and experts, which are no linears, are not."""
+        adapted = {site.name for site, _ in adapter.inserts}
+        bare = [site for site in anatomy.experts(sites) if site.name not in adapted]
+        if bare and any(getattr(m, "target_modules", None) == "all-linear" for m in adapter.methods):
+            size = sum(site.experts * site.out_features * site.in_features for site in bare)
+            names = dict.fromkeys(".".join(site.name.split(".")[-2:]) for site in bare)
+            notice(
+                f"all-linear leaves {size / self.count():.0%} of the weights out: the experts of the mixture "
+                f"are no linears. LoRA trains them with target_parameters=[{', '.join(names)}]"
+            )
 
     def _settle(self, insert: AdapterModule) -> None:
         """Move a newborn insert to the base's device."""

@@ -19,6 +19,7 @@ from graft.core.part import Part
 from graft.core.site import Site
 from graft.errors import AdapterError
 from graft.layers import lora_start as start
+from graft.layers.expert_lora import peft_targets
 from graft.layers.replacements import Replacement
 from graft.layers.targets import TargetedFiles, by_pattern
 from graft.layers.tied import TiedReplacement, tied_heads
@@ -40,14 +41,13 @@ REFUSED = frozenset({
         "kasa_config",
         "layer_replication",
         "megatron_config",
-        "target_parameters",
         "use_bdlora",
         "use_qalora",
 })  # fmt: skip
 # What LoRA has and its kin, which share PEFT's config, have not.
 FURTHER = frozenset({
-    "alpha_pattern", "ensure_weight_tying", "lora_bias", "rank_pattern", "trainable_token_indices",
-    "use_dora", "use_rslora",
+    "alpha_pattern", "ensure_weight_tying", "lora_bias", "rank_pattern", "target_parameters",
+    "trainable_token_indices", "use_dora", "use_rslora",
 })  # fmt: skip
 
 
@@ -63,10 +63,13 @@ class LoRAFiles(TargetedFiles):
             config |= doubled(config)
         if method.ensure_weight_tying:
             config |= _as_peft_ties(config, part)
+        config |= peft_targets(method, part)
         tokens = config["trainable_token_indices"]
         return config | {"init_lora_weights": True, "trainable_token_indices": tokens or None}
 
     def understand(self, cls: Any, settings: dict[str, Any]) -> Any:
+        if settings.get("target_parameters"):  # these may be all: PEFT then names no modules
+            settings = {"target_modules": (), **settings}
         return cls(**{**settings, "init_lora_weights": True})
 
     def convert(self, config: Settings, tensors: Tensors, sites: Sequence[Site]) -> tuple[Settings, Tensors]:

@@ -27,7 +27,8 @@ class TargetedFiles(FileLayout):
 
     def describe(self, method: Any, part: Part) -> dict[str, Any]:
         config = super().describe(method, part)
-        sites = [site for site, insert in part.inserts if not isinstance(insert, Shift | Replacement)]
+        seats = [(s, insert) for s, insert in part.inserts if s.kind != "parameter"]
+        sites = [site for site, insert in seats if not isinstance(insert, Shift | Replacement)]
         by_name = not isinstance(method.target_modules, str)
         if not by_name or method.exclude_modules or method.layers_to_transform is not None:
             config["target_modules"] = sorted(site.name for site in sites)

@@ -5,6 +5,7 @@
     PiSSA, OLoRA:  y = W₀x + b + s·(BA − B₀A₀)x, with B₀A₀ the principal part of W₀ at birth
     LoftQ:  sBA starts as the rank-r part of W − Ŵ, what quantisation took from the checkpoint's weight
     on an embedding:  E[id] + s·B A[:, id]        A (r, ids) = 0 at birth, B (width, r)
+    on the experts of a mixture:  W_e + s·B_e A_e, e = 1 … E, every expert with factors of its own
 
 Hu et al. 2021 (2106.09685). rsLoRA: Kalajdzievski 2023 (2312.03732); DoRA: Liu et al. 2024 (2402.09353);
 PiSSA: Meng et al. 2024 (2404.02948); OLoRA: Büyükakyüz 2024 (2406.01775); LoftQ: Li et al. 2023 (2310.08659);
@@ -28,6 +29,7 @@ from graft.core.part import Part, Seats
 from graft.core.site import Site
 from graft.errors import UsageError, notice
 from graft.layers import lora_start as start
+from graft.layers.expert_lora import LowRankParameter, parameters
 from graft.layers.lora_files import REFUSED, TRAINING, LoRAFiles
 from graft.layers.replacements import Replacement
 from graft.layers.targets import Targeted, biases, by_pattern, check_bias, check_dropout, check_rank
@@ -52,6 +54,8 @@ class LoRA(Targeted):
     trainable_token_indices: tuple[int, ...] | dict[str, list[int]] = ()
     # what is trained at a table is trained at the head that is tied to it
     ensure_weight_tying: bool = False
+    # weights without a module of their own, such as experts.down_proj: names or their last parts
+    target_parameters: tuple[str, ...] = ()
 
     kinds: ClassVar = ("linear", "head", "embed")
     files: ClassVar = LoRAFiles(
@@ -70,6 +74,19 @@ class LoRA(Targeted):
         indices = self.trainable_token_indices
         for ids in indices.values() if isinstance(indices, dict) else [indices] if indices else []:
             check_ids("trainable_token_indices", ids)
+        plain = self.init_lora_weights in (True, False, "gaussian")
+        if self.target_parameters and (self.lora_dropout or self.lora_bias or self.use_dora or not plain):
+            raise UsageError(
+                "target_parameters with lora_dropout, lora_bias, use_dora or a start from the weights",
+                "plain LoRA on parameters: their products with x are not made one by one",
+                "leave these settings out, or use target_modules alone",
+            )
+
+    def targets(self, sites: Sequence[Site]) -> list[Site]:
+        """Return the modules that it goes to; none if only parameters are named."""
+        if not self.target_modules and self.target_parameters:
+            return []
+        return super().targets(sites)
 
     def assemble(self, sites: Sequence[Site]) -> Seats:
         seats: Seats = [(site, self.build(site)) for site in self.targets(sites)]
@@ -78,15 +95,23 @@ class LoRA(Targeted):
             if not {site.name for site, _ in seats + saved} & set(group(sites)):
                 notice("ensure_weight_tying has no effect: nothing is trained at a table with a tied head")
             seats, saved = follow(seats, sites, self.build), follow(saved, sites, Replacement)
+        seats += [(site, self.build(site, after)) for site, after in self._parameters(sites, seats)]
         tokens = beside(self.trainable_token_indices, sites)
         return seats + biases(self.bias, sites, seats) + saved + tokens
 
-    def build(self, site: Site) -> Insert:
+    def _parameters(self, sites: Sequence[Site], seats: Seats) -> list[tuple[Site, int]]:
+        """Return what `target_parameters` adds to these seats, with the number that follows in its module."""
+        taken = {site.name for site, _ in seats}
+        return [(s, after) for s, after in parameters(self.target_parameters, sites) if s.name not in taken]
+
+    def build(self, site: Site, after: int = 0) -> Insert:
         r = int(by_pattern(self.rank_pattern, site.name, self.r))
         alpha = by_pattern(self.alpha_pattern, site.name, self.lora_alpha)
         scale = alpha / math.sqrt(r) if self.use_rslora else alpha / r
         if site.kind == "embed":
             return LowRankEmbedding(site, r, scale, self)
+        if site.kind == "parameter":
+            return LowRankParameter(site, r, scale, self.init_lora_weights, after)
         return LowRank(site, r, scale, self)
 
     def param_groups(self, part: Part, lr: float) -> list[dict[str, Any]]:
@@ -100,7 +125,7 @@ class LoRA(Targeted):
             return [*self.param_groups(others, lr), {"params": rows, "lr": lr, "weight_decay": 0.0}]
         if self.loraplus_lr_ratio == 1.0:
             return super().param_groups(part, lr)
-        fast = [low_rank.B for kind in (LowRank, LowRankEmbedding) for _, low_rank in part.of(kind)]
+        fast = [low_rank.B for kind in CLASSES for _, low_rank in part.of(kind)]
         rest = [p for p in part.parameters() if all(p is not B for B in fast)]
         return [{"params": rest, "lr": lr}, {"params": fast, "lr": lr * self.loraplus_lr_ratio}]
 
@@ -248,3 +273,6 @@ class TiedLowRank(Insert):
 
     def load(self, tensors: dict[str, torch.Tensor]) -> None:
         """Take nothing: the table's own insert does."""
+
+
+CLASSES = (LowRank, LowRankEmbedding, LowRankParameter)

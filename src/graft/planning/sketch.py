@@ -26,7 +26,8 @@ from graft.core.insert import AdapterModule
 from graft.core.method import Method
 from graft.models.load import model_class
 from graft.quant import QuantLinear, Scheme
-from graft.quant.replace import matrix, packable
+from graft.quant.experts import PackedExperts, seat, use_ours
+from graft.quant.replace import matrix, packable, packable_experts
 from graft.stages.sft import SFT
 from graft.stages.stage import Stage
 from graft.training.step import backward, no_noise
@@ -51,6 +52,9 @@ class Sketch(Base):
     def fingerprint(self) -> str:
         """Return "": there are no values to fingerprint."""
         return ""
+
+    def _tell(self, *_: Any) -> None:
+        """Do nothing: the run itself says it."""
 
     def _settle(self, insert: AdapterModule) -> None:
         """Do nothing: fake tensors are created on the device and cannot be moved."""
@@ -160,6 +164,12 @@ def sketch(
             rows, columns = matrix(module).shape
             bias: Any = module.bias
             model.set_submodule(name, _Packed(columns, rows, Scheme(quant, group_size), bias, dtype))
+        for module, name in packable_experts(model).values():
+            turned = bool(module.is_transposed)
+            count, rows, columns = getattr(module, name).mT.shape if turned else getattr(module, name).shape
+            layers = [_Packed(columns, rows, Scheme(quant, group_size), None, dtype) for _ in range(count)]
+            seat(module, name, PackedExperts.of(layers, transposed=turned))
+            use_ours(model)
     return Sketch(model)
 
 
