@@ -12,6 +12,7 @@ from tiny_folder import write_model, write_rows
 
 from graft.cli import app, call
 from graft.cli.progress import Progress
+from graft.cli.words import _separated
 from graft.core.cards import cards, pages
 from graft.recipe import read
 
@@ -237,6 +238,28 @@ def test_exit_codes_tell_what_happened(raised, code, monkeypatch, capsys):
 
     monkeypatch.setattr("graft.cli.methods.cards", fail)
     assert call(["methods"]) == code
+
+
+@pytest.mark.parametrize(
+    ("words", "recipe", "changes"),
+    [
+        (["--train.max_steps", "2"], None, ["train.max_steps=2"]),
+        (["--train.max_steps", "2", "mine.yaml"], "mine.yaml", ["train.max_steps=2"]),
+        (["mine.yaml", "--train.lr=1e-3", "data.limit=5"], "mine.yaml", ["train.lr=1e-3", "data.limit=5"]),
+        (["a=1", "mine.yaml", "--b", "2"], "mine.yaml", ["a=1", "b=2"]),
+        (["--modle", "seedling"], None, ["modle=seedling"]),
+        (["--train.compile", "--train.lr", "1"], None, ["train.compile", "train.lr=1"]),
+        (["mine.yaml", "other.yaml"], "mine.yaml", ["other.yaml"]),
+        ([], None, []),
+    ],
+)
+def test_only_a_word_that_changes_nothing_names_the_recipe(words, recipe, changes):
+    assert _separated(words) == (recipe, changes)
+
+
+def test_a_misspelt_option_is_an_unknown_key_with_the_nearest(capsys):
+    assert call(["train", "--modle", "seedling", "--data", "x.jsonl"]) == 2
+    assert "modle" in (err := capsys.readouterr().err) and "nearest: model" in err
 
 
 def test_a_run_says_what_happens_and_what_next(home, capsys):

@@ -65,6 +65,7 @@ class LoRA(Targeted):
         refused=REFUSED,
         absent={"lora_alpha": 8},
     )
+    patterns: ClassVar = ("rank_pattern", "alpha_pattern")
 
     def __post_init__(self) -> None:
         check_rank("r", self.r)
@@ -90,12 +91,12 @@ class LoRA(Targeted):
 
     def assemble(self, sites: Sequence[Site]) -> Seats:
         seats: Seats = [(site, self.build(site)) for site in self.targets(sites)]
+        seats += [(site, self.build(site, after)) for site, after in self._parameters(sites, seats)]
         saved = self.replacements(sites)
         if self.ensure_weight_tying:
             if not {site.name for site, _ in seats + saved} & set(group(sites)):
                 notice("ensure_weight_tying has no effect: nothing is trained at a table with a tied head")
             seats, saved = follow(seats, sites, self.build), follow(saved, sites, Replacement)
-        seats += [(site, self.build(site, after)) for site, after in self._parameters(sites, seats)]
         tokens = beside(self.trainable_token_indices, sites)
         return seats + biases(self.bias, sites, seats) + saved + tokens
 
