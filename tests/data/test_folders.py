@@ -40,6 +40,10 @@ def names(folder, split="train"):
          "test/a.jsonl"),
         ("Test.jsonl rows.jsonl", "rows.jsonl", "Test.jsonl", "Test.jsonl"),
         ("train2017.jsonl val2017.jsonl", "train2017.jsonl", "val2017.jsonl", "val2017.jsonl"),
+        ("wiki.train.raw.jsonl wiki.valid.raw.jsonl", "wiki.train.raw.jsonl", "wiki.valid.raw.jsonl",
+         "wiki.valid.raw.jsonl"),
+        ("v1.1-train.jsonl.gz v1.1-dev.jsonl.gz", "v1.1-train.jsonl.gz", "v1.1-dev.jsonl.gz",
+         "v1.1-dev.jsonl.gz"),
         ("a.jsonl b.jsonl", "a.jsonl b.jsonl", "a.jsonl b.jsonl", "a.jsonl b.jsonl"),
         ("test.jsonl", "test.jsonl", "test.jsonl", "test.jsonl"),
         ("constraint.jsonl latest.jsonl", "constraint.jsonl latest.jsonl", "constraint.jsonl latest.jsonl",
@@ -90,6 +94,13 @@ def test_a_folder_without_rows_to_train_on_is_refused(tmp_path):
     with pytest.raises(DataError, match=r"no rows to train on: .*test\.jsonl"):
         sources(str(tmp_path))
     assert names(tmp_path, "validation") == ["valid.jsonl"]
+
+
+def test_a_folder_of_arrow_files_is_refused_with_a_way_out(tmp_path):
+    write(tmp_path, "state.json", "dataset_info.json", "data-00000-of-00001.arrow")
+    with pytest.raises(DataError) as caught:
+        sources(str(tmp_path))
+    assert "save_to_disk" in caught.value.given and "to_parquet" in caught.value.remedy
 
 
 @pytest.mark.parametrize("share, held", [(0.05, 3), (0.0, None), (None, None)])

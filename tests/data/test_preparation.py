@@ -124,11 +124,11 @@ def test_the_report_shows_two_rows_with_what_is_learnt(file, settings, bpe):
     report = prepared(settings(train=file), bpe, stage="sft").report
     plain = "\n".join(report_lines(report, color=False))
     assert "40 rows read   40 train   0 eval   0 rejected" in plain
-    assert "What is 0?⟦ the cat 0</s>⟧" in plain
+    assert "What is 0?⟦the cat 0</s>⟧" in plain
     console = Console(width=200, color_system=None, record=True, file=io.StringIO())
     for line in report_lines(report):
         console.print(line, markup=True, highlight=False)
-    assert "What is 0? the cat 0</s>" in console.export_text()
+    assert "What is 0?the cat 0</s>" in console.export_text()
     assert DataReport.from_json(json.loads(json.dumps(report.json()))) == report
 
 

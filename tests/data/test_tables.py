@@ -130,6 +130,19 @@ def test_json_lines_that_are_no_lines_are_read_as_what_they_are(indent, array, t
     assert read(tmp_path, "a.json", written) == rows
 
 
+@pytest.mark.parametrize("indent", [None, 1])
+def test_rows_under_data_are_rows_in_a_file_of_either_name(indent, tmp_path):
+    written = json.dumps({"version": 1, "data": [{"text": "a"}, {"text": "b"}]}, indent=indent)
+    assert read(tmp_path, "a.json", written) == [{"text": "a"}, {"text": "b"}]
+    if indent:  # on one line it is a line
+        assert read(tmp_path, "a.jsonl", written) == [{"text": "a"}, {"text": "b"}]
+
+
+def test_utf_16_without_its_mark_is_told(tmp_path):
+    (reject,) = read(tmp_path, "a.csv", "text,label\nx,1\n".encode("utf-16-le"))
+    assert reject.reason == "NUL byte" and "UTF-16" in reject.detail
+
+
 def test_rows_over_several_lines_have_the_line_where_they_begin(tmp_path):
     (tmp_path / "a.jsonl").write_text('\n{\n "text": "a"\n}\n\n{"text": "b"} {\n"text": "c"}')
     found = [r.source.rpartition(":")[2] for r in records(str(tmp_path / "a.jsonl"))]
@@ -171,5 +184,6 @@ def test_a_text_file_that_is_a_table_is_read_as_one(tmp_path):
         {"prompt": "q", "completion": "a"},
         {"prompt": "r", "completion": "b"},
     ]
+    assert read(tmp_path, "a.txt", "text\tlabel\nq\t1") == [{"text": "q", "label": "1"}]
     for text in ("A\tstory\nof\ttabs\n", "prompt\tcompletion\nand then text.\n", "prompt completion\nq a\n"):
         assert [list(row) for row in read(tmp_path, "b.txt", text)] == [["text"]]

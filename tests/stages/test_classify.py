@@ -72,6 +72,14 @@ def test_two_texts_with_a_label_are_read_in_their_order(names):
     assert blank.reason == "empty text" and second in blank.detail
 
 
+def test_numbers_and_places_beside_two_texts_are_not_taken_for_them():
+    fields = {"qid1": "7", "qid2": "8", "question1": "a", "question2": "b", "label": "0"}
+    row = recognise(Record("f:1", fields), accepts("classify"))
+    assert row.value == (("a", "b"), "0") and row.unused == ("column 'qid1'", "column 'qid2'")
+    fields = {"start1": 1, "start2": 2, "end1": 3, "end2": 4, "sentence1": "a", "sentence2": "b", "label": 1}
+    assert recognise(Record("f:1", fields), accepts("classify")).value == (("a", "b"), 1)
+
+
 def test_two_columns_of_any_name_are_mapped():
     names = {"text": "Headline", "text_pair": "articleBody", "label": "Stance"}
     fields = {"Headline": "a", "articleBody": "b", "Stance": "agree", "Body ID": "7"}

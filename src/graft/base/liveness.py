@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional as F
 
 from graft.base.attention import watched
@@ -187,6 +188,12 @@ def ids(model: Any, rows: int, length: int) -> torch.Tensor:
     table = model.get_input_embeddings().weight
     numbers = torch.arange(rows * length, device=table.device).view(rows, length)
     return (numbers * 7 + 5) % max(2, min(len(table), 1000) - 5) + min(4, len(table) - 2)
+
+
+def has_values(model: Any) -> bool:
+    """Return whether a model is more than the shapes of its tensors."""
+    table = model.get_input_embeddings().weight
+    return table.device.type != "meta" and not isinstance(table, FakeTensor)
 
 
 def forward(

@@ -44,7 +44,7 @@ class Neighbours:
             return False
         outside = frozenset(site.kind for site, _ in seats if site.kind in OUTSIDE)
         if outside and outside not in self._outside:
-            self._outside[outside] = _same(lambda: compare(liveness.ids(self._model, ROWS, LENGTH)))
+            self._outside[outside] = _same(lambda: compare(liveness.ids(self._model, 2 * ROWS, LENGTH)))
             if not self._outside[outside]:
                 self._say("a row's answer depends on the virtual tokens or keys of its neighbours")
         return not outside or self._outside[outside]

@@ -86,12 +86,14 @@ def blank(value: Any) -> bool:
 
 
 def numbered(columns: frozenset[str]) -> tuple[str, ...]:
-    """Return the first two columns whose names differ only in a number or letter at the end; or none.
+    """Return the two columns whose names differ only in a number or letter at the end; or none.
 
-    >>> numbered(frozenset({"question2", "id", "question1"}))
+    Of several such pairs the longest names are taken: others are the places or numbers of the texts.
+
+    >>> numbered(frozenset({"question2", "qid1", "qid2", "question1"}))
     ('question1', 'question2')
     """
-    for name in sorted(columns):
+    for name in sorted(columns, key=lambda name: (-len(name), name)):
         for first, second in ENDINGS:
             other = name.removesuffix(first) + second
             if name.endswith(first) and len(name) > len(first) and other in columns:

@@ -56,6 +56,12 @@ def files_in(folder: Path, split: str = "train") -> list[Path]:
     A folder without names of splits gives all its rows for any of them. Raises DataError without such rows.
     """
     by_split = _by_split(folder)
+    if (folder / "state.json").exists() and (folder / "dataset_info.json").exists():
+        raise DataError(
+            f"The folder {folder} was written by save_to_disk of datasets, as .arrow files",
+            f"files ending in {endings()}",
+            "write the rows again with to_parquet or to_json, and name that file",
+        )
     if not by_split:
         raise DataError(
             f"The folder {folder} holds no file that can be read",
@@ -139,8 +145,9 @@ def _hidden(path: Path) -> bool:
 
 def _split_of(path: Path) -> str:
     """Return the split that a path inside the folder names, the file before the folders; "" for none."""
-    for part in reversed(path.parts):
-        for word in re.findall("[a-z]+", part.lower().partition(".")[0]):
+    plain = path.with_suffix("") if path.suffix == ".gz" else path
+    for part in reversed(plain.with_suffix("").parts):
+        for word in re.findall("[a-z]+", part.lower()):
             for split, words in WORDS.items():
                 if word in words:
                     return split

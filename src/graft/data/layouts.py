@@ -219,13 +219,13 @@ def _layout(columns: Columns, empty: Columns, accepts: Accepts, format: str) -> 
     ]
     if found:
         layout, names = found[0]
-        label = _first_of(names_of.LABELS, columns)
+        label = _first_of(names_of.LABELS, columns - empty)
         # Nobody would learn the label.
-        if layout == "text" and label and "prompt_completion" in accepts.layouts:
+        if format == "auto" and layout == "text" and label and "prompt_completion" in accepts.layouts:
             detail = f"a text with a column {label[0]!r}"
             remedy = (
-                "set stage=classify to learn classes, or map the columns with "
-                f"data.columns={{prompt: {names[0]}, completion: {label[0]}}}"
+                "set stage=classify to learn classes, data.format=text to learn the text alone, or map both: "
+                f"data.columns='{{prompt: {names[0]}, completion: {label[0]}}}'"
             )
             raise BadRow("label without classify", detail, remedy)
         return layout, names
@@ -240,10 +240,10 @@ def _chosen_alone(columns: Columns) -> str:
     """Return how to learn the chosen answers alone."""
     asked = _first_of(("prompt", "question", "instruction", "query", "input"), columns)
     if not asked:
-        return "to learn the chosen ones alone, map them: data.columns={messages: chosen}, or text: chosen"
+        return "to learn the chosen ones alone: data.columns='{messages: chosen}', or '{text: chosen}'"
     return (
-        f"to learn the chosen ones alone, map them: data.columns={{prompt: {asked[0]}, completion: chosen}}, "
-        "or {messages: chosen} where chosen holds the whole conversation"
+        f"to learn the chosen ones alone: data.columns='{{prompt: {asked[0]}, completion: chosen}}', "
+        "or '{messages: chosen}' where chosen holds the whole conversation"
     )
 
 

@@ -8,7 +8,8 @@ where the template put the words:
     marked  <|im_start|>user\\n«d»<|im_end|>      nothing is ever found by searching for words
 
 A template may look into a text (does it begin with <think>?) and do something else with the marked one. Then
-each part is marked alone, around it or in its middle, and at last replaced: what changes, is written.
+each part is marked alone, around it, in its middle or at its end, and at last replaced: what changes, is
+written.
 """
 
 import re
@@ -75,7 +76,12 @@ def locate(render: Render, messages: Messages, tools: Tools, text: str) -> Place
         seen = marked[part] if marked is not None else _alone(render, messages, tools, text, part)
         _place(places, part, seen, _changed(render, messages, tools, text, part) if seen is None else None)
     for part in parts:
-        if part.key == "content" and _doubtful(places, part, messages, text):
+        if part.key != "content":
+            continue
+        if part in places.unplaced:
+            if _is_cut(render, messages, tools, text, part):
+                places.partly.add(part)
+        elif _doubtful(places, part, messages, text):
             words = _marked(render, messages, tools, text, {part}, _words)
             _doubt(places, part, words[part] if words is not None else None)
     return places
@@ -122,9 +128,17 @@ def _around(text: str, mark: Callable[[], tuple[str, str]]) -> str:
     return text[:at] + before + core + behind + text[at + len(core) :]
 
 
-def _inside(text: str, mark: Callable[[], tuple[str, str]]) -> str:
-    core = text.strip()
-    at = text.index(core) + len(core) // 2
+def _middle(text: str, mark: Callable[[], tuple[str, str]]) -> str:
+    return _inside(text, mark, len(text.strip()) // 2)
+
+
+def _end(text: str, mark: Callable[[], tuple[str, str]]) -> str:
+    return _inside(text, mark, len(text.strip()))
+
+
+def _inside(text: str, mark: Callable[[], tuple[str, str]], letters: int) -> str:
+    """Return a text with both marks behind so many letters of its core."""
+    at = text.index(text.strip()) + letters
     return text[:at] + "".join(mark()) + text[at:]
 
 
@@ -262,18 +276,22 @@ def _doubt(places: Places, part: Part, words: _Seen | None) -> None:
 
 def _alone(render: Render, messages: Messages, tools: Tools, text: str, part: Part) -> _Seen | None:
     """Return the marks of one part that is marked alone; None if marks tell nothing about it."""
-    marked = _marked(render, messages, tools, text, {part}, _around)
-    if marked is not None:
-        return marked[part]
-    marked = _marked(render, messages, tools, text, {part}, _inside)
-    seen = marked[part] if marked is not None else None
-    if seen is None or part.key != "content" or not seen.before:
-        return seen
-    core = messages[part.turn]["content"].strip()
-    begin = seen.before[0] - len(core) // 2
-    if text[max(begin, 0) : begin + len(core)] != core:
-        return None
-    return _Seen(1, [begin], [begin + len(core)])
+    for how in (_around, _middle, _end):
+        marked = _marked(render, messages, tools, text, {part}, how)
+        seen = marked[part] if marked is not None else None
+        if seen is None:
+            continue
+        if how is _around:
+            return seen
+        if not seen.before:  # where the marks stand it may be cut: nothing is known
+            continue
+        if part.key != "content":
+            return seen
+        core = messages[part.turn]["content"].strip()
+        begin = seen.before[0] - (len(core) if how is _end else len(core) // 2)
+        if begin >= 0 and text[begin : begin + len(core)] == core:
+            return _Seen(1, [begin], [begin + len(core)])
+    return None
 
 
 def _changed(
@@ -294,6 +312,22 @@ def _changed(
     if once and text.startswith(head) and text.endswith(tail):
         return len(head), len(text) - len(tail)
     return other != text
+
+
+def _is_cut(render: Render, messages: Messages, tools: Tools, text: str, part: Part) -> bool:
+    """Return whether the first or the last word of a content may be changed without a change of the text."""
+    content: str = messages[part.turn]["content"]
+    words = list(WORD.finditer(content))
+    for word in {*words[:1], *words[-1:]}:
+        letters = "".join("x" if letter != "x" else "y" for letter in word.group())
+        told: Messages = [dict(message) for message in messages]
+        told[part.turn]["content"] = content[: word.start()] + letters + content[word.end() :]
+        try:
+            if render(told, tools) == text:
+                return True
+        except BadRow:
+            continue
+    return False
 
 
 def _without(messages: Messages, tools: Tools, part: Part) -> tuple[Messages, Tools]:

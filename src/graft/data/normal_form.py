@@ -137,7 +137,7 @@ def _filled_list(fields: Fields, name: str, reason: str) -> list[Any]:
 def _label(fields: Fields, name: str) -> str | int:
     """Return the class of a row: a string or an integer, which pandas may have written as 1.0."""
     label = fields[name]
-    if label is None or label == "":
+    if blank(label):
         raise BadRow("no label", f"{name!r} is empty", "fill it or remove the row")
     if isinstance(label, bool):
         return str(label)
@@ -155,18 +155,17 @@ def _label(fields: Fields, name: str) -> str | int:
 
 
 def _turns(turns: Any) -> Messages:
-    """Return the messages of turns, which may be the JSON text of a list. An empty system turn means none."""
+    """Return the messages of turns, which may be the JSON text of a list."""
     if isinstance(turns, str) and turns.lstrip()[:1] == "[":
         try:
             turns = json.loads(turns)
         except ValueError:
             raise BadRow("bad messages", "the turns are not JSON", "write a list of turns") from None
+    if isinstance(turns, dict) and turns and all(isinstance(column, list) for column in turns.values()):
+        # Some data sets of the hub keep the turns by columns.
+        turns = [dict(zip(turns, cells, strict=False)) for cells in zip(*turns.values(), strict=False)]
     given = [turn for turn in turns if isinstance(turn, dict)] if isinstance(turns, list) else []
-    speaker, said = _used(SPEAKER, given), _used(SAID, given)
-    silent = [turn for turn in given if turn.get(speaker) in SYSTEMS and blank(turn.get(said))]
-    if silent:
-        turns = [turn for turn in turns if turn not in silent] or turns
-    return messages_of(turns, speaker, said)
+    return messages_of(turns, _used(SPEAKER, given), _used(SAID, given))
 
 
 def _used(names: Names, turns: Messages) -> str:
@@ -218,7 +217,7 @@ def _with_system(fields: Fields, messages: Messages) -> Messages:
 
     A conversation that begins with one keeps it; a column that says something else stays unread.
     """
-    if messages[0]["role"] not in SYSTEMS:
+    if not messages or messages[0]["role"] not in SYSTEMS:
         return _system(fields) + messages
     for name in SYSTEM:
         if isinstance(said := fields.peek(name), str) and said.strip() == messages[0]["content"].strip():

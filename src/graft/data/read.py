@@ -16,9 +16,10 @@ from typing import IO, Any
 
 from graft.data.folders import endings, files_in, kind_of, told, validation_in
 from graft.data.read_json import SAVE_AS_UTF8, json_file, json_lines
-from graft.data.read_tables import csv_file, is_table, parquet_file, tsv_file, without_nulls
+from graft.data.read_tables import csv_file, is_table, parquet_file, tsv_file
 from graft.data.read_text import DOCUMENT, TAGGED_LINE, conll_file, text_file
 from graft.data.rows import Record, Reject
+from graft.data.tool_calls import without_nulls
 from graft.errors import DataError
 
 READERS: dict[str, Callable[[str, IO[bytes]], Iterator[Record | Reject]]] = {

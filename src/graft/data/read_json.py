@@ -53,8 +53,8 @@ def _written_wide(name: str, raw: bytes, line: int) -> Iterator[Record | Reject]
         failed = line, *bad.args[:2]
     except (ValueError, RecursionError) as error:
         failed = line, "bad JSON", str(error).split(";")[0]
-    if len(values) == 1 and isinstance(values[0][1], list):
-        values = list(enumerate(values[0][1], 1))
+    if len(values) == 1 and isinstance(rows := _rows_in(values[0][1]), list):
+        values = list(enumerate(rows, 1))
     for number, fields in values:
         yield _record(f"{name}:{number}", fields)
     if failed:
@@ -81,10 +81,15 @@ def json_file(name: str, stream: IO[bytes]) -> Iterator[Record | Reject]:
         else:
             yield bad.at(f"{name}:1")
         return
-    if isinstance(value, dict):
-        value = value["data"] if isinstance(value.get("data"), list) else [value]
-    for number, fields in enumerate(value if isinstance(value, list) else [value], 1):
+    rows = _rows_in(value)
+    for number, fields in enumerate(rows if isinstance(rows, list) else [rows], 1):
         yield _record(f"{name}:{number}", fields)
+
+
+def _rows_in(value: Any) -> Any:
+    """Return the list of rows in {"data": [...]}; any other value as it is."""
+    rows = value.get("data") if isinstance(value, dict) else None
+    return rows if isinstance(rows, list) else value
 
 
 def _record(source: str, fields: Any) -> Record | Reject:

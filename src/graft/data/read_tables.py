@@ -8,7 +8,9 @@ from typing import IO, Any
 
 from graft.data.layouts import LAYOUTS
 from graft.data.read_json import SAVE_AS_UTF8
+from graft.data.read_text import DOCUMENT
 from graft.data.rows import Record, Reject
+from graft.data.tool_calls import without_nulls
 from graft.errors import DataError
 
 CSV_CELL = 1 << 27  # characters in one cell; the csv module's own limit, 131,072, is less than a chapter
@@ -67,7 +69,8 @@ def _quotes(stream: IO[bytes]) -> bool:
 def is_table(begin: bytes) -> bool:
     """Return whether a text file begins as a table: a header of known columns with tabs, lines to match."""
     lines = begin.decode("utf-8-sig", errors="replace").split("\n")
-    whole = [line for line in lines[:-1] if line.strip()][:20]
+    broken = len(begin) >= DOCUMENT  # off at its last line
+    whole = [line for line in (lines[:-1] if broken else lines) if line.strip()][:20]
     header = frozenset(whole[0].strip().split("\t")) if whole else frozenset[str]()
     alike = {line.count("\t") for line in whole}
     known = any(layout.columns(header) for layout in LAYOUTS.values())
@@ -95,7 +98,12 @@ def _rows(name: str, table: Any) -> Iterator[Record | Reject]:
             continue
         if not any(cell.strip() for cell in cells):
             continue
-        if (byte := _foreign("".join(cells))) is not None:
+        if "\0" in (joined := "".join(cells)):
+            detail = "a NUL: the file may be damaged, or UTF-16 without its mark"
+            yield Reject(source, "NUL byte", detail, SAVE_AS_UTF8)
+            if not header:
+                return
+        elif (byte := _foreign(joined)) is not None:
             yield Reject(source, "not UTF-8", f"byte 0x{byte:02x}", SAVE_AS_UTF8)
             if not header:
                 return
@@ -156,18 +164,9 @@ def parquet_file(name: str, stream: IO[bytes]) -> Iterator[Record | Reject]:
         for batch in table.iter_batches(batch_size=1024):
             for fields in batch.to_pylist():
                 number += 1
+                # Every object of a column has the keys of all others: null where its row had none.
                 row = {key: without_nulls(value) for key, value in fields.items()}
                 yield Record(f"{name}:{number}", row)
     except (pyarrow.ArrowException, UnicodeDecodeError) as error:
         detail = str(error).split("\n")[0]
         yield Reject(f"{name}:{number + 1}", "bad Parquet", detail, "write the file again")
-
-
-def without_nulls(value: Any) -> Any:
-    """Return a value of an Arrow table without the null keys inside it.
-
-    There every object of a column has the keys of all others: null where its row had none.
-    """
-    if isinstance(value, dict):
-        return {key: without_nulls(inner) for key, inner in value.items() if inner is not None}
-    return [without_nulls(inner) for inner in value] if isinstance(value, list) else value

@@ -76,12 +76,12 @@ class Row:
         return (texts,) if isinstance(texts, str) else tuple(texts)
 
 
-def _texts(value: Any) -> Iterator[str]:
-    """Yield every string in a value, however deep; keys are not among them."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict | list):
-        for part in value.values() if isinstance(value, dict) else value:
+def _texts(value: dict[str, Any] | list[Any]) -> Iterator[str]:
+    """Yield every string in a list or a dict, however deep; keys are not among them."""
+    for part in value.values() if isinstance(value, dict) else value:
+        if isinstance(part, str):
+            yield part
+        elif isinstance(part, dict | list):
             yield from _texts(part)
 
 

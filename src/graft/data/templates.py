@@ -227,7 +227,7 @@ class Template:
     def _talk(self, messages: Messages, tools: Tools, *, ask: bool = False) -> tuple[Talk, bool]:
         """Return the conversation as it is written, and whether the arguments of its calls are."""
         told, works = in_written_form(messages, lambda told: self.render(told, tools))
-        return Talk(told, tools, self.render, self.controls, asked=ask), works
+        return Talk(told, tools, self.render, self.controls, self.tokenizer.eos_token, ask), works
 
 
 def unused_of(talk: Talk, messages: Messages, calls_written: bool) -> set[str]:

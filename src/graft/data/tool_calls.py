@@ -104,11 +104,15 @@ def in_written_form(messages: Messages, render: Callable[[Messages], str]) -> tu
 
 
 def _written_once(text: str) -> bool:
-    """Return whether the probe stands in a text, not encoded twice and not as Python writes an object."""
-    at = text.find(WORD)
-    twice = text[:at].endswith('\\"')
-    python = text[:at].endswith("'") and text[at + len(WORD) :].startswith("'") and f"'{NAME}'" in text
-    return at >= 0 and not twice and not python
+    """Return whether all probes stand in a text, not encoded twice and not as Python writes an object."""
+    before, *behind = text.split(WORD)
+    if not behind:
+        return False
+    for ahead, after in zip([before, *behind], behind, strict=False):
+        python = ahead.endswith("'") and after.startswith("'") and f"'{NAME}'" in ahead
+        if python or ahead.endswith('\\"'):
+            return False
+    return True
 
 
 def _with_arguments(messages: Messages, change: Callable[[dict[str, Any]], Any]) -> Messages:

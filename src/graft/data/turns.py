@@ -10,7 +10,7 @@ that stands in the conversation as well; if it does not, the turn has no end the
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from graft.data.marks import OTHER, Messages, Places, Tools, locate
@@ -27,7 +27,8 @@ class Turn:
     """Where one turn of the assistant stands in a rendered conversation.
 
     start, end: characters; end is after the token that ends the turn.  ended: whether there is such a token.
-    altered: whether the template writes the turn differently from what the model would generate.
+    altered: whether the template writes the turn differently from what the model would generate, or leaves
+    out something that the turn says.
     """
 
     start: int
@@ -41,13 +42,15 @@ class Talk:
     """A conversation and its text.
 
     render: writes a conversation; raises BadRow where the template fails.
-    controls: matches the tokens that can end a turn.  asked: the text ends with the prompt for an answer.
+    controls: matches the tokens that can end a turn.  eos: the one that ends a text, if there is one.
+    asked: the text ends with the prompt for an answer.
     """
 
     messages: Messages
     tools: Tools
     render: Render
     controls: re.Pattern[str]
+    eos: str | None = None
     asked: bool = False
 
     def __post_init__(self) -> None:
@@ -81,7 +84,7 @@ class Talk:
                 detail = f"it does not write turn {part.turn + 1} ({role})"
                 raise BadRow("template failed", detail, OTHER_TEMPLATE)
             what = part.key if part in places.lost else f"part of {part.key}"
-            names.add(f"{what} of {'an' if role[0] in 'aeiou' else 'a'} {role} turn")
+            names.add(f"{what} of {'an' if role[0] in 'aeio' else 'a'} {role} turn")
         return names
 
     def _untold_roles(self) -> set[str]:
@@ -124,6 +127,7 @@ class Talk:
         through = self._through(i)
         prompt = self._prompt(i)
         altered = i > 0 and (prompt is None or not text.startswith(prompt))
+        altered = altered or any(p.turn == i for p in self.places.lost | self.places.partly)
         if through is None:  # a template that needs the whole conversation
             following = [a for part, (a, _) in self.places.found.items() if part.turn > i and a >= last]
             length, ended = self._ending(i, text[last : min(following, default=len(text))], self.places)
@@ -146,7 +150,11 @@ class Talk:
         return self._checked(i, Turn(start, end, ended, altered))
 
     def _checked(self, i: int, turn: Turn) -> Turn:
-        """Return the turn. Raises BadRow if it holds nothing, or words of another turn."""
+        """Return the turn, with the end that other turns bring. Raises BadRow if it holds words of theirs."""
+        if not turn.ended and self.eos:  # some templates write it before the next question
+            blanks = len(self.text[turn.end :]) - len(self.text[turn.end :].lstrip())
+            if self.text.startswith(self.eos, turn.end + blanks):
+                turn = replace(turn, end=turn.end + blanks + len(self.eos), ended=True)
         if not self.text[turn.start : turn.end].strip() or turn.start >= self._words(i)[1]:
             raise _nothing(i)
         for part, (a, b) in self.places.found.items():
@@ -156,11 +164,14 @@ class Talk:
         return turn
 
     def _words(self, i: int) -> tuple[int, int]:
-        """Return where the words of turn i begin and end. Raises BadRow if the template writes none."""
+        """Return where the words of turn i begin and end. Raises BadRow if that cannot be told."""
         words = self.places.of_turn(i)
-        if words is None:
-            raise _nothing(i)
-        return words
+        if words is not None:
+            return words
+        if any(part.turn == i for part in self.places.unplaced):
+            detail = f"it cannot be told where it writes turn {i + 1} (assistant)"
+            raise BadRow("template failed", detail, OTHER_TEMPLATE)
+        raise _nothing(i)
 
     def _located(self, messages: Messages, text: str, ask: bool) -> Places:
         return locate(lambda told, tools: self.render(told, tools, ask), messages, self.tools, text)

@@ -74,6 +74,8 @@ def cases(rows: Sequence[Row]) -> list[Case]:
             prompt, answer = row.value
         elif row.kind == "chat" and row.value[-1]["role"] == "assistant":
             prompt, answer = row.value[:-1], row.value[-1]["content"]
+            if row.value[-1].get("weight") == 0:  # an answer that is not to be learnt is no reference
+                continue
             if row.tools:
                 prompt = {"messages": prompt, "tools": row.tools}
         else:

@@ -58,7 +58,8 @@ ModelSource = Annotated[Annotated[Name, Tag("path")] | Annotated[Fresh, Tag("key
 class Data(Section):
     # rows to learn from: a file, a folder, several of them, or a hub name
     train: Name | list[Name] | None = None
-    eval: Share | Name | None = 0.05  # held-out rows: a share of train, a file, or null
+    # held-out rows: a share of train (of a folder, its validation files), a file, or null
+    eval: Share | Name | None = 0.05
     test: Name | None = None  # rows for the evaluation after training; eval rows when null
     # layout of a row; auto recognises text, messages, prompt/completion, alpaca, sharegpt, tags
     format: Name = "auto"

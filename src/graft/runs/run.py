@@ -186,10 +186,13 @@ def train(
 
 @contextlib.contextmanager
 def _heard(observer: RunObserver) -> Iterator[list[str]]:
-    """Collect the notices of the block, each once; an observer with a `note` of its own receives them."""
+    """Collect the notices of the block, each once; an observer with a `note` of its own receives them.
+
+    Otherwise they are warnings as before, which the caller's filters may show, hide or raise.
+    """
     notes: list[str] = []
     told = type(observer).note is not RunObserver.note
-    others = warnings.showwarning
+    others, filters = warnings.showwarning, list(warnings.filters)
 
     def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
         text = str(message)
@@ -197,11 +200,16 @@ def _heard(observer: RunObserver) -> Iterator[list[str]]:
             others(message, category, *where, **more)
         elif text not in notes:
             notes.append(text)
-            observer.note(text) if told else others(message, category, *where, **more)
+            observer.note(text) if told else warn_again(message, category, *where)
+
+    def warn_again(message: Warning | str, category: type[Warning], file: str, line: int, *_: Any) -> None:
+        with warnings.catch_warnings():
+            warnings.filters[:] = filters  # type: ignore[index]
+            warnings.showwarning = others
+            warnings.warn_explicit(message, category, file, line)
 
     with warnings.catch_warnings():
-        if told:
-            warnings.simplefilter("always", Notice)
+        warnings.simplefilter("always", Notice)
         warnings.showwarning = show
         yield notes
 
