@@ -38,7 +38,6 @@ def plain(tensors: Tensors) -> Tensors:
     """
     found: Tensors = {}
     names: set[str] = set()
-    rooted = any(ROOT in key or key == PROMPT for key in tensors)
     for key, tensor in tensors.items():
         if ORIGINAL in key or any(part in key for part in TRAINING):
             continue
@@ -50,7 +49,7 @@ def plain(tensors: Tensors) -> Tensors:
                 "save the adapter again under summon_full_params (FSDP) or GatheredParameters (DeepSpeed)",
             )
         clean, name = _plain(key)
-        clean = clean if rooted else f"{ROOT}model.{clean}"
+        clean = clean if clean.startswith(ROOT) or clean == PROMPT else f"{ROOT}model.{clean}"
         names |= {name} if name else set()
         if clean in found:
             raise AdapterError(
@@ -71,7 +70,7 @@ def plain(tensors: Tensors) -> Tensors:
 def _plain(key: str) -> tuple[str, str | None]:
     """Return (PEFT's own key, the name of the adapter that stood in it or None)."""
     parts = [part for part in key.split(".") if part not in WRAPPERS]
-    while len(parts) > 1 and parts[0] in OUTSIDE and "base_model" in parts[1:]:
+    while len(parts) > 1 and parts[0] in OUTSIDE and ("base_model" in parts[1:] or parts[-1] == PROMPT):
         parts = parts[1:]
     key = ".".join(parts)
     match = SAVED.match(key)
