@@ -342,7 +342,7 @@ class Base:
     def probe(self) -> None:
         """Try the model and its language head on a few tokens, once. Raises ModelError if that fails."""
         if self.family != "encoder" and not self._head.probed:
-            with evaluating(self):
+            with evaluating(self) if self.model.training else contextlib.nullcontext():
                 self._head.probe()
 
     def generate(self, prompts: Sequence[Any], adapters: Rows | None = None, **settings: Any) -> list[str]:

@@ -10,7 +10,6 @@ logits come about in another way gives them whole.
 """
 
 import contextlib
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -73,9 +72,9 @@ class LanguageHead:
         Raises ModelError if its forward fails. A Notice says that the logits do not follow from what enters
         the head.
         """
-        first, *one = few_ids(self._model, TOKENS)
-        other = few_ids(self._model, TOKENS - 1, start=TOKENS)
-        ids = torch.tensor([[first, *one], [first, *other]], device=self._place[0])
+        first, *others = few_ids(self._model, 2 * TOKENS - 1)
+        rows = [[first, *others[: TOKENS - 1]], [first, *others[TOKENS - 1 :]]]
+        ids = torch.tensor(rows, device=self._place[0])
         self._inputs = {"input_ids": ids, **({} if self._family == "masked" else {"use_cache": False})}
         if self._family == "seq2seq":
             self._inputs["decoder_input_ids"] = ids
@@ -115,9 +114,9 @@ class LanguageHead:
 
         def made_up(states: torch.Tensor) -> torch.Tensor:
             entered.append(states)
-            shape = (*states.shape[:-1], len(matrix(head)))
-            numbers = torch.linspace(-40, 40, math.prod(shape), dtype=states.dtype, device=states.device)
-            made.append(numbers.view(shape[-1], -1).T.reshape(shape))
+            numbers = torch.linspace(-40, 40, len(matrix(head)), dtype=states.dtype, device=states.device)
+            places = torch.arange(states[..., 0].numel(), dtype=states.dtype, device=states.device)
+            made.append((numbers + places[:, None]).view(*states.shape[:-1], -1))
             return made[-1].clone()  # which the model may change in place
 
         def remember(module: nn.Module, args: Any, output: Any) -> None:
@@ -136,7 +135,7 @@ class LanguageHead:
         if self._values and not self.whole:
             one, other = entered[0][:, 0].float()  # the first token is the same in both rows
             self.looks_ahead = bool((one - other).norm() > near(entered[0].dtype) * one.norm())
-            self._bare = _same(made[0], own)
+            self._bare = _same(made[0][:1], own[:1])
             # Turned around, as the model's own forward may make its logits of something else besides.
             self.whole = not self._bare and not _same(self._behind(made[0].flip(1)), own.flip(1))
 
@@ -154,7 +153,7 @@ class LanguageHead:
 
 def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
     """Return whether two tensors are equal but for the last bits of fp32."""
-    if one.shape != other.shape:
-        return False
+    if one.shape != other.shape or torch.equal(one, other):
+        return one.shape == other.shape
     one, other = one.float(), other.float()
     return torch.allclose(one, other, rtol=0, atol=1e-6 * float(other.abs().max()), equal_nan=True)

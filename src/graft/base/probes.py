@@ -162,9 +162,9 @@ def _kind(block: nn.Module) -> Any:
             type(module),
             tuple((key, tuple(p.shape)) for key, p in module._parameters.items() if p is not None),
             tuple(
-                (key, value if isinstance(value, bool | str) else type(value))
-                for key, value in sorted(vars(module).items())
-                if not key.startswith("_")
+                (key, value if isinstance(value, (bool, str)) else type(value))
+                for key, value in vars(module).items()
+                if key[0] != "_"
             ),
         )
         for name, module in block.named_modules()
