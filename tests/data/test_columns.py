@@ -44,6 +44,7 @@ def said(row):
         ({"messages": [{"role": "system", "content": None}, *TALK]}, ["u:a", "a:b"]),
         ({"conversations": [{"from": "system", "value": " "}, *TALK[:0], {"from": "human", "value": "q"},
                             {"from": "gpt", "value": "a"}]}, ["u:q", "a:a"]),
+        ({"conversations": {"from": ["human", "gpt"], "value": ["q", "a"]}}, ["u:q", "a:a"]),
         # A table for several layouts: the columns of the others are null.
         ({"messages": None, "instruction": "q", "output": "a"}, ["u:q", "a:a"]),
         # A struct column of Arrow that was written as JSON: every turn has every key.
@@ -194,6 +195,13 @@ def test_every_filled_column_reaches_the_row_or_is_named(extra, chat):
     texts = "".join(row.texts())
     for name, text in marked.items():
         assert (text in texts) != (f"column {name!r}" in row.unused) or not text.strip()
+
+
+def test_a_text_is_learnt_without_its_label_only_where_that_is_said():
+    fields = {"text": "t", "label": 1}
+    assert row_of(fields).reason == "label without classify"
+    assert row_of(fields, format="text").unused == ("column 'label'",)
+    assert row_of({"text": "t", "label": None}).unused == ()
 
 
 def test_fields_remember_what_was_read():

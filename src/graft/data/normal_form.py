@@ -137,7 +137,7 @@ def _filled_list(fields: Fields, name: str, reason: str) -> list[Any]:
 def _label(fields: Fields, name: str) -> str | int:
     """Return the class of a row: a string or an integer, which pandas may have written as 1.0."""
     label = fields[name]
-    if label is None or label == "":
+    if blank(label):
         raise BadRow("no label", f"{name!r} is empty", "fill it or remove the row")
     if isinstance(label, bool):
         return str(label)
@@ -161,6 +161,9 @@ def _turns(turns: Any) -> Messages:
             turns = json.loads(turns)
         except ValueError:
             raise BadRow("bad messages", "the turns are not JSON", "write a list of turns") from None
+    if isinstance(turns, dict) and turns and all(isinstance(column, list) for column in turns.values()):
+        # Some data sets of the hub keep the turns by columns.
+        turns = [dict(zip(turns, cells, strict=False)) for cells in zip(*turns.values(), strict=False)]
     given = [turn for turn in turns if isinstance(turn, dict)] if isinstance(turns, list) else []
     return messages_of(turns, _used(SPEAKER, given), _used(SAID, given))
 

@@ -1,8 +1,8 @@
 """Places: where a chat template writes the parts of a conversation, and which of them it leaves out.
 
 All parts are marked at once (marks.py). A template may look into a text (does it begin with <think>?) and do
-something else with the marked one. Then each part is marked alone, around it, in its middle or at its end, and
-at last replaced: what changes, is written.
+something else with the marked one. Then each part is marked alone, around it, in its middle or at its end,
+and at last replaced: what changes, is written.
 """
 
 from collections.abc import Iterator
@@ -132,11 +132,9 @@ def _is_cut(writing: Writing, part: Part) -> bool:
     words = list(WORD.finditer(content))
     for word in {*words[:1], *words[-1:]}:
         letters = "".join("x" if letter != "x" else "y" for letter in word.group())
+        changed = content[: word.start()] + letters + content[word.end() :]
         try:
-            if (
-                writing.saying(part, content[: word.start()] + letters + content[word.end() :])
-                == writing.text
-            ):
+            if writing.saying(part, changed) == writing.text:
                 return True
         except BadRow:  # it is read
             continue

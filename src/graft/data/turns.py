@@ -3,9 +3,9 @@
     start = len(render(messages before the turn, with the prompt that asks for it))     as a server sends it
     end   = after the first control token behind its words: the model learns to end its turn
 
-Where the words are, the marks tell (marks.py, places.py). A template may write a turn differently once others follow: it
-drops the thoughts, or ends the last turn only. Then the end is what it writes when the turn is the last, if
-that stands in the conversation as well; if it does not, the turn has no end there, and none is learnt.
+Where the words are, places.py tells. A template may write a turn differently once others follow: it drops the
+thoughts, or ends the last turn only. Then the end is what it writes when the turn is the last, if that stands
+in the conversation as well; if it does not, the turn has no end there, and none is learnt.
 """
 
 import re

@@ -46,8 +46,8 @@ REFUSED = frozenset({
 })  # fmt: skip
 # What LoRA has and its kin, which share PEFT's config, have not.
 FURTHER = frozenset({
-    "alpha_pattern", "ensure_weight_tying", "lora_bias", "rank_pattern", "trainable_token_indices",
-    "use_dora", "use_rslora",
+    "alpha_pattern", "ensure_weight_tying", "lora_bias", "rank_pattern", "target_parameters",
+    "trainable_token_indices", "use_dora", "use_rslora",
 })  # fmt: skip
 
 
