@@ -1,9 +1,11 @@
 """Every column of a row is used or named: what programs and published sets write, and what becomes of it."""
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from stage_tools import accepts
+from stage_tools import accepts, prepared
 
 from graft.data.columns import Fields
 from graft.data.layouts import recognise
@@ -195,6 +197,21 @@ def test_every_filled_column_reaches_the_row_or_is_named(extra, chat):
     texts = "".join(row.texts())
     for name, text in marked.items():
         assert (text in texts) != (f"column {name!r}" in row.unused) or not text.strip()
+
+
+def test_the_report_names_what_is_not_read_with_its_share_even_from_the_cache(tmp_path, settings, llama):
+    rows = [{"prompt": f"the cat {i}", "completion": "sat", "id": i} for i in range(200)]
+    rows[7]["url"] = "x"
+    for row in rows[:50]:
+        row["note"] = "y"
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for _ in range(2):
+        report = prepared(settings(train=str(tmp_path / "a.jsonl"), eval=0.1), llama, stage="sft").report
+        assert [note for note in report.notes() if note.startswith("not read")] == [
+            "not read: column 'id', in 100% of the rows",
+            "not read: column 'note', in 25% of the rows",
+            "not read: column 'url', in 1 of 200 rows",
+        ]
 
 
 def test_a_text_is_learnt_without_its_label_only_where_that_is_said():

@@ -89,9 +89,9 @@ def propose(rows: Rows, columns: Sequence[str], layouts: Sequence[str]) -> dict[
         return {}
     if "classification" in layouts:
         label = next((lower[name] for name in LABELS if name in lower), None) or _class(rows, columns)
-        pairs = (pair for pair in TEXT_PAIRS if set(pair) <= set(lower))
-        pair = next(pairs, None) or numbered(frozenset(lower))
-        found = [lower[name] for name in pair] or [name for name in texts if name != label][:1]
+        known = (pair for pair in TEXT_PAIRS if set(pair) <= set(lower))
+        both = next(known, ()) or numbered(frozenset(lower))
+        found = [lower[name] for name in both] or [name for name in texts if name != label][:1]
         return (
             dict(zip(("text", "text_pair"), found, strict=False)) | {"label": label}
             if found and label
