@@ -5,8 +5,9 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from stage_tools import accepts, prepared
+from stage_tools import accepts, prepared, stage_named
 
+from graft.data import load_rows
 from graft.data.columns import Fields
 from graft.data.layouts import recognise
 from graft.data.rows import Record, Reject
@@ -99,6 +100,21 @@ def test_a_context_stands_before_its_question(fields, pair):
 )
 def test_a_column_that_nothing_reads_is_named(fields, stage, unused):
     assert row_of(fields, stage).unused == tuple(f"column {name!r}" for name in unused)
+
+
+def test_rows_without_a_system_prompt_are_written_as_those_of_their_file_that_have_one(tmp_path, settings):
+    pair = {"prompt": "q", "completion": "a", "id": 3}
+    (tmp_path / "a.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in (pair, pair | {"system": "s"}))
+    )
+    (tmp_path / "b.jsonl").write_text(json.dumps(pair) + "\n")
+    asked = settings(train=[str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")])
+    first, second, other = load_rows(asked, accepts("sft")).train
+    assert said(first) == ["u:q", "a:a"] and said(second) == ["s:s", "u:q", "a:a"]
+    assert (other.kind, other.value) == ("pair", ("q", "a"))
+    assert first.unused == second.unused == other.unused == ("column 'id'",)
+    assert stage_named("sft").asks_by_template(asked)
+    assert not stage_named("sft").asks_by_template(settings(train=str(tmp_path / "b.jsonl")))
 
 
 def test_further_answers_are_named():
