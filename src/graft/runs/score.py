@@ -10,6 +10,7 @@ from graft import seedling
 from graft.core.positions import context_length
 from graft.data import Row, load_rows
 from graft.data.read import choices, sources
+from graft.data.report import unread
 from graft.data.rows import Reject, as_chat
 from graft.data.sample import sample, sampling
 from graft.data.vocabulary import within
@@ -133,7 +134,7 @@ def _note_of_classes(unknown: dict[str, list[str]], rows: Sequence[Row], metrics
 
 def _notes(cut: Sequence[str], unused: dict[str, int], max_length: int, rows: int) -> list[str]:
     """Return what encoding did to the rows that are scored."""
-    notes = [f"not read: {what}, in {count / max(rows, 1):.0%} of the rows" for what, count in unused.items()]
+    notes = unread(unused, max(rows, 1))
     if cut:
         notes.append(f"{len(cut):,} rows are cut to {max_length} tokens, first {listed(cut, FIRST)}")
     return notes
