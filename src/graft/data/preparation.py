@@ -242,6 +242,7 @@ def _report(settings: Any, loaded: Loaded, train: Encoded, held_out: Encoded | N
         max_length=settings.max_length,
         cut=sum(len(part.cut) for part in encoded),
         cut_sources=[source for part in encoded for source in part.cut][:20],
+        rendered=sum(part.rendered for part in encoded),
         altered_turns=sum(part.altered for part in encoded),
         tokens_unknown=sum(part.unknown for part in encoded),
         unused=dict(sum((part.unused for part in encoded), Counter()).most_common()),

@@ -43,6 +43,7 @@ class DataReport:
     max_length: int = 0  # tokens
     cut: int = 0
     cut_sources: list[str] = field(default_factory=list)  # `file:line` of the first few
+    rendered: int = 0  # rows with control tokens that are read as tokens
     altered_turns: int = 0  # turns that the chat template writes differently from what the model generates
     # what rows say and the model does not read, such as "column 'context'", with the number of such rows
     unused: dict[str, int] = field(default_factory=dict)
@@ -59,6 +60,10 @@ class DataReport:
             (self.beyond_limit, f"data.limit takes {self.sampled}"),
             (self.cut, f"{self.cut} rows cut to {self.max_length} tokens, first {first}"),
             (self.tokens_unknown, f"{self.tokens_unknown} tokens unknown to the tokenizer"),
+            (
+                self.rendered,
+                f"{self.rendered} rows have control tokens in their texts, which are read as tokens",
+            ),
             (
                 self.altered_turns,
                 f"{self.altered_turns} turns differ from what was generated: the template rewrites them",

@@ -13,6 +13,7 @@ from graft.data.read import choices, sources
 from graft.data.report import unread
 from graft.data.rows import Reject, as_chat
 from graft.data.sample import sample, sampling
+from graft.data.templates import Prompt
 from graft.data.vocabulary import within
 from graft.errors import DataError, UsageError, listed, notice
 from graft.evaluate import HeldOut, Scored, Table, before_after, evaluate
@@ -71,7 +72,9 @@ def evaluation_set(opened: Opened, recipe: Recipe, chosen: Chosen) -> tuple[Held
     stage = stage_of(recipe)
     head = base.adapters[opened.adapter].head if opened.adapter else None
     known = (head.labels or tuple(map(str, range(head.num_labels)))) if head is not None else ()
-    rows = [as_chat(row) for row in chosen.rows] if opened.by_template else chosen.rows
+    # A run asks as it learnt: prompts with completions are conversations only where it names a template.
+    chat = opened.by_template if opened.recipe is None else recipe.data.template is not None
+    rows = [as_chat(row) for row in chosen.rows] if chat else chosen.rows
     left_out, notes = list(chosen.rejects), list[str]()
     if by_texts(metrics):
         left_out += unanswerable(base, rows, _context(opened))
@@ -225,7 +228,7 @@ def incomparable(first: str, second: str) -> list[str]:
     return reasons
 
 
-def prompts_of(opened: Opened, limit: int) -> list[str]:
+def prompts_of(opened: Opened, limit: int) -> Sequence[Prompt]:
     """Return prompts to compare models by: the recipe's samples, else what its held-out rows ask.
 
     Raises UsageError for a model that is no run.
