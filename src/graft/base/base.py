@@ -468,6 +468,12 @@ class Base:
         return self
 
     @property
+    def vocabulary(self) -> int:
+        """How many tokens the base has an embedding for."""
+        table: Any = self.model.get_input_embeddings()
+        return int(table.weight.shape[0])
+
+    @property
     def has_dropout(self) -> bool:
         """Whether the base has dropout of its own, on or off."""
         return self._dropout.found()
