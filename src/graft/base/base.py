@@ -7,6 +7,7 @@ knows no method by name.
 """
 
 import contextlib
+import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,20 +23,22 @@ from graft.base.dropout import SilentDropout
 from graft.base.fingerprint import count, fingerprint
 from graft.base.heads import Heads
 from graft.base.host import Host
-from graft.base.last_hidden import captured, transform
+from graft.base.last_hidden import LanguageHead, captured
 from graft.base.merging import Merged, Merges
 from graft.base.module_hooks import ModuleHooks
 from graft.base.neighbours import OUTSIDE, Neighbours, Sharing, joined
+from graft.base.probes import leak
 from graft.base.select import count_rows, pick
 from graft.base.virtual_tokens import VirtualTokenHooks
+from graft.base.weight_shifts import WeightShifts
 from graft.core import anatomy
 from graft.core.insert import AdapterModule
 from graft.core.method import Method
 from graft.core.positions import obstacle
 from graft.core.route import Span, current, installed, spans
 from graft.core.site import Site
-from graft.errors import AdapterError, GraftError, SiteError, UsageError
-from graft.generate.generate import generate
+from graft.errors import AdapterError, GraftError, ModelError, SiteError, UsageError, notice
+from graft.generate.generate import evaluating, generate
 from graft.quant import is_packed
 
 TASK_TYPES = {
@@ -52,6 +55,8 @@ class Base:
     name: path or hub id, which is written into adapter files.
     """
 
+    has_values = True  # whether its tensors hold numbers; those of a sketch do not
+
     def __init__(self, model: Any, tokenizer: Any = None, name: str = "") -> None:
         self.model = model.requires_grad_(False).eval()
         self.tokenizer, self.name = tokenizer, name or getattr(model.config, "name_or_path", "")
@@ -59,13 +64,15 @@ class Base:
         self.adapters: dict[str, Adapter] = {}
         self._modules, self._heads = ModuleHooks(), Heads()
         attention, virtual_tokens = Attention(model), VirtualTokenHooks(model)
-        self._hosts: tuple[Host, ...] = (self._modules, attention, virtual_tokens, self._heads)
+        shifts = WeightShifts(model)
+        self._hosts: tuple[Host, ...] = (self._modules, attention, virtual_tokens, self._heads, shifts)
         # Every other kind of site is hooked at its module. In-place parameters come in with the Route.
         self._hosts_by_kind: dict[str, tuple[Host, ...]] = {
             "kv": (attention, virtual_tokens),  # a prefix may reserve positions
             "prompt": (virtual_tokens,),
             "final": (self._heads,),
             "module": (),
+            "parameter": (shifts,),
         }
         self._merges = Merges(model)
         self._choice = Choice(self.adapters, self._merges)
@@ -73,6 +80,7 @@ class Base:
         self._mixable: dict[frozenset[str | None], bool] = {}
         self._dropout = SilentDropout(model)
         self._compiled = Compiled(model)
+        self._head = LanguageHead(model, self.family, values=self.has_values)
         self._fingerprint = ""
 
     @property
@@ -124,6 +132,7 @@ class Base:
         adapter.trained_on = self.quant
         for _, insert in adapter.inserts:
             self._settle(insert)
+        self._tell(adapter, sites)
         self._try(self._seat(adapter))
         return adapter
 
@@ -148,6 +157,18 @@ class Base:
                 "a model whose forward takes what the method adds",
                 "use LoRA",
             ) from error
+
+    def _tell(self, adapter: Adapter, sites: list[Site]) -> None:
+        """Say so where all linears are adapted, and experts, which are no linears, are not."""
+        adapted = {site.name for site, _ in adapter.inserts}
+        bare = [site for site in anatomy.experts(sites) if site.name not in adapted]
+        if bare and any(getattr(m, "target_modules", None) == "all-linear" for m in adapter.methods):
+            size = sum(site.experts * site.out_features * site.in_features for site in bare)
+            names = dict.fromkeys(".".join(site.name.split(".")[-2:]) for site in bare)
+            notice(
+                f"all-linear leaves {size / self.count():.0%} of the weights out: the experts of the mixture "
+                f"are no linears. LoRA trains them with target_parameters=[{', '.join(names)}]"
+            )
 
     def _settle(self, insert: AdapterModule) -> None:
         """Move a newborn insert to the base's device."""
@@ -238,7 +259,13 @@ class Base:
         """Return why documents cannot share a row of `length` tokens here, or None if they can."""
         methods = [method for adapter in self.adapters.values() for method in adapter.methods]
         refusals = (str(method.packable) for method in methods if not method.packable)
-        return obstacle(self.model.config, length) or next(refusals, None)
+        return obstacle(self.model.config, length) or next(refusals, None) or self._leak
+
+    @functools.cached_property
+    def _leak(self) -> str | None:
+        """Why documents in one row would not be as alone, or None; see `probes`."""
+        with evaluating(self), installed(None):
+            return leak(self.model, self._states_of, causal=self.family == "causal")
 
     def positions(self, names: Rows) -> int:
         """Return the largest number of positions that one of these adapters takes, tokens not counted."""
@@ -263,26 +290,46 @@ class Base:
     def hidden(
         self, ids: torch.Tensor | None = None, adapters: Rows | None = None, **keywords: Any
     ) -> torch.Tensor:
-        """Return the last hidden state (B, T, D), which is what enters the language head if there is one."""
+        """Return the last hidden state (B, T, D), which is what enters the language head if there is one.
+
+        The few models whose logits do not follow from it give the logits instead (see `last_hidden`).
+        """
+        self.probe()
         rows = self._choice.rows(adapters, count_rows(ids, keywords))
-        return self._sorted(self._states, ids, rows, keywords)
+        return self._sorted(self._own_logits if self._head.whole else self._states, ids, rows, keywords)
+
+    def _own_logits(self, ids: torch.Tensor | None, keywords: dict[str, Any]) -> torch.Tensor:
+        logits: torch.Tensor = self._forward(ids, self._uncached(keywords)).logits
+        return logits
+
+    def _uncached(self, keywords: dict[str, Any]) -> dict[str, Any]:
+        return keywords if self.family == "masked" else {"use_cache": False, **keywords}
 
     def _states(self, ids: torch.Tensor | None, keywords: dict[str, Any]) -> torch.Tensor:
-        keywords = {"use_cache": False, **keywords} if self.family != "masked" else keywords
+        keywords = self._uncached(keywords)
         if self.family == "encoder":
             return self._forward(ids, keywords).last_hidden_state
         with captured(self.model) as caught:
             self._forward(ids, keywords)
         return caught[0]
 
+    def _states_of(self, input_ids: torch.Tensor, **keywords: Any) -> torch.Tensor:
+        return self._states(input_ids, keywords)
+
     def logits(self, hidden: torch.Tensor, adapters: Rows | None = None) -> torch.Tensor:
-        """Return the language head's logits for hidden states (B, T, D) of any part of a sequence."""
-        head = self.model.get_output_embeddings()
+        """Return the model's logits for hidden states (B, T, D) of any part of a sequence."""
+        self.probe()
 
         def project(states: torch.Tensor, _: dict[str, Any]) -> torch.Tensor:
-            return transform(self.model.config, head(states))
+            return self._head.logits(states)
 
         return self._sorted(project, hidden, self._choice.rows(adapters, len(hidden)), {})
+
+    def probe(self) -> None:
+        """Try the model and its language head on a few tokens, once. Raises ModelError if that fails."""
+        if self.family != "encoder" and not self._head.probed:
+            with evaluating(self):
+                self._head.probe()
 
     def generate(self, prompts: Sequence[Any], adapters: Rows | None = None, **settings: Any) -> list[str]:
         """Return only the new text, one string per prompt; `graft.generate` has the settings."""
@@ -395,6 +442,13 @@ class Base:
         if self.family == "masked" and not word_head:
             states: torch.Tensor = self.model.base_model(ids, **keywords).last_hidden_state
             return states
+        self.probe()
+        if self._head.whole:
+            raise ModelError(
+                f"no state of {type(self.model).__name__} enters its head",
+                "a model whose head reads the last hidden state",
+                "use a method without a task head, or another model",
+            )
         return self._states(ids, keywords)
 
     # Training, checkpointing, compiling
@@ -411,6 +465,11 @@ class Base:
         for adapter in self.adapters.values():
             adapter.train(mode)
         return self
+
+    @property
+    def has_dropout(self) -> bool:
+        """Whether the base has dropout of its own, on or off."""
+        return self._dropout.found()
 
     def checkpointing(self, on: bool = True) -> None:
         """Recompute every block in backward instead of keeping its activations."""

@@ -18,6 +18,7 @@ from graft.core.insert import InPlace, Insert, Weights
 from graft.core.site import Site
 from graft.errors import MergeError
 from graft.quant import QuantLinear
+from graft.quant.experts import PackedExperts, seat
 from graft.quant.finite import require_finite
 from graft.quant.replace import unpacked
 
@@ -101,7 +102,7 @@ class Merges:
         if (shifted := in_minima(site, inserts)) is not None:
             self._shift(site, *shifted, merged)
             return
-        dtype = module.weight.dtype
+        dtype = site.dtype
         weight, wide_bias = folded(site, inserts)
         weight = weight.to(dtype)
         _check_finite(weight, site)  # fp16 may not hold what fp32 does
@@ -109,7 +110,10 @@ class Merges:
         if isinstance(module, QuantLinear):
             self._replace(site.name, module, weight, bias, merged, repack)
             return
-        stored = (weight.T if site.transposed else weight).contiguous()
+        stored = site.stored(weight)
+        if site.kind == "parameter":
+            self._seat(site, stored, merged, repack)
+            return
         merged.untied |= site.kind in ("head", "embed") and self._shared(module)
         _put(module, {"weight": _frozen(stored), "bias": bias}, merged)
 
@@ -140,6 +144,16 @@ class Merges:
         (merged.repacked if repack else merged.dequantised).append(name)
         merged._undo.append(lambda: self._model.set_submodule(name, packed))
 
+    def _seat(self, site: Site, weight: torch.Tensor, merged: Merged, repack: bool) -> None:
+        """Put a weight in the place of a parameter, or of the packed matrices of experts."""
+        module, name, held = site.module, site.leaf, getattr(site.module, site.leaf)
+        new: Any = _frozen(weight)
+        if isinstance(held, PackedExperts):
+            new = held.packed_again(weight) if repack else new
+            (merged.repacked if repack else merged.dequantised).append(site.name)
+        seat(module, name, new)
+        merged._undo.append(lambda: seat(module, name, held))
+
     def _shared(self, module: Any) -> bool:
         """Return whether another module has the same weight."""
         weight = module._parameters["weight"]
@@ -166,7 +180,7 @@ def places(adapter: Adapter) -> list[tuple[Site, list[Insert]]]:
 
 def folded(site: Site, inserts: Sequence[Insert]) -> Weights:
     """Return weight (out, in) and bias of a site with these inserts, in fp32 or fp64, before any rounding."""
-    wide = torch.promote_types(site.module.weight.dtype, torch.float32)
+    wide = torch.promote_types(site.dtype, torch.float32)
     weight, bias = site.weight().detach().to(wide), site.bias()
     bias = None if bias is None else bias.detach().to(wide)
     for insert in inserts:

@@ -14,6 +14,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from graft.core.site import Site
 from graft.quant import is_packed
+from graft.quant.experts import PROJECTIONS, PackedExperts, outer_modules, projections
 
 
 def sites(model: Any, left_out: Container[str] = ()) -> list[Site]:
@@ -27,7 +28,7 @@ def sites(model: Any, left_out: Container[str] = ()) -> list[Site]:
     places: list[Site] = []
     inner: list[Site] = []
     heads, ids = _heads(model), model.get_input_embeddings().weight
-    for name, module in model.named_modules():
+    for name, module in outer_modules(model):
         kind = "head" if any(module is head for head in heads) else kind_of(module)
         if isinstance(module, nn.Embedding) and module.weight is ids:
             kind = "embed"  # T5 has two more names for this table; tables of positions are no sites
@@ -37,6 +38,10 @@ def sites(model: Any, left_out: Container[str] = ()) -> list[Site]:
             places.append(Site(name, kind, model, layer_of(name)))
         if name and any(True for _ in module.parameters(recurse=False)):
             places.append(Site(name, "module", model, layer_of(name)))
+        if kind is None:
+            places += [
+                Site(f"{name}.{leaf}", "parameter", model, layer_of(name)) for leaf in matrices(module)
+            ]
     return [
         *places,
         *_stacks(places),
@@ -56,6 +61,38 @@ def kind_of(module: nn.Module) -> str | None:
     if "norm" in name.lower() and getattr(module, "weight", None) is not None:
         return "norm"
     return None
+
+
+def experts(places: Sequence[Site]) -> list[Site]:
+    """Return the parameters that hold the matrices of all experts of a mixture.
+
+    They are those of transformers' registry of experts, and what stacks matrices where a name says so.
+    """
+
+    def of_experts(site: Site) -> bool:
+        words = f"{type(site.module).__name__} {site.name}".lower()
+        return site.leaf in projections(site.module) or "expert" in words or "moe" in words
+
+    stacked = [site for site in places if site.kind == "parameter" and site.experts > 1]
+    return [site for site in stacked if of_experts(site)]
+
+
+def matrices(module: nn.Module) -> list[str]:
+    """Return the names of a module's own matrices, and of those of all experts that it stacks, packed or not.
+
+    Tables and convolutions have none. They are in the order in which transformers creates them.
+    """
+    if isinstance(module, nn.Embedding) or type(module).__module__.startswith("torch.nn"):
+        return []
+    names = [name for name, p in module.named_parameters(recurse=False) if p.ndim in (2, 3)]
+    names += [name for name, child in module.named_children() if isinstance(child, PackedExperts)]
+    return sorted(names, key=_creation)
+
+
+def _creation(name: str) -> tuple[int, int]:
+    """Return what sorts the matrices of experts, each before its bias; other names stay where they are."""
+    stem = next((i for i, stem in enumerate(PROJECTIONS) if name.startswith(stem)), None)
+    return (-1, 0) if stem is None else (stem, len(name))
 
 
 def layer_of(name: str) -> int | None:

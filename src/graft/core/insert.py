@@ -9,9 +9,9 @@ leave. One that acts before the site computes overrides `enter`. Laws that every
     nothing is kept on the module between two forwards
 
 An insert that does not hook a module has another base class: `KeyValues` (in attention), `VirtualTokens`
-(around the rows), `InPlace` (instead of the module's own parameters) or `Head` (after the last hidden state).
-All are `AdapterModule`s, which can be saved and loaded. `layers.replacements` has inserts that serve many
-methods.
+(around the rows), `WeightShift` (added to a weight of no linear), `InPlace` (instead of the module's own
+parameters) or `Head` (after the last hidden state). All are `AdapterModule`s, which can be saved and loaded.
+`layers.replacements` has inserts that serve many methods.
 """
 
 from abc import abstractmethod
@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from graft.errors import MergeError
+from graft.quant.experts import Order
 
 Weights = tuple[torch.Tensor, torch.Tensor | None]  # weight (out, in), bias (out,) or None
 LowRankForm = tuple[torch.Tensor, torch.Tensor, float]  # A (r, in), B (out, r), scale s
@@ -123,6 +124,21 @@ class VirtualTokens(AdapterModule):
     @abstractmethod
     def around(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return vectors (p, d) to put in front of every row, and (q, d) to put after it."""
+
+
+class WeightShift(Insert):
+    """Base class of inserts that add to a weight which no linear owns, at a `parameter` site."""
+
+    @abstractmethod
+    def shift(self) -> torch.Tensor:
+        """Return what is added to the matrices (E·out, in), those of all experts below each other."""
+
+    @abstractmethod
+    def added(self, x: torch.Tensor, order: Order) -> torch.Tensor:
+        """Return what that adds to the products (S, out) of x (S, in) with the matrices of their experts."""
+
+    def merge(self, weight: torch.Tensor, bias: torch.Tensor | None) -> Weights:
+        return weight + self.shift().detach().to(weight.dtype), bias
 
 
 class InPlace(AdapterModule):

@@ -18,10 +18,8 @@ from transformers.generation import GenerationConfig, StoppingCriteria, Stopping
 
 from graft.core.positions import context_length
 from graft.data.rows import BadRow
-from graft.data.templates import Template, prompt_ids, source
-from graft.errors import DataError, UsageError, listed, one_of
-
-Prompt = str | list[dict[str, Any]]  # a text used as it is, or messages for the chat template
+from graft.data.templates import Prompt, Template, prompt_ids, source
+from graft.errors import DataError, UsageError, listed, notice, one_of
 
 
 class Writer(Protocol):
@@ -122,7 +120,8 @@ def generate(
 ) -> list[str]:
     """Return the continuation of each prompt, without the prompt and without the stop.
 
-    prompts: texts (used as they are, with the tokenizer's start token) or message lists (chat template).
+    prompts: texts (used as they are, with the tokenizer's start token), message lists (chat template), or
+    {"messages": ..., "tools": ...} where the chat template shows tools.
     adapters: one name or None per prompt.
     sampling: the fields of `Sampling`. Raises UsageError for bad settings, DataError for a prompt beyond the
     context.
@@ -134,9 +133,10 @@ def generate(
     tokens = [_encode(base, prompt, row) for row, prompt in enumerate(prompts)]
     ends = end_tokens(base, how.stop, chat=any(not isinstance(prompt, str) for prompt in prompts))
     pad = base.tokenizer.pad_token_id if base.tokenizer.pad_token_id is not None else (ends or [0])[0]
+    _known(base, tokens)
     context = _context(base, adapters)
     if context is not None:
-        _fit(tokens, context)
+        _fit(tokens, context, how.max_new_tokens)
     cache = base.cacheable(adapters)
     texts = [""] * len(prompts)
     with torch.no_grad(), evaluating(base), _seeded(how.seed):
@@ -234,12 +234,8 @@ def end_tokens(base: Writer, stop: Sequence[str] = (), *, chat: bool) -> list[in
 
 def _turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
     """Return the token that the chat template writes after an answer, which training teaches."""
-    template, answer = Template(tokenizer, source(tokenizer)), "graft"
-    text = template.render([{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}])
-    control = template.controls.search(text, text.rfind(answer) + len(answer))
-    if control is None:
-        return None
-    token: Any = tokenizer.convert_tokens_to_ids(control.group())
+    end = Template(tokenizer, source(tokenizer)).end
+    token: Any = None if end is None else tokenizer.convert_tokens_to_ids(end)
     return None if token is None else int(token)
 
 
@@ -305,12 +301,29 @@ def _context(base: Writer, adapters: Sequence[str | None]) -> int | None:
     return None if limit is None else limit - base.positions(adapters)
 
 
-def _fit(tokens: list[list[int]], context: int) -> None:
-    """Refuse prompts that leave no room for one token."""
+def _known(base: Writer, tokens: list[list[int]]) -> None:
+    """Refuse prompts with tokens that the model has no embedding for."""
+    rows = base.model.get_input_embeddings().weight.shape[0]
+    beyond = [(row, token) for row, prompt in enumerate(tokens) for token in prompt if token >= rows]
+    if beyond:
+        words = [(row, base.tokenizer.convert_ids_to_tokens(token)) for row, token in beyond]
+        raise DataError(
+            listed(dict.fromkeys(f"prompt {row} has the token {word!r}" for row, word in words), 3),
+            f"tokens of the model, which has {rows}",
+            "take the model's own tokenizer, or another chat template",
+        )
+
+
+def _fit(tokens: list[list[int]], context: int, new: int) -> None:
+    """Refuse prompts that leave no room for one token; say where answers may have to end early."""
     long = [(row, len(prompt)) for row, prompt in enumerate(tokens) if len(prompt) >= context]
     if long:
         given = listed([f"prompt {row} has {length} tokens" for row, length in long], 3)
         raise DataError(given, f"fewer than the {context} positions of the model", "shorten the prompt")
+    if any(len(prompt) + new > context for prompt in tokens):
+        notice(
+            f"answers end at the model's {context} positions: not every prompt leaves room for {new} tokens"
+        )
 
 
 def _check(base: Writer, prompts: Sequence[Prompt], batch_size: int) -> None:

@@ -31,6 +31,7 @@ class PromptFiles(FileLayout):
     """In an encoder-decoder only the encoder gets a prompt; PEFT would keep a second one, without effect."""
 
     idle: frozenset[str] = SHAPES | {"tokenizer_kwargs"}
+    refused: frozenset[str] = frozenset({"modules_to_save"})
     beside_model: bool = True
 
     def describe(self, method: Any, part: Part) -> dict[str, Any]:

@@ -17,7 +17,12 @@ from graft.core.part import Part, Seats
 from graft.core.site import Site
 from graft.errors import SiteError, UsageError, nearest, one_of
 from graft.layers.replacements import Replacement, Shift
+from graft.layers.tied import TiedReplacement
+from graft.layers.token_rows import Rows
 from graft.layers.unmatched import say_idle, say_idle_patterns, say_unmatched
+
+# Inserts that a targeted method puts elsewhere than at its targets.
+BESIDE = (Shift, Replacement, TiedReplacement, Rows)
 
 
 class TargetedFiles(FileLayout):
@@ -28,13 +33,19 @@ class TargetedFiles(FileLayout):
 
     def describe(self, method: Any, part: Part) -> dict[str, Any]:
         config = super().describe(method, part)
-        sites = [site for site, insert in part.inserts if not isinstance(insert, Shift | Replacement)]
+        seats = [(s, insert) for s, insert in part.inserts if s.kind != "parameter"]
+        sites = [site for site, insert in seats if not isinstance(insert, BESIDE)]
         by_name = not isinstance(method.target_modules, str)
         if not by_name or method.exclude_modules or method.layers_to_transform is not None:
             config["target_modules"] = sorted(site.name for site in sites)
         for key in ("exclude_modules", "modules_to_save"):
             if key in config:
                 config[key] = config[key] or None
+        if config.get("modules_to_save") and part.inserts:
+            saved = [site.name for site, insert in part.inserts if isinstance(insert, Replacement)]
+            modules = [name for name, _ in part.inserts[0][0].root.named_modules()]
+            if any(ends_inside(name, module) for name in config["modules_to_save"] for module in modules):
+                config["modules_to_save"] = sorted(saved)  # PEFT would train further modules
         return config | {"fan_in_fan_out": any(site.transposed for site in sites)}
 
 
@@ -233,6 +244,15 @@ def matches(name: str, target: str | Sequence[str]) -> bool:
     if isinstance(target, str):
         return re.fullmatch(target, name) is not None
     return any(name == entry or name.endswith("." + entry) for entry in target)
+
+
+def ends_inside(name: str, module: str) -> bool:
+    """Return whether a module's name ends in `name`, but within a part: PEFT takes it for one to be saved.
+
+    >>> ends_inside("norm", "model.input_layernorm"), ends_inside("norm", "model.norm")
+    (True, False)
+    """
+    return module.endswith(name) and not f".{module}".endswith(f".{name}")
 
 
 def no_such_site(target: Any, sites: Iterable[Site]) -> SiteError:

@@ -75,10 +75,7 @@ class IA3(Targeted):
 
 
 def _ends_with(name: str, modules: str | Sequence[str]) -> bool:
-    """Return whether `modules` names a target.
-
-    PEFT's rule: an entry may end within a part of the name.
-    """
+    """Return whether feedforward_modules names a target. PEFT lets an entry end within a part of it."""
     return matches(name, modules) if isinstance(modules, str) else name.endswith(tuple(modules))
 
 

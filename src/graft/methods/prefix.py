@@ -51,7 +51,11 @@ class PrefixTuning(Method):
 
     kinds: ClassVar = ("kv",)
     files: ClassVar = PrefixFiles(
-        "PREFIX_TUNING", own=frozenset({"shift_positions"}), idle=SHAPES | {"init_weights"}, beside_model=True
+        "PREFIX_TUNING",
+        own=frozenset({"shift_positions"}),
+        idle=SHAPES,
+        refused=frozenset({"modules_to_save"}),
+        beside_model=True,
     )
     newborn: ClassVar = No("a key draws attention away from the text, whatever its value")
     mergeable: ClassVar = No("no weight has the effect of further keys; export it as an adapter")

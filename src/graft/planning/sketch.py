@@ -8,6 +8,7 @@ linearly from two shallow ones.
 
 import contextlib
 import copy
+import functools
 import re
 import weakref
 from collections.abc import Iterator, Sequence
@@ -22,11 +23,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from graft.base.adapter import Adapter
 from graft.base.base import Base
+from graft.base.probes import outer_blocks
+from graft.core.anatomy import kind_of
 from graft.core.insert import AdapterModule
 from graft.core.method import Method
 from graft.models.load import model_class
 from graft.quant import QuantLinear, Scheme
-from graft.quant.replace import matrix, packable
+from graft.quant.experts import PackedExperts, seat, use_ours
+from graft.quant.replace import matrix, packable, packable_experts
 from graft.stages.sft import SFT
 from graft.stages.stage import Stage
 from graft.training.step import backward, no_noise
@@ -46,11 +50,25 @@ HEAP = 32 << 20
 
 
 class Sketch(Base):
-    """A Base of fake tensors. It has no values, hence no fingerprint."""
+    """A Base of fake tensors. It has no values, hence no fingerprint, and nothing can be tried on it."""
+
+    has_values = False
+
+    @functools.cached_property
+    def _leak(self) -> str | None:
+        """Whatever a block has besides linears and norms may carry one document's text to the next.
+
+        Then the plan has padded rows: they hold as much as packed ones, but for the mask.
+        """
+        owners = (m for b in outer_blocks(self.model) for m in b.modules() if m._parameters)
+        return None if all(map(kind_of, owners)) else "its blocks are more than attention and projections"
 
     def fingerprint(self) -> str:
         """Return "": there are no values to fingerprint."""
         return ""
+
+    def _tell(self, *_: Any) -> None:
+        """Do nothing: the run itself says it."""
 
     def _settle(self, insert: AdapterModule) -> None:
         """Do nothing: fake tensors are created on the device and cannot be moved."""
@@ -117,6 +135,19 @@ class _Packed(QuantLinear):
         return _Product.apply(x, bias, self.out_features)
 
 
+class _PackedExperts(PackedExperts):
+    """Packed experts of which only the bytes matter: those of one layer with the rows of all."""
+
+    def __init__(self, one: _Packed, stack: _Packed, count: int, transposed: bool) -> None:
+        super().__init__([stack])
+        self._each: tuple[QuantLinear, ...] = (one,) * count
+        self.transposed = transposed
+
+    @property
+    def layers(self) -> list[QuantLinear]:
+        return list(self._each)
+
+
 @dataclass(frozen=True)
 class Step:
     """One micro-batch.
@@ -160,6 +191,13 @@ def sketch(
             rows, columns = matrix(module).shape
             bias: Any = module.bias
             model.set_submodule(name, _Packed(columns, rows, Scheme(quant, group_size), bias, dtype))
+        for module, name in packable_experts(model).values():
+            turned = bool(module.is_transposed)
+            count, rows, columns = getattr(module, name).mT.shape if turned else getattr(module, name).shape
+            one = _Packed(columns, rows, Scheme(quant, group_size), None, dtype)
+            stack = _Packed(columns, count * rows, one.scheme, None, dtype)
+            seat(module, name, _PackedExperts(one, stack, count, turned))
+            use_ours(model)
     return Sketch(model)
 
 

@@ -12,12 +12,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.core_model_loading import ConversionOps
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import ConversionOps, PrefixChange, WeightConverter
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from graft.errors import ModelError, listed
+from graft.quant.experts import PackedExperts, packed_experts, seat, use_ours
 from graft.quant.linear import QuantLinear
 from graft.quant.replace import (
     damaged,
@@ -27,8 +29,10 @@ from graft.quant.replace import (
     matrix,
     outline,
     packable,
+    packable_experts,
     quantise_model,
     replace,
+    replace_experts,
 )
 from graft.quant.scheme import Scheme
 
@@ -41,6 +45,7 @@ class GraftQuantConfig(QuantizationConfigMixin):
 
     scheme, block, double: see `Scheme`.  skip: names of linears to leave alone, whole paths or ends of them.
     modules: path -> {block, double} of the packed layers, if they are not those of the rule in `replace`.
+    experts: the rule packs experts too; folders that do not say so were written before it did.
     """
 
     def __init__(
@@ -50,6 +55,7 @@ class GraftQuantConfig(QuantizationConfigMixin):
         double: bool = True,
         skip: list[str] | None = None,
         modules: dict[str, dict[str, Any]] | None = None,
+        experts: bool = True,
         **_: Any,  # what later versions may add
     ) -> None:
         self.quant_method = METHOD  # type: ignore[assignment]  # transformers' list is of its own methods
@@ -57,7 +63,12 @@ class GraftQuantConfig(QuantizationConfigMixin):
         self.scheme = usual.name
         self.block = usual.block
         self.double = usual.double
-        self.skip, self.modules = skip or [], modules
+        self.skip, self.modules, self.experts = skip or [], modules, experts
+
+    @classmethod
+    def from_dict(cls, config_dict: Any, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
+        """Return the config that a folder's config.json has."""
+        return super().from_dict({"experts": False, **config_dict}, return_unused_kwargs, **kwargs)
 
     def kind(self, module: str = "") -> Scheme:
         """Return the Scheme of all layers, or of one that has its own."""
@@ -70,8 +81,10 @@ class GraftQuantConfig(QuantizationConfigMixin):
         By the rule of `replace` both are the path.
         """
         if self.modules is None:
-            return {name: name for name, _ in packable(model) if not _ends(name, self.skip)}
+            rule = [*dict(packable(model)), *(packable_experts(model) if self.experts else ())]
+            return {name: name for name in rule if not _ends(name, self.skip)}
         linears = [name for name, module in model.named_modules() if is_linear(module)]
+        linears += packable_experts(model)
         prefix = getattr(model, "base_model_prefix", "") + "."
         spelt = {key: key for key in self.modules} | {key.removeprefix(prefix): key for key in self.modules}
         spelt |= {prefix + key: key for key in self.modules}  # saved without its head, loaded with one
@@ -99,7 +112,13 @@ class _QuantiseOnArrival(ConversionOps):
         arrived: dict[str, Tensor] = {}
         for key, value in input_dict.items():
             weight = value[0] if isinstance(value, list) else value
-            if self.quantizer.pack(model, key.removesuffix(".weight"), weight):
+            if key in self.quantizer.experts:
+                if self.quantizer.pack_experts(model, key, weight):
+                    arrived |= {
+                        f"{key}.{part}": t for part, t in model.get_submodule(key).state_dict().items()
+                    }
+                    (missing_keys or set()).discard(key)
+            elif self.quantizer.pack(model, key.removesuffix(".weight"), weight):
                 layer: Any = model.get_submodule(key.removesuffix(".weight"))
                 stem = key.removesuffix("weight")
                 arrived |= {stem + part: tensor for part, tensor in layer.packed().items()}
@@ -119,13 +138,14 @@ class GraftQuantizer(HfQuantizer):
         self.bad: list[str] = []
         self.misshapen: list[str] = []
         self.targets: set[str] = set()
+        self.experts: dict[str, tuple[nn.Module, str]] = {}
 
     @property
     def quantized_element_size(self) -> float:
         return self.quantization_config.kind().bits / 8
 
     def param_needs_quantization(self, model: nn.Module, param_name: str, **_: Any) -> bool:
-        return param_name in self.targets
+        return param_name in self.targets or param_name in self.experts
 
     def get_quantize_ops(self) -> ConversionOps:
         return _QuantiseOnArrival(self)
@@ -142,13 +162,31 @@ class GraftQuantizer(HfQuantizer):
             return False
         return True
 
+    def pack_experts(self, model: nn.Module, name: str, weight: Tensor) -> bool:
+        """Pack a parameter of experts with the values that arrived; return False as `pack` does."""
+        module, leaf = self.experts[name]
+        held = getattr(module, leaf)
+        if held.shape != weight.shape:
+            shapes = f"{tuple(weight.shape)} in the file and {tuple(held.shape)} by config.json"
+            self.misshapen.append(f"{name} is {shapes}")
+            return False
+        if not replace_experts(module, leaf, self.quantization_config.kind(name), weight):
+            self.bad.append(name)
+            return False
+        return True
+
     def _process_model_before_weight_loading(
         self, model: nn.Module, dtype: torch.dtype | None = None, **_: Any
     ) -> None:
-        names = self.quantization_config.names(model)
+        names, experts = self.quantization_config.names(model), packable_experts(model)
+        self.experts = {name: place for name, place in experts.items() if name in names}
         if not self.pre_quantized:
             self.targets = {f"{name}.weight" for name in names}
             return
+        for name, (module, leaf) in self.experts.items():
+            held: Any = getattr(module, leaf)
+            kind, turned = self.quantization_config.kind(names.pop(name)), bool(module.is_transposed)
+            seat(module, leaf, PackedExperts.empty(held.shape, kind, held.dtype, transposed=turned))
         for name, key in names.items():
             linear: Any = model.get_submodule(name)
             rows, columns = matrix(linear).shape
@@ -158,6 +196,8 @@ class GraftQuantizer(HfQuantizer):
             model.set_submodule(name, layer)
 
     def _process_model_after_weight_loading(self, model: nn.Module, **_: Any) -> nn.Module:
+        if self.experts:
+            use_ours(model)
         if self.bad:
             raise damaged(self.bad)
         if self.misshapen:
@@ -173,10 +213,16 @@ class GraftQuantizer(HfQuantizer):
         """
         config, layers = self.quantization_config, outline(model)
         usual = {"block": config.block, "double": config.double}
-        by_rule = {name for name, _ in packable(model) if not _ends(name, config.skip)}
+        by_rule = {
+            name
+            for name in (*dict(packable(model)), *packable_experts(model))
+            if not _ends(name, config.skip)
+        }
+        config.experts = True
         config.modules = (
             None if set(layers) == by_rule and all(v == usual for v in layers.values()) else layers
         )
+        _keep_whole(model)
         return None, {}
 
     def _dequantize(self, model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
@@ -192,6 +238,22 @@ class GraftQuantizer(HfQuantizer):
     @property
     def is_compileable(self) -> bool:
         return True
+
+
+def _keep_whole(model: Any) -> None:
+    """Keep transformers from splitting packed experts when it saves a model; plain ones it may split."""
+    packed = {name.rpartition(".")[2] for name in packed_experts(model)}
+    steps: Any = getattr(model, "_weight_conversions", None)
+    if packed and steps is None:
+        steps = [
+            s
+            for s in get_model_conversion_mapping(model, add_legacy=False)
+            if not isinstance(s, PrefixChange)
+        ]
+    if packed:
+        splits = [s for s in steps if isinstance(s, WeightConverter)]
+        of_packed = [s for s in splits if packed & {p.rpartition(".")[2] for p in s.target_patterns}]
+        model._weight_conversions = [s for s in steps if s not in of_packed]
 
 
 def quantise_pretrained(model: nn.Module, config: GraftQuantConfig) -> nn.Module:

@@ -9,10 +9,13 @@ from transformers.utils.logging import disable_progress_bar
 from graft import seedling
 from graft.base.base import Base
 from graft.data import prepare
+from graft.errors import notice
 from graft.models.load import load
 from graft.quant import Scheme
+from graft.quant.experts import packed_experts
 from graft.quant.gptq import quantise_calibrated
 from graft.quant.hf import GraftQuantConfig, packed_by
+from graft.quant.replace import damaged, quantise_experts
 from graft.recipe import Recipe
 from graft.runs.build import feed, recipe_behind
 from graft.stages.stage import stage_of
@@ -39,6 +42,10 @@ def quantise(
     base = load(name, quant="none" if calibrate else quant, group_size=group_size)
     if calibrate:
         quantise_calibrated(base.model, _calibration(base, calibrate), scheme, tell)
+        if bad := quantise_experts(base.model, scheme):
+            raise damaged(bad)
+        if packed_experts(base.model):
+            notice("the experts of the mixture are rounded: only codes of linears are chosen by calibration")
         packed_by(base.model, GraftQuantConfig(scheme.name, scheme.block))
     disable_progress_bar()
     with output_folder(folder, force=force) as partial:

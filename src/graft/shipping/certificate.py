@@ -27,6 +27,7 @@ from graft.core.insert import Insert
 from graft.core.site import Site
 from graft.models.load import DTYPES
 from graft.quant import QuantLinear, packed_layers
+from graft.quant.experts import PackedExperts, outer_modules
 from graft.shipping import prompts
 from graft.shipping.fidelity import Tally, answers, ask, drift, perplexity
 
@@ -203,15 +204,17 @@ def ideal(base: "Base", adapters: Sequence[str]) -> Iterator[tuple[str, torch.Te
     D is all that these adapters add, before any rounding. In-place methods count into W: they are merged
     exactly.
     """
-    changes: dict[str, tuple[Site, list[Insert]]] = {}
+    changes: dict[str, dict[str, tuple[Site, list[Insert]]]] = {}
     with contextlib.ExitStack() as stack:
         for adapter in (base.adapters[name] for name in adapters):
             stack.enter_context(adapter.swapped())
             for site, inserts in places(adapter):
-                changes.setdefault(site.name, (site, []))[1].extend(inserts)
-        for path, module in base.model.named_modules():
+                changes.setdefault(site.path, {}).setdefault(site.name, (site, []))[1].extend(inserts)
+        for path, module in outer_modules(base.model):
             before = tensors(module)
-            after = before | (_changed(module, *changes[path]) if path in changes else {})
+            after = dict(before)
+            for place in changes.get(path, {}).values():
+                after |= _changed(module, *place)
             for name, tensor in after.items():
                 yield f"{path}.{name}", before.get(name, torch.zeros_like(tensor)), tensor
 
@@ -219,12 +222,15 @@ def ideal(base: "Base", adapters: Sequence[str]) -> Iterator[tuple[str, torch.Te
 def tensors(module: Any) -> dict[str, torch.Tensor]:
     """Return a module's own parameters as files of transformers hold them; packed ones are dequantised."""
     if not isinstance(module, QuantLinear):
-        return {name: p.detach() for name, p in module._parameters.items() if p is not None}
+        packed = {name: m.weight for name, m in module.named_children() if isinstance(m, PackedExperts)}
+        return packed | {name: p.detach() for name, p in module._parameters.items() if p is not None}
     weight = module.weight.T if module.transposed else module.weight
     return {"weight": weight} if module.bias is None else {"weight": weight, "bias": module.bias.detach()}
 
 
 def _changed(module: Any, site: Site, inserts: Sequence[Insert]) -> dict[str, torch.Tensor]:
     weight, bias = folded(site, inserts)
+    if site.kind == "parameter":
+        return {site.leaf: site.stored(weight)}
     weight = weight.T if site.transposed or getattr(module, "transposed", False) else weight
     return {"weight": weight} if bias is None else {"weight": weight, "bias": bias}

@@ -19,9 +19,11 @@ from torch.nn import functional as F
 
 from graft.base.adapter import Adapter
 from graft.base.merging import folded, in_minima, places
+from graft.core.site import Site
 from graft.errors import MergeError
 from graft.generate.generate import evaluating
 from graft.quant import QuantLinear
+from graft.quant.experts import PackedExperts
 
 if TYPE_CHECKING:
     from graft.base.base import Base
@@ -97,15 +99,18 @@ def survival(adapter: Adapter, *, repack: bool = False) -> dict[str, Any]:
             tally.add(site.name, before, ideal, ideal.to(before.dtype))
         else:
             before, (ideal, _) = site.weight(), folded(site, inserts)
-            tally.add(site.name, before, ideal, _stored(site.module, ideal.to(before.dtype), repack))
+            tally.add(site.name, before, ideal, _stored(site, ideal.to(before.dtype), repack))
     return {"kept": tally.kept, "noise": tally.noise, "tensors": tally.tensors}
 
 
-def _stored(module: Any, weight: torch.Tensor, repack: bool) -> torch.Tensor:
-    if not repack or not isinstance(module, QuantLinear):
+def _stored(site: Site, weight: torch.Tensor, repack: bool) -> torch.Tensor:
+    held = getattr(site.module, site.leaf) if site.kind == "parameter" else site.module
+    if not repack or not isinstance(held, QuantLinear | PackedExperts):
         return weight
-    packed = QuantLinear.pack(weight, module.scheme)
-    return torch.full_like(weight, math.nan) if packed is None else packed.weight
+    matrices = weight.split(site.out_features) if site.kind == "parameter" else [weight]
+    packed = [QuantLinear.pack(matrix, held.scheme) for matrix in matrices]
+    nan = torch.full_like(matrices[0], math.nan)
+    return torch.cat([nan if layer is None else layer.weight for layer in packed])
 
 
 def answers(base: "Base", name: str | None, rows: Sequence[Sequence[int]]) -> list[torch.Tensor]:

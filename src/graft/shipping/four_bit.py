@@ -21,6 +21,7 @@ from graft.formats import bnb
 from graft.formats.int4 import FORMATS
 from graft.formats.whole import rounded
 from graft.quant import QuantLinear, packed_layers
+from graft.quant.experts import outer_modules
 from graft.quant.replace import is_linear, packable
 from graft.shipping import instructions
 from graft.shipping.certificate import ideal, unmerged
@@ -52,12 +53,12 @@ def write_whole(base: "Base", folder: Path, name: str, to: str) -> list[str]:
 
 
 def write_bnb(base: "Base", folder: Path, name: str) -> list[str]:
-    """Write a folder of bitsandbytes, packed layers as they are; return the names of unpacked ones: none."""
+    """Write a folder of bitsandbytes, packed layers as they are; return the unpacked ones: experts."""
     layers = packed_layers(base.model)
     packed = {path: bnb.pack(path, layer) for path, layer in layers.items()}
     scheme = next(iter(layers.values())).scheme
-    _write(base, folder, name, packed, bnb.settings(scheme, base.dtype, _skipped(base.model, layers)))
-    return []
+    settings = bnb.settings(scheme, base.dtype, _skipped(base.model, layers))
+    return [path for path in _write(base, folder, name, packed, settings) if path not in packed]
 
 
 def check_bnb(base: "Base", into: str | None) -> None:
@@ -80,7 +81,7 @@ def chosen(model: nn.Module, form: ModuleType) -> tuple[dict[str, nn.Linear | Qu
     fitting: dict[str, nn.Linear | QuantLinear] = {
         path: layer
         for path, layer in packable(model)
-        if (isinstance(layer, QuantLinear) and not layer.transposed) or type(layer) is nn.Linear
+        if (isinstance(layer, QuantLinear) and not layer.transposed) or isinstance(layer, nn.Linear)
         if form.fits(layer.out_features, layer.in_features)
     }
     packed = [layer for layer in fitting.values() if isinstance(layer, QuantLinear)]
@@ -117,7 +118,7 @@ def _rounded(
 @contextlib.contextmanager
 def _wide(model: nn.Module) -> Iterator[None]:
     """Let packed layers give their weights in fp32 inside the block, as their codes have them."""
-    kinds = {layer: layer.dtype for layer in packed_layers(model).values()}
+    kinds = {layer: layer.dtype for layer in model.modules() if isinstance(layer, QuantLinear)}
     try:
         for layer in kinds:
             layer.dtype = torch.float32
@@ -144,7 +145,7 @@ def _skipped(model: nn.Module, layers: Any) -> list[str]:
     """Return the linears that stay as they are."""
     return [
         path
-        for path, m in model.named_modules()
+        for path, m in outer_modules(model)
         if (is_linear(m) or isinstance(m, QuantLinear)) and path not in layers
     ]
 

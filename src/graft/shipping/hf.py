@@ -16,6 +16,7 @@ from torch import nn
 from graft.errors import MergeError, ModelError
 from graft.models.load import quiet
 from graft.quant import QuantLinear, packed_layers
+from graft.quant.experts import PackedExperts, packed_experts, seat
 from graft.quant.finite import require_finite
 from graft.quant.hf import GraftQuantConfig, packed_by
 
@@ -69,15 +70,19 @@ def plain_copy(model: Any, *, packed: bool = False) -> tuple[Any, list[str]]:
     if head is not None:
         config.tie_word_embeddings = head.weight.data_ptr() == table.weight.data_ptr()
     clone = _empty(model, config)
-    layers = packed_layers(model)
-    inside = tuple(f"{name}." for name in layers)
+    layers, experts = packed_layers(model), packed_experts(model)
+    inside = tuple(f"{name}." for name in (*layers, *experts))
     state = {key: tensor for key, tensor in model.state_dict().items() if not key.startswith(inside)}
     for name, module in layers.items():
         state[f"{name}.weight"] = module.codes if packed else module.weight
         if module.bias is not None:
             state[f"{name}.bias"] = module.bias
+    for name, matrices in experts.items():
+        state[name] = matrices.layers[0].codes if packed else matrices.weight
     if state.keys() - clone.state_dict().keys():
         clone = _with_biases(model, config, state)
+    if packed and experts:
+        _pack_experts(clone, experts, state)
     if packed and layers:
         _pack(clone, layers, state)
     for name, module in clone.named_modules():
@@ -89,7 +94,7 @@ def plain_copy(model: Any, *, packed: bool = False) -> tuple[Any, list[str]]:
     clone.tie_weights()
     if clone.can_generate():
         clone.generation_config = _saveable(copy.deepcopy(model.generation_config))
-    return clone.eval(), [] if packed else list(layers)
+    return clone.eval(), [] if packed else [*layers, *experts]
 
 
 def _pack(clone: Any, layers: dict[str, QuantLinear], state: dict[str, torch.Tensor]) -> None:
@@ -103,6 +108,17 @@ def _pack(clone: Any, layers: dict[str, QuantLinear], state: dict[str, torch.Ten
         clone.set_submodule(name, twin)
     scheme = next(iter(layers.values())).scheme
     packed_by(clone, GraftQuantConfig(scheme.name, scheme.block, scheme.double))
+
+
+def _pack_experts(clone: Any, experts: dict[str, PackedExperts], state: dict[str, torch.Tensor]) -> None:
+    """Give the empty clone packed experts like these; in `state` their tensors replace the parameters."""
+    for name, matrices in experts.items():
+        path, _, leaf = name.rpartition(".")
+        shape, scheme, kind = matrices.shape, matrices.scheme, matrices.dtype
+        twin = PackedExperts.empty(shape, scheme, kind, transposed=matrices.transposed)
+        seat(clone.get_submodule(path), leaf, twin)
+        del state[name]
+        state |= {f"{name}.{part}": tensor for part, tensor in matrices.state_dict().items()}
 
 
 def _empty(model: Any, config: Any) -> Any:
