@@ -22,7 +22,7 @@ UNMATCHED = {
     "one": ("gpt2", LoHa(target_modules=("c_attn", "q_proj")), "target_modules: q_proj match"),
     "other-method": ("llama", OFT(target_modules=("q_proj", "fc1")), "target_modules: fc1 match"),
     "excluded": ("llama", LoRA(exclude_modules=("fc2", "q_proj")), "exclude_modules: fc2 match"),
-    "excluded-expression": ("llama", LoRA(exclude_modules=r".*\.fc2"), "exclude_modules: .*fc2 match"),
+    "excluded-expression": ("llama", LoRA(exclude_modules=r".*\.fc2"), r"exclude_modules: .*\.fc2 match"),
     "layers": ("llama", LoRA(layers_to_transform=(1, 7, 9)), "layers_to_transform: 7, 9 are blocks without"),
     "pattern": (
         "llama",
@@ -55,7 +55,7 @@ def test_what_matches_nothing_is_named(case):
     family, method, said = UNMATCHED[case]
     with pytest.warns(Notice) as notices:
         tiny_base(family).attach("x", method)
-    assert said.replace("\\", "") in " ".join(str(n.message).replace("\\", "") for n in notices)
+    assert said in " ".join(str(n.message) for n in notices)
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,6 @@ from transformers import (
     AutoModelForMaskedLM,
     AutoModelForSeq2SeqLM,
 )
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
-    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
-)
 
 from graft.base.base import Base
 
@@ -82,12 +77,9 @@ def _drawn(family: str, seed: int, bare: bool, changes: str) -> tuple[torch.nn.M
 
 
 def _class_with_head(family: str) -> Any:
-    """Return the class of a family by itself; one that can be both, such as BERT, is no decoder here."""
-    config = CONFIG_MAPPING[family]
-    if config in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING:
-        return AutoModelForSeq2SeqLM
-    masked = family in ENCODERS or config not in MODEL_FOR_CAUSAL_LM_MAPPING
-    return AutoModelForMaskedLM if masked else AutoModelForCausalLM
+    if family in ENCODERS:
+        return AutoModelForMaskedLM
+    return AutoModelForSeq2SeqLM if family in SEQ2SEQ else AutoModelForCausalLM
 
 
 def tiny_base(family: str = "llama", **settings: object) -> Base:
