@@ -8,7 +8,6 @@ knows no method by name.
 
 import contextlib
 import functools
-import inspect
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -360,7 +359,7 @@ class Base:
                 "rows sorted by adapter, in a model that can mix them",
                 "use base.generate, or sort the rows",
             )
-        if (apart or not ordered) and "use_cache" in inspect.signature(self.model.forward).parameters:
+        if (apart or not ordered) and self.family in ("causal", "seq2seq"):
             keywords = {"use_cache": False, **keywords}  # not every cache can be put in another order
         with installed(self._choice.route(groups, count)):
             if ordered and not apart:
