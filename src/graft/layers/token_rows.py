@@ -141,7 +141,7 @@ def beside(indices: Indices, sites: Sequence[Site]) -> Seats:
 
 
 def ids_at(indices: Indices, site: Site) -> Sequence[int]:
-    """Return the ids of the rows that are trained at a table or head; the table's are those of a tied head."""
+    """Return the ids of the rows that are trained at a table or head. A tied head has those of the table."""
     if not isinstance(indices, Mapping):
         return indices or ()
     own = [ids for name, ids in indices.items() if f".{site.name}".endswith(f".{name}")]
