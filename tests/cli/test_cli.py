@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import typer
-from tiny_folder import write_model, write_rows
+from tiny_folder import rows, write_model, write_rows
 
 from graft.cli import app, call
 from graft.cli.progress import Progress
@@ -416,9 +416,39 @@ def test_a_merged_model_is_taken_apart_again(home, tmp_path, capsys):
 
 def test_eval_and_plan_speak_json(home, capsys):
     assert call(["eval", str(home / "run"), "--json", "--limit", "2"]) == 0
-    assert set(json.loads(capsys.readouterr().out)["columns"]) == {"before", "after"}
+    facts = json.loads(capsys.readouterr().out)
+    assert set(facts["columns"]) == {"before", "after"}
+    assert (facts["scored"], facts["of"], facts["left_out"]) == (2, 6, {})
     assert call(["plan", str(home / "run"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["fits"] is True
+
+
+def test_an_evaluation_says_how_many_rows_it_is_about(home, tmp_path, capsys):
+    given = [*rows(3), {"prompt": "The cat wants a ball. " * 60, "completion": "x"}]
+    data = str(write_rows(tmp_path / "mine.jsonl", given))
+    assert call(["eval", str(home / "run"), "--data", data]) == 0
+    out = capsys.readouterr().out
+    assert "scored 3 of 4 rows" in out and "mine.jsonl:4" in out
+    assert call(["eval", str(home / "run"), "--data", data, "--limit", "2"]) == 0
+    assert "limit: 2 of 4 rows, sampled by seed 0" in capsys.readouterr().out
+
+
+def test_a_finished_run_is_kept_and_not_said_to_be_written(home, capsys):
+    assert call(["train", str(home / "run")]) == 0
+    err = capsys.readouterr().err
+    assert "nothing is left to train" in err and "kept    " in err and "wrote" not in err
+    assert "eval    scored 6 of 6 rows" in err
+
+
+def test_runs_scored_on_other_rows_are_compared_with_a_warning(home, capsys):
+    changes = "dtype=fp32 method.r=2 train.max_steps=1 train.batch_size=4 data.eval=0.25 data.seed=1"
+    assert call(training(home, "other", changes)) == 0
+    assert call(["compare", str(home / "run"), str(home / "other"), "--prompt", "Day", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert "warning the held-out rows differ" in err
+    assert len(json.loads(out)["warnings"]) == 2
+    assert call(["compare", str(home / "run"), str(home / "run"), "--prompt", "Day", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["warnings"] == []
 
 
 def test_a_conversation_resets_and_switches_adapters(home, capsys, monkeypatch):

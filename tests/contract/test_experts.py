@@ -22,9 +22,16 @@ def packed(family: str) -> nn.Module:
     return quantise_model(tiny_model(family, **MIXTURES[family]), "nf4")
 
 
-@pytest.mark.parametrize("law", LAWS)
-@pytest.mark.parametrize("scheme", ["fp32", "nf4"])
-@pytest.mark.parametrize("family", ROUTERS)
+CASES = [
+    (family, scheme, law)
+    for family in ROUTERS
+    for scheme in ("fp32", "nf4")
+    for law in LAWS
+    if law != "compiled_equals_eager" or (family, scheme) == ("qwen3_moe", "nf4")  # it takes long
+]
+
+
+@pytest.mark.parametrize(("family", "scheme", "law"), CASES)
 def test_law(family, scheme, law):
     plain = functools.partial(tiny_model, family, **MIXTURES[family])
     base = base_of(plain if scheme == "fp32" else lambda: copy.deepcopy(packed(family)))

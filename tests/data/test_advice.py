@@ -49,6 +49,9 @@ def test_a_class_is_a_column_of_few_values():
     rows = [{"n": i, "review": LONG.format(i), "stars": i % 3, "user": f"u{i % 9}"} for i in range(20)]
     guess = propose(rows, ["n", "review", "stars", "user"], ("classification", "tags"))
     assert guess == {"text": "review", "label": "stars"}
+    rows = [{"qid1": str(i), "qid2": "7", "Question1": "a", "Question2": "b", "dup": i % 2} for i in range(9)]
+    guess = propose(rows, list(rows[0]), ("classification",))
+    assert guess == {"text": "Question1", "text_pair": "Question2", "label": "dup"}
     assert propose([{"a": 1}, {"a": 2}], ["a"], ("classification",)) == {}
     assert propose([{"a": "x"}], ["a"], ("messages", "prompt_completion")) == {}
 

@@ -96,6 +96,13 @@ def test_a_folder_without_rows_to_train_on_is_refused(tmp_path):
     assert names(tmp_path, "validation") == ["valid.jsonl"]
 
 
+def test_a_folder_of_arrow_files_is_refused_with_a_way_out(tmp_path):
+    write(tmp_path, "state.json", "dataset_info.json", "data-00000-of-00001.arrow")
+    with pytest.raises(DataError) as caught:
+        sources(str(tmp_path))
+    assert "save_to_disk" in caught.value.given and "to_parquet" in caught.value.remedy
+
+
 @pytest.mark.parametrize("share, held", [(0.05, 3), (0.0, None), (None, None)])
 def test_validation_files_are_held_out_in_place_of_a_share(share, held, tmp_path, settings):
     write(tmp_path, "train.jsonl", "test.jsonl")

@@ -184,5 +184,6 @@ def test_a_text_file_that_is_a_table_is_read_as_one(tmp_path):
         {"prompt": "q", "completion": "a"},
         {"prompt": "r", "completion": "b"},
     ]
+    assert read(tmp_path, "a.txt", "text\tlabel\nq\t1") == [{"text": "q", "label": "1"}]
     for text in ("A\tstory\nof\ttabs\n", "prompt\tcompletion\nand then text.\n", "prompt completion\nq a\n"):
         assert [list(row) for row in read(tmp_path, "b.txt", text)] == [["text"]]

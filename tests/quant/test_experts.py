@@ -138,13 +138,17 @@ def test_counts_and_fingerprint_stay_those_of_the_plain_model():
     assert shapes[0] == shapes[1] and len(shapes[0]) == 6  # two matrices and a router in each block
 
 
-def test_a_plan_has_the_tensors_of_packed_experts():
-    model = quantise_model(mixture("gpt_oss"), "nf4")
+def test_a_plan_has_the_bytes_of_packed_experts():
+    def size(model):
+        return sum(tensor.nbytes for tensor in model.state_dict().values())
+
+    packed = Base(quantise_model(mixture("gpt_oss"), "int8"))
     config = mixture("gpt_oss").config
     with unreal():
-        planned = sketch(config, quant="nf4", dtype=torch.float32).model.state_dict()
-    for name, tensor in model.state_dict().items():
-        assert (planned[name].shape, planned[name].dtype) == (tensor.shape, tensor.dtype)
+        planned = sketch(config, quant="int8", dtype=torch.float32)
+    assert size(planned.model) == size(packed.model)
+    assert planned.count() == packed.count()
+    assert {site.name for site in planned.sites} == {site.name for site in packed.sites}
 
 
 def test_experts_that_are_not_finite_are_named(tmp_path):

@@ -92,7 +92,12 @@ def _registered(wrapped: str) -> str:
     if name not in ALL_ATTENTION_FUNCTIONS:
 
         def attend(
-            module: torch.nn.Module, query: Any, key: Any, value: Any, mask: Any, **keywords: Any
+            module: torch.nn.Module,
+            query: Any,
+            key: Any,
+            value: Any,
+            attention_mask: Any = None,
+            **keywords: Any,
         ) -> Any:
             original = (
                 ALL_ATTENTION_FUNCTIONS.get(wrapped)
@@ -102,10 +107,10 @@ def _registered(wrapped: str) -> str:
             route = current()
             seats = _seats.get(module, {})
             if route is not None and any(name in seats for name in route.names):
-                key, value, mask, keywords = _extended(
-                    module, route, seats, query, key, value, mask, keywords
+                key, value, attention_mask, keywords = _extended(
+                    module, route, seats, query, key, value, attention_mask, keywords
                 )
-            return original(module, query, key, value, mask, **keywords)
+            return original(module, query, key, value, attention_mask, **keywords)
 
         AttentionInterface.register(name, attend)
         AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[wrapped])

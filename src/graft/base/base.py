@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from graft.base import adapter_files
+from graft.base import adapter_files, liveness
 from graft.base.adapter import Adapter
 from graft.base.attention import Attention
 from graft.base.choice import Choice, Rows
@@ -25,7 +25,6 @@ from graft.base.fingerprint import count, fingerprint
 from graft.base.heads import Heads
 from graft.base.host import Host
 from graft.base.last_hidden import LanguageHead, captured
-from graft.base.liveness import Liveness, quietly
 from graft.base.merging import Merged, Merges
 from graft.base.module_hooks import ModuleHooks
 from graft.base.neighbours import OUTSIDE, Neighbours, Sharing, joined
@@ -39,7 +38,7 @@ from graft.core.method import Method
 from graft.core.positions import obstacle
 from graft.core.route import Span, current, installed, spans
 from graft.core.site import Site
-from graft.errors import AdapterError, UsageError, notice
+from graft.errors import AdapterError, GraftError, ModelError, SiteError, UsageError, notice
 from graft.generate.generate import evaluating, generate
 from graft.quant import is_packed
 
@@ -78,7 +77,7 @@ class Base:
         }
         self._merges = Merges(model)
         self._choice = Choice(self.adapters, self._merges)
-        self._liveness, self._neighbours = Liveness(model), Neighbours(model)
+        self._liveness, self._neighbours = liveness.Liveness(model), Neighbours(model)
         self._mixable: dict[frozenset[str | None], bool] = {}
         self._dropout = SilentDropout(model)
         self._compiled = Compiled(model)
@@ -135,7 +134,30 @@ class Base:
         for _, insert in adapter.inserts:
             self._settle(insert)
         self._tell(adapter, sites)
-        return self._seat(adapter)
+        self._try(self._seat(adapter))
+        return adapter
+
+    def _try(self, adapter: Adapter) -> None:
+        """Run one small forward under an adapter that acts on more than modules, and detach it if that fails.
+
+        Raises SiteError.
+        """
+        outside = sorted({site.kind for site, _ in adapter.inserts if site.kind in OUTSIDE})
+        if not outside or not liveness.has_values(self.model):
+            return
+        try:
+            self._compared(liveness.ids(self.model, 1, 4), frozenset([adapter.name]))
+        except Exception as error:  # every model fails in its own way
+            self.detach(adapter.name)
+            if isinstance(error, GraftError):
+                raise
+            methods = " + ".join(method.name() for method in adapter.methods)
+            raise SiteError(
+                f"{methods} at {', '.join(outside)} does not work on {type(self.model).__name__} "
+                f"({type(error).__name__}: {error})",
+                "a model whose forward takes what the method adds",
+                "use LoRA",
+            ) from error
 
     def _tell(self, adapter: Adapter, sites: list[Site]) -> None:
         """Say so where all linears are adapted, and experts, which are no linears, are not."""
@@ -373,12 +395,15 @@ class Base:
             return all(site.kind not in OUTSIDE for site, _ in self.adapters[name].inserts)
 
         named = sorted((inside(name), name) for name in names if name)
-        rows = [None, *sorted(name for _, name in named[: len(ids) - 1])]
+        rows = [*([None] if len(ids) > 1 else []), *sorted(name for _, name in named[: max(1, len(ids) - 1)])]
         extra = {"decoder_input_ids": ids[:, :4]} if self.family == "seq2seq" else {}
 
         def asked(first: int, end: int) -> torch.Tensor:
             groups = spans(rows[first:end])[1]
-            with quietly(self.model, training=False), installed(self._choice.route(groups, end - first)):
+            with (
+                liveness.quietly(self.model, training=False),
+                installed(self._choice.route(groups, end - first)),
+            ):
                 given = ids[first:end]
                 keywords = {key: value[first:end] for key, value in extra.items()}
                 output = self.model(given, attention_mask=torch.ones_like(given), **keywords)
@@ -418,6 +443,13 @@ class Base:
         if self.family == "masked" and not word_head:
             states: torch.Tensor = self.model.base_model(ids, **keywords).last_hidden_state
             return states
+        self.probe()
+        if self._head.whole:
+            raise ModelError(
+                f"no state of {type(self.model).__name__} enters its head",
+                "a model whose head reads the last hidden state",
+                "use a method without a task head, or another model",
+            )
         return self._states(ids, keywords)
 
     # Training, checkpointing, compiling

@@ -10,6 +10,7 @@ logits come about in another way gives them whole.
 """
 
 import contextlib
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,23 +20,20 @@ from torch import nn
 from graft.base.probes import answering, few_ids, tried
 from graft.core.route import installed
 from graft.errors import notice
+from graft.quant.replace import matrix
 
 TOKENS = 8  # of the text on which a head is tried
 
 
 @contextlib.contextmanager
-def captured(model: Any, *, whole: bool = False) -> Iterator[list[torch.Tensor]]:
-    """Let forwards inside the block put what enters the head, (B, T, D), into the list that is yielded.
-
-    whole: all positions pass through the head, not just one.
-    """
+def captured(model: Any) -> Iterator[list[torch.Tensor]]:
+    """Let forwards inside the block put what enters the head, (B, T, D), into the list that is yielded."""
     caught: list[torch.Tensor] = []
 
     def one_position(module: nn.Module, args: tuple[Any, ...]) -> tuple[torch.Tensor]:
         caught.append(args[0])
         # A copy, as torch's products of a slice in bf16 are a hundred times slower on the CPU.
-        first = args[0][:, :1].clone(memory_format=torch.contiguous_format)
-        return (args[0] if whole else first,)
+        return (args[0][:, :1].clone(memory_format=torch.contiguous_format),)
 
     handle = model.get_output_embeddings().register_forward_pre_hook(one_position)
     try:
@@ -79,11 +77,13 @@ class LanguageHead:
         if self._family == "seq2seq":
             self._inputs["decoder_input_ids"] = ids
         with torch.no_grad(), installed(None):
-            caught, own = tried(self._model, self._run)
-            if self._values and caught:
-                self._compare(caught[0], own)
-            else:
-                self.whole = not caught
+            try:
+                self._learn(*tried(self._model, self._run))
+            except (
+                Exception
+            ):  # also of the model's own forward, if what was taken for a head is something else
+                tried(self._model, lambda: self._model(**self._inputs))
+                self.whole = True
         self._tried_on = self._place
         if self.whole and self._values:
             notice(
@@ -102,27 +102,33 @@ class LanguageHead:
         return projected if self._bare else self._behind(projected)
 
     def _run(self) -> tuple[list[torch.Tensor], torch.Tensor]:
-        """Run the model; return what entered its head and its logits, and keep what its backbone answered."""
+        """Run the model with made-up answers of its head. Return these, one for each call, and the logits."""
+        head = self._model.get_output_embeddings()
+        made: list[torch.Tensor] = []
+
+        def made_up(states: torch.Tensor) -> torch.Tensor:
+            shape = (*states.shape[:-1], len(matrix(head)))
+            numbers = torch.linspace(-40, 40, math.prod(shape), dtype=states.dtype, device=states.device)
+            made.append(numbers.view(shape[-1], -1).T.reshape(shape))
+            return made[-1].clone()  # which the model may change in place
 
         def remember(module: nn.Module, args: Any, output: Any) -> None:
             self._backbone_answer = output
 
-        with captured(self._model, whole=True) as caught:
+        with answering(head, made_up):
             handle = self._model.base_model.register_forward_hook(remember)
             try:
-                return caught, self._model(**self._inputs).logits
+                return made, self._model(**self._inputs).logits
             finally:
                 handle.remove()
 
-    def _compare(self, states: torch.Tensor, own: torch.Tensor) -> None:
-        """Find out how these logits follow from the states that entered the head."""
-        try:
-            projected = self._model.get_output_embeddings()(states)
-            self._bare = _same(projected, own)
-            # Turned around, as the model's own forward may make its logits of something else than these.
-            self.whole = not self._bare and not _same(self._behind(projected.flip(1)), own.flip(1))
-        except Exception:  # what was taken for a head is something else
-            self.whole = True
+    def _learn(self, made: list[torch.Tensor], own: torch.Tensor) -> None:
+        """Find out how these logits follow from the head's one answer."""
+        self.whole = len(made) != 1
+        if self._values and not self.whole:
+            self._bare = _same(made[0], own)
+            # Turned around, as the model's own forward may make its logits of something else besides.
+            self.whole = not self._bare and not _same(self._behind(made[0].flip(1)), own.flip(1))
 
     def _behind(self, projected: torch.Tensor) -> torch.Tensor:
         """Return what the model's own forward makes of its head's output."""

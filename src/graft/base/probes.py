@@ -2,7 +2,7 @@
 
     forward    the model computes logits of x at all
     head       f(W h + b) = the model's own logits of x        h: what enters the head; f: see `last_hidden`
-    packing    ∂ h_t([A; B]) / ∂ E(A) = 0    and    h_t([A; B]) = h_t(B)        for every t in B
+    packing    ∂ h_t([A; B]) / ∂ E(A) = 0    and    h_t([A; B]) = h_t([B])      for every t in B
 
 A and B are documents in one row, E(A) the embeddings of the first, h_t the state of a token of the second.
 The gradient is exactly 0, in any number format, where no attention, convolution or state leads from A to B;
@@ -11,6 +11,7 @@ the same, so one of each kind runs and the others pass their input on: a probe c
 """
 
 import contextlib
+import functools
 import inspect
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
@@ -90,26 +91,26 @@ def leak(model: Any, states: Callable[..., torch.Tensor], *, causal: bool) -> st
 
     states: computes the last hidden states (B, T, D) from the model's keywords.
     """
-    lengths = LENGTHS
-    one, two = few_ids(model, lengths[0]), few_ids(model, lengths[1], start=lengths[0])
+    end = sum(LENGTHS)
+    one, two = few_ids(model, LENGTHS[0]), few_ids(model, LENGTHS[1], start=LENGTHS[0])
     first = first_position(model.config.get_text_config())
-    inputs, _ = packed([[(one, one), (two, two)]], pad=0, causal=causal, first_position=first)
+    rows = [[(one, one), (two, two)], [(two, two)]]
+    inputs, _ = packed(rows, pad=0, causal=causal, first_position=first)
     table = model.get_input_embeddings()
     inputs = {name: tensor.to(table.weight.device) for name, tensor in inputs.items()}
     try:
         with torch.enable_grad(), _traced(table) as embedded:
-            shared = tried(model, lambda: states(**inputs))[0, lengths[0] : sum(lengths)]
-            weights = torch.linspace(-1, 1, shared.numel(), device=shared.device).view(shared.shape)
-            found = torch.autograd.grad((shared.float() * weights).sum(), embedded, allow_unused=True)
+            both = tried(model, lambda: states(**inputs))
+            behind, alone = both[0, LENGTHS[0] : end], both[1, : LENGTHS[1]]
+            weights = torch.linspace(-1, 1, behind.numel(), device=behind.device).view(behind.shape)
+            found = torch.autograd.grad((behind.float() * weights).sum(), embedded, allow_unused=True)
             reach = torch.stack([of[0].float().abs().amax(-1) for of in found if of is not None]).sum(0)
     except (ModelError, RuntimeError) as error:
         given = error.given if isinstance(error, ModelError) else str(error).splitlines()[0]
         return f"it takes no packed row: {given}"
-    if not reach[: lengths[0]].max() <= ZERO * reach[lengths[0] : sum(lengths)].max():
+    if not reach[: LENGTHS[0]].max() <= ZERO * reach[LENGTHS[0] : end].max():
         return "one document reaches the next, through a state or a convolution that runs along the row"
-    with torch.no_grad():
-        alone = tried(model, lambda: states(input_ids=torch.tensor([two], device=table.weight.device)))[0]
-    apart = (shared.detach() - alone).float().norm(dim=-1) / alone.float().norm(dim=-1)
+    apart = (behind - alone).detach().float().norm(dim=-1) / alone.detach().float().norm(dim=-1)
     # The first token is next to the other document. Of the rest the middle: in a mixture of experts rounding
     # sends a token now and then to another expert.
     if not max(apart[0], apart.median()) <= NEAR.get(alone.dtype, 0.05):
@@ -169,9 +170,15 @@ def _remember(kind: Any, answers: dict[Any, Any]) -> Callable[..., None]:
     return hook
 
 
+@functools.cache
+def _first_parameter(forward: Callable[..., Any]) -> str:
+    """Return the name of a method's first parameter after self."""
+    return list(inspect.signature(forward).parameters)[1]
+
+
 def _passing_on(block: nn.Module, kind: Any, answers: dict[Any, Any]) -> Callable[..., Any]:
     """Return a forward that returns its input, in the form in which blocks of this kind answer."""
-    first = next(iter(inspect.signature(block.forward).parameters))
+    first = _first_parameter(type(block).forward)
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         x = args[0] if args else kwargs[first]

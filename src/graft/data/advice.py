@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Any
 
-from graft.data.columns import COLUMNS, LABELS, OUTPUTS, PAIRS, blank
+from graft.data.columns import COLUMNS, LABELS, OUTPUTS, PAIRS, TEXT_PAIRS, blank, numbered
 from graft.data.layouts import PREFERENCE, UNKNOWN, Accepts
 from graft.data.read import records
 from graft.data.report import DataReport, RejectedRows
@@ -18,7 +18,13 @@ SHOWN = 60  # characters of a value in a message
 ANSWERS = {word for pair in PAIRS for word in pair[1:]} | set(OUTPUTS) | {
     "ref", "reference", "reply", "summary", "label", "translation", "solution", "highlights", "code", "chosen"
 }  # fmt: skip
-MEANING = {"prompt": "is asked", "completion": "is answered", "text": "is the text", "label": "is its class"}
+MEANING = {
+    "prompt": "is asked",
+    "completion": "is answered",
+    "text": "is the text",
+    "text_pair": "the text beside it",
+    "label": "is the class",
+}
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -77,14 +83,18 @@ def propose(rows: Rows, columns: Sequence[str], layouts: Sequence[str]) -> dict[
             if set(pair) <= set(lower):
                 return dict(zip(("prompt", "completion"), (lower[name] for name in pair), strict=True))
         if len(texts) > 1:
-            two = sorted(texts[:2], key=columns.index)
-            asked, answered = sorted(two, key=lambda name: name.lower() in ANSWERS)
+            longest = sorted(texts[:2], key=columns.index)
+            asked, answered = sorted(longest, key=lambda name: name.lower() in ANSWERS)
             return {"prompt": asked, "completion": answered}
         return {}
     if "classification" in layouts:
         label = next((lower[name] for name in LABELS if name in lower), None) or _class(rows, columns)
-        text = next((name for name in texts if name != label), None)
-        return {"text": text, "label": label} if text and label else {}
+        pairs = (pair for pair in TEXT_PAIRS if set(pair) <= set(lower))
+        two = next(pairs, None) or numbered(frozenset(lower))
+        found = [lower[name] for name in two] or [name for name in texts if name != label][:1]
+        if not found or not label:
+            return {}
+        return dict(zip(("text", "text_pair"), found, strict=False)) | {"label": label}
     return {"text": texts[0]} if "text" in layouts and texts else {}
 
 

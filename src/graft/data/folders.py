@@ -56,6 +56,12 @@ def files_in(folder: Path, split: str = "train") -> list[Path]:
     A folder without names of splits gives all its rows for any of them. Raises DataError without such rows.
     """
     by_split = _by_split(folder)
+    if (folder / "state.json").exists() and (folder / "dataset_info.json").exists():
+        raise DataError(
+            f"The folder {folder} was written by save_to_disk of datasets, as .arrow files",
+            f"files ending in {endings()}",
+            "write the rows again with to_parquet or to_json, and name that file",
+        )
     if not by_split:
         raise DataError(
             f"The folder {folder} holds no file that can be read",

@@ -219,12 +219,12 @@ def _layout(columns: Columns, empty: Columns, accepts: Accepts, format: str) -> 
     ]
     if found:
         layout, names = found[0]
-        label = _first_of(names_of.LABELS, columns)
+        label = _first_of(names_of.LABELS, columns - empty)
         # Nobody would learn the label.
-        if layout == "text" and label and "prompt_completion" in accepts.layouts:
+        if format == "auto" and layout == "text" and label and "prompt_completion" in accepts.layouts:
             detail = f"a text with a column {label[0]!r}"
             remedy = (
-                "set stage=classify to learn classes, or map the columns with "
+                "set stage=classify to learn classes, data.format=text to learn the text alone, or map both: "
                 f"data.columns='{{prompt: {names[0]}, completion: {label[0]}}}'"
             )
             raise BadRow("label without classify", detail, remedy)

@@ -8,6 +8,7 @@ from typing import IO, Any
 
 from graft.data.layouts import LAYOUTS
 from graft.data.read_json import SAVE_AS_UTF8
+from graft.data.read_text import DOCUMENT
 from graft.data.rows import Record, Reject
 from graft.data.tool_calls import without_nulls
 from graft.errors import DataError
@@ -68,7 +69,8 @@ def _quotes(stream: IO[bytes]) -> bool:
 def is_table(begin: bytes) -> bool:
     """Return whether a text file begins as a table: a header of known columns with tabs, lines to match."""
     lines = begin.decode("utf-8-sig", errors="replace").split("\n")
-    whole = [line for line in lines[:-1] if line.strip()][:20]
+    broken = len(begin) >= DOCUMENT  # off at its last line
+    whole = [line for line in (lines[:-1] if broken else lines) if line.strip()][:20]
     header = frozenset(whole[0].strip().split("\t")) if whole else frozenset[str]()
     alike = {line.count("\t") for line in whole}
     known = any(layout.columns(header) for layout in LAYOUTS.values())

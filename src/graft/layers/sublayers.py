@@ -19,8 +19,8 @@ from graft.core.file_layout import FileLayout
 from graft.core.insert import Insert
 from graft.core.method import Method
 from graft.core.part import Seats
-from graft.core.site import Site, shown
-from graft.errors import SiteError
+from graft.core.site import Site
+from graft.errors import SiteError, listed
 from graft.layers.norm_gain import Gain
 from graft.layers.unmatched import say_idle
 
@@ -92,7 +92,7 @@ class Placed(Method):
             bare = [blocks[number].name for number in kept if (kind, number) not in filled]
             if getattr(self, switch) and bare and (kind != "cross" or len(bare) == len(kept)):
                 why = f"finds no {kind} sublayer in {len(bare)} of {len(kept)} blocks (experts are none)"
-                say_idle(self.name(), [switch], f"{why}: {shown(bare)}")
+                say_idle(self.name(), [switch], f"{why}: {listed(bare)}")
 
     def assemble(self, sites: Sequence[Site]) -> Seats:
         seats: Seats = [(place, self.insert(sublayer, place, n)) for sublayer, place, n in self.places(sites)]

@@ -25,8 +25,8 @@ from graft.core.file_layout import FileLayout
 from graft.core.insert import KeyValues
 from graft.core.method import Method, No
 from graft.core.part import Part, Seats
-from graft.core.site import Site, shown
-from graft.errors import SiteError, notice
+from graft.core.site import Site
+from graft.errors import SiteError, listed, notice
 from graft.layers.soft_prompt import KEY, SHAPES, check_room, check_sizes
 
 Shape = tuple[int, int, int, int]  # (p, 2, H_kv, d_h)
@@ -105,7 +105,7 @@ def _say_gaps(places: Sequence[Site], sites: Sequence[Site]) -> None:
     if bare:
         notice(
             f"prefix: {len(bare)} of {len(blocks)} blocks have no attention that takes further keys and "
-            f"values ({shown(bare)}): the prefix does not reach them"
+            f"values ({listed(bare)}): the prefix does not reach them"
         )
 
 

@@ -249,4 +249,5 @@ def _name_unpacked(model: PreTrainedModel, scheme: Scheme, dtype: torch.dtype) -
     if share > NOTABLE:
         word = next(word for word, known in DTYPES.items() if known == dtype)
         largest = sorted(sizes, key=lambda name: -sizes[name])
-        notice(f"{share:.0%} of the weights stay in {word}, not in {scheme.name}: {shown(largest)}")
+        where = listed(shown(largest).split(", "), 3)
+        notice(f"{share:.0%} of the weights stay in {word}, not in {scheme.name}: {where}")

@@ -135,6 +135,19 @@ class _Packed(QuantLinear):
         return _Product.apply(x, bias, self.out_features)
 
 
+class _PackedExperts(PackedExperts):
+    """Packed experts of which only the bytes matter: those of one layer with the rows of all."""
+
+    def __init__(self, one: _Packed, stack: _Packed, count: int, transposed: bool) -> None:
+        super().__init__([stack])
+        self._each: tuple[QuantLinear, ...] = (one,) * count
+        self.transposed = transposed
+
+    @property
+    def layers(self) -> list[QuantLinear]:
+        return list(self._each)
+
+
 @dataclass(frozen=True)
 class Step:
     """One micro-batch.
@@ -181,8 +194,9 @@ def sketch(
         for module, name in packable_experts(model).values():
             turned = bool(module.is_transposed)
             count, rows, columns = getattr(module, name).mT.shape if turned else getattr(module, name).shape
-            layers = [_Packed(columns, rows, Scheme(quant, group_size), None, dtype) for _ in range(count)]
-            seat(module, name, PackedExperts.of(layers, transposed=turned))
+            one = _Packed(columns, rows, Scheme(quant, group_size), None, dtype)
+            stack = _Packed(columns, count * rows, one.scheme, None, dtype)
+            seat(module, name, _PackedExperts(one, stack, count, turned))
             use_ours(model)
     return Sketch(model)
 

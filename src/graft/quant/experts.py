@@ -96,9 +96,9 @@ class PackedExperts(nn.ModuleList):
     @property
     def shape(self) -> torch.Size:
         """The shape of the parameter that they replace."""
-        first = self.layers[0]
+        count, first = len(self.layers), self.layers[0]
         rows, columns = first.out_features, first.in_features
-        return torch.Size((len(self), columns, rows) if self.transposed else (len(self), rows, columns))
+        return torch.Size((count, columns, rows) if self.transposed else (count, rows, columns))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -250,7 +250,7 @@ def grouped(x: Tensor, weight: Any, order: Order) -> Tensor:
             return F.grouped_mm(x, weight.mT, offs=order.ends)
         pieces = zip(x.split(order.sizes), weight.unbind(0), strict=True)
         return torch.cat([rows @ matrix.mT for rows, matrix in pieces])
-    pieces = zip(x.split(order.sizes), weight, strict=True)
+    pieces = zip(x.split(order.sizes), weight.layers, strict=True)
     return torch.cat([layer.product(rows) for rows, layer in pieces if len(rows)] or [x.new_empty(0)])
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from graft.base.base import Base
+from graft.data.templates import Prompt
 from graft.errors import UsageError
 from graft.evaluate import answers
 from graft.models.files import read_config
@@ -32,29 +33,37 @@ class Opened:
     folder: Path | None = None
     by_template: bool = False
 
-    def ask(self, prompts: Sequence[str], **how: Any) -> list[str]:
-        """Return answers to plain texts, which are asked as in training.
+    def ask(self, prompts: Sequence[Prompt], **how: Any) -> list[str]:
+        """Return answers to prompts; plain texts are asked as in training.
 
         how: keywords of `Base.generate`.
         """
-        asked = [as_prompt(text, chat=self.by_template) for text in prompts]
+        asked = [as_prompt(prompt, chat=self.by_template) for prompt in prompts]
         return reply(self.base, asked, self.adapter, **how)
 
 
-def as_prompt(text: str, *, chat: bool) -> str | list[dict[str, str]]:
-    """Return a text as a prompt for `Base.generate`: a conversation of one turn, or the text as it is."""
-    return [{"role": "user", "content": text}] if chat else text
+def as_prompt(prompt: Prompt, *, chat: bool) -> Prompt:
+    """Return a prompt for `Base.generate`.  chat: a text becomes a conversation of one turn."""
+    return [{"role": "user", "content": prompt}] if chat and isinstance(prompt, str) else prompt
 
 
-def reply(base: Base, prompts: Sequence[Any], adapter: str | None, **how: Any) -> list[str]:
+def last_words(prompt: Prompt) -> str:
+    """Return what a prompt says last: its text, or that of the last turn."""
+    if isinstance(prompt, str):
+        return prompt
+    turns = prompt["messages"] if isinstance(prompt, dict) else prompt
+    return str(turns[-1]["content"])
+
+
+def reply(base: Base, prompts: Sequence[Prompt], adapter: str | None, **how: Any) -> list[str]:
     """Return what the model writes to each prompt, or what an adapter's task head predicts for each text.
 
-    prompts: texts or conversations, see `as_prompt`.  how: keywords of `Base.generate`.
+    how: keywords of `Base.generate`.
     """
     require_tokenizer(base.tokenizer, base.name, vocabulary(base))
     if adapter is None or base.adapters[adapter].head is None:
         return base.generate(prompts, adapters=[adapter] * len(prompts), **how)
-    texts = [prompt if isinstance(prompt, str) else prompt[-1]["content"] for prompt in prompts]
+    texts = [last_words(prompt) for prompt in prompts]
     return answers(base, texts, [adapter] * len(texts))
 
 

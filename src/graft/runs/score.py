@@ -10,8 +10,10 @@ from graft import seedling
 from graft.core.positions import context_length
 from graft.data import Row, load_rows
 from graft.data.read import choices, sources
+from graft.data.report import unread
 from graft.data.rows import Reject, as_chat
 from graft.data.sample import sample, sampling
+from graft.data.templates import Prompt
 from graft.data.vocabulary import within
 from graft.errors import DataError, UsageError, listed, notice
 from graft.evaluate import HeldOut, Scored, Table, before_after, evaluate
@@ -70,7 +72,9 @@ def evaluation_set(opened: Opened, recipe: Recipe, chosen: Chosen) -> tuple[Held
     stage = stage_of(recipe)
     head = base.adapters[opened.adapter].head if opened.adapter else None
     known = (head.labels or tuple(map(str, range(head.num_labels)))) if head is not None else ()
-    rows = [as_chat(row) for row in chosen.rows] if opened.by_template else chosen.rows
+    # A run asks as it learnt: prompts with completions are conversations only where it names a template.
+    chat = opened.by_template if opened.recipe is None else recipe.data.template is not None
+    rows = [as_chat(row) for row in chosen.rows] if chat else chosen.rows
     left_out, notes = list(chosen.rejects), list[str]()
     if by_texts(metrics):
         left_out += unanswerable(base, rows, _context(opened))
@@ -133,7 +137,7 @@ def _note_of_classes(unknown: dict[str, list[str]], rows: Sequence[Row], metrics
 
 def _notes(cut: Sequence[str], unused: dict[str, int], max_length: int, rows: int) -> list[str]:
     """Return what encoding did to the rows that are scored."""
-    notes = [f"not read: {what}, in {count / max(rows, 1):.0%} of the rows" for what, count in unused.items()]
+    notes = unread(unused, max(rows, 1))
     if cut:
         notes.append(f"{len(cut):,} rows are cut to {max_length} tokens, first {listed(cut, FIRST)}")
     return notes
@@ -224,7 +228,7 @@ def incomparable(first: str, second: str) -> list[str]:
     return reasons
 
 
-def prompts_of(opened: Opened, limit: int) -> list[str]:
+def prompts_of(opened: Opened, limit: int) -> Sequence[Prompt]:
     """Return prompts to compare models by: the recipe's samples, else what its held-out rows ask.
 
     Raises UsageError for a model that is no run.
