@@ -95,6 +95,13 @@ class Base:
         """Every place that a method can go to."""
         return anatomy.sites(self.model)
 
+    def bare_experts(self) -> float:
+        """Return the share of the weights that are experts which a quantised base does not hold packed."""
+        if self.quant == "none":
+            return 0.0
+        bare = [s for s in anatomy.experts(self.sites) if isinstance(s.held, torch.Tensor)]
+        return sum(s.held.numel() for s in bare) / self.count()
+
     def count(self) -> int:
         """Count the base's parameters; packed weights as the numbers they stand for, tied ones once."""
         return count(self.model)
@@ -131,7 +138,7 @@ class Base:
         adapted = {site.name for site, _ in adapter.inserts}
         bare = [site for site in anatomy.experts(sites) if site.name not in adapted]
         if bare and any(getattr(m, "target_modules", None) == "all-linear" for m in adapter.methods):
-            size = sum(site.experts * site.out_features * site.in_features for site in bare)
+            size = sum(site.held.shape.numel() for site in bare)
             names = dict.fromkeys(".".join(site.name.split(".")[-2:]) for site in bare)
             notice(
                 f"all-linear leaves {size / self.count():.0%} of the weights out: the experts of the mixture "

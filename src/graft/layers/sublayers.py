@@ -20,7 +20,7 @@ from graft.core.insert import Insert
 from graft.core.method import Method
 from graft.core.part import Seats
 from graft.core.site import Site
-from graft.errors import SiteError
+from graft.errors import SiteError, notice
 from graft.layers.norm_gain import Gain
 
 KINDS = {"attention": "mh_adapter", "cross": "cross_adapter", "mlp": "output_adapter"}  # kind: its switch
@@ -76,6 +76,10 @@ class Placed(Method):
                 "a sublayer of a block that is not left out; a feed-forward network of experts is none",
                 "set mh_adapter or output_adapter, or leave out fewer blocks",
             )
+        kinds = {sublayer.kind for sublayer, _, _ in seats}
+        for kind, switch in KINDS.items():
+            if getattr(self, switch) and kind not in kinds:
+                notice(f"{switch} adds nothing: no {kind} here ends in one projection; experts do not")
         return seats
 
     def assemble(self, sites: Sequence[Site]) -> Seats:

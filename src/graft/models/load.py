@@ -20,7 +20,7 @@ from transformers.utils import logging as transformers_logging
 
 from graft.base.base import Base
 from graft.core.anatomy import predicts_hidden
-from graft.errors import GraftError, ModelError, UsageError, listed, one_of
+from graft.errors import GraftError, ModelError, UsageError, listed, notice, one_of
 from graft.models.files import ModelFiles, first_line, open_files
 from graft.models.tokenizer import tokenizer_of
 from graft.quant.finite import require_finite
@@ -71,7 +71,13 @@ def load(
         model = _stream(cls, opened, torch_dtype, device_of(device), fresh_head=task is not None)
         if model.can_generate() and (opened.folder / "generation_config.json").exists():
             model.generation_config = GenerationConfig.from_pretrained(opened.folder, local_files_only=True)
-        return Base(model, tokenizer_of(opened.folder, model), str(path))
+        base = Base(model, tokenizer_of(opened.folder, model), str(path))
+    if bare := base.bare_experts():
+        notice(
+            f"{bare:.0%} of the weights stay in {dtype}, experts of the mixture: {type(model).__name__} "
+            f"computes them in its own way, which knows no {base.quant}"
+        )
+    return base
 
 
 def dtype_of(dtype: str) -> torch.dtype:
