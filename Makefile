@@ -8,7 +8,7 @@ SOURCES := src tests benchmarks examples docs
 WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
-.PHONY: setup demo quick test slow check format clean
+.PHONY: setup demo quick test slow families check format clean
 
 setup: $(VENV)/ready
 
@@ -36,6 +36,10 @@ test: setup
 
 slow: setup
 	$(BIN)/python -m pytest -m slow
+
+# Every family of models in the installed transformers, and the table of what works with what.
+families: setup
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/families/run.py
 
 # Everything that a change must pass before it is committed.
 check: quick test

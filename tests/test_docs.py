@@ -106,7 +106,9 @@ def test_every_command_has_its_verb_options_and_keys(line):
 def test_every_make_target_that_is_named_exists():
     makefile = (ROOT / "Makefile").read_text()
     for page in [*WRITTEN, ROOT / ".github/workflows/test.yml"]:
-        for target in re.findall(r"make (demo|test|slow|docs|format|setup|check|quick)\b", page.read_text()):
+        for target in re.findall(
+            r"make (demo|test|slow|families|docs|format|setup|check|quick)\b", page.read_text()
+        ):
             assert f"\n{target}:" in makefile, f"{page.name}: make {target}"
 
 

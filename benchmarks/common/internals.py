@@ -73,8 +73,7 @@ def training_feed(recipe: graft.Recipe, base: Any) -> tuple[Any, list[str]]:
     from graft.stages.stage import stage_of
 
     settings = seedling.located(recipe.data)
-    seed = recipe.train.seed
-    prepared = prepare(settings, base.tokenizer, stage_of(recipe), family=base.family, seed=seed)
+    prepared = prepare(settings, base.tokenizer, stage_of(recipe), family=base.family)
     batches = feed(base, recipe, prepared.train, recipe.train.batch_size, recipe.train.micro_batch_size)
     return batches, prepared.labels
 

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 import typer
-from tiny_folder import write_model, write_rows
+from tiny_folder import rows, write_model, write_rows
 
 from graft.cli import app, call
 from graft.cli.progress import Progress
+from graft.cli.words import _separated
 from graft.core.cards import cards, pages
 from graft.recipe import read
 
@@ -239,6 +240,28 @@ def test_exit_codes_tell_what_happened(raised, code, monkeypatch, capsys):
     assert call(["methods"]) == code
 
 
+@pytest.mark.parametrize(
+    ("words", "recipe", "changes"),
+    [
+        (["--train.max_steps", "2"], None, ["train.max_steps=2"]),
+        (["--train.max_steps", "2", "mine.yaml"], "mine.yaml", ["train.max_steps=2"]),
+        (["mine.yaml", "--train.lr=1e-3", "data.limit=5"], "mine.yaml", ["train.lr=1e-3", "data.limit=5"]),
+        (["a=1", "mine.yaml", "--b", "2"], "mine.yaml", ["a=1", "b=2"]),
+        (["--modle", "seedling"], None, ["modle=seedling"]),
+        (["--train.compile", "--train.lr", "1"], None, ["train.compile", "train.lr=1"]),
+        (["mine.yaml", "other.yaml"], "mine.yaml", ["other.yaml"]),
+        ([], None, []),
+    ],
+)
+def test_only_a_word_that_changes_nothing_names_the_recipe(words, recipe, changes):
+    assert _separated(words) == (recipe, changes)
+
+
+def test_a_misspelt_option_is_an_unknown_key_with_the_nearest(capsys):
+    assert call(["train", "--modle", "seedling", "--data", "x.jsonl"]) == 2
+    assert "modle" in (err := capsys.readouterr().err) and "nearest: model" in err
+
+
 def test_a_run_says_what_happens_and_what_next(home, capsys):
     words = training(home, "said", "train.max_steps=2 data.eval=null train.log_every=1 num_train_epochs=1")
     assert call([*words, "--json"]) == 0
@@ -393,9 +416,39 @@ def test_a_merged_model_is_taken_apart_again(home, tmp_path, capsys):
 
 def test_eval_and_plan_speak_json(home, capsys):
     assert call(["eval", str(home / "run"), "--json", "--limit", "2"]) == 0
-    assert set(json.loads(capsys.readouterr().out)["columns"]) == {"before", "after"}
+    facts = json.loads(capsys.readouterr().out)
+    assert set(facts["columns"]) == {"before", "after"}
+    assert (facts["scored"], facts["of"], facts["left_out"]) == (2, 6, {})
     assert call(["plan", str(home / "run"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["fits"] is True
+
+
+def test_an_evaluation_says_how_many_rows_it_is_about(home, tmp_path, capsys):
+    given = [*rows(3), {"prompt": "The cat wants a ball. " * 60, "completion": "x"}]
+    data = str(write_rows(tmp_path / "mine.jsonl", given))
+    assert call(["eval", str(home / "run"), "--data", data]) == 0
+    out = capsys.readouterr().out
+    assert "scored 3 of 4 rows" in out and "mine.jsonl:4" in out
+    assert call(["eval", str(home / "run"), "--data", data, "--limit", "2"]) == 0
+    assert "limit: 2 of 4 rows, sampled by seed 0" in capsys.readouterr().out
+
+
+def test_a_finished_run_is_kept_and_not_said_to_be_written(home, capsys):
+    assert call(["train", str(home / "run")]) == 0
+    err = capsys.readouterr().err
+    assert "nothing is left to train" in err and "kept    " in err and "wrote" not in err
+    assert "eval    scored 6 of 6 rows" in err
+
+
+def test_runs_scored_on_other_rows_are_compared_with_a_warning(home, capsys):
+    changes = "dtype=fp32 method.r=2 train.max_steps=1 train.batch_size=4 data.eval=0.25 data.seed=1"
+    assert call(training(home, "other", changes)) == 0
+    assert call(["compare", str(home / "run"), str(home / "other"), "--prompt", "Day", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert "warning the held-out rows differ" in err
+    assert len(json.loads(out)["warnings"]) == 2
+    assert call(["compare", str(home / "run"), str(home / "run"), "--prompt", "Day", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["warnings"] == []
 
 
 def test_a_conversation_resets_and_switches_adapters(home, capsys, monkeypatch):

@@ -19,7 +19,7 @@ CONTROLS = [
 
 @pytest.fixture(scope="session")
 def bpe():
-    """Byte-level BPE without BOS, as GPT-2, with control tokens of many chats; <think> is not special."""
+    """Byte-level BPE as GPT-2 without BOS; control tokens of many chats; the last four are not special."""
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
@@ -31,7 +31,7 @@ def bpe():
         tokenizer_object=core, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
     )
     tokenizer.add_tokens(CONTROLS, special_tokens=True)
-    tokenizer.add_tokens(["<think>", "</think>"])
+    tokenizer.add_tokens(["<think>", "</think>", "<tool_call>", "</tool_call>"])
     return tokenizer
 
 
@@ -115,6 +115,7 @@ def settings(tmp_path, monkeypatch):
         "columns": {},
         "bad_rows": "strict",
         "template": None,
+        "control_tokens": False,
         "limit": None,
         "tag_names": [],
     }

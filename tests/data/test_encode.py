@@ -7,6 +7,7 @@ from stage_tools import encoder_of
 
 from graft.data.encode import IGNORED, Example, Examples
 from graft.data.rows import Row
+from graft.data.templates import prompt_ids
 from graft.errors import DataError
 
 
@@ -16,7 +17,7 @@ def learnt(example):
 
 def test_a_prompt_is_read_and_a_completion_with_its_end_is_learnt(llama, bpe):
     for tokenizer, first in [(llama, [1]), (bpe, [])]:
-        (example,) = encoder_of(tokenizer, stage="sft")([Row("f:1", "pair", ("the cat", "sat on"))]).examples
+        (example,) = encoder_of(tokenizer, stage="sft")([Row("f:1", "pair", ("the cat", " sat on"))]).examples
         prompt = tokenizer("the cat", add_special_tokens=True)["input_ids"]
         assert example.ids[: len(prompt)] == prompt and prompt[: len(first)] == first
         assert example.labels[: len(prompt)] == [IGNORED] * len(prompt)
@@ -24,7 +25,7 @@ def test_a_prompt_is_read_and_a_completion_with_its_end_is_learnt(llama, bpe):
 
 
 def test_a_named_template_turns_prompt_and_completion_into_a_conversation(bpe):
-    row = Row("f:1", "pair", ("the cat", "sat"))
+    row = Row("f:1", "pair", ("the cat", " sat"))
     (plain,), (chat,) = (
         encoder_of(bpe, stage="sft", template=name)([row]).examples for name in (None, "plain")
     )
@@ -34,11 +35,78 @@ def test_a_named_template_turns_prompt_and_completion_into_a_conversation(bpe):
     )
 
 
-def test_words_that_touch_are_parted_and_given_blanks_are_kept(bpe):
-    rows = [Row("f:1", "pair", pair) for pair in [("a", "b"), ("a ", "b"), ("a", "\nb"), ("a: ", " b")]]
-    assert [bpe.decode(e.ids) for e in encoder_of(bpe, stage="sft")(rows).examples] == [
-        "a b</s>", "a b</s>", "a\nb</s>", "a:  b</s>",
-    ]  # fmt: skip
+@pytest.mark.parametrize(
+    "pair",
+    [("a", "b"), ("a ", "b"), ("a", "\nb"), ("a: ", " b"), ("the c", "at"), ("f(", "x)"), ("問：", "二")],
+)
+def test_prompt_and_completion_are_joined_as_they_are(pair, bpe):
+    (example,) = encoder_of(bpe, stage="sft")([Row("f:1", "pair", pair)]).examples
+    assert bpe.decode(example.ids) == "".join(pair) + "</s>"
+    prompt = prompt_ids(pair[0], bpe)
+    assert example.ids[: len(prompt)] == prompt and bpe.decode(learnt(example)) == pair[1] + "</s>"
+
+
+RENDERED = "<|im_start|>user\nthe cat<|im_end|>\n<|im_start|>assistant\nsat<|im_end|>\n"
+
+
+def test_rows_that_the_template_wrote_before_are_read_as_its_tokens(bpe):
+    texts = [Row("f:1", "text", RENDERED), Row("f:2", "pair", (RENDERED[:-14], RENDERED[-14:]))]
+    bpe.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    try:
+        made = encoder_of(bpe, stage="sft")(texts)
+    finally:
+        bpe.chat_template = None
+    expected = bpe(RENDERED, add_special_tokens=False)["input_ids"]
+    assert [e.ids for e in made.examples] == [expected] * 2  # and no second end
+    assert [bpe.decode(learnt(e)) for e in made.examples] == [
+        RENDERED.removeprefix("<|im_start|>"),
+        "sat<|im_end|>\n",
+    ]
+
+
+def test_other_control_tokens_in_texts_are_read_where_the_recipe_says_so(bpe, llama):
+    rows = [
+        Row("f:1", "text", "the cat</s>the dog"),
+        Row("f:2", "pair", ("a<s>", "b")),
+        Row("f:3", "chat", CONTROL),
+    ]
+    made = encoder_of(bpe, stage="sft")(rows)
+    assert [reject.source for reject in made.rejects] == ["f:1", "f:2", "f:3"]
+    assert ["data.control_tokens" in reject.remedy for reject in made.rejects] == [True, True, False]
+    made = encoder_of(bpe, stage="sft", control_tokens=True)(rows)
+    assert [reject.source for reject in made.rejects] == ["f:3"]
+    assert [bpe.decode(e.ids) for e in made.examples] == ["the cat</s>the dog</s>", "a<s>b</s>"]
+    document = Row("f:1", "text", "<s>the cat</s>the dog")
+    (example,) = encoder_of(llama, stage="sft", control_tokens=True)([document]).examples
+    assert example.ids.count(1) == 1 and example.ids.count(2) == 2  # the beginning stands there already
+    (window,) = encoder_of(bpe, stage="pretrain", control_tokens=True)(rows[:1]).examples
+    assert bpe.decode(window.ids) == "the cat</s>the dog</s>"
+
+
+CONTROL = [{"role": "user", "content": "a</s>"}, {"role": "assistant", "content": "b"}]
+
+
+@pytest.mark.parametrize("where", ["tools", "arguments", "name"])
+def test_control_tokens_anywhere_in_a_conversation_are_refused(where, bpe):
+    call = {"function": {"name": "f", "arguments": {"deep": ["x</s>" if where == "arguments" else "x"]}}}
+    talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "tool_calls": [call]}]
+    talk[0] |= {"name": "</s>"} if where == "name" else {}
+    tools = [{"function": {"name": "f", "description": "</s>" if where == "tools" else "d"}}]
+    (reject,) = encoder_of(bpe, stage="sft")([Row("f:1", "chat", talk, tools)]).rejects
+    assert reject.reason == "control token"
+
+
+def test_what_an_encoder_decoder_neither_reads_nor_writes_is_named(t5):
+    call = {"function": {"name": "the", "arguments": {"a": "cat"}}}
+    talk = [
+        {"role": "user", "content": "the cat", "name": "Hello"},
+        {"role": "assistant", "content": "sat on", "tool_calls": [call]},
+    ]
+    made = encoder_of(t5, stage="sft", family="seq2seq")([Row("f:1", "chat", talk, [call])])
+    assert dict(made.unused) == {"name of a user turn": 1, "tool_calls of the answer": 1, "tools": 1}
 
 
 def test_every_token_of_a_document_is_a_target_exactly_once(llama):

@@ -156,15 +156,17 @@ def test_packed_batches_hold_every_token_once(rows, size):
     assert sorted(documents) == sorted(rows) and sorted(sources) == sorted(f"f:{i}" for i in range(len(rows)))
 
 
-def test_models_that_cannot_be_packed_are_known():
+def test_what_a_config_says_against_packing_is_known():
     def say(family, length=512, **changes):
         return obstacle(AutoConfig.for_model(family, **changes), length)
 
     assert say("llama") is None and say("gpt2") is None and say("bert") is None
-    assert "encoder-decoder" in say("t5") and "bloom" in say("bloom")
+    assert "encoder-decoder" in say("t5")
     assert say("mistral", 512, sliding_window=4096) is None and "window of 256" in say(
         "mistral", 512, sliding_window=256
     )
+    assert "window of 128" in say("llama4_text", 512, attention_chunk_size=128)
+    assert say("qwen2", 512, sliding_window=256) is None  # use_sliding_window is False
     assert "eager" in say("llama", attn_implementation="eager")
     assert (
         first_position(AutoConfig.for_model("roberta")) == 2

@@ -9,13 +9,10 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from stage_tools import accepts, prepared
+from stage_tools import prepared
 
 from graft.cli.data_report import report_lines
-from graft.data import DataReport, cache, load_rows
-from graft.data.preparation import split
-from graft.data.rows import Row
-from graft.errors import DataError
+from graft.data import DataReport, cache
 
 
 @pytest.fixture
@@ -29,27 +26,6 @@ def file(tmp_path):
 def append(file, line):
     with open(file, "a") as stream:
         stream.write(line)
-
-
-def test_the_share_held_out_is_exact_and_depends_on_content_and_seed_only():
-    rows = [Row(f"f:{i}", "text", f"row {i}") for i in range(101)]
-    train, held = split(rows, 0.05, 0)
-    assert (len(train), len(held)) == (96, 5)
-    moved = [Row(f"g:{i}", row.kind, row.value) for i, row in enumerate(reversed(rows))]
-    assert {row.value for row in split(moved, 0.05, 0)[1]} == {row.value for row in held}
-    assert {row.value for row in split(rows, 0.05, 1)[1]} != {row.value for row in held}
-
-
-def test_equal_rows_stay_on_one_side():
-    rows = [Row(f"f:{i}", "text", f"row {i // 2}") for i in range(40)] + [Row("f:40", "text", "alone")]
-    train, held = split(rows, 0.25, 0)
-    assert len(held) == 10 and not {row.value for row in held} & {row.value for row in train}
-    assert len(split([Row("f:1", "text", "x")] * 4, 0.5, 0)[1]) == 2
-
-
-def test_too_few_rows_to_hold_any_out_is_an_error():
-    with pytest.raises(DataError, match="holds out 1 of 1"):
-        split([Row("f:1", "text", "x")], 0.05, 0)
 
 
 def test_every_row_read_is_used_or_rejected(file, settings, llama):
@@ -70,9 +46,28 @@ def test_duplicates_and_overlap_are_counted(tmp_path, settings, llama):
     assert any("score will flatter" in line for line in report_lines(report))
 
 
-def test_the_limit_takes_the_first_rows(file, settings):
-    loaded = load_rows(settings(train=file, limit=7), accepts("sft"))
-    assert [row.source for row in loaded.train] == [f"{file}:{i}" for i in range(1, 8)] and loaded.read == 7
+def test_the_limit_takes_a_sample_and_the_report_says_of_how_many(file, settings, llama):
+    asked = settings(train=file, limit=7, eval=0.3)
+    data = prepared(asked, llama, stage="sft")
+    report = data.report
+    assert (report.read, report.train, report.eval, report.beyond_limit) == (40, 5, 2, 33)
+    assert "data.limit takes 7 of 40 rows, sampled by seed 0" in report.notes()
+    lines = [int(source.rpartition(":")[2]) for source in (*data.train.sources, *data.eval.sources)]
+    assert sorted(lines) != list(range(1, 8))  # not the head of the file
+    other = prepared(settings(train=file, limit=7, eval=0.3, seed=1), llama, stage="sft")
+    assert set(other.train.sources) != set(data.train.sources)
+
+
+def test_a_defective_row_is_found_wherever_it_stands_and_counted_beside_the_sample(file, settings, llama):
+    append(file, "[]\n")
+    asked = settings(train=file, limit=10, bad_rows="skip")
+    report = prepared(asked, llama, stage="sft").report
+    assert (report.read, report.train, report.beyond_limit, report.rejected) == (
+        41,
+        10,
+        30,
+        {"not an object": 1},
+    )
 
 
 def test_class_names_are_in_numerical_or_alphabetical_order(tmp_path, settings, bert):
@@ -103,7 +98,7 @@ def test_the_cache_gives_back_the_same_and_follows_every_change(file, settings, 
     assert entries() == 1
     prepared(settings(train=file, eval=0.1, max_length=32), llama, stage="sft")
     prepared(asked, bpe, stage="sft")
-    prepared(asked, llama, stage="sft", seed=1)
+    prepared(settings(train=file, eval=0.1, seed=1), llama, stage="sft")
     prepared(settings(train=file, eval=0.1, template="vicuna"), llama, stage="sft")
     append(file, '{"prompt": "x", "completion": "y"}\n')
     prepared(asked, llama, stage="sft")
@@ -129,11 +124,11 @@ def test_the_report_shows_two_rows_with_what_is_learnt(file, settings, bpe):
     report = prepared(settings(train=file), bpe, stage="sft").report
     plain = "\n".join(report_lines(report, color=False))
     assert "40 rows read   40 train   0 eval   0 rejected" in plain
-    assert "What is 0?⟦ the cat 0</s>⟧" in plain
+    assert "What is 0?⟦the cat 0</s>⟧" in plain
     console = Console(width=200, color_system=None, record=True, file=io.StringIO())
     for line in report_lines(report):
         console.print(line, markup=True, highlight=False)
-    assert "What is 0? the cat 0</s>" in console.export_text()
+    assert "What is 0?the cat 0</s>" in console.export_text()
     assert DataReport.from_json(json.loads(json.dumps(report.json()))) == report
 
 

@@ -61,8 +61,10 @@ def test_conll_files_are_sentences_at_the_line_where_they_begin(name, tmp_path):
     text = CONLL.replace(" ", "\t") if name == "a.tsv" else CONLL
     (tmp_path / name).write_bytes(gzip.compress(text.encode()) if name.endswith("gz") else text.encode())
     assert list(records(tmp_path / name, tagged=True)) == [
-        Record(f"{tmp_path / name}:3", {"tokens": ["EU", "rejects"], "tags": ["B-ORG", "O"]}),
-        Record(f"{tmp_path / name}:7", {"tokens": ["Peter"], "tags": ["B-PER"]}),
+        Record(
+            f"{tmp_path / name}:3", {"tokens": ["EU", "rejects"], "tags": ["B-ORG", "O"], "2": ["NNP", "VBZ"]}
+        ),
+        Record(f"{tmp_path / name}:7", {"tokens": ["Peter"], "tags": ["B-PER"], "2": ["NNP"]}),
     ]
 
 
@@ -85,10 +87,10 @@ def test_text_is_gathered_into_documents_that_begin_at_their_line(tmp_path):
 
 
 def test_a_folder_gives_its_data_files_in_order(tmp_path):
-    for name in ["b.jsonl", "a.jsonl", "README.md", ".hidden.jsonl", "sub/c.csv", "picture.png"]:
+    for name in ["b.jsonl", "a.jsonl", "README.md", ".hidden.jsonl", "sub/c.ndjson", "picture.png"]:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text('{"text": "x"}\n')
-    assert sources(tmp_path) == [str(tmp_path / name) for name in ["a.jsonl", "b.jsonl", "sub/c.csv"]]
+    assert sources(tmp_path) == [str(tmp_path / name) for name in ["a.jsonl", "b.jsonl", "sub/c.ndjson"]]
     assert sources([tmp_path / "b.jsonl", "hub:owner/name"]) == [str(tmp_path / "b.jsonl"), "hub:owner/name"]
 
 

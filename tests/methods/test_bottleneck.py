@@ -205,6 +205,6 @@ def test_a_feed_forward_network_of_experts_has_no_place_for_one(family):
     base = tiny_base(family, **MIXTURES[family])
     with pytest.raises(SiteError, match="a feed-forward network of experts is none"):
         base.attach("x", Pfeiffer())
-    with pytest.warns(graft.Notice, match="output_adapter adds nothing"):
+    with pytest.warns(graft.Notice, match="output_adapter finds no mlp sublayer in 2 of 2 blocks"):
         adapter = base.attach("x", Houlsby())
     assert [s.kind for s, one in adapter.inserts if isinstance(one, Bottleneck)] == ["attention", "attention"]

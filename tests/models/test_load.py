@@ -7,9 +7,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
+from torch.testing import assert_close
 from transformers import PreTrainedTokenizerFast
+from transformers.models.bamba.configuration_bamba import BambaConfig
+from transformers.models.bamba.modeling_bamba import BambaForCausalLM
 from transformers.models.bert.configuration_bert import BertConfig
 from transformers.models.bert.modeling_bert import BertForMaskedLM, BertForSequenceClassification, BertModel
+from transformers.models.falcon.configuration_falcon import FalconConfig
+from transformers.models.falcon.modeling_falcon import FalconForCausalLM
 from transformers.models.gpt2.configuration_gpt2 import GPT2Config
 from transformers.models.gpt2.modeling_gpt2 import GPT2LMHeadModel
 from transformers.models.llama.configuration_llama import LlamaConfig
@@ -17,10 +22,12 @@ from transformers.models.llama.modeling_llama import LlamaForCausalLM
 from transformers.models.t5.configuration_t5 import T5Config
 from transformers.models.t5.modeling_t5 import T5ForConditionalGeneration
 
-from graft.errors import GraftError, ModelError, UsageError
+from graft.errors import GraftError, ModelError, Notice, UsageError
 from graft.models.fresh import fresh
-from graft.models.load import load
-from graft.quant import QuantLinear
+from graft.models.load import _name_unpacked, load
+from graft.quant import QuantLinear, packed_layers, quantise_model
+from graft.quant.scheme import Scheme
+from graft.shipping.export import export
 
 IDS = torch.arange(2, 14).view(2, 6)
 SHAPE = {
@@ -282,3 +289,120 @@ def test_a_fresh_model_takes_sizes_and_ids_from_the_tokenizer(tmp_path):
 def test_a_config_that_means_nothing_is_refused(config, message):
     with pytest.raises(UsageError, match=message):
         fresh(config)
+
+
+def shards_and_a_whole_file(folder):
+    """The folder's model as one file, and a model with other weights as shards beside it."""
+    torch.manual_seed(7)
+    BUILD["llama"]().save_pretrained(folder.parent / "other", max_shard_size="100KB")
+    for file in (folder.parent / "other").glob("model*"):
+        file.rename(folder / file.name)
+
+
+def test_a_whole_file_counts_before_an_index_as_in_transformers(folder):
+    shards_and_a_whole_file(folder)
+    with pytest.warns(
+        Notice, match=r"model\.safetensors is loaded.*model-00001-of-\d+\.safetensors and \d+ more"
+    ):
+        base = load(folder, dtype="fp32")
+    assert torch.equal(base.model(IDS).logits, LlamaForCausalLM.from_pretrained(folder)(IDS).logits)
+
+
+@pytest.mark.parametrize("named", ["other.safetensors", "model.safetensors.index.json"])
+def test_the_weights_that_config_json_names_count_first_as_in_transformers(named, folder):
+    shards_and_a_whole_file(folder)
+    torch.manual_seed(8)
+    save_file(
+        {k: v.clone() for k, v in BUILD["llama"]().state_dict().items()},
+        folder / "other.safetensors",
+        {"format": "pt"},
+    )
+    edit(folder, transformers_weights=named)
+    ours = load(folder, dtype="fp32").model(IDS).logits
+    assert torch.equal(ours, LlamaForCausalLM.from_pretrained(folder)(IDS).logits)
+
+
+@pytest.mark.parametrize("named", ["../model.safetensors", "/etc/passwd"])
+def test_weights_outside_the_folder_are_refused(named, folder):
+    edit(folder, transformers_weights=named)
+    with pytest.raises(ModelError, match="names the weights"):
+        load(folder)
+
+
+def test_an_index_of_one_whole_file_is_no_news(folder, recwarn):
+    keys = load_file(folder / "model.safetensors")
+    index = {"weight_map": dict.fromkeys(keys, "model.safetensors")}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    load(folder)
+    assert not [w for w in recwarn if issubclass(w.category, Notice)]
+
+
+@pytest.mark.parametrize("quant", [None, "nf4"])
+@pytest.mark.parametrize(
+    ("extra", "said"),
+    [
+        ("model.layers.2.mlp.up_proj.weight", r"holds 1 tensors .*layers\.2\.mlp\.up_proj"),
+        ("model.layers.0.mlp.up_proj.lora_magnitude_vector", "lora_magnitude_vector"),
+        ("score.weight", r"score\.weight"),
+    ],
+)
+def test_tensors_without_a_place_are_named(extra, said, quant, folder):
+    edit_weights(folder, lambda state: state.update({extra: torch.ones(3, 3)}))
+    with pytest.warns(Notice, match=said):
+        load(folder, quant)
+
+
+def test_what_transformers_leaves_out_by_itself_is_no_news(folder, recwarn):
+    stale = {"model.rotary_emb.inv_freq": torch.ones(8)}
+    edit_weights(folder, lambda state: state.update(stale))
+    load(folder)
+    load(folder, task="encoder")  # the head is left behind by intention
+    assert not [w for w in recwarn if issubclass(w.category, Notice)]
+
+
+def test_an_infinite_setting_is_read_as_transformers_writes_it(tmp_path):
+    config = BambaConfig(
+        **SHAPE, num_key_value_heads=2, attn_layer_indices=[1], mamba_n_heads=4, mamba_d_head=32,
+        mamba_d_state=16, mamba_n_groups=1, mamba_chunk_size=16, time_step_limit=(0.0, float("inf")),
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = BambaForCausalLM(config).eval()
+    model.save_pretrained(tmp_path / "one")
+    assert "__float__" in (tmp_path / "one" / "config.json").read_text()
+    base = load(tmp_path / "one", dtype="fp32")
+    assert base.model.config.time_step_limit[1] == float("inf")
+    export(base, tmp_path / "two", to="hf")
+    again = load(tmp_path / "two", dtype="fp32")
+    assert torch.equal(again.model(IDS, use_cache=False).logits, model(IDS, use_cache=False).logits)
+
+
+def test_what_stays_unpacked_is_said_with_its_share():
+    model = BUILD["llama"]()
+    numbers = sum(p.numel() for p in model.parameters()) + 2 * 300 * 300
+    for layer in model.model.layers:  # no linear, but a table of numbers
+        layer.mlp.register_parameter("table", torch.nn.Parameter(torch.ones(300, 300)))
+    share = f"{2 * 300 * 300 / numbers:.0%}"
+    said = rf"{share} of the weights stay in bf16, not in nf4: model\.layers\.\*\.mlp\.table"
+    with pytest.warns(Notice, match=said):
+        _name_unpacked(quantise_model(model, "nf4"), Scheme("nf4"), torch.bfloat16)
+
+
+def test_a_whole_packed_model_is_no_news(folder, recwarn):
+    load(folder, "nf4")
+    assert not [w for w in recwarn if issubclass(w.category, Notice)]
+
+
+@pytest.mark.parametrize("alibi", [True, False])
+def test_a_linear_of_its_own_class_is_packed(alibi, tmp_path):
+    torch.manual_seed(0)
+    FalconForCausalLM(
+        FalconConfig(
+            hidden_size=64, num_hidden_layers=2, num_attention_heads=4, vocab_size=50, alibi=alibi, bias=True
+        )
+    ).save_pretrained(tmp_path)
+    plain, packed = load(tmp_path, dtype="fp32"), load(tmp_path, "int8", "fp32")
+    assert packed.quant == "int8" and len(packed_layers(packed.model)) == 8
+    ours, theirs = packed.model(IDS).logits, plain.model(IDS).logits
+    assert 0 < (ours - theirs).norm() / theirs.norm() < 0.02
+    export(packed, tmp_path / "out", to="hf")
+    assert_close(load(tmp_path / "out", dtype="fp32").model(IDS).logits, ours, atol=1e-5, rtol=0)

@@ -219,6 +219,44 @@ def test_words_of_other_trainers_are_understood_with_a_notice():
     assert any("learning_rate" in notice for notice in notices)
 
 
+def test_a_default_is_no_contradiction_to_a_word_of_another_trainer(tmp_path):
+    (tmp_path / "mine.yaml").write_text("model_name_or_path: m\noutput_dir: there\nnum_train_epochs: 2\n")
+    recipe = read(tmp_path / "mine.yaml")
+    assert (recipe.output, recipe.model, recipe.train.epochs) == ("there", "m", 2)
+    assert read(tmp_path / "mine.yaml", ["output_dir=elsewhere"]).output == "elsewhere"
+    (tmp_path / "plain.yaml").write_text("model: m\n")
+    assert read(tmp_path / "plain.yaml").output == "runs/plain"
+    with pytest.raises(UsageError, match=r"output_dir.*contradicts output: 'here'"):
+        read({"output": "here", "output_dir": "there"})
+
+
+@pytest.mark.parametrize("word", sorted(SYNONYMS))
+def test_no_word_of_another_trainer_contradicts_what_nobody_set(word, tmp_path):
+    """Only its value may be wrong for our key."""
+    (tmp_path / "r.yaml").write_text(f"{word}: 1\n")
+    try:
+        read(tmp_path / "r.yaml")
+    except UsageError as error:
+        assert "contradicts" not in str(error)
+
+
+def test_the_seed_of_the_data_is_not_that_of_the_training():
+    recipe = read({"seed": 3, "data": {"seed": 5}})
+    assert (recipe.train.seed, recipe.data.seed) == (3, 5)
+    assert read({"train": {"seed": 3}}).data.seed == 0
+    assert read({}, ["data.seed=4"]).data.seed == 4
+
+
+def test_a_run_from_before_there_was_a_data_seed_keeps_its_held_out_rows(tmp_path):
+    text = read({"train": {"seed": 3}}).yaml()
+    old = "".join(line for line in text.splitlines(True) if "  seed: 0" not in line)
+    assert "seed: 3" in old
+    (tmp_path / "recipe.yaml").write_text(old)
+    assert read(tmp_path).data.seed == 3
+    (tmp_path / "recipe.yaml").write_text(text)
+    assert read(tmp_path).data.seed == 0
+
+
 def test_every_synonym_means_a_key_that_exists():
     keys = {*explain(), "method.name"} | {f"method.{name}" for name in card("lora").settings}
     assert set(SYNONYMS.values()) <= keys

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny_folder import ANIMALS, CONFIG, rows, write_model, write_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import graft
 from graft.cli.chat import Conversation
 from graft.errors import CheckpointError, DataError, UsageError
+from graft.recipe import read
 from graft.runs.open import open_model
 from graft.runs.page import report
 from graft.runs.run import RunObserver, run, train
@@ -127,6 +128,87 @@ def test_a_finished_run_is_not_run_again(done, folder):
     assert again == done[0] and not heard.steps
 
 
+@pytest.fixture
+def ended(folder, tmp_path):
+    """A finished run of classes with files of its own, and its recipe."""
+    kinds = ("cat", "dog")
+    labelled = [{"text": f"The {kinds[i % 2]} {i}.", "label": kinds[i % 2]} for i in range(8)]
+    for name in ("train", "held", "test"):
+        write_rows(tmp_path / f"{name}.jsonl", labelled)
+    files = {key: str(tmp_path / f"{name}.jsonl") for key, name in (("train", "train"), ("eval", "held"))}
+    settings = recipe(
+        folder, tmp_path / "run", stage="classify", data={**files, "test": str(tmp_path / "test.jsonl")},
+        train={"max_steps": 1, "samples": []}, evaluate={"metrics": ["accuracy"]},
+    )  # fmt: skip
+    return run(settings), settings, labelled
+
+
+@pytest.mark.parametrize(
+    ("file", "edit", "named"),
+    [
+        ("train", lambda row: {**row, "text": row["text"] + " It sat."}, "training rows"),
+        ("train", lambda row: {**row, "label": {"cat": "dog", "dog": "cat"}[row["label"]]}, "training rows"),
+        ("held", lambda row: {**row, "text": "A " + row["text"]}, "held-out rows"),
+        ("held", lambda row: {**row, "label": "cat"}, "held-out rows"),
+    ],
+    ids=["texts", "labels", "held-out texts", "held-out labels"],
+)
+def test_a_finished_run_with_other_rows_is_refused_and_keeps_its_files(ended, tmp_path, file, edit, named):
+    result, settings, labelled = ended
+    kept = {path: path.read_bytes() for path in result.folder.iterdir() if path.is_file()}
+    write_rows(tmp_path / f"{file}.jsonl", [edit(row) for row in labelled])
+    with pytest.raises(CheckpointError, match=f"fingerprint of the {named}"):
+        run(settings)
+    assert kept == {path: path.read_bytes() for path in kept}
+
+
+def test_a_finished_run_says_that_it_trained_nothing_and_scores_again_what_changed(ended, tmp_path):
+    result, settings, labelled = ended
+    heard = Heard()
+    again = run(settings, observer=heard)
+    assert result.trained and not again.trained and ("eval", "") not in heard.notes
+    assert any("nothing is left to train" in note for note in again.notes)
+    write_rows(tmp_path / "test.jsonl", labelled[:5])  # not trained on: it may change
+    assert run(settings).coverage["of"] == 5
+    with_f1 = run({**settings, "evaluate": {"metrics": ["accuracy", "f1"]}})
+    assert set(with_f1.scores["after"]) == {"accuracy", "f1"} and not with_f1.trained
+
+
+def test_a_finished_run_of_another_model_or_stage_is_refused(ended, folder, tmp_path):
+    _, settings, _ = ended
+    with pytest.raises(CheckpointError, match="stage"):
+        run({**settings, "stage": "pretrain", "evaluate": {"metrics": ["perplexity"]}})
+    moved = tmp_path / "model"
+    shutil.copytree(folder / "model", moved)
+    mine = {**settings, "model": str(moved), "output": str(tmp_path / "mine")}
+    run(mine)
+    tensors = load_file(moved / "model.safetensors")
+    tensors["model.embed_tokens.weight"][0, 0] += 1
+    save_file(tensors, moved / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError, match="fingerprint of the base"):
+        run(mine)
+
+
+def test_one_step_moves_the_adapter(folder):
+    result = run(recipe(folder, folder / "one", train={"max_steps": 1}))
+    states = load_file(result.adapter / "adapter_model.safetensors")
+    assert all(tensor.abs().max() > 0 for key, tensor in states.items() if "lora_B" in key)
+    line = json.loads((result.folder / "metrics.jsonl").read_text().splitlines()[0])
+    assert line["lr"] == pytest.approx(1e-2)
+
+
+def test_notices_reach_the_observer_and_the_result_or_python(folder):
+    settings = recipe(folder, folder / "notes", data={"max_length": 1024}, train={"max_steps": 1})
+    heard = Heard()
+    result = run(settings, observer=heard)
+    said = "data.max_length is 128 here, not 1024: the model has 128 positions"
+    assert said in result.notes and ("note", said) in heard.notes
+    assert json.loads(json.dumps(result.facts()))["notes"] == result.notes
+    assert heard.reports[0].max_length == 128
+    with pytest.warns(graft.Notice, match="128 positions"):
+        run(settings | {"output": str(folder / "python")})
+
+
 def test_another_recipe_is_refused_in_a_used_folder(done, folder):
     before = (done[0].folder / "recipe.yaml").read_bytes()
     with pytest.raises(CheckpointError, match=r"train\.lr"):
@@ -166,6 +248,23 @@ def test_training_goes_on_from_a_saved_adapter(done, folder):
     assert all(torch.allclose(before[key], after[key], atol=1e-6) for key in before)
 
 
+def test_going_on_with_the_method_written_as_it_is_resumes_and_with_another_is_refused(done, folder):
+    settings = recipe(folder, folder / "on", adapter=str(done[0].adapter), train={"max_steps": 1})
+    without = {key: value for key, value in settings.items() if key != "method"}
+    assert run(without).trained and not run(without).trained and not run(settings).trained
+    assert read(folder / "on").method["r"] == 2
+    for method, named in (
+        ({"name": "lora", "r": 4}, r"method\.r=4 \(it has 2\)"),
+        ({"name": "lora", "target_modules": ["q_proj"]}, r"method\.target_modules"),
+        ("ia3", r"method\.name=ia3 \(it is lora\)"),
+    ):
+        with pytest.raises(UsageError, match=named):
+            run(settings | {"method": method, "output": str(folder / "other")})
+        with pytest.raises(UsageError, match=named):
+            graft.plan(settings | {"method": method})
+    assert graft.plan(without).trained == graft.plan(settings | {"adapter": None}).trained
+
+
 def test_training_an_attached_adapter_is_the_same_run(done, folder):
     base = graft.load(folder / "model", dtype="fp32")
     torch.manual_seed(0)
@@ -182,6 +281,15 @@ def test_a_misspelt_training_keyword_names_the_nearest(folder):
     base = graft.load(folder / "model")
     with pytest.raises(UsageError, match=r"train\.epochs"):
         train(base, base.attach("x", graft.LoRA(r=2)), data=folder / "rows.jsonl", epoch=2)
+
+
+@pytest.mark.parametrize(
+    "rows", [[{"prompt": "a", "completion": "b"}], ({"text": "a"} for _ in "ab"), {"train": [{"text": "a"}]}]
+)
+def test_rows_in_memory_are_told_to_become_a_file(folder, rows):
+    base = graft.load(folder / "model")
+    with pytest.raises(DataError, match=r"rows in memory.*one row of JSON a line"):
+        train(base, base.attach("x", graft.LoRA(r=2)), data=rows)
 
 
 def test_a_fresh_model_becomes_an_ordinary_folder(folder):

@@ -17,10 +17,18 @@ def accepts(name: str) -> Accepts:
 
 
 def encoder_of(
-    tokenizer, *, stage, objective="causal", family="causal", max_length=1024, template=None, labels=()
+    tokenizer,
+    *,
+    stage,
+    objective="causal",
+    family="causal",
+    max_length=1024,
+    template=None,
+    control_tokens=False,
+    labels=(),
 ):
     """Return the encoder of a stage for a model of this family."""
-    settings = SimpleNamespace(max_length=max_length, template=template)
+    settings = SimpleNamespace(max_length=max_length, template=template, control_tokens=control_tokens)
     return stage_named(stage, objective).encoder(tokenizer, family, settings, labels)
 
 

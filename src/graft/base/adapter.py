@@ -149,14 +149,24 @@ class Adapter:
                 tensor.copy_(tensors[key])
 
     def file_state(self) -> dict[str, torch.Tensor]:
-        """Return {key in the file: tensor} with everything that another program needs to use the adapter."""
+        """Return {key in the file: tensor} with everything that another program needs to use the adapter.
+
+        Raises AdapterError if two tensors have one key: the file would hold one of them.
+        """
         keys = adapter_files.Keys(self.methods)
-        return {
-            keys.key(index, site, suffix): tensor.detach()
-            for index, part in enumerate(self.parts)
-            for site, insert in part.inserts
-            for suffix, tensor in insert.saved().items()
-        }
+        state: dict[str, torch.Tensor] = {}
+        for index, part in enumerate(self.parts):
+            for site, insert in part.inserts:
+                for suffix, tensor in insert.saved().items():
+                    key = keys.key(index, site, suffix)
+                    if key in state:
+                        raise AdapterError(
+                            f"two inserts of {self.name!r} at {site.name} would be saved as {key}",
+                            "one tensor for each key of a file",
+                            "leave one of the two places out",
+                        )
+                    state[key] = tensor.detach()
+        return state
 
     def load_file_state(self, tensors: dict[str, torch.Tensor]) -> None:
         """Copy the tensors of a file into this adapter.

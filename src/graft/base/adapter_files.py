@@ -7,7 +7,6 @@ file of a LoRA, are translated when they are read.
 
 import json
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -16,27 +15,20 @@ from safetensors import SafetensorError
 from torch import nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
-from graft.core import registry
+from graft.base.adapter_settings import BESIDE, INSIDE, MIXED, known_methods, methods_of, owner_of
 from graft.core.method import Method
 from graft.core.part import Part
 from graft.core.site import Site
-from graft.errors import AdapterError
-from graft.formats import adapterhub, mlx, peft, peft_experts
+from graft.errors import AdapterError, listed, notice
+from graft.formats import adapterhub, mlx, peft, peft_experts, peft_keys, per_expert
+from graft.formats.legacy import pickled_in
 from graft.formats.peft import CONFIG, WEIGHTS, Settings, Tensors
+from graft.layers.targets import ends_inside, matches
 from graft.quant.finite import require_finite
 
-MIXED = "GRAFT_MIX"
-HEADS = ("score", "classifier")
-INSIDE = "base_model.model"  # what keys start with, for methods inside the model
-BESIDE = "base_model"  # and for methods that PEFT stores outside it
-MAX_RANK = 4096
-# Keys of PEFT that describe where an adapter came from, not what it computes.
-SILENT = {
-    "arrow_config", "auto_mapping", "base_model_name_or_path", "corda_config", "ensure_weight_tying",
-    "eva_config", "fan_in_fan_out", "inference_mode", "init_weights", "kasa_config", "loftq_config",
-    "lora_ga_config", "megatron_config", "megatron_core", "monteclora_config", "peft_type", "peft_version",
-    "qalora_group_size", "revision", "task_type", "velora_config",
-}  # fmt: skip
+# Tensors of a table or a head whose rows, or columns, are the words of the vocabulary.
+ROWS = ("weight", "base_layer.weight", "lora_B.weight")
+COLUMNS = ("lora_embedding_A",)
 
 
 class Keys:
@@ -68,7 +60,18 @@ def write(
 ) -> Path:
     """Write an adapter's two files.  base: what they say about the base that it belongs to."""
     named = [{"name": m.name(), **m.files.own_settings(m)} for m in methods]
-    return peft.write(folder, _config(methods, parts, base), tensors, {"methods": named, "base": base})
+    config = config_of(methods, parts, base)
+    if lost := lost_in_peft(config, parts):
+        notice(f"PEFT takes {listed(lost)} for experts of this mixture, and answers otherwise with this file")
+    return peft.write(folder, config, tensors, {"methods": named, "base": base})
+
+
+def lost_in_peft(config: Settings, parts: Sequence[Part]) -> list[str]:
+    """Return the targets of an adapter's config that PEFT would not find on this base (`peft_experts`)."""
+    seat = next((seat for part in parts for seat in part.inserts), None)
+    if seat is None or config.get("peft_type") != "LORA":
+        return []
+    return peft_experts.taken_for_experts(seat[0].root.config.model_type, config.get("target_modules") or [])
 
 
 @unset_fake_temporarily()  # a file is real, also while a plan without numbers is made
@@ -82,11 +85,15 @@ def read(folder: Path, sites: Sequence[Site]) -> tuple[list[Method], Tensors, Se
     """
     try:
         config, tensors, facts = _files(folder, sites)
-        owner = _owner(config)
+        if not facts:
+            tensors = peft_keys.plain(tensors)
+            config = _with_tables(config, tensors, sites)
+        _check_vocabulary(tensors, sites)
+        owner = owner_of(config)
         if owner is not None:
-            config, tensors = owner.files.convert(config, tensors)
-            config, tensors = peft_experts.stacked(config, tensors, sites)
-        methods = _methods(config, facts.get("methods", []), tensors, sites)
+            config, tensors = owner.files.convert(config, tensors, sites)
+            config, tensors = per_expert.stacked(config, tensors, sites)
+        methods = methods_of(config, facts.get("methods", []), tensors, sites)
     except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise AdapterError(
             f"{folder} is damaged ({error})",
@@ -130,16 +137,61 @@ def _files(folder: Path, sites: Sequence[Site]) -> tuple[Settings, Tensors, Sett
     if (folder / adapterhub.WEIGHTS).is_file():
         adapterhub.warn_of_head(folder)
         config, tensors, facts = peft.read(folder, adapterhub.WEIGHTS)
-        return *adapterhub.translated(config, tensors, sites, _known()), facts
+        return *adapterhub.translated(config, tensors, sites, known_methods()), facts
     if (folder / mlx.WEIGHTS).is_file():
         config, tensors, facts = peft.read(folder, mlx.WEIGHTS)
         return *mlx.translated(config, tensors, sites), facts
     raise AdapterError(
         f"{folder} holds no {WEIGHTS}",
         "safetensors: pickle files (.bin, .pt) can run code and are not read",
-        "convert a legacy file with `graft convert`, or save it again with safe_serialization=True "
-        "(use_safetensors=True in the `adapters` library)",
+        f"`graft convert {folder} NEW_FOLDER` writes it as safetensors, reading the weights only"
+        if pickled_in(folder)
+        else "copy the folder again from where it came",
     )
+
+
+def _check_vocabulary(tensors: Tensors, sites: Sequence[Site]) -> None:
+    """Raise AdapterError for tables of another number of rows than the base's."""
+    model = sites[0].root
+    words = [site for site in sites if site.kind == "embed" or site.module is model.get_output_embeddings()]
+    for site in words:
+        key = f"{INSIDE}.{site.name}."
+        found = [tensors[key + end].shape[0] for end in ROWS if key + end in tensors]
+        found += [tensors[key + end].shape[-1] for end in COLUMNS if key + end in tensors]
+        rows = site.weight().shape[0]
+        other = next((count for count in found if count != rows), None)
+        if other is not None:
+            change = f"grew by {other - rows}" if other > rows else f"shrank by {rows - other}"
+            raise AdapterError(
+                f"{site.name} has {other:,} rows in the file and {rows:,} in the base: "
+                f"the vocabulary {change} tokens before this adapter was trained",
+                "a base with the vocabulary of the adapter",
+                f"base.model.resize_token_embeddings({other}) before load_adapter; where a folder is needed, "
+                "save that model with the tokenizer that lies beside the adapter, and load it from there",
+            )
+
+
+def _with_tables(config: Settings, tensors: Tensors, sites: Sequence[Site]) -> Settings:
+    """Return a config that names the tables of the base which a file holds, if they are not the base's own.
+
+    PEFT writes them after the vocabulary was resized, does not name them, and reads them into the base.
+    """
+    named = _as_peft_finds(config.get("modules_to_save") or [], sites)
+    found = []
+    for site in sites:
+        given = tensors.get(f"{INSIDE}.{site.name}.weight")
+        if site.kind not in ("embed", "head") or given is None or matches(site.name, named):
+            continue
+        if given.shape != site.weight().shape or not torch.equal(given.to(site.weight()), site.weight()):
+            found.append(site.name)
+    return config | {"modules_to_save": [*named, *found]} if named or found else config
+
+
+def _as_peft_finds(names: Sequence[str], sites: Sequence[Site]) -> list[str]:
+    """Return `modules_to_save` and the modules that PEFT finds by the end of a part of their names."""
+    modules = [name for name, _ in sites[0].root.named_modules()]
+    blurred = [module for module in modules if any(ends_inside(name, module) for name in names)]
+    return [*names, *blurred]
 
 
 def without_base_copies(tensors: Tensors, wanted: Tensors, model: nn.Module) -> Tensors:
@@ -176,7 +228,7 @@ def named_here(tensors: Tensors, wanted: Tensors, model: Any) -> Tensors:
     return named
 
 
-def _config(methods: Sequence[Method], parts: Sequence[Part], base: Settings) -> Settings:
+def config_of(methods: Sequence[Method], parts: Sequence[Part], base: Settings) -> Settings:
     """Return the config of an adapter: one method's, or a list of several; heads are in `modules_to_save`."""
     common = {
         "base_model_name_or_path": base.get("name"),
@@ -200,104 +252,3 @@ def _config(methods: Sequence[Method], parts: Sequence[Part], base: Settings) ->
     if len(configs) == 1:
         return {**common, **configs[0]}
     return {**common, "peft_type": MIXED, "methods": configs}
-
-
-def _methods(
-    config: Settings, named: list[Settings], tensors: Tensors, sites: Sequence[Site]
-) -> list[Method]:
-    """Return the methods of a config.
-
-    PEFT saves a task head as one of `modules_to_save`: a name there is a head if the base has no such module.
-    named: by method, its name and the settings that PEFT does not know; empty if Graft did not write it.
-    """
-    parts = [dict(part) for part in (config["methods"] if config.get("peft_type") == MIXED else [config])]
-    saved = list(parts[0].get("modules_to_save") or [])
-    present = [name for name in HEADS if _head_weight(name, tensors) is not None]
-    if present:  # PEFT lists both names, whichever the model has
-        saved = [name for name in saved if name not in HEADS or name in present]
-    modules = {name for name, _ in sites[0].root.named_modules()}
-    heads = [name for name in HEADS if name in saved and name not in modules]  # PEFT may list a name twice
-    parts[0]["modules_to_save"] = [name for name in saved if name not in heads]
-    our_heads = [extra for extra in named if registry.find(extra["name"]).is_head()]
-    others = [extra for extra in named if extra not in our_heads]
-    methods: list[Method] = []
-    if others or not our_heads:  # else it is a linear probe: a head and nothing else
-        pairs = zip(parts, others or [{}] * len(parts), strict=True)
-        methods = [_method(part, extra) for part, extra in pairs]
-    if our_heads:
-        types = [registry.find(extra["name"]).files.peft_type for extra in our_heads]
-        typed = zip(types, our_heads, strict=True)
-        return [*methods, *(_method({"peft_type": kind}, extra) for kind, extra in typed)]
-    by_token = config.get("task_type") == "TOKEN_CLS"
-    return [*methods, *(_head(name, tensors, by_token=by_token) for name in heads)]
-
-
-def _head(name: str, tensors: Tensors, *, by_token: bool) -> Method:
-    """Return the task head of a file of PEFT; its shape is that of its tensor."""
-    weight = _head_weight(name, tensors)
-    if weight is None:
-        raise AdapterError(
-            f"the head {name!r} is not in the file",
-            f"a tensor {INSIDE}.{name}.weight",
-            "load the base with its own classification head",
-        )
-    row = "last" if name == "score" else "first"
-    settings = {"num_labels": len(weight), "pool": "none" if by_token else row}
-    return _understood(registry.find("task_head"), settings)
-
-
-def _head_weight(name: str, tensors: Tensors) -> torch.Tensor | None:
-    keys = (f"{root}.{name}.weight" for root in (INSIDE, BESIDE))
-    return next((tensors[key] for key in keys if key in tensors), None)
-
-
-def _method(config: Settings, extra: Settings) -> Method:
-    """Return the method that a config describes. Refuse unknown settings that would change the result."""
-    cls = _owner(config)
-    if cls is None:
-        known = sorted({known.files.peft_type for known in _known()})
-        raise AdapterError(
-            f"peft_type {config.get('peft_type')!r} is not known here",
-            f"one of {', '.join(known)}",
-            "train it again with one of these methods",
-        )
-    known_fields = {f.name for f in fields(cls)}
-    harmless = known_fields | SILENT | cls.files.idle
-    ignored = {k: v for k, v in config.items() if k not in harmless and v not in (None, False, [], {}, "")}
-    if ignored:
-        shown = ", ".join(f"{k}={v!r}" for k, v in ignored.items())
-        raise AdapterError(
-            f"the adapter uses {shown}",
-            f"settings of {cls.__name__} that Graft knows",
-            "load it with the tool that wrote it",
-        )
-    settings = {k: _frozen(v) for k, v in {**config, **extra}.items() if k in known_fields and v is not None}
-    rank = settings.get("r", 1)
-    lowest = cls.files.lowest_rank
-    if not isinstance(rank, int) or not lowest <= rank <= MAX_RANK:
-        raise AdapterError(
-            f"r={rank!r}",
-            f"a rank from {lowest} to {MAX_RANK}",
-            "this file is damaged or hostile: do not use it",
-        )
-    return _understood(cls, settings)
-
-
-def _understood(cls: type[Method], settings: Settings) -> Method:
-    method: Method = cls.files.understand(cls, settings)
-    return method
-
-
-def _owner(config: Settings) -> type[Method] | None:
-    """Return the method whose marks a config bears, or else the one whose type it names."""
-    marked = [c for c in _known() if c.files.is_marked(config)]
-    named = [c for c in _known() if c.files.peft_type == config.get("peft_type")]
-    return next(iter(marked + named), None)
-
-
-def _known() -> list[type[Method]]:
-    return [registry.find(name) for name in registry.names()]
-
-
-def _frozen(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value

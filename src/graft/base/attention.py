@@ -7,7 +7,10 @@ For each implementation that a model may have, one wrapper is registered, in bot
 one silently gets no mask. The wrapper finds its inserts by the attention module that calls it.
 """
 
+import contextlib
 import sys
+import threading
+from collections.abc import Iterator
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -22,7 +25,8 @@ from graft.core.route import Route, current
 from graft.core.site import Site
 from graft.errors import SiteError
 
-PREFIX = "graft_"
+PREFIX, WRAPPED = "graft_", ("sdpa", "eager")
+_watching = threading.local()
 _seats: WeakKeyDictionary[torch.nn.Module, dict[str, list[KeyValues]]] = WeakKeyDictionary()
 
 
@@ -50,10 +54,36 @@ class Attention(Host):
                 self._model.set_attn_implementation(self._implementation)
 
 
+@contextlib.contextmanager
+def watched(model: Any) -> Iterator[dict[torch.nn.Module, tuple[int, int]] | None]:
+    """Let forwards inside the block put {attention module: (heads, width) of its keys} into what is yielded.
+
+    Only modules that a prefix can go to are in it: keys and values have one shape. None is yielded for a
+    model whose attention is of another kind than sdpa and eager.
+    """
+    before = getattr(model.config, "_attn_implementation", None)
+    if before not in WRAPPED or not model._can_set_attn_implementation():
+        yield None if before not in WRAPPED and before is not None else {}
+        return
+    _watching.shapes = {}
+    model.set_attn_implementation(_registered(before))
+    try:
+        yield _watching.shapes
+    finally:
+        model.set_attn_implementation(before)
+        del _watching.shapes
+
+
+def _note(module: torch.nn.Module, key: torch.Tensor, value: torch.Tensor) -> None:
+    shapes = getattr(_watching, "shapes", None)
+    if shapes is not None and key.shape == value.shape:
+        shapes[module] = (key.shape[1], key.shape[3])
+
+
 def _registered(wrapped: str) -> str:
     """Register the wrapper around one implementation, once, and return its name."""
     name = PREFIX + wrapped
-    if wrapped not in ("sdpa", "eager"):
+    if wrapped not in WRAPPED:
         raise SiteError(
             f"keys and values cannot be added to attention of kind {wrapped!r}",
             "attention by sdpa or eager",
@@ -62,19 +92,25 @@ def _registered(wrapped: str) -> str:
     if name not in ALL_ATTENTION_FUNCTIONS:
 
         def attend(
-            module: torch.nn.Module, query: Any, key: Any, value: Any, mask: Any, **keywords: Any
+            module: torch.nn.Module,
+            query: Any,
+            key: Any,
+            value: Any,
+            attention_mask: Any = None,
+            **keywords: Any,
         ) -> Any:
             original = (
                 ALL_ATTENTION_FUNCTIONS.get(wrapped)
                 or sys.modules[type(module).__module__].eager_attention_forward
             )
+            _note(module, key, value)
             route = current()
             seats = _seats.get(module, {})
             if route is not None and any(name in seats for name in route.names):
-                key, value, mask, keywords = _extended(
-                    module, route, seats, query, key, value, mask, keywords
+                key, value, attention_mask, keywords = _extended(
+                    module, route, seats, query, key, value, attention_mask, keywords
                 )
-            return original(module, query, key, value, mask, **keywords)
+            return original(module, query, key, value, attention_mask, **keywords)
 
         AttentionInterface.register(name, attend)
         AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[wrapped])

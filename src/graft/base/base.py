@@ -7,13 +7,15 @@ knows no method by name.
 """
 
 import contextlib
+import functools
+import inspect
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from graft.base import adapter_files
+from graft.base import adapter_files, liveness
 from graft.base.adapter import Adapter
 from graft.base.attention import Attention
 from graft.base.choice import Choice, Rows
@@ -22,9 +24,11 @@ from graft.base.dropout import SilentDropout
 from graft.base.fingerprint import count, fingerprint
 from graft.base.heads import Heads
 from graft.base.host import Host
-from graft.base.last_hidden import captured, transform
+from graft.base.last_hidden import LanguageHead, captured
 from graft.base.merging import Merged, Merges
 from graft.base.module_hooks import ModuleHooks
+from graft.base.neighbours import OUTSIDE, Neighbours, Sharing, joined
+from graft.base.probes import leak
 from graft.base.select import count_rows, pick
 from graft.base.virtual_tokens import VirtualTokenHooks
 from graft.base.weight_shifts import WeightShifts
@@ -32,10 +36,10 @@ from graft.core import anatomy
 from graft.core.insert import AdapterModule
 from graft.core.method import Method
 from graft.core.positions import obstacle
-from graft.core.route import current, installed, spans
+from graft.core.route import Span, current, installed, spans
 from graft.core.site import Site
-from graft.errors import AdapterError, UsageError, notice
-from graft.generate.generate import generate
+from graft.errors import AdapterError, GraftError, ModelError, SiteError, UsageError, notice
+from graft.generate.generate import evaluating, generate
 from graft.quant import is_packed
 
 TASK_TYPES = {
@@ -51,6 +55,8 @@ class Base:
     model: class, code, keys and values stay as they are.  tokenizer: may be None.
     name: path or hub id, which is written into adapter files.
     """
+
+    has_values = True  # whether its tensors hold numbers; those of a sketch do not
 
     def __init__(self, model: Any, tokenizer: Any = None, name: str = "") -> None:
         self.model = model.requires_grad_(False).eval()
@@ -71,8 +77,11 @@ class Base:
         }
         self._merges = Merges(model)
         self._choice = Choice(self.adapters, self._merges)
+        self._liveness, self._neighbours = liveness.Liveness(model), Neighbours(model)
+        self._mixable: dict[frozenset[str | None], bool] = {}
         self._dropout = SilentDropout(model)
         self._compiled = Compiled(model)
+        self._head = LanguageHead(model, self.family, values=self.has_values)
         self._fingerprint = ""
 
     @property
@@ -93,14 +102,7 @@ class Base:
     @property
     def sites(self) -> list[Site]:
         """Every place that a method can go to."""
-        return anatomy.sites(self.model)
-
-    def bare_experts(self) -> float:
-        """Return the share of the weights that are experts which a quantised base does not hold packed."""
-        if self.quant == "none":
-            return 0.0
-        bare = [s for s in anatomy.experts(self.sites) if isinstance(s.held, torch.Tensor)]
-        return sum(s.held.numel() for s in bare) / self.count()
+        return self._liveness.sites()
 
     def count(self) -> int:
         """Count the base's parameters; packed weights as the numbers they stand for, tied ones once."""
@@ -127,11 +129,35 @@ class Base:
             )
         sites = self.sites
         adapter = Adapter(name, methods, [self._checked(m, sites) for m in methods], self.identity)
+        self._liveness.check(adapter.inserts)
         adapter.trained_on = self.quant
         for _, insert in adapter.inserts:
             self._settle(insert)
         self._tell(adapter, sites)
-        return self._seat(adapter)
+        self._try(self._seat(adapter))
+        return adapter
+
+    def _try(self, adapter: Adapter) -> None:
+        """Run one small forward under an adapter that acts on more than modules, and detach it if that fails.
+
+        Raises SiteError.
+        """
+        outside = sorted({site.kind for site, _ in adapter.inserts if site.kind in OUTSIDE})
+        if not outside or not liveness.has_values(self.model):
+            return
+        try:
+            self._compared(liveness.ids(self.model, 1, 4), frozenset([adapter.name]))
+        except Exception as error:  # every model fails in its own way
+            self.detach(adapter.name)
+            if isinstance(error, GraftError):
+                raise
+            methods = " + ".join(method.name() for method in adapter.methods)
+            raise SiteError(
+                f"{methods} at {', '.join(outside)} does not work on {type(self.model).__name__} "
+                f"({type(error).__name__}: {error})",
+                "a model whose forward takes what the method adds",
+                "use LoRA",
+            ) from error
 
     def _tell(self, adapter: Adapter, sites: list[Site]) -> None:
         """Say so where all linears are adapted, and experts, which are no linears, are not."""
@@ -159,6 +185,7 @@ class Base:
         for host in self._hosts:
             host.remove(name)
         self._compiled.forget()
+        self._mixable.clear()
         return self.adapters.pop(name)
 
     def load_adapter(self, folder: str | Path, name: str, *, force: bool = False) -> Adapter:
@@ -171,6 +198,7 @@ class Base:
         methods, tensors, base = adapter_files.read(Path(folder), self.sites)
         if not force:
             adapter_files.check_base(folder, base, self.name, self.fingerprint())
+        tensors = self._liveness.without_dead(tensors, folder)
         adapter = self.attach(name, methods)
         try:
             wanted = adapter.file_state()
@@ -199,6 +227,7 @@ class Base:
             for host in self._hosts_by_kind.get(site.kind, (self._modules,)):
                 host.add(adapter.name, site, insert)
         self._compiled.forget()
+        self._mixable.clear()
         return adapter.train(False)
 
     def identity(self) -> dict[str, Any]:
@@ -231,7 +260,13 @@ class Base:
         """Return why documents cannot share a row of `length` tokens here, or None if they can."""
         methods = [method for adapter in self.adapters.values() for method in adapter.methods]
         refusals = (str(method.packable) for method in methods if not method.packable)
-        return obstacle(self.model.config, length) or next(refusals, None)
+        return obstacle(self.model.config, length) or next(refusals, None) or self._leak
+
+    @functools.cached_property
+    def _leak(self) -> str | None:
+        """Why documents in one row would not be as alone, or None; see `probes`."""
+        with evaluating(self), installed(None):
+            return leak(self.model, self._states_of, causal=self.family == "causal")
 
     def positions(self, names: Rows) -> int:
         """Return the largest number of positions that one of these adapters takes, tokens not counted."""
@@ -256,26 +291,46 @@ class Base:
     def hidden(
         self, ids: torch.Tensor | None = None, adapters: Rows | None = None, **keywords: Any
     ) -> torch.Tensor:
-        """Return the last hidden state (B, T, D), which is what enters the language head if there is one."""
+        """Return the last hidden state (B, T, D), which is what enters the language head if there is one.
+
+        The few models whose logits do not follow from it give the logits instead (see `last_hidden`).
+        """
+        self.probe()
         rows = self._choice.rows(adapters, count_rows(ids, keywords))
-        return self._sorted(self._states, ids, rows, keywords)
+        return self._sorted(self._own_logits if self._head.whole else self._states, ids, rows, keywords)
+
+    def _own_logits(self, ids: torch.Tensor | None, keywords: dict[str, Any]) -> torch.Tensor:
+        logits: torch.Tensor = self._forward(ids, self._uncached(keywords)).logits
+        return logits
+
+    def _uncached(self, keywords: dict[str, Any]) -> dict[str, Any]:
+        return keywords if self.family == "masked" else {"use_cache": False, **keywords}
 
     def _states(self, ids: torch.Tensor | None, keywords: dict[str, Any]) -> torch.Tensor:
-        keywords = {"use_cache": False, **keywords} if self.family != "masked" else keywords
+        keywords = self._uncached(keywords)
         if self.family == "encoder":
             return self._forward(ids, keywords).last_hidden_state
         with captured(self.model) as caught:
             self._forward(ids, keywords)
         return caught[0]
 
+    def _states_of(self, input_ids: torch.Tensor, **keywords: Any) -> torch.Tensor:
+        return self._states(input_ids, keywords)
+
     def logits(self, hidden: torch.Tensor, adapters: Rows | None = None) -> torch.Tensor:
-        """Return the language head's logits for hidden states (B, T, D) of any part of a sequence."""
-        head = self.model.get_output_embeddings()
+        """Return the model's logits for hidden states (B, T, D) of any part of a sequence."""
+        self.probe()
 
         def project(states: torch.Tensor, _: dict[str, Any]) -> torch.Tensor:
-            return transform(self.model.config, head(states))
+            return self._head.logits(states)
 
         return self._sorted(project, hidden, self._choice.rows(adapters, len(hidden)), {})
+
+    def probe(self) -> None:
+        """Try the model and its language head on a few tokens, once. Raises ModelError if that fails."""
+        if self.family != "encoder" and not self._head.probed:
+            with evaluating(self):
+                self._head.probe()
 
     def generate(self, prompts: Sequence[Any], adapters: Rows | None = None, **settings: Any) -> list[str]:
         """Return only the new text, one string per prompt; `graft.generate` has the settings."""
@@ -285,18 +340,85 @@ class Base:
         """Run over the rows sorted into one span per adapter, and undo the order on the way out."""
         order, groups = spans(rows)
         count = len(rows)
+        ordered, apart = order == list(range(count)), not self.mixable(rows)
+        if (apart or not ordered) and keywords.get("past_key_values") is not None:
+            raise UsageError(
+                "a filled cache with rows out of order, or rows that are run apart",
+                "rows sorted by adapter, in a model that can mix them",
+                "use base.generate, or sort the rows",
+            )
+        if (apart or not ordered) and "use_cache" in inspect.signature(self.model.forward).parameters:
+            keywords = {"use_cache": False, **keywords}  # not every cache can be put in another order
         with installed(self._choice.route(groups, count)):
-            if order == list(range(count)):
+            if ordered and not apart:
                 return run(ids, keywords)
-            if keywords.get("past_key_values") is not None:
-                raise UsageError(
-                    "a filled cache with rows out of order",
-                    "rows sorted by adapter",
-                    "use base.generate, or sort the rows",
-                )
             index = torch.tensor(order, device=self.device)
-            output = run(pick(ids, index, count), {k: pick(v, index, count) for k, v in keywords.items()})
+            ids, keywords = pick(ids, index, count), {k: pick(v, index, count) for k, v in keywords.items()}
+            output = self._apart(run, ids, groups, keywords) if apart else run(ids, keywords)
             return pick(output, index.argsort(), count)
+
+    def _apart(
+        self, run: Any, ids: torch.Tensor | None, groups: tuple[Span, ...], keywords: dict[str, Any]
+    ) -> Any:
+        """Run the rows of each adapter in a forward of their own, and join what they return."""
+        if keywords.get("labels") is not None:
+            raise AdapterError(
+                f"labels for rows of several adapters, which {type(self.model).__name__} cannot run together",
+                "rows of one adapter",
+                "run the rows of each adapter by themselves",
+            )
+        outputs, count = [], groups[-1][2]
+        for name, first, end in groups:
+            part = slice(first, end)
+            with installed(self._choice.route(((name, 0, end - first),), end - first)):
+                given = {key: pick(value, part, count) for key, value in keywords.items()}
+                outputs.append(run(pick(ids, part, count), given))
+        return joined(outputs, [end - first for _, first, end in groups])
+
+    def mixable(self, names: Rows) -> bool:
+        """Return whether rows of these adapters may share a forward; if not, they are run apart."""
+        mixed = frozenset(names)
+        if len(mixed) < 2:
+            return True
+        if mixed not in self._mixable:
+            seats = [seat for name in mixed if name for seat in self._choice.usable(name).inserts]
+            self._mixable[mixed] = self._neighbours.mix(seats, lambda ids: self._compared(ids, mixed))
+        return self._mixable[mixed]
+
+    def _compared(self, ids: torch.Tensor, names: frozenset[str | None]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the answers to one row for each of these adapters and a bare one, in a batch and alone.
+
+        Adapters that act on more than a module come first, as far as there are ids for them.
+        """
+
+        def inside(name: str) -> bool:
+            return all(site.kind not in OUTSIDE for site, _ in self.adapters[name].inserts)
+
+        named = sorted((inside(name), name) for name in names if name)
+        rows = [*([None] if len(ids) > 1 else []), *sorted(name for _, name in named[: max(1, len(ids) - 1)])]
+        extra = {"decoder_input_ids": ids[:, :4]} if self.family == "seq2seq" else {}
+
+        def asked(first: int, end: int) -> torch.Tensor:
+            groups = spans(rows[first:end])[1]
+            with (
+                liveness.quietly(self.model, training=False),
+                installed(self._choice.route(groups, end - first)),
+            ):
+                given = ids[first:end]
+                keywords = {key: value[first:end] for key, value in extra.items()}
+                output = self.model(given, attention_mask=torch.ones_like(given), **keywords)
+            return output[0] if "logits" not in output else output.logits
+
+        return asked(0, len(rows)), torch.cat([asked(row, row + 1) for row in range(len(rows))])
+
+    def sharing(self) -> Sharing:
+        """Return which rows may share a batch in which text is written (`graft.base.neighbours`)."""
+        return self._neighbours.sharing()
+
+    def cacheable(self, names: Rows) -> bool:
+        """Return whether text can be written with a cache of keys and values under these adapters."""
+        methods = [method for name in set(names) if name for method in self.adapters[name].methods]
+        return all(m.cacheable for m in methods) and all(host.cacheable(names) for host in self._hosts)
 
     def _forward(self, ids: torch.Tensor | None, keywords: dict[str, Any]) -> Any:
         model = self._compiled.model(current())
@@ -321,6 +443,13 @@ class Base:
         if self.family == "masked" and not word_head:
             states: torch.Tensor = self.model.base_model(ids, **keywords).last_hidden_state
             return states
+        self.probe()
+        if self._head.whole:
+            raise ModelError(
+                f"no state of {type(self.model).__name__} enters its head",
+                "a model whose head reads the last hidden state",
+                "use a method without a task head, or another model",
+            )
         return self._states(ids, keywords)
 
     # Training, checkpointing, compiling
@@ -337,6 +466,11 @@ class Base:
         for adapter in self.adapters.values():
             adapter.train(mode)
         return self
+
+    @property
+    def has_dropout(self) -> bool:
+        """Whether the base has dropout of its own, on or off."""
+        return self._dropout.found()
 
     def checkpointing(self, on: bool = True) -> None:
         """Recompute every block in backward instead of keeping its activations."""

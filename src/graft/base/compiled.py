@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from graft.core.route import Route, current, installed
+from graft.errors import UsageError
 
 
 class Compiled:
@@ -50,8 +51,15 @@ def recompute_blocks(model: Any, on: bool) -> None:
     The recomputation finds the Route of its own forward again, even if another adapter is in use by then.
     """
     if not on:
-        model.activation_checkpointing_disable()
+        if model.supports_gradient_checkpointing:
+            model.activation_checkpointing_disable()
         return
+    if not model.supports_gradient_checkpointing:
+        raise UsageError(
+            f"gradient checkpointing of {type(model).__name__}",
+            "a model of transformers that can recompute its blocks",
+            "leave it off; smaller micro-batches save memory too",
+        )
 
     def contexts() -> tuple[Any, Any]:
         """Return what surrounds a block's forward, and its recomputation."""

@@ -21,3 +21,7 @@ class Host:
     def positions(self, names: Iterable[str | None]) -> int:
         """Return the largest number of positions that one of these adapters takes, tokens not counted."""
         return 0
+
+    def cacheable(self, names: Iterable[str | None]) -> bool:
+        """Return whether text can be written with a cache under these adapters."""
+        return True

@@ -1,15 +1,28 @@
 """The last hidden state and what comes after it.
 
-`captured` catches what ENTERS the language head and lets one position through, so that full logits, often the
-largest tensor of all, never exist. `transform` does what a few families do to the logits after the head.
+    logits = f(W h + b)        h: what ENTERS the language head (W, b);  f: what the model does to its output
+
+`captured` catches h and lets one position through the head, so that full logits, often the largest tensor of
+all, never exist. `LanguageHead` computes logits of any h. f is a scale (Cohere, Granite), a soft cap (Gemma),
+a bias (BART), and in most models nothing. It is never written down here: the model's own forward is run from
+its head on, with an earlier answer of its backbone and W h + b in the place of its head's. A model whose
+logits come about in another way gives them whole.
 """
 
 import contextlib
+import math
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import nn
+
+from graft.base.probes import answering, few_ids, tried
+from graft.core.route import installed
+from graft.errors import notice
+from graft.quant.replace import matrix
+
+TOKENS = 8  # of the text on which a head is tried
 
 
 @contextlib.contextmanager
@@ -19,7 +32,8 @@ def captured(model: Any) -> Iterator[list[torch.Tensor]]:
 
     def one_position(module: nn.Module, args: tuple[Any, ...]) -> tuple[torch.Tensor]:
         caught.append(args[0])
-        return (args[0][:, :1],)
+        # A copy, as torch's products of a slice in bf16 are a hundred times slower on the CPU.
+        return (args[0][:, :1].clone(memory_format=torch.contiguous_format),)
 
     handle = model.get_output_embeddings().register_forward_pre_hook(one_position)
     try:
@@ -28,14 +42,109 @@ def captured(model: Any) -> Iterator[list[torch.Tensor]]:
         handle.remove()
 
 
-def transform(config: Any, logits: torch.Tensor) -> torch.Tensor:
-    """Apply what Gemma 2 and 3, Cohere and Granite do to the head's output."""
-    config = config.get_text_config()
-    cap = getattr(config, "final_logit_softcapping", None)
-    if cap:
-        return torch.tanh(logits / cap) * cap
-    if config.model_type.startswith("cohere"):
-        return logits * config.logit_scale
-    if config.model_type.startswith("granite"):
-        return logits / config.logits_scaling
-    return logits
+class LanguageHead:
+    """The language head of a model, and what the model does behind it.
+
+    family: of the model.  values: whether its tensors have values to compare; those of a sketch have none.
+    """
+
+    def __init__(self, model: Any, family: str, *, values: bool = True) -> None:
+        self._model, self._family, self._values = model, family, values
+        self._tried_on: tuple[torch.device, torch.dtype] | None = None
+        self._inputs: dict[str, Any] = {}
+        self._backbone_answer: Any = None
+        self._bare = False
+        self.whole = False  # no f is known: the model's own logits stand for the states
+
+    @property
+    def probed(self) -> bool:
+        """Whether the model has been tried, on the device and in the dtype that it has now."""
+        return self._tried_on == self._place
+
+    @property
+    def _place(self) -> tuple[torch.device, torch.dtype]:
+        table = self._model.get_input_embeddings().weight
+        return table.device, table.dtype
+
+    def probe(self) -> None:
+        """Try the model on a few tokens: learn what it does behind its head.
+
+        Raises ModelError if its forward fails. A Notice says that the logits do not follow from what enters
+        the head.
+        """
+        ids = torch.tensor([few_ids(self._model, TOKENS)], device=self._place[0])
+        self._inputs = {"input_ids": ids, **({} if self._family == "masked" else {"use_cache": False})}
+        if self._family == "seq2seq":
+            self._inputs["decoder_input_ids"] = ids
+        with torch.no_grad(), installed(None):
+            try:
+                self._learn(*tried(self._model, self._run))
+            except (
+                Exception
+            ):  # also of the model's own forward, if what was taken for a head is something else
+                tried(self._model, lambda: self._model(**self._inputs))
+                self.whole = True
+        self._tried_on = self._place
+        if self.whole and self._values:
+            notice(
+                f"the logits of {type(self._model).__name__} do not follow from what enters its head: "
+                "its own forward makes all of them for the loss, which takes more memory"
+            )
+
+    def logits(self, states: torch.Tensor) -> torch.Tensor:
+        """Return the model's logits (B, T, V) of states that enter the head, (B, T, D); `probe` came before.
+
+        With `whole` the states are the logits.
+        """
+        if self.whole:
+            return states
+        projected: torch.Tensor = self._model.get_output_embeddings()(states)
+        return projected if self._bare else self._behind(projected)
+
+    def _run(self) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """Run the model with made-up answers of its head. Return these, one for each call, and the logits."""
+        head = self._model.get_output_embeddings()
+        made: list[torch.Tensor] = []
+
+        def made_up(states: torch.Tensor) -> torch.Tensor:
+            shape = (*states.shape[:-1], len(matrix(head)))
+            numbers = torch.linspace(-40, 40, math.prod(shape), dtype=states.dtype, device=states.device)
+            made.append(numbers.view(shape[-1], -1).T.reshape(shape))
+            return made[-1].clone()  # which the model may change in place
+
+        def remember(module: nn.Module, args: Any, output: Any) -> None:
+            self._backbone_answer = output
+
+        with answering(head, made_up):
+            handle = self._model.base_model.register_forward_hook(remember)
+            try:
+                return made, self._model(**self._inputs).logits
+            finally:
+                handle.remove()
+
+    def _learn(self, made: list[torch.Tensor], own: torch.Tensor) -> None:
+        """Find out how these logits follow from the head's one answer."""
+        self.whole = len(made) != 1
+        if self._values and not self.whole:
+            self._bare = _same(made[0], own)
+            # Turned around, as the model's own forward may make its logits of something else besides.
+            self.whole = not self._bare and not _same(self._behind(made[0].flip(1)), own.flip(1))
+
+    def _behind(self, projected: torch.Tensor) -> torch.Tensor:
+        """Return what the model's own forward makes of its head's output."""
+        model = self._model
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(installed(None))  # the adapters' part is done
+            stack.enter_context(answering(model.get_output_embeddings(), lambda *_, **__: projected))
+            if model.base_model is not model:
+                stack.enter_context(answering(model.base_model, lambda *_, **__: self._backbone_answer))
+            logits: torch.Tensor = model(**self._inputs).logits
+        return logits
+
+
+def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Return whether two tensors are equal but for the last bits of fp32."""
+    if one.shape != other.shape:
+        return False
+    one, other = one.float(), other.float()
+    return torch.allclose(one, other, rtol=0, atol=1e-6 * float(other.abs().max()), equal_nan=True)

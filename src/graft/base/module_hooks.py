@@ -70,7 +70,8 @@ class Joint:
         module = self._root.get_submodule(self._name)
         if seats:
             # An insert at a stack sees the virtual tokens too: it comes before the hook that cuts them off.
-            first = any(site.kind == "stack" for site, _ in seats)
+            # One at the table changes no virtual token: it comes before the hook that puts them in.
+            first = any(site.kind in ("stack", "embed") for site, _ in seats)
             self._handles.append(module.register_forward_hook(self._after, with_kwargs=True, prepend=first))
         if any(insert.enters for _, insert in seats):
             self._handles.append(module.register_forward_pre_hook(self._before, with_kwargs=True))

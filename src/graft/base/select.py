@@ -30,7 +30,14 @@ def pick(value: Any, index: torch.Tensor | slice, count: int) -> Any:
     if type(value) is dict:
         return {key: pick(item, index, count) for key, item in value.items()}
     if hasattr(value, "batch_select_indices"):  # transformers' caches
-        value.batch_select_indices(index)
+        try:
+            value.batch_select_indices(index)
+        except (AttributeError, IndexError, NotImplementedError) as error:
+            raise UsageError(
+                f"a {type(value).__name__} with rows out of order",
+                "rows sorted by adapter: the states in this cache cannot be put in another order",
+                "pass use_cache=False, or sort the rows",
+            ) from error
     elif hasattr(value, "keys") and hasattr(value, "__getitem__"):  # transformers' outputs
         for key in list(value.keys()):
             value[key] = pick(value[key], index, count)

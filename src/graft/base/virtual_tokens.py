@@ -1,12 +1,12 @@
 """Virtual tokens: vectors that adapters put around the rows, before the backbone sees them.
 
-    [filler; front of that row; E(ids); back of that row; filler]        mask and positions to match
-
-A hook before the backbone turns ids into such embeddings and extends the attention mask; positions count live
-tokens. A hook after it takes the extra positions off the last hidden state again, so that heads, labels and
-pooling keep their lengths. A decoder reads all states of its encoder; there the decoder's mask is extended
-instead. With a filled cache the front is already in the cache, and only mask and positions are extended. If
-an insert sets `reads`, the state of that trailing vector replaces the state of the first token.
+`arrangement` has where they stand; mask and positions match, and positions count live tokens. A hook before
+the backbone puts placeholders among the ids, and a hook after the table replaces their vectors, so that the
+model embeds its own tokens in its own way. A hook after the backbone takes the extra positions off the last
+hidden state again, so that heads, labels and pooling keep their lengths. A decoder reads all states of its
+encoder; there the decoder's mask is extended instead. With a filled cache the front is already in the cache,
+and only mask and positions are extended. If an insert sets `reads`, the state of that trailing vector
+replaces the state of the first token.
 """
 
 import inspect
@@ -16,13 +16,16 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from transformers.modeling_utils import PreTrainedModel
 
+from graft.base.arrangement import Arrangement, arranged
 from graft.base.host import Host
+from graft.core import anatomy
 from graft.core.insert import KeyValues, VirtualTokens
 from graft.core.positions import context_length, first_position
 from graft.core.route import Route, current
 from graft.core.site import Site
-from graft.errors import UsageError
+from graft.errors import AdapterError, SiteError, UsageError
 
 Around = tuple[torch.Tensor, torch.Tensor]  # front (p, d), back (q, d)
 
@@ -40,12 +43,18 @@ class Rows(NamedTuple):
     live_back: torch.Tensor
     shift: torch.Tensor
 
+    @property
+    def width(self) -> int:
+        """The number of places that all these vectors take."""
+        return self.front.shape[1] + self.back.shape[1]
+
 
 class VirtualTokenHooks(Host):
     """The two hooks of one model. There are none while no insert needs them."""
 
     def __init__(self, model: Any) -> None:
         self._model = model
+        self._causal = anatomy.family(model) == "causal"
         self._inserts: dict[str, list[VirtualTokens | KeyValues]] = {}
         self._handles: list[Any] = []
 
@@ -76,16 +85,29 @@ class VirtualTokenHooks(Host):
         inserts = self._inserts.get(name or "", ())
         return max([0, *[insert.ahead for insert in inserts if isinstance(insert, KeyValues)]])
 
-    def _hooks(self) -> Any:
+    def cacheable(self, names: Iterable[str | None]) -> bool:
+        if not any(name in self._inserts for name in names) or not self._causal:
+            return True
+        return "past_key_values" in inspect.signature(self._backbone().forward).parameters
+
+    def _backbone(self) -> Any:
+        """Return the module that takes ids and gives states; in an encoder-decoder the encoder."""
         model = self._model
         if getattr(model.config, "is_encoder_decoder", False):
-            yield model.get_encoder().register_forward_pre_hook(self._surround, with_kwargs=True)
+            return model.get_encoder()
+        backbone = model.base_model
+        if backbone is model:  # a class that names its backbone otherwise than it keeps it, as Llama 4's
+            backbone = next((m for m in model.children() if isinstance(m, PreTrainedModel)), model)
+        return getattr(backbone, "decoder", backbone)  # OPT with a language head skips its OPTModel
+
+    def _hooks(self) -> Any:
+        model, backbone = self._model, self._backbone()
+        yield backbone.register_forward_pre_hook(self._surround, with_kwargs=True)
+        yield backbone.get_input_embeddings().register_forward_hook(self._embed)
+        if getattr(model.config, "is_encoder_decoder", False):
             yield model.get_decoder().register_forward_pre_hook(self._extend_cross_mask, with_kwargs=True)
             return
-        backbone = model.base_model
-        backbone = getattr(backbone, "decoder", backbone)  # OPT with a language head skips its OPTModel
         pooled = getattr(backbone, "pooler", None) is not None  # reads the first real token
-        yield backbone.register_forward_pre_hook(self._surround, with_kwargs=True)
         yield (backbone.encoder if pooled else backbone).register_forward_hook(self._cut)
 
     def _route(self) -> Route | None:
@@ -93,59 +115,93 @@ class VirtualTokenHooks(Host):
         route = current()
         return route if route and any(name in self._inserts for name in route.names) else None
 
-    def _rows(self, route: Route, like: torch.Tensor) -> Rows:
-        """Return what surrounds the rows of `like` (rows, T, d), in its dtype."""
+    def _rows(self, route: Route, count: int, like: torch.Tensor) -> Rows:
+        """Return what surrounds `count` rows of embeddings, in the dtype and width of `like` (..., d)."""
         fronts = []
         backs = []
         shifts = []
-        for name, span in route.parts(len(like)):
-            count, pairs = span.stop - span.start, self._around(name)
-            empty = like.new_zeros(0, like.shape[2])
-            fronts.append((count, torch.cat([empty, *(front.to(like.dtype) for front, _ in pairs)])))
-            backs.append((count, torch.cat([empty, *(back.to(like.dtype) for _, back in pairs)])))
-            shifts += [self._ahead(name)] * count
+        for name, span in route.parts(count):
+            rows, pairs = span.stop - span.start, self._around(name)
+            empty = like.new_zeros(0, like.shape[-1])
+            fronts.append((rows, torch.cat([empty, *(front.to(like.dtype) for front, _ in pairs)])))
+            backs.append((rows, torch.cat([empty, *(back.to(like.dtype) for _, back in pairs)])))
+            shifts += [self._ahead(name)] * rows
         front, live_front = _filled(fronts, left=True)
         back, live_back = _filled(backs, left=False)
         return Rows(front, back, live_front, live_back, torch.tensor(shifts, device=like.device)[:, None])
 
     def _surround(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Turn ids into embeddings with the virtual tokens around them; extend mask and positions."""
+        """Put the virtual tokens around ids or embeddings; extend mask and positions."""
         route = self._route()
         if route is None:
             return None
         given = inspect.signature(module.forward).bind(*args, **kwargs).arguments
         given = {**given.pop("kwargs", {}), **given}
         embeds, cache = given.get("inputs_embeds"), given.get("past_key_values")
-        if embeds is None:
-            embeds = module.get_input_embeddings()(given.pop("input_ids"))
-        count, length, _ = embeds.shape
+        count, length = (given["input_ids"] if embeds is None else embeds).shape[:2]
         seen = cache.get_seq_length() if cache is not None else 0
-        rows = self._rows(route, embeds)
-        front, back = rows.front, rows.back
+        like = module.get_input_embeddings().weight if embeds is None else embeds
+        rows = self._rows(route, count, like)
         mask = given.get("attention_mask")
-        if not front.shape[1] + back.shape[1]:  # positions alone: the mask stays as it is, even a packed one
+        if not rows.width:  # positions alone: the mask stays as it is, even a packed one
             self._check_fits(seen + length + self.positions(route.names))
-            positions = self._position_ids(module, given, mask, rows.shift, seen, length)
-            return (), given | {"inputs_embeds": embeds, **positions}
+            return (), given | self._position_ids(module, given, mask, rows.shift, seen, length)
+        _check_cache(given)
         if mask is None:
-            mask = torch.ones(count, length + max(0, seen - front.shape[1]), device=embeds.device)
+            seen_text = max(0, seen - rows.front.shape[1])
+            mask = torch.ones(count, length + seen_text, device=like.device)
         if mask.ndim != 2:
             raise UsageError(
                 "a packed batch with virtual tokens", "rows of their own", "set data.pack to false"
             )
-        mask = torch.cat([rows.live_front.to(mask.dtype), mask], 1)
-        if not seen:
-            embeds = torch.cat([front, embeds, back], 1)
-            mask = torch.cat([mask, rows.live_back.to(mask.dtype)], 1)
-            route.taps.text = (front.shape[1], length)
+        live_back = rows.live_back[:, :0] if seen else rows.live_back
+        places = arranged(rows.live_front, mask, live_back, causal=self._causal)
         given.pop("position_ids", None)
-        self._check_fits(seen + embeds.shape[1])
-        extra = self._position_ids(module, given, mask, rows.shift, seen, embeds.shape[1])
+        if not seen:
+            route.taps.text = places
+            given |= self._extended(route, rows, places, given)
+            length += rows.width
+        self._check_fits(seen + length)
+        given |= self._position_ids(module, given, places.mask, rows.shift, seen, length)
+        return (), given | {"attention_mask": places.mask}
+
+    def _extended(
+        self, route: Route, rows: Rows, places: Arrangement, given: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Return ids with placeholders, or embeddings, and token types, arranged like the rows.
+
+        A model may count the positions of what is no padding, so placeholders are padding only where the mask
+        hides them.
+        """
+        sides = rows.live_front, rows.live_back
+        extra = {}
+        if given.get("inputs_embeds") is not None:
+            extra["inputs_embeds"] = places.taken(rows.front, given["inputs_embeds"], rows.back)
+        else:
+            ids = given["input_ids"]
+            pad = getattr(self._model.config.get_text_config(), "pad_token_id", None) or 0
+            holders = [torch.where(side > 0, int(pad == 0), pad).to(ids.dtype) for side in sides]
+            extra["input_ids"] = places.taken(holders[0], ids, holders[1])
+            route.taps.virtual = rows, places
         types = given.get("token_type_ids")
-        if types is not None and not seen:
-            sides = [types.new_zeros(count, side.shape[1]) for side in (front, back)]
-            extra["token_type_ids"] = torch.cat([sides[0], types, sides[1]], 1)
-        return (), given | {"inputs_embeds": embeds, "attention_mask": mask} | extra
+        if types is not None:
+            zeros = [torch.zeros_like(side, dtype=types.dtype) for side in sides]
+            extra["token_type_ids"] = places.taken(zeros[0], types, zeros[1])
+        return extra
+
+    def _embed(self, module: Any, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor | None:
+        """Put the virtual tokens in the place of what the table has for their placeholders."""
+        route = current()
+        if route is None or route.taps.virtual is None:
+            return None
+        rows, places = route.taps.virtual
+        route.taps.virtual = None
+        P, T = rows.front.shape[1], places.text.shape[1]
+        vectors = torch.cat([rows.front, rows.back], 1).to(output.dtype)
+        which = torch.where(places.order < P, places.order, places.order - T).clamp(0, rows.width - 1)
+        taken = vectors.gather(1, which[..., None].expand(-1, -1, output.shape[2]))
+        text = (places.order >= P) & (places.order < P + T)
+        return torch.where(text[..., None], output, taken)
 
     def _position_ids(
         self, module: Any, given: dict[str, Any], mask: Any, shift: torch.Tensor, seen: int, length: int
@@ -179,27 +235,31 @@ class VirtualTokenHooks(Host):
         route = current()
         if route is None or route.taps.text is None:
             return None
-        first, length = route.taps.text
-        route.taps.text = None
-
-        def text(states: torch.Tensor) -> torch.Tensor:
-            return states[:, first : first + length]
-
-        def answered(states: torch.Tensor) -> torch.Tensor:
-            return self._with_read_states(route, text(states), states[:, first + length :])
-
+        places: Arrangement = route.taps.text
+        embedded, route.taps.text = route.taps.virtual is None, None
+        if not embedded or not (isinstance(output, tuple) or hasattr(output, "last_hidden_state")):
+            raise SiteError(
+                f"{type(module).__name__} takes no virtual tokens: it does not embed its ids by its table, "
+                "or returns no last hidden state",
+                "a backbone that embeds ids and returns states",
+                "use LoRA",
+            )
         if isinstance(output, tuple):
-            return (answered(output[0]), *output[1:])
-        output.last_hidden_state = answered(output.last_hidden_state)
+            return (self._answered(route, places, output[0]), *output[1:])
+        output.last_hidden_state = self._answered(route, places, output.last_hidden_state)
         if output.get("hidden_states") is not None:
-            output.hidden_states = tuple(text(states) for states in output.hidden_states)
+            output.hidden_states = tuple(
+                places.text_of(states) if states.ndim == 3 else states for states in output.hidden_states
+            )
         return output
 
-    def _with_read_states(self, route: Route, text: torch.Tensor, back: torch.Tensor) -> torch.Tensor:
-        """Return the states `text` (rows, T, d), with a state of `back` first where an adapter reads one."""
+    def _answered(self, route: Route, places: Arrangement, states: torch.Tensor) -> torch.Tensor:
+        """Return the states (rows, T, d) of the text, with a trailing one first where an adapter reads it."""
+        text = places.text_of(states)
         parts = [(rows, self._read_index(name)) for name, rows in route.parts(len(text))]
         if all(index is None for _, index in parts):
             return text
+        back = places.back_of(states)
         answers = []
         for rows, index in parts:
             first = text[rows, :1] if index is None else back[rows, index : index + 1]
@@ -223,13 +283,22 @@ class VirtualTokenHooks(Host):
         route, states = self._route(), kwargs.get("encoder_hidden_states")
         if route is None or states is None:
             return None
-        rows = self._rows(route, states)
+        rows = self._rows(route, len(states), states)
         mask = kwargs.get("encoder_attention_mask")
         if mask is None:
-            length = states.shape[1] - rows.front.shape[1] - rows.back.shape[1]
-            mask = torch.ones(len(states), length, device=states.device)
-        whole = torch.cat([rows.live_front.to(mask.dtype), mask, rows.live_back.to(mask.dtype)], 1)
-        return args, kwargs | {"encoder_attention_mask": whole}
+            mask = torch.ones(len(states), states.shape[1] - rows.width, device=states.device)
+        places = arranged(rows.live_front, mask, rows.live_back, causal=False)
+        return args, kwargs | {"encoder_attention_mask": places.mask}
+
+
+def _check_cache(given: dict[str, Any]) -> None:
+    """Raise AdapterError for a state that does not tell whether the virtual tokens are in it already."""
+    if any(given.get(name) is not None for name in ("cache_params", "state")):
+        raise AdapterError(
+            "virtual tokens with a model that keeps a state, not keys and values",
+            "forwards over whole rows",
+            "pass use_cache=False",
+        )
 
 
 def _filled(parts: list[tuple[int, torch.Tensor]], *, left: bool) -> tuple[torch.Tensor, torch.Tensor]:

@@ -34,7 +34,7 @@ from graft.cli import (
     train,
     verify,
 )
-from graft.cli.say import talk
+from graft.cli.say import note, noted, talk
 from graft.errors import GraftError, Notice
 from graft.storage import disk_full
 
@@ -77,7 +77,9 @@ def main() -> None:
 def call(words: list[str]) -> int:
     """Run one command line and return the exit code. Failures take a few lines, never a traceback."""
     try:
+        noted.clear()
         with warnings.catch_warnings():
+            warnings.simplefilter("always", Notice)
             warnings.showwarning = partial(_show_warning, warnings.showwarning)
             app(words, prog_name="graft")
     except SystemExit as done:
@@ -98,7 +100,7 @@ def call(words: list[str]) -> int:
 def _show_warning(others: Any, message: Warning | str, category: type[Warning], *where: Any) -> None:
     """Print a notice as a line of ours.  others: shows what other packages warn of."""
     if issubclass(category, Notice):
-        talk(f"note    {message}")
+        note(str(message))
     else:
         others(message, category, *where)
 

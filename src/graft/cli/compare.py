@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from graft.cli.say import after, score_table, show, show_json
+from graft.cli.say import after, score_table, show, show_json, talk
 from graft.errors import UsageError
 
 WIDTH = 56  # characters of a column
@@ -28,7 +28,7 @@ def compare(
     given = [*(prompt or []), *_lines(prompts)]
 
     from graft.runs.open import open_model  # torch costs seconds
-    from graft.runs.score import prompts_of, scores_of  # torch costs seconds
+    from graft.runs.score import incomparable, prompts_of, scores_of  # torch costs seconds
 
     answers = []
     asked = given[:limit]
@@ -39,12 +39,15 @@ def compare(
         del opened
     scores = {name: scores_of(name) for name in (first, second)}
     facts = {"prompts": asked, "answers": {first: answers[0], second: answers[1]}, "scores": scores}
+    facts["warnings"] = incomparable(first, second)
     if json:
         show_json(facts)
     else:
         for text, left, right in zip(asked, *answers, strict=True):
             show(f"\n> {' '.join(text.split())}\n{side_by_side((first, left), (second, right))}")
         show(_scores(scores))
+    for text in facts["warnings"]:
+        talk(f"warning {text}")
     after(f"graft chat {second}")
 
 

@@ -1,4 +1,4 @@
-"""graft convert: turn a fully tuned model, or an old loralib pickle, into an adapter folder."""
+"""graft convert: turn a fully tuned model, or an adapter in an old pickle, into an adapter folder."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,12 +11,15 @@ from graft.sizes import size_of
 
 
 def add_to(app: typer.Typer) -> None:
-    app.command("convert", help="Turn a fully tuned model, or a loralib file, into an adapter.")(convert)
+    app.command("convert", help="Turn a tuned model, or an old pickled adapter, into an adapter.")(convert)
 
 
 def convert(
     source: Annotated[
-        str, typer.Argument(help="A fully tuned model, or a file (.bin, .pt) in loralib layout.")
+        str,
+        typer.Argument(
+            help="A fully tuned model, an adapter folder with a .bin, or a loralib file (.bin, .pt)."
+        ),
     ],
     folder: Annotated[Path, typer.Argument(help="The adapter folder to write.")],
     base: Annotated[str, typer.Option("--base", help="The model it was tuned from.")] = "",
@@ -34,13 +37,17 @@ def convert(
     force: Annotated[bool, typer.Option("--force", help="Replace what is in the folder.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the same facts for programs.")] = False,
 ) -> None:
-    """Turn a tuned model into the LoRA nearest to its changes, layer by layer; or read a loralib pickle.
+    """Turn a tuned model into the LoRA nearest to its changes, layer by layer; or read a pickled adapter.
 
     A pickle can run code when it is read: graft reads its weights only, in a separate process with limits.
     """
-    pickled = Path(source).is_file()
-    _check(source, pickled, base, alpha, for_tuned=bool(r or energy or rest != "name"))
-    if pickled and alpha is not None:
+    for_tuned = bool(r or energy or rest != "name")
+    legacy, pickled = _legacy(source, for_tuned=for_tuned), Path(source).is_file()
+    if legacy is None:
+        _check(source, pickled, base, alpha, for_tuned=for_tuned)
+    if legacy is not None:
+        facts = _rewrite(legacy, folder, alpha, force)
+    elif pickled and alpha is not None:
         facts = _unpickle(source, folder, base, alpha, force)
     else:
         facts = _extract(source, folder, base, r=r, energy=energy, rest=rest, force=force)
@@ -49,6 +56,35 @@ def convert(
     else:
         show(f"wrote   {folder} ({size_of(folder)})")
     after(f"graft chat {base or 'MODEL'} --adapter {folder}")
+
+
+def _legacy(source: str, *, for_tuned: bool) -> Path | None:
+    """Return the pickle of an adapter that has its settings beside it, or None."""
+    from graft.formats.legacy import pickled_in  # torch costs seconds
+
+    found = pickled_in(source)
+    if found is not None and for_tuned:
+        raise UsageError(
+            f"--r, --energy or --rest with the adapter {source}",
+            "these with a tuned model only",
+            "leave them out",
+        )
+    return found
+
+
+def _rewrite(pickle: Path, folder: Path, alpha: float | None, force: bool) -> dict[str, Any]:
+    from graft.formats import legacy
+
+    stated = legacy.settings_of(pickle).get("lora_alpha")
+    if alpha is not None and alpha != stated:
+        raise UsageError(
+            f"--alpha {alpha:g} with {pickle}, whose settings say lora_alpha={stated}",
+            "the settings that lie beside the file",
+            "leave --alpha out",
+        )
+    summary = legacy.convert(pickle, folder, force=force)
+    talk(summary)
+    return {"said": summary}
 
 
 def _check(source: str, pickled: bool, base: str, alpha: float | None, *, for_tuned: bool) -> None:

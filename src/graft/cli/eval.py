@@ -45,9 +45,11 @@ def evaluate(
             "name the rows to score on",
         )
     if json:
-        show_json({"columns": table.columns, "texts": table.texts})
+        show_json({"columns": table.columns, "texts": table.texts, **table.coverage.json()})
     else:
         show(score_table(table.columns))
+        for line in table.coverage.lines():
+            show(line)
     after(
         f"graft export {model} OUT --to hf"
         if opened.adapter

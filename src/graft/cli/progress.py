@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graft.cli.data_report import report_lines
-from graft.cli.say import print_markup, talk
+from graft.cli.say import noted, print_markup, talk
 from graft.sizes import MIB, duration, number, size
 
 if TYPE_CHECKING:
@@ -89,7 +89,9 @@ class Progress:
         self.say(f"adapter {methods} on {facts['sites']} sites   {trained}")
 
     def note(self, text: str) -> None:
-        self.say(f"note    {text}")
+        if text not in noted:  # the plan may have said it before the run did
+            noted.add(text)
+            self.say(f"note    {text}")
 
     def scoring(self) -> None:
         self.say("eval    scoring the held-out rows, before and after training")

@@ -5,6 +5,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+noted: set[str] = set()  # notes of this command line
+
 
 def talk(text: str) -> None:
     """Print a line for the reader, on stderr."""
@@ -26,6 +28,13 @@ def show(text: str) -> None:
 def show_json(facts: Any) -> None:
     """Print the answer for a program, on stdout."""
     print(json.dumps(facts, indent=2, ensure_ascii=False, default=str), flush=True)
+
+
+def note(text: str) -> None:
+    """Print something that the user must know, on stderr, once however often it is found."""
+    if text not in noted:
+        noted.add(text)
+        talk(f"note    {text}")
 
 
 def after(command: str) -> None:

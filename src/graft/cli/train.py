@@ -73,8 +73,10 @@ def train(
         result = run(chosen, observer=progress)
     if result.scores:
         talk(score_table(result.scores))
+        for line in result.coverage["lines"]:
+            talk(f"eval    {line}")
     written = [result.adapter, result.folder / "report.html", *([result.model] if result.model else [])]
-    talk(f"wrote   {'   '.join(map(str, written))}")
+    talk(f"{'wrote' if result.trained else 'kept':<7} {'   '.join(map(str, written))}")
     if json:
         show_json(result.facts())
     folder = chosen.output
@@ -86,14 +88,13 @@ def _check_rows(recipe: "Recipe") -> None:
     """Raise DataError for bad rows before torch is imported, which takes longer than reading them twice."""
     from graft.data import load_rows  # reads files, needs no torch
     from graft.data.layouts import Accepts
-    from graft.data.read import sources
+    from graft.data.preparation import files_of
     from graft.recipe.stages import stage_card
 
     data = recipe.data
-    named = [where for where in (data.train, data.eval, data.test) if isinstance(where, str | list)]
-    if "seedling:" in str(named):  # generated: they are good
+    if "seedling:" in str([data.train, data.eval, data.test]):  # generated: they are good
         return
-    files = [Path(name) for where in named for name in sources(where)]
+    files = [Path(name) for name in files_of(data)] if data.train else []
     if all(file.exists() for file in files) and sum(file.stat().st_size for file in files) < SMALL:
         accepts = Accepts(recipe.stage, stage_card(recipe.stage).layouts)
-        load_rows(data, accepts, seed=recipe.train.seed)
+        load_rows(data, accepts)

@@ -21,24 +21,24 @@ WORDS = {"ignore_unknown_options": True, "allow_extra_args": True}
 def recipe_of(recipe: str | None, words: Sequence[str], options: dict[str, str | None]) -> "Recipe":
     """Return the recipe that a command line means, and print its notices.
 
-    recipe: the first word.  words: those that typer does not know.
+    recipe: the first word that typer does not know.  words: the others.
     options: {recipe key: value} of known options.
     Raises UsageError with everything that is wrong.
     """
     from graft.recipe import read  # late: pydantic, which no --help needs
+    from graft.recipe.words import SYNONYMS
 
-    words = list(words)
-    if recipe is not None and "=" in recipe:
-        recipe, words = None, [recipe, *words]  # no file is named: the first word is a change
+    recipe, words = _separated(words if recipe is None else [recipe, *words])
     changes = [f"{key}={json.dumps(value)}" for key, value in options.items() if value is not None]
-    changes += _changes(words)
+    changes += words
     if recipe is None and not changes:
         raise UsageError(
             "no recipe is given",
             "a recipe.yaml, or --model and --data",
             "start from a file in recipes/, or from `graft train --keys`",
         )
-    if recipe is None and not any(change.startswith("output=") for change in changes):
+    names_output = {"output", *(word for word, key in SYNONYMS.items() if key == "output")}
+    if recipe is None and not any(change.partition("=")[0] in names_output for change in changes):
         changes.append(f"output=runs/{_stem(options)}")
     notices: list[str] = []
     chosen = read(recipe if recipe is not None else {}, changes, notices)
@@ -47,18 +47,22 @@ def recipe_of(recipe: str | None, words: Sequence[str], options: dict[str, str |
     return chosen
 
 
-def _changes(words: list[str]) -> list[str]:
-    """Return `--key value`, `--key=value` and `key=value` words as key=value."""
-    changes = []
-    while words:
-        word = words.pop(0)
+def _separated(words: Sequence[str]) -> tuple[str | None, list[str]]:
+    """Return the recipe among the words, None if there is none, and all changes as key=value.
+
+    A change is written as `--key value`, `--key=value` or `key=value`; the first word that is none of these
+    names the recipe.
+    """
+    left, changes, others = list(words), list[str](), list[str]()
+    while left:
+        word = left.pop(0)
         if not word.startswith("--"):
-            changes.append(word)
-        elif "=" in word or not words:
+            (changes if "=" in word else others).append(word)
+        elif "=" in word or not left or left[0].startswith("--"):
             changes.append(word[2:])
         else:
-            changes.append(f"{word[2:]}={words.pop(0)}")
-    return changes
+            changes.append(f"{word[2:]}={left.pop(0)}")
+    return (others[0] if others else None), changes + others[1:]
 
 
 def _stem(options: dict[str, str | None]) -> str:

@@ -6,7 +6,7 @@ yesterday works today.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from typing import Any
 
 from torch import nn
@@ -17,19 +17,24 @@ from graft.quant import is_packed
 from graft.quant.experts import PROJECTIONS, PackedExperts, outer_modules, projections
 
 
-def sites(model: Any) -> list[Site]:
+def sites(model: Any, left_out: Container[str] = ()) -> list[Site]:
     """Return all sites of `model` in the order of its modules, `final` last.
 
-    A classification head that the model class brings along is of kind `head`: PEFT's `all-linear` leaves it
-    out, too.
+    left_out: names of modules that are no projection, norm or table, whatever they look like.
+
+    A block inside a block is no site: what happens in it happens in the outer one. A classification head that
+    the model class brings along is of kind `head`: PEFT's `all-linear` leaves it out, too.
     """
     places: list[Site] = []
+    inner: list[Site] = []
     heads, ids = _heads(model), model.get_input_embeddings().weight
     for name, module in outer_modules(model):
         kind = "head" if any(module is head for head in heads) else kind_of(module)
         if isinstance(module, nn.Embedding) and module.weight is ids:
             kind = "embed"  # T5 has two more names for this table; tables of positions are no sites
-        if kind:
+        if kind == "block" and any(s.kind == "block" and name.startswith(s.name + ".") for s in places):
+            inner.append(Site(name, kind, model, layer_of(name)))
+        elif kind and name not in left_out:
             places.append(Site(name, kind, model, layer_of(name)))
         if name and any(True for _ in module.parameters(recurse=False)):
             places.append(Site(name, "module", model, layer_of(name)))
@@ -40,7 +45,7 @@ def sites(model: Any) -> list[Site]:
     return [
         *places,
         *_stacks(places),
-        *_sublayers(places),
+        *_sublayers(places, inner),
         *_prompts(model),
         Site(_final_name(model), "final", model),
     ]
@@ -121,29 +126,35 @@ def _stacks(places: Sequence[Site]) -> Iterator[Site]:
         yield Site(name, "stack", places[0].root)
 
 
-def _sublayers(places: Sequence[Site]) -> Iterator[Site]:
+def _sublayers(places: Sequence[Site], inner: Sequence[Site]) -> Iterator[Site]:
     """Yield the attention and feed-forward parts of every block, and a `kv` site where queries are made.
 
-    The order of a block's projections tells where a part begins and ends. A feed-forward part with experts is
-    left out: no single projection is its last.
+    inner: blocks inside blocks, which have parts of their own. The order of a block's projections tells where
+    a part begins and ends. A feed-forward part with experts is left out: no single projection is its last.
     """
-    for block in (site for site in places if site.kind == "block"):
-        parts: dict[tuple[str, str], list[Site]] = {}
-        for site in places:
-            if site.kind == "linear" and site.name.startswith(block.name + "."):
-                parts.setdefault(part_of(site.name[len(block.name) + 1 :]), []).append(site)
-        for (kind, _), linears in parts.items():
-            if not 2 <= len(linears) <= 4:
-                continue
-            queries = [s for s in linears if s.name.rpartition(".")[2].startswith("q")]
-            entry = (queries if queries and kind != "mlp" else linears)[0].name  # BART makes keys first
-            last = [s.name for s in linears if s.name != entry][-1]
-            part = Site(last, kind, block.root, block.layer, entry)
-            if part.in_features != part.out_features:
-                continue  # the gate of a shared expert, for example: it does not end what enters the part
-            yield part
-            if kind != "mlp":
-                yield Site(entry.rpartition(".")[0], "kv", block.root, block.layer)
+    blocks = [*(site for site in places if site.kind == "block"), *inner]
+    parts: dict[tuple[str, str, str], list[Site]] = {}
+    for site in places:
+        around = [b.name for b in blocks if site.name.startswith(b.name + ".")]
+        if site.kind == "linear" and around:
+            block = max(around, key=len)
+            parts.setdefault((block, *part_of(site.name[len(block) + 1 :])), []).append(site)
+    order = {block.name: number for number, block in enumerate(blocks)}
+    for (_, kind, _), linears in sorted(parts.items(), key=lambda part: order[part[0][0]]):
+        if not 2 <= len(linears) <= 4:
+            continue
+        queries = [s for s in linears if s.name.rpartition(".")[2].startswith("q")]
+        entry = (queries if queries and kind != "mlp" else linears)[0]  # BART makes keys first
+        last = [s for s in linears if s.name != entry.name][-1]
+        if kind != "mlp":
+            yield Site(entry.name.rpartition(".")[0], "kv", entry.root, entry.layer)
+        if last.out_features in (entry.in_features, _width(entry.root)):  # a gate of experts is narrower
+            yield Site(last.name, kind, last.root, last.layer, entry.name)
+
+
+def _width(model: Any) -> int | None:
+    """Return the width of what passes from block to block, as the model's configuration has it."""
+    return getattr(model.config.get_text_config(), "hidden_size", None)
 
 
 def part_of(path: str) -> tuple[str, str]:
@@ -159,7 +170,10 @@ def part_of(path: str) -> tuple[str, str]:
 
 def _prompts(model: Any) -> Iterator[Site]:
     """Yield the embeddings, where vectors can be put around the rows; in an encoder-decoder the encoder's."""
-    table = (model.get_encoder() if family(model) == "seq2seq" else model).get_input_embeddings()
+    reader = model.get_encoder() if family(model) == "seq2seq" else model
+    if not hasattr(reader, "get_input_embeddings"):
+        return
+    table = reader.get_input_embeddings()
     name = next(name for name, module in model.named_modules(remove_duplicate=False) if module is table)
     yield Site(name, "prompt", model)
 

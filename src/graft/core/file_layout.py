@@ -24,6 +24,8 @@ class FileLayout:
     peft_type: the type that the files name.
     own: settings that PEFT does not know. They are kept in the metadata, not in PEFT's config.
     idle: keys of PEFT's config that have no effect once an adapter is trained.
+    refused: keys of PEFT's config that change what an adapter answers, and that this method has not.
+    absent: what PEFT takes for settings that a file leaves out, where it is not this method's own default.
     marks: settings in PEFT's config that identify a file as this method's, whatever type it names.
     library_marks: the same for a file of the `adapters` library.
     beside_model: PEFT stores this method outside the model, so its file keys start with `base_model.`, not
@@ -34,6 +36,8 @@ class FileLayout:
     peft_type: str = ""
     own: frozenset[str] = frozenset()
     idle: frozenset[str] = frozenset()
+    refused: frozenset[str] = frozenset()
+    absent: Mapping[str, Any] = field(default_factory=dict)
     marks: Mapping[str, Any] = field(default_factory=dict)
     library_marks: Mapping[str, Any] = field(default_factory=dict)
     beside_model: bool = False
@@ -63,8 +67,11 @@ class FileLayout:
         """Return the method that a file of the `adapters` library describes, on a base with these sites."""
         return self.understand(cls, settings)
 
-    def convert(self, config: Settings, tensors: Tensors) -> tuple[Settings, Tensors]:
-        """Return config and tensors of another convention's file as this method would have written them."""
+    def convert(self, config: Settings, tensors: Tensors, sites: Sequence[Site]) -> tuple[Settings, Tensors]:
+        """Return config and tensors of another convention's file as this method would have written them.
+
+        sites: those of the base that the file is read for.
+        """
         return config, tensors
 
     def is_marked(self, config: Settings) -> bool:

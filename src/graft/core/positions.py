@@ -1,16 +1,12 @@
 """Positions: how many a model has, where it starts to count, and whether documents may share a row."""
 
+from collections.abc import Iterator
 from typing import Any
 
 # Encoders whose first position is padding_idx + 1, in transformers' create_position_ids_from_input_ids.
 AFTER_PADDING = {
     "camembert", "data2vec-text", "esm", "ibert", "lilt", "longformer", "luke", "markuplm", "mpnet",
     "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod",
-}  # fmt: skip
-# No positions to restart (ALiBi counts along the whole row), or a state that runs through the row.
-UNPACKABLE = {
-    "bamba", "bloom", "falcon", "falcon_mamba", "jamba", "mamba", "mamba2", "mpt", "recurrent_gemma", "rwkv",
-    "zamba",
 }  # fmt: skip
 
 
@@ -29,7 +25,8 @@ def first_position(config: Any) -> int:
 def obstacle(config: Any, max_length: int) -> str | None:
     """Return why rows of `max_length` tokens of this model (a transformers config) cannot be packed, or None.
 
-    An explicit mask replaces the model's own, so a sliding window shorter than a row would be lost. Only sdpa
+    None is no promise: what a state or a convolution does to a row only a probe tells (`base.probes`). An
+    explicit mask replaces the model's own, so a sliding window shorter than a row would be lost. Only sdpa
     obeys a mask of truth values; eager attention would add it to the scores, and the documents would see each
     other.
     """
@@ -39,10 +36,15 @@ def obstacle(config: Any, max_length: int) -> str | None:
         return f"its attention is {attention}, which takes no block mask"
     if getattr(text, "is_encoder_decoder", False):
         return "an encoder-decoder"
-    alibi = getattr(text, "alibi", False) or getattr(text, "position_embedding_type", "") == "alibi"
-    if text.model_type in UNPACKABLE or alibi:
-        return f"{text.model_type} does not count positions by document"
-    window = getattr(text, "sliding_window", None) or getattr(text, "attention_chunk_size", None)
-    if window and window < max_length and getattr(text, "use_sliding_window", True):
+    window = min(_windows(text), default=max_length)
+    if window < max_length:
         return f"its attention window of {window} is shorter than max_length {max_length}"
     return None
+
+
+def _windows(text: Any) -> Iterator[int]:
+    """Yield the lengths of the attention windows of a text model's config."""
+    for layer in text.per_layer_config if getattr(text, "is_heterogeneous", False) else (text,):
+        if getattr(layer, "use_sliding_window", True):
+            sizes = (getattr(layer, name, None) for name in ("sliding_window", "attention_chunk_size"))
+            yield from (size for size in sizes if size)

@@ -38,13 +38,15 @@ class Taps:
     """What one place of the model leaves for a later one while a forward runs.
 
     entered: {name of a sublayer: what entered its first projection}.
-    text: (first, length) of the text among virtual tokens, while the backbone runs.
+    text: where the text stands among virtual tokens, while the backbone runs.
+    virtual: the virtual tokens themselves, until the backbone embeds its ids.
     states: {identity of an insert: the states that it left}.
     cache: keys and values of the stack that has just run, or None.
     """
 
     entered: dict[str, torch.Tensor] = field(default_factory=dict)
-    text: tuple[int, int] | None = None
+    text: Any = None
+    virtual: Any = None
     states: dict[int, Any] = field(default_factory=dict)
     cache: Any = None
 

@@ -46,6 +46,7 @@ class Site:
     kind: one of KINDS.  root: the model.
     layer: index of the block that it is in, or None.
     entry: for a sublayer the path of its first projection, which x enters.
+    shape: at `kv` the (heads, width) of keys and values, once a forward has shown them.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Site:
     root: Any
     layer: int | None = None
     entry: str = ""
+    shape: tuple[int, int] | None = None
 
     @property
     def module(self) -> Any:

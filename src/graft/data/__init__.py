@@ -1,7 +1,7 @@
 """Data: files become rows with `file:line`, rows become examples, examples become the batches of a step.
 
-    read, read_json, read_tables, read_text       files           -> records
-    layouts, normal_form, messages, tags          records         -> rows
+    folders, read, read_json, read_tables, read_text    files     -> records
+    columns, layouts, normal_form, messages, tags       records   -> rows; advice about unknown columns
     templates, chat_templates, mask, encode       rows            -> examples
     preparation, report, cache                    all of this at once, reported and kept
     batches, pack, noise, feed                    examples        -> the batches of a step

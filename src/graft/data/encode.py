@@ -2,7 +2,8 @@
 
 A stage derives from `Encoder` and decides what its rows become; the rules that hold for every stage are here.
 A row that is too long is cut at the end and counted. A row is rejected if the cut removes everything it would
-teach, or if its text contains a special token, which would steer the model as if the template had written it.
+teach, or if its text contains a special token, which would steer the model as if the template had written it;
+unless it is known that a template did write it (`Encoder.holds_tokens`).
 """
 
 from abc import ABC, abstractmethod
@@ -16,7 +17,9 @@ from graft.data.rows import BadRow, Reject, Row
 from graft.data.templates import affixes
 
 IGNORED = -100  # the label that carries no loss
+TOKEN_TYPES = "token_types"  # the part that says to which of two texts each id belongs; never learnt
 ROWS_AT_ONCE = 1024  # that are tokenised in one call
+RENDERED = ("text", "pair")  # kinds of rows that may hold control tokens; templates write those of a "chat"
 
 
 @dataclass(slots=True)
@@ -56,7 +59,7 @@ class Examples(Sequence[Example]):
     """Many examples in flat arrays, 5 bytes per token. An Example is built each time that one is read.
 
     learnt: one byte per id, 1 if it is a target.  targets: one per example, or empty.
-    parts: one Column per name; every example has the same names.
+    parts: one Column per name, empty where an example has no such part.
     """
 
     ids: Column = field(default_factory=Column)
@@ -72,8 +75,10 @@ class Examples(Sequence[Example]):
         self.sources.append(example.source)
         if example.target is not None:
             self.targets.append(example.target)
-        for name, sequence in example.parts.items():
-            self.parts.setdefault(name, Column()).add(sequence)
+        for name in example.parts.keys() - self.parts.keys():
+            self.parts[name] = Column(ends=array("q", [0] * (len(self) - 1)))
+        for name, column in self.parts.items():
+            column.add(example.parts.get(name, []))
 
     def __len__(self) -> int:
         return len(self.sources)
@@ -128,10 +133,12 @@ class Encoder(ABC):
     max_length: tokens of an example.  before, after: ids that the tokenizer puts around every text.
     room: tokens that are left between these two.  special: all ids with a meaning of their own.
     unknown: the id for characters outside the vocabulary; None if the tokenizer has none.
+    reads: special tokens in texts, and in prompts with their completions, are read as tokens.
     """
 
-    def __init__(self, tokenizer: Any, max_length: int) -> None:
+    def __init__(self, tokenizer: Any, max_length: int, *, reads: bool = False) -> None:
         self.tokenizer = tokenizer
+        self.reads = reads
         self.max_length = max_length
         self.before, self.after = affixes(tokenizer)
         self.room = max_length - len(self.before) - len(self.after)
@@ -167,17 +174,23 @@ class Encoder(ABC):
         return encoded
 
     def _without_controls(self, rows: Sequence[Row], encoded: Encoded) -> list[Row]:
-        """Return the rows whose texts contain no special token; reject the others."""
+        """Return the rows whose texts contain no special token, or rightly; reject the others."""
         clean = []
         for row in rows:
             control = next((c for text in row.texts() for c in self._controls if c in text), None)
-            if control is None:
+            if control is None or self.holds_tokens(row):
                 clean.append(row)
             else:
                 detail = f"{control!r} is a control token of this model, not text"
-                bad = BadRow("control token", detail, "remove it or spell it differently")
-                encoded.rejects.append(bad.at(row.source))
+                remedy = "remove it or spell it differently"
+                if row.kind in RENDERED:
+                    remedy += "; data.control_tokens=true reads it as the token"
+                encoded.rejects.append(BadRow("control token", detail, remedy).at(row.source))
         return clean
+
+    def holds_tokens(self, row: Row) -> bool:
+        """Return whether special tokens in a row are meant as tokens: a template wrote it before."""
+        return self.reads and row.kind in RENDERED
 
     def ids(self, texts: list[str]) -> list[list[int]]:
         """Return the ids of each text, without special tokens around them."""

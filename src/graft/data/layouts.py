@@ -1,51 +1,33 @@
 """Recognise the layout of a row by its columns, and bring the row into the normal form (`rows.Row`).
 
     text                    text | content
-    messages                messages of role, content (also tools, tool_calls, reasoning_content)
+    messages                messages of role, content (also system, tools, tool_calls, reasoning_content)
     prompt_completion       prompt, completion (texts or lists of messages) | question, answer | ...
-    alpaca                  instruction, output | response (also input, system, history)
+                            (also context, system)
+    alpaca                  instruction, output | response (also input, context, system, history)
     sharegpt                conversations of from, value (also system, tools)
-    classification          text | sentence, label | label_text | intent
+    classification          text | sentence | two texts, label | label_text | intent
     tags                    tokens | words, tags | ner_tags | labels
 
-Only messages, alpaca and sharegpt pass through a chat template; texts stay as they are.
+Only messages, alpaca, sharegpt and prompts with a system prompt pass through a chat template; texts stay as
+they are. Every other column that holds something is named in `Row.unused`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
+from graft.data import columns as names_of
 from graft.data import normal_form
+from graft.data.columns import Fields, as_number, numbered, truth
 from graft.data.rows import BadRow, Record, Reject, Row
 from graft.errors import UsageError, nearest, one_of
 
 Columns = frozenset[str]
 Names = tuple[str, ...]
 
-TEXTS = ("text", "content", "document")
-PAIRS = (
-    ("prompt", "completion"),
-    ("prompt", "response"),
-    ("prompt", "answer"),
-    ("prompt", "output"),
-    ("question", "answer"),
-    ("question", "response"),
-    ("query", "response"),
-    ("query", "answer"),
-    ("input", "output"),
-    ("input", "target"),
-    ("source", "target"),
-)
-LABELS = ("label", "label_text", "intent")
-LABELLED = ("text", "sentence", "content", "utterance")
-WORDS = ("tokens", "words")
-TAGS = ("tags", "ner_tags", "labels")
-# Our names of columns, which data.columns may map.
-COLUMNS = (
-    "text", "label", "messages", "tools", "prompt", "completion", "instruction", "input", "output", "system",
-    "history", "conversations", "tokens", "tags",
-)  # fmt: skip
+UNKNOWN, PREFERENCE = "unknown columns", "preference pair"  # reasons that are of the file, not of one row
 
 
 @dataclass(frozen=True)
@@ -64,11 +46,12 @@ class Layout:
     """How to recognise a layout and how to read it.
 
     columns: of a row's column names, those that carry this layout; empty if the row has another one.
-    build: makes the row of (source, fields, those names); see `normal_form`.
+    build: makes the row of (source, fields, those names); see `normal_form`.  stage: which reads such rows.
     """
 
     columns: Callable[[Columns], Names]
-    build: Callable[[str, Mapping[str, Any], Names], Row]
+    build: Callable[[str, Fields, Names], Row]
+    stage: str
 
 
 def _first_of(known: Sequence[str], columns: Columns) -> Names:
@@ -81,7 +64,7 @@ def _both(first: Names, second: Names) -> Names:
 
 
 def _text_columns(columns: Columns) -> Names:
-    return _first_of(TEXTS, columns)
+    return _first_of(names_of.TEXTS, columns)
 
 
 def _message_columns(columns: Columns) -> Names:
@@ -89,11 +72,11 @@ def _message_columns(columns: Columns) -> Names:
 
 
 def _pair_columns(columns: Columns) -> Names:
-    return next((pair for pair in PAIRS if columns.issuperset(pair)), ())
+    return next((pair for pair in names_of.PAIRS if columns.issuperset(pair)), ())
 
 
 def _alpaca_columns(columns: Columns) -> Names:
-    return _both(_first_of(("instruction",), columns), _first_of(("output", "response"), columns))
+    return _both(_first_of(("instruction",), columns), _first_of(names_of.OUTPUTS, columns))
 
 
 def _sharegpt_columns(columns: Columns) -> Names:
@@ -101,21 +84,24 @@ def _sharegpt_columns(columns: Columns) -> Names:
 
 
 def _label_columns(columns: Columns) -> Names:
-    return _both(_first_of(LABELLED, columns), _first_of(LABELS, columns))
+    label = _first_of(names_of.LABELS, columns)
+    known = (pair for pair in names_of.TEXT_PAIRS if columns.issuperset(pair))
+    texts = next(known, ()) or numbered(columns) or _first_of(names_of.LABELLED, columns)
+    return _both(texts, label)
 
 
 def _tag_columns(columns: Columns) -> Names:
-    return _both(_first_of(WORDS, columns), _first_of(TAGS, columns))
+    return _both(_first_of(names_of.WORDS, columns), _first_of(names_of.TAGS, columns))
 
 
 LAYOUTS = {
-    "text": Layout(_text_columns, normal_form.text_row),
-    "messages": Layout(_message_columns, normal_form.chat_row),
-    "prompt_completion": Layout(_pair_columns, normal_form.pair_row),
-    "alpaca": Layout(_alpaca_columns, normal_form.alpaca_row),
-    "sharegpt": Layout(_sharegpt_columns, normal_form.sharegpt_row),
-    "classification": Layout(_label_columns, normal_form.label_row),
-    "tags": Layout(_tag_columns, normal_form.tagged_row),
+    "text": Layout(_text_columns, normal_form.text_row, "pretrain"),
+    "messages": Layout(_message_columns, normal_form.chat_row, "sft"),
+    "prompt_completion": Layout(_pair_columns, normal_form.pair_row, "sft"),
+    "alpaca": Layout(_alpaca_columns, normal_form.alpaca_row, "sft"),
+    "sharegpt": Layout(_sharegpt_columns, normal_form.chat_row, "sft"),
+    "classification": Layout(_label_columns, normal_form.label_row, "classify"),
+    "tags": Layout(_tag_columns, normal_form.tagged_row, "classify"),
 }
 
 
@@ -129,7 +115,7 @@ def check_settings(accepts: Accepts, format: str, columns: Mapping[str, str]) ->
             "change one of the two",
         )
     for ours in columns:
-        one_of("our name (left) in data.columns", ours, COLUMNS)
+        one_of("our name (left) in data.columns", ours, names_of.COLUMNS)
 
 
 def recognise(
@@ -146,48 +132,124 @@ def recognise(
     numbers' order.
     """
     try:
-        fields = _renamed(record.fields, columns) if columns else record.fields
-        layout, names = _layout(frozenset(fields), accepts, format)
+        fields, theirs = _renamed(record.fields, columns or {})
+        empty = frozenset([name for name, value in fields.items() if value is None])
+        layout, names = _layout(frozenset(fields), empty, accepts, format)
         if layout == "tags" and tag_names:
-            fields = fields | {names[1]: normal_form.named_tags(fields[names[1]], tag_names)}
+            fields = Fields(fields | {names[1]: normal_form.named_tags(fields[names[1]], tag_names)})
         row = LAYOUTS[layout].build(record.source, fields, names)
         for text in row.texts():
             normal_form.check_text(text)
-        return row
+        if not names_of.WORTH.isdisjoint(fields):
+            _check_worth(fields, row)
+        return _with_unused(row, fields, record.fields, theirs)
     except BadRow as bad:
         return bad.at(record.source)
 
 
-def _renamed(fields: dict[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
-    """Return the fields under our names; columns that would stand in their way are dropped."""
-    for ours, theirs in columns.items():
-        if theirs not in fields:
+def _renamed(columns: dict[str, Any], names: Mapping[str, str]) -> tuple[Fields, Mapping[str, str]]:
+    """Return the fields under our names, and the file's name of each that has another one.
+
+    Columns of the file that would stand in their way are dropped.  names: {our name: the file's}.
+    """
+    if not names:
+        return Fields(columns), names
+    for ours, theirs in names.items():
+        if theirs not in columns:
             detail = f"no column {theirs!r}, which data.columns maps to {ours}"
-            close = nearest(theirs, map(str, fields), 1)
+            close = nearest(theirs, map(str, columns), 1)
             remedy = f"did you mean {close[0]!r}?" if close else "fill the row"
             raise BadRow("missing column", detail, remedy)
-    taken = set(columns) | set(columns.values())
-    rest = {name: value for name, value in fields.items() if name not in taken}
-    return rest | {ours: fields[theirs] for ours, theirs in columns.items()}
+    taken = set(names) | set(names.values())
+    rest = {name: value for name, value in columns.items() if name not in taken}
+    return Fields(rest | {ours: columns[theirs] for ours, theirs in names.items()}), names
+
+
+def _with_unused(row: Row, fields: Fields, columns: dict[str, Any], names: Mapping[str, str]) -> Row:
+    """Return the row with the columns of the file that nothing read.  names: {our name: the file's}."""
+    unread = [names.get(name, name) for name in fields.unread()]
+    if names:
+        dropped = set(names) - set(names.values())
+        unread += [name for name in columns if name in dropped and not names_of.blank(columns[name])]
+    if not unread:
+        return row
+    return replace(row, unused=(*row.unused, *(f"column {name!r}" for name in unread)))
+
+
+def _check_worth(fields: Fields, row: Row) -> None:
+    """Raise BadRow for an answer that its row calls a bad one, and for a row without weight.
+
+    What says that the row counts as any other is thereby read.
+    """
+    remedy = "set data.bad_rows=skip to leave such rows out; rename the column if it means something else"
+    verdicts = {name: truth(fields.peek(name)) for name in names_of.VERDICTS}
+    flags = {
+        name: fields.peek(name) is good for name, good in names_of.FLAGS.items() if _is_flag(fields, name)
+    }
+    for name, good in (verdicts | flags).items():
+        if row.kind not in ("pair", "chat") or good is None:
+            continue
+        if not good:
+            detail = f"{name!r} is {fields[name]}: its answer must not be learnt"
+            raise BadRow("rejected answer", detail, remedy)
+        fields.get(name)
+    weight = as_number(fields.peek(names_of.WEIGHT))
+    if weight is not None and weight <= 0:
+        raise BadRow("no weight", f"{names_of.WEIGHT!r} is {fields[names_of.WEIGHT]}", remedy)
+    if weight == 1:
+        fields.get(names_of.WEIGHT)
+
+
+def _is_flag(fields: Fields, name: str) -> bool:
+    return isinstance(fields.peek(name), bool)
 
 
 @lru_cache(maxsize=1024)
-def _layout(columns: Columns, accepts: Accepts, format: str) -> tuple[str, Names]:
-    """Return the layout of rows with these columns, and the columns that carry it."""
+def _layout(columns: Columns, empty: Columns, accepts: Accepts, format: str) -> tuple[str, Names]:
+    """Return the layout of rows with these columns, and the columns that carry it.
+
+    empty: columns that are null, as those of another layout are in a table for several.
+    """
     candidates = accepts.layouts if format == "auto" else (format,)
-    for layout in candidates:
-        names = LAYOUTS[layout].columns(columns)
-        if not names:
-            continue
-        label = _first_of(LABELS, columns)
-        if (
-            layout == "text" and label and "prompt_completion" in accepts.layouts
-        ):  # nobody would learn the label
+    found = [
+        (layout, names)
+        for given in (columns - empty, columns)
+        for layout in candidates
+        if (names := LAYOUTS[layout].columns(columns)) and not given.isdisjoint(names)
+    ]
+    if found:
+        layout, names = found[0]
+        label = _first_of(names_of.LABELS, columns - empty)
+        # Nobody would learn the label.
+        if format == "auto" and layout == "text" and label and "prompt_completion" in accepts.layouts:
+            detail = f"a text with a column {label[0]!r}"
             remedy = (
-                f"set stage=classify, or map them with data.columns={{prompt: text, completion: {label[0]}}}"
+                "set stage=classify to learn classes, data.format=text to learn the text alone, or map both: "
+                f"data.columns='{{prompt: {names[0]}, completion: {label[0]}}}'"
             )
-            raise BadRow("label without classify", f"a text with a {label[0]}", remedy)
+            raise BadRow("label without classify", detail, remedy)
         return layout, names
+    if columns.issuperset(names_of.FLAGS):
+        detail = "columns chosen and rejected: no stage learns from preferences yet"
+        raise BadRow(PREFERENCE, detail, _chosen_alone(columns))
     given = ", ".join(sorted(map(str, columns))) or "none"
-    remedy = f"stage {accepts.stage} reads {' or '.join(candidates)}; data.columns maps names"
-    raise BadRow("unknown columns", f"columns {given}", remedy)
+    raise BadRow(UNKNOWN, f"columns {given}", _remedy(columns, accepts, candidates))
+
+
+def _chosen_alone(columns: Columns) -> str:
+    """Return how to learn the chosen answers alone."""
+    asked = _first_of(("prompt", "question", "instruction", "query", "input"), columns)
+    if not asked:
+        return "to learn the chosen ones alone: data.columns='{messages: chosen}', or '{text: chosen}'"
+    return (
+        f"to learn the chosen ones alone: data.columns='{{prompt: {asked[0]}, completion: chosen}}', "
+        "or '{messages: chosen}' where chosen holds the whole conversation"
+    )
+
+
+def _remedy(columns: Columns, accepts: Accepts, candidates: Names) -> str:
+    """Return what to do about unknown columns; another stage may know them."""
+    for name, layout in LAYOUTS.items():
+        if name not in accepts.layouts and layout.columns(columns):
+            return f"set stage={layout.stage}: these are columns of {name}"
+    return f"stage {accepts.stage} reads {' or '.join(candidates)}; data.columns maps names"

@@ -23,6 +23,7 @@ class Rendered:
     starts: where each turn of the assistant begins.  spans: (start, end) of what is learnt, in order.
     All count characters.  head, tail: ids before and after the text; the tail is learnt.
     altered: how many learnt turns the text has differently from what the model would generate.
+    unused: names of what the row says and the text does not.
     """
 
     text: str
@@ -31,6 +32,7 @@ class Rendered:
     head: list[int] = field(default_factory=list)
     tail: list[int] = field(default_factory=list)
     altered: int = 0
+    unused: tuple[str, ...] = ()
 
 
 def tokenise(rendered: Sequence[Rendered], tokenizer: Any) -> list[Tokens]:
@@ -48,7 +50,7 @@ def tokenise(rendered: Sequence[Rendered], tokenizer: Any) -> list[Tokens]:
             counts = {start: len(prompt) for start, prompt in before.items()}
             if cuts:
                 ids, offsets, counts = _pieces(row, cuts, tokenizer)
-            learnt = _flags([(counts.get(start, 0), end) for start, end in row.spans], offsets)
+            learnt = _flags(row.text, [(counts.get(start, 0), end) for start, end in row.spans], offsets)
         flags = [False] * len(row.head) + learnt + [True] * len(row.tail)
         tokens.append((row.head + ids + row.tail, flags, offsets))
     return tokens
@@ -61,15 +63,16 @@ def _encode(texts: list[str], tokenizer: Any) -> tuple[list[list[int]], list[lis
     return out["input_ids"], out.get("offset_mapping", [[]] * len(texts))
 
 
-def _flags(spans: Sequence[tuple[int, int]], offsets: Sequence[tuple[int, int]]) -> list[bool]:
+def _flags(text: str, spans: Sequence[tuple[int, int]], offsets: Sequence[tuple[int, int]]) -> list[bool]:
     """Return for each token whether it is learnt.
 
-    spans: (first token, end character). The first is a token, because byte-level offsets leave out blanks.
+    spans: (first token, end character). The first is a token, because byte-level offsets leave out blanks. A
+    token that reaches beyond the end is learnt only if nothing but blanks follows there.
     """
     learnt = [False] * len(offsets)
     for first, end in spans:
         for k in range(first, len(offsets)):
-            if offsets[k][0] >= end:
+            if offsets[k][0] >= end or text[end : offsets[k][1]].strip():
                 break
             learnt[k] = True
     return learnt

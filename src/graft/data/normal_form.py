@@ -4,15 +4,22 @@ Each function takes the row's place, its fields by name, and the names of the co
 which the row has. It raises BadRow if a column holds anything else than it should.
 """
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Sequence
 from typing import Any
 
+from graft.data.columns import CONTEXT, SYSTEM, Fields, blank
 from graft.data.messages import in_order, messages_of, tools_of
 from graft.data.rows import BadRow, Row, turns
 from graft.data.tags import first_orphan
 
-Fields = Mapping[str, Any]
 Names = tuple[str, ...]
+Messages = list[dict[str, Any]]
+
+# What a turn calls its speaker and its text.
+SPEAKER = ("role", "from")
+SAID = ("content", "value")
+SYSTEMS = ("system", "developer")  # the roles of system prompts
 
 
 def text_row(source: str, fields: Fields, names: Names) -> Row:
@@ -21,49 +28,50 @@ def text_row(source: str, fields: Fields, names: Names) -> Row:
 
 
 def pair_row(source: str, fields: Fields, names: Names) -> Row:
-    """Build the row of a prompt with its completion, both texts or both lists of messages."""
-    prompt, completion = (fields[name] for name in names)
-    if isinstance(prompt, list) and isinstance(completion, list):
-        messages = messages_of(prompt, "role", "content") + messages_of(completion, "role", "content")
-        return Row(source, "chat", in_order(messages), tools_of(fields), first=len(prompt))
-    texts = _string(fields, names[0], "no prompt"), _string(fields, names[1], "no answer")
-    return Row(source, "pair", texts)
+    """Build the row of a prompt with its completion: two texts, or lists of messages.
+
+    A context stands before the question. A system prompt makes a conversation of the two texts; so does an
+    empty one, because other rows of the file have one.
+    """
+    asked, answered = names
+    if answered == "answers":
+        return _answered_row(source, fields, asked)
+    if isinstance(fields[asked], list) or isinstance(fields[answered], list):
+        prompt = _with_system(fields, _turns_or_text(fields, asked, "user", "no prompt"))
+        completion = _turns_or_text(fields, answered, "assistant", "no answer")
+        return Row(source, "chat", in_order(prompt + completion), tools_of(fields), first=len(prompt))
+    texts = _with_context(fields, asked), _string(fields, answered, "no answer")
+    # Rows of translations name the system that made them.
+    if asked == "source" or not any(name in fields for name in SYSTEM):
+        return Row(source, "pair", texts)
+    return Row(source, "chat", _system(fields) + turns(*texts), tools_of(fields))
 
 
 def alpaca_row(source: str, fields: Fields, names: Names) -> Row:
     """Build the row of an instruction with its output.  names: ("instruction", output)."""
     question = _string(fields, "instruction", "no prompt")
-    if fields.get("input"):
-        question += "\n" + _string(fields, "input", "no prompt")
-    messages = _system(fields)
+    for name in ("input", CONTEXT):
+        if not blank(fields.get(name)):
+            question += "\n" + _string(fields, name, "no prompt")
+    messages: Messages = []
     for turn in fields.get("history") or []:
         if not (isinstance(turn, list | tuple) and len(turn) == 2):
             raise BadRow("bad messages", "history is no list of pairs", "write [[instruction, answer], ...]")
         messages += messages_of(turns(*turn), "role", "content")
-    return Row(source, "chat", messages + turns(question, _string(fields, names[1], "no answer")))
+    messages += turns(question, _string(fields, names[1], "no answer"))
+    return Row(source, "chat", _system(fields) + messages, tools_of(fields))
 
 
 def chat_row(source: str, fields: Fields, names: Names) -> Row:
-    """Build the row of messages of role and content.  names: (messages,)."""
-    messages = messages_of(fields[names[0]], "role", "content")
+    """Build the row of a conversation, whatever its turns call speaker and text.  names: (messages,)."""
+    messages = _with_system(fields, _turns(fields[names[0]]))
     return Row(source, "chat", in_order(messages), tools_of(fields))
 
 
-def sharegpt_row(source: str, fields: Fields, names: Names) -> Row:
-    """Build the row of turns of from and value.  names: (conversations,)."""
-    messages = messages_of(fields[names[0]], "from", "value")
-    return Row(source, "chat", in_order(_system(fields) + messages), tools_of(fields))
-
-
 def label_row(source: str, fields: Fields, names: Names) -> Row:
-    """Build the row of a text with its label."""
-    text, label = _string(fields, names[0], "empty text"), fields[names[1]]
-    if label is None or label == "":
-        raise BadRow("no label", f"{names[1]!r} is empty", "fill it or remove the row")
-    if isinstance(label, bool) or not isinstance(label, str | int):
-        detail = f"{names[1]!r} is {type(label).__name__}"
-        raise BadRow("bad label", detail, "write one label, a string or an integer")
-    return Row(source, "label", (text, label))
+    """Build the row of a text, or of two texts, with their label.  names: (text, [text,] label)."""
+    texts = tuple(_string(fields, name, "empty text") for name in names[:-1])
+    return Row(source, "label", (texts[0] if len(texts) == 1 else texts, _label(fields, names[-1])))
 
 
 def tagged_row(source: str, fields: Fields, names: Names) -> Row:
@@ -126,8 +134,92 @@ def _filled_list(fields: Fields, name: str, reason: str) -> list[Any]:
     return values
 
 
-def _system(fields: Fields) -> list[dict[str, Any]]:
+def _label(fields: Fields, name: str) -> str | int:
+    """Return the class of a row: a string or an integer, which pandas may have written as 1.0."""
+    label = fields[name]
+    if blank(label):
+        raise BadRow("no label", f"{name!r} is empty", "fill it or remove the row")
+    if isinstance(label, bool):
+        return str(label)
+    if isinstance(label, float) and label.is_integer():
+        return int(label)
+    if isinstance(label, float):
+        remedy = "write one label, a string or an integer, for a range of scores"
+        raise BadRow(
+            "bad label", f"{name!r} is {label}: a number is no class; there is no regression", remedy
+        )
+    if not isinstance(label, str | int):
+        detail = f"{name!r} is {type(label).__name__}; a row has one class"
+        raise BadRow("bad label", detail, "write one label, a string or an integer")
+    return label
+
+
+def _turns(turns: Any) -> Messages:
+    """Return the messages of turns, which may be the JSON text of a list."""
+    if isinstance(turns, str) and turns.lstrip()[:1] == "[":
+        try:
+            turns = json.loads(turns)
+        except ValueError:
+            raise BadRow("bad messages", "the turns are not JSON", "write a list of turns") from None
+    if isinstance(turns, dict) and turns and all(isinstance(column, list) for column in turns.values()):
+        # Some data sets of the hub keep the turns by columns.
+        turns = [dict(zip(turns, cells, strict=False)) for cells in zip(*turns.values(), strict=False)]
+    given = [turn for turn in turns if isinstance(turn, dict)] if isinstance(turns, list) else []
+    return messages_of(turns, _used(SPEAKER, given), _used(SAID, given))
+
+
+def _used(names: Names, turns: Messages) -> str:
+    """Return the first of the names under which any turn says something; the first of all if none does."""
+    for name in names:
+        for turn in turns:
+            if turn.get(name) is not None:
+                return name
+    return names[0]
+
+
+def _turns_or_text(fields: Fields, name: str, role: str, reason: str) -> Messages:
+    """Return a column's messages; a text is one turn of this role."""
+    if isinstance(fields[name], list):
+        return _turns(fields[name])
+    return [{"role": role, "content": _string(fields, name, reason)}]
+
+
+def _answered_row(source: str, fields: Fields, asked: str) -> Row:
+    """Build the row of a question with a list of answers, as SQuAD has it; the first one is learnt."""
+    answers = fields["answers"]
+    texts = answers.get("text") if isinstance(answers, dict) else answers
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise BadRow("not text", f"'answers' is {type(answers).__name__}", 'write {"text": [...]} or [...]')
+    if not texts or blank(texts[0]):
+        raise BadRow("no answer", "'answers' is empty", "fill it or remove the row")
+    unused = ("further answers of a row",) if len(set(texts)) > 1 else ()
+    return Row(source, "pair", (_with_context(fields, asked), texts[0]), unused=unused)
+
+
+def _with_context(fields: Fields, asked: str) -> str:
+    """Return what is asked, after the text that it is about."""
+    question = _string(fields, asked, "no prompt")
+    if not isinstance(fields.peek(CONTEXT), str) or blank(fields.peek(CONTEXT)):
+        return question
+    return f"{fields[CONTEXT]}\n{question}"
+
+
+def _system(fields: Fields) -> Messages:
     """Return the system message of a row that has it in a column of its own, or none."""
-    if not fields.get("system"):
-        return []
-    return [{"role": "system", "content": _string(fields, "system", "empty text")}]
+    for name in SYSTEM:
+        if not blank(fields.peek(name)):
+            return [{"role": "system", "content": _string(fields, name, "empty text")}]
+    return []
+
+
+def _with_system(fields: Fields, messages: Messages) -> Messages:
+    """Return the messages after the system prompt of the row's own column.
+
+    A conversation that begins with one keeps it; a column that says something else stays unread.
+    """
+    if not messages or messages[0]["role"] not in SYSTEMS:
+        return _system(fields) + messages
+    for name in SYSTEM:
+        if isinstance(said := fields.peek(name), str) and said.strip() == messages[0]["content"].strip():
+            fields.get(name)
+    return messages

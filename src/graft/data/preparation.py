@@ -1,24 +1,28 @@
 """From the recipe's `data:` section to encoded examples and the report about them."""
 
-import hashlib
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any, ClassVar, Protocol
 
 from graft.data import cache as store
+from graft.data.advice import unknown_columns
 from graft.data.encode import Encoded, Encoder, Example, Examples
 from graft.data.layouts import Accepts, check_settings, recognise
-from graft.data.read import records, sources
+from graft.data.read import choices, records, sources, validation
 from graft.data.report import DataReport, RejectedRows, describe
 from graft.data.rows import Reject, Row, by_reason
+from graft.data.sample import sample, sampling, split
+from graft.data.templates import Jinja
+from graft.data.vocabulary import within
 from graft.errors import DataError
 
 MOST_CUT_AWAY = 0.01  # share of rows that may lose their whole answer to max_length before the run stops
 # Keys of `data:` that decide what the encoded rows look like: an entry of the cache belongs to their values.
 CACHED_BY = (
-    "train", "eval", "test", "format", "max_length", "bad_rows", "limit", "columns", "template", "tag_names",
+    "train", "eval", "test", "format", "max_length", "bad_rows", "limit", "seed", "columns", "template",
+    "tag_names", "control_tokens",
 )  # fmt: skip
 
 
@@ -27,14 +31,14 @@ class Prepared:
     """The data of a training run.
 
     labels: names of the classes in the order of their indices; empty if rows have none.
-    template: the Jinja text that wrote the rows; None if none did.
+    template: the Jinja text that wrote the rows, or several by name; None if none did.
     """
 
     train: Examples
     eval: Examples | None
     report: DataReport
     labels: list[str] = field(default_factory=list)
-    template: str | None = None
+    template: Jinja | None = None
 
     @property
     def tagged(self) -> bool:
@@ -44,13 +48,21 @@ class Prepared:
 
 @dataclass
 class Loaded:
-    """Rows in normal form, before any tokenizer.  eval: None if no rows are held out.  read: rows of both."""
+    """Rows in normal form, before any tokenizer.
+
+    eval: None if no rows are held out.  read: rows of both, with the rejects and those beyond data.limit.
+    sampled: what data.limit took, in words; "" if it left none out.
+    held_rejects: rows of the files of eval and test that cannot be used; `rejects` has those of eval too.
+    """
 
     train: list[Row]
     eval: list[Row] | None = None
     test: list[Row] | None = None
     rejects: list[Reject] = field(default_factory=list)
     read: int = 0
+    beyond_limit: int = 0
+    sampled: str = ""
+    held_rejects: list[Reject] = field(default_factory=list)
 
 
 class Stage(Protocol):
@@ -61,14 +73,14 @@ class Stage(Protocol):
 
     def accepts(self) -> Accepts: ...
 
-    def template(self, settings: Any, tokenizer: Any) -> str | None: ...
+    def template(self, settings: Any, tokenizer: Any) -> Jinja | None: ...
 
     def encoder(self, tokenizer: Any, family: str, settings: Any, labels: Sequence[str] = ()) -> Encoder: ...
 
     def pieces(self, example: Example, tokenizer: Any, labels: Sequence[str]) -> list[list[Any]] | None: ...
 
 
-def load_rows(settings: Any, accepts: Accepts, *, seed: int = 0) -> Loaded:
+def load_rows(settings: Any, accepts: Accepts) -> Loaded:
     """Read and recognise all rows that the settings name; hold out the evaluation rows.
 
     settings: an object with the attributes of the recipe's `data:`.  accepts: which rows the stage reads.
@@ -82,47 +94,39 @@ def load_rows(settings: Any, accepts: Accepts, *, seed: int = 0) -> Loaded:
             "data.train is not set", "a file, a folder or a hub name", "set data.train=rows.jsonl"
         )
     loaded = Loaded([])
-    loaded.train = _read_rows(settings.train, settings, accepts, loaded, settings.limit)
-    if isinstance(settings.eval, str):
-        loaded.eval = _read_rows(settings.eval, settings, accepts, loaded)
+    usable = _read_rows(settings.train, settings, accepts, loaded)
+    if advice := unknown_columns(settings, accepts, _report_of(loaded)):
+        raise advice
+    if held := held_out(settings):
+        before = len(loaded.rejects)
+        loaded.eval = _read_rows(held, settings, accepts, loaded, "validation")
+        loaded.held_rejects = loaded.rejects[before:]
     _stop_if_strict(_report_of(loaded), settings)
     if getattr(settings, "test", None):
         apart = Loaded([])  # test rows are not trained on: the counts are about the others
-        loaded.test = _read_rows(settings.test, settings, accepts, apart)
+        loaded.test = _read_rows(settings.test, settings, accepts, apart, split="test")
         _stop_if_strict(_report_of(apart), settings)
+        loaded.held_rejects = apart.rejects
+    seed = getattr(settings, "seed", 0)
+    loaded.train = sample(usable, settings.limit, seed)
+    loaded.beyond_limit = len(usable) - len(loaded.train)
+    loaded.sampled = sampling(loaded.train, usable, seed)
     if not loaded.train:
         raise RejectedRows(_report_of(loaded), strict=False)
     _check_one_task([*loaded.train, *(loaded.eval or []), *(loaded.test or [])])
-    if isinstance(settings.eval, float) and settings.eval > 0:
+    if isinstance(settings.eval, float) and settings.eval > 0 and not held:
         loaded.train, loaded.eval = split(loaded.train, settings.eval, seed)
     return loaded
 
 
-def split(rows: Sequence[Row], share: float, seed: int) -> tuple[list[Row], list[Row]]:
-    """Return the rows without and with the held-out ones: exactly round(share · rows) of them, at least one.
+def held_out(settings: Any) -> Any:
+    """Return where the evaluation rows are: what data.eval names, or files that folders call validation.
 
-    Which rows are held out depends on their content and the seed alone. Equal rows stay on one side wherever
-    the number allows it. Raises DataError if no row would be left to train on.
+    None where a share of the rows is held out, or none at all.
     """
-    wanted = max(1, round(share * len(rows)))
-    if wanted >= len(rows):
-        raise DataError(
-            f"data.eval={share} holds out {wanted} of {len(rows)} rows",
-            "rows left to train on",
-            "give more rows, or set data.eval=null",
-        )
-    groups: dict[bytes, list[int]] = {}
-    for i, row in enumerate(rows):
-        groups.setdefault(row.key(), []).append(i)
-    salt = seed.to_bytes(8, "little", signed=True)
-    ordered = sorted(groups, key=lambda key: hashlib.blake2b(key, key=salt, digest_size=8).digest())
-    held: set[int] = set()
-    for key in ordered:
-        if len(held) + len(groups[key]) <= wanted:
-            held.update(groups[key])
-    for key in ordered:  # only where rows repeat so often that whole groups do not add up
-        held.update(islice((i for i in groups[key] if i not in held), wanted - len(held)))
-    return [r for i, r in enumerate(rows) if i not in held], [r for i, r in enumerate(rows) if i in held]
+    if not isinstance(settings.eval, float):
+        return settings.eval
+    return (validation(settings.train) if settings.eval > 0 else None) or None
 
 
 def prepare(
@@ -131,29 +135,34 @@ def prepare(
     stage: Stage,
     *,
     family: str = "causal",
-    seed: int = 0,
+    vocabulary: int | None = None,
     cache: bool = True,
 ) -> Prepared:
     """Do everything between the files and the first batch.
 
     settings: an object with the attributes of the recipe's `data:`.  family: of the model, "causal",
-    "masked", "seq2seq" or "encoder".  cache: keep the result by the hash of files, tokenizer and settings.
+    "masked", "seq2seq" or "encoder".  vocabulary: tokens that the model has; rows with others are rejects.
+    cache: keep the result by the hash of files, tokenizer and settings.
     Raises what `load_rows` raises, and DataError if max_length cuts away too many answers. Errors name rows
     as `file:line`; RejectedRows carries the report.
     """
     accepts = stage.accepts()
     check_settings(accepts, settings.format, settings.columns)
     template = stage.template(settings, tokenizer)
-    name = _cache_name(settings, tokenizer, [repr(stage), family, seed, template]) if cache else None
+    name = _cache_name(settings, tokenizer, [repr(stage), family, template, vocabulary]) if cache else None
     if name and (entry := store.load(name)):
         splits, facts = entry
         report = DataReport.from_json(facts)
         return Prepared(splits["train"], splits.get("eval"), report, report.labels or [], template)
-    loaded = load_rows(settings, accepts, seed=seed)
+    loaded = load_rows(settings, accepts)
     labels = label_names(loaded.train) if stage.labelled else []
     encoder = stage.encoder(tokenizer, family, settings, labels)
-    train = encoder(loaded.train)
-    held_out = encoder(loaded.eval) if loaded.eval else None
+
+    def encoded(rows: Sequence[Row]) -> Encoded:
+        return within(encoder(rows), vocabulary, tokenizer, stage.aligned)
+
+    train = encoded(loaded.train)
+    held_out = encoded(loaded.eval) if loaded.eval else None
     report = _report(settings, loaded, train, held_out)
     report.template, report.labels = template, labels or None
     _check_report(report, settings)
@@ -167,16 +176,17 @@ def prepare(
 def label_names(rows: Sequence[Row]) -> list[str]:
     """Return the names of the classes: numbers in their order, words in alphabetical order."""
     names = {str(label) for row in rows for label in (row.value[1] if row.kind == "tags" else row.value[1:])}
-    return sorted(names, key=int) if all(name.lstrip("-").isdecimal() for name in names) else sorted(names)
+    numbers = all(re.fullmatch("-?[0-9]{1,18}", name) for name in names)
+    return sorted(names, key=lambda name: (int(name), name)) if numbers else sorted(names)
 
 
 def _read_rows(
-    where: Any, settings: Any, accepts: Accepts, loaded: Loaded, limit: int | None = None
+    where: Any, settings: Any, accepts: Accepts, loaded: Loaded, split: str = "train"
 ) -> list[Row]:
     """Return the usable rows of some files; add their number and their rejects to `loaded`."""
     rows: list[Row] = []
     tag_names = getattr(settings, "tag_names", ())
-    for record in islice(records(where, tagged="tags" in accepts.layouts), limit):
+    for record in records(where, tagged="tags" in accepts.layouts, split=split):
         loaded.read += 1
         row: Row | Reject
         if isinstance(record, Reject):
@@ -220,8 +230,11 @@ def _report(settings: Any, loaded: Loaded, train: Encoded, held_out: Encoded | N
     train_keys = set(keys)
     not_trained_on = (loaded.eval or []) + (loaded.test or [])
     return DataReport(
-        files=_files(settings),
+        files=files_of(settings),
+        folders=choices(settings.train, files_of(settings)),
         read=loaded.read,
+        beyond_limit=loaded.beyond_limit,
+        sampled=loaded.sampled,
         train=train.used,
         eval=held_out.used if held_out else 0,
         rejects=rejects,
@@ -239,10 +252,11 @@ def _report(settings: Any, loaded: Loaded, train: Encoded, held_out: Encoded | N
 
 def _check_report(report: DataReport, settings: Any) -> None:
     """Raise DataError unless all rows are used or rejected, few answers are cut away and a row is left."""
-    if report.read != report.train + report.eval + sum(report.rejected.values()):
+    if report.read != report.train + report.eval + report.beyond_limit + sum(report.rejected.values()):
         raise DataError(
-            f"{report.read} rows read, {report.train} + {report.eval} used, {report.rejected} rejected",
-            "every row used or rejected",
+            f"{report.read} rows read, {report.train} + {report.eval} used, {report.rejected} rejected, "
+            f"{report.beyond_limit} beyond data.limit",
+            "every row used, rejected or beyond the limit",
             "report this as a bug of graft",
         )
     _stop_if_strict(report, settings)
@@ -258,12 +272,16 @@ def _check_report(report: DataReport, settings: Any) -> None:
         raise RejectedRows(report, strict=False)
 
 
-def _files(settings: Any) -> list[str]:
+def files_of(settings: Any) -> list[str]:
     """Return every file and hub name of the settings, in reading order."""
-    named = [settings.train, settings.eval, getattr(settings, "test", None)]
-    return [name for where in named if where and not isinstance(where, float) for name in sources(where)]
+    named = {
+        "train": settings.train,
+        "validation": held_out(settings),
+        "test": getattr(settings, "test", None),
+    }
+    return [name for split, where in named.items() if where for name in sources(where, split)]
 
 
 def _cache_name(settings: Any, tokenizer: Any, facts: list[Any]) -> str | None:
     chosen = [str(getattr(settings, key, None)) for key in CACHED_BY]
-    return store.key(_files(settings), tokenizer, chosen + facts)
+    return store.key(files_of(settings), tokenizer, chosen + facts)

@@ -1,34 +1,27 @@
 """Files of every usual kind become records with `file:line`. A row that cannot be read becomes a reject.
 
 JSONL, JSON (an array, or {"data": [...]}), CSV and TSV with a header, Parquet, plain text, CoNLL; each of
-them also as .gz; a folder or a list of these; the train split of a hub data set. Only blank lines between
-rows are passed over, and the -DOCSTART- of CoNLL files.
+them also as .gz, and in UTF-16 if it begins with its mark; a folder (see `folders`) or a list of these; the
+train split of a hub data set. Only blank lines between rows are passed over, and the -DOCSTART- of CoNLL
+files.
 """
 
 import gzip
+import io
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from graft.data.read_json import json_file, json_lines
-from graft.data.read_tables import csv_file, parquet_file, tsv_file
+from graft.data.folders import endings, files_in, kind_of, told, validation_in
+from graft.data.read_json import SAVE_AS_UTF8, json_file, json_lines
+from graft.data.read_tables import csv_file, is_table, parquet_file, tsv_file
 from graft.data.read_text import DOCUMENT, TAGGED_LINE, conll_file, text_file
 from graft.data.rows import Record, Reject
+from graft.data.tool_calls import without_nulls
 from graft.errors import DataError
 
-KINDS = {
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".json": "json",
-    ".csv": "csv",
-    ".tsv": "tsv",
-    ".parquet": "parquet",
-    ".txt": "text",
-    ".md": "text",
-    ".conll": "conll",
-}
 READERS: dict[str, Callable[[str, IO[bytes]], Iterator[Record | Reject]]] = {
     "jsonl": json_lines,
     "json": json_file,
@@ -40,25 +33,28 @@ READERS: dict[str, Callable[[str, IO[bytes]], Iterator[Record | Reject]]] = {
 }
 
 
-def sources(where: str | Path | Iterable[str | Path]) -> list[str]:
+UTF16 = (b"\xff\xfe", b"\xfe\xff")  # how UTF-16 files begin
+Where = str | Path | Iterable[str | Path]
+
+
+def sources(where: Where, split: str = "train") -> list[str]:
     """Return the files of one path, of a folder or of a list of these, in reading order.
 
-    A folder gives its readable files in the order of their names, without README files and hidden ones. Names
-    of hub data sets are returned as `hub:owner/name`. Raises DataError for a path without any file that can
-    be read.
+    split: "train", "validation" or "test", for folders whose files' names tell them apart. Names of hub data
+    sets are returned as `hub:owner/name`. Raises DataError for a path without any file that can be read.
     """
     if not isinstance(where, str | Path):
-        return [source for entry in where for source in sources(entry)]
+        return [source for entry in where for source in sources(entry, split)]
     path = Path(where)
     if str(where).startswith("hub:"):
         return [str(where)]
     if path.is_dir():
-        return _files_of_folder(path, where)
+        return [str(file) for file in files_in(path, split)]
     if path.exists():
         if not kind_of(path):
             raise DataError(
                 f"{where} has an unknown ending",
-                f"a file ending in {_endings()}",
+                f"a file ending in {endings()}",
                 "convert it, for instance to JSON Lines: one object per line",
             )
         return [str(where)]
@@ -71,31 +67,34 @@ def sources(where: str | Path | Iterable[str | Path]) -> list[str]:
     )
 
 
-def kind_of(path: Path) -> str | None:
-    """Return the kind of file that the name promises, a value of KINDS; None for an unknown ending."""
-    return KINDS.get(Path(path.stem if path.suffix == ".gz" else path.name).suffix.lower())
+def validation(where: Where) -> list[str]:
+    """Return the files in folders of `where` that are held out by their names."""
+    return [str(file) for folder in _folders(where) for file in validation_in(folder)]
 
 
-def records(where: str | Path | Iterable[str | Path], *, tagged: bool = False) -> Iterator[Record | Reject]:
+def choices(where: Where, used: Iterable[str]) -> list[str]:
+    """Return what was taken of the folders in `where` and what was not, one sentence each.
+
+    used: every file that is read.
+    """
+    known = list(used)
+    held = [name for name in validation(where) if name in known]
+    return told(_folders(where), held, known)
+
+
+def records(where: Where, *, tagged: bool = False, split: str = "train") -> Iterator[Record | Reject]:
     """Yield every row of every file, in order, as a Record, or as a Reject that says why it is none.
 
-    tagged: text files and TSV may be CoNLL files; their first line decides.
+    tagged: text files and TSV may be CoNLL files; their first line decides.  split: see `sources`.
     Raises DataError if nothing can be read at all: a path does not exist, a reader is not installed.
     """
-    for name in sources(where):
+    for name in sources(where, split):
         yield from _hub_rows(name) if name.startswith("hub:") else _rows_of_file(name, tagged)
 
 
-def _files_of_folder(folder: Path, given: str | Path) -> list[str]:
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and kind_of(path)]
-    shown = [str(path) for path in files if not _hidden(path.relative_to(folder))]
-    if not shown:
-        raise DataError(
-            f"The folder {given} holds no file that can be read",
-            f"files ending in {_endings()}",
-            "point data.train to the folder of the data files",
-        )
-    return shown
+def _folders(where: Where) -> list[Path]:
+    given = [where] if isinstance(where, str | Path) else where
+    return [Path(entry) for entry in given if Path(entry).is_dir()]
 
 
 def _rows_of_file(name: str, tagged: bool) -> Iterator[Record | Reject]:
@@ -106,14 +105,22 @@ def _rows_of_file(name: str, tagged: bool) -> Iterator[Record | Reject]:
         with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as stream:
             # A GzipFile has all that the readers need of a stream, but is declared as none.
             readable: Any = stream
+            if kind != "parquet" and readable.peek(2)[:2] in UTF16:
+                readable = io.BufferedReader(io.BytesIO(_as_utf8(readable.read())))
             if tagged and kind in ("text", "tsv") and _begins_with_tags(readable):
                 kind = "conll"
+            if kind == "text" and is_table(readable.peek(DOCUMENT)):
+                kind = "tsv"
             for record in READERS[kind](name, readable):
                 last = record.source
                 yield record
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         detail = f"the .gz file breaks off after this row ({error})"
         yield Reject(last, "damaged archive", detail, "fetch it again")
+        return
+    except UnicodeDecodeError as error:
+        detail = f"the file is UTF-16 and damaged at byte {error.start}"
+        yield Reject(f"{name}:1", "not UTF-8", detail, SAVE_AS_UTF8)
         return
     except OSError as error:
         reason = error.strerror or error
@@ -122,6 +129,11 @@ def _rows_of_file(name: str, tagged: bool) -> Iterator[Record | Reject]:
         ) from error
     if last.endswith(":0"):
         yield Reject(f"{name}:1", "empty file", "the file has no row", "remove it from data.train or fill it")
+
+
+def _as_utf8(raw: bytes) -> bytes:
+    """Return the UTF-8 bytes of a file in UTF-16. Raises UnicodeDecodeError."""
+    return raw.decode("utf-16").encode()
 
 
 def _begins_with_tags(stream: Any) -> bool:
@@ -149,12 +161,4 @@ def _hub_rows(name: str) -> Iterator[Record | Reject]:
             "check the name, the split (hub:owner/name:split) and the network",
         ) from None
     for number, fields in enumerate(rows, 1):
-        yield Record(f"{name}:{number}", dict(fields))
-
-
-def _hidden(path: Path) -> bool:
-    return any(part.startswith((".", "_")) for part in path.parts) or path.stem.lower() == "readme"
-
-
-def _endings() -> str:
-    return ", ".join(KINDS) + ", each also with .gz"
+        yield Record(f"{name}:{number}", {key: without_nulls(value) for key, value in fields.items()})

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import IO
 
-from graft.data.read_json import SAVE_AS_UTF8, UTF16
+from graft.data.read_json import SAVE_AS_UTF8
 from graft.data.rows import Record, Reject
 
 DOCUMENT = 8192  # characters; paragraphs of a text file are gathered until a document has about as many
@@ -20,8 +20,7 @@ def text_file(name: str, stream: IO[bytes]) -> Iterator[Record | Reject]:
         try:
             line = _decoded(raw, number)
         except UnicodeDecodeError as error:
-            detail = "the file is UTF-16" if raw.startswith(UTF16) else f"byte 0x{raw[error.start]:02x}"
-            yield Reject(f"{name}:{number}", "not UTF-8", detail, SAVE_AS_UTF8)
+            yield Reject(f"{name}:{number}", "not UTF-8", f"byte 0x{raw[error.start]:02x}", SAVE_AS_UTF8)
             continue
         if not line.strip() and size >= DOCUMENT:
             yield Record(f"{name}:{begin}", {"text": "".join(lines).strip()})
@@ -37,7 +36,10 @@ def text_file(name: str, stream: IO[bytes]) -> Iterator[Record | Reject]:
 
 
 def conll_file(name: str, stream: IO[bytes]) -> Iterator[Record | Reject]:
-    """Yield the sentences between blank lines; in each line the word comes first and its tag last."""
+    """Yield the sentences between blank lines; in each line the word comes first and its tag last.
+
+    Columns between the two are called by their number.
+    """
     lines: list[tuple[int, bytes]] = []
     for number, raw in enumerate(chain(stream, [b""]), 1):
         if raw.strip() and not raw.startswith(b"-DOCSTART-"):
@@ -63,7 +65,8 @@ def _sentence(name: str, lines: list[tuple[int, bytes]]) -> Record | Reject:
             detail = f"{len(cells)} cells, {len(rows[0])} in line {lines[0][0]}"
             return Reject(source, "wrong number of cells", detail, "separate words and tags by one tab")
     fields = {"tokens": [cells[0] for cells in rows], "tags": [cells[-1] for cells in rows]}
-    return Record(f"{name}:{lines[0][0]}", fields)
+    between = {str(k + 1): [cells[k] for cells in rows] for k in range(1, len(rows[0]) - 1)}
+    return Record(f"{name}:{lines[0][0]}", fields | between)
 
 
 def _decoded(raw: bytes, number: int) -> str:

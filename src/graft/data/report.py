@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-from graft.data.encode import IGNORED, Example, Examples
+from graft.data.encode import IGNORED, TOKEN_TYPES, Example, Examples
 from graft.data.rows import Reject, by_reason
+from graft.data.templates import Jinja
 from graft.errors import DataError, listed
 
 SHOWN = 20  # rejects that an error message lists one by one
@@ -21,13 +22,16 @@ SHOWN = 20  # rejects that an error message lists one by one
 class DataReport:
     """Facts about the rows of a run, as plain values. Numbers without another unit count rows.
 
-    read = train + eval + Σ rejected
+    read = train + eval + Σ rejected + beyond_limit
     """
 
     files: list[str] = field(default_factory=list)
+    folders: list[str] = field(default_factory=list)  # what was taken of folders and what not, in sentences
     read: int = 0
     train: int = 0
     eval: int = 0
+    beyond_limit: int = 0  # usable rows that data.limit left out
+    sampled: str = ""  # what it took, in words
     rejected: dict[str, int] = field(default_factory=dict)  # by reason
     rejects: list[Reject] = field(default_factory=list)
     examples: int = 0  # of the training rows, as are the next five; a long document gives several
@@ -44,7 +48,7 @@ class DataReport:
     unused: dict[str, int] = field(default_factory=dict)
     duplicates: int = 0  # training rows that repeat an earlier one
     overlap: int = 0  # eval or test rows that are training rows too
-    template: str | None = None
+    template: Jinja | None = None
     labels: list[str] | None = None
     samples: list[dict[str, Any]] = field(default_factory=list)
 
@@ -52,6 +56,7 @@ class DataReport:
         """Return what the user should look at before training, one sentence each."""
         first = ", ".join(self.cut_sources[:3])
         candidates = [
+            (self.beyond_limit, f"data.limit takes {self.sampled}"),
             (self.cut, f"{self.cut} rows cut to {self.max_length} tokens, first {first}"),
             (self.tokens_unknown, f"{self.tokens_unknown} tokens unknown to the tokenizer"),
             (
@@ -62,10 +67,13 @@ class DataReport:
             (self.overlap, f"{self.overlap} evaluation rows are training rows too: their score will flatter"),
         ]
         used = self.train + self.eval
+        shares: dict[int, list[str]] = {}
+        for what, count in self.unused.items():
+            shares.setdefault(count, []).append(what)
         unread = [
-            f"not read: {what}, in {count / used:.0%} of the rows" for what, count in self.unused.items()
+            f"not read: {', '.join(names)}, in {n / used:.0%} of the rows" for n, names in shares.items()
         ]
-        return unread + [text for count, text in candidates if count]
+        return self.folders + unread + [text for count, text in candidates if count]
 
     def json(self) -> dict[str, Any]:
         """Return all fields as plain JSON values."""
@@ -120,7 +128,8 @@ def describe(report: DataReport, examples: Examples, tokenizer: Any, stage: Show
     lengths = sorted(examples.lengths())
     parts = {name: column.values for name, column in examples.parts.items()}
     beyond_ids = sum(len(values) for name, values in parts.items() if name not in stage.aligned)
-    learnt_in_parts = sum(value != IGNORED for values in parts.values() for value in values)
+    targets = (values for name, values in parts.items() if name != TOKEN_TYPES)
+    learnt_in_parts = sum(value != IGNORED for values in targets for value in values)
     report.examples = len(lengths)
     report.tokens = len(examples.ids.values) + beyond_ids
     report.tokens_learnt = sum(examples.learnt) + learnt_in_parts

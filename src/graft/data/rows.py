@@ -6,7 +6,7 @@ rows read = rows used + Σ rejected by reason        (checked before every run)
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,7 +41,7 @@ class Row:
     """One usable row in the normal form.
 
     kind, value: "text" str; "pair" (prompt, completion); "chat" a list of {role, content, ...}; "label"
-    (text, label); "tags" (words, tags), one tag a word.
+    (text or a pair of texts, label); "tags" (words, tags), one tag a word.
     tools: JSON schemas that the chat template shows.  first: index of the first message that may be learnt.
     unused: what the row says and the model will not read, such as "column 'context'"; equal things have equal
     names, by which rows are counted.
@@ -64,8 +64,25 @@ class Row:
         if self.kind == "tags":
             return [*self.value[0], *self.value[1]]
         if self.kind == "chat":
-            return [text for message in self.value for text in message.values() if isinstance(text, str)]
+            return list(_texts([self.value, self.tools]))
+        if self.kind == "label":
+            return [*self.asked, str(self.value[1])]
         return [self.value] if self.kind == "text" else [str(part) for part in self.value]
+
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """The texts of a row with a label: one or two."""
+        texts = self.value[0]
+        return (texts,) if isinstance(texts, str) else tuple(texts)
+
+
+def _texts(value: dict[str, Any] | list[Any]) -> Iterator[str]:
+    """Yield every string in a list or a dict, however deep; keys are not among them."""
+    for part in value.values() if isinstance(value, dict) else value:
+        if isinstance(part, str):
+            yield part
+        elif isinstance(part, dict | list):
+            yield from _texts(part)
 
 
 def turns(prompt: Any, answer: Any) -> list[dict[str, Any]]:

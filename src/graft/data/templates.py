@@ -1,18 +1,11 @@
-"""Chat templates: how messages become text, and where the assistant speaks in it.
+"""Chat templates: which one writes a conversation, and how a prompt becomes ids, in training and in use.
 
 A template is the tokenizer's own, a built-in one (chat_templates.py), or a Jinja file. It runs in
-transformers' sandbox. Training and use write the same prompt. Which characters are learnt is found by
-rendering, for every template in the same way:
-
-    start = len(render(messages before the turn, with the prompt that asks for it))     as a server sends it
-    end   = after the first control token that follows the answer: the model learns to end its turn
-
-If a template rewrites earlier turns (thinking blocks), a marker in place of the answer shows where the answer
-is.
+transformers' sandbox. A tokenizer may have several: `tool_use` writes the rows with tools and `default` the
+others, as transformers chooses. What is learnt of the text, turns.py finds.
 """
 
 import re
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,30 +13,37 @@ from typing import Any
 from jinja2.exceptions import TemplateError
 
 from graft.data.chat_templates import BUILTIN, TOKENS, jinja
+from graft.data.marks import OTHER, Messages, Tools
 from graft.data.mask import Rendered, tokenise
 from graft.data.rows import BadRow, Row
+from graft.data.tool_calls import in_written_form
+from graft.data.turns import OTHER_TEMPLATE, Talk
 from graft.errors import DataError, one_of
 
-MARK = "\ue0f0graft\ue0f1"  # private-use characters: no text has them, no template changes them
-OTHER_TEMPLATE = "change the row, or choose another data.template"
+Jinja = str | dict[str, str]  # the text of a template, or of several by name
+# What a model is asked: a text as it is, messages for the chat template, or {"messages": ..., "tools": ...}.
+Prompt = str | Messages | dict[str, Any]
+CALLS = "arguments of tool_calls"
 
-Messages = list[dict[str, Any]]
 
-
-def source(tokenizer: Any, name: str | None = None) -> str:
-    """Return the Jinja text of a template.
+def source(tokenizer: Any, name: str | None = None) -> Jinja:
+    """Return the Jinja text of a template, or the texts by name where the tokenizer has several.
 
     name: a built-in one, or a Jinja file; None for the tokenizer's own, or `plain` if it has none.
 
     A built-in template writes the beginning-of-text token exactly if this tokenizer writes one by itself.
-    Raises UsageError for an unknown name and DataError for a tokenizer without the tokens that the template
-    needs.
+    Raises UsageError for an unknown name, and DataError for a tokenizer without the tokens that the template
+    needs, or with several templates none of which is called default or tool_use.
     """
     if name is None and tokenizer.chat_template:
-        by_name = tokenizer.chat_template
-        if isinstance(by_name, str):
-            return by_name
-        return by_name.get("default") or next(iter(by_name.values()))
+        own: Jinja = tokenizer.chat_template
+        if not isinstance(own, str) and not {"default", "tool_use"} & own.keys():
+            raise DataError(
+                f"The tokenizer has the chat templates {', '.join(own)}",
+                "one that is called default, or tool_use for rows with tools",
+                "set data.template to a file with the one that you mean",
+            )
+        return own
     name = name or "plain"
     if name not in BUILTIN and Path(name).is_file():
         return Path(name).read_text(encoding="utf-8")
@@ -86,60 +86,72 @@ def end_token(tokenizer: Any) -> int:
     return tokenizer.eos_token_id
 
 
+def head(text: str, tokenizer: Any) -> list[int]:
+    """Return the ids that this tokenizer puts before a text; none if the text begins with them by itself."""
+    before, _ = affixes(tokenizer)
+    return [] if before and text.startswith(tokenizer.decode(before)) else before
+
+
 def prompt_ids(
-    prompt: str | Messages,
+    prompt: Prompt,
     tokenizer: Any,
     *,
-    template: str | None = None,
-    tools: list[Any] | None = None,
+    template: Jinja | None = None,
+    tools: Tools = None,
     family: str = "causal",
 ) -> list[int]:
     """Return the ids with which a model is prompted: a text as it is, messages through the chat template.
 
     Training rows begin with exactly these ids, in every turn of a conversation.
 
-    template: Jinja text, as `source` returns it; None is the tokenizer's own or `plain`.  tools: JSON schemas
-    that the template shows.  family: "seq2seq" adds the ids that end an encoder's input.
+    template: as `source` returns it; None is the tokenizer's own or `plain`.  tools: JSON schemas that the
+    template shows, if the prompt does not bring them.  family: "seq2seq" adds the ids that end an encoder's
+    input.
     """
-    before, after = affixes(tokenizer)
     if isinstance(prompt, str):
-        rendered = Rendered(prompt, head=before)
+        rendered = Rendered(prompt, head=head(prompt, tokenizer))
     else:
-        rendered = Template(tokenizer, template or source(tokenizer)).ask(prompt, tools)
+        messages = prompt["messages"] if isinstance(prompt, dict) else prompt
+        shown = prompt.get("tools") or tools if isinstance(prompt, dict) else tools
+        rendered = Template(tokenizer, template or source(tokenizer)).ask(messages, shown)
     ((ids, _, _),) = tokenise([rendered], tokenizer)
-    return ids + (after if family == "seq2seq" else [])
-
-
-@dataclass(frozen=True)
-class Turn:
-    """Where one turn of the assistant stands in a rendered conversation.
-
-    start, end: characters; end is after the token that ends the turn.  ended: whether there is such a token.
-    altered: whether the template writes the turn differently from what the model would generate.
-    """
-
-    start: int
-    end: int
-    ended: bool
-    altered: bool
+    return ids + (affixes(tokenizer)[1] if family == "seq2seq" else [])
 
 
 class Template:
-    """A Jinja chat template together with the tokenizer for which it writes."""
+    """A Jinja chat template together with the tokenizer for which it writes.
 
-    def __init__(self, tokenizer: Any, text: str) -> None:
+    text: of the template, or of several by name, see `source`.
+    """
+
+    def __init__(self, tokenizer: Any, text: Jinja) -> None:
         self.tokenizer = tokenizer
         self.text = text
 
-    def render(self, messages: Messages, tools: list[Any] | None = None, *, ask: bool = False) -> str:
+    def render(self, messages: Messages, tools: Tools = None, ask: bool = False) -> str:
         """Return the messages as text.  ask: end with the words after which the assistant speaks."""
+        told = [{k: v for k, v in message.items() if k != "weight"} for message in messages]
         try:
             return self.tokenizer.apply_chat_template(
-                messages, tools=tools, chat_template=self.text, add_generation_prompt=ask, tokenize=False
+                told,
+                tools=tools,
+                chat_template=self._chosen(tools),
+                add_generation_prompt=ask,
+                tokenize=False,
             )
         except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
             detail = str(error).split("\n")[0] or type(error).__name__
             raise BadRow("template failed", detail, OTHER_TEMPLATE) from None
+
+    def _chosen(self, tools: Tools) -> str:
+        """Return the template for these tools, as transformers chooses among several."""
+        if isinstance(self.text, str):
+            return self.text
+        name = "tool_use" if tools is not None and "tool_use" in self.text else "default"
+        if name not in self.text:
+            detail = f"there is none called default, only {', '.join(self.text)}"
+            raise BadRow("template failed", detail, OTHER_TEMPLATE)
+        return self.text[name]
 
     @cached_property
     def controls(self) -> re.Pattern[str]:
@@ -149,69 +161,76 @@ class Template:
         longest_first = sorted((word for word in words if word.strip()), key=len, reverse=True)
         return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
+    def ends(self, text: str) -> bool:
+        """Return whether a control token stands at the end of a text; blanks may follow it."""
+        text = text.rstrip()
+        return any(control.end() == len(text) for control in self.controls.finditer(text))
+
     def learn(self, row: Row) -> Rendered:
         """Return a conversation as text, with the spans that are learnt.
 
-        Raises BadRow if the template loses a turn.
+        Raises BadRow if the template loses a turn, and if no turn may be learnt.
         """
-        messages, tools = row.value, row.tools
-        text = self.render(messages, tools)
-        for number, message in enumerate(messages, 1):
-            role = message["role"]
-            if role in ("user", "system", "developer") and message["content"].strip() not in text:
-                raise BadRow("template failed", f"it does not write turn {number} ({role})", OTHER_TEMPLATE)
-        speaks = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-        turns = {i: self._turn(text, messages, i, tools) for i in speaks}
-        learnt = [turn for i, turn in turns.items() if i >= row.first]
-        starts = [turn.start for turn in turns.values()]
-        spans = [(turn.start, turn.end) for turn in learnt]
-        altered = sum(turn.altered for turn in learnt)
-        if not speaks or turns[speaks[-1]].ended:
-            return Rendered(text, starts, spans, altered=altered)
+        talk, calls_written = self._talk(row.value, row.tools)
+        unused = unused_of(talk, row.value, calls_written)
+        muted = [message.get("weight") == 0 for message in row.value]
+        learnt = {i: talk.turn(i) for i in talk.speaks if i >= row.first and not muted[i]}
+        if not learnt:
+            raise BadRow("nothing to learn", "weight 0 for every answer", "remove the row")
+        starts = [learnt[i].start if i in learnt else talk.start(i) for i in talk.speaks]
+        spans = [(turn.start, turn.end) for turn in learnt.values()]
+        altered = sum(turn.altered for turn in learnt.values())
+        facts: dict[str, Any] = {"altered": altered, "unused": tuple(sorted(unused))}
+        last = learnt.get(talk.speaks[-1])
+        if last is None or last.ended:
+            return Rendered(talk.text, starts, spans, **facts)
         # No token ends the last answer: then the text ends with it, and the model must stop there.
         eos = [] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]
-        return Rendered(text[: spans[-1][1]], starts, spans, tail=eos, altered=altered)
+        return Rendered(talk.text[: last.end], starts, spans, tail=eos, **facts)
 
-    def ask(self, messages: Messages, tools: list[Any] | None = None) -> Rendered:
+    def ask(self, messages: Messages, tools: Tools = None) -> Rendered:
         """Return a conversation as the prompt for its next answer; earlier answers are as in `learn`."""
-        text = self.render(messages, tools, ask=True)
-        speaks = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-        return Rendered(text, [self._turn(text, messages, i, tools, asked=True).start for i in speaks])
+        talk, _ = self._talk(messages, tools, ask=True)
+        return Rendered(talk.text, [talk.start(i) for i in talk.speaks])
 
-    def _turn(self, text: str, messages: Messages, i: int, tools: Any, *, asked: bool = False) -> Turn:
-        """Find turn i of the assistant in `text`.  asked: whether the text ends with the next prompt."""
-        content = messages[i]["content"].strip()
+    def asked_and_answered(self, row: Row) -> tuple[str, str, tuple[str, ...]]:
+        """Return the prompt for the last answer, that answer, and the names of what neither says."""
+        *before, last = row.value
+        talk, calls_written = self._talk(before, row.tools, ask=True)
+        kept = {"role", "content", "weight"}
+        unused = unused_of(talk, before, calls_written) | {
+            f"{key} of the answer" for key in last if key not in kept
+        }
+        return talk.text, last["content"], tuple(sorted(unused))
+
+    def wrote(self, text: str) -> bool:
+        """Return whether a text has what this template writes between question and answer, and behind."""
+        between, behind = self._around
+        return bool(between) and between in text and behind in text
+
+    @cached_property
+    def end(self) -> str | None:
+        """The token that the template writes behind an answer; None without one."""
+        return self._around[1] or None
+
+    @cached_property
+    def _around(self) -> tuple[str, str]:
+        """What stands between a question and its answer, and the token behind; empty where there is none."""
+        talk = [{"role": "user", "content": OTHER}, {"role": "assistant", "content": OTHER}]
         try:
-            prompt = self.render(messages[:i], tools, ask=True) if i else ""
-            through = text if i + 1 == len(messages) else self.render(messages[: i + 1], tools)
-        except BadRow:  # a template that needs the whole conversation
-            prompt, through = MARK, ""
-        if text.startswith(through) and through.startswith(prompt):
-            start, last = len(prompt), len(through)
-            at = through.rfind(content, start) if content else -1
-            answered = at + len(content) if at >= 0 else start
-            unended = len(through.rstrip())
-        else:
-            start, answered = self._by_marker(text, messages, i, tools, asked)
-            start = len(prompt) if text.startswith(prompt) and len(prompt) <= answered else start
-            last = len(text)
-            unended = answered
-        controls = list(self.controls.finditer(text, answered, last))
-        # An answer that is not in the text word for word (a tool call) may contain control tokens itself.
-        # Then the last of them ends the turn.
-        stop = controls[0 if answered > start else -1] if controls else None
-        end = stop.end() if stop else unended
-        if not text[start : stop.start() if stop else end].strip():
-            raise BadRow("template failed", f"it writes nothing for turn {i + 1} (assistant)", OTHER_TEMPLATE)
-        generated = through.startswith(text[:start]) and through.startswith(text[start:end], len(prompt))
-        return Turn(start, end, ended=stop is not None, altered=not generated)
+            _, between, behind = self.render(talk).split(OTHER)
+        except (BadRow, ValueError):  # ValueError: it writes one of them twice, or not at all
+            return "", ""
+        control = self.controls.search(behind)
+        return between.strip(), control.group() if control else ""
 
-    def _by_marker(self, text: str, messages: Messages, i: int, tools: Any, asked: bool) -> tuple[int, int]:
-        """Return where the content of turn i begins and ends, found by rendering a marker in its place."""
-        marked = [*messages[:i], messages[i] | {"content": MARK}, *messages[i + 1 :]]
-        rendered = self.render(marked, tools, ask=asked)
-        head, _, tail = rendered.partition(MARK)
-        if MARK not in rendered or MARK in tail or not (text.startswith(head) and text.endswith(tail)):
-            detail = f"turn {i + 1} is not found in what it writes"
-            raise BadRow("template failed", detail, "choose another data.template")
-        return len(head), len(text) - len(tail)
+    def _talk(self, messages: Messages, tools: Tools, *, ask: bool = False) -> tuple[Talk, bool]:
+        """Return the conversation as it is written, and whether the arguments of its calls are."""
+        told, works = in_written_form(messages, lambda told: self.render(told, tools))
+        return Talk(told, tools, self.render, self.controls, self.tokenizer.eos_token, ask), works
+
+
+def unused_of(talk: Talk, messages: Messages, calls_written: bool) -> set[str]:
+    """Return the names of what a conversation says and the template does not write, see `Talk.unused`."""
+    asking = {f"weight 1 of a {m['role']} turn" for m in messages if m.get("weight") == 1}
+    return talk.unused() | asking | (set() if calls_written else {CALLS})

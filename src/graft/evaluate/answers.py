@@ -10,31 +10,35 @@ from graft.core.route import spans
 from graft.data.encode import IGNORED, Example
 from graft.data.rows import Row
 from graft.data.tags import marked, words_of
-from graft.errors import AdapterError, DataError
+from graft.data.vocabulary import within
+from graft.errors import AdapterError, DataError, notice
 from graft.generate.generate import evaluating
-from graft.stages.classify import Labelled
+from graft.stages.classify import Classify, Labelled
 
 if TYPE_CHECKING:
     from graft.base.base import Base
 
 LONGEST = 512  # tokens of a text that are read
+CLASSIFY = Classify()
 
 
 def answers(base: "Base", texts: Sequence[str | Sequence[str]], adapters: Sequence[str]) -> list[str]:
     """Return one answer per text, all from one forward: rows of different adapters share it.
 
-    texts: strings, or lists of words.  adapters: the name of the adapter that answers each text.
+    texts: strings, pairs of strings (a tuple) that are read together, or lists of words.
+    adapters: the name of the adapter that answers each text.
     Raises AdapterError for an adapter without a task head, DataError for a text that cannot be read.
     """
+    if not texts:
+        return []
     heads = [_head(base, name) for name in adapters]
     rows = [_row(text, head) for text, head in zip(texts, heads, strict=True)]
-    examples = [_encoded(base, row, head) for row, head in zip(rows, heads, strict=True)]
-    width = max(len(example.ids) for example in examples)
-    pad = base.tokenizer.pad_token_id or 0
-    ids = torch.tensor([e.ids + [pad] * (width - len(e.ids)) for e in examples], device=base.device)
-    live = torch.tensor([[1] * len(e.ids) + [0] * (width - len(e.ids)) for e in examples], device=base.device)
+    places = zip(rows, heads, adapters, strict=True)
+    examples = [_encoded(base, row, head, name) for row, head, name in places]
+    batches = CLASSIFY.batches(base, max(len(example.ids) for example in examples))
+    inputs = {name: tensor.to(base.device) for name, tensor in batches.inputs(examples)[0].items()}
     with torch.no_grad(), evaluating(base):
-        logits = [row for part in base(ids, adapters, attention_mask=live) for row in part]
+        logits = [row for part in base(inputs.pop("input_ids"), adapters, **inputs) for row in part]
     texts_by_row = [""] * len(rows)
     for i, scores in zip(spans(adapters)[0], logits, strict=True):  # logits come adapter by adapter
         texts_by_row[i] = _in_words(rows[i], examples[i], scores.argmax(-1).tolist(), _names(heads[i]))
@@ -62,17 +66,24 @@ def _names(head: Any) -> Sequence[str]:
 def _row(text: str | Sequence[str], head: Any) -> Row:
     """Return the text as a row of the head's task, with a dummy label that nothing reads."""
     if not head.every_token:
-        return Row("", "label", (text if isinstance(text, str) else " ".join(text), _names(head)[0]))
+        pair = isinstance(text, tuple) and len(text) == 2
+        return Row("", "label", (text if isinstance(text, str) or pair else " ".join(text), _names(head)[0]))
     words = words_of(text) if isinstance(text, str) else list(text)
     return Row("", "tags", (words, [_names(head)[0]] * len(words)))
 
 
-def _encoded(base: "Base", row: Row, head: Any) -> Example:
+def _encoded(base: "Base", row: Row, head: Any, adapter: str) -> Example:
     """Return the row as token ids. Raises DataError if it is empty or cannot be read."""
-    longest = min(LONGEST, context_length(base.model.config) or LONGEST)
-    if not row.value[0]:
+    limit = context_length(base.model.config)
+    longest = LONGEST if limit is None else min(LONGEST, limit - base.positions([adapter]))
+    if not row.value[0] or (row.kind == "label" and not all(row.asked)):
         raise DataError("an empty text", "at least one word", "leave it out")
-    encoded = Labelled(base.tokenizer, longest, _names(head))([row])
+    rows = base.model.get_input_embeddings().weight.shape[0]
+    encoded = within(
+        Labelled(base.tokenizer, longest, _names(head))([row]), rows, base.tokenizer, CLASSIFY.aligned
+    )
+    if encoded.cut:
+        notice(f"texts are read up to {longest} tokens; the rest does not count")
     for reject in encoded.rejects:
         raise DataError(f"{reject.reason}: {reject.detail}", "a text that the model can read", reject.remedy)
     return encoded.examples[0]

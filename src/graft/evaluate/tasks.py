@@ -7,7 +7,7 @@ accept several references get all of them.
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
 
@@ -16,8 +16,10 @@ from graft.data.encode import IGNORED
 from graft.data.feed import Feed
 from graft.data.rows import Row
 from graft.data.tags import marked
+from graft.data.templates import Prompt
 from graft.errors import DataError
 from graft.evaluate.answers import answers
+from graft.evaluate.coverage import Coverage
 from graft.evaluate.losses import Progress, classes, losses, silent
 from graft.evaluate.metrics import CLASS, LOSS, TEXT, check, class_scores, user_scores
 from graft.stages.stage import Stage
@@ -27,19 +29,24 @@ SHOWN = 20  # rows whose classes are kept next to the scores
 
 @dataclass(frozen=True)
 class Case:
-    """One prompt (a text or messages), every reference answer to it, and the rows they come from."""
+    """One prompt, every reference answer to it, and the rows they come from."""
 
-    prompt: str | list[dict[str, Any]]
+    prompt: Prompt
     references: list[str]
     rows: list[Row]
 
 
 @dataclass(frozen=True)
 class Scored:
-    """Encoded examples, and the stage whose loss and classes score them."""
+    """Encoded examples, and the stage whose loss and classes score them.
+
+    unknown: names of classes that the head does not know, whose indices follow those that it knows. It never
+    predicts them; such rows have no loss.
+    """
 
     feed: Feed
     stage: Stage
+    unknown: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -62,13 +69,18 @@ def cases(rows: Sequence[Row]) -> list[Case]:
     """
     grouped: dict[str, Case] = {}
     for row in rows:
+        prompt: Prompt
         if row.kind == "pair":
             prompt, answer = row.value
         elif row.kind == "chat" and row.value[-1]["role"] == "assistant":
             prompt, answer = row.value[:-1], row.value[-1]["content"]
+            if row.value[-1].get("weight") == 0:  # an answer that is not to be learnt is no reference
+                continue
+            if row.tools:
+                prompt = {"messages": prompt, "tools": row.tools}
         else:
             continue
-        case = grouped.setdefault(json.dumps([prompt, row.tools], sort_keys=True), Case(prompt, [], []))
+        case = grouped.setdefault(json.dumps(prompt, sort_keys=True), Case(prompt, [], []))
         case.references.append(answer.strip())
         case.rows.append(row)
     return list(grouped.values())
@@ -99,10 +111,10 @@ def evaluate(
     with base.using(adapter):
         if set(metrics) & by_loss:
             scored = _scored(held, metrics)
-            scores |= losses(base, scored.feed, scored.stage, progress)
+            scores |= losses(base, _with_loss(scored, base, adapter), scored.stage, progress)
         if set(metrics) & set(CLASS) - by_loss:
             predicted, true = classes(base, _scored(held, metrics).feed, progress)
-            scores |= class_scores(metrics, predicted, true, _labels(base, adapter))
+            scores |= class_scores(metrics, predicted, true, _labels(base, adapter, held))
             if keep is not None:
                 keep += _answered(base, held, adapter)
         text_metrics = [name for name in metrics if name in TEXT or ":" in name]
@@ -118,10 +130,12 @@ class Table:
     """The same metrics in several columns.
 
     columns: {title: {metric: value}}.  texts: {"prompt", "references", and the text of each column}.
+    coverage: the rows that the scores are about.
     """
 
     columns: dict[str, dict[str, float]]
     texts: list[dict[str, Any]]
+    coverage: Coverage = field(default_factory=Coverage)
 
     def rows(self) -> list[tuple[str, list[float | None]]]:
         """Return (metric, its value in each column or None) of every metric."""
@@ -140,7 +154,7 @@ def before_after(
     before: list[dict[str, Any]] = []
     after: list[dict[str, Any]] = []
     if labelled:
-        columns = {"majority": majority(_scored(held, metrics).feed, metrics, _labels(base, adapter))}
+        columns = {"majority": majority(_scored(held, metrics).feed, metrics, _labels(base, adapter, held))}
     else:
         columns = {"before": evaluate(base, held, metrics, adapter=None, progress=progress, keep=before)}
     columns["after"] = evaluate(base, held, metrics, adapter=adapter, progress=progress, keep=after)
@@ -164,10 +178,23 @@ def majority(feed: Feed, metrics: Sequence[str], labels: Sequence[str] = ()) -> 
     return class_scores(metrics, predicted, true, labels)
 
 
-def _labels(base: Base, adapter: str | None) -> Sequence[str]:
-    """Return the names of the classes that the adapter's head predicts."""
+def _labels(base: Base, adapter: str | None, held: HeldOut) -> Sequence[str]:
+    """Return the names of the classes that the adapter's head predicts, and of those that only rows have."""
     head = base.adapters[adapter].head if adapter is not None else None
-    return head.labels if head is not None else ()
+    if head is None:
+        return ()
+    return (*(head.labels or map(str, range(head.num_labels))), *_scored(held, []).unknown)
+
+
+def _with_loss(scored: Scored, base: Base, adapter: str | None) -> Feed:
+    """Return the examples that have a loss: those whose classes the head knows."""
+    head = base.adapters[adapter].head if adapter is not None else None
+    if not scored.unknown or head is None:
+        return scored.feed
+    known = [
+        e for e in scored.feed.examples if max([e.target or 0, *e.parts.get("tags", ())]) < head.num_labels
+    ]
+    return replace(scored.feed, examples=known)
 
 
 def _answered(base: Base, held: HeldOut, adapter: str | None) -> list[dict[str, Any]]:
@@ -180,7 +207,7 @@ def _answered(base: Base, held: HeldOut, adapter: str | None) -> list[dict[str, 
     records = []
     for row, text in zip(rows, predicted, strict=True):
         tagged = row.kind == "tags"
-        prompt = " ".join(row.value[0]) if tagged else row.value[0]
+        prompt = " ".join(row.value[0]) if tagged else "\n".join(row.asked)
         reference = marked(*row.value) if tagged else str(row.value[1])
         records.append({"prompt": prompt, "references": [reference], "text": text})
     return records

@@ -27,8 +27,8 @@ def refuse_pickle(path: str | Path) -> None:
     raise ModelError(
         given,
         "safetensors",
-        "ask the author for safetensors; `graft convert` reads LoRA files of loralib, weights only, "
-        "in a child process",
+        "ask the author for safetensors; `graft convert` reads adapters of PEFT, the `adapters` library and "
+        "loralib, weights only, in a child process",
     )
 
 

@@ -18,10 +18,8 @@ from transformers.generation import GenerationConfig, StoppingCriteria, Stopping
 
 from graft.core.positions import context_length
 from graft.data.rows import BadRow
-from graft.data.templates import Template, prompt_ids, source
-from graft.errors import DataError, UsageError, listed, one_of
-
-Prompt = str | list[dict[str, Any]]  # a text used as it is, or messages for the chat template
+from graft.data.templates import Prompt, Template, prompt_ids, source
+from graft.errors import DataError, UsageError, listed, notice, one_of
 
 
 class Writer(Protocol):
@@ -29,6 +27,9 @@ class Writer(Protocol):
 
     routed: inside the block the model's rows follow these adapters, in the order that is yielded.
     positions: how many positions of the context these adapters take, besides the tokens.
+    cacheable: whether text can be written with a cache under these adapters.
+    mixable: whether rows of these adapters may share a batch.
+    sharing: which rows may share a batch: "free", "length" (those of one length) or "none".
     """
 
     model: Any
@@ -43,6 +44,12 @@ class Writer(Protocol):
     def routed(self, rows: Sequence[str | None]) -> AbstractContextManager[list[int]]: ...
 
     def positions(self, names: Sequence[str | None]) -> int: ...
+
+    def cacheable(self, names: Sequence[str | None]) -> bool: ...
+
+    def mixable(self, names: Sequence[str | None]) -> bool: ...
+
+    def sharing(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -113,7 +120,8 @@ def generate(
 ) -> list[str]:
     """Return the continuation of each prompt, without the prompt and without the stop.
 
-    prompts: texts (used as they are, with the tokenizer's start token) or message lists (chat template).
+    prompts: texts (used as they are, with the tokenizer's start token), message lists (chat template), or
+    {"messages": ..., "tools": ...} where the chat template shows tools.
     adapters: one name or None per prompt.
     sampling: the fields of `Sampling`. Raises UsageError for bad settings, DataError for a prompt beyond the
     context.
@@ -125,13 +133,14 @@ def generate(
     tokens = [_encode(base, prompt, row) for row, prompt in enumerate(prompts)]
     ends = end_tokens(base, how.stop, chat=any(not isinstance(prompt, str) for prompt in prompts))
     pad = base.tokenizer.pad_token_id if base.tokenizer.pad_token_id is not None else (ends or [0])[0]
+    _known(base, tokens)
     context = _context(base, adapters)
     if context is not None:
-        _fit(tokens, context)
-    cache = all(m.cacheable for name in set(adapters) if name for m in base.adapters[name].methods)
+        _fit(tokens, context, how.max_new_tokens)
+    cache = base.cacheable(adapters)
     texts = [""] * len(prompts)
     with torch.no_grad(), evaluating(base), _seeded(how.seed):
-        for rows, room in _batches(tokens, how.max_new_tokens, context, batch_size):
+        for rows, room in _batches(base, adapters, tokens, how.max_new_tokens, context, batch_size):
             names, settings = [adapters[row] for row in rows], how.config(ends, pad, room, cache)
             part = _batch(base, [tokens[row] for row in rows], names, how, settings)
             for row, text in zip(rows, part, strict=True):
@@ -225,12 +234,8 @@ def end_tokens(base: Writer, stop: Sequence[str] = (), *, chat: bool) -> list[in
 
 def _turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
     """Return the token that the chat template writes after an answer, which training teaches."""
-    template, answer = Template(tokenizer, source(tokenizer)), "graft"
-    text = template.render([{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}])
-    control = template.controls.search(text, text.rfind(answer) + len(answer))
-    if control is None:
-        return None
-    token: Any = tokenizer.convert_tokens_to_ids(control.group())
+    end = Template(tokenizer, source(tokenizer)).end
+    token: Any = None if end is None else tokenizer.convert_tokens_to_ids(end)
     return None if token is None else int(token)
 
 
@@ -261,17 +266,32 @@ def _text(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
 
 
 def _batches(
-    tokens: list[list[int]], new: int, context: int | None, size: int
+    base: Writer,
+    adapters: Sequence[str | None],
+    tokens: list[list[int]],
+    new: int,
+    context: int | None,
+    size: int,
 ) -> Iterator[tuple[list[int], int]]:
     """Yield (rows, room for new tokens), long prompts first, so that a lack of memory shows at once.
 
     Rows whose room is short of `new` share a batch with rows of their length only: a longer neighbour may not
-    shorten an answer, nor a shorter one push it beyond the last position.
+    shorten an answer, nor a shorter one push it beyond the last position. Where the base cannot mix adapters
+    or pad rows, those of one adapter or one length share a batch.
     """
     room = [new if context is None else min(new, context - len(prompt)) for prompt in tokens]
-    order = sorted(range(len(tokens)), key=lambda row: -len(tokens[row]))
-    for limit, group in groupby(order, key=lambda row: room[row]):
-        rows = list(group)
+    sharing = base.sharing() if size > 1 and len(tokens) > 1 else "free"
+    size, mixed = (1 if sharing == "none" else size), base.mixable(adapters)
+
+    def group(row: int) -> tuple[int, int, str]:
+        length = len(tokens[row]) if sharing == "length" else 0
+        return room[row], length, "" if mixed else repr(adapters[row])
+
+    order = sorted(range(len(tokens)), key=lambda row: (-len(tokens[row]), group(row)))
+    if not mixed:
+        order.sort(key=group)
+    for (limit, _, _), together in groupby(order, key=group):
+        rows = list(together)
         yield from ((rows[i : i + size], limit) for i in range(0, len(rows), size))
 
 
@@ -281,12 +301,29 @@ def _context(base: Writer, adapters: Sequence[str | None]) -> int | None:
     return None if limit is None else limit - base.positions(adapters)
 
 
-def _fit(tokens: list[list[int]], context: int) -> None:
-    """Refuse prompts that leave no room for one token."""
+def _known(base: Writer, tokens: list[list[int]]) -> None:
+    """Refuse prompts with tokens that the model has no embedding for."""
+    rows = base.model.get_input_embeddings().weight.shape[0]
+    beyond = [(row, token) for row, prompt in enumerate(tokens) for token in prompt if token >= rows]
+    if beyond:
+        words = [(row, base.tokenizer.convert_ids_to_tokens(token)) for row, token in beyond]
+        raise DataError(
+            listed(dict.fromkeys(f"prompt {row} has the token {word!r}" for row, word in words), 3),
+            f"tokens of the model, which has {rows}",
+            "take the model's own tokenizer, or another chat template",
+        )
+
+
+def _fit(tokens: list[list[int]], context: int, new: int) -> None:
+    """Refuse prompts that leave no room for one token; say where answers may have to end early."""
     long = [(row, len(prompt)) for row, prompt in enumerate(tokens) if len(prompt) >= context]
     if long:
         given = listed([f"prompt {row} has {length} tokens" for row, length in long], 3)
         raise DataError(given, f"fewer than the {context} positions of the model", "shorten the prompt")
+    if any(len(prompt) + new > context for prompt in tokens):
+        notice(
+            f"answers end at the model's {context} positions: not every prompt leaves room for {new} tokens"
+        )
 
 
 def _check(base: Writer, prompts: Sequence[Prompt], batch_size: int) -> None:

@@ -42,12 +42,17 @@ def factors(site: Site, r: int, scale: float, init: Start) -> tuple[torch.Tensor
         A = A.normal_(std=1 / r) if init == "gaussian" else A.uniform_(-bound, bound)
         return A, torch.zeros(rows, r)
     weight = site.weight().detach().float()
+    if init == "loftq":
+        weight = original(site).float() - weight
+    return decomposed(weight, r, scale, str(init))
+
+
+def decomposed(weight: torch.Tensor, r: int, scale: float, init: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return A and B with s·B A near a weight (out, in) in fp32, by the decomposition that `init` names."""
     if init == "olora":
         Q, R = torch.linalg.qr(weight)
         return R[:r].clone(), Q[:, :r].clone()
-    if init == "loftq":
-        weight = original(site).float() - weight
-    if isinstance(init, str) and init.startswith("pissa_niter_"):
+    if init.startswith("pissa_niter_"):
         U, S, V = torch.svd_lowrank(weight, q=r, niter=int(init.rpartition("_")[2]))
         Vt = V.T
     else:

@@ -42,6 +42,7 @@ class Lycoris(Targeted):
     alpha_pattern: dict[str, float] = field(default_factory=dict)  # alpha by module name
 
     files: ClassVar = LycorisFiles()
+    patterns: ClassVar = ("rank_pattern", "alpha_pattern")
 
     def __post_init__(self) -> None:
         check_rank("r", self.r)

@@ -9,6 +9,7 @@ from torch import nn
 
 from graft.core.insert import InPlace, Insert, Weights
 from graft.core.site import Site
+from graft.layers.tied import TiedReplacement
 from graft.quant import is_packed
 
 
@@ -74,6 +75,10 @@ class Replacement(Insert):
         with torch.no_grad():
             for name, p in self.copy.named_parameters():
                 p.copy_(tensors[name])
+
+    def follower(self, head: Site) -> Insert:
+        """Return what a head gets that is tied to the table which this replaces."""
+        return TiedReplacement(head, self)
 
 
 class Thaw(InPlace):

@@ -19,7 +19,7 @@ from graft.core.method import Method, No
 from graft.core.part import Part, Seats
 from graft.core.positions import context_length
 from graft.core.site import Site
-from graft.errors import UsageError
+from graft.errors import SiteError, UsageError
 
 KEY = "/prompt_embeddings"
 # What PEFT writes about the model that a prompt was made for; the tensors' shapes say the same.
@@ -31,6 +31,7 @@ class PromptFiles(FileLayout):
     """In an encoder-decoder only the encoder gets a prompt; PEFT would keep a second one, without effect."""
 
     idle: frozenset[str] = SHAPES | {"tokenizer_kwargs"}
+    refused: frozenset[str] = frozenset({"modules_to_save"})
     beside_model: bool = True
 
     def describe(self, method: Any, part: Part) -> dict[str, Any]:
@@ -54,6 +55,12 @@ class SoftPrompt(Method):
 
     def assemble(self, sites: Sequence[Site]) -> Seats:
         seats = super().assemble(sites)
+        if not seats:
+            raise SiteError(
+                "the table of this model's encoder is not to be found",
+                "a model in front of whose rows vectors can be put",
+                "use LoRA",
+            )
         for site, insert in seats:
             if isinstance(insert, Prompt | MadePrompt):
                 check_room(insert.length, site.root.config)

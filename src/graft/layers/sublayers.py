@@ -20,8 +20,9 @@ from graft.core.insert import Insert
 from graft.core.method import Method
 from graft.core.part import Seats
 from graft.core.site import Site
-from graft.errors import SiteError, notice
+from graft.errors import SiteError, listed
 from graft.layers.norm_gain import Gain
+from graft.layers.unmatched import say_idle
 
 KINDS = {"attention": "mh_adapter", "cross": "cross_adapter", "mlp": "output_adapter"}  # kind: its switch
 
@@ -76,11 +77,22 @@ class Placed(Method):
                 "a sublayer of a block that is not left out; a feed-forward network of experts is none",
                 "set mh_adapter or output_adapter, or leave out fewer blocks",
             )
-        kinds = {sublayer.kind for sublayer, _, _ in seats}
-        for kind, switch in KINDS.items():
-            if getattr(self, switch) and kind not in kinds:
-                notice(f"{switch} adds nothing: no {kind} here ends in one projection; experts do not")
+        self._say_gaps(blocks, {(sublayer.kind, number) for sublayer, _, number in seats})
+        beyond = [number for number in self.leave_out if number >= len(blocks)]
+        say_idle("leave_out", beyond, f"name no block: there are {len(blocks)}")
         return seats
+
+    def _say_gaps(self, blocks: Sequence[Site], filled: set[tuple[str, int]]) -> None:
+        """Give a notice of the blocks that have no sublayer of a kind that was asked for.
+
+        filled: (kind, number of the block). Only decoders have cross-attention.
+        """
+        kept = [number for number in range(len(blocks)) if number not in self.leave_out]
+        for kind, switch in KINDS.items():
+            bare = [blocks[number].name for number in kept if (kind, number) not in filled]
+            if getattr(self, switch) and bare and (kind != "cross" or len(bare) == len(kept)):
+                why = f"finds no {kind} sublayer in {len(bare)} of {len(kept)} blocks (experts are none)"
+                say_idle(self.name(), [switch], f"{why}: {listed(bare)}")
 
     def assemble(self, sites: Sequence[Site]) -> Seats:
         seats: Seats = [(place, self.insert(sublayer, place, n)) for sublayer, place, n in self.places(sites)]

@@ -12,6 +12,7 @@ import torch
 from graft.core.insert import Insert
 from graft.core.route import Taps, current
 from graft.core.site import Site
+from graft.errors import SiteError
 
 
 class Tap(Insert):
@@ -44,12 +45,20 @@ def _taps() -> Taps:
 
 
 def stacks(sites: Sequence[Site]) -> list[tuple[Site, list[Site]]]:
-    """Return every stack with its blocks, in order; in an encoder-decoder the encoder comes first."""
+    """Return every stack with its blocks, in order; in an encoder-decoder the encoder comes first.
+
+    Raises SiteError for a model without one.
+    """
     blocks = [site for site in sites if site.kind == "block"]
 
     def owner(block: Site) -> str:
         return block.name.rpartition(".")[0].rpartition(".")[0]
 
-    return [
+    found = [
         (stack, [b for b in blocks if owner(b) == stack.name]) for stack in sites if stack.kind == "stack"
     ]
+    if not found:
+        raise SiteError(
+            "no list of blocks is found in this model", "blocks that come after each other", "use LoRA"
+        )
+    return found

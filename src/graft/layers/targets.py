@@ -17,6 +17,7 @@ from graft.core.part import Part, Seats
 from graft.core.site import Site
 from graft.errors import SiteError, UsageError, nearest, one_of
 from graft.layers.replacements import Replacement, Shift
+from graft.layers.unmatched import say_idle, say_idle_patterns, say_unmatched
 
 
 class TargetedFiles(FileLayout):
@@ -35,6 +36,11 @@ class TargetedFiles(FileLayout):
         for key in ("exclude_modules", "modules_to_save"):
             if key in config:
                 config[key] = config[key] or None
+        if config.get("modules_to_save") and part.inserts:
+            saved = [site.name for site, insert in part.inserts if isinstance(insert, Replacement)]
+            modules = [name for name, _ in part.inserts[0][0].root.named_modules()]
+            if any(ends_inside(name, module) for name in config["modules_to_save"] for module in modules):
+                config["modules_to_save"] = sorted(saved)  # PEFT would train further modules
         return config | {"fan_in_fan_out": any(site.transposed for site in sites)}
 
 
@@ -60,12 +66,17 @@ class Targeted(Method):
 
     kinds: ClassVar[tuple[str, ...]] = ("linear", "head")
     files: ClassVar = TargetedFiles()
+    patterns: ClassVar[tuple[str, ...]] = ()  # settings that give values by the names of targets
 
     def targets(self, sites: Sequence[Site]) -> list[Site]:
         places = [site for site in sites if site.kind in self.kinds]
-        chosen = [site for site in places if self._named(site) and not self._left_out(site)]
-        if not chosen:
+        named = [site for site in places if self._named(site)]
+        if not named:
             raise no_such_site(self.target_modules, places)
+        chosen = [site for site in named if not self._left_out(site)]
+        if not chosen:
+            raise self._nothing_left(named)
+        self._say_unmatched(sites, places, named, chosen)
         return chosen
 
     def assemble(self, sites: Sequence[Site]) -> Seats:
@@ -98,11 +109,56 @@ class Targeted(Method):
     def _in_layers(self, site: Site) -> bool:
         if self.layers_to_transform is None:
             return True
-        wanted, lists = self.layers_to_transform, self.layers_pattern or ()
-        if site.layer not in ((wanted,) if isinstance(wanted, int) else wanted):
+        if site.layer not in self._layers():
             return False
-        patterns = (lists,) if isinstance(lists, str) else lists
-        return not patterns or any(f".{p}.{site.layer}." in f".{site.name}." for p in patterns)
+        patterns = self._lists()
+        return not patterns or any(_in_list(site, pattern) for pattern in patterns)
+
+    def _layers(self) -> tuple[int, ...]:
+        wanted = self.layers_to_transform
+        return (wanted,) if isinstance(wanted, int) else tuple(wanted or ())
+
+    def _lists(self) -> tuple[str, ...]:
+        return (self.layers_pattern,) if isinstance(self.layers_pattern, str) else self.layers_pattern or ()
+
+    def _nothing_left(self, named: Sequence[Site]) -> SiteError:
+        """Return the error for targets of which other settings leave none."""
+        settings = ("exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save")
+        given = [f"{name}={getattr(self, name)!r}" for name in settings if getattr(self, name)]
+        given += ["layers_to_transform=0"] if self.layers_to_transform == 0 else []
+        layers = sorted({site.layer for site in named if site.layer is not None})
+        numbers = f"; their blocks are {layers[0]} to {layers[-1]}" if layers else ""
+        return SiteError(
+            f"target_modules={_shown(self.target_modules)!r} with {', '.join(given)} leaves no target",
+            f"at least one of the {len(named)} sites that target_modules names{numbers}",
+            "change what is left out",
+        )
+
+    def _say_unmatched(
+        self, sites: Sequence[Site], places: Sequence[Site], named: Sequence[Site], chosen: Sequence[Site]
+    ) -> None:
+        """Give notices of all entries of the settings here that have no effect on this model."""
+        if not isinstance(self.target_modules, str):
+            names = [site.name for site in places]
+            of = f"the sites that {self.name()} can go to"
+            say_unmatched("target_modules", self.target_modules, names, matches, of)
+        everywhere = [site.name for site in sites]
+        say_unmatched(
+            "exclude_modules", self.exclude_modules or (), everywhere, matches, "the sites of this model"
+        )
+        there = {site.layer for site in named}
+        say_idle(
+            "layers_to_transform",
+            [layer for layer in self._layers() if layer not in there],
+            "are blocks without a target here",
+        )
+        missing = [p for p in self._lists() if not any(_in_list(site, p) for site in named)]
+        say_idle("layers_pattern", missing, "match no list of blocks with a target")
+        if self.layers_to_transform is None:
+            say_idle("layers_pattern", self._lists(), "have no effect without layers_to_transform")
+        for setting in self.patterns:
+            values = getattr(self, setting)
+            say_idle_patterns(setting, values, [pattern_of(values, site.name) for site in chosen])
 
 
 @dataclass(frozen=True)
@@ -137,7 +193,13 @@ def biases(bias: str, sites: Sequence[Site], seats: Seats) -> Seats:
 
 def by_pattern(patterns: dict[str, Any], name: str, default: Any) -> Any:
     """Return the value of the first key that, as a regular expression, matches the end of the name."""
-    return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", name)), default)
+    key = pattern_of(patterns, name)
+    return default if key is None else patterns[key]
+
+
+def pattern_of(patterns: Iterable[str], name: str) -> str | None:
+    """Return the first of these regular expressions that matches the end of the name, or None."""
+    return next((key for key in patterns if re.match(rf"(.*\.)?({key})$", name)), None)
 
 
 def check_rank(name: str, rank: int) -> None:
@@ -157,6 +219,11 @@ def check_bias(bias: str, some: str) -> None:
     one_of("bias", bias, ("none", some, "all"))
 
 
+def _in_list(site: Site, pattern: str) -> bool:
+    """Return whether a site is in a block of the list of this name."""
+    return f".{pattern}.{site.layer}." in f".{site.name}."
+
+
 def _within(name: str, module: str) -> bool:
     return f".{module}." in f".{name}."
 
@@ -174,13 +241,26 @@ def matches(name: str, target: str | Sequence[str]) -> bool:
     return any(name == entry or name.endswith("." + entry) for entry in target)
 
 
+def ends_inside(name: str, module: str) -> bool:
+    """Return whether a module's name ends in `name`, but within a part: PEFT takes it for one to be saved.
+
+    >>> ends_inside("norm", "model.input_layernorm"), ends_inside("norm", "model.norm")
+    (True, False)
+    """
+    return module.endswith(name) and not f".{module}".endswith(f".{name}")
+
+
 def no_such_site(target: Any, sites: Iterable[Site]) -> SiteError:
     """Return the error for targets that match nothing, with the nearest names."""
     parts = sorted({site.name.rsplit(".", 1)[-1] for site in sites})
-    shown = target if isinstance(target, str) else ", ".join(target)
+    shown = _shown(target)
     near = nearest(shown.split(",")[0], parts)
     return SiteError(
         f"target_modules={shown!r} matches no site of this model",
         f"'all-linear', a regular expression for whole names, or some of: {', '.join(parts)}",
         f"did you mean {' or '.join(near)}?",
     )
+
+
+def _shown(target: str | Sequence[str]) -> str:
+    return target if isinstance(target, str) else ", ".join(target)

@@ -26,6 +26,7 @@ from graft.core.insert import Insert, Weights
 from graft.core.part import Part, Seats
 from graft.core.site import Site
 from graft.errors import UsageError
+from graft.layers.lora_files import FURTHER, REFUSED, TRAINING
 from graft.layers.targets import Targeted, TargetedFiles, biases, check_bias, check_dropout, check_rank
 
 
@@ -59,7 +60,10 @@ class AdaLoRA(Targeted):
     rank_pattern: dict[str, list[bool]] = field(default_factory=dict)  # of a file: which triplets are left
 
     files: ClassVar = AdaLoRAFiles(
-        "ADALORA", own=frozenset({"total_step"}), idle=frozenset({"r", "init_lora_weights"})
+        "ADALORA",
+        own=frozenset({"total_step"}),
+        idle=TRAINING | {"r", "init_lora_weights", "megatron_core", "qalora_group_size"},
+        refused=REFUSED | FURTHER,
     )
 
     def __post_init__(self) -> None:

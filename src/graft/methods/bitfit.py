@@ -21,7 +21,8 @@ from graft.core.part import Part
 from graft.core.site import Site
 from graft.errors import SiteError
 from graft.layers.replacements import Shift
-from graft.layers.targets import NamedFiles, Targeted
+from graft.layers.targets import NamedFiles, Targeted, matches
+from graft.layers.unmatched import say_idle
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,10 @@ class BitFit(Targeted):
                 "linears, or norms that have a bias",
                 "leave target_modules out to train what can be trained",
             )
+        if not isinstance(self.target_modules, str):
+            bare = [site.name for site in named if site not in chosen]
+            idle = [e for e in self.target_modules if _matches_only(e, bare, [site.name for site in chosen])]
+            say_idle("target_modules", idle, "have no bias and get none")
         return chosen
 
     def build(self, site: Site) -> Insert:
@@ -52,6 +57,11 @@ class BitFit(Targeted):
     def notice(self, part: Part) -> str | None:
         added = sum(not _has_bias(site) for site, _ in part.inserts)
         return f"no target has a bias: {added} linears get one that starts at zero" if added else None
+
+
+def _matches_only(entry: str, these: Sequence[str], others: Sequence[str]) -> bool:
+    """Return whether an entry of target_modules matches some of these names and none of the others."""
+    return any(matches(n, [entry]) for n in these) and not any(matches(n, [entry]) for n in others)
 
 
 def _has_bias(site: Site) -> bool:

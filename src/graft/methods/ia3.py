@@ -11,6 +11,7 @@ that transformers' models use; where q, k and v are one matrix, all of it is sca
 matrix is not, though PEFT's default for BERT includes it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -21,6 +22,7 @@ from graft.core.insert import Insert, Weights
 from graft.core.part import Part
 from graft.core.site import Site
 from graft.layers.targets import Targeted, TargetedFiles, matches
+from graft.layers.unmatched import say_unmatched
 
 FEEDFORWARD = r".*\.(down_proj|fc2|fc_out|lin2|wo|w2|mlp\.c_proj|dense_4h_to_h|(?<!attention\.)output\.dense)"
 KEYS_AND_VALUES = (
@@ -50,6 +52,13 @@ class IA3(Targeted):
         "IA3", own=frozenset({"layers_to_transform", "layers_pattern"}), idle=frozenset({"init_ia3_weights"})
     )
 
+    def targets(self, sites: Sequence[Site]) -> list[Site]:
+        chosen = super().targets(sites)
+        if self.feedforward_modules != "auto":
+            names, of = [site.name for site in chosen], "the targets"
+            say_unmatched("feedforward_modules", self.feedforward_modules, names, _ends_with, of)
+        return chosen
+
     def build(self, site: Site) -> Insert:
         if self._feedforward(site.name):
             return ScaledInput(site.in_features)
@@ -61,12 +70,13 @@ class IA3(Targeted):
         return super()._named(site)
 
     def _feedforward(self, name: str) -> bool:
-        modules = FEEDFORWARD if self.feedforward_modules == "auto" else self.feedforward_modules
-        if isinstance(modules, str):
-            return matches(name, modules)
-        return name.endswith(
-            tuple(modules)
-        )  # PEFT's rule: unlike targets, these may end within a part of the name
+        auto = self.feedforward_modules == "auto"
+        return _ends_with(name, FEEDFORWARD if auto else self.feedforward_modules)
+
+
+def _ends_with(name: str, modules: str | Sequence[str]) -> bool:
+    """Return whether feedforward_modules names a target. PEFT lets an entry end within a part of it."""
+    return matches(name, modules) if isinstance(modules, str) else name.endswith(tuple(modules))
 
 
 class Scaled(Insert):

@@ -27,43 +27,14 @@ from torch.nn import functional as F
 from graft.core.insert import Insert, LowRankForm, Weights
 from graft.core.part import Part, Seats
 from graft.core.site import Site
-from graft.errors import UsageError
+from graft.errors import UsageError, notice
 from graft.layers import lora_start as start
-from graft.layers.expert_lora import LowRankParameter, parameters, peft_targets
-from graft.layers.targets import (
-    Targeted,
-    TargetedFiles,
-    biases,
-    by_pattern,
-    check_bias,
-    check_dropout,
-    check_rank,
-)
-
-
-class LoRAFiles(TargetedFiles):
-    """PEFT's config. PiSSA and OLoRA are written as the LoRA of rank 2r that they are.
-
-    The start is left out: it is in the tensors.
-    """
-
-    def describe(self, method: Any, part: Part) -> dict[str, Any]:
-        config = super().describe(method, part)
-        if start.subtracts(method.init_lora_weights):
-            growth = math.sqrt(2) if method.use_rslora else 2
-            config |= {
-                "r": 2 * method.r,
-                "rank_pattern": {k: 2 * v for k, v in method.rank_pattern.items()},
-                "lora_alpha": growth * method.lora_alpha,
-                "alpha_pattern": {k: growth * v for k, v in method.alpha_pattern.items()},
-            }
-        config |= peft_targets(method, part)
-        return config | {"init_lora_weights": True}
-
-    def understand(self, cls: Any, settings: dict[str, Any]) -> Any:
-        if settings.get("target_parameters"):  # these may be all: PEFT then names no modules
-            settings = {"target_modules": (), **settings}
-        return cls(**{**settings, "init_lora_weights": True})
+from graft.layers.expert_lora import LowRankParameter, parameters
+from graft.layers.lora_files import REFUSED, TRAINING, LoRAFiles
+from graft.layers.replacements import Replacement
+from graft.layers.targets import Targeted, biases, by_pattern, check_bias, check_dropout, check_rank
+from graft.layers.tied import follow, group
+from graft.layers.token_rows import Rows, beside, check_ids
 
 
 @dataclass(frozen=True)
@@ -79,17 +50,31 @@ class LoRA(Targeted):
     rank_pattern: dict[str, int] = field(default_factory=dict)  # rank by module name
     alpha_pattern: dict[str, float] = field(default_factory=dict)  # alpha by module name
     loraplus_lr_ratio: float = 1.0  # LoRA+: learning rate of B over that of A
+    # rows of the table that are trained in full beside it: ids of tokens, or ids by the name of a table
+    trainable_token_indices: tuple[int, ...] | dict[str, list[int]] = ()
+    # what is trained at a table is trained at the head that is tied to it
+    ensure_weight_tying: bool = False
     # weights without a module of their own, such as experts.down_proj: names or their last parts
     target_parameters: tuple[str, ...] = ()
 
     kinds: ClassVar = ("linear", "head", "embed")
-    files: ClassVar = LoRAFiles("LORA", own=frozenset({"loraplus_lr_ratio"}))
+    files: ClassVar = LoRAFiles(
+        "LORA",
+        own=frozenset({"loraplus_lr_ratio"}),
+        idle=TRAINING | {"megatron_core", "qalora_group_size"},
+        refused=REFUSED,
+        absent={"lora_alpha": 8},
+    )
+    patterns: ClassVar = ("rank_pattern", "alpha_pattern")
 
     def __post_init__(self) -> None:
         check_rank("r", self.r)
         check_dropout("lora_dropout", self.lora_dropout)
         check_bias(self.bias, "lora_only")
         start.check(self.init_lora_weights)
+        indices = self.trainable_token_indices
+        for ids in indices.values() if isinstance(indices, dict) else [indices] if indices else []:
+            check_ids("trainable_token_indices", ids)
         plain = self.init_lora_weights in (True, False, "gaussian")
         if self.target_parameters and (self.lora_dropout or self.lora_bias or self.use_dora or not plain):
             raise UsageError(
@@ -107,7 +92,13 @@ class LoRA(Targeted):
     def assemble(self, sites: Sequence[Site]) -> Seats:
         seats: Seats = [(site, self.build(site)) for site in self.targets(sites)]
         seats += [(site, self.build(site, after)) for site, after in self._parameters(sites, seats)]
-        return seats + biases(self.bias, sites, seats) + self.replacements(sites)
+        saved = self.replacements(sites)
+        if self.ensure_weight_tying:
+            if not {site.name for site, _ in seats + saved} & set(group(sites)):
+                notice("ensure_weight_tying has no effect: nothing is trained at a table with a tied head")
+            seats, saved = follow(seats, sites, self.build), follow(saved, sites, Replacement)
+        tokens = beside(self.trainable_token_indices, sites)
+        return seats + biases(self.bias, sites, seats) + saved + tokens
 
     def _parameters(self, sites: Sequence[Site], seats: Seats) -> list[tuple[Site, int]]:
         """Return what `target_parameters` adds to these seats, with the number that follows in its module."""
@@ -125,7 +116,14 @@ class LoRA(Targeted):
         return LowRank(site, r, scale, self)
 
     def param_groups(self, part: Part, lr: float) -> list[dict[str, Any]]:
-        """Return groups in which B learns `loraplus_lr_ratio` times as fast as A (LoRA+)."""
+        """Return groups in which B learns `loraplus_lr_ratio` times as fast as A (LoRA+).
+
+        Rows of a table are not decayed: that would pull them to 0, not to where they started.
+        """
+        rows = [insert.R for _, insert in part.of(Rows) if insert.keeps]
+        if rows:
+            others = Part(seat for seat in part.inserts if not isinstance(seat[1], Rows))
+            return [*self.param_groups(others, lr), {"params": rows, "lr": lr, "weight_decay": 0.0}]
         if self.loraplus_lr_ratio == 1.0:
             return super().param_groups(part, lr)
         fast = [low_rank.B for kind in CLASSES for _, low_rank in part.of(kind)]
@@ -245,6 +243,37 @@ class LowRankEmbedding(Insert):
 
     def low_rank(self) -> LowRankForm:
         return self.A, self.B, self.scale
+
+    def follower(self, head: Site) -> Insert:
+        """Return what a head gets that is tied to this table."""
+        return TiedLowRank(head, self)
+
+
+class TiedLowRank(Insert):
+    """s·Aᵀ Bᵀ x added to the logits of a head that is tied to a table: the table's update."""
+
+    def __init__(self, site: Site, table: LowRankEmbedding) -> None:
+        super().__init__()
+        self.site, self.scale = site, table.scale
+        self._borrowed = (table,)  # in a tuple torch does not see it: its tensors are kept once
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        A, B, scale = self.low_rank()
+        return y + (F.linear(F.linear(x, A.to(x.dtype)), B.to(x.dtype)) * scale).to(y.dtype)
+
+    def merge(self, weight: torch.Tensor, bias: torch.Tensor | None) -> Weights:
+        return self._borrowed[0].merge(weight, bias)
+
+    def low_rank(self) -> LowRankForm:
+        return self._borrowed[0].B.T, self._borrowed[0].A.T, self.scale
+
+    def saved(self) -> dict[str, torch.Tensor]:
+        """Return copies: PEFT writes the factors under both names."""
+        A, B, _ = self.low_rank()
+        return {"lora_A.weight": A.detach().contiguous(), "lora_B.weight": B.detach().contiguous()}
+
+    def load(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Take nothing: the table's own insert does."""
 
 
 CLASSES = (LowRank, LowRankEmbedding, LowRankParameter)

@@ -26,7 +26,10 @@ from graft.core.insert import KeyValues
 from graft.core.method import Method, No
 from graft.core.part import Part, Seats
 from graft.core.site import Site
+from graft.errors import SiteError, listed, notice
 from graft.layers.soft_prompt import KEY, SHAPES, check_room, check_sizes
+
+Shape = tuple[int, int, int, int]  # (p, 2, H_kv, d_h)
 
 
 class PrefixFiles(FileLayout):
@@ -48,7 +51,11 @@ class PrefixTuning(Method):
 
     kinds: ClassVar = ("kv",)
     files: ClassVar = PrefixFiles(
-        "PREFIX_TUNING", own=frozenset({"shift_positions"}), idle=SHAPES | {"init_weights"}, beside_model=True
+        "PREFIX_TUNING",
+        own=frozenset({"shift_positions"}),
+        idle=SHAPES,
+        refused=frozenset({"modules_to_save"}),
+        beside_model=True,
     )
     newborn: ClassVar = No("a key draws attention away from the text, whatever its value")
     mergeable: ClassVar = No("no weight has the effect of further keys; export it as an adapter")
@@ -58,22 +65,48 @@ class PrefixTuning(Method):
 
     def assemble(self, sites: Sequence[Site]) -> Seats:
         places, config = self.targets(sites), sites[0].root.config
+        if not places:
+            raise SiteError(
+                "keys and values can be added to no attention of this model: it has none, it does not use "
+                "transformers' attention interface, or its keys and values have not one width",
+                "attention that takes further keys and values",
+                "use LoRA or prompt tuning",
+            )
         check_room(self.num_virtual_tokens, config)
-        text = config.get_text_config()
-        heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-        width = getattr(text, "head_dim", None) or getattr(text, "d_kv", None)
-        shape = (self.num_virtual_tokens, 2, heads, width or text.hidden_size // text.num_attention_heads)
-        inserts = self._inserts(shape, len(places))
+        _say_gaps(places, sites)
+        inserts = self._inserts([(self.num_virtual_tokens, 2, *_shape(site)) for site in places])
         inserts[0].layers = tuple(inserts)
         if self.shift_positions and not config.is_encoder_decoder:
             inserts[0].ahead = self.num_virtual_tokens
         return list(zip(places, inserts, strict=True))
 
-    def _inserts(self, shape: tuple[int, ...], count: int) -> list["Prefix"]:
+    def _inserts(self, shapes: list[Shape]) -> list["Prefix"]:
         if not self.prefix_projection:
-            return [Table(shape) for _ in range(count)]
-        shared = Shared(shape, self.encoder_hidden_size)
-        return [Projected(shape, shared, owner=layer == 0) for layer in range(count)]
+            return [Table(shape) for shape in shapes]
+        shared = Shared(shapes[0], self.encoder_hidden_size)
+        return [Projected(shape, shared, owner=layer == 0) for layer, shape in enumerate(shapes)]
+
+
+def _shape(site: Site) -> tuple[int, int]:
+    """Return (H_kv, d_h) of an attention: as a forward showed them, or as the configuration says."""
+    if site.shape is not None:
+        return site.shape
+    text = site.root.config.get_text_config()
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    width = getattr(text, "head_dim", None) or getattr(text, "d_kv", None)
+    return heads, width or text.hidden_size // text.num_attention_heads
+
+
+def _say_gaps(places: Sequence[Site], sites: Sequence[Site]) -> None:
+    """Give a notice of the blocks in which no attention takes keys and values."""
+    taking = {id(site.module) for site in places}
+    blocks = [site for site in sites if site.kind == "block"]
+    bare = [b.name for b in blocks if not any(id(module) in taking for module in b.module.modules())]
+    if bare:
+        notice(
+            f"prefix: {len(bare)} of {len(blocks)} blocks have no attention that takes further keys and "
+            f"values ({listed(bare)}): the prefix does not reach them"
+        )
 
 
 class Prefix(KeyValues):
@@ -84,7 +117,7 @@ class Prefix(KeyValues):
 
     layers: tuple["Prefix", ...] = ()
 
-    def __init__(self, shape: tuple[int, ...]) -> None:
+    def __init__(self, shape: Shape) -> None:
         super().__init__()
         self.shape = shape
 
@@ -104,7 +137,8 @@ class Prefix(KeyValues):
         return {KEY: torch.cat([layer.flat() for layer in self.layers], 1).detach()} if self.layers else {}
 
     def load(self, tensors: dict[str, torch.Tensor]) -> None:
-        parts = tensors[KEY].chunk(len(self.layers), 1) if tensors else ()
+        sizes = [math.prod(layer.shape[1:]) for layer in self.layers]
+        parts = tensors[KEY].split(sizes, 1) if tensors else ()
         for layer, part in zip(self.layers, parts, strict=True):
             layer.take(part)
 
@@ -112,7 +146,7 @@ class Prefix(KeyValues):
 class Table(Prefix):
     """A prefix that is trained as it is."""
 
-    def __init__(self, shape: tuple[int, ...]) -> None:
+    def __init__(self, shape: Shape) -> None:
         super().__init__(shape)
         self.table = nn.Parameter(torch.randn(shape[0], math.prod(shape[1:])))
 
@@ -127,7 +161,7 @@ class Table(Prefix):
 class Shared(nn.Module):
     """tanh(W₁E + b₁), which the projections of all layers share."""
 
-    def __init__(self, shape: tuple[int, ...], hidden: int) -> None:
+    def __init__(self, shape: Shape, hidden: int) -> None:
         super().__init__()
         p, _, heads, width = shape
         self.E = nn.Parameter(torch.randn(p, heads * width))
@@ -145,7 +179,7 @@ class Projected(Prefix):
 
     loaded: torch.Tensor | None = None  # keys and values of a file, which replace the projection
 
-    def __init__(self, shape: tuple[int, ...], shared: Shared, *, owner: bool) -> None:
+    def __init__(self, shape: Shape, shared: Shared, *, owner: bool) -> None:
         super().__init__(shape)
         self.W2 = nn.Linear(shared.W1.out_features, math.prod(shape[1:]))
         self._borrowed = (shared,)  # in a tuple torch does not see it: checkpoints hold it once

@@ -29,6 +29,7 @@ from graft.core.insert import Insert, LowRankForm, Weights
 from graft.core.part import Part, Seats
 from graft.core.site import Site, shown
 from graft.errors import SiteError
+from graft.layers.lora_files import FURTHER, REFUSED, TRAINING, refuse_start
 from graft.layers.pooling import as_sums
 from graft.layers.targets import Targeted, TargetedFiles, biases, check_bias, check_dropout, check_rank
 from graft.quant import is_packed
@@ -51,8 +52,9 @@ class QALoRAFiles(TargetedFiles):
         return super().describe(method, part) | {"qalora_pool": "sum"} | known
 
     def convert(
-        self, config: dict[str, Any], tensors: dict[str, torch.Tensor]
+        self, config: dict[str, Any], tensors: dict[str, torch.Tensor], sites: Sequence[Site]
     ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+        refuse_start(config.get("init_lora_weights", True))
         pool = "sum" if config["peft_type"] == self.peft_type else "mean_x_groups"
         return as_sums(config | {"peft_type": self.peft_type}, tensors, config.get("qalora_pool") or pool)
 
@@ -69,7 +71,8 @@ class QALoRA(Targeted):
     files: ClassVar = QALoRAFiles(
         "GRAFT_QALORA",
         marks={"peft_type": "LORA", "use_qalora": True},
-        idle=frozenset({"use_qalora", "qalora_pool", "qalora_bits", "init_lora_weights"}),
+        idle=TRAINING | {"use_qalora", "qalora_pool", "qalora_bits", "init_lora_weights", "megatron_core"},
+        refused=REFUSED | FURTHER,
     )
 
     def __post_init__(self) -> None:

@@ -17,9 +17,10 @@ from graft.core.file_layout import FileLayout
 from graft.core.method import Method, No
 from graft.core.part import Seats
 from graft.core.site import Site
-from graft.errors import UsageError
+from graft.errors import SiteError, UsageError
 from graft.layers.replacements import Thaw
 from graft.layers.targets import matches, no_such_site
+from graft.layers.unmatched import say_idle, say_unmatched
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,10 @@ class Subset(Method):
         chosen = [s for s in sites if s.kind == "module" and (self._on_top(s, sites) or self._named(s))]
         if not chosen:
             raise no_such_site(self.target_modules, [s for s in sites if s.kind == "module"])
+        names = [name for site in chosen for name in _parents(site)]
+        say_unmatched("target_modules", self.target_modules, names, matches, "the modules of this model")
+        count = len(_last_blocks(sites))
+        say_idle("top_layers", [self.top_layers][: self.top_layers > count], f"are all {count} blocks")
         return chosen
 
     def assemble(self, sites: Sequence[Site]) -> Seats:
@@ -56,9 +61,14 @@ class Subset(Method):
         """Return whether a site is in the last blocks of the last stack, or the norm after them."""
         if not self.top_layers:
             return False
-        blocks = [s.name for s in sites if s.kind == "block"]
-        stack = blocks[-1].rpartition(".")[0]
-        top = [name for name in blocks if name.rpartition(".")[0] == stack][-self.top_layers :]
+        blocks = _last_blocks(sites)
+        if not blocks:
+            raise SiteError(
+                f"top_layers={self.top_layers} of a model that has no list of blocks",
+                "modules by name",
+                "set top_layers to 0 and target_modules to the modules",
+            )
+        stack, top = blocks[-1].rpartition(".")[0], blocks[-self.top_layers :]
         if site.name.startswith(tuple(f"{name}." for name in top)):
             return True
         trunk = stack.rpartition(".")[0]
@@ -69,7 +79,18 @@ class Subset(Method):
         return is_norm and outside
 
     def _named(self, site: Site) -> bool:
-        parents = site.name.split(".")
         return bool(self.target_modules) and any(
-            matches(".".join(parents[: i + 1]), self.target_modules) for i in range(len(parents))
+            matches(name, self.target_modules) for name in _parents(site)
         )
+
+
+def _parents(site: Site) -> list[str]:
+    """Return the paths of the modules around a site, and its own."""
+    parts = site.name.split(".")
+    return [".".join(parts[: i + 1]) for i in range(len(parts))]
+
+
+def _last_blocks(sites: Sequence[Site]) -> list[str]:
+    """Return the names of the blocks of the last stack."""
+    blocks = [site.name for site in sites if site.kind == "block"]
+    return [name for name in blocks if name.rpartition(".")[0] == blocks[-1].rpartition(".")[0]]

@@ -16,7 +16,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
 
 from graft import seedling
-from graft.errors import ModelError, UsageError, nearest
+from graft.errors import ModelError, UsageError, listed, nearest, notice
 from graft.formats import bnb, gguf_file, int4, refuse_pickle
 from graft.quant.hf import METHOD, GraftQuantConfig
 from graft.quant.scheme import Scheme
@@ -31,6 +31,7 @@ FOREIGN = (
     "_experts_implementation_internal",
 )
 
+WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")  # all that is ever fetched of a model
 
 
@@ -163,9 +164,13 @@ def _config(folder: Path) -> PreTrainedConfig:
             if gguf
             else "name the folder that holds config.json and model.safetensors",
         )
-    facts = _json(folder / "config.json")
-    for file in ("config.json", "tokenizer_config.json"):
-        keys = _json(folder / file) if (folder / file).exists() else {}
+    facts = _settings(folder / "config.json")
+    of_tokenizer = folder / "tokenizer_config.json"
+    asked = {
+        "config.json": _json(folder / "config.json") | facts,
+        of_tokenizer.name: _json(of_tokenizer) if of_tokenizer.exists() else {},
+    }
+    for file, keys in asked.items():
         foreign = [key for key in FOREIGN if keys.get(key)]
         if foreign:
             raise ModelError(
@@ -181,6 +186,13 @@ def _config(folder: Path) -> PreTrainedConfig:
             f"nearest: {', '.join(nearest(model_type, CONFIG_MAPPING_NAMES))}",
         )
     return _built(folder / "config.json", facts)
+
+
+def _settings(file: Path) -> dict[str, Any]:
+    """Return what config.json says, by transformers' own reader: it writes infinity in a way of its own."""
+    _json(file)  # raises for a file that is no JSON object
+    settings, _ = PreTrainedConfig.get_config_dict(str(file.parent), local_files_only=True)
+    return settings
 
 
 def _built(file: Path, facts: dict[str, Any]) -> PreTrainedConfig:
@@ -217,22 +229,13 @@ def _method(folder: Path, packed: dict[str, Any], scheme: Scheme | None) -> str 
 
 def tensors(folder: Path) -> dict[str, Any]:
     """Return {key: slice of a mapped file} of every tensor in a folder."""
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        names = {Path(str(name)).name for name in _json(index).get("weight_map", {}).values()}
-    else:
-        whole = folder / "model.safetensors"
-        names = (
-            {whole.name}
-            if whole.exists()
-            else {f.name for f in folder.glob("*.safetensors") if not f.name.startswith("adapter")}
-        )
+    names = _weight_files(folder)
     missing = sorted(name for name in names if not (folder / name).exists())
     if missing or not names:
         what = f"has no {', '.join(missing[:3])}" if missing else "has no weights"
         raise ModelError(
             f"{folder} {what}",
-            "model.safetensors, or all files that model.safetensors.index.json lists",
+            f"{WHOLE}, or all files that {INDEX} lists",
             "download or save the model again",
         )
     state: dict[str, Any] = {}
@@ -247,3 +250,32 @@ def tensors(folder: Path) -> dict[str, Any]:
                 "download or save the model again",
             ) from error
     return state
+
+
+def _weight_files(folder: Path) -> set[str]:
+    """Return the names of the files that hold the weights: those that transformers would load.
+
+    What config.json names comes first, then the whole file, then the shards of an index. In a folder with
+    none of these, all safetensors files count that are no adapter.
+    """
+    named = str(_json(folder / "config.json").get("transformers_weights") or "")
+    if Path(named).is_absolute() or ".." in Path(named).parts:
+        raise ModelError(
+            f"{folder / 'config.json'} names the weights {named}",
+            "a file inside the folder",
+            "delete transformers_weights from config.json",
+        )
+    found = [named] if named else [file for file in (WHOLE, INDEX) if (folder / file).exists()]
+    if not found:
+        return {file.name for file in folder.glob("*.safetensors") if not file.name.startswith("adapter")}
+    if found == [WHOLE, INDEX] and (unused := _shards(folder / INDEX) - {WHOLE}):
+        files = listed(sorted(unused), 1)
+        notice(f"{folder}: {WHOLE} is loaded, as transformers does; {INDEX} and {files} are not used")
+    return _shards(folder / found[0]) if found[0].endswith(".index.json") else {found[0]}
+
+
+def _shards(index: Path) -> set[str]:
+    """Return the names of the files that an index lists; the index itself where it is missing."""
+    if not index.exists():
+        return {index.name}
+    return {Path(str(name)).name for name in _json(index).get("weight_map", {}).values()}

@@ -19,14 +19,17 @@ from transformers.utils import is_accelerate_available
 from transformers.utils import logging as transformers_logging
 
 from graft.base.base import Base
+from graft.base.fingerprint import count
 from graft.core.anatomy import predicts_hidden
+from graft.core.site import shown
 from graft.errors import GraftError, ModelError, UsageError, listed, notice, one_of
 from graft.models.files import ModelFiles, first_line, open_files
 from graft.models.tokenizer import tokenizer_of
 from graft.quant.finite import require_finite
-from graft.quant.replace import DAMAGED
+from graft.quant.replace import DAMAGED, unpacked_sizes
 from graft.quant.scheme import Scheme
 
+NOTABLE = 0.05  # a share of the weights that quantising leaves as they are, above which we say so
 MODEL_MAPPING = modeling_auto.MODEL_MAPPING
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp16": torch.float16}
 TASKS = {
@@ -59,7 +62,8 @@ def load(
     task: causal, masked, seq2seq or encoder, to load another class than the folder names; a head that the
     folder does not have is then created untrained.
     device: by default the GPU if there is one.
-    Raises ModelError for files that cannot be read or trusted, UsageError for a wrong argument.
+    Raises ModelError for files that cannot be read or trusted and for a model that does not run, UsageError
+    for a wrong argument. A Notice names tensors that are not used, and weights that stay unpacked.
     """
     torch_dtype = dtype_of(dtype)
     scheme = None if quant in (None, "none") else Scheme(str(quant), group_size)
@@ -72,12 +76,8 @@ def load(
         if model.can_generate() and (opened.folder / "generation_config.json").exists():
             model.generation_config = GenerationConfig.from_pretrained(opened.folder, local_files_only=True)
         base = Base(model, tokenizer_of(opened.folder, model), str(path))
-    if bare := base.bare_experts():
-        notice(
-            f"{bare:.0%} of the weights stay in {dtype}, experts of the mixture: {type(model).__name__} "
-            f"computes them in its own way, which knows no {base.quant}"
-        )
-    return base
+        base.probe()
+        return base
 
 
 def dtype_of(dtype: str) -> torch.dtype:
@@ -193,7 +193,10 @@ def _stream(
     model, info = loaded
     model.config.name_or_path = str(opened.folder)
     _complete(model, info, opened.folder, fresh_head)
+    _name_unused(model, info, opened.folder, fresh_head)
     require_finite(model.named_parameters(), ModelError, DAMAGED, opened.folder)
+    if opened.quantisation is not None:
+        _name_unpacked(model, opened.quantisation.kind(), dtype)
     frozen: PreTrainedModel = model.to(device).requires_grad_(False).eval()
     return frozen
 
@@ -222,3 +225,29 @@ def _complete(model: PreTrainedModel, info: dict[str, Any], folder: Path, fresh_
             "all weights of the model",
             "download the whole model, or pass task= to create an untrained head",
         )
+
+
+def _name_unused(model: PreTrainedModel, info: dict[str, Any], folder: Path, fresh_head: bool) -> None:
+    """Give notice of tensors in the folder that the model has no place for.
+
+    fresh_head: the head in the folder is another one by intention.
+    """
+    unused = sorted(info["unexpected_keys"])
+    if fresh_head:
+        unused = [key for key in unused if key.startswith(model.base_model_prefix + ".")]
+    if unused:
+        notice(
+            f"{folder} holds {len(unused):,} tensors that {type(model).__name__} has no place for, and which "
+            f"are not loaded: {listed(unused, 2)} (of another model's config.json, or of an adapter?)"
+        )
+
+
+def _name_unpacked(model: PreTrainedModel, scheme: Scheme, dtype: torch.dtype) -> None:
+    """Give notice of a notable share of the blocks' weights that cannot be packed."""
+    sizes = unpacked_sizes(model)
+    share = sum(sizes.values()) / count(model)
+    if share > NOTABLE:
+        word = next(word for word, known in DTYPES.items() if known == dtype)
+        largest = sorted(sizes, key=lambda name: -sizes[name])
+        where = listed(shown(largest).split(", "), 3)
+        notice(f"{share:.0%} of the weights stay in {word}, not in {scheme.name}: {where}")

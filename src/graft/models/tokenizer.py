@@ -36,9 +36,14 @@ def tokenizer_in(folder: str | Path) -> Any:
         ) from error
 
 
+def has_tokenizer(folder: Path) -> bool:
+    """Return whether a model's folder holds a tokenizer; a GGUF file may."""
+    return folder.is_file() or any((folder / file).exists() for file in TOKENIZERS)
+
+
 def tokenizer_of(folder: Path, model: PreTrainedModel) -> Any:
     """Return the tokenizer in a model's folder, or None; make sure its pad token has an embedding."""
-    if not folder.is_file() and not any((folder / file).exists() for file in TOKENIZERS):
+    if not has_tokenizer(folder):
         return None
     tokenizer = tokenizer_in(folder)
     if tokenizer is None:

@@ -20,8 +20,8 @@ import torch
 from tokenizers import Tokenizer
 from transformers.models.auto.configuration_auto import AutoConfig
 
+from graft.base import adapter_files
 from graft.core.method import Method
-from graft.core.positions import context_length
 from graft.core.registry import find, names
 from graft.data import load_rows
 from graft.data.preparation import label_names
@@ -29,6 +29,7 @@ from graft.errors import GraftError
 from graft.models.files import read_config
 from graft.models.load import DTYPES
 from graft.objectives.lm import CHUNK
+from graft.planning.fit import check_tokenizer, fitting, of_adapter, positions_taken
 from graft.planning.held import Held, held_by
 from graft.planning.machine import memory
 from graft.planning.sketch import Step, peak, sketch, unreal
@@ -133,10 +134,16 @@ def plan(recipe: str | Path | dict[str, Any] | Recipe, overrides: Iterable[str] 
     """Return the plan of a recipe. Reads the model's config and, for classes, the rows; no weights."""
     chosen = read(recipe, overrides)
     config = config_of(chosen)
+    check_tokenizer(chosen, config)
+    if chosen.adapter is not None:
+        with unreal():
+            sites = sketch(config, task=task_of(chosen, config)).sites
+        chosen = of_adapter(chosen, adapter_files.read(Path(chosen.adapter), sites)[0])
+    chosen = fitting(chosen, config, positions_taken(chosen, config))
     train = chosen.train
     shape = Shape(
         rows=train.micro_batch_size,
-        length=min(chosen.data.max_length, context_length(config) or chosen.data.max_length),
+        length=chosen.data.max_length,
         eval_rows=chosen.evaluate.batch_size,
         checkpointing=train.gradient_checkpointing,
         optimizer=train.optimizer,

@@ -8,6 +8,7 @@ linearly from two shallow ones.
 
 import contextlib
 import copy
+import functools
 import re
 import weakref
 from collections.abc import Iterator, Sequence
@@ -22,6 +23,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from graft.base.adapter import Adapter
 from graft.base.base import Base
+from graft.base.probes import outer_blocks
+from graft.core.anatomy import kind_of
 from graft.core.insert import AdapterModule
 from graft.core.method import Method
 from graft.models.load import model_class
@@ -47,7 +50,18 @@ HEAP = 32 << 20
 
 
 class Sketch(Base):
-    """A Base of fake tensors. It has no values, hence no fingerprint."""
+    """A Base of fake tensors. It has no values, hence no fingerprint, and nothing can be tried on it."""
+
+    has_values = False
+
+    @functools.cached_property
+    def _leak(self) -> str | None:
+        """Whatever a block has besides linears and norms may carry one document's text to the next.
+
+        Then the plan has padded rows: they hold as much as packed ones, but for the mask.
+        """
+        owners = (m for b in outer_blocks(self.model) for m in b.modules() if m._parameters)
+        return None if all(map(kind_of, owners)) else "its blocks are more than attention and projections"
 
     def fingerprint(self) -> str:
         """Return "": there are no values to fingerprint."""

@@ -6,16 +6,20 @@ embeddings, tied weights, heads of classifiers (they lie outside the blocks), an
 fp32, for example T5's `wo`, whose dtype is read in every forward.
 """
 
+import copy
+from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
+from torch.nn import functional as F
 
 from graft.errors import GraftError, ModelError, UsageError
 from graft.quant.experts import PackedExperts, outer_modules, packed_experts, projections, seat, use_ours
 from graft.quant.finite import not_finite_error
-from graft.quant.linear import Quantise, QuantLinear
+from graft.quant.linear import PACKED, Quantise, QuantLinear
 from graft.quant.scheme import Scheme
 
 # What to do about a checkpoint with a NaN or an infinity.
@@ -23,11 +27,37 @@ DAMAGED = "download or convert the model again; a checkpoint saved in fp16 may h
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Return whether a module is an nn.Linear or a Conv1D of transformers, which stores (in, out).
+    """Return whether a module computes x Wᵀ + b: an nn.Linear, or a Conv1D of transformers, which stores
+    (in, out).
 
-    Subclasses do not count: they may compute something else.
+    A subclass with a forward of its own counts if a small one of its kind gives the same values.
     """
-    return type(module) is nn.Linear or is_conv1d(module)
+    if is_conv1d(module):
+        return True
+    return isinstance(module, nn.Linear) and (
+        type(module).forward is nn.Linear.forward or _computes_the_product(module)
+    )
+
+
+def _computes_the_product(module: nn.Linear) -> bool:
+    """Return whether a subclass of nn.Linear computes x Wᵀ + b, by a copy with a weight of (4, 3)."""
+    # Real numbers, wherever this runs: memory is planned with fake tensors.
+    with unset_fake_temporarily(), torch.device("cpu"), torch.no_grad():
+        x, weight = torch.linspace(-1, 1, 6).view(1, 2, 3), torch.linspace(-2, 3, 12).view(4, 3)
+        bias = None if module.bias is None else torch.linspace(1, 2, 4)
+        small = copy.copy(module)
+        small._parameters = {
+            "weight": nn.Parameter(weight),
+            "bias": None if bias is None else nn.Parameter(bias),
+        }
+        small._forward_hooks, small._forward_pre_hooks = OrderedDict(), OrderedDict()
+        small.in_features, small.out_features = 3, 4
+        try:
+            y = small(x)
+        except Exception:  # somebody else's forward: what it needs is unknown
+            return False
+        expected = F.linear(x, weight, bias)
+        return isinstance(y, torch.Tensor) and y.shape == expected.shape and torch.allclose(y, expected)
 
 
 def is_conv1d(module: nn.Module) -> bool:
@@ -96,6 +126,16 @@ def blocks(model: nn.Module) -> dict[str, list[tuple[str, nn.Module]]]:
         if not isinstance(module, QuantLinear):
             linears.setdefault(str(_block(name, lists)), []).append((name, module))
     return linears
+
+
+def unpacked_sizes(model: nn.Module) -> dict[str, int]:
+    """Return {path: numbers} of the matrices in the blocks that are not packed: experts, convolutions, ..."""
+    lists = _lists(model)
+    return {
+        name: p.numel()
+        for name, p in model.named_parameters()
+        if p.ndim > 1 and name.rpartition(".")[2] not in PACKED and _block(name, lists) is not None
+    }
 
 
 def _lists(model: nn.Module) -> set[str]:

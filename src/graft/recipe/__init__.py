@@ -37,8 +37,11 @@ def read(
             return source
         source = source.model_dump()
     where, text = _text_of(source)
+    usual = f"runs/{Path(where).stem}"
     notices = [] if notices is None else notices
     raw, problems = canonical(text.settings, overrides, notices)
+    if not isinstance(source, dict):
+        raw.setdefault("output", usual)
     problems |= resolve_methods(raw, notices)
     stage = raw.get("stage", "sft")
     card = stage_cards().get(stage) if isinstance(stage, str) else None
@@ -63,8 +66,15 @@ def _text_of(source: str | Path | dict[str, Any]) -> tuple[str, RecipeText]:
     text = read_text(path)
     if is_run:
         text.settings["output"] = str(source)  # the run may have been moved since
-    text.settings.setdefault("output", f"runs/{path.stem}")
+        _held_out_by_train_seed(text.settings)
     return str(path), text
+
+
+def _held_out_by_train_seed(settings: dict[str, Any]) -> None:
+    """Give a run that was made before there was a data.seed the seed that chose its held-out rows."""
+    data, train = settings.get("data"), settings.get("train")
+    if isinstance(data, dict) and isinstance(train, dict) and "seed" in train:
+        data.setdefault("seed", train["seed"])
 
 
 def _problem(raw: dict[str, Any], detail: Any) -> tuple[str, str]:

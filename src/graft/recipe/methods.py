@@ -42,16 +42,19 @@ TYPES: dict[str, Any] = {
     "dict[str, int]": dict[_Str, _Int],
     "dict[str, float]": dict[_Str, _Float],
     "dict[str, list[bool]]": dict[_Str, list[_Bool]],
+    "dict[str, list[int]]": dict[_Str, list[_Int]],
 }
 
 
 def resolve_methods(raw: Settings, notices: list[str]) -> dict[str, str]:
     """Expand presets and defaults of `method` in place to {name, all settings}; return the problems by key.
 
+    Of a recipe that goes on from a saved adapter only what is written is kept: the rest is the adapter's.
     notices: a list to which is added what a preset sets.
     """
     usual = {"name": "full" if isinstance(raw.get("model"), dict) else "lora"}
-    given = raw.get("method", usual)
+    goes_on = raw.get("adapter") is not None and not isinstance(raw.get("model"), dict)
+    given = raw.get("method", [] if goes_on else usual)
     given = usual | given if isinstance(given, dict) else given  # method.r=8 alone is about the usual method
     entries = given if isinstance(given, list) else [given]
     problems: dict[str, str] = {}
@@ -62,10 +65,10 @@ def resolve_methods(raw: Settings, notices: list[str]) -> dict[str, str]:
         if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
             problems[prefix] = "has no name; write {name: lora, ...}, `graft methods` lists the names"
             continue
-        method, wrong = _checked(_expanded(entry, raw, notices), prefix)
+        method, wrong = _checked(_expanded(entry, raw, notices), prefix, fill=not goes_on)
         problems |= wrong
         methods.append(method)
-    if not entries:
+    if not entries and not goes_on:
         problems["method"] = "is an empty list; `graft methods` lists the names"
     if not problems:
         raw["method"] = methods if isinstance(given, list) else methods[0]
@@ -136,8 +139,8 @@ def _expanded(entry: Settings, raw: Settings, notices: list[str]) -> Settings:
     return method | {key: value for key, value in entry.items() if key != "name"}
 
 
-def _checked(entry: Settings, prefix: str) -> tuple[Settings, dict[str, str]]:
-    """Return the method with all its settings, and what is wrong with them by key."""
+def _checked(entry: Settings, prefix: str, *, fill: bool) -> tuple[Settings, dict[str, str]]:
+    """Return the method, and what is wrong with its settings by key.  fill: add the other settings."""
     known = cards()
     if entry["name"] not in known:
         close = ", ".join(nearest(entry["name"], [*known, *PRESETS], 2))
@@ -159,7 +162,8 @@ def _checked(entry: Settings, prefix: str) -> tuple[Settings, dict[str, str]]:
     }
     # Lists, as YAML has them, so that a recipe that is written and read again is equal.
     filled = {
-        key: list(value) if isinstance(value, tuple) else value for key, value in (defaults | given).items()
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in (defaults | given if fill else given).items()
     }
     return {"name": card.name} | filled, {}
 

@@ -58,7 +58,8 @@ ModelSource = Annotated[Annotated[Name, Tag("path")] | Annotated[Fresh, Tag("key
 class Data(Section):
     # rows to learn from: a file, a folder, several of them, or a hub name
     train: Name | list[Name] | None = None
-    eval: Share | Name | None = 0.05  # held-out rows: a share of train, a file, or null
+    # held-out rows: a share of train (of a folder, its validation files), a file, or null
+    eval: Share | Name | None = 0.05
     test: Name | None = None  # rows for the evaluation after training; eval rows when null
     # layout of a row; auto recognises text, messages, prompt/completion, alpaca, sharegpt, tags
     format: Name = "auto"
@@ -66,7 +67,10 @@ class Data(Section):
     pack: bool = True  # several rows in one sequence, never seeing each other
     bad_rows: BadRows = "strict"  # strict: a defective row stops the run; skip: it is listed and left out
     template: Name | None = None  # chat template: a file or a builtin name; null: the tokenizer's own
-    limit: Count | None = None  # use only so many rows of train
+    # read control tokens in texts, prompts and completions as tokens; rows that the template wrote always are
+    control_tokens: bool = False
+    limit: Count | None = None  # use only so many rows of train: a random sample, of classes in proportion
+    seed: Whole = 0  # of the held-out share and of the samples that limit and evaluate.limit take
     tag_names: list[Name] = []  # names of tags that are written as numbers, in their order: [O, B-PER, I-PER]
     columns: dict[str, str] = {}  # names of columns that are not recognised, for example {prompt: question}
 
@@ -106,7 +110,7 @@ class Train(Section):
 class Evaluate(Section):
     metrics: list[Name] = ["perplexity"]  # builtin names, or module:function of yours; by default the stage's
     max_new_tokens: Count = 128  # length of generated answers
-    limit: Count | None = None  # rows to evaluate on
+    limit: Count | None = None  # score only so many rows: a random sample by data.seed
     batch_size: Count = 8  # rows per forward
 
 
@@ -121,7 +125,7 @@ class Recipe(Section):
     stage: Name = "sft"  # what the rows are used for; `graft train --help` lists the stages
     objective: Name = "causal"  # of stage pretrain: causal, masked, span
     method: Methods = {"name": "lora"}  # what is trained; `graft methods` lists them; presets: qlora, qalora
-    adapter: Name | None = None  # a saved adapter to go on from, instead of a new one
+    adapter: Name | None = None  # a saved adapter to go on from, instead of a new one; the method is its own
     data: Data = Data()
     train: Train = Train()
     evaluate: Evaluate = Evaluate()

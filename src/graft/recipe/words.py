@@ -12,6 +12,7 @@ import yaml
 
 from graft.core.cards import cards
 from graft.recipe.text import value
+from graft.recipe.tree import explain
 
 Settings = dict[str, Any]
 
@@ -135,6 +136,7 @@ def _separated(raw: Settings) -> tuple[Settings, list[Foreign]]:
     """Return a copy of the settings under our own keys, and the words of other trainers among them."""
     settings: Settings = {}
     foreign: list[Foreign] = []
+    ours = explain()
     for section, inner in raw.items():
         if section in SYNONYMS:
             foreign.append(Foreign(section, section, inner))
@@ -143,7 +145,12 @@ def _separated(raw: Settings) -> tuple[Settings, list[Foreign]]:
             # Neither is a setting of the method (the seed of a decoder, a rate).
             by_method = _settings_of(inner.get("name")) if section == "method" else set()
             theirs = {
-                k for k in inner if k in SYNONYMS and SYNONYMS[k] != f"{section}.{k}" and k not in by_method
+                k
+                for k in inner
+                if k in SYNONYMS
+                and SYNONYMS[k] != f"{section}.{k}"
+                and f"{section}.{k}" not in ours
+                and k not in by_method
             }
             foreign += [Foreign(f"{section}.{k}", k, v) for k, v in inner.items() if k in theirs]
             settings[section] = {k: copy.deepcopy(v) for k, v in inner.items() if k not in theirs}

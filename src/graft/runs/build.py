@@ -36,7 +36,7 @@ def _new_tokenizer(recipe: Recipe, wanted: NewTokenizer) -> Path:
     folder = Path(recipe.output) / "tokenizer"
     if not folder.exists():
         accepts = stage_of(recipe).accepts()
-        rows = load_rows(seedling.located(recipe.data), accepts, seed=recipe.train.seed).train
+        rows = load_rows(seedling.located(recipe.data), accepts).train
         texts = (text for row in rows for text in row.texts())
         tokenizer = train_bpe(texts, wanted.vocab_size, max_length=recipe.data.max_length)
         storage.commit(folder, tokenizer.save_pretrained)
@@ -52,6 +52,7 @@ def recipe_behind(recipe: Recipe) -> Recipe:
 def feed(base: Base, recipe: Recipe, examples: Sequence[Any], batch_size: int, micro_batch_size: int) -> Feed:
     """Return the batches of examples; packed if the recipe asks for it and the model allows it."""
     length = recipe.data.max_length
-    pack = recipe.data.pack and base.unpackable(length) is None
-    batches = stage_of(recipe).batches(base, length, pack=pack)
+    stage = stage_of(recipe)
+    pack = recipe.data.pack and stage.packs and base.unpackable(length) is None
+    batches = stage.batches(base, length, pack=pack)
     return Feed(examples, batches, batch_size, micro_batch_size, recipe.train.seed)

@@ -6,7 +6,8 @@ from graft import seedling
 from graft.data import DataReport, prepare
 from graft.data.report import sample
 from graft.models.files import find as find_model
-from graft.models.tokenizer import tokenizer_in
+from graft.planning.fit import fitting, positions_taken, require_tokenizer, tokenizer_of_folder
+from graft.planning.plan import config_of
 from graft.recipe import Recipe
 from graft.runs.build import recipe_behind
 from graft.stages.stage import stage_of
@@ -19,11 +20,18 @@ def look(recipe: Recipe, rows: int) -> DataReport:
     """
     recipe = recipe_behind(recipe)
     if isinstance(recipe.model, str):
-        tokenizer = tokenizer_in(find_model(recipe.model))
+        name, folder = recipe.model, find_model(recipe.model)
     else:
-        tokenizer = tokenizer_in(Path(recipe.output) / "tokenizer")
+        name, folder = recipe.output, Path(recipe.output) / "tokenizer"
+    tokenizer = tokenizer_of_folder(folder)
+    size = None
+    if not (folder.is_dir() and tokenizer is not None and not (folder / "config.json").exists()):
+        config = config_of(recipe)  # a folder with a tokenizer alone shows rows too
+        size = getattr(config.get_text_config(), "vocab_size", None)
+        recipe = fitting(recipe, config, positions_taken(recipe, config))
+    require_tokenizer(tokenizer, name, size)
     stage = stage_of(recipe)
-    prepared = prepare(seedling.located(recipe.data), tokenizer, stage, seed=recipe.train.seed)
+    prepared = prepare(seedling.located(recipe.data), tokenizer, stage, vocabulary=size)
     first = prepared.train[:rows]
     prepared.report.samples = [sample(example, tokenizer, stage, prepared.labels) for example in first]
     return prepared.report

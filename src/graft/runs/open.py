@@ -12,6 +12,7 @@ from graft.evaluate import answers
 from graft.models.files import read_config
 from graft.models.load import DTYPES, load
 from graft.models.tokenizer import tokenizer_in
+from graft.planning.fit import require_tokenizer, vocabulary
 from graft.recipe import Recipe, read
 from graft.runs.build import load_base
 
@@ -50,6 +51,7 @@ def reply(base: Base, prompts: Sequence[Any], adapter: str | None, **how: Any) -
 
     prompts: texts or conversations, see `as_prompt`.  how: keywords of `Base.generate`.
     """
+    require_tokenizer(base.tokenizer, base.name, vocabulary(base))
     if adapter is None or base.adapters[adapter].head is None:
         return base.generate(prompts, adapters=[adapter] * len(prompts), **how)
     texts = [prompt if isinstance(prompt, str) else prompt[-1]["content"] for prompt in prompts]

@@ -9,9 +9,11 @@ there training/step.py computes the mean loss of a step from the stage's loss, f
 objectives/lm.py.
 """
 
+import contextlib
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +24,18 @@ from graft import seedling, storage
 from graft.base.adapter import Adapter
 from graft.base.base import Base
 from graft.data import DataReport, Prepared, prepare
+from graft.data.encode import Examples
+from graft.errors import DataError, Notice, notice
 from graft.evaluate import losses
+from graft.evaluate.coverage import fingerprint
+from graft.evaluate.usable import check_metrics
+from graft.planning.fit import fitting, of_adapter, positions_taken, require_tokenizer, vocabulary
 from graft.recipe import Recipe, read
 from graft.runs.build import feed, load_base
+from graft.runs.effect import without_effect
 from graft.runs.open import Opened
 from graft.runs.page import report
-from graft.runs.score import score
+from graft.runs.score import chosen_rows, score_rows
 from graft.shipping.export import export
 from graft.stages.stage import Stage, methods_of, stage_of
 from graft.training import Observer, Task, Trainer
@@ -50,6 +58,7 @@ FREE = (
     "train.samples",
     "train.sample_tokens",
 )
+IDENTITY = "identity.json"  # what must be equal at every start of the run
 SHOWN = 20  # generated texts that evaluation.json keeps
 
 
@@ -60,7 +69,10 @@ class RunObserver(Observer):
         """Receive what will be trained: base, parameters, stored; methods, sites, trained."""
 
     def note(self, text: str) -> None:
-        """Receive something worth knowing before training."""
+        """Receive something that the user must know: a setting, row or model that is not used as it stands.
+
+        An observer without this method of its own leaves notes to Python's warnings (`graft.Notice`).
+        """
 
     def data(self, report: DataReport) -> None:
         """Receive the data report, before the first step."""
@@ -75,8 +87,9 @@ class RunResult:
 
     folder, adapter: its folder and the adapter's.  loss: of the last step.
     tokens: supervised ones, of all steps.
-    scores: {"before": {metric: value}, "after": ...}.
+    scores: {"before": {metric: value}, "after": ...}.  coverage: which rows they are about, and how many.
     model: the folder of a model that started from random weights.
+    notes: what the observer was told by `note`.  trained: False if the run had ended before.
     """
 
     folder: Path
@@ -86,6 +99,9 @@ class RunResult:
     tokens: int
     scores: dict[str, dict[str, float]] = field(default_factory=dict)
     model: Path | None = None
+    coverage: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list, compare=False)
+    trained: bool = field(default=True, compare=False)
 
     def facts(self) -> dict[str, Any]:
         """Return everything as JSON values."""
@@ -94,7 +110,9 @@ class RunResult:
             "adapter": str(self.adapter),
             "model": str(self.model) if self.model else None,
         }
-        return {**paths, "steps": self.steps, "loss": self.loss, "tokens": self.tokens, "scores": self.scores}
+        counts = {"steps": self.steps, "trained": self.trained, "loss": self.loss, "tokens": self.tokens}
+        rows = {"scores": self.scores, "coverage": self.coverage}
+        return {**paths, **counts, **rows, "notes": self.notes}
 
 
 def run(
@@ -109,20 +127,22 @@ def run(
     CheckpointError for a folder that is in use or belongs to another run, TrainingError for a step that
     failed.
     """
-    chosen = read(recipe, overrides)
+    understood: list[str] = []
+    chosen = read(recipe, overrides, understood)
     observer = observer or RunObserver()
     folder = Path(chosen.output)
-    with locked(
-        folder
-    ):  # before anything is loaded: a second process must learn at once that the folder is in use
+    # Before anything is loaded: a second process must learn at once that the folder is in use.
+    with locked(folder):
         _require_same_settings(folder, chosen)
-    if (folder / "report.html").exists() and (folder / "adapter").exists():
-        return _result(folder, chosen)  # nothing is left to do
-    base = load_base(chosen)
-    name = folder.resolve().name
-    if chosen.adapter is not None:
-        base.load_adapter(chosen.adapter, name)
-    return _train(base, name, chosen, observer)
+    with _heard(observer) as notes:
+        for text in understood:
+            notice(text)
+        base = load_base(chosen)
+        name = folder.resolve().name
+        if chosen.adapter is not None:
+            adapter = base.load_adapter(chosen.adapter, name)
+            chosen = of_adapter(chosen, adapter.methods)
+        return replace(_train(base, name, chosen, observer), notes=notes)
 
 
 def train(
@@ -145,7 +165,8 @@ def train(
     train: keys of a recipe's `train:` (epochs=2, lr=1e-4, ...).  Raises as `run` does.
     """
     if not isinstance(data, Mapping):
-        data = {"train": [str(path) for path in data] if isinstance(data, list | tuple) else str(data)}
+        data = {"train": data}
+    data = {key: _named(value) if key in ("train", "eval", "test") else value for key, value in data.items()}
     methods = [{"name": method.name(), **method.config()} for method in adapter.methods]
     settings: dict[str, Any] = {
         "model": base.name or "given",
@@ -158,13 +179,62 @@ def train(
     }
     chosen = read(settings | ({"evaluate": dict(evaluate)} if evaluate is not None else {}))
     _require_same_settings(Path(chosen.output), chosen)
-    return _train(base, adapter.name, chosen, observer or RunObserver())
+    observer = observer or RunObserver()
+    with _heard(observer) as notes:
+        return replace(_train(base, adapter.name, chosen, observer), notes=notes)
+
+
+@contextlib.contextmanager
+def _heard(observer: RunObserver) -> Iterator[list[str]]:
+    """Collect the notices of the block, each once; an observer with a `note` of its own receives them.
+
+    Otherwise they are warnings as before, which the caller's filters may show, hide or raise.
+    """
+    notes: list[str] = []
+    told = type(observer).note is not RunObserver.note
+    others, filters = warnings.showwarning, list(warnings.filters)
+
+    def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        text = str(message)
+        if not issubclass(category, Notice):
+            others(message, category, *where, **more)
+        elif text not in notes:
+            notes.append(text)
+            observer.note(text) if told else warn_again(message, category, *where)
+
+    def warn_again(message: Warning | str, category: type[Warning], file: str, line: int, *_: Any) -> None:
+        with warnings.catch_warnings():
+            warnings.filters[:] = filters  # type: ignore[index]
+            warnings.showwarning = others
+            warnings.warn_explicit(message, category, file, line)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", Notice)
+        warnings.showwarning = show
+        yield notes
+
+
+def _named(rows: Any) -> Any:
+    """Return the names of rows as a recipe has them. Raises DataError for rows themselves."""
+    several = isinstance(rows, list | tuple)
+    for name in rows if several else [rows]:
+        if not isinstance(name, str | Path | float | int | None):
+            raise DataError(
+                f"data holds an object of type {type(name).__name__}: rows in memory",
+                "files, folders or hub names of rows",
+                "write them into a file, one row of JSON a line (rows.jsonl), and give its path",
+            )
+    names = [str(name) if isinstance(name, Path) else name for name in (rows if several else [rows])]
+    return names if several else names[0]
 
 
 def _require_same_settings(folder: Path, chosen: Recipe) -> None:
     """Raise CheckpointError if the folder holds a run with different settings."""
     if (folder / "recipe.yaml").exists():
-        same_run(folder, _identity(read(folder)), _identity(chosen))
+        now = _identity(chosen)
+        if chosen.adapter is not None:
+            del now["method"]  # it is the adapter's, which is compared when it is loaded
+        same_run(folder, _identity(read(folder)), now)
 
 
 def _identity(recipe: Recipe) -> dict[str, Any]:
@@ -179,11 +249,13 @@ def _identity(recipe: Recipe) -> dict[str, Any]:
 class _Work:
     """Everything that a run works with.
 
-    adapter: its name.  prepared: the encoded rows.  opened: base and adapter, to ask and to score.
+    adapter: its name.  given: the recipe as it was given.  recipe: the same, as far as the model can take it.
+    prepared: the encoded rows.  opened: base and adapter, to ask and to score.
     """
 
     base: Base
     adapter: str
+    given: Recipe
     recipe: Recipe
     stage: Stage
     prepared: Prepared
@@ -194,39 +266,50 @@ class _Work:
 def _train(base: Base, name: str, recipe: Recipe, observer: RunObserver) -> RunResult:
     """Prepare the rows, attach the adapter if it is new, train it, and write the results."""
     work = _prepared(base, name, recipe)
-    _write(work)
+    task = _task(work)
+    _write(work, task)
     _announce(observer, work)
     trained_before = (work.folder / "finished.json").exists()
-    Trainer(base, name, _task(work), recipe.train, work.folder, observer).run()
+    Trainer(base, name, task, recipe.train, work.folder, observer).run()
     if trained_before:  # no step was taken now: the trained adapter is in the folder
+        notice(f"nothing is left to train: the run in {work.folder} has ended")
         tensors = load_file(work.folder / "adapter" / "adapter_model.safetensors")
         base.adapters[name].load_file_state(tensors)
-    return _finish(work, observer)
+    return replace(_finish(work, observer), trained=not trained_before)
 
 
 def _prepared(base: Base, name: str, recipe: Recipe) -> _Work:
     """Encode the rows, and attach the adapter if it is new."""
-    stage = stage_of(recipe)
-    settings = seedling.located(recipe.data)
-    seed = recipe.train.seed
+    stage, given = stage_of(recipe), recipe
     stage.check_base(base)
-    prepared = prepare(settings, base.tokenizer, stage, family=base.family, seed=seed)
+    check_metrics(recipe.evaluate.metrics, stage, base.family)
+    size = vocabulary(base)
+    require_tokenizer(base.tokenizer, base.name, size)
+    config = base.model.config
+    taken = base.positions([name]) if name in base.adapters else positions_taken(recipe, config)
+    recipe = fitting(recipe, config, taken)
+    settings = seedling.located(recipe.data)
+    prepared = prepare(settings, base.tokenizer, stage, family=base.family, vocabulary=size)
     if prepared.template is not None:
         base.tokenizer.chat_template = prepared.template
     if name not in base.adapters:
-        torch.manual_seed(seed)  # the new adapter's values follow from the seed
+        torch.manual_seed(recipe.train.seed)  # the new adapter's values follow from the seed
         base.attach(name, methods_of(recipe, prepared.labels, tagged=prepared.tagged))
     stage.fit(base.adapters[name], prepared.labels, tagged=prepared.tagged)
     folder = Path(recipe.output)
     opened = Opened(base, name, recipe, folder, stage.asks_by_template(settings))
-    return _Work(base, name, recipe, stage, prepared, folder, opened)
+    return _Work(base, name, given, recipe, stage, prepared, folder, opened)
 
 
-def _write(work: _Work) -> None:
-    """Write what is known before the first step."""
+def _write(work: _Work, task: Task) -> None:
+    """Write what is known before the first step. Raises CheckpointError in the folder of another run."""
     folder, report = work.folder, work.prepared.report
     folder.mkdir(parents=True, exist_ok=True)
-    storage.replace(folder / "recipe.yaml", work.recipe.yaml().encode())
+    begun = (folder / "finished.json").exists() or any((folder / "checkpoints").glob("step-*"))
+    if begun and (folder / IDENTITY).exists():
+        same_run(folder, storage.read_json(folder / IDENTITY), task.identity)
+    storage.write_json(folder / IDENTITY, dict(task.identity))
+    storage.replace(folder / "recipe.yaml", work.given.yaml().encode())
     facts = report.json() | {"asks_by_template": work.opened.by_template}
     storage.replace(folder / "data_report.json", storage.encode(facts))
     if report.rejects:
@@ -251,9 +334,10 @@ def _task(work: _Work) -> Task:
         answers = work.opened.ask(prompts, max_new_tokens=recipe.train.sample_tokens)
         return [f"{prompt}\n\n{answer}" for prompt, answer in zip(prompts, answers, strict=True)]
 
-    identity = _identity(recipe) | {
+    identity = _identity(work.given) | {
         "fingerprint of the base": base.fingerprint(),
-        "fingerprint of the rows": hashlib.sha256(prepared.train.ids.values).hexdigest(),
+        "fingerprint of the training rows": _fingerprint(prepared.train),
+        "fingerprint of the held-out rows": _fingerprint(prepared.eval),
     }
     return Task(
         feed=batches,
@@ -262,6 +346,18 @@ def _task(work: _Work) -> Task:
         sample=sample if prompts else None,
         identity=identity,
     )
+
+
+def _fingerprint(rows: Examples | None) -> str | None:
+    """Return a hash of all that examples teach: tokens, which are learnt, classes and other parts."""
+    if rows is None:
+        return None
+    digest = hashlib.sha256(bytes(rows.learnt))
+    for column in (rows.ids, *(rows.parts[name] for name in sorted(rows.parts))):
+        digest.update(column.values)
+        digest.update(column.ends)
+    digest.update(rows.targets)
+    return digest.hexdigest()
 
 
 def _announce(observer: RunObserver, work: _Work) -> None:
@@ -279,10 +375,11 @@ def _announce(observer: RunObserver, work: _Work) -> None:
         }
     )
     for text in adapter.notices():
-        observer.note(text)
-    obstacle = base.unpackable(recipe.data.max_length)
-    if recipe.data.pack and obstacle and work.stage.packs:
-        observer.note(f"rows are padded, not packed: {obstacle}")
+        notice(text)
+    if recipe.data.pack and work.stage.packs and (obstacle := base.unpackable(recipe.data.max_length)):
+        notice(f"rows are padded, not packed: {obstacle}")
+    for text in without_effect(recipe, work.stage, base, adapter, work.prepared):
+        notice(text)
     observer.data(work.prepared.report)
 
 
@@ -293,11 +390,15 @@ def _finish(work: _Work, observer: RunObserver) -> RunResult:
     recipe = work.recipe
     if not (folder / "adapter" / "tokenizer_config.json").exists():
         _add_tokenizer(folder / "adapter", base.tokenizer)
-    if not (folder / "evaluation.json").exists():
-        observer.scoring()
-        table = score(work.opened, recipe)
-        facts = {"columns": table.columns, "texts": table.texts[:SHOWN]}
-        storage.write_json(folder / "evaluation.json", facts)  # keeps the order of the columns
+    chosen = chosen_rows(recipe)
+    asked = {"settings": recipe.evaluate.model_dump(), "rows": fingerprint(chosen.rows)}
+    record = folder / "evaluation.json"
+    if not record.exists() or asked != {key: storage.read_json(record).get(key) for key in asked}:
+        if chosen.rows:
+            observer.scoring()
+        table = score_rows(work.opened, recipe, chosen)
+        facts = {"columns": table.columns, "texts": table.texts[:SHOWN], "coverage": table.coverage.json()}
+        storage.write_json(record, facts | asked)  # keeps the order of the columns
     if recipe.fresh and not (folder / "model").exists():
         export(base, folder / "model", to="hf", adapter=work.adapter)
     storage.replace(folder / "report.html", report(folder).encode())
@@ -307,13 +408,15 @@ def _finish(work: _Work, observer: RunObserver) -> RunResult:
 def _result(folder: Path, recipe: Recipe) -> RunResult:
     """Return the result that a finished run's folder records."""
     finished = storage.read_json(folder / "finished.json")
+    evaluation = storage.read_json(folder / "evaluation.json")
     return RunResult(
         folder=folder,
         adapter=folder / "adapter",
         steps=finished["steps"],
         loss=finished["loss"],
         tokens=finished["tokens"],
-        scores=storage.read_json(folder / "evaluation.json")["columns"],
+        scores=evaluation["columns"],
+        coverage=evaluation["coverage"],
         model=folder / "model" if recipe.fresh else None,
     )
 

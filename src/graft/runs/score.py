@@ -2,59 +2,176 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from graft import seedling
+from graft.core.positions import context_length
 from graft.data import Row, load_rows
-from graft.data.rows import as_chat
-from graft.errors import UsageError
+from graft.data.read import choices, sources
+from graft.data.rows import Reject, as_chat
+from graft.data.sample import sample, sampling
+from graft.data.vocabulary import within
+from graft.errors import DataError, UsageError, listed, notice
 from graft.evaluate import HeldOut, Scored, Table, before_after, evaluate
+from graft.evaluate.coverage import FIRST, Coverage, fingerprint
+from graft.evaluate.usable import by_examples, by_texts, check_metrics, unanswerable
+from graft.planning.fit import fitting, require_tokenizer, vocabulary
 from graft.recipe import Recipe, read
 from graft.runs.build import feed
 from graft.runs.open import Opened
 from graft.stages.stage import find, stage_of
 
 
-def evaluation_set(opened: Opened, recipe: Recipe, rows: Sequence[Row]) -> HeldOut:
-    """Return rows as evaluation needs them: encoded for losses and classes, and as prompts for texts."""
-    base = opened.base
+@dataclass(frozen=True)
+class Chosen:
+    """Rows to score on.  rejects: rows beside them that cannot be read.  of: how many there were in all.
+
+    sampled: what evaluate.limit took, in words; "" if it left none out.
+    """
+
+    rows: list[Row]
+    rejects: Sequence[Reject] = ()
+    of: int = 0
+    sampled: str = ""
+
+
+def chosen_rows(recipe: Recipe, data: str | None = None) -> Chosen:
+    """Return the rows to score a recipe on: its test rows, else its eval rows; at most evaluate.limit.
+
+    data: other rows, as `data.train` of a recipe names them, read as the recipe reads its own. Of a folder
+    these are its test rows, else its validation rows, by the names of its files.
+    """
+    accepts = stage_of(recipe).accepts()
+    if data is None:
+        loaded = load_rows(seedling.located(recipe.data), accepts)
+        rows, rejects = loaded.test or loaded.eval or [], loaded.held_rejects
+    else:
+        changes = {"train": data, "eval": None, "test": None, "limit": None}
+        settings = seedling.located(recipe.data.model_copy(update=changes))
+        settings = settings.model_copy(update={"train": sources(settings.train, "test")})
+        for sentence in choices(data, settings.train):
+            notice(f"scored on {listed(settings.train)}; {sentence}")
+        loaded = load_rows(settings, accepts)
+        rows, rejects = loaded.train, loaded.rejects
+    seed = recipe.data.seed
+    chosen = sample(rows, recipe.evaluate.limit, seed)
+    return Chosen(chosen, rejects, len(rows) + len(rejects), sampling(chosen, rows, seed))
+
+
+def evaluation_set(opened: Opened, recipe: Recipe, chosen: Chosen) -> tuple[HeldOut, Coverage]:
+    """Return rows as evaluation needs them, and which they are.
+
+    They are encoded for losses and classes, and kept as prompts for texts. A row that one of the recipe's
+    metrics cannot use is left out of all of them.
+    """
+    base, metrics, size = opened.base, recipe.evaluate.metrics, recipe.evaluate.batch_size
     stage = stage_of(recipe)
     head = base.adapters[opened.adapter].head if opened.adapter else None
-    labels = head.labels if head is not None else ()
-    encoder = stage.encoder(base.tokenizer, base.family, recipe.data, labels)
-    size = recipe.evaluate.batch_size
-    examples = encoder(rows).examples
-    if opened.by_template:
-        rows = [as_chat(row) for row in rows]
+    known = (head.labels or tuple(map(str, range(head.num_labels)))) if head is not None else ()
+    rows = [as_chat(row) for row in chosen.rows] if opened.by_template else chosen.rows
+    left_out, notes = list(chosen.rejects), list[str]()
+    if by_texts(metrics):
+        left_out += unanswerable(base, rows, _context(opened))
+        rows = _without(rows, left_out)
+    unknown = _unknown(rows, known) if stage.labelled else {}
+    encoder = stage.encoder(base.tokenizer, base.family, recipe.data, [*known, *unknown])
+    encoded = within(
+        encoder(_without(chosen.rows, left_out) if by_examples(metrics) else []),
+        vocabulary(base),
+        base.tokenizer,
+        stage.aligned,
+    )
+    left_out += encoded.rejects
+    rows = _without(rows, left_out)
+    if by_examples(metrics):
+        notes += _notes(encoded.cut, encoded.unused, recipe.data.max_length, len(rows))
+    if unknown:
+        notes.append(_note_of_classes(unknown, rows, metrics))
     writing = {"max_new_tokens": recipe.evaluate.max_new_tokens, "batch_size": size}
-    return HeldOut(Scored(feed(base, recipe, examples, size, size), stage), rows, writing)
+    scored = Scored(feed(base, recipe, encoded.examples, size, size), stage, tuple(unknown))
+    coverage = Coverage(
+        chosen.of, len(rows), left_out, chosen.sampled, notes, fingerprint(_without(chosen.rows, left_out))
+    )
+    return HeldOut(scored, rows, writing), coverage
 
 
-def held_rows(recipe: Recipe) -> list[Row]:
-    """Return the rows to score a recipe on: its test rows, else its eval rows; at most evaluate.limit."""
-    loaded = load_rows(seedling.located(recipe.data), stage_of(recipe).accepts(), seed=recipe.train.seed)
-    return (loaded.test or loaded.eval or [])[: recipe.evaluate.limit]
+def _without(rows: Sequence[Row], rejects: Sequence[Reject]) -> list[Row]:
+    """Return the rows that are not among the rejects."""
+    out = {reject.source for reject in rejects}
+    return [row for row in rows if row.source not in out]
+
+
+def _context(opened: Opened) -> int | None:
+    """Return how many tokens a prompt has room for; None without a limit."""
+    limit = None if opened.base.family == "seq2seq" else context_length(opened.base.model.config)
+    return None if limit is None else limit - opened.base.positions([opened.adapter])
+
+
+def _unknown(rows: Sequence[Row], known: Sequence[str]) -> dict[str, list[str]]:
+    """Return the classes of the rows that are not known, each with the places of its rows."""
+    places: dict[str, list[str]] = {}
+    for row in rows:
+        for name in {str(tag) for tag in (row.value[1] if row.kind == "tags" else row.value[1:2])}:
+            if name not in known:
+                places.setdefault(name, []).append(row.source)
+    return dict(sorted(places.items()))
+
+
+def _note_of_classes(unknown: dict[str, list[str]], rows: Sequence[Row], metrics: Sequence[str]) -> str:
+    """Return what rows of classes that the head does not know mean for the metrics."""
+    scored = {row.source for row in rows}
+    places = list(dict.fromkeys(p for sources in unknown.values() for p in sources if p in scored))
+    counted = "they have no loss" if list(metrics) == ["loss"] else "they count as errors"
+    counted += ", and the loss is that of the other rows" if {"loss"} < set(metrics) else ""
+    return (
+        f"{len(places):,} rows are of classes that the head does not know ({listed(unknown)}): {counted}; "
+        f"first {listed(places, FIRST)}"
+    )
+
+
+def _notes(cut: Sequence[str], unused: dict[str, int], max_length: int, rows: int) -> list[str]:
+    """Return what encoding did to the rows that are scored."""
+    notes = [f"not read: {what}, in {count / max(rows, 1):.0%} of the rows" for what, count in unused.items()]
+    if cut:
+        notes.append(f"{len(cut):,} rows are cut to {max_length} tokens, first {listed(cut, FIRST)}")
+    return notes
 
 
 def score(opened: Opened, recipe: Recipe, data: str | None = None) -> Table:
     """Return the recipe's metrics without and with the adapter; a table without columns if there are no rows.
 
-    data: rows to score on, as `data.train` of a recipe names them; by default those of `held_rows`.
+    data: rows to score on, as `data.train` of a recipe names them; by default those of `chosen_rows`.
+    Raises UsageError for metrics that the rows or the model do not have, DataError if no row can be scored.
     """
-    rows = held_rows(recipe) if data is None else _rows_of(data, recipe)
-    if not rows:
+    return score_rows(opened, recipe, chosen_rows(recipe, data))
+
+
+def score_rows(opened: Opened, recipe: Recipe, chosen: Chosen) -> Table:
+    """Return `score` of these rows."""
+    base = opened.base
+    require_tokenizer(base.tokenizer, base.name, vocabulary(base))
+    recipe = fitting(recipe, base.model.config, base.positions([opened.adapter]))
+    if not chosen.rows:
         return Table({}, [])
-    held = evaluation_set(opened, recipe, rows)
+    stage = stage_of(recipe)
+    check_metrics(recipe.evaluate.metrics, stage, base.family)
+    if stage.labelled and (opened.adapter is None or base.adapters[opened.adapter].head is None):
+        raise UsageError(
+            f"{opened.adapter or base.name} has no task head, so it predicts no classes",
+            "a run of stage classify, or an adapter with a task head",
+            "name one, or choose another stage",
+        )
+    held, coverage = evaluation_set(opened, recipe, chosen)
+    if not coverage.scored:
+        raise DataError(
+            "; ".join(coverage.lines()), "rows that can be scored", "repair these rows, or give others"
+        )
     metrics = recipe.evaluate.metrics
     if opened.adapter is None:
-        return Table({"model": evaluate(opened.base, held, metrics)}, [])
-    return before_after(opened.base, held, metrics, adapter=opened.adapter)
-
-
-def _rows_of(data: str, recipe: Recipe) -> list[Row]:
-    """Return the rows of other data, read as the recipe reads its own; at most evaluate.limit."""
-    settings = recipe.data.model_copy(update={"train": data, "eval": None, "test": None})
-    return load_rows(seedling.located(settings), stage_of(recipe).accepts()).train[: recipe.evaluate.limit]
+        return Table({"model": evaluate(base, held, metrics)}, [], coverage)
+    return replace(before_after(base, held, metrics, adapter=opened.adapter), coverage=coverage)
 
 
 def scoring_recipe(opened: Opened, stage: str | None, metrics: Sequence[str], limit: int | None) -> Recipe:
@@ -68,11 +185,43 @@ def scoring_recipe(opened: Opened, stage: str | None, metrics: Sequence[str], li
     return read({"model": opened.base.name, "objective": objective}, changes)
 
 
+def evaluation_of(name: str) -> dict[str, Any]:
+    """Return what a run's folder records of its scores; empty for anything else."""
+    path = Path(name) / "evaluation.json"
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+
+
 def scores_of(name: str) -> dict[str, float]:
     """Return the scores of the trained model that a run's folder holds; empty for anything else."""
-    path = Path(name) / "evaluation.json"
-    columns = json.loads(path.read_text(encoding="utf-8"))["columns"] if path.exists() else {}
+    columns = evaluation_of(name).get("columns")
     return dict(list(columns.values())[-1]) if columns else {}
+
+
+def incomparable(first: str, second: str) -> list[str]:
+    """Return why the scores of two runs may not be set side by side, a sentence each."""
+    one, two = evaluation_of(first), evaluation_of(second)
+    if not one.get("columns") or not two.get("columns"):
+        return []
+    reasons = []
+    ours, theirs = one.get("coverage", {}), two.get("coverage", {})
+    if ours.get("fingerprint") != theirs.get("fingerprint"):
+        counts = " and ".join(
+            f"{name}: {rows.get('scored', '?')} rows" for name, rows in ((first, ours), (second, theirs))
+        )
+        reasons.append(
+            f"the held-out rows differ ({counts}): the scores cannot be compared; "
+            "use the same data, data.seed, data.eval and evaluate.limit"
+        )
+    before, earlier = (next(iter(run["columns"].values())) for run in (one, two))
+    if len(one["columns"]) > 1 and len(two["columns"]) > 1:
+        apart = [
+            f"{metric} {before[metric]:.4g} and {earlier[metric]:.4g}"
+            for metric in before
+            if metric in earlier and abs(before[metric] - earlier[metric]) > 1e-3 * abs(before[metric])
+        ]
+        if apart:
+            reasons.append(f"the scores before training differ ({', '.join(apart)}): not the same start")
+    return reasons
 
 
 def prompts_of(opened: Opened, limit: int) -> list[str]:
@@ -86,4 +235,4 @@ def prompts_of(opened: Opened, limit: int) -> list[str]:
         raise UsageError(given, "--prompt TEXT or --prompts FILE", "give prompts, or name a run first")
     if recipe.train.samples:
         return recipe.train.samples[:limit]
-    return stage_of(recipe).questions(held_rows(recipe))[:limit]
+    return stage_of(recipe).questions(chosen_rows(recipe).rows)[:limit]

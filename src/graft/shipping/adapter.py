@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from graft.base.adapter_files import config_of, lost_in_peft
+from graft.errors import UsageError, listed
 from graft.shipping import instructions
 from graft.shipping.gguf import file_name, write_lora
 
@@ -37,6 +39,18 @@ With vLLM:
 
     {line}
 """
+
+
+def check_peft(base: "Base", name: str) -> None:
+    """Raise UsageError for an adapter whose targets PEFT would take for experts of a mixture."""
+    adapter = base.adapters[name]
+    lost = lost_in_peft(config_of(adapter.methods, adapter.parts, {}), adapter.parts)
+    if lost:
+        raise UsageError(
+            f"to='peft' for {name!r} with targets that PEFT takes for experts: {listed(lost)}",
+            "an adapter that PEFT answers with as Graft does",
+            "merge it (to='hf'), or train one without these targets; adapter.save writes it for Graft",
+        )
 
 
 def write_peft(base: "Base", folder: Path, name: str, final_name: str) -> None:

@@ -81,7 +81,7 @@ def chosen(model: nn.Module, form: ModuleType) -> tuple[dict[str, nn.Linear | Qu
     fitting: dict[str, nn.Linear | QuantLinear] = {
         path: layer
         for path, layer in packable(model)
-        if (isinstance(layer, QuantLinear) and not layer.transposed) or type(layer) is nn.Linear
+        if (isinstance(layer, QuantLinear) and not layer.transposed) or isinstance(layer, nn.Linear)
         if form.fits(layer.out_features, layer.in_features)
     }
     packed = [layer for layer in fitting.values() if isinstance(layer, QuantLinear)]

@@ -110,6 +110,11 @@ def _write_peft(base: "Base", folder: Path, settings: Settings) -> list[str]:
     return []
 
 
+def _check_peft(base: "Base", settings: Settings) -> None:
+    _refuse_file_type(base, settings)
+    adapter.check_peft(base, str(settings.adapter))
+
+
 def _write_gguf_lora(base: "Base", folder: Path, settings: Settings) -> list[str]:
     adapter.write_gguf_lora(base, folder, str(settings.adapter))
     return []
@@ -120,6 +125,6 @@ LAYOUTS: dict[str, Layout] = {
     "gguf": Layout(_write_gguf, readback.gguf, _check_gguf, _gguf_holds),
     "bnb": Layout(_write_bnb, readback.model, _check_bnb, _bnb_holds),
     **{to: _whole_zero_points(to) for to in FORMATS},
-    "peft": Layout(_write_peft, readback.adapter, adapter_alone=True),
+    "peft": Layout(_write_peft, readback.adapter, _check_peft, adapter_alone=True),
     "gguf-lora": Layout(_write_gguf_lora, readback.gguf_lora, adapter_alone=True),
 }

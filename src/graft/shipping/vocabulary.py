@@ -72,7 +72,10 @@ def vocabulary(tokenizer: Any, rows: int, ends: list[int]) -> dict[str, Any]:
     keys |= {"tokens": pieces, "token_type": kinds, **_special(tokenizer, ends)}
     entries = {f"tokenizer.ggml.{key}": value for key, value in keys.items()}
     if tokenizer.chat_template:
-        entries["tokenizer.chat_template"] = source(tokenizer)
+        own = source(tokenizer)
+        by_name = {"default": own} if isinstance(own, str) else own
+        for name, text in by_name.items():
+            entries["tokenizer.chat_template" + (f".{name}" if name != "default" else "")] = text
     return entries | {"tokenizer.huggingface.json": json.dumps(whole, ensure_ascii=False)}
 
 

@@ -1,7 +1,8 @@
 """Classification: a class for every text, or for every word of it, by a head that the adapter brings.
 
-text, label      [CLS] text [SEP], and the index of its label
-words, tags      the tokens of all words, and the index of each word's tag at its first token
+text, label          [CLS] text [SEP], and the index of its label
+text, text, label    [CLS] text [SEP] text [SEP], joined as the tokenizer joins two texts
+words, tags          the tokens of all words, and the index of each word's tag at its first token
 """
 
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from graft.base.base import Base
 from graft.core.method import Method
 from graft.core.registry import classifying
 from graft.data.batches import Batch, Batches
-from graft.data.encode import IGNORED, Encoded, Encoder, Example, Outcomes
+from graft.data.encode import IGNORED, TOKEN_TYPES, Encoded, Encoder, Example, Outcomes
 from graft.data.rows import BadRow, Row
 from graft.data.tags import word_pieces
 from graft.errors import UsageError
@@ -29,7 +30,7 @@ class Classify(Stage):
     layouts: ClassVar = ("classification", "tags")
     metrics: ClassVar = ("accuracy", "precision", "recall", "f1")
     labelled: ClassVar = True
-    aligned: ClassVar = ("tags",)
+    aligned: ClassVar = ("tags", TOKEN_TYPES)
     loss = staticmethod(classification)
 
     def task(self, config: Any, methods: Sequence[type[Method]]) -> str | None:
@@ -73,13 +74,15 @@ class Classify(Stage):
     def batches(self, base: Base, max_length: int, *, pack: bool = False) -> Batches:
         heads = [adapter.head for adapter in base.adapters.values() if adapter.head is not None]
         tagged = any(head.every_token for head in heads)
-        return ClassBatches(base.tokenizer, max_length, tagged=tagged)
+        types = getattr(base.model.config, "type_vocab_size", None) or 0
+        return ClassBatches(base.tokenizer, max_length, tagged=tagged, token_types=types > 1)
 
     def scores(self, loss: float, sums: dict[str, float]) -> dict[str, float]:
         return {"loss": loss, "accuracy": sums["correct"] / sums["tokens"], "tokens": sums["tokens"]}
 
     def questions(self, rows: Sequence[Row]) -> list[str]:
-        return [row.value[0] if row.kind == "label" else " ".join(row.value[0]) for row in rows]
+        texts = (list(row.asked) if row.kind == "label" else [" ".join(row.value[0])] for row in rows)
+        return [text[0] for text in texts if len(text) == 1]
 
     def pieces(self, example: Example, tokenizer: Any, labels: Sequence[str]) -> list[list[Any]] | None:
         if example.target is not None:
@@ -111,16 +114,39 @@ class Labelled(Encoder):
         return self._labelled(rows, encoded)
 
     def _labelled(self, rows: list[Row], encoded: Encoded) -> Outcomes:
-        for row, ids in zip(rows, self.ids([row.value[0] for row in rows]), strict=True):
+        pairs = iter(self._pairs([row for row in rows if len(row.asked) == 2], encoded))
+        alone = iter(self.ids([row.value[0] for row in rows if len(row.asked) == 1]))
+        for row in rows:
+            pair = next(pairs) if len(row.asked) == 2 else None
+            ids = pair[0] if pair else next(alone)
             target = self.labels.get(str(row.value[1]))
             if target is None:
                 given = f"{row.value[1]!r} is in no training row"
                 yield row, BadRow("unknown label", given, "correct the label")
             elif not ids:
                 yield row, BadRow("too short", "no token", "remove the row")
+            elif pair:
+                yield row, [Example(ids, [IGNORED] * len(ids), row.source, target, pair[1])]
             else:
                 ids = self.cut(ids, self.room, row, encoded)
                 yield row, [Example(*self.wrapped(ids, [IGNORED] * len(ids)), row.source, target)]
+
+    def _pairs(self, rows: list[Row], encoded: Encoded) -> list[tuple[list[int], dict[str, list[int]]]]:
+        """Return (ids with special tokens, parts) of rows with two texts, as transformers encodes them.
+
+        Of a pair that is too long the longer text is cut. The parts are the token types, if the tokenizer
+        gives any.
+        """
+        if not rows:
+            return []
+        first, second = map(list, zip(*(row.asked for row in rows), strict=True))
+        whole = self.tokenizer(first, second, verbose=False)
+        for row, ids in zip(rows, whole["input_ids"], strict=True):
+            self.cut(ids, self.max_length, row, encoded)
+        cut = self.tokenizer(first, second, truncation="longest_first", max_length=self.max_length)
+        types = cut.get("token_type_ids")
+        parts = [{TOKEN_TYPES: row} for row in types] if types else [{}] * len(rows)
+        return list(zip(cut["input_ids"], parts, strict=True))
 
     def _tagged(self, rows: list[Row], encoded: Encoded) -> Outcomes:
         split = word_pieces([row.value[0] for row in rows], self.tokenizer)
@@ -145,11 +171,24 @@ class ClassBatches(Batches):
     """Labels are (B,) classes of rows, or (B, T) classes of words at their first tokens.
 
     tagged: whether `full` stands for rows with a class for every word; other batches tell by their examples.
+    token_types: whether the model tells the two texts of a row apart by embeddings of their own.
     """
 
-    def __init__(self, tokenizer: Any, max_length: int, *, tagged: bool = False) -> None:
+    def __init__(
+        self, tokenizer: Any, max_length: int, *, tagged: bool = False, token_types: bool = False
+    ) -> None:
         super().__init__(tokenizer, max_length)
         self.tagged = tagged
+        self.token_types = token_types
+
+    def inputs(self, examples: Sequence[Example]) -> tuple[dict[str, torch.Tensor], list[str]]:
+        inputs, sources = super().inputs(examples)
+        types = [example.parts.get(TOKEN_TYPES, []) for example in examples]
+        if self.token_types and any(types):
+            width = inputs["input_ids"].shape[1]
+            rows = [[*row, *[self.tokenizer.pad_token_type_id] * (width - len(row))] for row in types]
+            inputs["token_type_ids"] = torch.tensor(rows)
+        return inputs, sources
 
     def padded(self, examples: Sequence[Example]) -> Batch:
         inputs, sources = self.inputs(examples)

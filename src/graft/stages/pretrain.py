@@ -60,7 +60,7 @@ class Pretrain(Stage):
         return next((word for word, fitting in FAMILIES.items() if fitting == family), "causal")
 
     def encoder(self, tokenizer: Any, family: str, settings: Any, labels: Sequence[str] = ()) -> Encoder:
-        return Documents(tokenizer, settings.max_length, self.objective)
+        return Documents(tokenizer, settings.max_length, self.objective, reads=settings.control_tokens)
 
     def batches(self, base: Base, max_length: int, *, pack: bool = False) -> Batches:
         config = base.model.config
@@ -81,8 +81,8 @@ class Pretrain(Stage):
 class Documents(Encoder):
     """Cuts documents into windows, none of which loses a token."""
 
-    def __init__(self, tokenizer: Any, max_length: int, objective: str) -> None:
-        super().__init__(tokenizer, max_length)
+    def __init__(self, tokenizer: Any, max_length: int, objective: str, *, reads: bool = False) -> None:
+        super().__init__(tokenizer, max_length, reads=reads)
         self.objective = objective
         self.ends = [end_token(tokenizer)] if objective == "causal" else []
 

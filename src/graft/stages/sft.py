@@ -17,7 +17,7 @@ from graft.data.layouts import recognise
 from graft.data.mask import Rendered, tokenise
 from graft.data.read import records
 from graft.data.rows import BadRow, Reject, Row, as_chat
-from graft.data.templates import Template, end_token, source
+from graft.data.templates import Jinja, Template, end_token, head, source
 from graft.errors import DataError
 from graft.objectives.lm import language_modelling, token_scores
 from graft.stages.stage import Stage
@@ -35,7 +35,7 @@ class Sft(Stage):
     def writes(self) -> bool:
         return True
 
-    def template(self, settings: Any, tokenizer: Any) -> str | None:
+    def template(self, settings: Any, tokenizer: Any) -> Jinja | None:
         return source(tokenizer, settings.template)
 
     def asks_by_template(self, settings: Any) -> bool:
@@ -51,7 +51,7 @@ class Sft(Stage):
                 f"Stage sft on a {family} model", "a model that writes text", "use stage=classify"
             )
         kind = Written if family == "seq2seq" else Conversations
-        return kind(tokenizer, settings.max_length, settings.template)
+        return kind(tokenizer, settings.max_length, settings.template, reads=settings.control_tokens)
 
     def batches(self, base: Base, max_length: int, *, pack: bool = False) -> Batches:
         config = base.model.config
@@ -84,8 +84,8 @@ SFT = Sft()  # what most runs do
 class Conversations(Encoder):
     """Encodes a whole row; what the assistant says is learnt.  template: the name that a recipe gives."""
 
-    def __init__(self, tokenizer: Any, max_length: int, template: str | None) -> None:
-        super().__init__(tokenizer, max_length)
+    def __init__(self, tokenizer: Any, max_length: int, template: str | None, *, reads: bool = False) -> None:
+        super().__init__(tokenizer, max_length, reads=reads)
         self.eos = end_token(tokenizer)
         self.template = Template(tokenizer, source(tokenizer, template))
         self.named = template is not None
@@ -111,6 +111,7 @@ class Conversations(Encoder):
                 yield row, BadRow("cut away", given, "raise data.max_length or shorten the prompt")
             else:
                 encoded.altered += text.altered
+                encoded.unused.update(text.unused)
                 ids = self.cut(ids, self.max_length, row, encoded)
                 labels = [i if use else IGNORED for i, use in zip(ids, learnt, strict=False)]
                 yield row, [Example(ids, labels, row.source)]
@@ -119,16 +120,22 @@ class Conversations(Encoder):
         """Return the row as the model sees it: with a named template a pair is a conversation too."""
         return as_chat(row) if self.named else row
 
+    def holds_tokens(self, row: Row) -> bool:
+        """Return whether the row was written by the model's own template before: its controls are tokens."""
+        if super().holds_tokens(row):
+            return True
+        return self.seen(row).kind in ("text", "pair") and self.template.wrote("".join(row.texts()))
+
     def _rendered(self, row: Row) -> Rendered:
         if row.kind == "chat":
             return self.template.learn(row)
-        if row.kind == "text":
-            return Rendered(row.value, [], [(0, len(row.value))], self.before, [self.eos])
-        prompt, answer = row.value
-        # Words that touch would be one token.
-        gap = "" if prompt[-1:].isspace() or answer[:1].isspace() else " "
-        text, start = prompt + gap + answer, len(prompt)
-        return Rendered(text, [start], [(start, len(text))], self.before, [self.eos])
+        prompt, answer = ("", row.value) if row.kind == "text" else row.value
+        text, start = prompt + answer, len(prompt)
+        ended = list(self.template.controls.finditer(text.rstrip()))[-1:]
+        tail = [] if ended and ended[0].end() == len(text.rstrip()) else [self.eos]
+        return Rendered(
+            text, [start] if prompt else [], [(start, len(text))], head(text, self.tokenizer), tail
+        )
 
 
 class Written(Conversations):
@@ -137,24 +144,24 @@ class Written(Conversations):
     def encode(self, rows: list[Row], encoded: Encoded) -> Outcomes:
         for row in rows:
             try:
-                read, written = self.ids(self._question(self.seen(row)))
+                asked, answer, unused = self._question(self.seen(row))
             except BadRow as bad:
                 yield row, bad
                 continue
+            read, written = self.ids([asked, answer])
             read = self.before + self.cut(read, self.room, row, encoded) + self.after
             written = self.cut([*written, self.eos], self.max_length, row, encoded)
             if self.unknown in written:
                 yield row, _unknown([], written.count(self.unknown))
             else:
+                encoded.unused.update(unused)
                 yield row, [Example(read, [IGNORED] * len(read), row.source, parts={"written": written})]
 
-    def _question(self, row: Row) -> list[str]:
+    def _question(self, row: Row) -> tuple[str, str, tuple[str, ...]]:
+        """Return what the encoder reads, what the decoder writes, and the names of what neither says."""
         if row.kind == "text":
             raise BadRow("no prompt", "a text alone", "give prompt and completion, or use stage=pretrain")
-        if row.kind == "pair":
-            return list(row.value)
-        asked = self.template.render(row.value[:-1], row.tools, ask=True)
-        return [asked, row.value[-1]["content"]]
+        return (*row.value, ()) if row.kind == "pair" else self.template.asked_and_answered(row)
 
 
 def _unknown(characters: list[str], count: int) -> BadRow:

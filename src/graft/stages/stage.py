@@ -20,6 +20,7 @@ from graft.data.batches import Batches
 from graft.data.encode import Encoder, Example
 from graft.data.layouts import Accepts
 from graft.data.rows import Row
+from graft.data.templates import Jinja
 from graft.errors import UsageError
 from graft.objectives.lm import Loss
 from graft.recipe import Recipe
@@ -92,8 +93,8 @@ class Stage(ABC):
 
     # Rows, examples, batches
 
-    def template(self, settings: Any, tokenizer: Any) -> str | None:
-        """Return the Jinja text that writes the rows, or None.  settings: a recipe's `data:`."""
+    def template(self, settings: Any, tokenizer: Any) -> Jinja | None:
+        """Return the Jinja text that writes the rows, or several, or None.  settings: a recipe's `data:`."""
         return None
 
     def asks_by_template(self, settings: Any) -> bool:

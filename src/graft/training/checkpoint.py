@@ -174,8 +174,11 @@ def versions() -> dict[str, Any]:
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Return the keys whose values differ, as "key: before -> now; ..."; "" if there are none."""
-    keys = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
+    """Return the keys whose values differ, as "key: before -> now; ..."; "" if there are none.
+
+    A key that only one side has was unknown to the Graft that wrote the other.
+    """
+    keys = [key for key in sorted({*before} & {*now}) if before[key] != now[key]]
     return "; ".join(f"{key}: {_short(before.get(key))} -> {_short(now.get(key))}" for key in keys)
 
 

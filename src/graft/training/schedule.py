@@ -1,11 +1,12 @@
 """Learning-rate schedules as pure functions: step -> factor of the peak rate.
 
-    warmup (n < W):   n / W
+    warmup (n < W):   (n + 1) / W
     constant:         1
     linear:           (N - n) / (N - W)
     cosine:           (1 + cos(π (n - W) / (N - W))) / 2        n steps done of N
 
-These are the values of transformers.get_scheduler: with W > 0 the first step has factor 0.
+The first step learns: the warm-up begins at 1 / W, also in a run of one step. transformers.get_scheduler
+begins at 0, so that with W > 0 its first step changes nothing; from step W on the values are equal to its.
 """
 
 import math
@@ -41,5 +42,5 @@ def factor(schedule: str, step: int, total: int, warmup: float) -> float:
     one_of("train.schedule", schedule, SCHEDULES)
     ramp = math.ceil(total * warmup) if warmup < 1 else int(warmup)
     if step < ramp:
-        return step / ramp
+        return (step + 1) / ramp
     return SCHEDULES[schedule](min(1.0, (step - ramp) / max(1, total - ramp)))
