@@ -163,7 +163,7 @@ class Base:
         adapted = {site.name for site, _ in adapter.inserts}
         bare = [site for site in anatomy.experts(sites) if site.name not in adapted]
         if bare and any(getattr(m, "target_modules", None) == "all-linear" for m in adapter.methods):
-            size = sum(site.experts * site.out_features * site.in_features for site in bare)
+            size = sum(site.held.shape.numel() for site in bare)
             names = dict.fromkeys(".".join(site.name.split(".")[-2:]) for site in bare)
             notice(
                 f"all-linear leaves {size / self.count():.0%} of the weights out: the experts of the mixture "

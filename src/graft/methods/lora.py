@@ -30,12 +30,13 @@ from graft.core.part import Part, Seats
 from graft.core.site import Site
 from graft.errors import UsageError, notice
 from graft.layers import lora_start as start
-from graft.layers.expert_lora import LowRankParameter, parameters
+from graft.layers.expert_lora import LowRankParameter, parameters, weights
 from graft.layers.lora_files import REFUSED, TRAINING, LoRAFiles
 from graft.layers.replacements import Replacement
-from graft.layers.targets import Targeted, biases, by_pattern, check_bias, check_dropout, check_rank
+from graft.layers.targets import Targeted, biases, by_pattern, check_bias, check_dropout, check_rank, matches
 from graft.layers.tied import follow, group
 from graft.layers.token_rows import Rows, beside, check_ids
+from graft.layers.unmatched import say_unmatched
 
 
 @dataclass(frozen=True)
@@ -87,8 +88,17 @@ class LoRA(Targeted):
     def targets(self, sites: Sequence[Site]) -> list[Site]:
         """Return the modules that it goes to; none if only parameters are named."""
         if not self.target_modules and self.target_parameters:
+            self._say_unmatched(sites, (), (), ())
             return []
         return super().targets(sites)
+
+    def _say_unmatched(
+        self, sites: Sequence[Site], places: Sequence[Site], named: Sequence[Site], chosen: Sequence[Site]
+    ) -> None:
+        others = [site for site, _ in parameters(self.target_parameters, sites)]
+        of = "the weights of this model"
+        say_unmatched("target_parameters", self.target_parameters, weights(sites), matches, of)
+        super()._say_unmatched(sites, places, named, [*chosen, *others])
 
     def assemble(self, sites: Sequence[Site]) -> Seats:
         seats: Seats = [(site, self.build(site)) for site in self.targets(sites)]
