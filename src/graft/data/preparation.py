@@ -12,7 +12,7 @@ from graft.data.encode import Encoded, Encoder, Example, Examples
 from graft.data.layouts import Accepts, check_settings, recognise
 from graft.data.read import choices, records, sources, validation
 from graft.data.report import DataReport, RejectedRows, describe
-from graft.data.rows import Reject, Row, by_reason
+from graft.data.rows import Reject, Row, alike, by_reason
 from graft.data.sample import sample, sampling, split
 from graft.data.templates import Jinja
 from graft.data.vocabulary import within
@@ -197,7 +197,7 @@ def _read_rows(
             loaded.rejects.append(row)
         else:
             rows.append(row)
-    return rows
+    return alike(rows)
 
 
 def _report_of(loaded: Loaded) -> DataReport:

@@ -5,7 +5,7 @@ Every run shows it before step 1 and stores it in its folder as data_report.json
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -72,13 +72,7 @@ class DataReport:
             (self.overlap, f"{self.overlap} evaluation rows are training rows too: their score will flatter"),
         ]
         used = self.train + self.eval
-        shares: dict[int, list[str]] = {}
-        for what, count in self.unused.items():
-            shares.setdefault(count, []).append(what)
-        unread = [
-            f"not read: {', '.join(names)}, in {n / used:.0%} of the rows" for n, names in shares.items()
-        ]
-        return self.folders + unread + [text for count, text in candidates if count]
+        return self.folders + unread(self.unused, used) + [text for count, text in candidates if count]
 
     def json(self) -> dict[str, Any]:
         """Return all fields as plain JSON values."""
@@ -93,6 +87,21 @@ class DataReport:
         """Write one JSON object per rejected row: source, reason, detail, remedy."""
         lines = (json.dumps(dataclasses.asdict(reject), ensure_ascii=False) for reject in self.rejects)
         path.write_text("".join(f"{line}\n" for line in lines), "utf-8")
+
+
+def unread(unused: Mapping[str, int], rows: int) -> list[str]:
+    """Return what rows say and the model does not read, a sentence for each share of the rows.
+
+    unused: the number of rows in which each thing is said.  rows: how many there are.
+
+    >>> unread({"column 'id'": 400, "column 'url'": 400, "tools": 1}, 400)
+    ["not read: column 'id', column 'url', in 100% of the rows", 'not read: tools, in 1 of 400 rows']
+    """
+    named: dict[int, list[str]] = {}
+    for what, count in unused.items():
+        named.setdefault(count, []).append(what)
+    shares = {n: f"{n / rows:.0%} of the" if 100 * n >= rows else f"{n} of {rows:,}" for n in named}
+    return [f"not read: {', '.join(names)}, in {shares[n]} rows" for n, names in named.items()]
 
 
 class RejectedRows(DataError):

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from graft.base.base import Base
+from graft.core.positions import context_length
 from graft.data.templates import Prompt
 from graft.errors import UsageError
 from graft.evaluate import answers
 from graft.models.files import read_config
 from graft.models.load import DTYPES, load
 from graft.models.tokenizer import tokenizer_in
-from graft.planning.fit import require_tokenizer, vocabulary
+from graft.planning.fit import require_tokenizer
 from graft.recipe import Recipe, read
 from graft.runs.build import load_base
 
@@ -38,13 +39,20 @@ class Opened:
 
         how: keywords of `Base.generate`.
         """
-        asked = [as_prompt(prompt, chat=self.by_template) for prompt in prompts]
-        return reply(self.base, asked, self.adapter, **how)
+        return reply(self.base, [self.prompt(prompt) for prompt in prompts], self.adapter, **how)
 
+    def prompt(self, asked: Prompt) -> Prompt:
+        """Return what is asked as a prompt for `Base.generate`.
 
-def as_prompt(prompt: Prompt, *, chat: bool) -> Prompt:
-    """Return a prompt for `Base.generate`.  chat: a text becomes a conversation of one turn."""
-    return [{"role": "user", "content": prompt}] if chat and isinstance(prompt, str) else prompt
+        A text becomes a conversation of one turn where prompts go through the chat template.
+        """
+        chat = self.by_template and isinstance(asked, str)
+        return [{"role": "user", "content": asked}] if chat else asked
+
+    def context(self) -> int | None:
+        """Return how many tokens a prompt and its answer have room for; None without a limit."""
+        limit = None if self.base.family == "seq2seq" else context_length(self.base.model.config)
+        return None if limit is None else limit - self.base.positions([self.adapter])
 
 
 def last_words(prompt: Prompt) -> str:
@@ -58,9 +66,9 @@ def last_words(prompt: Prompt) -> str:
 def reply(base: Base, prompts: Sequence[Prompt], adapter: str | None, **how: Any) -> list[str]:
     """Return what the model writes to each prompt, or what an adapter's task head predicts for each text.
 
-    how: keywords of `Base.generate`.
+    prompts: texts or conversations, see `Opened.prompt`.  how: keywords of `Base.generate`.
     """
-    require_tokenizer(base.tokenizer, base.name, vocabulary(base))
+    require_tokenizer(base.tokenizer, base.name, base.vocabulary)
     if adapter is None or base.adapters[adapter].head is None:
         return base.generate(prompts, adapters=[adapter] * len(prompts), **how)
     texts = [last_words(prompt) for prompt in prompts]

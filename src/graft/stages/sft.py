@@ -16,11 +16,13 @@ from graft.data.encode import IGNORED, Encoded, Encoder, Example, Outcomes
 from graft.data.layouts import recognise
 from graft.data.mask import Rendered, tokenise
 from graft.data.read import records
-from graft.data.rows import BadRow, Reject, Row, as_chat
+from graft.data.rows import BadRow, Reject, Row, alike, as_chat
 from graft.data.templates import Jinja, Messages, Prompt, Template, end_token, head, source
 from graft.errors import DataError
 from graft.objectives.lm import language_modelling, token_scores
 from graft.stages.stage import Stage
+
+LOOKED_AT = 1000  # rows by whose first one a run's prompts are written
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,8 @@ class Sft(Stage):
             return True
         rows = (r for r in records(settings.train) if not isinstance(r, Reject))
         known = (recognise(r, self.accepts(), settings.format, settings.columns) for r in rows)
-        return any(row.kind == "chat" for row in islice((r for r in known if isinstance(r, Row)), 1))
+        first = alike(list(islice((r for r in known if isinstance(r, Row)), LOOKED_AT)))
+        return any(row.kind == "chat" for row in first[:1])
 
     def encoder(self, tokenizer: Any, family: str, settings: Any, labels: Sequence[str] = ()) -> Encoder:
         if family not in self.families:
