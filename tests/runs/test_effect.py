@@ -69,6 +69,7 @@ NOTED = [
     ("train.weight_decay", 0.1, {"method": {"name": "ia3"}}, "decayed"),
     ("data.template", "chatml", CLASSES, "no conversations"),
     ("data.pack", False, CLASSES, "never packs"),
+    ("data.control_tokens", True, CLASSES, "refuses them"),
     ("data.tag_names", ["O", "B-X"], {}, "no tags"),
     ("data.tag_names", ["O", "B-X"], CLASSES, "no tags"),
     ("data.seed", 3, {}, "no limit"),
