@@ -1,4 +1,4 @@
-"""A row answers beside others as it answers alone on any model: together, or run apart with a notice."""
+"""A row answers beside others as alone, whatever the model: together, or run apart with a notice."""
 
 import warnings
 

@@ -146,7 +146,7 @@ class Base:
         adapted = {site.name for site, _ in adapter.inserts}
         bare = [site for site in anatomy.experts(sites) if site.name not in adapted]
         if bare and any(getattr(m, "target_modules", None) == "all-linear" for m in adapter.methods):
-            size = sum(site.experts * site.out_features * site.in_features for site in bare)
+            size = sum(site.held.shape.numel() for site in bare)
             names = dict.fromkeys(".".join(site.name.split(".")[-2:]) for site in bare)
             notice(
                 f"all-linear leaves {size / self.count():.0%} of the weights out: the experts of the mixture "
@@ -247,8 +247,9 @@ class Base:
     @functools.cached_property
     def _leak(self) -> str | None:
         """Why documents in one row would not be as alone, or None; see `probes`."""
+        self.probe()
         with evaluating(self), installed(None):
-            return leak(self.model, self._states_of, causal=self.family == "causal")
+            return leak(self.model, self._states_or_logits, causal=self.family == "causal")
 
     def positions(self, names: Rows) -> int:
         """Return the largest number of positions that one of these adapters takes, tokens not counted."""
@@ -279,9 +280,11 @@ class Base:
         """
         self.probe()
         rows = self._choice.rows(adapters, count_rows(ids, keywords))
-        return self._mixing.run(self._own_logits if self._head.whole else self._states, ids, rows, keywords)
+        return self._mixing.run(self._states_or_logits, ids, rows, keywords)
 
-    def _own_logits(self, ids: torch.Tensor | None, keywords: dict[str, Any]) -> torch.Tensor:
+    def _states_or_logits(self, ids: torch.Tensor | None, keywords: dict[str, Any]) -> torch.Tensor:
+        if not self._head.whole:
+            return self._states(ids, keywords)
         logits: torch.Tensor = self._forward(ids, self._uncached(keywords)).logits
         return logits
 
@@ -291,13 +294,17 @@ class Base:
     def _states(self, ids: torch.Tensor | None, keywords: dict[str, Any]) -> torch.Tensor:
         keywords = self._uncached(keywords)
         if self.family == "encoder":
-            return self._forward(ids, keywords).last_hidden_state
+            output = self._forward(ids, keywords)
+            if getattr(output, "last_hidden_state", None) is None:
+                raise ModelError(
+                    f"{type(self.model).__name__} answers without its last hidden state",
+                    "a language model, or a model without a head",
+                    "load it with task='encoder'",
+                )
+            return output.last_hidden_state
         with captured(self.model) as caught:
             self._forward(ids, keywords)
         return caught[0]
-
-    def _states_of(self, input_ids: torch.Tensor, **keywords: Any) -> torch.Tensor:
-        return self._states(input_ids, keywords)
 
     def logits(self, hidden: torch.Tensor, adapters: Rows | None = None) -> torch.Tensor:
         """Return the model's logits for hidden states (B, T, D) of any part of a sequence."""
@@ -307,6 +314,12 @@ class Base:
             return self._head.logits(states)
 
         return self._mixing.run(project, hidden, self._choice.rows(adapters, len(hidden)), {})
+
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether a state depends on later tokens, so that the next one is no secret to it."""
+        self.probe()
+        return self._head.looks_ahead
 
     def probe(self) -> None:
         """Try the model and its language head on a few tokens, once. Raises ModelError if that fails."""
@@ -377,6 +390,12 @@ class Base:
         for adapter in self.adapters.values():
             adapter.train(mode)
         return self
+
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens the base has an embedding for."""
+        table: Any = self.model.get_input_embeddings()
+        return int(table.weight.shape[0])
 
     @property
     def has_dropout(self) -> bool:
