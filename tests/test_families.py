@@ -20,8 +20,8 @@ SAMPLE: dict[str, set[str]] = {
     "llama": set(),
     "gpt2": set(),  # Conv1D, learned positions
     "bloom": {"prefix"},  # alibi, an attention of its own
-    "mixtral": {"pfeiffer"},  # experts
-    "qwen3_next": {"pfeiffer", "prefix"},  # states that run along the row, and attention
+    "mixtral": set(),  # experts
+    "qwen3_next": {"bottleneck"},  # states that run along the row, and attention
     "bert": set(),
     "t5": set(),
     "bart": set(),  # a bias after the head

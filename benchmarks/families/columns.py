@@ -7,7 +7,7 @@ from results import Row, Table, circumstances
 
 CELLS = (
     "transformers", "load", "loss", "packed",
-    "lora", "houlsby", "pfeiffer", "prefix", "prompt", "experts", "mixed", "nf4",
+    "lora", "bottleneck", "prefix", "prompt", "experts", "mixed", "nf4",
 )  # fmt: skip
 
 

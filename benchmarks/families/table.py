@@ -17,9 +17,8 @@ from page import markdown, measured_on
 from results import Row
 
 TITLES = {
-    "load": "load", "loss": "loss", "packed": "packing", "lora": "LoRA", "houlsby": "Houlsby",
-    "pfeiffer": "Pfeiffer", "prefix": "prefix", "prompt": "prompt", "experts": "experts",
-    "mixed": "mixed rows", "nf4": "NF4",
+    "load": "load", "loss": "loss", "packed": "packing", "lora": "LoRA", "bottleneck": "bottleneck",
+    "prefix": "prefix", "prompt": "prompt", "experts": "experts", "mixed": "mixed rows", "nf4": "NF4",
 }  # fmt: skip
 TASKS = {
     "causal": "Decoders",
@@ -59,12 +58,13 @@ def head(ran: Sequence[Row]) -> str:
   where the class computes another.
 - packing: `ok`, documents that share a row are answered as each alone; `padded`, rows are not shared, and the
   note says why.
-- LoRA (on all linear layers), Houlsby, Pfeiffer, prefix, prompt: the method changes the answer, every trained
-  tensor gets a gradient, one training step moves it, rows with and without it in one batch are as alone, it
-  loads into another base, merged it gives the same logits, and texts of a padded batch are those of rows
-  alone and of whole forwards without a cache.
+- LoRA (on all linear layers), bottleneck (Houlsby's), prefix, prompt: the method changes the answer, every
+  trained tensor gets a gradient, one training step moves it, rows with and without it in one batch are as
+  alone, it loads into another base, merged it gives the same logits, and texts written with a cache are those
+  of whole forwards.
 - experts: the same of LoRA on the experts of a mixture, which are parameters and no linear layers.
-- mixed rows: a prompt, the bare base and LoRA in one batch, out of order, logits and texts.
+- mixed rows: a prompt, the bare base and LoRA in one batch, out of order: logits, and texts of a padded
+  batch, are those of rows alone.
 - NF4: how many of the matrices, embeddings included, lie in four bits; logits are those of transformers with
   the values that the codes stand for, and LoRA acts.
 - `refused`: Graft says so before it trains anything. A number leads to the reason below.

@@ -4,6 +4,7 @@ import warnings
 
 import pytest
 import torch
+import transformers
 from torch.testing import assert_close
 from transformers import AutoConfig, AutoModelForSeq2SeqLM
 from transformers.models.llama.modeling_llama import LlamaForCausalLM
@@ -174,3 +175,32 @@ def test_a_task_head_is_refused_where_no_state_enters_the_language_head():
     base.attach("a", TaskHead(num_labels=2))
     with pytest.warns(Notice), pytest.raises(ModelError, match="no state of Skipping enters its head"):
         base(inputs("llama")["ids"], adapters=["a"] * 3)
+
+
+class Diffusing(LlamaForCausalLM):
+    """A causal class by its name, whose tokens all see each other."""
+
+    def forward(self, input_ids, **kwargs):
+        rows, length = input_ids.shape
+        everything = torch.ones(rows, 1, length, length, dtype=torch.bool)
+        return super().forward(input_ids, **kwargs | {"attention_mask": everything})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_model_that_sees_the_next_token_has_no_loss_for_it(dtype):
+    ids = inputs("llama")["ids"]
+    base = Base(own_class(Diffusing).to(dtype))
+    with pytest.raises(ModelError, match="Diffusing reads the tokens that it should predict"):
+        language_modelling(base, Batch({"input_ids": ids}, ids, 1, []))
+    assert not Base(own_class(Sharpened).to(dtype)).looks_ahead
+
+
+@pytest.mark.parametrize(("family", "settings"), [("xlm", {"emb_dim": 64}), ("flaubert", {"emb_dim": 64})])
+def test_one_class_for_both_is_what_its_config_says(family, settings):
+    sizes = {"n_layers": 1, "n_heads": 4, "n_words": 96, "vocab_size": 96, "max_position_embeddings": 64}
+    config = AutoConfig.for_model(family, **sizes, **settings)
+    cls = getattr(transformers, f"{type(config).__name__.removesuffix('Config')}WithLMHeadModel")
+    assert Base(cls(config)).family == "masked"
+    config.causal = True
+    base = Base(cls(config))
+    assert base.family == "causal" and not base.looks_ahead

@@ -12,6 +12,11 @@ VARIANTS = {
         "p_tuning",
         {"encoder_reparameterization_type": "LSTM", "encoder_hidden_size": 8},
     ),
+    "lora with rows of the table": ("lora", {"r": 2, "trainable_token_indices": (5, 9)}),
+    "lora on a table and what is tied to it": (
+        "lora",
+        {"r": 2, "target_modules": r".*(embed\w*s|shared|q_proj|\.q|query)", "ensure_weight_tying": True},
+    ),
 }
 
 

@@ -47,7 +47,7 @@ def test_what_is_said_to_be_lost_is_what_peft_takes_out_of_the_targets(family):
 
 @pytest.mark.parametrize("targets", [("q_a_proj", "mlp.down_proj"), r".*(q_a|shared_experts.up)_proj"])
 def test_an_export_that_peft_would_misread_is_refused_and_saving_says_it(tmp_path, targets):
-    base = adapted(targets, use_dora=True)  # PEFT has no DoRA of a weight, which plain LoRA is written as
+    base = adapted(targets, use_dora=True)  # PEFT has no DoRA on weights, which would be named instead
     with pytest.raises(UsageError, match="_proj"):
         export(base, tmp_path / "out", "peft")
     with pytest.warns(Notice, match="takes .*_proj for experts"):
@@ -60,8 +60,9 @@ def test_an_export_that_peft_would_misread_is_refused_and_saving_says_it(tmp_pat
         assert_close(base(**batch).logits, wanted)
 
 
-def test_the_other_targets_answer_in_peft_as_here(tmp_path):
-    base = adapted(ATTENTION)
+@pytest.mark.parametrize("targets", [ATTENTION, ("o_proj", "mlp.down_proj", "shared_experts.up_proj")])
+def test_other_adapters_answer_in_peft_as_here(tmp_path, targets):
+    base = adapted(targets)
     with base.using("x"):
         wanted = base(**inputs("llama")).logits
     export(base, tmp_path / "out", "peft")

@@ -209,14 +209,14 @@ LORA_REFUSED = {
     "kasa_config": {"beta": 0.1},
     "layer_replication": [[0, 2], [1, 2]],
     "megatron_config": {"tensor_model_parallel_size": 2},
-    "target_parameters": ["experts.gate_up_proj"],
     "use_bdlora": {"nblocks": 2},
 }
 REFUSED = {
     "LORA": LORA_REFUSED | {"init_lora_weights": "corda"},
     "ADALORA": LORA_REFUSED
     | {
-        "alpha_pattern": {"q_proj": 3}, "ensure_weight_tying": True, "lora_bias": True,
+        "target_parameters": ["experts.gate_up_proj"], "alpha_pattern": {"q_proj": 3},
+        "ensure_weight_tying": True, "lora_bias": True,
         "trainable_token_indices": [3], "use_dora": True, "use_qalora": True, "use_rslora": True,
     },
     "PROMPT_TUNING": {"modules_to_save": ["lm_head"]},
@@ -228,6 +228,7 @@ REFUSED = {
 ELSEWHERE = {
     ("LORA", "velora_config"): "test_what_only_training_reads_is_left_out",
     ("LORA", "monteclora_config"): "test_what_only_training_reads_is_left_out",
+    ("LORA", "target_parameters"): "tests/methods/test_lora_experts.py",
     ("LORA", "use_qalora"): "tests/methods/test_qa_lora.py",
     ("ADALORA", "velora_config"): "PEFT's AdaLoRA never reads it",
     ("ADALORA", "monteclora_config"): "PEFT's AdaLoRA never reads it",

@@ -329,5 +329,7 @@ def _spread(model: torch.nn.Module) -> None:
             tensor.add_(torch.randn_like(tensor) * 0.05)
         saved = model.state_dict()
         for key, tensor in model.named_buffers():
-            if key in saved and tensor.is_floating_point():
+            # Some zeros among other numbers are a mask: MiniMax's decay of later tokens.
+            masks = 0 < tensor.count_nonzero() < tensor.numel()
+            if key in saved and tensor.is_floating_point() and not masks:
                 tensor.add_(torch.randn_like(tensor) * 0.05)

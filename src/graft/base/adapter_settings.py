@@ -132,8 +132,9 @@ def _understood(cls: type[Method], settings: Settings) -> Method:
 
 def owner_of(config: Settings) -> type[Method] | None:
     """Return the method whose marks a config bears, or else the one whose type it names."""
-    marked = [c for c in known_methods() if c.files.is_marked(config)]
-    named = [c for c in known_methods() if c.files.peft_type == config.get("peft_type")]
+    known = known_methods()
+    marked = [c for c in known if c.files.is_marked(config)]
+    named = [c for c in known if c.files.peft_type == config.get("peft_type")]
     return next(iter(marked + named), None)
 
 

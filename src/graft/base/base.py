@@ -8,7 +8,6 @@ knows no method by name.
 
 import contextlib
 import functools
-import inspect
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -265,8 +264,9 @@ class Base:
     @functools.cached_property
     def _leak(self) -> str | None:
         """Why documents in one row would not be as alone, or None; see `probes`."""
+        self.probe()
         with evaluating(self), installed(None):
-            return leak(self.model, self._states_of, causal=self.family == "causal")
+            return leak(self.model, self._states_or_logits, causal=self.family == "causal")
 
     def positions(self, names: Rows) -> int:
         """Return the largest number of positions that one of these adapters takes, tokens not counted."""
@@ -297,9 +297,11 @@ class Base:
         """
         self.probe()
         rows = self._choice.rows(adapters, count_rows(ids, keywords))
-        return self._sorted(self._own_logits if self._head.whole else self._states, ids, rows, keywords)
+        return self._sorted(self._states_or_logits, ids, rows, keywords)
 
-    def _own_logits(self, ids: torch.Tensor | None, keywords: dict[str, Any]) -> torch.Tensor:
+    def _states_or_logits(self, ids: torch.Tensor | None, keywords: dict[str, Any]) -> torch.Tensor:
+        if not self._head.whole:
+            return self._states(ids, keywords)
         logits: torch.Tensor = self._forward(ids, self._uncached(keywords)).logits
         return logits
 
@@ -309,13 +311,17 @@ class Base:
     def _states(self, ids: torch.Tensor | None, keywords: dict[str, Any]) -> torch.Tensor:
         keywords = self._uncached(keywords)
         if self.family == "encoder":
-            return self._forward(ids, keywords).last_hidden_state
+            output = self._forward(ids, keywords)
+            if getattr(output, "last_hidden_state", None) is None:
+                raise ModelError(
+                    f"{type(self.model).__name__} answers without its last hidden state",
+                    "a language model, or a model without a head",
+                    "load it with task='encoder'",
+                )
+            return output.last_hidden_state
         with captured(self.model) as caught:
             self._forward(ids, keywords)
         return caught[0]
-
-    def _states_of(self, input_ids: torch.Tensor, **keywords: Any) -> torch.Tensor:
-        return self._states(input_ids, keywords)
 
     def logits(self, hidden: torch.Tensor, adapters: Rows | None = None) -> torch.Tensor:
         """Return the model's logits for hidden states (B, T, D) of any part of a sequence."""
@@ -325,6 +331,12 @@ class Base:
             return self._head.logits(states)
 
         return self._sorted(project, hidden, self._choice.rows(adapters, len(hidden)), {})
+
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether a state depends on later tokens, so that the next one is no secret to it."""
+        self.probe()
+        return self._head.looks_ahead
 
     def probe(self) -> None:
         """Try the model and its language head on a few tokens, once. Raises ModelError if that fails."""
@@ -347,7 +359,7 @@ class Base:
                 "rows sorted by adapter, in a model that can mix them",
                 "use base.generate, or sort the rows",
             )
-        if (apart or not ordered) and "use_cache" in inspect.signature(self.model.forward).parameters:
+        if (apart or not ordered) and self.family in ("causal", "seq2seq"):
             keywords = {"use_cache": False, **keywords}  # not every cache can be put in another order
         with installed(self._choice.route(groups, count)):
             if ordered and not apart:
@@ -466,6 +478,12 @@ class Base:
         for adapter in self.adapters.values():
             adapter.train(mode)
         return self
+
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens the base has an embedding for."""
+        table: Any = self.model.get_input_embeddings()
+        return int(table.weight.shape[0])
 
     @property
     def has_dropout(self) -> bool:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from graft.base.probes import answering, few_ids, tried
+from graft.base.probes import answering, few_ids, near, tried
 from graft.core.route import installed
 from graft.errors import notice
 from graft.quant.replace import matrix
@@ -55,6 +55,7 @@ class LanguageHead:
         self._backbone_answer: Any = None
         self._bare = False
         self.whole = False  # no f is known: the model's own logits stand for the states
+        self.looks_ahead = False  # a state depends on later tokens
 
     @property
     def probed(self) -> bool:
@@ -72,7 +73,9 @@ class LanguageHead:
         Raises ModelError if its forward fails. A Notice says that the logits do not follow from what enters
         the head.
         """
-        ids = torch.tensor([few_ids(self._model, TOKENS)], device=self._place[0])
+        first, *one = few_ids(self._model, TOKENS)
+        other = few_ids(self._model, TOKENS - 1, start=TOKENS)
+        ids = torch.tensor([[first, *one], [first, *other]], device=self._place[0])
         self._inputs = {"input_ids": ids, **({} if self._family == "masked" else {"use_cache": False})}
         if self._family == "seq2seq":
             self._inputs["decoder_input_ids"] = ids
@@ -101,12 +104,17 @@ class LanguageHead:
         projected: torch.Tensor = self._model.get_output_embeddings()(states)
         return projected if self._bare else self._behind(projected)
 
-    def _run(self) -> tuple[list[torch.Tensor], torch.Tensor]:
-        """Run the model with made-up answers of its head. Return these, one for each call, and the logits."""
+    def _run(self) -> tuple[list[torch.Tensor], list[torch.Tensor], torch.Tensor]:
+        """Run the model with made-up answers of its head.
+
+        Return what entered it and what was made up, one for each call, and the logits.
+        """
         head = self._model.get_output_embeddings()
+        entered: list[torch.Tensor] = []
         made: list[torch.Tensor] = []
 
         def made_up(states: torch.Tensor) -> torch.Tensor:
+            entered.append(states)
             shape = (*states.shape[:-1], len(matrix(head)))
             numbers = torch.linspace(-40, 40, math.prod(shape), dtype=states.dtype, device=states.device)
             made.append(numbers.view(shape[-1], -1).T.reshape(shape))
@@ -118,14 +126,16 @@ class LanguageHead:
         with answering(head, made_up):
             handle = self._model.base_model.register_forward_hook(remember)
             try:
-                return made, self._model(**self._inputs).logits
+                return entered, made, self._model(**self._inputs).logits
             finally:
                 handle.remove()
 
-    def _learn(self, made: list[torch.Tensor], own: torch.Tensor) -> None:
-        """Find out how these logits follow from the head's one answer."""
+    def _learn(self, entered: list[torch.Tensor], made: list[torch.Tensor], own: torch.Tensor) -> None:
+        """Find out how these logits follow from the head's one answer, and whether its states look ahead."""
         self.whole = len(made) != 1
         if self._values and not self.whole:
+            one, other = entered[0][:, 0].float()  # the first token is the same in both rows
+            self.looks_ahead = bool((one - other).norm() > near(entered[0].dtype) * one.norm())
             self._bare = _same(made[0], own)
             # Turned around, as the model's own forward may make its logits of something else besides.
             self.whole = not self._bare and not _same(self._behind(made[0].flip(1)), own.flip(1))

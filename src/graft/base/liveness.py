@@ -1,7 +1,8 @@
 """Which places of a model a forward really reaches: one small forward, as training runs it, is watched.
 
 Names and classes tell where projections lie, not whether they act. Some are never called, as Mamba's
-`dt_proj`, whose weight the code uses directly; what a subclass of Linear returns may be no product, as with
+`dt_proj`, whose weight the code uses directly; what some return leads to no number of the answer, as with an
+indexer that only picks which keys are read; what a subclass of Linear returns may be no product, as with
 Llama 4's router; and many attentions do not go through transformers' interface, so that keys and values
 cannot be added there. An insert at such a place would be trained, counted and saved without an effect, so it
 is no site.
@@ -38,7 +39,8 @@ LENGTH = 64  # some modules are called for rows of a certain length only
 class Seen:
     """What a forward did.
 
-    called: paths, as `alike` writes them.  unlike: names of linears that return no product.
+    called: paths, as `alike` writes them; of projections, norms and tables, those that lead to the answer.
+    unlike: names of linears that return no product.
     attention: {module: (heads, width) of its keys}; None if it could not be watched.
     """
 
@@ -69,7 +71,7 @@ class Liveness:
         return [*(site for site in sites[:-1] if site.kind != "kv"), *keyed, sites[-1]]
 
     def dead(self) -> list[str]:
-        """Return the names of projections, norms and tables that no forward calls.
+        """Return the names of projections, norms and tables that no forward calls, or without an effect.
 
         A second name of a tensor whose module is called, as T5's `shared`, is none: merging must reach it.
         """
@@ -92,7 +94,7 @@ class Liveness:
         for site in idle:
             if id(_tensor(site.module)) not in acting:
                 raise SiteError(
-                    f"no forward of this model calls {site.name}",
+                    f"no answer of this model depends on {site.name}",
                     "a module that acts, such as another name of the same table",
                     f"leave {site.name} out, or name the module that is called",
                 )
@@ -107,7 +109,8 @@ class Liveness:
         dead = [name for name in self.dead() if any(f".{name}." in f".{key}" for key in tensors)]
         if not dead:
             return tensors
-        notice(f"{source} has tensors at {listed(_starred(dead))}, which this model never calls: left out")
+        given = f"{source} has tensors at {listed(_starred(dead))}"
+        notice(f"{given}, on which no answer of this model depends: left out")
         return {k: v for k, v in tensors.items() if not any(f".{name}." in f".{k}" for name in dead)}
 
     def _watched(self) -> Seen:
@@ -121,18 +124,22 @@ def _watch(model: Any) -> Seen:
 
     A model that cannot be run so, such as one of shapes alone, has all the sites that its modules suggest.
     """
-    seen = Seen()
+    seen, paths = Seen(), Paths()
     names = {id(module): name for name, module in model.named_modules()}
 
-    def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        seen.called.add(alike(names[id(module)]))
+    def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         if isinstance(module, nn.Linear) and not _is_product(module, args, output):
             seen.unlike.add(names[id(module)])
+        if not (_computes(module) and isinstance(output, torch.Tensor) and output.is_floating_point()):
+            seen.called.add(alike(names[id(module)]))
+            return None
+        return paths.begun(alike(names[id(module)]), output)
 
     handles = [module.register_forward_hook(after) for module in model.modules()]
     try:
         with watched(model) as attention:
-            forward(model, ids(model, 1, min(LENGTH, (context_length(model.config) or LENGTH) - 1)))
+            given = ids(model, 1, min(LENGTH, (context_length(model.config) or LENGTH) - 1))
+            seen.called |= paths.reached(forward(model, given, graph=True))
         seen.attention = attention
     except Exception:  # every model fails in its own way
         return Seen()
@@ -140,6 +147,40 @@ def _watch(model: Any) -> Seen:
         for handle in handles:
             handle.remove()
     return seen
+
+
+class Paths:
+    """Which tensors lead to an answer, by autograd's graph of the forward; no gradient is computed."""
+
+    def __init__(self) -> None:
+        self._nodes: dict[str, list[Any]] = {}
+
+    def begun(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """Return the tensor as part of the graph, of whose nodes this one has the name."""
+        # A copy: the code may change it in place, which is forbidden where a graph begins.
+        known = tensor if tensor.requires_grad else tensor.detach().requires_grad_().clone()
+        self._nodes.setdefault(name, []).append(known.grad_fn)
+        return known
+
+    def reached(self, answer: Any) -> set[str]:
+        """Return the names of the nodes from which some tensor of the answer was computed."""
+        waiting = [tensor.grad_fn for tensor in _tensors(answer)]
+        behind: set[Any] = set()
+        while waiting:
+            node = waiting.pop()
+            if node is not None and node not in behind:
+                behind.add(node)
+                waiting += [before for before, _ in node.next_functions]
+        return {name for name, nodes in self._nodes.items() if not behind.isdisjoint(nodes)}
+
+
+def _tensors(answer: Any) -> Iterator[torch.Tensor]:
+    """Yield the tensors in transformers' output; those in its cache are no answer."""
+    if isinstance(answer, torch.Tensor):
+        yield answer
+    elif isinstance(answer, (dict, list, tuple)):
+        for part in answer.values() if isinstance(answer, dict) else answer:
+            yield from _tensors(part)
 
 
 def ids(model: Any, rows: int, length: int) -> torch.Tensor:
@@ -155,14 +196,17 @@ def has_values(model: Any) -> bool:
     return table.device.type != "meta" and not isinstance(table, FakeTensor)
 
 
-def forward(model: Any, given: torch.Tensor, *, training: bool = True, **keywords: Any) -> Any:
+def forward(
+    model: Any, given: torch.Tensor, *, training: bool = True, graph: bool = False, **keywords: Any
+) -> Any:
     """Run a forward of the bare model without gradients, and leave it as it was.
 
-    training: in training mode, without dropout.  Returns transformers' output.
+    training: in training mode, without dropout.  graph: autograd notes what was computed from what.  Returns
+    transformers' output.
     """
     if getattr(model.config, "is_encoder_decoder", False):
         keywords = {"decoder_input_ids": given[:, :4], **keywords}
-    with quietly(model, training=training):
+    with quietly(model, training=training), torch.set_grad_enabled(graph):
         return model(given, **{"attention_mask": torch.ones_like(given), **keywords})
 
 

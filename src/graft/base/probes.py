@@ -1,6 +1,7 @@
 """Probes: what a model does with its head and its rows, tried on a few tokens instead of looked up by name.
 
     forward    the model computes logits of x at all
+    causal     h_1(x) = h_1(x')                            where x and x' have the same first token
     head       f(W h + b) = the model's own logits of x        h: what enters the head; f: see `last_hidden`
     packing    ∂ h_t([A; B]) / ∂ E(A) = 0    and    h_t([A; B]) = h_t([B])      for every t in B
 
@@ -26,7 +27,6 @@ from graft.errors import ModelError
 
 LENGTHS = 12, 8  # tokens of the two documents
 ZERO = 1e-6  # of the gradient within the second document: less is rounding
-NEAR = {torch.float32: 1e-3}  # how far states may lie from those alone, relative; in 16 bits: 0.05
 Result = TypeVar("Result")
 
 
@@ -73,7 +73,7 @@ def tried(model: nn.Module, forward: Callable[[], Result]) -> Result:
         raise ModelError(
             f"the forward of {type(model).__name__} fails on a few tokens ({type(error).__name__}: {line})",
             "a model that the installed transformers can run",
-            "install the version of transformers that config.json names, or choose another model",
+            "load it with dtype='fp32', or install the version of transformers that config.json names",
         ) from error
 
 
@@ -86,10 +86,12 @@ def few_ids(model: Any, count: int, start: int = 0) -> list[int]:
     return [usable[(start + i) % len(usable)] for i in range(count)]
 
 
-def leak(model: Any, states: Callable[..., torch.Tensor], *, causal: bool) -> str | None:
+def leak(
+    model: Any, states: Callable[[torch.Tensor, dict[str, Any]], torch.Tensor], *, causal: bool
+) -> str | None:
     """Return why two documents cannot share a row of this model, or None if the probe finds nothing.
 
-    states: computes the last hidden states (B, T, D) from the model's keywords.
+    states: computes the last hidden states (B, T, D), or logits, from ids and the model's other keywords.
     """
     end = sum(LENGTHS)
     one, two = few_ids(model, LENGTHS[0]), few_ids(model, LENGTHS[1], start=LENGTHS[0])
@@ -98,9 +100,10 @@ def leak(model: Any, states: Callable[..., torch.Tensor], *, causal: bool) -> st
     inputs, _ = packed(rows, pad=0, causal=causal, first_position=first)
     table = model.get_input_embeddings()
     inputs = {name: tensor.to(table.weight.device) for name, tensor in inputs.items()}
+    ids = inputs.pop("input_ids")
     try:
         with torch.enable_grad(), _traced(table) as embedded:
-            both = tried(model, lambda: states(**inputs))
+            both = tried(model, lambda: states(ids, inputs))
             behind, alone = both[0, LENGTHS[0] : end], both[1, : LENGTHS[1]]
             weights = torch.linspace(-1, 1, behind.numel(), device=behind.device).view(behind.shape)
             found = torch.autograd.grad((behind.float() * weights).sum(), embedded, allow_unused=True)
@@ -113,9 +116,14 @@ def leak(model: Any, states: Callable[..., torch.Tensor], *, causal: bool) -> st
     apart = (behind - alone).detach().float().norm(dim=-1) / alone.detach().float().norm(dim=-1)
     # The first token is next to the other document. Of the rest the middle: in a mixture of experts rounding
     # sends a token now and then to another expert.
-    if not max(apart[0], apart.median()) <= NEAR.get(alone.dtype, 0.05):
+    if not max(apart[0], apart.median()) <= near(alone.dtype):
         return "a document is not as alone: its positions or neighbours count along the whole row"
     return None
+
+
+def near(dtype: torch.dtype) -> float:
+    """Return how far states that mean the same may lie apart, relative to their length."""
+    return 0.05 if dtype.itemsize < 4 else 1e-3
 
 
 @contextlib.contextmanager

@@ -111,12 +111,16 @@ def family(model: Any) -> str:
         return "seq2seq"
     if model.get_output_embeddings() is None:
         return "encoder"
-    return "masked" if predicts_hidden(type(model)) else "causal"
+    return "masked" if predicts_hidden(type(model), model.config) else "causal"
 
 
-def predicts_hidden(cls: type) -> bool:
-    """Return whether a class of transformers ends in a head that names hidden tokens."""
-    return "MaskedLM" in cls.__name__ or "PreTraining" in cls.__name__
+def predicts_hidden(cls: type, config: Any) -> bool:
+    """Return whether a class of transformers ends in a head that names hidden tokens.
+
+    XLM and Flaubert have one class for both: their config says whether it is causal.
+    """
+    both = "WithLMHead" in cls.__name__ and not getattr(config, "causal", True)
+    return both or "MaskedLM" in cls.__name__ or "PreTraining" in cls.__name__
 
 
 def _stacks(places: Sequence[Site]) -> Iterator[Site]:
@@ -174,8 +178,8 @@ def _prompts(model: Any) -> Iterator[Site]:
     if not hasattr(reader, "get_input_embeddings"):
         return
     table = reader.get_input_embeddings()
-    name = next(name for name, module in model.named_modules(remove_duplicate=False) if module is table)
-    yield Site(name, "prompt", model)
+    names = [name for name, module in model.named_modules(remove_duplicate=False) if module is table]
+    yield from (Site(name, "prompt", model) for name in names[:1])
 
 
 def _heads(model: Any) -> list[nn.Module]:

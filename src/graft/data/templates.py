@@ -13,8 +13,9 @@ from typing import Any
 from jinja2.exceptions import TemplateError
 
 from graft.data.chat_templates import BUILTIN, TOKENS, jinja
-from graft.data.marks import OTHER, Messages, Tools
+from graft.data.marks import Messages, Tools
 from graft.data.mask import Rendered, tokenise
+from graft.data.places import OTHER
 from graft.data.rows import BadRow, Row
 from graft.data.tool_calls import in_written_form
 from graft.data.turns import OTHER_TEMPLATE, Talk

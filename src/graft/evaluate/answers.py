@@ -78,9 +78,11 @@ def _encoded(base: "Base", row: Row, head: Any, adapter: str) -> Example:
     longest = LONGEST if limit is None else min(LONGEST, limit - base.positions([adapter]))
     if not row.value[0] or (row.kind == "label" and not all(row.asked)):
         raise DataError("an empty text", "at least one word", "leave it out")
-    rows = base.model.get_input_embeddings().weight.shape[0]
     encoded = within(
-        Labelled(base.tokenizer, longest, _names(head))([row]), rows, base.tokenizer, CLASSIFY.aligned
+        Labelled(base.tokenizer, longest, _names(head))([row]),
+        base.vocabulary,
+        base.tokenizer,
+        CLASSIFY.aligned,
     )
     if encoded.cut:
         notice(f"texts are read up to {longest} tokens; the rest does not count")

@@ -17,7 +17,12 @@ from graft.core.part import Part, Seats
 from graft.core.site import Site
 from graft.errors import SiteError, UsageError, nearest, one_of
 from graft.layers.replacements import Replacement, Shift
+from graft.layers.tied import TiedReplacement
+from graft.layers.token_rows import Rows
 from graft.layers.unmatched import say_idle, say_idle_patterns, say_unmatched
+
+# Inserts that a targeted method puts elsewhere than at its targets.
+BESIDE = (Shift, Replacement, TiedReplacement, Rows)
 
 
 class TargetedFiles(FileLayout):
@@ -29,7 +34,7 @@ class TargetedFiles(FileLayout):
     def describe(self, method: Any, part: Part) -> dict[str, Any]:
         config = super().describe(method, part)
         seats = [(s, insert) for s, insert in part.inserts if s.kind != "parameter"]
-        sites = [site for site, insert in seats if not isinstance(insert, Shift | Replacement)]
+        sites = [site for site, insert in seats if not isinstance(insert, BESIDE)]
         by_name = not isinstance(method.target_modules, str)
         if not by_name or method.exclude_modules or method.layers_to_transform is not None:
             config["target_modules"] = sorted(site.name for site in sites)

@@ -5,6 +5,7 @@
     PiSSA, OLoRA:  y = W₀x + b + s·(BA − B₀A₀)x, with B₀A₀ the principal part of W₀ at birth
     LoftQ:  sBA starts as the rank-r part of W − Ŵ, what quantisation took from the checkpoint's weight
     on an embedding:  E[id] + s·B A[:, id]        A (r, ids) = 0 at birth, B (width, r)
+                      and s·AᵀBᵀx more at a head that is tied to it, with ensure_weight_tying
     on the experts of a mixture:  W_e + s·B_e A_e, e = 1 … E, every expert with factors of its own
 
 Hu et al. 2021 (2106.09685). rsLoRA: Kalajdzievski 2023 (2312.03732); DoRA: Liu et al. 2024 (2402.09353);

@@ -142,7 +142,7 @@ def model_class(config: PreTrainedConfig, task: str | None) -> type[PreTrainedMo
 
 def is_masked(config: PreTrainedConfig) -> bool:
     """Return whether the model's own class is an encoder that names hidden tokens."""
-    return not config.is_encoder_decoder and predicts_hidden(model_class(config, None))
+    return not config.is_encoder_decoder and predicts_hidden(model_class(config, None), config)
 
 
 def _usual_task(config: PreTrainedConfig) -> str:

@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from graft.data.batches import supervised_positions
 from graft.data.encode import IGNORED
+from graft.errors import ModelError
 
 if TYPE_CHECKING:
     from graft.base.base import Base
@@ -49,6 +50,12 @@ def consistent_modelling(
 def supervised(base: "Base", batch: "Batch") -> tuple[torch.Tensor, torch.Tensor]:
     """Return the states that enter the head, (N, D), and the labels, (N,), of the supervised positions."""
     causal = base.family == "causal"
+    if causal and base.looks_ahead:
+        raise ModelError(
+            f"{type(base.model).__name__} reads the tokens that it should predict: it is not causal",
+            "a model that reads from left to right, or a masked language model",
+            "choose another model, or classify with this one",
+        )
     positions = batch.supervised
     if positions is None:
         positions = supervised_positions(batch.labels, causal=causal)
