@@ -259,9 +259,8 @@ def _fast(x: Tensor, weight: Tensor) -> bool:
     if not hasattr(F, "grouped_mm") or x.dtype not in (torch.bfloat16, torch.float16, torch.float32):
         return False
     if isinstance(x, FakeTensor) or x.is_cuda:  # a plan's rule for shapes, and the kernel, know one dtype
-        able = x.dtype == torch.bfloat16 and (
-            not x.is_cuda or torch.cuda.get_device_capability(x.device) >= (8,)
-        )
+        new = not x.is_cuda or torch.cuda.get_device_capability(x.device) >= (8, 0)
+        able = new and x.dtype == torch.bfloat16
     else:
         able = x.data_ptr() % 16 == weight.data_ptr() % 16 == 0  # a file that is mapped may lie askew
     aligned = all(size * x.itemsize % 16 == 0 for size in weight.shape[1:])
