@@ -1,6 +1,5 @@
 """Every family of models that transformers has: a few telling ones here, all of them by `make families`."""
 
-import csv
 import importlib.util
 import sys
 from pathlib import Path
@@ -94,13 +93,10 @@ def test_an_exception_is_a_cell(subject, monkeypatch):
     assert cell == "CRASH ZeroDivisionError: division by zero"
 
 
-def test_the_table_has_a_column_for_every_check_and_nothing_wrong(monkeypatch):
+def test_the_table_has_a_column_for_every_check(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks/common")
     spec = importlib.util.spec_from_file_location("family_columns", ROOT / "benchmarks/families/columns.py")
     columns = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(columns)
     assert columns.CELLS == family_checks.COLUMNS
-    with columns.RESULTS.path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert len([row for row in rows if row["load"]]) >= 85
     sys.modules.pop("results", None)

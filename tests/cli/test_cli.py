@@ -442,8 +442,8 @@ def test_a_finished_run_is_kept_and_not_said_to_be_written(home, capsys):
 
 def test_runs_scored_on_other_rows_are_compared_with_a_warning(home, capsys):
     changes = "dtype=fp32 method.r=2 train.max_steps=1 train.batch_size=4 data.eval=0.25 data.seed=1"
-    assert call(training(home, "other", changes)) == 0
-    assert call(["compare", str(home / "run"), str(home / "other"), "--prompt", "Day", "--json"]) == 0
+    assert call(training(home, "other-rows", changes)) == 0
+    assert call(["compare", str(home / "run"), str(home / "other-rows"), "--prompt", "Day", "--json"]) == 0
     out, err = capsys.readouterr()
     assert "warning the held-out rows differ" in err
     assert len(json.loads(out)["warnings"]) == 2

@@ -1,10 +1,13 @@
 """Every column of a row is used or named: what programs and published sets write, and what becomes of it."""
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from stage_tools import accepts
+from stage_tools import accepts, prepared, stage_named
 
+from graft.data import load_rows
 from graft.data.columns import Fields
 from graft.data.layouts import recognise
 from graft.data.rows import Record, Reject
@@ -97,6 +100,21 @@ def test_a_context_stands_before_its_question(fields, pair):
 )
 def test_a_column_that_nothing_reads_is_named(fields, stage, unused):
     assert row_of(fields, stage).unused == tuple(f"column {name!r}" for name in unused)
+
+
+def test_rows_without_a_system_prompt_are_written_as_those_of_their_file_that_have_one(tmp_path, settings):
+    pair = {"prompt": "q", "completion": "a", "id": 3}
+    (tmp_path / "a.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in (pair, pair | {"system": "s"}))
+    )
+    (tmp_path / "b.jsonl").write_text(json.dumps(pair) + "\n")
+    asked = settings(train=[str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")])
+    first, second, other = load_rows(asked, accepts("sft")).train
+    assert said(first) == ["u:q", "a:a"] and said(second) == ["s:s", "u:q", "a:a"]
+    assert (other.kind, other.value) == ("pair", ("q", "a"))
+    assert first.unused == second.unused == other.unused == ("column 'id'",)
+    assert stage_named("sft").asks_by_template(asked)
+    assert not stage_named("sft").asks_by_template(settings(train=str(tmp_path / "b.jsonl")))
 
 
 def test_further_answers_are_named():
@@ -195,6 +213,21 @@ def test_every_filled_column_reaches_the_row_or_is_named(extra, chat):
     texts = "".join(row.texts())
     for name, text in marked.items():
         assert (text in texts) != (f"column {name!r}" in row.unused) or not text.strip()
+
+
+def test_the_report_names_what_is_not_read_with_its_share_even_from_the_cache(tmp_path, settings, llama):
+    rows = [{"prompt": f"the cat {i}", "completion": "sat", "id": i} for i in range(200)]
+    rows[7]["url"] = "x"
+    for row in rows[:50]:
+        row["note"] = "y"
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for _ in range(2):
+        report = prepared(settings(train=str(tmp_path / "a.jsonl"), eval=0.1), llama, stage="sft").report
+        assert [note for note in report.notes() if note.startswith("not read")] == [
+            "not read: column 'id', in 100% of the rows",
+            "not read: column 'note', in 25% of the rows",
+            "not read: column 'url', in 1 of 200 rows",
+        ]
 
 
 def test_a_text_is_learnt_without_its_label_only_where_that_is_said():

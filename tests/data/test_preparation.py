@@ -132,6 +132,25 @@ def test_the_report_shows_two_rows_with_what_is_learnt(file, settings, bpe):
     assert DataReport.from_json(json.loads(json.dumps(report.json()))) == report
 
 
+def test_the_report_says_what_a_template_leaves_out_and_which_rows_it_wrote(tmp_path, settings, bpe):
+    asked = {"role": "user", "content": "x"}
+    thought = {"role": "assistant", "content": "y", "reasoning_content": "z"}
+    rows = [
+        {"messages": [asked, thought]},
+        {"messages": [asked, {"role": "assistant", "content": "y"}]},
+        {"text": "User: x Assistant: y</s>"},
+        {"text": "x"},
+    ]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for _ in range(2):  # the second time from the cache
+        report = prepared(settings(train=str(tmp_path / "a.jsonl")), bpe, stage="sft").report
+        assert report.unused == {"reasoning_content of an assistant turn": 1}
+        assert (report.rendered, report.altered_turns, report.train) == (1, 1, 4)
+        notes = "\n".join(report.notes())
+        assert "not read: reasoning_content of an assistant turn, in 25% of the rows" in notes
+        assert "1 rows have control tokens in their texts, which are read as tokens" in notes
+
+
 def test_a_row_without_answer_is_named_within_a_second_and_without_torch(tmp_path):
     (tmp_path / "a.jsonl").write_text(
         '{"prompt": "x", "completion": "y"}\n' * 500 + '{"prompt": "x", "completion": ""}\n'

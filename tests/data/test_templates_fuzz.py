@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from jinja2.exceptions import TemplateError
 
 from graft.data.mask import tokenise
-from graft.data.messages import in_order, messages_of
+from graft.data.messages import messages_of, with_answer
 from graft.data.rows import BadRow, Row
 from graft.data.templates import Template, prompt_ids, source
 
@@ -163,7 +163,7 @@ class Oracle:
 def test_every_conversation_is_learnt_as_it_is_written_or_refused(name, drawn, bpe):
     layout, (turns, tools) = LAYOUTS[name], drawn
     jinja = layout.jinja or source(bpe, "plain")
-    messages = in_order(messages_of(turns, "role", "content"))
+    messages = with_answer(messages_of(turns, "role", "content"))
     try:
         rendered = Template(bpe, jinja).learn(Row("f:1", "chat", messages, tools))
     except BadRow as bad:

@@ -147,6 +147,24 @@ def test_rows_that_ask_the_same_are_one_case_with_several_references():
     assert [row.source for row in found[0].rows] == ["a:1", "a:3"]
 
 
+def test_rows_with_tools_are_asked_with_them_and_calls_are_no_references():
+    ask, answer, tools = (
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": "ho"},
+        [{"name": "f"}],
+    )
+    call = answer | {"tool_calls": [{"function": {"name": "f", "arguments": {}}}]}
+    rows = [
+        Row("a:1", "chat", [ask, answer], tools),
+        Row("a:2", "chat", [ask, answer]),
+        Row("a:3", "chat", [ask, call], tools),
+        Row("a:4", "chat", [ask, answer | {"weight": 0}]),
+    ]
+    found = cases(rows)
+    assert [case.prompt for case in found] == [{"messages": [ask], "tools": tools}, [ask]]
+    assert [[row.source for row in case.rows] for case in found] == [["a:1"], ["a:2"]]
+
+
 def test_written_texts_are_scored_beside_their_references(llama):
     rows = [
         Row(f"a:{i}", "pair", (prompt, "x"))

@@ -173,6 +173,20 @@ def test_messages_go_through_the_chat_template(base, tokenizer):
         tokenizer.chat_template = None
 
 
+def test_a_prompt_may_bring_its_tools(base, tokenizer, monkeypatch):
+    tokenizer.chat_template = (
+        "{{ tools | length if tools else 0 }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    )
+    seen, own = [], base.model.generate
+    monkeypatch.setattr(base.model, "generate", lambda **k: seen.append(k["input_ids"]) or own(**k))
+    turns, tools = [{"role": "user", "content": "a dog"}], [{"name": "f"}, {"name": "g"}]
+    try:
+        base.generate([{"messages": turns, "tools": tools}, turns], max_new_tokens=1, batch_size=1)
+    finally:
+        tokenizer.chat_template = None
+    assert sorted(tokenizer.decode(ids[0]) for ids in seen) == ["0a dog", "2a dog"]
+
+
 def test_a_prompt_beyond_the_context_names_both_lengths(tokenizer):
     base = Base(gpt2(tokenizer, positions=16), tokenizer, "tiny")
     with pytest.raises(DataError, match=r"prompt 1 has \d+ tokens.*16 positions"):

@@ -3,11 +3,13 @@
 import pytest
 import torch
 from block_oracle import rewired
+from mixtures import MIXTURES
 from torch.nn import functional as F
 from torch.testing import assert_close
 from transformers.models.bart.configuration_bart import BartConfig
 from transformers.models.bart.modeling_bart import BartForConditionalGeneration
 
+import graft
 from graft.base.base import Base
 from graft.errors import SiteError, UsageError
 from graft.layers.bottleneck import Bottleneck
@@ -196,3 +198,13 @@ def test_places_that_a_model_does_not_have_are_named():
         tiny_base().attach("x", Pfeiffer(output_adapter=False, cross_adapter=True))
     with pytest.raises(SiteError, match="original_ln_before"):
         tiny_base().attach("x", Pfeiffer(mh_adapter=True, original_ln_before=True))
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen2_moe"])  # Qwen's ends in the gate of a shared expert
+def test_a_feed_forward_network_of_experts_has_no_place_for_one(family):
+    base = tiny_base(family, **MIXTURES[family])
+    with pytest.raises(SiteError, match="a feed-forward network of experts is none"):
+        base.attach("x", Pfeiffer())
+    with pytest.warns(graft.Notice, match="output_adapter finds no mlp sublayer in 2 of 2 blocks"):
+        adapter = base.attach("x", Houlsby())
+    assert [s.kind for s, one in adapter.inserts if isinstance(one, Bottleneck)] == ["attention", "attention"]

@@ -157,7 +157,17 @@ def test_what_peft_refuses_on_parameters_is_refused(settings):
 def test_a_name_that_matches_no_weight_is_an_error():
     base = Base(mixture("mixtral"))
     with pytest.raises(SiteError, match=r"experts\.gate_proj.*did you mean experts\.gate_up_proj"):
-        base.attach("x", LoRA(target_parameters=("experts.down_proj", "experts.gate_proj")))
+        base.attach("x", LoRA(target_parameters=("experts.gate_proj",)))
+
+
+def test_entries_that_match_no_weight_beside_others_that_do_are_named(recwarn):
+    base, experts = Base(mixture("mixtral")), {"target_modules": (), "target_parameters": EXPERTS}
+    base.attach("x", LoRA(**experts, rank_pattern={"gate_up_proj": 4}))
+    assert not [w for w in recwarn if issubclass(w.category, graft.Notice)]
+    with pytest.warns(graft.Notice, match=r"feed_forward\.experts\.down_proj match nothing"):
+        base.attach("y", LoRA(target_parameters=("experts.down_proj", "feed_forward.experts.down_proj")))
+    with pytest.warns(graft.Notice, match="rank_pattern: w1 decide nothing"):
+        base.attach("z", LoRA(**experts, rank_pattern={"w1": 4}))
 
 
 def test_a_trained_file_of_peft_goes_on_where_it_was(tmp_path):

@@ -168,3 +168,19 @@ def test_the_shape_is_that_of_the_parameter():
         packed = PackedExperts.pack(weight, Scheme("int8"), transposed=turned)
         assert packed.shape == weight.shape == packed.weight.shape
         assert (packed.weight - weight).abs().max() < 0.05
+
+
+def test_experts_that_cannot_be_packed_are_said_so_with_their_share(tmp_path):
+    model = mixture("jetmoe")
+    model.save_pretrained(tmp_path)
+    experts = sum(p.numel() for name, p in model.named_parameters() if p.ndim == 3)
+    share = f"{experts / sum(p.numel() for p in model.parameters()):.0%}"
+    with pytest.warns(graft.Notice, match=f"{share} of the weights stay in fp32, not in nf4.*linear"):
+        load(tmp_path, quant="nf4", dtype="fp32")
+
+
+def test_nothing_is_said_of_experts_that_are_packed(tmp_path, recwarn):
+    mixture("olmoe").save_pretrained(tmp_path)
+    load(tmp_path, quant="nf4", dtype="fp32")
+    load(tmp_path, dtype="fp32")
+    assert not [w for w in recwarn if issubclass(w.category, graft.Notice)]

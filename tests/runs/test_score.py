@@ -10,7 +10,7 @@ import graft
 from graft.errors import DataError, UsageError
 from graft.runs.open import Opened, open_model
 from graft.runs.run import run
-from graft.runs.score import chosen_rows, incomparable, score, scoring_recipe
+from graft.runs.score import chosen_rows, evaluation_set, incomparable, score, scoring_recipe
 
 POSITIONS = CONFIG["max_position_embeddings"]
 LONG = "The cat wants a ball. " * 60  # more tokens than the model has positions
@@ -125,6 +125,17 @@ def test_rows_whose_answer_is_cut_away_are_named_beside_the_perplexity(writer, h
     assert (facts["scored"], facts["of"], facts["left_out"]) == (4, 8, {"cut away": 4})
 
 
+def test_a_run_asks_prompts_with_completions_as_it_learnt_them(writer, home):
+    """Its first row was a conversation, so one chats with it; but its prompts passed through no template."""
+    data = str(home / "rows.jsonl")
+    plain = scoring_recipe(writer, None, ["exact_match"], None)
+    named = plain.model_copy(update={"data": plain.data.model_copy(update={"template": "plain"})})
+    for recipe, kind in ((plain, "pair"), (named, "chat")):
+        opened = Opened(writer.base, None, recipe, home, by_template=True)
+        held, _ = evaluation_set(opened, recipe, chosen_rows(recipe, data))
+        assert {row.kind for row in held.rows} == {kind}
+
+
 def test_prompts_that_are_too_long_are_named_and_all_metrics_are_of_the_same_rows(writer, home):
     given = [{**row, "prompt": LONG} if i == 2 else row for i, row in enumerate(rows(4))]
     data = write_rows(home / "prompts.jsonl", given)
@@ -155,7 +166,7 @@ def test_texts_that_are_cut_are_counted(writer, home):
     table = scored(writer, data, "perplexity")
     assert table.coverage.scored == 2
     assert any(
-        "1 rows are cut to 128 tokens, first" in line and "cut.jsonl:1" in line
+        "1 rows are cut to 128 tokens and scored without the rest" in line and "cut.jsonl:1" in line
         for line in table.coverage.lines()
     )
 

@@ -16,6 +16,7 @@ from graft.data.chat_templates import BUILTIN, jinja
 from graft.data.templates import Template
 from graft.errors import GraftError, ModelError, UsageError
 from graft.formats.gguf import FORMS, decode, encode
+from graft.formats.gguf_file import read, tokenizer
 from graft.formats.gguf_names import architecture, file_name, state_name
 from graft.methods.lora import LoRA
 from graft.models.load import load
@@ -238,6 +239,16 @@ def test_the_chat_template_renders_in_llama_cpp_as_here(name, base, tmp_path):
     assert (
         llama.tokenize(llama.render(messages)) == base.tokenizer(ours, add_special_tokens=False)["input_ids"]
     )
+
+
+def test_several_chat_templates_come_back_by_their_names(base, tmp_path):
+    both = {"default": jinja("zephyr", bos=True), "tool_use": jinja("plain", bos=True)}
+    base.tokenizer.chat_template = both
+    export(base, tmp_path / "out", to="gguf")
+    (file,) = (tmp_path / "out").glob("*.gguf")
+    assert tokenizer(file).chat_template == both
+    keys, _ = read(file)
+    assert keys["tokenizer.chat_template"] == both["default"]  # where llama.cpp looks for it
 
 
 def test_ollama_gets_the_template_in_its_own_language(base, tmp_path):

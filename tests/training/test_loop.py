@@ -50,7 +50,7 @@ def test_the_loop_equals_a_naive_one_with_torch_adamw_clipping_and_a_linear_sche
         {**group, "weight_decay": group.get("weight_decay", 0.05)} for group in theirs.param_groups(0.02)
     ]
     optimizer = torch.optim.AdamW(groups)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda n: n / 3 if n < 3 else (12 - n) / 9)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda n: (n + 1) / 3 if n < 3 else (12 - n) / 9)
     with base.using("toy"):
         for n in range(12):
             batches = Feed().step(*divmod(n, 6))

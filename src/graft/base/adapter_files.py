@@ -20,7 +20,7 @@ from graft.core.method import Method
 from graft.core.part import Part
 from graft.core.site import Site
 from graft.errors import AdapterError, listed, notice
-from graft.formats import adapterhub, mlx, peft, peft_experts, peft_keys, peft_renames
+from graft.formats import adapterhub, mlx, peft, peft_experts, peft_keys, per_expert
 from graft.formats.legacy import pickled_in
 from graft.formats.peft import CONFIG, WEIGHTS, Settings, Tensors
 from graft.layers.targets import ends_inside, matches
@@ -67,11 +67,11 @@ def write(
 
 
 def lost_in_peft(config: Settings, parts: Sequence[Part]) -> list[str]:
-    """Return the targets of an adapter's config that PEFT would not find on this base (`peft_renames`)."""
+    """Return the targets of an adapter's config that PEFT would not find on this base (`peft_experts`)."""
     seat = next((seat for part in parts for seat in part.inserts), None)
     if seat is None or config.get("peft_type") != "LORA":
         return []
-    return peft_renames.taken_for_experts(seat[0].root.config.model_type, config.get("target_modules") or [])
+    return peft_experts.taken_for_experts(seat[0].root.config.model_type, config.get("target_modules") or [])
 
 
 @unset_fake_temporarily()  # a file is real, also while a plan without numbers is made
@@ -92,7 +92,7 @@ def read(folder: Path, sites: Sequence[Site]) -> tuple[list[Method], Tensors, Se
         owner = owner_of(config)
         if owner is not None:
             config, tensors = owner.files.convert(config, tensors, sites)
-            config, tensors = peft_experts.stacked(config, tensors, sites)
+            config, tensors = per_expert.stacked(config, tensors, sites)
         methods = methods_of(config, facts.get("methods", []), tensors, sites)
     except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise AdapterError(

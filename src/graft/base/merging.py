@@ -146,7 +146,7 @@ class Merges:
 
     def _seat(self, site: Site, weight: torch.Tensor, merged: Merged, repack: bool) -> None:
         """Put a weight in the place of a parameter, or of the packed matrices of experts."""
-        module, name, held = site.module, site.leaf, getattr(site.module, site.leaf)
+        module, name, held = site.module, site.leaf, site.held
         new: Any = _frozen(weight)
         if isinstance(held, PackedExperts):
             new = held.packed_again(weight) if repack else new

@@ -27,7 +27,7 @@ def compare(
 ) -> None:
     given = [*(prompt or []), *_lines(prompts)]
 
-    from graft.runs.open import open_model  # torch costs seconds
+    from graft.runs.open import last_words, open_model  # torch costs seconds
     from graft.runs.score import incomparable, prompts_of, scores_of  # torch costs seconds
 
     answers = []
@@ -43,8 +43,10 @@ def compare(
     if json:
         show_json(facts)
     else:
-        for text, left, right in zip(asked, *answers, strict=True):
-            show(f"\n> {' '.join(text.split())}\n{side_by_side((first, left), (second, right))}")
+        for prompt_, left, right in zip(asked, *answers, strict=True):
+            show(
+                f"\n> {' '.join(last_words(prompt_).split())}\n{side_by_side((first, left), (second, right))}"
+            )
         show(_scores(scores))
     for text in facts["warnings"]:
         talk(f"warning {text}")

@@ -178,8 +178,8 @@ def _prompts(model: Any) -> Iterator[Site]:
     if not hasattr(reader, "get_input_embeddings"):
         return
     table = reader.get_input_embeddings()
-    name = next(name for name, module in model.named_modules(remove_duplicate=False) if module is table)
-    yield Site(name, "prompt", model)
+    names = [name for name, module in model.named_modules(remove_duplicate=False) if module is table]
+    yield from (Site(name, "prompt", model) for name in names[:1])
 
 
 def _heads(model: Any) -> list[nn.Module]:

@@ -72,6 +72,11 @@ class Site:
         return self.name.rpartition(".")[2]
 
     @property
+    def held(self) -> Any:
+        """What a parameter's module has under its name: a tensor, or the packed matrices of experts."""
+        return getattr(self.module, self.leaf)
+
+    @property
     def experts(self) -> int:
         """The number of matrices that a parameter stacks; 1 elsewhere."""
         return self._shape[0]
@@ -81,14 +86,14 @@ class Site:
         """The shape (experts, out, in) of a parameter, however it is stored."""
         if self.kind != "parameter":
             return 1, self.out_features, self.in_features
-        *stack, rows, columns = getattr(self.module, self.leaf).shape
+        *stack, rows, columns = self.held.shape
         return (*(stack or [1]), columns, rows) if self.transposed else (*(stack or [1]), rows, columns)
 
     @property
     def transposed(self) -> bool:
         """Whether the weight is stored as (in, out): transformers' Conv1D, and the experts of some models."""
         if self.kind == "parameter":
-            stacked = len(getattr(self.module, self.leaf).shape) == 3
+            stacked = len(self.held.shape) == 3
             return stacked and getattr(self.module, "is_transposed", False)
         return type(self.module).__name__ == "Conv1D"
 
@@ -127,7 +132,7 @@ class Site:
         It is copied only if it is packed, or if experts are stored as (in, out).
         """
         if self.kind == "parameter":
-            weight = whole(getattr(self.module, self.leaf))
+            weight = whole(self.held)
             return (weight.mT if self.transposed else weight).flatten(0, -2)
         weight = self.module.weight
         matrix: torch.Tensor = weight.T if self.transposed else weight
@@ -136,14 +141,14 @@ class Site:
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the weight, decoded."""
-        held = getattr(self.module, self.leaf) if self.kind == "parameter" else self.module.weight
+        held = self.held if self.kind == "parameter" else self.module.weight
         kind: torch.dtype = held.dtype
         return kind
 
     def stored(self, weight: torch.Tensor) -> torch.Tensor:
         """Return a weight, as `weight` returns it, in the form in which the module stores it."""
         if self.kind == "parameter":
-            shape = getattr(self.module, self.leaf).shape
+            shape = self.held.shape
             weight = weight.view(*shape[:-2], -1, weight.shape[1])
         return (weight.mT if self.transposed else weight).contiguous()
 

@@ -108,7 +108,7 @@ class Encoded:
     """The result of encoding some rows.
 
     used: rows that gave examples.  cut: sources of shortened rows.
-    unknown: how often the unknown token occurs.
+    unknown: how often the unknown token occurs.  rendered: rows whose control tokens are read as tokens.
     altered: turns that the template writes differently from what the model would generate.
     unused: what rows say and the model does not read, with the number of rows: `Row.unused`, and what the
     encoder finds.
@@ -120,6 +120,7 @@ class Encoded:
     cut: list[str] = field(default_factory=list)
     altered: int = 0
     unknown: int = 0
+    rendered: int = 0
     unused: Counter[str] = field(default_factory=Counter)
 
 
@@ -178,7 +179,10 @@ class Encoder(ABC):
         clean = []
         for row in rows:
             control = next((c for text in row.texts() for c in self._controls if c in text), None)
-            if control is None or self.holds_tokens(row):
+            if control is None:
+                clean.append(row)
+            elif self.holds_tokens(row):
+                encoded.rendered += 1
                 clean.append(row)
             else:
                 detail = f"{control!r} is a control token of this model, not text"

@@ -50,7 +50,7 @@ def messages_of(turns: Any, role_key: str, content_key: str) -> list[dict[str, A
     return [message for message in messages if message is not None]
 
 
-def in_order(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def with_answer(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the messages if the assistant has the last word; otherwise raise BadRow."""
     last = messages[-1]["role"] if messages else "nothing"
     if last != "assistant":

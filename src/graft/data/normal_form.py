@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from graft.data.columns import CONTEXT, SYSTEM, Fields, blank
-from graft.data.messages import in_order, messages_of, tools_of
+from graft.data.messages import messages_of, tools_of, with_answer
 from graft.data.rows import BadRow, Row, turns
 from graft.data.tags import first_orphan
 
@@ -39,7 +39,7 @@ def pair_row(source: str, fields: Fields, names: Names) -> Row:
     if isinstance(fields[asked], list) or isinstance(fields[answered], list):
         prompt = _with_system(fields, _turns_or_text(fields, asked, "user", "no prompt"))
         completion = _turns_or_text(fields, answered, "assistant", "no answer")
-        return Row(source, "chat", in_order(prompt + completion), tools_of(fields), first=len(prompt))
+        return Row(source, "chat", with_answer(prompt + completion), tools_of(fields), first=len(prompt))
     texts = _with_context(fields, asked), _string(fields, answered, "no answer")
     # Rows of translations name the system that made them.
     if asked == "source" or not any(name in fields for name in SYSTEM):
@@ -65,7 +65,7 @@ def alpaca_row(source: str, fields: Fields, names: Names) -> Row:
 def chat_row(source: str, fields: Fields, names: Names) -> Row:
     """Build the row of a conversation, whatever its turns call speaker and text.  names: (messages,)."""
     messages = _with_system(fields, _turns(fields[names[0]]))
-    return Row(source, "chat", in_order(messages), tools_of(fields))
+    return Row(source, "chat", with_answer(messages), tools_of(fields))
 
 
 def label_row(source: str, fields: Fields, names: Names) -> Row:

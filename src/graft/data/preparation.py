@@ -12,7 +12,7 @@ from graft.data.encode import Encoded, Encoder, Example, Examples
 from graft.data.layouts import Accepts, check_settings, recognise
 from graft.data.read import choices, records, sources, validation
 from graft.data.report import DataReport, RejectedRows, describe
-from graft.data.rows import Reject, Row, by_reason
+from graft.data.rows import Reject, Row, alike, by_reason
 from graft.data.sample import sample, sampling, split
 from graft.data.templates import Jinja
 from graft.data.vocabulary import within
@@ -197,7 +197,7 @@ def _read_rows(
             loaded.rejects.append(row)
         else:
             rows.append(row)
-    return rows
+    return alike(rows)
 
 
 def _report_of(loaded: Loaded) -> DataReport:
@@ -242,6 +242,7 @@ def _report(settings: Any, loaded: Loaded, train: Encoded, held_out: Encoded | N
         max_length=settings.max_length,
         cut=sum(len(part.cut) for part in encoded),
         cut_sources=[source for part in encoded for source in part.cut][:20],
+        rendered=sum(part.rendered for part in encoded),
         altered_turns=sum(part.altered for part in encoded),
         tokens_unknown=sum(part.unknown for part in encoded),
         unused=dict(sum((part.unused for part in encoded), Counter()).most_common()),

@@ -5,7 +5,7 @@ Every run shows it before step 1 and stores it in its folder as data_report.json
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -43,6 +43,7 @@ class DataReport:
     max_length: int = 0  # tokens
     cut: int = 0
     cut_sources: list[str] = field(default_factory=list)  # `file:line` of the first few
+    rendered: int = 0  # rows with control tokens that are read as tokens
     altered_turns: int = 0  # turns that the chat template writes differently from what the model generates
     # what rows say and the model does not read, such as "column 'context'", with the number of such rows
     unused: dict[str, int] = field(default_factory=dict)
@@ -60,6 +61,10 @@ class DataReport:
             (self.cut, f"{self.cut} rows cut to {self.max_length} tokens, first {first}"),
             (self.tokens_unknown, f"{self.tokens_unknown} tokens unknown to the tokenizer"),
             (
+                self.rendered,
+                f"{self.rendered} rows have control tokens in their texts, which are read as tokens",
+            ),
+            (
                 self.altered_turns,
                 f"{self.altered_turns} turns differ from what was generated: the template rewrites them",
             ),
@@ -67,13 +72,7 @@ class DataReport:
             (self.overlap, f"{self.overlap} evaluation rows are training rows too: their score will flatter"),
         ]
         used = self.train + self.eval
-        shares: dict[int, list[str]] = {}
-        for what, count in self.unused.items():
-            shares.setdefault(count, []).append(what)
-        unread = [
-            f"not read: {', '.join(names)}, in {n / used:.0%} of the rows" for n, names in shares.items()
-        ]
-        return self.folders + unread + [text for count, text in candidates if count]
+        return self.folders + unread(self.unused, used) + [text for count, text in candidates if count]
 
     def json(self) -> dict[str, Any]:
         """Return all fields as plain JSON values."""
@@ -88,6 +87,21 @@ class DataReport:
         """Write one JSON object per rejected row: source, reason, detail, remedy."""
         lines = (json.dumps(dataclasses.asdict(reject), ensure_ascii=False) for reject in self.rejects)
         path.write_text("".join(f"{line}\n" for line in lines), "utf-8")
+
+
+def unread(unused: Mapping[str, int], rows: int) -> list[str]:
+    """Return what rows say and the model does not read, a sentence for each share of the rows.
+
+    unused: the number of rows in which each thing is said.  rows: how many there are.
+
+    >>> unread({"column 'id'": 400, "column 'url'": 400, "tools": 1}, 400)
+    ["not read: column 'id', column 'url', in 100% of the rows", 'not read: tools, in 1 of 400 rows']
+    """
+    named: dict[int, list[str]] = {}
+    for what, count in unused.items():
+        named.setdefault(count, []).append(what)
+    shares = {n: f"{n / rows:.0%} of the" if 100 * n >= rows else f"{n} of {rows:,}" for n in named}
+    return [f"not read: {', '.join(names)}, in {shares[n]} rows" for n, names in named.items()]
 
 
 class RejectedRows(DataError):

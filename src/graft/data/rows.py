@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 
@@ -92,7 +92,23 @@ def turns(prompt: Any, answer: Any) -> list[dict[str, Any]]:
 
 def as_chat(row: Row) -> Row:
     """Return a prompt with its answer as a conversation of two turns; any other row as it is."""
-    return Row(row.source, "chat", turns(*row.value), row.tools) if row.kind == "pair" else row
+    return replace(row, kind="chat", value=turns(*row.value)) if row.kind == "pair" else row
+
+
+def alike(rows: list[Row]) -> list[Row]:
+    """Return rows of which no file has conversations beside prompts with their answers.
+
+    Where one row of a file has a system prompt and another has no such column, both are conversations: one
+    would be written by the chat template and the other without it.
+    """
+    if not {"chat", "pair"} <= {row.kind for row in rows}:
+        return rows
+    talking = {_file(row) for row in rows if row.kind == "chat"}
+    return [as_chat(row) if _file(row) in talking else row for row in rows]
+
+
+def _file(row: Row) -> str:
+    return row.source.rpartition(":")[0]
 
 
 class BadRow(Exception):

@@ -3,9 +3,9 @@
     start = len(render(messages before the turn, with the prompt that asks for it))     as a server sends it
     end   = after the first control token behind its words: the model learns to end its turn
 
-Where the words are, the marks tell (marks.py). A template may write a turn differently once others follow: it
-drops the thoughts, or ends the last turn only. Then the end is what it writes when the turn is the last, if
-that stands in the conversation as well; if it does not, the turn has no end there, and none is learnt.
+Where the words are, places.py tells. A template may write a turn differently once others follow: it drops the
+thoughts, or ends the last turn only. Then the end is what it writes when the turn is the last, if that stands
+in the conversation as well; if it does not, the turn has no end there, and none is learnt.
 """
 
 import re
@@ -13,8 +13,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from graft.data.marks import OTHER, Messages, Places, Tools, locate
+from graft.data.marks import Messages, Tools, Writing
 from graft.data.messages import ROLES
+from graft.data.places import OTHER, Places, locate
 from graft.data.rows import BadRow
 
 OTHER_TEMPLATE = "change the row, or choose another data.template"
@@ -59,7 +60,7 @@ class Talk:
     @cached_property
     def places(self) -> Places:
         """Where the text has everything that the conversation says."""
-        return self._located(self.messages, self.text, self.asked)
+        return self._located(self.messages, self.text, ask=self.asked)
 
     @property
     def speaks(self) -> list[int]:
@@ -135,7 +136,7 @@ class Talk:
         if text.startswith(through) and last <= len(through):
             length, ended = self._ending(i, through[last:], self.places)
             return self._checked(i, Turn(start, last + length, ended, altered))
-        alone = self._located(self.messages[: i + 1], through, False)
+        alone = self._located(self.messages[: i + 1], through, turn=i)
         words = alone.of_turn(i)
         length, ended, end = 0, False, last
         if words is not None:
@@ -173,8 +174,12 @@ class Talk:
             raise BadRow("template failed", detail, OTHER_TEMPLATE)
         raise _nothing(i)
 
-    def _located(self, messages: Messages, text: str, ask: bool) -> Places:
-        return locate(lambda told, tools: self.render(told, tools, ask), messages, self.tools, text)
+    def _located(
+        self, messages: Messages, text: str, *, ask: bool = False, turn: int | None = None
+    ) -> Places:
+        """Return the places of messages in their text, or those of one turn."""
+        writing = Writing(lambda told, tools: self.render(told, tools, ask), messages, self.tools, text)
+        return locate(writing, turn)
 
     def _prompt(self, i: int) -> str | None:
         """Return the prompt for turn i; None where the template writes no such prompt."""

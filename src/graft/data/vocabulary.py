@@ -33,7 +33,7 @@ def within(encoded: Encoded, size: int | None, tokenizer: Any, aligned: Collecti
     encoded.examples = kept
     encoded.used -= len(beyond)
     encoded.cut = [source for source in encoded.cut if source not in beyond]
-    encoded.rejects += [_unknown(token, size, tokenizer).at(source) for source, token in beyond.items()]
+    encoded.rejects += [lacking(token, size, tokenizer).at(source) for source, token in beyond.items()]
     return encoded
 
 
@@ -43,7 +43,8 @@ def _largest(example: Example, aligned: Collection[str]) -> int:
     return max(max(ids, default=0) for ids in (example.ids, *parts))
 
 
-def _unknown(token: int, size: int, tokenizer: Any) -> BadRow:
+def lacking(token: int, size: int, tokenizer: Any) -> BadRow:
+    """Return what is wrong with a row or prompt that holds this token.  size: as for `within`."""
     text = tokenizer.convert_ids_to_tokens(token)
     return BadRow(
         "token that the model lacks",

@@ -65,7 +65,7 @@ class HeldOut:
 def cases(rows: Sequence[Row]) -> list[Case]:
     """Return the prompts with their references, in order of first appearance.
 
-    Rows without an answer are left out.
+    Rows without an answer that a text can be compared with are left out.
     """
     grouped: dict[str, Case] = {}
     for row in rows:
@@ -74,7 +74,8 @@ def cases(rows: Sequence[Row]) -> list[Case]:
             prompt, answer = row.value
         elif row.kind == "chat" and row.value[-1]["role"] == "assistant":
             prompt, answer = row.value[:-1], row.value[-1]["content"]
-            if row.value[-1].get("weight") == 0:  # an answer that is not to be learnt is no reference
+            # An answer that must not be learnt is no reference, nor is the text beside a tool's call.
+            if row.value[-1].get("weight") == 0 or row.value[-1].get("tool_calls"):
                 continue
             if row.tools:
                 prompt = {"messages": prompt, "tools": row.tools}
@@ -203,7 +204,8 @@ def _answered(base: Base, held: HeldOut, adapter: str | None) -> list[dict[str, 
     rows = [row for row in held.rows if row.source in sources][:SHOWN]
     if adapter is None or base.adapters[adapter].head is None or not rows:
         return []
-    predicted = answers(base, [row.value[0] for row in rows], [adapter] * len(rows))
+    longest = _scored(held, []).feed.batches.max_length
+    predicted = answers(base, [row.value[0] for row in rows], [adapter] * len(rows), longest)
     records = []
     for row, text in zip(rows, predicted, strict=True):
         tagged = row.kind == "tags"

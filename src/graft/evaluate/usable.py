@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from graft.base.base import Base
 from graft.data.rows import BadRow, Reject, Row
-from graft.data.templates import prompt_ids
+from graft.data.templates import Prompt, prompt_ids
+from graft.data.vocabulary import lacking
 from graft.errors import UsageError
 from graft.evaluate.metrics import CLASS, LOSS, TEXT, check
 from graft.evaluate.tasks import cases
@@ -53,14 +54,21 @@ def unanswerable(base: Base, rows: Sequence[Row], context: int | None) -> list[R
 
 
 def _obstacle(base: Base, row: Row, context: int | None) -> BadRow | None:
-    """Return why a row cannot be asked, or None."""
+    """Return why no answer to a row can be scored, or None."""
     asked = cases([row])
     if not asked:
         return BadRow("no answer", "nothing to compare a text with", "give prompts with their answers")
+    return obstacle(base, asked[0].prompt, context)
+
+
+def obstacle(base: Base, prompt: Prompt, context: int | None) -> BadRow | None:
+    """Return why a prompt cannot be asked, or None.  context: as for `unanswerable`."""
     try:
-        ids = prompt_ids(asked[0].prompt, base.tokenizer, tools=row.tools, family=base.family)
+        ids = prompt_ids(prompt, base.tokenizer, family=base.family)
     except BadRow as bad:
         return bad
+    if ids and max(ids) >= base.vocabulary:
+        return lacking(max(ids), base.vocabulary, base.tokenizer)
     if context is not None and len(ids) >= context:
         detail = f"{len(ids)} tokens, the model has room for {context}"
         return BadRow("prompt too long", detail, "shorten the prompt")

@@ -201,7 +201,10 @@ def tokenizer(path: Path) -> Any:
         return AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True)
     ids = {name: keys.get(f"tokenizer.ggml.{key}_token_id") for name, key in TOKENS.items()}
     special = {name: tokens[i] for name, i in ids.items() if i is not None}
-    template = keys.get("tokenizer.chat_template")
+    name = "tokenizer.chat_template"
+    own: str | dict[str, str] | None = keys.get(name)
+    others = {key.removeprefix(f"{name}."): text for key, text in keys.items() if key.startswith(f"{name}.")}
+    template = others | ({"default": own} if isinstance(own, str) else {}) if others else own
     return PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(whole), chat_template=template, **special
     )

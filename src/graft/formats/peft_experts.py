@@ -1,93 +1,24 @@
-"""PEFT's files of mixtures whose experts were linears of their own, as they were before transformers 5.
+"""Targets that PEFT takes for the experts of a mixture, though they are ordinary projections.
 
-    experts.E.w1, .w3, .w2  or  experts.E.gate_proj, .up_proj, .down_proj    A (r, in), B (out, r) of each
-
-Gate and up are one matrix now: their update has twice the rank, A = [A_gate; A_up], B block by block, and
-twice the alpha (√2 times with rsLoRA), so that its scale stays. A router that was a linear is a parameter.
+Checkpoints of these mixtures were written when every expert had modules of its own, named like those of an
+ordinary feed-forward part. PEFT (0.21, with transformers 5) reads such names in a LoRA's `target_modules` as
+the experts', whose matrices are one parameter now. The dense layers and shared experts that have the same
+names are left out, without an error: such a file answers otherwise there.
 """
 
-import math
-import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable
 
-import torch
+from transformers import conversion_mapping
 
-from graft.core.site import Site
-from graft.errors import AdapterError
-
-ROOT = "base_model.model."
-HALVES = {"w1": 0, "gate_proj": 0, "w3": 1, "up_proj": 1}
-EXPERT = re.compile(r"(.+)\.experts\.(\d+)\.(w1|w2|w3|gate_proj|up_proj|down_proj)\.lora_(A|B)\.weight")
-
-Settings = dict[str, Any]
-Tensors = dict[str, torch.Tensor]
-Found = dict[tuple[int, int], torch.Tensor]  # (number of the expert, half of the matrix)
+# By the family whose checkpoints a model type shares: names that PEFT replaces.
+REPLACED = {
+    "mixtral": ("gate", "w1", "w2", "w3"),
+    "qwen2_moe": ("gate", "gate_proj", "up_proj", "down_proj"),
+}
 
 
-def stacked(config: Settings, tensors: Tensors, sites: Sequence[Site]) -> tuple[Settings, Tensors]:
-    """Return config and tensors as PEFT writes them for stacked experts; others pass untouched.
-
-    Raises AdapterError if an expert lacks a part, or experts have different ranks.
-    """
-    owners = {s.path: s for s in sites if s.kind == "parameter" and s.leaf in ("gate_up_proj", "down_proj")}
-    found: dict[tuple[str, str, str], Found] = {}
-    rest = {}
-    for key, tensor in tensors.items():
-        old = EXPERT.fullmatch(key)
-        if old is None or not owners:
-            rest[_renamed(key, owners)] = tensor
-            continue
-        block, expert, name, side = old.groups()
-        leaf = "gate_up_proj" if name in HALVES else "down_proj"
-        place = found.setdefault((_renamed(f"{block}.experts", owners), leaf, side), {})
-        place[int(expert), HALVES.get(name, 0)] = tensor
-    if not found:
-        return config, tensors
-    names = {(path.removeprefix(ROOT), leaf) for path, leaf, _ in found}
-    both = {path for path, leaf in names if (path, "down_proj") in names}
-    for (path, leaf, side), parts in found.items():
-        inside = "base_layer." if leaf == "gate_up_proj" and path.removeprefix(ROOT) in both else ""
-        rest[f"{path}.{inside}lora_{side}.weight"] = _joined(path, leaf, side, parts)
-    return _settings(config, rest, names, sites), rest
-
-
-def _renamed(key: str, owners: dict[str, Site]) -> str:
-    """Return a key with today's name of its feed-forward part: Mixtral's was `block_sparse_moe`."""
-    new = key.replace(".block_sparse_moe.", ".mlp.")
-    return new if any(new.startswith(f"{ROOT}{path.rpartition('.')[0]}.") for path in owners) else key
-
-
-def _joined(path: str, leaf: str, side: str, parts: Found) -> torch.Tensor:
-    """Return the A or B of all experts of one parameter."""
-    count, halves = 1 + max(e for e, _ in parts), 2 if leaf == "gate_up_proj" else 1
-    missing = [(e, half) for e in range(count) for half in range(halves) if (e, half) not in parts]
-    if missing or len({tensor.shape for tensor in parts.values()}) > 1:
-        raise AdapterError(
-            f"{path}.{leaf}: " + (f"expert {missing[0][0]} lacks a part" if missing else "several shapes"),
-            "an update of every expert's gate, up and down projection, all of one rank",
-            "train it again with target_parameters",
-        )
-    each = [[parts[e, half] for half in range(halves)] for e in range(count)]
-    if side == "A":
-        return torch.cat([A for of_expert in each for A in of_expert])
-    B = torch.stack([torch.block_diag(*of_expert) for of_expert in each])  # (E, out, r)
-    return B.permute(1, 2, 0).flatten(1).contiguous()
-
-
-def _settings(
-    config: Settings, tensors: Tensors, names: set[tuple[str, str]], sites: Sequence[Site]
-) -> Settings:
-    """Return the config of these tensors: what they belong to by name, twice the rank at `gate_up_proj`."""
-    growth = math.sqrt(2) if config.get("use_rslora") else 2
-    trained = {key.removeprefix(ROOT).removesuffix(".lora_A.weight") for key in tensors}
-    modules = sorted(s.name for s in sites if s.kind in ("linear", "head") and s.name in trained)
-    routers = [s.name for s in sites if s.kind == "parameter" and s.leaf == "weight" and s.path in trained]
-    fused = r".*\.gate_up_proj"
-    return config | {
-        "target_modules": modules,
-        "target_parameters": [*sorted(f"{path}.{leaf}" for path, leaf in names), *routers],
-        "rank_pattern": {fused: 2 * config["r"], **(config.get("rank_pattern") or {})},
-        "alpha_pattern": {fused: growth * config["lora_alpha"], **(config.get("alpha_pattern") or {})},
-        "lora_dropout": 0.0,  # over when training is, and none on parameters
-    }
+def taken_for_experts(model_type: str, targets: Iterable[str]) -> list[str]:
+    """Return the targets of a LoRA's file that PEFT looks for among the experts of this type of model."""
+    families = {"mixtral": "mixtral", **getattr(conversion_mapping, "_MODEL_TO_CONVERSION_PATTERN", {})}
+    names = REPLACED.get(families.get(model_type, ""), ())
+    return [target for target in targets if target.rpartition(".")[2] in names]

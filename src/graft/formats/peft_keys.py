@@ -12,6 +12,8 @@ What is no part of a model's own name is taken out, and what PEFT puts before ev
 
 import re
 
+import torch
+
 from graft.errors import AdapterError, listed
 from graft.formats.peft import Tensors
 
@@ -24,7 +26,7 @@ NAMED = re.compile(
     r"^(?P<stem>.*?\.?(?:lora|ia3|oft|boft|vera|hada|lokr|ln_tuning|trainable_tokens)_\w+)"
     r"\.(?P<name>(?!weight$|bias$)[^.]+)(?P<tail>\.weight|\.bias)?$"
 )
-SAVED = re.compile(r"^(?P<stem>.*)\.modules_to_save\.(?P<name>[^.]+)\.(?P<tail>.*)$")
+SAVED = re.compile(r"^(?P<stem>.*)\.modules_to_save\.((?P<name>(?!(?:weight|bias)$)[^.]+)\.)?(?P<tail>.*)$")
 ORIGINAL = ".original_module."  # the base's own module, beside the trained copy
 TRAINING = (".lora_velora_", ".lora_monteclora_")  # tensors of PEFT's LoRA that only training reads
 SHARDED = "_flat_param"  # FSDP's name of what it makes of many tensors
@@ -51,7 +53,7 @@ def plain(tensors: Tensors) -> Tensors:
         clean, name = _plain(key)
         clean = clean if clean.startswith(ROOT) or clean == PROMPT else f"{ROOT}model.{clean}"
         names |= {name} if name else set()
-        if clean in found:
+        if clean in found and not torch.equal(found[clean], tensor):  # PEFT writes tables twice
             raise AdapterError(
                 f"two tensors of the file mean {clean}, one of them {key}",
                 "one tensor for each meaning",
@@ -72,7 +74,7 @@ def _plain(key: str) -> tuple[str, str | None]:
     parts = [part for part in key.split(".") if part not in WRAPPERS]
     while len(parts) > 1 and parts[0] in OUTSIDE and ("base_model" in parts[1:] or parts[-1] == PROMPT):
         parts = parts[1:]
-    key = ".".join(parts)
+    key = ".".join(parts).replace(".token_adapter.base_layer.", ".base_layer.")
     match = SAVED.match(key)
     if match:
         return f"{match['stem']}.{match['tail']}", match["name"]

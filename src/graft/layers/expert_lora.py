@@ -65,25 +65,29 @@ class LowRankParameter(WeightShift):
 def parameters(names: Sequence[str], sites: Sequence[Site]) -> list[tuple[Site, int]]:
     """Return (site, number of chosen ones after it in its module) of the parameters that these names match.
 
-    A name matches as in PEFT: the whole of a parameter's, or its last parts. The weight of a linear is the
-    linear. Raises SiteError for a name that matches nothing.
+    A name matches as in PEFT: the whole of a parameter's, or its last parts. Raises SiteError if no name
+    matches.
     """
-    named = {
+    named = weights(sites)
+    chosen = [site for key, site in named.items() if matches(key, names)]
+    if names and not chosen:
+        ends = {".".join(key.split(".")[-2:]) for key, site in named.items() if site.kind == "parameter"}
+        raise SiteError(
+            f"target_parameters={', '.join(names)!r} matches no weight of this model",
+            f"the end of a weight's name: {', '.join(sorted(ends)) or 'q_proj.weight, for example'}",
+            f"did you mean {' or '.join(nearest(names[0], ends))}?" if ends else "use target_modules",
+        )
+    paths = [site.path for site in chosen]
+    return [(site, paths[index + 1 :].count(site.path)) for index, site in enumerate(chosen)]
+
+
+def weights(sites: Sequence[Site]) -> dict[str, Site]:
+    """Return the sites by the names of their weights. That of a linear is the linear's own site."""
+    return {
         f"{site.name}.weight" if site.kind in ("linear", "head") else site.name: site
         for site in sites
         if site.kind in ("parameter", "linear", "head")
     }
-    idle = [name for name in names if not any(matches(key, [name]) for key in named)]
-    if idle:
-        ends = {".".join(key.split(".")[-2:]) for key, site in named.items() if site.kind == "parameter"}
-        raise SiteError(
-            f"target_parameters={idle[0]!r} matches no weight of this model",
-            f"the end of a weight's name: {', '.join(sorted(ends)) or 'q_proj.weight, for example'}",
-            f"did you mean {' or '.join(nearest(idle[0], ends))}?" if ends else "use target_modules",
-        )
-    chosen = [site for key, site in named.items() if matches(key, names)]
-    paths = [site.path for site in chosen]
-    return [(site, paths[index + 1 :].count(site.path)) for index, site in enumerate(chosen)]
 
 
 def peft_targets(method: Any, part: Part) -> dict[str, Any]:

@@ -21,12 +21,17 @@ from graft.errors import AdapterError
 from graft.layers import lora_start as start
 from graft.layers.expert_lora import peft_targets
 from graft.layers.replacements import Replacement
-from graft.layers.targets import TargetedFiles, by_pattern
+from graft.layers.targets import TargetedFiles, by_pattern, matches
 from graft.layers.tied import TiedReplacement, tied_heads
+from graft.layers.token_rows import BESIDE as ROWS
+from graft.layers.token_rows import ids_at, without
 from graft.quant import is_packed
 
 ROOT = "base_model.model."
 TABLES = ("embed_tokens", "lm_head")  # names by which PEFT recognises what it ties
+DEFAULTS = {"r": 8, "lora_alpha": 8}  # PEFT's
+TABLE_A, TABLE_B = "lora_embedding_A", "lora_embedding_B"
+INDICES = "trainable_token_indices"
 A, B, LAYER = "lora_A.weight", "lora_B.weight", "base_layer.weight"
 # Starts that leave the base as it is, so that nothing of them is left but the tensors.
 LEAVING = (True, False, "gaussian", "eva", "orthogonal", "mica")
@@ -79,7 +84,7 @@ class LoRAFiles(TargetedFiles):
         if init in ("pissa", "olora"):
             return _subtracted(config, tensors, sites, init)
         refuse_start(init)
-        return config, tensors
+        return _folded(config, tensors, sites)
 
 
 def refuse_start(init: Any) -> None:
@@ -114,13 +119,49 @@ def scale_of(config: Mapping[str, Any], name: str) -> tuple[int, float]:
     return r, alpha / math.sqrt(r) if config.get("use_rslora") else alpha / r
 
 
+def _folded(config: Settings, tensors: Tensors, sites: Sequence[Site]) -> tuple[Settings, Tensors]:
+    """Return an adapter with trained copies of the tables that its file holds beside their LoRA.
+
+    PEFT writes the table itself where it trains one, and reads it into the base. It is another one if the
+    vocabulary grew. The copy has the update in it.
+    """
+    changed, folded, rows = dict(tensors), [], []
+    for site in (site for site in sites if site.kind in ("embed", "head")):
+        stem = f"{ROOT}{site.name}."
+        parts = {key.removeprefix(stem): tensors[key].float() for key in tensors if key.startswith(stem)}
+        table, factors = parts.pop(LAYER, None), (TABLE_A, TABLE_B) if site.kind == "embed" else (A, B)
+        if table is None or table.shape != site.weight().shape or _near(table, site.weight(), exact=True):
+            continue  # a copy of the base's, or of no use
+        ids = ids_at(config.get(INDICES), site)
+        if set(parts) == set(factors) and _form(parts[factors[0]], parts[factors[1]]) == sorted(table.shape):
+            update = scale_of({**DEFAULTS, **config}, site.name)[1] * (parts[factors[1]] @ parts[factors[0]])
+            table = table + (update.T if site.kind == "embed" else update)
+        elif set(parts) == {ROWS} and parts[ROWS].shape == table[: len(ids)].shape and max(ids) < len(table):
+            table = table.index_copy(0, torch.tensor(ids), parts[ROWS])
+            rows.append(site)
+        else:
+            continue  # is reported with all that does not fit
+        changed = {key: tensor for key, tensor in changed.items() if not key.startswith(stem)}
+        changed[f"{stem}weight"] = table
+        folded.append(site.name)
+    if not folded:
+        return config, tensors
+    if rows:
+        config = config | {INDICES: without(config[INDICES], rows)}
+    targets = config.get("target_modules") or []
+    if not isinstance(targets, str):
+        targets = [entry for entry in targets if not any(matches(name, [entry]) for name in folded)]
+    saved = [*(config.get("modules_to_save") or []), *folded]
+    return config | {"modules_to_save": saved, "target_modules": targets}, changed
+
+
 def _subtracted(
     config: Settings, tensors: Tensors, sites: Sequence[Site], init: str
 ) -> tuple[Settings, Tensors]:
     """Return a plain LoRA of rank 2r: with the start that PEFT would take out of the base."""
     places = {site.name: site for site in sites if site.kind in ("linear", "head")}
     trunk = f"{getattr(sites[0].root, 'base_model_prefix', '')}."
-    config = {"r": 8, "lora_alpha": 8, **config}  # PEFT's defaults
+    config = {**DEFAULTS, **config}
     changed = dict(tensors)
     for key in [key for key in tensors if key.startswith(ROOT) and key.endswith(f".{A}")]:
         name = key.removeprefix(ROOT).removesuffix(f".{A}")
@@ -144,8 +185,15 @@ def _subtracted(
     return config | doubled(config), changed | tables
 
 
-def _near(given: torch.Tensor, weight: torch.Tensor) -> bool:
-    return given.shape == weight.shape and torch.allclose(given.to(weight), weight, rtol=1e-3, atol=1e-4)
+def _form(first: torch.Tensor, second: torch.Tensor) -> list[int]:
+    """Return the sorted shape of the product of two factors, or [] if they have none."""
+    fit = first.ndim == second.ndim == 2 and len(first) == second.shape[1]
+    return sorted((len(second), first.shape[1])) if fit else []
+
+
+def _near(given: torch.Tensor, weight: torch.Tensor, *, exact: bool = False) -> bool:
+    tolerances = (0.0, 0.0) if exact else (1e-3, 1e-4)
+    return given.shape == weight.shape and torch.allclose(given.to(weight), weight, *tolerances)
 
 
 def _start(site: Site, r: int, scale: float, init: str) -> tuple[torch.Tensor, torch.Tensor]:

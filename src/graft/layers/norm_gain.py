@@ -55,7 +55,13 @@ def _unscaled(site: Site) -> Any:
     for name in [name for name, parameter in norm._parameters.items() if parameter is not None]:
         norm.register_buffer(name, torch.zeros_like(norm._parameters.pop(name)), persistent=False)
     probe = torch.arange(norm.weight.numel(), dtype=norm.weight.dtype, device=norm.weight.device)
-    norm.weight += (
-        norm(probe.view_as(norm.weight)) == 0
-    ).all()  # if a weight of 0 is not a factor of 0, it is 1
+    try:
+        silent = (norm(probe.view_as(norm.weight)) == 0).all()
+    except Exception as error:  # it needs what only its own model gives it, such as a gate
+        raise SiteError(
+            f"{site.name}, a {type(norm).__name__}, does not run alone ({type(error).__name__})",
+            "norms of one input",
+            f"add {site.name.rpartition('.')[2]!r} to exclude_modules",
+        ) from error
+    norm.weight += silent  # if a weight of 0 is not a factor of 0, it is 1
     return norm

@@ -18,6 +18,7 @@ from graft.core.site import Site
 from graft.errors import SiteError, UsageError
 from graft.layers.tied import tied_heads
 
+Indices = Sequence[int] | Mapping[str, Sequence[int]] | None  # of the input table, or by table or head
 DELTA = "trainable_tokens_delta"
 BESIDE = f"token_adapter.{DELTA}"  # PEFT's key where the rows are trained beside another method
 
@@ -113,7 +114,7 @@ def seated(places: Sequence[Site], ids: Sequence[int], suffix: str = DELTA, furt
     return seats
 
 
-def beside(indices: Sequence[int] | Mapping[str, Sequence[int]] | None, sites: Sequence[Site]) -> Seats:
+def beside(indices: Indices, sites: Sequence[Site]) -> Seats:
     """Return the rows that PEFT trains beside another method (`trainable_token_indices`).
 
     indices: ids of the table of input embeddings; or those of each table or head, by name.  As in PEFT, what
@@ -137,6 +138,22 @@ def beside(indices: Sequence[int] | Mapping[str, Sequence[int]] | None, sites: S
         elif table is None or all(site.name != head.name for head in follow):
             seats += seated([site], indices[name], BESIDE)
     return seats
+
+
+def ids_at(indices: Indices, site: Site) -> Sequence[int]:
+    """Return the ids of the rows that are trained at a table or head. A tied head has those of the table."""
+    if not isinstance(indices, Mapping):
+        return indices or ()
+    own = [ids for name, ids in indices.items() if f".{site.name}".endswith(f".{name}")]
+    return own[0] if own else next(iter(indices.values()))
+
+
+def without(indices: Indices, places: Sequence[Site]) -> Indices:
+    """Return the indices that are left without those at these places."""
+    if not isinstance(indices, Mapping):
+        return None
+    names = [f".{site.name}" for site in places]
+    return {n: ids for n, ids in indices.items() if not any(name.endswith(f".{n}") for name in names)}
 
 
 def _place(name: str, sites: Sequence[Site]) -> Site:

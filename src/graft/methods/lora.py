@@ -5,6 +5,7 @@
     PiSSA, OLoRA:  y = W₀x + b + s·(BA − B₀A₀)x, with B₀A₀ the principal part of W₀ at birth
     LoftQ:  sBA starts as the rank-r part of W − Ŵ, what quantisation took from the checkpoint's weight
     on an embedding:  E[id] + s·B A[:, id]        A (r, ids) = 0 at birth, B (width, r)
+                      and s·AᵀBᵀx more at a head that is tied to it, with ensure_weight_tying
     on the experts of a mixture:  W_e + s·B_e A_e, e = 1 … E, every expert with factors of its own
 
 Hu et al. 2021 (2106.09685). rsLoRA: Kalajdzievski 2023 (2312.03732); DoRA: Liu et al. 2024 (2402.09353);
@@ -29,12 +30,13 @@ from graft.core.part import Part, Seats
 from graft.core.site import Site
 from graft.errors import UsageError, notice
 from graft.layers import lora_start as start
-from graft.layers.expert_lora import LowRankParameter, parameters
+from graft.layers.expert_lora import LowRankParameter, parameters, weights
 from graft.layers.lora_files import REFUSED, TRAINING, LoRAFiles
 from graft.layers.replacements import Replacement
-from graft.layers.targets import Targeted, biases, by_pattern, check_bias, check_dropout, check_rank
+from graft.layers.targets import Targeted, biases, by_pattern, check_bias, check_dropout, check_rank, matches
 from graft.layers.tied import follow, group
 from graft.layers.token_rows import Rows, beside, check_ids
+from graft.layers.unmatched import say_unmatched
 
 
 @dataclass(frozen=True)
@@ -86,8 +88,17 @@ class LoRA(Targeted):
     def targets(self, sites: Sequence[Site]) -> list[Site]:
         """Return the modules that it goes to; none if only parameters are named."""
         if not self.target_modules and self.target_parameters:
+            self._say_unmatched(sites, (), (), ())
             return []
         return super().targets(sites)
+
+    def _say_unmatched(
+        self, sites: Sequence[Site], places: Sequence[Site], named: Sequence[Site], chosen: Sequence[Site]
+    ) -> None:
+        others = [site for site, _ in parameters(self.target_parameters, sites)]
+        of = "the weights of this model"
+        say_unmatched("target_parameters", self.target_parameters, weights(sites), matches, of)
+        super()._say_unmatched(sites, places, named, [*chosen, *others])
 
     def assemble(self, sites: Sequence[Site]) -> Seats:
         seats: Seats = [(site, self.build(site)) for site in self.targets(sites)]

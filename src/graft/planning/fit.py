@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from graft.base.base import Base
 from graft.core.method import Method
 from graft.core.positions import context_length
 from graft.core.registry import described
@@ -70,12 +69,6 @@ def positions_taken(recipe: Recipe, config: Any) -> int:
         base = sketch(config, task=task_of(recipe, config))
         base.attach("virtual", stage_of(recipe).methods(methods, ["0", "1"], tagged=False))
         return base.positions(["virtual"])
-
-
-def vocabulary(base: Base) -> int:
-    """Return how many tokens the base has an embedding for."""
-    table: Any = base.model.get_input_embeddings()
-    return int(table.weight.shape[0])
 
 
 def require_tokenizer(tokenizer: Any, model: str, rows: int | None) -> None:

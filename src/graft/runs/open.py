@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from graft.base.base import Base
+from graft.core.positions import context_length
+from graft.data.templates import Prompt
 from graft.errors import UsageError
 from graft.evaluate import answers
 from graft.models.files import read_config
 from graft.models.load import DTYPES, load
 from graft.models.tokenizer import tokenizer_in
-from graft.planning.fit import require_tokenizer, vocabulary
+from graft.planning.fit import require_tokenizer
 from graft.recipe import Recipe, read
 from graft.runs.build import load_base
 
@@ -32,29 +34,44 @@ class Opened:
     folder: Path | None = None
     by_template: bool = False
 
-    def ask(self, prompts: Sequence[str], **how: Any) -> list[str]:
-        """Return answers to plain texts, which are asked as in training.
+    def ask(self, prompts: Sequence[Prompt], **how: Any) -> list[str]:
+        """Return answers to prompts; plain texts are asked as in training.
 
         how: keywords of `Base.generate`.
         """
-        asked = [as_prompt(text, chat=self.by_template) for text in prompts]
-        return reply(self.base, asked, self.adapter, **how)
+        return reply(self.base, [self.prompt(prompt) for prompt in prompts], self.adapter, **how)
+
+    def prompt(self, asked: Prompt) -> Prompt:
+        """Return what is asked as a prompt for `Base.generate`.
+
+        A text becomes a conversation of one turn where prompts go through the chat template.
+        """
+        chat = self.by_template and isinstance(asked, str)
+        return [{"role": "user", "content": asked}] if chat else asked
+
+    def context(self) -> int | None:
+        """Return how many tokens a prompt and its answer have room for; None without a limit."""
+        limit = None if self.base.family == "seq2seq" else context_length(self.base.model.config)
+        return None if limit is None else limit - self.base.positions([self.adapter])
 
 
-def as_prompt(text: str, *, chat: bool) -> str | list[dict[str, str]]:
-    """Return a text as a prompt for `Base.generate`: a conversation of one turn, or the text as it is."""
-    return [{"role": "user", "content": text}] if chat else text
+def last_words(prompt: Prompt) -> str:
+    """Return what a prompt says last: its text, or that of the last turn."""
+    if isinstance(prompt, str):
+        return prompt
+    turns = prompt["messages"] if isinstance(prompt, dict) else prompt
+    return str(turns[-1]["content"])
 
 
-def reply(base: Base, prompts: Sequence[Any], adapter: str | None, **how: Any) -> list[str]:
+def reply(base: Base, prompts: Sequence[Prompt], adapter: str | None, **how: Any) -> list[str]:
     """Return what the model writes to each prompt, or what an adapter's task head predicts for each text.
 
-    prompts: texts or conversations, see `as_prompt`.  how: keywords of `Base.generate`.
+    prompts: texts or conversations, see `Opened.prompt`.  how: keywords of `Base.generate`.
     """
-    require_tokenizer(base.tokenizer, base.name, vocabulary(base))
+    require_tokenizer(base.tokenizer, base.name, base.vocabulary)
     if adapter is None or base.adapters[adapter].head is None:
         return base.generate(prompts, adapters=[adapter] * len(prompts), **how)
-    texts = [prompt if isinstance(prompt, str) else prompt[-1]["content"] for prompt in prompts]
+    texts = [last_words(prompt) for prompt in prompts]
     return answers(base, texts, [adapter] * len(texts))
 
 

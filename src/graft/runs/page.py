@@ -40,6 +40,9 @@ def report(folder: Path) -> str:
     data = _json(folder / "data_report.json")
     if data:
         sections.append(_section("Data", _table([(key, _plain(value)) for key, value in data.items()])))
+    notes = _json(folder / "notes.json")
+    if notes:
+        sections.append(_section("Notes", _table([(text,) for text in notes])))
     sections += [_section(title, f"<pre>{escape(text)}</pre>") for title, text in _texts(folder) if text]
     title = escape(f"graft run {folder.name}")
     script = files("plotly").joinpath("package_data/plotly.min.js").read_text(encoding="utf-8")

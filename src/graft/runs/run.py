@@ -9,10 +9,7 @@ there training/step.py computes the mean loss of a step from the stage's loss, f
 objectives/lm.py.
 """
 
-import contextlib
-import hashlib
-import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,41 +21,24 @@ from graft import seedling, storage
 from graft.base.adapter import Adapter
 from graft.base.base import Base
 from graft.data import DataReport, Prepared, prepare
-from graft.data.encode import Examples
-from graft.errors import DataError, Notice, notice
+from graft.errors import DataError, UsageError, notice
 from graft.evaluate import losses
 from graft.evaluate.coverage import fingerprint
-from graft.evaluate.usable import check_metrics
-from graft.planning.fit import fitting, of_adapter, positions_taken, require_tokenizer, vocabulary
+from graft.evaluate.usable import WRITING, check_metrics, obstacle
+from graft.planning.fit import fitting, of_adapter, positions_taken, require_tokenizer
 from graft.recipe import Recipe, read
 from graft.runs.build import feed, load_base
 from graft.runs.effect import without_effect
+from graft.runs.hear import heard
+from graft.runs.identity import claim, identity, require_same_settings
 from graft.runs.open import Opened
 from graft.runs.page import report
 from graft.runs.score import chosen_rows, score_rows
 from graft.shipping.export import export
 from graft.stages.stage import Stage, methods_of, stage_of
 from graft.training import Observer, Task, Trainer
-from graft.training.checkpoint import same_run
 from graft.training.lock import locked
 
-# Settings that may differ between two starts of a run: they change speed, memory or what is written, not the
-# steps.
-FREE = (
-    "output",
-    "evaluate",
-    "data.test",
-    "train.micro_batch_size",
-    "train.gradient_checkpointing",
-    "train.compile",
-    "train.paged_budget_mb",
-    "train.save_every",
-    "train.keep",
-    "train.log_every",
-    "train.samples",
-    "train.sample_tokens",
-)
-IDENTITY = "identity.json"  # what must be equal at every start of the run
 SHOWN = 20  # generated texts that evaluation.json keeps
 
 
@@ -133,8 +113,8 @@ def run(
     folder = Path(chosen.output)
     # Before anything is loaded: a second process must learn at once that the folder is in use.
     with locked(folder):
-        _require_same_settings(folder, chosen)
-    with _heard(observer) as notes:
+        require_same_settings(folder, chosen)
+    with heard(_note_of(observer)) as notes:
         for text in understood:
             notice(text)
         base = load_base(chosen)
@@ -142,7 +122,7 @@ def run(
         if chosen.adapter is not None:
             adapter = base.load_adapter(chosen.adapter, name)
             chosen = of_adapter(chosen, adapter.methods)
-        return replace(_train(base, name, chosen, observer), notes=notes)
+        return _train(base, name, chosen, observer, notes)
 
 
 def train(
@@ -178,40 +158,15 @@ def train(
         "output": str(output or f"runs/{adapter.name}"),
     }
     chosen = read(settings | ({"evaluate": dict(evaluate)} if evaluate is not None else {}))
-    _require_same_settings(Path(chosen.output), chosen)
+    require_same_settings(Path(chosen.output), chosen)
     observer = observer or RunObserver()
-    with _heard(observer) as notes:
-        return replace(_train(base, adapter.name, chosen, observer), notes=notes)
+    with heard(_note_of(observer)) as notes:
+        return _train(base, adapter.name, chosen, observer, notes)
 
 
-@contextlib.contextmanager
-def _heard(observer: RunObserver) -> Iterator[list[str]]:
-    """Collect the notices of the block, each once; an observer with a `note` of its own receives them.
-
-    Otherwise they are warnings as before, which the caller's filters may show, hide or raise.
-    """
-    notes: list[str] = []
-    told = type(observer).note is not RunObserver.note
-    others, filters = warnings.showwarning, list(warnings.filters)
-
-    def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
-        text = str(message)
-        if not issubclass(category, Notice):
-            others(message, category, *where, **more)
-        elif text not in notes:
-            notes.append(text)
-            observer.note(text) if told else warn_again(message, category, *where)
-
-    def warn_again(message: Warning | str, category: type[Warning], file: str, line: int, *_: Any) -> None:
-        with warnings.catch_warnings():
-            warnings.filters[:] = filters  # type: ignore[index]
-            warnings.showwarning = others
-            warnings.warn_explicit(message, category, file, line)
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("always", Notice)
-        warnings.showwarning = show
-        yield notes
+def _note_of(observer: RunObserver) -> Callable[[str], None] | None:
+    """Return what receives notes; None for an observer that does not say what to do with them."""
+    return None if type(observer).note is RunObserver.note else observer.note
 
 
 def _named(rows: Any) -> Any:
@@ -226,23 +181,6 @@ def _named(rows: Any) -> Any:
             )
     names = [str(name) if isinstance(name, Path) else name for name in (rows if several else [rows])]
     return names if several else names[0]
-
-
-def _require_same_settings(folder: Path, chosen: Recipe) -> None:
-    """Raise CheckpointError if the folder holds a run with different settings."""
-    if (folder / "recipe.yaml").exists():
-        now = _identity(chosen)
-        if chosen.adapter is not None:
-            del now["method"]  # it is the adapter's, which is compared when it is loaded
-        same_run(folder, _identity(read(folder)), now)
-
-
-def _identity(recipe: Recipe) -> dict[str, Any]:
-    """Return the settings that must be equal when a run is resumed, by dotted key."""
-    flat: dict[str, Any] = {}
-    for key, value in recipe.model_dump().items():
-        flat |= {f"{key}.{k}": v for k, v in value.items()} if key in ("data", "train") else {key: value}
-    return {key: value for key, value in flat.items() if key not in FREE}
 
 
 @dataclass(frozen=True)
@@ -263,8 +201,11 @@ class _Work:
     opened: Opened
 
 
-def _train(base: Base, name: str, recipe: Recipe, observer: RunObserver) -> RunResult:
-    """Prepare the rows, attach the adapter if it is new, train it, and write the results."""
+def _train(base: Base, name: str, recipe: Recipe, observer: RunObserver, notes: list[str]) -> RunResult:
+    """Prepare the rows, attach the adapter if it is new, train it, and write the results.
+
+    notes: grows while the run is going on.
+    """
     work = _prepared(base, name, recipe)
     task = _task(work)
     _write(work, task)
@@ -275,7 +216,9 @@ def _train(base: Base, name: str, recipe: Recipe, observer: RunObserver) -> RunR
         notice(f"nothing is left to train: the run in {work.folder} has ended")
         tensors = load_file(work.folder / "adapter" / "adapter_model.safetensors")
         base.adapters[name].load_file_state(tensors)
-    return replace(_finish(work, observer), trained=not trained_before)
+    else:
+        storage.write_json(work.folder / "notes.json", notes)
+    return replace(_finish(work, observer), notes=notes, trained=not trained_before)
 
 
 def _prepared(base: Base, name: str, recipe: Recipe) -> _Work:
@@ -283,7 +226,7 @@ def _prepared(base: Base, name: str, recipe: Recipe) -> _Work:
     stage, given = stage_of(recipe), recipe
     stage.check_base(base)
     check_metrics(recipe.evaluate.metrics, stage, base.family)
-    size = vocabulary(base)
+    size = base.vocabulary
     require_tokenizer(base.tokenizer, base.name, size)
     config = base.model.config
     taken = base.positions([name]) if name in base.adapters else positions_taken(recipe, config)
@@ -298,17 +241,28 @@ def _prepared(base: Base, name: str, recipe: Recipe) -> _Work:
     stage.fit(base.adapters[name], prepared.labels, tagged=prepared.tagged)
     folder = Path(recipe.output)
     opened = Opened(base, name, recipe, folder, stage.asks_by_template(settings))
+    _check_samples(opened, recipe)
     return _Work(base, name, given, recipe, stage, prepared, folder, opened)
+
+
+def _check_samples(opened: Opened, recipe: Recipe) -> None:
+    """Raise UsageError for a prompt of train.samples that the model cannot be asked."""
+    base = opened.base
+    if not recipe.train.samples or base.adapters[str(opened.adapter)].head is not None:
+        return
+    if base.family not in WRITING:
+        raise UsageError(f"train.samples on a {base.family} model", "a model that writes", "leave them out")
+    for text in recipe.train.samples:
+        if bad := obstacle(base, opened.prompt(text), opened.context()):
+            reason, detail, remedy = bad.args
+            given = f"train.samples has the prompt {text[:40]!r}: {reason}: {detail}"
+            raise UsageError(given, "prompts that the model can be asked", remedy)
 
 
 def _write(work: _Work, task: Task) -> None:
     """Write what is known before the first step. Raises CheckpointError in the folder of another run."""
     folder, report = work.folder, work.prepared.report
-    folder.mkdir(parents=True, exist_ok=True)
-    begun = (folder / "finished.json").exists() or any((folder / "checkpoints").glob("step-*"))
-    if begun and (folder / IDENTITY).exists():
-        same_run(folder, storage.read_json(folder / IDENTITY), task.identity)
-    storage.write_json(folder / IDENTITY, dict(task.identity))
+    claim(folder, dict(task.identity))
     storage.replace(folder / "recipe.yaml", work.given.yaml().encode())
     facts = report.json() | {"asks_by_template": work.opened.by_template}
     storage.replace(folder / "data_report.json", storage.encode(facts))
@@ -334,30 +288,13 @@ def _task(work: _Work) -> Task:
         answers = work.opened.ask(prompts, max_new_tokens=recipe.train.sample_tokens)
         return [f"{prompt}\n\n{answer}" for prompt, answer in zip(prompts, answers, strict=True)]
 
-    identity = _identity(work.given) | {
-        "fingerprint of the base": base.fingerprint(),
-        "fingerprint of the training rows": _fingerprint(prepared.train),
-        "fingerprint of the held-out rows": _fingerprint(prepared.eval),
-    }
     return Task(
         feed=batches,
         objective=work.stage.loss,
         evaluate=evaluate if prepared.eval else None,
         sample=sample if prompts else None,
-        identity=identity,
+        identity=identity(work.given, base, prepared),
     )
-
-
-def _fingerprint(rows: Examples | None) -> str | None:
-    """Return a hash of all that examples teach: tokens, which are learnt, classes and other parts."""
-    if rows is None:
-        return None
-    digest = hashlib.sha256(bytes(rows.learnt))
-    for column in (rows.ids, *(rows.parts[name] for name in sorted(rows.parts))):
-        digest.update(column.values)
-        digest.update(column.ends)
-    digest.update(rows.targets)
-    return digest.hexdigest()
 
 
 def _announce(observer: RunObserver, work: _Work) -> None:

@@ -7,17 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from graft import seedling
-from graft.core.positions import context_length
 from graft.data import Row, load_rows
 from graft.data.read import choices, sources
+from graft.data.report import unread
 from graft.data.rows import Reject, as_chat
 from graft.data.sample import sample, sampling
+from graft.data.templates import Prompt
 from graft.data.vocabulary import within
 from graft.errors import DataError, UsageError, listed, notice
 from graft.evaluate import HeldOut, Scored, Table, before_after, evaluate
 from graft.evaluate.coverage import FIRST, Coverage, fingerprint
 from graft.evaluate.usable import by_examples, by_texts, check_metrics, unanswerable
-from graft.planning.fit import fitting, require_tokenizer, vocabulary
+from graft.planning.fit import fitting, require_tokenizer
 from graft.recipe import Recipe, read
 from graft.runs.build import feed
 from graft.runs.open import Opened
@@ -70,16 +71,18 @@ def evaluation_set(opened: Opened, recipe: Recipe, chosen: Chosen) -> tuple[Held
     stage = stage_of(recipe)
     head = base.adapters[opened.adapter].head if opened.adapter else None
     known = (head.labels or tuple(map(str, range(head.num_labels)))) if head is not None else ()
-    rows = [as_chat(row) for row in chosen.rows] if opened.by_template else chosen.rows
+    # A run asks as it learnt: prompts with completions are conversations only where it names a template.
+    chat = opened.by_template if opened.recipe is None else recipe.data.template is not None
+    rows = [as_chat(row) for row in chosen.rows] if chat else chosen.rows
     left_out, notes = list(chosen.rejects), list[str]()
     if by_texts(metrics):
-        left_out += unanswerable(base, rows, _context(opened))
+        left_out += unanswerable(base, rows, opened.context())
         rows = _without(rows, left_out)
     unknown = _unknown(rows, known) if stage.labelled else {}
     encoder = stage.encoder(base.tokenizer, base.family, recipe.data, [*known, *unknown])
     encoded = within(
         encoder(_without(chosen.rows, left_out) if by_examples(metrics) else []),
-        vocabulary(base),
+        base.vocabulary,
         base.tokenizer,
         stage.aligned,
     )
@@ -101,12 +104,6 @@ def _without(rows: Sequence[Row], rejects: Sequence[Reject]) -> list[Row]:
     """Return the rows that are not among the rejects."""
     out = {reject.source for reject in rejects}
     return [row for row in rows if row.source not in out]
-
-
-def _context(opened: Opened) -> int | None:
-    """Return how many tokens a prompt has room for; None without a limit."""
-    limit = None if opened.base.family == "seq2seq" else context_length(opened.base.model.config)
-    return None if limit is None else limit - opened.base.positions([opened.adapter])
 
 
 def _unknown(rows: Sequence[Row], known: Sequence[str]) -> dict[str, list[str]]:
@@ -133,9 +130,12 @@ def _note_of_classes(unknown: dict[str, list[str]], rows: Sequence[Row], metrics
 
 def _notes(cut: Sequence[str], unused: dict[str, int], max_length: int, rows: int) -> list[str]:
     """Return what encoding did to the rows that are scored."""
-    notes = [f"not read: {what}, in {count / max(rows, 1):.0%} of the rows" for what, count in unused.items()]
+    notes = unread(unused, max(rows, 1))
     if cut:
-        notes.append(f"{len(cut):,} rows are cut to {max_length} tokens, first {listed(cut, FIRST)}")
+        places = listed(cut, FIRST)
+        notes.append(
+            f"{len(cut):,} rows are cut to {max_length} tokens and scored without the rest ({places})"
+        )
     return notes
 
 
@@ -151,7 +151,7 @@ def score(opened: Opened, recipe: Recipe, data: str | None = None) -> Table:
 def score_rows(opened: Opened, recipe: Recipe, chosen: Chosen) -> Table:
     """Return `score` of these rows."""
     base = opened.base
-    require_tokenizer(base.tokenizer, base.name, vocabulary(base))
+    require_tokenizer(base.tokenizer, base.name, base.vocabulary)
     recipe = fitting(recipe, base.model.config, base.positions([opened.adapter]))
     if not chosen.rows:
         return Table({}, [])
@@ -224,7 +224,7 @@ def incomparable(first: str, second: str) -> list[str]:
     return reasons
 
 
-def prompts_of(opened: Opened, limit: int) -> list[str]:
+def prompts_of(opened: Opened, limit: int) -> Sequence[Prompt]:
     """Return prompts to compare models by: the recipe's samples, else what its held-out rows ask.
 
     Raises UsageError for a model that is no run.

@@ -104,7 +104,7 @@ def survival(adapter: Adapter, *, repack: bool = False) -> dict[str, Any]:
 
 
 def _stored(site: Site, weight: torch.Tensor, repack: bool) -> torch.Tensor:
-    held = getattr(site.module, site.leaf) if site.kind == "parameter" else site.module
+    held = site.held if site.kind == "parameter" else site.module
     if not repack or not isinstance(held, QuantLinear | PackedExperts):
         return weight
     matrices = weight.split(site.out_features) if site.kind == "parameter" else [weight]

@@ -16,11 +16,13 @@ from graft.data.encode import IGNORED, Encoded, Encoder, Example, Outcomes
 from graft.data.layouts import recognise
 from graft.data.mask import Rendered, tokenise
 from graft.data.read import records
-from graft.data.rows import BadRow, Reject, Row, as_chat
-from graft.data.templates import Jinja, Template, end_token, head, source
+from graft.data.rows import BadRow, Reject, Row, alike, as_chat
+from graft.data.templates import Jinja, Messages, Prompt, Template, end_token, head, source
 from graft.errors import DataError
 from graft.objectives.lm import language_modelling, token_scores
 from graft.stages.stage import Stage
+
+LOOKED_AT = 1000  # rows by whose first one a run's prompts are written
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,8 @@ class Sft(Stage):
             return True
         rows = (r for r in records(settings.train) if not isinstance(r, Reject))
         known = (recognise(r, self.accepts(), settings.format, settings.columns) for r in rows)
-        return any(row.kind == "chat" for row in islice((r for r in known if isinstance(r, Row)), 1))
+        first = alike(list(islice((r for r in known if isinstance(r, Row)), LOOKED_AT)))
+        return any(row.kind == "chat" for row in first[:1])
 
     def encoder(self, tokenizer: Any, family: str, settings: Any, labels: Sequence[str] = ()) -> Encoder:
         if family not in self.families:
@@ -72,10 +75,22 @@ class Sft(Stage):
         texts = ((example.ids, False), (example.parts["written"], True))
         return [[tokenizer.decode(ids, skip_special_tokens=False), learnt] for ids, learnt in texts]
 
-    def questions(self, rows: Sequence[Row]) -> list[str]:
-        asked = [as_chat(row).value for row in rows if row.kind in ("pair", "chat")]
-        texts = [turns[-2]["content"] for turns in asked if len(turns) > 1]
-        return list(dict.fromkeys(texts))
+    def questions(self, rows: Sequence[Row]) -> list[Prompt]:
+        asked = [prompt for row in rows if (prompt := _asked(row))]
+        return list({repr(prompt): prompt for prompt in asked}.values())
+
+
+def _asked(row: Row) -> Prompt | None:
+    """Return the text that a row asks by; a conversation where its answer also depends on other things."""
+    if row.kind == "pair":
+        return str(row.value[0])
+    if row.kind != "chat" or len(row.value) < 2:
+        return None
+    turns: Messages = row.value[:-1]
+    if row.tools:
+        return {"messages": turns, "tools": row.tools}
+    alone = len(turns) == 1 and turns[0].keys() == {"role", "content"} and turns[0]["role"] == "user"
+    return turns[0]["content"] if alone else turns
 
 
 SFT = Sft()  # what most runs do
@@ -144,24 +159,27 @@ class Written(Conversations):
     def encode(self, rows: list[Row], encoded: Encoded) -> Outcomes:
         for row in rows:
             try:
-                asked, answer, unused = self._question(self.seen(row))
+                asked, answer = self._question(self.seen(row))
             except BadRow as bad:
                 yield row, bad
                 continue
-            read, written = self.ids([asked, answer])
+            ((read, _, _),) = tokenise([asked], self.tokenizer)
+            (written,) = self.ids([answer])
             read = self.before + self.cut(read, self.room, row, encoded) + self.after
             written = self.cut([*written, self.eos], self.max_length, row, encoded)
             if self.unknown in written:
                 yield row, _unknown([], written.count(self.unknown))
             else:
-                encoded.unused.update(unused)
+                encoded.unused.update(asked.unused)
                 yield row, [Example(read, [IGNORED] * len(read), row.source, parts={"written": written})]
 
-    def _question(self, row: Row) -> tuple[str, str, tuple[str, ...]]:
-        """Return what the encoder reads, what the decoder writes, and the names of what neither says."""
+    def _question(self, row: Row) -> tuple[Rendered, str]:
+        """Return what the encoder reads and what the decoder writes."""
         if row.kind == "text":
             raise BadRow("no prompt", "a text alone", "give prompt and completion, or use stage=pretrain")
-        return (*row.value, ()) if row.kind == "pair" else self.template.asked_and_answered(row)
+        if row.kind == "pair":
+            return Rendered(row.value[0]), row.value[1]
+        return self.template.asked_and_answered(row)
 
 
 def _unknown(characters: list[str], count: int) -> BadRow:

@@ -20,7 +20,7 @@ from graft.data.batches import Batches
 from graft.data.encode import Encoder, Example
 from graft.data.layouts import Accepts
 from graft.data.rows import Row
-from graft.data.templates import Jinja
+from graft.data.templates import Jinja, Prompt
 from graft.errors import UsageError
 from graft.objectives.lm import Loss
 from graft.recipe import Recipe
@@ -131,8 +131,11 @@ class Stage(ABC):
         means = {name: value / sums["tokens"] for name, value in sums.items() if name != "tokens"}
         return {"loss": loss, **means, "tokens": sums["tokens"]}
 
-    def questions(self, rows: Sequence[Row]) -> list[str]:
-        """Return texts to ask a model by, from held-out rows; none where rows ask nothing."""
+    def questions(self, rows: Sequence[Row]) -> Sequence[Prompt]:
+        """Return what held-out rows ask, each once; none where rows ask nothing.
+
+        A text is asked in the way of each model; a conversation passes through its chat template.
+        """
         return []
 
 

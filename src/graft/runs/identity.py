@@ -1,0 +1,81 @@
+"""What must be equal at every start of a run: its settings, its base, and its rows.
+
+The same command in the same folder continues a run, or finds it finished. With anything else that would
+change its steps, the folder belongs to another run, and that is refused before anything is written.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from graft import storage
+from graft.base.base import Base
+from graft.data import Prepared
+from graft.data.encode import Examples
+from graft.recipe import Recipe, read
+from graft.training.checkpoint import same_run
+
+# Settings that may differ between two starts of a run: they change speed, memory or what is written, not the
+# steps.
+FREE = (
+    "output",
+    "evaluate",
+    "data.test",
+    "train.micro_batch_size",
+    "train.gradient_checkpointing",
+    "train.compile",
+    "train.paged_budget_mb",
+    "train.save_every",
+    "train.keep",
+    "train.log_every",
+    "train.samples",
+    "train.sample_tokens",
+)
+FILE = "identity.json"
+
+
+def identity(recipe: Recipe, base: Base, prepared: Prepared) -> dict[str, Any]:
+    """Return the identity of a run.  recipe: as it was given."""
+    return _settings(recipe) | {
+        "fingerprint of the base": base.fingerprint(),
+        "fingerprint of the training rows": _fingerprint(prepared.train),
+        "fingerprint of the held-out rows": _fingerprint(prepared.eval),
+    }
+
+
+def require_same_settings(folder: Path, chosen: Recipe) -> None:
+    """Raise CheckpointError if the folder holds a run with different settings."""
+    if (folder / "recipe.yaml").exists():
+        now = _settings(chosen)
+        if chosen.adapter is not None:
+            del now["method"]  # it is the adapter's, which is compared when it is loaded
+        same_run(folder, _settings(read(folder)), now)
+
+
+def claim(folder: Path, identity: dict[str, Any]) -> None:
+    """Note in a folder whose run it holds. Raises CheckpointError if another run has taken steps in it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    begun = (folder / "finished.json").exists() or any((folder / "checkpoints").glob("step-*"))
+    if begun and (folder / FILE).exists():
+        same_run(folder, storage.read_json(folder / FILE), identity)
+    storage.write_json(folder / FILE, identity)
+
+
+def _settings(recipe: Recipe) -> dict[str, Any]:
+    """Return the settings that must be equal when a run is resumed, by dotted key."""
+    flat: dict[str, Any] = {}
+    for key, value in recipe.model_dump().items():
+        flat |= {f"{key}.{k}": v for k, v in value.items()} if key in ("data", "train") else {key: value}
+    return {key: value for key, value in flat.items() if key not in FREE}
+
+
+def _fingerprint(rows: Examples | None) -> str | None:
+    """Return a hash of all that examples teach: tokens, which are learnt, classes and other parts."""
+    if rows is None:
+        return None
+    digest = hashlib.sha256(bytes(rows.learnt))
+    for column in (rows.ids, *(rows.parts[name] for name in sorted(rows.parts))):
+        digest.update(column.values)
+        digest.update(column.ends)
+    digest.update(rows.targets)
+    return digest.hexdigest()
