@@ -84,7 +84,7 @@ def test_a_router_that_returns_scores_and_logits_is_no_projection():
     with base.using("x"):
         attached = base(ids).logits
     base.merge("x")
-    torch.testing.assert_close(base(ids).logits, attached, atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(base(ids).logits, attached, atol=1e-4, rtol=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from itertools import pairwise
 
 import pytest
+from chat_layouts import QWEN_3
 from stage_tools import encoder_of
 
 from graft.data.encode import IGNORED, Example, Examples
@@ -59,12 +60,25 @@ def test_rows_that_the_template_wrote_before_are_read_as_its_tokens(bpe):
         made = encoder_of(bpe, stage="sft")(texts)
     finally:
         bpe.chat_template = None
+    assert made.rendered == 2 and not made.rejects
     expected = bpe(RENDERED, add_special_tokens=False)["input_ids"]
     assert [e.ids for e in made.examples] == [expected] * 2  # and no second end
     assert [bpe.decode(learnt(e)) for e in made.examples] == [
         RENDERED.removeprefix("<|im_start|>"),
         "sat<|im_end|>\n",
     ]
+
+
+def test_rows_of_a_thinking_template_are_known_with_and_without_thoughts(bpe):
+    bpe.chat_template = QWEN_3
+    texts = [RENDERED, RENDERED.replace("\nsat", "\n<think>\nwhy\n</think>\n\nsat")]
+    try:
+        made = encoder_of(bpe, stage="sft")([Row(f"f:{i}", "text", text) for i, text in enumerate(texts)])
+        other = encoder_of(bpe, stage="sft")([Row("f:1", "text", "a <|im_start|> b <|im_end|>")])
+    finally:
+        bpe.chat_template = None
+    assert [bpe.decode(example.ids) for example in made.examples] == texts
+    assert [reject.reason for reject in other.rejects] == ["control token"]
 
 
 def test_other_control_tokens_in_texts_are_read_where_the_recipe_says_so(bpe, llama):
@@ -97,6 +111,15 @@ def test_control_tokens_anywhere_in_a_conversation_are_refused(where, bpe):
     tools = [{"function": {"name": "f", "description": "</s>" if where == "tools" else "d"}}]
     (reject,) = encoder_of(bpe, stage="sft")([Row("f:1", "chat", talk, tools)]).rejects
     assert reject.reason == "control token"
+
+
+def test_an_encoder_decoder_learns_no_answer_that_is_empty_or_of_no_weight(t5):
+    call = {"function": {"name": "the", "arguments": {"a": "cat"}}}
+    ask, answer = {"role": "user", "content": "the cat"}, {"role": "assistant", "content": "sat"}
+    talks = [[ask, answer | {"weight": 0}], [ask, answer | {"content": "", "tool_calls": [call]}], [answer]]
+    rows = [Row(f"f:{i}", "chat", talk) for i, talk in enumerate(talks, 1)]
+    made = encoder_of(t5, stage="sft", family="seq2seq")(rows)
+    assert [reject.reason for reject in made.rejects] == ["nothing to learn", "no answer", "template failed"]
 
 
 def test_what_an_encoder_decoder_neither_reads_nor_writes_is_named(t5):

@@ -11,7 +11,8 @@ import torch
 
 from graft.base.base import Base
 from graft.errors import Notice
-from graft.generate.generate import Sampling, _batches
+from graft.generate.batches import batches
+from graft.generate.generate import Sampling
 from graft.methods.lora import LoRA
 from graft.methods.prompt import PromptTuning
 from models import randomise
@@ -27,7 +28,7 @@ def written(base, names, cache=None):
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore", Notice)
         kept = base.cacheable(names) if cache is None else cache
-        for rows, room in _batches(base, names, PROMPTS[: len(names)], HOW.max_new_tokens, None, 8):
+        for rows, room in batches(base, names, PROMPTS[: len(names)], HOW.max_new_tokens, None, 8):
             width = max(len(PROMPTS[row]) for row in rows)
             live = torch.tensor([[0] * (width - len(PROMPTS[r])) + [1] * len(PROMPTS[r]) for r in rows])
             ids = torch.tensor([[0] * (width - len(PROMPTS[row])) + PROMPTS[row] for row in rows])

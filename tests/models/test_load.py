@@ -19,6 +19,8 @@ from transformers.models.gpt2.configuration_gpt2 import GPT2Config
 from transformers.models.gpt2.modeling_gpt2 import GPT2LMHeadModel
 from transformers.models.llama.configuration_llama import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaForCausalLM
+from transformers.models.perceiver.configuration_perceiver import PerceiverConfig
+from transformers.models.perceiver.modeling_perceiver import PerceiverForMaskedLM
 from transformers.models.t5.configuration_t5 import T5Config
 from transformers.models.t5.modeling_t5 import T5ForConditionalGeneration
 
@@ -406,3 +408,12 @@ def test_a_linear_of_its_own_class_is_packed(alibi, tmp_path):
     assert 0 < (ours - theirs).norm() / theirs.norm() < 0.02
     export(packed, tmp_path / "out", to="hf")
     assert_close(load(tmp_path / "out", dtype="fp32").model(IDS).logits, ours, atol=1e-5, rtol=0)
+
+
+def test_a_model_without_a_table_of_tokens_is_refused(tmp_path):
+    sizes = {"num_latents": 4, "d_latents": 16, "d_model": 16, "num_blocks": 1, "vocab_size": 30,
+             "num_self_attends_per_block": 1, "num_self_attention_heads": 2,
+             "num_cross_attention_heads": 2}  # fmt: skip
+    PerceiverForMaskedLM(PerceiverConfig(**sizes)).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="PerceiverForMaskedLM has no table of embeddings"):
+        load(tmp_path)

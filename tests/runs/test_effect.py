@@ -25,6 +25,8 @@ def home(tmp_path_factory):
     labelled = [{"text": row["prompt"], "label": i % 2} for i, row in enumerate(rows())]
     write_rows(folder / "labelled.jsonl", labelled)
     write_rows(folder / "texts.jsonl", [{"text": row["prompt"] + row["completion"]} for row in rows()])
+    ended = [{"text": row["prompt"] + ("<eos>" if i > 7 else "")} for i, row in enumerate(rows())]
+    write_rows(folder / "controls.jsonl", ended)
     write_rows(folder / "long.jsonl", [{**row, "completion": row["completion"] * 9} for row in rows()])
     return folder
 
@@ -67,6 +69,7 @@ NOTED = [
     ("train.weight_decay", 0.1, {"method": {"name": "ia3"}}, "decayed"),
     ("data.template", "chatml", CLASSES, "no conversations"),
     ("data.pack", False, CLASSES, "never packs"),
+    ("data.control_tokens", True, CLASSES, "refuses them"),
     ("data.tag_names", ["O", "B-X"], {}, "no tags"),
     ("data.tag_names", ["O", "B-X"], CLASSES, "no tags"),
     ("data.seed", 3, {}, "no limit"),
@@ -104,6 +107,7 @@ CHANGES = {
     "data.limit": (None, 6),
     "data.seed": (0, 1, {"data.limit": 6}),
     "data.template": (None, "plain"),
+    "data.control_tokens": (False, True, {"data.train": "CONTROLS", "data.bad_rows": "skip"}),
     "train.epochs": (1.0, 2.0, {"train.max_steps": None}),
     "train.max_steps": (1, 2),
     "train.batch_size": (4, 6),
@@ -154,7 +158,7 @@ def test_every_key_is_read_somewhere():
 
 def placed(home, value):
     """Return a value with the words that stand for files of this test."""
-    files = {word: f"{word.lower()}.jsonl" for word in ("LABELLED", "ROWS", "TEXTS", "LONG")}
+    files = {word: f"{word.lower()}.jsonl" for word in ("LABELLED", "ROWS", "TEXTS", "LONG", "CONTROLS")}
     return str(home / files[value]) if isinstance(value, str) and value in files else value
 
 

@@ -209,6 +209,26 @@ def test_notices_reach_the_observer_and_the_result_or_python(folder):
         run(settings | {"output": str(folder / "python")})
 
 
+@pytest.mark.parametrize(
+    ("prompt", "words"), [("The cat wants a ball. " * 60, "prompt too long"), ("A cat <pad>", "")]
+)
+def test_a_sample_that_the_model_cannot_be_asked_is_refused_before_training(folder, prompt, words):
+    settings = recipe(folder, folder / "asked", train={"samples": ["Day 1.", prompt], "max_steps": 1})
+    if not words:
+        assert run(settings).trained
+        return
+    heard = Heard()
+    with pytest.raises(UsageError, match=rf"train\.samples has the prompt 'The cat.*{words}"):
+        run(settings, observer=heard)
+    assert not heard.steps
+
+
+def test_the_folder_and_its_page_keep_the_notes(folder):
+    result = run(recipe(folder, folder / "kept", data={"max_length": 500}, train={"max_steps": 1}))
+    assert json.loads((result.folder / "notes.json").read_text()) == result.notes
+    assert "data.max_length is 128 here, not 500" in (result.folder / "report.html").read_text()
+
+
 def test_another_recipe_is_refused_in_a_used_folder(done, folder):
     before = (done[0].folder / "recipe.yaml").read_bytes()
     with pytest.raises(CheckpointError, match=r"train\.lr"):

@@ -166,7 +166,7 @@ def test_texts_that_are_cut_are_counted(writer, home):
     table = scored(writer, data, "perplexity")
     assert table.coverage.scored == 2
     assert any(
-        "1 rows are cut to 128 tokens, first" in line and "cut.jsonl:1" in line
+        "1 rows are cut to 128 tokens and scored without the rest" in line and "cut.jsonl:1" in line
         for line in table.coverage.lines()
     )
 

@@ -25,19 +25,20 @@ from graft.base.heads import Heads
 from graft.base.host import Host
 from graft.base.last_hidden import LanguageHead, captured
 from graft.base.merging import Merged, Merges
+from graft.base.mixing import Mixing
 from graft.base.module_hooks import ModuleHooks
-from graft.base.neighbours import OUTSIDE, Neighbours, Sharing, joined
+from graft.base.neighbours import Sharing
 from graft.base.probes import leak
-from graft.base.select import count_rows, pick
+from graft.base.select import count_rows
 from graft.base.virtual_tokens import VirtualTokenHooks
 from graft.base.weight_shifts import WeightShifts
 from graft.core import anatomy
 from graft.core.insert import AdapterModule
 from graft.core.method import Method
 from graft.core.positions import obstacle
-from graft.core.route import Span, current, installed, spans
+from graft.core.route import current, installed, spans
 from graft.core.site import Site
-from graft.errors import AdapterError, GraftError, ModelError, SiteError, UsageError, notice
+from graft.errors import AdapterError, GraftError, ModelError, UsageError, notice
 from graft.generate.generate import evaluating, generate
 from graft.quant import is_packed
 
@@ -76,8 +77,7 @@ class Base:
         }
         self._merges = Merges(model)
         self._choice = Choice(self.adapters, self._merges)
-        self._liveness, self._neighbours = liveness.Liveness(model), Neighbours(model)
-        self._mixable: dict[frozenset[str | None], bool] = {}
+        self._liveness, self._mixing = liveness.Liveness(model), Mixing(model, self._choice)
         self._dropout = SilentDropout(model)
         self._compiled = Compiled(model)
         self._head = LanguageHead(model, self.family, values=self.has_values)
@@ -133,30 +133,13 @@ class Base:
         for _, insert in adapter.inserts:
             self._settle(insert)
         self._tell(adapter, sites)
-        self._try(self._seat(adapter))
-        return adapter
-
-    def _try(self, adapter: Adapter) -> None:
-        """Run one small forward under an adapter that acts on more than modules, and detach it if that fails.
-
-        Raises SiteError.
-        """
-        outside = sorted({site.kind for site, _ in adapter.inserts if site.kind in OUTSIDE})
-        if not outside or not liveness.has_values(self.model):
-            return
+        self._seat(adapter)
         try:
-            self._compared(liveness.ids(self.model, 1, 4), frozenset([adapter.name]))
-        except Exception as error:  # every model fails in its own way
-            self.detach(adapter.name)
-            if isinstance(error, GraftError):
-                raise
-            methods = " + ".join(method.name() for method in adapter.methods)
-            raise SiteError(
-                f"{methods} at {', '.join(outside)} does not work on {type(self.model).__name__} "
-                f"({type(error).__name__}: {error})",
-                "a model whose forward takes what the method adds",
-                "use LoRA",
-            ) from error
+            self._mixing.attempt(name)
+        except GraftError:
+            self.detach(name)
+            raise
+        return adapter
 
     def _tell(self, adapter: Adapter, sites: list[Site]) -> None:
         """Say so where all linears are adapted, and experts, which are no linears, are not."""
@@ -184,7 +167,7 @@ class Base:
         for host in self._hosts:
             host.remove(name)
         self._compiled.forget()
-        self._mixable.clear()
+        self._mixing.forget()
         return self.adapters.pop(name)
 
     def load_adapter(self, folder: str | Path, name: str, *, force: bool = False) -> Adapter:
@@ -226,7 +209,7 @@ class Base:
             for host in self._hosts_by_kind.get(site.kind, (self._modules,)):
                 host.add(adapter.name, site, insert)
         self._compiled.forget()
-        self._mixable.clear()
+        self._mixing.forget()
         return adapter.train(False)
 
     def identity(self) -> dict[str, Any]:
@@ -286,7 +269,7 @@ class Base:
         """
         rows = self._choice.rows(adapters, count_rows(ids, keywords))
         run = self._task_logits if self._heads.answer(rows) else self._forward
-        return self._sorted(run, ids, rows, keywords)
+        return self._mixing.run(run, ids, rows, keywords)
 
     def hidden(
         self, ids: torch.Tensor | None = None, adapters: Rows | None = None, **keywords: Any
@@ -297,7 +280,7 @@ class Base:
         """
         self.probe()
         rows = self._choice.rows(adapters, count_rows(ids, keywords))
-        return self._sorted(self._states_or_logits, ids, rows, keywords)
+        return self._mixing.run(self._states_or_logits, ids, rows, keywords)
 
     def _states_or_logits(self, ids: torch.Tensor | None, keywords: dict[str, Any]) -> torch.Tensor:
         if not self._head.whole:
@@ -330,7 +313,7 @@ class Base:
         def project(states: torch.Tensor, _: dict[str, Any]) -> torch.Tensor:
             return self._head.logits(states)
 
-        return self._sorted(project, hidden, self._choice.rows(adapters, len(hidden)), {})
+        return self._mixing.run(project, hidden, self._choice.rows(adapters, len(hidden)), {})
 
     @property
     def looks_ahead(self) -> bool:
@@ -348,84 +331,13 @@ class Base:
         """Return only the new text, one string per prompt; `graft.generate` has the settings."""
         return generate(self, prompts, self._choice.rows(adapters, len(prompts)), **settings)
 
-    def _sorted(self, run: Any, ids: torch.Tensor | None, rows: Rows, keywords: dict[str, Any]) -> Any:
-        """Run over the rows sorted into one span per adapter, and undo the order on the way out."""
-        order, groups = spans(rows)
-        count = len(rows)
-        ordered, apart = order == list(range(count)), not self.mixable(rows)
-        if (apart or not ordered) and keywords.get("past_key_values") is not None:
-            raise UsageError(
-                "a filled cache with rows out of order, or rows that are run apart",
-                "rows sorted by adapter, in a model that can mix them",
-                "use base.generate, or sort the rows",
-            )
-        if (apart or not ordered) and self.family in ("causal", "seq2seq"):
-            keywords = {"use_cache": False, **keywords}  # not every cache can be put in another order
-        with installed(self._choice.route(groups, count)):
-            if ordered and not apart:
-                return run(ids, keywords)
-            index = torch.tensor(order, device=self.device)
-            ids, keywords = pick(ids, index, count), {k: pick(v, index, count) for k, v in keywords.items()}
-            output = self._apart(run, ids, groups, keywords) if apart else run(ids, keywords)
-            return pick(output, index.argsort(), count)
-
-    def _apart(
-        self, run: Any, ids: torch.Tensor | None, groups: tuple[Span, ...], keywords: dict[str, Any]
-    ) -> Any:
-        """Run the rows of each adapter in a forward of their own, and join what they return."""
-        if keywords.get("labels") is not None:
-            raise AdapterError(
-                f"labels for rows of several adapters, which {type(self.model).__name__} cannot run together",
-                "rows of one adapter",
-                "run the rows of each adapter by themselves",
-            )
-        outputs, count = [], groups[-1][2]
-        for name, first, end in groups:
-            part = slice(first, end)
-            with installed(self._choice.route(((name, 0, end - first),), end - first)):
-                given = {key: pick(value, part, count) for key, value in keywords.items()}
-                outputs.append(run(pick(ids, part, count), given))
-        return joined(outputs, [end - first for _, first, end in groups])
-
     def mixable(self, names: Rows) -> bool:
         """Return whether rows of these adapters may share a forward; if not, they are run apart."""
-        mixed = frozenset(names)
-        if len(mixed) < 2:
-            return True
-        if mixed not in self._mixable:
-            seats = [seat for name in mixed if name for seat in self._choice.usable(name).inserts]
-            self._mixable[mixed] = self._neighbours.mix(seats, lambda ids: self._compared(ids, mixed))
-        return self._mixable[mixed]
-
-    def _compared(self, ids: torch.Tensor, names: frozenset[str | None]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the answers to one row for each of these adapters and a bare one, in a batch and alone.
-
-        Adapters that act on more than a module come first, as far as there are ids for them.
-        """
-
-        def inside(name: str) -> bool:
-            return all(site.kind not in OUTSIDE for site, _ in self.adapters[name].inserts)
-
-        named = sorted((inside(name), name) for name in names if name)
-        rows = [*([None] if len(ids) > 1 else []), *sorted(name for _, name in named[: max(1, len(ids) - 1)])]
-        extra = {"decoder_input_ids": ids[:, :4]} if self.family == "seq2seq" else {}
-
-        def asked(first: int, end: int) -> torch.Tensor:
-            groups = spans(rows[first:end])[1]
-            with (
-                liveness.quietly(self.model, training=False),
-                installed(self._choice.route(groups, end - first)),
-            ):
-                given = ids[first:end]
-                keywords = {key: value[first:end] for key, value in extra.items()}
-                output = self.model(given, attention_mask=torch.ones_like(given), **keywords)
-            return output[0] if "logits" not in output else output.logits
-
-        return asked(0, len(rows)), torch.cat([asked(row, row + 1) for row in range(len(rows))])
+        return self._mixing.mixable(names)
 
     def sharing(self) -> Sharing:
         """Return which rows may share a batch in which text is written (`graft.base.neighbours`)."""
-        return self._neighbours.sharing()
+        return self._mixing.sharing()
 
     def cacheable(self, names: Rows) -> bool:
         """Return whether text can be written with a cache of keys and values under these adapters."""

@@ -41,10 +41,10 @@ class Places:
         return content is not None and whole is not None and content[1] == whole[1] and not unplaced
 
 
-def locate(writing: Writing) -> Places:
-    """Return where the text has every part of the conversation."""
+def locate(writing: Writing, turn: int | None = None) -> Places:
+    """Return where the text has every part of the conversation, or of one turn."""
     places = Places()
-    parts = list(_parts(writing))
+    parts = [part for part in _parts(writing) if turn in (None, part.turn)]
     marks = marks_of(writing, parts, around)
     for part in parts:
         seen = marks[part] if marks is not None else _alone(writing, part)

@@ -194,36 +194,47 @@ class Template:
         talk, _ = self._talk(messages, tools, ask=True)
         return Rendered(talk.text, [talk.start(i) for i in talk.speaks])
 
-    def asked_and_answered(self, row: Row) -> tuple[str, str, tuple[str, ...]]:
-        """Return the prompt for the last answer, that answer, and the names of what neither says."""
+    def asked_and_answered(self, row: Row) -> tuple[Rendered, str]:
+        """Return the prompt for the last answer, and the text of that answer, for an encoder-decoder.
+
+        Raises BadRow if the template loses a turn, and for an answer without text or with weight 0.
+        """
         *before, last = row.value
+        if last.get("weight") == 0:
+            raise BadRow("nothing to learn", "the answer has weight 0", "remove the row")
+        if not last["content"].strip():
+            raise BadRow("no answer", "the answer has no text", "fill it or remove the row")
         talk, calls_written = self._talk(before, row.tools, ask=True)
-        kept = {"role", "content", "weight"}
-        unused = unused_of(talk, before, calls_written) | {
-            f"{key} of the answer" for key in last if key not in kept
-        }
-        return talk.text, last["content"], tuple(sorted(unused))
+        unused = unused_of(talk, before, calls_written)
+        unused |= {f"{key} of the answer" for key in last if key not in ("role", "content", "weight")}
+        starts = [talk.start(i) for i in talk.speaks]
+        return Rendered(talk.text, starts, unused=tuple(sorted(unused))), last["content"]
 
     def wrote(self, text: str) -> bool:
         """Return whether a text has what this template writes between question and answer, and behind."""
-        between, behind = self._around
-        return bool(between) and between in text and behind in text
+        asking, between, behind = self._around
+        return behind in text and any(words and words in text for words in (asking, between))
 
     @cached_property
     def end(self) -> str | None:
         """The token that the template writes behind an answer; None without one."""
-        return self._around[1] or None
+        return self._around[2] or None
 
     @cached_property
-    def _around(self) -> tuple[str, str]:
-        """What stands between a question and its answer, and the token behind; empty where there is none."""
-        talk = [{"role": "user", "content": OTHER}, {"role": "assistant", "content": OTHER}]
+    def _around(self) -> tuple[str, str, str]:
+        """What stands behind a question that is asked, and that is answered; and the token behind an answer.
+
+        Empty where there is none, or where nothing follows a question when it is asked.
+        """
+        user, answer = ({"role": role, "content": OTHER} for role in ("user", "assistant"))
         try:
-            _, between, behind = self.render(talk).split(OTHER)
+            asking = self.render([user], ask=True).partition(OTHER)[2].strip()
+            told = self.render([user]).partition(OTHER)[2].strip()
+            _, between, behind = self.render([user, answer]).split(OTHER)
         except (BadRow, ValueError):  # ValueError: it writes one of them twice, or not at all
-            return "", ""
+            return "", "", ""
         control = self.controls.search(behind)
-        return between.strip(), control.group() if control else ""
+        return asking if asking != told else "", between.strip(), control.group() if control else ""
 
     def _talk(self, messages: Messages, tools: Tools, *, ask: bool = False) -> tuple[Talk, bool]:
         """Return the conversation as it is written, and whether the arguments of its calls are."""

@@ -60,7 +60,7 @@ class Talk:
     @cached_property
     def places(self) -> Places:
         """Where the text has everything that the conversation says."""
-        return self._located(self.messages, self.text, self.asked)
+        return self._located(self.messages, self.text, ask=self.asked)
 
     @property
     def speaks(self) -> list[int]:
@@ -136,7 +136,7 @@ class Talk:
         if text.startswith(through) and last <= len(through):
             length, ended = self._ending(i, through[last:], self.places)
             return self._checked(i, Turn(start, last + length, ended, altered))
-        alone = self._located(self.messages[: i + 1], through, False)
+        alone = self._located(self.messages[: i + 1], through, turn=i)
         words = alone.of_turn(i)
         length, ended, end = 0, False, last
         if words is not None:
@@ -174,8 +174,12 @@ class Talk:
             raise BadRow("template failed", detail, OTHER_TEMPLATE)
         raise _nothing(i)
 
-    def _located(self, messages: Messages, text: str, ask: bool) -> Places:
-        return locate(Writing(lambda told, tools: self.render(told, tools, ask), messages, self.tools, text))
+    def _located(
+        self, messages: Messages, text: str, *, ask: bool = False, turn: int | None = None
+    ) -> Places:
+        """Return the places of messages in their text, or those of one turn."""
+        writing = Writing(lambda told, tools: self.render(told, tools, ask), messages, self.tools, text)
+        return locate(writing, turn)
 
     def _prompt(self, i: int) -> str | None:
         """Return the prompt for turn i; None where the template writes no such prompt."""

@@ -22,11 +22,17 @@ LONGEST = 512  # tokens of a text that are read
 CLASSIFY = Classify()
 
 
-def answers(base: "Base", texts: Sequence[str | Sequence[str]], adapters: Sequence[str]) -> list[str]:
+def answers(
+    base: "Base",
+    texts: Sequence[str | Sequence[str]],
+    adapters: Sequence[str],
+    longest: int = LONGEST,
+) -> list[str]:
     """Return one answer per text, all from one forward: rows of different adapters share it.
 
     texts: strings, pairs of strings (a tuple) that are read together, or lists of words.
-    adapters: the name of the adapter that answers each text.
+    adapters: the name of the adapter that answers each text.  longest: tokens of a text that are read, if the
+    model has so many positions; a notice says if a text has more.
     Raises AdapterError for an adapter without a task head, DataError for a text that cannot be read.
     """
     if not texts:
@@ -34,7 +40,7 @@ def answers(base: "Base", texts: Sequence[str | Sequence[str]], adapters: Sequen
     heads = [_head(base, name) for name in adapters]
     rows = [_row(text, head) for text, head in zip(texts, heads, strict=True)]
     places = zip(rows, heads, adapters, strict=True)
-    examples = [_encoded(base, row, head, name) for row, head, name in places]
+    examples = [_encoded(base, row, head, name, longest) for row, head, name in places]
     batches = CLASSIFY.batches(base, max(len(example.ids) for example in examples))
     inputs = {name: tensor.to(base.device) for name, tensor in batches.inputs(examples)[0].items()}
     with torch.no_grad(), evaluating(base):
@@ -72,10 +78,10 @@ def _row(text: str | Sequence[str], head: Any) -> Row:
     return Row("", "tags", (words, [_names(head)[0]] * len(words)))
 
 
-def _encoded(base: "Base", row: Row, head: Any, adapter: str) -> Example:
+def _encoded(base: "Base", row: Row, head: Any, adapter: str, longest: int) -> Example:
     """Return the row as token ids. Raises DataError if it is empty or cannot be read."""
     limit = context_length(base.model.config)
-    longest = LONGEST if limit is None else min(LONGEST, limit - base.positions([adapter]))
+    longest = longest if limit is None else min(longest, limit - base.positions([adapter]))
     if not row.value[0] or (row.kind == "label" and not all(row.asked)):
         raise DataError("an empty text", "at least one word", "leave it out")
     encoded = within(

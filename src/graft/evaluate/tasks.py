@@ -204,7 +204,8 @@ def _answered(base: Base, held: HeldOut, adapter: str | None) -> list[dict[str, 
     rows = [row for row in held.rows if row.source in sources][:SHOWN]
     if adapter is None or base.adapters[adapter].head is None or not rows:
         return []
-    predicted = answers(base, [row.value[0] for row in rows], [adapter] * len(rows))
+    longest = _scored(held, []).feed.batches.max_length
+    predicted = answers(base, [row.value[0] for row in rows], [adapter] * len(rows), longest)
     records = []
     for row, text in zip(rows, predicted, strict=True):
         tagged = row.kind == "tags"

@@ -9,7 +9,6 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from itertools import groupby
 from typing import Any, Protocol
 
 import torch
@@ -20,6 +19,7 @@ from graft.core.positions import context_length
 from graft.data.rows import BadRow
 from graft.data.templates import Prompt, Template, prompt_ids, source
 from graft.errors import DataError, UsageError, listed, notice, one_of
+from graft.generate.batches import batches
 
 
 class Writer(Protocol):
@@ -140,7 +140,7 @@ def generate(
     cache = base.cacheable(adapters)
     texts = [""] * len(prompts)
     with torch.no_grad(), evaluating(base), _seeded(how.seed):
-        for rows, room in _batches(base, adapters, tokens, how.max_new_tokens, context, batch_size):
+        for rows, room in batches(base, adapters, tokens, how.max_new_tokens, context, batch_size):
             names, settings = [adapters[row] for row in rows], how.config(ends, pad, room, cache)
             part = _batch(base, [tokens[row] for row in rows], names, how, settings)
             for row, text in zip(rows, part, strict=True):
@@ -263,36 +263,6 @@ def _encode(base: Writer, prompt: Prompt, row: int) -> list[int]:
 def _text(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
     text: Any = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     return str(text)
-
-
-def _batches(
-    base: Writer,
-    adapters: Sequence[str | None],
-    tokens: list[list[int]],
-    new: int,
-    context: int | None,
-    size: int,
-) -> Iterator[tuple[list[int], int]]:
-    """Yield (rows, room for new tokens), long prompts first, so that a lack of memory shows at once.
-
-    Rows whose room is short of `new` share a batch with rows of their length only: a longer neighbour may not
-    shorten an answer, nor a shorter one push it beyond the last position. Where the base cannot mix adapters
-    or pad rows, those of one adapter or one length share a batch.
-    """
-    room = [new if context is None else min(new, context - len(prompt)) for prompt in tokens]
-    sharing = base.sharing() if size > 1 and len(tokens) > 1 else "free"
-    size, mixed = (1 if sharing == "none" else size), base.mixable(adapters)
-
-    def group(row: int) -> tuple[int, int, str]:
-        length = len(tokens[row]) if sharing == "length" else 0
-        return room[row], length, "" if mixed else repr(adapters[row])
-
-    order = sorted(range(len(tokens)), key=lambda row: (-len(tokens[row]), group(row)))
-    if not mixed:
-        order.sort(key=group)
-    for (limit, _, _), together in groupby(order, key=group):
-        rows = list(together)
-        yield from ((rows[i : i + size], limit) for i in range(0, len(rows), size))
 
 
 def _context(base: Writer, adapters: Sequence[str | None]) -> int | None:

@@ -191,6 +191,7 @@ def _stream(
             "compare with the original folder",
         ) from error
     model, info = loaded
+    _require_table(model)
     model.config.name_or_path = str(opened.folder)
     _complete(model, info, opened.folder, fresh_head)
     _name_unused(model, info, opened.folder, fresh_head)
@@ -199,6 +200,20 @@ def _stream(
         _name_unpacked(model, opened.quantisation.kind(), dtype)
     frozen: PreTrainedModel = model.to(device).requires_grad_(False).eval()
     return frozen
+
+
+def _require_table(model: PreTrainedModel) -> None:
+    """Raise ModelError for a model that does not look token ids up in one table."""
+    try:
+        table: Any = model.get_input_embeddings()
+    except NotImplementedError:
+        table = None
+    if not isinstance(getattr(table, "weight", None), torch.Tensor):
+        raise ModelError(
+            f"{type(model).__name__} has no table of embeddings",
+            "a model that reads token ids",
+            "choose another model",
+        )
 
 
 def _complete(model: PreTrainedModel, info: dict[str, Any], folder: Path, fresh_head: bool) -> None:

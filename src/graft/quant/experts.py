@@ -256,9 +256,12 @@ def grouped(x: Tensor, weight: Any, order: Order) -> Tensor:
 
 def _fast(x: Tensor, weight: Tensor) -> bool:
     """Return whether torch's own kernel takes these: it wants rows of whole 16 bytes."""
-    if not hasattr(F, "grouped_mm") or x.dtype == torch.float64:
+    if not hasattr(F, "grouped_mm") or x.dtype not in (torch.bfloat16, torch.float16, torch.float32):
         return False
-    if isinstance(x, FakeTensor) and x.dtype != torch.bfloat16:  # a plan: its rule for shapes knows no other
-        return False
+    if isinstance(x, FakeTensor) or x.is_cuda:  # a plan's rule for shapes, and the kernel, know one dtype
+        new = not x.is_cuda or torch.cuda.get_device_capability(x.device) >= (8, 0)
+        able = new and x.dtype == torch.bfloat16
+    else:
+        able = x.data_ptr() % 16 == weight.data_ptr() % 16 == 0  # a file that is mapped may lie askew
     aligned = all(size * x.itemsize % 16 == 0 for size in weight.shape[1:])
-    return aligned and 1 in weight.stride()[1:] and x.is_contiguous()
+    return able and aligned and 1 in weight.stride()[1:] and x.is_contiguous()

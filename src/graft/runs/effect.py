@@ -59,6 +59,8 @@ def _reasons(
         yield "data.pack", f"stage {stage.name()} never packs rows"
     if "messages" not in stage.layouts:
         yield "data.template", f"stage {stage.name()} reads no conversations"
+    if stage.labelled:
+        yield "data.control_tokens", f"stage {stage.name()} refuses them in any case"
     if not prepared.tagged:
         yield "data.tag_names", "the rows have no tags"
     if not (isinstance(data.eval, float) and data.eval) and not data.limit and not evaluate.limit:

@@ -11,6 +11,7 @@ from graft.base.base import Base
 from graft.data import prepare
 from graft.errors import notice
 from graft.models.load import load
+from graft.planning.fit import fitting, require_tokenizer
 from graft.quant import Scheme
 from graft.quant.experts import packed_experts
 from graft.quant.gptq import quantise_calibrated
@@ -56,12 +57,20 @@ def quantise(
 
 
 def _calibration(base: Base, recipe: Recipe) -> list[dict[str, Any]]:
-    """Return the inputs of the first `data.limit` rows as in training, one row each: none is padded."""
+    """Return the inputs of `data.limit` rows, sampled, as in training, one row each: none is padded."""
     limit = recipe.data.limit
     recipe = recipe_behind(recipe)
     few = recipe.data.model_copy(update={"pack": False, "eval": None, "limit": limit})
     recipe = recipe.model_copy(update={"data": few})
-    rows = prepare(seedling.located(few), base.tokenizer, stage_of(recipe), family=base.family).train
+    recipe = fitting(recipe, base.model.config, 0)
+    require_tokenizer(base.tokenizer, base.name, base.vocabulary)
+    rows = prepare(
+        seedling.located(recipe.data),
+        base.tokenizer,
+        stage_of(recipe),
+        family=base.family,
+        vocabulary=base.vocabulary,
+    ).train
     keywords = {} if base.family == "masked" else {"use_cache": False}
     batches = feed(base, recipe, rows, 1, 1)
     steps = range(batches.steps_per_epoch)

@@ -132,7 +132,10 @@ def _notes(cut: Sequence[str], unused: dict[str, int], max_length: int, rows: in
     """Return what encoding did to the rows that are scored."""
     notes = unread(unused, max(rows, 1))
     if cut:
-        notes.append(f"{len(cut):,} rows are cut to {max_length} tokens, first {listed(cut, FIRST)}")
+        places = listed(cut, FIRST)
+        notes.append(
+            f"{len(cut):,} rows are cut to {max_length} tokens and scored without the rest ({places})"
+        )
     return notes
 
 

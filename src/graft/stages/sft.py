@@ -159,24 +159,27 @@ class Written(Conversations):
     def encode(self, rows: list[Row], encoded: Encoded) -> Outcomes:
         for row in rows:
             try:
-                asked, answer, unused = self._question(self.seen(row))
+                asked, answer = self._question(self.seen(row))
             except BadRow as bad:
                 yield row, bad
                 continue
-            read, written = self.ids([asked, answer])
+            ((read, _, _),) = tokenise([asked], self.tokenizer)
+            (written,) = self.ids([answer])
             read = self.before + self.cut(read, self.room, row, encoded) + self.after
             written = self.cut([*written, self.eos], self.max_length, row, encoded)
             if self.unknown in written:
                 yield row, _unknown([], written.count(self.unknown))
             else:
-                encoded.unused.update(unused)
+                encoded.unused.update(asked.unused)
                 yield row, [Example(read, [IGNORED] * len(read), row.source, parts={"written": written})]
 
-    def _question(self, row: Row) -> tuple[str, str, tuple[str, ...]]:
-        """Return what the encoder reads, what the decoder writes, and the names of what neither says."""
+    def _question(self, row: Row) -> tuple[Rendered, str]:
+        """Return what the encoder reads and what the decoder writes."""
         if row.kind == "text":
             raise BadRow("no prompt", "a text alone", "give prompt and completion, or use stage=pretrain")
-        return (*row.value, ()) if row.kind == "pair" else self.template.asked_and_answered(row)
+        if row.kind == "pair":
+            return Rendered(row.value[0]), row.value[1]
+        return self.template.asked_and_answered(row)
 
 
 def _unknown(characters: list[str], count: int) -> BadRow:
