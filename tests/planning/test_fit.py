@@ -11,6 +11,7 @@ from transformers import BertConfig, BertModel, GPT2Config, LlamaConfig, Roberta
 
 import graft
 from graft.cli import call
+from graft.data.encode import Example
 from graft.data.train_tokenizer import train_bpe
 from graft.errors import DataError, ModelError, Notice
 from graft.planning.fit import fitting, positions_taken
@@ -18,6 +19,7 @@ from graft.recipe import read
 from graft.runs.look import look
 from graft.runs.open import Opened, open_model
 from graft.runs.score import score
+from graft.stages.pretrain import Hidden
 
 TINY = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 
@@ -201,3 +203,14 @@ def test_look_refuses_rows_with_tokens_that_the_model_lacks(wide, tmp_path):
     data = write_rows(tmp_path / "r.jsonl", [{"prompt": "a", "completion": "kitten"}])
     with pytest.raises(DataError, match="token that the model lacks"):
         look(read({"model": str(wide), "data": {"train": str(data), "eval": None}}), 1)
+
+
+def test_words_drawn_in_place_of_hidden_ones_are_the_models_own():
+    tokenizer = train_bpe([row["prompt"] for row in rows()], 280)
+    tokenizer.add_special_tokens({"mask_token": "[MASK]"})
+    size = len(tokenizer)
+    tokenizer.add_tokens([f"word{i}" for i in range(500)])
+    hidden = Hidden(tokenizer, 64, size, causal=False)
+    example = Example([10] * 64, [10] * 64)
+    drawn = [i for row in range(20) for i in hidden.draw(example, 0, 0, 2, row).ids]
+    assert max(drawn) < size and len(set(drawn)) > 10  # one in ten of the hidden is another word

@@ -69,7 +69,8 @@ class Pretrain(Stage):
             return Corrupted(base.tokenizer, max_length, decoder_start=start)
         first = first_position(config)
         if self.objective == "masked":
-            return Hidden(base.tokenizer, max_length, causal=False, pack=pack, first_position=first)
+            size = getattr(config, "vocab_size", None)
+            return Hidden(base.tokenizer, max_length, size, causal=False, pack=pack, first_position=first)
         return TokenBatches(
             base.tokenizer, max_length, causal=base.family == "causal", pack=pack, first_position=first
         )
@@ -111,10 +112,14 @@ class Documents(Encoder):
 
 
 class Hidden(TokenBatches):
-    """Hides tokens anew in every epoch, which the model then names."""
+    """Hides tokens anew in every epoch, which the model then names.
 
-    def __init__(self, tokenizer: Any, max_length: int, **place: Any) -> None:
+    size: tokens that the model has, of which those are drawn that replace others; None: all of the tokenizer.
+    """
+
+    def __init__(self, tokenizer: Any, max_length: int, size: int | None = None, **place: Any) -> None:
         super().__init__(tokenizer, max_length, **place)
+        self.size = size
         if tokenizer is not None and tokenizer.mask_token_id is None:
             raise UsageError(
                 "objective=masked and a tokenizer without a mask token",
@@ -133,7 +138,8 @@ class Hidden(TokenBatches):
     @cached_property
     def _ordinary(self) -> torch.Tensor:
         special = set(self.tokenizer.all_special_ids)
-        return torch.tensor([i for i in range(len(self.tokenizer)) if i not in special])
+        size = min(len(self.tokenizer), self.size or len(self.tokenizer))
+        return torch.tensor([i for i in range(size) if i not in special])
 
 
 class Corrupted(WrittenBatches):
