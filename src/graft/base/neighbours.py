@@ -15,11 +15,13 @@ from transformers.utils.generic import ModelOutput
 
 from graft.base import liveness
 from graft.core.part import Seats
+from graft.core.positions import context_length
 from graft.errors import notice
 
 Sharing = Literal["free", "length", "none"]  # rows of any length, of one length, or no rows share a batch
 OUTSIDE = ("prompt", "kv", "stack")  # sites whose inserts act on more than the module there
-ROWS, LENGTH, PADDED = 3, 9, 4
+ROWS, LENGTH = 3, 9
+WRITTEN, PADDED = 40, 12  # tokens of a prompt and of its padding; some models cut rows into blocks
 
 
 class Neighbours:
@@ -113,10 +115,11 @@ def _row_by_row(batch: list[torch.Tensor], alone: list[torch.Tensor]) -> bool:
 
 def _sharing(model: Any) -> Sharing:
     """Return which rows may share a batch, by what a model writes after a short prompt."""
-    rows = liveness.ids(model, 2, LENGTH)
+    length = min(WRITTEN, (context_length(model.config) or WRITTEN) - 3)
+    rows = liveness.ids(model, 2, length)
     left = not getattr(model.config, "is_encoder_decoder", False)
     live = torch.ones_like(rows)
-    live[1, slice(0, PADDED) if left else slice(LENGTH - PADDED, None)] = 0
+    live[1, slice(0, PADDED) if left else slice(length - PADDED, None)] = 0
     short = rows[1:, PADDED:] if left else rows[1:, :-PADDED]
     if _same(lambda: (_written(model, rows, live)[1:], _written(model, short)), otherwise=True):
         return "free"
