@@ -116,6 +116,8 @@ def test_a_sketched_step_holds_what_a_real_one_holds(family, training):
     for parameter in adapter.parameters():
         parameter.grad = torch.zeros_like(parameter)
         known.append(parameter.grad)
+    base.probe()
+    base.unpackable(step.length)  # both are tried once, before the first step
     base.train(training)
     gc.collect()
     with base.using("plan"), torch.set_grad_enabled(training), Ledger(known) as ledger:

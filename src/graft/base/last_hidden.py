@@ -111,13 +111,15 @@ class LanguageHead:
         head = self._model.get_output_embeddings()
         entered: list[torch.Tensor] = []
         made: list[torch.Tensor] = []
+        answers: list[torch.Tensor] = []
 
         def made_up(states: torch.Tensor) -> torch.Tensor:
             entered.append(states)
             numbers = torch.linspace(-40, 40, len(matrix(head)), dtype=states.dtype, device=states.device)
             places = torch.arange(states[..., 0].numel(), dtype=states.dtype, device=states.device)
             made.append((numbers + places[:, None]).view(*states.shape[:-1], -1))
-            return made[-1].clone()  # which the model may change in place
+            answers.append(made[-1].clone())  # which the model may change in place
+            return answers[-1]
 
         def remember(module: nn.Module, args: Any, output: Any) -> None:
             self._backbone_answer = output
@@ -125,9 +127,12 @@ class LanguageHead:
         with answering(head, made_up):
             handle = self._model.base_model.register_forward_hook(remember)
             try:
-                return entered, made, self._model(**self._inputs).logits
+                own = self._model(**self._inputs).logits
             finally:
                 handle.remove()
+        # Without values to compare: what the head answered has come out as it was.
+        self._bare = bool(answers) and own is answers[0]
+        return entered, made, own
 
     def _learn(self, entered: list[torch.Tensor], made: list[torch.Tensor], own: torch.Tensor) -> None:
         """Find out how these logits follow from the head's one answer, and whether its states look ahead."""

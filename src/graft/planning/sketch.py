@@ -272,6 +272,7 @@ def _run(
         for parameter in adapter.parameters():
             parameter.grad = torch.zeros_like(parameter)
             known.append(parameter.grad)
+        base.probe()  # as `load` does: it is no part of the step
         base.train(training)
         base.checkpointing(step.checkpointing)
         with base.using("plan"), torch.set_grad_enabled(training), Ledger(known) as ledger:
