@@ -113,6 +113,7 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "esm": {"pad_token_id": 0, "mask_token_id": 3},
     "esmc": {"num_key_value_heads": 4},
     "falcon_h1": {"mamba_d_ssm": 128},
+    "fsmt": {"use_cache": False},  # with a cache transformers leaves the causal mask out
     "gemma3n_text": {
         **SLIDING_AND_FULL,
         "num_kv_shared_layers": 2,
@@ -189,6 +190,8 @@ def names() -> list[str]:
 
 def why_not_text(name: str) -> str | None:
     """Return why a family is left out, or None: it reads token ids only."""
+    if families()[name].model_type == "mra":
+        return "its attention answers with zeros where a kernel for GPUs is missing"
     config = CONFIG_MAPPING[families()[name].model_type]
     senses = ("vision", "audio", "vq", "acoustic", "speech", "image", "text_config")
     part = next((part for part in _parts(config) if any(sense in part for sense in senses)), None)

@@ -133,9 +133,8 @@ class Base:
         for _, insert in adapter.inserts:
             self._settle(insert)
         self._tell(adapter, sites)
-        self._seat(adapter)
         try:
-            self._mixing.attempt(name)
+            self._mixing.attempt(adapter, self._seat)
         except GraftError:
             self.detach(name)
             raise

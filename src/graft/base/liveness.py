@@ -40,7 +40,7 @@ class Seen:
     """What a forward did.
 
     called: paths, as `alike` writes them; of projections, norms and tables, those that lead to the answer.
-    unlike: names of linears that return no product.
+    unlike: names of linears that return no product, and of norms of another width than their weight.
     attention: {module: (heads, width) of its keys}; None if it could not be watched.
     """
 
@@ -128,7 +128,8 @@ def _watch(model: Any) -> Seen:
     names = {id(module): name for name, module in model.named_modules()}
 
     def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        if isinstance(module, nn.Linear) and not _is_product(module, args, output):
+        odd = not _is_product(module, args, output) if isinstance(module, nn.Linear) else _odd(module, output)
+        if odd:
             seen.unlike.add(names[id(module)])
         if not (_computes(module) and isinstance(output, torch.Tensor) and output.is_floating_point()):
             seen.called.add(alike(names[id(module)]))
@@ -240,6 +241,13 @@ def _rng() -> Iterator[None]:
         yield
     finally:
         torch.set_rng_state(before)
+
+
+def _odd(norm: Any, output: Any) -> bool:
+    """Return whether a norm gives another number of values than it has weights, for states that have none."""
+    if anatomy.kind_of(norm) != "norm" or not isinstance(output, torch.Tensor):
+        return False
+    return bool(output.shape[-1] != norm.weight.shape[-1])
 
 
 def _is_product(module: nn.Linear, args: tuple[Any, ...], output: Any) -> bool:

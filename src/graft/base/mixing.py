@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from graft.base import liveness
+from graft.base.adapter import Adapter
 from graft.base.choice import Choice, Rows
 from graft.base.neighbours import OUTSIDE, Neighbours, Sharing, joined
 from graft.base.select import pick
@@ -92,14 +93,18 @@ class Mixing:
         """Return which rows may share a batch in which text is written."""
         return self._neighbours.sharing()
 
-    def attempt(self, name: str) -> None:
-        """Run one small forward under an adapter, if it acts on more than modules. Raises SiteError."""
-        adapter = self._choice.known(name)
+    def attempt(self, adapter: Adapter, seat: Callable[[Adapter], Any]) -> None:
+        """Hook an adapter in; run one small forward under it, if it acts on more than modules.
+
+        Raises SiteError.
+        """
         outside = sorted({site.kind for site, _ in adapter.inserts if site.kind in OUTSIDE})
         if not outside or not liveness.has_values(self._model):
+            seat(adapter)
             return
         try:
-            self._answers(liveness.ids(self._model, 1, 4), [name])
+            seat(adapter)
+            self._answers(liveness.ids(self._model, 1, 4), [adapter.name])
         except GraftError:
             raise
         except Exception as error:  # every model fails in its own way

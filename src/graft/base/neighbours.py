@@ -168,7 +168,11 @@ def joined(outputs: list[Any], counts: list[int]) -> Any:
     """
     first = outputs[0]
     if isinstance(first, torch.Tensor):
-        whole = all(o.ndim and len(o) == count for o, count in zip(outputs, counts, strict=True))
+        # An encoder's states are longer with a prompt: then no tensor holds those of all rows.
+        whole = all(
+            o.ndim and len(o) == count and o.shape[1:] == first.shape[1:]
+            for o, count in zip(outputs, counts, strict=True)
+        )
         return torch.cat(outputs) if whole else None
     if isinstance(first, list):  # of the logits of task heads, one for each span
         return [part for output in outputs for part in output]

@@ -25,6 +25,7 @@ from graft.core.site import shown
 from graft.errors import GraftError, ModelError, UsageError, listed, notice, one_of
 from graft.models.files import ModelFiles, first_line, open_files
 from graft.models.tokenizer import tokenizer_of
+from graft.quant import is_packed
 from graft.quant.finite import require_finite
 from graft.quant.replace import DAMAGED, unpacked_sizes
 from graft.quant.scheme import Scheme
@@ -258,8 +259,17 @@ def _name_unused(model: PreTrainedModel, info: dict[str, Any], folder: Path, fre
 
 
 def _name_unpacked(model: PreTrainedModel, scheme: Scheme, dtype: torch.dtype) -> None:
-    """Give notice of a notable share of the blocks' weights that cannot be packed."""
+    """Give notice of a notable share of the blocks' weights that cannot be packed.
+
+    Raises UsageError if none is.
+    """
     sizes = unpacked_sizes(model)
+    if sizes and not any(map(is_packed, model.modules())):
+        raise UsageError(
+            f"quant={scheme.name!r} for {type(model).__name__}, in whose blocks nothing can be packed",
+            "blocks of linears or experts",
+            "leave quant out",
+        )
     share = sum(sizes.values()) / count(model)
     if share > NOTABLE:
         word = next(word for word, known in DTYPES.items() if known == dtype)
