@@ -255,6 +255,8 @@ class VirtualTokenHooks(Host):
 
     def _answered(self, route: Route, places: Arrangement, states: torch.Tensor) -> torch.Tensor:
         """Return the states (rows, T, d) of the text, with a trailing one first where an adapter reads it."""
+        if self._causal and states.shape[1] < places.order.shape[1]:
+            return states  # the model has kept the last ones alone, which are text
         text = places.text_of(states)
         parts = [(rows, self._read_index(name)) for name, rows in route.parts(len(text))]
         if all(index is None for _, index in parts):
