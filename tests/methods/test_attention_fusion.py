@@ -67,6 +67,7 @@ def test_a_strong_last_bias_is_the_base(family):
 def test_backward_runs_in_no_block_of_the_base():
     base, keywords = tiny_base("llama"), inputs("llama")
     adapter = base.attach("x", [AttentionFusion(), TaskHead(num_labels=3)])
+    base.probe()  # before a call counts
     outputs = []
     for site in base.sites:
         if site.kind == "linear":

@@ -232,6 +232,7 @@ def test_backward_stays_above_the_first_delta(layers, trained):
     base, keywords = tiny_base("llama", num_hidden_layers=3), inputs("llama")
     adapter = base.attach("x", LeTS(delta_layers=layers))
     settle(adapter)
+    base.probe()  # before a call counts
     outputs = []
     for site in base.sites:
         if site.kind == "linear":

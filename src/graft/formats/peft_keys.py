@@ -43,7 +43,8 @@ def plain(tensors: Tensors) -> Tensors:
     for key, tensor in tensors.items():
         if ORIGINAL in key or any(part in key for part in TRAINING):
             continue
-        if not tensor.numel() or SHARDED in key:
+        # A matrix of no rows is whole: AdaLoRA prunes so.
+        if (tensor.ndim < 2 and not tensor.numel()) or SHARDED in key:
             raise AdapterError(
                 f"{key} {tuple(tensor.shape)} is a part of a tensor, or none of it: "
                 "FSDP and DeepSpeed ZeRO-3 leave such files where they were not told to gather",
