@@ -200,7 +200,7 @@ def test_a_file_for_another_base_is_refused(tmp_path):
 def test_pickles_are_refused_with_a_way_out(tmp_path):
     folder, _ = by_hand(tmp_path)
     (folder / "adapter.safetensors").rename(folder / "pytorch_adapter.bin")
-    with pytest.raises(AdapterError, match="graft convert .* reading the weights only"):
+    with pytest.raises(AdapterError, match=r"graft convert .* reading the weights only"):
         tiny_base("bert").load_adapter(folder, "x")
 
 

@@ -40,7 +40,8 @@ class Seen:
     """What a forward did.
 
     called: paths, as `alike` writes them; of projections, norms and tables, those that lead to the answer.
-    unlike: names of linears that return no product, and of norms of another width than their weight.
+    unlike: names of linears that return no product, of norms of another width than their weight, and of a
+    table of tokens that returns more than their embeddings.
     attention: {module: (heads, width) of its keys}; None if it could not be watched.
     """
 
@@ -60,6 +61,7 @@ class Liveness:
         """Return every place that a method can go to."""
         seen = self._watched()
         sites = anatomy.sites(self._model, seen.unlike | set(self.dead()))
+        sites = [site for site in sites if not (site.kind == "prompt" and site.name in seen.unlike)]
         if seen.attention is None:
             return sites
         shapes = seen.attention
@@ -73,15 +75,19 @@ class Liveness:
     def dead(self) -> list[str]:
         """Return the names of projections, norms and tables that no forward calls, or without an effect.
 
-        A second name of a tensor whose module is called, as T5's `shared`, is none: merging must reach it.
+        A second name of a tensor whose module is called, as T5's `shared`, is none: merging must reach it. Of
+        a linear both names are: what uses the tensor without its module would not be adapted, but merged.
         """
         called = self._watched().called
         modules = [(name, module) for name, module in self._model.named_modules() if _computes(module)]
-        tensors = {id(_tensor(module)) for name, module in modules if alike(name) in called}
+        idle = {name for name, _ in modules if called and alike(name) not in called}
+        tensors = {id(_tensor(module)) for name, module in modules if name not in idle}
+        behind = {id(_tensor(m)) for name, m in modules if name in idle and isinstance(m, nn.Linear)}
         return [
             name
             for name, module in modules
-            if called and alike(name) not in called and id(_tensor(module)) not in tensors
+            if (isinstance(module, nn.Linear) and id(_tensor(module)) in behind)
+            or (name in idle and id(_tensor(module)) not in tensors)
         ]
 
     def check(self, seats: Seats) -> None:
@@ -125,11 +131,12 @@ def _watch(model: Any) -> Seen:
     A model that cannot be run so, such as one of shapes alone, has all the sites that its modules suggest.
     """
     seen, paths = Seen(), Paths()
+    table = model.get_input_embeddings()
     names = {id(module): name for name, module in model.named_modules()}
 
     def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         odd = not _is_product(module, args, output) if isinstance(module, nn.Linear) else _odd(module, output)
-        if odd:
+        if odd or (module is table and not isinstance(output, torch.Tensor)):
             seen.unlike.add(names[id(module)])
         if not (_computes(module) and isinstance(output, torch.Tensor) and output.is_floating_point()):
             seen.called.add(alike(names[id(module)]))

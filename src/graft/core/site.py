@@ -107,7 +107,8 @@ class Site:
             return int(self.root.config.hidden_size)
         if type(module).__name__ == "Conv1D":
             return int(module.weight.shape[0])
-        return int(next(getattr(module, a) for a in ("in_features", "num_embeddings") if hasattr(module, a)))
+        known = [a for a in ("in_features", "num_embeddings") if hasattr(module, a)]
+        return int(getattr(module, known[0])) if known else int(module.weight.shape[0])
 
     @property
     def out_features(self) -> int:
