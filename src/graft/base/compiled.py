@@ -1,6 +1,7 @@
 """How forwards of the model are carried out: compiled by torch, or recomputed block by block in backward."""
 
 import contextlib
+import gc
 from typing import Any
 
 import torch
@@ -41,6 +42,8 @@ class Compiled:
         if self._options is None or route is None or len(route.spans) != 1:
             return self._model
         if self._compiled is None:
+            # Dynamo counts the entries of weak tables; a model collected while it compiles would shorten them.
+            gc.collect()
             self._compiled = torch.compile(self._model, **self._options)
         return self._compiled
 
