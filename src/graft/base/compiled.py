@@ -42,7 +42,7 @@ class Compiled:
         if self._options is None or route is None or len(route.spans) != 1:
             return self._model
         if self._compiled is None:
-            # Dynamo counts the entries of weak tables; a model collected while it compiles would shorten them.
+            # Dynamo counts the entries of weak tables: a model collected meanwhile would shorten them.
             gc.collect()
             self._compiled = torch.compile(self._model, **self._options)
         return self._compiled
