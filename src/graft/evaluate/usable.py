@@ -21,7 +21,7 @@ def check_metrics(metrics: Sequence[str], stage: Stage, family: str) -> None:
     """
     check(metrics, stage.metrics)
     own = ("loss", *CLASS) if stage.labelled else (*dict.fromkeys((*LOSS, *stage.metrics)),)
-    asks = family in WRITING and not stage.labelled and stage.layouts != ("text",)
+    asks = stage.asks and family in WRITING
     for name in metrics:
         if name not in own and not (asks and by_texts([name])):
             raise UsageError(

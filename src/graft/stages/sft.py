@@ -30,6 +30,7 @@ class Sft(Stage):
     layouts: ClassVar = ("messages", "sharegpt", "alpaca", "prompt_completion", "text")
     metrics: ClassVar = ("perplexity",)
     families: ClassVar = ("causal", "seq2seq")
+    asks: ClassVar = True
     packs: ClassVar = True
     loss = staticmethod(language_modelling)
 

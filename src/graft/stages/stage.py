@@ -42,6 +42,7 @@ class Stage(ABC):
         "seq2seq",
         "encoder",
     )  # of models that can learn it
+    asks: ClassVar[bool] = False  # rows have a prompt, so that what a model writes to it can be scored
     labelled: ClassVar[bool] = False  # rows name classes, for which the adapter gets a head
     aligned: ClassVar[tuple[str, ...]] = ()  # parts of an example that tell something of each of its ids
     packs: ClassVar[bool] = False  # documents may share a row, where the model allows it
