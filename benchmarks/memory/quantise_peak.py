@@ -60,7 +60,7 @@ def measure(folder: str, quant: str) -> dict[str, float]:
             samples.append(anonymous())
             time.sleep(0.001)
 
-    watcher = threading.Thread(target=watch)
+    watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     start = time.perf_counter()
     model = load(folder, quant, device="cpu").model

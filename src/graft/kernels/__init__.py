@@ -12,14 +12,15 @@
     quantise_groups   (out, in) -> packed codes, scale, minimum
     dequantise_groups, linear_groups, linear_backward_groups, pack_bits, unpack_bits: the same for Grouped
 
-A backend without a kernel for an operation leaves it to the reference.
+A backend without a kernel for an operation leaves it to the reference. On the processor the kernels are those
+of csrc/ (see `native`).
 """
 
 import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from graft.kernels import groups, reference
+from graft.kernels import groups, native_packed, reference
 from graft.kernels.packed import Codebook, Grouped, Nested, Packed
 
 __all__ = ["REFERENCE", "Codebook", "Grouped", "Nested", "Packed", "find", "only_reference", "register"]
@@ -30,6 +31,8 @@ REFERENCE: dict[str, Kernel] = {
     name: getattr(part, name) for part in (reference, groups) for name in part.__all__
 }
 _kernels: dict[str, dict[str, Kernel]] = {name: {"reference": kernel} for name, kernel in REFERENCE.items()}
+for name in native_packed.__all__:
+    _kernels[name]["cpu"] = getattr(native_packed, name)
 _forced: list[str] = []
 
 

@@ -1,0 +1,2 @@
+#define LEVEL avx512
+#include "unit.h"

@@ -1,0 +1,2 @@
+#define LEVEL avx512_bf16
+#include "unit.h"

@@ -1,0 +1,2 @@
+#define LEVEL portable
+#include "unit.h"

@@ -1,0 +1,165 @@
+// y = sum of terms: scale * x W^T or scale * x W, plus a bias; fp32 sums on every level.
+//
+// x is packed once, MR rows interleaved. A task is a strip of COLUMNS columns of y: its weights are decoded, INNER of
+// the inner dimension at a time, into panels of NR columns that stay in the caches, and every tile of MR x NR
+// runs through them. A low-rank update is one more term, so it costs no second pass over y.
+// After Goto and van de Geijn 2008, Anatomy of high-performance matrix multiplication.
+
+#define NV 2                    // vectors of a tile's row
+#define NR (NV * VW)
+#if VW == 16
+#define MR 12
+#elif VW == 8
+#define MR 6
+#else
+#define MR 4
+#endif
+#define COLUMNS 64              // a multiple of NR, and the usual block of a packed weight
+#define INNER 256
+#define BAND (1 << 22)          // numbers of x that are packed at one time: 16 MiB
+
+static _Thread_local arena packed_x;
+
+// Pack rows [first, first + count) of scale * x: for each k, MR rows side by side; rows that are missing are 0.
+static void pack_rows(const graft_term *t, int64_t inner, int64_t first, int64_t count, float *out) {
+  float rows[MR][INNER];
+  for (int64_t from = 0; from < inner; from += INNER) {
+    int64_t n = least(INNER, inner - from);
+    for (int64_t r = 0; r < MR; r++) {
+      if (r >= count) { memset(rows[r], 0, sizeof rows[r]); continue; }
+      int64_t at = (first + r) * t->stride + from, i = 0;
+      vf scale = vf_set(t->scale);
+      for (; i + VW <= n; i += VW) vf_store(rows[r] + i, load_as(t->x, at + i, t->dtype) * scale);
+      if (i < n) vf_store_n(rows[r] + i, load_n_as(t->x, at + i, n - i, t->dtype) * scale, n - i);
+    }
+    for (int64_t k = 0; k < n; k++)
+      for (int r = 0; r < MR; r++) out[(from + k) * MR + r] = rows[r][k];
+  }
+}
+
+// W^T: inner [from, to) of rows [first, first + count) of W, as panels of NR columns.
+static void panels_of_rows(const graft_weight *w, int64_t first, int64_t count, int64_t from, int64_t to,
+                           float *out) {
+  float rows[VW][INNER];
+  int64_t n = to - from;
+  for (int64_t c = 0; c < (count + NR - 1) / NR * NR; c += VW) {
+    for (int r = 0; r < VW; r++) {
+      if (c + r < count) decode_row(w, first + c + r, from, to, rows[r]);
+      else memset(rows[r], 0, sizeof rows[r]);
+    }
+    float *panel = out + c / NR * NR * INNER + c % NR;
+    int64_t k = 0;
+    for (; k + VW <= n; k += VW) {
+      vf tile[VW];
+      for (int r = 0; r < VW; r++) tile[r] = vf_load(rows[r] + k);
+      vf_transpose(tile);
+      for (int r = 0; r < VW; r++) vf_store(panel + (k + r) * NR, tile[r]);
+    }
+    for (; k < n; k++)
+      for (int r = 0; r < VW; r++) panel[k * NR + r] = rows[r][k];
+  }
+}
+
+// W: rows [from, to) of W are the inner dimension, columns [first, first + count) become panels.
+static void panels_of_columns(const graft_weight *w, int64_t first, int64_t count, int64_t from, int64_t to,
+                              float *out) {
+  float row[COLUMNS] = {0};
+  for (int64_t k = from; k < to; k++) {
+    decode_row(w, k, first, first + count, row);
+    for (int64_t c = 0; c < count; c += NR)
+      memcpy(out + c / NR * NR * INNER + (k - from) * NR, row + c, sizeof(float) * NR);
+  }
+}
+
+// y tile (MR, NR) = or += packed rows times a panel.
+INLINE void tile_product(const float *x, const float *panel, int64_t inner, float *y, int64_t stride, int add) {
+  vf sum[MR][NV];
+#pragma GCC unroll 12
+  for (int i = 0; i < MR; i++)
+#pragma GCC unroll 2
+    for (int j = 0; j < NV; j++) sum[i][j] = vf_zero();
+  for (int64_t k = 0; k < inner; k++) {
+    vf w[NV];
+#pragma GCC unroll 2
+    for (int j = 0; j < NV; j++) w[j] = vf_load(panel + k * NR + j * VW);
+#pragma GCC unroll 12
+    for (int i = 0; i < MR; i++) {
+      vf a = vf_set(x[k * MR + i]);
+#pragma GCC unroll 2
+      for (int j = 0; j < NV; j++) sum[i][j] = vf_fma(a, w[j], sum[i][j]);
+    }
+  }
+#pragma GCC unroll 12
+  for (int i = 0; i < MR; i++)
+#pragma GCC unroll 2
+    for (int j = 0; j < NV; j++) {
+      float *at = y + i * stride + j * VW;
+      vf_store(at, add ? vf_load(at) + sum[i][j] : sum[i][j]);
+    }
+}
+
+// Write sums (count, COLUMNS) as rows of y, in its dtype, with the bias.
+static void finish(const float *sums, int64_t count, int64_t columns, const float *bias, void *y, int dtype,
+                   int64_t at, int64_t stride) {
+  for (int64_t r = 0; r < count; r++, at += stride)
+    for (int64_t c = 0; c < columns; c += VW) {
+      int64_t n = least(VW, columns - c);
+      vf v = vf_load(sums + r * COLUMNS + c);
+      if (bias) v += vf_load_n(bias + c, n);
+      if (n == VW) store_as(y, at + c, v, dtype);
+      else store_n_as(y, at + c, v, n, dtype);
+    }
+}
+
+// y (m, n) in `dtype`, rows `stride` numbers apart; bias (n,) or NULL. Returns 0, or -1 without memory.
+int KERNEL(product)(const graft_term *terms, int count, int64_t m, int64_t n, const float *bias, void *y, int dtype,
+                    int64_t stride, int threads) {
+  int64_t inner[8], whole = 0;
+  if (count > 8) return -1;
+  for (int t = 0; t < count; t++) {
+    inner[t] = terms[t].across ? terms[t].weight->rows : terms[t].weight->columns;
+    whole += inner[t];
+  }
+  int64_t band = least((m + MR - 1) / MR, BAND / (MR * whole) + 1) * MR;  // rows of x at one time
+  float *x = scratch_of(&packed_x, sizeof(float) * (size_t)(band * whole));
+  if (!x) return -1;
+  int failed = 0;
+  for (int64_t top = 0; top < m; top += band) {
+    int64_t rows = least(band, m - top), tiles = (rows + MR - 1) / MR;
+    int64_t strips = (n + COLUMNS - 1) / COLUMNS;
+#pragma omp parallel num_threads(threads)
+    {
+#pragma omp for schedule(static)
+      for (int64_t i = 0; i < tiles; i++) {
+        int64_t before = 0;  // packed as (term, tile, k, MR)
+        for (int t = 0; t < count; before += inner[t++])
+          pack_rows(&terms[t], inner[t], top + i * MR, least(MR, rows - i * MR),
+                    x + before * tiles * MR + i * inner[t] * MR);
+      }
+      float *panels = aligned_alloc(64, sizeof(float) * INNER * COLUMNS);
+      float *sums = aligned_alloc(64, sizeof(float) * (size_t)(tiles * MR * COLUMNS));
+      if (!panels || !sums) failed = 1;
+#pragma omp for schedule(dynamic, 1)
+      for (int64_t strip = 0; strip < strips; strip++) {
+        if (failed) continue;
+        int64_t first = strip * COLUMNS, width = least(COLUMNS, n - first), before = 0;
+        int add = 0;
+        for (int t = 0; t < count; before += inner[t++])
+          for (int64_t from = 0; from < inner[t]; from += INNER, add = 1) {
+            int64_t to = least(from + INNER, inner[t]);
+            if (terms[t].across) panels_of_columns(terms[t].weight, first, width, from, to, panels);
+            else panels_of_rows(terms[t].weight, first, width, from, to, panels);
+            const float *packed = x + before * tiles * MR;
+            for (int64_t c = 0; c < width; c += NR)
+              for (int64_t i = 0; i < tiles; i++)
+                tile_product(packed + (i * inner[t] + from) * MR, panels + c / NR * NR * INNER, to - from,
+                             sums + i * MR * COLUMNS + c, COLUMNS, add);
+          }
+        finish(sums, rows, width, bias ? bias + first : 0, y, dtype, top * stride + first, stride);
+      }
+      free(panels);
+      free(sums);
+    }
+  }
+  return failed ? -1 : 0;
+}
