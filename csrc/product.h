@@ -1,8 +1,8 @@
 // y = sum of terms: scale * x W^T or scale * x W, plus a bias; fp32 sums on every level.
 //
-// x is packed once, MR rows interleaved. A task is a strip of COLUMNS columns of y: its weights are decoded, INNER of
-// the inner dimension at a time, into panels of NR columns that stay in the caches, and every tile of MR x NR
-// runs through them. A low-rank update is one more term, so it costs no second pass over y.
+// x is packed once, MR rows interleaved. A task is a strip of COLUMNS columns of y, or some of its rows: the weights
+// are decoded, INNER of the inner dimension at a time, into panels of NR columns that stay in the caches, and
+// every tile of MR x NR runs through them. A low-rank update is one more term, so it costs no second pass over y.
 // After Goto and van de Geijn 2008, Anatomy of high-performance matrix multiplication.
 
 #define NV 2                    // vectors of a tile's row
@@ -17,11 +17,19 @@
 #define COLUMNS 64              // a multiple of NR, and the usual block of a packed weight
 #define INNER 256
 #define BAND (1 << 22)          // numbers of x that are packed at one time: 16 MiB
+#define TASK_TILES (768 / MR)   // tiles of a task, whose sums stay in the second-level cache
 
 static _Thread_local arena packed_x;
 
 // Pack rows [first, first + count) of scale * x: for each k, MR rows side by side; rows that are missing are 0.
 static void pack_rows(const graft_term *t, int64_t inner, int64_t first, int64_t count, float *out) {
+  if (t->step != 1) {  // x is transposed
+    for (int64_t k = 0; k < inner; k++)
+      for (int64_t r = 0; r < MR; r++)
+        out[k * MR + r] =
+            r < count ? t->scale * number_as(t->x, (first + r) * t->stride + k * t->step, t->dtype) : 0;
+    return;
+  }
   float rows[MR][INNER];
   for (int64_t from = 0; from < inner; from += INNER) {
     int64_t n = least(INNER, inner - from);
@@ -126,7 +134,9 @@ int KERNEL(product)(const graft_term *terms, int count, int64_t m, int64_t n, co
   int failed = 0;
   for (int64_t top = 0; top < m; top += band) {
     int64_t rows = least(band, m - top), tiles = (rows + MR - 1) / MR;
-    int64_t strips = (n + COLUMNS - 1) / COLUMNS;
+    int64_t strips = (n + COLUMNS - 1) / COLUMNS, parts = (tiles + TASK_TILES - 1) / TASK_TILES;
+    while (parts < tiles && strips * parts < 4 * threads) parts++;  // few columns: threads share the rows
+    int64_t share = (tiles + parts - 1) / parts;
 #pragma omp parallel num_threads(threads)
     {
 #pragma omp for schedule(static)
@@ -137,12 +147,13 @@ int KERNEL(product)(const graft_term *terms, int count, int64_t m, int64_t n, co
                     x + before * tiles * MR + i * inner[t] * MR);
       }
       float *panels = aligned_alloc(64, sizeof(float) * INNER * COLUMNS);
-      float *sums = aligned_alloc(64, sizeof(float) * (size_t)(tiles * MR * COLUMNS));
+      float *sums = aligned_alloc(64, sizeof(float) * (size_t)(share * MR * COLUMNS));
       if (!panels || !sums) failed = 1;
 #pragma omp for schedule(dynamic, 1)
-      for (int64_t strip = 0; strip < strips; strip++) {
-        if (failed) continue;
-        int64_t first = strip * COLUMNS, width = least(COLUMNS, n - first), before = 0;
+      for (int64_t task = 0; task < strips * parts; task++) {
+        int64_t begin = task / strips * share, end = least(begin + share, tiles);
+        if (failed || begin >= end) continue;
+        int64_t first = task % strips * COLUMNS, width = least(COLUMNS, n - first), before = 0;
         int add = 0;
         for (int t = 0; t < count; before += inner[t++])
           for (int64_t from = 0; from < inner[t]; from += INNER, add = 1) {
@@ -151,11 +162,13 @@ int KERNEL(product)(const graft_term *terms, int count, int64_t m, int64_t n, co
             else panels_of_rows(terms[t].weight, first, width, from, to, panels);
             const float *packed = x + before * tiles * MR;
             for (int64_t c = 0; c < width; c += NR)
-              for (int64_t i = 0; i < tiles; i++)
+              for (int64_t i = begin; i < end; i++)
                 tile_product(packed + (i * inner[t] + from) * MR, panels + c / NR * NR * INNER, to - from,
-                             sums + i * MR * COLUMNS + c, COLUMNS, add);
+                             sums + (i - begin) * MR * COLUMNS + c, COLUMNS, add);
           }
-        finish(sums, rows, width, bias ? bias + first : 0, y, dtype, top * stride + first, stride);
+        int64_t row = begin * MR;
+        finish(sums, least(end * MR, rows) - row, width, bias ? bias + first : 0, y, dtype,
+               (top + row) * stride + first, stride);
       }
       free(panels);
       free(sums);

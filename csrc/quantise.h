@@ -18,6 +18,20 @@ INLINE vi places16(vf x, const float *midpoints) {
 #endif
 }
 
+// The largest magnitude of `count` numbers; NaN if there is one among them.
+INLINE float largest(const void *x, int dtype, int64_t at, int64_t count) {
+  vf top = vf_zero();
+  vi bad = {0};
+  for (int64_t i = 0; i < count; i += VW) {
+    vf v = vf_abs(load_n_as(x, at + i, least(VW, count - i), dtype));
+    bad |= (vi)v > 0x7f800000;  // a NaN, which max would hide
+    top = vf_max(top, v);
+  }
+  for (int j = 0; j < VW; j++)
+    if (bad[j]) return NAN;
+  return vf_top(top);
+}
+
 // Quantise x (rows, n) of `dtype` to packed codes and absmax (rows, blocks).
 // order: (16,) the code of each place, where levels do not ascend; else NULL.
 void KERNEL(quantise_4bit)(const void *x, int dtype, int64_t rows, int64_t n, int64_t block,
@@ -28,15 +42,7 @@ void KERNEL(quantise_4bit)(const void *x, int dtype, int64_t rows, int64_t n, in
   for (int64_t row = 0; row < rows; row++) {
     for (int64_t b = 0; b < blocks; b++) {
       int64_t from = b * block, count = least(block, n - from);
-      vf top = vf_zero();
-      int64_t bad = 0;
-      for (int64_t i = 0; i < count; i += VW) {
-        vf v = vf_abs(load_n_as(x, row * n + from + i, least(VW, count - i), dtype));
-        vi odd = (vi)v > 0x7f800000;  // a NaN, which max would hide
-        for (int j = 0; j < VW; j++) bad |= odd[j];
-        top = vf_max(top, v);
-      }
-      float most = bad ? NAN : vf_top(top);
+      float most = largest(x, dtype, row * n + from, count);
       absmax[row * blocks + b] = most;
       vf inverse = vf_set(1.0f / (most > 1e-38f ? most : 1e-38f));
       uint8_t found[VW];
@@ -58,12 +64,7 @@ void KERNEL(quantise_int8)(const void *x, int dtype, int64_t rows, int64_t n, in
                            int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (int64_t row = 0; row < rows; row++) {
-    float most = 0;
-    for (int64_t i = 0; i < n; i += VW) {
-      vf v = vf_abs(load_n_as(x, row * n + i, least(VW, n - i), dtype));
-      for (int j = 0; j < VW; j++)
-        if (!(v[j] <= most)) most = v[j];  // a NaN stays
-    }
+    float most = largest(x, dtype, row * n, n);
     absmax[row] = most;
     vf factor = vf_set(127.0f / (most > 1e-38f ? most : 1e-38f));
     for (int64_t i = 0; i < n; i += VW) {

@@ -173,6 +173,11 @@ INLINE vf load_as(const void *p, int64_t at, int dtype) {
   vh h = vh_load((const uint16_t *)p + at);
   return dtype == BF16 ? vf_from_bf16(h) : vf_from_fp16(h);
 }
+INLINE float number_as(const void *p, int64_t at, int dtype) {
+  if (dtype == FP32) return ((const float *)p)[at];
+  uint16_t h = ((const uint16_t *)p)[at];
+  return dtype == BF16 ? bf16_to_float(h) : fp16_to_float(h);
+}
 INLINE void store_as(void *p, int64_t at, vf v, int dtype) {
   if (dtype == FP32) vf_store((float *)p + at, v);
   else vh_store((uint16_t *)p + at, dtype == BF16 ? vf_to_bf16(v) : vf_to_fp16(v));

@@ -123,6 +123,7 @@ class Term(ctypes.Structure):
         ("dtype", ctypes.c_int32),
         ("across", ctypes.c_int32),
         ("stride", ctypes.c_int64),
+        ("step", ctypes.c_int64),
         ("scale", ctypes.c_float),
         ("weight", ctypes.POINTER(Weight)),
     )
@@ -163,9 +164,9 @@ def rows(x: Tensor) -> Tensor:
 
 
 def term(x: Tensor, of: Weight, *, across: bool = False, scale: float = 1.0) -> Term:
-    """Describe scale · x Wᵀ, or scale · x W if `across`, for `product`.  x: (m, inner), contiguous."""
-    made = Term(x.data_ptr(), DTYPES[x.dtype], across, x.shape[1], scale, ctypes.pointer(of))
-    made.held = x  # a contiguous copy lives as long as its address is used
+    """Describe scale · x Wᵀ, or scale · x W if `across`, for `product`.  x: (m, inner)."""
+    made = Term(x.data_ptr(), DTYPES[x.dtype], across, *x.stride(), scale, ctypes.pointer(of))
+    made.held = x  # a copy lives as long as its address is used
     return made
 
 
