@@ -106,30 +106,33 @@ INLINE void tile_product(const float *x, const float *panel, int64_t inner, floa
     }
 }
 
-// Write sums (count, COLUMNS) as rows of y, in its dtype, with the bias.
-static void finish(const float *sums, int64_t count, int64_t columns, const float *bias, void *y, int dtype,
-                   int64_t at, int64_t stride) {
+// Write sums (count, COLUMNS) as rows of y, in its dtype, with the bias; or add them to what is there.
+static void finish(const float *sums, int64_t count, int64_t columns, const float *bias, int add, void *y,
+                   int dtype, int64_t at, int64_t stride) {
   for (int64_t r = 0; r < count; r++, at += stride)
     for (int64_t c = 0; c < columns; c += VW) {
       int64_t n = least(VW, columns - c);
       vf v = vf_load(sums + r * COLUMNS + c);
       if (bias) v += vf_load_n(bias + c, n);
+      if (add) v += load_n_as(y, at + c, n, dtype);
       if (n == VW) store_as(y, at + c, v, dtype);
       else store_n_as(y, at + c, v, n, dtype);
     }
 }
 
-// y (m, n) in `dtype`, rows `stride` numbers apart; bias (n,) or NULL. Returns 0, or -1 without memory.
-int KERNEL(product)(const graft_term *terms, int count, int64_t m, int64_t n, const float *bias, void *y, int dtype,
-                    int64_t stride, int threads) {
+// Write y (m, n) in `dtype`, its rows `stride` numbers apart, or add to it. bias: (n,) or NULL.
+// Returns 0, or -1 without memory.
+static int multiply(const graft_term *terms, int count, int64_t m, int64_t n, const float *bias, int onto, void *y,
+                    int dtype, int64_t stride, int threads) {
   int64_t inner[8], whole = 0;
   if (count > 8) return -1;
   for (int t = 0; t < count; t++) {
     inner[t] = terms[t].across ? terms[t].weight->rows : terms[t].weight->columns;
     whole += inner[t];
   }
-  int64_t band = least((m + MR - 1) / MR, BAND / (MR * whole) + 1) * MR;  // rows of x at one time
-  float *x = scratch_of(&packed_x, sizeof(float) * (size_t)(band * whole));
+  if (m == 0 || n == 0) return 0;
+  int64_t band = least((m + MR - 1) / MR, BAND / (MR * (whole + 1)) + 1) * MR;  // rows of x at one time
+  float *x = scratch_of(&packed_x, sizeof(float) * (size_t)(band * whole + 1));
   if (!x) return -1;
   int failed = 0;
   for (int64_t top = 0; top < m; top += band) {
@@ -166,8 +169,9 @@ int KERNEL(product)(const graft_term *terms, int count, int64_t m, int64_t n, co
                 tile_product(packed + (i * inner[t] + from) * MR, panels + c / NR * NR * INNER, to - from,
                              sums + (i - begin) * MR * COLUMNS + c, COLUMNS, add);
           }
+        if (!add) memset(sums, 0, sizeof(float) * (size_t)(share * MR * COLUMNS));  // a sum of nothing
         int64_t row = begin * MR;
-        finish(sums, least(end * MR, rows) - row, width, bias ? bias + first : 0, y, dtype,
+        finish(sums, least(end * MR, rows) - row, width, bias ? bias + first : 0, onto, y, dtype,
                (top + row) * stride + first, stride);
       }
       free(panels);
@@ -175,4 +179,9 @@ int KERNEL(product)(const graft_term *terms, int count, int64_t m, int64_t n, co
     }
   }
   return failed ? -1 : 0;
+}
+
+int KERNEL(product)(const graft_term *terms, int count, int64_t m, int64_t n, const float *bias, void *y, int dtype,
+                    int64_t stride, int threads) {
+  return multiply(terms, count, m, n, bias, 0, y, dtype, stride, threads);
 }

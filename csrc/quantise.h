@@ -69,8 +69,9 @@ void KERNEL(quantise_int8)(const void *x, int dtype, int64_t rows, int64_t n, in
     vf factor = vf_set(127.0f / (most > 1e-38f ? most : 1e-38f));
     for (int64_t i = 0; i < n; i += VW) {
       int64_t left = least(VW, n - i);
-      vf v = load_n_as(x, row * n + i, left, dtype) * factor;
-      vi whole = vf_round(vf_max(vf_min(v, vf_set(127.0f)), vf_set(-127.0f)));
+      vf v = load_n_as(x, row * n + i, left, dtype), scaled = v * factor;
+      vi whole = vf_round(vf_max(vf_min(scaled, vf_set(127.0f)), vf_set(-127.0f)));
+      whole &= v != 0.0f;  // the factor of a row of almost nothing is infinite
       for (int j = 0; j < left; j++) codes[row * n + i + j] = (int8_t)whole[j];
     }
   }

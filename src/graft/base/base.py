@@ -24,6 +24,7 @@ from graft.base.fingerprint import count, fingerprint
 from graft.base.heads import Heads
 from graft.base.host import Host
 from graft.base.last_hidden import LanguageHead, captured
+from graft.base.linears import Linears
 from graft.base.merging import Merged, Merges
 from graft.base.mixing import Mixing
 from graft.base.module_hooks import ModuleHooks
@@ -80,6 +81,7 @@ class Base:
         self._liveness, self._mixing = liveness.Liveness(model), Mixing(model, self._choice)
         self._dropout = SilentDropout(model)
         self._compiled = Compiled(model)
+        Linears(model).put_on()
         self._head = LanguageHead(model, self.family, values=self.has_values)
         self._fingerprint = ""
 

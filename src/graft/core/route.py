@@ -42,6 +42,7 @@ class Taps:
     virtual: the virtual tokens themselves, until the backbone embeds its ids.
     states: {identity of an insert: the states that it left}.
     cache: keys and values of the stack that has just run, or None.
+    added: the modules whose product holds its update already.
     """
 
     entered: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -49,6 +50,7 @@ class Taps:
     virtual: Any = None
     states: dict[int, Any] = field(default_factory=dict)
     cache: Any = None
+    added: set[str] = field(default_factory=set)
 
 
 @dataclass(frozen=True, eq=False)

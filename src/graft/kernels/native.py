@@ -94,6 +94,14 @@ def plain(tensor: Tensor) -> bool:
     return type(tensor) in (Tensor, torch.nn.Parameter) and tensor.device.type == "cpu"
 
 
+def by_torch(dtype: torch.dtype) -> bool:
+    """Return whether torch multiplies this format faster than the kernels, which sum in fp32.
+
+    It does where the processor has instructions for 16-bit products.
+    """
+    return dtype == torch.bfloat16 and level() in ("avx512_bf16", "reference")
+
+
 class Weight(ctypes.Structure):
     """`graft_weight` of csrc/graft.h."""
 
