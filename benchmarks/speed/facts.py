@@ -25,6 +25,8 @@ def of_row(row: Row, raw: Mapping[str, Any]) -> dict[str, Facts]:
     refused = len(quiet) < row.rounds
     limits = _limits(raw["rounds"])
     first = next(iter(row.sides))
+    shown = raw["rounds"] if refused else quiet
+    state = {"refused": int(refused), "others": max(r["others"] for r in shown)}
     sides = {}
     for name in row.sides:
         ended, ready = raw["ended"].get(name, {}), raw["ready"].get(name, raw["ended"].get(name, {}))
@@ -35,7 +37,7 @@ def of_row(row: Row, raw: Mapping[str, Any]) -> dict[str, Facts]:
         if not refused:
             facts |= _speed(name, first, ready["work"], raw, quiet) | limits
             facts["share"] = _share(name, row, facts, limits)
-        sides[name] = facts | {"refused": int(refused), "others": max(r["others"] for r in quiet or raw["rounds"])}
+        sides[name] = facts | state
     return sides
 
 
@@ -157,5 +159,3 @@ def common(one: Sequence[int], other: Sequence[int]) -> int:
     """
     pairs = enumerate(zip(one, other, strict=False))
     return next((at for at, (a, b) in pairs if a != b), min(len(one), len(other)))
-
-

@@ -55,7 +55,9 @@ class Side:
         if not line:
             self._process.wait()
             tail = "\n".join(self.log.read_text(encoding="utf-8").splitlines()[-15:])
-            raise RuntimeError(f"{self.spec['side']} ended with {self._process.returncode}, {self.log}:\n{tail}")
+            raise RuntimeError(
+                f"{self.spec['side']} ended with {self._process.returncode}, {self.log}:\n{tail}"
+            )
         answer: dict[str, Any] = json.loads(line)
         return answer
 
@@ -92,6 +94,15 @@ class Others:
         wall, busy, own = (now - then for now, then in zip(self._last, before, strict=True))
         return max(0.0, (busy - own) / wall)
 
+    def wait(self, patience_s: float) -> None:
+        """Return as soon as others leave the machine alone for a second, at the latest after so many."""
+        end = time.perf_counter() + patience_s
+        while time.perf_counter() < end:
+            self.cores()
+            time.sleep(1.0)
+            if self.cores() <= MOST:
+                return
+
     def _now(self) -> tuple[float, float, float]:
         tick = os.sysconf("SC_CLK_TCK")
         fields = [int(word) for word in Path("/proc/stat").read_text().splitlines()[0].split()[1:]]
@@ -114,14 +125,15 @@ class Run:
 
     folder: of the weights.  logs: where the sides' output goes.  threads: of every side.
     before: the source folder of an older checkout, for the side of that name.
+    patience_s: how long a round may wait for a quiet machine.
     """
 
     def __init__(
         self, row: Row, folder: Path, logs: Path, threads: int, *, before: str | None = None,
-        say: Callable[[str], None] = print,
+        patience_s: float = 0.0, say: Callable[[str], None] = print,
     ) -> None:  # fmt: skip
         self.row, self.folder, self.logs, self.threads = row, folder, logs, threads
-        self.before, self.say = before, say
+        self.before, self.patience_s, self.say = before, patience_s, say
         self.others = Others()
         self.running: dict[str, Side] = {}
         self.rounds: list[dict[str, Any]] = []  # {"others", "turns": {side: {"seconds", ...}}}
@@ -194,6 +206,7 @@ class Run:
         quiet = 0
         for number in range(self.row.rounds * REPEATED):
             order = list(self.row.sides) if number % 2 == 0 else list(self.row.sides)[::-1]
+            self.others.wait(self.patience_s)
             limits = self.running[LIMITS].ask(do="turn", units=1)["results"][0]
             self.others.cores()
             turns = {name: self._turn(name) for name in order}
@@ -222,7 +235,8 @@ class Run:
             return {}
         dimensions = {"vocabulary": SHAPES[self.row.shape].vocabulary, "rank": RANK}
         return {
-            name: self.running[name].ask(do="profile", dimensions=dimensions)["parts"] for name in self.row.sides
+            name: self.running[name].ask(do="profile", dimensions=dimensions)["parts"]
+            for name in self.row.sides
         }
 
 

@@ -92,7 +92,12 @@ def loaded(folder: Path, dtype: torch.dtype, computed: torch.dtype | None = None
             bnb_4bit_compute_dtype=computed,
         )  # fmt: skip
     return AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype, attn_implementation="sdpa", local_files_only=True, trust_remote_code=False, **packing
+        folder,
+        dtype=dtype,
+        attn_implementation="sdpa",
+        local_files_only=True,
+        trust_remote_code=False,
+        **packing,
     )
 
 

@@ -34,7 +34,9 @@ def main() -> int:
     options = _options()
     raw = RESULTS.raw / "trial" if options.quick else RESULTS.raw
     rows = grid.chosen(options.rows)
-    done = set() if options.again else set(RESULTS.known(raw, committed=not options.quick))
+    known = RESULTS.known(raw, committed=not options.quick)
+    # What was measured on a machine that was not quiet has no speeds, and is measured again.
+    done = set() if options.again else {name for name, line in known.items() if not line["refused"]}
     if options.list:
         for row in rows:
             print(f"{'done' if row.name in done else 'to do':6}{row.name:24}{row.title}")
@@ -50,15 +52,19 @@ def _carried_out(row: grid.Row, folder: Path, raw: Path, options: argparse.Names
     print(f"{row.name}: {row.title}", flush=True)
     row = row.beside() if options.before else row
     row = row.quick() if options.quick else row
+    patience_s = 0.0 if options.quick else options.patience
     try:
-        write_raw(raw / f"{row.name}.json", measured(row, folder, options.threads, options.before))
+        found = measured(row, folder, options.threads, options.before, patience_s)
+        write_raw(raw / f"{row.name}.json", found)
     except Exception:  # a row that fails must not take the others along
         traceback.print_exc()
         return False
     return True
 
 
-def measured(row: grid.Row, folder: Path, threads: int, before: str | None = None) -> dict[str, Any]:
+def measured(
+    row: grid.Row, folder: Path, threads: int, before: str | None = None, patience_s: float = 0.0
+) -> dict[str, Any]:
     """Write the weights, measure the row, and return its raw facts with its numbers."""
     import facts
     import harness
@@ -69,7 +75,7 @@ def measured(row: grid.Row, folder: Path, threads: int, before: str | None = Non
     (logs / f"{row.name}.txt").unlink(missing_ok=True)
     _prepare(row, folder)
     begun, load = time.perf_counter(), os.getloadavg()[0]
-    found = harness.Run(row, folder, logs, threads, before=before, say=_say).measure()
+    found = harness.Run(row, folder, logs, threads, before=before, patience_s=patience_s, say=_say).measure()
     sides = facts.of_row(row, found)
     for name, numbers in sides.items():
         shown = {key: f"{value:.4g}" for key, value in numbers.items() if isinstance(value, float)}
@@ -125,6 +131,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--again", action="store_true", help="repeat finished rows too")
     parser.add_argument("--quick", action="store_true", help="few steps, as a trial in a folder of its own")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of each side; all cores")
+    parser.add_argument(
+        "--patience", type=float, default=120.0, help="seconds that a round may wait for a quiet machine"
+    )
     parser.add_argument("--weights", type=Path, help="keep the random weights in this folder")
     parser.add_argument("--before", help="the source folder of an older checkout, measured beside this one")
     return parser.parse_args()

@@ -161,7 +161,11 @@ def _tokenizer(vocabulary: int, folder: Path) -> None:
     tokenizer.save(str(folder / "tokenizer.json"))
     _write_json(
         folder / "tokenizer_config.json",
-        {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "t0", "clean_up_tokenization_spaces": False},
+        {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "unk_token": "t0",
+            "clean_up_tokenization_spaces": False,
+        },
     )
 
 

@@ -1,0 +1,58 @@
+"""Draw where the time of a training step goes: a bar for each side of each row, cut into its parts.
+
+The bars of a row have one scale, so that their lengths compare; the longest fills the width.
+"""
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any
+
+from grid import ROWS
+from page import picture
+from parts import PARTS
+
+LEFT, WIDTH, RIGHT, BAR, GAP, TOP = 150, 620, 70, 16, 12, 46  # in pixels
+COLOURS = ("#3465a4", "#8ab4d8", "#c4321f", "#e9b54d", "#7a9f4b", "#9a6fb0", "#555", "#ccc")
+STYLE = ".n{font-size:10px}"
+
+
+def svg(lines: Sequence[dict[str, Any]], order: Sequence[str]) -> str:
+    """Return the picture.  lines: {"row", "number", "side", "part", "seconds"}.  order: of the rows."""
+    lines = sorted(lines, key=lambda line: (order.index(line["row"]), line["number"]))
+    drawn, at = [_legend()], TOP
+    for row, group in groupby(lines, key=lambda line: line["row"]):
+        drawn.append(f'<text class="t" x="8" y="{at + 10}">{ROWS[row].title}</text>')
+        at += 20
+        bars = {n: list(bar) for n, bar in groupby(group, key=lambda line: line["number"])}
+        longest = max(sum(line["seconds"] for line in bar) for bar in bars.values())
+        for bar in bars.values():
+            drawn.append(_bar(bar, at, WIDTH / longest))
+            at += BAR + 4
+        at += GAP
+    return picture(LEFT + WIDTH + RIGHT, at + 4, "".join(drawn), STYLE)
+
+
+def _bar(bar: Sequence[dict[str, Any]], at: int, scale: float) -> str:
+    """Return one side's bar with its name and the length of its step.  scale: pixels of a second."""
+    spent = {line["part"]: line["seconds"] for line in bar}
+    drawn = [f'<text x="{LEFT - 6}" y="{at + 12}" text-anchor="end">{bar[0]["side"]}</text>']
+    x = float(LEFT)
+    for part, colour in zip(PARTS, COLOURS, strict=True):
+        wide = spent.get(part, 0.0) * scale
+        drawn.append(
+            f'<rect x="{x:.1f}" y="{at}" width="{wide:.1f}" height="{BAR}" fill="{colour}">'
+            f"<title>{part}: {1000 * spent.get(part, 0.0):.1f} ms</title></rect>"
+        )
+        x += wide
+    drawn.append(f'<text class="n" x="{x + 5:.1f}" y="{at + 12}">{1000 * sum(spent.values()):,.0f} ms</text>')
+    return "".join(drawn)
+
+
+def _legend() -> str:
+    """Return the names of the parts beside their colours."""
+    drawn, x = [], 8.0
+    for part, colour in zip(PARTS, COLOURS, strict=True):
+        drawn.append(f'<rect x="{x:.0f}" y="10" width="11" height="11" fill="{colour}"/>')
+        drawn.append(f'<text x="{x + 15:.0f}" y="20">{part}</text>')
+        x += 34 + 6.2 * len(part)
+    return "".join(drawn)
