@@ -56,8 +56,8 @@ def test_operations_of_a_step_are_those_that_torch_counts(speed):
     ids = speed.weights.rows(shape, length, 1)
     with FlopCounterMode(display=False) as counter:
         model(ids, labels=ids, use_cache=False).loss.backward()
-    # A token of eager attention costs 4·t·d in each layer, and twice that backward: nothing behind the mask is
-    # left out, and nothing is computed again. The formula counts 3.5 times half of it.
+    # A token of eager attention costs 4·t·d in each layer, and twice that backward: nothing behind the mask
+    # is left out, and nothing is computed again. The formula counts 3.5 times half of it.
     attention = length * shape.layers * shape.d * length * (12 - 7)
     assert counter.get_total_flops() == length * shape.flops(length, 0, full=True) + attention
 

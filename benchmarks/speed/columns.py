@@ -10,7 +10,8 @@ PLACE = ("cpu", "isa", *CIRCUMSTANCES)
 SPEED = ("seconds", "seconds_low", "seconds_high", "per_s", "ratio", "ratio_low", "ratio_high", "share")
 MEMORY = ("peak_mib", "loaded_mib", "load_peak_mib", "bound_mib")
 SAME = (
-    "same", "trained", "steps", "loss_reference", "loss_first", "loss_error", "loss_last", "same_tokens", "distance"
+    "same", "trained", "steps", "loss_reference", "loss_first", "loss_error", "loss_last", "same_tokens",
+    "distance",
 )  # fmt: skip
 LIMITS = ("machine_gflops", "machine_gb_per_s", "refused", "others")
 

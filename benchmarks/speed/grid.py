@@ -82,9 +82,9 @@ def _decode_rows(shape: str, new: int) -> Row:
     """One row with an adapter against eight rows with eight: the rate of eight is the larger."""
     one, eight = {"rows": 1, "adapters": 1}, {"rows": 8, "adapters": 8}
     return Row(
-        f"decode-{shape}-8", f"decode {shape.upper()} NF4, 8 rows with 8 LoRAs against one with one", "decode",
-        shape, {"graft, 8 rows": eight, "graft, 1 row": one}, {"new": new, "quant": "nf4"}, turn=1, warm=1,
-        goals={"graft, 1 row": 6.0},
+        f"decode-{shape}-8", f"decode {shape.upper()} NF4, 8 rows with 8 LoRAs against one with one",
+        "decode", shape, {"graft, 8 rows": eight, "graft, 1 row": one}, {"new": new, "quant": "nf4"},
+        turn=1, warm=1, goals={"graft, 1 row": 6.0},
     )  # fmt: skip
 
 
@@ -102,13 +102,13 @@ ROWS = {
     row.name: row
     for row in (
         _train("160m", 512, quant="nf4", goals=(2.5, 1.35), share=0.65),
-        _train("160m", 2048, quant="nf4", goals=(2.5, 1.35), share=0.65, turn=1),
+        _train("160m", 2048, quant="nf4", goals=(2.5, 1.35), share=0.65, turn=1, rounds=3, warm=1),
         _train("160m", 128, quant="nf4", goals=(2.5, 1.7), turn=4),
-        _train("15m", 128, quant="nf4", goals=(2.5, 1.7), turn=10),
+        _train("15m", 128, quant="nf4", goals=(2.5, 1.7), turn=5),
         _train("160m", 512, dtype="bf16", goals=(1.8,), share=0.65),
         _train("160m", 512, dtype="fp32", goals=(1.4,), share=0.65),
-        _train("1.1b", 512, quant="nf4", goals=(2.0, 1.35), share=0.70, turn=1),
-        _train("1.1b", 128, quant="nf4", goals=(2.5, 1.7), share=0.55, turn=1),
+        _train("1.1b", 512, quant="nf4", goals=(2.0, 1.35), share=0.70, turn=1, rounds=3, warm=1),
+        _train("1.1b", 128, quant="nf4", goals=(2.5, 1.7), share=0.55, turn=1, rounds=3, warm=1),
         _train("7b", 256, quant="nf4", peers=(), share=0.60, turn=1, rounds=2, warm=1),
         _train("160m", 512, method="full", dtype="bf16", title="full 160M, 8-bit AdamW", goals=(1.5,)),
         _load("1.1b", 3),
@@ -126,7 +126,7 @@ ROWS = {
             turn=10, warm=5),
         Row("demo-decoding", "seedling, `graft demo`: decoding", "demo", "", {OURS: {}},
             {"what": "decode", "new": 100}, turn=3),
-        _own("1.1b", 512, turn=1, rounds=3),
+        _own("1.1b", 512, turn=1, rounds=3, warm=1),
         # What tests of the harness run: seconds on any machine. Left out unless it is named.
         _train("tiny", 32, quant="nf4"),
         _decode("tiny", 8),

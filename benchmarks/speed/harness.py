@@ -22,7 +22,8 @@ from weights import RANK
 MOST = 0.5  # cores that others may use during a round
 REPEATED = 3  # rounds are begun at most so many times as often as are needed
 PROMPT = 16  # tokens in front of a text that is written
-TRIED = 2  # steps by which a peer's variants are compared
+TRIED = 2  # steps by which a peer's variants are compared, after one that does not count
+HOPELESS = 5.0  # a variant whose first step takes so many times the best one's is not tried further
 LIMITS = "limits"
 ALLOCATOR = {  # large tensors stay in the process: glibc gives them back and faults them in again otherwise
     "MALLOC_MMAP_MAX_": "0",
@@ -55,9 +56,8 @@ class Side:
         if not line:
             self._process.wait()
             tail = "\n".join(self.log.read_text(encoding="utf-8").splitlines()[-15:])
-            raise RuntimeError(
-                f"{self.spec['side']} ended with {self._process.returncode}, {self.log}:\n{tail}"
-            )
+            ended = f"{self.spec['side']} ended with {self._process.returncode}"
+            raise RuntimeError(f"{ended}, {self.log}:\n{tail}")
         answer: dict[str, Any] = json.loads(line)
         return answer
 
@@ -192,10 +192,14 @@ class Run:
             return None
         asked = self.row.work["dtype"]
         candidates = {"fp32": ["fp32"], "bf16": ["bf16", "autocast"]}.get(asked, ["fp32", "bf16", "autocast"])
-        speed = {}
+        speed: dict[str, float] = {}
         for variant in candidates:
-            side = self._start(name, variant=variant, warm=1)
-            speed[variant] = statistics.median(side.ask(do="turn", units=TRIED)["seconds"])
+            side = self._start(name, variant=variant, warm=0)
+            (first,) = side.ask(do="turn", units=1)["seconds"]
+            # The first step is slower than the others, but not so much.
+            hopeless = bool(speed) and first > HOPELESS * min(speed.values())
+            tried = [first] if hopeless else side.ask(do="turn", units=TRIED)["seconds"]
+            speed[variant] = statistics.median(tried)
             side.stop()
         best = min(speed, key=lambda variant: speed[variant])
         self.say(f"  tuned    {best}, of " + ", ".join(f"{name} {s:.2f} s" for name, s in speed.items()))
@@ -234,10 +238,8 @@ class Run:
         if self.row.kind != "train":
             return {}
         dimensions = {"vocabulary": SHAPES[self.row.shape].vocabulary, "rank": RANK}
-        return {
-            name: self.running[name].ask(do="profile", dimensions=dimensions)["parts"]
-            for name in self.row.sides
-        }
+        order = {"do": "profile", "dimensions": dimensions}
+        return {name: self.running[name].ask(**order)["parts"] for name in self.row.sides}
 
 
 def _quiet(threads: int) -> dict[str, str]:

@@ -35,6 +35,5 @@ def count(named: dict[str, torch.nn.Parameter]) -> int:
 
 def sample(named: dict[str, torch.nn.Parameter]) -> torch.Tensor:
     """Return some values of every parameter."""
-    return torch.cat(
-        [p.detach().flatten()[:: max(p.numel() // SAMPLED, 1)][:SAMPLED].clone() for p in named.values()]
-    )
+    flat = [p.detach().flatten() for p in named.values()]
+    return torch.cat([values[:: max(len(values) // SAMPLED, 1)][:SAMPLED].clone() for values in flat])

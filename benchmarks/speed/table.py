@@ -22,20 +22,18 @@ COMMANDS = """\
     python benchmarks/speed/run.py
     python benchmarks/collect.py speed
     python benchmarks/speed/table.py"""
+ALLOWED = (
+    "The first loss may differ by 0.5 % from the reference: transformers in fp32 on the same weights, which "
+    "bitsandbytes quantised."
+)
+OF_CHANGE = "is how far the change of the parameters is from that by torch in fp32."
+OF_TOKENS = "greedy tokens come before the first that differs from transformers' in fp32 on the same weights."
+# of a kind of row: what a unit of its work is called, and its rate
 UNITS = {
-    "train": "tokens/s",
-    "load": "loads/s",
-    "optimizer": "parameters/s",
-    "decode": "tokens/s",
-    "demo": "tokens/s",
-}
-MEASURED = {
-    "train": "training step",
-    "load": "load",
-    "optimizer": "update",
-    "decode": "text",
-    "demo": "step or text",
-}
+    "train": ("training step", "tokens/s"), "load": ("load", "loads/s"),
+    "optimizer": ("update", "parameters/s"), "decode": ("text", "tokens/s"),
+    "demo": ("step or text", "tokens/s"),
+}  # fmt: skip
 
 
 def main() -> None:
@@ -59,13 +57,13 @@ def head(lines: Sequence[Line]) -> str:
 
 {measured_on(lines)} Processors: {places}.
 
-- ratio: the rate of Graft divided by the side's, medians of one run in which the sides took turns; in brackets
-  the lowest and the highest of its rounds. Above 1 Graft is faster.
+- ratio: the rate of Graft divided by the side's, medians of one run in which the sides took turns; in
+  brackets the lowest and the highest of its rounds. Above 1 Graft is faster.
 - A goal is met if the ratio is at least it. Numbers that were measured while other processes used more than
   half a core are left out.
-- share of the machine: operations a second, counted without recomputation, divided by the best product rate of
-  torch's dtypes that the same run measured; for loading and decoding, bytes that must be read, divided by the
-  reading rate.
+- share of the machine: operations a second, counted without recomputation, divided by the best product rate
+  of torch's dtypes that the same run measured; for loading and decoding, bytes that must be read, divided by
+  the reading rate.
 - shipped is PEFT + bitsandbytes as their documents show it. tuned is the same in the number format that was
   fastest here, without fp32 copies, with an allocator that keeps its memory.
 
@@ -94,23 +92,13 @@ def _goals(row: grid.Row, lines: Sequence[Line]) -> Iterator[list[str]]:
     first = lines[0]
     if row.share is not None:
         reached = f"{first['share']:.0%}" if "share" in first else ""
-        yield [
-            title,
-            "the machine",
-            f"{row.share:.0%}",
-            reached,
-            verdict(first.get("share"), row.share, first),
-        ]
+        met = verdict(first.get("share"), row.share, first)
+        yield [title, "the machine", f"{row.share:.0%}", reached, met]
         title = ""
     if bounded(row) and "bound_mib" in first:
-        fits = "yes" if first["peak_mib"] <= first["bound_mib"] else "NO"
-        yield [
-            title,
-            "the bound on memory",
-            f"{first['bound_mib']:,.0f} MiB",
-            f"{first['peak_mib']:,.0f} MiB",
-            fits,
-        ]
+        bound, peak = first["bound_mib"], first["peak_mib"]
+        fits = "yes" if peak <= bound else "NO"
+        yield [title, "the bound on memory", f"{bound:,.0f} MiB", f"{peak:,.0f} MiB", fits]
 
 
 def bounded(row: grid.Row) -> bool:
@@ -141,9 +129,9 @@ def sides(rows: dict[str, list[Line]]) -> str:
             if "seconds" in line:
                 seconds = f"{line['seconds']:.3g} ({line['seconds_low']:.3g} to {line['seconds_high']:.3g})"
                 rate = f"{line['per_s']:,.3g}" if line["per_s"] < 1e3 else f"{line['per_s']:,.0f}"
-                rate = f"{rate} {UNITS[row.kind]}"
+                rate = f"{rate} {UNITS[row.kind][1]}"
             share = f"{line['share']:.0%}" if "share" in line else ""
-            title = "" if number else f"{row.title} ({MEASURED[row.kind]})"
+            title = "" if number else f"{row.title} ({UNITS[row.kind][0]})"
             table.append([title, _named(line), seconds, rate, ratio(line), share])
     limits = [line for lines in rows.values() for line in lines if "machine_gflops" in line]
     found = ""
@@ -177,16 +165,11 @@ def same(rows: dict[str, list[Line]]) -> str:
             if "loss_first" in line:
                 losses.append(["" if number else title, _named(line), *_losses(line)])
             if line.get("distance"):
-                others.append(f"- {title}, {_named(line)}: the change of the parameters differs from that in fp32 "
-                              f"by {line['distance']:.2%}.")  # fmt: skip
+                others.append(f"- {title}, {_named(line)}: {line['distance']:.2%} {OF_CHANGE}")
             if "same_tokens" in line:
                 new = grid.ROWS[name].work["new"]
-                others.append(f"- {title}, {_named(line)}: {line['same_tokens']} of {new} greedy tokens before "
-                              "the first that differs from transformers' in fp32.")  # fmt: skip
-    text = "## The same work\n\nThe first loss may differ from the reference by 0.5 %: transformers in fp32 on the same "
-    return (
-        text + "weights, quantised by bitsandbytes.\n\n" + markdown(losses) + "\n" + "\n".join(others) + "\n"
-    )
+                others.append(f"- {title}, {_named(line)}: {line['same_tokens']} of {new} {OF_TOKENS}")
+    return f"## The same work\n\n{ALLOWED}\n\n{markdown(losses)}\n" + "\n".join([*others, ""])
 
 
 def _losses(line: Line) -> list[str]:

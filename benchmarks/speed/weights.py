@@ -159,14 +159,8 @@ def _tokenizer(vocabulary: int, folder: Path) -> None:
     tokenizer = Tokenizer(models.WordLevel({f"t{n}": n for n in range(vocabulary)}, unk_token="t0"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.save(str(folder / "tokenizer.json"))
-    _write_json(
-        folder / "tokenizer_config.json",
-        {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "unk_token": "t0",
-            "clean_up_tokenization_spaces": False,
-        },
-    )
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "t0"}
+    _write_json(folder / "tokenizer_config.json", settings | {"clean_up_tokenization_spaces": False})
 
 
 def _describe(writer: Any, shape: Shape, package: Any) -> None:
