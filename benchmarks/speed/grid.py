@@ -20,6 +20,7 @@ class Row:
     turn: units of work (steps, loads, texts) that a side does at a time.  rounds: turns of each side.
     goals: the least ratio by side.  share: the least share of the machine's own limit, a product rate or a
     bandwidth.  lasting: a side is one process for all turns, and not a fresh one for each.
+    tries: rounds are begun at most so many times as often as are needed, where others disturb them.
     """
 
     name: str
@@ -34,10 +35,11 @@ class Row:
     goals: dict[str, float] = field(default_factory=dict)
     share: float | None = None
     lasting: bool = True
+    tries: int = 3
 
     def quick(self) -> "Row":
         """Return the same with as few steps as show that it runs."""
-        return replace(self, turn=1, rounds=2, warm=1)
+        return replace(self, turn=1, rounds=2, warm=min(self.warm, 1), tries=1)
 
     def beside(self) -> "Row":
         """Return the same with an older checkout of graft at its side."""

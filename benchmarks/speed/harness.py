@@ -20,7 +20,6 @@ from shapes import SHAPES
 from weights import RANK
 
 MOST = 0.5  # cores that others may use during a round
-REPEATED = 3  # rounds are begun at most so many times as often as are needed
 PROMPT = 16  # tokens in front of a text that is written
 TRIED = 2  # steps by which a peer's variants are compared, after one that does not count
 HOPELESS = 5.0  # a variant whose first step takes so many times the best one's is not tried further
@@ -208,7 +207,8 @@ class Run:
     def _turns(self) -> None:
         """Take rounds until enough of them were quiet, or none can be hoped for."""
         quiet = 0
-        for number in range(self.row.rounds * REPEATED):
+        most = self.row.rounds * self.row.tries
+        for number in range(most):
             order = list(self.row.sides) if number % 2 == 0 else list(self.row.sides)[::-1]
             self.others.wait(self.patience_s)
             limits = self.running[LIMITS].ask(do="turn", units=1)["results"][0]
@@ -220,7 +220,7 @@ class Run:
             noisy = "" if others <= MOST else "   NOT QUIET"
             self.say(f"  round {number + 1}  {shown}  others {others:.2f}{noisy}")
             quiet += others <= MOST
-            if quiet == self.row.rounds or number + 1 - quiet > self.row.rounds * (REPEATED - 1):
+            if quiet == self.row.rounds or quiet + most - number - 1 < self.row.rounds:
                 return
 
     def _turn(self, name: str) -> dict[str, Any]:

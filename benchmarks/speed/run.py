@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 import traceback
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def _carried_out(row: grid.Row, folder: Path, raw: Path, options: argparse.Names
     """Measure a row and write its raw file; return whether that went well."""
     print(f"{row.name}: {row.title}", flush=True)
     row = row.beside() if options.before else row
-    row = row.quick() if options.quick else row
+    row = row.quick() if options.quick else replace(row, tries=options.tries)
     patience_s = 0.0 if options.quick else options.patience
     try:
         found = measured(row, folder, options.threads, options.before, patience_s)
@@ -133,6 +134,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of each side; all cores")
     parser.add_argument(
         "--patience", type=float, default=120.0, help="seconds that a round may wait for a quiet machine"
+    )
+    parser.add_argument(
+        "--tries", type=int, default=3, help="so many times as many rounds may be begun as must be quiet"
     )
     parser.add_argument("--weights", type=Path, help="keep the random weights in this folder")
     parser.add_argument("--before", help="the source folder of an older checkout, measured beside this one")
