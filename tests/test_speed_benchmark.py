@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -184,6 +185,22 @@ def test_every_row_has_sides_that_exist_and_work_of_its_kind(speed):
         assert row.kind == "demo" or row.shape in speed.shapes.SHAPES, row.name
         quick = row.quick()
         assert quick.turn * quick.rounds <= 2, row.name
+
+
+def test_the_picture_has_a_bar_for_each_side_and_a_piece_for_each_part(speed):
+    spent = dict.fromkeys(speed.parts.PARTS, 0.1)
+    lines = [
+        {"row": "qlora-15m-128", "number": number, "side": side, "part": part, "seconds": seconds}
+        for number, side in enumerate(("graft", "shipped"))
+        for part, seconds in spent.items()
+    ]
+    unmeasured = {"row": "qlora-160m-128", "number": 0, "side": "graft", "part": "rest"}
+    root = ElementTree.fromstring(speed.picture.svg([*lines, unmeasured], list(speed.grid.ROWS)))
+    pieces = [rect for rect in root.iter("{http://www.w3.org/2000/svg}rect") if len(rect)]
+    assert len(pieces) == 2 * len(speed.parts.PARTS)
+    assert sum(float(rect.get("width")) for rect in pieces) == pytest.approx(2 * speed.picture.WIDTH, abs=2)
+    texts = [text.text for text in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert "QLoRA 15M, T=128" in texts and "QLoRA 160M, T=128" not in texts
 
 
 @pytest.mark.slow

@@ -29,13 +29,12 @@ def rows(run: dict[str, Any]) -> Iterator[Row]:
 
 
 def parts(run: dict[str, Any]) -> Iterator[Row]:
-    """Yield a line for each part of each side's step, if the machine was quiet."""
+    """Yield a line for each part of each side's step; its seconds are empty if the machine was not quiet."""
     for number, (side, spent) in enumerate(run["parts"].items()):
-        if not run["sides"][side]["refused"]:
-            for part, seconds in spent.items():
-                yield {
-                    "row": run["name"], "number": number, "side": side, "part": part, "seconds": seconds
-                }  # fmt: skip
+        refused = run["sides"][side]["refused"]
+        for part, seconds in spent.items():
+            key = {"row": run["name"], "number": number, "part": part}
+            yield key | {"side": side, "seconds": None if refused else seconds}
 
 
 RESULTS = Table(

@@ -18,7 +18,8 @@ STYLE = ".n{font-size:10px}"
 
 def svg(lines: Sequence[dict[str, Any]], order: Sequence[str]) -> str:
     """Return the picture.  lines: {"row", "number", "side", "part", "seconds"}.  order: of the rows."""
-    lines = sorted(lines, key=lambda line: (order.index(line["row"]), line["number"]))
+    lines = [line for line in lines if "seconds" in line]
+    lines.sort(key=lambda line: (order.index(line["row"]), line["number"]))
     drawn, at = [_legend()], TOP
     for row, group in groupby(lines, key=lambda line: line["row"]):
         drawn.append(f'<text class="t" x="8" y="{at + 10}">{ROWS[row].title}</text>')
