@@ -1,5 +1,4 @@
-"""The committed columns of this benchmark: results.csv, a line for each side of each row, and parts.csv, the
-parts of a training step."""
+"""The committed columns of this benchmark: results.csv, a line for each side of each row."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -8,6 +7,10 @@ from results import CIRCUMSTANCES, Row, Table, circumstances
 
 PLACE = ("cpu", "isa", *CIRCUMSTANCES)
 SPEED = ("seconds", "seconds_low", "seconds_high", "per_s", "ratio", "ratio_low", "ratio_high", "share")
+# Seconds of a training step by part, as parts.py sorts them.
+PARTS = (
+    "products", "unpacking", "attention", "head and loss", "element-wise", "adapter", "optimizer", "rest"
+)  # fmt: skip
 MEMORY = ("peak_mib", "loaded_mib", "load_peak_mib", "bound_mib")
 SAME = (
     "same", "trained", "steps", "loss_reference", "loss_first", "loss_error", "loss_last", "same_tokens",
@@ -16,35 +19,24 @@ SAME = (
 LIMITS = ("machine_gflops", "machine_gb_per_s", "refused", "others")
 
 
-def _place(run: dict[str, Any]) -> Row:
-    return circumstances(run) | {"cpu": run["cpu"], "isa": run["isa"]}
-
-
 def rows(run: dict[str, Any]) -> Iterator[Row]:
-    """Yield a line for each side, the first side first by its number."""
+    """Yield a line for each side; the side that ratios are about has the number 0.
+
+    Seconds are left out if the machine was not quiet.
+    """
     for number, (side, facts) in enumerate(run["sides"].items()):
+        parts = {} if facts["refused"] else run["parts"].get(side, {})
         yield {
-            "row": run["name"], "number": number, "side": side, "rounds": run["quiet"], **_place(run), **facts
+            "row": run["name"], "number": number, "side": side, "rounds": run["quiet"], **facts, **parts,
+            "cpu": run["cpu"], "isa": run["isa"], **circumstances(run),
         }  # fmt: skip
-
-
-def parts(run: dict[str, Any]) -> Iterator[Row]:
-    """Yield a line for each part of each side's step; its seconds are empty if the machine was not quiet."""
-    for number, (side, spent) in enumerate(run["parts"].items()):
-        refused = run["sides"][side]["refused"]
-        for part, seconds in spent.items():
-            key = {"row": run["name"], "number": number, "part": part}
-            yield key | {"side": side, "seconds": None if refused else seconds}
 
 
 RESULTS = Table(
     "speed",
     key=("row", "number"),
-    facts=("side", "variant", "rounds", *SPEED, *MEMORY, *SAME, *LIMITS, *PLACE),
+    facts=("side", "variant", "rounds", *SPEED, *PARTS, *MEMORY, *SAME, *LIMITS, *PLACE),
     rows=rows,
     named=1,
 )
-PARTS = Table(
-    "speed", key=("row", "number", "part"), facts=("side", "seconds"), rows=parts, file="parts.csv", named=1
-)
-TABLES = (RESULTS, PARTS)
+TABLES = (RESULTS,)

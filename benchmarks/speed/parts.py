@@ -9,16 +9,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-PARTS = (
-    "products",
-    "unpacking",
-    "attention",
-    "head and loss",
-    "element-wise",
-    "adapter",
-    "optimizer",
-    "rest",
-)
+from columns import PARTS
+
 OPTIMIZER = "optimizer step"  # the range that Graft's optimizer is marked with
 # The first pattern that a name holds tells its part; in every case, so that classes and functions both match.
 NAMES = (

@@ -7,45 +7,48 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
+from columns import PARTS
 from grid import ROWS
 from page import picture
-from parts import PARTS
 
 LEFT, WIDTH, RIGHT, BAR, GAP, TOP = 150, 620, 70, 16, 12, 46  # in pixels
 COLOURS = ("#3465a4", "#8ab4d8", "#c4321f", "#e9b54d", "#7a9f4b", "#9a6fb0", "#555", "#ccc")
 STYLE = ".n{font-size:10px}"
 
 
-def svg(lines: Sequence[dict[str, Any]], order: Sequence[str]) -> str:
-    """Return the picture.  lines: {"row", "number", "side", "part", "seconds"}.  order: of the rows."""
-    lines = [line for line in lines if "seconds" in line]
-    lines.sort(key=lambda line: (order.index(line["row"]), line["number"]))
+def svg(lines: Sequence[dict[str, Any]]) -> str:
+    """Return the picture.  lines: those of results.csv, in the order of the page."""
     drawn, at = [_legend()], TOP
-    for row, group in groupby(lines, key=lambda line: line["row"]):
+    measured = [line for line in lines if PARTS[0] in line]
+    for row, group in groupby(measured, key=lambda line: line["row"]):
+        bars = list(group)
         drawn.append(f'<text class="t" x="8" y="{at + 10}">{ROWS[row].title}</text>')
         at += 20
-        bars = {n: list(bar) for n, bar in groupby(group, key=lambda line: line["number"])}
-        longest = max(sum(line["seconds"] for line in bar) for bar in bars.values())
-        for bar in bars.values():
-            drawn.append(_bar(bar, at, WIDTH / longest))
+        longest = max(map(_length, bars))
+        for line in bars:
+            drawn.append(_bar(line, at, WIDTH / longest))
             at += BAR + 4
         at += GAP
     return picture(LEFT + WIDTH + RIGHT, at + 4, "".join(drawn), STYLE)
 
 
-def _bar(bar: Sequence[dict[str, Any]], at: int, scale: float) -> str:
+def _length(line: dict[str, Any]) -> float:
+    """Return the seconds of the step."""
+    return sum(line.get(part, 0.0) for part in PARTS)
+
+
+def _bar(line: dict[str, Any], at: int, scale: float) -> str:
     """Return one side's bar with its name and the length of its step.  scale: pixels of a second."""
-    spent = {line["part"]: line["seconds"] for line in bar}
-    drawn = [f'<text x="{LEFT - 6}" y="{at + 12}" text-anchor="end">{bar[0]["side"]}</text>']
+    drawn = [f'<text x="{LEFT - 6}" y="{at + 12}" text-anchor="end">{line["side"]}</text>']
     x = float(LEFT)
     for part, colour in zip(PARTS, COLOURS, strict=True):
-        wide = spent.get(part, 0.0) * scale
+        wide = line.get(part, 0.0) * scale
         drawn.append(
             f'<rect x="{x:.1f}" y="{at}" width="{wide:.1f}" height="{BAR}" fill="{colour}">'
-            f"<title>{part}: {1000 * spent.get(part, 0.0):.1f} ms</title></rect>"
+            f"<title>{part}: {1000 * line.get(part, 0.0):.1f} ms</title></rect>"
         )
         x += wide
-    drawn.append(f'<text class="n" x="{x + 5:.1f}" y="{at + 12}">{1000 * sum(spent.values()):,.0f} ms</text>')
+    drawn.append(f'<text class="n" x="{x + 5:.1f}" y="{at + 12}">{1000 * _length(line):,.0f} ms</text>')
     return "".join(drawn)
 
 

@@ -6,7 +6,7 @@
     python benchmarks/speed/run.py --quick 15m            a trial of few steps, which leaves the results alone
     python benchmarks/speed/run.py --again decode         repeat finished rows
     python benchmarks/speed/run.py --before OTHER/src     beside an older checkout of graft too
-    python benchmarks/collect.py speed                    raw runs -> results.csv, parts.csv
+    python benchmarks/collect.py speed                    raw runs -> results.csv
     python benchmarks/speed/table.py                      results.csv -> RESULTS.md, parts.svg
 
 A row writes runs/bench/speed/NAME.json; the output of its sides goes to runs/speed/log. Random weights are

@@ -1,4 +1,4 @@
-"""Write RESULTS.md and parts.svg from results.csv and parts.csv: ratios to the peers beside their goals.
+"""Write RESULTS.md and parts.svg from results.csv: ratios to the peers beside their goals.
 
 python benchmarks/speed/table.py
 python benchmarks/speed/table.py --raw runs/bench/speed/trial --to /tmp/trial
@@ -14,7 +14,7 @@ sys.path.append(str(Path(__file__).parents[1] / "common"))
 import grid
 import page
 import picture
-from columns import PARTS, RESULTS
+from columns import RESULTS
 from page import markdown, measured_on
 
 Line = dict[str, Any]
@@ -38,14 +38,13 @@ UNITS = {
 
 def main() -> None:
     options = page.options(__doc__, Path(__file__).parent)
-    read = (lambda table: table.of(options.raw)) if options.raw else (lambda table: table.read())
-    lines, parts = read(RESULTS), read(PARTS)
+    lines = RESULTS.of(options.raw) if options.raw else RESULTS.read()
     order = list(grid.ROWS)
     lines.sort(key=lambda line: (order.index(line["row"]), line["number"]))
     rows = {name: list(group) for name, group in groupby(lines, key=lambda line: line["row"])}
     text = [head(lines), goals(rows), sides(rows), memory(rows), same(rows)]
     page.write(options.to / "RESULTS.md", "\n".join(part for part in text if part))
-    (options.to / "parts.svg").write_text(picture.svg(parts, order), encoding="utf-8")
+    (options.to / "parts.svg").write_text(picture.svg(lines), encoding="utf-8")
 
 
 def head(lines: Sequence[Line]) -> str:
