@@ -20,6 +20,7 @@ class Row:
     turn: units of work (steps, loads, texts) that a side does at a time.  rounds: turns of each side.
     goals: the least ratio by side.  share: the least share of the machine's own limit, a product rate or a
     bandwidth.  lasting: a side is one process for all turns, and not a fresh one for each.
+    rate: the least rate of the first side, where there is no peer.
     tries: rounds are begun at most so many times as often as are needed, where others disturb them.
     """
 
@@ -34,6 +35,7 @@ class Row:
     warm: int = 2
     goals: dict[str, float] = field(default_factory=dict)
     share: float | None = None
+    rate: float | None = None
     lasting: bool = True
     tries: int = 3
 
@@ -124,10 +126,11 @@ ROWS = {
         _decode("160m", 64),
         _decode("1.1b", 32),
         _decode_rows("160m", 64),
-        Row("demo-training", "seedling, `graft demo`: training", "demo", "", {OURS: {}}, {"what": "train"},
+        Row("demo-training", "seedling, `graft demo`: training", "demo", "", {OURS: {}}, {"what": "train"}, goals={BEFORE: 3.0},
             turn=10, warm=5),
         Row("demo-decoding", "seedling, `graft demo`: decoding", "demo", "", {OURS: {}},
-            {"what": "decode", "new": 100}, turn=3),
+            {"what": "decode", "new": 100}, turn=3,
+            rate=1500.0),
         _own("1.1b", 512, turn=1, rounds=3, warm=1),
         # What tests of the harness run: seconds on any machine. Left out unless it is named.
         _train("tiny", 32, quant="nf4"),

@@ -94,6 +94,10 @@ def _goals(row: grid.Row, lines: Sequence[Line]) -> Iterator[list[str]]:
         met = verdict(first.get("share"), row.share, first)
         yield [title, "the machine", f"{row.share:.0%}", reached, met]
         title = ""
+    if row.rate is not None:
+        reached = f"{first['per_s']:,.0f}" if "per_s" in first else ""
+        met = verdict(first.get("per_s"), row.rate, first)
+        yield [title, "", f"{row.rate:,.0f} {UNITS[row.kind][1]}", reached, met]
     if bounded(row) and "bound_mib" in first:
         bound, peak = first["bound_mib"], first["peak_mib"]
         fits = "yes" if peak <= bound else "NO"
