@@ -8,7 +8,7 @@ SOURCES := src tests benchmarks examples docs
 WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
-.PHONY: setup demo quick test slow families check format clean
+.PHONY: setup demo quick test slow families speed check format clean
 
 setup: $(VENV)/ready
 
@@ -40,6 +40,12 @@ slow: setup
 # Every family of models in the installed transformers, and the table of what works with what.
 families: setup
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/families/run.py
+
+# Speed and memory beside the peers: hours, on an otherwise idle machine. One row: `make speed ROWS=qlora-160m-512`.
+speed: setup
+	$(BIN)/python benchmarks/speed/run.py $(ROWS)
+	$(BIN)/python benchmarks/collect.py speed
+	$(BIN)/python benchmarks/speed/table.py
 
 # Everything that a change must pass before it is committed.
 check: quick test
