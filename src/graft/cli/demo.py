@@ -38,7 +38,9 @@ def demo(
 
     recipe = job.recipe(folder)
     talk("The embedded model has read about products. Now it learns to describe one from its attributes.\n")
-    talk(str(plan(recipe)))
+    planned = plan(recipe)
+    recipe = recipe.model_copy(update={"dtype": planned.dtype})
+    talk(str(planned))
     with Progress(recipe) as progress:
         run(recipe, observer=progress)
     opened = open_model(str(folder))

@@ -161,9 +161,9 @@ def _products(effort: Effort) -> Iterator[Product]:
     last: dict[tuple[str, str], float] = {}  # the rate of a number format in a direction
     for formats in (("fp32", "bf16"), ("fp16",)):
         for case in cases:
-            if case[1:] != SHAPES[0] or formats == ("fp16",):  # without the first shape there is no choice
-                if time.perf_counter() - began > effort.total_s:
-                    return
+            needed = case[1:] == SHAPES[0] and "fp32" in formats  # without them there is no choice
+            if not needed and time.perf_counter() - began > effort.total_s:
+                return
             for dtype in formats:
                 rate = _rate(dtype, *case, last.get((dtype, case[0])), effort)
                 if rate is not None:

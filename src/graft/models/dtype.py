@@ -5,8 +5,8 @@
     processor      bf16 if products are at least AHEAD times as fast in it as in fp32 (`kernels.measure`),
                    else fp32; never fp16, whose gradients overflow
 
-fp32 takes twice the memory of bf16. Where only bf16 fits, it is taken although it is slower: `fitting` sees to
-that for a base that is loaded, `planning.dtype` for a run.
+fp32 takes twice the memory of bf16. Where only bf16 fits, it is taken although it is slower: `fitting` sees
+to that for a base that is loaded, `planning.dtype` for a run.
 """
 
 import copy
@@ -84,7 +84,7 @@ def fitting(cls: type[PreTrainedModel], opened: ModelFiles, device_type: str) ->
     free = free_memory() if device_type == "cpu" else None
     if choice.dtype != "fp32" or not choice.free or free is None:
         return choice.dtype
-    needed = 4 * sum(map(_numbers, opened.state.values()))
+    needed = 4 * sum(_numbers(tensor) for tensor in opened.state.values())
     if needed > ROOM * free and opened.quantisation is not None:
         needed = _packed_bytes(cls, opened)
     if needed <= ROOM * free:
