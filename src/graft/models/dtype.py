@@ -12,6 +12,7 @@ to that for a base that is loaded, `planning.dtype` for a run.
 import copy
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +23,7 @@ from graft.errors import notice, one_of
 from graft.kernels import measure
 from graft.kernels.machine import free_memory
 from graft.models.files import ModelFiles
-from graft.quant.replace import packable, packable_experts
+from graft.quant.replace import matrix, packable, packable_experts
 from graft.sizes import size
 
 AUTO = "auto"
@@ -98,14 +99,15 @@ def fitting(cls: type[PreTrainedModel], opened: ModelFiles, device_type: str) ->
 
 def _numbers(tensor: Any) -> int:
     """Count the numbers of a tensor, or of a slice of a file."""
-    return math.prod(tensor.get_shape() if hasattr(tensor, "get_shape") else tensor.shape)
+    shape: Sequence[int] = tensor.get_shape() if hasattr(tensor, "get_shape") else tensor.shape
+    return math.prod(shape)
 
 
 def _packed_bytes(cls: type[PreTrainedModel], opened: ModelFiles) -> int:
     """Return the bytes of a packed model whose other weights are in fp32."""
     with torch.device("meta"):
         model: Any = cls(copy.deepcopy(opened.config))
-    inside = sum(module.weight.numel() for _, module in packable(model))
+    inside = sum(matrix(module).numel() for _, module in packable(model))
     inside += sum(getattr(module, name).numel() for module, name in packable_experts(model).values())
     bits = opened.quantisation.kind().bits if opened.quantisation is not None else 32
     return round(4 * (sum(p.numel() for p in model.parameters()) - inside) + bits / 8 * inside)
@@ -119,7 +121,7 @@ def file_dtype(opened: ModelFiles, chosen: torch.dtype) -> torch.dtype | None:
     """
     if chosen != torch.float32:
         return None
-    stored = opened.config.dtype
+    stored: Any = opened.config.dtype
     if stored is None:
         largest = max(opened.state.values(), key=_numbers)
         stored = _in_file(largest)

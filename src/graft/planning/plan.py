@@ -156,7 +156,7 @@ def plan(recipe: str | Path | dict[str, Any] | Recipe, overrides: Iterable[str] 
         stage=stage_of(chosen),
     )
     methods, task = _methods(chosen), task_of(chosen, config)
-    loading = {"quant": chosen.quant, "group_size": chosen.group_size, "task": task}
+    loading: dict[str, Any] = {"quant": chosen.quant, "group_size": chosen.group_size, "task": task}
     planned = settled(
         chosen.dtype, lambda dtype: plan_model(config, methods, shape, dtype=DTYPES[dtype], **loading)
     )

@@ -1,8 +1,8 @@
 """Carry out a recipe: base, adapter, data, training, scores, report; the same call continues a stopped run.
 
-A run's folder receives recipe.yaml (which repeats the run, in the same number format), data_report.json, metrics.jsonl, checkpoints/,
-samples.md, adapter/ with tokenizer and template, evaluation.json and report.html; and model/, if the weights
-were random at first.
+A run's folder receives recipe.yaml (which repeats the run, in the same number format), data_report.json,
+metrics.jsonl, checkpoints/, samples.md, adapter/ with tokenizer and template, evaluation.json and
+report.html; and model/, if the weights were random at first.
 
 From `graft train` to the equation: cli/train.py calls `run` here, which hands its work to training/loop.py;
 there training/step.py computes the mean loss of a step from the stage's loss, for most stages that of

@@ -57,10 +57,11 @@ def export(
     original: the folder of the weights before quantisation, if it is not base.name.
     force: replace what is in the folder.  lossy: write the model even if the merge loses what was learned.
 
-    A model is merged in fp32 and rounded once to the base's `file_dtype`; packed layers become 16-bit unless
-    they stay packed. merge_report.json says what that cost, tensor by tensor. gptq, awq and compressed-tensors
-    round anew, in groups (`four_bit`); bnb writes an nf4 or fp4 base as it is. The written folder is loaded
-    again and measured; certificate.json holds the result. Afterwards the base is as it was.
+    A model is merged in fp32 and rounded once to the base's `file_dtype`; packed layers become 16-bit
+    unless they stay packed. merge_report.json says what that cost, tensor by tensor. gptq, awq and
+    compressed-tensors round anew, in groups (`four_bit`); bnb writes an nf4 or fp4 base as it is. The
+    written folder is loaded again and measured; certificate.json holds the result. Afterwards the base is
+    as it was.
     Raises MergeError if the merge loses what was learned (unless lossy), UsageError for settings that do not
     fit the base, SpaceError if the disk is full.
     """
