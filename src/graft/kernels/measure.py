@@ -45,7 +45,7 @@ _known: dict[str, "Profile"] = {}
 class Effort:
     """How long to measure.
 
-    product_s: for one product of a shape; a slower one is measured on fewer rows, or not at all.
+    product_s: for one product of a shape; a slower one is measured on fewer rows, or, if quick, not at all.
     calls: of each product at least.  total_s: after so long no further product is begun.
     read_bytes: what is read from memory.
     """
@@ -57,7 +57,7 @@ class Effort:
 
 
 QUICK = Effort(0.025, 3, 0.35, 64 * MIB)
-THOROUGH = Effort(0.4, 5, math.inf, 512 * MIB)
+THOROUGH = Effort(0.15, 5, math.inf, 512 * MIB)
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,9 @@ def _rate(
     if expected is not None:
         rows = min(most, int(effort.product_s * expected / per_row))
         if rows < min(FEW, most):
-            return None
+            if effort is not THOROUGH:
+                return None
+            rows = min(FEW, most)
     weight = torch.full((outputs, inputs), 0.01, dtype=DTYPES[dtype], device="cpu")
     x = torch.full((most, inputs if forward else outputs), 0.01, dtype=DTYPES[dtype], device="cpu")
     while True:
@@ -200,7 +202,7 @@ def _multiply(x: Tensor, weight: Tensor, forward: bool) -> Tensor:
 
 
 def _decoding(effort: Effort) -> float:
-    rows, columns = (4096 if effort is THOROUGH else 128), 2048
+    rows, columns = (1024 if effort is THOROUGH else 128), 2048
     codes = torch.full((rows, columns // 2), 0x5A, dtype=torch.uint8, device="cpu")
     absmax = torch.full((rows, columns // 64), 0.02, device="cpu")
     weight = Packed(codes, absmax, _LEVELS, 64, columns)

@@ -1,6 +1,8 @@
 """Check this machine, and whether torch and transformers behave as Graft relies on: `graft doctor`.
 
-With `--bench` the machine's speed is measured too (`kernels.measure`); `dtype: auto` follows it. Each check runs on a two-layer model and takes a fraction of a second. If a new version of a library breaks a
+With `--bench` the machine's speed is measured too (`kernels.measure`); `dtype: auto` follows it.
+
+Each check runs on a two-layer model and takes a fraction of a second. If a new version of a library breaks a
 promise, the check of that promise fails.
 """
 
