@@ -132,6 +132,15 @@ def least(home, dtype):
     return max(planning.plan(read(recipe(home, "unused", dtype=dtype))).peaks.values())
 
 
+def test_a_run_surely_fits_only_where_it_is_far_below_the_memory(home, tmp_path, monkeypatch):
+    given = read(recipe(home, tmp_path / "run"))
+    config, peak = planning.config_of(given), least(home, "fp32")
+    for room, fits in ((peak, False), (10**12, True)):
+        monkeypatch.setattr(of_plan, "memory", lambda room=room: (room, "cpu", 0))
+        assert of_plan.surely_fits(given, config) is fits
+    assert not of_plan.surely_fits(read(given, ["data.max_length=100000"]), config)
+
+
 def test_a_plan_takes_bf16_where_fp32_does_not_fit_and_says_so(home, tmp_path, monkeypatch):
     faster(monkeypatch, "fp32")
     given = read(recipe(home, tmp_path / "run"))
@@ -145,6 +154,7 @@ def test_a_plan_takes_bf16_where_fp32_does_not_fit_and_says_so(home, tmp_path, m
     monkeypatch.setattr(planning, "memory", lambda: ((wide + narrow) // 2, "cpu", process))
     tight = planning.plan(given)
     assert tight.dtype == "bf16" and tight.fits and "fp32 would take" in tight.why
+    monkeypatch.setattr(build, "surely_fits", lambda recipe, config: False)
     assert build.settled(given).dtype == "bf16"
     faster(monkeypatch, "fp32", free=False)  # GRAFT_DTYPE=fp32
     assert planning.plan(given).dtype == build.settled(given).dtype == "fp32"

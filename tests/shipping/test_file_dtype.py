@@ -1,4 +1,4 @@
-"""A base that computes in fp32 because that is faster is exported as its files are: as small, rounded once."""
+"""A base that computes in fp32, because that is faster, is exported as its files are: rounded once."""
 
 import json
 

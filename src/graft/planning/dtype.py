@@ -2,12 +2,16 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from graft.models.dtype import AUTO, Choice, choose
+from graft.planning.machine import memory
+from graft.planning.sketch import sketch, unreal
+from graft.recipe import Recipe
 from graft.sizes import size
+from graft.stages.stage import task_of
 
 if TYPE_CHECKING:
     from graft.planning.plan import Plan
@@ -27,6 +31,25 @@ def settled(dtype: str, plan_in: Callable[[str], "Plan"]) -> "Plan":
         if max(narrow.peaks.values()) < max(planned.peaks.values()):
             planned, choice = narrow, _smaller(planned, choice)
     return replace(planned, dtype=choice.dtype, why=choice.why)
+
+
+def surely_fits(recipe: Recipe, config: Any) -> bool:
+    """Return whether a run in fp32 is so small that it fits without a plan, which takes seconds.
+
+    Far more is reckoned than a run takes: for each weight all that full fine-tuning holds, twice; for each
+    token of a batch and each block a hundred vectors, and all scores of its attention.
+    """
+    text = config.get_text_config()
+    width, depth = getattr(text, "hidden_size", None), getattr(text, "num_hidden_layers", None)
+    if not isinstance(width, int) or not isinstance(depth, int):
+        return False
+    with unreal():
+        weights = sketch(config, task=task_of(recipe, config)).count()
+    length = recipe.data.max_length
+    rows = max(recipe.train.micro_batch_size, recipe.evaluate.batch_size)
+    heads = getattr(text, "num_attention_heads", None) or width
+    needed = 32 * weights + 4 * rows * length * depth * (100 * width + 4 * heads * length)
+    return needed < memory()[0] / 2
 
 
 def _smaller(wide: "Plan", choice: Choice) -> Choice:

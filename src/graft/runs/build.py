@@ -17,6 +17,7 @@ from graft.models.dtype import AUTO, choose
 from graft.models.fresh import fresh
 from graft.models.load import load
 from graft.models.tokenizer import tokenizer_in
+from graft.planning.dtype import surely_fits
 from graft.planning.plan import config_of, plan
 from graft.recipe import NewTokenizer, Recipe, read
 from graft.stages.stage import stage_of, task_of
@@ -42,7 +43,7 @@ def settled(recipe: Recipe) -> Recipe:
         return recipe
     choice = choose("cuda" if torch.cuda.is_available() else "cpu")
     dtype = choice.dtype
-    if choice.free and dtype == "fp32":  # the larger of the two
+    if choice.free and dtype == "fp32" and not surely_fits(recipe, config_of(recipe)):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Notice)  # the run gives the same notices
             dtype = plan(recipe).dtype
