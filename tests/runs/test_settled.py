@@ -127,39 +127,63 @@ def test_a_recipe_without_a_run_stays_auto(home, tmp_path):
     assert given.dtype == as_begun(given).dtype == "auto"
 
 
-def least(home, dtype):
-    """The largest peak of the run in this format."""
-    return max(planning.plan(read(recipe(home, "unused", dtype=dtype))).peaks.values())
+def planned(dtype, peaks, available=1000):
+    """A plan with this peak, in the one format or the other."""
+    sizes = {"parameters": 1, "trained": 1, "sites": 1, "process": 0, "micro_batch": 1}
+    return planning.Plan(
+        "base", parts={}, peaks={"train": peaks[dtype]}, available=available, device="cpu", **sizes
+    )
 
 
-def test_a_run_surely_fits_only_where_it_is_far_below_the_memory(home, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("peaks", "dtype"),
+    [
+        ({"fp32": 900, "bf16": 500}, "fp32"),
+        ({"fp32": 1100, "bf16": 600}, "bf16"),
+        ({"fp32": 3000, "bf16": 1500}, "bf16"),  # nothing fits: the smaller is nearer to it
+        ({"fp32": 1100, "bf16": 1200}, "fp32"),
+    ],
+)
+def test_bf16_is_taken_where_fp32_does_not_fit_and_the_plan_says_so(monkeypatch, peaks, dtype):
+    faster(monkeypatch, "fp32")
+    found = of_plan.settled("auto", lambda word: planned(word, peaks))
+    assert found.dtype == dtype and found.peaks == {"train": peaks[dtype]}
+    assert ("fp32 would take" in found.why) == (dtype == "bf16") and "products 9 GFLOP/s" in found.why
+
+
+@pytest.mark.parametrize(("dtype", "free"), [("fp32", False), ("bf16", True), ("bf16", False)])
+def test_one_plan_is_made_where_memory_changes_nothing(monkeypatch, dtype, free):
+    faster(monkeypatch, dtype, free=free)
+    asked = []
+    found = of_plan.settled("auto", lambda word: asked.append(word) or planned(word, {dtype: 9999}))
+    assert found.dtype == dtype and asked == [dtype]
+
+
+def test_a_format_that_the_recipe_names_is_planned_whether_or_not_it_fits(monkeypatch):
+    faster(monkeypatch, "bf16")
+    found = of_plan.settled("fp32", lambda word: planned(word, {"fp32": 9999}))
+    assert (found.dtype, found.why, found.fits) == ("fp32", "as the recipe says", False)
+
+
+def test_a_run_that_is_too_large_in_fp32_is_settled_by_its_plan(home, tmp_path, monkeypatch):
+    faster(monkeypatch, "fp32")
     given = read(recipe(home, tmp_path / "run"))
-    config, peak = planning.config_of(given), least(home, "fp32")
-    for room, fits in ((peak, False), (10**12, True)):
+    config, found = planning.config_of(given), planning.plan(given)
+    assert found.dtype == found.facts()["dtype"] == "fp32" and "dtype    fp32: products 9 GFLOP/s" in str(
+        found
+    )
+    needed = sum(found.parts.values())
+    for room, fits in ((needed, False), (10**12, True)):
         monkeypatch.setattr(of_plan, "memory", lambda room=room: (room, "cpu", 0))
         assert of_plan.surely_fits(given, config) is fits
     assert not of_plan.surely_fits(read(given, ["data.max_length=100000"]), config)
-
-
-def test_a_plan_takes_bf16_where_fp32_does_not_fit_and_says_so(home, tmp_path, monkeypatch):
-    faster(monkeypatch, "fp32")
-    given = read(recipe(home, tmp_path / "run"))
-    roomy = planning.plan(given)
-    assert roomy.dtype == "fp32" and "dtype    fp32: products 9 GFLOP/s" in str(roomy)
-    assert roomy.facts()["dtype"] == "fp32"
-    process = roomy.process
-    monkeypatch.setattr(planning, "memory", lambda: (10**12, "cpu", process))
-    wide, narrow = least(home, "fp32"), least(home, "bf16")
-    assert narrow < wide
-    monkeypatch.setattr(planning, "memory", lambda: ((wide + narrow) // 2, "cpu", process))
-    tight = planning.plan(given)
-    assert tight.dtype == "bf16" and tight.fits and "fp32 would take" in tight.why
-    monkeypatch.setattr(build, "surely_fits", lambda recipe, config: False)
+    monkeypatch.setattr(build, "plan", lambda recipe: planned("bf16", {"bf16": 1}))
+    assert build.settled(given).dtype == "fp32"  # no plan is made
+    monkeypatch.setattr(of_plan, "memory", lambda: (needed, "cpu", 0))
+    monkeypatch.setattr(
+        build, "plan", lambda recipe: of_plan.settled("bf16", lambda word: planned(word, {word: 1}))
+    )
     assert build.settled(given).dtype == "bf16"
-    faster(monkeypatch, "fp32", free=False)  # GRAFT_DTYPE=fp32
-    assert planning.plan(given).dtype == build.settled(given).dtype == "fp32"
-    asked = planning.plan(read(given, ["dtype=fp32"]))
-    assert asked.dtype == "fp32" and not asked.fits and asked.why == "as the recipe says"
 
 
 def test_the_first_lines_say_which_format_and_why(home, tmp_path, monkeypatch, capsys):
@@ -172,7 +196,3 @@ def test_the_first_lines_say_which_format_and_why(home, tmp_path, monkeypatch, c
     faster(monkeypatch, "bf16")
     assert call(words) == 0  # the run has ended: it is found as it is
     assert "dtype   fp32: as this run began" in capsys.readouterr().err
-    assert call([*words, "dtype=bf16"]) == 1
-    capsys.readouterr()
-    assert call(["plan", str(tmp_path / "run")]) == 0
-    assert "dtype    fp32: as the recipe says" in capsys.readouterr().out

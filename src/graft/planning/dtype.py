@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -13,11 +13,10 @@ from graft.recipe import Recipe
 from graft.sizes import size
 from graft.stages.stage import task_of
 
-if TYPE_CHECKING:
-    from graft.planning.plan import Plan
+P = TypeVar("P", bound=Any)  # planning.plan.Plan, whose module imports this one
 
 
-def settled(dtype: str, plan_in: Callable[[str], "Plan"]) -> "Plan":
+def settled(dtype: str, plan_in: Callable[[str], P]) -> P:
     """Return the plan of a run in a recipe's dtype; `Plan.dtype` and `Plan.why` say which that is.
 
     plan_in: returns the plan in bf16 or fp32.
@@ -49,9 +48,10 @@ def surely_fits(recipe: Recipe, config: Any) -> bool:
     rows = max(recipe.train.micro_batch_size, recipe.evaluate.batch_size)
     heads = getattr(text, "num_attention_heads", None) or width
     needed = 32 * weights + 4 * rows * length * depth * (100 * width + 4 * heads * length)
-    return needed < memory()[0] / 2
+    available, _, process = memory()
+    return needed < (available - process) / 2
 
 
-def _smaller(wide: "Plan", choice: Choice) -> Choice:
+def _smaller(wide: Any, choice: Choice) -> Choice:
     peak, free = size(max(wide.peaks.values())), size(wide.available)
     return Choice("bf16", f"fp32 would take {peak} of {free}; it is faster: {choice.why}")
