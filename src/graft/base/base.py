@@ -55,12 +55,16 @@ class Base:
 
     model: class, code, keys and values stay as they are.  tokenizer: may be None.
     name: path or hub id, which is written into adapter files.
+    file_dtype: of exported weights, if it is not that of the model's.
     """
 
     has_values = True  # whether its tensors hold numbers; those of a sketch do not
 
-    def __init__(self, model: Any, tokenizer: Any = None, name: str = "") -> None:
+    def __init__(
+        self, model: Any, tokenizer: Any = None, name: str = "", *, file_dtype: torch.dtype | None = None
+    ) -> None:
         self.model = model.requires_grad_(False).eval()
+        self._file_dtype = file_dtype
         self.tokenizer, self.name = tokenizer, name or getattr(model.config, "name_or_path", "")
         self.family = anatomy.family(model)
         self.adapters: dict[str, Adapter] = {}
@@ -94,6 +98,15 @@ class Base:
     def dtype(self) -> torch.dtype:
         """The dtype of activations."""
         return self.model.get_input_embeddings().weight.dtype
+
+    @property
+    def file_dtype(self) -> torch.dtype:
+        """The dtype of exported weights: the checkpoint's, where `load` chose to compute in a wider one."""
+        return self._file_dtype or self.dtype
+
+    @file_dtype.setter
+    def file_dtype(self, dtype: torch.dtype | None) -> None:
+        self._file_dtype = dtype
 
     @property
     def quant(self) -> str:
