@@ -3,7 +3,7 @@
 // How many midpoints lie below x, which is the nearest level's place in ascending order; at a midpoint the lower
 // one. midpoints: 15 ascending numbers, and infinity.
 INLINE vi places16(vf x, const float *midpoints) {
-#if defined(__AVX512F__)
+#if defined(AVX512)
   __m512 table = _mm512_loadu_ps(midpoints);
   __m512i at = _mm512_setzero_si512();
   for (int step = 8; step; step /= 2) {

@@ -11,13 +11,20 @@
 #include <stdint.h>
 #include <string.h>
 
-#if defined(__AVX512F__) || defined(__AVX2__)
+#if defined(EMULATE_AVX512)
+#include "emulated.h"
+#define AVX512
+#elif defined(__AVX512F__)
 #include <immintrin.h>
+#define AVX512
+#elif defined(__AVX2__)
+#include <immintrin.h>
+#define AVX2
 #endif
 
-#if defined(__AVX512F__)
+#if defined(AVX512)
 #define VW 16
-#elif defined(__AVX2__)
+#elif defined(AVX2)
 #define VW 8
 #else
 #define VW 4
@@ -43,14 +50,14 @@ INLINE void vf_store_n(float *p, vf v, int64_t n) { memcpy(p, &v, 4 * n); }
 
 // Arithmetic
 
-#if defined(__AVX512F__)
+#if defined(AVX512)
 INLINE vf vf_set(float x) { return (vf)_mm512_set1_ps(x); }
 INLINE vf vf_fma(vf a, vf b, vf c) { return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
 INLINE vf vf_max(vf a, vf b) { return (vf)_mm512_max_ps((__m512)a, (__m512)b); }
 INLINE vf vf_min(vf a, vf b) { return (vf)_mm512_min_ps((__m512)a, (__m512)b); }
 INLINE vf vf_sqrt(vf a) { return (vf)_mm512_sqrt_ps((__m512)a); }
 INLINE vi vf_round(vf a) { return (vi)_mm512_cvtps_epi32((__m512)a); }
-#elif defined(__AVX2__)
+#elif defined(AVX2)
 INLINE vf vf_set(float x) { return (vf)_mm256_set1_ps(x); }
 INLINE vf vf_fma(vf a, vf b, vf c) { return (vf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c); }
 INLINE vf vf_max(vf a, vf b) { return (vf)_mm256_max_ps((__m256)a, (__m256)b); }
@@ -125,11 +132,11 @@ INLINE vh vf_to_bf16(vf a) {
   return __builtin_convertvector((nan & ((u >> 16) | 0x40)) | (~nan & rounded), vh);
 }
 
-#if defined(__AVX512F__)
+#if defined(AVX512)
 INLINE vf vf_from_fp16(vh h) { return (vf)_mm512_cvtph_ps((__m256i)h); }
 INLINE vh vf_to_fp16(vf a) { return (vh)_mm512_cvtps_ph((__m512)a, _MM_FROUND_TO_NEAREST_INT); }
 INLINE float fp16_to_float(uint16_t h) { return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(h))); }
-#elif defined(__AVX2__)
+#elif defined(AVX2)
 INLINE vf vf_from_fp16(vh h) { return (vf)_mm256_cvtph_ps((__m128i)h); }
 INLINE vh vf_to_fp16(vf a) { return (vh)_mm256_cvtps_ph((__m256)a, _MM_FROUND_TO_NEAREST_INT); }
 INLINE float fp16_to_float(uint16_t h) { return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(h))); }
@@ -197,7 +204,7 @@ INLINE void store_n_as(void *p, int64_t at, vf v, int64_t n, int dtype) {
 // Rows and columns of VW vectors change places.
 
 INLINE void vf_transpose(vf r[VW]) {
-#if defined(__AVX512F__)
+#if defined(AVX512)
   __m512 t[16], u[16];
   for (int i = 0; i < 16; i += 2) {
     t[i] = _mm512_unpacklo_ps((__m512)r[i], (__m512)r[i + 1]);
@@ -217,7 +224,7 @@ INLINE void vf_transpose(vf r[VW]) {
     r[4 + j] = (vf)_mm512_shuffle_f32x4(c, d, 0x88);
     r[12 + j] = (vf)_mm512_shuffle_f32x4(c, d, 0xdd);
   }
-#elif defined(__AVX2__)
+#elif defined(AVX2)
   __m256 t[8], u[8];
   for (int i = 0; i < 8; i += 2) {
     t[i] = _mm256_unpacklo_ps((__m256)r[i], (__m256)r[i + 1]);

@@ -185,9 +185,8 @@ def test_an_unknown_level_is_named():
 
 def test_every_level_can_be_forced_from_outside(level):
     code = "from graft.kernels import native; print(native.level())"
-    found = subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, "GRAFT_KERNELS": level}, capture_output=True, text=True
-    )
+    forced = {**os.environ, "GRAFT_KERNELS": level}
+    found = subprocess.run([sys.executable, "-c", code], env=forced, capture_output=True, text=True)
     assert found.stdout.strip() == level
 
 

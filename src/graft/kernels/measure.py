@@ -27,6 +27,7 @@ from torch import Tensor
 
 import graft
 from graft import kernels, storage
+from graft.kernels import native
 from graft.kernels.machine import processor
 from graft.kernels.packed import Codebook, Packed
 from graft.sizes import MIB
@@ -233,14 +234,13 @@ def _seconds(work: Callable[[], Tensor], effort: Effort) -> float:
 
 def _conditions() -> dict[str, Any]:
     """Return everything that the speed depends on, as far as it can be known."""
-    decode = kernels.find("dequantise", "cpu")
     return {
         "format": FORMAT,
         "processor": processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "capability": torch.backends.cpu.get_cpu_capability(),
-        "decoder": f"{decode.__module__}.{getattr(decode, '__qualname__', type(decode).__name__)}",
+        "kernels": native.level(),
         "graft": graft.__version__,
         "torch": torch.__version__,
     }

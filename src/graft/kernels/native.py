@@ -3,7 +3,8 @@
     reference < portable < avx2 < avx512 < avx512_bf16
 
 The best level that this processor can run is used. GRAFT_KERNELS=avx2 in the environment, or `at_level`,
-forces a lower one; "reference" switches the library off. Without a C compiler at the installation there is no
+forces a lower one; "reference" switches the library off. GRAFT_KERNELS_LIBRARY names another file, such as one
+that was built with sanitizers. Without a C compiler at the installation there is no
 library, and torch's references do all the work.
 
 torch must be loaded before the library: both then share one OpenMP runtime and its threads.
@@ -23,7 +24,7 @@ from torch import Tensor
 from graft.errors import one_of
 from graft.kernels.packed import Grouped, Packed
 
-LIBRARY = Path(__file__).with_name("libgraft.so.1")
+LIBRARY = Path(os.environ.get("GRAFT_KERNELS_LIBRARY") or Path(__file__).with_name("libgraft.so.1"))
 LEVELS = ("portable", "avx2", "avx512", "avx512_bf16")  # as bits of graft_levels()
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 FP32, BF16, FP16, LEVELS4, INT8, GROUPS = range(6)  # kinds of weights
@@ -97,9 +98,19 @@ def plain(tensor: Tensor) -> bool:
 def by_torch(dtype: torch.dtype) -> bool:
     """Return whether torch multiplies this format faster than the kernels, which sum in fp32.
 
-    It does where the processor has instructions for 16-bit products.
+    It does where the processor has instructions for 16-bit products and they are as fast as they should be.
     """
-    return dtype == torch.bfloat16 and level() in ("avx512_bf16", "reference")
+    if dtype != torch.bfloat16 or level() not in ("avx512_bf16", "reference"):
+        return False
+    return level() == "reference" or _bf16_is_faster()
+
+
+@functools.cache
+def _bf16_is_faster() -> bool:
+    from graft.kernels.measure import profile  # late: it measures with the kernels of this folder
+
+    products = profile().products
+    return products["bf16"] > products["fp32"]
 
 
 class Weight(ctypes.Structure):
