@@ -11,10 +11,33 @@ INLINE vi places16(vf x, const float *midpoints) {
     at = _mm512_mask_add_epi32(at, _mm512_cmp_ps_mask((__m512)x, middle, _CMP_GT_OQ), at, _mm512_set1_epi32(step));
   }
   return (vi)at;
+#elif defined(AVX2)
+  const float *m = midpoints;
+  __m256 eighths = _mm256_setr_ps(m[0], m[2], m[4], m[6], m[8], m[10], m[12], m[14]);
+  __m256 quarters = _mm256_setr_ps(m[1], m[5], m[9], m[13], 0, 0, 0, 0);
+  vi high = x > vf_set(m[7]);
+  vi at = high & 8;
+  at += (x > (vf)_mm256_blendv_ps(_mm256_set1_ps(m[3]), _mm256_set1_ps(m[11]), (__m256)high)) & 4;
+  at += (x > (vf)_mm256_permutevar8x32_ps(quarters, (__m256i)(at >> 2))) & 2;
+  return at + ((x > (vf)_mm256_permutevar8x32_ps(eighths, (__m256i)(at >> 1))) & 1);
 #else
   vi at = {0};
-  for (int i = 0; i < 15; i++) at -= (vi)(x > vf_set(midpoints[i]));  // a true comparison is -1
+  for (int i = 0; i < 15; i++) at -= x > vf_set(midpoints[i]);  // a true comparison is -1
   return at;
+#endif
+}
+
+// Write VW codes below 16 as VW / 2 bytes.
+INLINE void pack16(vi code, uint8_t *out) {
+#if defined(AVX2)
+  __m256i pairs = _mm256_or_si256(_mm256_slli_epi64((__m256i)code, 4), _mm256_srli_epi64((__m256i)code, 32));
+  __m256i first = _mm256_set1_epi64x(0x8080808080800800);  // bytes 0 and 8 of each half
+  __m256i bytes = _mm256_shuffle_epi8(pairs, first);
+  uint32_t packed = (uint32_t)(_mm256_extract_epi16(bytes, 0) & 0xffff) |
+                    (uint32_t)(_mm256_extract_epi16(bytes, 8) & 0xffff) << 16;
+  memcpy(out, &packed, 4);
+#else
+  for (int j = 0; j < VW; j += 2) out[j / 2] = (uint8_t)(code[j] << 4 | code[j + 1]);
 #endif
 }
 
@@ -45,15 +68,19 @@ void KERNEL(quantise_4bit)(const void *x, int dtype, int64_t rows, int64_t n, in
       float most = largest(x, dtype, row * n + from, count);
       absmax[row * blocks + b] = most;
       vf inverse = vf_set(1.0f / (most > 1e-38f ? most : 1e-38f));
-      uint8_t found[VW];
       for (int64_t i = 0; i < count; i += VW) {
         int64_t left = least(VW, count - i), at = row * width + (from + i) / 2;
         vf v = load_n_as(x, row * n + from + i, left, dtype) * inverse;
-        v = vf_max(vf_min(v, vf_set(1.0f)), vf_set(-1.0f));
-        vi place = places16(v, midpoints);
-        for (int j = 0; j < VW; j++) found[j] = order ? order[place[j] & 15] : (uint8_t)place[j];
-        for (int j = 0; j < left; j += 2)
-          codes[at + j / 2] = (uint8_t)(found[j] << 4 | (j + 1 < VW ? found[j + 1] : 0));
+        vi place = places16(vf_max(vf_min(v, vf_set(1.0f)), vf_set(-1.0f)), midpoints);
+        if (order)
+          for (int j = 0; j < VW; j++) place[j] = order[place[j]];
+        if (left == VW) {
+          pack16(place, codes + at);
+          continue;
+        }
+        uint8_t packed[VW / 2];
+        pack16(place, packed);
+        memcpy(codes + at, packed, (size_t)(left + 1) / 2);
       }
     }
   }

@@ -44,9 +44,17 @@ INLINE void vf_store(float *p, vf v) { memcpy(p, &v, sizeof v); }
 INLINE vh vh_load(const uint16_t *p) { vh v; memcpy(&v, p, sizeof v); return v; }
 INLINE void vh_store(uint16_t *p, vh v) { memcpy(p, &v, sizeof v); }
 
-// The first n of VW floats; the others are 0.
-INLINE vf vf_load_n(const float *p, int64_t n) { vf v = {0}; memcpy(&v, p, 4 * n); return v; }
-INLINE void vf_store_n(float *p, vf v, int64_t n) { memcpy(p, &v, 4 * n); }
+// The first n of VW floats, or all if n is larger; the others are 0.
+INLINE vf vf_load_n(const float *p, int64_t n) {
+  if (n >= VW) return vf_load(p);
+  vf v = {0};
+  memcpy(&v, p, 4 * n);
+  return v;
+}
+INLINE void vf_store_n(float *p, vf v, int64_t n) {
+  if (n >= VW) vf_store(p, v);
+  else memcpy(p, &v, 4 * n);
+}
 
 // Arithmetic
 
@@ -190,12 +198,14 @@ INLINE void store_as(void *p, int64_t at, vf v, int dtype) {
   else vh_store((uint16_t *)p + at, dtype == BF16 ? vf_to_bf16(v) : vf_to_fp16(v));
 }
 INLINE vf load_n_as(const void *p, int64_t at, int64_t n, int dtype) {
+  if (n >= VW) return load_as(p, at, dtype);
   if (dtype == FP32) return vf_load_n((const float *)p + at, n);
   vh h = {0};
   memcpy(&h, (const uint16_t *)p + at, 2 * n);
   return dtype == BF16 ? vf_from_bf16(h) : vf_from_fp16(h);
 }
 INLINE void store_n_as(void *p, int64_t at, vf v, int64_t n, int dtype) {
+  if (n >= VW) { store_as(p, at, v, dtype); return; }
   if (dtype == FP32) { vf_store_n((float *)p + at, v, n); return; }
   vh h = dtype == BF16 ? vf_to_bf16(v) : vf_to_fp16(v);
   memcpy((uint16_t *)p + at, &h, 2 * n);
