@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import DummyLayer, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 
 @dataclass
@@ -66,9 +66,14 @@ class Table:
     def __init__(self, config: Any) -> None:
         self.cache: Any = DynamicCache(config=config)
         kinds = [type(layer) for layer in self.cache.layers]
-        self.usable = bool(kinds) and set(kinds) <= {DynamicLayer, DynamicSlidingWindowLayer}
-        self.layers = [Layer(self, sliding=kind is DynamicSlidingWindowLayer) for kind in kinds]
-        self.cache.layers = self.layers
+        self.usable = bool(kinds) and set(kinds) <= {DynamicLayer, DynamicSlidingWindowLayer, DummyLayer}
+        self.cache.layers = [
+            layer  # a dummy holds nothing: its keys and values are those of another layer
+            if kind is DummyLayer
+            else Layer(self, sliding=kind is DynamicSlidingWindowLayer)
+            for kind, layer in zip(kinds, self.cache.layers, strict=True)
+        ]
+        self.layers = [layer for layer in self.cache.layers if isinstance(layer, Layer)]
         self.rows = self.columns = 0
         self.window = Window(slice(0, 0), 0, 0)
 
