@@ -144,13 +144,32 @@ class Engine:
         return None
 
     def _close(self, row: Row) -> None:
-        self._stepper.free(row.slot)
-        self._free.append(row.slot)
+        """End a row. What others need of its prompt stays: in one that waits for it, and in its own slot."""
         if row in self._reading:
             self._reading.remove(row)
         else:
             leave(self._writing, self._writing.index(row))
             self._chooser = None
+        for other in self._reading:
+            if not other.read and self._takes_over(other, row):
+                break
+        if not self._inherited(row):
+            self._stepper.free(row.slot)
+            self._free.append(row.slot)
+
+    def _inherited(self, row: Row) -> bool:
+        """Give the slot of a row that ends to the next request in the queue, if their prompts begin alike."""
+        if not self._waiting:
+            return False
+        heir = Row(self._waiting[0], row.slot, self._length(self._waiting[0]))
+        heir.read = min(self._common(heir, row), row.read)
+        lengths = [heir.length, *(other.length for other in [*self._reading, *self._writing])]
+        if heir.read < SHARED or self._fitting(self._shape, lengths) != self._shape:
+            return False
+        self._waiting.popleft()
+        self._stepper.truncate(row.slot, heir.read)
+        self._reading.append(heir)
+        return True
 
     # Reading prompts
 
@@ -205,10 +224,17 @@ class Engine:
                 source = others[shared.index(best)]
                 if source.read < best:
                     continue
-                self._stepper.copy_prefix(source.slot, row.slot, best)
-                row.read = best
+                self._takes_over(row, source)
             ready.append(row)
         return ready
+
+    def _takes_over(self, row: Row, other: Row) -> bool:
+        """Let a new row take over what another has read of the same beginning, if that is worth it."""
+        shared = min(self._common(row, other), other.read)
+        if shared >= SHARED:
+            self._stepper.copy_prefix(other.slot, row.slot, shared)
+            row.read = shared
+        return shared >= SHARED
 
     def _common(self, row: Row, other: Row) -> int:
         """Return how many tokens two prompts of one adapter share; one at least is left to be read."""
