@@ -40,7 +40,8 @@ from graft.core.positions import obstacle
 from graft.core.route import current, installed, spans
 from graft.core.site import Site
 from graft.errors import AdapterError, GraftError, ModelError, UsageError, notice
-from graft.generate.generate import evaluating, generate
+from graft.generate.generate import complete, evaluating, generate
+from graft.generate.request import Completion
 from graft.quant import is_packed
 
 TASK_TYPES = {
@@ -332,6 +333,12 @@ class Base:
     def generate(self, prompts: Sequence[Any], adapters: Rows | None = None, **settings: Any) -> list[str]:
         """Return only the new text, one string per prompt; `graft.generate` has the settings."""
         return generate(self, prompts, self._choice.rows(adapters, len(prompts)), **settings)
+
+    def complete(
+        self, prompts: Sequence[Any], adapters: Rows | None = None, **settings: Any
+    ) -> list[Completion]:
+        """Return what `generate` does, with tokens, log-probabilities and the reason of each end."""
+        return complete(self, prompts, self._choice.rows(adapters, len(prompts)), **settings)
 
     def mixable(self, names: Rows) -> bool:
         """Return whether rows of these adapters may share a forward; if not, they are run apart."""

@@ -27,8 +27,8 @@ def batches(
     """Yield (rows, room for new tokens), long prompts first, so that a lack of memory shows at once.
 
     rooms: for how many new tokens each row has room. Rows with the same room share a batch: a longer
-    neighbour may not shorten an answer, nor a shorter one push it beyond the last position. Where the base cannot mix adapters
-    or pad rows, those of one adapter or one length share a batch.
+    neighbour may not shorten an answer, nor a shorter one push it beyond the last position. Where the base
+    cannot mix adapters or pad rows, those of one adapter or one length share a batch.
     """
     sharing = base.sharing() if size > 1 and len(tokens) > 1 else "free"
     size, mixed = (1 if sharing == "none" else size), base.mixable(adapters)

@@ -220,7 +220,7 @@ class CachedStepper:
         return logits
 
     def _lengthened(self, slot: int, tokens: Sequence[int], width: int) -> Sequence[int]:
-        """Return a piece with what was read before it, up to `width` tokens, and take that out of the slot."""
+        """Return a piece with what was read before it, `width` tokens if there are; the slot loses those."""
         held = self._slots[slot]
         if len(tokens) == width:
             return tokens
@@ -240,9 +240,7 @@ class CachedStepper:
         self._last = last + 1
         return answers[0] if len(answers) == 1 else torch.cat(answers)
 
-    def _column(
-        self, batch: Batch, rows: slice, names: list[str | None], ids: torch.Tensor
-    ) -> torch.Tensor:
+    def _column(self, batch: Batch, rows: slice, names: list[str | None], ids: torch.Tensor) -> torch.Tensor:
         """Append one token to these rows; returns their logits (n, V)."""
         starts, last = batch.starts[rows], self._last
         live = None

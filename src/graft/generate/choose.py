@@ -94,7 +94,9 @@ class Chooser:
             tokens = biased.argmax(1)
             tokens[self._index] = self._draw(biased[self._index])
         if self._written is not None:
-            self._written.scatter_add_(1, tokens[:, None], torch.ones_like(tokens, dtype=torch.float32)[:, None])
+            self._written.scatter_add_(
+                1, tokens[:, None], torch.ones_like(tokens, dtype=torch.float32)[:, None]
+            )
         if self._logged:
             self._log(logits, tokens)
         return tokens.tolist(), tokens
@@ -140,7 +142,9 @@ class Chooser:
         if self._top_p is not None:
             probabilities = probabilities * (probabilities >= _nucleus(probabilities, self._top_p))
         if self._min_p is not None:
-            probabilities = probabilities * (probabilities >= self._min_p * probabilities.amax(1, keepdim=True))
+            probabilities = probabilities * (
+                probabilities >= self._min_p * probabilities.amax(1, keepdim=True)
+            )
         return probabilities
 
     def _log(self, logits: torch.Tensor, tokens: torch.Tensor) -> None:

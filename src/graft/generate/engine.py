@@ -258,9 +258,7 @@ class Engine:
             requests = [row.request for row in self._writing]
             self._chooser = Chooser(requests, logits.shape[1], logits.device)
         tokens, self._tokens = self._chooser.choose(logits)
-        ended = [
-            row for row, token in zip(self._writing, tokens, strict=True) if row.request.take(token)
-        ]
+        ended = [row for row, token in zip(self._writing, tokens, strict=True) if row.request.take(token)]
         for row in ended:
             self._close(row)
         return [row.request for row in ended]

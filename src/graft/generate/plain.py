@@ -21,6 +21,8 @@ from graft.generate.batches import batches
 from graft.generate.choose import MINUS, Chooser
 from graft.generate.request import Request
 
+NO_TOKEN = 2**31 - 1  # ends are found here; for None transformers would take the model's own
+
 
 def write_plainly(base: Any, requests: Sequence[Request], batch_size: int) -> None:
     """Continue all requests, in batches of up to `batch_size`."""
@@ -49,7 +51,7 @@ def settings(new: int, pad: int, *, cache: bool) -> GenerationConfig:
         no_repeat_ngram_size=0,
         use_cache=cache,
         return_dict_in_generate=False,
-        eos_token_id=None,
+        eos_token_id=NO_TOKEN,
         pad_token_id=pad,
     )
 
