@@ -1,4 +1,4 @@
-"""Choosing tokens. Oracles: transformers' LogitsProcessors, OpenAI's definitions by hand, scipy's chi-square."""
+"""Choosing tokens. Oracles: transformers' LogitsProcessors, OpenAI's definitions by hand, scipy."""
 
 import pytest
 import torch
@@ -96,8 +96,7 @@ def test_top_p_finds_its_tokens_beyond_the_first_thousand():
 
 def test_draws_follow_the_probabilities():
     logits = torch.tensor([[1.0, 0.0, -1.0, 2.0, -30.0]])
-    (request,) = made = requests(Sampling(do_sample=True, seed=1), tokens=[])
-    chooser, counts = Chooser(made, 5), [0] * 5
+    chooser, counts = Chooser(requests(Sampling(do_sample=True, seed=1), tokens=[]), 5), [0] * 5
     for _ in range(4000):
         counts[chooser.choose(logits)[0][0]] += 1
     expected = (logits[0, :4].double().softmax(0) * 4000).tolist()

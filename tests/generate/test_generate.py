@@ -172,14 +172,11 @@ def test_texts_are_streamed_by_row(base):
 
 
 def test_a_completion_says_how_the_text_came_about(base, tokenizer):
-    text, done = (
-        base.generate(PROMPTS, max_new_tokens=5),
-        base.complete(PROMPTS, max_new_tokens=5, logprobs=2),
-    )
-    assert [one.text for one in done] == text
+    done = base.complete(PROMPTS, max_new_tokens=5, logprobs=2)
+    assert [one.text for one in done] == base.generate(PROMPTS, max_new_tokens=5)
     assert all(one.finish_reason == "length" and len(one.tokens) == 5 == len(one.logprobs) for one in done)
     # Greedy: each token is the likeliest of its place.
-    assert all(next(iter(top)) == token for one in done for top, token in zip(one.top_logprobs, one.tokens))
+    assert all([next(iter(top)) for top in one.top_logprobs] == one.tokens for one in done)
     stop = done[0].tokens[1]
     (ended,) = base.complete(PROMPTS[:1], max_new_tokens=5, stop_token_ids=[stop])
     assert (ended.finish_reason, ended.tokens) == ("stop", done[0].tokens[:2])

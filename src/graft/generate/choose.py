@@ -94,9 +94,8 @@ class Chooser:
             tokens = biased.argmax(1)
             tokens[self._index] = self._draw(biased[self._index])
         if self._written is not None:
-            self._written.scatter_add_(
-                1, tokens[:, None], torch.ones_like(tokens, dtype=torch.float32)[:, None]
-            )
+            column = tokens[:, None]
+            self._written.scatter_add_(1, column, torch.ones_like(column, dtype=torch.float32))
         if self._logged:
             self._log(logits, tokens)
         return tokens.tolist(), tokens
@@ -132,7 +131,7 @@ class Chooser:
         return torch.searchsorted(sums, goal, right=True)[:, 0].clamp(max=logits.shape[1] - 1)
 
     def _filtered(self, logits: torch.Tensor) -> torch.Tensor:
-        """Return the probabilities (n, V), not normalised, of the tokens that may be drawn; 0 of the others."""
+        """Return the probabilities (n, V), not normalised, of what may be drawn; 0 of the other tokens."""
         if self._warm is not None:
             logits = logits / self._warm
         if self._top_k is not None:
@@ -142,9 +141,8 @@ class Chooser:
         if self._top_p is not None:
             probabilities = probabilities * (probabilities >= _nucleus(probabilities, self._top_p))
         if self._min_p is not None:
-            probabilities = probabilities * (
-                probabilities >= self._min_p * probabilities.amax(1, keepdim=True)
-            )
+            least = self._min_p * probabilities.amax(1, keepdim=True)
+            probabilities = probabilities * (probabilities >= least)
         return probabilities
 
     def _log(self, logits: torch.Tensor, tokens: torch.Tensor) -> None:

@@ -10,8 +10,8 @@ beside those that are there waits for its turn.
     for request in engine.run():            # or step() by step(), and submit() in between
         print(request.completion.text)
 
-Orca (Yu et al. 2022) has joining and leaving at every step, Sarathi (Agrawal et al. 2023, 2308.16369) prompts in
-pieces beside decoding.
+Orca (Yu et al. 2022) has joining and leaving at every step, Sarathi (Agrawal et al. 2023, 2308.16369) has
+prompts in pieces beside decoding.
 """
 
 from collections import deque
@@ -30,7 +30,10 @@ SHARED = 16  # tokens at least that make it worth to copy a prefix
 
 @dataclass(eq=False)
 class Row:
-    """A request in a slot.  read: tokens of its prompt that are in the cache.  length: positions that it may take."""
+    """A request in a slot.
+
+    length: positions that it may take.  read: tokens of its prompt that are in the cache.
+    """
 
     request: Request
     slot: int
@@ -46,9 +49,9 @@ class Row:
 class Engine:
     """Writes the texts of requests, many at a time.
 
-    max_rows: texts that are written at once.  max_cache_tokens: positions of the cache, in all slots together;
-    None for as many as `max_rows` texts take.  chunk: tokens of prompts that are read between two tokens of the
-    texts that are being written.
+    max_rows: texts that are written at once.
+    max_cache_tokens: positions of the cache, in all slots together; None for as many as these texts take.
+    chunk: tokens of prompts that are read between two tokens of the texts that are being written.
 
     Nothing runs but in `step` and `run`, which belong into `evaluating(base)`.
     """
@@ -282,7 +285,7 @@ def common(prompt: list[int], other: list[int]) -> int:
 
 
 def join(rows: list[Row], row: Row) -> None:
-    """Add a row to rows in the order of their adapters. One row of each adapter behind it changes its place."""
+    """Add a row to rows in the order of their adapters; one of each adapter behind it changes its place."""
     place, moved = len(rows), row
     rows.append(row)
     while place and rows[place - 1].key > row.key:
@@ -293,7 +296,7 @@ def join(rows: list[Row], row: Row) -> None:
 
 
 def leave(rows: list[Row], place: int) -> None:
-    """Take a row out. The last row of its adapter, and of each behind it, fills the gap that the one before left."""
+    """Take a row out. The last one of its adapter, and of each behind it, fills the gap before it."""
     while place < len(rows) - 1:
         key = rows[place].key if rows[place].key == rows[place + 1].key else rows[place + 1].key
         end = max(i for i in range(len(rows)) if rows[i].key == key)

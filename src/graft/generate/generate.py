@@ -162,7 +162,7 @@ def write(
 
 
 def stepper(base: Writer) -> Stepper | None:
-    """Return what computes the logits of a base in slots; None if nothing can. It must be in evaluation mode."""
+    """Return what computes a base's logits in slots; None if nothing can. It must be in evaluation mode."""
     return CachedStepper(base) if base.family == "causal" and fits(base) else None
 
 

@@ -57,9 +57,8 @@ class Sampling:
         object.__setattr__(self, "stop", stop)
         object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
         whole = "0 (off) or a whole number above it"
-        require(
-            "max_new_tokens", self.max_new_tokens, "a whole number above 0", is_whole(self.max_new_tokens, 1)
-        )
+        most = self.max_new_tokens
+        require("max_new_tokens", most, "a whole number above 0", is_whole(most, 1))
         require("min_new_tokens", self.min_new_tokens, whole, is_whole(self.min_new_tokens, 0))
         positive = "a finite number above 0"
         require("temperature", self.temperature, positive, _between(self.temperature, 0, math.inf))

@@ -47,7 +47,8 @@ class Layer(DynamicLayer):
             self.is_initialized = True
         end = window.last + key_states.shape[2]
         kept = []
-        for held, new in ((self.keys, key_states), (self.values, value_states)):
+        tables: Any = (self.keys, self.values)
+        for held, new in zip(tables, (key_states, value_states), strict=True):
             seen = held[window.rows, :, window.first : end]
             seen[:, :, window.last - window.first :] = new
             kept.append(seen)
