@@ -182,6 +182,12 @@ def test_a_completion_says_how_the_text_came_about(base, tokenizer):
     assert (ended.finish_reason, ended.tokens) == ("stop", done[0].tokens[:2])
 
 
+def test_progress_is_told_up_to_the_last_text(base):
+    seen = []
+    base.generate(PROMPTS, max_new_tokens=3, batch_size=2, progress=lambda *now: seen.append(now))
+    assert seen == [(done, 4) for done in range(1, 5)]
+
+
 def test_the_memory_of_the_cache_has_a_limit(base):
     texts = base.generate(PROMPTS, max_new_tokens=12)
     assert base.generate(PROMPTS, max_new_tokens=12, max_cache_tokens=40) == texts

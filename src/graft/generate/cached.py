@@ -235,7 +235,7 @@ class CachedStepper:
             batch = self._align(list(slots))
         if self._last == self.table.columns:
             batch = self._slide(batch)
-        ids, last = tokens[:, None], self._last
+        ids, last = tokens.to(self._base.device)[:, None], self._last
         answers = [self._column(batch, rows, names, ids[rows]) for rows, names in batch.parts]
         self._last = last + 1
         return answers[0] if len(answers) == 1 else torch.cat(answers)

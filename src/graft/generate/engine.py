@@ -53,7 +53,8 @@ class Engine:
     max_cache_tokens: positions of the cache, in all slots together; None for as many as these texts take.
     chunk: tokens of prompts that are read between two tokens of the texts that are being written.
 
-    Nothing runs but in `step` and `run`, which belong into `evaluating(base)`.
+    Nothing runs but in `step` and `run`, which belong into `evaluating(base)` and torch.no_grad. While
+    requests are in it, the weights of base and adapters must stay as they are: the cache was made with them.
     """
 
     def __init__(

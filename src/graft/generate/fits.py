@@ -13,7 +13,7 @@ from transformers.utils import logging
 
 from graft.generate.cached import CachedStepper
 
-LENGTHS, NEW = (21, 12), 3  # longer than the windows of the tests' models; some models cut rows into blocks
+LENGTHS, NEW = (21, 12), 2  # longer than the windows of the tests' models; some models cut rows into blocks
 _known: WeakKeyDictionary[torch.nn.Module, bool] = WeakKeyDictionary()
 
 

@@ -72,6 +72,7 @@ def generate(
     batch_size: int = 8,
     max_cache_tokens: int | None = None,
     on_text: Callable[[int, str], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
     **sampling: Any,
 ) -> list[str]:
     """Return the continuation of each prompt, without the prompt and without the stop.
@@ -82,6 +83,7 @@ def generate(
     batch_size: texts that are written at once.  max_cache_tokens: positions of the cache, in all of these
     together; prompts wait for room.
     on_text: called with (row, piece) as the texts grow; the pieces of a row are its text.
+    progress: called with (texts that have ended, texts) when some have.
     sampling: the fields of `Sampling`. Raises UsageError for bad settings, DataError for a prompt beyond the
     context.
     """
@@ -92,6 +94,7 @@ def generate(
         batch_size=batch_size,
         max_cache_tokens=max_cache_tokens,
         on_text=on_text,
+        progress=progress,
         **sampling,
     )
     return [completion.text for completion in found]
@@ -105,6 +108,7 @@ def complete(
     batch_size: int = 8,
     max_cache_tokens: int | None = None,
     on_text: Callable[[int, str], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
     **sampling: Any,
 ) -> list[Completion]:
     """Return what `generate` does, with tokens, log-probabilities and the reason of each end."""
@@ -134,7 +138,9 @@ def complete(
         for row, ids in enumerate(tokens)
     ]
     with torch.no_grad(), evaluating(base):
-        write(base, requests, batch_size, max_cache_tokens)
+        for done in write(base, requests, batch_size, max_cache_tokens):
+            if progress is not None:
+                progress(done, len(requests))
     return [request.completion for request in requests if request.completion is not None]
 
 
@@ -144,21 +150,26 @@ def _row_of(on_text: Callable[[int, str], None] | None, row: int) -> Callable[[s
 
 def write(
     base: Writer, requests: Sequence[Request], batch_size: int = 8, max_cache_tokens: int | None = None
-) -> None:
-    """Continue all requests: in the engine what can go there, and the others on the plain path."""
-    engine = stepper(base) if requests else None
-    fitting = {name: engine is not None and base.in_slots(name) for name in {r.adapter for r in requests}}
-    if engine is not None:
-        loop = Engine(engine, max_rows=batch_size, max_cache_tokens=max_cache_tokens)
+) -> Iterator[int]:
+    """Continue all requests: in the engine what can go there, and the others on the plain path.
+
+    Yields how many texts have ended, when some have.
+    """
+    found = stepper(base) if requests else None
+    fitting = {name: found is not None and base.in_slots(name) for name in {r.adapter for r in requests}}
+    done = 0
+    if found is not None:
+        engine = Engine(found, max_rows=batch_size, max_cache_tokens=max_cache_tokens)
         # Long prompts first, so that a lack of memory shows at once.
         for request in sorted(requests, key=lambda request: -len(request.prompt)):
             if fitting[request.adapter]:
-                loop.submit(request)
-        for _ in loop.run():
-            pass
+                engine.submit(request)
+        for done, _ in enumerate(engine.run(), 1):
+            yield done
     rest = [request for request in requests if not fitting[request.adapter]]
-    if rest:
-        write_plainly(base, rest, batch_size)
+    for ended in write_plainly(base, rest, batch_size) if rest else ():
+        done += ended
+        yield done
 
 
 def stepper(base: Writer) -> Stepper | None:

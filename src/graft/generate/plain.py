@@ -5,7 +5,7 @@ need the whole text at every step. Tokens are chosen by the same code as in the 
 logits in which the chosen token alone is left.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -24,14 +24,15 @@ from graft.generate.request import Request
 NO_TOKEN = 2**31 - 1  # ends are found here; for None transformers would take the model's own
 
 
-def write_plainly(base: Any, requests: Sequence[Request], batch_size: int) -> None:
-    """Continue all requests, in batches of up to `batch_size`."""
+def write_plainly(base: Any, requests: Sequence[Request], batch_size: int) -> Iterator[int]:
+    """Continue all requests, in batches of up to `batch_size`. Yields the number of texts of each."""
     rooms = [request.limit for request in requests]
     prompts = [list(request.prompt) for request in requests]
     names = [request.adapter for request in requests]
     cache = base.cacheable(names)
     for rows, room in batches(base, names, prompts, rooms, batch_size):
         _batch(base, [requests[row] for row in rows], room, cache)
+        yield len(rows)
 
 
 def settings(new: int, pad: int, *, cache: bool) -> GenerationConfig:
