@@ -10,9 +10,10 @@ import torch
 
 from graft.errors import UsageError
 from graft.generate.cached import CachedStepper
-from graft.generate.engine import Engine, Row, common, join, leave
+from graft.generate.engine import Engine
 from graft.generate.generate import evaluating
 from graft.generate.request import Request
+from graft.generate.rows import Row, common, join, leave
 from graft.generate.sampling import Sampling
 from graft.methods.houlsby import Houlsby
 from graft.methods.ia3 import IA3
