@@ -150,6 +150,19 @@ def test_a_model_is_tried_once_and_torchs_generator_stays():
     assert fits(base) and len(calls) == count and torch.equal(torch.get_rng_state(), before)
 
 
+def test_a_model_in_16_bits_fits(monkeypatch):
+    base = tiny_base()
+    base.model.to(torch.bfloat16)
+    assert fits(base)
+    wrong = tiny_base("qwen2")
+    wrong.model.to(torch.bfloat16)
+    monkeypatch.setattr("graft.generate.cached.first_position", lambda config: 5)
+    assert fits(wrong)  # RoPE sees distances alone
+    learned = tiny_base("gpt2")
+    learned.model.to(torch.bfloat16)
+    assert not fits(learned)
+
+
 @pytest.mark.parametrize(
     ("name", "fit"),
     [("llama", True), ("gemma3_text", True), ("bloom", True), ("gemma4_text", True), ("deepseek_v3", True),
