@@ -11,7 +11,8 @@ from graft.generate.generate import evaluating, write
 from graft.generate.plain import write_plainly
 from graft.generate.request import Request
 from graft.generate.sampling import Sampling
-from models import tiny_base
+from graft.methods.ladder import Ladder
+from models import randomise, tiny_base
 
 HOWS = [
     Sampling(max_new_tokens=9, logprobs=2),
@@ -46,6 +47,22 @@ def test_the_plain_path_writes_what_the_engine_writes(family):
         torch.tensor(ours[0].logprobs), torch.tensor(theirs[0].logprobs), atol=1e-5, rtol=0
     )
     assert [list(top) for top in ours[0].top_logprobs] == [list(top) for top in theirs[0].top_logprobs]
+
+
+def test_a_side_network_that_keeps_a_cache_of_its_own_is_written_plainly_beside_others():
+    base = tiny_base("llama")
+    randomise(base.attach("side", Ladder(reduction_factor=2)), scale=0.1)
+    assert not base.in_slots("side") and base.in_slots(None)
+    how = Sampling(max_new_tokens=6)
+    together = [
+        Request(list(range(5 + row, 15)), name, how) for row, name in enumerate(["side", None, "side"])
+    ]
+    with torch.no_grad(), evaluating(base):
+        assert list(write(base, together)) == [1, 3]  # the bare row, then the two others at once
+        for request in together:
+            ids = torch.tensor([request.prompt + request.tokens[:-1]])
+            logits = base(ids, adapters=[request.adapter], use_cache=False).logits[0, -6:]
+            assert request.tokens == logits.argmax(1).tolist()
 
 
 @pytest.mark.parametrize("name", ["mamba", "rwkv", "t5"])

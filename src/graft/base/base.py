@@ -331,7 +331,10 @@ class Base:
                 self._head.probe()
 
     def generate(self, prompts: Sequence[Any], adapters: Rows | None = None, **settings: Any) -> list[str]:
-        """Return only the new text, one string per prompt; `graft.generate` has the settings."""
+        """Return only the new text, one string per prompt.
+
+        settings: of `graft.generate.generate.generate`, which are those of `Sampling` and of the batch.
+        """
         return generate(self, prompts, self._choice.rows(adapters, len(prompts)), **settings)
 
     def complete(

@@ -29,12 +29,24 @@ def chat(
     top_p: Annotated[
         float, typer.Option(help="Sample from the likeliest tokens with this much probability.")
     ] = 1.0,
+    min_p: Annotated[
+        float, typer.Option(help="Sample only tokens at least so likely, as a share of the likeliest.")
+    ] = 0.0,
+    repetition_penalty: Annotated[
+        float, typer.Option(help="Above 1: tokens that were there become less likely.")
+    ] = 1.0,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same answers.")] = None,
 ) -> None:
     from graft.runs.open import open_model  # torch costs seconds: `graft chat --help` must not wait for it
 
     opened = open_model(model, adapters=adapter or (), quant=quant)
-    sampling: dict[str, Any] = {"max_new_tokens": max_new_tokens, "seed": seed, "top_p": top_p}
+    sampling: dict[str, Any] = {
+        "max_new_tokens": max_new_tokens,
+        "seed": seed,
+        "top_p": top_p,
+        "min_p": min_p,
+    }
+    sampling["repetition_penalty"] = repetition_penalty
     if temperature:
         sampling |= {"do_sample": True, "temperature": temperature}
     conversation = Conversation(opened.base, opened.adapter, sampling, raw=raw or not opened.by_template)
