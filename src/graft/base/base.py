@@ -9,6 +9,7 @@ knows no method by name.
 import contextlib
 import functools
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,8 @@ from graft.core.positions import obstacle
 from graft.core.route import current, installed, spans
 from graft.core.site import Site
 from graft.errors import AdapterError, GraftError, ModelError, UsageError, notice
-from graft.generate.generate import evaluating, generate
+from graft.generate.generate import complete, evaluating, generate
+from graft.generate.request import Completion
 from graft.quant import is_packed
 
 TASK_TYPES = {
@@ -243,13 +245,15 @@ class Base:
         return self._choice.active
 
     @contextlib.contextmanager
-    def routed(self, rows: Rows) -> Iterator[list[int]]:
+    def routed(self, rows: Rows, *, seated: bool = False) -> Iterator[list[int]]:
         """Route the forwards of `model` inside the block by these rows.
 
+        seated: their virtual tokens are in the cache already, and mask and positions count them.
         Yields the order in which the rows must be given.
         """
         order, groups = spans(rows)
-        with installed(self._choice.route(groups, len(rows))):
+        route = self._choice.route(groups, len(rows))
+        with installed(replace(route, seated=True) if seated else route):
             yield order
 
     def unpackable(self, length: int) -> str | None:
@@ -342,12 +346,40 @@ class Base:
                 self._head.probe()
 
     def generate(self, prompts: Sequence[Any], adapters: Rows | None = None, **settings: Any) -> list[str]:
-        """Return only the new text, one string per prompt; `graft.generate` has the settings."""
+        """Return only the new text, one string per prompt.
+
+        settings: of `graft.generate.generate.generate`, which are those of `Sampling` and of the batch.
+        """
         return generate(self, prompts, self._choice.rows(adapters, len(prompts)), **settings)
+
+    def complete(
+        self, prompts: Sequence[Any], adapters: Rows | None = None, **settings: Any
+    ) -> list[Completion]:
+        """Return what `generate` does, with tokens, log-probabilities and the reason of each end."""
+        return complete(self, prompts, self._choice.rows(adapters, len(prompts)), **settings)
 
     def mixable(self, names: Rows) -> bool:
         """Return whether rows of these adapters may share a forward; if not, they are run apart."""
         return self._mixing.mixable(names)
+
+    def together(self, names: Rows) -> bool:
+        """Return whether rows of these adapters can share a forward; False too for those that must not."""
+        try:
+            return self.mixable(names)
+        except AdapterError:
+            return False
+
+    def seats(self, name: str | None) -> int:
+        """Return how many places of a cache an adapter's virtual tokens take."""
+        return sum(host.seats(name) for host in self._hosts)
+
+    def in_slots(self, name: str | None) -> bool:
+        """Return whether text under this adapter can be written in a slot of a shared cache.
+
+        A narrow stack has a cache of its own beside the base's, which follows no slots.
+        """
+        inserts = self.adapters[name].inserts if name else []
+        return self.cacheable([name]) and not any(site.kind == "stack" for site, _ in inserts)
 
     def sharing(self) -> Sharing:
         """Return which rows may share a batch in which text is written (`graft.base.neighbours`)."""

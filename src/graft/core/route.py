@@ -59,12 +59,14 @@ class Route:
 
     spans: contiguous, and cover all rows.  rows: number of rows that the caller gave.
     swap: puts the parameters of in-place methods into the model, for a block.
+    seated: the virtual tokens are in the cache already, and mask and positions count them.
     """
 
     spans: tuple[Span, ...]
     rows: int
     swap: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
     taps: Taps = field(default_factory=Taps)
+    seated: bool = False
 
     @property
     def names(self) -> list[str | None]:
