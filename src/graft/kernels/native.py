@@ -3,8 +3,8 @@
     reference < portable < avx2 < avx512 < avx512_bf16
 
 The best level that this processor can run is used. GRAFT_KERNELS=avx2 in the environment, or `at_level`,
-forces a lower one; "reference" switches the library off. GRAFT_KERNELS_LIBRARY names another file, such as one
-that was built with sanitizers. Without a C compiler at the installation there is no
+forces a lower one; "reference" switches the library off. GRAFT_KERNELS_LIBRARY names another file, such as
+one that was built with sanitizers. Without a C compiler at the installation there is no
 library, and torch's references do all the work.
 
 torch must be loaded before the library: both then share one OpenMP runtime and its threads.
