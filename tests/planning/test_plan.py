@@ -10,6 +10,7 @@ from transformers import AutoConfig, BertConfig, LlamaConfig
 from graft.errors import UsageError
 from graft.methods.full import Full
 from graft.methods.lora import LoRA
+from graft.planning import plan as planning
 from graft.planning.held import optimizer_bytes
 from graft.planning.machine import memory
 from graft.planning.plan import Shape, _methods, plan, plan_model
@@ -221,6 +222,20 @@ def test_a_recipe_is_planned_without_its_weights(tmp_path):
     assert json.loads(json.dumps(found.facts()))["fits"] is found.fits
     assert "6,738,415,616 parameters" in str(found) and "39,976,960 trained" in str(found)
     assert all("checkpointing" not in lever.change and "quant" not in lever.change for lever in found.levers)
+
+
+def test_activations_are_computed_again_only_if_the_run_fits_no_other_way(monkeypatch):
+    config, methods = llama("7b"), [LoRA(r=16, target_modules=ALL)]
+    plans = {
+        again: plan_model(config, methods, Shape(2, 512, checkpointing=again)) for again in (False, True)
+    }
+    peaks = {again: max(found.peaks.values()) for again, found in plans.items()}
+    assert peaks[True] < peaks[False]
+    for available, again in ((peaks[False], False), (peaks[False] - 1, True)):
+        monkeypatch.setattr(planning, "memory", lambda available=available: (available, "cpu", 0))
+        found = plan_model(config, methods, Shape(2, 512), may_recompute=True)
+        assert found.checkpointing is again
+        assert ("computed again" in str(found)) is again
 
 
 def test_a_fresh_model_is_planned_with_the_vocabulary_it_will_have():

@@ -126,7 +126,7 @@ class Trainer:
         self.checkpoints = Checkpoints(self.folder, self.task.identity, self.settings.keep, self.log.warn)
         self.optimizer = self._optimizer()
         self.noise = Neftune(base.model.get_input_embeddings(), self.settings.neftune_alpha)
-        base.checkpointing(self.settings.gradient_checkpointing)
+        base.checkpointing(self.settings.gradient_checkpointing is True)  # auto is settled before
         if self.settings.compile:
             base.compile()
         try:
