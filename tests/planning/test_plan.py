@@ -225,17 +225,21 @@ def test_a_recipe_is_planned_without_its_weights(tmp_path):
 
 
 def test_activations_are_computed_again_only_if_the_run_fits_no_other_way(monkeypatch):
-    config, methods = llama("7b"), [LoRA(r=16, target_modules=ALL)]
-    plans = {
-        again: plan_model(config, methods, Shape(2, 512, checkpointing=again)) for again in (False, True)
-    }
-    peaks = {again: max(found.peaks.values()) for again, found in plans.items()}
-    assert peaks[True] < peaks[False]
-    for available, again in ((peaks[False], False), (peaks[False] - 1, True)):
-        monkeypatch.setattr(planning, "memory", lambda available=available: (available, "cpu", 0))
-        found = plan_model(config, methods, Shape(2, 512), may_recompute=True)
-        assert found.checkpointing is again
-        assert ("computed again" in str(found)) is again
+    config = LlamaConfig(
+        num_hidden_layers=6, hidden_size=128, intermediate_size=256, num_attention_heads=2, vocab_size=64
+    )
+    machine = [1 << 40]
+    monkeypatch.setattr(planning, "memory", lambda: (machine[0], "cpu", 0))
+
+    def planned():
+        shape = Shape(rows=4, length=512, eval_rows=1)
+        return plan_model(config, [LoRA(r=4, target_modules=ALL)], shape, may_recompute=True)
+
+    roomy = planned()
+    assert not roomy.checkpointing and "computed again" not in str(roomy)
+    machine[0] = max(roomy.peaks.values()) - 1
+    tight = planned()
+    assert tight.checkpointing and tight.fits and "computed again" in str(tight)
 
 
 def test_a_fresh_model_is_planned_with_the_vocabulary_it_will_have():
