@@ -123,46 +123,58 @@ int KERNEL(token_logprobs)(void *logits, int dtype, int64_t m, int64_t n, float 
   return failed ? -1 : 0;
 }
 
-#define DEPTH (4 * INNER)  // rows of W that all tiles pass through between two barriers
+static _Thread_local arena across_x, across_w, across_sums;
 
-static _Thread_local arena across_x, across_sums;
+// One row of W (n,) as row `k` of the panels of all strips.
+INLINE void panels_of_row(const float *row, int64_t n, int64_t k, float *panels) {
+  for (int64_t c = 0; c < n; c += NR) {
+    float *to = panels + c / COLUMNS * INNER * COLUMNS + c % COLUMNS / NR * NR * INNER + k * NR;
+    if (c + NR <= n) {
+      memcpy(to, row + c, sizeof(float) * NR);
+    } else {
+      memset(to, 0, sizeof(float) * NR);
+      memcpy(to, row + c, sizeof(float) * (size_t)(n - c));
+    }
+  }
+}
 
-// y (m, n) = x W for a W (V, n) of many more rows than fit in a cache: x (m, V) is packed a piece at a time, and the
-// sums of all of y wait in fp32.  y in `y_dtype`. Returns 0, or -1 without memory.
+// y (m, n) = x W for a W (V, n) of many more rows than columns: INNER rows at a time are decoded, in one pass over
+// W's memory, and added to sums of all of y in fp32.  y in `y_dtype`. Returns 0, or -1 without memory.
 int KERNEL(product_across)(const void *x, int dtype, int64_t m, const graft_weight *w, void *y, int y_dtype,
                            int threads) {
   int64_t inner = w->rows, n = w->columns, tiles = (m + MR - 1) / MR, strips = (n + COLUMNS - 1) / COLUMNS;
-  int64_t parts = least((threads + strips - 1) / least(strips, threads), tiles);  // of the rows: work for every thread
+  int64_t parts = least((threads + strips - 1) / strips, tiles);  // of the rows: so that all threads have work
   int64_t strip_size = tiles * MR * COLUMNS;
-  float *packed = scratch_of(&across_x, sizeof(float) * (size_t)(tiles * MR * DEPTH));
+  float *packed = scratch_of(&across_x, sizeof(float) * (size_t)(tiles * MR * INNER));
+  float *panels = scratch_of(&across_w, sizeof(float) * (size_t)(strips * INNER * COLUMNS));
   float *sums = scratch_of(&across_sums, sizeof(float) * (size_t)(strips * strip_size));
-  if (!packed || !sums) return -1;
+  if (!packed || !panels || !sums) return -1;
   int failed = 0;
 #pragma omp parallel num_threads(threads)
   {
-    float *panels = aligned_alloc(64, sizeof(float) * INNER * COLUMNS);
-    if (!panels) failed = 1;
-    for (int64_t start = 0; start < inner; start += DEPTH) {
-      int64_t depth = least(DEPTH, inner - start);
-      size_t skipped = (size_t)start * (dtype == FP32 ? 4 : 2);
-      graft_term t = {.x = (const char *)x + skipped, .dtype = dtype, .stride = inner, .scale = 1};
-#pragma omp for schedule(static)
+    float *row = malloc(sizeof(float) * (size_t)n);
+    if (!row) failed = 1;
+    for (int64_t start = 0; start < inner; start += INNER) {
+      int64_t depth = least(INNER, inner - start);
+      size_t before = (size_t)start * (dtype == FP32 ? 4 : 2);
+      graft_term t = {.x = (const char *)x + before, .dtype = dtype, .stride = inner, .scale = 1};
+#pragma omp for schedule(static) nowait
       for (int64_t i = 0; i < tiles; i++)
-        pack_rows(&t, depth, i * MR, least(MR, m - i * MR), packed + i * MR * DEPTH);
+        pack_rows(&t, depth, i * MR, least(MR, m - i * MR), packed + i * MR * INNER);
+#pragma omp for schedule(static)
+      for (int64_t k = 0; k < depth; k++) {
+        if (!row) continue;
+        decode_row(w, start + k, 0, n, row);
+        panels_of_row(row, n, k, panels);
+      }
 #pragma omp for collapse(2) schedule(static)
       for (int64_t strip = 0; strip < strips; strip++)
         for (int64_t part = 0; part < parts; part++) {
-          if (failed) continue;
-          int64_t first = strip * COLUMNS, width = least(COLUMNS, n - first);
-          int64_t low = tiles * part / parts, high = tiles * (part + 1) / parts;
-          for (int64_t from = 0; from < depth; from += INNER) {
-            int64_t to = least(from + INNER, depth);
-            panels_of_columns(w, first, width, start + from, start + to, panels);
-            for (int64_t c = 0; c < width; c += NR)
-              for (int64_t i = low; i < high; i++)
-                tile_product(packed + (i * DEPTH + from) * MR, panels + c / NR * NR * INNER, to - from,
-                             sums + strip * strip_size + i * MR * COLUMNS + c, COLUMNS, start + from > 0);
-          }
+          int64_t width = least(COLUMNS, n - strip * COLUMNS), stop = tiles * (part + 1) / parts;
+          for (int64_t c = 0; c < width; c += NR)
+            for (int64_t i = tiles * part / parts; i < stop; i++)
+              tile_product(packed + i * MR * INNER, panels + strip * INNER * COLUMNS + c / NR * NR * INNER, depth,
+                           sums + strip * strip_size + i * MR * COLUMNS + c, COLUMNS, start > 0);
         }
     }
 #pragma omp for schedule(static)
@@ -170,7 +182,7 @@ int KERNEL(product_across)(const void *x, int dtype, int64_t m, const graft_weig
       int64_t first = strip * COLUMNS;
       finish(sums + strip * strip_size, m, least(COLUMNS, n - first), 0, y, y_dtype, first, n);
     }
-    free(panels);
+    free(row);
   }
   return failed ? -1 : 0;
 }
