@@ -12,3 +12,4 @@
 #include "quantise.h"
 #include "product.h"
 #include "loss.h"
+#include "optimizer.h"
