@@ -82,7 +82,6 @@ INLINE vi nearest_codes(const graft_dynamic *map, vf x) {
   for (int d = 1; d < 8; d++) decade -= (vi)(size > vf_set(map->start[d]));
   vf place = (size - vf_of8(map->first, decade)) * vf_of8(map->inverse, decade);
   place = vf_min(vf_max(place, vf_zero()), vf_of8(map->last, decade));
-  // A floor, which a rounded conversion is of a number half a step down. Midpoints belong to the lower level.
   vi code = vf_round(place) + __builtin_convertvector(vf_of8(map->offset, decade), vi);
   code -= (vi)(x > vf_set(map->one));
   if (!map->is_signed) return code;
@@ -131,10 +130,9 @@ INLINE void adamw_step(const graft_adamw_tensor *t, void *gradient, int64_t at, 
     if (t->dtype != FP32) g = load_n_as(gradient, at, n, t->dtype);
   }
   *m = vf_fma(vf_set(a->mix1), g - *m, *m);
-  *v = vf_fma(g * vf_set(a->mix2), g, *v * vf_set(a->keep2));
-  vf below = vf_sqrt(*v) * vf_set(a->root) + vf_set(a->eps);
-  vf w = weight_at(t, at, n) * vf_set(a->keep_weight);
-  put_weight(t, at, n, vf_fma(*m / below, vf_set(a->rate), w));
+  *v = *v * vf_set(a->keep2) + vf_set(a->mix2) * g * g;
+  vf below = vf_sqrt(*v) / vf_set(a->root) + vf_set(a->eps);
+  put_weight(t, at, n, weight_at(t, at, n) * vf_set(a->keep_weight) + vf_set(a->rate) * *m / below);
 }
 
 INLINE void adamw_fp32(const graft_adamw_tensor *t, void *gradient, int64_t from, int64_t to,
@@ -207,17 +205,15 @@ INLINE void adamw_8bit(const graft_adamw_tensor *t, void *gradient, int64_t from
   }
 }
 
-// tensors (count,).  gradients (count,): of each, of its dtype, or NULL to leave it.  steps (count,): updates so far,
-// counted here.  rate: factor of every group's lr.  clip: factor of all gradients, which are changed if it is not 1.
-// maps: of m and of v.
-void KERNEL(adamw)(const graft_adamw_tensor *tensors, int64_t count, void *const *gradients, int64_t *steps,
-                   const graft_adamw_group *groups, double factor, double beta1, double beta2, double eps, double clip,
+// tensors (count,).  gradients (count,): of each, of its dtype, or NULL to leave it.  steps (count,): the number of
+// this update.  clip: factor of all gradients, which are changed if it is not 1.  maps: of m and of v.
+// tasks (count + 1,): scratch.
+void KERNEL(adamw)(const graft_adamw_tensor *tensors, int64_t count, void *const *gradients,
+                   const int64_t *steps, const graft_adamw_group *groups, double beta1, double beta2, double eps, double clip,
                    const graft_dynamic *maps, int64_t *tasks, int threads) {
-  tasks[0] = 0;  // (count + 1,): the first task of each
-  for (int64_t i = 0; i < count; i++) {
+  tasks[0] = 0;  // the first task of each tensor
+  for (int64_t i = 0; i < count; i++)
     tasks[i + 1] = tasks[i] + (gradients[i] ? (tensors[i].count + TASK - 1) / TASK : 0);
-    steps[i] += gradients[i] != 0;
-  }
 #pragma omp parallel num_threads(threads)
   {
     FLUSH_BEGIN;
@@ -229,10 +225,10 @@ void KERNEL(adamw)(const graft_adamw_tensor *tensors, int64_t count, void *const
       const graft_adamw_tensor *t = tensors + i;
       if (i != known) {
         known = i;
-        double lr = groups[t->group].lr * factor, n = (double)steps[i];
+        double lr = groups[t->group].lr, n = (double)steps[i];
         a = (adamw_numbers){(float)(1 - beta1), (float)beta2, (float)(1 - beta2),
                             (float)(1 - lr * groups[t->group].weight_decay), (float)(-lr / (1 - pow(beta1, n))),
-                            (float)(1 / sqrt(1 - pow(beta2, n))), (float)eps, (float)clip};
+                            (float)sqrt(1 - pow(beta2, n)), (float)eps, (float)clip};
       }
       int64_t from = (task - tasks[i]) * TASK, to = least(from + TASK, t->count);
       if (t->m_absmax) adamw_8bit(t, gradients[i], from, to, &a, maps);

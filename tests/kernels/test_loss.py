@@ -74,7 +74,9 @@ def test_half_precision_sums_in_fp32_and_rounds_only_what_it_returns(dtype, leve
 def test_fp64_is_computed_in_fp64():
     hidden, head, labels = case(5, 8, 11, torch.float64)
     logprobs, _ = token_logprobs(hidden, head, labels)
-    assert_close(logprobs, -F.cross_entropy(F.linear(hidden, *head[:2]), labels, reduction="none"), rtol=0, atol=1e-12)
+    assert_close(
+        logprobs, -F.cross_entropy(F.linear(hidden, *head[:2]), labels, reduction="none"), rtol=0, atol=1e-12
+    )
     assert torch.autograd.gradcheck(lambda h: token_logprobs(h, head, labels)[0], hidden)
 
 
@@ -153,7 +155,11 @@ def test_a_label_that_is_no_row_of_the_head_is_an_error():
 
 def test_fake_tensors_of_a_planner_get_the_shapes():
     with FakeTensorMode():
-        hidden, head, labels = torch.empty(130, 8, requires_grad=True), Head(torch.empty(11, 8)), torch.zeros(130).long()
+        hidden, head, labels = (
+            torch.empty(130, 8, requires_grad=True),
+            Head(torch.empty(11, 8)),
+            torch.zeros(130).long(),
+        )
         logprobs, hits = token_logprobs(hidden, head, labels)
         logprobs.sum().backward()
         assert logprobs.shape == hits.shape == (130,) and hidden.grad.shape == (130, 8)

@@ -195,7 +195,11 @@ def _transformed(logits: torch.Tensor, scale: float, cap: float) -> torch.Tensor
 
 def _untouched(head: Any) -> bool:
     """Return whether a module is nn.Linear, nothing listens to it, and its own frozen tensors do the work."""
-    if type(head) is not nn.Linear or "forward" in vars(head) or torch.is_autocast_enabled(head.weight.device.type):
+    if (
+        type(head) is not nn.Linear
+        or "forward" in vars(head)
+        or torch.is_autocast_enabled(head.weight.device.type)
+    ):
         return False
     hooks = (head._forward_hooks, head._forward_pre_hooks, head._backward_hooks, head._backward_pre_hooks)
     tensors = [t for t in (head.weight, head.bias) if t is not None]

@@ -54,7 +54,13 @@ def token_logprobs(hidden: Tensor, head: Head, labels: Tensor) -> tuple[Tensor, 
 class _TokenLogprobs(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, labels: Tensor, weight: Tensor, bias: Tensor | None, scale: float, cap: float
+        ctx: Any,
+        hidden: Tensor,
+        labels: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        scale: float,
+        cap: float,
     ) -> tuple[Tensor, Tensor]:
         head = Head(weight, bias, scale, cap)
         ours = native.usable(hidden, weight, bias) and labels.device.type == "cpu"
@@ -79,9 +85,7 @@ def chunk_rows(rows: int, vocabulary: int) -> int:
     return max(1, -(-rows // (chunks * TILE))) * TILE  # equal ones
 
 
-def _native(
-    hidden: Tensor, head: Head, labels: Tensor, wanted: bool
-) -> tuple[Tensor, Tensor, Tensor | None]:
+def _native(hidden: Tensor, head: Head, labels: Tensor, wanted: bool) -> tuple[Tensor, Tensor, Tensor | None]:
     hidden, weight, labels = hidden.contiguous(), head.weight.contiguous(), labels.contiguous().long()
     count, vocabulary = len(hidden), len(weight)
     logprobs = torch.empty(count, dtype=torch.float32, device="cpu")
@@ -112,9 +116,7 @@ def _native(
     return logprobs, hits, slope
 
 
-def _score(
-    logits: Tensor, head: Head, labels: Tensor, wanted: bool, logprobs: Tensor, hits: Tensor
-) -> None:
+def _score(logits: Tensor, head: Head, labels: Tensor, wanted: bool, logprobs: Tensor, hits: Tensor) -> None:
     """Write what a chunk's labels score; put the gradient in the place of its logits if it is wanted."""
     failed = native.function("token_logprobs")(
         address(logits), native.DTYPES[logits.dtype], c_int64(len(logits)), c_int64(logits.shape[1]),
@@ -122,7 +124,9 @@ def _score(
         address(hits), torch.get_num_threads(),
     )  # fmt: skip
     if failed:
-        raise IndexError(f"labels from {int(labels.min())} to {int(labels.max())} for {len(head.weight)} logits")
+        raise IndexError(
+            f"labels from {int(labels.min())} to {int(labels.max())} for {len(head.weight)} logits"
+        )
 
 
 def _product_across(x: Tensor, weight: native.Weight, out: Tensor) -> None:
