@@ -1,4 +1,4 @@
-"""One call for all tensors: the same updates as torch's AdamW, and the same states as our definition of it."""
+"""One call for all tensors: torch's AdamW, and the states of our own definition."""
 
 import math
 

@@ -163,7 +163,7 @@ class LanguageHead:
             self._scale_and_cap = (1.0, 0.0) if self._bare else self._known(made[0], own)
 
     def _known(self, made: torch.Tensor, own: torch.Tensor) -> tuple[float, float] | None:
-        """Return the (scale, cap), one of them from the config, that turns a head's answer into the logits."""
+        """Return the (scale, cap), one of them from the config, that turns a head's answer into logits."""
         settings = self._model.config.to_dict() | self._model.config.get_text_config().to_dict()
         numbers = {float(v) for v in settings.values() if type(v) in (int, float) and 0 < v < math.inf}
         guesses = [guess for n in sorted(numbers) for guess in ((n, 0.0), (1 / n, 0.0), (1.0, n))]

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
@@ -63,8 +64,9 @@ class _TokenLogprobs(torch.autograd.Function):
         cap: float,
     ) -> tuple[Tensor, Tensor]:
         head = Head(weight, bias, scale, cap)
-        ours = native.usable(hidden, weight, bias) and labels.device.type == "cpu"
-        run = _native if ours else _reference
+        run = _native if native.usable(hidden, weight, bias) else _reference
+        if isinstance(hidden, FakeTensor) and native.serves(hidden):
+            run = _sketched
         logprobs, hits, slope = run(hidden.detach(), head, labels, ctx.needs_input_grad[0])
         if slope is not None:
             ctx.save_for_backward(slope)
@@ -85,16 +87,31 @@ def chunk_rows(rows: int, vocabulary: int) -> int:
     return max(1, -(-rows // (chunks * TILE))) * TILE  # equal ones
 
 
+def _sketched(
+    hidden: Tensor, head: Head, labels: Tensor, wanted: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Hold the memory that the kernels would hold, for those who plan with fake tensors."""
+    logprobs, hits, slope, _ = _room(hidden, head, wanted)
+    return logprobs, hits, slope
+
+
+def _room(hidden: Tensor, head: Head, wanted: bool) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+    """Return memory for log-probabilities, hits, the gradient if it is wanted, and a chunk's logits."""
+    count, vocabulary = len(hidden), len(head.weight)
+    dtype = hidden.dtype if native.multiplied_by_torch(hidden.dtype) else torch.float32
+    return (
+        torch.empty(count, dtype=torch.float32, device="cpu"),
+        torch.empty(count, dtype=torch.bool, device="cpu"),
+        torch.empty(hidden.shape, dtype=hidden.dtype, device="cpu") if wanted else None,
+        torch.empty(min(chunk_rows(count, vocabulary), count), vocabulary, dtype=dtype, device="cpu"),
+    )
+
+
 def _native(hidden: Tensor, head: Head, labels: Tensor, wanted: bool) -> tuple[Tensor, Tensor, Tensor | None]:
     hidden, weight, labels = hidden.contiguous(), head.weight.contiguous(), labels.contiguous().long()
-    count, vocabulary = len(hidden), len(weight)
-    logprobs = torch.empty(count, dtype=torch.float32, device="cpu")
-    hits = torch.empty(count, dtype=torch.bool, device="cpu")
-    slope = torch.empty_like(hidden) if wanted else None
-    step = chunk_rows(count, vocabulary)
-    by_torch = native.multiplied_by_torch(hidden.dtype)
-    dtype = hidden.dtype if by_torch else torch.float32
-    buffer = torch.empty(min(step, count), vocabulary, dtype=dtype, device="cpu")
+    logprobs, hits, slope, buffer = _room(hidden, head, wanted)
+    count, step, dtype = len(hidden), max(len(buffer), 1), buffer.dtype
+    by_torch = dtype != torch.float32
     described = native.weight(weight)
     bias = None if head.bias is None else head.bias.to(dtype)
     for start in range(0, count, step):

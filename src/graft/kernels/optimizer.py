@@ -9,6 +9,7 @@ import ctypes
 import functools
 from collections.abc import Mapping, Sequence
 from ctypes import c_double, c_int32, c_int64, c_void_p
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -103,7 +104,7 @@ class AdamWTensors:
         """
         native.function("adamw")(
             self._described, c_int64(self._count), (c_void_p * self._count)(*gradients),
-            (c_int64 * self._count)(*steps), (_Group * len(rates))(*rates),
+            (c_int64 * self._count)(*steps), (_Group * len(rates))(*(_Group(*rate) for rate in rates)),
             c_double(betas[0]), c_double(betas[1]), c_double(eps), c_double(clip), self._maps, self._tasks,
             torch.get_num_threads(),
         )  # fmt: skip
@@ -134,7 +135,7 @@ def gradient_norm(gradients: Sequence[Tensor]) -> float:
     held = [g.contiguous() for g in gradients]
     count, sizes = len(held), [g.numel() for g in held]
     sums = (c_double * sum(-(-size // TASK) for size in sizes))()
-    run = native.function("sum_of_squares")
+    run: Any = native.function("sum_of_squares")
     run.restype = c_double
     squares: float = run(
         (c_void_p * count)(*[g.data_ptr() for g in held]), (c_int64 * count)(*sizes),

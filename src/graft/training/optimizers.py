@@ -31,7 +31,7 @@ OPTIMIZERS = ("adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit")
 
 @dataclass(frozen=True)
 class _Plan:
-    """How the parameters of one turn of the states are updated: `fast` ones in one call, `slow` ones by torch.
+    """How the parameters of one turn are updated: `fast` ones in one call, `slow` ones by torch.
 
     places: where the parameters lie; none if the kernels are switched off.
     """

@@ -79,8 +79,9 @@ class MappedSlab(Slab):
             self._map = mmap.mmap(file.fileno(), self.size)
         self.bytes = torch.frombuffer(self._map, dtype=torch.uint8)
 
-    def leave(self) -> None:
-        """Let the pages leave the process."""
+    def visit(self) -> Iterator[list[tuple[str, State]]]:
+        """Yield the states, to be read and changed in place; then let the pages leave the process."""
+        yield self.held
         self._map.madvise(mmap.MADV_DONTNEED)  # a shared mapping: the bytes stay in the file
 
 
@@ -150,12 +151,14 @@ class States:
             yield from turn
 
     def turns(self) -> Iterator[list[tuple[str, State]]]:
-        """Yield the same in parts that are on the device together. On a CPU each part is always the same list."""
+        """Yield the same in parts that are on the device together.
+
+        On a CPU each part is the same list at every step.
+        """
         if self._resident:
             yield self._resident
         for slab in self._mapped:
-            yield slab.held
-            slab.leave()
+            yield from slab.visit()
         if self._pinned:
             for pair in self._pinned.visit():
                 yield [pair]
