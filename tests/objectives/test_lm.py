@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch.testing import assert_close
+from transformers import AutoConfig, AutoModelForSeq2SeqLM
 
 from graft.base.base import Base
 from graft.data.batches import Batch
@@ -68,6 +69,17 @@ def test_a_half_precision_model_tells_its_soft_cap_too():
     settings, expected = BEHIND["gemma2"]
     base = Base(tiny_model("gemma2", **settings).bfloat16())
     assert base.plain_head()[2:] == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_bias_behind_the_head_is_neither(dtype):
+    sizes = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "vocab_size": 96, "pad_token_id": 0,
+             "encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 64,
+             "decoder_ffn_dim": 64, "max_position_embeddings": 64}  # fmt: skip
+    model = AutoModelForSeq2SeqLM.from_config(AutoConfig.for_model("bart", **sizes)).to(dtype)
+    assert Base(model).plain_head() is not None  # zeros
+    model.final_logits_bias.normal_()
+    assert Base(model).plain_head() is None
 
 
 def test_an_adapter_at_the_head_keeps_the_head_from_being_plain(monkeypatch):

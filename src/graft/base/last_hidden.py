@@ -164,6 +164,8 @@ class LanguageHead:
 
     def _known(self, made: torch.Tensor, own: torch.Tensor) -> tuple[float, float] | None:
         """Return the (scale, cap), one of them from the config, that turns a head's answer into logits."""
+        if made.shape != own.shape:
+            return None
         settings = self._model.config.to_dict() | self._model.config.get_text_config().to_dict()
         numbers = {float(v) for v in settings.values() if type(v) in (int, float) and 0 < v < math.inf}
         guesses = [guess for n in sorted(numbers) for guess in ((n, 0.0), (1 / n, 0.0), (1.0, n))]
@@ -174,8 +176,8 @@ class LanguageHead:
             return float((_transformed(one, *guess) - other).abs().max())
 
         best = min(guesses, key=error, default=(1.0, 0.0))
-        wrong = (_transformed(made.float(), *best) - own.float()).abs().max()
-        return best if wrong <= 8 * torch.finfo(own.dtype).eps * own.abs().max() else None
+        ours, own = _transformed(made.float(), *best), own.float()
+        return best if torch.allclose(ours, own, rtol=4 * torch.finfo(made.dtype).eps, atol=1e-7) else None
 
     def _behind(self, projected: torch.Tensor) -> torch.Tensor:
         """Return what the model's own forward makes of its head's output."""
