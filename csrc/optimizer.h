@@ -222,17 +222,17 @@ void KERNEL(adamw)(const graft_adamw_tensor *tensors, int64_t count, void *const
 #pragma omp for schedule(static)
     for (int64_t task = 0; task < tasks[count]; task++) {
       while (task >= tasks[i + 1]) i++;
-      const graft_adamw_tensor *t = tensors + i;
+      const graft_adamw_tensor t = tensors[i];  // a copy, which no store can change behind the compiler's back
       if (i != known) {
         known = i;
-        double lr = groups[t->group].lr, n = (double)steps[i];
+        double lr = groups[t.group].lr, n = (double)steps[i];
         a = (adamw_numbers){(float)(1 - beta1), (float)beta2, (float)(1 - beta2),
-                            (float)(1 - lr * groups[t->group].weight_decay), (float)(-lr / (1 - pow(beta1, n))),
+                            (float)(1 - lr * groups[t.group].weight_decay), (float)(-lr / (1 - pow(beta1, n))),
                             (float)sqrt(1 - pow(beta2, n)), (float)eps, (float)clip};
       }
-      int64_t from = (task - tasks[i]) * TASK, to = least(from + TASK, t->count);
-      if (t->m_absmax) adamw_8bit(t, gradients[i], from, to, &a, maps);
-      else adamw_fp32(t, gradients[i], from, to, &a);
+      int64_t from = (task - tasks[i]) * TASK, to = least(from + TASK, t.count);
+      if (t.m_absmax) adamw_8bit(&t, gradients[i], from, to, &a, maps);
+      else adamw_fp32(&t, gradients[i], from, to, &a);
     }
     FLUSH_END;
   }
