@@ -40,8 +40,7 @@ typedef struct {
 // The 8-bit dynamic map: 256 ascending levels, and how to find the nearest of them. Those of a decade are equally
 // far from each other; decade d of the positive numbers begins at the midpoint start[d]; start[0] ends zero's cell.
 typedef struct {
-  const float *levels;
-  float start[8], first[8], inverse[8], last[8], offset[8];  // [0] is the cell of zero, 1..7 are the decades
+  float start[8], first[8], step[8], inverse[8], last[8], offset[8];  // [0] is the cell of zero, 1..7 are the decades
   float one;                                                 // the midpoint below level 1
   int32_t is_signed;                                         // codes of negative numbers mirror those of positive
 } graft_dynamic;
@@ -59,19 +58,30 @@ INLINE vf vf_of8(const float *table, vi index) {
 #endif
 }
 
-// VW levels by their codes.
-INLINE vf levels_at(const float *levels, const uint8_t *codes) {
-#if defined(__AVX512F__)
-  __m512i index = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)codes));
-  return (vf)_mm512_i32gather_ps(index, levels, 4);
-#elif defined(__AVX2__)
-  __m256i index = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)codes));
-  return (vf)_mm256_i32gather_ps(levels, index, 4);
-#else
-  vf v;
-  for (int i = 0; i < VW; i++) v[i] = levels[codes[i]];
-  return v;
-#endif
+INLINE vi codes_load(const uint8_t *codes) {
+  typedef uint8_t bytes __attribute__((vector_size(VW)));
+  bytes b;
+  memcpy(&b, codes, VW);
+  return __builtin_convertvector(b, vi);
+}
+
+// The levels of codes, by arithmetic: a decade has twice as many as the one below, so its number is the exponent of
+// the place among all of them. Within 2 units in the last place of the table.
+INLINE vf levels_of(const graft_dynamic *map, vi code) {
+  vi negative = {0}, place = code + 1;
+  if (map->is_signed) {
+    place = code - 127;
+    negative = place >> 31;
+    place = (place ^ negative) - negative;
+  }
+  vi bits = (vi)vf_float(place);
+  vi decade = (bits >> 23) - (map->is_signed ? 126 : 127);
+  decade &= ~(decade >> 31);  // zero
+  vf within = (vf)bits - (vf)(bits & 0x7f800000);
+  vf level = vf_fma(within, vf_of8(map->step, decade & 7), vf_of8(map->first, decade & 7));
+  vi one = decade == 8;
+  level = (vf)(((vi)level & ~one) | ((vi)vf_set(1.0f) & one));
+  return (vf)((vi)level | (negative & (int32_t)0x80000000));
 }
 
 // The codes of the levels nearest to x in [-1, 1]: the decade by comparisons, the place in it by arithmetic.
@@ -131,7 +141,7 @@ INLINE void adamw_step(const graft_adamw_tensor *t, void *gradient, int64_t at, 
   }
   *m = vf_fma(vf_set(a->mix1), g - *m, *m);
   *v = *v * vf_set(a->keep2) + vf_set(a->mix2) * g * g;
-  vf below = vf_sqrt(*v) / vf_set(a->root) + vf_set(a->eps);
+  vf below = vf_sqrt(*v) * vf_set(a->root) + vf_set(a->eps);
   put_weight(t, at, n, weight_at(t, at, n) * vf_set(a->keep_weight) + vf_set(a->rate) * *m / below);
 }
 
@@ -183,17 +193,17 @@ INLINE void adamw_8bit(const graft_adamw_tensor *t, void *gradient, int64_t from
     uint8_t *m_codes = (uint8_t *)t->m + from, *v_codes = (uint8_t *)t->v + from;
     vf m_scale = vf_set(t->m_absmax[block]), v_scale = vf_set(t->v_absmax[block]);
     for (; i + VW <= n; i += VW) {
-      vf m = levels_at(maps[0].levels, m_codes + i) * m_scale, v = levels_at(maps[1].levels, v_codes + i) * v_scale;
+      vf m = levels_of(&maps[0], codes_load(m_codes + i)) * m_scale;
+      vf v = levels_of(&maps[1], codes_load(v_codes + i)) * v_scale;
       adamw_step(t, gradient, from + i, VW, a, &m, &v);
       vf_store(ms + i, m);
       vf_store(vs + i, v);
     }
     if (i < n) {
-      vf m = vf_zero(), v = vf_zero();
-      for (int j = 0; i + j < n; j++) {
-        m[j] = maps[0].levels[m_codes[i + j]] * m_scale[0];
-        v[j] = maps[1].levels[v_codes[i + j]] * v_scale[0];
-      }
+      uint8_t last_m[VW] = {0}, last_v[VW] = {0};
+      memcpy(last_m, m_codes + i, (size_t)(n - i));
+      memcpy(last_v, v_codes + i, (size_t)(n - i));
+      vf m = levels_of(&maps[0], codes_load(last_m)) * m_scale, v = levels_of(&maps[1], codes_load(last_v)) * v_scale;
       adamw_step(t, gradient, from + i, n - i, a, &m, &v);
       vi live = {0};
       for (int j = 0; i + j < n; j++) live[j] = -1;
@@ -228,7 +238,7 @@ void KERNEL(adamw)(const graft_adamw_tensor *tensors, int64_t count, void *const
         double lr = groups[t.group].lr, n = (double)steps[i];
         a = (adamw_numbers){(float)(1 - beta1), (float)beta2, (float)(1 - beta2),
                             (float)(1 - lr * groups[t.group].weight_decay), (float)(-lr / (1 - pow(beta1, n))),
-                            (float)sqrt(1 - pow(beta2, n)), (float)eps, (float)clip};
+                            (float)(1 / sqrt(1 - pow(beta2, n))), (float)eps, (float)clip};
       }
       int64_t from = (task - tasks[i]) * TASK, to = least(from + TASK, t.count);
       if (t.m_absmax) adamw_8bit(&t, gradients[i], from, to, &a, maps);

@@ -48,8 +48,7 @@ class _Map(ctypes.Structure):
     """`graft_dynamic`."""
 
     _fields_ = (
-        ("levels", c_void_p),
-        *((name, ctypes.c_float * 8) for name in ("start", "first", "inverse", "last", "offset")),
+        *((name, ctypes.c_float * 8) for name in ("start", "first", "step", "inverse", "last", "offset")),
         ("one", ctypes.c_float),
         ("is_signed", c_int32),
     )
@@ -113,15 +112,15 @@ class AdamWTensors:
 @functools.cache
 def _map(book: Codebook) -> _Map:
     """Describe a dynamic map by its decades."""
-    levels = book.levels(torch.device("cpu"))
     midpoints = book.search(torch.device("cpu")).midpoints.tolist()
     zero = book.values.index(0.0)
-    made = _Map(levels.data_ptr(), one=midpoints[-2], is_signed=zero > 0)
+    made = _Map(one=midpoints[-2], is_signed=zero > 0)
     place = zero + 1
     for decade in range(1, DECADES + 1):
         size = 2 ** (decade - 1) if zero else 2**decade
         first, last = book.values[place], book.values[place + size - 1]
         made.start[decade], made.first[decade] = midpoints[place - 1], first
+        made.step[decade] = (last - first) / max(size - 1, 1)
         made.inverse[decade] = (size - 1) / (last - first) if size > 1 else 0.0
         made.last[decade], made.offset[decade] = size - 1, place - zero
         place += size
