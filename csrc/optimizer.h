@@ -58,11 +58,29 @@ INLINE vf vf_of8(const float *table, vi index) {
 #endif
 }
 
+// VW codes; the compiler's own conversions between bytes and 32 bits go number by number.
 INLINE vi codes_load(const uint8_t *codes) {
-  typedef uint8_t bytes __attribute__((vector_size(VW)));
-  bytes b;
-  memcpy(&b, codes, VW);
-  return __builtin_convertvector(b, vi);
+#if defined(__AVX512F__)
+  return (vi)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)codes));
+#elif defined(__AVX2__)
+  return (vi)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)codes));
+#else
+  vi v;
+  for (int i = 0; i < VW; i++) v[i] = codes[i];
+  return v;
+#endif
+}
+
+INLINE void codes_store(uint8_t *codes, vi v) {
+#if defined(__AVX512F__)
+  _mm_storeu_si128((__m128i *)codes, _mm512_cvtepi32_epi8((__m512i)v));
+#elif defined(__AVX2__)
+  __m256i firsts = _mm256_shuffle_epi8((__m256i)v, _mm256_set1_epi32(0x0c080400));
+  __m128i both = _mm_unpacklo_epi32(_mm256_castsi256_si128(firsts), _mm256_extracti128_si256(firsts, 1));
+  _mm_storel_epi64((__m128i *)codes, both);
+#else
+  for (int i = 0; i < VW; i++) codes[i] = (uint8_t)v[i];
+#endif
 }
 
 // The levels of codes, by arithmetic: a decade has twice as many as the one below, so its number is the exponent of
@@ -97,12 +115,6 @@ INLINE vi nearest_codes(const graft_dynamic *map, vf x) {
   if (!map->is_signed) return code;
   vi negative = (vi)x >> 31;
   return (code ^ negative) - negative + 127;
-}
-
-INLINE void store_codes(uint8_t *codes, vi v) {
-  typedef uint8_t bytes __attribute__((vector_size(VW)));
-  bytes b = __builtin_convertvector(v, bytes);
-  memcpy(codes, &b, VW);
 }
 
 typedef struct {
@@ -179,7 +191,7 @@ INLINE float quantise_state(const graft_dynamic *map, const float *values, int64
   for (int64_t i = 0; i < n; i += VW) {
     vf x = vf_load(values + i) * inverse;
     vi found = nearest_codes(map, vf_max(vf_min(x, vf_set(1.0f)), vf_set(-1.0f)));
-    if (i + VW <= n) store_codes(codes + i, found);
+    if (i + VW <= n) codes_store(codes + i, found);
     else for (int j = 0; i + j < n; j++) codes[i + j] = (uint8_t)found[j];
   }
   return most;
