@@ -37,10 +37,10 @@ typedef struct {
   double lr, weight_decay;
 } graft_adamw_group;
 
-// The 8-bit dynamic map: 256 ascending levels, and how to find the nearest of them. Those of a decade are equally
-// far from each other; decade d of the positive numbers begins at the midpoint start[d]; start[0] ends zero's cell.
+// The 8-bit dynamic map: decade d = 1..7 of the positive numbers begins above the midpoint start[d]; its levels are
+// first[d] + k step[d] for k = 0..last[d], with codes from offset[d] on. Entry 0 is the cell of zero.
 typedef struct {
-  float start[8], first[8], step[8], inverse[8], last[8], offset[8];  // [0] is the cell of zero, 1..7 are the decades
+  float start[8], first[8], step[8], inverse[8], last[8], offset[8];
   float one;                                                 // the midpoint below level 1
   int32_t is_signed;                                         // codes of negative numbers mirror those of positive
 } graft_dynamic;
@@ -215,7 +215,8 @@ INLINE void adamw_8bit(const graft_adamw_tensor *t, void *gradient, int64_t from
       uint8_t last_m[VW] = {0}, last_v[VW] = {0};
       memcpy(last_m, m_codes + i, (size_t)(n - i));
       memcpy(last_v, v_codes + i, (size_t)(n - i));
-      vf m = levels_of(&maps[0], codes_load(last_m)) * m_scale, v = levels_of(&maps[1], codes_load(last_v)) * v_scale;
+      vf m = levels_of(&maps[0], codes_load(last_m)) * m_scale;
+      vf v = levels_of(&maps[1], codes_load(last_v)) * v_scale;
       adamw_step(t, gradient, from + i, n - i, a, &m, &v);
       vi live = {0};
       for (int j = 0; i + j < n; j++) live[j] = -1;
@@ -249,7 +250,8 @@ void KERNEL(adamw)(const graft_adamw_tensor *tensors, int64_t count, void *const
         known = i;
         double lr = groups[t.group].lr, n = (double)steps[i];
         a = (adamw_numbers){(float)(1 - beta1), (float)beta2, (float)(1 - beta2),
-                            (float)(1 - lr * groups[t.group].weight_decay), (float)(-lr / (1 - pow(beta1, n))),
+                            (float)(1 - lr * groups[t.group].weight_decay),
+                            (float)(-lr / (1 - pow(beta1, n))),
                             (float)(1 / sqrt(1 - pow(beta2, n))), (float)eps, (float)clip};
       }
       int64_t from = (task - tasks[i]) * TASK, to = least(from + TASK, t.count);

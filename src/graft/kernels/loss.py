@@ -48,6 +48,7 @@ def token_logprobs(hidden: Tensor, head: Head, labels: Tensor) -> tuple[Tensor, 
     Returns (N,) in fp32 (fp64 for fp64), with a gradient for `hidden` of first order; and (N,) bool.
     Raises IndexError for a label that is no row of the head.
     """
+    hidden = hidden if torch.is_grad_enabled() else hidden.detach()
     logprobs, hits = _TokenLogprobs.apply(hidden, labels, *head)
     return logprobs, hits
 
