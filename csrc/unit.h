@@ -12,3 +12,5 @@
 #include "quantise.h"
 #include "product.h"
 #include "low_rank.h"
+#include "loss.h"
+#include "optimizer.h"

@@ -43,6 +43,7 @@ from graft.core.site import Site
 from graft.errors import AdapterError, GraftError, ModelError, UsageError, notice
 from graft.generate.generate import complete, evaluating, generate
 from graft.generate.request import Completion
+from graft.kernels.loss import Head
 from graft.quant import is_packed
 
 TASK_TYPES = {
@@ -332,6 +333,15 @@ class Base:
             return self._head.logits(states)
 
         return self._mixing.run(project, hidden, self._choice.rows(adapters, len(hidden)), {})
+
+    def plain_head(self, adapters: Rows | None = None) -> Head | None:
+        """Return the language head if it is frozen and linear for these rows; None: only `logits` knows it.
+
+        adapters: as in `__call__`; left out: the adapter of the `using` block.
+        """
+        self.probe()
+        with self.routed(self._choice.rows(adapters, 1 if adapters is None else len(adapters))):
+            return self._head.plain()
 
     @property
     def looks_ahead(self) -> bool:

@@ -90,6 +90,16 @@ def usable(*tensors: Tensor | None) -> bool:
     return level() != "reference" and all(t is None or (plain(t) and t.dtype in DTYPES) for t in tensors)
 
 
+def multiplied_by_torch(dtype: torch.dtype) -> bool:
+    """Return whether torch multiplies this format faster than fp32: it has instructions of its own for it."""
+    return dtype == torch.bfloat16 and level() == "avx512_bf16"
+
+
+def serves(tensor: Tensor) -> bool:
+    """Return whether the kernels would work on a tensor if it had memory: of fakes, in place of `usable`."""
+    return level() != "reference" and tensor.device.type == "cpu" and tensor.dtype in DTYPES
+
+
 def plain(tensor: Tensor) -> bool:
     """Return whether a tensor has memory of its own on the processor: it is no fake and no other subclass."""
     return type(tensor) in (Tensor, torch.nn.Parameter) and tensor.device.type == "cpu"
