@@ -11,3 +11,5 @@
 #include "decode.h"
 #include "quantise.h"
 #include "product.h"
+#include "attention.h"
+#include "attention_backward.h"
