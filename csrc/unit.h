@@ -13,3 +13,5 @@
 #include "product.h"
 #include "attention.h"
 #include "attention_backward.h"
+#include "norm.h"
+#include "elementwise.h"

@@ -97,9 +97,7 @@ def test_scores_of_hundreds_neither_overflow_nor_vanish(level):
         q *= 200
     with native.at_level(level):
         got, expected = both(q, k, v, causal=True)
-    torch.testing.assert_close(
-        got[0].double(), expected[0], atol=1e-3, rtol=1e-3
-    )  # scores of 1e3 have 4 digits
+    torch.testing.assert_close(got[0].double(), expected[0], atol=1e-3, rtol=1e-3)  # 4 digits of 1e3
     assert all(t.isfinite().all() for t in got)
 
 

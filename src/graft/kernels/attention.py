@@ -1,4 +1,4 @@
-"""Attention whose scores are never written: forward and backward by the C kernels of csrc/attention.h.
+"""Attention whose scores are never written: forward and backward by C kernels.
 
     O = softmax(scale · Q Kᵀ) V         over the keys [first, stop) that a query sees
 
@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from graft.kernels import native
@@ -99,7 +100,9 @@ def ranges_of(mask: Tensor) -> Tensor | None:
     return ranges if whole else None
 
 
-class _Heads(ctypes.Structure):
+class Heads(ctypes.Structure):
+    """`graft_heads` of csrc/attention.h: where (batch, heads, length, width) lies."""
+
     _fields_ = (("at", c_void_p), ("batch", c_int64), ("head", c_int64), ("row", c_int64))
 
 
@@ -107,7 +110,7 @@ class _Call(ctypes.Structure):
     """`graft_attention` of csrc/attention.h."""
 
     _fields_ = (
-        *((name, _Heads) for name in ("q", "k", "v", "o", "d_o", "dq", "dk", "dv")),
+        *((name, Heads) for name in ("q", "k", "v", "o", "d_o", "dq", "dk", "dv")),
         ("lse", c_void_p),
         ("ranges", c_void_p),
         *((name, c_int64) for name in ("ranges_batch", "batch", "heads", "kv_heads", "queries", "keys")),
@@ -118,16 +121,19 @@ class _Call(ctypes.Structure):
     )
 
 
-def _heads(t: Tensor) -> _Heads:
+def heads_of(t: Tensor) -> Heads:
+    """Describe a tensor (B, H, T, D) for C. The numbers of a row must lie side by side."""
     batch, head, row, _ = t.stride()
-    return _Heads(t.data_ptr(), batch, head, row)
+    return Heads(t.data_ptr(), batch, head, row)
 
 
-def _rows(t: Tensor) -> Tensor:
+def as_rows(t: Tensor) -> Tensor:
+    """Return a tensor (B, H, T, D) such that the numbers of a row lie side by side."""
     return t if t.stride(3) == 1 else t.contiguous()
 
 
-def _like_projection(batch: int, heads: int, length: int, width: int, dtype: torch.dtype) -> Tensor:
+def like_projection(batch: int, heads: int, length: int, width: int, dtype: torch.dtype) -> Tensor:
+    """Return an empty tensor (B, H, T, D) in the memory of (B, T, H, D)."""
     return torch.empty(batch, length, heads, width, dtype=dtype, device="cpu").transpose(1, 2)
 
 
@@ -137,7 +143,7 @@ def _described(
     scale, causal, window = settings
     (batch, heads, queries, width), (_, kv_heads, keys, value_width) = q.shape, v.shape
     call = _Call(
-        _heads(q), _heads(k), _heads(v), _heads(o), lse=lse.data_ptr(), batch=batch, heads=heads,
+        heads_of(q), heads_of(k), heads_of(v), heads_of(o), lse=lse.data_ptr(), batch=batch, heads=heads,
         kv_heads=kv_heads, queries=queries, keys=keys, width=width, value_width=value_width, window=window,
         scale=scale, dtype=native.DTYPES[q.dtype], causal=causal,
     )  # fmt: skip
@@ -164,9 +170,9 @@ class _Attention(torch.autograd.Function):
         window: int,
         ranges: Tensor | None,
     ) -> Tensor:
-        q, k, v = _rows(q), _rows(k), _rows(v)
+        q, k, v = as_rows(q), as_rows(k), as_rows(v)
         batch, heads, queries, _ = q.shape
-        out = _like_projection(batch, heads, queries, v.shape[3], q.dtype)
+        out = like_projection(batch, heads, queries, v.shape[3], q.dtype)
         lse = torch.empty(batch, heads, queries, dtype=torch.float32, device="cpu")
         ctx.settings = scale, causal, window
         _run("attention", _described(q, k, v, out, lse, ranges, ctx.settings))
@@ -174,14 +180,15 @@ class _Attention(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         q, k, v, out, lse, ranges = ctx.saved_tensors
         (batch, heads, queries, width), (_, kv_heads, keys, value_width) = q.shape, v.shape
-        d_out = _rows(gradients[0])
-        dq = _like_projection(batch, heads, queries, width, q.dtype)
-        dk = _like_projection(batch, kv_heads, keys, width, q.dtype)
-        dv = _like_projection(batch, kv_heads, keys, value_width, q.dtype)
+        d_out = as_rows(gradients[0])
+        dq = like_projection(batch, heads, queries, width, q.dtype)
+        dk = like_projection(batch, kv_heads, keys, width, q.dtype)
+        dv = like_projection(batch, kv_heads, keys, value_width, q.dtype)
         call = _described(q, k, v, out, lse, ranges, ctx.settings)
-        call.d_o, call.dq, call.dk, call.dv = _heads(d_out), _heads(dq), _heads(dk), _heads(dv)
+        call.d_o, call.dq, call.dk, call.dv = heads_of(d_out), heads_of(dq), heads_of(dk), heads_of(dv)
         _run("attention_backward", call)
         return dq, dk, dv, None, None, None, None
