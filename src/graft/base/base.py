@@ -20,6 +20,7 @@ from graft.base.attention import Attention
 from graft.base.choice import Choice, Rows
 from graft.base.compiled import Compiled, recompute_blocks
 from graft.base.dropout import SilentDropout
+from graft.base.faster import Faster
 from graft.base.fingerprint import count, fingerprint
 from graft.base.heads import Heads
 from graft.base.host import Host
@@ -82,6 +83,8 @@ class Base:
         self._compiled = Compiled(model)
         self._head = LanguageHead(model, self.family, values=self.has_values)
         self._fingerprint = ""
+        self._faster = Faster(model, attention)
+        self.faster(self.has_values and self.device.type == "cpu")
 
     @property
     def device(self) -> torch.device:
@@ -376,6 +379,17 @@ class Base:
         return self._states(ids, keywords)
 
     # Training, checkpointing, compiling
+
+    def faster(self, on: bool = True) -> None:
+        """Run norms, gated activations, rotary positions and attention by the kernels of csrc/, or not.
+
+        They are on from the start on a processor. Modules whose code computes something else keep theirs.
+        """
+        if on:
+            self._faster.on()
+        else:
+            self._faster.off()
+        self._compiled.forget()
 
     def train(self, mode: bool = True, *, dropout: bool = False) -> "Base":
         """Switch the adapters' dropout on or off.
