@@ -232,7 +232,7 @@ int KERNEL(attention)(const graft_attention *a, int threads) {
   int64_t wide = up(a->width, AR), tall = up(a->value_width, AR), keys = up(a->keys, AR);
   int64_t size = keys * (wide + tall) + QUERIES * wide + NR * wide + KEYS * NR + NR * tall;
   int failed = 0;
-#pragma omp parallel num_threads(threads)
+#pragma omp parallel num_threads(crew(threads, a->batch * a->heads * a->queries * a->keys))
   {
     forward_scratch m = {.k = scratch_of(&attention_own, sizeof(float) * (size_t)size), .held = -1};
     if (!m.k) failed = 1;
@@ -263,7 +263,7 @@ int KERNEL(attention)(const graft_attention *a, int threads) {
 // if some row has a gap, which no range stands for.
 int KERNEL(ranges_of_mask)(const uint8_t *mask, int64_t rows, int64_t keys, int32_t *ranges, int threads) {
   int whole = 1;
-#pragma omp parallel for num_threads(threads) schedule(static) reduction(&& : whole)
+#pragma omp parallel for num_threads(crew(threads, rows * keys)) reduction(&& : whole)
   for (int64_t r = 0; r < rows; r++) {
     const uint8_t *row = mask + r * keys, *first = memchr(row, 1, (size_t)keys);
     const uint8_t *stop = first ? memchr(first, 0, (size_t)(row + keys - first)) : 0;

@@ -175,7 +175,7 @@ int KERNEL(attention_backward)(const graft_attention *a, int threads) {
   float *parts = group > 1 ? scratch_of(&shared, sizeof(float) * (size_t)(tasks * each + 1)) : 0;
   if (group > 1 && !parts) return -1;
   int failed = 0;
-#pragma omp parallel num_threads(threads)
+#pragma omp parallel num_threads(crew(threads, tasks * a->queries * a->keys))
   {
     backward_scratch m;
     if (backward_memory(a, queries, &m)) failed = 1;

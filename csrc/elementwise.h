@@ -44,7 +44,7 @@ INLINE vf activate(vf g, int kind, vf *slope) {
 
 // y = act(gate) * up, of n numbers.
 void KERNEL(gate)(const void *gate, const void *up_, void *y, int64_t n, int kind, int dtype, int threads) {
-#pragma omp parallel for num_threads(threads) schedule(static)
+#pragma omp parallel for num_threads(crew(threads, n)) schedule(static)
   for (int64_t i = 0; i < n; i += VW) {
     vf slope, of = activate(some(gate, i, n - i, dtype), kind, &slope);
     put(y, i, of * some(up_, i, n - i, dtype), n - i, dtype);
@@ -53,7 +53,7 @@ void KERNEL(gate)(const void *gate, const void *up_, void *y, int64_t n, int kin
 
 void KERNEL(gate_backward)(const void *gate, const void *up_, const void *dy, void *dgate, void *dup, int64_t n,
                            int kind, int dtype, int threads) {
-#pragma omp parallel for num_threads(threads) schedule(static)
+#pragma omp parallel for num_threads(crew(threads, n)) schedule(static)
   for (int64_t i = 0; i < n; i += VW) {
     vf slope, of = activate(some(gate, i, n - i, dtype), kind, &slope), d = some(dy, i, n - i, dtype);
     put(dgate, i, d * some(up_, i, n - i, dtype) * slope, n - i, dtype);
@@ -72,7 +72,7 @@ typedef struct {
 // y = x cos + [-x2, x1] sin, where x1 and x2 are the halves of a row: rotation of pairs (i, i + width / 2).
 void KERNEL(rotary)(const graft_rotary *a, int threads) {
   int64_t half = a->width / 2;
-#pragma omp parallel for num_threads(threads) schedule(static) collapse(2)
+#pragma omp parallel for num_threads(crew(threads, a->batch * a->length * a->heads * a->width)) collapse(2)
   for (int64_t b = 0; b < a->batch; b++)
     for (int64_t t = 0; t < a->length; t++) {
       int64_t table = b * a->tables_batch + t * a->width;

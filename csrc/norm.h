@@ -28,7 +28,7 @@ INLINE void put(void *p, int64_t at, vf v, int64_t n, int dtype) {
 
 void KERNEL(norm)(const graft_norm *a, int threads) {
   int64_t n = a->width;
-#pragma omp parallel for num_threads(threads) schedule(static)
+#pragma omp parallel for num_threads(crew(threads, a->rows * n)) schedule(static)
   for (int64_t r = 0; r < a->rows; r++) {
     vf sum = vf_zero(), square = vf_zero();
     float mean = 0;
@@ -85,7 +85,7 @@ int KERNEL(norm_backward)(const graft_norm *a, int threads) {
     parts = calloc((size_t)(2 * blocks * n + 1), sizeof(float));
     if (!parts) return -1;
   }
-#pragma omp parallel for num_threads(threads) schedule(static)
+#pragma omp parallel for num_threads(crew(threads, a->rows * n)) schedule(static)
   for (int64_t b = 0; b < blocks; b++)
     for (int64_t r = b * ROWS; r < least(a->rows, (b + 1) * ROWS); r++)
       norm_row_backward(a, r, a->dweight ? parts + 2 * b * n : 0, a->dbias ? parts + (2 * b + 1) * n : 0);

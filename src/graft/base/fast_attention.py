@@ -1,4 +1,4 @@
-"""An implementation of attention for transformers' registries: our kernel, wherever it computes what sdpa does.
+"""An implementation of attention in transformers' registries: our kernel, wherever it computes what sdpa does.
 
 Masks are made as for sdpa. A mask that gives each query one range of keys (causal, a window, padding,
 documents that share a row) becomes these ranges, once per forward: keys that are not seen are skipped. A mask
@@ -6,6 +6,7 @@ with gaps, an additive one, a position bias and dropout are left to sdpa, and so
 code.
 """
 
+import functools
 import inspect
 import sys
 import threading
@@ -27,11 +28,13 @@ _masks = threading.local()
 def fits(model: Any) -> bool:
     """Return whether a model attends by sdpa in all of its parts, and asks for it in no other way."""
     parts = [model, *(m for m in model.modules() if hasattr(m, "_can_set_attn_implementation"))]
-    if any(getattr(part.config, "_attn_implementation", None) != STOCK for part in parts):
+    wrapped = (STOCK, f"graft_{STOCK}")  # as `attention` names it under inserts
+    if any(getattr(part.config, "_attn_implementation", None) not in wrapped for part in parts):
         return False
     return all(part._can_set_attn_implementation() and not _asks(type(part)) for part in parts)
 
 
+@functools.cache
 def _asks(kind: type) -> bool:
     """Return whether the code of a model's class goes another way for sdpa: then no other name will do."""
     return '_attn_implementation == "sdpa"' in inspect.getsource(sys.modules[kind.__module__])

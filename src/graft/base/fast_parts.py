@@ -34,7 +34,7 @@ def faster_forward(module: nn.Module) -> Forward | None:
         activation = _activation(module.act_fn)
         fits = activation and _is_gated(type(module))
         return functools.partial(_gated_forward, activation) if fits else None
-    return _with_rotation(type(module)) if "q_proj" in names or "qkv_proj" in names else None
+    return _with_rotation(type(module)) if names else None
 
 
 def _norm_forward(eps: str, plus: float, module: Any, hidden_states: Tensor) -> Tensor:
