@@ -191,7 +191,7 @@ def test_a_copy_of_the_model_runs_on_its_own_weights():
 
 
 def test_compiled_code_is_the_stock_code():
-    base, batch = tiny_base("llama"), inputs("llama")
+    base, batch = tiny_base("llama", num_hidden_layers=1), inputs("llama")
     eager = base(**batch).logits
     base.compile(backend="eager", fullgraph=True)
     base.attach("x", LoRA(r=2))

@@ -150,11 +150,11 @@ def test_adapters_act_on_what_is_behind_the_head_and_get_its_gradient(way):
 def test_a_probe_leaves_the_model_as_it_was():
     base = Base(tiny_model("gemma2", **BEHIND["gemma2"]).train())
     base.train()
-    modes = {name: module.training for name, module in base.model.named_modules()}
+    before = {name: (module.training, [*vars(module)]) for name, module in base.model.named_modules()}
     base.logits(base.hidden(inputs("llama")["ids"]))
-    assert {name: module.training for name, module in base.model.named_modules()} == modes
+    assert {name: (module.training, [*vars(module)]) for name, module in base.model.named_modules()} == before
     for module in base.model.modules():
-        assert "forward" not in vars(module) and not module._forward_hooks and not module._forward_pre_hooks
+        assert not module._forward_hooks and not module._forward_pre_hooks
 
 
 def test_a_model_that_cannot_run_is_refused_with_its_own_words():
