@@ -35,7 +35,7 @@ def fits(model: Any) -> bool:
 
 
 @functools.cache
-def _asks(kind: type) -> bool:
+def _asks(kind: Any) -> bool:
     """Return whether the code of a model's class goes another way for sdpa: then no other name will do."""
     return '_attn_implementation == "sdpa"' in inspect.getsource(sys.modules[kind.__module__])
 

@@ -20,7 +20,7 @@ from graft.kernels import native
 from graft.kernels.elementwise import ACTIVATIONS, gated, gated_reference, norm, ready, rotary
 
 ROTATION = "apply_rotary_pos_emb"
-CLOSE = {"atol": 1e-5, "rtol": 1e-5}
+CLOSE = 1e-5
 Forward = Callable[..., Any]
 
 
@@ -32,8 +32,9 @@ def faster_forward(module: nn.Module) -> Forward | None:
         return None if plus is None else functools.partial(_norm_forward, _eps_name(module), plus)
     if names == {"gate_proj", "up_proj", "down_proj", "act_fn"} and not module._parameters:
         activation = _activation(module.act_fn)
-        fits = activation and _is_gated(type(module))
-        return functools.partial(_gated_forward, activation) if fits else None
+        if activation is None or not _is_gated(type(module)):
+            return None
+        return functools.partial(_gated_forward, activation)
     return _with_rotation(type(module)) if names else None
 
 
@@ -61,7 +62,7 @@ def _draw(*shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(len(shape)), device="cpu")
 
 
-def _bare(kind: type, **inside: Any) -> Any:
+def _bare(kind: Any, **inside: Any) -> Any:
     """Return a module of a class without running its __init__."""
     module: Any = kind.__new__(kind)
     nn.Module.__init__(module)
@@ -83,11 +84,14 @@ def _same(stock: Callable[..., Any], ours: Callable[..., Any], *inputs: Tensor) 
                 found.append([*outs, *torch.autograd.grad(sums, leaves)])
             except Exception:  # code of others may want what a bare module lacks: then it stays
                 return False
-    return all(a.shape == b.shape and torch.allclose(a, b, **CLOSE) for a, b in zip(*found, strict=True))
+    return all(
+        a.shape == b.shape and torch.allclose(a, b, rtol=CLOSE, atol=CLOSE)
+        for a, b in zip(*found, strict=True)
+    )
 
 
 @functools.cache
-def _norm_offset(kind: type, eps: str) -> float | None:
+def _norm_offset(kind: Any, eps: str) -> float | None:
     """Return what a norm's class adds to its weight; None if it is no RMSNorm."""
 
     def stock(x: Tensor, weight: Tensor) -> Tensor:
@@ -116,7 +120,7 @@ def _activation(act_fn: Any) -> str | None:
 
 
 @functools.cache
-def _is_gated(kind: type) -> bool:
+def _is_gated(kind: Any) -> bool:
     """Return whether a class's forward is down(act(gate(x)) * up(x)), whatever its linears are."""
     sizes = {"gate_proj": (8, 12), "up_proj": (8, 12), "down_proj": (12, 8)}
     linears = {name: nn.Linear(*size, bias=False, device="cpu") for name, size in sizes.items()}
@@ -124,20 +128,20 @@ def _is_gated(kind: type) -> bool:
         linear.weight.data = _draw(*linear.weight.shape)
     module = _bare(kind, **linears, act_fn=nn.SiLU())
     return _same(
-        lambda x: kind.forward(module, x),  # type: ignore[attr-defined]
+        lambda x: kind.forward(module, x),
         functools.partial(_gated_forward, "silu", module),
         _draw(5, 8),
     )
 
 
 @functools.cache
-def _with_rotation(kind: type) -> Forward | None:
+def _with_rotation(kind: Any) -> Forward | None:
     """Return a class's forward with our rotation under the name that its code looks up among its globals.
 
     transformers lets nobody choose the rotation of one module. So the code of its forward is run as it is,
     on globals of its own; the class and its module are not touched.
     """
-    forward: Any = kind.forward  # type: ignore[attr-defined]
+    forward: Any = kind.forward
     if not isinstance(forward, types.FunctionType) or hasattr(forward, "__wrapped__"):
         return None
     stock = forward.__globals__.get(ROTATION)
