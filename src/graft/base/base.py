@@ -84,7 +84,7 @@ class Base:
         self._head = LanguageHead(model, self.family, values=self.has_values)
         self._fingerprint = ""
         self._faster = Faster(model, attention)
-        self.faster(self.has_values and self.device.type == "cpu")
+        self.faster(self.device.type == "cpu")
 
     @property
     def device(self) -> torch.device:

@@ -1,9 +1,8 @@
-"""An implementation of attention in transformers' registries: our kernel, wherever it computes what sdpa does.
+"""An implementation of attention in transformers' registries: our kernel where it computes what sdpa does.
 
 Masks are made as for sdpa. A mask that gives each query one range of keys (causal, a window, padding,
 documents that share a row) becomes these ranges, once per forward: keys that are not seen are skipped. A mask
-with gaps, an additive one, a position bias and dropout are left to sdpa, and so are fake tensors and compiled
-code.
+with gaps, an additive one, a position bias and dropout are left to sdpa, and so is compiled code.
 """
 
 import functools
@@ -31,13 +30,13 @@ def fits(model: Any) -> bool:
     wrapped = (STOCK, f"graft_{STOCK}")  # as `attention` names it under inserts
     if any(getattr(part.config, "_attn_implementation", None) not in wrapped for part in parts):
         return False
-    return all(part._can_set_attn_implementation() and not _asks(type(part)) for part in parts)
+    return all(part._can_set_attn_implementation() and not _asks(type(part).__module__) for part in parts)
 
 
 @functools.cache
-def _asks(kind: Any) -> bool:
-    """Return whether the code of a model's class goes another way for sdpa: then no other name will do."""
-    return '_attn_implementation == "sdpa"' in inspect.getsource(sys.modules[kind.__module__])
+def _asks(module: str) -> bool:
+    """Return whether the code of a model's module goes another way for sdpa: then no other name will do."""
+    return '_attn_implementation == "sdpa"' in inspect.getsource(sys.modules[module])
 
 
 def attend(
@@ -72,14 +71,14 @@ def attend(
 
 
 def _ready(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None) -> bool:
-    if torch.compiler.is_compiling() or not native.usable(query, key, value) or query.shape[2] == 1:
+    if torch.compiler.is_compiling() or not native.shaped(query, key, value) or query.shape[2] == 1:
         return False  # of one query there is nothing to save: torch reads keys and values once as well
     if not query.dtype == key.dtype == value.dtype or len(query) != len(key) or query.shape[1] % key.shape[1]:
         return False
     if mask is None:
         return True
     shape = (query.shape[2], key.shape[2])
-    return mask.dtype == torch.bool and native.plain(mask) and mask.shape[1:] == (1, *shape)
+    return mask.dtype == torch.bool and mask.device.type == "cpu" and mask.shape[1:] == (1, *shape)
 
 
 def _ranges(mask: torch.Tensor) -> torch.Tensor | None:

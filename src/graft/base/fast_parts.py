@@ -4,14 +4,14 @@ No model is known by name. A module qualifies by its shape (one weight and an ep
 down_proj and act_fn; a rotation by the usual name), and its code is tried against ours on a few random
 numbers, values and gradients, once for each class. What differs stays as it is.
 
-On other devices, in mixed formats, on fake tensors and under torch.compile a module's own forward runs.
+On other devices, in mixed formats and under torch.compile a module's own forward runs.
 """
 
 import copy
 import functools
 import types
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,21 +21,22 @@ from graft.kernels.elementwise import ACTIVATIONS, gated, gated_reference, norm,
 
 ROTATION = "apply_rotary_pos_emb"
 CLOSE = 1e-5
+REAL: Any = {"dtype": torch.float32, "device": "cpu"}
 Forward = Callable[..., Any]
 
 
 def faster_forward(module: nn.Module) -> Forward | None:
     """Return a forward (module, ...) for this module that computes the same faster; None if there is none."""
-    names = set(module._modules)
+    names, kind = set(module._modules), cast(Any, type(module))
     if not names and set(module._parameters) == {"weight"} and _eps_name(module):
-        plus = _norm_offset(type(module), _eps_name(module))
+        plus = _norm_offset(kind, _eps_name(module))
         return None if plus is None else functools.partial(_norm_forward, _eps_name(module), plus)
     if names == {"gate_proj", "up_proj", "down_proj", "act_fn"} and not module._parameters:
         activation = _activation(module.act_fn)
-        if activation is None or not _is_gated(type(module)):
+        if activation is None or not _is_gated(kind):
             return None
         return functools.partial(_gated_forward, activation)
-    return _with_rotation(type(module)) if names else None
+    return _with_rotation(kind) if names else None
 
 
 def _norm_forward(eps: str, plus: float, module: Any, hidden_states: Tensor) -> Tensor:
@@ -46,7 +47,7 @@ def _norm_forward(eps: str, plus: float, module: Any, hidden_states: Tensor) -> 
 
 
 def _gated_forward(activation: str, module: Any, x: Tensor) -> Tensor:
-    if torch.compiler.is_compiling() or not native.usable(x):
+    if torch.compiler.is_compiling() or not native.shaped(x):
         own: Tensor = type(module).forward(module, x)
         return own
     down: Tensor = module.down_proj(gated(module.gate_proj(x), module.up_proj(x), activation))
@@ -59,7 +60,7 @@ def _eps_name(module: nn.Module) -> str:
 
 def _draw(*shape: int) -> Tensor:
     """Return numbers that leave torch's generator as it is."""
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(len(shape)), device="cpu")
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(len(shape)), **REAL)
 
 
 def _bare(kind: Any, **inside: Any) -> Any:
@@ -102,7 +103,7 @@ def _norm_offset(kind: Any, eps: str) -> float | None:
         return out
 
     # Rows of 1 and of 0.1: eps counts in one, and cannot hide in the other.
-    x = _draw(3, 5, 24) * torch.tensor([1.0, 0.1, 3.0])[:, None, None]
+    x = _draw(3, 5, 24) * torch.tensor([1.0, 0.1, 3.0], **REAL)[:, None, None]
     for plus in (0.0, 1.0):
         if _same(stock, functools.partial(norm, eps=1e-2, plus=plus), x, _draw(24)):
             return plus
@@ -111,7 +112,7 @@ def _norm_offset(kind: Any, eps: str) -> float | None:
 
 def _activation(act_fn: Any) -> str | None:
     """Return the activation that a module computes, by its values."""
-    x = torch.cat([torch.linspace(-12, 12, 97, device="cpu"), torch.tensor([-40.0, 40.0], device="cpu")])
+    x = torch.cat([torch.linspace(-12, 12, 97, **REAL), torch.tensor([-40.0, 40.0], **REAL)])
     one = torch.ones_like(x)
     for name in ACTIVATIONS:
         if _same(act_fn, lambda x, name=name: gated_reference(x, one, name), x):
@@ -123,7 +124,7 @@ def _activation(act_fn: Any) -> str | None:
 def _is_gated(kind: Any) -> bool:
     """Return whether a class's forward is down(act(gate(x)) * up(x)), whatever its linears are."""
     sizes = {"gate_proj": (8, 12), "up_proj": (8, 12), "down_proj": (12, 8)}
-    linears = {name: nn.Linear(*size, bias=False, device="cpu") for name, size in sizes.items()}
+    linears = {name: nn.Linear(*size, bias=False, **REAL) for name, size in sizes.items()}
     for linear in linears.values():
         linear.weight.data = _draw(*linear.weight.shape)
     module = _bare(kind, **linears, act_fn=nn.SiLU())

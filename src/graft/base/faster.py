@@ -9,6 +9,7 @@ import types
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from graft.base import fast_attention
 from graft.base.attention import Attention
@@ -29,7 +30,8 @@ class Faster:
         if native.level() == "reference":
             return
         for module in self._model.modules():
-            forward = None if "forward" in vars(module) else faster_forward(module)
+            with unset_fake_temporarily():  # classes are tried with real numbers, for a plan's model too
+                forward = None if "forward" in vars(module) else faster_forward(module)
             if forward is not None:
                 # A bound method, so that a copy of the model runs on the copy's weights.
                 vars(module)["forward"] = types.MethodType(forward, module)

@@ -93,6 +93,8 @@ def ranges_of(mask: Tensor) -> Tensor | None:
     """Return the ranges (B, Tq, 2) int32 that a mask (B, 1, Tq, Tk) bool stands for; None if it has gaps."""
     mask = mask[:, 0].contiguous()
     ranges = torch.empty(*mask.shape[:2], 2, dtype=torch.int32, device="cpu")
+    if not native.plain(ranges):
+        return ranges
     whole = native.function("ranges_of_mask")(
         native.address(mask), c_int64(mask.shape[0] * mask.shape[1]), c_int64(mask.shape[2]),
         native.address(ranges), torch.get_num_threads(),
@@ -175,7 +177,8 @@ class _Attention(torch.autograd.Function):
         out = like_projection(batch, heads, queries, v.shape[3], q.dtype)
         lse = torch.empty(batch, heads, queries, dtype=torch.float32, device="cpu")
         ctx.settings = scale, causal, window
-        _run("attention", _described(q, k, v, out, lse, ranges, ctx.settings))
+        if native.plain(out):
+            _run("attention", _described(q, k, v, out, lse, ranges, ctx.settings))
         ctx.save_for_backward(q, k, v, out, lse, ranges)
         return out
 
@@ -188,7 +191,8 @@ class _Attention(torch.autograd.Function):
         dq = like_projection(batch, heads, queries, width, q.dtype)
         dk = like_projection(batch, kv_heads, keys, width, q.dtype)
         dv = like_projection(batch, kv_heads, keys, value_width, q.dtype)
-        call = _described(q, k, v, out, lse, ranges, ctx.settings)
-        call.d_o, call.dq, call.dk, call.dv = heads_of(d_out), heads_of(dq), heads_of(dk), heads_of(dv)
-        _run("attention_backward", call)
+        if native.plain(dq):
+            call = _described(q, k, v, out, lse, ranges, ctx.settings)
+            call.d_o, call.dq, call.dk, call.dv = heads_of(d_out), heads_of(dq), heads_of(dk), heads_of(dv)
+            _run("attention_backward", call)
         return dq, dk, dv, None, None, None, None

@@ -27,7 +27,7 @@ ACTIVATIONS = ("silu", "gelu_tanh", "gelu", "relu")
 
 def ready(*tensors: Tensor | None) -> bool:
     """Return whether the kernels can work on these tensors of one format, outside of compiled code."""
-    if torch.compiler.is_compiling() or not native.usable(*tensors):
+    if torch.compiler.is_compiling() or not native.shaped(*tensors):
         return False
     return len({t.dtype for t in tensors if t is not None}) == 1
 
@@ -105,6 +105,14 @@ class _NormCall(ctypes.Structure):
     )
 
 
+def _norm_call(x: Tensor, weight: Tensor, moments: Tensor, eps: float, plus: float) -> _NormCall:
+    mean = moments[1].data_ptr() if len(moments) > 1 else None
+    return _NormCall(
+        x.data_ptr(), weight.data_ptr(), mean=mean, rate=moments.data_ptr(), rows=moments.shape[1],
+        width=len(weight), eps=eps, plus=plus, dtype=native.DTYPES[x.dtype],
+    )  # fmt: skip
+
+
 class _Norm(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -113,14 +121,12 @@ class _Norm(torch.autograd.Function):
         x, weight = x.contiguous(), weight.contiguous()
         width = x.shape[-1]
         y, moments = torch.empty_like(x), torch.empty(1 + centred, x.numel() // width, device="cpu")
-        call = _NormCall(
-            x.data_ptr(), weight.data_ptr(), None if bias is None else bias.data_ptr(), y.data_ptr(),
-            moments[1].data_ptr() if centred else None, moments[0].data_ptr(), rows=moments.shape[1],
-            width=width, eps=eps, plus=plus, dtype=native.DTYPES[x.dtype],
-        )  # fmt: skip
-        native.function("norm")(ctypes.byref(call), torch.get_num_threads())
         ctx.save_for_backward(x, weight, moments)
-        ctx.call = call
+        ctx.settings = eps, plus
+        if native.plain(y):
+            call = _norm_call(x, weight, moments, eps, plus)
+            call.bias, call.y = address(bias), y.data_ptr()
+            native.function("norm")(ctypes.byref(call), torch.get_num_threads())
         return y
 
     @staticmethod
@@ -128,17 +134,15 @@ class _Norm(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         x, weight, moments = ctx.saved_tensors
         _, wanted, shifted, *_ = ctx.needs_input_grad
-        dy, dx, call = gradients[0].contiguous(), torch.empty_like(x), _NormCall.from_buffer_copy(ctx.call)
+        dy, dx = gradients[0].contiguous(), torch.empty_like(x)
         dweight = torch.empty(len(weight), device="cpu") if wanted else None
         dbias = torch.empty(len(weight), device="cpu") if shifted else None
-        # Saved tensors may have been put elsewhere meanwhile: checkpointing unpacks them anew.
-        call.x, call.weight, call.rate = x.data_ptr(), weight.data_ptr(), moments[0].data_ptr()
-        call.mean = moments[1].data_ptr() if len(moments) > 1 else None
-        call.dy, call.dx = dy.data_ptr(), dx.data_ptr()
-        call.dweight = None if dweight is None else dweight.data_ptr()
-        call.dbias = None if dbias is None else dbias.data_ptr()
-        if native.function("norm_backward")(ctypes.byref(call), torch.get_num_threads()):
-            raise MemoryError(f"no memory for the gradient of {len(weight)} weights of a norm")
+        if native.plain(dx):
+            call = _norm_call(x, weight, moments, *ctx.settings)
+            call.dy, call.dx = dy.data_ptr(), dx.data_ptr()
+            call.dweight, call.dbias = address(dweight), address(dbias)
+            if native.function("norm_backward")(ctypes.byref(call), torch.get_num_threads()):
+                raise MemoryError(f"no memory for the gradient of {len(weight)} weights of a norm")
         sums = [None if d is None else d.to(x.dtype) for d in (dweight, dbias)]
         return dx, *sums, None, None, None
 
@@ -148,10 +152,11 @@ class _Gated(torch.autograd.Function):
     def forward(ctx: Any, gate: Tensor, up: Tensor, kind: int) -> Tensor:
         gate, up = gate.contiguous(), up.contiguous()
         y = torch.empty_like(gate)
-        native.function("gate")(
-            address(gate), address(up), address(y), c_int64(y.numel()), kind, native.DTYPES[y.dtype],
-            torch.get_num_threads(),
-        )  # fmt: skip
+        if native.plain(y):
+            native.function("gate")(
+                address(gate), address(up), address(y), c_int64(y.numel()), kind, native.DTYPES[y.dtype],
+                torch.get_num_threads(),
+            )  # fmt: skip
         ctx.save_for_backward(gate, up)
         ctx.kind = kind
         return y
@@ -161,10 +166,11 @@ class _Gated(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         gate, up = ctx.saved_tensors
         dy, dgate, dup = gradients[0].contiguous(), torch.empty_like(gate), torch.empty_like(up)
-        native.function("gate_backward")(
-            address(gate), address(up), address(dy), address(dgate), address(dup), c_int64(dy.numel()),
-            ctx.kind, native.DTYPES[dy.dtype], torch.get_num_threads(),
-        )  # fmt: skip
+        if native.plain(dgate):
+            native.function("gate_backward")(
+                address(gate), address(up), address(dy), address(dgate), address(dup), c_int64(dy.numel()),
+                ctx.kind, native.DTYPES[dy.dtype], torch.get_num_threads(),
+            )  # fmt: skip
         return dgate, dup, None
 
 
@@ -186,6 +192,8 @@ class _RotaryCall(ctypes.Structure):
 def _turn(x: Tensor, cos: Tensor, sin: Tensor, *, back: bool) -> Tensor:
     batch, heads, length, width = x.shape
     x, y = as_rows(x), like_projection(batch, heads, length, width, x.dtype)
+    if not native.plain(y):
+        return y
     own_tables = length * width if len(cos) > 1 else 0
     call = _RotaryCall(
         heads_of(x), heads_of(y), cos.data_ptr(), sin.data_ptr(), own_tables, batch, heads, length, width,

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from graft.errors import one_of
 from graft.kernels.packed import Grouped, Packed
@@ -87,6 +88,16 @@ def usable(*tensors: Tensor | None) -> bool:
     to the reference.
     """
     return level() != "reference" and all(t is None or (plain(t) and t.dtype in DTYPES) for t in tensors)
+
+
+def shaped(*tensors: Tensor | None) -> bool:
+    """Return whether the kernels could work on these if those that are fake were real.
+
+    An operation that asks this holds for a plan what it holds in a run, and writes nothing if a tensor is not
+    `plain`.
+    """
+    real = [t for t in tensors if type(t) is not FakeTensor or t.device.type != "cpu"]
+    return usable(*real) and all(t is None or t.dtype in DTYPES for t in tensors)
 
 
 def plain(tensor: Tensor) -> bool:
