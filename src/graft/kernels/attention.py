@@ -40,7 +40,7 @@ def attention(
     Memory of the result and of the gradients is that of (B, T, H, D), as projections write and read it.
     """
     if (
-        not native.usable(q, k, v)
+        not native.shaped(q, k, v)
         or torch.compiler.is_compiling()
         or k.dtype != q.dtype
         or v.dtype != q.dtype
