@@ -39,12 +39,8 @@ def attention(
 
     Memory of the result and of the gradients is that of (B, T, H, D), as projections write and read it.
     """
-    if (
-        not native.shaped(q, k, v)
-        or torch.compiler.is_compiling()
-        or k.dtype != q.dtype
-        or v.dtype != q.dtype
-    ):
+    one_dtype = q.dtype == k.dtype == v.dtype
+    if torch.compiler.is_compiling() or not one_dtype or not native.shaped(q, k, v):
         return reference(q, k, v, scale=scale, causal=causal, window=window, ranges=ranges)
     out: Tensor = _Attention.apply(q, k, v, scale, causal, window, ranges)
     return out
