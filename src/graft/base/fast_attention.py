@@ -77,8 +77,9 @@ def _ready(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: to
         return False
     if mask is None:
         return True
-    shape = (query.shape[2], key.shape[2])
-    return mask.dtype == torch.bool and mask.device.type == "cpu" and mask.shape[1:] == (1, *shape)
+    if mask.dtype != torch.bool or mask.device.type != "cpu" or len(mask) not in (1, len(query)):
+        return False
+    return mask.shape[1:] == (1, query.shape[2], key.shape[2])
 
 
 def _ranges(mask: torch.Tensor) -> torch.Tensor | None:

@@ -35,13 +35,15 @@ def attention(
     q: (B, H, Tq, D).  k: (B, G, Tk, D), v: (B, G, Tk, W): H / G heads share keys and values.
     causal: the last query stands at the last key, and a query sees no key behind its own.
     window: a causal query sees so many keys at most, its own included; 0 means all.
-    ranges: (B or 1, Tq, 2) int32, keys [first, stop) of each query, besides.
+    ranges: (B or 1, Tq, 2) of whole numbers, keys [first, stop) of each query, besides.
 
     Memory of the result and of the gradients is that of (B, T, H, D), as projections write and read it.
     """
     one_dtype = q.dtype == k.dtype == v.dtype
     if torch.compiler.is_compiling() or not one_dtype or not native.shaped(q, k, v):
         return reference(q, k, v, scale=scale, causal=causal, window=window, ranges=ranges)
+    if ranges is not None:
+        ranges = ranges.int().contiguous()
     out: Tensor = _Attention.apply(q, k, v, scale, causal, window, ranges)
     return out
 
