@@ -157,7 +157,7 @@ int KERNEL(product_across)(const void *x, int dtype, int64_t m, const graft_weig
     for (int64_t start = 0; start < inner; start += INNER) {
       int64_t depth = least(INNER, inner - start);
       size_t before = (size_t)start * (dtype == FP32 ? 4 : 2);
-      graft_term t = {.x = (const char *)x + before, .dtype = dtype, .stride = inner, .scale = 1};
+      graft_term t = {.x = (const char *)x + before, .dtype = dtype, .stride = inner, .step = 1, .scale = 1};
 #pragma omp for schedule(static) nowait
       for (int64_t i = 0; i < tiles; i++)
         pack_rows(&t, depth, i * MR, least(MR, m - i * MR), packed + i * MR * INNER);
@@ -180,7 +180,7 @@ int KERNEL(product_across)(const void *x, int dtype, int64_t m, const graft_weig
 #pragma omp for schedule(static)
     for (int64_t strip = 0; strip < strips; strip++) {
       int64_t first = strip * COLUMNS;
-      finish(sums + strip * strip_size, m, least(COLUMNS, n - first), 0, y, y_dtype, first, n);
+      finish(sums + strip * strip_size, m, least(COLUMNS, n - first), 0, 0, y, y_dtype, first, n);
     }
     free(row);
   }

@@ -14,3 +14,7 @@
 #include "low_rank.h"
 #include "loss.h"
 #include "optimizer.h"
+#include "attention.h"
+#include "attention_backward.h"
+#include "norm.h"
+#include "elementwise.h"

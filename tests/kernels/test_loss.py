@@ -166,6 +166,6 @@ def test_fake_tensors_of_a_planner_get_the_shapes():
 
 
 def test_bf16_products_of_torch_serve_where_they_are_faster(monkeypatch):
-    monkeypatch.setattr(native, "multiplied_by_torch", lambda dtype: dtype == torch.bfloat16)
+    monkeypatch.setattr(native, "by_torch", lambda dtype: dtype == torch.bfloat16)
     hidden, head, labels = case(50, 70, 103, torch.bfloat16)
     check(hidden, head, labels, 0.2, 0.02)  # logits near 20 in bf16 are 0.06 apart

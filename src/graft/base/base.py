@@ -21,11 +21,11 @@ from graft.base.attention import Attention
 from graft.base.choice import Choice, Rows
 from graft.base.compiled import Compiled, recompute_blocks
 from graft.base.dropout import SilentDropout
+from graft.base.faster import Faster
 from graft.base.fingerprint import count, fingerprint
 from graft.base.heads import Heads
 from graft.base.host import Host
 from graft.base.last_hidden import LanguageHead, captured
-from graft.base.linears import Linears
 from graft.base.merging import Merged, Merges
 from graft.base.mixing import Mixing
 from graft.base.module_hooks import ModuleHooks
@@ -88,9 +88,10 @@ class Base:
         self._liveness, self._mixing = liveness.Liveness(model), Mixing(model, self._choice)
         self._dropout = SilentDropout(model)
         self._compiled = Compiled(model)
-        Linears(model).put_on()
         self._head = LanguageHead(model, self.family, values=self.has_values)
         self._fingerprint = ""
+        self._faster = Faster(model, attention)
+        self.faster(self.device.type == "cpu")
 
     @property
     def device(self) -> torch.device:
@@ -433,6 +434,19 @@ class Base:
         return self._states(ids, keywords)
 
     # Training, checkpointing, compiling
+
+    def faster(self, on: bool = True) -> None:
+        """Run linears, norms, gated activations, rotary positions and attention by the C kernels, or not.
+
+        They are on from the start on a processor. Modules whose code computes something else keep theirs.
+        """
+        if on:
+            self._faster.on()
+        else:
+            self._faster.off()
+        for host in self._hosts:
+            host.rehook()
+        self._compiled.forget()
 
     def train(self, mode: bool = True, *, dropout: bool = False) -> "Base":
         """Switch the adapters' dropout on or off.

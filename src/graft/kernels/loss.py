@@ -66,7 +66,7 @@ class _TokenLogprobs(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         head = Head(weight, bias, scale, cap)
         run = _native if native.usable(hidden, weight, bias) else _reference
-        if isinstance(hidden, FakeTensor) and native.serves(hidden):
+        if isinstance(hidden, FakeTensor) and native.shaped(hidden):
             run = _sketched
         logprobs, hits, slope = run(hidden.detach(), head, labels, ctx.needs_input_grad[0])
         if slope is not None:
@@ -99,7 +99,7 @@ def _sketched(
 def _room(hidden: Tensor, head: Head, wanted: bool) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
     """Return memory for log-probabilities, hits, the gradient if it is wanted, and a chunk's logits."""
     count, vocabulary = len(hidden), len(head.weight)
-    dtype = hidden.dtype if native.multiplied_by_torch(hidden.dtype) else torch.float32
+    dtype = hidden.dtype if native.by_torch(hidden.dtype) else torch.float32
     return (
         torch.empty(count, dtype=torch.float32, device="cpu"),
         torch.empty(count, dtype=torch.bool, device="cpu"),

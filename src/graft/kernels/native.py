@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from graft.errors import one_of
 from graft.kernels.packed import Grouped, Packed
@@ -90,14 +91,14 @@ def usable(*tensors: Tensor | None) -> bool:
     return level() != "reference" and all(t is None or (plain(t) and t.dtype in DTYPES) for t in tensors)
 
 
-def multiplied_by_torch(dtype: torch.dtype) -> bool:
-    """Return whether torch multiplies this format faster than fp32: it has instructions of its own for it."""
-    return dtype == torch.bfloat16 and level() == "avx512_bf16"
+def shaped(*tensors: Tensor | None) -> bool:
+    """Return whether the kernels could work on these if those that are fake were real.
 
-
-def serves(tensor: Tensor) -> bool:
-    """Return whether the kernels would work on a tensor if it had memory: of fakes, in place of `usable`."""
-    return level() != "reference" and tensor.device.type == "cpu" and tensor.dtype in DTYPES
+    An operation that asks this holds for a plan what it holds in a run, and writes nothing if a tensor is not
+    `plain`.
+    """
+    real = [t for t in tensors if type(t) is not FakeTensor or t.device.type != "cpu"]
+    return usable(*real) and all(t is None or t.dtype in DTYPES for t in tensors)
 
 
 def plain(tensor: Tensor) -> bool:
