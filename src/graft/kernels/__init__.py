@@ -20,7 +20,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from graft.kernels import groups, native_packed, reference
+from graft.kernels import groups, measure, native, native_packed, reference
 from graft.kernels.packed import Codebook, Grouped, Nested, Packed
 
 __all__ = ["REFERENCE", "Codebook", "Grouped", "Nested", "Packed", "find", "only_reference", "register"]
@@ -33,6 +33,7 @@ REFERENCE: dict[str, Kernel] = {
 _kernels: dict[str, dict[str, Kernel]] = {name: {"reference": kernel} for name, kernel in REFERENCE.items()}
 for name in native_packed.__all__:
     _kernels[name]["cpu"] = getattr(native_packed, name)
+native.measured.append(lambda: measure.profile().products)
 _forced: list[str] = []
 
 

@@ -30,6 +30,9 @@ LEVELS = ("portable", "avx2", "avx512", "avx512_bf16")  # as bits of graft_level
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 FP32, BF16, FP16, LEVELS4, INT8, GROUPS = range(6)  # kinds of weights
 _forced: list[str] = []
+# Returns FLOP/s of torch's products by number format; `graft.kernels` puts it here, since it is measured with
+# these kernels.
+measured: list[Callable[[], dict[str, float]]] = []
 
 
 @functools.cache
@@ -118,10 +121,8 @@ def by_torch(dtype: torch.dtype) -> bool:
 
 @functools.cache
 def _bf16_is_faster() -> bool:
-    from graft.kernels.measure import profile  # late: it measures with the kernels of this folder
-
-    products = profile().products
-    return products["bf16"] > products["fp32"]
+    rates = measured[0]()
+    return rates["bf16"] > rates["fp32"]
 
 
 class Weight(ctypes.Structure):
