@@ -1,0 +1,369 @@
+// Few rows times a weight: y (m, rows) = x (m, columns) W^T for the handful of rows that are decoded together.
+//
+// Such a product is one pass over the weight's memory. Each thread reads a contiguous part of the rows, and
+// every 32 weights are taken from their codes into registers once for up to 8 rows of x. Codes come out of their
+// bytes in another order than that of the columns, so x is put into that order before.
+//
+// The sum of a row does not depend on the other rows of x, nor on threads: a chunk of columns is summed in one
+// chain, times its scale, into VW partial sums.
+
+#define FEW 8          // rows of x that share one decoding
+#define FEW_MOST 16    // rows for which this beats the product of panels
+#define FEW_TILE 16    // rows of W between two visits of the same part of x
+#define FEW_CACHED 4096  // numbers of x that are worked on at one time: 16 KiB
+#define GROUP 32       // weights that are decoded together
+#define CHUNK 64       // columns whose sum is one chain: the usual block
+#define AHEAD 1024     // bytes
+
+// What a row of codes is made of.
+enum { F_FP32, F_BF16, F_FP16, F_NIBBLE, F_SHORT, F_INT8, F_UINT8, F_KINDS };
+
+// Levels of 4 bits, ready to be looked up.
+typedef struct {
+#if defined(__AVX512F__)
+  __m512 all;
+#elif defined(__AVX2__)
+  __m256i byte[4];  // the lowest, ..., the highest byte of each level, in both halves
+#else
+  float all[16];
+#endif
+} nibbles;
+
+INLINE nibbles nibbles_of(const float *levels) {
+  nibbles t;
+#if defined(__AVX512F__)
+  t.all = _mm512_loadu_ps(levels);
+#elif defined(__AVX2__)
+  uint8_t bytes[4][16];
+  for (int i = 0; i < 16; i++)
+    for (int b = 0; b < 4; b++) bytes[b][i] = ((const uint8_t *)(levels + i))[b];
+  for (int b = 0; b < 4; b++)
+    t.byte[b] = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)bytes[b]));
+#else
+  memcpy(t.all, levels, sizeof t.all);
+#endif
+  return t;
+}
+
+// Where column c of 32 stands when 4-bit codes have been decoded.
+INLINE int nibble_place(int c) {
+#if defined(__AVX512F__)
+  return c % 2 * 16 + c / 2;
+#elif defined(__AVX2__)
+  return c / 8 * 8 + c % 2 * 4 + c % 8 / 2;
+#else
+  return c;
+#endif
+}
+
+INLINE int64_t few_bytes(int kind, int64_t columns) {
+  return kind == F_FP32 ? 4 * columns
+         : kind == F_BF16 || kind == F_FP16 ? 2 * columns
+         : kind == F_NIBBLE || kind == F_SHORT ? columns / 2
+                                               : columns;
+}
+
+// 32 weights without their scale. F_SHORT: the lower half of every level's bits is 0.
+INLINE void values32(int kind, const nibbles *t, const uint8_t *codes, vf w[GROUP / VW]) {
+  if (kind <= F_FP16) {
+    for (int j = 0; j < GROUP / VW; j++) w[j] = load_as(codes, j * VW, kind);
+    return;
+  }
+  if (kind == F_INT8 || kind == F_UINT8) {
+    for (int j = 0; j < GROUP / VW; j++) {
+#if defined(__AVX512F__)
+      __m128i bytes = _mm_loadu_si128((const __m128i *)(codes + j * VW));
+      w[j] = vf_float((vi)(kind == F_INT8 ? _mm512_cvtepi8_epi32(bytes) : _mm512_cvtepu8_epi32(bytes)));
+#elif defined(__AVX2__)
+      __m128i bytes = _mm_loadl_epi64((const __m128i *)(codes + j * VW));
+      w[j] = vf_float((vi)(kind == F_INT8 ? _mm256_cvtepi8_epi32(bytes) : _mm256_cvtepu8_epi32(bytes)));
+#else
+      vi whole = {0};
+      for (int i = 0; i < VW; i++) whole[i] = kind == F_INT8 ? (int8_t)codes[j * VW + i] : codes[j * VW + i];
+      w[j] = vf_float(whole);
+#endif
+    }
+    return;
+  }
+#if defined(__AVX512F__)
+  __m512i bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)codes));
+  w[0] = (vf)_mm512_permutexvar_ps(_mm512_srli_epi32(bytes, 4), t->all);  // looks at 4 bits of each index
+  w[1] = (vf)_mm512_permutexvar_ps(bytes, t->all);
+#elif defined(__AVX2__)
+  __m256i bytes = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)codes));
+  bytes = _mm256_srlv_epi32(bytes, _mm256_setr_epi32(4, 4, 4, 4, 0, 0, 0, 0));  // even columns | odd ones
+  bytes = _mm256_and_si256(bytes, _mm256_set1_epi8(15));
+  __m256i low = _mm256_setzero_si256(), low2 = low;
+  __m256i c = _mm256_shuffle_epi8(t->byte[2], bytes), d = _mm256_shuffle_epi8(t->byte[3], bytes);
+  if (kind == F_NIBBLE) {
+    __m256i a = _mm256_shuffle_epi8(t->byte[0], bytes), b = _mm256_shuffle_epi8(t->byte[1], bytes);
+    low = _mm256_unpacklo_epi8(a, b), low2 = _mm256_unpackhi_epi8(a, b);
+  }
+  __m256i high = _mm256_unpacklo_epi8(c, d), high2 = _mm256_unpackhi_epi8(c, d);
+  w[0] = (vf)_mm256_unpacklo_epi16(low, high);
+  w[1] = (vf)_mm256_unpackhi_epi16(low, high);
+  w[2] = (vf)_mm256_unpacklo_epi16(low2, high2);
+  w[3] = (vf)_mm256_unpackhi_epi16(low2, high2);
+#else
+  for (int j = 0; j < GROUP / VW; j++) {
+    float found[VW];
+    for (int i = 0; i < VW; i += 2) {
+      uint8_t byte = codes[(j * VW + i) / 2];
+      found[i] = t->all[byte >> 4], found[i + 1] = t->all[byte & 15];
+    }
+    w[j] = vf_load(found);
+  }
+#endif
+}
+
+// total[i] += row i of x times a row of codes, chunk by chunk, each times its scale (NULL: 1).
+// columns: a multiple of `chunk`.
+INLINE void few_chunks(int kind, int m, int chunk, const nibbles *t, const uint8_t *codes, const float *scales,
+                       const float *x, int64_t stride, int64_t columns, vf *total) {
+  vf all[FEW];
+#pragma GCC unroll 8
+  for (int i = 0; i < m; i++) all[i] = total[i];
+  for (int64_t c = 0; c < columns; c += chunk, x += chunk) {
+    vf sum[FEW];
+#pragma GCC unroll 2
+    for (int g = 0; g < chunk; g += GROUP) {
+      vf w[GROUP / VW];
+      values32(kind, t, codes, w);
+      codes += few_bytes(kind, GROUP);
+#pragma GCC unroll 8
+      for (int j = 0; j < GROUP / VW; j++)
+#pragma GCC unroll 8
+        for (int i = 0; i < m; i++) {
+          vf of = vf_load(x + i * stride + g + j * VW);
+          sum[i] = g + j ? vf_fma(w[j], of, sum[i]) : w[j] * of;
+        }
+    }
+    __builtin_prefetch(codes + AHEAD);
+    if (few_bytes(kind, chunk) > 64) __builtin_prefetch(codes + AHEAD + 64);
+    vf scale = vf_set(scales ? *scales++ : 1.0f);
+#pragma GCC unroll 8
+    for (int i = 0; i < m; i++) all[i] = vf_fma(scale, sum[i], all[i]);
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < m; i++) total[i] = all[i];
+}
+
+typedef void few_function(const nibbles *t, const uint8_t *codes, const float *scales, const float *x,
+                          int64_t stride, int64_t columns, vf *total);
+
+#define FEW_OF(kind, chunk, m)                                                                                \
+  static void few_##kind##_##chunk##_##m(const nibbles *t, const uint8_t *codes, const float *scales,         \
+                                         const float *x, int64_t stride, int64_t columns, vf *total) {        \
+    few_chunks(kind, m, chunk, t, codes, scales, x, stride, columns, total);                                  \
+  }
+#define FEW_ALL(kind, chunk)                                                                                  \
+  FEW_OF(kind, chunk, 1) FEW_OF(kind, chunk, 2) FEW_OF(kind, chunk, 3) FEW_OF(kind, chunk, 4)                 \
+  FEW_OF(kind, chunk, 5) FEW_OF(kind, chunk, 6) FEW_OF(kind, chunk, 7) FEW_OF(kind, chunk, 8)
+#define FEW_LIST(kind, chunk)                                                                                 \
+  {few_##kind##_##chunk##_1, few_##kind##_##chunk##_2, few_##kind##_##chunk##_3, few_##kind##_##chunk##_4,     \
+   few_##kind##_##chunk##_5, few_##kind##_##chunk##_6, few_##kind##_##chunk##_7, few_##kind##_##chunk##_8}
+
+FEW_ALL(F_FP32, 64) FEW_ALL(F_BF16, 64) FEW_ALL(F_FP16, 64) FEW_ALL(F_INT8, 64)
+FEW_ALL(F_NIBBLE, 64) FEW_ALL(F_SHORT, 64) FEW_ALL(F_UINT8, 64)
+FEW_ALL(F_NIBBLE, 32) FEW_ALL(F_SHORT, 32) FEW_ALL(F_UINT8, 32)
+
+static few_function *const few_functions[2][F_KINDS][FEW] = {
+    {[F_NIBBLE] = FEW_LIST(F_NIBBLE, 32), [F_SHORT] = FEW_LIST(F_SHORT, 32), [F_UINT8] = FEW_LIST(F_UINT8, 32)},
+    {FEW_LIST(F_FP32, 64), FEW_LIST(F_BF16, 64), FEW_LIST(F_FP16, 64), FEW_LIST(F_NIBBLE, 64),
+     FEW_LIST(F_SHORT, 64), FEW_LIST(F_INT8, 64), FEW_LIST(F_UINT8, 64)}};
+
+// How a weight is read.
+typedef struct {
+  const graft_weight *weight;
+  int kind, chunk;
+  int decoded;         // no kind fits: its rows are decoded to floats first
+  int64_t row_bytes;
+  nibbles table;
+} few_plan;
+
+static few_plan few_planned(const graft_weight *w) {
+  static const float whole[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  few_plan p = {.weight = w, .chunk = CHUNK};
+  int packed = w->kind == W_LEVELS4 || w->kind == W_GROUPS, nibble = w->kind == W_LEVELS4 || w->bits == 4;
+  p.decoded = packed && (w->block % GROUP || !(nibble || w->bits == 8));
+  if (p.decoded) return p;
+  if (packed && w->block % CHUNK) p.chunk = GROUP;
+  if (w->kind <= W_FP16) p.kind = w->kind;
+  else if (w->kind == W_INT8) p.kind = F_INT8;
+  else if (!nibble) p.kind = F_UINT8;
+  else {
+    const float *levels = w->kind == W_LEVELS4 ? w->levels : whole;
+    p.table = nibbles_of(levels);
+    p.kind = F_SHORT;
+    for (int i = 0; i < 16; i++)
+      if (bf16_to_float(float_to_bf16(levels[i])) != levels[i]) p.kind = F_NIBBLE;
+  }
+  p.row_bytes = few_bytes(p.kind, w->columns + (w->columns & (nibble && packed)));
+  return p;
+}
+
+INLINE int few_nibbles(const few_plan *p) { return p->kind == F_NIBBLE || p->kind == F_SHORT; }
+
+// x in the orders that weights want. Rows are `stride` apart, a multiple of CHUNK, and 0 beyond the columns.
+typedef struct {
+  float *plain;       // as it is
+  float *nibbles;     // in the order in which 4-bit codes are decoded, or NULL
+  float *sums;        // of every 32 columns, stride / GROUP of them a row, or NULL
+  int64_t stride;
+} few_x;
+
+INLINE int64_t few_stride(int64_t columns) { return (columns + CHUNK - 1) / CHUNK * CHUNK; }
+
+// Make the other orders of columns [from, to) of one row; from and to are multiples of GROUP.
+static void few_arrange(const few_x *x, int64_t row, int64_t from, int64_t to) {
+  const float *plain = x->plain + row * x->stride;
+  for (int64_t c = from; c < to; c += GROUP) {
+    if (x->nibbles)
+      for (int i = 0; i < GROUP; i++) x->nibbles[row * x->stride + c + nibble_place(i)] = plain[c + i];
+    if (x->sums) {
+      vf sum = vf_load(plain + c);
+      for (int i = VW; i < GROUP; i += VW) sum += vf_load(plain + c + i);
+      x->sums[(row * x->stride + c) / GROUP] = vf_sum(sum);
+    }
+  }
+}
+
+static _Thread_local arena few_own;
+
+// The scale of every chunk of a row, and the minimum of every 32 columns (0 beyond the columns).
+static void few_constants(const few_plan *p, int64_t row, int64_t stride, float *scales, float *minima) {
+  const graft_weight *w = p->weight;
+  int64_t blocks = (w->columns + w->block - 1) / w->block, first = row * blocks, chunks = w->block / p->chunk;
+  if (w->kind == W_GROUPS) {
+    int64_t at = 0;
+    for (int64_t b = 0; b < blocks; b++) {
+      float scale = fp16_to_float(w->scale[first + b]), minimum = fp16_to_float(w->minimum[first + b]);
+      for (int64_t i = 0; i < chunks; i++) *scales++ = scale;
+      for (int64_t i = 0; i < w->block / GROUP && at < stride / GROUP; i++) minima[at++] = minimum;
+    }
+    for (; at < (stride / GROUP + VW - 1) / VW * VW; at++) minima[at] = 0;
+    return;
+  }
+  const uint8_t *nested = w->nested_levels ? (const uint8_t *)w->absmax + first : 0;
+  int64_t group = nested ? first / w->nested_group : 0, left = nested ? (group + 1) * w->nested_group - first : 0;
+  for (int64_t b = 0; b < blocks; b++) {
+    float scale = ((const float *)w->absmax)[nested ? 0 : first + b];
+    if (nested) {
+      if (!left--) group++, left = w->nested_group - 1;
+      scale = w->nested_levels[nested[b]] * w->nested_absmax[group] + w->nested_offset;
+    }
+    for (int64_t i = 0; i < chunks; i++) *scales++ = scale;
+  }
+}
+
+// The partial sums of up to FEW rows of x with up to FEW_TILE rows of W, FEW apart.
+static void few_tile(const few_plan *p, const float *x, const float *sums, int64_t stride, int m, int64_t first, int count,
+                     const float *scales, const float *minima, int64_t chunks, const float *decoded, vf *total) {
+  const graft_weight *w = p->weight;
+  few_function *run = few_functions[p->chunk == CHUNK][p->kind][m - 1];
+  int64_t whole = w->columns / CHUNK * CHUNK, groups = (stride / GROUP + VW - 1) / VW * VW;
+  int64_t part = FEW_CACHED / m / CHUNK * CHUNK;
+  memset(total, 0, sizeof(vf) * FEW * (size_t)count);
+  for (int64_t from = 0; from < whole; from += part)
+    for (int r = 0; r < count; r++) {
+      const uint8_t *codes = p->decoded ? (const uint8_t *)decoded : (const uint8_t *)w->codes + (first + r) * p->row_bytes;
+      run(&p->table, codes + few_bytes(p->kind, from), scales ? scales + r * chunks + from / p->chunk : 0, x + from,
+          stride, least(part, whole - from), total + r * FEW);
+    }
+  for (int r = 0; r < count && whole < w->columns; r++) {  // the rest of a row, as a whole chunk
+    uint8_t rest[4 * CHUNK] = {0};
+    const uint8_t *codes = p->decoded ? (const uint8_t *)decoded : (const uint8_t *)w->codes + (first + r) * p->row_bytes;
+    int64_t at = few_bytes(p->kind, whole);
+    memcpy(rest, codes + at, (size_t)((p->decoded ? 4 * w->columns : p->row_bytes) - at));
+    run(&p->table, rest, scales ? scales + r * chunks + whole / p->chunk : 0, x + whole, stride, CHUNK, total + r * FEW);
+  }
+  for (int r = 0; r < count && minima; r++)
+    for (int i = 0; i < m; i++)
+      for (int64_t g = 0; g < groups; g += VW) {
+        vf of = vf_load_n(sums + i * stride / GROUP + g, least(VW, stride / GROUP - g));
+        total[r * FEW + i] = vf_fma(vf_load(minima + r * groups + g), of, total[r * FEW + i]);
+      }
+}
+
+// y[i * y_stride + row - first] = or += x_i times rows [first, last) of W.  Returns 0, or -1 without memory.
+static int few_rows(const few_plan *p, const few_x *x, int64_t m, int64_t first, int64_t last, float *y,
+                    int64_t y_stride, int add) {
+  const graft_weight *w = p->weight;
+  int64_t stride = x->stride, chunks = stride / GROUP, groups = (chunks + VW - 1) / VW * VW;
+  int scaled = !p->decoded && (w->kind == W_LEVELS4 || w->kind == W_GROUPS), grouped = scaled && w->kind == W_GROUPS;
+  if (scaled) chunks = (w->columns + w->block - 1) / w->block * (w->block / GROUP);  // a last block is seen whole
+  size_t numbers = (size_t)(FEW_TILE * (chunks + groups) + stride);
+  float *own = scratch_of(&few_own, sizeof(float) * numbers + sizeof(vf) * FEW * FEW_TILE);
+  if (!own) return -1;
+  vf *total = (vf *)own;
+  float *scales = own + VW * FEW * FEW_TILE, *minima = scales + FEW_TILE * chunks, *decoded = minima + FEW_TILE * groups;
+  int tile = p->decoded ? 1 : FEW_TILE;
+  for (int64_t at = first; at < last; at += tile) {
+    int count = (int)least(tile, last - at);
+    if (p->decoded) decode_row(w, at, 0, w->columns, decoded);
+    for (int r = 0; r < count && scaled; r++)
+      few_constants(p, at + r, stride, scales + r * chunks, minima + r * groups);
+    const float *ordered = few_nibbles(p) ? x->nibbles : x->plain;
+    for (int64_t top = 0; top < m; top += FEW) {
+      int rows = (int)least(FEW, m - top);
+      few_tile(p, ordered + top * stride, grouped ? x->sums + top * stride / GROUP : 0, stride, rows, at, count,
+               scaled ? scales : 0, grouped ? minima : 0, chunks, decoded, total);
+      for (int r = 0; r < count; r++) {
+        float factor = w->kind == W_INT8 ? ((const float *)w->absmax)[at + r] / 127 : 1.0f;
+        for (int i = 0; i < rows; i++) {
+          float sum = vf_sum(total[r * FEW + i]) * factor, *out = y + (top + i) * y_stride + at + r - first;
+          *out = add ? *out + sum : sum;
+        }
+      }
+    }
+  }
+  return 0;
+}
+
+// Put the rows of a term into the orders that its weight wants; returns the memory behind them.
+static float *few_order(const graft_term *t, const few_plan *p, int64_t m, float *memory, few_x *x) {
+  int64_t n = t->weight->columns, stride = few_stride(n), numbers = m * stride;
+  *x = (few_x){.plain = memory, .stride = stride};
+  memory += numbers;
+  if (few_nibbles(p)) x->nibbles = memory, memory += numbers;
+  if (t->weight->kind == W_GROUPS) x->sums = memory, memory += numbers / GROUP;
+  for (int64_t r = 0; r < m; r++) {
+    float *row = x->plain + r * stride;
+    int64_t i = 0;
+    for (; i < n; i += VW) {
+      int64_t count = least(VW, n - i);
+      vf_store_n(row + i, load_n_as(t->x, r * t->stride + i, count, t->dtype) * vf_set(t->scale), count);
+    }
+    memset(row + n, 0, sizeof(float) * (size_t)(stride - n));
+    few_arrange(x, r, 0, stride);
+  }
+  return memory;
+}
+
+// `product` of few rows: x is put in order once, then each thread takes a contiguous part of y's columns.
+static _Thread_local arena few_ordered;
+
+static int few_product(const graft_term *terms, int count, int64_t m, int64_t n, const float *bias, void *y,
+                       int dtype, int64_t stride, int threads) {
+  few_plan plans[8];
+  few_x x[8];
+  int64_t numbers = 0;
+  for (int t = 0; t < count; t++) numbers += m * few_stride(terms[t].weight->columns) * 3;
+  float *own = scratch_of(&few_ordered, sizeof(float) * (size_t)numbers);
+  if (!own) return -1;
+  for (int t = 0; t < count; t++) {
+    plans[t] = few_planned(terms[t].weight);
+    own = few_order(&terms[t], &plans[t], m, own, &x[t]);
+  }
+  int64_t strips = (n + COLUMNS - 1) / COLUMNS;
+  int failed = 0;
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (int64_t strip = 0; strip < strips; strip++) {
+    float sums[FEW_MOST * COLUMNS];
+    int64_t first = strip * COLUMNS, width = least(COLUMNS, n - first);
+    for (int t = 0; t < count; t++)
+      if (few_rows(&plans[t], &x[t], m, first, first + width, sums, COLUMNS, t > 0)) failed = 1;
+    finish(sums, m, width, bias ? bias + first : 0, y, dtype, first, stride);
+  }
+  return failed ? -1 : 0;
+}
