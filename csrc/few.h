@@ -117,44 +117,47 @@ INLINE void values32(int kind, const nibbles *t, const uint8_t *codes, vf w[GROU
 }
 
 // total[i] += row i of x times a row of codes, chunk by chunk, each times its scale (NULL: 1).
-// columns: a multiple of `chunk`.
+// x: CHUNK columns of each of m rows, then the next CHUNK columns.  columns: a multiple of CHUNK.
 INLINE void few_chunks(int kind, int m, int chunk, const nibbles *t, const uint8_t *codes, const float *scales,
-                       const float *x, int64_t stride, int64_t columns, vf *total) {
+                       const float *x, int64_t columns, vf *total) {
   vf all[FEW];
 #pragma GCC unroll 8
   for (int i = 0; i < m; i++) all[i] = total[i];
-  for (int64_t c = 0; c < columns; c += chunk, x += chunk) {
-    vf sum[FEW];
-#pragma GCC unroll 2
-    for (int g = 0; g < chunk; g += GROUP) {
-      vf w[GROUP / VW];
-      values32(kind, t, codes, w);
-      codes += few_bytes(kind, GROUP);
-#pragma GCC unroll 8
-      for (int j = 0; j < GROUP / VW; j++)
-#pragma GCC unroll 8
-        for (int i = 0; i < m; i++) {
-          vf of = vf_load(x + i * stride + g + j * VW);
-          sum[i] = g + j ? vf_fma(w[j], of, sum[i]) : w[j] * of;
-        }
-    }
+  for (int64_t c = 0; c < columns; c += CHUNK, x += m * CHUNK) {
     __builtin_prefetch(codes + AHEAD);
-    if (few_bytes(kind, chunk) > 64) __builtin_prefetch(codes + AHEAD + 64);
-    vf scale = vf_set(scales ? *scales++ : 1.0f);
+    if (few_bytes(kind, CHUNK) > 64) __builtin_prefetch(codes + AHEAD + 64);
+#pragma GCC unroll 2
+    for (int from = 0; from < CHUNK; from += chunk) {
+      vf sum[FEW];
+#pragma GCC unroll 2
+      for (int g = 0; g < chunk; g += GROUP) {
+        vf w[GROUP / VW];
+        values32(kind, t, codes, w);
+        codes += few_bytes(kind, GROUP);
 #pragma GCC unroll 8
-    for (int i = 0; i < m; i++) all[i] = vf_fma(scale, sum[i], all[i]);
+        for (int j = 0; j < GROUP / VW; j++)
+#pragma GCC unroll 8
+          for (int i = 0; i < m; i++) {
+            vf of = vf_load(x + i * CHUNK + from + g + j * VW);
+            sum[i] = g + j ? vf_fma(w[j], of, sum[i]) : w[j] * of;
+          }
+      }
+      vf scale = vf_set(scales ? *scales++ : 1.0f);
+#pragma GCC unroll 8
+      for (int i = 0; i < m; i++) all[i] = vf_fma(scale, sum[i], all[i]);
+    }
   }
 #pragma GCC unroll 8
   for (int i = 0; i < m; i++) total[i] = all[i];
 }
 
 typedef void few_function(const nibbles *t, const uint8_t *codes, const float *scales, const float *x,
-                          int64_t stride, int64_t columns, vf *total);
+                          int64_t columns, vf *total);
 
 #define FEW_OF(kind, chunk, m)                                                                                \
   static void few_##kind##_##chunk##_##m(const nibbles *t, const uint8_t *codes, const float *scales,         \
-                                         const float *x, int64_t stride, int64_t columns, vf *total) {        \
-    few_chunks(kind, m, chunk, t, codes, scales, x, stride, columns, total);                                  \
+                                         const float *x, int64_t columns, vf *total) {                        \
+    few_chunks(kind, m, chunk, t, codes, scales, x, columns, total);                                          \
   }
 #define FEW_ALL(kind, chunk)                                                                                  \
   FEW_OF(kind, chunk, 1) FEW_OF(kind, chunk, 2) FEW_OF(kind, chunk, 3) FEW_OF(kind, chunk, 4)                 \
@@ -186,7 +189,10 @@ static few_plan few_planned(const graft_weight *w) {
   few_plan p = {.weight = w, .chunk = CHUNK};
   int packed = w->kind == W_LEVELS4 || w->kind == W_GROUPS, nibble = w->kind == W_LEVELS4 || w->bits == 4;
   p.decoded = packed && (w->block % GROUP || !(nibble || w->bits == 8));
-  if (p.decoded) return p;
+  if (p.decoded) {
+    p.row_bytes = 4 * w->columns;
+    return p;
+  }
   if (packed && w->block % CHUNK) p.chunk = GROUP;
   if (w->kind <= W_FP16) p.kind = w->kind;
   else if (w->kind == W_INT8) p.kind = F_INT8;
@@ -204,114 +210,139 @@ static few_plan few_planned(const graft_weight *w) {
 
 INLINE int few_nibbles(const few_plan *p) { return p->kind == F_NIBBLE || p->kind == F_SHORT; }
 
-// x in the orders that weights want. Rows are `stride` apart, a multiple of CHUNK, and 0 beyond the columns.
+// x in the orders that weights want: groups of up to FEW rows, in each of them CHUNK columns of every row, then the
+// next CHUNK columns; 0 beyond the columns.
 typedef struct {
-  float *plain;       // as it is
+  float *plain;       // the columns as they are
   float *nibbles;     // in the order in which 4-bit codes are decoded, or NULL
-  float *sums;        // of every 32 columns, stride / GROUP of them a row, or NULL
-  int64_t stride;
+  float *sums;        // (m, padded / GROUP): of every 32 columns, or NULL
+  int64_t m, padded;
 } few_x;
 
-INLINE int64_t few_stride(int64_t columns) { return (columns + CHUNK - 1) / CHUNK * CHUNK; }
+INLINE int64_t few_padded(int64_t columns) { return (columns + CHUNK - 1) / CHUNK * CHUNK; }
+
+// Where a column of a row stands.
+INLINE int64_t few_at(const few_x *x, int64_t row, int64_t column) {
+  int64_t top = row / FEW * FEW, rows = least(FEW, x->m - top);
+  return top * x->padded + column / CHUNK * CHUNK * rows + (row - top) * CHUNK + column % CHUNK;
+}
 
 // Make the other orders of columns [from, to) of one row; from and to are multiples of GROUP.
 static void few_arrange(const few_x *x, int64_t row, int64_t from, int64_t to) {
-  const float *plain = x->plain + row * x->stride;
   for (int64_t c = from; c < to; c += GROUP) {
+    int64_t at = few_at(x, row, c);
+    const float *plain = x->plain + at;
     if (x->nibbles)
-      for (int i = 0; i < GROUP; i++) x->nibbles[row * x->stride + c + nibble_place(i)] = plain[c + i];
+      for (int i = 0; i < GROUP; i++) x->nibbles[at + nibble_place(i)] = plain[i];
     if (x->sums) {
-      vf sum = vf_load(plain + c);
-      for (int i = VW; i < GROUP; i += VW) sum += vf_load(plain + c + i);
-      x->sums[(row * x->stride + c) / GROUP] = vf_sum(sum);
+      vf sum = vf_load(plain);
+      for (int i = VW; i < GROUP; i += VW) sum += vf_load(plain + i);
+      x->sums[(row * x->padded + c) / GROUP] = vf_sum(sum);
     }
   }
 }
 
 static _Thread_local arena few_own;
 
-// The scale of every chunk of a row, and the minimum of every 32 columns (0 beyond the columns).
-static void few_constants(const few_plan *p, int64_t row, int64_t stride, float *scales, float *minima) {
-  const graft_weight *w = p->weight;
-  int64_t blocks = (w->columns + w->block - 1) / w->block, first = row * blocks, chunks = w->block / p->chunk;
-  if (w->kind == W_GROUPS) {
-    int64_t at = 0;
-    for (int64_t b = 0; b < blocks; b++) {
-      float scale = fp16_to_float(w->scale[first + b]), minimum = fp16_to_float(w->minimum[first + b]);
-      for (int64_t i = 0; i < chunks; i++) *scales++ = scale;
-      for (int64_t i = 0; i < w->block / GROUP && at < stride / GROUP; i++) minima[at++] = minimum;
-    }
-    for (; at < (stride / GROUP + VW - 1) / VW * VW; at++) minima[at] = 0;
+// Write n halves as floats, each `times` times, but `room` of them at most.
+INLINE void few_halves(const uint16_t *halves, int64_t n, int64_t times, int64_t room, float *out) {
+  if (times == 1) {
+    for (int64_t i = 0; i < n; i += VW) vf_store_n(out + i, load_n_as(halves, i, least(VW, n - i), FP16), least(VW, n - i));
     return;
   }
-  const uint8_t *nested = w->nested_levels ? (const uint8_t *)w->absmax + first : 0;
-  int64_t group = nested ? first / w->nested_group : 0, left = nested ? (group + 1) * w->nested_group - first : 0;
-  for (int64_t b = 0; b < blocks; b++) {
-    float scale = ((const float *)w->absmax)[nested ? 0 : first + b];
-    if (nested) {
-      if (!left--) group++, left = w->nested_group - 1;
-      scale = w->nested_levels[nested[b]] * w->nested_absmax[group] + w->nested_offset;
-    }
-    for (int64_t i = 0; i < chunks; i++) *scales++ = scale;
+  for (int64_t i = 0, at = 0; i < n; i++) {
+    float value = fp16_to_float(halves[i]);
+    for (int64_t j = 0; j < times && at < room; j++) out[at++] = value;
   }
 }
 
-// The partial sums of up to FEW rows of x with up to FEW_TILE rows of W, FEW apart.
-static void few_tile(const few_plan *p, const float *x, const float *sums, int64_t stride, int m, int64_t first, int count,
-                     const float *scales, const float *minima, int64_t chunks, const float *decoded, vf *total) {
+// Write the scale of every chunk of a row, and the minimum of every 32 columns (0 beyond the columns).
+static void few_constants(const few_plan *p, int64_t row, int64_t groups, float *scales, float *minima) {
   const graft_weight *w = p->weight;
-  few_function *run = few_functions[p->chunk == CHUNK][p->kind][m - 1];
-  int64_t whole = w->columns / CHUNK * CHUNK, groups = (stride / GROUP + VW - 1) / VW * VW;
-  int64_t part = FEW_CACHED / m / CHUNK * CHUNK;
-  memset(total, 0, sizeof(vf) * FEW * (size_t)count);
-  for (int64_t from = 0; from < whole; from += part)
-    for (int r = 0; r < count; r++) {
-      const uint8_t *codes = p->decoded ? (const uint8_t *)decoded : (const uint8_t *)w->codes + (first + r) * p->row_bytes;
-      run(&p->table, codes + few_bytes(p->kind, from), scales ? scales + r * chunks + from / p->chunk : 0, x + from,
-          stride, least(part, whole - from), total + r * FEW);
-    }
-  for (int r = 0; r < count && whole < w->columns; r++) {  // the rest of a row, as a whole chunk
-    uint8_t rest[4 * CHUNK] = {0};
-    const uint8_t *codes = p->decoded ? (const uint8_t *)decoded : (const uint8_t *)w->codes + (first + r) * p->row_bytes;
-    int64_t at = few_bytes(p->kind, whole);
-    memcpy(rest, codes + at, (size_t)((p->decoded ? 4 * w->columns : p->row_bytes) - at));
-    run(&p->table, rest, scales ? scales + r * chunks + whole / p->chunk : 0, x + whole, stride, CHUNK, total + r * FEW);
+  int64_t blocks = (w->columns + w->block - 1) / w->block, first = row * blocks, times = w->block / p->chunk;
+  if (w->kind == W_GROUPS) {
+    int64_t filled = least(groups, blocks * (w->block / GROUP));
+    few_halves(w->scale + first, blocks, times, blocks * times, scales);
+    few_halves(w->minimum + first, blocks, w->block / GROUP, filled, minima);
+    memset(minima + filled, 0, sizeof(float) * (size_t)(groups - filled));
+    return;
   }
-  for (int r = 0; r < count && minima; r++)
+  float *out = times == 1 ? scales : scales + blocks * (times - 1);  // spread from behind
+  if (!w->nested_levels) memcpy(out, (const float *)w->absmax + first, sizeof(float) * (size_t)blocks);
+  const uint8_t *codes = (const uint8_t *)w->absmax + first;
+  for (int64_t b = 0; b < blocks && w->nested_levels;) {
+    int64_t group = (first + b) / w->nested_group, end = least(blocks, (group + 1) * w->nested_group - first);
+    float absmax = w->nested_absmax[group];
+    for (; b < end; b++) out[b] = w->nested_levels[codes[b]] * absmax + w->nested_offset;
+  }
+  for (int64_t b = 0; b < blocks && times > 1; b++)
+    for (int64_t i = 0; i < times; i++) scales[b * times + i] = out[b];
+}
+
+// Where the constants of some rows of W lie.  chunks, groups: scales and minima of a row.
+typedef struct {
+  float *scales, *minima, *decoded;
+  int64_t chunks, groups;
+} few_space;
+
+// The partial sums of a group of rows of x with up to FEW_TILE rows of W, FEW apart.
+static void few_tile(const few_plan *p, const few_x *x, int64_t top, int64_t first, int count, const few_space *s,
+                     vf *total) {
+  const graft_weight *w = p->weight;
+  int m = (int)least(FEW, x->m - top);
+  const float *rows = (few_nibbles(p) ? x->nibbles : x->plain) + top * x->padded;
+  few_function *run = few_functions[p->chunk == CHUNK][p->kind][m - 1];
+  int64_t whole = w->columns / CHUNK * CHUNK, part = FEW_CACHED / m / CHUNK * CHUNK;
+  memset(total, 0, sizeof(vf) * FEW * (size_t)count);
+  for (int64_t from = 0; !from || from < whole; from += part)
+    for (int r = 0; r < count; r++) {
+      const uint8_t *codes = p->decoded ? (const uint8_t *)s->decoded
+                                        : (const uint8_t *)w->codes + (first + r) * p->row_bytes;
+      const float *scales = s->scales ? s->scales + r * s->chunks : 0;
+      int64_t to = least(from + part, whole);
+      run(&p->table, codes + few_bytes(p->kind, from), scales ? scales + from / p->chunk : 0, rows + from * m, to - from,
+          total + r * FEW);
+      if (to < whole || whole == w->columns) continue;
+      uint8_t rest[4 * CHUNK] = {0};  // the rest of a row, as a whole chunk
+      memcpy(rest, codes + few_bytes(p->kind, whole), (size_t)(p->row_bytes - few_bytes(p->kind, whole)));
+      run(&p->table, rest, scales ? scales + whole / p->chunk : 0, rows + whole * m, CHUNK, total + r * FEW);
+    }
+  for (int r = 0; r < count && s->minima; r++)
     for (int i = 0; i < m; i++)
-      for (int64_t g = 0; g < groups; g += VW) {
-        vf of = vf_load_n(sums + i * stride / GROUP + g, least(VW, stride / GROUP - g));
-        total[r * FEW + i] = vf_fma(vf_load(minima + r * groups + g), of, total[r * FEW + i]);
+      for (int64_t g = 0; g < s->groups; g += VW) {
+        const float *sums = x->sums + (top + i) * x->padded / GROUP + g;
+        vf of = vf_load_n(sums, least(VW, x->padded / GROUP - g)), minimum = vf_load(s->minima + r * s->groups + g);
+        total[r * FEW + i] = vf_fma(minimum, of, total[r * FEW + i]);
       }
 }
 
-// y[i * y_stride + row - first] = or += x_i times rows [first, last) of W.  Returns 0, or -1 without memory.
-static int few_rows(const few_plan *p, const few_x *x, int64_t m, int64_t first, int64_t last, float *y,
-                    int64_t y_stride, int add) {
+// y[i * stride + row - first] = or += row i of x times rows [first, last) of W.  Returns 0, or -1 without memory.
+static int few_rows(const few_plan *p, const few_x *x, int64_t first, int64_t last, float *y, int64_t stride, int add) {
   const graft_weight *w = p->weight;
-  int64_t stride = x->stride, chunks = stride / GROUP, groups = (chunks + VW - 1) / VW * VW;
   int scaled = !p->decoded && (w->kind == W_LEVELS4 || w->kind == W_GROUPS), grouped = scaled && w->kind == W_GROUPS;
-  if (scaled) chunks = (w->columns + w->block - 1) / w->block * (w->block / GROUP);  // a last block is seen whole
-  size_t numbers = (size_t)(FEW_TILE * (chunks + groups) + stride);
+  few_space s = {0};
+  if (scaled) s.chunks = ((w->columns + w->block - 1) / w->block) * (w->block / GROUP);  // a last block is seen whole
+  if (grouped) s.groups = (x->padded / GROUP + VW - 1) / VW * VW;
+  size_t numbers = (size_t)(FEW_TILE * (s.chunks + s.groups) + x->padded);
   float *own = scratch_of(&few_own, sizeof(float) * numbers + sizeof(vf) * FEW * FEW_TILE);
   if (!own) return -1;
   vf *total = (vf *)own;
-  float *scales = own + VW * FEW * FEW_TILE, *minima = scales + FEW_TILE * chunks, *decoded = minima + FEW_TILE * groups;
+  float *scales = own + VW * FEW * FEW_TILE, *minima = scales + FEW_TILE * s.chunks;
+  s.decoded = minima + FEW_TILE * s.groups;
+  if (scaled) s.scales = scales;
+  if (grouped) s.minima = minima;
   int tile = p->decoded ? 1 : FEW_TILE;
   for (int64_t at = first; at < last; at += tile) {
     int count = (int)least(tile, last - at);
-    if (p->decoded) decode_row(w, at, 0, w->columns, decoded);
+    if (p->decoded) decode_row(w, at, 0, w->columns, s.decoded);
     for (int r = 0; r < count && scaled; r++)
-      few_constants(p, at + r, stride, scales + r * chunks, minima + r * groups);
-    const float *ordered = few_nibbles(p) ? x->nibbles : x->plain;
-    for (int64_t top = 0; top < m; top += FEW) {
-      int rows = (int)least(FEW, m - top);
-      few_tile(p, ordered + top * stride, grouped ? x->sums + top * stride / GROUP : 0, stride, rows, at, count,
-               scaled ? scales : 0, grouped ? minima : 0, chunks, decoded, total);
+      few_constants(p, at + r, s.groups, scales + r * s.chunks, minima + r * s.groups);
+    for (int64_t top = 0; top < x->m; top += FEW) {
+      few_tile(p, x, top, at, count, &s, total);
       for (int r = 0; r < count; r++) {
         float factor = w->kind == W_INT8 ? ((const float *)w->absmax)[at + r] / 127 : 1.0f;
-        for (int i = 0; i < rows; i++) {
-          float sum = vf_sum(total[r * FEW + i]) * factor, *out = y + (top + i) * y_stride + at + r - first;
+        for (int i = 0; i < least(FEW, x->m - top); i++) {
+          float sum = vf_sum(total[r * FEW + i]) * factor, *out = y + (top + i) * stride + at + r - first;
           *out = add ? *out + sum : sum;
         }
       }
@@ -322,20 +353,18 @@ static int few_rows(const few_plan *p, const few_x *x, int64_t m, int64_t first,
 
 // Put the rows of a term into the orders that its weight wants; returns the memory behind them.
 static float *few_order(const graft_term *t, const few_plan *p, int64_t m, float *memory, few_x *x) {
-  int64_t n = t->weight->columns, stride = few_stride(n), numbers = m * stride;
-  *x = (few_x){.plain = memory, .stride = stride};
+  int64_t n = t->weight->columns, numbers = m * few_padded(n);
+  *x = (few_x){.plain = memory, .m = m, .padded = few_padded(n)};
   memory += numbers;
   if (few_nibbles(p)) x->nibbles = memory, memory += numbers;
   if (t->weight->kind == W_GROUPS) x->sums = memory, memory += numbers / GROUP;
   for (int64_t r = 0; r < m; r++) {
-    float *row = x->plain + r * stride;
-    int64_t i = 0;
-    for (; i < n; i += VW) {
-      int64_t count = least(VW, n - i);
-      vf_store_n(row + i, load_n_as(t->x, r * t->stride + i, count, t->dtype) * vf_set(t->scale), count);
+    for (int64_t c = 0; c < x->padded; c += VW) {
+      int64_t count = least(VW, n - c);
+      vf v = count > 0 ? load_n_as(t->x, r * t->stride + c, count, t->dtype) * vf_set(t->scale) : vf_zero();
+      vf_store(x->plain + few_at(x, r, c), v);
     }
-    memset(row + n, 0, sizeof(float) * (size_t)(stride - n));
-    few_arrange(x, r, 0, stride);
+    few_arrange(x, r, 0, x->padded);
   }
   return memory;
 }
@@ -348,7 +377,7 @@ static int few_product(const graft_term *terms, int count, int64_t m, int64_t n,
   few_plan plans[8];
   few_x x[8];
   int64_t numbers = 0;
-  for (int t = 0; t < count; t++) numbers += m * few_stride(terms[t].weight->columns) * 3;
+  for (int t = 0; t < count; t++) numbers += m * few_padded(terms[t].weight->columns) * 3;
   float *own = scratch_of(&few_ordered, sizeof(float) * (size_t)numbers);
   if (!own) return -1;
   for (int t = 0; t < count; t++) {
@@ -362,7 +391,7 @@ static int few_product(const graft_term *terms, int count, int64_t m, int64_t n,
     float sums[FEW_MOST * COLUMNS];
     int64_t first = strip * COLUMNS, width = least(COLUMNS, n - first);
     for (int t = 0; t < count; t++)
-      if (few_rows(&plans[t], &x[t], m, first, first + width, sums, COLUMNS, t > 0)) failed = 1;
+      if (few_rows(&plans[t], &x[t], first, first + width, sums, COLUMNS, t > 0)) failed = 1;
     finish(sums, m, width, bias ? bias + first : 0, y, dtype, first, stride);
   }
   return failed ? -1 : 0;
