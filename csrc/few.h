@@ -117,13 +117,13 @@ INLINE void values32(int kind, const nibbles *t, const uint8_t *codes, vf w[GROU
 }
 
 // total[i] += row i of x times a row of codes, chunk by chunk, each times its scale (NULL: 1).
-// x: CHUNK columns of each of m rows, then the next CHUNK columns.  columns: a multiple of CHUNK.
+// x: CHUNK columns of each row; `step` numbers further the next CHUNK columns.  columns: a multiple of CHUNK.
 INLINE void few_chunks(int kind, int m, int chunk, const nibbles *t, const uint8_t *codes, const float *scales,
-                       const float *x, int64_t columns, vf *total) {
+                       const float *x, int64_t step, int64_t columns, vf *total) {
   vf all[FEW];
 #pragma GCC unroll 8
   for (int i = 0; i < m; i++) all[i] = total[i];
-  for (int64_t c = 0; c < columns; c += CHUNK, x += m * CHUNK) {
+  for (int64_t c = 0; c < columns; c += CHUNK, x += step) {
     __builtin_prefetch(codes + AHEAD);
     if (few_bytes(kind, CHUNK) > 64) __builtin_prefetch(codes + AHEAD + 64);
 #pragma GCC unroll 2
@@ -152,12 +152,12 @@ INLINE void few_chunks(int kind, int m, int chunk, const nibbles *t, const uint8
 }
 
 typedef void few_function(const nibbles *t, const uint8_t *codes, const float *scales, const float *x,
-                          int64_t columns, vf *total);
+                          int64_t step, int64_t columns, vf *total);
 
 #define FEW_OF(kind, chunk, m)                                                                                \
   static void few_##kind##_##chunk##_##m(const nibbles *t, const uint8_t *codes, const float *scales,         \
-                                         const float *x, int64_t columns, vf *total) {                        \
-    few_chunks(kind, m, chunk, t, codes, scales, x, columns, total);                                          \
+                                         const float *x, int64_t step, int64_t columns, vf *total) {          \
+    few_chunks(kind, m, chunk, t, codes, scales, x, step, columns, total);                                    \
   }
 #define FEW_ALL(kind, chunk)                                                                                  \
   FEW_OF(kind, chunk, 1) FEW_OF(kind, chunk, 2) FEW_OF(kind, chunk, 3) FEW_OF(kind, chunk, 4)                 \
@@ -181,10 +181,12 @@ typedef struct {
   int kind, chunk;
   int decoded;         // no kind fits: its rows are decoded to floats first
   int64_t row_bytes;
+  const float *levels; // of `table`
   nibbles table;
 } few_plan;
 
-static few_plan few_planned(const graft_weight *w) {
+// like: the plan of another weight, whose tables are taken over where they are the same; or NULL.
+static few_plan few_planned(const graft_weight *w, const few_plan *like) {
   static const float whole[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
   few_plan p = {.weight = w, .chunk = CHUNK};
   int packed = w->kind == W_LEVELS4 || w->kind == W_GROUPS, nibble = w->kind == W_LEVELS4 || w->bits == 4;
@@ -198,11 +200,14 @@ static few_plan few_planned(const graft_weight *w) {
   else if (w->kind == W_INT8) p.kind = F_INT8;
   else if (!nibble) p.kind = F_UINT8;
   else {
-    const float *levels = w->kind == W_LEVELS4 ? w->levels : whole;
-    p.table = nibbles_of(levels);
-    p.kind = F_SHORT;
-    for (int i = 0; i < 16; i++)
-      if (bf16_to_float(float_to_bf16(levels[i])) != levels[i]) p.kind = F_NIBBLE;
+    p.levels = w->kind == W_LEVELS4 ? w->levels : whole;
+    if (like && like->levels == p.levels) {
+      p.table = like->table, p.kind = like->kind;
+    } else {
+      p.table = nibbles_of(p.levels), p.kind = F_SHORT;
+      for (int i = 0; i < 16; i++)
+        if (bf16_to_float(float_to_bf16(p.levels[i])) != p.levels[i]) p.kind = F_NIBBLE;
+    }
   }
   p.row_bytes = few_bytes(p.kind, w->columns + (w->columns & (nibble && packed)));
   return p;
@@ -285,12 +290,12 @@ typedef struct {
   int64_t chunks, groups;
 } few_space;
 
-// The partial sums of a group of rows of x with up to FEW_TILE rows of W, FEW apart.
-static void few_tile(const few_plan *p, const few_x *x, int64_t top, int64_t first, int count, const few_space *s,
+// The partial sums of rows [top, top + m) of x, of one group, with up to FEW_TILE rows of W, FEW apart.
+static void few_tile(const few_plan *p, const few_x *x, int64_t top, int m, int64_t first, int count, const few_space *s,
                      vf *total) {
   const graft_weight *w = p->weight;
-  int m = (int)least(FEW, x->m - top);
-  const float *rows = (few_nibbles(p) ? x->nibbles : x->plain) + top * x->padded;
+  const float *rows = (few_nibbles(p) ? x->nibbles : x->plain) + few_at(x, top, 0);
+  int64_t together = least(FEW, x->m - top / FEW * FEW);
   few_function *run = few_functions[p->chunk == CHUNK][p->kind][m - 1];
   int64_t whole = w->columns / CHUNK * CHUNK, part = FEW_CACHED / m / CHUNK * CHUNK;
   memset(total, 0, sizeof(vf) * FEW * (size_t)count);
@@ -300,12 +305,13 @@ static void few_tile(const few_plan *p, const few_x *x, int64_t top, int64_t fir
                                         : (const uint8_t *)w->codes + (first + r) * p->row_bytes;
       const float *scales = s->scales ? s->scales + r * s->chunks : 0;
       int64_t to = least(from + part, whole);
-      run(&p->table, codes + few_bytes(p->kind, from), scales ? scales + from / p->chunk : 0, rows + from * m, to - from,
-          total + r * FEW);
+      run(&p->table, codes + few_bytes(p->kind, from), scales ? scales + from / p->chunk : 0, rows + from * together,
+          together * CHUNK, to - from, total + r * FEW);
       if (to < whole || whole == w->columns) continue;
       uint8_t rest[4 * CHUNK] = {0};  // the rest of a row, as a whole chunk
       memcpy(rest, codes + few_bytes(p->kind, whole), (size_t)(p->row_bytes - few_bytes(p->kind, whole)));
-      run(&p->table, rest, scales ? scales + whole / p->chunk : 0, rows + whole * m, CHUNK, total + r * FEW);
+      run(&p->table, rest, scales ? scales + whole / p->chunk : 0, rows + whole * together, CHUNK, CHUNK,
+          total + r * FEW);
     }
   for (int r = 0; r < count && s->minima; r++)
     for (int i = 0; i < m; i++)
@@ -316,8 +322,15 @@ static void few_tile(const few_plan *p, const few_x *x, int64_t top, int64_t fir
       }
 }
 
-// y[i * stride + row - first] = or += row i of x times rows [first, last) of W.  Returns 0, or -1 without memory.
-static int few_rows(const few_plan *p, const few_x *x, int64_t first, int64_t last, float *y, int64_t stride, int add) {
+// Some rows of x, [top, end).
+typedef struct {
+  int64_t top, end;
+} few_span;
+
+// y[i * stride + row - first] = or += row i of x, of a span, times rows [first, last) of W.
+// Returns 0, or -1 without memory.
+static int few_rows(const few_plan *p, const few_x *x, few_span span, int64_t first, int64_t last, float *y,
+                    int64_t stride, int add) {
   const graft_weight *w = p->weight;
   int scaled = !p->decoded && (w->kind == W_LEVELS4 || w->kind == W_GROUPS), grouped = scaled && w->kind == W_GROUPS;
   few_space s = {0};
@@ -337,11 +350,12 @@ static int few_rows(const few_plan *p, const few_x *x, int64_t first, int64_t la
     if (p->decoded) decode_row(w, at, 0, w->columns, s.decoded);
     for (int r = 0; r < count && scaled; r++)
       few_constants(p, at + r, s.groups, scales + r * s.chunks, minima + r * s.groups);
-    for (int64_t top = 0; top < x->m; top += FEW) {
-      few_tile(p, x, top, at, count, &s, total);
+    for (int64_t top = span.top, end; top < span.end; top = end) {
+      end = least(span.end, (top / FEW + 1) * FEW);
+      few_tile(p, x, top, (int)(end - top), at, count, &s, total);
       for (int r = 0; r < count; r++) {
         float factor = w->kind == W_INT8 ? ((const float *)w->absmax)[at + r] / 127 : 1.0f;
-        for (int i = 0; i < least(FEW, x->m - top); i++) {
+        for (int i = 0; i < end - top; i++) {
           float sum = vf_sum(total[r * FEW + i]) * factor, *out = y + (top + i) * stride + at + r - first;
           *out = add ? *out + sum : sum;
         }
@@ -381,7 +395,7 @@ static int few_product(const graft_term *terms, int count, int64_t m, int64_t n,
   float *own = scratch_of(&few_ordered, sizeof(float) * (size_t)numbers);
   if (!own) return -1;
   for (int t = 0; t < count; t++) {
-    plans[t] = few_planned(terms[t].weight);
+    plans[t] = few_planned(terms[t].weight, t ? &plans[t - 1] : 0);
     own = few_order(&terms[t], &plans[t], m, own, &x[t]);
   }
   int64_t strips = (n + COLUMNS - 1) / COLUMNS;
@@ -391,7 +405,7 @@ static int few_product(const graft_term *terms, int count, int64_t m, int64_t n,
     float sums[FEW_MOST * COLUMNS];
     int64_t first = strip * COLUMNS, width = least(COLUMNS, n - first);
     for (int t = 0; t < count; t++)
-      if (few_rows(&plans[t], &x[t], first, first + width, sums, COLUMNS, t > 0)) failed = 1;
+      if (few_rows(&plans[t], &x[t], (few_span){0, m}, first, first + width, sums, COLUMNS, t > 0)) failed = 1;
     finish(sums, m, width, bias ? bias + first : 0, y, dtype, first, stride);
   }
   return failed ? -1 : 0;

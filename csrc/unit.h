@@ -11,3 +11,4 @@
 #include "decode.h"
 #include "quantise.h"
 #include "product.h"
+#include "decoder.h"
