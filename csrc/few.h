@@ -252,7 +252,9 @@ static _Thread_local arena few_own;
 // Write n halves as floats, each `times` times, but `room` of them at most.
 INLINE void few_halves(const uint16_t *halves, int64_t n, int64_t times, int64_t room, float *out) {
   if (times == 1) {
-    for (int64_t i = 0; i < n; i += VW) vf_store_n(out + i, load_n_as(halves, i, least(VW, n - i), FP16), least(VW, n - i));
+    int64_t i = 0;
+    for (; i + VW <= n; i += VW) vf_store(out + i, load_as(halves, i, FP16));
+    for (; i < n; i++) out[i] = fp16_to_float(halves[i]);
     return;
   }
   for (int64_t i = 0, at = 0; i < n; i++) {
@@ -284,13 +286,29 @@ static void few_constants(const few_plan *p, int64_t row, int64_t groups, float 
     for (int64_t i = 0; i < times; i++) scales[b * times + i] = out[b];
 }
 
+// vf_sum without a way through memory: the same additions.
+INLINE float few_sum(vf a) {
+#if defined(__AVX2__)
+#if defined(__AVX512F__)
+  __m256 whole = _mm256_add_ps(_mm512_castps512_ps256((__m512)a), _mm512_extractf32x8_ps((__m512)a, 1));
+#else
+  __m256 whole = (__m256)a;
+#endif
+  __m128 half = _mm_add_ps(_mm256_castps256_ps128(whole), _mm256_extractf128_ps(whole, 1));
+  half = _mm_add_ps(half, _mm_movehl_ps(half, half));
+  return _mm_cvtss_f32(_mm_add_ss(half, _mm_shuffle_ps(half, half, 1)));
+#else
+  return vf_sum(a);
+#endif
+}
+
 // Where the constants of some rows of W lie.  chunks, groups: scales and minima of a row.
 typedef struct {
   float *scales, *minima, *decoded;
   int64_t chunks, groups;
 } few_space;
 
-// The partial sums of rows [top, top + m) of x, of one group, with up to FEW_TILE rows of W, FEW apart.
+// The partial sums of rows [top, top + m) of x, of one group, with up to FEW_TILE rows of W: (count, m).
 static void few_tile(const few_plan *p, const few_x *x, int64_t top, int m, int64_t first, int count, const few_space *s,
                      vf *total) {
   const graft_weight *w = p->weight;
@@ -298,7 +316,7 @@ static void few_tile(const few_plan *p, const few_x *x, int64_t top, int m, int6
   int64_t together = least(FEW, x->m - top / FEW * FEW);
   few_function *run = few_functions[p->chunk == CHUNK][p->kind][m - 1];
   int64_t whole = w->columns / CHUNK * CHUNK, part = FEW_CACHED / m / CHUNK * CHUNK;
-  memset(total, 0, sizeof(vf) * FEW * (size_t)count);
+  memset(total, 0, sizeof(vf) * (size_t)(m * count));
   for (int64_t from = 0; !from || from < whole; from += part)
     for (int r = 0; r < count; r++) {
       const uint8_t *codes = p->decoded ? (const uint8_t *)s->decoded
@@ -306,19 +324,20 @@ static void few_tile(const few_plan *p, const few_x *x, int64_t top, int m, int6
       const float *scales = s->scales ? s->scales + r * s->chunks : 0;
       int64_t to = least(from + part, whole);
       run(&p->table, codes + few_bytes(p->kind, from), scales ? scales + from / p->chunk : 0, rows + from * together,
-          together * CHUNK, to - from, total + r * FEW);
+          together * CHUNK, to - from, total + r * m);
       if (to < whole || whole == w->columns) continue;
       uint8_t rest[4 * CHUNK] = {0};  // the rest of a row, as a whole chunk
       memcpy(rest, codes + few_bytes(p->kind, whole), (size_t)(p->row_bytes - few_bytes(p->kind, whole)));
       run(&p->table, rest, scales ? scales + whole / p->chunk : 0, rows + whole * together, CHUNK, CHUNK,
-          total + r * FEW);
+          total + r * m);
     }
   for (int r = 0; r < count && s->minima; r++)
     for (int i = 0; i < m; i++)
       for (int64_t g = 0; g < s->groups; g += VW) {
         const float *sums = x->sums + (top + i) * x->padded / GROUP + g;
-        vf of = vf_load_n(sums, least(VW, x->padded / GROUP - g)), minimum = vf_load(s->minima + r * s->groups + g);
-        total[r * FEW + i] = vf_fma(minimum, of, total[r * FEW + i]);
+        int64_t left = x->padded / GROUP - g;
+        vf of = left >= VW ? vf_load(sums) : vf_load_n(sums, left), minimum = vf_load(s->minima + r * s->groups + g);
+        total[r * m + i] = vf_fma(minimum, of, total[r * m + i]);
       }
 }
 
@@ -352,11 +371,12 @@ static int few_rows(const few_plan *p, const few_x *x, few_span span, int64_t fi
       few_constants(p, at + r, s.groups, scales + r * s.chunks, minima + r * s.groups);
     for (int64_t top = span.top, end; top < span.end; top = end) {
       end = least(span.end, (top / FEW + 1) * FEW);
-      few_tile(p, x, top, (int)(end - top), at, count, &s, total);
+      int m = (int)(end - top);
+      few_tile(p, x, top, m, at, count, &s, total);
       for (int r = 0; r < count; r++) {
         float factor = w->kind == W_INT8 ? ((const float *)w->absmax)[at + r] / 127 : 1.0f;
-        for (int i = 0; i < end - top; i++) {
-          float sum = vf_sum(total[r * FEW + i]) * factor, *out = y + (top + i) * stride + at + r - first;
+        for (int i = 0; i < m; i++) {
+          float sum = few_sum(total[r * m + i]) * factor, *out = y + (top + i) * stride + at + r - first;
           *out = add ? *out + sum : sum;
         }
       }
@@ -375,7 +395,9 @@ static float *few_order(const graft_term *t, const few_plan *p, int64_t m, float
   for (int64_t r = 0; r < m; r++) {
     for (int64_t c = 0; c < x->padded; c += VW) {
       int64_t count = least(VW, n - c);
-      vf v = count > 0 ? load_n_as(t->x, r * t->stride + c, count, t->dtype) * vf_set(t->scale) : vf_zero();
+      vf v = vf_zero();
+      if (count == VW) v = load_as(t->x, r * t->stride + c, t->dtype) * vf_set(t->scale);
+      else if (count > 0) v = load_n_as(t->x, r * t->stride + c, count, t->dtype) * vf_set(t->scale);
       vf_store(x->plain + few_at(x, r, c), v);
     }
     few_arrange(x, r, 0, x->padded);

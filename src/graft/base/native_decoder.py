@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from graft.base import liveness
 from graft.base.adapter import Adapter
-from graft.base.native_stepper import Angles, NativeStepper
+from graft.base.native_stepper import NativeStepper
 from graft.kernels import native
 from graft.kernels.decoder import Decoder, Layer, Matrix, Model, Rows, Update, Updates
 from graft.quant import QuantLinear
@@ -120,7 +120,9 @@ class _Read:
         _require(kinds <= {"full_attention", "sliding_attention"}, "layers of attention", kinds)
         for name, usual in USUAL.items():
             given = getattr(config, name, None)
-            plain = given is None or all(each == usual for each in (given if isinstance(given, list) else [given]))
+            plain = given is None or all(
+                each == usual for each in (given if isinstance(given, list) else [given])
+            )
             _require(plain, f"{name} {usual}", given)
         self._rotaries = sorted(kinds) if hasattr(stack.rotary_emb, "layer_types") else [None]
         layers = [self._layer(layer, config) for layer in stack.layers]
@@ -229,7 +231,9 @@ class _Read:
         _require(native.plain(table.weight), "a table in memory", table.weight.device)
         ids = torch.arange(min(4, len(table.weight)))
         wanted = table.weight[ids].float() * float(scale)
-        _require(torch.allclose(table(ids).float(), wanted, rtol=0.01), "a table of vectors", type(table).__name__)
+        _require(
+            torch.allclose(table(ids).float(), wanted, rtol=0.01), "a table of vectors", type(table).__name__
+        )
         return float(scale)
 
 

@@ -113,7 +113,10 @@ class _Batch(ctypes.Structure):
     _fields_ = (
         ("rows", c_int64),
         ("wanted", c_int64),
-        *((name, c_void_p) for name in ("tokens", "slots", "positions", "answers", "updates", "keys", "values")),
+        *(
+            (name, c_void_p)
+            for name in ("tokens", "slots", "positions", "answers", "updates", "keys", "values")
+        ),
         *((name, c_int64) for name in ("dtype", "cache_slots", "capacity")),
     )
 
