@@ -34,9 +34,7 @@ def test_output_and_gradient_are_those_of_the_dequantised_weight(scheme, in_feat
     y.backward(dy)
     expected.backward(dy)
     assert y.dtype == dtype
-    close = (
-        {} if dtype == torch.float32 else {"rtol": 2**-7, "atol": 2**-4}
-    )  # the kernels do not round weights
+    close = {} if dtype == torch.float32 else {"rtol": 2**-7, "atol": 2**-4}  # the kernels do not round weights
     torch.testing.assert_close(y, expected, **close)
     torch.testing.assert_close(x.grad, twin.grad, **close)
     torch.testing.assert_close(packed.bias.grad, bias.grad)
