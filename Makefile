@@ -8,7 +8,7 @@ SOURCES := src tests benchmarks examples docs
 WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
-.PHONY: setup demo quick test slow families check format clean
+.PHONY: setup demo quick test slow families speed check format clean
 
 setup: $(VENV)/ready
 
@@ -37,9 +37,25 @@ test: setup
 slow: setup
 	$(BIN)/python -m pytest -m slow
 
+# The C kernels with sanitizers, then with AVX-512 emulated (needs SIMD Everywhere: Debian's libsimde-dev).
+kernels: setup
+	for way in sanitized emulated; do \
+		GRAFT_KERNELS_BUILD=$$way $(BIN)/python setup.py -q build_ext \
+			--build-lib build/$$way --build-temp build/$$way/objects && \
+		GRAFT_KERNELS_LIBRARY=build/$$way/graft/kernels/libgraft.so.1 ASAN_OPTIONS=detect_leaks=0 \
+		LD_PRELOAD="$$(cc -print-file-name=libasan.so) $$(cc -print-file-name=libubsan.so)" \
+		OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/kernels || exit 1; \
+	done
+
 # Every family of models in the installed transformers, and the table of what works with what.
 families: setup
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/families/run.py
+
+# Speed and memory beside the peers: hours, on an otherwise idle machine. One row: `make speed ROWS=qlora-160m-512`.
+speed: setup
+	$(BIN)/python benchmarks/speed/run.py $(ROWS)
+	$(BIN)/python benchmarks/collect.py speed
+	$(BIN)/python benchmarks/speed/table.py
 
 # Everything that a change must pass before it is committed.
 check: quick test

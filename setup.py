@@ -4,6 +4,7 @@ One unit per instruction-set level, each with its own flags, in one shared libra
 it fits every Python and every torch, so the wheel is tagged py3-none.
 """
 
+import os
 import platform
 from pathlib import Path
 
@@ -19,6 +20,15 @@ AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq"]
 LEVELS: dict[str, list[str]] = {"portable": []}
 if platform.machine().lower() in ("x86_64", "amd64"):
     LEVELS |= {"avx2": AVX2, "avx512": AVX512, "avx512_bf16": [*AVX512, "-mavx512bf16"]}
+# How `make kernels` has them examined: with sanitizers, or with AVX-512 emulated by SIMD Everywhere.
+WAYS = {
+    "sanitized": ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-O1", "-g"],
+    "emulated": ["-DEMULATE_AVX512", "-O1"],
+    "": [],
+}
+WAY = WAYS[os.environ.get("GRAFT_KERNELS_BUILD", "")]
+if "-DEMULATE_AVX512" in WAY:
+    LEVELS["avx512"] = AVX2
 OPENMP = [] if platform.system() == "Darwin" else ["-fopenmp"]
 
 
@@ -31,12 +41,12 @@ class Build(build_ext):
     def build_extension(self, ext: Extension) -> None:
         objects = []
         for source in ext.sources:
-            flags = FLAGS + OPENMP + LEVELS.get(Path(source).stem, [])
+            flags = FLAGS + OPENMP + LEVELS.get(Path(source).stem, []) + WAY
             objects += self.compiler.compile(
                 [source], self.build_temp, extra_postargs=flags, depends=ext.depends
             )
         self.compiler.link_shared_object(
-            objects, self.get_ext_fullpath(ext.name), extra_postargs=[*OPENMP, "-lm"]
+            objects, self.get_ext_fullpath(ext.name), extra_postargs=[*OPENMP, *WAY, "-lm"]
         )
 
 

@@ -8,9 +8,9 @@ INLINE float absmax_at(const graft_weight *w, int64_t place) {
 
 // Sixteen levels times one scale, ready to be looked up VW at a time.
 typedef struct {
-#if defined(__AVX512F__)
+#if defined(AVX512)
   __m512 all;
-#elif defined(__AVX2__)
+#elif defined(AVX2)
   __m256 low, high;
 #else
   float all[16];
@@ -19,9 +19,9 @@ typedef struct {
 
 INLINE table16 table_scaled(const float *levels, float scale) {
   table16 t;
-#if defined(__AVX512F__)
+#if defined(AVX512)
   t.all = _mm512_mul_ps(_mm512_loadu_ps(levels), _mm512_set1_ps(scale));
-#elif defined(__AVX2__)
+#elif defined(AVX2)
   t.low = _mm256_mul_ps(_mm256_loadu_ps(levels), _mm256_set1_ps(scale));
   t.high = _mm256_mul_ps(_mm256_loadu_ps(levels + 8), _mm256_set1_ps(scale));
 #else
@@ -32,14 +32,14 @@ INLINE table16 table_scaled(const float *levels, float scale) {
 
 // Sixteen weights from eight bytes.
 INLINE void decode16(const table16 *t, const uint8_t *codes, float *out) {
-#if defined(__AVX512F__) || defined(__AVX2__)
+#if defined(AVX512) || defined(AVX2)
   __m128i bytes = _mm_loadl_epi64((const __m128i *)codes);
   __m128i high = _mm_and_si128(_mm_srli_epi16(bytes, 4), _mm_set1_epi8(15));
   __m128i both = _mm_unpacklo_epi8(high, _mm_and_si128(bytes, _mm_set1_epi8(15)));
 #endif
-#if defined(__AVX512F__)
+#if defined(AVX512)
   _mm512_storeu_ps(out, _mm512_permutexvar_ps(_mm512_cvtepu8_epi32(both), t->all));
-#elif defined(__AVX2__)
+#elif defined(AVX2)
   for (int i = 0; i < 2; i++) {
     __m256i index = _mm256_cvtepu8_epi32(i ? _mm_srli_si128(both, 8) : both);
     __m256 from = _mm256_castsi256_ps(_mm256_slli_epi32(index, 28));  // bit 3 chooses the half

@@ -46,16 +46,6 @@ typedef struct {
   int64_t dtype, cache_slots, capacity;
 } graft_batch;
 
-// n of VW numbers, mostly all of them: a copy of n bytes is a call of a function.
-INLINE vf load_up_to(const float *p, int64_t n) { return n >= VW ? vf_load(p) : vf_load_n(p, n); }
-INLINE vf load_up_to_as(const void *p, int64_t at, int64_t n, int dtype) {
-  return n >= VW ? load_as(p, at, dtype) : load_n_as(p, at, n, dtype);
-}
-INLINE void store_up_to(float *p, vf v, int64_t n) {
-  if (n >= VW) vf_store(p, v);
-  else vf_store_n(p, v, n);
-}
-
 #define DIM 16         // heads are padded to a multiple of it
 
 // What the threads share.
@@ -94,7 +84,7 @@ INLINE int64_t part_of(int64_t n, int64_t unit, int place, int all) {
 INLINE float root_mean_square(const float *x, int64_t n, float epsilon) {
   vf sum = vf_zero();
   for (int64_t i = 0; i < n; i += VW) {
-    vf v = load_up_to(x + i, least(VW, n - i));
+    vf v = vf_load_n(x + i, least(VW, n - i));
     sum = vf_fma(v, v, sum);
   }
   return 1.0f / sqrtf(vf_sum(sum) / (float)n + epsilon);
@@ -105,7 +95,7 @@ INLINE void normalise(float *x, const float *weight, int64_t n, float epsilon) {
   vf factor = vf_set(root_mean_square(x, n, epsilon));
   for (int64_t i = 0; i < n; i += VW) {
     int64_t count = least(VW, n - i);
-    store_up_to(x + i, load_up_to(x + i, count) * factor * load_up_to(weight + i, count), count);
+    vf_store_n(x + i, vf_load_n(x + i, count) * factor * vf_load_n(weight + i, count), count);
   }
 }
 
@@ -118,12 +108,12 @@ static void enter(const decoding *s, int64_t row, const float *after, int pendin
   if (pending)
     for (int64_t i = 0; i < n; i += VW) {
       int64_t count = least(VW, n - i);
-      store_up_to(h + i, load_up_to(h + i, count) + load_up_to(out + i, count), count);
+      vf_store_n(h + i, vf_load_n(h + i, count) + vf_load_n(out + i, count), count);
     }
   vf factor = vf_set(root_mean_square(h, n, s->d->epsilon));
   for (int64_t i = 0; i < x->padded; i += VW) {
     int64_t count = n - i < 0 ? 0 : least(VW, n - i);
-    vf_store(x->plain + few_at(x, to, i), load_up_to(h + i, count) * factor * load_up_to(weight + i, count));
+    vf_store(x->plain + few_at(x, to, i), vf_load_n(h + i, count) * factor * vf_load_n(weight + i, count));
   }
   few_arrange(x, to, 0, x->padded);
 }
@@ -171,12 +161,12 @@ static void expand(const decoding *s, int64_t which, int l, const float *bias, i
     const float *low = s->low + (row * LINEARS + l) * s->low_stride;
     for (int64_t c = first; c < last; c += VW) {
       int64_t n = least(VW, last - c);
-      vf sum = load_up_to(y + row * stride + c, n), update = vf_zero();
-      if (bias) sum += load_up_to(bias + c, n);
+      vf sum = vf_load_n(y + row * stride + c, n), update = vf_zero();
+      if (bias) sum += vf_load_n(bias + c, n);
       for (int64_t j = 0; u && j < u->r; j++)
-        update = vf_fma(vf_set(low[j]), load_up_to_as(u->B, j * columns + c, n, u->dtype), update);
+        update = vf_fma(vf_set(low[j]), load_n_as(u->B, j * columns + c, n, u->dtype), update);
       if (u) sum = vf_fma(vf_set(u->scale), update, sum);
-      store_up_to(y + row * stride + c, sum, n);
+      vf_store_n(y + row * stride + c, sum, n);
     }
   }
 }
@@ -197,10 +187,10 @@ static void linear(decoding *s, decoding_thread *t, const few_x *x, int64_t laye
 INLINE void rotate(float *x, const float *cosine, const float *sine, int64_t half) {
   for (int64_t i = 0; i < half; i += VW) {
     int64_t n = least(VW, half - i);
-    vf a = load_up_to(x + i, n), b = load_up_to(x + half + i, n);
-    vf c = load_up_to(cosine + i, n), d = load_up_to(sine + i, n);
-    store_up_to(x + i, a * c - b * d, n);
-    store_up_to(x + half + i, b * c + a * d, n);
+    vf a = vf_load_n(x + i, n), b = vf_load_n(x + half + i, n);
+    vf c = vf_load_n(cosine + i, n), d = vf_load_n(sine + i, n);
+    vf_store_n(x + i, a * c - b * d, n);
+    vf_store_n(x + half + i, b * c + a * d, n);
   }
 }
 
@@ -320,9 +310,9 @@ static void gated(const decoding *s, const decoding_thread *t) {
     for (int64_t c = first; c < last; c += GROUP) {
       for (int64_t i = c; i < least(last, c + GROUP); i += VW) {
         int64_t count = least(VW, last - i);
-        vf g = load_up_to(s->gate + row * n + i, count), z = g;
+        vf g = vf_load_n(s->gate + row * n + i, count), z = g;
         if (s->d->gelu) z = g * vf_fma(g * g, vf_set(2 * 0.7978845608f * 0.044715f), vf_set(2 * 0.7978845608f));
-        store_up_to(s->mid.plain + few_at(&s->mid, row, i), g * sigmoid(z) * load_up_to(s->up + row * n + i, count), count);
+        vf_store_n(s->mid.plain + few_at(&s->mid, row, i), g * sigmoid(z) * vf_load_n(s->up + row * n + i, count), count);
       }
       few_arrange(&s->mid, row, c, c + GROUP);
     }
@@ -338,10 +328,10 @@ static void project(decoding *s, decoding_thread *t, float *logits) {
   for (int64_t row = 0; row < s->last.m; row++)
     for (int64_t c = first; c < last && (d->head_bias || d->logit_cap > 0); c += VW) {
       int64_t count = least(VW, last - c);
-      vf v = load_up_to(logits + row * n + c, count);
-      if (d->head_bias) v += load_up_to(d->head_bias + c, count);
+      vf v = vf_load_n(logits + row * n + c, count);
+      if (d->head_bias) v += vf_load_n(d->head_bias + c, count);
       if (d->logit_cap > 0) v = capped(v, d->logit_cap);
-      store_up_to(logits + row * n + c, v, count);
+      vf_store_n(logits + row * n + c, v, count);
     }
 }
 

@@ -31,12 +31,13 @@ typedef struct {
 } graft_weight;
 
 // One term of a sum of products: scale * x W^T, or scale * x W.
-//   x (m, inner) in `dtype`, rows `stride` numbers apart
+//   x (m, inner) in `dtype`: rows are `stride` numbers apart, numbers of a row `step`
 typedef struct {
   const void *x;
   int32_t dtype;  // 0 fp32, 1 bf16, 2 fp16
   int32_t across; // 0: x W^T, inner = W's columns; 1: x W, inner = W's rows
   int64_t stride;
+  int64_t step;
   float scale;
   const graft_weight *weight;
 } graft_term;

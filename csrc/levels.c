@@ -11,6 +11,9 @@ __attribute__((visibility("default"))) int graft_levels(void) {
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
     found |= GRAFT_AVX512;
+#if defined(EMULATE_AVX512)
+  return found | GRAFT_AVX512;
+#endif
   if (found & GRAFT_AVX512 && __builtin_cpu_supports("avx512bf16")) found |= GRAFT_AVX512_BF16;
 #endif
   return found;

@@ -1,8 +1,8 @@
 // y = sum of terms: scale * x W^T or scale * x W, plus a bias; fp32 sums on every level.
 //
-// x is packed once, MR rows interleaved. A task is a strip of COLUMNS columns of y: its weights are decoded, INNER of
-// the inner dimension at a time, into panels of NR columns that stay in the caches, and every tile of MR x NR
-// runs through them. A low-rank update is one more term, so it costs no second pass over y.
+// x is packed once, MR rows interleaved. A task is a strip of COLUMNS columns of y, or some of its rows: the weights
+// are decoded, INNER of the inner dimension at a time, into panels of NR columns that stay in the caches, and
+// every tile of MR x NR runs through them. A low-rank update is one more term, so it costs no second pass over y.
 // After Goto and van de Geijn 2008, Anatomy of high-performance matrix multiplication.
 
 #define NV 2                    // vectors of a tile's row
@@ -17,11 +17,19 @@
 #define COLUMNS 64              // a multiple of NR, and the usual block of a packed weight
 #define INNER 256
 #define BAND (1 << 22)          // numbers of x that are packed at one time: 16 MiB
+#define TASK_TILES (768 / MR)   // tiles of a task, whose sums stay in the second-level cache
 
 static _Thread_local arena packed_x;
 
 // Pack rows [first, first + count) of scale * x: for each k, MR rows side by side; rows that are missing are 0.
 static void pack_rows(const graft_term *t, int64_t inner, int64_t first, int64_t count, float *out) {
+  if (t->step != 1) {  // x is transposed
+    for (int64_t k = 0; k < inner; k++)
+      for (int64_t r = 0; r < MR; r++)
+        out[k * MR + r] =
+            r < count ? t->scale * number_as(t->x, (first + r) * t->stride + k * t->step, t->dtype) : 0;
+    return;
+  }
   float rows[MR][INNER];
   for (int64_t from = 0; from < inner; from += INNER) {
     int64_t n = least(INNER, inner - from);
@@ -98,14 +106,15 @@ INLINE void tile_product(const float *x, const float *panel, int64_t inner, floa
     }
 }
 
-// Write sums (count, COLUMNS) as rows of y, in its dtype, with the bias.
-static void finish(const float *sums, int64_t count, int64_t columns, const float *bias, void *y, int dtype,
-                   int64_t at, int64_t stride) {
+// Write sums (count, COLUMNS) as rows of y, in its dtype, with the bias; or add them to what is there.
+static void finish(const float *sums, int64_t count, int64_t columns, const float *bias, int add, void *y,
+                   int dtype, int64_t at, int64_t stride) {
   for (int64_t r = 0; r < count; r++, at += stride)
     for (int64_t c = 0; c < columns; c += VW) {
       int64_t n = least(VW, columns - c);
       vf v = vf_load(sums + r * COLUMNS + c);
       if (bias) v += vf_load_n(bias + c, n);
+      if (add) v += load_n_as(y, at + c, n, dtype);
       if (n == VW) store_as(y, at + c, v, dtype);
       else store_n_as(y, at + c, v, n, dtype);
     }
@@ -113,25 +122,29 @@ static void finish(const float *sums, int64_t count, int64_t columns, const floa
 
 #include "few.h"
 
-// y (m, n) in `dtype`, rows `stride` numbers apart; bias (n,) or NULL. Returns 0, or -1 without memory.
-int KERNEL(product)(const graft_term *terms, int count, int64_t m, int64_t n, const float *bias, void *y, int dtype,
-                    int64_t stride, int threads) {
+// Write y (m, n) in `dtype`, its rows `stride` numbers apart, or add to it. bias: (n,) or NULL.
+// Returns 0, or -1 without memory.
+static int multiply(const graft_term *terms, int count, int64_t m, int64_t n, const float *bias, int onto, void *y,
+                    int dtype, int64_t stride, int threads) {
   int64_t inner[8], whole = 0;
   if (count > 8) return -1;
   int few = m <= FEW_MOST;
   for (int t = 0; t < count; t++) few &= !terms[t].across;
-  if (few) return few_product(terms, count, m, n, bias, y, dtype, stride, threads);
+  if (few) return few_product(terms, count, m, n, bias, onto, y, dtype, stride, threads);
   for (int t = 0; t < count; t++) {
     inner[t] = terms[t].across ? terms[t].weight->rows : terms[t].weight->columns;
     whole += inner[t];
   }
-  int64_t band = least((m + MR - 1) / MR, BAND / (MR * whole) + 1) * MR;  // rows of x at one time
-  float *x = scratch_of(&packed_x, sizeof(float) * (size_t)(band * whole));
+  if (m == 0 || n == 0) return 0;
+  int64_t band = least((m + MR - 1) / MR, BAND / (MR * (whole + 1)) + 1) * MR;  // rows of x at one time
+  float *x = scratch_of(&packed_x, sizeof(float) * (size_t)(band * whole + 1));
   if (!x) return -1;
   int failed = 0;
   for (int64_t top = 0; top < m; top += band) {
     int64_t rows = least(band, m - top), tiles = (rows + MR - 1) / MR;
-    int64_t strips = (n + COLUMNS - 1) / COLUMNS;
+    int64_t strips = (n + COLUMNS - 1) / COLUMNS, parts = (tiles + TASK_TILES - 1) / TASK_TILES;
+    while (parts < tiles && strips * parts < 4 * threads) parts++;  // few columns: threads share the rows
+    int64_t share = (tiles + parts - 1) / parts;
 #pragma omp parallel num_threads(threads)
     {
 #pragma omp for schedule(static)
@@ -142,12 +155,13 @@ int KERNEL(product)(const graft_term *terms, int count, int64_t m, int64_t n, co
                     x + before * tiles * MR + i * inner[t] * MR);
       }
       float *panels = aligned_alloc(64, sizeof(float) * INNER * COLUMNS);
-      float *sums = aligned_alloc(64, sizeof(float) * (size_t)(tiles * MR * COLUMNS));
+      float *sums = aligned_alloc(64, sizeof(float) * (size_t)(share * MR * COLUMNS));
       if (!panels || !sums) failed = 1;
 #pragma omp for schedule(dynamic, 1)
-      for (int64_t strip = 0; strip < strips; strip++) {
-        if (failed) continue;
-        int64_t first = strip * COLUMNS, width = least(COLUMNS, n - first), before = 0;
+      for (int64_t task = 0; task < strips * parts; task++) {
+        int64_t begin = task / strips * share, end = least(begin + share, tiles);
+        if (failed || begin >= end) continue;
+        int64_t first = task % strips * COLUMNS, width = least(COLUMNS, n - first), before = 0;
         int add = 0;
         for (int t = 0; t < count; before += inner[t++])
           for (int64_t from = 0; from < inner[t]; from += INNER, add = 1) {
@@ -156,15 +170,23 @@ int KERNEL(product)(const graft_term *terms, int count, int64_t m, int64_t n, co
             else panels_of_rows(terms[t].weight, first, width, from, to, panels);
             const float *packed = x + before * tiles * MR;
             for (int64_t c = 0; c < width; c += NR)
-              for (int64_t i = 0; i < tiles; i++)
+              for (int64_t i = begin; i < end; i++)
                 tile_product(packed + (i * inner[t] + from) * MR, panels + c / NR * NR * INNER, to - from,
-                             sums + i * MR * COLUMNS + c, COLUMNS, add);
+                             sums + (i - begin) * MR * COLUMNS + c, COLUMNS, add);
           }
-        finish(sums, rows, width, bias ? bias + first : 0, y, dtype, top * stride + first, stride);
+        if (!add) memset(sums, 0, sizeof(float) * (size_t)(share * MR * COLUMNS));  // a sum of nothing
+        int64_t row = begin * MR;
+        finish(sums, least(end * MR, rows) - row, width, bias ? bias + first : 0, onto, y, dtype,
+               (top + row) * stride + first, stride);
       }
       free(panels);
       free(sums);
     }
   }
   return failed ? -1 : 0;
+}
+
+int KERNEL(product)(const graft_term *terms, int count, int64_t m, int64_t n, const float *bias, void *y, int dtype,
+                    int64_t stride, int threads) {
+  return multiply(terms, count, m, n, bias, 0, y, dtype, stride, threads);
 }

@@ -11,13 +11,20 @@
 #include <stdint.h>
 #include <string.h>
 
-#if defined(__AVX512F__) || defined(__AVX2__)
+#if defined(EMULATE_AVX512)
+#include "emulated.h"
+#define AVX512
+#elif defined(__AVX512F__)
 #include <immintrin.h>
+#define AVX512
+#elif defined(__AVX2__)
+#include <immintrin.h>
+#define AVX2
 #endif
 
-#if defined(__AVX512F__)
+#if defined(AVX512)
 #define VW 16
-#elif defined(__AVX2__)
+#elif defined(AVX2)
 #define VW 8
 #else
 #define VW 4
@@ -37,20 +44,28 @@ INLINE void vf_store(float *p, vf v) { memcpy(p, &v, sizeof v); }
 INLINE vh vh_load(const uint16_t *p) { vh v; memcpy(&v, p, sizeof v); return v; }
 INLINE void vh_store(uint16_t *p, vh v) { memcpy(p, &v, sizeof v); }
 
-// The first n of VW floats; the others are 0.
-INLINE vf vf_load_n(const float *p, int64_t n) { vf v = {0}; memcpy(&v, p, 4 * n); return v; }
-INLINE void vf_store_n(float *p, vf v, int64_t n) { memcpy(p, &v, 4 * n); }
+// The first n of VW floats, or all if n is larger; the others are 0.
+INLINE vf vf_load_n(const float *p, int64_t n) {
+  if (n >= VW) return vf_load(p);
+  vf v = {0};
+  memcpy(&v, p, 4 * n);
+  return v;
+}
+INLINE void vf_store_n(float *p, vf v, int64_t n) {
+  if (n >= VW) vf_store(p, v);
+  else memcpy(p, &v, 4 * n);
+}
 
 // Arithmetic
 
-#if defined(__AVX512F__)
+#if defined(AVX512)
 INLINE vf vf_set(float x) { return (vf)_mm512_set1_ps(x); }
 INLINE vf vf_fma(vf a, vf b, vf c) { return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
 INLINE vf vf_max(vf a, vf b) { return (vf)_mm512_max_ps((__m512)a, (__m512)b); }
 INLINE vf vf_min(vf a, vf b) { return (vf)_mm512_min_ps((__m512)a, (__m512)b); }
 INLINE vf vf_sqrt(vf a) { return (vf)_mm512_sqrt_ps((__m512)a); }
 INLINE vi vf_round(vf a) { return (vi)_mm512_cvtps_epi32((__m512)a); }
-#elif defined(__AVX2__)
+#elif defined(AVX2)
 INLINE vf vf_set(float x) { return (vf)_mm256_set1_ps(x); }
 INLINE vf vf_fma(vf a, vf b, vf c) { return (vf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c); }
 INLINE vf vf_max(vf a, vf b) { return (vf)_mm256_max_ps((__m256)a, (__m256)b); }
@@ -131,11 +146,11 @@ INLINE vh vf_to_bf16(vf a) {
   return __builtin_convertvector((nan & ((u >> 16) | 0x40)) | (~nan & rounded), vh);
 }
 
-#if defined(__AVX512F__)
+#if defined(AVX512)
 INLINE vf vf_from_fp16(vh h) { return (vf)_mm512_cvtph_ps((__m256i)h); }
 INLINE vh vf_to_fp16(vf a) { return (vh)_mm512_cvtps_ph((__m512)a, _MM_FROUND_TO_NEAREST_INT); }
 INLINE float fp16_to_float(uint16_t h) { return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(h))); }
-#elif defined(__AVX2__)
+#elif defined(AVX2)
 INLINE vf vf_from_fp16(vh h) { return (vf)_mm256_cvtph_ps((__m128i)h); }
 INLINE vh vf_to_fp16(vf a) { return (vh)_mm256_cvtps_ph((__m256)a, _MM_FROUND_TO_NEAREST_INT); }
 INLINE float fp16_to_float(uint16_t h) { return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(h))); }
@@ -179,17 +194,24 @@ INLINE vf load_as(const void *p, int64_t at, int dtype) {
   vh h = vh_load((const uint16_t *)p + at);
   return dtype == BF16 ? vf_from_bf16(h) : vf_from_fp16(h);
 }
+INLINE float number_as(const void *p, int64_t at, int dtype) {
+  if (dtype == FP32) return ((const float *)p)[at];
+  uint16_t h = ((const uint16_t *)p)[at];
+  return dtype == BF16 ? bf16_to_float(h) : fp16_to_float(h);
+}
 INLINE void store_as(void *p, int64_t at, vf v, int dtype) {
   if (dtype == FP32) vf_store((float *)p + at, v);
   else vh_store((uint16_t *)p + at, dtype == BF16 ? vf_to_bf16(v) : vf_to_fp16(v));
 }
 INLINE vf load_n_as(const void *p, int64_t at, int64_t n, int dtype) {
+  if (n >= VW) return load_as(p, at, dtype);
   if (dtype == FP32) return vf_load_n((const float *)p + at, n);
   vh h = {0};
   memcpy(&h, (const uint16_t *)p + at, 2 * n);
   return dtype == BF16 ? vf_from_bf16(h) : vf_from_fp16(h);
 }
 INLINE void store_n_as(void *p, int64_t at, vf v, int64_t n, int dtype) {
+  if (n >= VW) { store_as(p, at, v, dtype); return; }
   if (dtype == FP32) { vf_store_n((float *)p + at, v, n); return; }
   vh h = dtype == BF16 ? vf_to_bf16(v) : vf_to_fp16(v);
   memcpy((uint16_t *)p + at, &h, 2 * n);
@@ -198,7 +220,7 @@ INLINE void store_n_as(void *p, int64_t at, vf v, int64_t n, int dtype) {
 // Rows and columns of VW vectors change places.
 
 INLINE void vf_transpose(vf r[VW]) {
-#if defined(__AVX512F__)
+#if defined(AVX512)
   __m512 t[16], u[16];
   for (int i = 0; i < 16; i += 2) {
     t[i] = _mm512_unpacklo_ps((__m512)r[i], (__m512)r[i + 1]);
@@ -218,7 +240,7 @@ INLINE void vf_transpose(vf r[VW]) {
     r[4 + j] = (vf)_mm512_shuffle_f32x4(c, d, 0x88);
     r[12 + j] = (vf)_mm512_shuffle_f32x4(c, d, 0xdd);
   }
-#elif defined(__AVX2__)
+#elif defined(AVX2)
   __m256 t[8], u[8];
   for (int i = 0; i < 8; i += 2) {
     t[i] = _mm256_unpacklo_ps((__m256)r[i], (__m256)r[i + 1]);

@@ -11,4 +11,5 @@
 #include "decode.h"
 #include "quantise.h"
 #include "product.h"
+#include "low_rank.h"
 #include "decoder.h"

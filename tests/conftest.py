@@ -1,9 +1,13 @@
 """Settings of all tests: time decides nothing, so none fails on a slow or busy machine."""
 
+import os
+
 import pytest
 from hypothesis import HealthCheck, settings
 
 import graft
+
+os.environ["GRAFT_DTYPE"] = "bf16"  # what is measured here decides nothing, in other processes neither
 
 settings.register_profile("graft", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("graft")

@@ -19,6 +19,7 @@ PAGES = {
     "pretraining": {"RESULTS.md", "losses.svg"},
     "real": {"RESULTS.md"},
     "shipping": {"RESULTS.md"},
+    "speed": {"RESULTS.md", "parts.svg"},
 }
 INSIDE = BENCHMARKS / "common" / "internals.py"  # the only file that may import from inside the package
 

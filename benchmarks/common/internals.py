@@ -40,6 +40,8 @@ _HOME = {
     "mean_coverage": "seedling.coverage",
     "demo": "runs",
     "quantise": "runs.quantise",
+    # speed: a prompt of the demo; `demo` and RunObserver are above.
+    "prompt": "seedling.writing",
     # memory, ladder.py: the planner's own parts, and a base without a file.
     "fresh": "models.fresh",
     "Shape": "planning.plan",
@@ -128,13 +130,16 @@ def random_feed(ids: Any, rows: int) -> Any:
     return Feed(examples, TokenBatches(tokenizer, ids.shape[1], causal=True), rows, rows)
 
 
-def trained_loss(base: Any, name: str, feed: Any, folder: str, **settings: Any) -> float:
+def trained_loss(
+    base: Any, name: str, feed: Any, folder: str, *, observer: Any = None, **settings: Any
+) -> float:
     """Train an adapter on batches of next tokens, by these settings of `train:`; return the last loss."""
     from graft.objectives.lm import language_modelling
     from graft.recipe import Train
     from graft.training import Task, Trainer
 
-    return Trainer(base, name, Task(feed, language_modelling), Train(**settings), folder).run().loss
+    task = Task(feed, language_modelling)
+    return Trainer(base, name, task, Train(**settings), folder, observer).run().loss
 
 
 def packed_batch(base: Any, ids: Any) -> Any:
@@ -172,3 +177,18 @@ def optimizer_of(name: str, adapter: Any, lr: float) -> Any:
 
     groups = [{"weight_decay": 0.0, **group} for group in adapter.param_groups(lr)]
     return build(name, dict(adapter.named_parameters()), groups, Pages())
+
+
+def mark_optimizer(label: str) -> None:
+    """Let torch's profiler show every step of Graft's optimizer as a range of this name."""
+    import torch
+
+    from graft.training.optimizers import AdamW
+
+    step = AdamW.step
+
+    def marked(self: Any, factor: float) -> None:
+        with torch.profiler.record_function(label):
+            step(self, factor)
+
+    AdamW.step = marked

@@ -33,7 +33,7 @@ def test_mixed_rows_equal_separate_runs_on_every_family(family):
     for row, name in enumerate(rows):
         with base.using(name):
             alone = base(**{k: v[row : row + 1] for k, v in batch.items()}).logits[0]
-        assert_close(mixed[row], alone, atol=1e-5, rtol=1e-5)  # only the order of additions may differ
+        assert_close(mixed[row], alone, atol=5e-5, rtol=1e-5)  # only the order of additions may differ
         assert name is None or (alone - bare[row]).abs().max() > 1e-2
 
 

@@ -150,11 +150,16 @@ def test_adapters_act_on_what_is_behind_the_head_and_get_its_gradient(way):
 def test_a_probe_leaves_the_model_as_it_was():
     base = Base(tiny_model("gemma2", **BEHIND["gemma2"]).train())
     base.train()
-    modes = {name: module.training for name, module in base.model.named_modules()}
+
+    def state():
+        return {
+            name: (m.training, vars(m).get("forward"), len(m._forward_hooks), len(m._forward_pre_hooks))
+            for name, m in base.model.named_modules()
+        }
+
+    before = state()
     base.logits(base.hidden(inputs("llama")["ids"]))
-    assert {name: module.training for name, module in base.model.named_modules()} == modes
-    for module in base.model.modules():
-        assert "forward" not in vars(module) and not module._forward_hooks and not module._forward_pre_hooks
+    assert state() == before
 
 
 def test_a_model_that_cannot_run_is_refused_with_its_own_words():

@@ -14,6 +14,8 @@ from graft.cli import app, call
 from graft.cli.progress import Progress
 from graft.cli.words import _separated
 from graft.core.cards import cards, pages
+from graft.kernels import measure
+from graft.kernels.measure import Product, Profile
 from graft.recipe import read
 
 COMMANDS = typer.main.get_command(app).commands
@@ -486,3 +488,22 @@ def test_the_doctor_finds_this_machine_sound(capsys):
     assert call(["doctor", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert set(found["checks"].values()) == {"ok"} and found["torch"]
+    assert found["dtype"] == "auto is bf16: as GRAFT_DTYPE says" and "speed" not in found
+
+
+def test_the_doctor_shows_how_fast_this_machine_is(capsys, monkeypatch):
+    table = (
+        Product("fp32", "x Wᵀ", 512, 768, 768, 141e9),
+        Product("bf16", "x Wᵀ", 512, 768, 768, 21e9),
+        Product("fp32", "dy W", 512, 768, 768, 100e9),
+    )
+    monkeypatch.setattr(measure, "bench", lambda: Profile(table, 2.5e9, 28.6e9, thorough=True))
+    assert call(["doctor", "--bench"]) == 0
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    wanted = ["fp32 bf16", "512 x 768 x 768 141 21", "512 x 768 x 768 100 -", "together 141 21"]
+    assert all(any(line.endswith(end) for line in lines) for end in wanted)
+    assert "decoding 2,500 million 4-bit weights/s" in lines and "reading 28.6 GB/s" in lines
+    assert call(["doctor", "--bench", "--json"]) == 0
+    speed = json.loads(capsys.readouterr().out)["speed"]
+    assert speed["products"] == {"fp32": 141e9, "bf16": 21e9} and speed["reading"] == 28.6e9
+    assert speed["thorough"] and len(speed["table"]) == 3

@@ -9,6 +9,7 @@ knows no method by name.
 import contextlib
 import functools
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from graft.base.fingerprint import count, fingerprint
 from graft.base.heads import Heads
 from graft.base.host import Host
 from graft.base.last_hidden import LanguageHead, captured
+from graft.base.linears import Linears
 from graft.base.merging import Merged, Merges
 from graft.base.mixing import Mixing
 from graft.base.module_hooks import ModuleHooks
@@ -39,7 +41,8 @@ from graft.core.positions import obstacle
 from graft.core.route import current, installed, spans
 from graft.core.site import Site
 from graft.errors import AdapterError, GraftError, ModelError, UsageError, notice
-from graft.generate.generate import evaluating, generate
+from graft.generate.generate import complete, evaluating, generate
+from graft.generate.request import Completion
 from graft.quant import is_packed
 
 TASK_TYPES = {
@@ -54,12 +57,16 @@ class Base:
 
     model: class, code, keys and values stay as they are.  tokenizer: may be None.
     name: path or hub id, which is written into adapter files.
+    file_dtype: of exported weights, if it is not that of the model's.
     """
 
     has_values = True  # whether its tensors hold numbers; those of a sketch do not
 
-    def __init__(self, model: Any, tokenizer: Any = None, name: str = "") -> None:
+    def __init__(
+        self, model: Any, tokenizer: Any = None, name: str = "", *, file_dtype: torch.dtype | None = None
+    ) -> None:
         self.model = model.requires_grad_(False).eval()
+        self._file_dtype = file_dtype
         self.tokenizer, self.name = tokenizer, name or getattr(model.config, "name_or_path", "")
         self.family = anatomy.family(model)
         self.adapters: dict[str, Adapter] = {}
@@ -80,6 +87,7 @@ class Base:
         self._liveness, self._mixing = liveness.Liveness(model), Mixing(model, self._choice)
         self._dropout = SilentDropout(model)
         self._compiled = Compiled(model)
+        Linears(model).put_on()
         self._head = LanguageHead(model, self.family, values=self.has_values)
         self._fingerprint = ""
 
@@ -92,6 +100,15 @@ class Base:
     def dtype(self) -> torch.dtype:
         """The dtype of activations."""
         return self.model.get_input_embeddings().weight.dtype
+
+    @property
+    def file_dtype(self) -> torch.dtype:
+        """The dtype of exported weights: the checkpoint's, where `load` chose to compute in a wider one."""
+        return self._file_dtype or self.dtype
+
+    @file_dtype.setter
+    def file_dtype(self, dtype: torch.dtype | None) -> None:
+        self._file_dtype = dtype
 
     @property
     def quant(self) -> str:
@@ -228,13 +245,15 @@ class Base:
         return self._choice.active
 
     @contextlib.contextmanager
-    def routed(self, rows: Rows) -> Iterator[list[int]]:
+    def routed(self, rows: Rows, *, seated: bool = False) -> Iterator[list[int]]:
         """Route the forwards of `model` inside the block by these rows.
 
+        seated: their virtual tokens are in the cache already, and mask and positions count them.
         Yields the order in which the rows must be given.
         """
         order, groups = spans(rows)
-        with installed(self._choice.route(groups, len(rows))):
+        route = self._choice.route(groups, len(rows))
+        with installed(replace(route, seated=True) if seated else route):
             yield order
 
     def unpackable(self, length: int) -> str | None:
@@ -327,12 +346,40 @@ class Base:
                 self._head.probe()
 
     def generate(self, prompts: Sequence[Any], adapters: Rows | None = None, **settings: Any) -> list[str]:
-        """Return only the new text, one string per prompt; `graft.generate` has the settings."""
+        """Return only the new text, one string per prompt.
+
+        settings: of `graft.generate.generate.generate`, which are those of `Sampling` and of the batch.
+        """
         return generate(self, prompts, self._choice.rows(adapters, len(prompts)), **settings)
+
+    def complete(
+        self, prompts: Sequence[Any], adapters: Rows | None = None, **settings: Any
+    ) -> list[Completion]:
+        """Return what `generate` does, with tokens, log-probabilities and the reason of each end."""
+        return complete(self, prompts, self._choice.rows(adapters, len(prompts)), **settings)
 
     def mixable(self, names: Rows) -> bool:
         """Return whether rows of these adapters may share a forward; if not, they are run apart."""
         return self._mixing.mixable(names)
+
+    def together(self, names: Rows) -> bool:
+        """Return whether rows of these adapters can share a forward; False too for those that must not."""
+        try:
+            return self.mixable(names)
+        except AdapterError:
+            return False
+
+    def seats(self, name: str | None) -> int:
+        """Return how many places of a cache an adapter's virtual tokens take."""
+        return sum(host.seats(name) for host in self._hosts)
+
+    def in_slots(self, name: str | None) -> bool:
+        """Return whether text under this adapter can be written in a slot of a shared cache.
+
+        A narrow stack has a cache of its own beside the base's, which follows no slots.
+        """
+        inserts = self.adapters[name].inserts if name else []
+        return self.cacheable([name]) and not any(site.kind == "stack" for site, _ in inserts)
 
     def sharing(self) -> Sharing:
         """Return which rows may share a batch in which text is written (`graft.base.neighbours`)."""

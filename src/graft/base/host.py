@@ -22,6 +22,10 @@ class Host:
         """Return the largest number of positions that one of these adapters takes, tokens not counted."""
         return 0
 
+    def seats(self, name: str | None) -> int:
+        """Return how many places an adapter's virtual tokens take in a cache."""
+        return 0
+
     def cacheable(self, names: Iterable[str | None]) -> bool:
         """Return whether text can be written with a cache under these adapters."""
         return True

@@ -14,9 +14,10 @@ from transformers.utils.generic import ModelOutput
 
 from graft.base.host import Host
 from graft.base.select import pick
-from graft.core.insert import Insert
+from graft.core.insert import Insert, LowRankForm
 from graft.core.route import Route, current
 from graft.core.site import Site
+from graft.kernels import low_rank
 
 
 class ModuleHooks(Host):
@@ -78,6 +79,24 @@ class Joint:
         for entry in {site.entry for site, _ in seats if site.entry}:
             entered = self._root.get_submodule(entry)
             self._handles.append(entered.register_forward_pre_hook(self._remember_input))
+        if hasattr(module, "beside"):
+            module.beside = self._beside if seats else None
+
+    def _beside(self, x: torch.Tensor) -> LowRankForm | None:
+        """Return the low-rank update of all rows, if that is all there is: the module adds it in its product.
+
+        The hook after the module then leaves the result alone.
+        """
+        route = self._route()
+        seats = self._seats[route.spans[0][0] or ""] if route and len(route.spans) == 1 else []
+        if len(seats) != 1:
+            return None
+        site, insert = seats[0]
+        form = None if site.entry or insert.enters or _drops(insert) else insert.low_rank()
+        if route is None or form is None or not low_rank.ready(x, form[0], form[1]):
+            return None
+        route.taps.added.add(self._name)
+        return form
 
     def _remember_input(self, module: torch.nn.Module, args: tuple[Any, ...]) -> None:
         route = self._route()
@@ -98,6 +117,9 @@ class Joint:
     ) -> Any:
         route = self._route()
         if route is None:
+            return None
+        if self._name in route.taps.added:
+            route.taps.added.remove(self._name)
             return None
         x = args[0] if args else kwargs.get("hidden_states", kwargs.get("input"))
         entered = route.taps.entered.pop(self._name, x)
@@ -140,3 +162,8 @@ class Joint:
         for site, insert in self._seats.get(name or "", ()):
             y = insert(entered if site.entry else x, y)
         return y
+
+
+def _drops(insert: Insert) -> bool:
+    """Return whether dropout is on inside an insert."""
+    return insert.training and any(isinstance(m, torch.nn.Dropout) and m.p for m in insert.modules())

@@ -142,7 +142,8 @@ def _written(model: Any, rows: torch.Tensor, live: torch.Tensor | None = None) -
             eos_token_id=None,
             **how,
         )
-    return torch.stack(out.logits, 1)
+    # transformers hands its logits out in fp32, however they were computed.
+    return torch.stack(out.logits, 1).to(model.get_input_embeddings().weight.dtype)
 
 
 def _same(compare: Callable[[], tuple[Any, Any]], *, otherwise: bool = False) -> bool:

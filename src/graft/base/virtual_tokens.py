@@ -72,7 +72,7 @@ class VirtualTokenHooks(Host):
 
     def positions(self, names: Iterable[str | None]) -> int:
         def taken(name: str | None) -> int:
-            return sum([len(side) for pair in self._around(name) for side in pair]) + self._ahead(name)
+            return self.seats(name) + self._ahead(name)
 
         return max([0, *[taken(name) for name in names]])  # dynamo cannot trace max(..., default=0)
 
@@ -84,6 +84,9 @@ class VirtualTokenHooks(Host):
         """Return how many position ids an adapter reserves before the first token."""
         inserts = self._inserts.get(name or "", ())
         return max([0, *[insert.ahead for insert in inserts if isinstance(insert, KeyValues)]])
+
+    def seats(self, name: str | None) -> int:
+        return sum(len(side) for pair in self._around(name) for side in pair)
 
     def cacheable(self, names: Iterable[str | None]) -> bool:
         if not any(name in self._inserts for name in names) or not self._causal:
@@ -133,7 +136,7 @@ class VirtualTokenHooks(Host):
     def _surround(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Put the virtual tokens around ids or embeddings; extend mask and positions."""
         route = self._route()
-        if route is None:
+        if route is None or (route.seated and not any(map(self._ahead, route.names))):
             return None
         given = inspect.signature(module.forward).bind(*args, **kwargs).arguments
         given = {**given.pop("kwargs", {}), **given}
@@ -143,7 +146,7 @@ class VirtualTokenHooks(Host):
         like = module.get_input_embeddings().weight if embeds is None else embeds
         rows = self._rows(route, count, like)
         mask = given.get("attention_mask")
-        if not rows.width:  # positions alone: the mask stays as it is, even a packed one
+        if not rows.width or route.seated:  # positions alone: the mask stays as it is, even a packed one
             self._check_fits(seen + length + self.positions(route.names))
             return (), given | self._position_ids(module, given, mask, rows.shift, seen, length)
         _check_cache(given)

@@ -29,20 +29,51 @@ def chat(
     top_p: Annotated[
         float, typer.Option(help="Sample from the likeliest tokens with this much probability.")
     ] = 1.0,
+    min_p: Annotated[
+        float, typer.Option(help="Sample only tokens at least so likely, as a share of the likeliest.")
+    ] = 0.0,
+    repetition_penalty: Annotated[
+        float, typer.Option(help="Above 1: tokens that were there become less likely.")
+    ] = 1.0,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same answers.")] = None,
 ) -> None:
     from graft.runs.open import open_model  # torch costs seconds: `graft chat --help` must not wait for it
 
     opened = open_model(model, adapters=adapter or (), quant=quant)
-    sampling: dict[str, Any] = {"max_new_tokens": max_new_tokens, "seed": seed, "top_p": top_p}
+    sampling: dict[str, Any] = {
+        "max_new_tokens": max_new_tokens,
+        "seed": seed,
+        "top_p": top_p,
+        "min_p": min_p,
+    }
+    sampling["repetition_penalty"] = repetition_penalty
     if temperature:
         sampling |= {"do_sample": True, "temperature": temperature}
     conversation = Conversation(opened.base, opened.adapter, sampling, raw=raw or not opened.by_template)
     if prompt is not None:
-        show(conversation.ask(prompt))
+        conversation.answer(prompt)
     else:
         conversation.listen()
     after(f"graft eval {model}")
+
+
+class Spoken:
+    """Prints a text on stdout piece by piece, without the blanks around it."""
+
+    def __init__(self) -> None:
+        self._begun, self._blank = False, ""
+
+    def __call__(self, row: int, piece: str) -> None:
+        text = self._blank + piece if self._begun else piece.lstrip()
+        words = text.rstrip()
+        self._blank = text[len(words) :]
+        if words:
+            self._begun = True
+            print(words, end="", flush=True)
+
+    def end(self, answer: str) -> None:
+        """End the line, with the answer in it if none of it has come in pieces."""
+        show("" if self._begun else answer)
 
 
 class Conversation:
@@ -59,14 +90,23 @@ class Conversation:
         self.raw = raw
         self.messages: list[dict[str, str]] = []
 
-    def ask(self, text: str) -> str:
-        """Return the answer to a text; both turns are remembered, unless raw."""
+    def answer(self, text: str) -> None:
+        """Print the answer to a text while it is written."""
+        spoken = Spoken()
+        spoken.end(self.ask(text, on_text=spoken))
+
+    def ask(self, text: str, **how: Any) -> str:
+        """Return the answer to a text; both turns are remembered, unless raw.
+
+        how: more keywords of `Base.generate`.
+        """
         from graft.runs.open import reply  # late, as in `chat`
 
+        how = {**self.sampling, **how}
         if self.raw:
-            return reply(self.base, [text], self.adapter, **self.sampling)[0].strip()
+            return reply(self.base, [text], self.adapter, **how)[0].strip()
         asked = [*self.messages, {"role": "user", "content": text}]
-        answer = reply(self.base, [asked], self.adapter, **self.sampling)[0].strip()
+        answer = reply(self.base, [asked], self.adapter, **how)[0].strip()
         self.messages = [*asked, {"role": "assistant", "content": answer}]
         return answer
 
@@ -83,7 +123,7 @@ class Conversation:
             if line.startswith("/"):
                 self.command(line)
             elif line:
-                show(self.ask(line))
+                self.answer(line)
 
     def command(self, line: str) -> None:
         """Obey /reset or /adapter NAME; for anything else list the commands."""

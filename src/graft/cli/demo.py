@@ -30,6 +30,7 @@ def demo(
             f"{folder} already holds a demo", "a new folder", f"delete it, or: graft demo --folder {folder}-2"
         )
 
+    from graft.models.load import load
     from graft.planning.plan import plan
     from graft.runs import demo as job  # torch costs seconds
     from graft.runs.open import open_model
@@ -38,7 +39,9 @@ def demo(
 
     recipe = job.recipe(folder)
     talk("The embedded model has read about products. Now it learns to describe one from its attributes.\n")
-    talk(str(plan(recipe)))
+    planned = plan(recipe)
+    recipe = recipe.model_copy(update={"dtype": planned.dtype})
+    talk(str(planned))
     with Progress(recipe) as progress:
         run(recipe, observer=progress)
     opened = open_model(str(folder))
@@ -55,8 +58,7 @@ def demo(
     for name in texts:
         show(f"{name:<7} {' '.join(texts[name][0].split())}")
     export(opened.base, merged, to="hf", adapter=opened.adapter)
-    opened.base.merge(opened.adapter)
-    difference = job.reload_difference(opened.base, merged, items[0])
+    difference = job.reload_difference(load(merged, dtype=recipe.dtype), merged, items[0])
     talk(f"\nwrote   {merged}: loads in plain transformers; logits differ by at most {difference:.1g}")
     shortfalls = job.shortfalls(scores["before"], scores["after"], chance)
     if difference > job.SAME:

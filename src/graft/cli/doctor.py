@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from graft.cli.say import after, show, show_json
+from graft.cli.say import after, show, show_json, table
 
 
 def add_to(app: typer.Typer) -> None:
@@ -12,16 +12,27 @@ def add_to(app: typer.Typer) -> None:
 
 
 def doctor(
+    bench: Annotated[
+        bool, typer.Option("--bench", help="Measure how fast it is, for some seconds; `dtype: auto` obeys.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the same facts for programs.")] = False,
 ) -> None:
-    from graft.runs.doctor import examine  # torch costs seconds
+    from graft.kernels.measure import bench as measured  # torch costs seconds
+    from graft.runs.doctor import examine, speed_table
 
+    speed = measured() if bench else None
     facts, checks = examine()
     if json:
-        show_json({**facts, "checks": {check.name: check.trouble or "ok" for check in checks}})
+        found = {} if speed is None else {"speed": speed.facts()}
+        show_json({**facts, **found, "checks": {check.name: check.trouble or "ok" for check in checks}})
     else:
         for name, value in facts.items():
             show(f"{name:<14} {value}")
+        if speed is not None:
+            header, *rows = speed_table(speed)
+            show(table(header, rows))
+            show(f"{'decoding':<14} {speed.decoding / 1e6:,.0f} million 4-bit weights/s")
+            show(f"{'reading':<14} {speed.reading / 1e9:.1f} GB/s")
         for check in checks:
             show(f"{check.name:<40} {check.trouble or 'ok'}")
     if any(check.trouble for check in checks):

@@ -30,7 +30,8 @@ def plan(
     chosen = recipe_of(recipe, context.args, {"model": model, "data.train": data, "method": method})
 
     from graft.planning import plan as planning  # after the recipe is checked: torch costs seconds
+    from graft.runs.identity import as_begun
 
-    planned = planning.plan(chosen)
+    planned = planning.plan(as_begun(chosen))
     show_json(planned.facts()) if json else show(str(planned))
     after(f"graft train {shlex.join(word for word in sys.argv[2:] if word != '--json')}")

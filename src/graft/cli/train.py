@@ -61,10 +61,15 @@ def train(
     _check_rows(chosen)
 
     from graft.planning.plan import plan  # after recipe and rows are checked: torch costs seconds
+    from graft.runs.identity import as_begun
     from graft.runs.run import run
     from graft.stages.stage import stage_of
 
-    cost = plan(chosen)
+    begun = as_begun(chosen)
+    cost = plan(begun)
+    why = cost.why if begun.dtype == chosen.dtype else "as this run began"
+    chosen = chosen.model_copy(update={"dtype": cost.dtype})
+    talk(f"dtype   {cost.dtype}: {why}")
     verdict = "fits" if cost.fits else "DOES NOT FIT: `graft plan` shows what would help"
     talk(
         f"plan    peak {size(max(cost.peaks.values()))} of {size(cost.available)} on {cost.device}: {verdict}"

@@ -42,6 +42,7 @@ class Taps:
     virtual: the virtual tokens themselves, until the backbone embeds its ids.
     states: {identity of an insert: the states that it left}.
     cache: keys and values of the stack that has just run, or None.
+    added: the modules whose product holds its update already.
     """
 
     entered: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -49,6 +50,7 @@ class Taps:
     virtual: Any = None
     states: dict[int, Any] = field(default_factory=dict)
     cache: Any = None
+    added: set[str] = field(default_factory=set)
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,12 +59,14 @@ class Route:
 
     spans: contiguous, and cover all rows.  rows: number of rows that the caller gave.
     swap: puts the parameters of in-place methods into the model, for a block.
+    seated: the virtual tokens are in the cache already, and mask and positions count them.
     """
 
     spans: tuple[Span, ...]
     rows: int
     swap: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
     taps: Taps = field(default_factory=Taps)
+    seated: bool = False
 
     @property
     def names(self) -> list[str | None]:

@@ -251,14 +251,10 @@ def _text_scores(
 def _generated(
     base: Base, asked: Sequence[Case], writing: Mapping[str, Any], progress: Progress
 ) -> list[str]:
-    """Return one text per case, generated in slices of similar length, longest first, to report progress."""
-    texts = [""] * len(asked)
-    order = sorted(range(len(asked)), key=lambda i: -len(str(asked[i].prompt)))
-    size = 4 * writing.get("batch_size", 8)
-    for start in range(0, len(order), size):
-        part = order[start : start + size]
-        generated = base.generate([asked[i].prompt for i in part], **writing)
-        for i, text in zip(part, generated, strict=True):
-            texts[i] = text.strip()
-        progress("texts", min(start + size, len(order)), len(order))
-    return texts
+    """Return one text per case."""
+
+    def ended(done: int, total: int) -> None:
+        progress("texts", done, total)
+
+    texts = base.generate([case.prompt for case in asked], progress=ended, **writing)
+    return [text.strip() for text in texts]

@@ -55,6 +55,10 @@ class Stored:
         """Return its dtype as a slice of safetensors names it."""
         return "U8" if self.part == "codes" else "F16" if self.part else "F32"
 
+    def get_shape(self) -> list[int]:
+        """Return the shape of its numbers, the same for all parts of a packed layer."""
+        return [int(size) for size in reversed(self.tensor.shape)]
+
     def __getitem__(self, key: Any) -> Tensor:
         values = _undecoded(self._raw(), str(self.form), self.part) if self.part else self._decoded()
         if self.arch is not None:

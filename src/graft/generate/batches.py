@@ -21,23 +21,21 @@ def batches(
     base: Sharing,
     adapters: Sequence[str | None],
     tokens: list[list[int]],
-    new: int,
-    context: int | None,
+    rooms: Sequence[int],
     size: int,
 ) -> Iterator[tuple[list[int], int]]:
     """Yield (rows, room for new tokens), long prompts first, so that a lack of memory shows at once.
 
-    Rows whose room is short of `new` share a batch with rows of their length only: a longer neighbour may not
-    shorten an answer, nor a shorter one push it beyond the last position. Where the base cannot mix adapters
-    or pad rows, those of one adapter or one length share a batch.
+    rooms: for how many new tokens each row has room. Rows with the same room share a batch: a longer
+    neighbour may not shorten an answer, nor a shorter one push it beyond the last position. Where the base
+    cannot mix adapters or pad rows, those of one adapter or one length share a batch.
     """
-    room = [new if context is None else min(new, context - len(prompt)) for prompt in tokens]
     sharing = base.sharing() if size > 1 and len(tokens) > 1 else "free"
     size, mixed = (1 if sharing == "none" else size), base.mixable(adapters)
 
     def group(row: int) -> tuple[int, int, str]:
         length = len(tokens[row]) if sharing == "length" else 0
-        return room[row], length, "" if mixed else repr(adapters[row])
+        return rooms[row], length, "" if mixed else repr(adapters[row])
 
     order = sorted(range(len(tokens)), key=lambda row: (-len(tokens[row]), group(row)))
     if not mixed:

@@ -3,7 +3,8 @@
     reference < portable < avx2 < avx512 < avx512_bf16
 
 The best level that this processor can run is used. GRAFT_KERNELS=avx2 in the environment, or `at_level`,
-forces a lower one; "reference" switches the library off. Without a C compiler at the installation there is no
+forces a lower one; "reference" switches the library off. GRAFT_KERNELS_LIBRARY names another file, such as
+one that was built with sanitizers. Without a C compiler at the installation there is no
 library, and torch's references do all the work.
 
 torch must be loaded before the library: both then share one OpenMP runtime and its threads.
@@ -23,7 +24,7 @@ from torch import Tensor
 from graft.errors import one_of
 from graft.kernels.packed import Grouped, Packed
 
-LIBRARY = Path(__file__).with_name("libgraft.so.1")
+LIBRARY = Path(os.environ.get("GRAFT_KERNELS_LIBRARY") or Path(__file__).with_name("libgraft.so.1"))
 LEVELS = ("portable", "avx2", "avx512", "avx512_bf16")  # as bits of graft_levels()
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 FP32, BF16, FP16, LEVELS4, INT8, GROUPS = range(6)  # kinds of weights
@@ -94,6 +95,24 @@ def plain(tensor: Tensor) -> bool:
     return type(tensor) in (Tensor, torch.nn.Parameter) and tensor.device.type == "cpu"
 
 
+def by_torch(dtype: torch.dtype) -> bool:
+    """Return whether torch multiplies this format faster than the kernels, which sum in fp32.
+
+    It does where the processor has instructions for 16-bit products and they are as fast as they should be.
+    """
+    if dtype != torch.bfloat16 or level() not in ("avx512_bf16", "reference"):
+        return False
+    return level() == "reference" or _bf16_is_faster()
+
+
+@functools.cache
+def _bf16_is_faster() -> bool:
+    from graft.kernels.measure import profile  # late: it measures with the kernels of this folder
+
+    products = profile().products
+    return products["bf16"] > products["fp32"]
+
+
 class Weight(ctypes.Structure):
     """`graft_weight` of csrc/graft.h."""
 
@@ -123,6 +142,7 @@ class Term(ctypes.Structure):
         ("dtype", ctypes.c_int32),
         ("across", ctypes.c_int32),
         ("stride", ctypes.c_int64),
+        ("step", ctypes.c_int64),
         ("scale", ctypes.c_float),
         ("weight", ctypes.POINTER(Weight)),
     )
@@ -163,9 +183,9 @@ def rows(x: Tensor) -> Tensor:
 
 
 def term(x: Tensor, of: Weight, *, across: bool = False, scale: float = 1.0) -> Term:
-    """Describe scale · x Wᵀ, or scale · x W if `across`, for `product`.  x: (m, inner), contiguous."""
-    made = Term(x.data_ptr(), DTYPES[x.dtype], across, x.shape[1], scale, ctypes.pointer(of))
-    made.held = x  # a contiguous copy lives as long as its address is used
+    """Describe scale · x Wᵀ, or scale · x W if `across`, for `product`.  x: (m, inner)."""
+    made = Term(x.data_ptr(), DTYPES[x.dtype], across, *x.stride(), scale, ctypes.pointer(of))
+    made.held = x  # a copy lives as long as its address is used
     return made
 
 

@@ -97,13 +97,13 @@ def _decoded(weight: Packed | Grouped, dtype: torch.dtype) -> Tensor:
     return out
 
 
-def _by_torch(x: Tensor) -> bool:
-    """Return whether torch multiplies x's format faster than fp32: it has instructions of its own for it."""
-    return x.dtype == torch.bfloat16 and native.level() == "avx512_bf16"
+def values(weight: Packed | Grouped | Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a weight's values (rows, columns) in `dtype`."""
+    return weight.to(dtype) if isinstance(weight, Tensor) else _decoded(weight, dtype)
 
 
 def _linear(x: Tensor, weight: Packed | Grouped, bias: Tensor | None) -> Tensor:
-    if _by_torch(x):
+    if native.by_torch(x.dtype):
         return F.linear(x, _decoded(weight, x.dtype), bias)
     out = torch.empty(*x.shape[:-1], len(weight.codes), dtype=x.dtype, device="cpu")
     fp32 = None if bias is None else bias.float()
@@ -112,7 +112,7 @@ def _linear(x: Tensor, weight: Packed | Grouped, bias: Tensor | None) -> Tensor:
 
 
 def _backward(dy: Tensor, weight: Packed | Grouped) -> Tensor:
-    if _by_torch(dy):
+    if native.by_torch(dy.dtype):
         return dy @ _decoded(weight, dy.dtype)
     out = torch.empty(*dy.shape[:-1], weight.columns, dtype=dy.dtype, device="cpu")
     native.product([native.term(native.rows(dy), native.weight(weight), across=True)], native.rows(out))

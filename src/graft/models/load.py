@@ -23,6 +23,7 @@ from graft.base.fingerprint import count
 from graft.core.anatomy import predicts_hidden
 from graft.core.site import shown
 from graft.errors import GraftError, ModelError, UsageError, listed, notice, one_of
+from graft.models.dtype import AUTO, file_dtype, fitting
 from graft.models.files import ModelFiles, first_line, open_files
 from graft.models.tokenizer import tokenizer_of
 from graft.quant import is_packed
@@ -44,7 +45,7 @@ TASKS = {
 def load(
     path: str | Path,
     quant: str | None = None,
-    dtype: str = "bf16",
+    dtype: str | None = AUTO,
     *,
     group_size: int = 0,
     task: str | None = None,
@@ -59,31 +60,37 @@ def load(
     None keeps weights as they are stored: what Graft or bitsandbytes quantised stays as it is; GPTQ, AWQ and
     compressed-tensors become int4; GGUF files become int4 if all their matrices are Q4_0 or Q4_1, int8g if
     they are Q8_0, and are decoded otherwise. "none" decodes every GGUF file.
-    dtype: bf16, fp32 or fp16, of weights that are not packed.
+    dtype: bf16, fp32 or fp16, of computation and of weights that are not packed. "auto", or None: bf16 or
+    fp32, whichever multiplies faster here (`graft doctor --bench`) and fits; exports stay in 16 bits then, if
+    the files are.
     task: causal, masked, seq2seq or encoder, to load another class than the folder names; a head that the
     folder does not have is then created untrained.
     device: by default the GPU if there is one.
     Raises ModelError for files that cannot be read or trusted and for a model that does not run, UsageError
     for a wrong argument. A Notice names tensors that are not used, and weights that stay unpacked.
     """
-    torch_dtype = dtype_of(dtype)
+    asked = None if dtype in (None, AUTO) else dtype_of(str(dtype))
     scheme = None if quant in (None, "none") else Scheme(str(quant), group_size)
     if task is not None:
         one_of("task", task, TASKS)
     with quiet():
         opened = open_files(path, scheme, plain=quant == "none")
         cls = model_class(opened.config, task)
-        model = _stream(cls, opened, torch_dtype, device_of(device), fresh_head=task is not None)
+        place = device_of(device)
+        chosen = asked or DTYPES[fitting(cls, opened, place.type)]
+        model = _stream(cls, opened, chosen, place, fresh_head=task is not None)
         if model.can_generate() and (opened.folder / "generation_config.json").exists():
             model.generation_config = GenerationConfig.from_pretrained(opened.folder, local_files_only=True)
-        base = Base(model, tokenizer_of(opened.folder, model), str(path))
+        narrow = None if asked else file_dtype(opened, chosen)
+        base = Base(model, tokenizer_of(opened.folder, model), str(path), file_dtype=narrow)
         base.probe()
         return base
 
 
 def dtype_of(dtype: str) -> torch.dtype:
     """Return torch's dtype of a word of DTYPES. Raises UsageError."""
-    return DTYPES[one_of("dtype", str(dtype), DTYPES)]
+    one_of("dtype", dtype, (*DTYPES, AUTO))
+    return DTYPES[dtype]
 
 
 def device_of(device: str | torch.device | None) -> torch.device:

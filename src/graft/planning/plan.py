@@ -29,6 +29,7 @@ from graft.errors import GraftError
 from graft.models.files import read_config
 from graft.models.load import DTYPES
 from graft.objectives.lm import CHUNK
+from graft.planning.dtype import settled
 from graft.planning.fit import check_tokenizer, fitting, of_adapter, positions_taken
 from graft.planning.held import Held, held_by
 from graft.planning.machine import memory
@@ -86,6 +87,7 @@ class Plan:
     peaks: of train, evaluate and save, all included.
     process: what the process has before the run.  available: memory that this process can have.
     micro_batch: the largest that fits, 0 if none does.  levers: settings that would save the most.
+    dtype: number format of base and computation.  why: it is that one, in words.
     """
 
     base: str
@@ -99,6 +101,8 @@ class Plan:
     device: str
     micro_batch: int
     levers: list[Lever] = field(default_factory=list)
+    dtype: str = ""
+    why: str = ""
 
     @property
     def fits(self) -> bool:
@@ -120,6 +124,7 @@ class Plan:
         verdict = "fits" if self.fits else "DOES NOT FIT"
         lines = [
             f"base     {self.base}   {self.parameters:,} parameters   {in_words['weights']}",
+            *([f"dtype    {self.dtype}: {self.why}"] if self.dtype else []),
             f"adapter  {trained} on {self.sites} sites   {in_words['adapter']}",
             "training " + ", ".join(f"{part} {in_words[part]}" for part in in_step),
             "peak     " + ", ".join(f"{phase} {size(most)}" for phase, most in self.peaks.items()),
@@ -150,14 +155,10 @@ def plan(recipe: str | Path | dict[str, Any] | Recipe, overrides: Iterable[str] 
         budget=int(train.paged_budget_mb * MIB),
         stage=stage_of(chosen),
     )
-    planned = plan_model(
-        config,
-        _methods(chosen),
-        shape,
-        quant=chosen.quant,
-        group_size=chosen.group_size,
-        dtype=DTYPES[chosen.dtype],
-        task=task_of(chosen, config),
+    methods, task = _methods(chosen), task_of(chosen, config)
+    loading: dict[str, Any] = {"quant": chosen.quant, "group_size": chosen.group_size, "task": task}
+    planned = settled(
+        chosen.dtype, lambda dtype: plan_model(config, methods, shape, dtype=DTYPES[dtype], **loading)
     )
     name = chosen.model if isinstance(chosen.model, str) else f"fresh {config.model_type}"
     return replace(planned, base=name)

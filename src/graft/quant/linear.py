@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from graft import kernels
 from graft.kernels import Grouped, Nested, Packed
+from graft.kernels.low_rank import low_rank
 from graft.quant.dynamic import SIGNED
 from graft.quant.scheme import CODEBOOKS, GROUPED, Scheme
 
@@ -92,6 +93,8 @@ class QuantLinear(nn.Module):
         self.scheme = scheme
         self.dtype = dtype
         self.transposed = False
+        # What an adapter adds to the product while a forward runs, as (A, B, s); set by the hooks of a base.
+        self.beside: Callable[[Tensor], tuple[Tensor, Tensor, float] | None] | None = None
         for name, (shape, kind) in scheme.shapes(out_features, in_features).items():
             setattr(
                 self, name, nn.Parameter(torch.empty(shape, dtype=kind, device=device), requires_grad=False)
@@ -136,7 +139,15 @@ class QuantLinear(nn.Module):
         return _kernel("dequantise", self.scheme.name, self.codes.device.type)(self.described(), self.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.product(x, None if self.bias is None else self.bias.to(x.dtype))
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        added = None if self.beside is None or torch.compiler.is_compiling() else self.beside(x)
+        if added is None:
+            return self.product(x, bias)
+        columns = x.shape[-1]
+        weight = list(self.packed().values())
+        return low_rank(
+            x, weight, lambda t: _packed(t, self.scheme.name, self.scheme.block, columns), bias, added
+        )
 
     def product(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """Return x Ŵᵀ, plus b if given: for inserts that need the weight's product with another input."""

@@ -121,7 +121,8 @@ class Recipe(Section):
     quant: Quant = "none"
     # weights that share a scale and a minimum; 0: 32 (nf4, fp4: a maximum, 64)
     group_size: Literal[0, 32, 64, 128] = 0
-    dtype: Literal["bf16", "fp32"] = "bf16"  # number format of base and computation: bf16, fp32
+    # number format of base and computation: bf16, fp32; auto: the one that multiplies faster here, and fits
+    dtype: Literal["auto", "bf16", "fp32"] = "auto"
     stage: Name = "sft"  # what the rows are used for; `graft train --help` lists the stages
     objective: Name = "causal"  # of stage pretrain: causal, masked, span
     method: Methods = {"name": "lora"}  # what is trained; `graft methods` lists them; presets: qlora, qalora

@@ -1,18 +1,24 @@
 """Build the objects that a recipe describes: its base and its batches."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from graft import seedling, storage
 from graft.base.base import Base
 from graft.data import load_rows
 from graft.data.feed import Feed
 from graft.data.train_tokenizer import train_bpe
+from graft.errors import Notice
+from graft.models.dtype import AUTO, choose
 from graft.models.fresh import fresh
 from graft.models.load import load
 from graft.models.tokenizer import tokenizer_in
-from graft.planning.plan import config_of
+from graft.planning.dtype import surely_fits
+from graft.planning.plan import config_of, plan
 from graft.recipe import NewTokenizer, Recipe, read
 from graft.stages.stage import stage_of, task_of
 
@@ -29,6 +35,19 @@ def load_base(recipe: Recipe, quant: str | None = None) -> Base:
     wanted = recipe.model.tokenizer
     tokenizer = tokenizer_in(_new_tokenizer(recipe, wanted) if isinstance(wanted, NewTokenizer) else wanted)
     return fresh(recipe.model.config, tokenizer, dtype=recipe.dtype, seed=recipe.train.seed, task=task)
+
+
+def settled(recipe: Recipe) -> Recipe:
+    """Return the recipe with a number format instead of `auto`: the fastest here of those that fit."""
+    if recipe.dtype != AUTO:
+        return recipe
+    choice = choose("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = choice.dtype
+    if choice.free and dtype == "fp32" and not surely_fits(recipe, config_of(recipe)):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Notice)  # the run gives the same notices
+            dtype = plan(recipe).dtype
+    return recipe.model_copy(update={"dtype": dtype})
 
 
 def _new_tokenizer(recipe: Recipe, wanted: NewTokenizer) -> Path:

@@ -32,7 +32,7 @@ COVERED = 0.90  # coverage that the trained model must reach
 GAINED = 0.30  # coverage that training must add
 ABOVE_CHANCE = 0.10  # how far coverage of other products may exceed that of the references
 VERBATIM = 0.10  # share of texts that may repeat the list
-SAME = 1e-2  # of logits: the same bf16 weights, maybe other kernels
+SAME = 1e-2  # of logits: the same weights, maybe other kernels
 RECIPE = seedling.FOLDER / "demo.yaml"
 
 
@@ -100,7 +100,7 @@ def shortfalls(before: Scores, after: Scores, chance: float) -> list[str]:
 def reload_difference(base: Base, folder: str | Path, item: Product) -> float:
     """Return the largest difference, for one prompt, of our logits from those of plain transformers.
 
-    folder: the exported model, which transformers loads.
+    base: the exported model as Graft loads it.  folder: where it lies, for transformers to load.
     """
     disable_progress_bar()
     plain: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=base.dtype, trust_remote_code=False)

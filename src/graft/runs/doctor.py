@@ -1,5 +1,7 @@
 """Check this machine, and whether torch and transformers behave as Graft relies on: `graft doctor`.
 
+With `--bench` the machine's speed is measured too (`kernels.measure`); `dtype: auto` follows it.
+
 Each check runs on a two-layer model and takes a fraction of a second. If a new version of a library breaks a
 promise, the check of that promise fails.
 """
@@ -18,6 +20,8 @@ from graft.base.base import Base
 from graft.core.registry import described
 from graft.kernels import REFERENCE
 from graft.kernels import find as kernel
+from graft.kernels.measure import Profile
+from graft.models.dtype import choose
 from graft.models.fresh import fresh
 from graft.objectives.lm import language_modelling
 from graft.planning.machine import memory
@@ -73,10 +77,23 @@ def _facts() -> dict[str, str]:
     facts |= {"processor": f"{os.cpu_count()} cores, {torch.get_num_threads()} threads used", "gpu": gpu}
     facts |= {"memory": f"{size(free)} free", "disk": f"{size(free_bytes(Path()))} free here"}
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    facts |= {"dtype": f"auto is {choose(device)}"}
     ours = [name for name, plain in REFERENCE.items() if kernel(name, device) is not plain]
     rest = len(REFERENCE) - len(ours)
     kernels = f"{', '.join(ours) or 'none of our own'}; torch's reference for the other {rest}"
     return facts | {"kernels": kernels}
+
+
+def speed_table(found: Profile) -> list[list[str]]:
+    """Return rows of text: a header, GFLOP/s of each product by number format, and all of them together."""
+    formats = list(found.products)
+    rates: dict[str, dict[str, str]] = {}
+    for one in found.table:
+        case = f"{one.direction}   {one.rows} x {one.inputs} x {one.outputs}"
+        rates.setdefault(case, {})[one.dtype] = f"{one.rate / 1e9:.3g}"
+    rates["together"] = {dtype: f"{rate / 1e9:.3g}" for dtype, rate in found.products.items()}
+    rows = [[case, *(by_format.get(dtype, "-") for dtype in formats)] for case, by_format in rates.items()]
+    return [["products, GFLOP/s (rows x in x out)", *formats], *rows]
 
 
 def _version(name: str) -> str | None:

@@ -49,7 +49,21 @@ def require_same_settings(folder: Path, chosen: Recipe) -> None:
         now = _settings(chosen)
         if chosen.adapter is not None:
             del now["method"]  # it is the adapter's, which is compared when it is loaded
-        same_run(folder, _settings(read(folder)), now)
+        before = _settings(read(folder))
+        if before["dtype"] == "auto":  # a recipe that somebody put there, of a run that has not begun
+            before["dtype"] = now["dtype"]
+        same_run(folder, before, now)
+
+
+def as_begun(chosen: Recipe) -> Recipe:
+    """Return a recipe whose dtype is auto with the dtype of the run that its folder holds, if there is one.
+
+    A run goes on in the number format it began with, also on a machine that would choose another.
+    """
+    folder = Path(chosen.output)
+    if chosen.dtype != "auto" or not (folder / "recipe.yaml").exists():
+        return chosen
+    return chosen.model_copy(update={"dtype": read(folder).dtype})
 
 
 def claim(folder: Path, identity: dict[str, Any]) -> None:

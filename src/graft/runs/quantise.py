@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers.utils.logging import disable_progress_bar
 
 from graft import seedling
@@ -48,6 +49,9 @@ def quantise(
         if packed_experts(base.model):
             notice("the experts of the mixture are rounded: only codes of linears are chosen by calibration")
         packed_by(base.model, GraftQuantConfig(scheme.name, scheme.block))
+    kind = base.file_dtype if base.file_dtype.itemsize == 2 else torch.bfloat16
+    if kind != base.dtype:
+        base.model.to(kind)  # what is not packed
     disable_progress_bar()
     with output_folder(folder, force=force) as partial:
         base.model.save_pretrained(partial)

@@ -1,8 +1,8 @@
 """Carry out a recipe: base, adapter, data, training, scores, report; the same call continues a stopped run.
 
-A run's folder receives recipe.yaml (which repeats the run), data_report.json, metrics.jsonl, checkpoints/,
-samples.md, adapter/ with tokenizer and template, evaluation.json and report.html; and model/, if the weights
-were random at first.
+A run's folder receives recipe.yaml (which repeats the run, in the same number format), data_report.json,
+metrics.jsonl, checkpoints/, samples.md, adapter/ with tokenizer and template, evaluation.json and
+report.html; and model/, if the weights were random at first.
 
 From `graft train` to the equation: cli/train.py calls `run` here, which hands its work to training/loop.py;
 there training/step.py computes the mean loss of a step from the stage's loss, for most stages that of
@@ -25,12 +25,14 @@ from graft.errors import DataError, UsageError, notice
 from graft.evaluate import losses
 from graft.evaluate.coverage import fingerprint
 from graft.evaluate.usable import WRITING, check_metrics, obstacle
+from graft.models.dtype import AUTO, FORMATS
+from graft.models.load import DTYPES
 from graft.planning.fit import fitting, of_adapter, positions_taken, require_tokenizer
 from graft.recipe import Recipe, read
-from graft.runs.build import feed, load_base
+from graft.runs.build import feed, load_base, settled
 from graft.runs.effect import without_effect
 from graft.runs.hear import heard
-from graft.runs.identity import claim, identity, require_same_settings
+from graft.runs.identity import as_begun, claim, identity, require_same_settings
 from graft.runs.open import Opened
 from graft.runs.page import report
 from graft.runs.score import chosen_rows, score_rows
@@ -46,7 +48,7 @@ class RunObserver(Observer):
     """An observer of training that also receives what happens before and after it."""
 
     def begin(self, facts: dict[str, Any]) -> None:
-        """Receive what will be trained: base, parameters, stored; methods, sites, trained."""
+        """Receive what will be trained: base, parameters, dtype, stored; methods, sites, trained."""
 
     def note(self, text: str) -> None:
         """Receive something that the user must know: a setting, row or model that is not used as it stands.
@@ -108,7 +110,7 @@ def run(
     failed.
     """
     understood: list[str] = []
-    chosen = read(recipe, overrides, understood)
+    chosen = as_begun(read(recipe, overrides, understood))
     observer = observer or RunObserver()
     folder = Path(chosen.output)
     # Before anything is loaded: a second process must learn at once that the folder is in use.
@@ -117,6 +119,7 @@ def run(
     with heard(_note_of(observer)) as notes:
         for text in understood:
             notice(text)
+        chosen = settled(chosen)
         base = load_base(chosen)
         name = folder.resolve().name
         if chosen.adapter is not None:
@@ -150,6 +153,7 @@ def train(
     methods = [{"name": method.name(), **method.config()} for method in adapter.methods]
     settings: dict[str, Any] = {
         "model": base.name or "given",
+        "dtype": next((word for word in FORMATS if DTYPES[word] == base.dtype), AUTO),
         "method": methods if len(methods) > 1 else methods[0],
         "stage": stage,
         "objective": objective,
@@ -305,6 +309,7 @@ def _announce(observer: RunObserver, work: _Work) -> None:
         {
             "base": base.name,
             "parameters": base.count(),
+            "dtype": recipe.dtype,
             "stored": recipe.dtype if recipe.quant == "none" else recipe.quant,
             "methods": [method.name() for method in adapter.methods],
             "sites": len(adapter.inserts),

@@ -57,10 +57,11 @@ def export(
     original: the folder of the weights before quantisation, if it is not base.name.
     force: replace what is in the folder.  lossy: write the model even if the merge loses what was learned.
 
-    A model is merged in fp32 and rounded once to the base's dtype; packed layers become 16-bit unless they
-    stay packed. merge_report.json says what that cost, tensor by tensor. gptq, awq and compressed-tensors
-    round anew, in groups (`four_bit`); bnb writes an nf4 or fp4 base as it is. The written folder is loaded
-    again and measured; certificate.json holds the result. Afterwards the base is as it was.
+    A model is merged in fp32 and rounded once to the base's `file_dtype`; packed layers become 16-bit
+    unless they stay packed. merge_report.json says what that cost, tensor by tensor. gptq, awq and
+    compressed-tensors round anew, in groups (`four_bit`); bnb writes an nf4 or fp4 base as it is. The
+    written folder is loaded again and measured; certificate.json holds the result. Afterwards the base is
+    as it was.
     Raises MergeError if the merge loses what was learned (unless lossy), UsageError for settings that do not
     fit the base, SpaceError if the disk is full.
     """
@@ -132,7 +133,7 @@ def _export_model(
         dequantised = sorted({*unpacked, *(layer for done in source.merged for layer in done.dequantised)})
     facts = {
         "base": source.name,
-        "dtype": str(source.dtype).removeprefix("torch."),
+        "dtype": str(source.file_dtype).removeprefix("torch."),
         "into": settings.into,
         "packed": source.quant if repack else "",
         "dequantised_layers": len(dequantised),
@@ -144,7 +145,7 @@ def _export_model(
     with layout.read(folder, source) as reading:
         certificate = certify(source, folder, to, reading, names, trained=base, notes=notes)
     if names and not lossy:
-        judge_answers(" + ".join(names), certificate["logits"], base.dtype)
+        judge_answers(" + ".join(names), certificate["logits"], base.file_dtype)
 
 
 def _merge(
@@ -160,13 +161,13 @@ def _merge(
         )
     rows = prompts.rows(base, [name])
     before, adapted = answers(base, None, rows), answers(base, name, rows)
-    report = survival(base.adapters[name], repack=repack)
+    report = survival(base.adapters[name], repack=repack, dtype=base.file_dtype)
     stack.enter_context(stacked(base, [name], repack=repack))
     untied = base.merged[-1].untied
     report |= {"adapter": name, "untied": untied, "logits": drift(before, adapted, answers(base, None, rows))}
     if not lossy:
-        judge_survival(name, report, base.dtype, base.quant if repack else "")
-        judge_answers(name, report["logits"], base.dtype)
+        judge_survival(name, report, base.file_dtype, base.quant if repack else "")
+        judge_answers(name, report["logits"], base.file_dtype)
     return report
 
 

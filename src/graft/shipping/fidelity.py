@@ -86,11 +86,12 @@ class Tally:
 
 
 @torch.no_grad()
-def survival(adapter: Adapter, *, repack: bool = False) -> dict[str, Any]:
+def survival(adapter: Adapter, *, repack: bool = False, dtype: torch.dtype | None = None) -> dict[str, Any]:
     """Return {"kept", "noise", "tensors": {site: {"kept", "noise", "norm"}}} of merging `adapter`.
 
     Nothing is merged.  norm: ‖D‖; that of the minima if they hold it.  repack: other packed layers are packed
-    again. Methods that train in place merge exactly and do not appear.
+    again.  dtype: in which other weights are written; None: the base's. Methods that train in place merge
+    exactly and do not appear.
     """
     tally = Tally()
     for site, inserts in places(adapter):
@@ -99,14 +100,15 @@ def survival(adapter: Adapter, *, repack: bool = False) -> dict[str, Any]:
             tally.add(site.name, before, ideal, ideal.to(before.dtype))
         else:
             before, (ideal, _) = site.weight(), folded(site, inserts)
-            tally.add(site.name, before, ideal, _stored(site, ideal.to(before.dtype), repack))
+            tally.add(site.name, before, ideal, _stored(site, ideal, repack, dtype or before.dtype))
     return {"kept": tally.kept, "noise": tally.noise, "tensors": tally.tensors}
 
 
-def _stored(site: Site, weight: torch.Tensor, repack: bool) -> torch.Tensor:
+def _stored(site: Site, ideal: torch.Tensor, repack: bool, dtype: torch.dtype) -> torch.Tensor:
     held = site.held if site.kind == "parameter" else site.module
     if not repack or not isinstance(held, QuantLinear | PackedExperts):
-        return weight
+        return ideal.to(dtype)
+    weight = ideal.to(site.dtype)
     matrices = weight.split(site.out_features) if site.kind == "parameter" else [weight]
     packed = [QuantLinear.pack(matrix, held.scheme) for matrix in matrices]
     nan = torch.full_like(matrices[0], math.nan)

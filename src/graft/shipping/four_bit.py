@@ -57,7 +57,7 @@ def write_bnb(base: "Base", folder: Path, name: str) -> list[str]:
     layers = packed_layers(base.model)
     packed = {path: bnb.pack(path, layer) for path, layer in layers.items()}
     scheme = next(iter(layers.values())).scheme
-    settings = bnb.settings(scheme, base.dtype, _skipped(base.model, layers))
+    settings = bnb.settings(scheme, base.file_dtype, _skipped(base.model, layers))
     return [path for path in _write(base, folder, name, packed, settings) if path not in packed]
 
 
@@ -107,7 +107,7 @@ def _rounded(
 ) -> dict[str, dict[str, Tensor]]:
     """Return the tensors of these layers, from W + D before any rounding.  names: adapters, not merged."""
     keys = {f"{path}.weight": path for path in layers}
-    dtype, packed = form.scale_dtype(base.dtype), {}
+    dtype, packed = form.scale_dtype(base.file_dtype), {}
     with _wide(base.model):
         for key, _, weight in ideal(base, names):
             if path := keys.get(key):
@@ -154,7 +154,7 @@ def _write(
     base: "Base", folder: Path, name: str, packed: dict[str, dict[str, Tensor]], config: dict[str, Any]
 ) -> list[str]:
     """Write the folder, with these tensors in place of their layers' weights; return what was unpacked."""
-    clone, unpacked = checked_copy(base.model)
+    clone, unpacked = checked_copy(base.model, dtype=base.file_dtype)
     clone.config.quantization_config = config
     state = clone.state_dict()
     for path, tensors in packed.items():

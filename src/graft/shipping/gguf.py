@@ -67,7 +67,7 @@ def write_gguf(base: "Base", folder: Path, form: str) -> tuple[list[str], str]:
     transformers.
     """
     arch = check(base, form)
-    model, unpacked = checked_copy(base.model)
+    model, unpacked = checked_copy(base.model, dtype=base.file_dtype)
     config, rows = model.config, base.model.get_input_embeddings().weight.shape[0]
     keys = {
         "general.type": "model",
@@ -91,10 +91,9 @@ def write_gguf(base: "Base", folder: Path, form: str) -> tuple[list[str], str]:
         for path, layer in packed_layers(base.model).items()
         if _holds(form, layer)
     }
-    others = (
-        next(word for word in ("f32", "f16", "bf16") if FORMS[word].dtype == base.dtype) if exact else form
-    )
-    forms = {name: form if name in exact else _form(name, t, others, base.dtype) for name, t in state.items()}
+    kind = base.file_dtype
+    others = next(word for word in ("f32", "f16", "bf16") if FORMS[word].dtype == kind) if exact else form
+    forms = {name: form if name in exact else _form(name, t, others, kind) for name, t in state.items()}
 
     def stored(name: str) -> Tensor:
         if name in exact:

@@ -6,6 +6,7 @@ itself stays untouched; transformers writes the files.
 """
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,7 @@ def write_model(base: "Base", folder: Path, *, packed: bool = False, shard: str 
     packed: leave packed layers as they are.  shard: largest size of one file, in transformers' words.
     Raises ModelError if a tensor is not finite or did not reach the file.
     """
-    clone, unpacked = checked_copy(base.model, packed=packed)
+    clone, unpacked = checked_copy(base.model, packed=packed, dtype=base.file_dtype)
     write_state(base, clone, clone.state_dict(), folder, shard=shard)
     return unpacked
 
@@ -51,18 +52,24 @@ def write_state(
     _written(state, folder)
 
 
-def checked_copy(model: nn.Module, *, packed: bool = False) -> tuple[Any, list[str]]:
+def checked_copy(
+    model: nn.Module, *, packed: bool = False, dtype: torch.dtype | None = None
+) -> tuple[Any, list[str]]:
     """Return `plain_copy`. Raises ModelError if a number of it is not finite."""
-    clone, unpacked = plain_copy(model, packed=packed)
+    clone, unpacked = plain_copy(model, packed=packed, dtype=dtype)
     require_finite(clone.named_parameters(), ModelError, "merge an adapter whose training did not diverge")
     return clone, unpacked
 
 
-def plain_copy(model: Any, *, packed: bool = False) -> tuple[Any, list[str]]:
+def plain_copy(
+    model: Any, *, packed: bool = False, dtype: torch.dtype | None = None
+) -> tuple[Any, list[str]]:
     """Return a clone that shares its tensors with `model`, and the names of layers that were packed.
 
-    The clone is in 16 or 32 bits.  packed: packed layers stay so, and are not named.
+    The clone is in 16 or 32 bits.  packed: packed layers stay so, and are not named.  dtype: of its weights,
+    if it is not the model's; those are copies then, each rounded once.
     """
+    rounded = _rounding(model, dtype)
     config = copy.deepcopy(model.config)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
@@ -72,13 +79,16 @@ def plain_copy(model: Any, *, packed: bool = False) -> tuple[Any, list[str]]:
     clone = _empty(model, config)
     layers, experts = packed_layers(model), packed_experts(model)
     inside = tuple(f"{name}." for name in (*layers, *experts))
-    state = {key: tensor for key, tensor in model.state_dict().items() if not key.startswith(inside)}
+    state = {
+        key: rounded(key, tensor) for key, tensor in model.state_dict().items() if not key.startswith(inside)
+    }
     for name, module in layers.items():
-        state[f"{name}.weight"] = module.codes if packed else module.weight
+        key = f"{name}.weight"
+        state[key] = module.codes if packed else rounded(key, module.weight)
         if module.bias is not None:
-            state[f"{name}.bias"] = module.bias
+            state[f"{name}.bias"] = rounded(f"{name}.bias", module.bias)
     for name, matrices in experts.items():
-        state[name] = matrices.layers[0].codes if packed else matrices.weight
+        state[name] = matrices.layers[0].codes if packed else rounded(name, matrices.weight)
     if state.keys() - clone.state_dict().keys():
         clone = _with_biases(model, config, state)
     if packed and experts:
@@ -95,6 +105,16 @@ def plain_copy(model: Any, *, packed: bool = False) -> tuple[Any, list[str]]:
     if clone.can_generate():
         clone.generation_config = _saveable(copy.deepcopy(model.generation_config))
     return clone.eval(), [] if packed else [*layers, *experts]
+
+
+def _rounding(model: Any, dtype: torch.dtype | None) -> Callable[[str, torch.Tensor], torch.Tensor]:
+    """Return what a tensor of a key becomes in files of this dtype; buffers, and what transformers keeps in
+    fp32 there, stay as they are.
+    """
+    if dtype in (None, model.get_input_embeddings().weight.dtype):
+        return lambda key, tensor: tensor
+    stay = (*model._get_dtype_plan(dtype), *(name for name, _ in model.named_buffers()))
+    return lambda key, tensor: tensor if any(word in key for word in stay) else tensor.detach().to(dtype)
 
 
 def _pack(clone: Any, layers: dict[str, QuantLinear], state: dict[str, torch.Tensor]) -> None:

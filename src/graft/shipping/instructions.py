@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from graft.core.positions import context_length
 from graft.data.rows import BadRow
 from graft.data.templates import Template, affixes, source
-from graft.generate.generate import end_tokens
+from graft.generate.prompts import end_tokens
 
 if TYPE_CHECKING:
     from graft.base.base import Base

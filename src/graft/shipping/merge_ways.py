@@ -71,6 +71,7 @@ def original_of(base: "Base", names: Sequence[str], folder: str | Path | None = 
     """
     where = folder or base.name
     original = load(where, "none", described(base)["dtype"], device=base.device)
+    original.file_dtype = base.file_dtype
     as_stored = folder is None and getattr(getattr(base.model, "hf_quantizer", None), "pre_quantized", False)
     if as_stored or original.quant != "none":
         raise UsageError(
@@ -124,7 +125,7 @@ def _tried(
     repack, reports = into == "packed", []
     for done, name in enumerate(adapters):
         with stacked(source, adapters[:done], repack=repack):
-            reports.append(survival(source.adapters[name], repack=repack))
+            reports.append(survival(source.adapters[name], repack=repack, dtype=base.file_dtype))
     with stacked(source, adapters, repack=repack):
         merged = answers(source, None, rows)
     return min(one["kept"] for one in reports), max(one["noise"] for one in reports), merged
@@ -133,5 +134,5 @@ def _tried(
 def _bits(base: "Base", into: str) -> float:
     """Return the bits per weight of the layers in question."""
     if into != "packed":
-        return float(torch.finfo(base.dtype).bits)
+        return float(torch.finfo(base.file_dtype).bits)
     return next(iter(packed_layers(base.model).values())).scheme.bits
