@@ -1,4 +1,4 @@
-"""The native decoder against transformers: logits, greedy tokens, rows of different adapters, slots that come and go."""
+"""The native decoder against transformers: logits, tokens, rows of different adapters, slots."""
 
 import random
 
@@ -251,10 +251,21 @@ def test_other_models_are_refused_with_a_reason(family, changes):
 
 def test_a_module_that_computes_something_else_is_found_by_the_probe():
     model = tiny_model("llama")
-    model.model.layers[1].mlp.register_forward_hook(lambda module, args, output: output * 1.01)
+    model.model.layers[
+        1
+    ].mlp.act_fn = torch.nn.Tanh()  # the first layer's is read, and all are taken for alike
     found = NativeDecoder(model)
     assert found.stepper({}) is None
     assert "differ" in found.reason
+
+
+def test_a_hook_of_somebody_else_sees_the_models_own_forward():
+    base = Base(tiny_model("llama"))
+    assert base.native_stepper() is not None
+    handle = base.model.model.layers[0].register_forward_hook(lambda module, args, output: None)
+    assert base.native_stepper() is None
+    handle.remove()
+    assert base.native_stepper() is not None
 
 
 def test_only_low_rank_updates_of_the_blocks_are_served():

@@ -1,4 +1,4 @@
-"""The native decoder of a base: read from a transformers model by what it is made of, and tried before it is used.
+"""The native decoder of a base: read from a model by what it is made of, and tried before it is used.
 
 Models of Llama's kind (Llama, Mistral, Qwen 2 and 3, Gemma, SmolLM, the seedling) fit. A model of another
 kind, or one whose probe differs, is no error: its texts are written by its own forward.
@@ -36,7 +36,7 @@ class Unlike(Exception):
 
 
 class NativeDecoder:
-    """The native decoder of one model, built when it is first asked for, and anew when weights have changed."""
+    """The native decoder of one model, read when it is asked for, and again when weights have changed."""
 
     def __init__(self, model: Any) -> None:
         self._model = model
@@ -56,7 +56,7 @@ class NativeDecoder:
         return NativeStepper(decoder, read.angles, lambda name: self.updates(adapters[name]))
 
     def serves(self, adapter: Adapter | None) -> bool:
-        """Return whether rows of an adapter can be written here: it adds low-rank updates to linears of blocks."""
+        """Return whether an adapter only adds low-rank updates to linears of the blocks."""
         return adapter is None or _places(adapter, self._model) is not None
 
     def updates(self, adapter: Adapter) -> Updates:
@@ -66,7 +66,7 @@ class NativeDecoder:
         return Updates(places, len(_stack(self._model).layers), self._dtype())
 
     def _dtype(self) -> torch.dtype:
-        """The format of activations: of the cache and of the updates' factors, which the model casts to it."""
+        """The format of activations, of the cache, and of the factors of updates."""
         dtype: torch.dtype = self._model.get_input_embeddings().weight.dtype
         return dtype
 
@@ -74,6 +74,9 @@ class NativeDecoder:
         """Return what was read of the model, if its weights are still those; else read and try it again."""
         if not native.usable():
             self.reason = "the native kernels are switched off"
+            return None
+        if _watched(self._model):
+            self.reason = "somebody's hooks or methods want to see the model's own forward"
             return None
         state = _state(self._model)
         if state != self._state:
@@ -149,7 +152,7 @@ class _Read:
         _require(not unread, "all parameters known", f"{len(unread)} others")
 
     def angles(self, capacity: int) -> tuple[Tensor, Tensor]:
-        """Return the cosines and sines of `capacity` positions, (tables, capacity, half), by the model's module."""
+        """Return the cosines and sines of `capacity` positions, (tables, capacity, half)."""
         rotary = self._stack.rotary_emb
         kinds = getattr(rotary, "rope_type", "default")
         for kind in kinds.values() if isinstance(kinds, dict) else [kinds]:
@@ -212,7 +215,7 @@ class _Read:
         return weight
 
     def _norm(self, module: Any) -> tuple[Tensor, float]:
-        """Return what a norm multiplies x / rms(x) with, which some keep as the difference from 1; and its ε."""
+        """Return what a norm multiplies x / rms(x) with, (some keep it less 1), and its ε."""
         epsilon = float(getattr(module, "variance_epsilon", getattr(module, "eps", 0)) or 0)
         weight = self._fp32(module.weight)
         assert weight is not None
@@ -269,6 +272,15 @@ def _sixteen_bits(head: Tensor) -> Tensor:
         if not torch.equal(part, part.bfloat16().float()):
             return head
     return head.bfloat16()
+
+
+def _watched(model: Any) -> bool:
+    """Return whether a module has a hook or a forward that is not Graft's."""
+    added: list[Any] = []
+    for module in model.modules():
+        added += [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+        added += [module.__dict__["forward"]] if "forward" in module.__dict__ else []
+    return not all(getattr(getattr(f, "func", f), "__module__", "").startswith("graft.") for f in added)
 
 
 def _state(model: Any) -> tuple[Any, ...]:

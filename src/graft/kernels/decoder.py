@@ -1,8 +1,8 @@
 """One step of a decoder of Llama's kind in one C call: tokens of several texts in, logits out.
 
-`csrc/decoder.h` says what a step computes. This file describes a model, its cache of keys and values and the low-rank
-updates of its rows for C. There is no torch reference here: the model's own forward is one, and is used
-where this cannot be (see `graft.base.native_decoder`).
+`csrc/decoder.h` says what a step computes. This file describes a model, its cache of keys and values and the
+low-rank updates of its rows for C. There is no torch reference here: the model's own forward is one, and
+is used where this cannot be (see `graft.base.native_decoder`).
 """
 
 import ctypes
