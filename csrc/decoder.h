@@ -6,6 +6,8 @@
 // together, in one parallel region, with a barrier between its parts; every number is computed by one thread in one
 // order, so results depend neither on threads nor on the other rows.
 
+#include <sched.h>
+
 // Linears of a layer, in this order.
 enum { Q, K, V, O, GATE, UP, DOWN, LINEARS };
 
@@ -59,21 +61,30 @@ typedef struct {
   float *low;          // (m, LINEARS, low_stride): A x
   few_x x, mixed, mid, last;  // what enters q k v, gate, up; o; down; the head
   int failed;
+  int arrived __attribute__((aligned(64)));  // at all barriers together
 } decoding;
 
 // One thread of it.
 typedef struct {
-  int me, all;
+  int me, all, met;    // met: barriers that it has passed
   few_plan plan;       // the last one, for its tables
   float *scores;
   float *q;
 } decoding_thread;
 
-#if defined(_OPENMP)
-#define BARRIER _Pragma("omp barrier")
-#else
-#define BARRIER
+// Wait until every thread is here. OpenMP's own barrier spins long: two threads that the system has put on one core
+// would keep each other from working.
+static void meet(decoding *s, decoding_thread *t) {
+  if (t->all == 1) return;
+  int goal = ++t->met * t->all;
+  __atomic_add_fetch(&s->arrived, 1, __ATOMIC_ACQ_REL);
+  for (int turns = 0; __atomic_load_n(&s->arrived, __ATOMIC_ACQUIRE) < goal; turns++) {
+    if (turns > 4000) sched_yield();
+#if defined(__x86_64__)
+    else __builtin_ia32_pause();
 #endif
+  }
+}
 
 // The part of n things that a thread takes, in whole units.
 INLINE int64_t part_of(int64_t n, int64_t unit, int place, int all) {
@@ -343,35 +354,35 @@ static void layer_step(decoding *s, decoding_thread *t, int64_t layer) {
   int64_t q = d->heads * d->dim, kv = d->kv_heads * d->dim, stride = q + 2 * kv, low = layer * LINEARS;
   const float *after = layer ? d->layer[layer - 1].after_mlp_norm : 0;
   for (int64_t row = first; row < last; row++) enter(s, row, after, layer > 0, of->attention_norm, &s->x, row);
-  BARRIER
-  if (shrink(s, t, &s->x, d->width, low + Q, 3)) { BARRIER }
+  meet(s, t);
+  if (shrink(s, t, &s->x, d->width, low + Q, 3)) meet(s, t);
   linear(s, t, &s->x, layer, Q, s->qkv, stride);
   linear(s, t, &s->x, layer, K, s->qkv + q, stride);
   linear(s, t, &s->x, layer, V, s->qkv + q + kv, stride);
-  BARRIER
+  meet(s, t);
   place_heads(s, t, layer);
-  BARRIER
+  meet(s, t);
   attention(s, t, layer);
-  BARRIER
+  meet(s, t);
   if (s->mixed.nibbles || s->mixed.sums) {
     int64_t groups = s->mixed.padded / GROUP;
     for (int64_t i = part_of(s->m * groups, 1, t->me, t->all); i < part_of(s->m * groups, 1, t->me + 1, t->all); i++)
       few_arrange(&s->mixed, i / groups, i % groups * GROUP, (i % groups + 1) * GROUP);
   }
   shrink(s, t, &s->mixed, q, low + O, 1);
-  BARRIER
+  meet(s, t);
   linear(s, t, &s->mixed, layer, O, s->out, d->width);
-  BARRIER
+  meet(s, t);
   for (int64_t row = first; row < last; row++) enter(s, row, of->after_attention_norm, 1, of->mlp_norm, &s->x, row);
-  BARRIER
-  if (shrink(s, t, &s->x, d->width, low + GATE, 2)) { BARRIER }
+  meet(s, t);
+  if (shrink(s, t, &s->x, d->width, low + GATE, 2)) meet(s, t);
   linear(s, t, &s->x, layer, GATE, s->gate, d->inner);
   linear(s, t, &s->x, layer, UP, s->up, d->inner);
   gated(s, t);
-  BARRIER
-  if (shrink(s, t, &s->mid, d->inner, low + DOWN, 1)) { BARRIER }
+  meet(s, t);
+  if (shrink(s, t, &s->mid, d->inner, low + DOWN, 1)) meet(s, t);
   linear(s, t, &s->mid, layer, DOWN, s->out, d->width);
-  BARRIER
+  meet(s, t);
 }
 
 static void whole_step(decoding *s, decoding_thread *t, float *logits) {
@@ -385,7 +396,7 @@ static void whole_step(decoding *s, decoding_thread *t, float *logits) {
   int64_t wanted = s->b->wanted;
   for (int64_t i = part_of(wanted, 1, t->me, t->all); i < part_of(wanted, 1, t->me + 1, t->all); i++)
     enter(s, s->b->answers[i], d->layer[d->layers - 1].after_mlp_norm, 1, d->norm, &s->last, i);
-  BARRIER
+  meet(s, t);
   project(s, t, logits);
 }
 
@@ -437,7 +448,7 @@ int KERNEL(decoder_step)(const graft_decoder *d, const graft_batch *b, float *lo
     t.q = scratch_of(&decoder_own, sizeof(float) * (size_t)(2 * s.padded_dim + b->capacity + VW));
     if (t.q) t.scores = t.q + 2 * s.padded_dim;
     else missing = 1;
-    BARRIER
+    meet(&s, &t);
     if (!missing) {
       memset(t.q, 0, sizeof(float) * (size_t)s.padded_dim);
       whole_step(&s, &t, logits);
