@@ -18,3 +18,4 @@
 #include "attention_backward.h"
 #include "norm.h"
 #include "elementwise.h"
+#include "decoder.h"

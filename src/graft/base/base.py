@@ -29,6 +29,8 @@ from graft.base.last_hidden import LanguageHead, captured
 from graft.base.merging import Merged, Merges
 from graft.base.mixing import Mixing
 from graft.base.module_hooks import ModuleHooks
+from graft.base.native_decoder import NativeDecoder
+from graft.base.native_stepper import NativeStepper
 from graft.base.neighbours import Sharing
 from graft.base.probes import leak
 from graft.base.select import count_rows
@@ -88,6 +90,7 @@ class Base:
         self._liveness, self._mixing = liveness.Liveness(model), Mixing(model, self._choice)
         self._dropout = SilentDropout(model)
         self._compiled = Compiled(model)
+        self._native = NativeDecoder(model)
         self._head = LanguageHead(model, self.family, values=self.has_values)
         self._fingerprint = ""
         self._faster = Faster(model, attention)
@@ -391,6 +394,14 @@ class Base:
         """
         inserts = self.adapters[name].inserts if name else []
         return self.cacheable([name]) and not any(site.kind == "stack" for site, _ in inserts)
+
+    def native_stepper(self) -> NativeStepper | None:
+        """Return the kernels' stepper of this model as it is now; None if they do not compute its kind."""
+        return self._native.stepper(self.adapters)
+
+    def in_native(self, name: str | None) -> bool:
+        """Return whether that stepper writes text under an adapter."""
+        return self._native.serves(self._choice.usable(name) if name else None)
 
     def sharing(self) -> Sharing:
         """Return which rows may share a batch in which text is written (`graft.base.neighbours`)."""
