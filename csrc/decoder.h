@@ -111,8 +111,8 @@ INLINE void normalise(float *x, const float *weight, int64_t n, float epsilon) {
 }
 
 // Add what the last part left (after a norm of its own), and write norm(h) of a row as row `to` of x.
-static void enter(const decoding *s, int64_t row, const float *after, int pending, const float *weight, const few_x *x,
-                  int64_t to) {
+static void enter(const decoding *s, int64_t row, const float *after, int pending, const float *weight,
+                  const few_x *x, int64_t to) {
   int64_t n = s->d->width;
   float *h = s->h + row * n, *out = s->out + row * n;
   if (pending && after) normalise(out, after, n, s->d->epsilon);
@@ -158,7 +158,8 @@ static int shrink(decoding *s, decoding_thread *t, const few_x *x, int64_t colum
       graft_weight A = {.kind = u->dtype, .rows = u->r, .columns = columns, .codes = u->A};
       few_plan plan = few_planned(&A, 0);
       float *low = s->low + l * s->low_stride + first;  // of row 0
-      if (few_rows(&plan, x, (few_span){row, run_end(s, row)}, first, last, low, LINEARS * s->low_stride, 0)) s->failed = 1;
+      few_span span = {row, run_end(s, row)};
+      if (few_rows(&plan, x, span, first, last, low, LINEARS * s->low_stride, 0)) s->failed = 1;
     }
   return 1;
 }
@@ -322,7 +323,8 @@ static void gated(const decoding *s, const decoding_thread *t) {
         int64_t count = least(VW, last - i);
         vf g = vf_load_n(s->gate + row * n + i, count), z = g;
         if (s->d->gelu) z = g * vf_fma(g * g, vf_set(2 * 0.7978845608f * 0.044715f), vf_set(2 * 0.7978845608f));
-        vf_store_n(s->mid.plain + few_at(&s->mid, row, i), g * sigmoid(z) * vf_load_n(s->up + row * n + i, count), count);
+        vf all = g * sigmoid(z) * vf_load_n(s->up + row * n + i, count);
+        vf_store_n(s->mid.plain + few_at(&s->mid, row, i), all, count);
       }
       few_arrange(&s->mid, row, c, c + GROUP);
     }
