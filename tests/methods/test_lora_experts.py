@@ -100,7 +100,7 @@ def test_the_update_is_that_of_the_weights(family):
     base = Base(copy.deepcopy(model))
     names = ("input_linear.weight", "output_linear.weight") if family == "jetmoe" else EXPERTS
     adapter = base.attach("x", LoRA(r=3, lora_alpha=6, target_modules=(), target_parameters=names))
-    assert_close(bare := base(**inputs("llama")).logits, logits(model), atol=0, rtol=0)
+    assert_close(bare := base(**inputs("llama")).logits, logits(model), atol=1e-5, rtol=1e-5)
     randomise(adapter)
     parameters = dict(model.named_parameters())
     with torch.no_grad():

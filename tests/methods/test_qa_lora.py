@@ -124,7 +124,8 @@ def test_a_merged_base_stays_packed_saves_loads_and_comes_apart_again(group, tmp
     assert_close(after, attached, atol=0.05, rtol=0.05)  # 14 layers of rounded minima
     assert (attached - before).abs().max() > 20 * (after - attached).abs().max()
     model.save_pretrained(tmp_path)
-    assert torch.equal(LlamaForCausalLM.from_pretrained(tmp_path)(batch["ids"]).logits, after)
+    opened = LlamaForCausalLM.from_pretrained(tmp_path)
+    assert_close(opened(batch["ids"]).logits, after, atol=1e-5, rtol=1e-5)
     base.unmerge("x")
     assert torch.equal(base(**batch).logits, before)
 

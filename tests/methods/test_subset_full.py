@@ -46,6 +46,7 @@ def test_packed_weights_refuse_to_be_trained_and_say_what_fits():
 
 def test_ten_full_steps_equal_training_the_model_itself():
     theirs, base, batch = tiny_model("llama"), tiny_base(), inputs("llama")
+    base.faster(False)  # AdamW makes much of the last bits of small gradients
     theirs.requires_grad_(True)
     adapter = base.attach("x", Full())
     optimizers = [torch.optim.AdamW(ps, lr=1e-3) for ps in (theirs.parameters(), adapter.parameters())]

@@ -33,7 +33,8 @@ class Faster:
             return
         self._linears.put_on()
         for module in self._model.modules():
-            with unset_fake_temporarily():  # classes are tried with real numbers, for a plan's model too
+            # Classes are tried with real numbers, for a plan's model too, and leave torch's generator alone.
+            with unset_fake_temporarily(), torch.random.fork_rng(devices=[]):
                 forward = None if "forward" in vars(module) else faster_forward(module)
             if forward is not None:
                 # A bound method, so that a copy of the model runs on the copy's weights.
