@@ -1,0 +1,154 @@
+"""The operations of `graft.kernels` on a CUDA device: Triton's kernels, bitsandbytes' where it has the same.
+
+    few rows of x     a product that decodes in registers
+    many rows         decode into a workspace that is used again, then torch's product
+
+Triton is imported at the first call. Without it, on fake tensors and for layouts that the kernels do not know,
+torch's references do the work. With TRITON_INTERPRET=1 in the environment Triton interprets the kernels on
+tensors of the processor; the tests do that.
+"""
+
+import functools
+import importlib.util
+import math
+import os
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from graft.kernels import bitsandbytes_cuda, groups, reference
+from graft.kernels.packed import Grouped, Packed
+
+__all__ = [
+    "dequantise",
+    "dequantise_groups",
+    "linear",
+    "linear_backward",
+    "linear_backward_groups",
+    "linear_groups",
+]
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+FEW = 16  # rows of x that a product decodes for: see `triton_packed.MOST_ROWS`
+_workspaces: dict[tuple[torch.device, int], Tensor] = {}
+
+
+def installed() -> bool:
+    """Return whether Triton can be found, without importing it."""
+    return importlib.util.find_spec("triton") is not None
+
+
+@functools.cache
+def working() -> bool:
+    """Return whether Triton can be imported: one that does not fit the driver or Python may fail."""
+    try:
+        import triton  # noqa: F401
+    except Exception:  # whatever a broken installation raises, torch's references still work
+        return False
+    return True
+
+
+def usable(*tensors: Tensor | None) -> bool:
+    """Return whether Triton's kernels can work on these: real tensors of one device that it serves."""
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    serves = "cpu" if interpreted else "cuda"
+    for tensor in tensors:
+        if tensor is None:
+            continue
+        if type(tensor) not in (Tensor, torch.nn.Parameter) or tensor.device.type != serves:
+            return False
+    return working()
+
+
+def _decodes(weight: Packed | Grouped, dtype: torch.dtype) -> bool:
+    if dtype not in DTYPES or not usable(*(t for t in weight if isinstance(t, Tensor))):
+        return False
+    from graft.kernels import triton_packed
+
+    return triton_packed.decodes(weight)
+
+
+def _values(weight: Packed | Grouped, out: Tensor) -> Tensor:
+    if isinstance(weight, Packed) and bitsandbytes_cuda.dequantise(weight, out):
+        return out
+    from graft.kernels import triton_packed
+
+    return triton_packed.dequantise(weight, out)
+
+
+def dequantise(weight: Packed, dtype: torch.dtype) -> Tensor:
+    if not _decodes(weight, dtype):
+        return reference.dequantise(weight, dtype)
+    return _values(weight, _fresh(weight, dtype))
+
+
+def dequantise_groups(weight: Grouped, dtype: torch.dtype) -> Tensor:
+    if not _decodes(weight, dtype):
+        return groups.dequantise_groups(weight, dtype)
+    return _values(weight, _fresh(weight, dtype))
+
+
+def linear(x: Tensor, weight: Packed, bias: Tensor | None) -> Tensor:
+    ready = usable(x, bias) and _decodes(weight, x.dtype)
+    return _linear(x, weight, bias) if ready else reference.linear(x, weight, bias)
+
+
+def linear_groups(x: Tensor, weight: Grouped, bias: Tensor | None) -> Tensor:
+    ready = usable(x, bias) and _decodes(weight, x.dtype)
+    return _linear(x, weight, bias) if ready else groups.linear_groups(x, weight, bias)
+
+
+def linear_backward(dy: Tensor, weight: Packed) -> Tensor:
+    ready = usable(dy) and _decodes(weight, dy.dtype)
+    return _backward(dy, weight) if ready else reference.linear_backward(dy, weight)
+
+
+def linear_backward_groups(dy: Tensor, weight: Grouped) -> Tensor:
+    ready = usable(dy) and _decodes(weight, dy.dtype)
+    return _backward(dy, weight) if ready else groups.linear_backward_groups(dy, weight)
+
+
+def _fresh(weight: Packed | Grouped, dtype: torch.dtype) -> Tensor:
+    return torch.empty(len(weight.codes), weight.columns, dtype=dtype, device=weight.codes.device)
+
+
+def _scratch(x: Tensor, weight: Packed | Grouped) -> Tensor:
+    """Return memory for a weight's values in x's dtype, in the workspace of the current stream."""
+    wanted_for_gradient = torch.is_grad_enabled() and x.requires_grad  # torch keeps them till backward
+    if wanted_for_gradient or (x.is_cuda and torch.cuda.is_current_stream_capturing()):
+        return _fresh(weight, x.dtype)  # a graph has memory of its own, and runs on other streams
+    rows, columns = len(weight.codes), weight.columns
+    needed = rows * columns * x.element_size()
+    key = x.device, torch.cuda.current_stream(x.device).cuda_stream if x.is_cuda else 0
+    held = _workspaces.get(key)
+    if held is None or held.numel() < needed:
+        _workspaces.pop(key, None)
+        del held  # so that its memory can be part of the larger one
+        held = _workspaces[key] = torch.empty(needed, dtype=torch.uint8, device=x.device)
+    return held[:needed].view(x.dtype).view(rows, columns)
+
+
+def free_workspaces() -> None:
+    """Give the memory of all workspaces back to torch."""
+    _workspaces.clear()
+
+
+def _linear(x: Tensor, weight: Packed | Grouped, bias: Tensor | None) -> Tensor:
+    many = math.prod(x.shape[:-1])
+    few = 0 < many <= FEW and not (torch.is_grad_enabled() and x.requires_grad) and len(weight.codes) > 0
+    if not few:
+        return F.linear(x, _values(weight, _scratch(x, weight)), bias)
+    rows = x.reshape(many, x.shape[-1]).contiguous()
+    out = bitsandbytes_cuda.product(rows, weight, bias) if isinstance(weight, Packed) else None
+    if out is None:
+        from graft.kernels import triton_packed
+
+        if not triton_packed.multiplies(weight):
+            return F.linear(x, _values(weight, _scratch(x, weight)), bias)
+        out = triton_packed.product(rows, weight, bias)
+    return out.view(*x.shape[:-1], len(weight.codes))
+
+
+def _backward(dy: Tensor, weight: Packed | Grouped) -> Tensor:
+    return dy @ _values(weight, _scratch(dy, weight))
