@@ -113,12 +113,12 @@ def _multiplies_alike(device: torch.device, dtype: torch.dtype, book: Codebook, 
 
 def _example(device: torch.device, book: Codebook, *, nested: bool) -> Packed:
     values = torch.linspace(-3, 3, TRIED[0] * TRIED[1], device=device).sin().view(TRIED)
-    codes, absmax = reference.quantise_4bit(values * torch.arange(1, TRIED[0] + 1, device=device)[:, None], book, 64)
+    codes, absmax = reference.quantise_4bit(
+        values * torch.arange(1, TRIED[0] + 1, device=device)[:, None], book, 64
+    )
     if not nested:
         return Packed(codes, absmax, book, 64, TRIED[1])
     small = torch.arange(absmax.numel(), device=device).to(torch.uint8).view(absmax.shape)
     outer = torch.tensor([0.7], device=device)
     levels = Codebook("example", tuple(i / 255 for i in range(256)))
-    return Packed(
-        codes, small, book, 64, TRIED[1], Nested(outer, torch.tensor([0.3], device=device), levels)
-    )
+    return Packed(codes, small, book, 64, TRIED[1], Nested(outer, torch.tensor([0.3], device=device), levels))

@@ -1,7 +1,10 @@
 """The operations of `graft.kernels` on a CUDA device: Triton's kernels, bitsandbytes' where it has the same.
 
-    few rows of x     a product that decodes in registers
-    many rows         decode into a workspace that is used again, then torch's product
+    linear, few rows of x     a product that decodes in registers
+    linear, many rows         decode into a workspace that is used again, then torch's product
+    norm, gated, rotary       a block's other parts in one pass each, forward and backward
+    token_logprobs            a chunk of logits that becomes its gradient
+    adamw                     a tensor's update in one pass
 
 Triton is imported at the first call. Without it, on fake tensors and for layouts that the kernels do not know,
 torch's references do the work. With TRITON_INTERPRET=1 in the environment Triton interprets the kernels on
@@ -12,13 +15,14 @@ import functools
 import importlib.util
 import math
 import os
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from graft.kernels import bitsandbytes_cuda, groups, reference
-from graft.kernels.packed import Grouped, Packed
+from graft.kernels.packed import Codebook, Grouped, Packed
 
 __all__ = [
     "dequantise",
@@ -30,6 +34,7 @@ __all__ = [
 ]
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+ACTIVATIONS = ("silu", "gelu_tanh", "gelu", "relu")
 FEW = 16  # rows of x that a product decodes for: see `triton_packed.MOST_ROWS`
 _workspaces: dict[tuple[torch.device, int], Tensor] = {}
 
@@ -59,6 +64,14 @@ def usable(*tensors: Tensor | None) -> bool:
         if type(tensor) not in (Tensor, torch.nn.Parameter) or tensor.device.type != serves:
             return False
     return working()
+
+
+def fits(*tensors: Tensor | None) -> bool:
+    """Return whether the kernels of a block's parts can work on these, of one format, outside of compiled code."""
+    dtypes = {t.dtype for t in tensors if t is not None}
+    return (
+        len(dtypes) == 1 and dtypes <= set(DTYPES) and not torch.compiler.is_compiling() and usable(*tensors)
+    )
 
 
 def _decodes(weight: Packed | Grouped, dtype: torch.dtype) -> bool:
@@ -152,3 +165,57 @@ def _linear(x: Tensor, weight: Packed | Grouped, bias: Tensor | None) -> Tensor:
 
 def _backward(dy: Tensor, weight: Packed | Grouped) -> Tensor:
     return dy @ _values(weight, _scratch(dy, weight))
+
+
+def norm(
+    x: Tensor, weight: Tensor, bias: Tensor | None, *, eps: float, centred: bool, plus: float
+) -> Tensor | None:
+    """Return RMSNorm of x (..., n), or LayerNorm if `centred`, of tensors that `fits`; None if n is too large.
+
+    weight, bias: (n,).  plus: is added to the weight.
+    """
+    from graft.kernels import triton_blocks
+
+    if not 0 < x.shape[-1] <= triton_blocks.WIDEST:
+        return None
+    return triton_blocks.norm(x, weight, bias, eps=eps, centred=centred, plus=plus)
+
+
+def gated(gate: Tensor, up: Tensor, activation: str) -> Tensor:
+    """Return act(gate) · up, of one shape, that `fits`.  activation: one of `ACTIVATIONS`."""
+    from graft.kernels import triton_blocks
+
+    return triton_blocks.gated(gate, up, ACTIVATIONS.index(activation))
+
+
+def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Return x (B, H, T, D) turned by its positions, D even; x fits, and cos and sin (B or 1, T, D) do."""
+    from graft.kernels import triton_blocks
+
+    return triton_blocks.rotary(x, cos, sin)
+
+
+def token_logprobs(
+    logits: Tensor, labels: Tensor, logprobs: Tensor, hits: Tensor, *, scale: float, cap: float, wanted: bool
+) -> None:
+    """Write what labels score, and the gradient over the logits if it is `wanted`: see `triton_loss`."""
+    from graft.kernels import triton_loss
+
+    triton_loss.token_logprobs(logits, labels, logprobs, hits, scale=scale, cap=cap, wanted=wanted)
+
+
+def adamw(
+    parameter: Tensor,
+    gradient: Tensor,
+    state: Mapping[str, Tensor],
+    step: int,
+    rates: tuple[float, float],
+    betas: tuple[float, float],
+    eps: float,
+    clip: float,
+    maps: tuple[Codebook, Codebook],
+) -> None:
+    """Update a parameter and its state in place: see `triton_optimizer`."""
+    from graft.kernels import triton_optimizer
+
+    triton_optimizer.adamw(parameter, gradient, state, step, rates, betas, eps, clip, maps)

@@ -151,9 +151,7 @@ def _rotary(
     tl.store(into + half, new_second.to(y.dtype.element_ty), mask=live)
 
 
-def norm(
-    x: Tensor, weight: Tensor, bias: Tensor | None, *, eps: float, centred: bool, plus: float
-) -> Tensor:
+def norm(x: Tensor, weight: Tensor, bias: Tensor | None, *, eps: float, centred: bool, plus: float) -> Tensor:
     """Return the norm of x (..., n), n <= `WIDEST`.  weight, bias: (n,)."""
     out: Tensor = _Norm.apply(x, weight, bias, eps, centred, plus)
     return out
