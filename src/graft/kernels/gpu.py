@@ -6,9 +6,9 @@
     token_logprobs            a chunk of logits that becomes its gradient
     adamw                     a tensor's update in one pass
 
-Triton is imported at the first call. Without it, on fake tensors and for layouts that the kernels do not know,
-torch's references do the work. With TRITON_INTERPRET=1 in the environment Triton interprets the kernels on
-tensors of the processor; the tests do that.
+Triton is imported at the first call. Without it, on fake tensors and for layouts that the kernels do not
+know, torch's references do the work. With TRITON_INTERPRET=1 in the environment Triton interprets the kernels
+on tensors of the processor; the tests do that.
 """
 
 import functools
@@ -67,7 +67,7 @@ def usable(*tensors: Tensor | None) -> bool:
 
 
 def fits(*tensors: Tensor | None) -> bool:
-    """Return whether the kernels of a block's parts can work on these, of one format, outside of compiled code."""
+    """Return whether the kernels of a block's parts can work on these, of one format, outside compiled code."""
     dtypes = {t.dtype for t in tensors if t is not None}
     return (
         len(dtypes) == 1 and dtypes <= set(DTYPES) and not torch.compiler.is_compiling() and usable(*tensors)
@@ -170,7 +170,7 @@ def _backward(dy: Tensor, weight: Packed | Grouped) -> Tensor:
 def norm(
     x: Tensor, weight: Tensor, bias: Tensor | None, *, eps: float, centred: bool, plus: float
 ) -> Tensor | None:
-    """Return RMSNorm of x (..., n), or LayerNorm if `centred`, of tensors that `fits`; None if n is too large.
+    """Return RMSNorm of x (..., n), or LayerNorm if `centred`, of what `fits`; None if n is too large.
 
     weight, bias: (n,).  plus: is added to the weight.
     """

@@ -5,9 +5,9 @@
     gated     act(gate) · up
     rotary    x cos + [−x₂, x₁] sin                        x₁, x₂: the halves of a head
 
-Sums and functions are in fp32, and results are rounded once. Gradients of norm weights are sums of parts, added
-in a fixed order. Zhang and Sennrich 2019, arXiv 1910.07467; Shazeer 2020, arXiv 2002.05202; Su et al. 2021,
-arXiv 2104.09864.
+Sums and functions are in fp32, and results are rounded once. Gradients of norm weights are sums of parts,
+added in a fixed order. Zhang and Sennrich 2019, arXiv 1910.07467; Shazeer 2020, arXiv 2002.05202; Su et al.
+2021, arXiv 2104.09864.
 """
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""Log-probabilities of tokens from a chunk of logits on a GPU, in Triton; the gradient takes the logits' place.
+"""Log-probabilities of tokens from logits on a GPU, in Triton; the gradient takes the logits' place.
 
     z = cap tanh(scale x / cap), or scale x        log p = z[label] − log Σ exp z
     d log p / dx = (onehot − softmax z) · dz/dx
@@ -67,9 +67,10 @@ def _token_logprobs(
 def token_logprobs(
     logits: Tensor, labels: Tensor, logprobs: Tensor, hits: Tensor, *, scale: float, cap: float, wanted: bool
 ) -> None:
-    """Write log-probabilities (N,) fp32 of labels (N,) int64, and hits (N,) bool: the label is the first largest.
+    """Write the log-probabilities (N,) fp32 of labels (N,) int64, and whether they are the first largest.
 
-    logits: (N, V), contiguous; if the gradient is `wanted` they become d log p / d logits.  cap: 0 means none.
+    logits: (N, V), contiguous; if the gradient is `wanted` they become d log p / d logits.  hits: (N,) bool.
+    cap: 0 means none.
     A row with the label -100 gets 0, False and no gradient; any other label that is no column gets NaN,
     because an error would have to wait for the device.
     """

@@ -114,9 +114,10 @@ def adamw(
 ) -> None:
     """Update a parameter, contiguous, and its state in place.
 
-    gradient: contiguous, of the parameter's dtype; multiplied in place by `clip`.  state: "m" and "v", fp32, or
-    codes with "m_absmax" and "v_absmax"; "low" (int16) beside a bf16 parameter, or "master" (fp32).  step: the
-    number of this update, from 1.  rates: (lr, weight_decay).  maps: of the codes of m and of v.
+    gradient: contiguous, of the parameter's dtype; multiplied in place by `clip`.
+    state: "m" and "v", in fp32, or codes with "m_absmax" and "v_absmax"; "low" (int16) beside a bf16
+    parameter, or "master" (fp32).
+    step: the number of this update, from 1.  rates: (lr, weight_decay).  maps: of the codes of m and of v.
     """
     count, eight = parameter.numel(), "m_absmax" in state
     kind = HALVES if "low" in state else MASTER if "master" in state else PLAIN

@@ -1,4 +1,4 @@
-"""Packed weights on a GPU, in Triton: decoded to the bits of the reference, or multiplied as they are decoded.
+"""Packed weights on a GPU, in Triton: decoded to the reference's bits, or multiplied as they are decoded.
 
 A tile of codes is (R, G, BLOCK): G blocks of BLOCK columns in R rows. `KIND` says what scales a block:
 
@@ -93,7 +93,7 @@ def _product(
     KIND: tl.constexpr, BITS: tl.constexpr, BLOCK: tl.constexpr, GROUP: tl.constexpr, G: tl.constexpr,
     R: tl.constexpr, M: tl.constexpr, PARTS: tl.constexpr, BIASED: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
-    """Write x Wᵀ for R rows of W and a part of the columns: into out (m, rows), or (PARTS, m, rows) in fp32."""
+    """Write x Wᵀ for R rows of W and a part of the columns into out: (m, rows), or (PARTS, m, rows)."""
     row = tl.program_id(0) * R + tl.arange(0, R)
     part = tl.program_id(1)
     K: tl.constexpr = G * BLOCK
