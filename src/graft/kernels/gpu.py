@@ -67,7 +67,7 @@ def usable(*tensors: Tensor | None) -> bool:
 
 
 def fits(*tensors: Tensor | None) -> bool:
-    """Return whether the kernels of a block's parts can work on these, of one format, outside compiled code."""
+    """Return whether the kernels of a block's parts can work on these tensors of one format."""
     dtypes = {t.dtype for t in tensors if t is not None}
     return (
         len(dtypes) == 1 and dtypes <= set(DTYPES) and not torch.compiler.is_compiling() and usable(*tensors)
