@@ -91,15 +91,17 @@ def _activation(g, KIND: tl.constexpr):
     """Return act(g) and its derivative.  KIND: an index of `elementwise.ACTIVATIONS`."""
     if KIND == 0:
         s = tl.sigmoid(g)
-        return g * s, s * (1 + g * (1 - s))
-    if KIND == 1:
+        value, slope = g * s, s * (1 + g * (1 - s))
+    elif KIND == 1:
         t = _tanh(0.7978845608028654 * (g + 0.044715 * g * g * g))
-        slope = (1 - t * t) * 0.7978845608028654 * (1 + 0.134145 * g * g)
-        return 0.5 * g * (1 + t), 0.5 * (1 + t) + 0.5 * g * slope
-    if KIND == 2:
+        inner = (1 - t * t) * 0.7978845608028654 * (1 + 0.134145 * g * g)
+        value, slope = 0.5 * g * (1 + t), 0.5 * (1 + t) + 0.5 * g * inner
+    elif KIND == 2:
         below = 0.5 * (1 + tl.erf(g * 0.7071067811865476))
-        return g * below, below + g * 0.3989422804014327 * tl.exp(-0.5 * g * g)
-    return tl.maximum(g, 0.0), tl.where(g > 0, 1.0, 0.0)
+        value, slope = g * below, below + g * 0.3989422804014327 * tl.exp(-0.5 * g * g)
+    else:
+        value, slope = tl.maximum(g, 0.0), tl.where(g > 0, 1.0, 0.0)
+    return value, slope
 
 
 @triton.jit

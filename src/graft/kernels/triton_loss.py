@@ -37,13 +37,13 @@ def _token_logprobs(
     live = label != -100
     known = live & (label >= 0) & (label < vocabulary)
     # Before any gradient is written: the sums below wait for all threads of the program.
-    mine, _ = _scaled(tl.load(start + label, mask=known, other=float("nan")), scale, cap, CAPPED)
+    mine, _mine = _scaled(tl.load(start + label, mask=known, other=float("nan")), scale, cap, CAPPED)
     most = tl.full([], float("-inf"), tl.float32)
     total = tl.zeros([], tl.float32)
     best = tl.zeros([], tl.int32)
     for first in range(0, vocabulary, SIZE):
         column = first + tl.arange(0, SIZE)
-        z, _ = _scaled(tl.load(start + column, mask=column < vocabulary, other=0.0), scale, cap, CAPPED)
+        z, _slope = _scaled(tl.load(start + column, mask=column < vocabulary, other=0.0), scale, cap, CAPPED)
         z = tl.where(column < vocabulary, z, float("-inf"))
         largest = tl.max(z, 0)
         place = tl.min(tl.where(z == largest, column, vocabulary), 0)

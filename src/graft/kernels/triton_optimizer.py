@@ -24,12 +24,14 @@ PLAIN, HALVES, MASTER = range(3)  # the fp32 weight is the parameter, a bf16 wit
 @triton.jit
 def _weight(parameter, other, place, live, KIND: tl.constexpr):
     if KIND == 0:
-        return tl.load(parameter + place, mask=live, other=0.0)
-    if KIND == 2:
-        return tl.load(other + place, mask=live, other=0.0)
-    high = tl.load(parameter + place, mask=live, other=0).to(tl.int32)
-    low = tl.load(other + place, mask=live, other=0).to(tl.int32)
-    return ((high << 16) + low).to(tl.float32, bitcast=True)
+        w = tl.load(parameter + place, mask=live, other=0.0)
+    elif KIND == 2:
+        w = tl.load(other + place, mask=live, other=0.0)
+    else:
+        high = tl.load(parameter + place, mask=live, other=0).to(tl.int32)
+        low = tl.load(other + place, mask=live, other=0).to(tl.int32)
+        w = ((high << 16) + low).to(tl.float32, bitcast=True)
+    return w
 
 
 @triton.jit
@@ -50,15 +52,17 @@ def _put_weight(parameter, other, place, live, w, KIND: tl.constexpr):
 
 
 @triton.jit
-def _state(codes, absmax, levels, place, block, live, BITS8: tl.constexpr):
+def _state(codes, absmax, levels, place, live, block, exists, BITS8: tl.constexpr):
     if BITS8:
-        scale = tl.load(absmax + block, mask=live, other=0.0)
-        return tl.load(levels + tl.load(codes + place, mask=live, other=0).to(tl.int32)) * scale
-    return tl.load(codes + place, mask=live, other=0.0)
+        level = tl.load(levels + tl.load(codes + place, mask=live, other=0).to(tl.int32))
+        x = level * tl.load(absmax + block, mask=exists, other=0.0)
+    else:
+        x = tl.load(codes + place, mask=live, other=0.0)
+    return x
 
 
 @triton.jit
-def _put_state(codes, absmax, start, midpoints, place, block, live, x, BITS8: tl.constexpr):
+def _put_state(codes, absmax, start, midpoints, place, live, block, exists, x, BITS8: tl.constexpr):
     if BITS8:
         x = tl.where(live, x, 0.0)
         most = tl.max(tl.abs(x), 1)
@@ -70,8 +74,7 @@ def _put_state(codes, absmax, start, midpoints, place, block, live, x, BITS8: tl
         below = tl.load(start + ((scaled.to(tl.int32, bitcast=True) >> 16) + 32768)).to(tl.int32)
         code = below + (scaled > tl.load(midpoints + below)).to(tl.int32)
         tl.store(codes + place, code.to(tl.uint8), mask=live)
-        exists = tl.max(live.to(tl.int32), 1) > 0
-        tl.store(absmax + block, most[:, None], mask=exists[:, None])
+        tl.store(absmax + block, most[:, None], mask=exists)
     else:
         tl.store(codes + place, x, mask=live)
 
@@ -84,21 +87,22 @@ def _adamw(
 ):  # fmt: skip
     block = (tl.program_id(0).to(tl.int64) * BLOCKS + tl.arange(0, BLOCKS))[:, None]
     place = block * BLOCK + tl.arange(0, BLOCK)[None, :]
+    exists = block * BLOCK < count
     live = place < count
     g = tl.load(gradient + place, mask=live, other=0.0)
     if CLIPPED:
         g = (g.to(tl.float32) * clip).to(gradient.dtype.element_ty)
         tl.store(gradient + place, g, mask=live)
     g = g.to(tl.float32)
-    mean = _state(m, m_absmax, m_levels, place, block, live, BITS8)
-    square = _state(v, v_absmax, v_levels, place, block, live, BITS8)
+    mean = _state(m, m_absmax, m_levels, place, live, block, exists, BITS8)
+    square = _state(v, v_absmax, v_levels, place, live, block, exists, BITS8)
     mean += mix1 * (g - mean)
     square = square * keep2 + mix2 * g * g
     w = _weight(parameter, other, place, live, KIND) * keep_weight
     w += rate * tl.div_rn(mean, tl.sqrt_rn(square) * root + eps)
     _put_weight(parameter, other, place, live, w, KIND)
-    _put_state(m, m_absmax, m_start, m_midpoints, place, block, live, mean, BITS8)
-    _put_state(v, v_absmax, v_start, v_midpoints, place, block, live, square, BITS8)
+    _put_state(m, m_absmax, m_start, m_midpoints, place, live, block, exists, mean, BITS8)
+    _put_state(v, v_absmax, v_start, v_midpoints, place, live, block, exists, square, BITS8)
 
 
 def adamw(

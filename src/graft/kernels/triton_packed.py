@@ -56,17 +56,20 @@ def _decoded(
     if KIND == 3:
         scale = tl.load(first + index, mask=here, other=0.0).to(tl.float32)
         minimum = tl.load(second + index, mask=here, other=0.0).to(tl.float32)
-        return code.to(tl.float32) * scale[:, :, None] + minimum[:, :, None]
-    if KIND == 2:
+        values = code.to(tl.float32) * scale[:, :, None] + minimum[:, :, None]
+    elif KIND == 2:
         largest = tl.load(first + row + block[None, :] * 0, mask=here, other=0.0)
-        return code.to(tl.float32) * tl.div_rn(largest, tl.full(largest.shape, 127.0, tl.float32))[:, :, None]
-    if KIND == 1:
-        inner = tl.load(levels8 + tl.load(first + index, mask=here, other=0).to(tl.int32))
-        outer = tl.load(absmax8 + index // GROUP, mask=here, other=0.0)
-        largest = inner * outer + tl.load(offset)
+        scale = tl.div_rn(largest, tl.full(largest.shape, 127.0, tl.float32))
+        values = code.to(tl.float32) * scale[:, :, None]
     else:
-        largest = tl.load(first + index, mask=here, other=0.0)
-    return tl.load(levels + code) * largest[:, :, None]
+        if KIND == 1:
+            inner = tl.load(levels8 + tl.load(first + index, mask=here, other=0).to(tl.int32))
+            outer = tl.load(absmax8 + index // GROUP, mask=here, other=0.0)
+            largest = inner * outer + tl.load(offset)
+        else:
+            largest = tl.load(first + index, mask=here, other=0.0)
+        values = tl.load(levels + code) * largest[:, :, None]
+    return values
 
 
 @triton.jit
