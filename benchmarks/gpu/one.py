@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-sys.path[:0] = [str(Path(__file__).parents[1] / name) for name in ("common", "speed")]
+sys.path.extend(str(Path(__file__).parents[1] / name) for name in ("common", "speed"))
 import drawn
 import internals
 import memory

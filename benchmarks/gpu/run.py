@@ -20,7 +20,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-sys.path[:0] = [str(Path(__file__).parents[1] / name) for name in ("common", "speed")]
+sys.path.extend(str(Path(__file__).parents[1] / name) for name in ("common", "speed"))
 from large import Row, chosen
 from results import RAW, raw_runs, write_csv, write_raw
 
@@ -49,9 +49,8 @@ def main() -> int:
     failed = 0
     for row in rows:
         if options.list:
-            print(
-                f"{'done' if row.name in done else 'to do':6}{row.group:6}{row.name:24}{row.least_gib:8.1f} GiB"
-            )
+            state = "done" if row.name in done else "to do"
+            print(f"{state:6}{row.group:6}{row.name:24}{row.least_gib:8.1f} GiB")
         elif row.name not in done:
             failed += not _carried_out(row, options.device, raw)
     if not options.list:
@@ -97,7 +96,8 @@ def described(row: Row) -> dict[str, Any]:
     """Return what a row is, as columns."""
     return {
         "group": row.group, "row": row.name, "shape": row.shape, "quant": row.quant or "none",
-        "checkpointing": row.checkpointing, "limit_gib": row.limit_gib or None, "share_goal": row.share or None,
+        "checkpointing": row.checkpointing, "limit_gib": row.limit_gib or None,
+        "share_goal": row.share or None,
     }  # fmt: skip
 
 
