@@ -119,11 +119,10 @@ def test_norms(width):
     warps = t._warps(width)
     fits(*compiled(t._norm, forward, statics, warps, fusion=True)[1:])
     backward = shared | {"dy": "*bf16", "dx": "*bf16", "dweight": "*fp32", "dbias": "*fp32", "rows": "i32"}
-    fits(
-        *compiled(
-            t._norm_backward, backward | {"plus": "fp32"}, statics | {"WEIGHTED": True}, warps, fusion=True
-        )[1:]
-    )
+    types = backward | {"plus": "fp32"}
+    for whole in (False, True):  # RMSNorm with a frozen weight; LayerNorm with all gradients
+        statics = {"SIZE": width, "CENTRED": whole, "BIASED": whole, "WEIGHTED": whole}
+        fits(*compiled(t._norm_backward, types, statics, warps, fusion=True)[1:])
 
 
 @pytest.mark.parametrize("kind", range(4))

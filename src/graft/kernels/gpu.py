@@ -15,7 +15,8 @@ import functools
 import importlib.util
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -33,6 +34,8 @@ __all__ = [
     "linear_groups",
 ]
 
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 ACTIVATIONS = ("silu", "gelu_tanh", "gelu", "relu")
 FEW = 16  # rows of x that a product decodes for: see `triton_packed.MOST_ROWS`
@@ -74,6 +77,18 @@ def fits(*tensors: Tensor | None) -> bool:
     )
 
 
+def _on_its_device(kernel: Callable[Given, Result]) -> Callable[Given, Result]:
+    """Run a kernel on the device of its first tensor, which need not be the current one."""
+
+    @functools.wraps(kernel)
+    def run(*given: Given.args, **words: Given.kwargs) -> Result:
+        first: Any = given[0]
+        with torch.cuda.device_of(first if isinstance(first, Tensor) else first.codes):
+            return kernel(*given, **words)
+
+    return run
+
+
 def _decodes(weight: Packed | Grouped, dtype: torch.dtype) -> bool:
     if dtype not in DTYPES or not usable(*(t for t in weight if isinstance(t, Tensor))):
         return False
@@ -82,6 +97,7 @@ def _decodes(weight: Packed | Grouped, dtype: torch.dtype) -> bool:
     return triton_packed.decodes(weight)
 
 
+@_on_its_device
 def _values(weight: Packed | Grouped, out: Tensor) -> Tensor:
     if isinstance(weight, Packed) and bitsandbytes_cuda.dequantise(weight, out):
         return out
@@ -147,9 +163,11 @@ def free_workspaces() -> None:
     _workspaces.clear()
 
 
+@_on_its_device
 def _linear(x: Tensor, weight: Packed | Grouped, bias: Tensor | None) -> Tensor:
     many = math.prod(x.shape[:-1])
-    few = 0 < many <= FEW and not (torch.is_grad_enabled() and x.requires_grad) and len(weight.codes) > 0
+    most = 1 if x.dtype == torch.float32 else FEW  # Triton's own products of fp32 are slow
+    few = 0 < many <= most and not (torch.is_grad_enabled() and x.requires_grad) and len(weight.codes) > 0
     if not few:
         return F.linear(x, _values(weight, _scratch(x, weight)), bias)
     rows = x.reshape(many, x.shape[-1]).contiguous()
@@ -167,6 +185,7 @@ def _backward(dy: Tensor, weight: Packed | Grouped) -> Tensor:
     return dy @ _values(weight, _scratch(dy, weight))
 
 
+@_on_its_device
 def norm(
     x: Tensor, weight: Tensor, bias: Tensor | None, *, eps: float, centred: bool, plus: float
 ) -> Tensor | None:
@@ -181,6 +200,7 @@ def norm(
     return triton_blocks.norm(x, weight, bias, eps=eps, centred=centred, plus=plus)
 
 
+@_on_its_device
 def gated(gate: Tensor, up: Tensor, activation: str) -> Tensor:
     """Return act(gate) · up, of one shape, that `fits`.  activation: one of `ACTIVATIONS`."""
     from graft.kernels import triton_blocks
@@ -188,6 +208,7 @@ def gated(gate: Tensor, up: Tensor, activation: str) -> Tensor:
     return triton_blocks.gated(gate, up, ACTIVATIONS.index(activation))
 
 
+@_on_its_device
 def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Return x (B, H, T, D) turned by its positions, D even; x fits, and cos and sin (B or 1, T, D) do."""
     from graft.kernels import triton_blocks
@@ -195,6 +216,7 @@ def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return triton_blocks.rotary(x, cos, sin)
 
 
+@_on_its_device
 def token_logprobs(
     logits: Tensor, labels: Tensor, logprobs: Tensor, hits: Tensor, *, scale: float, cap: float, wanted: bool
 ) -> None:
@@ -204,6 +226,7 @@ def token_logprobs(
     triton_loss.token_logprobs(logits, labels, logprobs, hits, scale=scale, cap=cap, wanted=wanted)
 
 
+@_on_its_device
 def adamw(
     parameter: Tensor,
     gradient: Tensor,

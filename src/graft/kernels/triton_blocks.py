@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 
 from graft.kernels.triton_packed import multiprocessors
 
-WIDEST = 16384  # columns of a norm, which a program holds in its registers
+WIDEST = 8192  # columns of a norm, which a program holds in its registers
 ELEMENTS = 1024  # that a program of a gated activation takes
 PARTS = 4  # partial sums of a norm's weight gradient per multiprocessor
 

@@ -191,7 +191,8 @@ def dequantise(weight: Packed | Grouped, out: Tensor) -> Tensor:
     (rows, width), columns = weight.codes.shape, weight.columns
     pointers, statics = _described(weight)
     block = statics["BLOCK"]
-    if statics["KIND"] != ROWS and columns % block == 0:  # blocks of all rows in one row
+    short = rows * columns < 1 << 31  # places in a row are numbers of 32 bits
+    if statics["KIND"] != ROWS and columns % block == 0 and short:  # blocks of all rows in one row
         rows, columns, width = min(rows, 1), rows * columns, rows * width
     blocks = triton.cdiv(columns, block)
     g = min(max(1, TILE // block), triton.next_power_of_2(max(blocks, 1)))
