@@ -43,7 +43,16 @@ static inline __m512i emulated_cvtepu8_epi32(__m128i a) {
   for (int i = 0; i < 16; i++) out[i] = in[i];
   return simde_mm512_loadu_si512(out);
 }
+static inline __m512i emulated_cvtepi8_epi32(__m128i a) {
+  int8_t in[16];
+  int32_t out[16];
+  simde_mm_storeu_si128(in, a);
+  for (int i = 0; i < 16; i++) out[i] = in[i];
+  return simde_mm512_loadu_si512(out);
+}
 #undef _mm512_cvtepu8_epi32
+#undef _mm512_cvtepi8_epi32
+#define _mm512_cvtepi8_epi32 emulated_cvtepi8_epi32
 #define _mm512_cvtepu8_epi32 emulated_cvtepu8_epi32
 #undef _mm512_shuffle_f32x4
 #define _mm512_shuffle_f32x4 emulated_shuffle_f32x4

@@ -120,12 +120,17 @@ static void finish(const float *sums, int64_t count, int64_t columns, const floa
     }
 }
 
+#include "few.h"
+
 // Write y (m, n) in `dtype`, its rows `stride` numbers apart, or add to it. bias: (n,) or NULL.
 // Returns 0, or -1 without memory.
 static int multiply(const graft_term *terms, int count, int64_t m, int64_t n, const float *bias, int onto, void *y,
                     int dtype, int64_t stride, int threads) {
   int64_t inner[8], whole = 0;
   if (count > 8) return -1;
+  int few = m <= FEW_MOST;
+  for (int t = 0; t < count; t++) few &= !terms[t].across;
+  if (few) return few_product(terms, count, m, n, bias, onto, y, dtype, stride, threads);
   for (int t = 0; t < count; t++) {
     inner[t] = terms[t].across ? terms[t].weight->rows : terms[t].weight->columns;
     whole += inner[t];

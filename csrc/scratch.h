@@ -1,6 +1,7 @@
 // Scratch memory that a thread keeps from call to call: a fresh large block costs more in page faults than
 // the work that is done in it.
 
+#include <stdint.h>
 #include <stdlib.h>
 
 #if defined(_OPENMP)
@@ -25,3 +26,6 @@ static void *scratch_of(arena *own, size_t size) {
   }
   return own->memory;
 }
+
+// How many threads are worth waking for so many numbers: a fork and a join cost some microseconds.
+static inline int crew(int threads, int64_t numbers) { return numbers < 1 << 14 ? 1 : threads; }

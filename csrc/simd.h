@@ -132,7 +132,13 @@ INLINE uint16_t float_to_bf16(float f) {
   return (uint16_t)((u + 0x7fff + ((u >> 16) & 1)) >> 16);
 }
 
+#if defined(AVX512) && !defined(EMULATE_AVX512)
+INLINE vf vf_from_bf16(vh h) { return (vf)_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)h), 16); }
+#elif defined(AVX2)
+INLINE vf vf_from_bf16(vh h) { return (vf)_mm256_slli_epi32(_mm256_cvtepu16_epi32((__m128i)h), 16); }
+#else
 INLINE vf vf_from_bf16(vh h) { return (vf)(__builtin_convertvector(h, vu) << 16); }
+#endif
 INLINE vh vf_to_bf16(vf a) {
   vu u = (vu)a;
   vu rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16;

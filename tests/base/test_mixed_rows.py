@@ -59,7 +59,7 @@ def test_a_batch_of_many_kinds_equals_separate_runs(family):
     batch = inputs(family, rows=len(rows))
     mixed, bare = base(**batch, adapters=rows).logits, base(**batch).logits
     for i, (name, alone) in enumerate(zip(rows, rows_apart(base, batch, rows), strict=True)):
-        assert_close(mixed[i], alone, atol=2e-5, rtol=1e-4)  # only the order of additions may differ
+        assert_close(mixed[i], alone, atol=1e-4, rtol=1e-4)  # only the order of additions may differ
         assert name is None or (mixed[i] - bare[i]).abs().max() > 1e-2, name
 
 

@@ -230,9 +230,10 @@ def test_a_prompt_may_bring_its_tools(base, tokenizer):
     tokenizer.chat_template = (
         "{{ tools | length if tools else 0 }}{% for m in messages %}{{ m.content }}{% endfor %}"
     )
-    base.generate(["a"], max_new_tokens=1)
     seen = []
     base.model.register_forward_pre_hook(lambda m, a, k: seen.append(k["input_ids"]), with_kwargs=True)
+    base.generate(["a"], max_new_tokens=1)  # tries the model first
+    seen.clear()
     turns, tools = [{"role": "user", "content": "a dog"}], [{"name": "f"}, {"name": "g"}]
     try:
         base.generate([{"messages": turns, "tools": tools}, turns], max_new_tokens=1, batch_size=1)

@@ -6,8 +6,7 @@ import math
 import pytest
 import torch
 
-from graft import kernels
-from graft.kernels import measure
+from graft.kernels import measure, native
 from graft.kernels.measure import QUICK, THOROUGH, Effort, Product, Profile, measured
 
 TINY = Effort(1e-4, 1, math.inf, 2**16)
@@ -128,12 +127,12 @@ def test_what_bench_finds_replaces_it(counted, monkeypatch):
     assert measure.bench() == again(monkeypatch) == made(fp32=(7e9, 7e9))
 
 
-def test_other_threads_another_decoder_or_another_processor_are_another_machine(counted, monkeypatch):
+def test_other_threads_another_level_or_another_processor_are_another_machine(counted, monkeypatch):
     measure.profile()
     changes = [
         lambda: monkeypatch.setattr(torch, "get_num_threads", lambda: 77),
         lambda: monkeypatch.setattr(measure, "processor", lambda: "another"),
-        lambda: monkeypatch.setattr(kernels, "find", lambda operation, device: measured),
+        lambda: monkeypatch.setattr(native, "level", lambda: "another"),
         lambda: monkeypatch.setattr(torch, "__version__", "99"),
     ]
     for number, change in enumerate(changes, 2):

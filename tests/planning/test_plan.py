@@ -10,6 +10,7 @@ from transformers import AutoConfig, BertConfig, LlamaConfig
 from graft.errors import UsageError
 from graft.methods.full import Full
 from graft.methods.lora import LoRA
+from graft.planning import plan as planning
 from graft.planning.held import optimizer_bytes
 from graft.planning.machine import memory
 from graft.planning.plan import Shape, _methods, plan, plan_model
@@ -221,6 +222,24 @@ def test_a_recipe_is_planned_without_its_weights(tmp_path):
     assert json.loads(json.dumps(found.facts()))["fits"] is found.fits
     assert "6,738,415,616 parameters" in str(found) and "39,976,960 trained" in str(found)
     assert all("checkpointing" not in lever.change and "quant" not in lever.change for lever in found.levers)
+
+
+def test_activations_are_computed_again_only_if_the_run_fits_no_other_way(monkeypatch):
+    config = LlamaConfig(
+        num_hidden_layers=6, hidden_size=128, intermediate_size=256, num_attention_heads=2, vocab_size=64
+    )
+    machine = [1 << 40]
+    monkeypatch.setattr(planning, "memory", lambda: (machine[0], "cpu", 0))
+
+    def planned():
+        shape = Shape(rows=4, length=512, eval_rows=1)
+        return plan_model(config, [LoRA(r=4, target_modules=ALL)], shape, may_recompute=True)
+
+    roomy = planned()
+    assert not roomy.checkpointing and "computed again" not in str(roomy)
+    machine[0] = max(roomy.peaks.values()) - 1
+    tight = planned()
+    assert tight.checkpointing and tight.fits and "computed again" in str(tight)
 
 
 def test_a_fresh_model_is_planned_with_the_vocabulary_it_will_have():

@@ -1,6 +1,7 @@
 """`dtype: auto` in a run: settled once, kept in its recipe, and told before the first step."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -111,6 +112,22 @@ def test_training_a_loaded_base_records_the_format_of_that_base(home, tmp_path):
         max_steps=1, evaluate={"metrics": ["loss"]},
     )  # fmt: skip
     assert read(tmp_path / "run").dtype == "fp32"
+
+
+@pytest.mark.parametrize("again", [True, False])
+def test_a_run_that_may_not_fit_computes_activations_again_if_its_plan_does(
+    home, tmp_path, monkeypatch, again
+):
+    monkeypatch.setattr(build, "surely_fits", lambda *_: False)
+    found = replace(planned("fp32", {"fp32": 1}), dtype="fp32", checkpointing=again)
+    monkeypatch.setattr(build, "plan", lambda recipe: found)
+    monkeypatch.setattr(build, "plan_model", lambda *_, **__: found)
+    run(recipe(home, tmp_path / "recipe", steps=1))
+    base = graft.load(home / "model", dtype="fp32")
+    rows = home / "rows.jsonl"
+    graft.train(base, base.attach("a", graft.LoRA(r=2)), rows, output=tmp_path / "loaded", max_steps=1)
+    for name in ("recipe", "loaded"):
+        assert read(tmp_path / name).train.gradient_checkpointing is again
 
 
 def test_an_adapter_trained_in_one_format_loads_onto_a_base_in_the_other(home, tmp_path, monkeypatch):

@@ -19,13 +19,14 @@ from torch.nn import functional as F
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
+from graft.base import fast_attention
 from graft.base.host import Host
 from graft.core.insert import KeyValues
 from graft.core.route import Route, current
 from graft.core.site import Site
 from graft.errors import SiteError
 
-PREFIX, WRAPPED = "graft_", ("sdpa", "eager")
+PREFIX, WRAPPED = "graft_", ("sdpa", "eager", fast_attention.NAME)
 _watching = threading.local()
 _seats: WeakKeyDictionary[torch.nn.Module, dict[str, list[KeyValues]]] = WeakKeyDictionary()
 
@@ -38,9 +39,23 @@ class Attention(Host):
         self._implementation = ""  # the model's own
         self._modules: dict[str, list[torch.nn.Module]] = {}
 
+    @property
+    def own(self) -> str:
+        """The model's own implementation, with or without inserts around it."""
+        if self._modules:
+            return self._implementation
+        return getattr(self._model.config, "_attn_implementation", None) or ""
+
+    def become(self, implementation: str) -> None:
+        """Let the model attend by another implementation; inserts stay around it."""
+        if self._modules:
+            self._implementation = implementation
+            implementation = _registered(implementation)
+        self._model.set_attn_implementation(implementation)
+
     def add(self, name: str, site: Site, insert: KeyValues) -> None:
         if not self._modules:
-            self._implementation = self._model.config._attn_implementation
+            self._implementation = self.own
             self._model.set_attn_implementation(_registered(self._implementation))
         self._modules.setdefault(name, []).append(site.module)
         _seats.setdefault(site.module, {}).setdefault(name, []).append(insert)

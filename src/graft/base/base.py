@@ -21,14 +21,16 @@ from graft.base.attention import Attention
 from graft.base.choice import Choice, Rows
 from graft.base.compiled import Compiled, recompute_blocks
 from graft.base.dropout import SilentDropout
+from graft.base.faster import Faster
 from graft.base.fingerprint import count, fingerprint
 from graft.base.heads import Heads
 from graft.base.host import Host
 from graft.base.last_hidden import LanguageHead, captured
-from graft.base.linears import Linears
 from graft.base.merging import Merged, Merges
 from graft.base.mixing import Mixing
 from graft.base.module_hooks import ModuleHooks
+from graft.base.native_decoder import NativeDecoder
+from graft.base.native_stepper import NativeStepper
 from graft.base.neighbours import Sharing
 from graft.base.probes import leak
 from graft.base.select import count_rows
@@ -43,6 +45,7 @@ from graft.core.site import Site
 from graft.errors import AdapterError, GraftError, ModelError, UsageError, notice
 from graft.generate.generate import complete, evaluating, generate
 from graft.generate.request import Completion
+from graft.kernels.loss import Head
 from graft.quant import is_packed
 
 TASK_TYPES = {
@@ -87,9 +90,11 @@ class Base:
         self._liveness, self._mixing = liveness.Liveness(model), Mixing(model, self._choice)
         self._dropout = SilentDropout(model)
         self._compiled = Compiled(model)
-        Linears(model).put_on()
+        self._native = NativeDecoder(model)
         self._head = LanguageHead(model, self.family, values=self.has_values)
         self._fingerprint = ""
+        self._faster = Faster(model, attention)
+        self.faster(self.device.type == "cpu")
 
     @property
     def device(self) -> torch.device:
@@ -333,6 +338,15 @@ class Base:
 
         return self._mixing.run(project, hidden, self._choice.rows(adapters, len(hidden)), {})
 
+    def plain_head(self, adapters: Rows | None = None) -> Head | None:
+        """Return the language head if it is frozen and linear for these rows; None: only `logits` knows it.
+
+        adapters: as in `__call__`; left out: the adapter of the `using` block.
+        """
+        self.probe()
+        with self.routed(self._choice.rows(adapters, 1 if adapters is None else len(adapters))):
+            return self._head.plain()
+
     @property
     def looks_ahead(self) -> bool:
         """Whether a state depends on later tokens, so that the next one is no secret to it."""
@@ -381,6 +395,14 @@ class Base:
         inserts = self.adapters[name].inserts if name else []
         return self.cacheable([name]) and not any(site.kind == "stack" for site, _ in inserts)
 
+    def native_stepper(self) -> NativeStepper | None:
+        """Return the kernels' stepper of this model as it is now; None if they do not compute its kind."""
+        return self._native.stepper(self.adapters)
+
+    def in_native(self, name: str | None) -> bool:
+        """Return whether that stepper writes text under an adapter."""
+        return self._native.serves(self._choice.usable(name) if name else None)
+
     def sharing(self) -> Sharing:
         """Return which rows may share a batch in which text is written (`graft.base.neighbours`)."""
         return self._mixing.sharing()
@@ -423,6 +445,19 @@ class Base:
         return self._states(ids, keywords)
 
     # Training, checkpointing, compiling
+
+    def faster(self, on: bool = True) -> None:
+        """Run linears, norms, gated activations, rotary positions and attention by the C kernels, or not.
+
+        They are on from the start on a processor. Modules whose code computes something else keep theirs.
+        """
+        if on:
+            self._faster.on()
+        else:
+            self._faster.off()
+        for host in self._hosts:
+            host.rehook()
+        self._compiled.forget()
 
     def train(self, mode: bool = True, *, dropout: bool = False) -> "Base":
         """Switch the adapters' dropout on or off.

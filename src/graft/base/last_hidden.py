@@ -10,18 +10,23 @@ logits come about in another way gives them whole.
 """
 
 import contextlib
+import math
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 
+from graft.base.linears import is_on
 from graft.base.probes import answering, few_ids, near, tried
 from graft.core.route import installed
 from graft.errors import notice
+from graft.kernels.loss import Head
 from graft.quant.replace import matrix
 
 TOKENS = 8  # of the text on which a head is tried
+SOME = 256  # logits on which numbers of the config are tried
 
 
 @contextlib.contextmanager
@@ -53,6 +58,7 @@ class LanguageHead:
         self._inputs: dict[str, Any] = {}
         self._backbone_answer: Any = None
         self._bare = False
+        self._scale_and_cap: tuple[float, float] | None = None  # f, if it is a scale or a soft cap
         self.whole = False  # no f is known: the model's own logits stand for the states
         self.looks_ahead = False  # a state depends on later tokens
 
@@ -103,6 +109,17 @@ class LanguageHead:
         projected: torch.Tensor = self._model.get_output_embeddings()(states)
         return projected if self._bare else self._behind(projected)
 
+    def plain(self) -> Head | None:
+        """Return the head if all that happens is f(W h + b) with frozen W and b, and f a scale or a soft cap.
+
+        Asked inside the Route of a forward, as adapters may put other tensors into the head. Whatever could
+        change its output (a hook, a wrapper, another class, autocast) makes it None; `probe` came before.
+        """
+        head = self._model.get_output_embeddings()
+        if self.whole or self._scale_and_cap is None or not _untouched(head):
+            return None
+        return Head(head.weight, head.bias, *self._scale_and_cap)
+
     def _run(self) -> tuple[list[torch.Tensor], list[torch.Tensor], torch.Tensor]:
         """Run the model with made-up answers of its head.
 
@@ -132,6 +149,7 @@ class LanguageHead:
                 handle.remove()
         # Without values to compare: what the head answered has come out as it was.
         self._bare = bool(answers) and own is answers[0]
+        self._scale_and_cap = (1.0, 0.0) if self._bare else None
         return entered, made, own
 
     def _learn(self, entered: list[torch.Tensor], made: list[torch.Tensor], own: torch.Tensor) -> None:
@@ -143,6 +161,24 @@ class LanguageHead:
             self._bare = _same(made[0][:1], own[:1])
             # Turned around, as the model's own forward may make its logits of something else besides.
             self.whole = not self._bare and not _same(self._behind(made[0].flip(1)), own.flip(1))
+            self._scale_and_cap = (1.0, 0.0) if self._bare else self._known(made[0], own)
+
+    def _known(self, made: torch.Tensor, own: torch.Tensor) -> tuple[float, float] | None:
+        """Return the (scale, cap), one of them from the config, that turns a head's answer into logits."""
+        if made.shape != own.shape:
+            return None
+        settings = self._model.config.to_dict() | self._model.config.get_text_config().to_dict()
+        numbers = {float(v) for v in settings.values() if type(v) in (int, float) and 0 < v < math.inf}
+        guesses = [guess for n in sorted(numbers) for guess in ((n, 0.0), (1 / n, 0.0), (1.0, n))]
+        few = slice(None, None, -(-made.shape[-1] // SOME))
+        one, other = made[0, :1, few].float(), own[0, :1, few].float()
+
+        def error(guess: tuple[float, float]) -> float:
+            return float((_transformed(one, *guess) - other).abs().max())
+
+        best = min(guesses, key=error, default=(1.0, 0.0))
+        ours, own = _transformed(made.float(), *best), own.float()
+        return best if torch.allclose(ours, own, rtol=4 * torch.finfo(made.dtype).eps, atol=1e-7) else None
 
     def _behind(self, projected: torch.Tensor) -> torch.Tensor:
         """Return what the model's own forward makes of its head's output."""
@@ -154,6 +190,24 @@ class LanguageHead:
                 stack.enter_context(answering(model.base_model, lambda *_, **__: self._backbone_answer))
             logits: torch.Tensor = model(**self._inputs).logits
         return logits
+
+
+def _transformed(logits: torch.Tensor, scale: float, cap: float) -> torch.Tensor:
+    return cap * torch.tanh(logits * scale / cap) if cap else logits * scale
+
+
+def _untouched(head: Any) -> bool:
+    """Return whether a module is nn.Linear, nothing listens to it, and its own frozen tensors do the work."""
+    if (
+        type(head) is not nn.Linear
+        or ("forward" in vars(head) and not is_on(head))
+        or torch.is_autocast_enabled(head.weight.device.type)
+    ):
+        return False
+    hooks = (head._forward_hooks, head._forward_pre_hooks, head._backward_hooks, head._backward_pre_hooks)
+    tensors = [t for t in (head.weight, head.bias) if t is not None]
+    plain = all(type(t) in (nn.Parameter, FakeTensor) and not t.requires_grad for t in tensors)
+    return plain and not any(hooks) and len({t.dtype for t in tensors}) == 1
 
 
 def _same(one: torch.Tensor, other: torch.Tensor) -> bool:

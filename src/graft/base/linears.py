@@ -34,11 +34,13 @@ class Linears:
     def take_off(self) -> None:
         """Put back the linears' own forward."""
         for module in self._model.modules():
-            if (
-                type(module) is nn.Linear
-                and getattr(module.__dict__.get("forward"), "func", None) is _forward
-            ):
+            if is_on(module):
                 del module.forward, module.beside
+
+
+def is_on(module: nn.Module) -> bool:
+    """Return whether a module's `forward` is the one that is put on here."""
+    return getattr(module.__dict__.get("forward"), "func", None) is _forward
 
 
 def _forward(module: nn.Linear, x: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ class Writer(Protocol):
     positions: how many positions of the context these adapters take, besides the tokens.
     seats: how many of them are in the cache.
     in_slots: whether text under an adapter can be written in a slot of a shared cache.
+    native_stepper, in_native: the kernels' own stepper, if there is one, and whether it takes an adapter.
     cacheable: whether text can be written with a cache at all under these adapters.
     mixable: whether rows of these adapters may share a batch; it raises for adapters that must be used alone.
     together: the same, False where it would raise.
@@ -54,6 +55,10 @@ class Writer(Protocol):
     def seats(self, name: str | None) -> int: ...
 
     def in_slots(self, name: str | None) -> bool: ...
+
+    def native_stepper(self) -> Stepper | None: ...
+
+    def in_native(self, name: str | None) -> bool: ...
 
     def cacheable(self, names: Sequence[str | None]) -> bool: ...
 
@@ -155,26 +160,37 @@ def write(
 
     Yields how many texts have ended, when some have.
     """
-    found = stepper(base) if requests else None
-    fitting = {name: found is not None and base.in_slots(name) for name in {r.adapter for r in requests}}
-    done = 0
-    if found is not None:
+    # Long prompts first, so that a lack of memory shows at once.
+    left, done = sorted(requests, key=lambda request: -len(request.prompt)), 0
+    for found, takes in steppers(base) if requests else ():
         engine = Engine(found, max_rows=batch_size, max_cache_tokens=max_cache_tokens)
-        # Long prompts first, so that a lack of memory shows at once.
-        for request in sorted(requests, key=lambda request: -len(request.prompt)):
+        fitting = {name: takes(name) for name in {request.adapter for request in left}}
+        for request in left:
             if fitting[request.adapter]:
                 engine.submit(request)
-        for done, _ in enumerate(engine.run(), 1):
+        left = [request for request in left if not fitting[request.adapter]]
+        for _ in engine.run():
+            done += 1
             yield done
-    rest = [request for request in requests if not fitting[request.adapter]]
-    for ended in write_plainly(base, rest, batch_size) if rest else ():
+        if not left:
+            return
+    for ended in write_plainly(base, left, batch_size) if left else ():
         done += ended
         yield done
 
 
-def stepper(base: Writer) -> Stepper | None:
-    """Return what computes a base's logits in slots; None if nothing can. It must be in evaluation mode."""
-    return CachedStepper(base) if base.family == "causal" and fits(base) else None
+def steppers(base: Writer) -> Iterator[tuple[Stepper, Callable[[str | None], bool]]]:
+    """Yield what computes a base's logits in slots, the fastest first, and whether it takes an adapter.
+
+    The base must be in evaluation mode.
+    """
+    if base.family != "causal":
+        return
+    native = base.native_stepper()
+    if native is not None:
+        yield native, base.in_native
+    if fits(base):
+        yield CachedStepper(base), base.in_slots
 
 
 @contextmanager

@@ -20,7 +20,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from graft.kernels import gpu, groups, native_packed, reference
+from graft.kernels import gpu, groups, measure, native, native_packed, reference
 from graft.kernels.packed import Codebook, Grouped, Nested, Packed
 
 __all__ = ["REFERENCE", "Codebook", "Grouped", "Nested", "Packed", "find", "only_reference", "register"]
@@ -36,6 +36,7 @@ for name in native_packed.__all__:
 if gpu.installed():
     for name in gpu.__all__:
         _kernels[name]["cuda"] = getattr(gpu, name)
+native.measured.append(lambda: measure.profile().products)
 _forced: list[str] = []
 
 

@@ -37,7 +37,7 @@ __all__ = [
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-ACTIVATIONS = ("silu", "gelu_tanh", "gelu", "relu")
+WIDEST = 8192  # columns of a norm, which a program holds in its registers
 FEW = 16  # rows of x that a product decodes for: see `triton_packed.MOST_ROWS`
 _workspaces: dict[tuple[torch.device, int], Tensor] = {}
 
@@ -75,6 +75,11 @@ def fits(*tensors: Tensor | None) -> bool:
     return (
         len(dtypes) == 1 and dtypes <= set(DTYPES) and not torch.compiler.is_compiling() and usable(*tensors)
     )
+
+
+def norms(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Return whether `norm` can work on these."""
+    return 0 < x.shape[-1] <= WIDEST and fits(x, weight, bias)
 
 
 def _on_its_device(kernel: Callable[Given, Result]) -> Callable[Given, Result]:
@@ -186,26 +191,22 @@ def _backward(dy: Tensor, weight: Packed | Grouped) -> Tensor:
 
 
 @_on_its_device
-def norm(
-    x: Tensor, weight: Tensor, bias: Tensor | None, *, eps: float, centred: bool, plus: float
-) -> Tensor | None:
-    """Return RMSNorm of x (..., n), or LayerNorm if `centred`, of what `fits`; None if n is too large.
+def norm(x: Tensor, weight: Tensor, bias: Tensor | None, *, eps: float, centred: bool, plus: float) -> Tensor:
+    """Return RMSNorm of x (..., n), or LayerNorm if `centred`: see `norms`.
 
     weight, bias: (n,).  plus: is added to the weight.
     """
     from graft.kernels import triton_blocks
 
-    if not 0 < x.shape[-1] <= triton_blocks.WIDEST:
-        return None
     return triton_blocks.norm(x, weight, bias, eps=eps, centred=centred, plus=plus)
 
 
 @_on_its_device
-def gated(gate: Tensor, up: Tensor, activation: str) -> Tensor:
-    """Return act(gate) · up, of one shape, that `fits`.  activation: one of `ACTIVATIONS`."""
+def gated(gate: Tensor, up: Tensor, kind: int) -> Tensor:
+    """Return act(gate) · up, of one shape, that `fits`.  kind: an index of `elementwise.ACTIVATIONS`."""
     from graft.kernels import triton_blocks
 
-    return triton_blocks.gated(gate, up, ACTIVATIONS.index(activation))
+    return triton_blocks.gated(gate, up, kind)
 
 
 @_on_its_device

@@ -26,8 +26,8 @@ import torch
 from torch import Tensor
 
 import graft
-from graft import kernels, storage
-from graft.kernels import native
+from graft import storage
+from graft.kernels import native, native_packed
 from graft.kernels.machine import processor
 from graft.kernels.packed import Codebook, Packed
 from graft.sizes import MIB
@@ -207,7 +207,7 @@ def _decoding(effort: Effort) -> float:
     codes = torch.full((rows, columns // 2), 0x5A, dtype=torch.uint8, device="cpu")
     absmax = torch.full((rows, columns // 64), 0.02, device="cpu")
     weight = Packed(codes, absmax, _LEVELS, 64, columns)
-    decode = kernels.find("dequantise", "cpu")
+    decode = native_packed.dequantise
     return rows * columns / _seconds(lambda: decode(weight, torch.float32), effort)
 
 

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from graft.errors import one_of
 from graft.kernels.packed import Grouped, Packed
@@ -29,6 +30,9 @@ LEVELS = ("portable", "avx2", "avx512", "avx512_bf16")  # as bits of graft_level
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 FP32, BF16, FP16, LEVELS4, INT8, GROUPS = range(6)  # kinds of weights
 _forced: list[str] = []
+# Returns FLOP/s of torch's products by number format; `graft.kernels` puts it here, since it is measured with
+# these kernels.
+measured: list[Callable[[], dict[str, float]]] = []
 
 
 @functools.cache
@@ -90,6 +94,16 @@ def usable(*tensors: Tensor | None) -> bool:
     return level() != "reference" and all(t is None or (plain(t) and t.dtype in DTYPES) for t in tensors)
 
 
+def shaped(*tensors: Tensor | None) -> bool:
+    """Return whether the kernels could work on these if those that are fake were real.
+
+    An operation that asks this holds for a plan what it holds in a run, and writes nothing if a tensor is not
+    `plain`.
+    """
+    real = [t for t in tensors if type(t) is not FakeTensor or t.device.type != "cpu"]
+    return usable(*real) and all(t is None or t.dtype in DTYPES for t in tensors)
+
+
 def plain(tensor: Tensor) -> bool:
     """Return whether a tensor has memory of its own on the processor: it is no fake and no other subclass."""
     return type(tensor) in (Tensor, torch.nn.Parameter) and tensor.device.type == "cpu"
@@ -107,10 +121,8 @@ def by_torch(dtype: torch.dtype) -> bool:
 
 @functools.cache
 def _bf16_is_faster() -> bool:
-    from graft.kernels.measure import profile  # late: it measures with the kernels of this folder
-
-    products = profile().products
-    return products["bf16"] > products["fp32"]
+    rates = measured[0]()
+    return rates["bf16"] > rates["fp32"]
 
 
 class Weight(ctypes.Structure):

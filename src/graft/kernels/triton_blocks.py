@@ -20,7 +20,6 @@ from torch.autograd.function import once_differentiable
 
 from graft.kernels.triton_packed import multiprocessors
 
-WIDEST = 8192  # columns of a norm, which a program holds in its registers
 ELEMENTS = 1024  # that a program of a gated activation takes
 PARTS = 4  # partial sums of a norm's weight gradient per multiprocessor
 
@@ -154,7 +153,7 @@ def _rotary(
 
 
 def norm(x: Tensor, weight: Tensor, bias: Tensor | None, *, eps: float, centred: bool, plus: float) -> Tensor:
-    """Return the norm of x (..., n), n <= `WIDEST`.  weight, bias: (n,)."""
+    """Return the norm of x (..., n), n <= `gpu.WIDEST`.  weight, bias: (n,)."""
     out: Tensor = _Norm.apply(x, weight, bias, eps, centred, plus)
     return out
 

@@ -103,7 +103,7 @@ class Thaw(InPlace):
 
 
 def without_hooks(module: Any) -> Any:
-    """Return a shallow copy that shares nothing mutable with `module`.
+    """Return a shallow copy that shares nothing mutable with `module`, and has its class's own forward.
 
     A packed linear becomes a plain one.
     """
@@ -117,4 +117,6 @@ def without_hooks(module: Any) -> Any:
     clone._non_persistent_buffers_set = set(module._non_persistent_buffers_set)
     for hooks in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"):
         setattr(clone, hooks, OrderedDict())
+    for own in ("forward", "beside"):  # a faster forward is bound to the module whose weights it reads
+        vars(clone).pop(own, None)
     return clone

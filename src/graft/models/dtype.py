@@ -130,6 +130,14 @@ def file_dtype(opened: ModelFiles, chosen: torch.dtype) -> torch.dtype | None:
     return torch.bfloat16 if opened.quantisation is not None else None
 
 
+def stored_dtype(opened: ModelFiles) -> torch.dtype | None:
+    """Return the 16-bit dtype that all tensors of the files have, if there is one."""
+    found = {
+        SIXTEEN.get(str(t.get_dtype())) if hasattr(t, "get_dtype") else None for t in opened.state.values()
+    }
+    return found.pop() if len(found) == 1 else None
+
+
 def _in_file(tensor: Any) -> torch.dtype | None:
     """Return the 16-bit dtype of a tensor of a file; bf16 for blocks of a GGUF file, None for 32 bits."""
     if hasattr(tensor, "form"):

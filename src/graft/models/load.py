@@ -23,7 +23,7 @@ from graft.base.fingerprint import count
 from graft.core.anatomy import predicts_hidden
 from graft.core.site import shown
 from graft.errors import GraftError, ModelError, UsageError, listed, notice, one_of
-from graft.models.dtype import AUTO, file_dtype, fitting
+from graft.models.dtype import AUTO, file_dtype, fitting, stored_dtype
 from graft.models.files import ModelFiles, first_line, open_files
 from graft.models.tokenizer import tokenizer_of
 from graft.quant import is_packed
@@ -171,6 +171,9 @@ def _stream(
 ) -> PreTrainedModel:
     config = opened.config
     keywords: dict[str, Any] = {}
+    # Weights that are packed need no copy in fp32 first: they are read as they are stored.
+    narrow = opened.quantisation is not None and not opened.packed and not fresh_head
+    reading = stored_dtype(opened) or dtype if narrow and dtype == torch.float32 else dtype
     if opened.quantisation is not None and opened.packed:
         config.quantization_config = opened.quantisation.to_dict()
     elif opened.quantisation is not None:
@@ -184,7 +187,7 @@ def _stream(
                 None,
                 config=config,
                 state_dict=opened.state,
-                dtype=dtype,
+                dtype=reading,
                 trust_remote_code=False,
                 ignore_mismatched_sizes=True,  # so that we can name them
                 output_loading_info=True,
@@ -206,6 +209,9 @@ def _stream(
     require_finite(model.named_parameters(), ModelError, DAMAGED, opened.folder)
     if opened.quantisation is not None:
         _name_unpacked(model, opened.quantisation.kind(), dtype)
+    if reading != dtype:
+        model._apply(lambda tensor: tensor.to(dtype) if tensor.dtype == reading else tensor)
+        model.config.dtype = dtype
     frozen: PreTrainedModel = model.to(device).requires_grad_(False).eval()
     return frozen
 

@@ -5,7 +5,9 @@
 One function serves causal, masked and encoder-decoder models, pretraining and supervised fine-tuning: they
 differ only in the labels that the data layer made, and in the shift by one that causal models need, which is
 done here only.
-Only supervised positions reach the head, a chunk at a time, recomputed in backward: full logits never exist.
+Only supervised positions reach the head, a chunk at a time: full logits never exist. Under a frozen linear
+head the gradient of its input is computed at once; where more happens at the head (an adapter, or what some
+models do to logits), a chunk's logits are computed again in backward.
 """
 
 import math
@@ -19,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from graft.data.batches import supervised_positions
 from graft.data.encode import IGNORED
 from graft.errors import ModelError
+from graft.kernels import loss as fused
 
 if TYPE_CHECKING:
     from graft.base.base import Base
@@ -28,6 +31,8 @@ CHUNK = 1024  # positions whose logits exist at one time
 GRAIN = 128  # their number is padded to a multiple: every new shape costs a compiled kernel
 # The summed loss, and sums to report: numbers, or tensors of one number that are read only when needed.
 Loss = tuple[torch.Tensor, dict[str, Any]]
+# (logits (passes, N, V), labels) -> a number for each row, and whether its label is the most probable token.
+Score = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 
 def language_modelling(base: "Base", batch: "Batch") -> Loss:
@@ -70,33 +75,65 @@ def chunked_loss(base: "Base", hidden: torch.Tensor, labels: torch.Tensor, consi
     hidden: (N, D), or (2, N, D) of two passes; all rows belong to the adapter in use.  labels: (N,).
     consistency: weight of the symmetric KL of the two passes, which is added to their mean loss.
     """
-    hidden = hidden if hidden.ndim == 3 else hidden[None]
-    # Captured: the chunks are recomputed in backward, where another adapter may be in use.
+    if hidden.ndim == 2:
+        logprobs, hits = token_logprobs(base, hidden, labels)
+        return -logprobs.sum(), {"tokens": float(len(labels)), "correct": hits.sum()}
+
+    def score(logits: torch.Tensor, wanted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        targets = wanted.repeat(len(logits))
+        loss = F.cross_entropy(logits.flatten(0, 1), targets, reduction="none").view(len(logits), -1).mean(0)
+        divergence = symmetric_kl(*logits).where(wanted != IGNORED, 0.0)
+        return loss + consistency * divergence, logits[0].argmax(-1) == wanted
+
+    losses, hits = _in_chunks(base, hidden, labels, score)
+    return losses.sum(), {"tokens": float(len(labels)), "correct": hits.sum()}
+
+
+def token_logprobs(
+    base: "Base", hidden: torch.Tensor, labels: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return log p of each label, (N,) in fp32 or wider, and whether it is the most probable token, (N,).
+
+    hidden: (N, D), states that enter the head; all rows belong to the adapter in use.  labels: (N,); rows
+    without one (-100) get 0 and False. Full logits never exist, and gradients reach `hidden` and what is
+    trained at the head.
+    """
+    head = None if torch.compiler.is_compiling() else base.plain_head()
+    if head is not None and head.weight.dtype == hidden.dtype:
+        return fused.token_logprobs(hidden, head, labels)
+
+    def score(logits: torch.Tensor, wanted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return -F.cross_entropy(logits[0], wanted, reduction="none"), logits[0].argmax(-1) == wanted
+
+    return _in_chunks(base, hidden[None], labels, score)
+
+
+def _in_chunks(
+    base: "Base", hidden: torch.Tensor, labels: torch.Tensor, score: Score
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return what `score` makes of the logits of all rows, a chunk of which exist at one time.
+
+    hidden: (passes, N, D). In backward a chunk's logits are computed again.
+    """
+    # Captured: in backward another adapter may be in use.
     adapters = [base.active] * len(hidden)
 
-    def chunk_loss(states: torch.Tensor, wanted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def scored(states: torch.Tensor, wanted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         logits = base.logits(states, adapters)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        targets = wanted.repeat(len(logits))
-        loss = F.cross_entropy(logits.flatten(0, 1), targets, reduction="sum") / len(logits)
-        if consistency:
-            loss = loss + consistency * symmetric_kl(*logits)[wanted != IGNORED].sum()
-        return loss, (logits[0].argmax(-1) == wanted).sum()
+        return score(logits.to(torch.promote_types(logits.dtype, torch.float32)), wanted)
 
-    total = torch.zeros((), device=hidden.device)
-    correct = torch.zeros((), dtype=torch.long, device=hidden.device)
     count = len(labels)
     filler = -count % GRAIN
     hidden = F.pad(hidden, (0, 0, 0, filler))
     labels = F.pad(labels, (0, filler), value=IGNORED)
-    for states, wanted in zip(hidden.split(CHUNK, dim=1), labels.split(CHUNK), strict=True):
-        if torch.is_grad_enabled():
-            loss, hits = checkpoint(chunk_loss, states, wanted, use_reentrant=False)
-        else:
-            loss, hits = chunk_loss(states, wanted)
-        total = total + loss
-        correct = correct + hits
-    return total, {"tokens": float(count), "correct": correct}
+    parts = [
+        checkpoint(scored, states, wanted, use_reentrant=False)
+        if torch.is_grad_enabled()
+        else scored(states, wanted)
+        for states, wanted in zip(hidden.split(CHUNK, dim=1), labels.split(CHUNK), strict=True)
+    ]
+    values, hits = (torch.cat(columns)[:count] for columns in zip(*parts, strict=True))
+    return values, hits
 
 
 def symmetric_kl(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:

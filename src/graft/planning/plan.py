@@ -88,6 +88,7 @@ class Plan:
     process: what the process has before the run.  available: memory that this process can have.
     micro_batch: the largest that fits, 0 if none does.  levers: settings that would save the most.
     dtype: number format of base and computation.  why: it is that one, in words.
+    checkpointing: activations are computed again in backward.
     """
 
     base: str
@@ -103,6 +104,7 @@ class Plan:
     levers: list[Lever] = field(default_factory=list)
     dtype: str = ""
     why: str = ""
+    checkpointing: bool = False
 
     @property
     def fits(self) -> bool:
@@ -122,11 +124,12 @@ class Plan:
         )
         of_process = f"{size(self.process)} of it this process"
         verdict = "fits" if self.fits else "DOES NOT FIT"
+        again = "   (activations are computed again in backward)" if self.checkpointing else ""
         lines = [
             f"base     {self.base}   {self.parameters:,} parameters   {in_words['weights']}",
             *([f"dtype    {self.dtype}: {self.why}"] if self.dtype else []),
             f"adapter  {trained} on {self.sites} sites   {in_words['adapter']}",
-            "training " + ", ".join(f"{part} {in_words[part]}" for part in in_step),
+            "training " + ", ".join(f"{part} {in_words[part]}" for part in in_step) + again,
             "peak     " + ", ".join(f"{phase} {size(most)}" for phase, most in self.peaks.items()),
             f"memory   {size(self.available)} on {self.device}, {of_process}: {verdict}",
             f"largest  {largest}",
@@ -150,16 +153,19 @@ def plan(recipe: str | Path | dict[str, Any] | Recipe, overrides: Iterable[str] 
         rows=train.micro_batch_size,
         length=chosen.data.max_length,
         eval_rows=chosen.evaluate.batch_size,
-        checkpointing=train.gradient_checkpointing,
+        checkpointing=train.gradient_checkpointing is True,
         optimizer=train.optimizer,
         budget=int(train.paged_budget_mb * MIB),
         stage=stage_of(chosen),
     )
     methods, task = _methods(chosen), task_of(chosen, config)
     loading: dict[str, Any] = {"quant": chosen.quant, "group_size": chosen.group_size, "task": task}
-    planned = settled(
-        chosen.dtype, lambda dtype: plan_model(config, methods, shape, dtype=DTYPES[dtype], **loading)
-    )
+
+    def plan_in(dtype: str) -> Plan:
+        auto = train.gradient_checkpointing == "auto"
+        return plan_model(config, methods, shape, dtype=DTYPES[dtype], **loading, may_recompute=auto)
+
+    planned = settled(chosen.dtype, plan_in)
     name = chosen.model if isinstance(chosen.model, str) else f"fresh {config.model_type}"
     return replace(planned, base=name)
 
@@ -173,10 +179,12 @@ def plan_model(
     group_size: int = 0,
     dtype: torch.dtype = torch.bfloat16,
     task: str | None = None,
+    may_recompute: bool = False,
 ) -> Plan:
     """Return the plan of training `methods` on a base of this transformers config.
 
     quant, group_size, task: as for `graft.load`.  dtype: of the base's other weights and of activations.
+    may_recompute: compute activations again in backward if the run fits only so.
     """
     loading = {"quant": quant, "group_size": group_size, "dtype": dtype, "task": task}
     available, device, process = memory()
@@ -204,6 +212,9 @@ def plan_model(
     per_row = max(1, (larger.tensors - run.tensors) // more_rows)  # without holes: they do not grow in a line
     free = available - resident - run.tensors - max(run.holes, larger.holes)
     recomputed = 0 if shape.checkpointing else run.tensors - checkpointed.tensors
+    if may_recompute and recomputed > 0 and max(peaks.values()) > available:
+        shape = replace(shape, checkpointing=True)
+        return plan_model(config, methods, shape, quant=quant, group_size=group_size, dtype=dtype, task=task)
     return Plan(
         base=config.model_type,
         parameters=held.parameters,
@@ -216,6 +227,7 @@ def plan_model(
         device=device,
         micro_batch=_largest(shape.rows, free // per_row, fits=peaks["train"] <= available),
         levers=_levers(_use(held, methods, shape, per_row, recomputed), least=peaks["train"] // 100),
+        checkpointing=shape.checkpointing,
     )
 
 

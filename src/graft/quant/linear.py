@@ -129,11 +129,14 @@ class QuantLinear(nn.Module):
         """Return the packed tensors by name."""
         return {name: tensor for name in PACKED if (tensor := self._parameters.get(name)) is not None}
 
+    def described(self) -> Packed | Grouped:
+        """Return the packed weight in the form that kernels take."""
+        return _packed(list(self.packed().values()), self.scheme.name, self.scheme.block, self.in_features)
+
     @property
     def weight(self) -> Tensor:
         """Return the values the codes stand for, (out, in), computed anew in `dtype` at every call."""
-        packed = _packed(list(self.packed().values()), self.scheme.name, self.scheme.block, self.in_features)
-        return _kernel("dequantise", self.scheme.name, self.codes.device.type)(packed, self.dtype)
+        return _kernel("dequantise", self.scheme.name, self.codes.device.type)(self.described(), self.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(x.dtype)

@@ -91,8 +91,8 @@ class Train(Section):
     optimizer: Optimizer = "adamw"
     paged_budget_mb: Whole = 0  # optimizer state kept on the device by the paged optimizers
     neftune_alpha: NotNegative = 0.0  # noise on the embeddings of training rows; 0 is none
-    # compute activations again in backward: less memory, about a third more time
-    gradient_checkpointing: bool = False
+    # compute activations again in backward: less memory, about a third more time; auto: if memory is short
+    gradient_checkpointing: bool | Literal["auto"] = "auto"
     dropout: bool = False  # the base's own dropout during training
     compile: bool = False  # torch.compile the base
     seed: Whole = 0  # of the adapter's birth, the order of rows and every random choice

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from graft import seedling, storage
+from graft.base.adapter import Adapter
 from graft.base.base import Base
 from graft.data import load_rows
 from graft.data.feed import Feed
@@ -18,7 +19,7 @@ from graft.models.fresh import fresh
 from graft.models.load import load
 from graft.models.tokenizer import tokenizer_in
 from graft.planning.dtype import surely_fits
-from graft.planning.plan import config_of, plan
+from graft.planning.plan import Shape, config_of, plan, plan_model
 from graft.recipe import NewTokenizer, Recipe, read
 from graft.stages.stage import stage_of, task_of
 
@@ -38,16 +39,40 @@ def load_base(recipe: Recipe, quant: str | None = None) -> Base:
 
 
 def settled(recipe: Recipe) -> Recipe:
-    """Return the recipe with a number format instead of `auto`: the fastest here of those that fit."""
-    if recipe.dtype != AUTO:
-        return recipe
+    """Return the recipe with what its `auto` settings come to here.
+
+    dtype: the fastest number format of those that fit.  train.gradient_checkpointing: only if memory is
+    short.
+    """
     choice = choose("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = choice.dtype
-    if choice.free and dtype == "fp32" and not surely_fits(recipe, config_of(recipe)):
+    dtype = choice.dtype if recipe.dtype == AUTO else recipe.dtype
+    again = recipe.train.gradient_checkpointing
+    may_change = again == AUTO or (recipe.dtype == AUTO and choice.free and dtype == "fp32")
+    if may_change and not surely_fits(recipe, config_of(recipe)):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Notice)  # the run gives the same notices
-            dtype = plan(recipe).dtype
-    return recipe.model_copy(update={"dtype": dtype})
+            planned = plan(recipe)
+        dtype, again = planned.dtype, planned.checkpointing
+    return _with(recipe, dtype, again)
+
+
+def settled_on(base: Base, adapter: Adapter, recipe: Recipe) -> Recipe:
+    """Return the recipe of a run on a base that is loaded; see `settled`."""
+    again = recipe.train.gradient_checkpointing
+    if again == AUTO and not surely_fits(recipe, base.model.config):
+        shape = Shape(
+            recipe.train.micro_batch_size, recipe.data.max_length, optimizer=recipe.train.optimizer,
+            stage=stage_of(recipe),
+        )  # fmt: skip
+        again = plan_model(
+            base.model.config, adapter.methods, shape, quant=base.quant, dtype=base.dtype, may_recompute=True
+        ).checkpointing
+    return _with(recipe, recipe.dtype, again)
+
+
+def _with(recipe: Recipe, dtype: str, again: bool | str) -> Recipe:
+    train = recipe.train.model_copy(update={"gradient_checkpointing": again is True})
+    return recipe.model_copy(update={"dtype": dtype, "train": train})
 
 
 def _new_tokenizer(recipe: Recipe, wanted: NewTokenizer) -> Path:

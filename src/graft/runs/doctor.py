@@ -18,7 +18,7 @@ import torch
 
 from graft.base.base import Base
 from graft.core.registry import described
-from graft.kernels import REFERENCE
+from graft.kernels import REFERENCE, native
 from graft.kernels import find as kernel
 from graft.kernels.measure import Profile
 from graft.models.dtype import choose
@@ -78,10 +78,18 @@ def _facts() -> dict[str, str]:
     facts |= {"memory": f"{size(free)} free", "disk": f"{size(free_bytes(Path()))} free here"}
     device = "cuda" if torch.cuda.is_available() else "cpu"
     facts |= {"dtype": f"auto is {choose(device)}"}
+    return facts | {"kernels": _kernels(device)}
+
+
+def _kernels(device: str) -> str:
+    """Say which kernels work here, and how the operations without one are done."""
+    if device == "cpu" and not native.levels():
+        return "torch's reference: no C compiler was here when graft was installed"
+    if device == "cpu":
+        return f"C, level {native.level()} (of {', '.join(native.levels())})"
     ours = [name for name, plain in REFERENCE.items() if kernel(name, device) is not plain]
     rest = len(REFERENCE) - len(ours)
-    kernels = f"{', '.join(ours) or 'none of our own'}; torch's reference for the other {rest}"
-    return facts | {"kernels": kernels}
+    return f"{', '.join(ours) or 'none of our own'}; torch's reference for the other {rest}"
 
 
 def speed_table(found: Profile) -> list[list[str]]:

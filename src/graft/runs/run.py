@@ -29,7 +29,7 @@ from graft.models.dtype import AUTO, FORMATS
 from graft.models.load import DTYPES
 from graft.planning.fit import fitting, of_adapter, positions_taken, require_tokenizer
 from graft.recipe import Recipe, read
-from graft.runs.build import feed, load_base, settled
+from graft.runs.build import feed, load_base, settled, settled_on
 from graft.runs.effect import without_effect
 from graft.runs.hear import heard
 from graft.runs.identity import as_begun, claim, identity, require_same_settings
@@ -165,7 +165,7 @@ def train(
     require_same_settings(Path(chosen.output), chosen)
     observer = observer or RunObserver()
     with heard(_note_of(observer)) as notes:
-        return _train(base, adapter.name, chosen, observer, notes)
+        return _train(base, adapter.name, settled_on(base, adapter, chosen), observer, notes)
 
 
 def _note_of(observer: RunObserver) -> Callable[[str], None] | None:

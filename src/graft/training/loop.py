@@ -126,7 +126,7 @@ class Trainer:
         self.checkpoints = Checkpoints(self.folder, self.task.identity, self.settings.keep, self.log.warn)
         self.optimizer = self._optimizer()
         self.noise = Neftune(base.model.get_input_embeddings(), self.settings.neftune_alpha)
-        base.checkpointing(self.settings.gradient_checkpointing)
+        base.checkpointing(self.settings.gradient_checkpointing is True)  # auto is settled before
         if self.settings.compile:
             base.compile()
         try:
@@ -222,12 +222,9 @@ class Trainer:
 
     def _apply(self, measured: Measured, scale: float) -> None:
         """Clip the gradient and update the adapter.  scale: factor of every group's learning rate."""
-        clip, parameters = self.settings.clip, self.adapter.parameters()
-        if clip and measured.norm > clip:
-            for p in parameters:
-                if p.grad is not None:
-                    p.grad.mul_(clip / (measured.norm + 1e-6))
-        self.optimizer.step(scale)
+        limit = self.settings.clip
+        clip = limit / (measured.norm + 1e-6) if limit and measured.norm > limit else 1.0
+        self.optimizer.step(scale, clip)
         self.adapter.after_step(self.progress.step, self.total)  # methods may read the gradients here
         clear_gradients(self.adapter)
         self.progress.skipped = 0

@@ -65,7 +65,7 @@ def _estimate(base: "Base", adapter: "Adapter", settings: Any, length: int, peak
         length=length,
         rank=next((method.r for method in adapter.methods if hasattr(method, "r")), 0),
         row=activations // settings.micro_batch_size,
-        recomputed=0 if settings.gradient_checkpointing else int(CHECKPOINTED * activations),
+        recomputed=0 if settings.gradient_checkpointing is True else int(CHECKPOINTED * activations),
         states=0 if settings.optimizer.startswith("paged") else moments - min(moments, budget),
         packed=0 if packed else int(weights - base.count() * Scheme("nf4").bits / 8),
         trained=2 * trained + moments,

@@ -7,22 +7,40 @@ Loshchilov & Hutter 2019, arXiv 1711.05101. 8-bit states: Dettmers et al. 2022, 
 256, the dynamic map, signed for m and unsigned for v; tensors under 4096 elements keep fp32 states).
 A bf16 or fp16 parameter is updated through an fp32 master: without it, steps smaller than 2⁻⁸ of a weight
 would be lost. For bf16 the states keep only the half that the parameter has lost (`master`), for fp16 a copy.
-Large tensors are updated in pieces, so that a step needs little memory besides the states.
+On a CPU the C kernels update all tensors in one call (`graft.kernels.optimizer`), on a GPU Triton's update
+each tensor in one pass. Elsewhere, and as their definition, torch does it: large tensors in pieces, so that a
+step needs little memory besides the states.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from graft.errors import one_of
-from graft.quant.dynamic import dequantise_state, quantise_state
+from graft.kernels import gpu, native
+from graft.kernels.optimizer import AdamWTensors
+from graft.quant.dynamic import SIGNED, UNSIGNED, dequantise_state, quantise_state
 from graft.training.master import joined, split_
 from graft.training.paging import Layout, Pages, State, States
 
 BLOCK = 256  # values that share one scale
 PIECE = 1 << 20  # elements that are updated at a time; a multiple of BLOCK
 OPTIMIZERS = ("adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit")
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How the parameters of one turn are updated: `fast` ones in one call, `slow` ones by torch.
+
+    places: where the parameters lie; none if the kernels are switched off.
+    """
+
+    places: list[int]
+    fast: list[int]
+    slow: list[int]
+    fused: AdamWTensors | None
 
 
 class AdamW:
@@ -42,8 +60,9 @@ class AdamW:
     ) -> None:
         self.betas, self.eps = betas, eps
         self._parameters = dict(named)
-        by_id = {id(p): group for group in groups for p in group["params"]}
-        self._groups = {name: by_id[id(p)] for name, p in self._parameters.items()}
+        self._groups = list(groups)
+        by_id = {id(p): index for index, group in enumerate(groups) for p in group["params"]}
+        self._group_of = {name: by_id[id(p)] for name, p in self._parameters.items()}
         self._steps = dict.fromkeys(self._parameters, 0)
         device = next(iter(self._parameters.values())).device
         self.states = States(
@@ -52,18 +71,71 @@ class AdamW:
         for name, state in self.states.visit():  # the low half of a fresh bf16 parameter is zero
             if "master" in state:
                 state["master"].copy_(self._parameters[name].detach())
+        self._plans: dict[str, _Plan] = {}  # by the first parameter of a turn
 
     @torch.no_grad()
-    def step(self, factor: float) -> None:
-        """Update every parameter once, with its group's learning rate times `factor`."""
-        for name, state in self.states.visit():
+    def step(self, factor: float, clip: float = 1.0) -> None:
+        """Update every parameter once, with its group's learning rate times `factor`.
+
+        clip: by which all gradients are multiplied first, in place.
+        """
+        rates = [(group["lr"] * factor, group.get("weight_decay", 0.0)) for group in self._groups]
+        for turn in self.states.turns():
+            plan = self._plan(turn)
+            if plan.fused is not None:
+                self._step_at_once(plan.fused, [turn[i][0] for i in plan.fast], rates, clip)
+            for i in plan.slow:
+                self._step_by_torch(*turn[i], rates, clip)
+
+    def _plan(self, turn: list[tuple[str, State]]) -> "_Plan":
+        """Return how the parameters of a turn are updated; it is made anew when one of them has moved."""
+        parameters = [self._parameters[name] for name, _ in turn]
+        places = [] if native.level() == "reference" else [p.data_ptr() for p in parameters]
+        plan = self._plans.get(turn[0][0])
+        if plan is not None and plan.places == places:
+            return plan
+        fast = [i for i, p in enumerate(parameters) if native.usable(p) and p.is_contiguous()]
+        fused = AdamWTensors(
+            [parameters[i] for i in fast],
+            [turn[i][1] for i in fast],
+            [self._group_of[turn[i][0]] for i in fast],
+            (SIGNED, UNSIGNED),
+        )
+        slow = [i for i in range(len(turn)) if i not in set(fast)]
+        plan = _Plan(places, fast, slow, fused if fast else None)
+        self._plans[turn[0][0]] = plan
+        return plan
+
+    def _step_at_once(
+        self, fused: AdamWTensors, names: list[str], rates: list[tuple[float, float]], clip: float
+    ) -> None:
+        gradients: list[int | None] = []
+        for name in names:
             p = self._parameters[name]
-            if p.grad is not None:
-                self._steps[name] += 1
-                group = self._groups[name]
-                rate, decay = group["lr"] * factor, group.get("weight_decay", 0.0)
-                for piece in _pieces(p, state):
-                    self._update(*piece, self._steps[name], rate, decay)
+            if p.grad is None:
+                gradients.append(None)
+                continue
+            self._steps[name] += 1
+            if not p.grad.is_contiguous():
+                p.grad = p.grad.contiguous()
+            gradients.append(p.grad.data_ptr())
+        fused.step(gradients, [self._steps[name] for name in names], rates, self.betas, self.eps, clip)
+
+    def _step_by_torch(self, name: str, state: State, rates: list[tuple[float, float]], clip: float) -> None:
+        p = self._parameters[name]
+        if p.grad is None:
+            return
+        self._steps[name] += 1
+        rate = rates[self._group_of[name]]
+        if gpu.fits(p, p.grad) and gpu.usable(*state.values()) and p.is_contiguous():
+            p.grad = p.grad.contiguous()
+            t, maps = self._steps[name], (SIGNED, UNSIGNED)
+            gpu.adamw(p, p.grad, state, t, rate, self.betas, self.eps, clip, maps)
+            return
+        if clip != 1:
+            p.grad.mul_(clip)
+        for piece in _pieces(p, state):
+            self._update(*piece, self._steps[name], *rate)
 
     def _update(
         self, p: torch.Tensor, grad: torch.Tensor, state: State, t: int, lr: float, weight_decay: float

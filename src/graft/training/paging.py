@@ -9,6 +9,7 @@ use managed memory; we copy.)
     GPU   a slab is pinned host memory; while slab k is updated, a side stream copies k+1 in and k-1 out
 """
 
+import functools
 import mmap
 import os
 import tempfile
@@ -61,9 +62,10 @@ class Slab:
                 },
             )
 
-    def visit(self) -> Iterator[tuple[str, State]]:
-        """Yield the states, to be read and changed in place."""
-        yield from self.states(self.bytes)
+    @functools.cached_property
+    def held(self) -> list[tuple[str, State]]:
+        """The states where they lie between the steps."""
+        return list(self.states(self.bytes))
 
 
 class MappedSlab(Slab):
@@ -77,8 +79,9 @@ class MappedSlab(Slab):
             self._map = mmap.mmap(file.fileno(), self.size)
         self.bytes = torch.frombuffer(self._map, dtype=torch.uint8)
 
-    def visit(self) -> Iterator[tuple[str, State]]:
-        yield from self.states(self.bytes)
+    def visit(self) -> Iterator[list[tuple[str, State]]]:
+        """Yield the states, to be read and changed in place; then let the pages leave the process."""
+        yield self.held
         self._map.madvise(mmap.MADV_DONTNEED)  # a shared mapping: the bytes stay in the file
 
 
@@ -136,15 +139,29 @@ class States:
             else:
                 self._slabs.append(MappedSlab(part, pages.folder))
         self._pinned = PinnedSlabs(paged, device) if paged else None
-        self._resident, self._slabs = list(self._slabs), self._slabs + paged
+        self._mapped = [slab for slab in self._slabs if isinstance(slab, MappedSlab)]
+        resident_slabs = [slab for slab in self._slabs if not isinstance(slab, MappedSlab)]
+        self._resident = [pair for slab in resident_slabs for pair in slab.held]
+        self._slabs += paged
         self.resident_bytes, self.paged_bytes = resident, sum(slab.size for slab in self._slabs) - resident
 
     def visit(self) -> Iterator[tuple[str, State]]:
         """Yield (parameter, {key: tensor on its device}), each once; changes in place are kept."""
-        for slab in self._resident:
+        for turn in self.turns():
+            yield from turn
+
+    def turns(self) -> Iterator[list[tuple[str, State]]]:
+        """Yield the same in parts that are on the device together.
+
+        On a CPU each part is the same list at every step.
+        """
+        if self._resident:
+            yield self._resident
+        for slab in self._mapped:
             yield from slab.visit()
         if self._pinned:
-            yield from self._pinned.visit()
+            for pair in self._pinned.visit():
+                yield [pair]
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return {parameter.key: tensor}, each in its own memory, for saving."""

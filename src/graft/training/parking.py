@@ -27,8 +27,9 @@ def parked(adapter: Adapter, folder: Path) -> Iterator[None]:
         yield
         return
     slab = MappedSlab({name: {"value": (p.shape, p.dtype)} for name, p in replaced.items()}, folder)
-    for name, state in slab.visit():
-        state["value"].copy_(replaced[name].detach())
+    for states in slab.visit():
+        for name, state in states:
+            state["value"].copy_(replaced[name].detach())
     for name, state in slab.states(slab.bytes):
         replaced[name].data = state["value"]
     try:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from graft.errors import TrainingError, listed
+from graft.kernels.optimizer import gradient_norm
 from graft.objectives import consistent
 from graft.quant.finite import not_finite
 from graft.training import rng
@@ -68,7 +69,7 @@ def measure(
             summed.append((loss, batch))
             metrics = {key: metrics.get(key, 0.0) + float(value) for key, value in batch_metrics.items()}
     losses = torch.stack([loss for loss, _ in summed]).tolist()  # one synchronisation for the whole step
-    norm = _norm([p.grad for p in adapter.parameters() if p.grad is not None])
+    norm = gradient_norm([p.grad for p in adapter.parameters() if p.grad is not None])
     trouble = _trouble(losses, norm, adapter)
     if trouble:  # a loss names its rows; a gradient may come from any of them
         bad = [batch for value, (_, batch) in zip(losses, summed, strict=True) if not math.isfinite(value)]
@@ -140,12 +141,6 @@ def not_finite_error(step: int, measured: Measured, lr: float, base: "Base") -> 
         "finite numbers; this step was not applied",
         remedy,
     )
-
-
-def _norm(gradients: Sequence[torch.Tensor]) -> float:
-    """Return the norm of all gradients together, summed at least in fp32: bf16 would keep two digits."""
-    dtype = torch.float64 if any(g.dtype == torch.float64 for g in gradients) else torch.float32
-    return float(torch.stack([torch.linalg.vector_norm(g, dtype=dtype) for g in gradients]).norm())
 
 
 def _trouble(losses: list[float], norm: float, adapter: "Adapter") -> str:

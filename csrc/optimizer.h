@@ -1,0 +1,296 @@
+// AdamW over many tensors in one call, and the norm of their gradients.
+//
+//   m = m + (1 - b1) (g - m)        v = b2 v + (1 - b2) g^2
+//   w = w (1 - lr decay) - lr / (1 - b1^t) m / (sqrt(v) / sqrt(1 - b2^t) + eps)
+//
+// Moments are fp32, or codes of the 8-bit dynamic map with one scale for every block of 256. Tensors are cut into
+// tasks of TASK numbers, so that small ones share the threads and no result depends on their number.
+
+#include <math.h>
+
+#define STATE_BLOCK 256
+#define TASK 8192  // numbers; a multiple of STATE_BLOCK
+
+// Numbers below the smallest normal one count as 0 inside a task: they are slow, and moments decay into them.
+#if defined(__SSE2__)
+#include <immintrin.h>
+#define FLUSH_BEGIN unsigned control_ = _mm_getcsr(); _mm_setcsr(control_ | 0x8040)
+#define FLUSH_END _mm_setcsr(control_)
+#else
+#define FLUSH_BEGIN
+#define FLUSH_END
+#endif
+
+// One parameter. The weight in fp32 is the parameter itself, `master`, or the parameter (bf16) and `low` together.
+typedef struct {
+  int64_t count;
+  void *parameter;
+  void *m, *v;                   // fp32, or uint8 codes where there is an absmax
+  float *m_absmax, *v_absmax;    // (ceil(count / 256),)
+  int16_t *low;
+  float *master;
+  int32_t dtype;                 // of the parameter and its gradient
+  int32_t group;                 // of `graft_adamw_group`
+} graft_adamw_tensor;
+
+typedef struct {
+  double lr, weight_decay;
+} graft_adamw_group;
+
+// The 8-bit dynamic map: decade d = 1..7 of the positive numbers begins above the midpoint start[d]; its levels are
+// first[d] + k step[d] for k = 0..last[d], with codes from offset[d] on. Entry 0 is the cell of zero.
+typedef struct {
+  float start[8], first[8], step[8], inverse[8], last[8], offset[8];
+  float one;                                                 // the midpoint below level 1
+  int32_t is_signed;                                         // codes of negative numbers mirror those of positive
+} graft_dynamic;
+
+INLINE vf vf_of8(const float *table, vi index) {
+#if defined(AVX512)
+  __m512 t = _mm512_castps256_ps512(_mm256_loadu_ps(table));
+  return (vf)_mm512_permutexvar_ps((__m512i)index, t);
+#elif defined(AVX2)
+  return (vf)_mm256_permutevar8x32_ps(_mm256_loadu_ps(table), (__m256i)index);
+#else
+  vf v;
+  for (int i = 0; i < VW; i++) v[i] = table[index[i]];
+  return v;
+#endif
+}
+
+// VW codes; the compiler's own conversions between bytes and 32 bits go number by number.
+INLINE vi codes_load(const uint8_t *codes) {
+#if defined(AVX512)
+  return (vi)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)codes));
+#elif defined(AVX2)
+  return (vi)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)codes));
+#else
+  vi v;
+  for (int i = 0; i < VW; i++) v[i] = codes[i];
+  return v;
+#endif
+}
+
+INLINE void codes_store(uint8_t *codes, vi v) {
+#if defined(AVX512)
+  _mm_storeu_si128((__m128i *)codes, _mm512_cvtepi32_epi8((__m512i)v));
+#elif defined(AVX2)
+  __m256i firsts = _mm256_shuffle_epi8((__m256i)v, _mm256_set1_epi32(0x0c080400));
+  __m128i both = _mm_unpacklo_epi32(_mm256_castsi256_si128(firsts), _mm256_extracti128_si256(firsts, 1));
+  _mm_storel_epi64((__m128i *)codes, both);
+#else
+  for (int i = 0; i < VW; i++) codes[i] = (uint8_t)v[i];
+#endif
+}
+
+// The levels of codes, by arithmetic: a decade has twice as many as the one below, so its number is the exponent of
+// the place among all of them. Within 2 units in the last place of the table.
+INLINE vf levels_of(const graft_dynamic *map, vi code) {
+  vi negative = {0}, place = code + 1;
+  if (map->is_signed) {
+    place = code - 127;
+    negative = place >> 31;
+    place = (place ^ negative) - negative;
+  }
+  vi bits = (vi)vf_float(place);
+  vi decade = (bits >> 23) - (map->is_signed ? 126 : 127);
+  decade &= ~(decade >> 31);  // zero
+  vf within = (vf)bits - (vf)(bits & 0x7f800000);
+  vf level = vf_fma(within, vf_of8(map->step, decade & 7), vf_of8(map->first, decade & 7));
+  vi one = decade == 8;
+  level = (vf)(((vi)level & ~one) | ((vi)vf_set(1.0f) & one));
+  return (vf)((vi)level | (negative & (int32_t)0x80000000));
+}
+
+// The codes of the levels nearest to x in [-1, 1]: the decade by comparisons, the place in it by arithmetic.
+INLINE vi nearest_codes(const graft_dynamic *map, vf x) {
+  vf size = vf_abs(x);
+  vi decade = {0};
+#pragma GCC unroll 7
+  for (int d = 1; d < 8; d++) decade -= (vi)(size > vf_set(map->start[d]));
+  vf place = (size - vf_of8(map->first, decade)) * vf_of8(map->inverse, decade);
+  place = vf_min(vf_max(place, vf_zero()), vf_of8(map->last, decade));
+  vi code = vf_round(place) + __builtin_convertvector(vf_of8(map->offset, decade), vi);
+  code -= (vi)(x > vf_set(map->one));
+  if (!map->is_signed) return code;
+  vi negative = (vi)x >> 31;
+  return (code ^ negative) - negative + 127;
+}
+
+typedef struct {
+  float mix1, keep2, mix2, keep_weight, rate, root, eps, clip;
+} adamw_numbers;
+
+INLINE vf weight_at(const graft_adamw_tensor *t, int64_t at, int64_t n) {
+  if (t->master) return vf_load_n(t->master + at, n);
+  vf w = load_n_as(t->parameter, at, n, t->dtype);
+  if (!t->low) return w;
+  typedef int16_t shorts __attribute__((vector_size(2 * VW)));
+  shorts low = {0};
+  memcpy(&low, t->low + at, (size_t)n * 2);
+  return (vf)((vi)w + __builtin_convertvector(low, vi));
+}
+
+INLINE void put_weight(const graft_adamw_tensor *t, int64_t at, int64_t n, vf w) {
+  if (t->master) vf_store_n(t->master + at, w, n);
+  store_n_as(t->parameter, at, w, n, t->dtype);
+  if (!t->low) return;
+  typedef int16_t shorts __attribute__((vector_size(2 * VW)));
+  vi lost = (vi)w - (vi)vf_from_bf16(vf_to_bf16(w));
+  vi above = lost > 32767;  // a tie that was rounded down: one step of the master is given up
+  shorts low = __builtin_convertvector((lost & ~above) | (above & 32767), shorts);
+  memcpy(t->low + at, &low, (size_t)n * 2);
+}
+
+// Update n <= VW numbers; m and v are changed in place.
+INLINE void adamw_step(const graft_adamw_tensor *t, void *gradient, int64_t at, int64_t n, const adamw_numbers *a,
+                       vf *m, vf *v) {
+  vf g = load_n_as(gradient, at, n, t->dtype);
+  if (a->clip != 1) {
+    g *= vf_set(a->clip);
+    store_n_as(gradient, at, g, n, t->dtype);
+    if (t->dtype != FP32) g = load_n_as(gradient, at, n, t->dtype);
+  }
+  *m = vf_fma(vf_set(a->mix1), g - *m, *m);
+  *v = *v * vf_set(a->keep2) + vf_set(a->mix2) * g * g;
+  vf below = vf_sqrt(*v) * vf_set(a->root) + vf_set(a->eps);
+  put_weight(t, at, n, weight_at(t, at, n) * vf_set(a->keep_weight) + vf_set(a->rate) * *m / below);
+}
+
+INLINE void adamw_fp32(const graft_adamw_tensor *t, void *gradient, int64_t from, int64_t to,
+                       const adamw_numbers *a) {
+  float *ms = t->m, *vs = t->v;
+  int64_t at = from;
+  for (; at + VW <= to; at += VW) {
+    vf m = vf_load(ms + at), v = vf_load(vs + at);
+    adamw_step(t, gradient, at, VW, a, &m, &v);
+    vf_store(ms + at, m);
+    vf_store(vs + at, v);
+  }
+  if (at < to) {
+    vf m = vf_load_n(ms + at, to - at), v = vf_load_n(vs + at, to - at);
+    adamw_step(t, gradient, at, to - at, a, &m, &v);
+    vf_store_n(ms + at, m, to - at);
+    vf_store_n(vs + at, v, to - at);
+  }
+}
+
+// Write a block of n values as codes, and return their absmax; a NaN makes it one.
+INLINE float quantise_state(const graft_dynamic *map, const float *values, int64_t n, uint8_t *codes) {
+  vf top = vf_zero();
+  vi bad = {0};
+  for (int64_t i = 0; i < n; i += VW) {
+    vf x = vf_abs(vf_load(values + i));  // numbers beyond the end are 0
+    bad |= x != x;
+    top = vf_max(top, x);
+  }
+  float most = vf_top(top);
+  for (int i = 0; i < VW; i++)
+    if (bad[i]) most = NAN;
+  vf inverse = vf_set(1.0f / (most > 1e-38f ? most : 1e-38f));
+  for (int64_t i = 0; i < n; i += VW) {
+    vf x = vf_load(values + i) * inverse;
+    vi found = nearest_codes(map, vf_max(vf_min(x, vf_set(1.0f)), vf_set(-1.0f)));
+    if (i + VW <= n) codes_store(codes + i, found);
+    else for (int j = 0; i + j < n; j++) codes[i + j] = (uint8_t)found[j];
+  }
+  return most;
+}
+
+INLINE void adamw_8bit(const graft_adamw_tensor *t, void *gradient, int64_t from, int64_t to, const adamw_numbers *a,
+                       const graft_dynamic *maps) {
+  float ms[STATE_BLOCK], vs[STATE_BLOCK];
+  for (; from < to; from += STATE_BLOCK) {
+    int64_t n = least(STATE_BLOCK, to - from), block = from / STATE_BLOCK, i = 0;
+    uint8_t *m_codes = (uint8_t *)t->m + from, *v_codes = (uint8_t *)t->v + from;
+    vf m_scale = vf_set(t->m_absmax[block]), v_scale = vf_set(t->v_absmax[block]);
+    for (; i + VW <= n; i += VW) {
+      vf m = levels_of(&maps[0], codes_load(m_codes + i)) * m_scale;
+      vf v = levels_of(&maps[1], codes_load(v_codes + i)) * v_scale;
+      adamw_step(t, gradient, from + i, VW, a, &m, &v);
+      vf_store(ms + i, m);
+      vf_store(vs + i, v);
+    }
+    if (i < n) {
+      uint8_t last_m[VW] = {0}, last_v[VW] = {0};
+      memcpy(last_m, m_codes + i, (size_t)(n - i));
+      memcpy(last_v, v_codes + i, (size_t)(n - i));
+      vf m = levels_of(&maps[0], codes_load(last_m)) * m_scale;
+      vf v = levels_of(&maps[1], codes_load(last_v)) * v_scale;
+      adamw_step(t, gradient, from + i, n - i, a, &m, &v);
+      vi live = {0};
+      for (int j = 0; i + j < n; j++) live[j] = -1;
+      vf_store(ms + i, (vf)((vi)m & live));
+      vf_store(vs + i, (vf)((vi)v & live));
+    }
+    t->m_absmax[block] = quantise_state(&maps[0], ms, n, m_codes);
+    t->v_absmax[block] = quantise_state(&maps[1], vs, n, v_codes);
+  }
+}
+
+// tensors (count,).  gradients (count,): of each, of its dtype, or NULL to leave it.  steps (count,): the number of
+// this update.  clip: factor of all gradients, which are changed if it is not 1.  maps: of m and of v.
+// tasks (count + 1,): scratch.
+void KERNEL(adamw)(const graft_adamw_tensor *tensors, int64_t count, void *const *gradients,
+                   const int64_t *steps, const graft_adamw_group *groups, double beta1, double beta2, double eps, double clip,
+                   const graft_dynamic *maps, int64_t *tasks, int threads) {
+  tasks[0] = 0;  // the first task of each tensor
+  for (int64_t i = 0; i < count; i++)
+    tasks[i + 1] = tasks[i] + (gradients[i] ? (tensors[i].count + TASK - 1) / TASK : 0);
+#pragma omp parallel num_threads(threads)
+  {
+    FLUSH_BEGIN;
+    int64_t i = 0, known = -1;
+    adamw_numbers a = {0};
+#pragma omp for schedule(static)
+    for (int64_t task = 0; task < tasks[count]; task++) {
+      while (task >= tasks[i + 1]) i++;
+      const graft_adamw_tensor t = tensors[i];  // a copy, which no store can change behind the compiler's back
+      if (i != known) {
+        known = i;
+        double lr = groups[t.group].lr, n = (double)steps[i];
+        a = (adamw_numbers){(float)(1 - beta1), (float)beta2, (float)(1 - beta2),
+                            (float)(1 - lr * groups[t.group].weight_decay),
+                            (float)(-lr / (1 - pow(beta1, n))),
+                            (float)(1 / sqrt(1 - pow(beta2, n))), (float)eps, (float)clip};
+      }
+      int64_t from = (task - tasks[i]) * TASK, to = least(from + TASK, t.count);
+      if (t.m_absmax) adamw_8bit(&t, gradients[i], from, to, &a, maps);
+      else adamw_fp32(&t, gradients[i], from, to, &a);
+    }
+    FLUSH_END;
+  }
+}
+
+// The sum of squares of all gradients, in double from tasks of TASK numbers that are summed in fp32.
+// sums: as many doubles as there are tasks.
+double KERNEL(sum_of_squares)(void *const *gradients, const int64_t *counts, const int32_t *dtypes, int64_t count,
+                              int64_t *tasks, double *sums, int threads) {
+  tasks[0] = 0;
+  for (int64_t i = 0; i < count; i++) tasks[i + 1] = tasks[i] + (counts[i] + TASK - 1) / TASK;
+#pragma omp parallel num_threads(threads)
+  {
+    FLUSH_BEGIN;
+    int64_t i = 0;
+#pragma omp for schedule(static)
+    for (int64_t task = 0; task < tasks[count]; task++) {
+      while (task >= tasks[i + 1]) i++;
+      int64_t at = (task - tasks[i]) * TASK, to = least(at + TASK, counts[i]);
+      vf one = vf_zero(), other = vf_zero();
+      for (; at + 2 * VW <= to; at += 2 * VW) {
+        vf x = load_as(gradients[i], at, dtypes[i]), y = load_as(gradients[i], at + VW, dtypes[i]);
+        one = vf_fma(x, x, one);
+        other = vf_fma(y, y, other);
+      }
+      for (; at < to; at += VW) {
+        vf x = load_n_as(gradients[i], at, least(VW, to - at), dtypes[i]);
+        one = vf_fma(x, x, one);
+      }
+      sums[task] = vf_sum(one + other);
+    }
+    FLUSH_END;
+  }
+  double total = 0;
+  for (int64_t task = 0; task < tasks[count]; task++) total += sums[task];
+  return total;
+}
