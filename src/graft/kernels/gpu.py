@@ -36,6 +36,8 @@ __all__ = [
 
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
+# The kind of device whose tensors the kernels take.
+SERVES = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 WIDEST = 8192  # columns of a norm, which a program holds in its registers
 FEW = 16  # rows of x that a product decodes for: see `triton_packed.MOST_ROWS`
@@ -58,23 +60,20 @@ def working() -> bool:
 
 
 def usable(*tensors: Tensor | None) -> bool:
-    """Return whether Triton's kernels can work on these: real tensors of one device that it serves."""
-    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-    serves = "cpu" if interpreted else "cuda"
+    """Return whether Triton's kernels can work on these: real tensors of a device that they serve."""
     for tensor in tensors:
         if tensor is None:
             continue
-        if type(tensor) not in (Tensor, torch.nn.Parameter) or tensor.device.type != serves:
+        if tensor.device.type != SERVES or type(tensor) not in (Tensor, torch.nn.Parameter):
             return False
     return working()
 
 
-def fits(*tensors: Tensor | None) -> bool:
+def fits(first: Tensor, *others: Tensor | None) -> bool:
     """Return whether the kernels of a block's parts can work on these tensors of one format."""
-    dtypes = {t.dtype for t in tensors if t is not None}
-    return (
-        len(dtypes) == 1 and dtypes <= set(DTYPES) and not torch.compiler.is_compiling() and usable(*tensors)
-    )
+    if first.device.type != SERVES or first.dtype not in DTYPES or torch.compiler.is_compiling():
+        return False
+    return all(t is None or t.dtype == first.dtype for t in others) and usable(first, *others)
 
 
 def norms(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
