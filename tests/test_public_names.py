@@ -1,6 +1,7 @@
 """What `graft.__all__` lists, what can be imported, and what an editor shows are the same names."""
 
 import importlib
+import importlib.util
 import inspect
 import pkgutil
 
@@ -46,5 +47,6 @@ def test_a_name_that_is_not_there_is_an_attribute_error():
 def test_functions_keep_their_names_whatever_is_imported():
     functions = [name for name in graft.__all__ if name.islower()]
     for module in pkgutil.walk_packages(graft.__path__, "graft."):  # the import system binds what it imports
-        importlib.import_module(module.name)
+        if not module.name.startswith("graft.kernels.triton_") or importlib.util.find_spec("triton"):
+            importlib.import_module(module.name)
     assert "train" in functions and all(inspect.isfunction(getattr(graft, name)) for name in functions)

@@ -49,6 +49,8 @@ _HOME = {
     "Ledger": "planning.sketch",
     "QuantLinear": "quant",
     "quantise_model": "quant",
+    # gpu: models that are made on the device, packed tensor by tensor; QuantLinear is above.
+    "Scheme": "quant",
     # ipt.py: the paper's first step is no public function.
     "find_subspace": "methods.ipt",
     # reliability/errors.py damages a copy of the seedling.

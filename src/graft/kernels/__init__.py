@@ -13,14 +13,14 @@
     dequantise_groups, linear_groups, linear_backward_groups, pack_bits, unpack_bits: the same for Grouped
 
 A backend without a kernel for an operation leaves it to the reference. On the processor the kernels are those
-of csrc/ (see `native`).
+of csrc/ (see `native`); on a GPU they are Triton's or bitsandbytes' (see `gpu`).
 """
 
 import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from graft.kernels import groups, measure, native, native_packed, reference
+from graft.kernels import gpu, groups, measure, native, native_packed, reference
 from graft.kernels.packed import Codebook, Grouped, Nested, Packed
 
 __all__ = ["REFERENCE", "Codebook", "Grouped", "Nested", "Packed", "find", "only_reference", "register"]
@@ -33,6 +33,9 @@ REFERENCE: dict[str, Kernel] = {
 _kernels: dict[str, dict[str, Kernel]] = {name: {"reference": kernel} for name, kernel in REFERENCE.items()}
 for name in native_packed.__all__:
     _kernels[name]["cpu"] = getattr(native_packed, name)
+if gpu.installed():
+    for name in gpu.__all__:
+        _kernels[name]["cuda"] = getattr(gpu, name)
 native.measured.append(lambda: measure.profile().products)
 _forced: list[str] = []
 

@@ -4,8 +4,8 @@
     gated     act(gate) · up
     rotary    x cos + [−x₂, x₁] sin                                              x₁, x₂: the halves of a head
 
-Sums and functions are in fp32, and results are rounded once. Where the kernels cannot work, on other devices,
-on fake tensors and under torch.compile, the reference of the same name does.
+Sums and functions are in fp32, and results are rounded once. On a GPU the kernels are Triton's (`gpu`). Where
+none can work, on fake tensors and under torch.compile, the reference of the same name does.
 Zhang and Sennrich 2019, arXiv 1910.07467; Shazeer 2020, arXiv 2002.05202; Su et al. 2021, arXiv 2104.09864.
 """
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from graft.kernels import native
+from graft.kernels import gpu, native
 from graft.kernels.attention import Heads, as_rows, heads_of, like_projection
 from graft.kernels.native import address
 
@@ -45,6 +45,8 @@ def norm(
 
     weight, bias: (n,) of x's dtype.  plus: is added to the weight; 1 in Gemma, whose weights stand around 0.
     """
+    if gpu.norms(x, weight, bias):
+        return gpu.norm(x, weight, bias, eps=eps, centred=centred, plus=plus)
     if not ready(x, weight, bias):
         return norm_reference(x, weight, bias, eps=eps, centred=centred, plus=plus)
     out: Tensor = _Norm.apply(x, weight, bias, eps, centred, plus)
@@ -64,6 +66,8 @@ def norm_reference(
 
 def gated(gate: Tensor, up: Tensor, activation: str) -> Tensor:
     """Return act(gate) · up.  activation: one of `ACTIVATIONS`."""
+    if gate.shape == up.shape and gpu.fits(gate, up):
+        return gpu.gated(gate, up, ACTIVATIONS.index(activation))
     if gate.shape != up.shape or not ready(gate, up):
         return gated_reference(gate, up, activation)
     out: Tensor = _Gated.apply(gate, up, ACTIVATIONS.index(activation))
@@ -79,6 +83,8 @@ def gated_reference(gate: Tensor, up: Tensor, activation: str) -> Tensor:
 
 def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Return x (B, H, T, D) turned by its positions.  cos, sin: (B or 1, T, D), D even, without gradients."""
+    if x.shape[3] % 2 == 0 and gpu.fits(x) and gpu.fits(cos, sin):
+        return gpu.rotary(x, cos, sin)
     if x.shape[3] % 2 or not ready(x) or not ready(cos, sin):
         return rotary_reference(x, cos, sin)
     out: Tensor = _Rotary.apply(x, cos, sin)

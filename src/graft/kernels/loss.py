@@ -19,11 +19,12 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from graft.kernels import native
+from graft.kernels import gpu, native
 from graft.kernels.native import address
 
 NO_LABEL = -100
 LOGITS = 31 << 20  # bytes of a chunk; glibc gives larger blocks back to the system after every use
+LOGITS_GPU = 1 << 28  # the same on a GPU, whose products want many rows
 TILE = 12  # rows: a multiple of every level's tile
 FEWEST, MOST = 120, 1020  # rows of a chunk
 GRAIN = 128  # torch: a chunk is padded to a multiple: every new shape costs a compiled kernel
@@ -66,6 +67,8 @@ class _TokenLogprobs(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         head = Head(weight, bias, scale, cap)
         run = _native if native.usable(hidden, weight, bias) else _reference
+        if gpu.fits(hidden, weight, bias) and gpu.usable(labels):
+            run = _on_gpu
         if isinstance(hidden, FakeTensor) and native.shaped(hidden):
             run = _sketched
         logprobs, hits, slope = run(hidden.detach(), head, labels, ctx.needs_input_grad[0])
@@ -155,6 +158,24 @@ def _product_across(x: Tensor, weight: native.Weight, out: Tensor) -> None:
     )  # fmt: skip
     if failed:
         raise MemoryError(f"no scratch memory for a product of {tuple(out.shape)}")
+
+
+def _on_gpu(hidden: Tensor, head: Head, labels: Tensor, wanted: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Do the same by torch's products and a kernel between them. A label that is no row gives NaN."""
+    count, labels = len(hidden), labels.contiguous().long()
+    logprobs = torch.empty(count, dtype=torch.float32, device=hidden.device)
+    hits = torch.empty(count, dtype=torch.bool, device=hidden.device)
+    slope = torch.empty(hidden.shape, dtype=hidden.dtype, device=hidden.device) if wanted else None
+    step = max(1, LOGITS_GPU // (len(head.weight) * hidden.element_size()))
+    for start in range(0, count, step):
+        part = slice(start, start + step)
+        logits = F.linear(hidden[part], head.weight, head.bias)
+        gpu.token_logprobs(
+            logits, labels[part], logprobs[part], hits[part], scale=head.scale, cap=head.cap, wanted=wanted
+        )
+        if slope is not None:
+            torch.mm(logits, head.weight, out=slope[part])
+    return logprobs, hits, slope
 
 
 def _reference(

@@ -7,8 +7,9 @@ Loshchilov & Hutter 2019, arXiv 1711.05101. 8-bit states: Dettmers et al. 2022, 
 256, the dynamic map, signed for m and unsigned for v; tensors under 4096 elements keep fp32 states).
 A bf16 or fp16 parameter is updated through an fp32 master: without it, steps smaller than 2⁻⁸ of a weight
 would be lost. For bf16 the states keep only the half that the parameter has lost (`master`), for fp16 a copy.
-On a CPU the C kernels update all tensors in one call (`graft.kernels.optimizer`). Elsewhere, and as their
-definition, torch does it: large tensors in pieces, so that a step needs little memory besides the states.
+On a CPU the C kernels update all tensors in one call (`graft.kernels.optimizer`), on a GPU Triton's update
+each tensor in one pass. Elsewhere, and as their definition, torch does it: large tensors in pieces, so that a
+step needs little memory besides the states.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 
 from graft.errors import one_of
-from graft.kernels import native
+from graft.kernels import gpu, native
 from graft.kernels.optimizer import AdamWTensors
 from graft.quant.dynamic import SIGNED, UNSIGNED, dequantise_state, quantise_state
 from graft.training.master import joined, split_
@@ -124,11 +125,17 @@ class AdamW:
         p = self._parameters[name]
         if p.grad is None:
             return
+        self._steps[name] += 1
+        rate = rates[self._group_of[name]]
+        if gpu.fits(p, p.grad) and gpu.usable(*state.values()) and p.is_contiguous():
+            p.grad = p.grad.contiguous()
+            t, maps = self._steps[name], (SIGNED, UNSIGNED)
+            gpu.adamw(p, p.grad, state, t, rate, self.betas, self.eps, clip, maps)
+            return
         if clip != 1:
             p.grad.mul_(clip)
-        self._steps[name] += 1
         for piece in _pieces(p, state):
-            self._update(*piece, self._steps[name], *rates[self._group_of[name]])
+            self._update(*piece, self._steps[name], *rate)
 
     def _update(
         self, p: torch.Tensor, grad: torch.Tensor, state: State, t: int, lr: float, weight_decay: float
