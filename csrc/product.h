@@ -128,6 +128,7 @@ static int multiply(const graft_term *terms, int count, int64_t m, int64_t n, co
                     int dtype, int64_t stride, int threads) {
   int64_t inner[8], whole = 0;
   if (count > 8) return -1;
+  if (m == 0 || n == 0) return 0;
   int few = m <= FEW_MOST;
   for (int t = 0; t < count; t++) few &= !terms[t].across;
   if (few) return few_product(terms, count, m, n, bias, onto, y, dtype, stride, threads);
@@ -135,7 +136,6 @@ static int multiply(const graft_term *terms, int count, int64_t m, int64_t n, co
     inner[t] = terms[t].across ? terms[t].weight->rows : terms[t].weight->columns;
     whole += inner[t];
   }
-  if (m == 0 || n == 0) return 0;
   int64_t band = least((m + MR - 1) / MR, BAND / (MR * (whole + 1)) + 1) * MR;  // rows of x at one time
   float *x = scratch_of(&packed_x, sizeof(float) * (size_t)(band * whole + 1));
   if (!x) return -1;

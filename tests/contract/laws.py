@@ -16,6 +16,7 @@ from torch.testing import assert_close
 
 from graft.base.base import Base
 from graft.core.method import Method
+from graft.layers.token_rows import Scores
 
 Make = Callable[[], Base]
 IDS = torch.randint(4, 90, (4, 6), generator=torch.Generator().manual_seed(7))
@@ -61,8 +62,13 @@ def newborn_changes_nothing(make: Make, method: Method):
         torch.no_grad()
     ):  # where a bias needs a gradient, attention takes another kernel, which rounds differently
         before = answer(base, None)
-        base.attach("x", method)
-        assert torch.equal(answer(base, "x"), before), "a newborn adapter changes the answer"
+        adapter = base.attach("x", method)
+        after = answer(base, "x")
+    if any(isinstance(insert, Scores) for _, insert in adapter.inserts):
+        # Some processors round a few rows of a product otherwise than the whole.
+        assert_close(after, before, atol=1e-6, rtol=0)
+    else:
+        assert torch.equal(after, before), "a newborn adapter changes the answer"
 
 
 def detach_leaves_no_trace(make: Make, method: Method):

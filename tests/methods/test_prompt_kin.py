@@ -95,4 +95,4 @@ def test_gradients_of_a_mixed_batch_are_those_of_separate_runs_also_checkpointed
     assert all(g is not None and g.abs().max() > 0 for g in alone)
     for checkpointed in (False, True):
         found = gradients(checkpointed=checkpointed, mixed=True)
-        assert_close(found, alone, atol=1e-5, rtol=1e-3)  # additions come in another order
+        assert_close(found, alone, atol=1e-4, rtol=1e-3)  # additions come in another order

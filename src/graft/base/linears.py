@@ -46,13 +46,13 @@ def is_on(module: nn.Module) -> bool:
 def _forward(module: nn.Linear, x: Tensor) -> Tensor:
     weight, bias = module.weight, module.bias
     plain = weight.is_contiguous() and weight.dtype == x.dtype and not torch.compiler.is_compiling()
-    if not plain or not native.usable(x, weight, bias):
+    if not plain or not native.shaped(x, weight, bias):
         return F.linear(x, weight, bias)
     beside: Callable[[Tensor], LowRankForm | None] | None = module.beside  # type: ignore[assignment]
     added = None if beside is None or weight.requires_grad else beside(x)
     if added is not None:
         return low_rank(x, [weight], _first, bias, added)
-    if x.dtype == torch.float32 or native.by_torch(x.dtype):
+    if x.dtype == torch.float32 or native.by_torch(x.dtype) or not native.plain(x):
         return F.linear(x, weight, bias)
     y: Tensor = _Linear.apply(x, weight, bias)
     return y

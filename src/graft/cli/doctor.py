@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from graft.cli.say import after, show, show_json, table
+from graft.sizes import size
 
 
 def add_to(app: typer.Typer) -> None:
@@ -32,7 +33,7 @@ def doctor(
             header, *rows = speed_table(speed)
             show(table(header, rows))
             show(f"{'decoding':<14} {speed.decoding / 1e6:,.0f} million 4-bit weights/s")
-            show(f"{'reading':<14} {speed.reading / 1e9:.1f} GB/s")
+            show(f"{'reading':<14} {size(int(speed.reading))}/s")
         for check in checks:
             show(f"{check.name:<40} {check.trouble or 'ok'}")
     if any(check.trouble for check in checks):

@@ -6,7 +6,8 @@ terms in one pass as well, and dA and dB are products of narrow matrices:
     v = s·dy B        dx = dy W + v A        dA = vᵀ x        dB = s·dyᵀ u
 
 The kernels compute in fp32 whatever x is. Where torch multiplies x's format faster, it makes x Wᵀ and dy W,
-and the kernels add the update.
+and the kernels add the update. Plain weights in fp32 are multiplied by torch as well, so that an update of 0
+changes no bit.
 """
 
 import ctypes
@@ -27,7 +28,7 @@ Described = Callable[[list[Tensor]], Packed | Grouped | Tensor]  # tensors of a 
 
 def ready(x: Tensor, A: Tensor, B: Tensor) -> bool:
     """Return whether the kernels can multiply these."""
-    return native.usable(x, A, B) and A.dtype == B.dtype == torch.float32
+    return native.shaped(x, A, B) and A.dtype == B.dtype == torch.float32
 
 
 def low_rank(
@@ -63,7 +64,11 @@ class _LowRank(torch.autograd.Function):
         (m, inner), n, r = rows.shape, len(B), len(A)
         W = described(list(weight))
         u = torch.empty(m, r, dtype=torch.float32, device="cpu")
-        if native.by_torch(x.dtype):
+        ctx.save_for_backward(rows, A, B, u, *weight)
+        ctx.statics = scale, described, x.shape
+        if not native.plain(x):  # a plan's fakes hold the same tensors, and no numbers
+            return x.new_empty(*x.shape[:-1], n)
+        if _by_torch(W, x.dtype):
             y = F.linear(x, native_packed.values(W, x.dtype), bias).contiguous()
             own, fp32 = None, None
         else:
@@ -73,8 +78,6 @@ class _LowRank(torch.autograd.Function):
             "low_rank", address(rows), native.DTYPES[x.dtype], c_int64(m), c_int64(inner), c_int64(n), own,
             address(fp32), address(A), address(B), c_int64(r), c_float(scale), address(u), address(y),
         )  # fmt: skip
-        ctx.save_for_backward(rows, A, B, u, *weight)
-        ctx.statics = scale, described, x.shape
         return y
 
     @staticmethod
@@ -83,21 +86,27 @@ class _LowRank(torch.autograd.Function):
         scale, described, shape = ctx.statics
         wide, W = native.rows(dy), described(weight)
         (m, inner), n, r = rows.shape, len(B), len(A)
+        v, dA, dB = torch.empty_like(u), torch.empty_like(A), torch.empty_like(B)
+        dbias = wide.sum(0) if ctx.needs_input_grad[1] else None
         dx, own = None, None
+        if not native.plain(dy):
+            return rows.new_empty(shape), dbias, dA, dB, None, None, *([None] * len(weight))
         if ctx.needs_input_grad[0]:
-            if native.by_torch(rows.dtype):
+            if _by_torch(W, rows.dtype):
                 dx = (wide @ native_packed.values(W, rows.dtype)).view(shape)
             else:
                 dx = torch.empty(shape, dtype=rows.dtype, device="cpu")
                 own = ctypes.byref(native.weight(W))
-        v, dA, dB = torch.empty_like(u), torch.empty_like(A), torch.empty_like(B)
         _call(
             "low_rank_backward", address(rows), address(wide), native.DTYPES[rows.dtype], c_int64(m),
             c_int64(inner), c_int64(n), own, address(A), address(B), c_int64(r), c_float(scale), address(u),
             address(v), address(dx), address(dA), address(dB),
         )  # fmt: skip
-        dbias = wide.sum(0) if ctx.needs_input_grad[1] else None
         return dx, dbias, dA, dB, None, None, *([None] * len(weight))
+
+
+def _by_torch(weight: Packed | Grouped | Tensor, dtype: torch.dtype) -> bool:
+    return native.by_torch(dtype) or (isinstance(weight, Tensor) and dtype == torch.float32)
 
 
 def _call(name: str, *arguments: Any) -> None:
