@@ -189,8 +189,8 @@ def mark_optimizer(label: str) -> None:
 
     step = AdamW.step
 
-    def marked(self: Any, factor: float) -> None:
+    def marked(self: Any, *how: float) -> None:
         with torch.profiler.record_function(label):
-            step(self, factor)
+            step(self, *how)
 
     AdamW.step = marked

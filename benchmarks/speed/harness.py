@@ -190,6 +190,8 @@ class Run:
         if name != "tuned":
             return None
         asked = self.row.work["dtype"]
+        if given := self.row.work.get("variant"):
+            return str(given)
         candidates = {"fp32": ["fp32"], "bf16": ["bf16", "autocast"]}.get(asked, ["fp32", "bf16", "autocast"])
         speed: dict[str, float] = {}
         for variant in candidates:

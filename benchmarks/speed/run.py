@@ -52,6 +52,9 @@ def _carried_out(row: grid.Row, folder: Path, raw: Path, options: argparse.Names
     """Measure a row and write its raw file; return whether that went well."""
     print(f"{row.name}: {row.title}", flush=True)
     row = row.beside() if options.before else row
+    row = replace(row, sides={name: side for name, side in row.sides.items() if name not in options.without})
+    if options.variant:
+        row = replace(row, work=row.work | {"variant": options.variant})
     row = row.quick() if options.quick else replace(row, tries=options.tries)
     patience_s = 0.0 if options.quick else options.patience
     try:
@@ -138,6 +141,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--tries", type=int, default=3, help="so many times as many rounds may be begun as must be quiet"
     )
+    parser.add_argument("--without", action="append", default=[], help="a side to leave out")
+    parser.add_argument("--variant", help="the tuned peer's number format, instead of a trial of all")
     parser.add_argument("--weights", type=Path, help="keep the random weights in this folder")
     parser.add_argument("--before", help="the source folder of an older checkout, measured beside this one")
     return parser.parse_args()
