@@ -23,12 +23,12 @@ if platform.machine().lower() in ("x86_64", "amd64"):
 # How `make kernels` has them examined: with sanitizers, or with AVX-512 emulated by SIMD Everywhere.
 WAYS = {
     "sanitized": ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-O1", "-g"],
-    "emulated": ["-DEMULATE_AVX512", "-O1"],
+    "emulated": ["-O1"],
     "": [],
 }
 WAY = WAYS[os.environ.get("GRAFT_KERNELS_BUILD", "")]
-if "-DEMULATE_AVX512" in WAY:
-    LEVELS["avx512"] = AVX2
+if os.environ.get("GRAFT_KERNELS_BUILD") == "emulated":
+    LEVELS |= {"avx512": [*AVX2, "-DEMULATE_AVX512"], "levels": ["-DEMULATE_AVX512"]}
 OPENMP = [] if platform.system() == "Darwin" else ["-fopenmp"]
 
 
@@ -61,7 +61,7 @@ setup(
     ext_modules=[
         Extension(
             "graft.kernels.libgraft",
-            sources=[f"csrc/{name}.c" for name in ("levels", *LEVELS)],
+            sources=[f"csrc/{name}.c" for name in sorted({"levels", *LEVELS})],
             depends=[str(path) for path in sorted(Path("csrc").glob("*.h"))],
             optional=True,
         )

@@ -50,6 +50,15 @@ static inline __m512i emulated_cvtepi8_epi32(__m128i a) {
   for (int i = 0; i < 16; i++) out[i] = in[i];
   return simde_mm512_loadu_si512(out);
 }
+static inline __m128i emulated_cvtepi32_epi8(__m512i a) {
+  int32_t in[16];
+  uint8_t out[16];
+  simde_mm512_storeu_si512(in, a);
+  for (int i = 0; i < 16; i++) out[i] = (uint8_t)in[i];
+  return simde_mm_loadu_si128((const simde__m128i *)out);
+}
+#undef _mm512_cvtepi32_epi8
+#define _mm512_cvtepi32_epi8 emulated_cvtepi32_epi8
 #undef _mm512_cvtepu8_epi32
 #undef _mm512_cvtepi8_epi32
 #define _mm512_cvtepi8_epi32 emulated_cvtepi8_epi32

@@ -13,7 +13,7 @@
 
 // Numbers below the smallest normal one count as 0 inside a task: they are slow, and moments decay into them.
 #if defined(__SSE2__)
-#include <immintrin.h>
+#include <xmmintrin.h>
 #define FLUSH_BEGIN unsigned control_ = _mm_getcsr(); _mm_setcsr(control_ | 0x8040)
 #define FLUSH_END _mm_setcsr(control_)
 #else
