@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from published import bert_base, llama_2_7b
 from safetensors.torch import load_file
-from shapes import bert_base, llama_2_7b
 from tiny_folder import write_model, write_rows
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM

@@ -1,7 +1,7 @@
 """Formulas of the bottlenecks' trained parameters on published shapes; figures are in test_counts."""
 
 import pytest
-from shapes import attached, bert_base, llama_2_7b, roberta_large, t5_base
+from published import attached, bert_base, llama_2_7b, roberta_large, t5_base
 
 from graft.layers.bottleneck import Bottleneck
 from graft.methods.adamix import AdaMix

@@ -6,7 +6,7 @@ feed-forward width f, rank r.
 
 import pytest
 import torch
-from shapes import (
+from published import (
     attached,
     bert_base,
     gpt3,

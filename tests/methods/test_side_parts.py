@@ -1,6 +1,6 @@
 """The parts of the side networks' trained parameters on published shapes; the sums are in test_counts."""
 
-from shapes import attached, bert_base, llama_2_7b, t5_base
+from published import attached, bert_base, llama_2_7b, t5_base
 
 from graft.layers.delta import Delta
 from graft.methods.ladder import Foot, Ladder, Rung, Side
