@@ -37,12 +37,15 @@ typedef struct {
   double lr, weight_decay;
 } graft_adamw_group;
 
-// The 8-bit dynamic map: decade d = 1..7 of the positive numbers begins above the midpoint start[d]; its levels are
-// first[d] + k step[d] for k = 0..last[d], with codes from offset[d] on. Entry 0 is the cell of zero.
+// The 8-bit dynamic map, signed or not; if it is, codes of negative numbers mirror those of positive. Its levels above
+// 0 are numbered from 1 if signed, else from 2: then decade d = 1..7 has the numbers with one exponent, d - 1 or d.
+// Entry 0 of a table is for the cell of 0.
 typedef struct {
-  float start[8], first[8], step[8], inverse[8], last[8], offset[8];
-  float one;                                                 // the midpoint below level 1
-  int32_t is_signed;                                         // codes of negative numbers mirror those of positive
+  float first[8], step[8];    // of a decade's levels
+  float inverse[8], shift[8]; // the number nearest to x is x inverse[d] + shift[d], rounded,
+  float last[8];              //   but the decade's last one at most
+  float next[8];              // the midpoint above which decade d + 1 begins
+  float one;                  // the midpoint below level 1, the only one of its decade
 } graft_dynamic;
 
 INLINE vf vf_of8(const float *table, vi index) {
@@ -53,7 +56,7 @@ INLINE vf vf_of8(const float *table, vi index) {
   return (vf)_mm256_permutevar8x32_ps(_mm256_loadu_ps(table), (__m256i)index);
 #else
   vf v;
-  for (int i = 0; i < VW; i++) v[i] = table[index[i]];
+  for (int i = 0; i < VW; i++) v[i] = table[index[i] & 7];  // as the others, which look at some bits only
   return v;
 #endif
 }
@@ -71,6 +74,13 @@ INLINE vi codes_load(const uint8_t *codes) {
 #endif
 }
 
+INLINE vi codes_load_n(const uint8_t *codes, int64_t n) {
+  if (n >= VW) return codes_load(codes);
+  uint8_t some[VW] = {0};
+  memcpy(some, codes, (size_t)n);
+  return codes_load(some);
+}
+
 INLINE void codes_store(uint8_t *codes, vi v) {
 #if defined(AVX512)
   _mm_storeu_si128((__m128i *)codes, _mm512_cvtepi32_epi8((__m512i)v));
@@ -83,38 +93,31 @@ INLINE void codes_store(uint8_t *codes, vi v) {
 #endif
 }
 
-// The levels of codes, by arithmetic: a decade has twice as many as the one below, so its number is the exponent of
-// the place among all of them. Within 2 units in the last place of the table.
-INLINE vf levels_of(const graft_dynamic *map, vi code) {
-  vi negative = {0}, place = code + 1;
-  if (map->is_signed) {
-    place = code - 127;
-    negative = place >> 31;
-    place = (place ^ negative) - negative;
-  }
-  vi bits = (vi)vf_float(place);
-  vi decade = (bits >> 23) - (map->is_signed ? 126 : 127);
-  decade &= ~(decade >> 31);  // zero
-  vf within = (vf)bits - (vf)(bits & 0x7f800000);
-  vf level = vf_fma(within, vf_of8(map->step, decade & 7), vf_of8(map->first, decade & 7));
-  vi one = decade == 8;
-  level = (vf)(((vi)level & ~one) | ((vi)vf_set(1.0f) & one));
-  return (vf)((vi)level | (negative & (int32_t)0x80000000));
+// The levels of codes, by arithmetic: a decade has twice as many as the one below, so its number is an exponent.
+// Within 2 units in the last place of the table. Level 1 stands where decade 7 would go on.
+INLINE vf levels_of(const graft_dynamic *map, int is_signed, vi code) {
+  vi place = is_signed ? code - 127 : code + 1;
+  vi number = (vi)vf_float(vi_abs(place));
+  int32_t before = is_signed ? 126 : 127;
+  vi low = vi_min(number & 0x7f800000, (vi){0} + ((before + 7) << 23));  // the first number of the decade
+  vi decade = vi_max((low >> 23) - before, (vi){0});
+  vf level = vf_fma((vf)number - (vf)low, vf_of8(map->step, decade), vf_of8(map->first, decade));
+  level = vf_min(level, vf_set(1.0f));
+  return is_signed ? (vf)((vi)level | (place & (int32_t)0x80000000)) : level;
 }
 
-// The codes of the levels nearest to x in [-1, 1]: the decade by comparisons, the place in it by arithmetic.
-INLINE vi nearest_codes(const graft_dynamic *map, vf x) {
+// The codes of the levels nearest to x in [-1, 1]. The bits of a number, as an integer, are nearly its logarithm:
+// they give the decade, or the one below.
+INLINE vi nearest_codes(const graft_dynamic *map, int is_signed, vf x) {
   vf size = vf_abs(x);
-  vi decade = {0};
-#pragma GCC unroll 7
-  for (int d = 1; d < 8; d++) decade -= (vi)(size > vf_set(map->start[d]));
-  vf place = (size - vf_of8(map->first, decade)) * vf_of8(map->inverse, decade);
-  place = vf_min(vf_max(place, vf_zero()), vf_of8(map->last, decade));
-  vi code = vf_round(place) + __builtin_convertvector(vf_of8(map->offset, decade), vi);
-  code -= (vi)(x > vf_set(map->one));
-  if (!map->is_signed) return code;
+  vf logarithm = vf_fma(vf_float((vi)size), vf_set(0.30103f / (1 << 23)), vf_set(6.8f - 127 * 0.30103f));
+  vi decade = vi_max(vf_round(logarithm), (vi){0});
+  decade -= (vi)(size > vf_of8(map->next, decade));
+  vf place = vf_fma(size, vf_of8(map->inverse, decade), vf_of8(map->shift, decade));
+  vi number = vf_round(vf_min(place, vf_of8(map->last, decade))) - (vi)(x > vf_set(map->one));
+  if (!is_signed) return number - 1;
   vi negative = (vi)x >> 31;
-  return (code ^ negative) - negative + 127;
+  return (number ^ negative) - negative + 127;
 }
 
 typedef struct {
@@ -175,57 +178,75 @@ INLINE void adamw_fp32(const graft_adamw_tensor *t, void *gradient, int64_t from
   }
 }
 
-// Write a block of n values as codes, and return their absmax; a NaN makes it one.
-INLINE float quantise_state(const graft_dynamic *map, const float *values, int64_t n, uint8_t *codes) {
-  vf top = vf_zero();
-  vi bad = {0};
-  for (int64_t i = 0; i < n; i += VW) {
-    vf x = vf_abs(vf_load(values + i));  // numbers beyond the end are 0
-    bad |= x != x;
-    top = vf_max(top, x);
-  }
-  float most = vf_top(top);
-  for (int i = 0; i < VW; i++)
-    if (bad[i]) most = NAN;
+// The first n numbers; 0 behind them.
+INLINE vf vf_first(vf v, int64_t n) {
+  vi live = {0};
+  for (int64_t i = 0; i < n; i++) live[i] = -1;
+  return (vf)((vi)v & live);
+}
+
+// Write a block of n values as codes, and return their absmax. top: the largest bits of their sizes, which are
+// those of a NaN if there is one.
+INLINE float quantise_state(const graft_dynamic *map, int is_signed, const float *values, vi top, int64_t n,
+                            uint8_t *codes) {
+  int32_t most_bits = 0;
+  for (int i = 0; i < VW; i++) most_bits = top[i] > most_bits ? top[i] : most_bits;
+  float most;
+  memcpy(&most, &most_bits, sizeof most);
   vf inverse = vf_set(1.0f / (most > 1e-38f ? most : 1e-38f));
-  for (int64_t i = 0; i < n; i += VW) {
-    vf x = vf_load(values + i) * inverse;
-    vi found = nearest_codes(map, vf_max(vf_min(x, vf_set(1.0f)), vf_set(-1.0f)));
-    if (i + VW <= n) codes_store(codes + i, found);
-    else for (int j = 0; i + j < n; j++) codes[i + j] = (uint8_t)found[j];
+  int64_t i = 0;
+  for (; i + VW <= n; i += VW) codes_store(codes + i, nearest_codes(map, is_signed, vf_load(values + i) * inverse));
+  if (i < n) {
+    vi found = nearest_codes(map, is_signed, vf_load(values + i) * inverse);
+    for (int j = 0; i + j < n; j++) codes[i + j] = (uint8_t)found[j];
   }
   return most;
 }
 
+// Update one block. whole: a constant, whether it has all its numbers.
+INLINE void adamw_block(const graft_adamw_tensor *t, void *gradient, int64_t from, int64_t to, int whole,
+                        const adamw_numbers *a, const graft_dynamic *maps) {
+  float ms[STATE_BLOCK], vs[STATE_BLOCK];
+  int64_t n = whole ? STATE_BLOCK : to - from, block = from / STATE_BLOCK;
+  uint8_t *m_codes = (uint8_t *)t->m + from, *v_codes = (uint8_t *)t->v + from;
+  vf m_scale = vf_set(t->m_absmax[block]), v_scale = vf_set(t->v_absmax[block]);
+  vi m_top = {0}, v_top = {0};
+  for (int64_t i = 0; i < n; i += VW) {
+    int64_t left = whole ? VW : least(VW, n - i);
+    vf m = levels_of(&maps[0], 1, codes_load_n(m_codes + i, left)) * m_scale;
+    vf v = levels_of(&maps[1], 0, codes_load_n(v_codes + i, left)) * v_scale;
+    adamw_step(t, gradient, from + i, left, a, &m, &v);
+    if (!whole) m = vf_first(m, left), v = vf_first(v, left);
+    vf_store(ms + i, m);
+    vf_store(vs + i, v);
+    m_top = vi_max(m_top, (vi)vf_abs(m));
+    v_top = vi_max(v_top, (vi)vf_abs(v));
+  }
+  t->m_absmax[block] = quantise_state(&maps[0], 1, ms, m_top, n, m_codes);
+  t->v_absmax[block] = quantise_state(&maps[1], 0, vs, v_top, n, v_codes);
+}
+
 INLINE void adamw_8bit(const graft_adamw_tensor *t, void *gradient, int64_t from, int64_t to, const adamw_numbers *a,
                        const graft_dynamic *maps) {
-  float ms[STATE_BLOCK], vs[STATE_BLOCK];
-  for (; from < to; from += STATE_BLOCK) {
-    int64_t n = least(STATE_BLOCK, to - from), block = from / STATE_BLOCK, i = 0;
-    uint8_t *m_codes = (uint8_t *)t->m + from, *v_codes = (uint8_t *)t->v + from;
-    vf m_scale = vf_set(t->m_absmax[block]), v_scale = vf_set(t->v_absmax[block]);
-    for (; i + VW <= n; i += VW) {
-      vf m = levels_of(&maps[0], codes_load(m_codes + i)) * m_scale;
-      vf v = levels_of(&maps[1], codes_load(v_codes + i)) * v_scale;
-      adamw_step(t, gradient, from + i, VW, a, &m, &v);
-      vf_store(ms + i, m);
-      vf_store(vs + i, v);
-    }
-    if (i < n) {
-      uint8_t last_m[VW] = {0}, last_v[VW] = {0};
-      memcpy(last_m, m_codes + i, (size_t)(n - i));
-      memcpy(last_v, v_codes + i, (size_t)(n - i));
-      vf m = levels_of(&maps[0], codes_load(last_m)) * m_scale;
-      vf v = levels_of(&maps[1], codes_load(last_v)) * v_scale;
-      adamw_step(t, gradient, from + i, n - i, a, &m, &v);
-      vi live = {0};
-      for (int j = 0; i + j < n; j++) live[j] = -1;
-      vf_store(ms + i, (vf)((vi)m & live));
-      vf_store(vs + i, (vf)((vi)v & live));
-    }
-    t->m_absmax[block] = quantise_state(&maps[0], ms, n, m_codes);
-    t->v_absmax[block] = quantise_state(&maps[1], vs, n, v_codes);
-  }
+  for (; from + STATE_BLOCK <= to; from += STATE_BLOCK)
+    adamw_block(t, gradient, from, from + STATE_BLOCK, 1, a, maps);
+  if (from < to) adamw_block(t, gradient, from, to, 0, a, maps);
+}
+
+// Update numbers [from, to) of a tensor.
+INLINE void adamw_task(const graft_adamw_tensor *t, void *gradient, int64_t from, int64_t to, const adamw_numbers *a,
+                       const graft_dynamic *maps) {
+  if (t->m_absmax) adamw_8bit(t, gradient, from, to, a, maps);
+  else adamw_fp32(t, gradient, from, to, a);
+}
+
+// The same for fp32 alone: what is constant here is asked nowhere in the loop.
+static __attribute__((noinline)) void adamw_task_fp32(const graft_adamw_tensor *of, void *gradient, int64_t from,
+                                                      int64_t to, const adamw_numbers *a,
+                                                      const graft_dynamic *maps) {
+  graft_adamw_tensor t = *of;
+  t.dtype = FP32, t.master = 0, t.low = 0;
+  adamw_task(&t, gradient, from, to, a, maps);
 }
 
 // tensors (count,).  gradients (count,): of each, of its dtype, or NULL to leave it.  steps (count,): the number of
@@ -255,8 +276,8 @@ void KERNEL(adamw)(const graft_adamw_tensor *tensors, int64_t count, void *const
                             (float)(1 / sqrt(1 - pow(beta2, n))), (float)eps, (float)clip};
       }
       int64_t from = (task - tasks[i]) * TASK, to = least(from + TASK, t.count);
-      if (t.m_absmax) adamw_8bit(&t, gradients[i], from, to, &a, maps);
-      else adamw_fp32(&t, gradients[i], from, to, &a);
+      if (t.dtype == FP32 && !t.master && !t.low) adamw_task_fp32(&t, gradients[i], from, to, &a, maps);
+      else adamw_task(&t, gradients[i], from, to, &a, maps);
     }
     FLUSH_END;
   }

@@ -65,6 +65,8 @@ INLINE vf vf_max(vf a, vf b) { return (vf)_mm512_max_ps((__m512)a, (__m512)b); }
 INLINE vf vf_min(vf a, vf b) { return (vf)_mm512_min_ps((__m512)a, (__m512)b); }
 INLINE vf vf_sqrt(vf a) { return (vf)_mm512_sqrt_ps((__m512)a); }
 INLINE vi vf_round(vf a) { return (vi)_mm512_cvtps_epi32((__m512)a); }
+INLINE vi vi_max(vi a, vi b) { return (vi)_mm512_max_epi32((__m512i)a, (__m512i)b); }
+INLINE vi vi_min(vi a, vi b) { return (vi)_mm512_min_epi32((__m512i)a, (__m512i)b); }
 #elif defined(AVX2)
 INLINE vf vf_set(float x) { return (vf)_mm256_set1_ps(x); }
 INLINE vf vf_fma(vf a, vf b, vf c) { return (vf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c); }
@@ -72,6 +74,8 @@ INLINE vf vf_max(vf a, vf b) { return (vf)_mm256_max_ps((__m256)a, (__m256)b); }
 INLINE vf vf_min(vf a, vf b) { return (vf)_mm256_min_ps((__m256)a, (__m256)b); }
 INLINE vf vf_sqrt(vf a) { return (vf)_mm256_sqrt_ps((__m256)a); }
 INLINE vi vf_round(vf a) { return (vi)_mm256_cvtps_epi32((__m256)a); }
+INLINE vi vi_max(vi a, vi b) { return (vi)_mm256_max_epi32((__m256i)a, (__m256i)b); }
+INLINE vi vi_min(vi a, vi b) { return (vi)_mm256_min_epi32((__m256i)a, (__m256i)b); }
 #else
 INLINE vf vf_set(float x) { return (vf){x, x, x, x}; }
 INLINE vf vf_fma(vf a, vf b, vf c) { return a * b + c; }
@@ -80,10 +84,13 @@ INLINE vf vf_max(vf a, vf b) { return vf_pick(a > b, a, b); }
 INLINE vf vf_min(vf a, vf b) { return vf_pick(a < b, a, b); }
 INLINE vf vf_sqrt(vf a) { for (int i = 0; i < VW; i++) a[i] = sqrtf(a[i]); return a; }
 INLINE vi vf_round(vf a) { vi v; for (int i = 0; i < VW; i++) v[i] = (int32_t)lrintf(a[i]); return v; }
+INLINE vi vi_max(vi a, vi b) { vi more = a > b; return (a & more) | (b & ~more); }
+INLINE vi vi_min(vi a, vi b) { return ~vi_max(~a, ~b); }
 #endif
 
 INLINE vf vf_zero(void) { return (vf){0}; }
 INLINE vf vf_abs(vf a) { return (vf)((vi)a & 0x7fffffff); }
+INLINE vi vi_abs(vi a) { return vi_max(a, -a); }
 INLINE vf vf_float(vi a) { return __builtin_convertvector(a, vf); }
 
 INLINE float vf_sum(vf a) {

@@ -395,9 +395,9 @@ class Base:
         inserts = self.adapters[name].inserts if name else []
         return self.cacheable([name]) and not any(site.kind == "stack" for site, _ in inserts)
 
-    def native_stepper(self) -> NativeStepper | None:
+    def native_stepper(self, *, exact: bool = False) -> NativeStepper | None:
         """Return the kernels' stepper of this model as it is now; None if they do not compute its kind."""
-        return self._native.stepper(self.adapters)
+        return self._native.stepper(self.adapters, exact=exact)
 
     def in_native(self, name: str | None) -> bool:
         """Return whether that stepper writes text under an adapter."""

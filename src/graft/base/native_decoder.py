@@ -44,15 +44,16 @@ class NativeDecoder:
         self._read: _Read | None = None
         self.reason = ""  # why there is none
 
-    def stepper(self, adapters: Mapping[str, Adapter]) -> NativeStepper | None:
+    def stepper(self, adapters: Mapping[str, Adapter], *, exact: bool = False) -> NativeStepper | None:
         """Return a stepper for the bare base and adapters that `serves` accepts; None if there is none.
 
+        exact: never in fixed point; see `graft.kernels.decoder.Decoder`.
         The model must be in evaluation mode, and stay as it is while the stepper is used.
         """
         read = self._current()
         if read is None:
             return None
-        decoder = Decoder(read.model, self._dtype())
+        decoder = Decoder(read.model, self._dtype(), exact=exact)
         return NativeStepper(decoder, read.angles, lambda name: self.updates(adapters[name]))
 
     def serves(self, adapter: Adapter | None) -> bool:

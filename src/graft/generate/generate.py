@@ -30,7 +30,8 @@ class Writer(Protocol):
     positions: how many positions of the context these adapters take, besides the tokens.
     seats: how many of them are in the cache.
     in_slots: whether text under an adapter can be written in a slot of a shared cache.
-    native_stepper, in_native: the kernels' own stepper, if there is one, and whether it takes an adapter.
+    native_stepper, in_native: the kernels' own stepper, if there is one, and whether it takes an adapter;
+    `exact`: without fixed point.
     cacheable: whether text can be written with a cache at all under these adapters.
     mixable: whether rows of these adapters may share a batch; it raises for adapters that must be used alone.
     together: the same, False where it would raise.
@@ -56,7 +57,7 @@ class Writer(Protocol):
 
     def in_slots(self, name: str | None) -> bool: ...
 
-    def native_stepper(self) -> Stepper | None: ...
+    def native_stepper(self, *, exact: bool = False) -> Stepper | None: ...
 
     def in_native(self, name: str | None) -> bool: ...
 
@@ -76,6 +77,7 @@ def generate(
     *,
     batch_size: int = 8,
     max_cache_tokens: int | None = None,
+    exact: bool = False,
     on_text: Callable[[int, str], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
     **sampling: Any,
@@ -87,6 +89,8 @@ def generate(
     adapters: one name or None per prompt.
     batch_size: texts that are written at once.  max_cache_tokens: positions of the cache, in all of these
     together; prompts wait for room.
+    exact: multiply 4-bit weights in fp32, as training does, also where the kernels are faster in fixed point
+    of 15 bits (on processors with AVX2 alone). It is always so where log-probabilities are asked for.
     on_text: called with (row, piece) as the texts grow; the pieces of a row are its text.
     progress: called with (texts that have ended, texts) when some have.
     sampling: the fields of `Sampling`. Raises UsageError for bad settings, DataError for a prompt beyond the
@@ -98,6 +102,7 @@ def generate(
         adapters,
         batch_size=batch_size,
         max_cache_tokens=max_cache_tokens,
+        exact=exact,
         on_text=on_text,
         progress=progress,
         **sampling,
@@ -112,6 +117,7 @@ def complete(
     *,
     batch_size: int = 8,
     max_cache_tokens: int | None = None,
+    exact: bool = False,
     on_text: Callable[[int, str], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
     **sampling: Any,
@@ -142,8 +148,9 @@ def complete(
         )
         for row, ids in enumerate(tokens)
     ]
+    exact = exact or how.logprobs is not None
     with torch.no_grad(), evaluating(base):
-        for done in write(base, requests, batch_size, max_cache_tokens):
+        for done in write(base, requests, batch_size, max_cache_tokens, exact=exact):
             if progress is not None:
                 progress(done, len(requests))
     return [request.completion for request in requests if request.completion is not None]
@@ -154,7 +161,12 @@ def _row_of(on_text: Callable[[int, str], None] | None, row: int) -> Callable[[s
 
 
 def write(
-    base: Writer, requests: Sequence[Request], batch_size: int = 8, max_cache_tokens: int | None = None
+    base: Writer,
+    requests: Sequence[Request],
+    batch_size: int = 8,
+    max_cache_tokens: int | None = None,
+    *,
+    exact: bool = False,
 ) -> Iterator[int]:
     """Continue all requests: in the engine what can go there, and the others on the plain path.
 
@@ -162,7 +174,7 @@ def write(
     """
     # Long prompts first, so that a lack of memory shows at once.
     left, done = sorted(requests, key=lambda request: -len(request.prompt)), 0
-    for found, takes in steppers(base) if requests else ():
+    for found, takes in steppers(base, exact) if requests else ():
         engine = Engine(found, max_rows=batch_size, max_cache_tokens=max_cache_tokens)
         fitting = {name: takes(name) for name in {request.adapter for request in left}}
         for request in left:
@@ -179,14 +191,14 @@ def write(
         yield done
 
 
-def steppers(base: Writer) -> Iterator[tuple[Stepper, Callable[[str | None], bool]]]:
+def steppers(base: Writer, exact: bool = False) -> Iterator[tuple[Stepper, Callable[[str | None], bool]]]:
     """Yield what computes a base's logits in slots, the fastest first, and whether it takes an adapter.
 
     The base must be in evaluation mode.
     """
     if base.family != "causal":
         return
-    native = base.native_stepper()
+    native = base.native_stepper(exact=exact)
     if native is not None:
         yield native, base.in_native
     if fits(base):

@@ -96,6 +96,7 @@ class _Decoder(ctypes.Structure):
         *((name, c_int64) for name in ("layers", "width", "inner", "vocabulary", "heads", "kv_heads", "dim")),
         ("half", c_int64),
         ("gelu", c_int64),
+        ("fixed", c_int64),
         *((name, c_float) for name in ("epsilon", "embed_scale", "attention_scale")),
         *((name, c_float) for name in ("attention_cap", "logit_cap")),
         ("layer", POINTER(_Layer)),
@@ -177,9 +178,10 @@ class Decoder:
     """A model and its cache of keys and values, in memory as C reads them.
 
     Tensors of `model` are not copied. The caller sees to it that they stay where they are.
+    exact: multiply in fp32 always; else 4-bit weights in fixed point where that is faster (`csrc/few.h`).
     """
 
-    def __init__(self, model: Model, dtype: torch.dtype) -> None:
+    def __init__(self, model: Model, dtype: torch.dtype, *, exact: bool = True) -> None:
         self.model, self.dtype = model, dtype
         self._held: list[Any] = []
         table = (_Layer * len(model.layers))(*map(self._layer, model.layers))
@@ -190,9 +192,10 @@ class Decoder:
         self._decoder = _Decoder(
             layers=len(model.layers), width=embed.columns, inner=inner, vocabulary=head.rows,
             heads=model.heads, kv_heads=model.kv_heads, dim=model.dim,
-            gelu=ACTIVATIONS.index(model.activation), epsilon=model.epsilon, embed_scale=model.embed_scale,
-            attention_scale=model.attention_scale, attention_cap=model.attention_cap,
-            logit_cap=model.logit_cap, layer=table, embed=ctypes.pointer(embed), head=ctypes.pointer(head),
+            gelu=ACTIVATIONS.index(model.activation), fixed=not exact, epsilon=model.epsilon,
+            embed_scale=model.embed_scale, attention_scale=model.attention_scale,
+            attention_cap=model.attention_cap, logit_cap=model.logit_cap, layer=table,
+            embed=ctypes.pointer(embed), head=ctypes.pointer(head),
             head_bias=address(model.head_bias), norm=address(model.norm),
         )  # fmt: skip
         self.keys = self.values = torch.empty(0)

@@ -7,6 +7,7 @@ equally far from each other. At a midpoint it may be the upper one, where the re
 
 import ctypes
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from ctypes import c_double, c_int32, c_int64, c_void_p
 from typing import Any
@@ -48,9 +49,8 @@ class _Map(ctypes.Structure):
     """`graft_dynamic`."""
 
     _fields_ = (
-        *((name, ctypes.c_float * 8) for name in ("start", "first", "step", "inverse", "last", "offset")),
+        *((name, ctypes.c_float * 8) for name in ("first", "step", "inverse", "shift", "last", "next")),
         ("one", ctypes.c_float),
-        ("is_signed", c_int32),
     )
 
 
@@ -111,19 +111,24 @@ class AdamWTensors:
 
 @functools.cache
 def _map(book: Codebook) -> _Map:
-    """Describe a dynamic map by its decades."""
+    """Describe a dynamic map by its decades, whose levels are numbered as `graft_dynamic` has it."""
     midpoints = book.search(torch.device("cpu")).midpoints.tolist()
     zero = book.values.index(0.0)
-    made = _Map(one=midpoints[-2], is_signed=zero > 0)
-    place = zero + 1
+    below = 0 if zero else 1  # the number of level 0
+    made = _Map(one=midpoints[-2])
+    made.shift[0] = made.last[0] = below
+    made.next[0], made.next[DECADES] = midpoints[zero], math.inf
     for decade in range(1, DECADES + 1):
-        size = 2 ** (decade - 1) if zero else 2**decade
-        first, last = book.values[place], book.values[place + size - 1]
-        made.start[decade], made.first[decade] = midpoints[place - 1], first
-        made.step[decade] = (last - first) / max(size - 1, 1)
-        made.inverse[decade] = (size - 1) / (last - first) if size > 1 else 0.0
-        made.last[decade], made.offset[decade] = size - 1, place - zero
-        place += size
+        low = (below + 1) * 2 ** (decade - 1)
+        high = 2 * low - 1
+        first, last = (book.values[zero + number - below] for number in (low, high))
+        made.first[decade], made.last[decade] = first, high
+        if high > low:
+            made.step[decade] = (last - first) / (high - low)
+            made.inverse[decade] = (high - low) / (last - first)
+        made.shift[decade] = low - first * made.inverse[decade]
+        if decade < DECADES:
+            made.next[decade] = midpoints[zero + high - below]
     return made
 
 

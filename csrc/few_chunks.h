@@ -1,0 +1,264 @@
+// From codes to numbers in registers, and a chunk of 64 of them times a few rows of x.
+//
+// Where the instruction set makes floats of 4-bit codes slowly (AVX2), a caller may ask for fixed point: levels and
+// numbers of x as whole numbers of 14 bits and a sign, with one unit for all levels and one for each chunk of x.
+// Products and sums of a chunk are then exact; the rounding before is 3e-5 of the largest number.
+
+#define FEW 8          // rows of x that share one decoding
+#define FEW_MOST 16    // rows for which this beats the product of panels
+#define FEW_TILE 16    // rows of W between two visits of the same part of x
+#define FEW_CACHED 4096  // numbers of x that are worked on at one time: 16 KiB
+#define GROUP 32       // weights that are decoded together
+#define CHUNK 64       // columns whose sum is one chain: the usual block
+#define AHEAD 1024     // bytes
+#define FIXED_MOST 16383  // a sum of eight products fits into 32 bits
+
+// What a row of codes is made of.
+enum { F_FP32, F_BF16, F_FP16, F_NIBBLE, F_SHORT, F_INT8, F_UINT8, F_KINDS };
+
+// Levels of 4 bits, ready to be looked up.
+typedef struct {
+#if defined(AVX512)
+  __m512 all;
+#elif defined(AVX2)
+  __m256i byte[4];  // the lowest, ..., the highest byte of each level, in both halves
+  __m256i fixed[2]; // the same of the levels in fixed point
+  float unit;       // of which they are multiples
+#else
+  float all[16];
+#endif
+} nibbles;
+
+INLINE nibbles nibbles_of(const float *levels) {
+  nibbles t;
+#if defined(AVX512)
+  t.all = _mm512_loadu_ps(levels);
+#elif defined(AVX2)
+  uint8_t bytes[4][16];
+  for (int i = 0; i < 16; i++)
+    for (int b = 0; b < 4; b++) bytes[b][i] = ((const uint8_t *)(levels + i))[b];
+  for (int b = 0; b < 4; b++)
+    t.byte[b] = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)bytes[b]));
+  float most = 0;
+  for (int i = 0; i < 16; i++) most = fmaxf(most, fabsf(levels[i]));
+  float units = floorf(FIXED_MOST / most);  // a whole number, so that whole levels stay exact
+  for (int i = 0; i < 16; i++) {
+    int whole = (int)lrintf(levels[i] * units);
+    bytes[0][i] = (uint8_t)whole, bytes[1][i] = (uint8_t)(whole >> 8);
+  }
+  for (int b = 0; b < 2; b++)
+    t.fixed[b] = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)bytes[b]));
+  t.unit = 1 / units;
+#else
+  memcpy(t.all, levels, sizeof t.all);
+#endif
+  return t;
+}
+
+// Where column c of 32 stands when 4-bit codes have been decoded.
+INLINE int nibble_place(int c) {
+#if defined(AVX512)
+  return c % 2 * 16 + c / 2;
+#elif defined(AVX2)
+  return c / 8 * 8 + c % 2 * 4 + c % 8 / 2;
+#else
+  return c;
+#endif
+}
+
+// The same of fixed point.
+INLINE int fixed_place(int c) { return c / 16 * 16 + c % 2 * 8 + c % 16 / 2; }
+
+INLINE int64_t few_bytes(int kind, int64_t columns) {
+  return kind == F_FP32 ? 4 * columns
+         : kind == F_BF16 || kind == F_FP16 ? 2 * columns
+         : kind == F_NIBBLE || kind == F_SHORT ? columns / 2
+                                               : columns;
+}
+
+#if defined(AVX2)
+// 32 codes as bytes: those of even columns | of odd ones.
+INLINE __m256i nibbles_apart(const uint8_t *codes) {
+  __m256i bytes = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)codes));
+  bytes = _mm256_srlv_epi32(bytes, _mm256_setr_epi32(4, 4, 4, 4, 0, 0, 0, 0));
+  return _mm256_and_si256(bytes, _mm256_set1_epi8(15));
+}
+#endif
+
+// 32 weights without their scale. F_SHORT: the lower half of every level's bits is 0.
+INLINE void values32(int kind, const nibbles *t, const uint8_t *codes, vf w[GROUP / VW]) {
+  if (kind <= F_FP16) {
+    for (int j = 0; j < GROUP / VW; j++) w[j] = load_as(codes, j * VW, kind);
+    return;
+  }
+  if (kind == F_INT8 || kind == F_UINT8) {
+    for (int j = 0; j < GROUP / VW; j++) {
+#if defined(AVX512)
+      __m128i bytes = _mm_loadu_si128((const __m128i *)(codes + j * VW));
+      w[j] = vf_float((vi)(kind == F_INT8 ? _mm512_cvtepi8_epi32(bytes) : _mm512_cvtepu8_epi32(bytes)));
+#elif defined(AVX2)
+      __m128i bytes = _mm_loadl_epi64((const __m128i *)(codes + j * VW));
+      w[j] = vf_float((vi)(kind == F_INT8 ? _mm256_cvtepi8_epi32(bytes) : _mm256_cvtepu8_epi32(bytes)));
+#else
+      vi whole = {0};
+      for (int i = 0; i < VW; i++) whole[i] = kind == F_INT8 ? (int8_t)codes[j * VW + i] : codes[j * VW + i];
+      w[j] = vf_float(whole);
+#endif
+    }
+    return;
+  }
+#if defined(AVX512)
+  __m512i bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)codes));
+  w[0] = (vf)_mm512_permutexvar_ps(_mm512_srli_epi32(bytes, 4), t->all);  // looks at 4 bits of each index
+  w[1] = (vf)_mm512_permutexvar_ps(bytes, t->all);
+#elif defined(AVX2)
+  __m256i bytes = nibbles_apart(codes);
+  __m256i low = _mm256_setzero_si256(), low2 = low;
+  __m256i c = _mm256_shuffle_epi8(t->byte[2], bytes), d = _mm256_shuffle_epi8(t->byte[3], bytes);
+  if (kind == F_NIBBLE) {
+    __m256i a = _mm256_shuffle_epi8(t->byte[0], bytes), b = _mm256_shuffle_epi8(t->byte[1], bytes);
+    low = _mm256_unpacklo_epi8(a, b), low2 = _mm256_unpackhi_epi8(a, b);
+  }
+  __m256i high = _mm256_unpacklo_epi8(c, d), high2 = _mm256_unpackhi_epi8(c, d);
+  w[0] = (vf)_mm256_unpacklo_epi16(low, high);
+  w[1] = (vf)_mm256_unpackhi_epi16(low, high);
+  w[2] = (vf)_mm256_unpacklo_epi16(low2, high2);
+  w[3] = (vf)_mm256_unpackhi_epi16(low2, high2);
+#else
+  for (int j = 0; j < GROUP / VW; j++) {
+    float found[VW];
+    for (int i = 0; i < VW; i += 2) {
+      uint8_t byte = codes[(j * VW + i) / 2];
+      found[i] = t->all[byte >> 4], found[i + 1] = t->all[byte & 15];
+    }
+    w[j] = vf_load(found);
+  }
+#endif
+}
+
+// Some rows of codes times m rows of x.
+typedef struct {
+  int64_t rows, row_bytes, chunks;  // chunks: how many scales further those of the next row are
+  const uint8_t *codes;
+  const float *scales;              // of each chunk; NULL: 1
+  const void *x;                    // CHUNK columns of each row, and `step` numbers further the next CHUNK
+  const float *units;               // of x in fixed point, and `apart` numbers further those of the next CHUNK
+  int64_t step, apart, columns;     // columns: a multiple of CHUNK
+  vf *total;                        // (rows, m): is added to
+} few_run;
+
+typedef void few_function(const nibbles *t, const few_run *run);
+
+// Chunk by chunk, each times its scale.
+INLINE void few_chunks(int kind, int m, int chunk, const nibbles *t, const few_run *run) {
+  for (int64_t r = 0; r < run->rows; r++) {
+    const uint8_t *codes = run->codes + r * run->row_bytes;
+    const float *scales = run->scales ? run->scales + r * run->chunks : 0, *x = run->x;
+    vf all[FEW];
+#pragma GCC unroll 8
+    for (int i = 0; i < m; i++) all[i] = run->total[r * m + i];
+    for (int64_t c = 0; c < run->columns; c += CHUNK, x += run->step) {
+      __builtin_prefetch(codes + AHEAD);
+      if (few_bytes(kind, CHUNK) > 64) __builtin_prefetch(codes + AHEAD + 64);
+#pragma GCC unroll 2
+      for (int from = 0; from < CHUNK; from += chunk) {
+        vf sum[FEW];
+#pragma GCC unroll 2
+        for (int g = 0; g < chunk; g += GROUP) {
+          vf w[GROUP / VW];
+          values32(kind, t, codes, w);
+          codes += few_bytes(kind, GROUP);
+#pragma GCC unroll 8
+          for (int j = 0; j < GROUP / VW; j++)
+#pragma GCC unroll 8
+            for (int i = 0; i < m; i++) {
+              vf of = vf_load(x + i * CHUNK + from + g + j * VW);
+              sum[i] = g + j ? vf_fma(w[j], of, sum[i]) : w[j] * of;
+            }
+        }
+        vf scale = vf_set(scales ? *scales++ : 1.0f);
+#pragma GCC unroll 8
+        for (int i = 0; i < m; i++) all[i] = vf_fma(scale, sum[i], all[i]);
+      }
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < m; i++) run->total[r * m + i] = all[i];
+  }
+}
+
+#define FEW_OF(kind, chunk, m)                                                                                \
+  static void few_##kind##_##chunk##_##m(const nibbles *t, const few_run *run) {                              \
+    few_chunks(kind, m, chunk, t, run);                                                                       \
+  }
+#define FEW_ALL(kind, chunk)                                                                                  \
+  FEW_OF(kind, chunk, 1) FEW_OF(kind, chunk, 2) FEW_OF(kind, chunk, 3) FEW_OF(kind, chunk, 4)                 \
+  FEW_OF(kind, chunk, 5) FEW_OF(kind, chunk, 6) FEW_OF(kind, chunk, 7) FEW_OF(kind, chunk, 8)
+#define FEW_LIST(kind, chunk)                                                                                 \
+  {few_##kind##_##chunk##_1, few_##kind##_##chunk##_2, few_##kind##_##chunk##_3, few_##kind##_##chunk##_4,     \
+   few_##kind##_##chunk##_5, few_##kind##_##chunk##_6, few_##kind##_##chunk##_7, few_##kind##_##chunk##_8}
+
+#if defined(AVX2)
+#define FIXED 1
+// 32 weights in fixed point, in the order of `fixed_place`.
+INLINE void fixed32(const nibbles *t, const uint8_t *codes, __m256i w[2]) {
+  __m256i bytes = nibbles_apart(codes);
+  __m256i low = _mm256_shuffle_epi8(t->fixed[0], bytes), high = _mm256_shuffle_epi8(t->fixed[1], bytes);
+  w[0] = _mm256_unpacklo_epi8(low, high), w[1] = _mm256_unpackhi_epi8(low, high);
+}
+
+// `few_chunks` in fixed point.
+INLINE void fixed_chunks(int m, int chunk, const nibbles *t, const few_run *run) {
+  for (int64_t r = 0; r < run->rows; r++) {
+    const uint8_t *codes = run->codes + r * run->row_bytes;
+    const float *scales = run->scales + r * run->chunks, *units = run->units;
+    const int16_t *x = run->x;
+    vf all[FEW];
+#pragma GCC unroll 8
+    for (int i = 0; i < m; i++) all[i] = run->total[r * m + i];
+    for (int64_t c = 0; c < run->columns; c += CHUNK, x += run->step, units += run->apart) {
+      __builtin_prefetch(codes + AHEAD);
+#pragma GCC unroll 2
+      for (int from = 0; from < CHUNK; from += chunk, codes += chunk / 2) {
+        __m256i w[4];
+        fixed32(t, codes, w);
+        if (chunk == CHUNK) fixed32(t, codes + GROUP / 2, w + 2);
+        vf scale = vf_set(*scales++);
+#pragma GCC unroll 8
+        for (int i = 0; i < m; i++) {
+          const __m256i *of = (const __m256i *)(x + i * CHUNK + from);
+          __m256i sum = _mm256_madd_epi16(w[0], _mm256_loadu_si256(of));
+#pragma GCC unroll 4
+          for (int j = 1; j < chunk / 16; j++)
+            sum = _mm256_add_epi32(sum, _mm256_madd_epi16(w[j], _mm256_loadu_si256(of + j)));
+          all[i] = vf_fma(scale, vf_float((vi)sum) * vf_set(units[i]), all[i]);
+        }
+      }
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < m; i++) run->total[r * m + i] = all[i];
+  }
+}
+
+#define FIXED_OF(chunk, m) \
+  static void fixed_##chunk##_##m(const nibbles *t, const few_run *run) { fixed_chunks(m, chunk, t, run); }
+#define FIXED_ALL(chunk)                                                                                      \
+  FIXED_OF(chunk, 1) FIXED_OF(chunk, 2) FIXED_OF(chunk, 3) FIXED_OF(chunk, 4)                                 \
+  FIXED_OF(chunk, 5) FIXED_OF(chunk, 6) FIXED_OF(chunk, 7) FIXED_OF(chunk, 8)
+#define FIXED_LIST(chunk)                                                                                     \
+  {fixed_##chunk##_1, fixed_##chunk##_2, fixed_##chunk##_3, fixed_##chunk##_4,                                \
+   fixed_##chunk##_5, fixed_##chunk##_6, fixed_##chunk##_7, fixed_##chunk##_8}
+
+FIXED_ALL(32) FIXED_ALL(64)
+static few_function *const fixed_functions[2][FEW] = {FIXED_LIST(32), FIXED_LIST(64)};
+#else
+#define FIXED 0  // codes become floats in two instructions, or nothing is fast
+#endif
+
+FEW_ALL(F_FP32, 64) FEW_ALL(F_BF16, 64) FEW_ALL(F_FP16, 64) FEW_ALL(F_INT8, 64)
+FEW_ALL(F_NIBBLE, 64) FEW_ALL(F_SHORT, 64) FEW_ALL(F_UINT8, 64)
+FEW_ALL(F_NIBBLE, 32) FEW_ALL(F_SHORT, 32) FEW_ALL(F_UINT8, 32)
+
+static few_function *const few_functions[2][F_KINDS][FEW] = {
+    {[F_NIBBLE] = FEW_LIST(F_NIBBLE, 32), [F_SHORT] = FEW_LIST(F_SHORT, 32), [F_UINT8] = FEW_LIST(F_UINT8, 32)},
+    {FEW_LIST(F_FP32, 64), FEW_LIST(F_BF16, 64), FEW_LIST(F_FP16, 64), FEW_LIST(F_NIBBLE, 64),
+     FEW_LIST(F_SHORT, 64), FEW_LIST(F_INT8, 64), FEW_LIST(F_UINT8, 64)}};
