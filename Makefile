@@ -44,7 +44,7 @@ kernels: setup
 			--build-lib build/$$way --build-temp build/$$way/objects && \
 		GRAFT_KERNELS_LIBRARY=build/$$way/graft/kernels/libgraft.so.1 ASAN_OPTIONS=detect_leaks=0 \
 		LD_PRELOAD="$$(cc -print-file-name=libasan.so) $$(cc -print-file-name=libubsan.so)" \
-		OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/kernels || exit 1; \
+		OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/kernels tests/base/test_native_decoder.py || exit 1; \
 	done
 
 # Every family of models in the installed transformers, and the table of what works with what.
