@@ -18,6 +18,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_M
 from graft import seedling
 from graft.errors import ModelError, UsageError, listed, nearest, notice
 from graft.formats import bnb, gguf_file, int4, refuse_pickle
+from graft.models.mapped import mapped
 from graft.quant.hf import METHOD, GraftQuantConfig
 from graft.quant.scheme import Scheme
 
@@ -242,7 +243,8 @@ def tensors(folder: Path) -> dict[str, Any]:
     for name in sorted(names):
         try:
             file = safe_open(folder / name, framework="pt")
-            state |= {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+            slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+            state |= mapped(slices, folder / name)
         except (SafetensorError, OSError) as error:
             raise ModelError(
                 f"{folder / name} cannot be read: {first_line(error)}",

@@ -160,6 +160,9 @@ class GraftQuantizer(HfQuantizer):
         if not replace(model, name, module, self.quantization_config.kind(name), weight):
             self.bad.append(f"{name}.weight")
             return False
+        forget = getattr(weight, "forget", None)  # of `graft.models.mapped`
+        if forget is not None:
+            forget()
         return True
 
     def pack_experts(self, model: nn.Module, name: str, weight: Tensor) -> bool:
