@@ -170,11 +170,10 @@ int KERNEL(product_across)(const void *x, int dtype, int64_t m, const graft_weig
 #pragma omp for collapse(2) schedule(static)
       for (int64_t strip = 0; strip < strips; strip++)
         for (int64_t part = 0; part < parts; part++) {
-          int64_t width = least(COLUMNS, n - strip * COLUMNS), stop = tiles * (part + 1) / parts;
-          for (int64_t c = 0; c < width; c += NR)
-            for (int64_t i = tiles * part / parts; i < stop; i++)
-              tile_product(packed + i * MR * INNER, panels + strip * INNER * COLUMNS + c / NR * NR * INNER, depth,
-                           sums + strip * strip_size + i * MR * COLUMNS + c, COLUMNS, start > 0);
+          int64_t begin = tiles * part / parts, end = tiles * (part + 1) / parts;
+          strip_product(packed + begin * MR * INNER, MR * INNER, end - begin, panels + strip * INNER * COLUMNS,
+                        least(COLUMNS, n - strip * COLUMNS), depth, sums + strip * strip_size + begin * MR * COLUMNS,
+                        start > 0);
         }
     }
 #pragma omp for schedule(static)

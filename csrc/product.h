@@ -17,7 +17,8 @@
 #define COLUMNS 64              // a multiple of NR, and the usual block of a packed weight
 #define INNER 256
 #define BAND (1 << 22)          // numbers of x that are packed at one time: 16 MiB
-#define TASK_TILES (768 / MR)   // tiles of a task, whose sums stay in the second-level cache
+#define TASK_TILES (768 / MR)   // tiles of a task
+#define CACHED_TILES (192 / MR) // tiles whose rows of x stay in the second-level cache beside a strip's panels
 
 static _Thread_local arena packed_x;
 
@@ -106,6 +107,15 @@ INLINE void tile_product(const float *x, const float *panel, int64_t inner, floa
     }
 }
 
+// sums (tiles * MR, COLUMNS) = or += packed rows, whose tiles are `apart` numbers apart, times the panels of a strip.
+static void strip_product(const float *x, int64_t apart, int64_t tiles, const float *panels, int64_t width,
+                          int64_t inner, float *sums, int add) {
+  for (int64_t top = 0; top < tiles; top += CACHED_TILES)
+    for (int64_t c = 0; c < width; c += NR)
+      for (int64_t i = top; i < least(tiles, top + CACHED_TILES); i++)
+        tile_product(x + i * apart, panels + c * INNER, inner, sums + i * MR * COLUMNS + c, COLUMNS, add);
+}
+
 // Write sums (count, COLUMNS) as rows of y, in its dtype, with the bias; or add them to what is there.
 static void finish(const float *sums, int64_t count, int64_t columns, const float *bias, int add, void *y,
                    int dtype, int64_t at, int64_t stride) {
@@ -168,11 +178,8 @@ static int multiply(const graft_term *terms, int count, int64_t m, int64_t n, co
             int64_t to = least(from + INNER, inner[t]);
             if (terms[t].across) panels_of_columns(terms[t].weight, first, width, from, to, panels);
             else panels_of_rows(terms[t].weight, first, width, from, to, panels);
-            const float *packed = x + before * tiles * MR;
-            for (int64_t c = 0; c < width; c += NR)
-              for (int64_t i = begin; i < end; i++)
-                tile_product(packed + (i * inner[t] + from) * MR, panels + c / NR * NR * INNER, to - from,
-                             sums + (i - begin) * MR * COLUMNS + c, COLUMNS, add);
+            strip_product(x + (before * tiles + begin * inner[t] + from) * MR, inner[t] * MR, end - begin, panels,
+                          width, to - from, sums, add);
           }
         if (!add) memset(sums, 0, sizeof(float) * (size_t)(share * MR * COLUMNS));  // a sum of nothing
         int64_t row = begin * MR;
