@@ -196,8 +196,10 @@ def decode(pipe: link.Link, spec: dict[str, Any]) -> None:
     prompts = [weights.words(ids) for ids in weights.rows(shape, spec["prompt"], spec["rows"]).tolist()]
     rows = [names[row % len(names)] if names else None for row in range(spec["rows"])]
 
+    how = {"exact": True} if spec.get("exact") else {}
+
     def unit() -> list[list[int]]:
-        texts = base.generate(prompts, rows, max_new_tokens=spec["new"], batch_size=spec["rows"])
+        texts = base.generate(prompts, rows, max_new_tokens=spec["new"], batch_size=spec["rows"], **how)
         return [weights.numbers(text) for text in texts]
 
     facts = {"work": spec["rows"] * spec["new"], "variant": shown(base.dtype)}

@@ -76,7 +76,8 @@ def _load(shape: str, rounds: int) -> Row:
 def _decode(shape: str, new: int) -> Row:
     return Row(
         f"decode-{shape}", f"decode {shape.upper()} NF4, one row", "decode", shape,
-        {OURS: {"quant": "nf4"}, "transformers": {"dtype": "bf16"}, "llama.cpp": {}},
+        {OURS: {"quant": "nf4"}, "graft, exact": {"quant": "nf4", "exact": True},
+         "transformers": {"dtype": "bf16"}, "llama.cpp": {}},
         {"rows": 1, "adapters": 0, "new": new}, turn=1, warm=1,
         goals={"transformers": 5.0, "llama.cpp": 1.3}, share=0.60,
     )  # fmt: skip

@@ -6,6 +6,7 @@
     python benchmarks/speed/run.py --quick 15m            a trial of few steps, which leaves the results alone
     python benchmarks/speed/run.py --again decode         repeat finished rows
     python benchmarks/speed/run.py --before OTHER/src     beside an older checkout of graft too
+    python benchmarks/speed/run.py --rounds 1 15m        one short round, where a side takes minutes
     python benchmarks/collect.py speed                    raw runs -> results.csv
     python benchmarks/speed/table.py                      results.csv -> RESULTS.md, parts.svg
 
@@ -56,6 +57,8 @@ def _carried_out(row: grid.Row, folder: Path, raw: Path, options: argparse.Names
     if options.variant:
         row = replace(row, work=row.work | {"variant": options.variant})
     row = row.quick() if options.quick else replace(row, tries=options.tries)
+    if options.rounds:
+        row = replace(row, rounds=options.rounds, turn=1, warm=min(row.warm, 1))
     patience_s = 0.0 if options.quick else options.patience
     try:
         found = measured(row, folder, options.threads, options.before, patience_s)
@@ -140,6 +143,9 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument(
         "--tries", type=int, default=3, help="so many times as many rounds may be begun as must be quiet"
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=0, help="so many rounds, of one unit each: for sides that take minutes"
     )
     parser.add_argument("--without", action="append", default=[], help="a side to leave out")
     parser.add_argument("--variant", help="the tuned peer's number format, instead of a trial of all")
