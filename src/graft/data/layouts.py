@@ -274,7 +274,9 @@ def _chosen_alone(columns: Columns, chosen: str) -> str:
 def _remedy(columns: Columns, accepts: Accepts, candidates: Names) -> str:
     """Return what to do about unknown columns; another stage may know them."""
     if columns.issuperset(TREE) or "replies" in columns:
-        return "turn trees of messages into rows first: graft data convert FILE ROWS --to sft or --to preference"
+        return (
+            "turn trees of messages into rows first: graft data convert FILE ROWS --to sft or --to preference"
+        )
     for name, layout in LAYOUTS.items():
         if name not in accepts.layouts and layout.columns(columns):
             return f"set stage={layout.stage}: these are columns of {name}"

@@ -16,7 +16,13 @@ from typing import Any
 from graft.data.columns import ASKED, SYSTEM, Fields, blank, truth
 from graft.data.messages import messages_of, tools_of, with_answer
 from graft.data.normal_form import (
-    Messages, Names, instruction_in, system_in, turns_in, with_context, with_system,
+    Messages,
+    Names,
+    instruction_in,
+    system_in,
+    turns_in,
+    with_context,
+    with_system,
 )  # fmt: skip
 from graft.data.rows import BadRow, Row, compared
 from graft.data.scores import measured, scores_of_pair
@@ -53,7 +59,9 @@ def ranking_row(source: str, fields: Fields, names: Names) -> Row:
     for better, worse in pairs:
         if answers[better] == answers[worse]:
             same = " and ".join(found.said[order[k]][0] for k in (better, worse))
-            raise BadRow("identical answers", f"{same} are the same, their scores are not", "keep one of them")
+            raise BadRow(
+                "identical answers", f"{same} are the same, their scores are not", "keep one of them"
+            )
     only_order = found.ranked and len(set(scores)) == len(scores)
     value = prompt, answers, None if only_order else scores
     return Row(source, "ranking", value, tools_of(fields), unused=found.unused + twice)

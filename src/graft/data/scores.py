@@ -4,7 +4,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from graft.data.columns import (
-    MARGIN, RANK, RANK_PAIRS, RANKS, SAYS, SCORE, SCORE_PAIRS, SCORES, Fields, as_number, blank,
+    MARGIN,
+    RANK,
+    RANK_PAIRS,
+    RANKS,
+    SAYS,
+    SCORE,
+    SCORE_PAIRS,
+    SCORES,
+    Fields,
+    as_number,
+    blank,
 )  # fmt: skip
 from graft.data.rows import BadRow
 
