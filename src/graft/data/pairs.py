@@ -52,9 +52,9 @@ class Pairs:
         """Return what the user should know before training, one sentence each."""
         longer = self.longer / max(self.pairs, 1)
         lengths = (
-            f"the better answer is the longer one in {longer:.0%} of {self.pairs:,} pairs, {self.ratio:.2f} times "
-            f"as long on average; choosing the longer one is right in {self.longer_wins:.1%}, which a reward "
-            "model must beat"
+            f"the better answer is the longer one in {longer:.0%} of {self.pairs:,} pairs, {self.ratio:.2f} "
+            f"times as long on average; choosing the longer one is right in {self.longer_wins:.1%}, which a "
+            "reward model must beat"
         )
         candidates = [
             (self.ratio, lengths, []),

@@ -37,7 +37,7 @@ Asked = tuple[str, tuple[str, ...]] | tuple[Messages, tuple[Messages, ...]]
 
 def preference_row(source: str, fields: Fields, names: Names) -> Row:
     """Build the row of a better and a worse answer.  names: (chosen, rejected)."""
-    (prompt, answers), unused = _asked_and_answered(fields, [(name, fields[name]) for name in names])
+    (prompt, answers), unused = asked_and_answered(fields, [(name, fields[name]) for name in names])
     if answers[0] == answers[1]:
         raise BadRow("identical answers", f"{names[0]!r} and {names[1]!r} are the same", "remove the row")
     value = prompt, answers, scores_of_pair(fields)
@@ -55,7 +55,7 @@ def ranking_row(source: str, fields: Fields, names: Names) -> Row:
     pairs = compared(scores, len(scores))
     if not pairs:
         raise BadRow("no preference", f"every answer in {names[0]!r} has the same score", "remove the row")
-    (prompt, answers), twice = _asked_and_answered(fields, [found.said[k] for k in order])
+    (prompt, answers), twice = asked_and_answered(fields, [found.said[k] for k in order])
     for better, worse in pairs:
         if answers[better] == answers[worse]:
             same = " and ".join(found.said[order[k]][0] for k in (better, worse))
@@ -77,11 +77,11 @@ def judged_row(source: str, fields: Fields, names: Names) -> Row:
     if len(answered) == 1:
         talk, (answer,) = _in_common([with_answer(turns_in(fields[answered[0]]))])
         return Row(source, "judged", (with_system(fields, talk), answer, good), tools_of(fields))
-    (prompt, answers), unused = _asked_and_answered(fields, [(answered[1], fields[answered[1]])])
+    (prompt, answers), unused = asked_and_answered(fields, [(answered[1], fields[answered[1]])])
     return Row(source, "judged", (prompt, answers[0], good), tools_of(fields), unused=unused)
 
 
-def _asked_and_answered(fields: Fields, sides: Sequence[Side]) -> tuple[Asked, Names]:
+def asked_and_answered(fields: Fields, sides: Sequence[Side]) -> tuple[Asked, Names]:
     """Return the prompt and the answers of a row, and what of the sides is not read."""
     for name, value in sides:
         if blank(value):
