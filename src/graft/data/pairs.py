@@ -2,8 +2,8 @@
 
     longer wins = Σ_pairs ( [better longer] + ½ [equally long] ) / pairs
 
-This is the accuracy of a judge who looks at the length alone: what a reward model must beat. Lengths count
-the tokens that the model sees. Pairs are those of the training rows, a ranking of K answers has up to
+This is the accuracy of a judge who always takes the longer answer; one who takes the shorter is right in the
+rest. The larger of the two is what a reward model must beat. Lengths count the tokens that the model sees. Pairs are those of the training rows, a ranking of K answers has up to
 K(K − 1)/2.
 """
 
@@ -50,11 +50,12 @@ class Pairs:
 
     def notes(self) -> list[str]:
         """Return what the user should know before training, one sentence each."""
-        longer = self.longer / max(self.pairs, 1)
+        longer = self.longer_wins >= 0.5
+        share = max(self.longer_wins, 1 - self.longer_wins)
         lengths = (
-            f"the better answer is the longer one in {longer:.0%} of {self.pairs:,} pairs, {self.ratio:.2f} "
-            f"times as long on average; choosing the longer one is right in {self.longer_wins:.1%}, which a "
-            "reward model must beat"
+            f"the better answer is the longer one in {self.longer / max(self.pairs, 1):.0%} of "
+            f"{self.pairs:,} pairs, {self.ratio:.2f} times as long on average; a reward model must beat "
+            f"{share:.1%}: so often the {'longer' if longer else 'shorter'} one is the better"
         )
         candidates = [
             (self.ratio, lengths, []),
