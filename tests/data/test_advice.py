@@ -107,6 +107,7 @@ def test_a_file_of_unknown_columns_gets_a_mapping_for_pairs(tmp_path, settings):
     for row, mapping in [
         ({"q": "What is it?", "win": "four", "lose": "five"}, "{prompt: q, chosen: win, rejected: lose}"),
         ({"x": 1}, "{prompt: NAME, chosen: NAME, rejected: NAME}"),
+        ({"prompt": "q", "answer_a": "a", "answer_b": "b", "vote": "a"}, "graft data convert"),
     ]:
         (tmp_path / "a.jsonl").write_text((json.dumps(row) + "\n") * 3)
         with pytest.raises(DataError) as caught:

@@ -253,8 +253,20 @@ def test_columns_of_other_names_are_mapped():
 def test_other_stages_say_which_stage_learns_from_a_pair():
     reject = recognise(Record("f:1", HH), Accepts("sft", ("messages", "prompt_completion", "text")))
     assert reject.reason == "preference pair" and "stage=preference or stage=reward" in reject.remedy
-    tree = recognise(Record("f:1", {"message_id": "1", "parent_id": "0", "text": "t"}), STAGE)
-    assert "graft data convert" in tree.remedy
+
+
+@pytest.mark.parametrize(
+    "fields, word",
+    [
+        ({"message_id": "1", "parent_id": "0", "text": "t", "role": "prompter", "labels": {}}, "trees"),
+        ({"message_tree_id": "1", "tree_state": "ready", "prompt": {"text": "q", "replies": []}}, "trees"),
+        ({"prompt": "q", "answer_a": "a", "answer_b": "b", "vote": "a"}, "votes"),
+    ],
+)
+def test_trees_and_votes_are_not_rows_and_say_how_to_become_some(fields, word):
+    for stage in (STAGE, Accepts("sft", ("messages", "prompt_completion", "text"))):
+        reject = recognise(Record("f:1", fields), stage)
+        assert reject.reason == "unknown columns" and f"turn {word} into rows first" in reject.remedy
 
 
 def test_one_conversation_in_a_file_makes_conversations_of_its_other_rows():

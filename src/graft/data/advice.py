@@ -7,7 +7,7 @@ from itertools import islice
 from typing import Any
 
 from graft.data.columns import COLUMNS, LABELS, OUTPUTS, PAIRS, TEXT_PAIRS, blank, numbered
-from graft.data.layouts import PREFERENCE, UNKNOWN, Accepts
+from graft.data.layouts import CONVERT, PREFERENCE, UNKNOWN, Accepts
 from graft.data.read import records
 from graft.data.report import DataReport, RejectedRows
 from graft.data.rows import Record
@@ -62,8 +62,9 @@ def unknown_columns(settings: Any, accepts: Accepts, report: DataReport) -> Unkn
     if strange[0].reason == PREFERENCE:
         given = f"{len(strange):,} of {report.read:,} rows are preference pairs. {strange[0].detail}"
     expected = f"rows of {accepts.stage}: {' or '.join(accepts.layouts)}"
-    remedy = strange[0].remedy if set(columns) & {"chosen"} or "set stage" in strange[0].remedy else ""
-    return UnknownColumns(report, given, expected, remedy or _remedy(rows, columns, accepts))
+    known = any(words in strange[0].remedy for words in ("set stage", CONVERT))
+    remedy = strange[0].remedy if known else _remedy(rows, columns, accepts)
+    return UnknownColumns(report, given, expected, remedy)
 
 
 def _remedy(rows: Rows, columns: Sequence[str], accepts: Accepts) -> str:
@@ -109,7 +110,7 @@ def propose(rows: Rows, columns: Sequence[str], layouts: Sequence[str]) -> dict[
 
 
 def _sides(texts: Sequence[str], columns: Sequence[str]) -> dict[str, str]:
-    """Return the columns of a better and a worse answer by their names, with the longest of the other texts."""
+    """Return the columns of a better and a worse answer by their names, and the longest other text."""
     said = {name: set(re.split("[^a-z]+", name.lower())) for name in columns}
     better = next((name for name in columns if said[name] & BETTER), None)
     worse = next((name for name in columns if said[name] & WORSE), None)

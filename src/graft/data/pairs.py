@@ -3,8 +3,8 @@
     longer wins = Σ_pairs ( [better longer] + ½ [equally long] ) / pairs
 
 This is the accuracy of a judge who always takes the longer answer; one who takes the shorter is right in the
-rest. The larger of the two is what a reward model must beat. Lengths count the tokens that the model sees. Pairs are those of the training rows, a ranking of K answers has up to
-K(K − 1)/2.
+rest. The larger of the two is what a reward model must beat. Lengths count the tokens that the model sees.
+Pairs are those of the training rows: a ranking of K answers has up to K(K − 1)/2.
 """
 
 from collections.abc import Sequence
