@@ -1,13 +1,13 @@
 """Answers are encoded as supervised rows of their own would be, behind one prompt."""
 
 import pytest
-from chat_layouts import QWEN_3
+from chat_layouts import LAYOUTS, QWEN_3
 from stage_tools import encoder_of
 
 from graft.data.answers import Judged, Rankings
 from graft.data.encode import IGNORED
 from graft.data.rows import Row, with_answers
-from graft.data.templates import prompt_ids
+from graft.data.templates import prompt_ids, source
 
 ASK, TWO = "the cat", (" sat on a mat", " ran home.")
 TALK = [{"role": "user", "content": "What is two and two?"}]
@@ -72,6 +72,31 @@ def test_a_thinking_template_writes_one_prompt_for_all_answers(bpe):
     assert [bpe.decode(ids) for ids in answers_of(example)[:2]] == [
         "<think>\nwhy\n</think>\n\nfour<|im_end|>", "<think>\n\n</think>\n\nthree<|im_end|>",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("prompt", [TALK, [*TALK, *SAID[0], *TALK]])
+def test_every_template_writes_prompt_and_answer_as_transformers_does(name, prompt, bpe):
+    jinja = LAYOUTS[name].jinja or source(bpe, "plain")
+    chat_template = jinja if isinstance(jinja, str) else jinja["default"]
+
+    def rendered(messages, **how):
+        return bpe.apply_chat_template(messages, chat_template=chat_template, tokenize=False, **how)
+
+    bpe.chat_template = jinja
+    try:
+        (example,) = rankings(bpe)([Row("f:1", "ranking", (prompt, SAID, None))]).examples
+    finally:
+        bpe.chat_template = None
+    asked = rendered(prompt, add_generation_prompt=True)
+    for ids, said in zip(answers_of(example), SAID, strict=True):
+        whole = rendered([*prompt, *said])
+        text = bpe.decode(example.ids + ids)
+        # Some end no last turn, and some write the end of the text behind that of the turn.
+        assert text == whole + "</s>" or whole.removeprefix(text).strip() in ("", "</s>")
+        if whole.startswith(asked):  # the words by which a server asks
+            assert bpe.decode(example.ids) == asked
+        assert said[0]["content"] in bpe.decode(ids) and bpe.decode(ids).endswith(LAYOUTS[name].end)
 
 
 COUNTS = (
