@@ -114,6 +114,14 @@ def test_rows_with_one_answer_stay_as_they_are_for_sft_and_are_named_for_the_res
     assert [r.reason for r in convert(map(record, plain), "preference").left] == ["unknown columns"] * 2
 
 
+def test_what_a_vote_says_beside_is_named_and_half_a_character_is_refused():
+    made = convert(
+        [record(vote("a", model_a="m", turn=1)), record(vote("a", answer_b="\ud800"), "f:2")], "sft"
+    )
+    assert made.unused == {"column 'model_a'": 1, "column 'turn'": 1, "worse answers of a ranking": 1}
+    assert [(reject.source, reject.reason) for reject in made.left] == [("f:2", "not UTF-8")]
+
+
 @pytest.mark.parametrize("to", KINDS)
 def test_every_row_is_used_or_named(to):
     given = [

@@ -127,6 +127,9 @@ def test_several_answers_are_ordered_by_their_scores_or_ranks(fields, value):
             },
             ([user("q")], [says("a")], False),
         ),
+        ({"instruction": "q", "input": "", "output": "a", "kto_tag": True}, ([user("q")], [says("a")], True)),
+        ({"instruction": "q", "input": "i", "output": "a", "label": 1}, ([user("q\ni")], [says("a")], True)),
+        ({"source": "q", "target": "a", "label": 1}, ("q", "a", True)),
         (
             {"messages": [user("q"), says("a"), user("r"), says("b")], "label": 1},
             ([user("q"), says("a"), user("r")], [says("b")], True),
@@ -176,6 +179,16 @@ def test_tools_and_their_calls_stay_with_the_conversation():
     fields["rejected"] = [user("q"), says("b")]
     row = row_of(fields)
     assert row.value == ([user("q")], ([call, result, says("a")], [says("b")]), None)
+
+
+def test_tools_of_texts_are_named_for_no_text_shows_them():
+    row = row_of(PAIR | {"prompt": "q", "tools": [{"name": "f"}]})
+    assert row.tools is None and row.unused == ("column 'tools'",)
+
+
+def test_a_column_that_holds_the_conversation_again_does_no_harm():
+    row = row_of(TALKS | {"conversation": [{"input": "q", "output": "a"}], "messages": TALKS["chosen"]})
+    assert row.value == CHAT and row.unused == ("column 'conversation'", "column 'messages'")
 
 
 def test_a_long_prompt_repeated_before_its_answers_is_no_part_of_them():

@@ -14,6 +14,7 @@ from typing import Any
 
 from graft.data import trees
 from graft.data.layouts import COMPARING, Accepts, recognise
+from graft.data.normal_form import check_text
 from graft.data.rows import BadRow, Record, Reject, Row, with_answers
 from graft.data.votes import is_vote, vote_rows
 
@@ -83,11 +84,13 @@ def _convert(made: Converted, record: Record, to: str, accepts: Accepts) -> None
 
 def _add(made: Converted, row: Row, to: str) -> None:
     """Add what a row becomes, or name it."""
-    written = WRITTEN[to](row)
-    if isinstance(written, BadRow):
-        made.left.append(written.at(row.source))
+    try:
+        for text in row.texts():
+            check_text(text)
+        made.rows += WRITTEN[to](row)
+    except BadRow as bad:
+        made.left.append(bad.at(row.source))
         return
-    made.rows += written
     made.unused.update(row.unused)
     if row.kind == "ranking" and to == "sft":
         made.unused["worse answers of a ranking"] += 1
@@ -95,10 +98,10 @@ def _add(made: Converted, row: Row, to: str) -> None:
         made.unused["answers between the best and the worst"] += 1
 
 
-def _learnt(row: Row) -> list[dict[str, Any]] | BadRow:
+def _learnt(row: Row) -> list[dict[str, Any]]:
     """Return a row with the best answer."""
     if row.kind == "judged" and not row.value[2]:
-        return BadRow("bad answer", "its answer must not be learnt", MEANT)
+        raise BadRow("bad answer", "its answer must not be learnt", MEANT)
     if row.kind in ("ranking", "judged"):
         row = with_answers(row)[0]
     if row.kind == "pair":
@@ -108,10 +111,10 @@ def _learnt(row: Row) -> list[dict[str, Any]] | BadRow:
     return [_with_tools(row, {"messages": row.value})]
 
 
-def _compared(row: Row) -> list[dict[str, Any]] | BadRow:
+def _compared(row: Row) -> list[dict[str, Any]]:
     """Return a ranking of two as chosen and rejected, a longer one as a list."""
     if row.kind != "ranking":
-        return BadRow("one answer", "there is nothing to compare it with", MEANT)
+        raise BadRow("one answer", "there is nothing to compare it with", MEANT)
     prompt, answers, scores = row.value
     if len(answers) > 2:
         order = {"scores": list(scores)} if scores else {"ranks": list(range(1, len(answers) + 1))}
@@ -122,10 +125,10 @@ def _compared(row: Row) -> list[dict[str, Any]] | BadRow:
     return [_with_tools(row, fields)]
 
 
-def _judged(row: Row) -> list[dict[str, Any]] | BadRow:
+def _judged(row: Row) -> list[dict[str, Any]]:
     """Return a judged answer; of a ranking, the best as a good one and the worst as a bad one."""
     if row.kind not in ("ranking", "judged"):
-        return BadRow("no verdict", "nothing tells whether its answer is good", MEANT)
+        raise BadRow("no verdict", "nothing tells whether its answer is good", MEANT)
     prompt, said, good = row.value
     verdicts: Sequence[tuple[Any, bool]] = (
         [(said, good)] if row.kind == "judged" else [(said[0], True), (said[-1], False)]
@@ -136,7 +139,7 @@ def _judged(row: Row) -> list[dict[str, Any]] | BadRow:
     ]
 
 
-WRITTEN: dict[str, Callable[[Row], list[dict[str, Any]] | BadRow]] = {
+WRITTEN: dict[str, Callable[[Row], list[dict[str, Any]]]] = {
     "sft": _learnt,
     "preference": _compared,
     "judged": _judged,

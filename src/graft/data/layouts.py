@@ -109,7 +109,8 @@ def _ranking_columns(columns: Columns) -> Names:
 
 
 def _judged_columns(columns: Columns) -> Names:
-    answered = _pair_columns(columns) or _message_columns(columns) or _sharegpt_columns(columns)
+    known = (_alpaca_columns, _pair_columns, _message_columns, _sharegpt_columns)
+    answered = next((names for find in known if (names := find(columns))), ())
     return _both(answered, _first_of(names_of.VERDICTS, columns))
 
 

@@ -13,8 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from graft.data.columns import Fields, blank, truth
-from graft.data.messages import tools_of
-from graft.data.preferences import asked_and_answered
+from graft.data.preferences import asked_and_answered, row_of
 from graft.data.rows import BadRow, Row
 
 SIDES = tuple(
@@ -49,24 +48,20 @@ def vote_rows(source: str, columns: Mapping[str, Any], to: str) -> list[Row]:
     fields = Fields(columns)
     vote = _vote(fields)
     names = next(pair for pair in SIDES if fields.keys() >= set(pair))
-    (prompt, answers), unused = asked_and_answered(fields, [(name, fields[name]) for name in names])
-    tools = tools_of(fields)
-    if to == "judged":
-        if vote not in VERDICTS:
-            raise BadRow(
-                "tie", "a tie does not tell whether the answers are good", "nothing, if that is meant"
-            )
+    prompt, answers, unused = asked_and_answered(fields, [(name, fields[name]) for name in names])
+    unused += tuple(f"column {name!r}" for name in fields.unread())
+    if to == "judged" and vote in VERDICTS:
         verdicts = zip(answers, VERDICTS[vote], strict=True)
-        return [
-            Row(source, "judged", (prompt, answer, good), tools, unused=unused) for answer, good in verdicts
-        ]
+        return [row_of(source, to, (prompt, answer, good), fields, unused) for answer, good in verdicts]
     if vote not in ("a", "b"):
-        reason = "tie" if vote == "tie" else f"both {vote}"
-        raise BadRow(reason, "neither answer is the better one", "nothing, if that is meant")
+        detail = "neither answer is the better one"
+        if to == "judged":
+            detail = "it does not tell whether the answers are good"
+        raise BadRow("tie" if vote == "tie" else f"both {vote}", detail, "nothing, if that is meant")
     if answers[0] == answers[1]:
         raise BadRow("identical answers", f"{names[0]!r} and {names[1]!r} are the same", "remove the row")
     ordered = answers if vote == "a" else answers[::-1]
-    return [Row(source, "ranking", (prompt, ordered, None), tools, unused=unused)]
+    return [row_of(source, "ranking", (prompt, ordered, None), fields, unused)]
 
 
 def _vote(fields: Fields) -> str:
