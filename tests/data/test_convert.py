@@ -3,12 +3,15 @@
 import json
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from graft.cli import call
 from graft.data.convert import KINDS, convert
 from graft.data.layouts import Accepts, recognise
 from graft.data.read import records
 from graft.data.rows import Record, Reject
+from graft.data.trees import PATHS
 from graft.data.votes import is_vote, vote_rows
 
 ALL = Accepts("any", ("preference", "ranking", "judged", "messages", "prompt_completion"))
@@ -142,6 +145,32 @@ def test_every_row_is_used_or_named(to):
     named = {reject.source for reject in made.left}
     used = [s for f, s in zip(given, sources, strict=True) if convert([record(f, s)], to).rows]
     assert sorted([*named, *used]) == sorted([*sources, "f:x"])
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(0, 3) | st.floats() | st.text(max_size=3)
+    | st.sampled_from(["prompter", "assistant", "a", "tie", "1", "\ud800"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
+        st.sampled_from(["role", "content", "text", "message_id", "replies"]), inner
+    ),
+    max_leaves=8,
+)  # fmt: skip
+TREE = ["message_id", "parent_id", "role", "text", "rank", "replies", "deleted", "lang", "prompt"]
+VOTE = ["prompt", "answer_a", "answer_b", "conversation_a", "conversation_b", "vote", "winner"]
+
+
+@given(
+    st.lists(st.dictionaries(st.sampled_from(TREE), VALUES) | st.dictionaries(st.sampled_from(VOTE), VALUES)),
+    st.sampled_from(KINDS),
+    st.sampled_from(PATHS),
+)
+def test_any_values_are_converted_to_rows_that_can_be_read_or_are_named(rows, to, paths):
+    made = convert([record(fields, f"f:{i}") for i, fields in enumerate(rows)], to, paths=paths)
+    for row in made.rows:
+        again = recognise(record(json.loads(json.dumps(row))), ALL)
+        assert not isinstance(again, Reject), again
+    assert all(reject.reason and reject.source for reject in made.left)
+    assert not rows or made.rows or made.left
 
 
 def tree_file(folder):
