@@ -130,6 +130,28 @@ def test_only_what_the_assistant_says_in_an_answer_is_learnt(bpe):
     )
 
 
+def test_calls_of_tools_are_learnt_and_what_the_tools_return_is_not(bpe):
+    call = {"function": {"name": "the", "arguments": {"a": "cat"}}}
+    uses = [
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "a mat"},
+        *SAID[0],
+    ]
+    tools = [{"type": "function", "function": {"name": "the", "description": "d", "parameters": {}}}]
+    bpe.chat_template = LAYOUTS["default and tool_use"].jinja
+    try:
+        made = rankings(bpe)([Row("f:1", "ranking", (TALK, (uses, SAID[1]), None), tools=tools)])
+        prompt = prompt_ids(TALK, bpe, tools=tools)
+    finally:
+        bpe.chat_template = None
+    (example,) = made.examples
+    assert example.ids == prompt and '"description": "d"' in bpe.decode(prompt)
+    said, learnt = example.parts["answers"], example.parts["learnt"]
+    text = bpe.decode([i for i, use in zip(said, learnt, strict=True) if use])
+    assert '"a": "cat"' in text and "four<|im_end|>three<|im_end|>" in text and "a mat" not in text
+    assert "a mat" in bpe.decode(said)
+
+
 def test_an_answer_that_is_too_long_is_cut_at_its_end_and_noted(bpe):
     long = " sat on a mat" * 9
     row = Row("f:1", "ranking", (ASK, (long, " ran"), None))

@@ -214,6 +214,7 @@ def test_a_long_prompt_repeated_before_its_answers_is_no_part_of_them():
         ({"chosen": TALKS["chosen"], "rejected": TALKS["rejected"][:1]}, "no answer"),
         ({"chosen": TALKS["chosen"], "rejected": [user("r"), says("b")]}, "no common prompt"),
         ({"chosen": [says("a")], "rejected": [says("b")]}, "no prompt"),
+        (PAIR | {"prompt": [user("q"), says("a")]}, "no prompt"),
         (TALKS | {"prompt": "other"}, "prompt differs"),
         (TALKS | {"prompt": [user("other")]}, "prompt differs"),
         (PAIR | {"prompt": "q", "score_chosen": 1, "score_rejected": 2}, "contradiction"),

@@ -7,10 +7,12 @@ rest. The larger of the two is what a reward model must beat. Lengths count the 
 Pairs are those of the training rows: a ranking of K answers has up to K(K − 1)/2.
 """
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
-from graft.data.encode import Example, Examples
+from graft.data.encode import Column, Examples
 from graft.data.rows import PREFERRED, Row, compared, with_answers
 
 SHOWN = 3  # rows that a note names
@@ -130,15 +132,14 @@ def _judge(facts: Pairs, rows: Sequence[Row]) -> None:
             _name(facts.contradicted_sources, row)
 
 
-def _measure(facts: Pairs, examples: Sequence[Example]) -> None:
+def _measure(facts: Pairs, examples: Examples) -> None:
     """Compare the lengths of the answers in every pair."""
+    nothing = Column(ends=array("q", [0] * len(examples)))
+    columns = (examples.parts.get(name, nothing) for name in ("ends", "scores"))
     ratios = []
-    for example in examples:
-        ends = example.parts.get("ends")
-        if not ends:
-            continue
-        lengths = [b - a for a, b in zip([0, *ends[:-1]], ends, strict=True)]
-        for better, worse in compared(example.parts.get("scores") or None, len(lengths)):
+    for ends, scores in zip(*([column[i] for i in range(len(examples))] for column in columns), strict=True):
+        lengths = [end - begin for begin, end in pairwise([0, *ends])]
+        for better, worse in compared(scores or None, len(lengths)):
             facts.longer += lengths[better] > lengths[worse]
             facts.equal += lengths[better] == lengths[worse]
             ratios.append(lengths[better] / lengths[worse])

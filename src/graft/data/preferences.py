@@ -23,7 +23,7 @@ from graft.data.normal_form import (
     turns_in,
     with_context,
     with_system,
-)  # fmt: skip
+)
 from graft.data.rows import BadRow, Row, compared
 from graft.data.scores import measured, scores_of_pair
 
@@ -31,11 +31,8 @@ HH_TURN = re.compile(r"\n\n(Human|Assistant):")  # begins a turn in Anthropic's 
 REPEATED = 4  # words of a prompt from which on its repetition before an answer is no part of the answer
 TWICE = "the prompt, where answers repeat it"
 Side = tuple[str, Any]  # an answer as the file has it, after the name of its column
-TALKS = (
-    "conversations",
-    "conversation",
-    "messages",
-)  # where answers are whole conversations: one of them again
+# Where answers are whole conversations, these columns hold one of them again.
+TALKS = ("conversations", "conversation", "messages")
 
 
 def preference_row(source: str, fields: Fields, names: Names) -> Row:
@@ -61,9 +58,8 @@ def ranking_row(source: str, fields: Fields, names: Names) -> Row:
     for better, worse in pairs:
         if answers[better] == answers[worse]:
             same = " and ".join(found.said[order[k]][0] for k in (better, worse))
-            raise BadRow(
-                "identical answers", f"{same} are the same, their scores are not", "keep one of them"
-            )
+            detail = f"{same} are the same, their scores are not"
+            raise BadRow("identical answers", detail, "keep one of them")
     only_order = found.ranked and len(set(scores)) == len(scores)
     value = prompt, answers, None if only_order else scores
     return row_of(source, "ranking", value, fields, found.unused + twice)
@@ -119,7 +115,10 @@ def _prompt(fields: Fields, asked: str) -> str | Messages:
     if asked == "instruction":
         return instruction_in(fields)
     if not isinstance(fields[asked], str):
-        return with_system(fields, turns_in(fields[asked]))
+        prompt = with_system(fields, turns_in(fields[asked]))
+        if prompt and prompt[-1]["role"] == "assistant":
+            raise BadRow("no prompt", f"{asked!r} ends with an answer", "end it with what was asked")
+        return prompt
     text = with_context(fields, asked)
     if not any(name in fields for name in SYSTEM):
         return text
