@@ -101,6 +101,25 @@ def test_pairs_and_verdicts_are_read_back_as_they_were_written():
         assert not made.left and not any(row.unused for row in again)
 
 
+def test_good_and_bad_answers_to_one_prompt_become_a_ranking():
+    def verdict(prompt, answer, good):
+        return {"prompt": prompt, "completion": answer, "label": good}
+
+    given = [
+        verdict("q", "a", False), verdict("q", "b", True), verdict("r", "a", True), verdict("q", "c", True),
+        verdict("q", "a", False), verdict("q", "d", True), verdict("q", "d", False), verdict("s", "x", True),
+        verdict("s", "y", False),
+    ]  # fmt: skip
+    made = convert([record(fields, f"f:{i}") for i, fields in enumerate(given, 1)], "preference")
+    assert made.rows == [
+        {"prompt": "q", "responses": ["b", "c", "a"], "scores": [1.0, 1.0, 0.0]},
+        {"prompt": "s", "chosen": "x", "rejected": "y"},
+    ]
+    assert [(reject.source, reject.reason) for reject in made.left] == [
+        ("f:6", "contradiction"), ("f:7", "contradiction"), ("f:3", "one answer"),
+    ]  # fmt: skip
+
+
 def test_the_best_answer_of_each_row_is_learnt():
     made = convert([record(fields, f"f:{i}") for i, fields in enumerate(ROWS, 1)], "sft")
     answers = [row["completion"] for row in made.rows]

@@ -4,12 +4,13 @@
     preference   pairs and rankings           {"prompt", "chosen", "rejected"} | {"prompt", "responses", ...}
     judged       answers with a verdict       {"prompt", "completion", "label"}
 
-Every row that is read is in the result, or is named with the reason why it is not.
+Good and bad answers to one prompt become a ranking. Every row that is read is in the result, or is named with
+the reason why it is not.
 """
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from graft.data import trees
@@ -21,6 +22,10 @@ from graft.data.votes import is_vote, vote_rows
 KINDS = ("sft", "preference", "judged")
 PLAIN = ("messages", "sharegpt", "alpaca", "prompt_completion")  # rows with one answer
 MEANT = "nothing, if that is meant"
+CONTRADICTED = BadRow(
+    "contradiction", "its answer is good in one row and bad in another", "keep one of the two"
+)
+ALONE = BadRow("one answer", "there is nothing to compare it with", MEANT)
 
 
 @dataclass
@@ -46,6 +51,7 @@ def convert(
     """
     made = Converted()
     nodes: list[Record] = []
+    judged: list[Row] = []
     accepts = Accepts(to, (*COMPARING, *PLAIN) if to == "sft" else COMPARING)
     for record in records:
         made.read += 1
@@ -54,7 +60,13 @@ def convert(
         elif trees.is_tree(record.fields):
             nodes.append(record)
         else:
-            _convert(made, record, to, accepts)
+            for row in _rows(made, record, to, accepts):
+                if row.kind == "judged" and to == "preference":
+                    judged.append(row)
+                else:
+                    _add(made, row, to)
+    for row in _ranked(made, judged):
+        _add(made, row, to)
     if nodes:
         messages, left = trees.plant(nodes, lang)
         rows, rest = trees.conversations(messages, paths) if to == "sft" else trees.rankings(messages)
@@ -64,22 +76,44 @@ def convert(
     return made
 
 
-def _convert(made: Converted, record: Record, to: str, accepts: Accepts) -> None:
-    """Add the rows of one record, or name it."""
-    if is_vote(record.fields):
-        try:
-            rows = vote_rows(record.source, record.fields, to)
-        except BadRow as bad:
-            made.left.append(bad.at(record.source))
-            return
-    else:
-        row = recognise(record, accepts)
-        if isinstance(row, Reject):
-            made.left.append(row)
-            return
-        rows = [row]
-    for row in rows:
-        _add(made, row, to)
+def _rows(made: Converted, record: Record, to: str, accepts: Accepts) -> list[Row]:
+    """Return the rows of one record; none if it was named."""
+    try:
+        if is_vote(record.fields):
+            return vote_rows(record.source, record.fields, to)
+    except BadRow as bad:
+        made.left.append(bad.at(record.source))
+        return []
+    row = recognise(record, accepts)
+    if isinstance(row, Reject):
+        made.left.append(row)
+        return []
+    return [row]
+
+
+def _ranked(made: Converted, judged: Sequence[Row]) -> list[Row]:
+    """Return good and bad answers to one prompt as a ranking; name the rows that are in none."""
+    groups: dict[bytes, list[Row]] = {}
+    for row in judged:
+        groups.setdefault(row.group(), []).append(row)
+    rankings = []
+    for rows in groups.values():
+        good, bad = (
+            {repr(r.value[1]): r.value[1] for r in rows if r.value[2] is side} for side in (True, False)
+        )
+        both = good.keys() & bad.keys()
+        answers = [[said for key, said in side.items() if key not in both] for side in (good, bad)]
+        for row in rows:
+            if repr(row.value[1]) in both:
+                made.left.append(CONTRADICTED.at(row.source))
+            elif not all(answers):
+                made.left.append(ALONE.at(row.source))
+        if all(answers):
+            scores = (1.0,) * len(answers[0]) + (0.0,) * len(answers[1])
+            said = tuple(answers[0] + answers[1])
+            value = rows[0].value[0], said, scores if len(said) > 2 else None
+            rankings.append(replace(rows[0], kind="ranking", value=value))
+    return rankings
 
 
 def _add(made: Converted, row: Row, to: str) -> None:
@@ -114,7 +148,7 @@ def _learnt(row: Row) -> list[dict[str, Any]]:
 def _compared(row: Row) -> list[dict[str, Any]]:
     """Return a ranking of two as chosen and rejected, a longer one as a list."""
     if row.kind != "ranking":
-        raise BadRow("one answer", "there is nothing to compare it with", MEANT)
+        raise ALONE
     prompt, answers, scores = row.value
     if len(answers) > 2:
         order = {"scores": list(scores)} if scores else {"ranks": list(range(1, len(answers) + 1))}
