@@ -5,7 +5,7 @@
 
 Every answer has the ids that it would have in a supervised row of its own, with the token that ends it, and
 all answers of a ranking follow the same ids. "other" is the answer to another prompt, for KTO's estimate of
-the divergence on pairs that do not belong together (Ethayarajh et al. 2024, arXiv 2402.01306, §4.1). Where
+the divergence on pairs that do not belong together (Ethayarajh et al. 2024, arXiv 2402.01306). Where
 not every token of these is learnt, the part "learnt" tells which are.
 """
 
