@@ -8,6 +8,9 @@
     sharegpt                conversations of from, value (also system, tools)
     classification          text | sentence | two texts, label | label_text | intent
     tags                    tokens | words, tags | ner_tags | labels
+    preference              chosen, rejected: texts, messages or conversations (also prompt, scores, margin)
+    ranking                 prompt, completions | responses | ... with scores or ranks
+    judged                  prompt, completion, label: whether the answer is good (also messages, label)
 
 Only messages, alpaca, sharegpt and prompts with a system prompt pass through a chat template; texts stay as
 they are. Every other column that holds something is named in `Row.unused`.
@@ -19,11 +22,14 @@ from functools import lru_cache
 from typing import Any
 
 from graft.data import columns as names_of
-from graft.data import normal_form
+from graft.data import normal_form, preferences
 from graft.data.columns import Fields, as_number, numbered, truth
 from graft.data.rows import BadRow, Record, Reject, Row
+from graft.data.votes import is_vote
 from graft.errors import UsageError, nearest, one_of
 
+TREES = ("message_tree_id", "parent_id")  # columns of messages that are written as a tree (see `trees`)
+CONVERT = "graft data convert FILE ROWS.jsonl --to sft | preference | judged"
 Columns = frozenset[str]
 Names = tuple[str, ...]
 
@@ -94,6 +100,20 @@ def _tag_columns(columns: Columns) -> Names:
     return _both(_first_of(names_of.WORDS, columns), _first_of(names_of.TAGS, columns))
 
 
+def _preference_columns(columns: Columns) -> Names:
+    return next((pair for pair in names_of.CHOICES if columns.issuperset(pair)), ())
+
+
+def _ranking_columns(columns: Columns) -> Names:
+    return _first_of(names_of.ANSWERS, columns) if _first_of(names_of.ASKED, columns) else ()
+
+
+def _judged_columns(columns: Columns) -> Names:
+    known = (_alpaca_columns, _pair_columns, _message_columns, _sharegpt_columns)
+    answered = next((names for find in known if (names := find(columns))), ())
+    return _both(answered, _first_of(names_of.VERDICTS, columns))
+
+
 LAYOUTS = {
     "text": Layout(_text_columns, normal_form.text_row, "pretrain"),
     "messages": Layout(_message_columns, normal_form.chat_row, "sft"),
@@ -102,7 +122,11 @@ LAYOUTS = {
     "sharegpt": Layout(_sharegpt_columns, normal_form.chat_row, "sft"),
     "classification": Layout(_label_columns, normal_form.label_row, "classify"),
     "tags": Layout(_tag_columns, normal_form.tagged_row, "classify"),
+    "preference": Layout(_preference_columns, preferences.preference_row, "preference"),
+    "ranking": Layout(_ranking_columns, preferences.ranking_row, "preference"),
+    "judged": Layout(_judged_columns, preferences.judged_row, "preference"),
 }
+COMPARING = ("preference", "ranking", "judged")  # of these a stage learns which answers are better, or good
 
 
 def check_settings(accepts: Accepts, format: str, columns: Mapping[str, str]) -> None:
@@ -217,6 +241,8 @@ def _layout(columns: Columns, empty: Columns, accepts: Accepts, format: str) -> 
         for layout in candidates
         if (names := LAYOUTS[layout].columns(columns)) and not given.isdisjoint(names)
     ]
+    if format == "auto" and found[:1] == [("text", ("text",))] and _is_of_tree(columns, accepts):
+        found = []
     if found:
         layout, names = found[0]
         label = _first_of(names_of.LABELS, columns - empty)
@@ -229,26 +255,32 @@ def _layout(columns: Columns, empty: Columns, accepts: Accepts, format: str) -> 
             )
             raise BadRow("label without classify", detail, remedy)
         return layout, names
-    if columns.issuperset(names_of.FLAGS):
-        detail = "columns chosen and rejected: no stage learns from preferences yet"
-        raise BadRow(PREFERENCE, detail, _chosen_alone(columns))
+    if pair := _preference_columns(columns):
+        raise BadRow(PREFERENCE, f"columns {pair[0]} and {pair[1]}", _chosen_alone(columns, pair[0]))
     given = ", ".join(sorted(map(str, columns))) or "none"
     raise BadRow(UNKNOWN, f"columns {given}", _remedy(columns, accepts, candidates))
 
 
-def _chosen_alone(columns: Columns) -> str:
-    """Return how to learn the chosen answers alone."""
+def _is_of_tree(columns: Columns, accepts: Accepts) -> bool:
+    """Return whether a text is one message of a tree, which only pretraining reads alone."""
+    return columns.issuperset(("message_id", "parent_id")) and "prompt_completion" in accepts.layouts
+
+
+def _chosen_alone(columns: Columns, chosen: str) -> str:
+    """Return how to learn from both answers of a pair, and how to learn the chosen ones alone."""
+    both = "set stage=preference or stage=reward to learn which is better"
     asked = _first_of(("prompt", "question", "instruction", "query", "input"), columns)
+    talk = f"data.columns='{{messages: {chosen}}}'"
     if not asked:
-        return "to learn the chosen ones alone: data.columns='{messages: chosen}', or '{text: chosen}'"
-    return (
-        f"to learn the chosen ones alone: data.columns='{{prompt: {asked[0]}, completion: chosen}}', "
-        "or '{messages: chosen}' where chosen holds the whole conversation"
-    )
+        return f"{both}; to learn the chosen ones alone: {talk}, or '{{text: {chosen}}}'"
+    texts = f"data.columns='{{prompt: {asked[0]}, completion: {chosen}}}'"
+    return f"{both}; to learn the chosen ones alone: {texts}, or {talk} if {chosen} is the whole conversation"
 
 
 def _remedy(columns: Columns, accepts: Accepts, candidates: Names) -> str:
     """Return what to do about unknown columns; another stage may know them."""
+    if not columns.isdisjoint(TREES) or is_vote(dict.fromkeys(columns)):
+        return f"turn {'trees' if not columns.isdisjoint(TREES) else 'votes'} into rows first: {CONVERT}"
     for name, layout in LAYOUTS.items():
         if name not in accepts.layouts and layout.columns(columns):
             return f"set stage={layout.stage}: these are columns of {name}"
