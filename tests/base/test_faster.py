@@ -10,6 +10,7 @@ from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 
 from graft.base import fast_attention, fast_parts
 from graft.base.base import Base
+from graft.base.linears import Linears
 from graft.data.pack import packed
 from graft.kernels import native
 from graft.methods.lora import LoRA
@@ -243,3 +244,24 @@ def test_activations_are_known_by_their_values(name, activation):
     from transformers.activations import ACT2FN
 
     assert fast_parts._activation(ACT2FN[name]) == activation
+
+
+@pytest.mark.parametrize("level", native.levels())
+def test_a_newborn_update_of_a_large_plain_linear_changes_no_bit(level):
+    """Products so large are the kernels' own where they are as fast as torch's; smaller ones are torch's."""
+    linear, x = torch.nn.Linear(512, 256), torch.randn(80, 512, requires_grad=True)
+    linear.requires_grad_(False)
+    holder = torch.nn.ModuleList([linear])
+    stock = linear(x)
+    fast = Linears(holder)
+    fast.put_on()
+    A, B = torch.randn(4, 512, requires_grad=True), torch.zeros(256, 4, requires_grad=True)
+    with native.at_level(level):
+        bare = linear(x)
+        (slope,) = torch.autograd.grad(bare.sum(), x)
+        linear.beside = lambda x: (A, B, 2.0)
+        newborn = linear(x)
+        (slope_too,) = torch.autograd.grad(newborn.sum(), x)
+    assert torch.equal(bare, newborn) and torch.equal(slope, slope_too)
+    assert torch.equal(bare, stock) == (level != "avx2")
+    torch.testing.assert_close(bare, stock, rtol=1e-5, atol=1e-5)

@@ -6,8 +6,7 @@ terms in one pass as well, and dA and dB are products of narrow matrices:
     v = s·dy B        dx = dy W + v A        dA = vᵀ x        dB = s·dyᵀ u
 
 The kernels compute in fp32 whatever x is. Where torch multiplies x's format faster, it makes x Wᵀ and dy W,
-and the kernels add the update. Plain weights in fp32 are multiplied by torch as well, so that an update of 0
-changes no bit.
+and the kernels add the update.
 """
 
 import ctypes
@@ -68,7 +67,7 @@ class _LowRank(torch.autograd.Function):
         ctx.statics = scale, described, x.shape
         if not native.plain(x):  # a plan's fakes hold the same tensors, and no numbers
             return x.new_empty(*x.shape[:-1], n)
-        if _by_torch(W, x.dtype):
+        if _by_torch(W, x):
             y = F.linear(x, native_packed.values(W, x.dtype), bias).contiguous()
             own, fp32 = None, None
         else:
@@ -92,7 +91,7 @@ class _LowRank(torch.autograd.Function):
         if not native.plain(dy):
             return rows.new_empty(shape), dbias, dA, dB, None, None, *([None] * len(weight))
         if ctx.needs_input_grad[0]:
-            if _by_torch(W, rows.dtype):
+            if _by_torch(W, rows):
                 dx = (wide @ native_packed.values(W, rows.dtype)).view(shape)
             else:
                 dx = torch.empty(shape, dtype=rows.dtype, device="cpu")
@@ -105,8 +104,9 @@ class _LowRank(torch.autograd.Function):
         return dx, dbias, dA, dB, None, None, *([None] * len(weight))
 
 
-def _by_torch(weight: Packed | Grouped | Tensor, dtype: torch.dtype) -> bool:
-    return native.by_torch(dtype) or (isinstance(weight, Tensor) and dtype == torch.float32)
+def _by_torch(weight: Packed | Grouped | Tensor, x: Tensor) -> bool:
+    """Return whether torch makes x Wᵀ and dy W.  x: what enters the layer, in both directions."""
+    return native.plain_by_torch(x, weight) if isinstance(weight, Tensor) else native.by_torch(x.dtype)
 
 
 def _call(name: str, *arguments: Any) -> None:

@@ -28,6 +28,7 @@ from graft.kernels.packed import Grouped, Packed
 LIBRARY = Path(os.environ.get("GRAFT_KERNELS_LIBRARY") or Path(__file__).with_name("libgraft.so.1"))
 LEVELS = ("portable", "avx2", "avx512", "avx512_bf16")  # as bits of graft_levels()
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+LARGE = 1 << 23  # multiplications of a product from which a call costs nothing beside them
 FP32, BF16, FP16, LEVELS4, INT8, GROUPS = range(6)  # kinds of weights
 _forced: list[str] = []
 # Returns FLOP/s of torch's products by number format; `graft.kernels` puts it here, since it is measured with
@@ -117,6 +118,18 @@ def by_torch(dtype: torch.dtype) -> bool:
     if dtype != torch.bfloat16 or level() not in ("avx512_bf16", "reference"):
         return False
     return level() == "reference" or _bf16_is_faster()
+
+
+def plain_by_torch(x: Tensor, weight: Tensor) -> bool:
+    """Return whether torch multiplies x with a plain weight (out, in) of its dtype, instead of the kernels.
+
+    In fp32 it does, but for large products on processors with AVX2 alone: there the kernels are as fast as
+    torch's library, and add an update in the same pass. With or without an update the answer is the same, so
+    that an update of 0 changes no bit.
+    """
+    if x.dtype != torch.float32:
+        return by_torch(x.dtype)
+    return level() != "avx2" or x.numel() // x.shape[-1] * weight.numel() < LARGE
 
 
 @functools.cache
