@@ -173,7 +173,8 @@ INLINE float few_sum(vf a) {
 
 // Where the constants of some rows of W lie.  chunks, groups: scales and minima of a row.
 typedef struct {
-  float *scales, *minima, *decoded;
+  const float *scales, *minima;
+  float *decoded;
   int64_t chunks, groups;
 } few_space;
 
@@ -250,11 +251,12 @@ static int few_rows(const few_plan *p, const few_x *x, few_span span, int64_t fi
   s.decoded = minima + FEW_TILE * s.groups;
   if (scaled) s.scales = scales;
   if (grouped) s.minima = minima;
-  int tile = p->decoded ? 1 : FEW_TILE;
+  int tile = p->decoded ? 1 : FEW_TILE, ready = scaled && !grouped && !w->nested_levels && few_times(p) == 1;
   for (int64_t at = first; at < last; at += tile) {
     int count = (int)least(tile, last - at);
     if (p->decoded) decode_row(w, at, 0, w->columns, s.decoded);
-    if (scaled) few_constants(p, at, count, s.groups, scales, minima);
+    if (ready) s.scales = (const float *)w->absmax + at * s.chunks;
+    else if (scaled) few_constants(p, at, count, s.groups, scales, minima);
     for (int64_t top = span.top, end; top < span.end; top = end) {
       end = least(span.end, (top / FEW + 1) * FEW);
       int m = (int)(end - top);

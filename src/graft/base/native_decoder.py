@@ -17,6 +17,8 @@ from graft.base.adapter import Adapter
 from graft.base.native_stepper import NativeStepper
 from graft.kernels import native
 from graft.kernels.decoder import Decoder, Layer, Matrix, Model, Rows, Update, Updates
+from graft.kernels.packed import Grouped, Packed
+from graft.kernels.reference import fp32_absmax
 from graft.quant import QuantLinear
 
 NAMES = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
@@ -29,6 +31,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 USUAL = {"embedding_multiplier": 1, "residual_multiplier": 1, "logits_scaling": 1, "logit_scale": 1,
     "no_rope_layers": 1}  # fmt: skip
 READ, NEW = 14, 2  # tokens of the probe
+DECODED = 64 << 20  # bytes of decoded constants that are kept at most
 
 
 class Unlike(Exception):
@@ -117,7 +120,7 @@ class _Read:
 
     def __init__(self, model: Any) -> None:
         stack = _stack(model)
-        self._stack, self._used = stack, list[Tensor]()
+        self._stack, self._used, self._room = stack, list[Tensor](), DECODED
         config = model.config.get_text_config()
         attention = stack.layers[0].self_attn
         kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
@@ -191,10 +194,20 @@ class _Read:
             _require(not module.transposed, "linears", "a transposed one")
             self._used += module.packed().values()
             _require(all(map(native.plain, module.packed().values())), "weights in memory", "others")
-            return module.described()
+            return self._decoded(module.described())
         _require(type(module) is nn.Linear, "linears", type(module).__name__)
         self._used.append(module.weight)
         return self._matrix(module.weight)
+
+    def _decoded(self, weight: Packed | Grouped) -> Packed | Grouped:
+        """Return a weight with its quantised constants decoded, as long as there is room for them.
+
+        Every step would decode them again, which takes a tenth of its time.
+        """
+        if not isinstance(weight, Packed) or weight.nested is None:
+            return weight
+        self._room -= 4 * weight.absmax.numel()
+        return weight._replace(absmax=fp32_absmax(weight), nested=None) if self._room >= 0 else weight
 
     def _matrix(self, weight: Tensor) -> Tensor:
         known = native.plain(weight) and weight.dtype in native.DTYPES and weight.is_contiguous()
