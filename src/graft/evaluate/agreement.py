@@ -233,6 +233,12 @@ def _relative(orders: dict[int, list[tuple[str, float, float]]], seed: int) -> R
             sums = np.zeros((2, len(index)))
             for prompt, *pair in rows:
                 sums[:, index[prompt]] += pair
+            if (sums < 0).any() or not sums[1].sum():
+                raise DataError(
+                    "marks below zero, or only zeros, have no ratio",
+                    "marks such as 1 to 10",
+                    "leave out --relative-to",
+                )
             means[place] = 100 * float(sums[0].sum() / sums[1].sum())
             resampled.append(100 * (draws @ sums[0]) / (draws @ sums[1]))
     low, high = np.nanpercentile(np.mean(resampled, axis=0), INTERVAL)
