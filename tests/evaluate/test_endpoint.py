@@ -126,19 +126,21 @@ def test_a_server_that_hangs_is_given_up(tmp_path):
 
 def test_a_refusal_ends_at_once_and_says_what_came(monkeypatch):
     monkeypatch.setenv(KEY, "secret-word")
-    with server(lambda count, body: (401, b'{"error": "no such key"}')) as (address, requests):
-        with pytest.raises(GraftError, match=r"in 1 tries; it answered 401 .*no such key") as raised:
-            judge(address)(QUESTIONS[:1])
+    refused = pytest.raises(GraftError, match=r"in 1 tries; it answered 401 .*no such key")
+    with server(lambda *_: (401, b'{"error": "no such key"}')) as (address, requests), refused as raised:
+        judge(address)(QUESTIONS[:1])
     assert len(requests) == 1 and requests[0][1]["Authorization"] == "Bearer secret-word"
     assert "secret-word" not in str(raised.value)
 
 
 def test_a_redirect_is_not_followed(monkeypatch):
     monkeypatch.setenv(KEY, "secret-word")
-    with server(lambda count, body: (200, "1")) as (elsewhere, stolen):
-        with server(lambda count, body: (307, b"", {"Location": f"{elsewhere}/x"})) as (address, _):
-            with pytest.raises(GraftError, match="it answered 307"):
-                judge(address)(QUESTIONS[:1])
+    with (
+        server(lambda *_: (200, "1")) as (elsewhere, stolen),
+        server(lambda *_: (307, b"", {"Location": f"{elsewhere}/x"})) as (address, _),
+        pytest.raises(GraftError, match="it answered 307"),
+    ):
+        judge(address)(QUESTIONS[:1])
     assert not stolen
 
 

@@ -64,7 +64,8 @@ def functions(tmp_path, monkeypatch):
     (tmp_path / "mine_judging.py").write_text(
         "def pick(prompt, first, second): return {'1': 1, '2': '2', 't': 'tie'}.get(prompt)\n"
         "def mark(prompt, first, second): return len(first), [len(second)][0]\n"
-        "def odd(prompt, first, second): return {'x': 3, 'y': True, 'z': (1, 'b'), 'n': (float('nan'), 1)}[prompt]\n"
+        "ODD = {'x': 3, 'y': True, 'z': (1, 'b'), 'n': (float('nan'), 1)}\n"
+        "def odd(prompt, first, second): return ODD[prompt]\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
 
@@ -113,8 +114,8 @@ def test_a_verdict_is_a_last_line_of_its_own(text, verdict):
 
 @pytest.mark.parametrize(
     ("text", "scores"),
-    [("9 7", (9, 7)), ("8.5, 8\nbecause", (8.5, 8)), ("7 7", (7, 7)), ("9", None), ("9 7 5", None), ("90 70", None),
-     ("-1 5", None), ("I give 9 7", None), ("", None)],
+    [("9 7", (9, 7)), ("8.5, 8\nbecause", (8.5, 8)), ("7 7", (7, 7)), ("9", None), ("9 7 5", None),
+     ("90 70", None), ("-1 5", None), ("I give 9 7", None), ("", None)],
 )  # fmt: skip
 def test_marks_are_a_first_line_of_their_own(text, scores):
     assert scores_in(text).scores == scores
