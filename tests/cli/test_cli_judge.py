@@ -71,8 +71,25 @@ def test_a_verdict_that_cannot_be_read_is_written_and_counted(home, capsys):
     assert "2 without a verdict (33.3%)" in capsys.readouterr().out
 
 
+def test_a_model_answers_the_prompts_of_a_file_and_is_judged(home, capsys):
+    words = ["judge", "one.jsonl", "seedling", "--by", "rule:longer", "--max-new-tokens", "4", "--limit", "2"]
+    assert call(words) == 0
+    out, err = capsys.readouterr()
+    assert out.splitlines()[1].split()[:2] == ["one", "seedling"]
+    assert "wrote   2 answers of seedling" in err and "judgements.jsonl (4 judgements" in err
+    kept = [json.loads(line) for line in (home / "judgements.answers.jsonl").read_text().splitlines()]
+    assert [(row["prompt"], row["model"]) for row in kept] == [("p", "seedling"), ("q", "seedling")]
+    # Another judge reads what was written.
+    again = ["judge", "two.jsonl", "judgements.answers.jsonl", "--by", "rule:shorter", "--out", "j.jsonl"]
+    assert call(again) == 0
+    assert call([*again[:3], "seedling", *again[3:], "--force"]) == 2
+    assert "answers of seedling come from a file and from the model" in capsys.readouterr().err
+
+
 BAD = """
 judge
+judge ./nowhere one.jsonl --by rule:shorter
+judge one.jsonl seedling --by rule:shorter --prompts none.txt
 judge one.jsonl --by rule:shorter
 judge one.jsonl two.jsonl
 judge one.jsonl two.jsonl --by shorter

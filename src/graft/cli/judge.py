@@ -1,18 +1,22 @@
-"""graft judge: compare the answers in two or more files, in both orders, and write the judgements."""
+"""graft judge: compare answers of files, runs and models, in both orders, and write the judgements."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from graft.cli.compare import prompt_lines
 from graft.cli.say import after, note, show, show_json, table, talk
-from graft.errors import UsageError
+from graft.errors import UsageError, listed
 
 if TYPE_CHECKING:
+    from graft.evaluate.answer_files import Answers
     from graft.evaluate.judgements import Judgement
     from graft.evaluate.judges import Judge
 
 BY = "rule:shorter, rule:rouge_l, ...; module:function; or http://127.0.0.1:8000/v1"
+
+PROMPTS = 80  # that a run's rows give where nothing else does
 
 
 def add_to(app: typer.Typer) -> None:
@@ -20,7 +24,9 @@ def add_to(app: typer.Typer) -> None:
 
 
 def judge(
-    answers: Annotated[list[Path], typer.Argument(help='Files with {"prompt", "answer"} rows, two or more.')],
+    answers: Annotated[
+        list[str], typer.Argument(help='Files with {"prompt", "answer"} rows, runs, adapters or models.')
+    ],
     by: Annotated[str, typer.Option(help=f"Who judges: {BY}.")],
     out: Annotated[
         Path, typer.Option(help="Where the judgements go; an address's answers are kept beside it.")
@@ -31,6 +37,10 @@ def judge(
     form: Annotated[
         str, typer.Option(help="What the address is asked for: pair (a verdict) or scores (marks).")
     ] = "pair",
+    prompts: Annotated[
+        Path | None, typer.Option(help="What runs and models are asked: a text file, a prompt a line.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of their answers.")] = 256,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many prompts of each pair.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Requests at the same time.")] = 4,
     timeout_s: Annotated[float, typer.Option(min=1, help="Seconds to wait for an answer.")] = 120,
@@ -41,13 +51,13 @@ def judge(
         raise UsageError(f"{out} cannot be written", "a file in a folder that exists", "give another --out")
     if out.exists() and not force:
         raise UsageError(f"{out} exists", "a new file", "give another --out, or --force")
-    from graft.evaluate.answer_files import read_answers, without_partner  # torch costs seconds
+    from graft.evaluate.answer_files import without_partner  # torch costs seconds
     from graft.evaluate.judgements import lines
     from graft.evaluate.judges import judged
     from graft.storage import replace
 
     chosen = _judge(by, model, form, out, {"workers": workers, "timeout_s": timeout_s})
-    read = read_answers(*answers)
+    read = _answers(answers, prompts, limit, max_new_tokens, out)
     if len(read) < 2:
         raise UsageError(
             f"answers of {len(read)} model", "answers of two or more models", "give one file for each model"
@@ -64,6 +74,41 @@ def judge(
         show(table(("answers", "against", "wins", "ties", "losses", "no verdict", "won"), _rows(judgements)))
         talk(f"wrote   {out} ({len(judgements):,} judgements by {model or by})")
     after(f"graft rank {out}")
+
+
+def _answers(
+    names: list[str], prompts: Path | None, limit: int | None, max_new_tokens: int, out: Path
+) -> "Answers":
+    """Return the answers of files, and those that runs and models write now, which are kept beside `out`.
+
+    They are asked the prompts of `prompts`, else those of the files, else what the first run's rows ask.
+    """
+    from graft.data.folders import kind_of
+    from graft.evaluate.answer_files import answer_lines, as_text, prompts_in, read_answers, written
+    from graft.runs.open import open_model
+    from graft.runs.score import prompts_of
+    from graft.storage import replace
+
+    read = read_answers(*(name for name in names if kind_of(Path(name))))
+    models = list(dict.fromkeys(name for name in names if not kind_of(Path(name))))
+    asked = [*(prompt_lines(prompts) or prompts_in(read))][:limit]
+    own: Answers = {}
+    for name in models:  # one after the other: all together may not fit into memory
+        opened = open_model(name)
+        asked = asked or [*prompts_of(opened, limit or PROMPTS)]
+        asked = list({as_text(prompt): prompt for prompt in asked}.values())
+        own[name] = written(asked, opened.ask(asked, max_new_tokens=max_new_tokens), name)
+        talk(f"wrote   {len(asked):,} answers of {name}")
+        del opened
+    if both := set(read) & set(own):
+        raise UsageError(
+            f"answers of {listed(sorted(both))} come from a file and from the model",
+            "one of the two",
+            'leave one out, or rename the model in the file\'s column "model"',
+        )
+    if own:
+        replace(out.with_suffix(".answers.jsonl"), answer_lines(own).encode())
+    return {**read, **own}
 
 
 def _judge(by: str, model: str | None, form: str, out: Path, settings: dict[str, Any]) -> "Judge":

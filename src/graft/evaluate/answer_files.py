@@ -4,7 +4,8 @@ A prompt is a text or a list of messages. "reference", a text or a list of texts
 names who wrote the answer, by default the file's name. Other columns are not read.
 """
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,15 @@ EXAMPLE = '{"prompt": "...", "answer": "..."}'
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer to a prompt.  references: answers that are right.  source: `file:line`."""
+    """An answer to a prompt.
+
+    references: answers that are right.  source: `file:line`.  asked: the prompt, a text or messages.
+    """
 
     text: str
     references: tuple[str, ...] = ()
     source: str = ""
+    asked: Any = ""
 
 
 Answers = dict[str, dict[str, Answer]]  # {model: {prompt: answer}}
@@ -58,6 +63,15 @@ def read_answers(*paths: str | Path) -> Answers:
             "correct these rows",
         )
     return answers
+
+
+def prompts_in(answers: Mapping[str, Mapping[str, Answer]]) -> list[Any]:
+    """Return every prompt that was answered, once, as the model that wrote the first answer was asked."""
+    asked: dict[str, Any] = {}
+    for own in answers.values():
+        for prompt, answer in own.items():
+            asked.setdefault(prompt, answer.asked)
+    return list(asked.values())
 
 
 def without_partner(answers: Mapping[str, Mapping[str, Answer]]) -> list[str]:
@@ -95,7 +109,25 @@ def _answer(fields: Mapping[str, Any], source: str) -> tuple[str, Answer]:
     except UnicodeEncodeError as error:
         detail = f"half a character at position {error.start}"
         raise BadRow("not Unicode", detail, "remove the lone surrogate") from None
-    return prompt, Answer(texts[0], references, source)
+    return prompt, Answer(texts[0], references, source, fields["prompt"])
+
+
+def written(asked: Sequence[Any], texts: Sequence[str], name: str) -> dict[str, Answer]:
+    """Return what a model wrote to some prompts as its answers.  name: of the model."""
+    return {
+        as_text(prompt): Answer(text.strip(), (), f"{name}:{number}", prompt)
+        for number, (prompt, text) in enumerate(zip(asked, texts, strict=True), 1)
+    }
+
+
+def answer_lines(answers: Mapping[str, Mapping[str, Answer]]) -> str:
+    """Return answers as the text of a file that `read_answers` reads."""
+    rows = [
+        {"prompt": answer.asked, "answer": answer.text, "model": name}
+        for name, own in answers.items()
+        for answer in own.values()
+    ]
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def as_text(prompt: Any) -> str:

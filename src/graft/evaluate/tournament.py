@@ -143,7 +143,7 @@ def elo(
 
 
 def elo_over_prompts(
-    games: Games, *, resamples: int = 400, orders: int = 25, seed: int = 0, k: float = K, start: float = START
+    games: Games, *, resamples: int = 400, orders: int = 50, seed: int = 0, k: float = K, start: float = START
 ) -> Ratings:
     """Return the mean Elo and its interval over prompts that are drawn with replacement.
 
@@ -202,6 +202,7 @@ def strengths(points: Floats, ridge: float = RIDGE) -> Floats:
         diagonal = np.arange(theta.shape[1])
         curve[:, diagonal, diagonal] = pull.sum(2) - pull[:, diagonal, diagonal] + ridge
         step = np.linalg.solve(curve, slope[:, :, None])[:, :, 0]
+        step -= step.mean(1, keepdims=True)  # only the ridge holds the mean, too weakly against rounding
         for _ in range(40):
             after = _likelihood(theta + step, points, ridge)
             worse = after < value - 1e-9 * np.abs(value)
