@@ -86,6 +86,23 @@ def test_a_model_answers_the_prompts_of_a_file_and_is_judged(home, capsys):
     assert "answers of seedling come from a file and from the model" in capsys.readouterr().err
 
 
+def test_a_person_judges_and_goes_on_later(home, capsys, monkeypatch):
+    typed = ["1", "q", "2", "t"]
+    monkeypatch.setattr("builtins.input", lambda: typed.pop(0))
+    words = ["judge", "one.jsonl", "two.jsonl", "--by", "me:anna"]
+    assert call(words) == 0
+    err = capsys.readouterr().err
+    assert (
+        "1 of 3" in err
+        and "q: stop > " in err
+        and "wrote   judgements.jsonl (1 judgements by me:anna)" in err
+    )
+    assert call([*words, "--force"]) == 0
+    assert "2 of 3" in (err := capsys.readouterr().err) and "1 of 3" not in err and not typed
+    rows = [json.loads(line) for line in (home / "judgements.jsonl").read_text().splitlines()]
+    assert [row["verdict"] for row in rows] == [1, 2, "tie"] and {row["judge"] for row in rows} == {"me:anna"}
+
+
 BAD = """
 judge
 judge ./nowhere one.jsonl --by rule:shorter

@@ -53,6 +53,7 @@ def test_rules_prefer_what_they_say():
     assert verdicts(by_rule("shorter"), ("p", "xx", "x"), ("p", "x", "y")) == ["2", "tie"]
     assert verdicts(by_rule("longer"), ("p", "xx", "x")) == ["1"]
     assert verdicts(by_rule("exact_match"), ("p", "The cat!", "dog", ("cat",))) == ["1"]
+    assert verdicts(by_rule("distinct_1"), ("p", "a a a", "a b c")) == ["2"]
     with pytest.raises(DataError, match="a:1 have no reference"):
         by_rule("rouge_l")([Question("p", "x", "y", (), "a:1")])
     with pytest.raises(UsageError, match="rule='shortr'"):
@@ -154,7 +155,7 @@ def test_files_of_answers_are_read_with_their_models(tmp_path):
     two = write(tmp_path / "two.jsonl", {"prompt": "p", "text": "z", "model": "other"})
     read = read_answers(one, two)
     assert list(read) == ["one", "other"]
-    assert read["one"]["p"] == Answer("x", ("y",), f"{one}:1")
+    assert read["one"]["p"] == Answer("x", ("y",), f"{one}:1", "p")
     assert read["one"]["user: Hi"].references == ("a", "b")
     assert without_partner(read) == [f"1 answers of one have no partner and are not judged: {one}:2"]
 

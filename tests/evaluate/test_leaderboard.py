@@ -58,6 +58,14 @@ def test_judges_that_share_no_pair_are_no_reason_to_fail():
     assert leaderboard(league("x") + league("y")).agreement.kappa == 1.0
 
 
+def test_what_is_not_defined_is_null():
+    """Both judges always prefer the same class, and rate both models alike."""
+    said = [Judgement(p, "a", "b", "tie", judge=judge) for p in "pq" for judge in "xy"]
+    facts = leaderboard(said).json()["agreement"]
+    assert facts["kappa"] is None and facts["kendall"] == [{"judges": ["x", "y"], "value": None}]
+    json.dumps(facts, allow_nan=False)
+
+
 def test_an_unknown_rating_is_named():
     with pytest.raises(UsageError, match="rating='eloo'"):
         leaderboard(league(), "eloo")

@@ -1,5 +1,6 @@
 """graft judge: compare answers of files, runs and models, in both orders, and write the judgements."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,8 +15,9 @@ if TYPE_CHECKING:
     from graft.evaluate.judgements import Judgement
     from graft.evaluate.judges import Judge
 
-BY = "rule:shorter, rule:rouge_l, ...; module:function; or http://127.0.0.1:8000/v1"
+BY = "me or me:NAME; rule:shorter, rule:rouge_l, ...; module:function; or http://127.0.0.1:8000/v1"
 
+ME = "me"
 PROMPTS = 80  # that a run's rows give where nothing else does
 
 
@@ -29,7 +31,7 @@ def judge(
     ],
     by: Annotated[str, typer.Option(help=f"Who judges: {BY}.")],
     out: Annotated[
-        Path, typer.Option(help="Where the judgements go; an address's answers are kept beside it.")
+        Path, typer.Option(help="Where the judgements go; verdicts are kept beside it as they come.")
     ] = Path("judgements.jsonl"),
     model: Annotated[
         str | None, typer.Option(help="The judge's name at the address; its key is GRAFT_JUDGE_KEY.")
@@ -44,6 +46,7 @@ def judge(
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many prompts of each pair.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Requests at the same time.")] = 4,
     timeout_s: Annotated[float, typer.Option(min=1, help="Seconds to wait for an answer.")] = 120,
+    seed: Annotated[int, typer.Option(min=0, help="Decides which order you see, with --by me.")] = 0,
     force: Annotated[bool, typer.Option("--force", help="Replace the file of judgements.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the same facts for programs.")] = False,
 ) -> None:
@@ -64,7 +67,9 @@ def judge(
         )
     for text in without_partner(read):
         note(text)
-    judgements = judged(read, chosen, model or by, limit)
+    judgements = judged(read, chosen, model or by, limit, once=seed if by.partition(":")[0] == ME else None)
+    if not judgements:
+        raise UsageError("no pair was judged", "at least one verdict", "run the same command again")
     replace(out, lines(judgements).encode())
     if json:
         show_json(
@@ -73,6 +78,8 @@ def judge(
     else:
         show(table(("answers", "against", "wins", "ties", "losses", "no verdict", "won"), _rows(judgements)))
         talk(f"wrote   {out} ({len(judgements):,} judgements by {model or by})")
+        if (cache := _cache(out)).exists():
+            talk(f"kept    {cache}: with --force the same command goes on, and asks nothing twice")
     after(f"graft rank {out}")
 
 
@@ -115,20 +122,34 @@ def _judge(by: str, model: str | None, form: str, out: Path, settings: dict[str,
     """Return the judge that --by names. Raises UsageError if there is none such."""
     from graft.evaluate.endpoint import Endpoint, by_endpoint  # torch costs seconds
     from graft.evaluate.judges import by_function, by_rule
+    from graft.evaluate.person import by_person
 
+    cache = _cache(out)
     if by.startswith(("http://", "https://")):
         if model is None:
             raise UsageError(f"--by {by}", "--model NAME as well", "name the model that judges there")
-        cache = out.with_name(f"{out.name}.cache")
         return by_endpoint(Endpoint(by, model, cache, **settings), form, _progress)
     kind, _, name = by.partition(":")
     if model is not None or form != "pair":
         raise UsageError(f"--model or --form with --by {by}", "an address", "leave them out")
+    if kind == ME:
+        return by_person(_ask, talk, cache, by)
     if kind == "rule":
         return by_rule(name)
     if not name:
         raise UsageError(f"--by {by}", f"one of {BY}", "name a judge of one of these kinds")
     return by_function(by)
+
+
+def _cache(out: Path) -> Path:
+    """Return the file of what people and addresses answered."""
+    return out.with_name(f"{out.name}.cache")
+
+
+def _ask(line: str) -> str:
+    """Return what a person types after a line, which is no result and goes to stderr."""
+    print(line, end="", file=sys.stderr, flush=True)
+    return input()
 
 
 def _progress(what: str, done: int, total: int) -> None:

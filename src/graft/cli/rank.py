@@ -2,6 +2,7 @@
 
 import csv
 import io
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -118,12 +119,18 @@ def facts(board: "Leaderboard") -> list[str]:
         agreed = board.agreement
         lines.append(
             f"agree   {len(agreed.judges)} judges say the same of {agreed.same:.1%} of {agreed.items:,} "
-            f"pairs, Fleiss' kappa {agreed.kappa:.2f}"
+            f"pairs, Fleiss' kappa {_number(agreed.kappa)}"
         )
         for pair, tau in agreed.kendall.items():
             rho = agreed.spearman[pair]
-            lines.append(f"        {pair[0]} and {pair[1]} rank alike: Kendall {tau:.2f}, Spearman {rho:.2f}")
+            lines.append(
+                f"        {pair[0]} and {pair[1]} rank alike: Kendall {_number(tau)}, Spearman {_number(rho)}"
+            )
     return lines
+
+
+def _number(value: float) -> str:
+    return "not defined" if isnan(value) else f"{value:.2f}"
 
 
 def _csv(board: "Leaderboard") -> str:

@@ -9,7 +9,6 @@ explanation and then 1, 2 or 3 (equal) in a last line; or two marks out of ten i
 explanation.
 """
 
-import hashlib
 import http.client
 import json
 import os
@@ -23,8 +22,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from graft.errors import GraftError, UsageError, notice, one_of
+from graft.errors import GraftError, UsageError, one_of
 from graft.evaluate.judges import Judge, Opinion, Question, scores_in, verdict_in
+from graft.evaluate.kept import Kept
 
 KEY = "GRAFT_JUDGE_KEY"  # the environment variable with the key
 LARGEST = 1 << 22  # bytes of an answer
@@ -102,28 +102,27 @@ class Endpoint:
         Raises GraftError if the endpoint refuses, or gives no answer in so many tries; the answers that came
         are in the cache then.
         """
-        asked = {self._digest(talk): talk for talk in talks}
-        known = {digest: text for digest, text in _read(self.cache).items() if digest in asked}
-        missing = [digest for digest in asked if digest not in known]
+        kept = Kept(self.cache)
+        asked = {json.dumps(talk): talk for talk in talks}.values()
+        missing = [talk for talk in asked if kept.get(self._asked(talk)) is None]
         pool = ThreadPoolExecutor(self.workers)
         try:
-            waiting = {pool.submit(self._answer, asked[digest]): digest for digest in missing}
-            for done in as_completed(waiting):
-                known[waiting[done]] = text = done.result()
-                _append(self.cache, {"key": waiting[done], "answer": text})
+            waiting = {pool.submit(self._answer, talk): talk for talk in missing}
+            for count, done in enumerate(as_completed(waiting), len(asked) - len(missing) + 1):
+                kept.put(self._asked(waiting[done]), done.result())
                 if progress is not None:
-                    progress("judged", len(known), len(asked))
+                    progress("judged", count, len(asked))
         finally:
             pool.shutdown(cancel_futures=True)
-        return [known[self._digest(talk)] for talk in talks]
+        return [kept.get(self._asked(talk)) or "" for talk in talks]
 
     def _body(self, talk: list[dict[str, str]]) -> dict[str, Any]:
         settings = {"temperature": self.temperature, "max_tokens": self.max_tokens}
         return {"model": self.model, "messages": talk, **settings}
 
-    def _digest(self, talk: list[dict[str, str]]) -> str:
-        asked = json.dumps([self.url, self._body(talk)], sort_keys=True)
-        return hashlib.sha256(asked.encode()).hexdigest()
+    def _asked(self, talk: list[dict[str, str]]) -> list[Any]:
+        """Return what an answer is an answer to."""
+        return [self.url, self._body(talk)]
 
     def _answer(self, talk: list[dict[str, str]]) -> str:
         """Return the answer to a conversation, after several tries if need be."""
@@ -203,32 +202,6 @@ def _is_address(url: str) -> bool:
 
 def _on_this_machine(url: str) -> bool:
     return urlsplit(url).hostname in LOOPBACK
-
-
-def _read(cache: Path | None) -> dict[str, str]:
-    """Return the answers in a file, {key: answer}; a line that a kill left half-written is passed over."""
-    if cache is None or not cache.exists():
-        return {}
-    answers, broken = {}, 0
-    for line in cache.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            entry = json.loads(line)
-            answers[str(entry["key"])] = str(entry["answer"])
-        except (ValueError, LookupError, TypeError):
-            broken += 1
-    if broken:
-        notice(f"{broken} lines of {cache} are no answers; they are asked again")
-    return answers
-
-
-def _append(cache: Path | None, entry: dict[str, str]) -> None:
-    """Add a line to the file of answers. It begins with a line break if the line before it is torn."""
-    if cache is None:
-        return
-    with cache.open("ab+") as file:
-        file.seek(0, os.SEEK_END)
-        torn = file.tell() > 0 and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n"
-        file.write((b"\n" if torn else b"") + json.dumps(entry).encode() + b"\n")
 
 
 def _seconds(text: str | None) -> float | None:

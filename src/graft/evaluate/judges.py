@@ -3,15 +3,17 @@
 A judge takes questions, each a prompt with two answers in the order in which they are shown, and returns one
 opinion for each. It does not know which models wrote the answers.
 
-    rule:shorter, rule:longer, rule:exact_match, rule:rouge_l, ...    a rule; the metrics need references
+    rule:shorter, rule:longer, rule:distinct_2, rule:rouge_l, ...    a rule; most metrics need references
     package.module:function     (prompt, first, second) -> 1, 2, "tie", None (no verdict), or two marks
     marks(score)                (prompts, answers) -> one number each, such as a reward; the larger wins
     http://127.0.0.1:8000/v1    a model behind an OpenAI-compatible endpoint (`graft.evaluate.endpoint`)
+    me                          a person in the terminal (`graft.evaluate.person`)
 
 Whatever a judge says that is no verdict is kept and counted as none; it is never guessed at.
 """
 
 import math
+import random
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +25,7 @@ from graft.evaluate.answer_files import Answer
 from graft.evaluate.judgements import FIRST, POINTS, SECOND, TIE, Judgement, from_scores
 from graft.evaluate.metrics import TEXT, user_function
 
+ALONE = ("distinct_1", "distinct_2")  # metrics that need no reference
 MARKS = re.compile(r"(\d+(?:\.\d+)?)(?:\s*,\s*|\s+)(\d+(?:\.\d+)?)\.?")  # a line that is nothing else
 Score = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
 
@@ -50,18 +53,26 @@ class Opinion:
     said: str = ""
 
 
-Judge = Callable[[Sequence[Question]], Sequence[Opinion]]
+# One opinion for each question; None for one that was not judged, because the judge stopped.
+Judge = Callable[[Sequence[Question]], Sequence[Opinion | None]]
 
 
 def judged(
-    answers: Mapping[str, Mapping[str, Answer]], judge: Judge, name: str = "", limit: int | None = None
+    answers: Mapping[str, Mapping[str, Answer]],
+    judge: Judge,
+    name: str = "",
+    limit: int | None = None,
+    *,
+    once: int | None = None,
 ) -> list[Judgement]:
     """Return the judgements of every two models' answers to every prompt that both answered, in both orders.
 
     answers: {model: {prompt: answer}}.  name: of the judge.  limit: at most so many prompts of each pair.
-    Raises DataError if two models have no prompt in common.
+    once: a seed. Each pair is shown in one order, by chance, and the pairs are shuffled: for people.
+    What was not judged is left out. Raises DataError if two models have no prompt in common.
     """
-    places, questions = list[tuple[str, str, str]](), list[Question]()
+    rng = random.Random(once)
+    places = list[tuple[str, str, str]]()
     for a, b in combinations(answers, 2):
         common = [prompt for prompt in answers[a] if prompt in answers[b]][:limit]
         if not common:
@@ -71,9 +82,11 @@ def judged(
                 "compare the prompts of both files: they must be equal, character by character",
             )
         for prompt in common:
-            for first, second in ((a, b), (b, a)):
-                places.append((prompt, first, second))
-                questions.append(_question(prompt, answers[first][prompt], answers[second][prompt]))
+            orders = [(a, b), (b, a)]
+            places += [(prompt, *pair) for pair in (orders if once is None else [rng.choice(orders)])]
+    if once is not None:
+        rng.shuffle(places)
+    questions = [_question(p, answers[first][p], answers[second][p]) for p, first, second in places]
     opinions = judge(questions)
     return [
         Judgement(
@@ -85,6 +98,7 @@ def judged(
             opinion.said,
         )
         for place, question, opinion in zip(places, questions, opinions, strict=True)
+        if opinion is not None
     ]
 
 
@@ -106,7 +120,7 @@ def by_rule(name: str) -> Judge:
     def mark(answer: str, question: Question) -> float:
         if name not in TEXT:
             return float(len(answer) if name == "longer" else -len(answer))
-        if not question.references:
+        if not question.references and name not in ALONE:
             raise DataError(
                 f"{question.source} have no reference for the rule {name}",
                 'a column "reference" in the answers',

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from math import isnan
 from typing import Any
 
 from graft.errors import DataError, notice, one_of
@@ -57,12 +58,17 @@ class Leaderboard:
     played: list[list[int]]
 
     def json(self) -> dict[str, Any]:
-        """Return everything as JSON values."""
+        """Return everything as JSON values; what is not defined is null."""
         facts = asdict(self)
         if self.agreement is not None:
             for name in ("kendall", "spearman"):
                 pairs = getattr(self.agreement, name)
-                facts["agreement"][name] = [{"judges": list(pair), "value": v} for pair, v in pairs.items()]
+                facts["agreement"][name] = [
+                    {"judges": list(pair), "value": None if isnan(value) else value}
+                    for pair, value in pairs.items()
+                ]
+            if isnan(self.agreement.kappa):
+                facts["agreement"]["kappa"] = None
         return facts
 
 
