@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -131,6 +132,31 @@ def test_a_refusal_ends_at_once_and_says_what_came(monkeypatch):
         judge(address)(QUESTIONS[:1])
     assert len(requests) == 1 and requests[0][1]["Authorization"] == "Bearer secret-word"
     assert "secret-word" not in str(raised.value)
+
+
+@pytest.mark.parametrize("key", ["secret word", "secret\nword", "secretж"])
+def test_a_key_that_cannot_be_one_is_not_shown(key, monkeypatch):
+    monkeypatch.setenv(KEY, key)
+    with pytest.raises(UsageError, match="no key has") as raised:
+        Endpoint("http://127.0.0.1:1/v1", "m")
+    assert "secret" not in str(raised.value)
+
+
+def test_what_was_on_its_way_when_another_request_failed_is_kept(tmp_path):
+    arrived = threading.Event()
+
+    def answer(count, body):
+        if "prompt 0" in body["messages"][1]["content"]:
+            arrived.wait(20)
+            return 400, b"no"
+        arrived.set()
+        time.sleep(0.2)
+        return 200, "1"
+
+    cache = tmp_path / "answers.cache"
+    with server(answer) as (address, requests), pytest.raises(GraftError, match="answered 400"):
+        judge(address, cache)(QUESTIONS)
+    assert 1 <= len(cache.read_text().splitlines()) == len(requests) - 1
 
 
 def test_a_redirect_is_not_followed(monkeypatch):

@@ -12,7 +12,7 @@ explanation.
 import http.client
 import json
 import os
-import time
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
@@ -89,7 +89,7 @@ class Endpoint:
                 "an address such as http://127.0.0.1:8000/v1",
                 "write http:// or https://, the host, and the path up to /v1",
             )
-        if os.environ.get(KEY) and urlsplit(self.url).scheme == "http" and not _on_this_machine(self.url):
+        if _key() and urlsplit(self.url).scheme == "http" and not _on_this_machine(self.url):
             raise UsageError(
                 f"{KEY} is set and {self.url} is not encrypted",
                 "https, or an address of this machine",
@@ -105,15 +105,21 @@ class Endpoint:
         kept = Kept(self.cache)
         asked = {json.dumps(talk): talk for talk in talks}.values()
         missing = [talk for talk in asked if kept.get(self._asked(talk)) is None]
+        stopped = threading.Event()
+
+        def keep(talk: list[dict[str, str]]) -> None:
+            kept.put(self._asked(talk), self._answer(talk, stopped))
+
         pool = ThreadPoolExecutor(self.workers)
         try:
-            waiting = {pool.submit(self._answer, talk): talk for talk in missing}
+            waiting = [pool.submit(keep, talk) for talk in missing]
             for count, done in enumerate(as_completed(waiting), len(asked) - len(missing) + 1):
-                kept.put(self._asked(waiting[done]), done.result())
+                done.result()
                 if progress is not None:
                     progress("judged", count, len(asked))
         finally:
-            pool.shutdown(cancel_futures=True)
+            stopped.set()
+            pool.shutdown(cancel_futures=True)  # what is on its way is still kept
         return [kept.get(self._asked(talk)) or "" for talk in talks]
 
     def _body(self, talk: list[dict[str, str]]) -> dict[str, Any]:
@@ -124,8 +130,8 @@ class Endpoint:
         """Return what an answer is an answer to."""
         return [self.url, self._body(talk)]
 
-    def _answer(self, talk: list[dict[str, str]]) -> str:
-        """Return the answer to a conversation, after several tries if need be."""
+    def _answer(self, talk: list[dict[str, str]], stopped: threading.Event) -> str:
+        """Return the answer to a conversation, after several tries if need be and while nothing stopped."""
         for tried in range(1, self.tries + 1):
             try:
                 return self._once(talk)
@@ -136,9 +142,11 @@ class Endpoint:
                     break
             except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError) as error:
                 trouble, wait = f"{type(error).__name__}: {error}", None  # ValueError: the answer is no JSON
-            if tried < self.tries:
+            if tried < self.tries and not stopped.is_set():
                 growing = self.pause_s * 2 ** (tried - 1)
-                time.sleep(min(growing if wait is None else wait, LONGEST_PAUSE_S))
+                stopped.wait(min(growing if wait is None else wait, LONGEST_PAUSE_S))
+            if stopped.is_set():
+                break
         raise GraftError(
             f"the judge {self.model} at {self.url} gave no answer in {tried} tries; {trouble}",
             "an OpenAI-compatible endpoint with this model, and its key if it needs one",
@@ -149,7 +157,7 @@ class Endpoint:
     def _once(self, talk: list[dict[str, str]]) -> str:
         """Send one request and return its answer. Raises what urllib and json raise."""
         headers = {"Content-Type": "application/json", "Accept": "application/json"}
-        if key := os.environ.get(KEY):
+        if key := _key():
             headers["Authorization"] = f"Bearer {key}"
         address = f"{self.url.rstrip('/')}/chat/completions"
         request = urllib.request.Request(address, json.dumps(self._body(talk)).encode(), headers)
@@ -190,6 +198,14 @@ def by_endpoint(endpoint: Endpoint, form: str = "pair", progress: Progress | Non
         return [read(text) for text in endpoint.ask(talks, progress)]
 
     return judge
+
+
+def _key() -> str:
+    """Return the key of the environment, "" if there is none. Raises UsageError if it cannot be one."""
+    key = os.environ.get(KEY, "").strip()
+    if not all("!" <= c <= "~" for c in key):  # urllib would refuse it with a message that shows it
+        raise UsageError(f"{KEY} has blanks or signs that no key has", "a key", "set it again")
+    return key
 
 
 def _is_address(url: str) -> bool:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +19,18 @@ class Kept:
     def __init__(self, path: Path | None) -> None:
         self.path = path
         self._answers = {} if path is None or not path.exists() else _read(path)
+        self._lock = threading.Lock()
 
     def get(self, asked: Any) -> str | None:
         """Return the answer to what was asked, a JSON value; None if there is none yet."""
         return self._answers.get(_digest(asked))
 
     def put(self, asked: Any, answer: str) -> None:
-        """Keep an answer."""
-        self._answers[_digest(asked)] = answer
-        if self.path is not None:
-            _append(self.path, {"key": _digest(asked), "answer": answer})
+        """Keep an answer. Several threads may do so."""
+        with self._lock:
+            self._answers[_digest(asked)] = answer
+            if self.path is not None:
+                _append(self.path, {"key": _digest(asked), "answer": answer})
 
 
 def _digest(asked: Any) -> str:
