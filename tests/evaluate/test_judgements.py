@@ -35,6 +35,13 @@ def test_a_verdict_is_about_the_order_in_which_answers_were_shown(tmp_path):
     assert outcomes([one, two]) == {("", "1", ("a", "b")): 0.5}
 
 
+def test_verdicts_of_tables_are_read(tmp_path):
+    (tmp_path / "j.csv").write_text("prompt,model_a,model_b,verdict\np,a,b,1\nq,a,b,tie\nr,a,b,\n")
+    (tmp_path / "j.jsonl").write_text('{"prompt": "p", "model_a": "a", "model_b": "b", "verdict": 2.0}')
+    assert [one.verdict for one in read_judgements(tmp_path / "j.csv")] == ["1", "tie", None]
+    assert read_judgements(tmp_path / "j.jsonl")[0].verdict == "2"
+
+
 def test_marks_without_a_verdict_are_one(tmp_path):
     row = {"prompt": "p", "model_a": "a", "model_b": "b", "order": "ba", "scores": [6, 9]}
     (tmp_path / "j.jsonl").write_text(json.dumps(row))

@@ -168,6 +168,8 @@ def _verdict(fields: Mapping[str, Any], scores: tuple[float, float] | None) -> s
     verdict = fields["verdict"]
     if verdict is None or verdict == "":  # an empty cell of a CSV
         return None
+    if isinstance(verdict, float) and verdict.is_integer():  # as tables with gaps write whole numbers
+        verdict = int(verdict)
     if isinstance(verdict, bool) or str(verdict) not in POINTS:
         raise BadRow("unknown verdict", f"verdict is {verdict!r}", 'write 1, 2, "tie" or null')
     return str(verdict)
