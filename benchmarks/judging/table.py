@@ -60,6 +60,15 @@ def interval(row: Number, digits: int) -> str:
     return f"{row['low']:.{digits}f} … {row['high']:.{digits}f}"
 
 
+def signed(difference: float) -> str:
+    """Return a difference in whole points with its sign.
+
+    >>> signed(-0.4), signed(2.6)
+    ('0', '+3')
+    """
+    return f"{round(difference):+d}" if round(difference) else "0"
+
+
 def best_first(rows: dict[str, Number]) -> list[str]:
     return sorted(rows, key=lambda name: -rows[name]["value"])
 
@@ -71,7 +80,7 @@ def tournament(numbers: Sequence[Number], part: str) -> str:
     seconds = pick(numbers, part, "seconds of Elo")["10000 orders"]["value"]
     lines = [
         [
-            name, str(row["published"]), f"{row['value']:.0f}", f"{row['value'] - row['published']:+.0f}",
+            name, str(row["published"]), f"{row['value']:.0f}", signed(row["value"] - row["published"]),
             interval(row, 0), f"{short[name]['value']:.0f}", f"{likely[name]['value']:.0f}",
             interval(likely[name], 0),
         ]
@@ -126,8 +135,7 @@ def agreed(numbers: Sequence[Number]) -> str:
             lines.append([measure, name, f"{row['published']:.2f}" if "published" in row else "", ours])
     return f"""## Agreement
 
-{markdown([["measure", "between", "paper", "here"], *lines])}
-"""
+{markdown([["measure", "between", "paper", "here"], *lines])}"""
 
 
 def swayed(numbers: Sequence[Number]) -> str:
@@ -138,12 +146,11 @@ def swayed(numbers: Sequence[Number]) -> str:
                         "points of the longer answer"):  # fmt: skip
             for row in pick(numbers, part, measure).values():
                 lines.append([title, measure, f"{100 * row['value']:.1f}", percent(row)])
-        unread = pick(numbers, part, "no verdict")["all"]["value"]
-        lines.append([title, "judgements without a verdict, count", f"{unread:,}", ""])
+        unread, games = (pick(numbers, part, name)["all"]["value"] for name in ("no verdict", "games"))
+        lines.append([title, "judgements without a verdict", f"{100 * unread / (unread + games):.1f}", ""])
     return f"""## What sways GPT-4
 
-{markdown([["prompts", "measure", "%", "95 %"], *lines])}
-"""
+{markdown([["prompts", "measure", "%", "95 %"], *lines])}"""
 
 
 def percent(row: dict[str, Any]) -> str:
@@ -164,8 +171,7 @@ def covered(numbers: Sequence[Number]) -> str:
 
 200 tournaments of 8 models with known strengths, 80 prompts, both orders.
 
-{markdown([header, *lines])}
-"""
+{markdown([header, *lines])}"""
 
 
 if __name__ == "__main__":
