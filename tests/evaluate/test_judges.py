@@ -100,6 +100,9 @@ def test_marks_ask_for_every_answer_once():
 
     assert verdicts(marks(reward), ("p", "xx", "x"), ("p", "x", "xx"), ("q", "x", "x")) == ["1", "2", "tie"]
     assert asked == [(["p", "p", "q"], ["xx", "x", "x"])]
+    chat = [{"role": "user", "content": "Hi"}]
+    marks(reward)([Question("user: Hi", "x", "y", (), "", chat)])
+    assert asked[-1][0] == [chat, chat], "a conversation is scored as one"
     with pytest.raises(UsageError, match="1 numbers for 2 answers"):
         marks(lambda prompts, answers: [1.0])([Question("p", "x", "y")])
 

@@ -27,7 +27,7 @@ from graft.evaluate.metrics import TEXT, user_function
 
 ALONE = ("distinct_1", "distinct_2")  # metrics that need no reference
 MARKS = re.compile(r"(\d+(?:\.\d+)?)(?:\s*,\s*|\s+)(\d+(?:\.\d+)?)\.?")  # a line that is nothing else
-Score = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
+Score = Callable[[Sequence[Any], Sequence[str]], Sequence[float]]
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class Question:
     """A prompt and two answers, in the order in which a judge sees them.
 
     references: answers that are right, where there are any.  source: where the answers come from.
+    asked: the prompt as the models were asked, a text or messages.
     """
 
     prompt: str
@@ -42,6 +43,7 @@ class Question:
     second: str
     references: tuple[str, ...] = ()
     source: str = ""
+    asked: Any = ""
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,8 @@ def judged(
 
 def _question(prompt: str, first: Answer, second: Answer) -> Question:
     references = tuple(dict.fromkeys([*first.references, *second.references]))
-    return Question(prompt, first.text, second.text, references, f"{first.source} and {second.source}")
+    source = f"{first.source} and {second.source}"
+    return Question(prompt, first.text, second.text, references, source, first.asked or second.asked)
 
 
 def by_rule(name: str) -> Judge:
@@ -162,13 +165,14 @@ def by_function(path: str) -> Judge:
 def marks(score: Score) -> Judge:
     """Return a judge that prefers the answer with the larger number, such as a reward.
 
-    score: (prompts, answers) -> one number each. An answer is scored once, however often it is shown; the
-    judge raises UsageError if there are not as many numbers as answers.
+    score: (prompts, answers) -> one number each. A prompt is a text or messages, as the models were asked. An
+    answer is scored once, however often it is shown; the judge raises UsageError if there are not as many
+    numbers as answers.
     """
 
     def judge(questions: Sequence[Question]) -> list[Opinion]:
-        asked = list(dict.fromkeys((q.prompt, text) for q in questions for text in (q.first, q.second)))
-        given = [float(value) for value in score([p for p, _ in asked], [text for _, text in asked])]
+        asked = {(q.prompt, text): q.asked or q.prompt for q in questions for text in (q.first, q.second)}
+        given = [float(value) for value in score([*asked.values()], [text for _, text in asked])]
         if len(given) != len(asked):
             raise UsageError(
                 f"{len(given)} numbers for {len(asked)} answers",
