@@ -15,6 +15,7 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 # name of a benchmark: the pages that its table.py writes
 PAGES = {
     "families": {"RESULTS.md"},
+    "judging": {"RESULTS.md"},
     "methods": {"RESULTS.md", "quality.svg"},
     "pretraining": {"RESULTS.md", "losses.svg"},
     "real": {"RESULTS.md"},

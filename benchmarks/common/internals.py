@@ -51,6 +51,18 @@ _HOME = {
     "quantise_model": "quant",
     # gpu: models that are made on the device, packed tensor by tensor; QuantLinear is above.
     "Scheme": "quant",
+    # judging: ratings, biases and agreement of judgements.
+    "Judgement": "evaluate.judgements",
+    "games": "evaluate.judgements",
+    "bradley_terry": "evaluate.tournament",
+    "elo": "evaluate.tournament",
+    "elo_over_prompts": "evaluate.tournament",
+    "fleiss_kappa": "evaluate.agreement",
+    "kendall_tau": "evaluate.agreement",
+    "length_bias": "evaluate.agreement",
+    "order_bias": "evaluate.agreement",
+    "relative_scores": "evaluate.agreement",
+    "spearman": "evaluate.agreement",
     # ipt.py: the paper's first step is no public function.
     "find_subspace": "methods.ipt",
     # reliability/errors.py damages a copy of the seedling.

@@ -25,7 +25,7 @@ def compare(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 64,
     json: Annotated[bool, typer.Option("--json", help="Print the same facts for programs.")] = False,
 ) -> None:
-    given = [*(prompt or []), *_lines(prompts)]
+    given = [*(prompt or []), *prompt_lines(prompts)]
 
     from graft.runs.open import last_words, open_model  # torch costs seconds
     from graft.runs.score import incomparable, prompts_of, scores_of  # torch costs seconds
@@ -53,7 +53,7 @@ def compare(
     after(f"graft chat {second}")
 
 
-def _lines(path: Path | None) -> list[str]:
+def prompt_lines(path: Path | None) -> list[str]:
     """Return the lines of a file that are not empty."""
     if path is None:
         return []

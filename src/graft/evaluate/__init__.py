@@ -1,4 +1,4 @@
-"""Evaluation: perplexity, scores of texts and of classes, before and after training in one table."""
+"""Evaluation: perplexity, scores of texts and of classes, before and after; judges and ratings."""
 
 from graft.evaluate.answers import answers
 from graft.evaluate.losses import losses

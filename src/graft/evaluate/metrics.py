@@ -23,7 +23,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Sequence
 from itertools import chain
-from typing import Any
+from typing import Any, cast
 
 from graft.data.tags import entities, iob2
 from graft.errors import UsageError, one_of
@@ -180,8 +180,11 @@ def check(names: Sequence[str], more: Collection[str] = ()) -> None:
             one_of("evaluate.metrics", name, known)
 
 
-def user_function(path: str) -> Callable[..., float | dict[str, float]]:
-    """Return the function that "package.module:function" names. It takes (predictions, references, rows)."""
+def user_function(path: str, what: str = "metric") -> Callable[..., Any]:
+    """Return the function that "package.module:function" names.
+
+    what: it is to be. A metric takes (predictions, references, rows).
+    """
     module, _, name = path.partition(":")
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # `python -m` adds this folder; an installed command does not
@@ -189,13 +192,13 @@ def user_function(path: str) -> Callable[..., float | dict[str, float]]:
         function = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise UsageError(
-            f"metric {path!r} cannot be imported: {error}",
+            f"{what} {path!r} cannot be imported: {error}",
             "package.module:function, importable from the folder where the command runs",
             "check the spelling and that the package is installed or on PYTHONPATH",
         ) from error
     if not callable(function):
-        raise UsageError(f"metric {path!r} is a {type(function).__name__}", "a function", "name a function")
-    return function
+        raise UsageError(f"{what} {path!r} is a {type(function).__name__}", "a function", "name a function")
+    return cast("Callable[..., Any]", function)
 
 
 def user_scores(

@@ -1,0 +1,61 @@
+"""A file of the answers that judges gave, so that a judging that was stopped goes on where it was."""
+
+import hashlib
+import json
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+from graft.errors import notice
+
+
+class Kept:
+    """Answers by what was asked. Each is written to the file as it comes.
+
+    path: the file, a JSON object a line; None keeps answers in memory only.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self._answers = {} if path is None or not path.exists() else _read(path)
+        self._lock = threading.Lock()
+
+    def get(self, asked: Any) -> str | None:
+        """Return the answer to what was asked, a JSON value; None if there is none yet."""
+        return self._answers.get(_digest(asked))
+
+    def put(self, asked: Any, answer: str) -> None:
+        """Keep an answer. Several threads may do so."""
+        with self._lock:
+            self._answers[_digest(asked)] = answer
+            if self.path is not None:
+                _append(self.path, {"key": _digest(asked), "answer": answer})
+
+
+def _digest(asked: Any) -> str:
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+
+
+def _read(path: Path) -> dict[str, str]:
+    """Return the answers in a file, {key: answer}; a line that a kill left half-written is passed over."""
+    answers, broken = {}, 0
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            entry = json.loads(line)
+            answers[str(entry["key"])] = str(entry["answer"])
+        except (ValueError, LookupError, TypeError):
+            broken += 1
+    if broken:
+        notice(f"{broken} lines of {path} are no answers; they are asked again")
+    return answers
+
+
+def _append(path: Path, entry: dict[str, str]) -> None:
+    """Add a line. It begins with a line break if the line before it is torn."""
+    with path.open("ab+") as file:
+        torn = b""
+        if file.seek(0, os.SEEK_END):
+            file.seek(-1, os.SEEK_END)
+            torn = b"" if file.read(1) == b"\n" else b"\n"
+        file.write(torn + json.dumps(entry).encode() + b"\n")
