@@ -101,5 +101,5 @@ def _check_rows(recipe: "Recipe") -> None:
         return
     files = [Path(name) for name in files_of(data)] if data.train else []
     if all(file.exists() for file in files) and sum(file.stat().st_size for file in files) < SMALL:
-        accepts = Accepts(recipe.stage, stage_card(recipe.stage).layouts)
+        accepts = Accepts(recipe.stage_name, stage_card(recipe.stage_name).layouts)
         load_rows(data, accepts)
