@@ -18,8 +18,9 @@ from graft.data.templates import affixes
 
 IGNORED = -100  # the label that carries no loss
 TOKEN_TYPES = "token_types"  # the part that says to which of two texts each id belongs; never learnt
+# Parts of rankings that are no tokens: where answers end, their scores, which of their tokens are learnt.
+NUMBERS = ("ends", "scores", "learnt")
 ROWS_AT_ONCE = 1024  # that are tokenised in one call
-RENDERED = ("text", "pair")  # kinds of rows that may hold control tokens; templates write those of a "chat"
 
 
 @dataclass(slots=True)
@@ -29,6 +30,7 @@ class Example:
     ids, labels: T each; labels are not shifted, and IGNORED where nothing is learnt.  source: `file:line`.
     target: one number for the whole row, such as the index of its class.
     parts: further sequences that a stage needs, by name: what a decoder writes, the class of every token, ...
+    reference: log-probability of each answer under the reference, where a stage has measured it.
     """
 
     ids: list[int]
@@ -36,6 +38,7 @@ class Example:
     source: str = ""
     target: int | None = None
     parts: Mapping[str, list[int]] = field(default_factory=dict)
+    reference: Sequence[float] = ()
 
 
 @dataclass
@@ -60,6 +63,7 @@ class Examples(Sequence[Example]):
 
     learnt: one byte per id, 1 if it is a target.  targets: one per example, or empty.
     parts: one Column per name, empty where an example has no such part.
+    reference: one sequence per example (`Example.reference`), or empty; no file of the cache has it.
     """
 
     ids: Column = field(default_factory=Column)
@@ -67,6 +71,7 @@ class Examples(Sequence[Example]):
     targets: array = field(default_factory=lambda: array("i"))
     parts: dict[str, Column] = field(default_factory=dict)
     sources: list[str] = field(default_factory=list)
+    reference: Sequence[Sequence[float]] = ()
 
     def add(self, example: Example) -> None:
         """Append one example."""
@@ -95,6 +100,7 @@ class Examples(Sequence[Example]):
             self.sources[i],
             self.targets[i] if self.targets else None,
             {name: column[i] for name, column in self.parts.items()},
+            self.reference[i] if self.reference else (),
         )
 
     def lengths(self) -> list[int]:
@@ -187,14 +193,14 @@ class Encoder(ABC):
             else:
                 detail = f"{control!r} is a control token of this model, not text"
                 remedy = "remove it or spell it differently"
-                if row.kind in RENDERED:
+                if row.plain:
                     remedy += "; data.control_tokens=true reads it as the token"
                 encoded.rejects.append(BadRow("control token", detail, remedy).at(row.source))
         return clean
 
     def holds_tokens(self, row: Row) -> bool:
         """Return whether special tokens in a row are meant as tokens: a template wrote it before."""
-        return self.reads and row.kind in RENDERED
+        return self.reads and row.plain
 
     def ids(self, texts: list[str]) -> list[list[int]]:
         """Return the ids of each text, without special tokens around them."""

@@ -6,9 +6,13 @@ rows read = rows used + Σ rejected by reason        (checked before every run)
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import Any
+
+
+PREFERRED = ("ranking", "judged")  # kinds of rows that tell which answers are good
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +45,10 @@ class Row:
     """One usable row in the normal form.
 
     kind, value: "text" str; "pair" (prompt, completion); "chat" a list of {role, content, ...}; "label"
-    (text or a pair of texts, label); "tags" (words, tags), one tag a word.
+    (text or a pair of texts, label); "tags" (words, tags), one tag a word; "ranking" (prompt, answers, scores),
+    two or more answers, the best first, and a score for each or None, higher is better, equal ones are not
+    compared; "judged" (prompt, answer, good).
+    Prompt and answers of the last two are texts, or lists of messages: an answer is the turns after the prompt.
     tools: JSON schemas that the chat template shows.  first: index of the first message that may be learnt.
     unused: what the row says and the model will not read, such as "column 'context'"; equal things have equal
     names, by which rows are counted.
@@ -65,9 +72,20 @@ class Row:
             return [*self.value[0], *self.value[1]]
         if self.kind == "chat":
             return list(_texts([self.value, self.tools]))
+        if self.kind == "ranking":
+            return list(_texts([self.value[0], *self.value[1], self.tools]))
+        if self.kind == "judged":
+            return list(_texts([*self.value[:2], self.tools]))
         if self.kind == "label":
             return [*self.asked, str(self.value[1])]
         return [self.value] if self.kind == "text" else [str(part) for part in self.value]
+
+    @property
+    def plain(self) -> bool:
+        """Whether the row is of texts that stay as they are: no chat template writes it."""
+        if self.kind in PREFERRED:
+            return isinstance(self.value[0], str)
+        return self.kind in ("text", "pair")
 
     @property
     def asked(self) -> tuple[str, ...]:
@@ -91,8 +109,38 @@ def turns(prompt: Any, answer: Any) -> list[dict[str, Any]]:
 
 
 def as_chat(row: Row) -> Row:
-    """Return a prompt with its answer as a conversation of two turns; any other row as it is."""
-    return replace(row, kind="chat", value=turns(*row.value)) if row.kind == "pair" else row
+    """Return a prompt with its answer, or answers, as a conversation; any other row as it is."""
+    if row.kind == "pair":
+        return replace(row, kind="chat", value=turns(*row.value))
+    if row.kind not in PREFERRED or not row.plain:
+        return row
+    prompt, said, verdict = row.value
+    if row.kind == "judged":
+        asked, answer = turns(prompt, said)
+        return replace(row, value=([asked], [answer], verdict))
+    talks = [turns(prompt, answer) for answer in said]
+    return replace(row, value=(talks[0][:1], tuple(talk[1:] for talk in talks), verdict))
+
+
+def with_answers(row: Row) -> list[Row]:
+    """Return each answer of a ranking, or that of a judged row, after its prompt as a "pair" or a "chat"."""
+    prompt, answers, _ = row.value
+    if row.kind == "judged":
+        answers = (answers,)
+    if isinstance(prompt, str):
+        return [replace(row, kind="pair", value=(prompt, answer)) for answer in answers]
+    first = len(prompt)
+    return [replace(row, kind="chat", value=[*prompt, *answer], first=first) for answer in answers]
+
+
+def compared(scores: Sequence[float] | None, answers: int) -> list[tuple[int, int]]:
+    """Return the places (better, worse) of the pairs in a ranking; answers of equal scores are no pair.
+
+    >>> compared(None, 3), compared((2.0, 1.0, 1.0), 3)
+    ([(0, 1), (0, 2), (1, 2)], [(0, 1), (0, 2)])
+    """
+    pairs = combinations(range(answers), 2)
+    return [(a, b) for a, b in pairs if scores is None or scores[a] != scores[b]]
 
 
 def alike(rows: list[Row]) -> list[Row]:
@@ -101,9 +149,9 @@ def alike(rows: list[Row]) -> list[Row]:
     Where one row of a file has a system prompt and another has no such column, both are conversations: one
     would be written by the chat template and the other without it.
     """
-    if not {"chat", "pair"} <= {row.kind for row in rows}:
+    talking = {_file(row) for row in rows if row.kind in ("chat", *PREFERRED) and not row.plain}
+    if not talking:
         return rows
-    talking = {_file(row) for row in rows if row.kind == "chat"}
     return [as_chat(row) if _file(row) in talking else row for row in rows]
 
 

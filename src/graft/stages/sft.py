@@ -12,12 +12,13 @@ from typing import Any, ClassVar
 from graft.base.base import Base
 from graft.core.positions import first_position
 from graft.data.batches import Batches, TokenBatches, WrittenBatches
+from graft.data.conversations import Conversations, unknown_characters
 from graft.data.encode import IGNORED, Encoded, Encoder, Example, Outcomes
 from graft.data.layouts import recognise
 from graft.data.mask import Rendered, tokenise
 from graft.data.read import records
-from graft.data.rows import BadRow, Reject, Row, alike, as_chat
-from graft.data.templates import Jinja, Messages, Prompt, Template, end_token, head, source
+from graft.data.rows import BadRow, Reject, Row, alike
+from graft.data.templates import Jinja, Messages, Prompt, source
 from graft.errors import DataError
 from graft.objectives.lm import language_modelling, token_scores
 from graft.stages.stage import Stage
@@ -97,63 +98,6 @@ def _asked(row: Row) -> Prompt | None:
 SFT = Sft()  # what most runs do
 
 
-class Conversations(Encoder):
-    """Encodes a whole row; what the assistant says is learnt.  template: the name that a recipe gives."""
-
-    def __init__(self, tokenizer: Any, max_length: int, template: str | None, *, reads: bool = False) -> None:
-        super().__init__(tokenizer, max_length, reads=reads)
-        self.eos = end_token(tokenizer)
-        self.template = Template(tokenizer, source(tokenizer, template))
-        self.named = template is not None
-
-    def encode(self, rows: list[Row], encoded: Encoded) -> Outcomes:
-        rendered: list[tuple[Row, Rendered]] = []
-        for row in rows:
-            try:
-                rendered.append((row, self._rendered(self.seen(row))))
-            except BadRow as bad:
-                yield row, bad
-        tokens = tokenise([text for _, text in rendered], self.tokenizer)
-        for (row, text), (ids, learnt, where) in zip(rendered, tokens, strict=True):
-            learnt[0] = False  # nothing comes before it from which it could be told
-            lost = [k for k, use in enumerate(learnt) if use and ids[k] == self.unknown]
-            if lost and self.unknown is not None:
-                spans = [where[k - len(text.head)] for k in lost] if where else []
-                yield row, _unknown([text.text[a:b] for a, b in spans], len(lost))
-            elif not any(learnt):
-                yield row, BadRow("nothing to learn", "no token of an answer", "fill the answer")
-            elif not any(learnt[: self.max_length]):
-                given = f"the answer begins after token {learnt.index(True)} of {len(ids)}"
-                yield row, BadRow("cut away", given, "raise data.max_length or shorten the prompt")
-            else:
-                encoded.altered += text.altered
-                encoded.unused.update(text.unused)
-                ids = self.cut(ids, self.max_length, row, encoded)
-                labels = [i if use else IGNORED for i, use in zip(ids, learnt, strict=False)]
-                yield row, [Example(ids, labels, row.source)]
-
-    def seen(self, row: Row) -> Row:
-        """Return the row as the model sees it: with a named template a pair is a conversation too."""
-        return as_chat(row) if self.named else row
-
-    def holds_tokens(self, row: Row) -> bool:
-        """Return whether the row was written by the model's own template before: its controls are tokens."""
-        if super().holds_tokens(row):
-            return True
-        return self.seen(row).kind in ("text", "pair") and self.template.wrote("".join(row.texts()))
-
-    def _rendered(self, row: Row) -> Rendered:
-        if row.kind == "chat":
-            return self.template.learn(row)
-        prompt, answer = ("", row.value) if row.kind == "text" else row.value
-        text, start = prompt + answer, len(prompt)
-        ended = list(self.template.controls.finditer(text.rstrip()))[-1:]
-        tail = [] if ended and ended[0].end() == len(text.rstrip()) else [self.eos]
-        return Rendered(
-            text, [start] if prompt else [], [(start, len(text))], head(text, self.tokenizer), tail
-        )
-
-
 class Written(Conversations):
     """Encodes the question for the encoder, and the last answer for the decoder."""
 
@@ -169,7 +113,7 @@ class Written(Conversations):
             read = self.before + self.cut(read, self.room, row, encoded) + self.after
             written = self.cut([*written, self.eos], self.max_length, row, encoded)
             if self.unknown in written:
-                yield row, _unknown([], written.count(self.unknown))
+                yield row, unknown_characters([], written.count(self.unknown))
             else:
                 encoded.unused.update(asked.unused)
                 yield row, [Example(read, [IGNORED] * len(read), row.source, parts={"written": written})]
@@ -181,9 +125,3 @@ class Written(Conversations):
         if row.kind == "pair":
             return Rendered(row.value[0]), row.value[1]
         return self.template.asked_and_answered(row)
-
-
-def _unknown(characters: list[str], count: int) -> BadRow:
-    shown = " ".join(map(repr, dict.fromkeys(characters)))[:40]
-    given = f"{count} in the answer {shown}".rstrip()
-    return BadRow("unknown characters", given, "replace them, or use a tokenizer that knows them")
