@@ -65,6 +65,11 @@ class Batches(ABC):
         """
         return example
 
+    def sizes(self, examples: Sequence[Example]) -> list[int]:
+        """Return how many tokens each example takes in a batch."""
+        lengths = getattr(examples, "lengths", None)
+        return lengths() if lengths else [len(example.ids) for example in examples]
+
     @abstractmethod
     def padded(self, examples: Sequence[Example]) -> Batch:
         """Build a batch with one example per row, padded to one length."""

@@ -59,11 +59,13 @@ class Feed:
 
     def _micro_batches(self, examples: list[Example]) -> list[Batch]:
         # Longest first: the rows of a micro-batch have similar lengths, and too large a step fails at once.
-        examples.sort(key=lambda example: -len(example.ids))
+        sizes = self.batches.sizes(examples)
+        order = sorted(range(len(examples)), key=lambda i: -sizes[i])
+        examples, sizes = [examples[i] for i in order], [sizes[i] for i in order]
         size = self.micro_batch_size
         if not self.batches.packs:
             return [self.batches.padded(examples[at : at + size]) for at in range(0, len(examples), size)]
-        groups = best_fit([len(example.ids) for example in examples], self.batches.max_length)
+        groups = best_fit(sizes, self.batches.max_length)
         rows = [[examples[i] for i in group] for group in groups]
         return [self.batches.packed(rows[at : at + size]) for at in range(0, len(rows), size)]
 
@@ -87,5 +89,4 @@ class Feed:
 
     @cached_property
     def _lengths(self) -> list[int]:
-        lengths = getattr(self.examples, "lengths", None)
-        return lengths() if lengths else [len(example.ids) for example in self.examples]
+        return self.batches.sizes(self.examples)
