@@ -13,7 +13,7 @@ from graft.core.cards import REQUIRED, Source, card, cards
 from graft.core.registry import find
 from graft.errors import GraftError, UsageError
 from graft.recipe import Recipe, explain, read
-from graft.recipe.methods import type_of
+from graft.recipe.settings import type_of
 from graft.recipe.text import emit, read_text
 from graft.recipe.words import SYNONYMS
 

@@ -149,13 +149,16 @@ def before_after(
 ) -> Table:
     """Return the scores of the bare base and of the adapter on the same rows.
 
-    A bare base predicts no classes: for them the first column is the rows' most frequent class.
+    A bare base predicts no classes: for them the first column is the rows' most frequent class. Of another
+    stage whose adapters answer by a head it is the stage's own baseline.
     """
     labelled = held.scored is not None and held.scored.stage.labelled
     before: list[dict[str, Any]] = []
     after: list[dict[str, Any]] = []
     if labelled:
         columns = {"majority": majority(_scored(held, metrics).feed, metrics, _labels(base, adapter, held))}
+    elif held.scored is not None and held.scored.stage.headed:
+        columns = _baseline(held.scored, metrics)
     else:
         columns = {"before": evaluate(base, held, metrics, adapter=None, progress=progress, keep=before)}
     columns["after"] = evaluate(base, held, metrics, adapter=adapter, progress=progress, keep=after)
@@ -165,6 +168,15 @@ def before_after(
         for later, first in zip(after, earlier, strict=True)
     ]
     return Table(columns, texts)
+
+
+def _baseline(scored: Scored, metrics: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Return the column of the stage's baseline, with those of its scores that are asked for."""
+    found = scored.stage.baseline(scored.feed)
+    if found is None:
+        return {}
+    title, scores = found
+    return {title: {name: scores[name] for name in metrics if name in scores}}
 
 
 def majority(feed: Feed, metrics: Sequence[str], labels: Sequence[str] = ()) -> dict[str, float]:

@@ -43,7 +43,9 @@ class TaskHead(Method):
     # which hidden state: last, first, mean, none (each); auto: last on decoders, mean on encoders
     pool: str = "auto"
     labels: tuple[str, ...] = ()  # names of the classes, in order
-    init: str = "small"  # first weights: small, N(0, 0.02²); unit, N(0, 1/(D + 1)), as reward models have them
+    init: str = (
+        "small"  # first weights: small, N(0, 0.02²); unit, N(0, 1/(D + 1)), as reward models have them
+    )
 
     kinds: ClassVar = ("final",)
     files: ClassVar = HeadFiles("GRAFT_HEAD", own=frozenset({"num_labels", "pool", "labels", "init"}))
@@ -77,7 +79,7 @@ class TaskHead(Method):
 class Classifier(Head):
     """W and b. Logits are (B, classes), or (B, T, classes) where nothing is pooled."""
 
-    def __init__(self, width: int, classes: int, pool: str, *, bias: bool, std: float) -> None:
+    def __init__(self, width: int, classes: int, pool: str, *, bias: bool, std: float = 0.02) -> None:
         super().__init__()
         self.pool = pool
         self.weight = nn.Parameter(torch.randn(classes, width) * std)

@@ -19,16 +19,15 @@ from graft.objectives.lm import forward_keywords, token_logprobs
 
 if TYPE_CHECKING:
     from graft.base.base import Base
-    from graft.data.answers import AnswerBatch
+    from graft.data.answer_batches import AnswerBatch
 
 
 def answer_logprobs(base: "Base", batch: "AnswerBatch") -> tuple[Tensor, Tensor]:
     """Return log π(y) of every answer, summed over its tokens, and the number of its tokens: (A,) each."""
     states = base.hidden(**forward_keywords(batch)).flatten(0, 1)[batch.states]
     logprobs, _ = token_logprobs(base, states, batch.labels)
-    zeros = logprobs.new_zeros(len(batch.last))
-    sums = zeros.index_add(0, batch.owner, logprobs)
-    return sums, zeros.index_add(0, batch.owner, torch.ones_like(logprobs))
+    sums = logprobs.new_zeros(len(batch.last)).index_add(0, batch.owner, logprobs)
+    return sums, batch.lengths()
 
 
 def dpo(h: Tensor, beta: float, label_smoothing: float = 0.0) -> Tensor:

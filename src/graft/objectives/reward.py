@@ -20,7 +20,7 @@ from graft.objectives.lm import forward_keywords
 
 if TYPE_CHECKING:
     from graft.base.base import Base
-    from graft.data.answers import AnswerBatch
+    from graft.data.answer_batches import AnswerBatch
 
 BINS = 10  # of the calibration, between probability 1/2 and 1
 

@@ -17,6 +17,7 @@ PRESETS: dict[str, tuple[Settings, Settings]] = {
     ),
 }
 
+
 def resolve_methods(raw: Settings, notices: list[str]) -> dict[str, str]:
     """Expand presets and defaults of `method` in place to {name, all settings}; return the problems by key.
 

@@ -51,9 +51,7 @@ def type_of(annotation: str) -> Any:
     return reduce(operator.or_, (TYPES[part] for part in parts))
 
 
-def problems_of(
-    owner: str, fields: Mapping[str, Setting], given: Settings, prefix: str
-) -> dict[str, str]:
+def problems_of(owner: str, fields: Mapping[str, Setting], given: Settings, prefix: str) -> dict[str, str]:
     """Return what is wrong with the given settings, by dotted key.
 
     owner: name of the method or stage.  fields: its settings.  prefix: of the keys.

@@ -39,7 +39,10 @@ class StageCard:
 
 
 def stage_cards() -> dict[str, StageCard]:
-    """Return every stage by name, sorted: the files of graft/stages whose last class derives from Stage."""
+    """Return every stage by name, sorted.
+
+    They are the files of graft/stages whose last class derives from Stage and reads some layout of rows.
+    """
     spec = importlib.util.find_spec("graft.stages")
     folders = (spec.submodule_search_locations or []) if spec else []
     files = [path for folder in folders for path in Path(folder).glob("*.py")]
@@ -52,6 +55,8 @@ def stage_cards() -> dict[str, StageCard]:
         if stages:
             title = (ast.get_docstring(tree) or name).split("\n\n")[0].replace("\n", " ")
             declared = _declared(stages[-1], classes)
+            if not declared.get("layouts"):
+                continue  # what several stages have in common
             own = _settings(places[name], stages[-1], tree, classes)
             cards[name] = StageCard(name, stages[-1].name, title.rstrip("."), **declared, settings=own)
     return cards

@@ -136,8 +136,11 @@ class Stage(ABC):
         """
         return feeds
 
-    def before_scoring(self, base: Base, feed: Feed, folder: Path | None) -> Feed:
-        """Return the same for other rows, on which a finished run is scored.  folder: the run's, if any."""
+    def before_scoring(self, base: Base, adapter: str | None, feed: Feed, folder: Path | None) -> Feed:
+        """Return the same for other rows, on which a model is scored.
+
+        adapter, folder: of the run that is scored, if it is one.
+        """
         return feed
 
     def before_step(self, base: Base, batches: Sequence[Any]) -> Sequence[Any]:

@@ -34,7 +34,8 @@ class Measured:
     """A step before it is applied.
 
     loss: per supervised token.  norm: of the whole gradient.  metrics: of the objective, added up.
-    trouble: what is not finite, "" if nothing.  sources: the rows of the step, or those to which the trouble can be traced.
+    trouble: what is not finite, "" if nothing.
+    sources: the rows of the step, or those to which the trouble can be traced.
     """
 
     loss: float
