@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from models import tiny_base
 
 from graft.data.answer_batches import MISMATCHED, AnswerBatches
 from graft.data.encode import IGNORED, Example
 from graft.data.feed import Feed
+from models import tiny_base
 
 
 class Tokens:

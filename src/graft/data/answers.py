@@ -29,13 +29,15 @@ class Answers(Conversations):
     def each(self, row: Row, apart: Encoded) -> list[Example]:
         """Return prompt and answer for every answer of a row. Raises BadRow if one cannot be encoded.
 
+        Each ends with the token that ends the answer, whatever a template writes behind it.
+
         apart: where the answers are counted; `count` counts them as one row.
         """
         examples: list[Example] = []
         for _, outcome in super().encode(with_answers(row), apart):
             if isinstance(outcome, BadRow):
                 raise outcome
-            examples += outcome
+            examples += map(_ended, outcome)
         return examples
 
     def count(self, apart: Encoded, encoded: Encoded) -> None:
@@ -87,6 +89,12 @@ class Judged(Answers):
 def prompt_length(example: Example) -> int:
     """Return how many ids of an example come before its answer: before the first that is learnt."""
     return next(k for k, label in enumerate(example.labels) if label != IGNORED)
+
+
+def _ended(example: Example) -> Example:
+    """Return an example without the tokens behind the last that is learnt."""
+    end = next(k for k in range(len(example.labels), 0, -1) if example.labels[k - 1] != IGNORED)
+    return Example(example.ids[:end], example.labels[:end], example.source)
 
 
 def _answer(example: Example) -> Answer:

@@ -48,8 +48,27 @@ WORTH = frozenset((WEIGHT, *VERDICTS, *FLAGS))
 # Our names of columns, which data.columns may map.
 COLUMNS = (
     "text", "text_pair", "label", "messages", "tools", "prompt", "completion", "context", "instruction",
-    "input", "output", "system", "history", "conversations", "tokens", "tags",
+    "input", "output", "system", "history", "conversations", "tokens", "tags", "chosen", "rejected", "margin",
+    "completions", "scores", "ranks",
 )  # fmt: skip
+# Rows that compare answers: what is asked, the better and the worse answer, and by how much.
+ASKED = ("prompt", "question", "instruction", "query", "input", "conversations", "conversation", "messages")
+CHOICES = (("chosen", "rejected"), ("chosen_response", "rejected_response"))
+MARGIN = "margin"
+SCORE_PAIRS = tuple(
+    (form.format(side="chosen", word=word), form.format(side="rejected", word=word))
+    for word in ("score", "rating", "avg_rating", "reward")
+    for form in ("{word}_{side}", "{side}_{word}", "{side}-{word}")
+)
+RANK_PAIRS = (("rank_chosen", "rank_rejected"), ("chosen_rank", "rejected_rank"))
+# Several answers to one prompt, with a score (higher is better) or a rank (lower is better) for each.
+ANSWERS = ("completions", "responses", "generations", "answers", "candidates", "outputs")
+SCORES = ("scores", "ratings", "rewards", "overall_scores")
+RANKS = ("ranks", "rank", "ranking")
+# The same inside of answers that are objects.
+SAYS = ("response", "answer", "completion", "text", "generation", "output", "content")
+SCORE = ("overall_score", "score", "rating", "reward")
+RANK = ("rank",)
 INDEX = ("", "Unnamed: 0", "__index_level_0__")  # what pandas calls the numbers of its rows
 
 

@@ -8,6 +8,9 @@
     sharegpt                conversations of from, value (also system, tools)
     classification          text | sentence | two texts, label | label_text | intent
     tags                    tokens | words, tags | ner_tags | labels
+    preference              chosen, rejected: texts, messages or conversations (also prompt, scores, margin)
+    ranking                 prompt, completions | responses | ... with scores or ranks
+    judged                  prompt, completion, label: whether the answer is good (also messages, label)
 
 Only messages, alpaca, sharegpt and prompts with a system prompt pass through a chat template; texts stay as
 they are. Every other column that holds something is named in `Row.unused`.
@@ -19,11 +22,12 @@ from functools import lru_cache
 from typing import Any
 
 from graft.data import columns as names_of
-from graft.data import normal_form
+from graft.data import normal_form, preferences
 from graft.data.columns import Fields, as_number, numbered, truth
 from graft.data.rows import BadRow, Record, Reject, Row
 from graft.errors import UsageError, nearest, one_of
 
+TREE = ("message_id", "parent_id")  # columns of messages that are written as a tree (see `trees`)
 Columns = frozenset[str]
 Names = tuple[str, ...]
 
@@ -94,6 +98,19 @@ def _tag_columns(columns: Columns) -> Names:
     return _both(_first_of(names_of.WORDS, columns), _first_of(names_of.TAGS, columns))
 
 
+def _preference_columns(columns: Columns) -> Names:
+    return next((pair for pair in names_of.CHOICES if columns.issuperset(pair)), ())
+
+
+def _ranking_columns(columns: Columns) -> Names:
+    return _first_of(names_of.ANSWERS, columns) if _first_of(names_of.ASKED, columns) else ()
+
+
+def _judged_columns(columns: Columns) -> Names:
+    answered = _pair_columns(columns) or _message_columns(columns) or _sharegpt_columns(columns)
+    return _both(answered, _first_of(names_of.VERDICTS, columns))
+
+
 LAYOUTS = {
     "text": Layout(_text_columns, normal_form.text_row, "pretrain"),
     "messages": Layout(_message_columns, normal_form.chat_row, "sft"),
@@ -102,7 +119,11 @@ LAYOUTS = {
     "sharegpt": Layout(_sharegpt_columns, normal_form.chat_row, "sft"),
     "classification": Layout(_label_columns, normal_form.label_row, "classify"),
     "tags": Layout(_tag_columns, normal_form.tagged_row, "classify"),
+    "preference": Layout(_preference_columns, preferences.preference_row, "preference"),
+    "ranking": Layout(_ranking_columns, preferences.ranking_row, "preference"),
+    "judged": Layout(_judged_columns, preferences.judged_row, "preference"),
 }
+COMPARING = ("preference", "ranking", "judged")  # of these a stage learns which answers are better, or good
 
 
 def check_settings(accepts: Accepts, format: str, columns: Mapping[str, str]) -> None:
@@ -229,26 +250,33 @@ def _layout(columns: Columns, empty: Columns, accepts: Accepts, format: str) -> 
             )
             raise BadRow("label without classify", detail, remedy)
         return layout, names
-    if columns.issuperset(names_of.FLAGS):
-        detail = "columns chosen and rejected: no stage learns from preferences yet"
-        raise BadRow(PREFERENCE, detail, _chosen_alone(columns))
+    if pair := _preference_columns(columns):
+        raise BadRow(PREFERENCE, f"columns {pair[0]} and {pair[1]}", _chosen_alone(columns, pair[0]))
     given = ", ".join(sorted(map(str, columns))) or "none"
     raise BadRow(UNKNOWN, f"columns {given}", _remedy(columns, accepts, candidates))
 
 
-def _chosen_alone(columns: Columns) -> str:
-    """Return how to learn the chosen answers alone."""
+def _chosen_alone(columns: Columns, chosen: str) -> str:
+    """Return how to learn from both answers of a pair, and how to learn the chosen ones alone."""
+    both = "set stage=preference or stage=reward to learn which is better"
     asked = _first_of(("prompt", "question", "instruction", "query", "input"), columns)
     if not asked:
-        return "to learn the chosen ones alone: data.columns='{messages: chosen}', or '{text: chosen}'"
+        return (
+            f"{both}; to learn the chosen ones alone: data.columns='{{messages: {chosen}}}', "
+            f"or '{{text: {chosen}}}'"
+        )
     return (
-        f"to learn the chosen ones alone: data.columns='{{prompt: {asked[0]}, completion: chosen}}', "
-        "or '{messages: chosen}' where chosen holds the whole conversation"
+        f"{both}; to learn the chosen ones alone: data.columns='{{prompt: {asked[0]}, completion: {chosen}}}', "
+        f"or '{{messages: {chosen}}}' where {chosen} holds the whole conversation"
     )
 
 
 def _remedy(columns: Columns, accepts: Accepts, candidates: Names) -> str:
     """Return what to do about unknown columns; another stage may know them."""
+    if columns.issuperset(TREE) or "replies" in columns:
+        return (
+            "turn trees of messages into rows first: graft data convert FILE ROWS --to sft or --to preference"
+        )
     for name, layout in LAYOUTS.items():
         if name not in accepts.layouts and layout.columns(columns):
             return f"set stage={layout.stage}: these are columns of {name}"

@@ -24,7 +24,7 @@ SYSTEMS = ("system", "developer")  # the roles of system prompts
 
 def text_row(source: str, fields: Fields, names: Names) -> Row:
     """Build the row of a text.  names: (text,)."""
-    return Row(source, "text", _string(fields, names[0], "empty text"))
+    return Row(source, "text", string_in(fields, names[0], "empty text"))
 
 
 def pair_row(source: str, fields: Fields, names: Names) -> Row:
@@ -37,40 +37,46 @@ def pair_row(source: str, fields: Fields, names: Names) -> Row:
     if answered == "answers":
         return _answered_row(source, fields, asked)
     if isinstance(fields[asked], list) or isinstance(fields[answered], list):
-        prompt = _with_system(fields, _turns_or_text(fields, asked, "user", "no prompt"))
-        completion = _turns_or_text(fields, answered, "assistant", "no answer")
+        prompt = with_system(fields, turns_or_text(fields, asked, "user", "no prompt"))
+        completion = turns_or_text(fields, answered, "assistant", "no answer")
         return Row(source, "chat", with_answer(prompt + completion), tools_of(fields), first=len(prompt))
-    texts = _with_context(fields, asked), _string(fields, answered, "no answer")
+    texts = with_context(fields, asked), string_in(fields, answered, "no answer")
     # Rows of translations name the system that made them.
     if asked == "source" or not any(name in fields for name in SYSTEM):
         return Row(source, "pair", texts)
-    return Row(source, "chat", _system(fields) + turns(*texts), tools_of(fields))
+    return Row(source, "chat", system_in(fields) + turns(*texts), tools_of(fields))
 
 
 def alpaca_row(source: str, fields: Fields, names: Names) -> Row:
     """Build the row of an instruction with its output.  names: ("instruction", output)."""
-    question = _string(fields, "instruction", "no prompt")
+    prompt = instruction_in(fields)
+    answer = {"role": "assistant", "content": string_in(fields, names[1], "no answer")}
+    return Row(source, "chat", [*prompt, answer], tools_of(fields))
+
+
+def instruction_in(fields: Fields) -> Messages:
+    """Return an instruction, with what it is about, after its system prompt and earlier turns."""
+    question = string_in(fields, "instruction", "no prompt")
     for name in ("input", CONTEXT):
         if not blank(fields.get(name)):
-            question += "\n" + _string(fields, name, "no prompt")
+            question += "\n" + string_in(fields, name, "no prompt")
     messages: Messages = []
     for turn in fields.get("history") or []:
         if not (isinstance(turn, list | tuple) and len(turn) == 2):
             raise BadRow("bad messages", "history is no list of pairs", "write [[instruction, answer], ...]")
         messages += messages_of(turns(*turn), "role", "content")
-    messages += turns(question, _string(fields, names[1], "no answer"))
-    return Row(source, "chat", _system(fields) + messages, tools_of(fields))
+    return [*system_in(fields), *messages, {"role": "user", "content": question}]
 
 
 def chat_row(source: str, fields: Fields, names: Names) -> Row:
     """Build the row of a conversation, whatever its turns call speaker and text.  names: (messages,)."""
-    messages = _with_system(fields, _turns(fields[names[0]]))
+    messages = with_system(fields, turns_in(fields[names[0]]))
     return Row(source, "chat", with_answer(messages), tools_of(fields))
 
 
 def label_row(source: str, fields: Fields, names: Names) -> Row:
     """Build the row of a text, or of two texts, with their label.  names: (text, [text,] label)."""
-    texts = tuple(_string(fields, name, "empty text") for name in names[:-1])
+    texts = tuple(string_in(fields, name, "empty text") for name in names[:-1])
     return Row(source, "label", (texts[0] if len(texts) == 1 else texts, _label(fields, names[-1])))
 
 
@@ -114,7 +120,7 @@ def check_text(text: str) -> None:
             raise BadRow("not UTF-8", detail, "save the file as UTF-8") from None
 
 
-def _string(fields: Fields, name: str, reason: str) -> str:
+def string_in(fields: Fields, name: str, reason: str) -> str:
     """Return the text of a column.  reason: of the reject if it is empty."""
     value = fields.get(name)
     if value is None or (isinstance(value, str) and not value.strip()):
@@ -154,7 +160,7 @@ def _label(fields: Fields, name: str) -> str | int:
     return label
 
 
-def _turns(turns: Any) -> Messages:
+def turns_in(turns: Any) -> Messages:
     """Return the messages of turns, which may be the JSON text of a list."""
     if isinstance(turns, str) and turns.lstrip()[:1] == "[":
         try:
@@ -177,11 +183,11 @@ def _used(names: Names, turns: Messages) -> str:
     return names[0]
 
 
-def _turns_or_text(fields: Fields, name: str, role: str, reason: str) -> Messages:
+def turns_or_text(fields: Fields, name: str, role: str, reason: str) -> Messages:
     """Return a column's messages; a text is one turn of this role."""
     if isinstance(fields[name], list):
-        return _turns(fields[name])
-    return [{"role": role, "content": _string(fields, name, reason)}]
+        return turns_in(fields[name])
+    return [{"role": role, "content": string_in(fields, name, reason)}]
 
 
 def _answered_row(source: str, fields: Fields, asked: str) -> Row:
@@ -193,32 +199,32 @@ def _answered_row(source: str, fields: Fields, asked: str) -> Row:
     if not texts or blank(texts[0]):
         raise BadRow("no answer", "'answers' is empty", "fill it or remove the row")
     unused = ("further answers of a row",) if len(set(texts)) > 1 else ()
-    return Row(source, "pair", (_with_context(fields, asked), texts[0]), unused=unused)
+    return Row(source, "pair", (with_context(fields, asked), texts[0]), unused=unused)
 
 
-def _with_context(fields: Fields, asked: str) -> str:
+def with_context(fields: Fields, asked: str) -> str:
     """Return what is asked, after the text that it is about."""
-    question = _string(fields, asked, "no prompt")
+    question = string_in(fields, asked, "no prompt")
     if not isinstance(fields.peek(CONTEXT), str) or blank(fields.peek(CONTEXT)):
         return question
     return f"{fields[CONTEXT]}\n{question}"
 
 
-def _system(fields: Fields) -> Messages:
+def system_in(fields: Fields) -> Messages:
     """Return the system message of a row that has it in a column of its own, or none."""
     for name in SYSTEM:
         if not blank(fields.peek(name)):
-            return [{"role": "system", "content": _string(fields, name, "empty text")}]
+            return [{"role": "system", "content": string_in(fields, name, "empty text")}]
     return []
 
 
-def _with_system(fields: Fields, messages: Messages) -> Messages:
+def with_system(fields: Fields, messages: Messages) -> Messages:
     """Return the messages after the system prompt of the row's own column.
 
     A conversation that begins with one keeps it; a column that says something else stays unread.
     """
     if not messages or messages[0]["role"] not in SYSTEMS:
-        return _system(fields) + messages
+        return system_in(fields) + messages
     for name in SYSTEM:
         if isinstance(said := fields.peek(name), str) and said.strip() == messages[0]["content"].strip():
             fields.get(name)

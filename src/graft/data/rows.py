@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
-
 PREFERRED = ("ranking", "judged")  # kinds of rows that tell which answers are good
 
 
@@ -45,10 +44,10 @@ class Row:
     """One usable row in the normal form.
 
     kind, value: "text" str; "pair" (prompt, completion); "chat" a list of {role, content, ...}; "label"
-    (text or a pair of texts, label); "tags" (words, tags), one tag a word; "ranking" (prompt, answers, scores),
-    two or more answers, the best first, and a score for each or None, higher is better, equal ones are not
-    compared; "judged" (prompt, answer, good).
-    Prompt and answers of the last two are texts, or lists of messages: an answer is the turns after the prompt.
+    (text or a pair of texts, label); "tags" (words, tags), one tag a word; "ranking" (prompt, answers,
+    scores), two or more answers, the best first, and a score for each (equal ones are not compared) or None;
+    "judged" (prompt, answer, good). Prompt and answers of the last two are texts, or lists of messages: an
+    answer is the turns after the prompt.
     tools: JSON schemas that the chat template shows.  first: index of the first message that may be learnt.
     unused: what the row says and the model will not read, such as "column 'context'"; equal things have equal
     names, by which rows are counted.
