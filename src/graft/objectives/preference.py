@@ -110,7 +110,7 @@ def kto(
     Ethayarajh et al. 2024, arXiv 2402.01306, eq. 8.
     """
     gain = torch.sigmoid(beta * torch.where(good, ratio - z0, z0 - ratio))
-    return torch.where(good, desirable, undesirable) * (1 - gain)
+    return torch.where(good, desirable * (1 - gain), undesirable * (1 - gain))
 
 
 def reference_point(mismatched: Tensor) -> Tensor:

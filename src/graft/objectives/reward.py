@@ -37,7 +37,8 @@ def answer_rewards(base: "Base", batch: "AnswerBatch") -> Tensor:
 def bradley_terry(chosen: Tensor, rejected: Tensor, margin: Tensor | float = 0.0) -> Tensor:
     """Return the losses −log σ(r_w − r_l − m) of pairs, (P,).
 
-    >>> round(float(bradley_terry(torch.tensor(1.2), torch.tensor(0.4))), 7)
+    >>> chosen, rejected = torch.tensor([1.2, 0.4], dtype=torch.float64)
+    >>> round(float(bradley_terry(chosen, rejected)), 7)
     0.3711007
     """
     return -F.logsigmoid(chosen - rejected - margin)
