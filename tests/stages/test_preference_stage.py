@@ -277,7 +277,7 @@ def test_loss_and_gradient_are_autograds_of_the_plain_formula_on_every_answer_al
         total.backward()
     assert loss == pytest.approx(float(total), rel=1e-9)
     for one, p in zip(gradients, adapter.parameters(), strict=True):
-        assert_close(one, p.grad, rtol=1e-6, atol=1e-8)
+        assert_close(one, p.grad, rtol=1e-5, atol=1e-7)  # norms compute in fp32 whatever enters them
 
 
 def test_the_supervised_term_adds_the_mean_loss_of_the_chosen_answers(home, exact, tmp_path):

@@ -138,6 +138,7 @@ class AnswerBatches(Batches):
             row=number // self.answers,
             place=number % self.answers,
             last=number * length + length - 1,
+            reference=torch.zeros(total),
         )
 
 
