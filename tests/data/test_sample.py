@@ -35,6 +35,12 @@ def test_equal_rows_stay_on_one_side():
     assert len(split([Row("f:1", "text", "x")] * 4, 0.5, 0)[1]) == 2
 
 
+def test_answers_to_one_prompt_stay_on_one_side():
+    rows = [Row(f"f:{i}", "ranking", (f"q {i // 4}", (f"a {i}", "b"), None)) for i in range(40)]
+    train, held = split(rows, 0.2, 0)
+    assert len(held) == 8 and not {row.value[0] for row in held} & {row.value[0] for row in train}
+
+
 def test_too_few_rows_to_hold_any_out_is_an_error():
     with pytest.raises(DataError, match="holds out 1 of 1"):
         split([Row("f:1", "text", "x")], 0.05, 0)

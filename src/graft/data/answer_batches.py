@@ -17,7 +17,7 @@ from torch import Tensor
 
 from graft.data.answers import THOUSANDTHS, prompt_length
 from graft.data.batches import Batch, Batches
-from graft.data.encode import IGNORED, Example
+from graft.data.encode import IGNORED, OTHER, Example
 from graft.data.pack import GRAIN, rounded
 from graft.data.rows import compared
 
@@ -201,7 +201,7 @@ def _answers(example: Example, row: int) -> list[_Answer]:
     prompt, labels = example.ids[:start], example.labels[start:]
     own = [int(label != IGNORED) for label in labels]
     answers = [_Answer(prompt, example.ids[start:], own, row, 0, example.target)]
-    if other := parts.get("other"):
+    if other := parts.get(OTHER):
         answers.append(_Answer(prompt, other, parts.get("learnt") or [1] * len(other), row, 1, MISMATCHED))
     return answers
 
@@ -210,7 +210,7 @@ def _size(example: Example, *, packed: bool) -> int:
     """Return the tokens that an example takes: those of all its answers, with the prompt once or for each."""
     parts = example.parts
     if example.target is not None:
-        other = len(parts.get("other", ()))
+        other = len(parts.get(OTHER, ()))
         twice = prompt_length(example) if other and not packed else 0
         return len(example.ids) + other + twice
     prompts = 1 if packed else len(parts["ends"])

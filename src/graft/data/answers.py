@@ -10,9 +10,10 @@ not every token of these is learnt, the part "learnt" tells which are.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from graft.data.conversations import Conversations
-from graft.data.encode import IGNORED, Encoded, Example, Outcomes
+from graft.data.encode import IGNORED, OTHER, Encoded, Example, Outcomes
 from graft.data.rows import BadRow, Row, compared, with_answers
 from graft.data.turns import OTHER_TEMPLATE
 
@@ -90,6 +91,27 @@ class Judged(Answers):
         yield from made
 
 
+def pieces(example: Example, tokenizer: Any) -> list[list[Any]]:
+    """Return an example as a person reads it, [[text, learnt], ...]: see `Stage.pieces`."""
+
+    def read(ids: list[int]) -> str:
+        return str(tokenizer.decode(ids, skip_special_tokens=False))
+
+    if example.target is not None:
+        start = prompt_length(example)
+        verdict = "good" if example.target else "bad"
+        return [
+            [read(example.ids[:start]), False],
+            [read(example.ids[start:]), True],
+            [f"\n{verdict}", False],
+        ]
+    shown: list[list[Any]] = [[read(example.ids), False]]
+    ends = example.parts["ends"]
+    for place, (begin, end) in enumerate(zip([0, *ends[:-1]], ends, strict=True), 1):
+        shown += [[f"\n{place}. ", False], [read(example.parts["answers"][begin:end]), True]]
+    return shown
+
+
 def prompt_length(example: Example) -> int:
     """Return how many ids of an example come before its answer: before the first that is learnt."""
     return next(k for k, label in enumerate(example.labels) if label != IGNORED)
@@ -117,7 +139,7 @@ def _pair_with_others(examples: Sequence[Example], max_length: int) -> None:
         before = (k % len(examples) for k in range(i - 1, i - len(examples), -1))
         other = next((k for k in before if prompts[k] != prompts[i]), None)
         if other is not None:
-            example.parts = _parts([_answer(examples[other])], "other", max_length - len(prompts[i]))
+            example.parts = _parts([_answer(examples[other])], OTHER, max_length - len(prompts[i]))
 
 
 def _joined(row: Row, examples: Sequence[Example], *, cut: bool) -> Example:

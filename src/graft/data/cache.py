@@ -23,7 +23,7 @@ from safetensors.numpy import load_file, save_file
 from graft import storage
 from graft.data.encode import Column, Examples
 
-VERSION = 4  # raise when encoding changes
+VERSION = 5  # raise when encoding changes
 
 
 def folder() -> Path:

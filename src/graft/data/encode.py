@@ -20,6 +20,7 @@ IGNORED = -100  # the label that carries no loss
 TOKEN_TYPES = "token_types"  # the part that says to which of two texts each id belongs; never learnt
 # Parts of rankings that are no tokens: where answers end, their scores, which of their tokens are learnt.
 NUMBERS = ("ends", "scores", "learnt")
+OTHER = "other"  # the part of a judged example with the answer to another prompt; never learnt
 ROWS_AT_ONCE = 1024  # that are tokenised in one call
 
 
@@ -104,9 +105,17 @@ class Examples(Sequence[Example]):
         )
 
     def lengths(self) -> list[int]:
-        """Return T of every example: its number of ids, which for an encoder-decoder are the encoder's."""
+        """Return T of every example: its number of ids, which for an encoder-decoder are the encoder's.
+
+        Of a ranking: the ids of the prompt and of the longest answer.
+        """
         ends = self.ids.ends
-        return [end - (ends[i - 1] if i else 0) for i, end in enumerate(ends)]
+        lengths = [end - (ends[i - 1] if i else 0) for i, end in enumerate(ends)]
+        if "ends" not in self.parts:
+            return lengths
+        answers = (self.parts["ends"][i] for i in range(len(self)))
+        spans = (zip([0, *own[:-1]], own, strict=True) for own in answers)
+        return [n + max((b - a for a, b in own), default=0) for n, own in zip(lengths, spans, strict=True)]
 
 
 @dataclass

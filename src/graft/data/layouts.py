@@ -260,15 +260,11 @@ def _chosen_alone(columns: Columns, chosen: str) -> str:
     """Return how to learn from both answers of a pair, and how to learn the chosen ones alone."""
     both = "set stage=preference or stage=reward to learn which is better"
     asked = _first_of(("prompt", "question", "instruction", "query", "input"), columns)
+    talk = f"data.columns='{{messages: {chosen}}}'"
     if not asked:
-        return (
-            f"{both}; to learn the chosen ones alone: data.columns='{{messages: {chosen}}}', "
-            f"or '{{text: {chosen}}}'"
-        )
-    return (
-        f"{both}; to learn the chosen ones alone: data.columns='{{prompt: {asked[0]}, completion: {chosen}}}', "
-        f"or '{{messages: {chosen}}}' where {chosen} holds the whole conversation"
-    )
+        return f"{both}; to learn the chosen ones alone: {talk}, or '{{text: {chosen}}}'"
+    texts = f"data.columns='{{prompt: {asked[0]}, completion: {chosen}}}'"
+    return f"{both}; to learn the chosen ones alone: {texts}, or {talk} if {chosen} is the whole conversation"
 
 
 def _remedy(columns: Columns, accepts: Accepts, candidates: Names) -> str:

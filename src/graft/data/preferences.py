@@ -74,13 +74,11 @@ def judged_row(source: str, fields: Fields, names: Names) -> Row:
     if good is None:
         detail = f"{verdict!r} is {fields[verdict]!r:.40}"
         raise BadRow("bad label", detail, "write true for a good answer and false for a bad one")
-    prompt: Any
     if len(answered) == 1:
-        prompt, (answer,) = _in_common([with_answer(turns_in(fields[answered[0]]))])
-        prompt, unused = with_system(fields, prompt), ()
-    else:
-        (prompt, (answer,)), unused = _asked_and_answered(fields, [(answered[1], fields[answered[1]])])
-    return Row(source, "judged", (prompt, answer, good), tools_of(fields), unused=unused)
+        talk, (answer,) = _in_common([with_answer(turns_in(fields[answered[0]]))])
+        return Row(source, "judged", (with_system(fields, talk), answer, good), tools_of(fields))
+    (prompt, answers), unused = _asked_and_answered(fields, [(answered[1], fields[answered[1]])])
+    return Row(source, "judged", (prompt, answers[0], good), tools_of(fields), unused=unused)
 
 
 def _asked_and_answered(fields: Fields, sides: Sequence[Side]) -> tuple[Asked, Names]:
@@ -172,7 +170,7 @@ def _contains(common: Messages, given: Messages) -> bool:
 
 
 def _in_common(talks: Sequence[Messages]) -> tuple[Messages, tuple[Messages, ...]]:
-    """Return the beginning that all conversations share, and the rest of each, from an assistant's turn on."""
+    """Return the beginning that conversations share, and the rest of each: from an assistant's turn on."""
     shortest = min(map(len, talks))
     same = next((k for k in range(shortest) if any(talk[k] != talks[0][k] for talk in talks)), shortest)
     last = min(same, shortest - 1)

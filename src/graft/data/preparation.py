@@ -10,6 +10,7 @@ from graft.data import cache as store
 from graft.data.advice import unknown_columns
 from graft.data.encode import Encoded, Encoder, Example, Examples
 from graft.data.layouts import Accepts, check_settings, recognise
+from graft.data.pairs import examine
 from graft.data.read import choices, records, sources, validation
 from graft.data.report import DataReport, RejectedRows, describe
 from graft.data.rows import Reject, Row, alike, by_reason
@@ -248,6 +249,7 @@ def _report(settings: Any, loaded: Loaded, train: Encoded, held_out: Encoded | N
         unused=dict(sum((part.unused for part in encoded), Counter()).most_common()),
         duplicates=len(keys) - len(train_keys),
         overlap=sum(row.key() in train_keys for row in not_trained_on),
+        pairs=examine(loaded.train, not_trained_on, train.examples),
     )
 
 

@@ -5,12 +5,14 @@ Every run shows it before step 1 and stores it in its folder as data_report.json
 
 import dataclasses
 import json
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-from graft.data.encode import IGNORED, TOKEN_TYPES, Example, Examples
+from graft.data.encode import IGNORED, NUMBERS, OTHER, TOKEN_TYPES, Example, Examples
+from graft.data.pairs import Pairs
 from graft.data.rows import Reject, by_reason
 from graft.data.templates import Jinja
 from graft.errors import DataError, listed
@@ -49,6 +51,7 @@ class DataReport:
     unused: dict[str, int] = field(default_factory=dict)
     duplicates: int = 0  # training rows that repeat an earlier one
     overlap: int = 0  # eval or test rows that are training rows too
+    pairs: Pairs | None = None  # of rows that compare answers
     template: Jinja | None = None
     labels: list[str] | None = None
     samples: list[dict[str, Any]] = field(default_factory=list)
@@ -72,7 +75,13 @@ class DataReport:
             (self.overlap, f"{self.overlap} evaluation rows are training rows too: their score will flatter"),
         ]
         used = self.train + self.eval
-        return self.folders + unread(self.unused, used) + [text for count, text in candidates if count]
+        compared = self.pairs.notes() if self.pairs else []
+        return (
+            self.folders
+            + unread(self.unused, used)
+            + [text for count, text in candidates if count]
+            + compared
+        )
 
     def json(self) -> dict[str, Any]:
         """Return all fields as plain JSON values."""
@@ -81,7 +90,8 @@ class DataReport:
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> "DataReport":
         """Build a report from what `json` returned."""
-        return cls(**fields | {"rejects": [Reject(**reject) for reject in fields["rejects"]]})
+        pairs = Pairs(**fields["pairs"]) if fields.get("pairs") else None
+        return cls(**fields | {"rejects": [Reject(**reject) for reject in fields["rejects"]], "pairs": pairs})
 
     def write_rejects(self, path: Path) -> None:
         """Write one JSON object per rejected row: source, reason, detail, remedy."""
@@ -141,9 +151,11 @@ def describe(report: DataReport, examples: Examples, tokenizer: Any, stage: Show
     """Fill in the report's facts about the training examples: tokens, lengths, samples."""
     lengths = sorted(examples.lengths())
     parts = {name: column.values for name, column in examples.parts.items()}
-    beyond_ids = sum(len(values) for name, values in parts.items() if name not in stage.aligned)
-    targets = (values for name, values in parts.items() if name != TOKEN_TYPES)
+    beyond_ids = sum(len(values) for n, values in parts.items() if n not in (*stage.aligned, *NUMBERS))
+    targets = (values for name, values in parts.items() if name not in (TOKEN_TYPES, OTHER, *NUMBERS))
     learnt_in_parts = sum(value != IGNORED for values in targets for value in values)
+    if OTHER not in parts:
+        learnt_in_parts -= parts.get("learnt", array("i")).count(0)
     report.examples = len(lengths)
     report.tokens = len(examples.ids.values) + beyond_ids
     report.tokens_learnt = sum(examples.learnt) + learnt_in_parts

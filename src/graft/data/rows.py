@@ -65,6 +65,15 @@ class Row:
         content = json.dumps([self.kind, self.value, self.tools], sort_keys=True, default=str)
         return hashlib.blake2b(content.encode(), digest_size=8).digest()
 
+    def group(self) -> bytes:
+        """Return 8 bytes that equal those of a row with the same prompt, where rows compare answers.
+
+        For all other rows these are the bytes of `key`.
+        """
+        if self.kind not in PREFERRED:
+            return self.key()
+        return replace(self, kind="prompt", value=self.value[0]).key()
+
     def texts(self) -> list[str]:
         """Return every string of this row that the model will read."""
         if self.kind == "tags":

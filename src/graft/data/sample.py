@@ -16,8 +16,8 @@ from graft.errors import DataError
 def split(rows: Sequence[Row], share: float, seed: int) -> tuple[list[Row], list[Row]]:
     """Return the rows without and with the held-out ones: exactly round(share · rows) of them, at least one.
 
-    Equal rows stay on one side wherever the number allows it. Raises DataError if no row would be left to
-    train on.
+    Equal rows, and rows that compare answers to one prompt, stay on one side wherever the number allows it.
+    Raises DataError if no row would be left to train on.
     """
     wanted = max(1, round(share * len(rows)))
     if wanted >= len(rows):
@@ -28,7 +28,7 @@ def split(rows: Sequence[Row], share: float, seed: int) -> tuple[list[Row], list
         )
     groups: dict[bytes, list[int]] = {}
     for i, row in enumerate(rows):
-        groups.setdefault(row.key(), []).append(i)
+        groups.setdefault(row.group(), []).append(i)
     ordered = sorted(groups, key=lambda key: _drawn(key, seed))
     held: set[int] = set()
     for key in ordered:

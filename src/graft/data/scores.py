@@ -37,7 +37,7 @@ class Measured:
 def scores_of_pair(fields: Fields) -> tuple[float, float] | None:
     """Return the scores of a better and a worse answer, with a margin (margin, 0); None without any.
 
-    Ranks are compared and give no scores. Raises BadRow for equal ones, and where the worse one is the better.
+    Ranks are compared and give no scores. Raises BadRow for equal ones, and where the worse is the better.
     """
     margin = number(fields.get(MARGIN), MARGIN)
     if margin is not None:

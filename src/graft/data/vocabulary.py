@@ -7,7 +7,7 @@ base model. That harms only rows which contain such a token.
 from collections.abc import Collection
 from typing import Any
 
-from graft.data.encode import Encoded, Example
+from graft.data.encode import NUMBERS, Encoded, Example
 from graft.data.rows import BadRow
 
 
@@ -15,8 +15,9 @@ def within(encoded: Encoded, size: int | None, tokenizer: Any, aligned: Collecti
     """Return the encoded rows without those that hold a token beyond the table; they are rejects.
 
     size: rows of the model's table; None: unknown, nothing is refused.
-    aligned: parts of an example that are no tokens (`Stage.aligned`).
+    aligned: parts of an example that are no tokens (`Stage.aligned`), beside those of rankings.
     """
+    aligned = (*aligned, *NUMBERS)
     examples = encoded.examples
     columns = [examples.ids, *(c for name, c in examples.parts.items() if name not in aligned)]
     if size is None or all(max(column.values, default=0) < size for column in columns):
