@@ -86,11 +86,11 @@ class Classifier(Head):
         self.bias = nn.Parameter(torch.zeros(classes)) if bias else None
 
     def forward(self, states: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        states = states.to(self.weight.dtype)  # fp32, whatever the base computes in
         if self.pool == "none":
-            return F.linear(states.float(), self.weight, self.bias)
-        device = states.device
-        live = torch.ones(states.shape[:2], device=device) if mask is None else mask.to(device).float()
-        return F.linear(self._pooled(states.float(), live), self.weight, self.bias)
+            return F.linear(states, self.weight, self.bias)
+        live = states.new_ones(states.shape[:2]) if mask is None else mask.to(states)
+        return F.linear(self._pooled(states, live), self.weight, self.bias)
 
     def _pooled(self, x: torch.Tensor, live: torch.Tensor) -> torch.Tensor:
         if self.pool == "mean":
