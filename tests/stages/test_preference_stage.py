@@ -51,7 +51,9 @@ def home(tmp_path_factory):
         for side in ("chosen", "rejected")
     ]
     write_rows(folder / "judged.jsonl", said)
-    write_rows(folder / "answers.jsonl", [{"prompt": r["prompt"], "completion": r["rejected"]} for r in pairs()])
+    write_rows(
+        folder / "answers.jsonl", [{"prompt": r["prompt"], "completion": r["rejected"]} for r in pairs()]
+    )
     return folder
 
 
@@ -218,7 +220,9 @@ def test_a_step_is_the_same_packed_in_any_micro_batches_checkpointed_and_with_ke
     stage, feed, _ = prepared(exact, chosen)
     feed = with_reference(exact, feed)
     loss, metrics, gradients = step(exact, stage, feed)
-    for pack, micro, kernels, again in itertools.product((True, False), (3, 64), (True, False), (False, True)):
+    for pack, micro, kernels, again in itertools.product(
+        (True, False), (3, 64), (True, False), (False, True)
+    ):
         exact.faster(kernels)
         exact.checkpointing(again)
         exact.train(True)

@@ -47,11 +47,17 @@ def home(tmp_path_factory):
     write_model(folder / "model")
     write_rows(folder / "pairs.jsonl", pairs())
     ranked = [
-        {"prompt": row["prompt"], "responses": [row["chosen"], row["rejected"], f"{i} {i}"], "scores": [3.5, 2, 2]}
+        {
+            "prompt": row["prompt"],
+            "responses": [row["chosen"], row["rejected"], f"{i} {i}"],
+            "scores": [3.5, 2, 2],
+        }
         for i, row in enumerate(pairs(9))
     ]
     write_rows(folder / "rankings.jsonl", ranked)
-    write_rows(folder / "answers.jsonl", [{"prompt": r["prompt"], "completion": r["chosen"]} for r in pairs()])
+    write_rows(
+        folder / "answers.jsonl", [{"prompt": r["prompt"], "completion": r["chosen"]} for r in pairs()]
+    )
     return folder
 
 
@@ -167,7 +173,9 @@ def prepared(base, chosen):
 def exact(home):
     base = load(str(home / "model"), dtype="fp32")
     base.model.double()
-    adapter = base.attach("r", [graft.LoRA(r=2, target_modules=["q_proj", "down_proj"]), graft.TaskHead(num_labels=1)])
+    adapter = base.attach(
+        "r", [graft.LoRA(r=2, target_modules=["q_proj", "down_proj"]), graft.TaskHead(num_labels=1)]
+    )
     randomise(adapter)
     for _, insert in adapter.inserts:
         insert.double()
@@ -187,7 +195,9 @@ def test_a_step_is_the_same_packed_in_any_micro_batches_checkpointed_and_with_ke
 
     usual, gradients = step(False, 2)
     assert usual.tokens == 2 * len(feed.examples)  # two of the three scores are equal
-    for pack, micro, kernels, again in itertools.product((True, False), (1, 64), (True, False), (False, True)):
+    for pack, micro, kernels, again in itertools.product(
+        (True, False), (1, 64), (True, False), (False, True)
+    ):
         exact.faster(kernels)
         exact.checkpointing(again)
         exact.train(True)
@@ -274,7 +284,9 @@ def test_negative_settings_are_refused(key):
 
 def test_scoring_a_model_without_a_head_names_the_stage(home):
     opened = open_model(str(home / "model"))
-    settings = read({"model": str(home / "model"), "stage": "reward", "data": {"train": str(home / "pairs.jsonl")}})
+    settings = read(
+        {"model": str(home / "model"), "stage": "reward", "data": {"train": str(home / "pairs.jsonl")}}
+    )
     with pytest.raises(UsageError, match="stage reward"):
         score(opened, settings)
 

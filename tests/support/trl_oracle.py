@@ -35,9 +35,7 @@ def _forward(logps, lengths):
     per_token = torch.zeros(len(logps), width, dtype=logps.dtype)
     per_token = torch.cat([logps[:, None], per_token[:, 1:]], dim=1)
     zeros = torch.zeros(len(logps), width)
-    outputs = SimpleNamespace(
-        log_probs=per_token, entropy=zeros, mean_logits=zeros, is_top1=zeros.bool()
-    )
+    outputs = SimpleNamespace(log_probs=per_token, entropy=zeros, mean_logits=zeros, is_top1=zeros.bool())
     return (lambda **_: outputs), {"input_ids": mask, "attention_mask": mask, "completion_mask": mask}
 
 

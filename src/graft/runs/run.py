@@ -38,7 +38,7 @@ from graft.runs.open import Opened
 from graft.runs.page import report
 from graft.runs.score import chosen_rows, score_rows
 from graft.shipping.export import export
-from graft.stages.stage import Stage, methods_of, stage_of
+from graft.stages.stage import Stage, Start, methods_of, stage_of
 from graft.training import Observer, Task, Trainer
 from graft.training.lock import locked
 
@@ -193,7 +193,7 @@ class _Work:
     """Everything that a run works with.
 
     adapter: its name.  given: the recipe as it was given.  recipe: the same, as far as the model can take it.
-    prepared: the encoded rows.  opened: base and adapter, to ask and to score.
+    prepared: the encoded rows.  opened: base and adapter, to ask and to score.  start: of training.
     """
 
     base: Base
@@ -204,6 +204,7 @@ class _Work:
     prepared: Prepared
     folder: Path
     opened: Opened
+    start: Start
 
 
 def _train(base: Base, name: str, recipe: Recipe, observer: RunObserver, notes: list[str]) -> RunResult:
@@ -241,7 +242,8 @@ def _prepared(base: Base, name: str, recipe: Recipe) -> _Work:
     prepared = prepare(settings, base.tokenizer, stage, family=base.family, vocabulary=size)
     if prepared.template is not None:
         base.tokenizer.chat_template = prepared.template
-    if name not in base.adapters:
+    new = name not in base.adapters
+    if new:
         torch.manual_seed(recipe.train.seed)  # the new adapter's values follow from the seed
         base.attach(name, methods_of(recipe, prepared.labels, tagged=prepared.tagged))
     elif recipe.adapter is not None:
@@ -251,7 +253,8 @@ def _prepared(base: Base, name: str, recipe: Recipe) -> _Work:
     folder = Path(recipe.output)
     opened = Opened(base, name, recipe, folder, stage.asks_by_template(settings))
     _check_samples(opened, recipe)
-    return _Work(base, name, given, recipe, stage, prepared, folder, opened)
+    start = Start(name, newborn=new and all(method.newborn for method in base.adapters[name].methods))
+    return _Work(base, name, given, recipe, stage, prepared, folder, opened, start)
 
 
 def _check_samples(opened: Opened, recipe: Recipe) -> None:
@@ -290,7 +293,7 @@ def _task(work: _Work, identity: Mapping[str, Any]) -> Task:
         "train": feed(base, recipe, prepared.train, recipe.train.batch_size, recipe.train.micro_batch_size),
         "eval": feed(base, recipe, prepared.eval or [], size, size),
     }
-    feeds = work.stage.before_training(base, work.adapter, feeds, work.folder, identity)
+    feeds = work.stage.before_training(base, work.start, feeds, work.folder, identity)
 
     def evaluate(step: int) -> dict[str, float]:
         with base.using(work.adapter):

@@ -28,6 +28,7 @@ from graft.objectives.lm import Loss
 from graft.objectives.preference import answer_logprobs, pair_sums, unpaired_sums
 from graft.stages import reference
 from graft.stages.comparing import Comparing
+from graft.stages.stage import Start
 
 WITHOUT_REFERENCE = ("orpo", "simpo")
 # Settings that only some objectives read.
@@ -104,11 +105,11 @@ class Preference(Comparing):
     # The reference
 
     def before_training(
-        self, base: Base, adapter: str, feeds: Mapping[str, Feed], folder: Path, identity: Mapping[str, Any]
+        self, base: Base, start: Start, feeds: Mapping[str, Feed], folder: Path, identity: Mapping[str, Any]
     ) -> Mapping[str, Feed]:
         if self.objective in WITHOUT_REFERENCE:
             return feeds
-        return reference.remembered(base, adapter, feeds, folder, identity)
+        return reference.remembered(base, start, feeds, folder, identity)
 
     def before_scoring(self, base: Base, adapter: str | None, feed: Feed, folder: Path | None) -> Feed:
         if self.objective in WITHOUT_REFERENCE:

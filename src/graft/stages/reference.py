@@ -1,7 +1,7 @@
 """Reference: the log-probabilities of all answers under the adapter that training started from.
 
-They are computed once, before the first step, without dropout, and kept in the run's folder with the start's
-tensors. So a resumed run reads the numbers that it began with, and a run that goes on from an adapter has
+They are computed once, before the first step, without dropout, and kept in the run's folder, with the tensors
+of an adapter that was no newborn. So a resumed run reads the numbers that it began with, and a run that goes on from an adapter has
 that adapter as its reference, not the bare base.
 """
 
@@ -20,6 +20,7 @@ from graft.data.feed import Feed
 from graft.errors import CheckpointError, notice
 from graft.generate.generate import evaluating
 from graft.objectives.preference import answer_logprobs
+from graft.stages.stage import Start
 
 FOLDER = "reference"  # in the run's
 NUMBERS, START = "log_probabilities.safetensors", "adapter.safetensors"
@@ -27,24 +28,26 @@ Values = list[list[float]]  # of every example, its answers' log-probabilities
 
 
 def remembered(
-    base: Base, adapter: str, feeds: Mapping[str, Feed], folder: Path, identity: Mapping[str, Any]
+    base: Base, start: Start, feeds: Mapping[str, Feed], folder: Path, identity: Mapping[str, Any]
 ) -> Mapping[str, Feed]:
     """Return feeds whose examples have the reference of the run in `folder`, which is computed if missing.
 
-    adapter: as training started from it.  identity: of the run; a reference of another one is replaced.
+    start: its adapter is now as training started from it.  identity: of the run; a reference of another one
+    is replaced.
     """
     kept = _kept(folder / FOLDER, identity)
     if kept is None:
-        with base.using(adapter):
+        with base.using(start.adapter):
             values = {name: log_probabilities(base, feed) for name, feed in feeds.items()}
         kept = {name: torch.tensor([v for own in rows for v in own]) for name, rows in values.items()}
-        start = base.adapters[adapter].checkpoint_state()
+        tensors = {} if start.newborn else base.adapters[start.adapter].checkpoint_state()
 
         def fill(target: Path) -> None:
             storage.write_tensors(target / NUMBERS, kept)
-            storage.write_tensors(target / START, start)
+            if tensors:
+                storage.write_tensors(target / START, tensors)
 
-        needed = sum(t.numel() * t.element_size() for t in [*kept.values(), *start.values()])
+        needed = sum(t.numel() * t.element_size() for t in [*kept.values(), *tensors.values()])
         storage.retry_while_full(
             folder,
             needed,
@@ -57,7 +60,7 @@ def remembered(
 def measured(base: Base, adapter: str | None, feed: Feed, folder: Path | None) -> Feed:
     """Return a feed whose examples have the reference of the run in `folder`, for rows that it did not see.
 
-    adapter: of the run.  Without a run, or a start of its own, the bare base is the reference.
+    adapter: of the run. The bare base is the reference without a run, and of one that started from it.
     """
     start = folder / FOLDER / START if folder is not None else None
     if adapter is None or start is None or not start.exists():

@@ -31,6 +31,17 @@ from graft.recipe.stages import stage_card
 
 
 @dataclass(frozen=True)
+class Start:
+    """What training starts from.
+
+    adapter: its name.  newborn: it changes nothing yet, so that the model is the bare base.
+    """
+
+    adapter: str
+    newborn: bool = False
+
+
+@dataclass(frozen=True)
 class Stage(ABC):
     """Base class of every stage.  objective: one of `objectives`, for a stage that has several.
 
@@ -127,7 +138,7 @@ class Stage(ABC):
     # Loss and scores
 
     def before_training(
-        self, base: Base, adapter: str, feeds: Mapping[str, Feed], folder: Path, identity: Mapping[str, Any]
+        self, base: Base, start: Start, feeds: Mapping[str, Feed], folder: Path, identity: Mapping[str, Any]
     ) -> Mapping[str, Feed]:
         """Return the feeds of a run with what its loss reads beside the rows, such as a reference's answers.
 
