@@ -1,4 +1,4 @@
-"""Preference tuning as a run: it learns, resumes, keeps its reference, and does not depend on how rows lie."""
+"""Preference tuning as a run: it learns, resumes, keeps its reference, whichever way rows lie in memory."""
 
 import itertools
 import json
@@ -115,7 +115,7 @@ def test_a_run_that_goes_on_from_an_adapter_has_that_adapter_as_its_reference(ho
     assert result.scores["before"]["loss"] != pytest.approx(0.6931472, abs=1e-2)  # the bare base is far away
     base = load(str(home / "model"), dtype="fp32")
     base.load_adapter(tuned.adapter, "sft")
-    stage, feed, _ = prepared(base, read(settings))
+    _, feed, _ = prepared(base, read(settings))
     with base.using("sft"):
         wanted = reference.log_probabilities(base, feed)
     with base.using(None):

@@ -1,4 +1,4 @@
-"""Reward modelling as a run: it learns, resumes, writes PEFT's files, and reads rewards at the right token."""
+"""Reward modelling as a run: it learns, resumes, writes PEFT's files, reads rewards at the last token."""
 
 import itertools
 import json
@@ -103,7 +103,7 @@ def test_peft_and_transformers_read_its_files_as_a_classifier_with_one_label(hom
     theirs = peft.PeftModel.from_pretrained(model, done.adapter).eval()
     base = load(str(home / "model"), dtype="fp32")
     base.load_adapter(done.adapter, "r")
-    stage, feed = prepared(base, read(done.folder))
+    _, feed = prepared(base, read(done.folder))
     (batch,) = replace(feed, micro_batch_size=99).step(0, 0)
     with base.using("r"), torch.no_grad():
         found = answer_rewards(base, batch)

@@ -14,7 +14,7 @@ from typing import Any
 from graft.base.base import Base
 from graft.data.encode import IGNORED
 from graft.data.feed import Feed
-from graft.data.rows import Row
+from graft.data.rows import Row, with_answers
 from graft.data.tags import marked
 from graft.data.templates import Prompt
 from graft.errors import DataError
@@ -68,7 +68,7 @@ def cases(rows: Sequence[Row]) -> list[Case]:
     Rows without an answer that a text can be compared with are left out.
     """
     grouped: dict[str, Case] = {}
-    for row in rows:
+    for row in map(_best, rows):
         prompt: Prompt
         if row.kind == "pair":
             prompt, answer = row.value
@@ -85,6 +85,12 @@ def cases(rows: Sequence[Row]) -> list[Case]:
         case.references.append(answer.strip())
         case.rows.append(row)
     return list(grouped.values())
+
+
+def _best(row: Row) -> Row:
+    """Return the prompt of compared answers with the one to write: the best, or a good one; others as is."""
+    good = row.kind == "ranking" or (row.kind == "judged" and row.value[2])
+    return with_answers(row)[0] if good else row
 
 
 def evaluate(

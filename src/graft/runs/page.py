@@ -28,6 +28,9 @@ def report(folder: Path) -> str:
         "Loss": _curves(metrics, ("loss", "eval_loss")),
         "Learning rate": _curves(metrics, ("lr",)),
         "Gradient norm": _curves(metrics, ("grad_norm",)),
+        "Accuracy": _curves(metrics, ("accuracy", "eval_accuracy")),
+        "Rewards": _curves(metrics, (*_of_answers("reward"), "margin", "reference_point")),
+        "Log-probabilities of answers": _curves(metrics, _of_answers("logp")),
         "Tokens per second": _curves(timing, ("tokens_per_s",)),
     }
     curves = [_chart(index, title, traces) for index, (title, traces) in enumerate(charts.items()) if traces]
@@ -49,6 +52,11 @@ def report(folder: Path) -> str:
     head = f'<meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style><script>{script}</script>'
     body = f"<h1>{title}</h1>{''.join(sections)}"
     return f'<!doctype html><html lang="en"><head>{head}</head><body>{body}</body></html>\n'
+
+
+def _of_answers(what: str) -> list[str]:
+    """Return the names under which runs on compared answers record a number of them."""
+    return [f"{what}_{kind}" for kind in ("chosen", "rejected", "good", "bad")]
 
 
 def _texts(folder: Path) -> list[tuple[str, str]]:

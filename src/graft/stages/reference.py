@@ -1,8 +1,8 @@
 """Reference: the log-probabilities of all answers under the adapter that training started from.
 
 They are computed once, before the first step, without dropout, and kept in the run's folder, with the tensors
-of an adapter that was no newborn. So a resumed run reads the numbers that it began with, and a run that goes on from an adapter has
-that adapter as its reference, not the bare base.
+of an adapter that was no newborn. So a resumed run reads the numbers that it began with, and a run that goes
+on from an adapter has that adapter as its reference, not the bare base.
 """
 
 from collections.abc import Mapping, Sequence
