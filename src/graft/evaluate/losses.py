@@ -45,10 +45,11 @@ def losses(base: Base, feed: Feed, stage: Stage, progress: Progress = silent) ->
                     loss += float(summed)
                     add(sums, metrics)
             progress("loss", step + 1, steps)
-    if not sums["tokens"]:
+    totals = numbers(sums)
+    if not totals["tokens"]:
         given = "no token of the evaluation rows is supervised"
         raise DataError(given, "at least one", "check data.eval and data.max_length")
-    return stage.scores(loss / sums["tokens"], numbers(sums))
+    return stage.scores(loss / totals["tokens"], totals)
 
 
 def classes(base: Base, feed: Feed, progress: Progress = silent) -> tuple[list[Any], list[Any]]:
