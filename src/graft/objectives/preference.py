@@ -133,13 +133,15 @@ def pair_sums(rewards: Tensor, logprobs: Tensor, better: Tensor, worse: Tensor) 
     """Return what a step on pairs reports, as sums over the pairs, which "tokens" counts.
 
     rewards, logprobs: (A,) of all answers.  better, worse: (P,) indices of each pair's two answers.
-    A pair is right if its reward is larger; equal rewards are not.
+    A pair is right if the better answer has the larger reward; equal rewards are not. It is "ranked" if that
+    answer is the likelier one, which needs no reference.
     """
     rewards, logprobs = rewards.detach(), logprobs.detach()
     margin = rewards[better] - rewards[worse]
     return {
         "tokens": float(len(better)),
         "correct": (margin > 0).sum(),
+        "ranked": (logprobs[better] > logprobs[worse]).sum(),
         "reward_chosen": rewards[better].sum(),
         "reward_rejected": rewards[worse].sum(),
         "margin": margin.sum(),

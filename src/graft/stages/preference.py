@@ -54,7 +54,7 @@ class Preference(Comparing):
 
     layouts: ClassVar = ("preference", "ranking", "judged")
     objectives: ClassVar = ("dpo", "hinge", "ipo", "robust", "kto", "orpo", "simpo")
-    metrics: ClassVar = ("loss", "accuracy", "margin")
+    metrics: ClassVar = ("loss", "accuracy", "ranked", "margin")
     asks: ClassVar = True
 
     def __post_init__(self) -> None:
