@@ -91,7 +91,11 @@ def test_it_learns_which_answers_are_preferred_and_is_set_beside_the_length(home
     lines = [json.loads(line) for line in (done.folder / "metrics.jsonl").read_text().splitlines()]
     steps = [line for line in lines if "loss" in line]
     assert steps[-1]["loss"] < steps[0]["loss"] and {"margin", "reward_chosen", "accuracy"} <= set(steps[0])
-    assert (done.folder / "report.html").exists()
+    curve = json.loads((done.folder / "evaluation.json").read_text())["curves"]["calibration"]
+    assert sum(pairs for *_, pairs in curve) == 12 and all(0.5 <= sure <= 1 for sure, *_ in curve)
+    error = sum(pairs * abs(right - sure) for sure, right, pairs in curve) / 12
+    assert after["calibration"] == pytest.approx(error)
+    assert "as it should be" in (done.folder / "report.html").read_text()
     again = score(open_model(str(done.folder)), read(done.folder))
     assert again.columns["after"] == pytest.approx(after, rel=1e-4, abs=1e-5)
 

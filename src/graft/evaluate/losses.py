@@ -34,6 +34,14 @@ def losses(base: Base, feed: Feed, stage: Stage, progress: Progress = silent) ->
 
     Raises DataError if no token is supervised.
     """
+    return stage.scores(*summed(base, feed, stage, progress))
+
+
+def summed(base: Base, feed: Feed, stage: Stage, progress: Progress = silent) -> tuple[float, dict[str, Any]]:
+    """Return the mean loss of every row of the feed, and the metrics of the stage's loss, added up.
+
+    Raises DataError if no token is supervised.
+    """
     loss = 0.0
     sums: dict[str, Any] = {"tokens": 0.0}
     steps = feed.steps_per_epoch
@@ -49,7 +57,7 @@ def losses(base: Base, feed: Feed, stage: Stage, progress: Progress = silent) ->
     if not totals["tokens"]:
         given = "no token of the evaluation rows is supervised"
         raise DataError(given, "at least one", "check data.eval and data.max_length")
-    return stage.scores(loss / totals["tokens"], totals)
+    return loss / totals["tokens"], totals
 
 
 def classes(base: Base, feed: Feed, progress: Progress = silent) -> tuple[list[Any], list[Any]]:

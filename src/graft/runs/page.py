@@ -36,6 +36,8 @@ def report(folder: Path) -> str:
     curves = [_chart(index, title, traces) for index, (title, traces) in enumerate(charts.items()) if traces]
     evaluation = _json(folder / "evaluation.json")
     scores = [_section("Before and after", _scores(evaluation["columns"]))] if evaluation else []
+    if evaluation and "calibration" in evaluation.get("curves", {}):
+        curves.append(_calibration(len(curves), evaluation["curves"]["calibration"]))
     answers = (
         [_section("Answers", _answers(evaluation["texts"]))] if evaluation and evaluation["texts"] else []
     )
@@ -87,9 +89,22 @@ def _curves(records: Sequence[dict[str, Any]], names: Sequence[str]) -> list[dic
     return traces
 
 
-def _chart(index: int, title: str, traces: list[dict[str, Any]]) -> str:
-    """Return a section with a chart.  index: makes its element's name unique."""
-    axis = {"title": {"text": "step"}}
+def _calibration(index: int, points: Sequence[Sequence[float]]) -> str:
+    """Return the chart of a reward model's probabilities.  points: probability, share of right pairs, pairs."""
+    probability, right, pairs = zip(*points, strict=True)
+    told = {
+        "x": probability, "y": right, "text": [f"{n} pairs" for n in pairs], "mode": "lines+markers",
+        "name": "share of right pairs",
+    }  # fmt: skip
+    ideal = {"x": [0.5, 1], "y": [0.5, 1], "mode": "lines", "name": "as it should be"}
+    return _chart(
+        index, "Calibration", [told, ideal], "probability of the preferred answer, as the model says"
+    )
+
+
+def _chart(index: int, title: str, traces: list[dict[str, Any]], x: str = "step") -> str:
+    """Return a section with a chart.  index: makes its element's name unique.  x: what the axis shows."""
+    axis = {"title": {"text": x}}
     layout = {"margin": {"t": 10, "r": 10}, "xaxis": axis, "showlegend": len(traces) > 1}
     arguments = f"'chart{index}',{json.dumps(traces)},{json.dumps(layout)},{{responsive:true}}"
     call = f"Plotly.newPlot({arguments})".replace("</", "<\\/")  # "</" would end the script element anywhere

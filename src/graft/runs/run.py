@@ -353,6 +353,7 @@ def _finish(work: _Work, observer: RunObserver) -> RunResult:
             observer.scoring()
         table = score_rows(work.opened, recipe, chosen)
         facts = {"columns": table.columns, "texts": table.texts[:SHOWN], "coverage": table.coverage.json()}
+        facts |= {"curves": table.curves} if table.curves else {}
         storage.write_json(record, facts | asked)  # keeps the order of the columns
     if recipe.fresh and not (folder / "model").exists():
         export(base, folder / "model", to="hf", adapter=work.adapter)

@@ -45,7 +45,9 @@ class Comparing(Stage):
         spans = zip([0, *ends[:-1]], ends, strict=True)
         texts = [tokenizer.decode(answers[a:b], skip_special_tokens=False) for a, b in spans]
         asked = tokenizer.decode(example.ids, skip_special_tokens=False)
-        numbered = [piece for k, text in enumerate(texts, 1) for piece in ([f"\n[{k}] ", False], [text, True])]
+        numbered = [
+            piece for k, text in enumerate(texts, 1) for piece in ([f"\n[{k}] ", False], [text, True])
+        ]
         return [[asked, False], *numbered]
 
     def questions(self, rows: Sequence[Row]) -> Sequence[Prompt]:

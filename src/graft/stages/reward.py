@@ -20,12 +20,14 @@ from graft.objectives.lm import Loss
 from graft.objectives.reward import (
     answer_rewards,
     bradley_terry,
+    calibration,
     calibration_error,
     centring,
     length_bias,
     reward_sums,
 )
 from graft.stages.comparing import Comparing
+from graft.stages.stage import Points
 
 HEAD = TaskHead(num_labels=1, pool="last", init="unit")
 
@@ -88,6 +90,9 @@ class Reward(Comparing):
         error = calibration_error(sums["calibration"])
         more = {"calibration": error, "length_bias": length_bias(sums), "tokens": sums["tokens"]}
         return {"loss": loss, **self.progress(sums), **more}
+
+    def curves(self, sums: dict[str, Any]) -> dict[str, Points]:
+        return {"calibration": calibration(sums["calibration"])}
 
     def baseline(self, feed: Feed) -> tuple[str, dict[str, float]] | None:
         """Return the accuracy of "the longer answer is better", which a reward model has to beat."""

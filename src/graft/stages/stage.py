@@ -29,6 +29,8 @@ from graft.objectives.sums import accuracy
 from graft.recipe import Recipe
 from graft.recipe.stages import stage_card
 
+Points = list[tuple[float, float, int]]
+
 
 @dataclass(frozen=True)
 class Start:
@@ -180,6 +182,13 @@ class Stage(ABC):
         """
         means = {name: value / sums["tokens"] for name, value in sums.items() if name != "tokens"}
         return {"loss": loss, **means, "tokens": sums["tokens"]}
+
+    def curves(self, sums: dict[str, Any]) -> dict[str, Points]:
+        """Return what an evaluation draws beside its scores: points (x, y, weight) by name.
+
+        sums: as for `scores`.
+        """
+        return {}
 
     def questions(self, rows: Sequence[Row]) -> Sequence[Prompt]:
         """Return what held-out rows ask, each once; none where rows ask nothing.
