@@ -2,10 +2,12 @@
 
 import itertools
 import json
+import signal
 from dataclasses import replace
 
 import pytest
 import torch
+from killed_run import finish
 from safetensors.torch import load_file
 from tiny_folder import ANIMALS, TOYS, write_model, write_rows
 from torch.testing import assert_close
@@ -16,6 +18,7 @@ from graft.errors import UsageError
 from graft.models.load import load
 from graft.objectives.preference import answer_logprobs
 from graft.recipe import read
+from graft.runs.look import look
 from graft.runs.open import open_model
 from graft.runs.score import score
 from graft.stages import reference
@@ -158,6 +161,25 @@ def test_a_stopped_run_ends_with_the_bytes_of_an_undisturbed_one(home, tuned, tm
         assert (calm.folder / name).read_bytes() == (resumed.folder / name).read_bytes()
 
 
+@pytest.mark.parametrize(
+    ("stage", "rows", "kills"),
+    [("dpo", "pairs", (3, 9, 9)), ("kto", "judged", (3, 17, 12)), ("reward", "pairs", (3, 9))],
+    ids=["dpo", "kto", "reward"],
+)
+def test_a_run_killed_while_it_reads_the_reference_and_later_ends_with_the_same_bytes(
+    home, tmp_path, stage, rows, kills
+):
+    calm, killed = (recipe(home, tmp_path / name, stage, rows) for name in ("calm", "killed"))
+    assert finish(calm) == 0
+    # While the reference is read, if there is one; before the first checkpoint; and after it.
+    for forward in kills:
+        assert finish(killed, forward) == -signal.SIGKILL
+    assert (tmp_path / "killed" / "checkpoints").exists()
+    assert finish(killed) == 0
+    for name in ("adapter/adapter_model.safetensors", "metrics.jsonl", "evaluation.json"):
+        assert (tmp_path / "calm" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes()
+
+
 def test_a_damaged_reference_is_computed_again_and_said(home, tmp_path):
     settings = recipe(home, tmp_path / "run", train={"max_steps": 2})
     calm = graft.run(recipe(home, tmp_path / "calm", train={"max_steps": 2}))
@@ -170,6 +192,26 @@ def test_a_damaged_reference_is_computed_again_and_said(home, tmp_path):
     again = graft.run(settings)
     assert any("reference is computed again" in note for note in again.notes)
     assert numbers.read_bytes() == before and again.scores == calm.scores
+
+
+def test_texts_are_compared_with_the_best_answers_and_rows_are_shown_with_all(home, tmp_path):
+    settings = recipe(home, tmp_path / "run", train={"max_steps": 1})
+    settings["evaluate"] = {"metrics": ["ranked", "chrf"], "max_new_tokens": 4}
+    result = graft.run(settings)
+    assert set(result.scores["after"]) == {"ranked", "chrf"}
+    texts = json.loads((tmp_path / "run/evaluation.json").read_text())["texts"]
+    chosen = {row["prompt"]: row["chosen"] for row in pairs()}
+    assert texts and all(text["references"] == [chosen[text["prompt"]]] for text in texts)
+    shown = "".join(text for text, _ in look(read(settings), 1).samples[0]["pieces"])
+    assert "[1] The" in shown and "[2]" in shown
+
+
+def test_good_and_bad_answers_of_unequal_weight_are_said(home, tmp_path):
+    stage = {"name": "kto", "desirable_weight": 2.0}
+    notes = graft.run(recipe(home, tmp_path / "run", stage, "judged", train={"max_steps": 1})).notes
+    assert any("1 to 1.33 times" in note for note in notes)
+    notes = graft.run(recipe(home, tmp_path / "even", "kto", "judged", train={"max_steps": 1})).notes
+    assert not any("1 to 1.33 times" in note for note in notes)
 
 
 # Arithmetic: layouts, micro-batches, kernels, gradients

@@ -90,7 +90,7 @@ def _curves(records: Sequence[dict[str, Any]], names: Sequence[str]) -> list[dic
 
 
 def _calibration(index: int, points: Sequence[Sequence[float]]) -> str:
-    """Return the chart of a reward model's probabilities.  points: probability, share of right pairs, pairs."""
+    """Return the chart of a reward model.  points: its probability, share of right pairs, number of pairs."""
     probability, right, pairs = zip(*points, strict=True)
     told = {
         "x": probability, "y": right, "text": [f"{n} pairs" for n in pairs], "mode": "lines+markers",

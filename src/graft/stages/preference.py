@@ -21,7 +21,7 @@ from graft.data.answers import Judged
 from graft.data.encode import Encoder
 from graft.data.feed import Feed
 from graft.data.unpaired import UnpairedBatches
-from graft.errors import UsageError
+from graft.errors import UsageError, notice
 from graft.generate.generate import evaluating
 from graft.objectives import preference as losses
 from graft.objectives.lm import Loss
@@ -109,6 +109,8 @@ class Preference(Comparing):
     ) -> Mapping[str, Feed]:
         if self.objective in WITHOUT_REFERENCE:
             return feeds
+        if self.unpaired:
+            self._check_weights([example.target for example in feeds["train"].examples])
         return reference.remembered(base, start, feeds, folder, identity)
 
     def before_scoring(self, base: Base, adapter: str | None, feed: Feed, folder: Path | None) -> Feed:
@@ -127,6 +129,16 @@ class Preference(Comparing):
             ratios = [answer_logprobs(base, other)[0] - other.reference for other in others]
         z0 = losses.reference_point(torch.cat(ratios))
         return [replace(batch, z0=z0) for batch in batches]
+
+    def _check_weights(self, verdicts: Sequence[int]) -> None:
+        """Say so where good answers do not weigh 1 to 4/3 times as much as bad ones (KTO, eq. 8)."""
+        good = self.desirable_weight * sum(verdicts)
+        bad = self.undesirable_weight * (len(verdicts) - sum(verdicts))
+        if not bad <= good <= 1.34 * bad:
+            notice(
+                f"all good answers together weigh {good:g}, the bad ones {bad:g}; KTO's authors advise "
+                "1 to 1.33 times as much for the good: set stage.desirable_weight or stage.undesirable_weight"
+            )
 
     # Loss and scores
 

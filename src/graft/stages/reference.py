@@ -37,6 +37,8 @@ def remembered(
     """
     kept = _kept(folder / FOLDER, identity)
     if kept is None:
+        count = sum(answers_of(example) for feed in feeds.values() for example in feed.examples)
+        notice(f"the reference reads {count:,} answers once, before the first step")
         with base.using(start.adapter):
             values = {name: log_probabilities(base, feed) for name, feed in feeds.items()}
         kept = {name: torch.tensor([v for own in rows for v in own]) for name, rows in values.items()}
