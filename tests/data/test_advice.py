@@ -9,6 +9,8 @@ from stage_tools import accepts
 
 from graft.data import load_rows
 from graft.data.advice import propose
+from graft.data.layouts import Accepts, recognise
+from graft.data.rows import Record
 from graft.errors import DataError
 
 LONG = "a longer text than others, {}"
@@ -88,3 +90,26 @@ def test_some_rows_of_unknown_columns_are_rejected_one_by_one(tmp_path, settings
     assert len(load_rows(settings(train=path, bad_rows="skip"), accepts("sft")).train) == 1
     error = refused(tmp_path, [bad, bad], settings, bad_rows="skip")
     assert "no row has columns" in error.given
+
+
+def test_the_sides_of_a_pair_are_proposed_by_their_names():
+    row = {"id": "7", "Question": "What is it?", "answer_good": "four", "answer_bad": "five"}
+    guess = propose([row] * 3, list(row), ("preference", "ranking"))
+    assert guess == {"prompt": "Question", "chosen": "answer_good", "rejected": "answer_bad"}
+    fields = Record("f:1", row)
+    preference = Accepts("preference", ("preference", "ranking"))
+    assert recognise(fields, preference, columns=guess).value == ("What is it?", ("four", "five"), None)
+    assert propose([{"x": "a"}], ["x"], ("preference",)) == {}
+
+
+def test_a_file_of_unknown_columns_gets_a_mapping_for_pairs(tmp_path, settings):
+    preference = Accepts("preference", ("preference", "ranking"))
+    for row, mapping in [
+        ({"q": "What is it?", "win": "four", "lose": "five"}, "{prompt: q, chosen: win, rejected: lose}"),
+        ({"x": 1}, "{prompt: NAME, chosen: NAME, rejected: NAME}"),
+        ({"prompt": "q", "answer_a": "a", "answer_b": "b", "vote": "a"}, "graft data convert"),
+    ]:
+        (tmp_path / "a.jsonl").write_text((json.dumps(row) + "\n") * 3)
+        with pytest.raises(DataError) as caught:
+            load_rows(settings(train=str(tmp_path / "a.jsonl")), preference)
+        assert mapping in caught.value.remedy

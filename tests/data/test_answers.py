@@ -1,13 +1,13 @@
 """Answers are encoded as supervised rows of their own would be, behind one prompt."""
 
 import pytest
-from chat_layouts import QWEN_3
+from chat_layouts import LAYOUTS, QWEN_3
 from stage_tools import encoder_of
 
 from graft.data.answers import Judged, Rankings
 from graft.data.encode import IGNORED
 from graft.data.rows import Row, with_answers
-from graft.data.templates import prompt_ids
+from graft.data.templates import prompt_ids, source
 
 ASK, TWO = "the cat", (" sat on a mat", " ran home.")
 TALK = [{"role": "user", "content": "What is two and two?"}]
@@ -74,6 +74,31 @@ def test_a_thinking_template_writes_one_prompt_for_all_answers(bpe):
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("prompt", [TALK, [*TALK, *SAID[0], *TALK]])
+def test_every_template_writes_prompt_and_answer_as_transformers_does(name, prompt, bpe):
+    jinja = LAYOUTS[name].jinja or source(bpe, "plain")
+    chat_template = jinja if isinstance(jinja, str) else jinja["default"]
+
+    def rendered(messages, **how):
+        return bpe.apply_chat_template(messages, chat_template=chat_template, tokenize=False, **how)
+
+    bpe.chat_template = jinja
+    try:
+        (example,) = rankings(bpe)([Row("f:1", "ranking", (prompt, SAID, None))]).examples
+    finally:
+        bpe.chat_template = None
+    asked = rendered(prompt, add_generation_prompt=True)
+    for ids, said in zip(answers_of(example), SAID, strict=True):
+        whole = rendered([*prompt, *said])
+        text = bpe.decode(example.ids + ids)
+        # Some end no last turn, and some write the end of the text behind that of the turn.
+        assert text == whole + "</s>" or whole.removeprefix(text).strip() in ("", "</s>")
+        if whole.startswith(asked):  # the words by which a server asks
+            assert bpe.decode(example.ids) == asked
+        assert said[0]["content"] in bpe.decode(ids) and bpe.decode(ids).endswith(LAYOUTS[name].end)
+
+
 COUNTS = (
     "{{ messages | length }}{% for m in messages %} {{ m.role }}: {{ m.content }}{% endfor %}"
     "{% if add_generation_prompt %} assistant:{% endif %}"
@@ -103,6 +128,28 @@ def test_only_what_the_assistant_says_in_an_answer_is_learnt(bpe):
     assert bpe.decode([i for i, use in zip(said, learnt, strict=True) if use]) == (
         "four<|im_end|>three<|im_end|>five<|im_end|>"
     )
+
+
+def test_calls_of_tools_are_learnt_and_what_the_tools_return_is_not(bpe):
+    call = {"function": {"name": "the", "arguments": {"a": "cat"}}}
+    uses = [
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "a mat"},
+        *SAID[0],
+    ]
+    tools = [{"type": "function", "function": {"name": "the", "description": "d", "parameters": {}}}]
+    bpe.chat_template = LAYOUTS["default and tool_use"].jinja
+    try:
+        made = rankings(bpe)([Row("f:1", "ranking", (TALK, (uses, SAID[1]), None), tools=tools)])
+        prompt = prompt_ids(TALK, bpe, tools=tools)
+    finally:
+        bpe.chat_template = None
+    (example,) = made.examples
+    assert example.ids == prompt and '"description": "d"' in bpe.decode(prompt)
+    said, learnt = example.parts["answers"], example.parts["learnt"]
+    text = bpe.decode([i for i, use in zip(said, learnt, strict=True) if use])
+    assert '"a": "cat"' in text and "four<|im_end|>three<|im_end|>" in text and "a mat" not in text
+    assert "a mat" in bpe.decode(said)
 
 
 def test_an_answer_that_is_too_long_is_cut_at_its_end_and_noted(bpe):

@@ -66,7 +66,9 @@ def test_the_longer_one_wins_as_often_as_counted_by_hand(written, chars):
     facts = report.pairs
     assert (facts.pairs, facts.longer, facts.equal) == (5, 1, 1) and facts.longer_wins == 1.5 / 5
     assert facts.ratio == pytest.approx((5 / 3 + 1 + 2 / 4 + 2 / 4 + 2 / 4) / 5)
-    assert any("choosing the longer one is right in 30.0%" in line for line in report_lines(report))
+    assert any("a reward model must beat 70.0%" in line for line in report_lines(report))
+    (note,) = Pairs(pairs=4, longer=3, ratio=1.5).notes()
+    assert "longer one in 75% of 4 pairs" in note and "must beat 75.0%" in note
 
 
 def test_pairs_that_are_there_twice_or_the_other_way_round_are_named(written, bpe):

@@ -127,6 +127,9 @@ def test_several_answers_are_ordered_by_their_scores_or_ranks(fields, value):
             },
             ([user("q")], [says("a")], False),
         ),
+        ({"instruction": "q", "input": "", "output": "a", "kto_tag": True}, ([user("q")], [says("a")], True)),
+        ({"instruction": "q", "input": "i", "output": "a", "label": 1}, ([user("q\ni")], [says("a")], True)),
+        ({"source": "q", "target": "a", "label": 1}, ("q", "a", True)),
         (
             {"messages": [user("q"), says("a"), user("r"), says("b")], "label": 1},
             ([user("q"), says("a"), user("r")], [says("b")], True),
@@ -178,6 +181,16 @@ def test_tools_and_their_calls_stay_with_the_conversation():
     assert row.value == ([user("q")], ([call, result, says("a")], [says("b")]), None)
 
 
+def test_tools_of_texts_are_named_for_no_text_shows_them():
+    row = row_of(PAIR | {"prompt": "q", "tools": [{"name": "f"}]})
+    assert row.tools is None and row.unused == ("column 'tools'",)
+
+
+def test_a_column_that_holds_the_conversation_again_does_no_harm():
+    row = row_of(TALKS | {"conversation": [{"input": "q", "output": "a"}], "messages": TALKS["chosen"]})
+    assert row.value == CHAT and row.unused == ("column 'conversation'", "column 'messages'")
+
+
 def test_a_long_prompt_repeated_before_its_answers_is_no_part_of_them():
     prompt = "Write a poem about rain."
     row = row_of({"prompt": prompt, "chosen": f"{prompt} Drip.", "rejected": f"{prompt} Drop."})
@@ -201,6 +214,7 @@ def test_a_long_prompt_repeated_before_its_answers_is_no_part_of_them():
         ({"chosen": TALKS["chosen"], "rejected": TALKS["rejected"][:1]}, "no answer"),
         ({"chosen": TALKS["chosen"], "rejected": [user("r"), says("b")]}, "no common prompt"),
         ({"chosen": [says("a")], "rejected": [says("b")]}, "no prompt"),
+        (PAIR | {"prompt": [user("q"), says("a")]}, "no prompt"),
         (TALKS | {"prompt": "other"}, "prompt differs"),
         (TALKS | {"prompt": [user("other")]}, "prompt differs"),
         (PAIR | {"prompt": "q", "score_chosen": 1, "score_rejected": 2}, "contradiction"),
@@ -253,8 +267,20 @@ def test_columns_of_other_names_are_mapped():
 def test_other_stages_say_which_stage_learns_from_a_pair():
     reject = recognise(Record("f:1", HH), Accepts("sft", ("messages", "prompt_completion", "text")))
     assert reject.reason == "preference pair" and "stage=preference or stage=reward" in reject.remedy
-    tree = recognise(Record("f:1", {"message_id": "1", "parent_id": "0", "text": "t"}), STAGE)
-    assert "graft data convert" in tree.remedy
+
+
+@pytest.mark.parametrize(
+    "fields, word",
+    [
+        ({"message_id": "1", "parent_id": "0", "text": "t", "role": "prompter", "labels": {}}, "trees"),
+        ({"message_tree_id": "1", "tree_state": "ready", "prompt": {"text": "q", "replies": []}}, "trees"),
+        ({"prompt": "q", "answer_a": "a", "answer_b": "b", "vote": "a"}, "votes"),
+    ],
+)
+def test_trees_and_votes_are_not_rows_and_say_how_to_become_some(fields, word):
+    for stage in (STAGE, Accepts("sft", ("messages", "prompt_completion", "text"))):
+        reject = recognise(Record("f:1", fields), stage)
+        assert reject.reason == "unknown columns" and f"turn {word} into rows first" in reject.remedy
 
 
 def test_one_conversation_in_a_file_makes_conversations_of_its_other_rows():

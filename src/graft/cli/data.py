@@ -1,15 +1,18 @@
-"""graft data show: print rows as the model sees them, with the learnt tokens in colour."""
+"""graft data: show rows as the model sees them, with the learnt tokens in colour; convert them to others."""
 
 import sys
 from typing import Annotated
 
 import typer
 
+from graft.cli.data_convert import convert_rows
 from graft.cli.data_report import report_lines
 from graft.cli.say import after, print_markup, show, show_json
 from graft.cli.words import STAGES
 
-group = typer.Typer(name="data", help="Look at training data.", no_args_is_help=True, rich_markup_mode=None)
+group = typer.Typer(
+    name="data", help="Look at training data, and convert it.", no_args_is_help=True, rich_markup_mode=None
+)
 
 
 def add_to(app: typer.Typer) -> None:
@@ -19,6 +22,11 @@ def add_to(app: typer.Typer) -> None:
 @group.callback()
 def _data() -> None:
     """Make `graft data` a group: without this, typer would drop the second word of `graft data show`."""
+
+
+group.command("convert", help="Turn trees, votes or rows into rows to learn from, pairs, or judged answers.")(
+    convert_rows
+)
 
 
 @group.command(

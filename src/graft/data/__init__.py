@@ -2,11 +2,13 @@
 
     folders, read, read_json, read_tables, read_text    files     -> records
     columns, layouts, normal_form, messages, tags       records   -> rows; advice about unknown columns
+    preferences, scores                                 the same for rows that compare answers
+    trees, votes, convert                               records of other kinds -> rows
     templates, chat_templates, tool_calls               rows      -> text
     turns, places, marks                                where the assistant speaks; what the text leaves out
-    mask, encode                                        text      -> examples
-    preparation, report, cache                          all of this at once, reported and kept
-    batches, pack, noise, feed                          examples  -> the batches of a step
+    mask, encode, conversations, answers                text      -> examples
+    preparation, report, pairs, cache                   all of this at once, reported and kept
+    batches, answer_batches, pack, noise, feed          examples  -> the batches of a step
 
 `prepare` does everything up to the examples; `graft.data.feed.Feed` makes the batches. Only the last line
 imports torch.

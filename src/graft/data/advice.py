@@ -1,12 +1,13 @@
 """What to do about files whose columns have names of their own: one proposal instead of a reject per row."""
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Any
 
 from graft.data.columns import COLUMNS, LABELS, OUTPUTS, PAIRS, TEXT_PAIRS, blank, numbered
-from graft.data.layouts import PREFERENCE, UNKNOWN, Accepts
+from graft.data.layouts import CONVERT, PREFERENCE, UNKNOWN, Accepts
 from graft.data.read import records
 from graft.data.report import DataReport, RejectedRows
 from graft.data.rows import Record
@@ -18,12 +19,17 @@ SHOWN = 60  # characters of a value in a message
 ANSWERS = {word for pair in PAIRS for word in pair[1:]} | set(OUTPUTS) | {
     "ref", "reference", "reply", "summary", "label", "translation", "solution", "highlights", "code", "chosen"
 }  # fmt: skip
+# Words in the names of columns that hold the better and the worse answer of a pair.
+BETTER = {"chosen", "better", "preferred", "winner", "win", "good", "positive", "accepted"}
+WORSE = {"rejected", "worse", "dispreferred", "loser", "lose", "bad", "negative"}
 MEANING = {
     "prompt": "is asked",
     "completion": "is answered",
     "text": "is the text",
     "text_pair": "the text beside it",
     "label": "is the class",
+    "chosen": "is the better answer",
+    "rejected": "the worse one",
 }
 
 Rows = Sequence[Mapping[str, Any]]
@@ -56,15 +62,18 @@ def unknown_columns(settings: Any, accepts: Accepts, report: DataReport) -> Unkn
     if strange[0].reason == PREFERENCE:
         given = f"{len(strange):,} of {report.read:,} rows are preference pairs. {strange[0].detail}"
     expected = f"rows of {accepts.stage}: {' or '.join(accepts.layouts)}"
-    remedy = strange[0].remedy if set(columns) & {"chosen"} or "set stage" in strange[0].remedy else ""
-    return UnknownColumns(report, given, expected, remedy or _remedy(rows, columns, accepts))
+    known = any(words in strange[0].remedy for words in ("set stage", CONVERT))
+    remedy = strange[0].remedy if known else _remedy(rows, columns, accepts)
+    return UnknownColumns(report, given, expected, remedy)
 
 
 def _remedy(rows: Rows, columns: Sequence[str], accepts: Accepts) -> str:
     """Return a mapping of the columns that would fit the stage, and what it means."""
     guess = propose(rows, columns, accepts.layouts)
     if not guess:
-        return f"map the names with data.columns, for instance data.columns='{{{COLUMNS[0]}: NAME}}'"
+        ours = ("prompt", "chosen", "rejected") if "preference" in accepts.layouts else COLUMNS[:1]
+        named = ", ".join(f"{name}: NAME" for name in ours)
+        return f"map the names with data.columns, for instance data.columns='{{{named}}}'"
     command = ", ".join(f"{ours}: {_quoted(theirs)}" for ours, theirs in guess.items())
     said = " and ".join(f"{theirs} {MEANING[ours]}" for ours, theirs in guess.items())
     return f"if {said}: data.columns='{{{command}}}'"
@@ -87,6 +96,8 @@ def propose(rows: Rows, columns: Sequence[str], layouts: Sequence[str]) -> dict[
             asked, answered = sorted(longest, key=lambda name: name.lower() in ANSWERS)
             return {"prompt": asked, "completion": answered}
         return {}
+    if "preference" in layouts:
+        return _sides(texts, columns)
     if "classification" in layouts:
         label = next((lower[name] for name in LABELS if name in lower), None) or _class(rows, columns)
         pairs = (pair for pair in TEXT_PAIRS if set(pair) <= set(lower))
@@ -96,6 +107,17 @@ def propose(rows: Rows, columns: Sequence[str], layouts: Sequence[str]) -> dict[
             return {}
         return dict(zip(("text", "text_pair"), found, strict=False)) | {"label": label}
     return {"text": texts[0]} if "text" in layouts and texts else {}
+
+
+def _sides(texts: Sequence[str], columns: Sequence[str]) -> dict[str, str]:
+    """Return the columns of a better and a worse answer by their names, and the longest other text."""
+    said = {name: set(re.split("[^a-z]+", name.lower())) for name in columns}
+    better = next((name for name in columns if said[name] & BETTER), None)
+    worse = next((name for name in columns if said[name] & WORSE), None)
+    if better is None or worse is None:
+        return {}
+    asked = [name for name in texts if name not in (better, worse)]
+    return dict(zip(("prompt",), asked, strict=False)) | {"chosen": better, "rejected": worse}
 
 
 def _texts(rows: Rows, columns: Sequence[str]) -> list[str]:

@@ -10,6 +10,7 @@ not every token of these is learnt, the part "learnt" tells which are.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 from graft.data.conversations import Conversations
@@ -106,8 +107,7 @@ def pieces(example: Example, tokenizer: Any) -> list[list[Any]]:
             [f"\n{verdict}", False],
         ]
     shown: list[list[Any]] = [[read(example.ids), False]]
-    ends = example.parts["ends"]
-    for place, (begin, end) in enumerate(zip([0, *ends[:-1]], ends, strict=True), 1):
+    for place, (begin, end) in enumerate(pairwise([0, *example.parts["ends"]]), 1):
         shown += [[f"\n{place}. ", False], [read(example.parts["answers"][begin:end]), True]]
     return shown
 

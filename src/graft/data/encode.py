@@ -11,6 +11,7 @@ from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from graft.data.rows import BadRow, Reject, Row
@@ -113,9 +114,8 @@ class Examples(Sequence[Example]):
         lengths = [end - (ends[i - 1] if i else 0) for i, end in enumerate(ends)]
         if "ends" not in self.parts:
             return lengths
-        answers = (self.parts["ends"][i] for i in range(len(self)))
-        spans = (zip([0, *own[:-1]], own, strict=True) for own in answers)
-        return [n + max((b - a for a, b in own), default=0) for n, own in zip(lengths, spans, strict=True)]
+        answers = (pairwise([0, *self.parts["ends"][i]]) for i in range(len(self)))
+        return [n + max((b - a for a, b in own), default=0) for n, own in zip(lengths, answers, strict=True)]
 
 
 @dataclass

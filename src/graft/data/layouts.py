@@ -25,9 +25,11 @@ from graft.data import columns as names_of
 from graft.data import normal_form, preferences
 from graft.data.columns import Fields, as_number, numbered, truth
 from graft.data.rows import BadRow, Record, Reject, Row
+from graft.data.votes import is_vote
 from graft.errors import UsageError, nearest, one_of
 
-TREE = ("message_id", "parent_id")  # columns of messages that are written as a tree (see `trees`)
+TREES = ("message_tree_id", "parent_id")  # columns of messages that are written as a tree (see `trees`)
+CONVERT = "graft data convert FILE ROWS.jsonl --to sft | preference | judged"
 Columns = frozenset[str]
 Names = tuple[str, ...]
 
@@ -107,7 +109,8 @@ def _ranking_columns(columns: Columns) -> Names:
 
 
 def _judged_columns(columns: Columns) -> Names:
-    answered = _pair_columns(columns) or _message_columns(columns) or _sharegpt_columns(columns)
+    known = (_alpaca_columns, _pair_columns, _message_columns, _sharegpt_columns)
+    answered = next((names for find in known if (names := find(columns))), ())
     return _both(answered, _first_of(names_of.VERDICTS, columns))
 
 
@@ -238,6 +241,8 @@ def _layout(columns: Columns, empty: Columns, accepts: Accepts, format: str) -> 
         for layout in candidates
         if (names := LAYOUTS[layout].columns(columns)) and not given.isdisjoint(names)
     ]
+    if format == "auto" and found[:1] == [("text", ("text",))] and _is_of_tree(columns, accepts):
+        found = []
     if found:
         layout, names = found[0]
         label = _first_of(names_of.LABELS, columns - empty)
@@ -256,6 +261,11 @@ def _layout(columns: Columns, empty: Columns, accepts: Accepts, format: str) -> 
     raise BadRow(UNKNOWN, f"columns {given}", _remedy(columns, accepts, candidates))
 
 
+def _is_of_tree(columns: Columns, accepts: Accepts) -> bool:
+    """Return whether a text is one message of a tree, which only pretraining reads alone."""
+    return columns.issuperset(("message_id", "parent_id")) and "prompt_completion" in accepts.layouts
+
+
 def _chosen_alone(columns: Columns, chosen: str) -> str:
     """Return how to learn from both answers of a pair, and how to learn the chosen ones alone."""
     both = "set stage=preference or stage=reward to learn which is better"
@@ -269,10 +279,8 @@ def _chosen_alone(columns: Columns, chosen: str) -> str:
 
 def _remedy(columns: Columns, accepts: Accepts, candidates: Names) -> str:
     """Return what to do about unknown columns; another stage may know them."""
-    if columns.issuperset(TREE) or "replies" in columns:
-        return (
-            "turn trees of messages into rows first: graft data convert FILE ROWS --to sft or --to preference"
-        )
+    if not columns.isdisjoint(TREES) or is_vote(dict.fromkeys(columns)):
+        return f"turn {'trees' if not columns.isdisjoint(TREES) else 'votes'} into rows first: {CONVERT}"
     for name, layout in LAYOUTS.items():
         if name not in accepts.layouts and layout.columns(columns):
             return f"set stage={layout.stage}: these are columns of {name}"

@@ -2,15 +2,17 @@
 
     longer wins = Σ_pairs ( [better longer] + ½ [equally long] ) / pairs
 
-This is the accuracy of a judge who looks at the length alone: what a reward model must beat. Lengths count
-the tokens that the model sees. Pairs are those of the training rows, a ranking of K answers has up to
-K(K − 1)/2.
+This is the accuracy of a judge who always takes the longer answer; one who takes the shorter is right in the
+rest. The larger of the two is what a reward model must beat. Lengths count the tokens that the model sees.
+Pairs are those of the training rows: a ranking of K answers has up to K(K − 1)/2.
 """
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
-from graft.data.encode import Example, Examples
+from graft.data.encode import Column, Examples
 from graft.data.rows import PREFERRED, Row, compared, with_answers
 
 SHOWN = 3  # rows that a note names
@@ -50,11 +52,12 @@ class Pairs:
 
     def notes(self) -> list[str]:
         """Return what the user should know before training, one sentence each."""
-        longer = self.longer / max(self.pairs, 1)
+        longer = self.longer_wins >= 0.5
+        share = max(self.longer_wins, 1 - self.longer_wins)
         lengths = (
-            f"the better answer is the longer one in {longer:.0%} of {self.pairs:,} pairs, {self.ratio:.2f} times "
-            f"as long on average; choosing the longer one is right in {self.longer_wins:.1%}, which a reward "
-            "model must beat"
+            f"the better answer is the longer one in {self.longer / max(self.pairs, 1):.0%} of "
+            f"{self.pairs:,} pairs, {self.ratio:.2f} times as long on average; a reward model must beat "
+            f"{share:.1%}: so often the {'longer' if longer else 'shorter'} one is the better"
         )
         candidates = [
             (self.ratio, lengths, []),
@@ -129,15 +132,14 @@ def _judge(facts: Pairs, rows: Sequence[Row]) -> None:
             _name(facts.contradicted_sources, row)
 
 
-def _measure(facts: Pairs, examples: Sequence[Example]) -> None:
+def _measure(facts: Pairs, examples: Examples) -> None:
     """Compare the lengths of the answers in every pair."""
+    nothing = Column(ends=array("q", [0] * len(examples)))
+    columns = (examples.parts.get(name, nothing) for name in ("ends", "scores"))
     ratios = []
-    for example in examples:
-        ends = example.parts.get("ends")
-        if not ends:
-            continue
-        lengths = [b - a for a, b in zip([0, *ends[:-1]], ends, strict=True)]
-        for better, worse in compared(example.parts.get("scores") or None, len(lengths)):
+    for ends, scores in zip(*([column[i] for i in range(len(examples))] for column in columns), strict=True):
+        lengths = [end - begin for begin, end in pairwise([0, *ends])]
+        for better, worse in compared(scores or None, len(lengths)):
             facts.longer += lengths[better] > lengths[worse]
             facts.equal += lengths[better] == lengths[worse]
             ratios.append(lengths[better] / lengths[worse])

@@ -23,7 +23,7 @@ from graft.data.normal_form import (
     turns_in,
     with_context,
     with_system,
-)  # fmt: skip
+)
 from graft.data.rows import BadRow, Row, compared
 from graft.data.scores import measured, scores_of_pair
 
@@ -31,17 +31,16 @@ HH_TURN = re.compile(r"\n\n(Human|Assistant):")  # begins a turn in Anthropic's 
 REPEATED = 4  # words of a prompt from which on its repetition before an answer is no part of the answer
 TWICE = "the prompt, where answers repeat it"
 Side = tuple[str, Any]  # an answer as the file has it, after the name of its column
-# A prompt and its answers: texts, or lists of messages.
-Asked = tuple[str, tuple[str, ...]] | tuple[Messages, tuple[Messages, ...]]
+# Where answers are whole conversations, these columns hold one of them again.
+TALKS = ("conversations", "conversation", "messages")
 
 
 def preference_row(source: str, fields: Fields, names: Names) -> Row:
     """Build the row of a better and a worse answer.  names: (chosen, rejected)."""
-    (prompt, answers), unused = _asked_and_answered(fields, [(name, fields[name]) for name in names])
+    prompt, answers, unused = asked_and_answered(fields, [(name, fields[name]) for name in names])
     if answers[0] == answers[1]:
         raise BadRow("identical answers", f"{names[0]!r} and {names[1]!r} are the same", "remove the row")
-    value = prompt, answers, scores_of_pair(fields)
-    return Row(source, "ranking", value, tools_of(fields), unused=unused)
+    return row_of(source, "ranking", (prompt, answers, scores_of_pair(fields)), fields, unused)
 
 
 def ranking_row(source: str, fields: Fields, names: Names) -> Row:
@@ -55,16 +54,15 @@ def ranking_row(source: str, fields: Fields, names: Names) -> Row:
     pairs = compared(scores, len(scores))
     if not pairs:
         raise BadRow("no preference", f"every answer in {names[0]!r} has the same score", "remove the row")
-    (prompt, answers), twice = _asked_and_answered(fields, [found.said[k] for k in order])
+    prompt, answers, twice = asked_and_answered(fields, [found.said[k] for k in order])
     for better, worse in pairs:
         if answers[better] == answers[worse]:
             same = " and ".join(found.said[order[k]][0] for k in (better, worse))
-            raise BadRow(
-                "identical answers", f"{same} are the same, their scores are not", "keep one of them"
-            )
+            detail = f"{same} are the same, their scores are not"
+            raise BadRow("identical answers", detail, "keep one of them")
     only_order = found.ranked and len(set(scores)) == len(scores)
     value = prompt, answers, None if only_order else scores
-    return Row(source, "ranking", value, tools_of(fields), unused=found.unused + twice)
+    return row_of(source, "ranking", value, fields, found.unused + twice)
 
 
 def judged_row(source: str, fields: Fields, names: Names) -> Row:
@@ -76,28 +74,40 @@ def judged_row(source: str, fields: Fields, names: Names) -> Row:
         raise BadRow("bad label", detail, "write true for a good answer and false for a bad one")
     if len(answered) == 1:
         talk, (answer,) = _in_common([with_answer(turns_in(fields[answered[0]]))])
-        return Row(source, "judged", (with_system(fields, talk), answer, good), tools_of(fields))
-    (prompt, answers), unused = _asked_and_answered(fields, [(answered[1], fields[answered[1]])])
-    return Row(source, "judged", (prompt, answers[0], good), tools_of(fields), unused=unused)
+        return row_of(source, "judged", (with_system(fields, talk), answer, good), fields)
+    asked, said = answered
+    prompt, answers, unused = asked_and_answered(fields, [(said, fields[said])], asked)
+    return row_of(source, "judged", (prompt, answers[0], good), fields, unused)
 
 
-def _asked_and_answered(fields: Fields, sides: Sequence[Side]) -> tuple[Asked, Names]:
-    """Return the prompt and the answers of a row, and what of the sides is not read."""
+def row_of(source: str, kind: str, value: Any, fields: Fields, unused: Names = ()) -> Row:
+    """Return the row; a conversation has the tools of its column, which no text shows."""
+    tools = None if isinstance(value[0], str) else tools_of(fields)
+    return Row(source, kind, value, tools, unused=unused)
+
+
+def asked_and_answered(
+    fields: Fields, sides: Sequence[Side], asked: str | None = None
+) -> tuple[str | Messages, tuple[Any, ...], Names]:
+    """Return the prompt and the answers of a row, texts or lists of messages, and what is not read of them.
+
+    asked: the column of the prompt; None: the first one that has such a name.
+    """
     for name, value in sides:
         if blank(value):
             raise BadRow("no answer", f"{name!r} is empty", "fill it or remove the row")
-    asked = next((name for name in ASKED if not blank(fields.peek(name))), None)
+    asked = asked or next((name for name in ASKED if not blank(fields.peek(name))), None)
     if not all(isinstance(value, str) for _, value in sides):
-        return _of_talks(fields, asked, [_talk(*side) for side in sides]), ()
+        return *_of_talks(fields, asked, [_talk(*side) for side in sides]), ()
     if asked is None:
-        return _in_common([_transcript(*side) for side in sides]), ()
+        return *_in_common([_transcript(*side) for side in sides]), ()
     prompt, texts = _prompt(fields, asked), [str(value) for _, value in sides]
     if not isinstance(prompt, str):
-        return (prompt, tuple([{"role": "assistant", "content": text}] for text in texts)), ()
+        return prompt, tuple([{"role": "assistant", "content": text}] for text in texts), ()
     repeated = len(prompt.split()) >= REPEATED and all(text.startswith(prompt) for text in texts)
     if repeated and all(text[len(prompt) :].strip() for text in texts):
-        return (prompt, tuple(text[len(prompt) :] for text in texts)), (TWICE,)
-    return (prompt, tuple(texts)), ()
+        return prompt, tuple(text[len(prompt) :] for text in texts), (TWICE,)
+    return prompt, tuple(texts), ()
 
 
 def _prompt(fields: Fields, asked: str) -> str | Messages:
@@ -105,7 +115,10 @@ def _prompt(fields: Fields, asked: str) -> str | Messages:
     if asked == "instruction":
         return instruction_in(fields)
     if not isinstance(fields[asked], str):
-        return with_system(fields, turns_in(fields[asked]))
+        prompt = with_system(fields, turns_in(fields[asked]))
+        if prompt and prompt[-1]["role"] == "assistant":
+            raise BadRow("no prompt", f"{asked!r} ends with an answer", "end it with what was asked")
+        return prompt
     text = with_context(fields, asked)
     if not any(name in fields for name in SYSTEM):
         return text
@@ -135,7 +148,9 @@ def _transcript(name: str, text: str) -> Messages:
     return with_answer(messages_of(turns, "role", "content"))
 
 
-def _of_talks(fields: Fields, asked: str | None, talks: Sequence[Messages]) -> Asked:
+def _of_talks(
+    fields: Fields, asked: str | None, talks: Sequence[Messages]
+) -> tuple[Messages, tuple[Messages, ...]]:
     """Return the prompt and the answers of sides that are messages.  asked: the prompt's column, if any."""
     if all(talk[0]["role"] == "assistant" for talk in talks):
         if asked is None:
@@ -144,8 +159,8 @@ def _of_talks(fields: Fields, asked: str | None, talks: Sequence[Messages]) -> A
         given: Messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         return given, tuple(map(_unweighted, talks))
     common, answers = _in_common(talks)
-    if asked not in (None, "messages"):  # "messages" is often one of the sides again
-        given = _given(fields, str(asked))
+    if asked is not None and asked not in TALKS:
+        given = _given(fields, asked)
         if not _contains(common, given):
             detail = f"{asked!r} is not what the conversations begin with"
             raise BadRow("prompt differs", detail, "write the answers alone, or leave the prompt out")

@@ -15,7 +15,7 @@ from graft.data.columns import (
     Fields,
     as_number,
     blank,
-)  # fmt: skip
+)
 from graft.data.rows import BadRow
 
 LARGEST = 2_000_000  # in thousandths it is a whole number of 32 bits

@@ -63,7 +63,7 @@ class Data(Section):
     # held-out rows: a share of train (of a folder, its validation files), a file, or null
     eval: Share | Name | None = 0.05
     test: Name | None = None  # rows for the evaluation after training; eval rows when null
-    # layout of a row; auto recognises text, messages, prompt/completion, alpaca, sharegpt, tags
+    # layout of a row; auto recognises text, messages, prompt/completion, alpaca, sharegpt, tags, preferences
     format: Name = "auto"
     max_length: Count = 1024  # tokens per row; longer rows are cut, and counted in the data report
     pack: bool = True  # several rows in one sequence, never seeing each other
