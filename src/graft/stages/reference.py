@@ -5,6 +5,7 @@ of an adapter that was no newborn. So a resumed run reads the numbers that it be
 on from an adapter has that adapter as its reference, not the bare base.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -124,7 +125,8 @@ def _kept(folder: Path, identity: Mapping[str, Any]) -> dict[str, torch.Tensor] 
     except CheckpointError as error:
         notice(f"{error.given}: the reference is computed again")
         return None
-    if storage.encode(facts["identity"]) != storage.encode(dict(identity)):
+    before, now = facts["identity"], json.loads(storage.encode(dict(identity)))  # JSON has no tuples
+    if any(before[key] != now[key] for key in {*before} & {*now}):
         return None
     return load_file(folder / NUMBERS)
 
