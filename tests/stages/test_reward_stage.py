@@ -85,7 +85,8 @@ def done(home):
 
 def test_it_learns_which_answers_are_preferred_and_is_set_beside_the_length(home, done):
     (title, baseline), (_, after) = done.scores.items()
-    assert title == "the longer one" and baseline["accuracy"] < 0.8 < 0.95 < after["accuracy"]
+    assert title in ("the longer one", "the shorter one")
+    assert 0.5 <= baseline["accuracy"] < 0.8 < 0.95 < after["accuracy"]
     assert set(after) == {"loss", "accuracy", "margin", "calibration", "length_bias"}
     assert after["loss"] < math.log(2) and after["margin"] > 0 and -1 <= after["length_bias"] <= 1
     lines = [json.loads(line) for line in (done.folder / "metrics.jsonl").read_text().splitlines()]

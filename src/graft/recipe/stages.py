@@ -18,7 +18,7 @@ from graft.core.cards import settings as fields_of
 from graft.errors import nearest, one_of
 from graft.recipe.settings import Settings, filled, problems_of
 
-DECLARED = ("layouts", "objectives", "metrics", "labelled")
+DECLARED = ("layouts", "objectives", "metrics", "labelled", "counts")
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class StageCard:
     objectives: tuple[str, ...] = ("causal",)
     metrics: tuple[str, ...] = ("loss",)
     labelled: bool = False
+    counts: str = "tok"
     settings: Mapping[str, Setting] = field(default_factory=dict)
 
 

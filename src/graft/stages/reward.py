@@ -42,6 +42,7 @@ class Reward(Comparing):
     layouts: ClassVar = ("preference", "ranking")
     metrics: ClassVar = ("loss", "accuracy", "margin", "calibration", "length_bias")
     headed: ClassVar = True
+    counts: ClassVar = "pairs"
 
     def __post_init__(self) -> None:
         for key in ("margin", "centring"):
@@ -95,9 +96,11 @@ class Reward(Comparing):
         return {"calibration": calibration(sums["calibration"])}
 
     def baseline(self, feed: Feed) -> tuple[str, dict[str, float]] | None:
-        """Return the accuracy of "the longer answer is better", which a reward model has to beat."""
+        """Return the accuracy of always choosing the longer answer, or the shorter: what has to be beaten."""
         points = [point for example in feed.examples for point in _longer_wins(example)]
-        return "the longer one", {"accuracy": sum(points) / len(points)}
+        longer = sum(points) / len(points)
+        title = "the longer one" if longer >= 0.5 else "the shorter one"
+        return title, {"accuracy": max(longer, 1 - longer)}
 
 
 def score_margin(batch: Any, better: Any, worse: Any) -> Any:

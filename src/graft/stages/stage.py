@@ -65,6 +65,7 @@ class Stage(ABC):
     labelled: ClassVar[bool] = False  # rows name classes, for which the adapter gets a head
     aligned: ClassVar[tuple[str, ...]] = ()  # parts of an example that tell something of each of its ids
     packs: ClassVar[bool] = False  # documents may share a row, where the model allows it
+    counts: ClassVar[str] = "tok"  # what "tokens" of its loss are, for the speed on the terminal
     headed: ClassVar[bool] = False  # the adapter answers by a task head: the bare base has no answer
 
     @classmethod
