@@ -26,6 +26,7 @@ from graft.training.step import measure
 from models import randomise
 
 SILENT = lambda mask: None
+WITH_MARGIN = {"name": "reward", "margin": 1.0}
 
 
 def pairs(count=48):
@@ -190,7 +191,7 @@ def exact(home):
 def test_a_step_is_the_same_packed_in_any_micro_batches_checkpointed_and_with_kernels_off(
     home, exact, tmp_path
 ):
-    stage, feed = prepared(exact, read(recipe(home, tmp_path, rows="rankings")))
+    stage, feed = prepared(exact, read(recipe(home, tmp_path, WITH_MARGIN, "rankings")))
 
     def step(pack, micro):
         given = replace(feed, batches=stage.batches(exact, 64, pack=pack), micro_batch_size=micro)
@@ -215,7 +216,7 @@ def test_a_step_is_the_same_packed_in_any_micro_batches_checkpointed_and_with_ke
 
 
 def test_loss_and_gradient_are_autograds_of_the_plain_formula_on_every_answer_alone(home, exact, tmp_path):
-    stage, feed = prepared(exact, read(recipe(home, tmp_path, rows="rankings")))
+    stage, feed = prepared(exact, read(recipe(home, tmp_path, WITH_MARGIN, "rankings")))
     adapter = exact.adapters["r"]
     with exact.using("r"):
         batches = replace(feed, batches=stage.batches(exact, 64, pack=True)).step(0, 0)
@@ -261,7 +262,7 @@ def test_the_reward_is_read_at_the_last_token_although_padding_looks_like_it(hom
 
 
 def test_margins_follow_the_scores_or_are_off(home, exact, tmp_path):
-    chosen = read(recipe(home, tmp_path, rows="rankings"))
+    chosen = read(recipe(home, tmp_path, WITH_MARGIN, "rankings"))
     stage, feed = prepared(exact, chosen)
     (batch,) = replace(feed, micro_batch_size=99).step(0, 0)
     with exact.using("r"), torch.no_grad():
@@ -279,6 +280,12 @@ def test_an_adapter_without_the_right_head_is_refused(home, tmp_path):
         base.attach(name, methods)
         with pytest.raises(UsageError, match="init='unit'"):
             graft.train(base, base.adapters[name], str(home / "pairs.jsonl"), output=tmp_path, stage="reward")
+
+
+def test_scores_that_only_order_the_answers_are_said(home, tmp_path):
+    for stage, said in (("reward", True), (WITH_MARGIN, False)):
+        settings = recipe(home, tmp_path / f"run{said}", stage, "rankings", train={"max_steps": 1})
+        assert any("stage.margin=1" in note for note in graft.run(settings).notes) == said
 
 
 @pytest.mark.parametrize("key", ["margin", "centring"])

@@ -9,6 +9,7 @@ the model that training started from. r = β (log π − log π_ref) is the answ
 Every loss is a pure function of tensors: one number for each pair (P,), or for each answer (A,) of KTO.
 """
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -150,6 +151,13 @@ def pair_sums(rewards: Tensor, logprobs: Tensor, better: Tensor, worse: Tensor) 
     }
 
 
+def pair_means(sums: Mapping[str, Any]) -> dict[str, float]:
+    """Return the accuracy and the other means over pairs.  sums: of `pair_sums`, added up."""
+    count = sums["tokens"]
+    means = {name: value / count for name, value in sums.items() if name not in ("tokens", "correct")}
+    return {"accuracy": sums["correct"] / count, **means}
+
+
 def unpaired_sums(rewards: Tensor, logprobs: Tensor, good: Tensor, z0: Tensor) -> dict[str, Any]:
     """Return what a step on single answers reports, as sums over the answers, which "tokens" counts.
 
@@ -167,3 +175,21 @@ def unpaired_sums(rewards: Tensor, logprobs: Tensor, good: Tensor, z0: Tensor) -
         "logp_bad": (logprobs * ~good).sum(),
         "reference_point": z0 * len(good),
     }
+
+
+def unpaired_means(sums: Mapping[str, Any]) -> dict[str, float]:
+    """Return the accuracy, the means over good and over bad answers, the margin between them, and β z₀.
+
+    sums: of `unpaired_sums`, added up; a step may have answers of one kind only.
+    """
+    count = sums["tokens"]
+    counts = {"good": sums["good"], "bad": count - sums["good"]}
+    means = {
+        f"{what}_{kind}": sums[f"{what}_{kind}"] / number
+        for what in ("reward", "logp")
+        for kind, number in counts.items()
+        if number
+    }
+    margin = means.get("reward_good", 0.0) - means.get("reward_bad", 0.0)
+    point = sums["reference_point"] / count
+    return {"accuracy": sums["correct"] / count, **means, "margin": margin, "reference_point": point}

@@ -25,7 +25,13 @@ from graft.errors import UsageError, notice
 from graft.generate.generate import evaluating
 from graft.objectives import preference as losses
 from graft.objectives.lm import Loss
-from graft.objectives.preference import answer_logprobs, pair_sums, unpaired_sums
+from graft.objectives.preference import (
+    answer_logprobs,
+    pair_means,
+    pair_sums,
+    unpaired_means,
+    unpaired_sums,
+)
 from graft.stages import reference
 from graft.stages.comparing import Comparing
 from graft.stages.stage import Start
@@ -111,7 +117,7 @@ class Preference(Comparing):
         if self.objective in WITHOUT_REFERENCE:
             return feeds
         if self.unpaired:
-            self._check_weights([example.target for example in feeds["train"].examples])
+            self._check_weights([example.target or 0 for example in feeds["train"].examples])
         return reference.remembered(base, start, feeds, folder, identity)
 
     def before_scoring(self, base: Base, adapter: str | None, feed: Feed, folder: Path | None) -> Feed:
@@ -132,7 +138,10 @@ class Preference(Comparing):
         return [replace(batch, z0=z0) for batch in batches]
 
     def _check_weights(self, verdicts: Sequence[int]) -> None:
-        """Say so where good answers do not weigh 1 to 4/3 times as much as bad ones (KTO, eq. 8)."""
+        """Say so where good answers do not weigh 1 to 4/3 times as much as bad ones: KTO, eq. 8.
+
+        verdicts: 1 for every good answer, 0 for every bad one.
+        """
         good = self.desirable_weight * sum(verdicts)
         bad = self.undesirable_weight * (len(verdicts) - sum(verdicts))
         if not bad <= good <= 1.34 * bad:
@@ -188,20 +197,7 @@ class Preference(Comparing):
         return answers.sum(), unpaired_sums(self.beta * ratios, logprobs, good, self.beta * z0)
 
     def progress(self, sums: Mapping[str, Any]) -> dict[str, float]:
-        count = sums["tokens"]
-        if not self.unpaired:
-            means = {name: value / count for name, value in sums.items() if name not in ("tokens", "correct")}
-            return {"accuracy": sums["correct"] / count, **means}
-        counts = {"good": sums["good"], "bad": count - sums["good"]}
-        means = {
-            f"{what}_{kind}": sums[f"{what}_{kind}"] / number
-            for what in ("reward", "logp")
-            for kind, number in counts.items()
-            if number  # a step may have answers of one kind only
-        }
-        margin = means.get("reward_good", 0.0) - means.get("reward_bad", 0.0)
-        point = sums["reference_point"] / count
-        return {"accuracy": sums["correct"] / count, **means, "margin": margin, "reference_point": point}
+        return unpaired_means(sums) if self.unpaired else pair_means(sums)
 
     def scores(self, loss: float, sums: dict[str, Any]) -> dict[str, float]:
         return {"loss": loss, **self.progress(sums), "tokens": sums["tokens"]}

@@ -7,14 +7,16 @@ as PEFT and TRL save theirs: `AutoModelForSequenceClassification` with one label
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 from graft.base.adapter import Adapter
+from graft.base.base import Base
 from graft.core.method import Method
 from graft.data.encode import Example
 from graft.data.feed import Feed
 from graft.data.rows import compared
-from graft.errors import UsageError
+from graft.errors import UsageError, notice
 from graft.methods.task_head import TaskHead
 from graft.objectives.lm import Loss
 from graft.objectives.reward import (
@@ -27,16 +29,16 @@ from graft.objectives.reward import (
     reward_sums,
 )
 from graft.stages.comparing import Comparing
-from graft.stages.stage import Points
+from graft.stages.stage import Points, Start
 
 HEAD = TaskHead(num_labels=1, pool="last", init="unit")
 
 
 @dataclass(frozen=True)
 class Reward(Comparing):
-    # rewards by which a better answer has to win, for each unit by which its score is higher; 0: scores only
-    # tell which answer is better
-    margin: float = 1.0
+    # by how much reward a better answer has to win for each unit by which its score is higher; 0: scores, and a
+    # column of margins, only tell which answer is better
+    margin: float = 0.0
     centring: float = 0.01  # weight of (r_chosen + r_rejected)², which keeps rewards near 0; 0: off
 
     layouts: ClassVar = ("preference", "ranking")
@@ -71,6 +73,16 @@ class Reward(Comparing):
                 "a task head with one output for each answer",
                 "attach it with graft.TaskHead(num_labels=1, pool='last', init='unit')",
             )
+
+    def before_training(
+        self, base: Base, start: Start, feeds: Mapping[str, Feed], folder: Path, identity: Mapping[str, Any]
+    ) -> Mapping[str, Feed]:
+        if not self.margin and any(example.parts.get("scores") for example in feeds["train"].examples):
+            notice(
+                "scores and margins of the rows only tell which answer is better; with stage.margin=1 a reward "
+                "must be higher by as much as the score is"
+            )
+        return feeds
 
     # Loss and scores
 
