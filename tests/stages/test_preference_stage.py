@@ -15,6 +15,7 @@ from torch.testing import assert_close
 import graft
 from graft.data.feed import Feed
 from graft.errors import UsageError
+from graft.kernels import native
 from graft.models.load import load
 from graft.objectives.preference import answer_logprobs
 from graft.recipe import read
@@ -276,6 +277,34 @@ def test_a_step_is_the_same_packed_in_any_micro_batches_checkpointed_and_with_ke
             assert other[1][name] == pytest.approx(value, rel=1e-6, abs=1e-6), name
         for one, two in zip(gradients, other[2], strict=True):
             assert_close(one, two, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("objective", ["dpo", "kto", "simpo"])
+def test_the_c_kernels_give_the_step_of_torch_in_single_precision(home, tmp_path, objective):
+    chosen = read(recipe(home, tmp_path, objective, "judged" if objective == "kto" else "pairs"))
+    base = load(str(home / "model"), dtype="fp32")
+    for name, seed in (("policy", 1), ("start", 2)):
+        randomise(base.attach(name, graft.LoRA(r=2, target_modules=["q_proj", "down_proj"])), seed)
+    stage, feed, _ = prepared(base, chosen)
+    feed = with_reference(base, feed)
+    with native.at_level("reference"):
+        base.faster(False)
+        loss, metrics, gradients = step(base, stage, feed)
+    base.faster(True)
+    for level in native.levels():
+        with native.at_level(level):
+            other = step(base, stage, feed, pack=True)
+        assert other[0] == pytest.approx(loss, rel=1e-4)
+        assert other[1]["correct"] == metrics["correct"]
+        for one, two in zip(gradients, other[2], strict=True):
+            assert_close(one, two, rtol=1e-3, atol=1e-4 * float(one.abs().max()))
+
+
+def test_a_base_of_four_bits_is_tuned_and_is_its_own_reference(home, tmp_path):
+    for name, lr in (("still", 1e-12), ("moved", 1e-2)):
+        result = graft.run(recipe(home, tmp_path / name, quant="nf4", train={"lr": lr, "max_steps": 6}))
+        loss = result.scores["after"]["loss"]
+        assert (abs(loss - 0.6931472) < 1e-4) == (name == "still") and loss < 0.6932
 
 
 def plain(objective, beta, better, worse):

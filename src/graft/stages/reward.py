@@ -36,8 +36,8 @@ HEAD = TaskHead(num_labels=1, pool="last", init="unit")
 
 @dataclass(frozen=True)
 class Reward(Comparing):
-    # by how much reward a better answer has to win for each unit by which its score is higher; 0: scores, and a
-    # column of margins, only tell which answer is better
+    # by how much reward a better answer has to win for each unit by which its score is higher; 0: scores, and
+    # a column of margins, only tell which answer is better
     margin: float = 0.0
     centring: float = 0.01  # weight of (r_chosen + r_rejected)², which keeps rewards near 0; 0: off
 
@@ -79,8 +79,8 @@ class Reward(Comparing):
     ) -> Mapping[str, Feed]:
         if not self.margin and any(example.parts.get("scores") for example in feeds["train"].examples):
             notice(
-                "scores and margins of the rows only tell which answer is better; with stage.margin=1 a reward "
-                "must be higher by as much as the score is"
+                "scores and margins of the rows only tell which answer is better; with stage.margin=1 "
+                "a reward must be higher by as much as the score is"
             )
         return feeds
 
