@@ -166,3 +166,11 @@ def test_a_full_batch_has_the_shape_of_a_real_one(pack):
     assert full.labels.shape == full.states.shape == full.owner.shape == real.states.shape
     assert torch.equal(full.row, real.row) and torch.equal(full.place, real.place)
     assert full.tokens == real.tokens and full.states.max() < full.inputs["input_ids"].numel()
+
+
+def test_rankings_share_a_row_as_far_as_they_fit_and_a_longer_one_has_its_own():
+    short = ranking([5], [11] * 4 + [2], [12] * 4 + [2])  # 11 tokens
+    long = ranking([5], [11] * 14 + [2], [12] * 14 + [2])  # 31 tokens; each of its answers fits into 24
+    feed = Feed([short] * 5 + [long], AnswerBatches(Tokens, 24, pack=True), batch_size=6, micro_batch_size=1)
+    shapes = [(batch.inputs["input_ids"].shape[1], len(batch.sources)) for batch in feed.step(0, 0)]
+    assert sorted(shapes) == [(16, 1), (24, 2), (24, 2), (32, 1)]

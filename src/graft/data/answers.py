@@ -5,13 +5,11 @@
 
 Every answer has the ids that it would have in a supervised row of its own, with the token that ends it, and
 all answers of a ranking follow the same ids. "other" is the answer to another prompt, for KTO's estimate of
-the divergence on pairs that do not belong together (Ethayarajh et al. 2024, arXiv 2402.01306, §4.1). Where
+the divergence on pairs that do not belong together (Ethayarajh et al. 2024, arXiv 2402.01306). Where
 not every token of these is learnt, the part "learnt" tells which are.
 """
 
 from collections.abc import Sequence
-from itertools import pairwise
-from typing import Any
 
 from graft.data.conversations import Conversations
 from graft.data.encode import IGNORED, OTHER, Encoded, Example, Outcomes
@@ -90,26 +88,6 @@ class Judged(Answers):
             made.append((row, examples))
         _pair_with_others([example for _, examples in made for example in examples], self.max_length)
         yield from made
-
-
-def pieces(example: Example, tokenizer: Any) -> list[list[Any]]:
-    """Return an example as a person reads it, [[text, learnt], ...]: see `Stage.pieces`."""
-
-    def read(ids: list[int]) -> str:
-        return str(tokenizer.decode(ids, skip_special_tokens=False))
-
-    if example.target is not None:
-        start = prompt_length(example)
-        verdict = "good" if example.target else "bad"
-        return [
-            [read(example.ids[:start]), False],
-            [read(example.ids[start:]), True],
-            [f"\n{verdict}", False],
-        ]
-    shown: list[list[Any]] = [[read(example.ids), False]]
-    for place, (begin, end) in enumerate(pairwise([0, *example.parts["ends"]]), 1):
-        shown += [[f"\n{place}. ", False], [read(example.parts["answers"][begin:end]), True]]
-    return shown
 
 
 def prompt_length(example: Example) -> int:

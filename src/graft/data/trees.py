@@ -5,7 +5,7 @@
 
 Roles are prompter and assistant, rank 0 is the best reply. A tree gives rankings (every question with two or
 more ranked answers) and conversations (its paths). Köpf et al. 2023, arXiv 2304.07327; Guanaco was tuned on
-the best reply at each level (Dettmers et al. 2023, arXiv 2305.14314, §4).
+the best reply at each level (Dettmers et al. 2023, arXiv 2305.14314).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
