@@ -61,11 +61,9 @@ def rewards(
 
 def _row(number: int, prompt: Prompt, answer: str) -> Row:
     """Return a prompt with its answer as a row that is named by its number."""
-    tools = None
-    if isinstance(prompt, dict):
-        prompt, tools = prompt["messages"], prompt.get("tools")
-    said = answer if isinstance(prompt, str) else [{"role": "assistant", "content": answer}]
-    (row,) = with_answers(Row(f"answer {number}", "judged", (prompt, said, True), tools))
+    asked, tools = (prompt["messages"], prompt.get("tools")) if isinstance(prompt, dict) else (prompt, None)
+    said = answer if isinstance(asked, str) else [{"role": "assistant", "content": answer}]
+    (row,) = with_answers(Row(f"answer {number}", "judged", (asked, said, True), tools))
     return row
 
 
