@@ -207,6 +207,20 @@ def test_texts_are_compared_with_the_best_answers_and_rows_are_shown_with_all(ho
     assert "[1] The" in shown and "[2]" in shown
 
 
+def test_conversations_are_tuned_and_asked_through_the_template(home, tmp_path):
+    def talk(row, side):
+        asked = {"role": "user", "content": row["prompt"]}
+        return [asked, {"role": "assistant", "content": row[side]}]
+
+    rows = [{"chosen": talk(row, "chosen"), "rejected": talk(row, "rejected")} for row in pairs()]
+    write_rows(home / "talks.jsonl", rows)
+    settings = recipe(home, tmp_path / "run", "dpo", "talks", data={"template": "plain", "max_length": 96})
+    result = graft.run(settings)
+    assert result.scores["after"]["accuracy"] > 0.8
+    assert json.loads((tmp_path / "run/data_report.json").read_text())["asks_by_template"]
+    assert open_model(str(tmp_path / "run")).by_template
+
+
 def test_good_and_bad_answers_of_unequal_weight_are_said(home, tmp_path):
     stage = {"name": "kto", "desirable_weight": 2.0}
     notes = graft.run(recipe(home, tmp_path / "run", stage, "judged", train={"max_steps": 1})).notes
