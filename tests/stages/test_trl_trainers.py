@@ -35,6 +35,15 @@ def verdicts():
     ]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_network():
+    """TRL's trainers report each use to a server, unless they are told not to."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("HF_HUB_DISABLE_TELEMETRY", "HF_HUB_OFFLINE"):
+            patch.setattr(f"huggingface_hub.constants.{name}", True)
+        yield
+
+
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     pytest.importorskip("trl")
