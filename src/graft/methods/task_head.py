@@ -71,15 +71,18 @@ class TaskHead(Method):
     def build(self, site: Site) -> AdapterModule:
         decoder = site.name == "score"
         pool = ("last" if decoder else "mean") if self.pool == "auto" else self.pool
-        std = 0.02 if self.init == "small" else (site.in_features + 1) ** -0.5
-        bias = not decoder or self.every_token
-        return Classifier(site.in_features, self.num_labels, pool, bias=bias, std=std)
+        width, bias = site.in_features, not decoder or self.every_token
+        return Classifier(width, self.num_labels, pool, bias=bias, std=self.spread(width))
+
+    def spread(self, width: int) -> float:
+        """Return the standard deviation of the first weights of a head on states of this width."""
+        return 0.02 if self.init == "small" else (width + 1) ** -0.5
 
 
 class Classifier(Head):
     """W and b. Logits are (B, classes), or (B, T, classes) where nothing is pooled."""
 
-    def __init__(self, width: int, classes: int, pool: str, *, bias: bool, std: float = 0.02) -> None:
+    def __init__(self, width: int, classes: int, pool: str, *, bias: bool, std: float) -> None:
         super().__init__()
         self.pool = pool
         self.weight = nn.Parameter(torch.randn(classes, width) * std)
