@@ -61,7 +61,7 @@ def test_a_recipe_runs_and_learns(path, births, tmp_path):
 
 def test_every_job_has_its_recipe():
     named = {path.stem: read(path) for path in RECIPES}
-    wanted = "pretrain sft single_task tagging lora qlora qalora full mix"
+    wanted = "pretrain sft single_task tagging lora qlora qalora full mix dpo kto reward"
     assert set(named) == set(wanted.split())
     assert named["pretrain"].fresh and named["single_task"].stage == "classify"
     assert named["qalora"].quant == "int4" and named["qalora"].methods[0]["name"] == "qa_lora"

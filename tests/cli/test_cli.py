@@ -132,6 +132,9 @@ def test_the_pages_of_the_methods_are_those_of_their_files():
 
 
 def test_the_keys_are_a_recipe(capsys, tmp_path):
+    assert call(["train", "--keys", "stage=dpo"]) == 0
+    told = capsys.readouterr().out
+    assert "objective: dpo" in told and "beta: 0.1" in told and "# simpo: the margin" in told
     assert call(["train", "--keys"]) == 0
     (tmp_path / "r.yaml").write_text(capsys.readouterr().out)
     assert call(["train", str(tmp_path / "r.yaml"), "--dry-run"]) == 0

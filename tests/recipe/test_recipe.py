@@ -13,9 +13,11 @@ from graft.core.cards import REQUIRED, Source, card, cards
 from graft.core.registry import find
 from graft.errors import GraftError, UsageError
 from graft.recipe import Recipe, explain, read
-from graft.recipe.methods import type_of
+from graft.recipe.settings import type_of
+from graft.recipe.stages import stage_cards
 from graft.recipe.text import emit, read_text
 from graft.recipe.words import SYNONYMS
+from graft.stages.stage import find as find_stage
 
 
 def refusal(source, overrides=()):
@@ -349,3 +351,70 @@ def test_every_method_setting_is_accepted_as_its_own_default():
 def test_lines_are_those_of_the_file(tmp_path):
     (tmp_path / "r.yaml").write_text("model: m\n\ndata:\n  train: x\n  eval: 0.1\n")
     assert read_text(tmp_path / "r.yaml").lines == {"model": 1, "data": 3, "data.train": 4, "data.eval": 5}
+
+
+def test_a_stage_has_settings_of_its_own_which_are_checked_as_those_of_methods_are(tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text("stage:\n  name: preference\n  objective: ipo\n  bta: 0.2\n  gamma: wide\n")
+    error = refusal(path)
+    assert "line 4: stage.bta" in error.given and "is no setting of stage preference" in error.given
+    assert "nearest: beta" in error.given and "line 5: stage.gamma" in error.given
+    assert "is not float" in error.given
+
+
+def test_a_stage_with_settings_reads_back_equal_with_their_help(tmp_path):
+    recipe = read({"stage": {"name": "preference", "objective": "ipo", "beta": 0.2}})
+    assert (recipe.stage_name, recipe.objective, recipe.stage_settings["beta"]) == ("preference", "ipo", 0.2)
+    (tmp_path / "recipe.yaml").write_text(recipe.yaml(), encoding="utf-8")
+    assert read(tmp_path / "recipe.yaml") == recipe
+    settings = stage_cards()["preference"].settings
+    assert all(f"# {setting.help}" in recipe.yaml() and setting.help for setting in settings.values())
+
+
+def test_a_stage_without_settings_stays_a_word():
+    assert read({"stage": "sft"}).stage == read({"stage": {"name": "sft"}}).stage == "sft"
+    assert read({}).stage_settings == {}
+
+
+@pytest.mark.parametrize("word", ["dpo", "ipo", "kto", "orpo", "simpo", "hinge", "robust"])
+def test_an_objective_of_one_stage_is_a_word_for_it(word):
+    notices = []
+    recipe = read({"stage": word}, (), notices)
+    assert recipe == read({"stage": "preference", "objective": word})
+    assert recipe == read({"stage": {"name": "preference", "objective": word}})
+    assert any(word in notice and "preference" in notice for notice in notices)
+
+
+def test_changes_of_a_stages_settings_win_and_another_stage_drops_them():
+    given = {"stage": {"name": "dpo", "beta": 0.2}}
+    assert read(given, ["stage.beta=0.3"]).stage_settings["beta"] == 0.3
+    assert read({"stage": "dpo"}, ["stage.beta=0.3"]).stage_settings["beta"] == 0.3
+    assert "beta" not in read(given, ["stage=reward"]).stage_settings
+
+
+@pytest.mark.parametrize(
+    ("source", "named"),
+    [
+        ({"stage": {"name": "dpo", "objective": "ipo"}}, "contradicts"),
+        ({"stage": "dpo", "objective": "ipo"}, "contradicts stage dpo"),
+        ({"stage": {"name": "preference", "objective": "dop"}}, "stage.objective"),
+        ({"stage": {"name": ["x"]}}, "stage"),
+        ({"stage": {"name": "sft", "beta": 0.1}}, "is no setting of stage sft"),
+        ({"stage": {"name": "preference", "beta": True}}, "stage.beta"),
+        ({"stage": "dop"}, "nearest: dpo"),
+        ({"stage": 5}, "no name of a stage"),
+    ],
+)
+def test_wrong_stages_and_settings_are_named(source, named):
+    assert named in refusal(source).given
+
+
+@pytest.mark.parametrize("name", sorted(stage_cards()))
+def test_a_stages_card_equals_the_dataclass_that_it_was_read_from(name):
+    real = {f.name: f.default for f in dataclasses.fields(find_stage(name)) if f.name != "objective"}
+    settings = stage_cards()[name].settings
+    assert {key: setting.default for key, setting in settings.items()} == real
+    for setting in settings.values():
+        assert (
+            setting.help and TypeAdapter(type_of(setting.type)).validate_python(setting.default) is not None
+        )

@@ -347,6 +347,13 @@ class Base:
         with self.routed(self._choice.rows(adapters, 1 if adapters is None else len(adapters))):
             return self._head.plain()
 
+    def head_logits(self, states: torch.Tensor) -> torch.Tensor:
+        """Return the logits (N, classes) of the task head of the adapter in use.
+
+        states: (N, D), one for each text, from `hidden`. Raises AdapterError for an adapter without a head.
+        """
+        return self._heads.of_states(self.active, states)
+
     @property
     def looks_ahead(self) -> bool:
         """Whether a state depends on later tokens, so that the next one is no secret to it."""

@@ -48,3 +48,17 @@ class Heads(Host):
             for name, a, b in route.spans
             for head in self._heads[name or ""]
         ]
+
+    def of_states(self, name: str | None, states: torch.Tensor) -> torch.Tensor:
+        """Return the logits (N, classes) of one adapter's head on states (N, D) that are pooled already.
+
+        Raises AdapterError for an adapter without a head.
+        """
+        if name not in self._heads:
+            raise AdapterError(
+                f"{name or 'the bare base'} has no task head",
+                "an adapter with one",
+                "attach TaskHead with it, or use an adapter of stage reward",
+            )
+        logits: torch.Tensor = self._heads[name][0](states[:, None], None)
+        return logits

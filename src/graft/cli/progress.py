@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from graft.cli.data_report import report_lines
 from graft.cli.say import noted, print_markup, talk
+from graft.recipe.stages import stage_cards
 from graft.sizes import MIB, duration, number, size
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ class Progress:
 
     def __init__(self, recipe: "Recipe") -> None:
         self.every = recipe.train.log_every
+        self.counts = stage_cards()[recipe.stage_name].counts
         self.total = 0
         self.done = 0
         self._bar: Any = None
@@ -60,9 +62,10 @@ class Progress:
     def _line(self, record: dict[str, Any]) -> str:
         """Return a step's line: loss, learning rate, speed, memory, time left."""
         pace = (time.perf_counter() - self._began) / max(1, self.done - self._first)
+        speed = f"{record['tokens_per_s']:,.0f} {self.counts}/s"
         loss = f"loss {record['loss']:.4f}" if "loss" in record else "skipped: not finite"
         return (
-            f"step {self.done:5d}   {loss}   lr {record['lr']:.1e}   {record['tokens_per_s']:,.0f} tok/s   "
+            f"step {self.done:5d}   {loss}   lr {record['lr']:.1e}   {speed}   "
             f"{size(record['memory_mb'] * MIB)}   eta {duration(pace * (self.total - self.done))}"
         )
 

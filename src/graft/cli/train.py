@@ -41,19 +41,20 @@ def train(
     ] = None,
     output: Annotated[str | None, typer.Option(help="The run's folder.")] = None,
     keys: Annotated[
-        bool, typer.Option("--keys", help="Print every key with its default and help, as YAML.")
+        bool,
+        typer.Option("--keys", help="Print every key with its help, as YAML; stage=NAME: of that stage."),
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the whole recipe and stop.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the same facts for programs.")] = False,
 ) -> None:
+    options = {"model": model, "data.train": data, "method": method, "output": output}
     if keys:
         from graft.recipe import read  # late: pydantic, which no --help needs
 
-        show(read({}).yaml())
+        given = recipe is not None or context.args or any(value is not None for value in options.values())
+        show((recipe_of(recipe, context.args, options) if given else read({})).yaml())
         return after("graft train RECIPE   (a file with the keys that you change)")
-    chosen = recipe_of(
-        recipe, context.args, {"model": model, "data.train": data, "method": method, "output": output}
-    )
+    chosen = recipe_of(recipe, context.args, options)
     if dry_run:
         show(chosen.yaml())
         return after("the same command without --dry-run, or with plan instead of train")
@@ -101,5 +102,5 @@ def _check_rows(recipe: "Recipe") -> None:
         return
     files = [Path(name) for name in files_of(data)] if data.train else []
     if all(file.exists() for file in files) and sum(file.stat().st_size for file in files) < SMALL:
-        accepts = Accepts(recipe.stage, stage_card(recipe.stage).layouts)
+        accepts = Accepts(recipe.stage_name, stage_card(recipe.stage_name).layouts)
         load_rows(data, accepts)

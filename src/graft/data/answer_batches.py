@@ -51,8 +51,13 @@ class AnswerBatch(Batch):
         better = (self.row[:, None] == self.row[None]) & (self.place[:, None] < self.place[None])
         if self.scores is not None:
             better &= self.scores[:, None] != self.scores[None]  # NaN is unequal to NaN
-        first, second = better.nonzero(as_tuple=True)
+        # The number of pairs is known, so that nothing waits for the device, and tensors without values do.
+        first, second = torch.nonzero_static(better, size=self.tokens).T
         return first, second
+
+    def lengths(self) -> Tensor:
+        """Return how many tokens of every answer are scored, (A,)."""
+        return torch.zeros_like(self.last).index_add(0, self.owner, torch.ones_like(self.owner))
 
 
 class AnswerBatches(Batches):
@@ -133,6 +138,7 @@ class AnswerBatches(Batches):
             row=number // self.answers,
             place=number % self.answers,
             last=number * length + length - 1,
+            reference=torch.zeros(total),
         )
 
 

@@ -52,6 +52,10 @@ class Rankings(Answers):
 
     def encode(self, rows: list[Row], encoded: Encoded) -> Outcomes:
         for row in rows:
+            if row.kind != "ranking":
+                detail = "one answer with a verdict, and no other to compare it with"
+                yield row, BadRow("single answer", detail, "learn from it with objective: kto")
+                continue
             apart = Encoded()
             try:
                 example = _joined(row, self.each(row, apart), cut=bool(apart.cut))

@@ -47,7 +47,10 @@ def answers(
         logits = [row for part in base(inputs.pop("input_ids"), adapters, **inputs) for row in part]
     texts_by_row = [""] * len(rows)
     for i, scores in zip(spans(adapters)[0], logits, strict=True):  # logits come adapter by adapter
-        texts_by_row[i] = _in_words(rows[i], examples[i], scores.argmax(-1).tolist(), _names(heads[i]))
+        if heads[i].num_labels == 1 and not heads[i].every_token:  # a reward
+            texts_by_row[i] = f"{float(scores):.4f}"
+        else:
+            texts_by_row[i] = _in_words(rows[i], examples[i], scores.argmax(-1).tolist(), _names(heads[i]))
     return texts_by_row
 
 

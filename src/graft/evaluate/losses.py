@@ -19,6 +19,7 @@ from graft.data.feed import Feed
 from graft.errors import DataError
 from graft.generate.generate import evaluating
 from graft.objectives.classify import class_logits
+from graft.objectives.sums import add, numbers
 from graft.stages.stage import Stage
 
 Progress = Callable[[str, int, int], None]  # (what, done, total)
@@ -33,21 +34,30 @@ def losses(base: Base, feed: Feed, stage: Stage, progress: Progress = silent) ->
 
     Raises DataError if no token is supervised.
     """
+    return stage.scores(*summed(base, feed, stage, progress))
+
+
+def summed(base: Base, feed: Feed, stage: Stage, progress: Progress = silent) -> tuple[float, dict[str, Any]]:
+    """Return the mean loss of every row of the feed, and the metrics of the stage's loss, added up.
+
+    Raises DataError if no token is supervised.
+    """
     loss = 0.0
-    sums = {"tokens": 0.0}
+    sums: dict[str, Any] = {"tokens": 0.0}
     steps = feed.steps_per_epoch
     with torch.no_grad(), evaluating(base):
         for step in range(steps):
-            for batch in feed.step(0, step):
+            for batch in stage.before_step(base, feed.step(0, step)):
                 if batch.tokens:
                     summed, metrics = stage.loss(base, batch.to(base.device))
                     loss += float(summed)
-                    sums |= {name: sums.get(name, 0.0) + float(value) for name, value in metrics.items()}
+                    add(sums, metrics)
             progress("loss", step + 1, steps)
-    if not sums["tokens"]:
+    totals = numbers(sums)
+    if not totals["tokens"]:
         given = "no token of the evaluation rows is supervised"
         raise DataError(given, "at least one", "check data.eval and data.max_length")
-    return stage.scores(loss / sums["tokens"], sums)
+    return loss / totals["tokens"], totals
 
 
 def classes(base: Base, feed: Feed, progress: Progress = silent) -> tuple[list[Any], list[Any]]:

@@ -14,15 +14,15 @@ from typing import Any
 from graft.base.base import Base
 from graft.data.encode import IGNORED
 from graft.data.feed import Feed
-from graft.data.rows import Row
+from graft.data.rows import Row, with_answers
 from graft.data.tags import marked
 from graft.data.templates import Prompt
 from graft.errors import DataError
 from graft.evaluate.answers import answers
 from graft.evaluate.coverage import Coverage
-from graft.evaluate.losses import Progress, classes, losses, silent
+from graft.evaluate.losses import Progress, classes, silent, summed
 from graft.evaluate.metrics import CLASS, LOSS, TEXT, check, class_scores, user_scores
-from graft.stages.stage import Stage
+from graft.stages.stage import Points, Stage
 
 SHOWN = 20  # rows whose classes are kept next to the scores
 
@@ -68,7 +68,7 @@ def cases(rows: Sequence[Row]) -> list[Case]:
     Rows without an answer that a text can be compared with are left out.
     """
     grouped: dict[str, Case] = {}
-    for row in rows:
+    for row in map(_best, rows):
         prompt: Prompt
         if row.kind == "pair":
             prompt, answer = row.value
@@ -87,6 +87,12 @@ def cases(rows: Sequence[Row]) -> list[Case]:
     return list(grouped.values())
 
 
+def _best(row: Row) -> Row:
+    """Return the prompt of compared answers with the one to write: the best, or a good one; others as is."""
+    good = row.kind == "ranking" or (row.kind == "judged" and row.value[2])
+    return with_answers(row)[0] if good else row
+
+
 def evaluate(
     base: Base,
     held: HeldOut,
@@ -95,14 +101,15 @@ def evaluate(
     adapter: str | None = None,
     progress: Progress = silent,
     keep: list[dict[str, Any]] | None = None,
+    curves: dict[str, Points] | None = None,
 ) -> dict[str, float]:
     """Return {metric: value} on held-out rows, answered by `adapter` (None: the bare or merged base).
 
     metrics: names of `evaluate.metrics` or of the stage, or package.module:function.
     progress: called with (what, done, total).
     keep: a list that receives {"prompt", "references", "text"} of every generated text, and of the first
-    SHOWN rows with classes. Raises UsageError for an unknown metric, DataError if the rows that a metric
-    needs are missing.
+    SHOWN rows with classes.  curves: receives those of the stage (`Stage.curves`).
+    Raises UsageError for an unknown metric, DataError if the rows that a metric needs are missing.
     """
     by_classes = held.scored is not None and held.scored.stage.labelled
     by_loss = set(LOSS) if held.scored is None or by_classes else {*LOSS, *held.scored.stage.metrics}
@@ -112,7 +119,10 @@ def evaluate(
     with base.using(adapter):
         if set(metrics) & by_loss:
             scored = _scored(held, metrics)
-            scores |= losses(base, _with_loss(scored, base, adapter), scored.stage, progress)
+            loss, sums = summed(base, _with_loss(scored, base, adapter), scored.stage, progress)
+            scores |= scored.stage.scores(loss, sums)
+            if curves is not None:
+                curves |= scored.stage.curves(sums)
         if set(metrics) & set(CLASS) - by_loss:
             predicted, true = classes(base, _scored(held, metrics).feed, progress)
             scores |= class_scores(metrics, predicted, true, _labels(base, adapter, held))
@@ -131,12 +141,13 @@ class Table:
     """The same metrics in several columns.
 
     columns: {title: {metric: value}}.  texts: {"prompt", "references", and the text of each column}.
-    coverage: the rows that the scores are about.
+    coverage: the rows that the scores are about.  curves: of the last column, by name.
     """
 
     columns: dict[str, dict[str, float]]
     texts: list[dict[str, Any]]
     coverage: Coverage = field(default_factory=Coverage)
+    curves: dict[str, Points] = field(default_factory=dict)
 
     def rows(self) -> list[tuple[str, list[float | None]]]:
         """Return (metric, its value in each column or None) of every metric."""
@@ -149,22 +160,37 @@ def before_after(
 ) -> Table:
     """Return the scores of the bare base and of the adapter on the same rows.
 
-    A bare base predicts no classes: for them the first column is the rows' most frequent class.
+    A bare base predicts no classes: for them the first column is the rows' most frequent class. Of another
+    stage whose adapters answer by a head it is the stage's own baseline.
     """
     labelled = held.scored is not None and held.scored.stage.labelled
     before: list[dict[str, Any]] = []
     after: list[dict[str, Any]] = []
     if labelled:
         columns = {"majority": majority(_scored(held, metrics).feed, metrics, _labels(base, adapter, held))}
+    elif held.scored is not None and held.scored.stage.headed:
+        columns = _baseline(held.scored, metrics)
     else:
         columns = {"before": evaluate(base, held, metrics, adapter=None, progress=progress, keep=before)}
-    columns["after"] = evaluate(base, held, metrics, adapter=adapter, progress=progress, keep=after)
+    curves: dict[str, Points] = {}
+    columns["after"] = evaluate(
+        base, held, metrics, adapter=adapter, progress=progress, keep=after, curves=curves
+    )
     earlier = [{"before": record["text"]} for record in before] or [{}] * len(after)
     texts = [
         {"prompt": later["prompt"], "references": later["references"], **first, "after": later["text"]}
         for later, first in zip(after, earlier, strict=True)
     ]
-    return Table(columns, texts)
+    return Table(columns, texts, curves=curves)
+
+
+def _baseline(scored: Scored, metrics: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Return the column of the stage's baseline, with those of its scores that are asked for."""
+    found = scored.stage.baseline(scored.feed)
+    if found is None:
+        return {}
+    title, scores = found
+    return {title: {name: scores[name] for name in metrics if name in scores}}
 
 
 def majority(feed: Feed, metrics: Sequence[str], labels: Sequence[str] = ()) -> dict[str, float]:

@@ -72,8 +72,11 @@ class LeTS(TaskHead):
         return [
             *((site, Delta(site, self.delta_density)) for site in linears),
             *zip([*blocks, blocks[-1]], taps, strict=True),
-            (final, Readout(taps, final.in_features, self.num_labels, pool, self.tau_start)),
+            (final, self._readout(taps, final.in_features, pool)),
         ]
+
+    def _readout(self, taps: Sequence[Tap], width: int, pool: str) -> "Readout":
+        return Readout(taps, width, self.num_labels, pool, self.tau_start, self.spread(width // 4 * 2))
 
     def after_step(self, part: Part, step: int, total: int) -> None:
         """Lower the temperature of the gates.
@@ -103,8 +106,10 @@ class Readout(Classifier):
 
     tau: torch.Tensor
 
-    def __init__(self, taps: Sequence[Tap], width: int, classes: int, pool: str, tau: float) -> None:
-        super().__init__(width // 4 * 2, classes, pool, bias=True)
+    def __init__(
+        self, taps: Sequence[Tap], width: int, classes: int, pool: str, tau: float, std: float
+    ) -> None:
+        super().__init__(width // 4 * 2, classes, pool, bias=True, std=std)
         self.taps = tuple(taps)  # not as modules: each is an insert of its own
         self.gates = nn.Parameter(torch.full((len(taps),), 2.0))
         self.lstm = nn.LSTM(width, width // 4, batch_first=True, bidirectional=True)

@@ -24,8 +24,9 @@ from graft.core.insert import AdapterModule, Head
 from graft.core.method import Method, No
 from graft.core.part import Part
 from graft.core.site import Site
-from graft.errors import UsageError
+from graft.errors import UsageError, one_of
 
+INITS = ("small", "unit")
 POOLS = ("auto", "last", "first", "mean", "none")
 
 
@@ -42,15 +43,19 @@ class TaskHead(Method):
     # which hidden state: last, first, mean, none (each); auto: last on decoders, mean on encoders
     pool: str = "auto"
     labels: tuple[str, ...] = ()  # names of the classes, in order
+    init: str = (
+        "small"  # first weights: small, N(0, 0.02²); unit, N(0, 1/(D + 1)), as reward models have them
+    )
 
     kinds: ClassVar = ("final",)
-    files: ClassVar = HeadFiles("GRAFT_HEAD", own=frozenset({"num_labels", "pool", "labels"}))
+    files: ClassVar = HeadFiles("GRAFT_HEAD", own=frozenset({"num_labels", "pool", "labels", "init"}))
     newborn: ClassVar = No("it answers with classes instead of tokens")
     mergeable: ClassVar = No("a head stays after the merged base")
 
     def __post_init__(self) -> None:
         if self.labels:
             object.__setattr__(self, "num_labels", len(self.labels))
+        one_of("init", self.init, INITS)
         if self.num_labels < 1 or self.pool not in POOLS:
             raise UsageError(
                 f"num_labels={self.num_labels}, pool={self.pool!r}",
@@ -66,24 +71,29 @@ class TaskHead(Method):
     def build(self, site: Site) -> AdapterModule:
         decoder = site.name == "score"
         pool = ("last" if decoder else "mean") if self.pool == "auto" else self.pool
-        return Classifier(site.in_features, self.num_labels, pool, bias=not decoder or self.every_token)
+        width, bias = site.in_features, not decoder or self.every_token
+        return Classifier(width, self.num_labels, pool, bias=bias, std=self.spread(width))
+
+    def spread(self, width: int) -> float:
+        """Return the standard deviation of the first weights of a head on states of this width."""
+        return 0.02 if self.init == "small" else (width + 1) ** -0.5
 
 
 class Classifier(Head):
     """W and b. Logits are (B, classes), or (B, T, classes) where nothing is pooled."""
 
-    def __init__(self, width: int, classes: int, pool: str, *, bias: bool) -> None:
+    def __init__(self, width: int, classes: int, pool: str, *, bias: bool, std: float) -> None:
         super().__init__()
         self.pool = pool
-        self.weight = nn.Parameter(torch.randn(classes, width) * 0.02)
+        self.weight = nn.Parameter(torch.randn(classes, width) * std)
         self.bias = nn.Parameter(torch.zeros(classes)) if bias else None
 
     def forward(self, states: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        states = states.to(self.weight.dtype)  # fp32, whatever the base computes in
         if self.pool == "none":
-            return F.linear(states.float(), self.weight, self.bias)
-        device = states.device
-        live = torch.ones(states.shape[:2], device=device) if mask is None else mask.to(device).float()
-        return F.linear(self._pooled(states.float(), live), self.weight, self.bias)
+            return F.linear(states, self.weight, self.bias)
+        live = states.new_ones(states.shape[:2]) if mask is None else mask.to(states)
+        return F.linear(self._pooled(states, live), self.weight, self.bias)
 
     def _pooled(self, x: torch.Tensor, live: torch.Tensor) -> torch.Tensor:
         if self.pool == "mean":

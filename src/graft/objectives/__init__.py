@@ -23,7 +23,8 @@ def consistent(objective: Objective) -> Callable[..., Loss]:
     if objective not in CONSISTENT:
         known = " or ".join(function.__name__ for function in CONSISTENT)
         raise UsageError(
-            f"the method compares the predictions of two passes, which {objective.__name__} does not support",
+            "the method compares the predictions of two passes, "
+            f"which {objective.__qualname__} does not support",
             f"a stage that minimises {known}",
             "set the method's consistency to 0, or choose another method",
         )

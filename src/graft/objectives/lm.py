@@ -64,7 +64,7 @@ def supervised(base: "Base", batch: "Batch") -> tuple[torch.Tensor, torch.Tensor
     positions = batch.supervised
     if positions is None:
         positions = supervised_positions(batch.labels, causal=causal)
-    hidden = base.hidden(**_forward_keywords(batch)).flatten(0, 1)
+    hidden = base.hidden(**forward_keywords(batch)).flatten(0, 1)
     # The state at a position of a causal model predicts the next token.
     return hidden[positions - 1 if causal else positions], batch.labels.flatten()[positions]
 
@@ -152,7 +152,7 @@ def token_scores(loss: float, sums: dict[str, float]) -> dict[str, float]:
     }
 
 
-def _forward_keywords(batch: "Batch") -> dict[str, Any]:
+def forward_keywords(batch: "Batch") -> dict[str, Any]:
     """Return a batch's inputs as the keywords of `Base.hidden`."""
     keywords = {name: value for name, value in batch.inputs.items() if value is not None}
     return {"ids": keywords.pop("input_ids"), **keywords}

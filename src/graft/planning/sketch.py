@@ -10,6 +10,7 @@ import contextlib
 import copy
 import functools
 import re
+import warnings
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from graft.base.probes import outer_blocks
 from graft.core.anatomy import kind_of
 from graft.core.insert import AdapterModule
 from graft.core.method import Method
+from graft.errors import Notice
 from graft.models.load import model_class
 from graft.quant import QuantLinear, Scheme
 from graft.quant.experts import PackedExperts, seat, use_ours
@@ -241,8 +243,10 @@ def peak(
     few = 2 if step.checkpointing else 1
     if depth <= few + 1 or not uniform:
         return _run(config, methods, step, training, loading)
-    fewer = _run(shallow(config, few), methods, step, training, loading)
-    more = _run(shallow(config, few + 1), methods, step, training, loading)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Notice)  # of blocks that are left out; the run speaks of the whole
+        fewer = _run(shallow(config, few), methods, step, training, loading)
+        more = _run(shallow(config, few + 1), methods, step, training, loading)
     whole, heap = (a + (b - a) * (depth - few) for a, b in zip(fewer, more, strict=True))
     return whole, min(heap, whole)
 

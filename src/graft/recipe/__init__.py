@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from graft.errors import UsageError, nearest
 from graft.recipe.methods import method_conflicts, resolve_methods
-from graft.recipe.stages import stage_cards
+from graft.recipe.stages import resolve_stage, stage_cards
 from graft.recipe.text import RecipeText, read_text
 from graft.recipe.tree import Data, Evaluate, Fresh, NewTokenizer, Recipe, Train, explain
 from graft.recipe.words import SYNONYMS, canonical
@@ -43,8 +43,9 @@ def read(
     if not isinstance(source, dict):
         raw.setdefault("output", usual)
     problems |= resolve_methods(raw, notices)
-    stage = raw.get("stage", "sft")
-    card = stage_cards().get(stage) if isinstance(stage, str) else None
+    problems |= resolve_stage(raw, notices)
+    stage = raw.get("stage")
+    card = stage_cards().get(stage["name"] if isinstance(stage, dict) else stage or "")
     if card is not None and isinstance(raw.setdefault("evaluate", {}), dict):
         raw["evaluate"].setdefault("metrics", list(card.metrics))
     try:
@@ -115,7 +116,7 @@ def _nearest(key: str) -> list[str]:
 def _contradictions(recipe: Recipe) -> dict[str, str]:
     """Return what is wrong by key: pairs of settings that cannot both be meant."""
     train, quant = recipe.train, recipe.quant
-    problems = _stage_problems(recipe)
+    problems: dict[str, str] = {}
     if recipe.fresh and quant != "none":
         problems["quant"] = (
             f"= {quant} stores pretrained weights; a fresh model is trained whole, with quant: none"
@@ -135,19 +136,6 @@ def _contradictions(recipe: Recipe) -> dict[str, str]:
     if train.patience and not recipe.data.eval:
         problems["train.patience"] = "needs held-out rows: set data.eval"
     return problems | method_conflicts(recipe.methods, quant)
-
-
-def _stage_problems(recipe: Recipe) -> dict[str, str]:
-    """Return what is wrong with stage and objective, by key."""
-    stages = stage_cards()
-    if recipe.stage not in stages:
-        close = ", ".join(nearest(recipe.stage, stages, 2))
-        return {"stage": f"= {recipe.stage!r} is an unknown stage; nearest: {close}"}
-    objectives = stages[recipe.stage].objectives
-    if recipe.objective not in objectives:
-        known = " or ".join(objectives)
-        return {"objective": f"= {recipe.objective}: stage {recipe.stage} has {known}"}
-    return {}
 
 
 def _refusal(where: str, problems: dict[str, str], lines: dict[str, int]) -> UsageError:

@@ -1,15 +1,8 @@
 """Check the `method:` part of a recipe against the method's file, which is read, not imported; presets."""
 
-import operator
-from functools import reduce
-from typing import Annotated, Any
-
-from pydantic import BaseModel, ConfigDict, Strict, ValidationError, create_model
-
-from graft.core.cards import REQUIRED, Card, Source, cards
-from graft.errors import UsageError, nearest
-
-Settings = dict[str, Any]
+from graft.core.cards import cards
+from graft.errors import nearest
+from graft.recipe.settings import Settings, filled, problems_of
 
 # A preset is a word for several settings; each applies unless its key is set otherwise.
 PRESETS: dict[str, tuple[Settings, Settings]] = {
@@ -22,27 +15,6 @@ PRESETS: dict[str, tuple[Settings, Settings]] = {
         {"name": "qa_lora", "target_modules": "all-linear"},
         {"quant": "int4", "train.optimizer": "paged_adamw_8bit"},
     ),
-}
-
-# Strict: true is no number, and "8" is none either.
-_Bool = Annotated[bool, Strict()]
-_Int = Annotated[int, Strict()]
-_Float = Annotated[float, Strict()]
-_Str = Annotated[str, Strict()]
-# The types that a method's settings may have, as their annotations write them; ` | ` joins several.
-TYPES: dict[str, Any] = {
-    "None": None,
-    "bool": _Bool,
-    "int": _Int,
-    "float": _Float,
-    "str": _Str,
-    "tuple[int, ...]": tuple[_Int, ...],
-    "tuple[str, ...]": tuple[_Str, ...],
-    "tuple[Any, ...]": tuple[Any, ...],
-    "dict[str, int]": dict[_Str, _Int],
-    "dict[str, float]": dict[_Str, _Float],
-    "dict[str, list[bool]]": dict[_Str, list[_Bool]],
-    "dict[str, list[int]]": dict[_Str, list[_Int]],
 }
 
 
@@ -103,23 +75,6 @@ def method_help(method: Settings) -> dict[str, str]:
     return {"method.name": "`graft methods` lists them"} | help_by_key
 
 
-def type_of(annotation: str) -> Any:
-    """Return the type that an annotation means. Raises UsageError for a type that is not one of TYPES.
-
-    >>> type_of("dict[str, list[bool]] | None") == dict[_Str, list[_Bool]] | None
-    True
-    """
-    parts = annotation.split(" | ")
-    unknown = [part for part in parts if part not in TYPES]
-    if unknown:
-        raise UsageError(
-            f"a method's setting is annotated `{annotation}`",
-            f"one of {', '.join(TYPES)}, or several of them joined by ` | `",
-            f"write it with these, or add `{unknown[0]}` to TYPES in graft/recipe/methods.py",
-        )
-    return reduce(operator.or_, (TYPES[part] for part in parts))
-
-
 def _expanded(entry: Settings, raw: Settings, notices: list[str]) -> Settings:
     """Return the method that a preset stands for, and set the preset's other keys in `raw`."""
     if entry["name"] not in PRESETS:
@@ -147,47 +102,9 @@ def _checked(entry: Settings, prefix: str, *, fill: bool) -> tuple[Settings, dic
         return entry, {f"{prefix}.name": f"= {entry['name']!r} is an unknown method; nearest: {close}"}
     card = known[entry["name"]]
     given = {key: value for key, value in entry.items() if key != "name"}
-    try:
-        _model(card).model_validate(given)
-    except ValidationError as error:
-        details = reversed(error.errors(include_url=False))
-        return entry, dict(_problem(card, prefix, detail) for detail in details)
+    if problems := problems_of(card.name, card.settings, given, prefix):
+        return entry, problems
     lr = given.get("lr")
     if lr is not None and lr <= 0:
         return entry, {f"{prefix}.lr": f"= {lr!r} is not above 0 ({card.settings['lr'].help})"}
-    defaults = {
-        key: setting.default
-        for key, setting in card.settings.items()
-        if setting.default is not REQUIRED and not isinstance(setting.default, Source)
-    }
-    # Lists, as YAML has them, so that a recipe that is written and read again is equal.
-    filled = {
-        key: list(value) if isinstance(value, tuple) else value
-        for key, value in (defaults | given if fill else given).items()
-    }
-    return {"name": card.name} | filled, {}
-
-
-def _model(card: Card) -> type[BaseModel]:
-    """Return a pydantic model with the fields of the card."""
-    fields: dict[str, Any] = {
-        name: (type_of(setting.type), ... if setting.default is REQUIRED else None)
-        for name, setting in card.settings.items()
-    }
-    config = ConfigDict(
-        extra="forbid", allow_inf_nan=False, protected_namespaces=(), arbitrary_types_allowed=True
-    )
-    return create_model(card.cls, __config__=config, **fields)
-
-
-def _problem(card: Card, prefix: str, detail: Any) -> tuple[str, str]:
-    """Return one pydantic error as (dotted key, what is wrong)."""
-    name = str(detail["loc"][0])
-    key = f"{prefix}.{name}"
-    if detail["type"] == "extra_forbidden":
-        close = ", ".join(nearest(name, card.settings, 2))
-        return key, f"is no setting of {card.name}; nearest: {close}"
-    setting = card.settings[name]
-    if detail["type"] == "missing":
-        return key, f"is missing ({setting.help})"
-    return key, f"= {detail['input']!r:.60} is not {setting.type} ({setting.help})"
+    return {"name": card.name} | filled(card.settings, given, fill=fill), {}

@@ -1,20 +1,32 @@
-"""Read what a stage's file declares as text, so that recipes and row checks know the stages without torch."""
+"""Read what a stage's file declares as text, so that recipes and row checks know the stages without torch.
+
+In a recipe a stage is a name, or a name with settings of its own: the fields of its class, each with its
+comment as help. An objective that one stage has and no stage is called like is a word for that stage: `dpo`
+is `{name: preference, objective: dpo}`.
+"""
 
 import ast
 import functools
 import importlib.util
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from graft.errors import one_of
+from graft.core.cards import Setting
+from graft.core.cards import settings as fields_of
+from graft.errors import nearest, one_of
+from graft.recipe.settings import Settings, filled, problems_of
 
-DECLARED = ("layouts", "objectives", "metrics", "labelled")
+DECLARED = ("layouts", "objectives", "metrics", "labelled", "counts")
 
 
 @dataclass(frozen=True)
 class StageCard:
-    """One stage: its file and class, the first sentence of its docstring, and what its class declares."""
+    """One stage: its file and class, the first sentence of its docstring, and what its class declares.
+
+    settings: the fields of its class but `objective`, which every stage has.
+    """
 
     name: str
     cls: str
@@ -23,14 +35,20 @@ class StageCard:
     objectives: tuple[str, ...] = ("causal",)
     metrics: tuple[str, ...] = ("loss",)
     labelled: bool = False
+    counts: str = "tok"
+    settings: Mapping[str, Setting] = field(default_factory=dict)
 
 
 def stage_cards() -> dict[str, StageCard]:
-    """Return every stage by name, sorted: the files of graft/stages whose last class derives from Stage."""
+    """Return every stage by name, sorted.
+
+    They are the files of graft/stages whose last class derives from Stage and reads some layout of rows.
+    """
     spec = importlib.util.find_spec("graft.stages")
     folders = (spec.submodule_search_locations or []) if spec else []
     files = [path for folder in folders for path in Path(folder).glob("*.py")]
-    trees = {path.stem: _parsed(path, path.stat().st_mtime_ns) for path in files}
+    places = {path.stem: path for path in files}
+    trees = {name: _parsed(path, path.stat().st_mtime_ns) for name, path in places.items()}
     classes = {c.name: c for tree in trees.values() for c in tree.body if isinstance(c, ast.ClassDef)}
     cards = {}
     for name, tree in sorted(trees.items()):
@@ -38,7 +56,10 @@ def stage_cards() -> dict[str, StageCard]:
         if stages:
             title = (ast.get_docstring(tree) or name).split("\n\n")[0].replace("\n", " ")
             declared = _declared(stages[-1], classes)
-            cards[name] = StageCard(name, stages[-1].name, title.rstrip("."), **declared)
+            if not declared.get("layouts"):
+                continue  # what several stages have in common
+            own = _settings(places[name], stages[-1], tree, classes)
+            cards[name] = StageCard(name, stages[-1].name, title.rstrip("."), **declared, settings=own)
     return cards
 
 
@@ -52,6 +73,70 @@ def stage_card(name: str) -> StageCard:
     """Return the card of one stage. Raises UsageError with the nearest name."""
     known = stage_cards()
     return known[one_of("stage", name, known)]
+
+
+def resolve_stage(raw: Settings, notices: list[str]) -> dict[str, str]:
+    """Bring `stage` and `objective` of a recipe into one form in place; return the problems by key.
+
+    The stage becomes its name, or {name, all settings} if it has settings of its own. Its objective stands at
+    `objective`, by default the first that it has.  notices: a list to which is added what a word means.
+    """
+    known = stage_cards()
+    given = raw.pop("stage", "sft")
+    entry = dict(given) if isinstance(given, dict) else {"name": given}
+    entry = {"name": "sft"} | entry  # a setting alone is about the usual stage
+    name, own = entry.pop("name"), entry.pop("objective", None)
+    if not isinstance(name, str):
+        return {"stage": f"= {name!r:.60} is no name of a stage; `graft train --help` lists them"}
+    owners = [card.name for card in known.values() if name in card.objectives]
+    if name not in known and len(owners) == 1:
+        problems = _set_objective(raw, name, f"stage {name}")
+        notices.append(f"stage {name} is stage {owners[0]} with objective {name}")
+        name = owners[0]
+    elif name not in known:
+        words = [*known, *(word for card in known.values() for word in card.objectives)]
+        return {"stage": f"= {name!r} is an unknown stage; nearest: {', '.join(nearest(name, words, 2))}"}
+    else:
+        problems = {}
+    card = known[name]
+    if own is not None:
+        problems |= _set_objective(raw, own, "stage.objective")
+    raw.setdefault("objective", card.objectives[0])
+    if raw["objective"] not in card.objectives:
+        key = "stage.objective" if own is not None else "objective"
+        problems[key] = f"= {raw['objective']}: stage {name} has {' or '.join(card.objectives)}"
+    problems |= problems_of(f"stage {name}", card.settings, entry, "stage")
+    if not problems:
+        raw["stage"] = {"name": name} | filled(card.settings, entry) if card.settings else name
+    return problems
+
+
+def _set_objective(raw: Settings, objective: Any, written: str) -> dict[str, str]:
+    """Set the objective of a recipe, unless it has another one: then return the contradiction."""
+    if raw.setdefault("objective", objective) != objective:
+        return {"objective": f"= {raw['objective']} contradicts {written}: {objective}"}
+    return {}
+
+
+def stage_help(name: str) -> dict[str, str]:
+    """Return every dotted key of one stage with its line of help; none for a stage without settings."""
+    card = stage_cards().get(name)
+    if card is None or not card.settings:
+        return {}
+    help_by_key = {f"stage.{key}": setting.help for key, setting in card.settings.items()}
+    return {"stage.name": "`graft train --help` lists the stages"} | help_by_key
+
+
+def _settings(
+    path: Path, cls: ast.ClassDef, tree: ast.Module, classes: dict[str, ast.ClassDef]
+) -> dict[str, Setting]:
+    """Return the fields of a stage's class, and of those above it in its file, but the objective."""
+    here = [node.name for node in tree.body if isinstance(node, ast.ClassDef)]
+    line = [name for name in reversed(_lineage(cls, classes)) if name in here and name != "Stage"]
+    own: dict[str, Setting] = {}
+    for name in [*line, cls.name]:
+        own |= fields_of(path, name)
+    return {key: setting for key, setting in own.items() if key != "objective"}
 
 
 def _lineage(cls: ast.ClassDef, classes: dict[str, ast.ClassDef]) -> list[str]:

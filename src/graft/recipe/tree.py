@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from graft.core.cards import settings
 from graft.recipe.methods import method_help
+from graft.recipe.stages import stage_help
 from graft.recipe.text import emit
 
 Count = Annotated[int, Field(ge=1)]
@@ -21,6 +22,7 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 Name = Annotated[str, Field(min_length=1)]
 Betas = Annotated[list[Share], Field(min_length=2, max_length=2)]
 Methods = dict[str, Any] | list[dict[str, Any]]
+Stages = Name | dict[str, Any]
 Schedule = Literal["linear", "cosine", "constant"]
 BadRows = Literal["strict", "skip"]
 Quant = Literal["none", "nf4", "fp4", "int8", "int4", "int3", "int2", "int8g"]
@@ -123,14 +125,27 @@ class Recipe(Section):
     group_size: Literal[0, 32, 64, 128] = 0
     # number format of base and computation: bf16, fp32; auto: the one that multiplies faster here, and fits
     dtype: Literal["auto", "bf16", "fp32"] = "auto"
-    stage: Name = "sft"  # what the rows are used for; `graft train --help` lists the stages
-    objective: Name = "causal"  # of stage pretrain: causal, masked, span
+    # what the rows are used for: a name, or {name: preference, beta: 0.1, ...} with settings of that stage
+    stage: Stages = "sft"
+    # what is minimised, of a stage that has several: pretrain has causal, masked, span
+    objective: Name = "causal"
     method: Methods = {"name": "lora"}  # what is trained; `graft methods` lists them; presets: qlora, qalora
     adapter: Name | None = None  # a saved adapter to go on from, instead of a new one; the method is its own
     data: Data = Data()
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
     output: Name = "runs/latest"  # the run's folder
+
+    @property
+    def stage_name(self) -> str:
+        """The name of the stage; `graft train --help` lists them."""
+        return str(self.stage["name"]) if isinstance(self.stage, dict) else self.stage
+
+    @property
+    def stage_settings(self) -> dict[str, Any]:
+        """The settings of the stage's own, every one resolved; empty for a stage without."""
+        settings = self.stage if isinstance(self.stage, dict) else {}
+        return {key: value for key, value in settings.items() if key != "name"}
 
     @property
     def methods(self) -> list[dict[str, Any]]:
@@ -145,7 +160,7 @@ class Recipe(Section):
     def yaml(self) -> str:
         """Write the whole recipe as YAML, each key with its help. Reading it back gives an equal recipe."""
         help_of_method = {} if isinstance(self.method, list) else method_help(self.method)
-        return emit(self.model_dump(), explain() | help_of_method)
+        return emit(self.model_dump(), explain() | help_of_method | stage_help(self.stage_name))
 
 
 def explain() -> dict[str, str]:

@@ -63,6 +63,7 @@ _WORDS = {
 }
 SYNONYMS = {word: key for key, words in _WORDS.items() for word in words.split()}
 
+NAMED = ("method", "stage")  # groups of keys that are a name, or a name with settings
 _NOTHING = object()  # a value of theirs for which nothing has to be set here
 _VALUES: dict[str, Any] = {
     # our key or their word: their value -> ours
@@ -154,7 +155,7 @@ def _separated(raw: Settings) -> tuple[Settings, list[Foreign]]:
             }
             foreign += [Foreign(f"{section}.{k}", k, v) for k, v in inner.items() if k in theirs]
             settings[section] = {k: copy.deepcopy(v) for k, v in inner.items() if k not in theirs}
-        elif section == "method" and isinstance(inner, str):
+        elif section in NAMED and isinstance(inner, str):
             settings[section] = {"name": inner}
         else:
             settings[section] = copy.deepcopy(inner)
@@ -204,7 +205,7 @@ def _put(settings: Settings, key: str, setting: Any) -> None:
     """Set settings[a][b] for the key a.b. Raises TypeError if a is a plain value."""
     *path, leaf = key.split(".")
     for part in path:
-        if part == "method" and isinstance(settings.get(part), str):
+        if part in NAMED and isinstance(settings.get(part), str):
             settings[part] = {"name": settings[part]}
         settings = settings.setdefault(part, {})
         if not isinstance(settings, dict):
@@ -213,15 +214,18 @@ def _put(settings: Settings, key: str, setting: Any) -> None:
 
 
 def _merge(settings: Settings, changes: Settings) -> None:
-    """Merge changes into settings, group by group; another method's name drops the settings of the former."""
+    """Merge changes into settings, group by group.
+
+    Another name of a method or a stage drops the settings of the former.
+    """
     for key, change in changes.items():
         old = settings.get(key)
-        if not isinstance(change, dict) or not isinstance(old, dict) or _other_method(key, old, change):
+        if not isinstance(change, dict) or not isinstance(old, dict) or _another(key, old, change):
             settings[key] = change
         else:
             _merge(old, change)
 
 
-def _other_method(key: str, old: Settings, change: Settings) -> bool:
-    """Return whether a change names another method than before."""
-    return key == "method" and change.get("name", old.get("name")) != old.get("name")
+def _another(key: str, old: Settings, change: Settings) -> bool:
+    """Return whether a change names another method or stage than before."""
+    return key in NAMED and change.get("name", old.get("name")) != old.get("name")

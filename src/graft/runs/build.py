@@ -10,6 +10,7 @@ import torch
 from graft import seedling, storage
 from graft.base.adapter import Adapter
 from graft.base.base import Base
+from graft.core.method import Method
 from graft.data import load_rows
 from graft.data.feed import Feed
 from graft.data.train_tokenizer import train_bpe
@@ -68,6 +69,19 @@ def settled_on(base: Base, adapter: Adapter, recipe: Recipe) -> Recipe:
             base.model.config, adapter.methods, shape, quant=base.quant, dtype=base.dtype, may_recompute=True
         ).checkpointing
     return _with(recipe, recipe.dtype, again)
+
+
+def grown(base: Base, name: str, methods: Sequence[Method], *, seed: int) -> None:
+    """Attach an adapter anew where a stage adds methods to its own, such as a head; its tensors stay.
+
+    seed: of the values of what is new.
+    """
+    if len(methods) == len(base.adapters[name].methods):
+        return
+    before = base.detach(name)
+    torch.manual_seed(seed)
+    after = base.attach(name, methods)
+    after.restore_checkpoint_state({**after.checkpoint_state(), **before.checkpoint_state()})
 
 
 def _with(recipe: Recipe, dtype: str, again: bool | str) -> Recipe:

@@ -57,7 +57,7 @@ def _reasons(
         yield "train.eval_every", "no rows are held out to evaluate on"
     if not stage.packs:
         yield "data.pack", f"stage {stage.name()} never packs rows"
-    if "messages" not in stage.layouts:
+    if not {"messages", "preference"} & {*stage.layouts}:
         yield "data.template", f"stage {stage.name()} reads no conversations"
     if stage.labelled:
         yield "data.control_tokens", f"stage {stage.name()} refuses them in any case"

@@ -79,7 +79,8 @@ def _settings(recipe: Recipe) -> dict[str, Any]:
     """Return the settings that must be equal when a run is resumed, by dotted key."""
     flat: dict[str, Any] = {}
     for key, value in recipe.model_dump().items():
-        flat |= {f"{key}.{k}": v for k, v in value.items()} if key in ("data", "train") else {key: value}
+        grouped = key in ("data", "train") or (key == "stage" and isinstance(value, dict))
+        flat |= {f"{key}.{k}": v for k, v in value.items()} if grouped else {key: value}
     return {key: value for key, value in flat.items() if key not in FREE}
 
 

@@ -28,11 +28,16 @@ def report(folder: Path) -> str:
         "Loss": _curves(metrics, ("loss", "eval_loss")),
         "Learning rate": _curves(metrics, ("lr",)),
         "Gradient norm": _curves(metrics, ("grad_norm",)),
+        "Accuracy": _curves(metrics, ("accuracy", "eval_accuracy")),
+        "Rewards": _curves(metrics, (*_of_answers("reward"), "margin", "reference_point")),
+        "Log-probabilities of answers": _curves(metrics, _of_answers("logp")),
         "Tokens per second": _curves(timing, ("tokens_per_s",)),
     }
     curves = [_chart(index, title, traces) for index, (title, traces) in enumerate(charts.items()) if traces]
     evaluation = _json(folder / "evaluation.json")
     scores = [_section("Before and after", _scores(evaluation["columns"]))] if evaluation else []
+    if evaluation and "calibration" in evaluation.get("curves", {}):
+        curves.append(_calibration(len(curves), evaluation["curves"]["calibration"]))
     answers = (
         [_section("Answers", _answers(evaluation["texts"]))] if evaluation and evaluation["texts"] else []
     )
@@ -49,6 +54,11 @@ def report(folder: Path) -> str:
     head = f'<meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style><script>{script}</script>'
     body = f"<h1>{title}</h1>{''.join(sections)}"
     return f'<!doctype html><html lang="en"><head>{head}</head><body>{body}</body></html>\n'
+
+
+def _of_answers(what: str) -> list[str]:
+    """Return the names under which runs on compared answers record a number of them."""
+    return [f"{what}_{kind}" for kind in ("chosen", "rejected", "good", "bad")]
 
 
 def _texts(folder: Path) -> list[tuple[str, str]]:
@@ -79,9 +89,22 @@ def _curves(records: Sequence[dict[str, Any]], names: Sequence[str]) -> list[dic
     return traces
 
 
-def _chart(index: int, title: str, traces: list[dict[str, Any]]) -> str:
-    """Return a section with a chart.  index: makes its element's name unique."""
-    axis = {"title": {"text": "step"}}
+def _calibration(index: int, points: Sequence[Sequence[float]]) -> str:
+    """Return the chart of a reward model.  points: its probability, share of right pairs, number of pairs."""
+    probability, right, pairs = zip(*points, strict=True)
+    told = {
+        "x": probability, "y": right, "text": [f"{n} pairs" for n in pairs], "mode": "lines+markers",
+        "name": "share of right pairs",
+    }  # fmt: skip
+    ideal = {"x": [0.5, 1], "y": [0.5, 1], "mode": "lines", "name": "as it should be"}
+    return _chart(
+        index, "Calibration", [told, ideal], "probability of the preferred answer, as the model says"
+    )
+
+
+def _chart(index: int, title: str, traces: list[dict[str, Any]], x: str = "step") -> str:
+    """Return a section with a chart.  index: makes its element's name unique.  x: what the axis shows."""
+    axis = {"title": {"text": x}}
     layout = {"margin": {"t": 10, "r": 10}, "xaxis": axis, "showlegend": len(traces) > 1}
     arguments = f"'chart{index}',{json.dumps(traces)},{json.dumps(layout)},{{responsive:true}}"
     call = f"Plotly.newPlot({arguments})".replace("</", "<\\/")  # "</" would end the script element anywhere

@@ -21,6 +21,7 @@ from graft import seedling, storage
 from graft.base.adapter import Adapter
 from graft.base.base import Base
 from graft.data import DataReport, Prepared, prepare
+from graft.data.feed import Feed
 from graft.errors import DataError, UsageError, notice
 from graft.evaluate import losses
 from graft.evaluate.coverage import fingerprint
@@ -29,7 +30,7 @@ from graft.models.dtype import AUTO, FORMATS
 from graft.models.load import DTYPES
 from graft.planning.fit import fitting, of_adapter, positions_taken, require_tokenizer
 from graft.recipe import Recipe, read
-from graft.runs.build import feed, load_base, settled, settled_on
+from graft.runs.build import feed, grown, load_base, settled, settled_on
 from graft.runs.effect import without_effect
 from graft.runs.hear import heard
 from graft.runs.identity import as_begun, claim, identity, require_same_settings
@@ -37,7 +38,7 @@ from graft.runs.open import Opened
 from graft.runs.page import report
 from graft.runs.score import chosen_rows, score_rows
 from graft.shipping.export import export
-from graft.stages.stage import Stage, methods_of, stage_of
+from graft.stages.stage import Stage, Start, methods_of, stage_of
 from graft.training import Observer, Task, Trainer
 from graft.training.lock import locked
 
@@ -134,8 +135,8 @@ def train(
     data: str | Path | Sequence[str | Path] | Mapping[str, Any],
     *,
     output: str | Path | None = None,
-    stage: str = "sft",
-    objective: str = "causal",
+    stage: str | Mapping[str, Any] = "sft",
+    objective: str | None = None,
     evaluate: Mapping[str, Any] | None = None,
     observer: RunObserver | None = None,
     **train: Any,
@@ -155,8 +156,8 @@ def train(
         "model": base.name or "given",
         "dtype": next((word for word in FORMATS if DTYPES[word] == base.dtype), AUTO),
         "method": methods if len(methods) > 1 else methods[0],
-        "stage": stage,
-        "objective": objective,
+        "stage": stage if isinstance(stage, str) else dict(stage),
+        **({} if objective is None else {"objective": objective}),
         "data": dict(data),
         "train": train,
         "output": str(output or f"runs/{adapter.name}"),
@@ -192,7 +193,7 @@ class _Work:
     """Everything that a run works with.
 
     adapter: its name.  given: the recipe as it was given.  recipe: the same, as far as the model can take it.
-    prepared: the encoded rows.  opened: base and adapter, to ask and to score.
+    prepared: the encoded rows.  opened: base and adapter, to ask and to score.  start: of training.
     """
 
     base: Base
@@ -203,6 +204,7 @@ class _Work:
     prepared: Prepared
     folder: Path
     opened: Opened
+    start: Start
 
 
 def _train(base: Base, name: str, recipe: Recipe, observer: RunObserver, notes: list[str]) -> RunResult:
@@ -211,9 +213,10 @@ def _train(base: Base, name: str, recipe: Recipe, observer: RunObserver, notes: 
     notes: grows while the run is going on.
     """
     work = _prepared(base, name, recipe)
-    task = _task(work)
-    _write(work, task)
+    facts = identity(work.given, base, work.prepared)
+    _write(work, facts)
     _announce(observer, work)
+    task = _task(work, facts)
     trained_before = (work.folder / "finished.json").exists()
     Trainer(base, name, task, recipe.train, work.folder, observer).run()
     if trained_before:  # no step was taken now: the trained adapter is in the folder
@@ -239,14 +242,19 @@ def _prepared(base: Base, name: str, recipe: Recipe) -> _Work:
     prepared = prepare(settings, base.tokenizer, stage, family=base.family, vocabulary=size)
     if prepared.template is not None:
         base.tokenizer.chat_template = prepared.template
-    if name not in base.adapters:
+    new = name not in base.adapters
+    if new:
         torch.manual_seed(recipe.train.seed)  # the new adapter's values follow from the seed
         base.attach(name, methods_of(recipe, prepared.labels, tagged=prepared.tagged))
+    elif recipe.adapter is not None:
+        methods = stage.methods(base.adapters[name].methods, prepared.labels, tagged=prepared.tagged)
+        grown(base, name, methods, seed=recipe.train.seed)
     stage.fit(base.adapters[name], prepared.labels, tagged=prepared.tagged)
     folder = Path(recipe.output)
     opened = Opened(base, name, recipe, folder, stage.asks_by_template(settings))
     _check_samples(opened, recipe)
-    return _Work(base, name, given, recipe, stage, prepared, folder, opened)
+    start = Start(name, newborn=new and all(method.newborn for method in base.adapters[name].methods))
+    return _Work(base, name, given, recipe, stage, prepared, folder, opened, start)
 
 
 def _check_samples(opened: Opened, recipe: Recipe) -> None:
@@ -263,10 +271,10 @@ def _check_samples(opened: Opened, recipe: Recipe) -> None:
             raise UsageError(given, "prompts that the model can be asked", remedy)
 
 
-def _write(work: _Work, task: Task) -> None:
+def _write(work: _Work, identity: Mapping[str, Any]) -> None:
     """Write what is known before the first step. Raises CheckpointError in the folder of another run."""
     folder, report = work.folder, work.prepared.report
-    claim(folder, dict(task.identity))
+    claim(folder, dict(identity))
     storage.replace(folder / "recipe.yaml", work.given.yaml().encode())
     facts = report.json() | {"asks_by_template": work.opened.by_template}
     storage.replace(folder / "data_report.json", storage.encode(facts))
@@ -274,30 +282,35 @@ def _write(work: _Work, task: Task) -> None:
         report.write_rejects(folder / "rejected.jsonl")
 
 
-def _task(work: _Work) -> Task:
-    """Return what the training loop needs: batches, loss, evaluation, samples, and the run's identity."""
+def _task(work: _Work, identity: Mapping[str, Any]) -> Task:
+    """Return what the training loop needs: batches, loss, evaluation and samples.  identity: of the run."""
     base = work.base
     recipe = work.recipe
     prepared = work.prepared
     size = recipe.evaluate.batch_size
     prompts = recipe.train.samples
-    batches = feed(base, recipe, prepared.train, recipe.train.batch_size, recipe.train.micro_batch_size)
-    held = feed(base, recipe, prepared.eval or [], size, size)
+    feeds: Mapping[str, Feed] = {
+        "train": feed(base, recipe, prepared.train, recipe.train.batch_size, recipe.train.micro_batch_size),
+        "eval": feed(base, recipe, prepared.eval or [], size, size),
+    }
+    feeds = work.stage.before_training(base, work.start, feeds, work.folder, identity)
 
     def evaluate(step: int) -> dict[str, float]:
         with base.using(work.adapter):
-            return losses(base, held, work.stage)
+            return losses(base, feeds["eval"], work.stage)
 
     def sample() -> list[str]:
         answers = work.opened.ask(prompts, max_new_tokens=recipe.train.sample_tokens)
         return [f"{prompt}\n\n{answer}" for prompt, answer in zip(prompts, answers, strict=True)]
 
     return Task(
-        feed=batches,
+        feed=feeds["train"],
         objective=work.stage.loss,
         evaluate=evaluate if prepared.eval else None,
         sample=sample if prompts else None,
-        identity=identity(work.given, base, prepared),
+        identity=identity,
+        before_step=work.stage.before_step,
+        progress=work.stage.progress,
     )
 
 
@@ -340,6 +353,7 @@ def _finish(work: _Work, observer: RunObserver) -> RunResult:
             observer.scoring()
         table = score_rows(work.opened, recipe, chosen)
         facts = {"columns": table.columns, "texts": table.texts[:SHOWN], "coverage": table.coverage.json()}
+        facts |= {"curves": table.curves} if table.curves else {}
         storage.write_json(record, facts | asked)  # keeps the order of the columns
     if recipe.fresh and not (folder / "model").exists():
         export(base, folder / "model", to="hf", adapter=work.adapter)

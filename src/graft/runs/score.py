@@ -93,7 +93,10 @@ def evaluation_set(opened: Opened, recipe: Recipe, chosen: Chosen) -> tuple[Held
     if unknown:
         notes.append(_note_of_classes(unknown, rows, metrics))
     writing = {"max_new_tokens": recipe.evaluate.max_new_tokens, "batch_size": size}
-    scored = Scored(feed(base, recipe, encoded.examples, size, size), stage, tuple(unknown))
+    examples = feed(base, recipe, encoded.examples, size, size)
+    if by_examples(metrics):
+        examples = stage.before_scoring(base, opened.adapter, examples, opened.folder)
+    scored = Scored(examples, stage, tuple(unknown))
     coverage = Coverage(
         chosen.of, len(rows), left_out, chosen.sampled, notes, fingerprint(_without(chosen.rows, left_out))
     )
@@ -157,10 +160,10 @@ def score_rows(opened: Opened, recipe: Recipe, chosen: Chosen) -> Table:
         return Table({}, [])
     stage = stage_of(recipe)
     check_metrics(recipe.evaluate.metrics, stage, base.family)
-    if stage.labelled and (opened.adapter is None or base.adapters[opened.adapter].head is None):
+    if stage.headed and (opened.adapter is None or base.adapters[opened.adapter].head is None):
         raise UsageError(
-            f"{opened.adapter or base.name} has no task head, so it predicts no classes",
-            "a run of stage classify, or an adapter with a task head",
+            f"{opened.adapter or base.name} has no task head, so it gives no answer in stage {stage.name()}",
+            f"a run of stage {stage.name()}, or an adapter with a task head",
             "name one, or choose another stage",
         )
     held, coverage = evaluation_set(opened, recipe, chosen)

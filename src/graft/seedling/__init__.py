@@ -15,7 +15,7 @@ from typing import Any
 
 from graft import storage
 from graft.errors import DataError, one_of
-from graft.seedling import entities, phrases, products, writing
+from graft.seedling import entities, phrases, preferences, products, writing
 
 FOLDER = Path(__file__).parent
 PREFIX = "seedling:"
@@ -48,6 +48,10 @@ DATASETS: dict[str, tuple[Callable[[int, int, str], Rows], int, int, str]] = {
     "shelves-held-out": (_shelves, 200, 5, "held-out"),
     "entities": (entities.rows, 2_000, 6, "train"),
     "entities-held-out": (entities.rows, 200, 7, "held-out"),
+    "preferences": (preferences.pairs, 2_000, 8, "train"),
+    "preferences-held-out": (preferences.pairs, 200, 9, "held-out"),
+    "verdicts": (preferences.verdicts, 2_000, 10, "train"),
+    "verdicts-held-out": (preferences.verdicts, 200, 11, "held-out"),
 }
 
 
@@ -87,7 +91,6 @@ def _cache() -> Path:
 
 
 def _fingerprint(n: int, seed: int) -> str:
-    sources = b"".join(
-        Path(str(module.__file__)).read_bytes() for module in (products, phrases, writing, entities)
-    )
+    modules = (products, phrases, writing, entities, preferences)
+    sources = b"".join(Path(str(module.__file__)).read_bytes() for module in modules)
     return hashlib.sha256(sources + f"{n} {seed}".encode()).hexdigest()[:12]

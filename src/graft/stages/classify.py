@@ -30,6 +30,7 @@ class Classify(Stage):
     layouts: ClassVar = ("classification", "tags")
     metrics: ClassVar = ("accuracy", "precision", "recall", "f1")
     labelled: ClassVar = True
+    headed: ClassVar = True
     aligned: ClassVar = ("tags", TOKEN_TYPES)
     loss = staticmethod(classification)
 

@@ -14,7 +14,7 @@ from graft.core.positions import first_position
 from graft.data.batches import Batches, TokenBatches, WrittenBatches
 from graft.data.conversations import Conversations, unknown_characters
 from graft.data.encode import IGNORED, Encoded, Encoder, Example, Outcomes
-from graft.data.layouts import recognise
+from graft.data.layouts import Accepts, recognise
 from graft.data.mask import Rendered, tokenise
 from graft.data.read import records
 from graft.data.rows import BadRow, Reject, Row, alike
@@ -45,10 +45,8 @@ class Sft(Stage):
     def asks_by_template(self, settings: Any) -> bool:
         if settings.template is not None:
             return True
-        rows = (r for r in records(settings.train) if not isinstance(r, Reject))
-        known = (recognise(r, self.accepts(), settings.format, settings.columns) for r in rows)
-        first = alike(list(islice((r for r in known if isinstance(r, Row)), LOOKED_AT)))
-        return any(row.kind == "chat" for row in first[:1])
+        row = first_row(settings, self.accepts())
+        return row is not None and row.kind == "chat"
 
     def encoder(self, tokenizer: Any, family: str, settings: Any, labels: Sequence[str] = ()) -> Encoder:
         if family not in self.families:
@@ -80,6 +78,14 @@ class Sft(Stage):
     def questions(self, rows: Sequence[Row]) -> list[Prompt]:
         asked = [prompt for row in rows if (prompt := _asked(row))]
         return list({repr(prompt): prompt for prompt in asked}.values())
+
+
+def first_row(settings: Any, accepts: Accepts) -> Row | None:
+    """Return the first usable row of a recipe's `data:`, by which it is known how prompts are written."""
+    rows = (r for r in records(settings.train) if not isinstance(r, Reject))
+    known = (recognise(r, accepts, settings.format, settings.columns) for r in rows)
+    first = alike(list(islice((r for r in known if isinstance(r, Row)), LOOKED_AT)))
+    return next(iter(first), None)
 
 
 def _asked(row: Row) -> Prompt | None:

@@ -8,8 +8,9 @@ them as text, before torch is imported.
 
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 from graft.base.adapter import Adapter
@@ -18,18 +19,36 @@ from graft.core import registry
 from graft.core.method import Method
 from graft.data.batches import Batches
 from graft.data.encode import Encoder, Example
+from graft.data.feed import Feed
 from graft.data.layouts import Accepts
 from graft.data.rows import Row
 from graft.data.templates import Jinja, Prompt
 from graft.errors import UsageError
 from graft.objectives.lm import Loss
+from graft.objectives.sums import accuracy
 from graft.recipe import Recipe
 from graft.recipe.stages import stage_card
+
+Points = list[tuple[float, float, int]]
+
+
+@dataclass(frozen=True)
+class Start:
+    """What training starts from.
+
+    adapter: its name.  newborn: it changes nothing yet, so that the model is the bare base.
+    """
+
+    adapter: str
+    newborn: bool = False
 
 
 @dataclass(frozen=True)
 class Stage(ABC):
-    """Base class of every stage.  objective: one of `objectives`, for a stage that has several."""
+    """Base class of every stage.  objective: one of `objectives`, for a stage that has several.
+
+    Further fields are settings of the stage, which recipes write beside its name; a comment is their help.
+    """
 
     objective: str = "causal"
 
@@ -46,6 +65,8 @@ class Stage(ABC):
     labelled: ClassVar[bool] = False  # rows name classes, for which the adapter gets a head
     aligned: ClassVar[tuple[str, ...]] = ()  # parts of an example that tell something of each of its ids
     packs: ClassVar[bool] = False  # documents may share a row, where the model allows it
+    counts: ClassVar[str] = "tok"  # what "tokens" of its loss are, for the speed on the terminal
+    headed: ClassVar[bool] = False  # the adapter answers by a task head: the bare base has no answer
 
     @classmethod
     def name(cls) -> str:
@@ -119,18 +140,56 @@ class Stage(ABC):
 
     # Loss and scores
 
-    @staticmethod
-    @abstractmethod
-    def loss(base: Any, batch: Any) -> Loss:
-        """Return the loss and metrics, summed over all that is supervised; "tokens" counts it."""
+    def before_training(
+        self, base: Base, start: Start, feeds: Mapping[str, Feed], folder: Path, identity: Mapping[str, Any]
+    ) -> Mapping[str, Feed]:
+        """Return the feeds of a run with what its loss reads beside the rows, such as a reference's answers.
 
-    def scores(self, loss: float, sums: dict[str, float]) -> dict[str, float]:
+        Called at every start of a run, also of a stopped one, with the adapter as training started from it.
+        folder, identity: of the run, to keep what must not change while it goes on.
+        """
+        return feeds
+
+    def before_scoring(self, base: Base, adapter: str | None, feed: Feed, folder: Path | None) -> Feed:
+        """Return the same for other rows, on which a model is scored.
+
+        adapter, folder: of the run that is scored, if it is one.
+        """
+        return feed
+
+    def before_step(self, base: Base, batches: Sequence[Any]) -> Sequence[Any]:
+        """Return the micro-batches of one step with what only all of them together tell the loss."""
+        return batches
+
+    @abstractmethod
+    def loss(self, base: Any, batch: Any) -> Loss:
+        """Return the loss and metrics, summed over all that is supervised; "tokens" counts it.
+
+        A metric is a number, or a tensor: the sums over micro-batches go to `progress` and `scores`.
+        """
+
+    def progress(self, sums: Mapping[str, Any]) -> dict[str, float]:
+        """Return what the line of a training step says beside its loss.  sums: of the step's metrics."""
+        return accuracy(sums)
+
+    def baseline(self, feed: Feed) -> tuple[str, dict[str, float]] | None:
+        """Return (title, scores) of what needs no model, to stand beside a headed adapter's; or None."""
+        return None
+
+    def scores(self, loss: float, sums: dict[str, Any]) -> dict[str, float]:
         """Return what an evaluation reports.
 
         loss: per supervised token or row.  sums: the metrics of `loss`, added up over all batches.
         """
         means = {name: value / sums["tokens"] for name, value in sums.items() if name != "tokens"}
         return {"loss": loss, **means, "tokens": sums["tokens"]}
+
+    def curves(self, sums: dict[str, Any]) -> dict[str, Points]:
+        """Return what an evaluation draws beside its scores: points (x, y, weight) by name.
+
+        sums: as for `scores`.
+        """
+        return {}
 
     def questions(self, rows: Sequence[Row]) -> Sequence[Prompt]:
         """Return what held-out rows ask, each once; none where rows ask nothing.
@@ -149,7 +208,7 @@ def find(name: str) -> type[Stage]:
 
 def stage_of(recipe: Recipe) -> Stage:
     """Return the stage of a recipe."""
-    return find(recipe.stage)(recipe.objective)
+    return find(recipe.stage_name)(recipe.objective, **recipe.stage_settings)
 
 
 def task_of(recipe: Recipe, config: Any) -> str | None:

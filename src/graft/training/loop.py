@@ -16,6 +16,7 @@ import torch
 
 from graft import storage
 from graft.errors import TrainingError
+from graft.objectives.sums import accuracy
 from graft.quant.finite import require_finite
 from graft.sizes import MIB
 from graft.training import rng
@@ -46,6 +47,8 @@ class Task:
     evaluate: step -> metrics; "loss" decides which step is best.
     sample: () -> answers to the sample prompts.
     identity: JSON values (settings, fingerprints of base and data) that must be equal on a resume.
+    before_step: (base, micro-batches of a step) -> the same, with what only all of them together tell.
+    progress: (metrics of the objective, added up over a step) -> what its line in metrics.jsonl says of them.
     """
 
     feed: Any
@@ -53,6 +56,8 @@ class Task:
     evaluate: Callable[[int], Mapping[str, float]] | None = None
     sample: Callable[[], Sequence[str]] | None = None
     identity: Mapping[str, Any] = field(default_factory=dict)
+    before_step: Callable[[Any, Sequence[Any]], Sequence[Any]] = lambda base, batches: batches
+    progress: Callable[[Mapping[str, Any]], Mapping[str, float]] = accuracy
 
 
 @dataclass(frozen=True)
@@ -175,6 +180,7 @@ class Trainer:
         batch = self.feed.longest()
         self.base.train(True, dropout=self.settings.dropout)
         with advice(self.base, self.adapter, self.settings, [batch]):
+            (batch,) = self.task.before_step(self.base, [batch])
             preflight(self.base, self.adapter, self.task.objective, batch)
 
     def _finished(self) -> Result | None:
@@ -200,10 +206,11 @@ class Trainer:
     def _advance(self) -> None:
         """Take one optimizer step; then log, and evaluate and save when they are due."""
         p, s = self.progress, self.settings
-        batches = self.feed.step(*divmod(p.step, self.feed.steps_per_epoch))
+        batches: Sequence[Any] = self.feed.step(*divmod(p.step, self.feed.steps_per_epoch))
         scale = factor(s.schedule, p.step, self.total, s.warmup)
         self.base.train(True, dropout=s.dropout)
         with advice(self.base, self.adapter, s, batches):
+            batches = self.task.before_step(self.base, batches)
             measured = measure(self.base, self.adapter, self.task.objective, batches, self.noise.arm)
             p.step += 1
             p.tokens += measured.tokens
@@ -243,8 +250,7 @@ class Trainer:
         record: dict[str, Any] = self._position() | {"lr": lr, "tokens": self.progress.tokens}
         if measured.trouble:
             return record | {"skipped": measured.trouble}
-        if "correct" in measured.metrics:
-            record["accuracy"] = measured.metrics["correct"] / measured.tokens
+        record |= self.task.progress(measured.metrics)
         return record | {"loss": measured.loss, "grad_norm": measured.norm}
 
     def _position(self) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import torch
 from graft.errors import TrainingError, listed
 from graft.kernels.optimizer import gradient_norm
 from graft.objectives import consistent
+from graft.objectives.sums import add, numbers
 from graft.quant.finite import not_finite
 from graft.training import rng
 
@@ -32,14 +33,15 @@ SHOWN = 8  # rows and tensors that an error names
 class Measured:
     """A step before it is applied.
 
-    loss: per supervised token.  norm: of the whole gradient.  trouble: what is not finite, "" if nothing.
+    loss: per supervised token.  norm: of the whole gradient.  metrics: of the objective, added up.
+    trouble: what is not finite, "" if nothing.
     sources: the rows of the step, or those to which the trouble can be traced.
     """
 
     loss: float
     tokens: int
     norm: float
-    metrics: dict[str, float]
+    metrics: dict[str, Any]
     trouble: str
     sources: list[str]
 
@@ -62,19 +64,19 @@ def measure(
         )
     clear_gradients(adapter)
     summed: list[tuple[torch.Tensor, Any]] = []
-    metrics: dict[str, float] = {}
+    sums: dict[str, Any] = {}
     for batch in batches:
         if batch.tokens:
             loss, batch_metrics = backward(base, adapter, objective, batch, tokens, arm)
             summed.append((loss, batch))
-            metrics = {key: metrics.get(key, 0.0) + float(value) for key, value in batch_metrics.items()}
+            add(sums, batch_metrics)
     losses = torch.stack([loss for loss, _ in summed]).tolist()  # one synchronisation for the whole step
     norm = gradient_norm([p.grad for p in adapter.parameters() if p.grad is not None])
     trouble = _trouble(losses, norm, adapter)
     if trouble:  # a loss names its rows; a gradient may come from any of them
         bad = [batch for value, (_, batch) in zip(losses, summed, strict=True) if not math.isfinite(value)]
         sources = [source for batch in bad for source in batch.sources] or sources
-    return Measured(sum(losses) / tokens, tokens, norm, metrics, trouble, sources)
+    return Measured(sum(losses) / tokens, tokens, norm, numbers(sums), trouble, sources)
 
 
 def backward(

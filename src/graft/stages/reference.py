@@ -1,0 +1,144 @@
+"""Reference: the log-probabilities of all answers under the adapter that training started from.
+
+They are computed once, before the first step, without dropout, and kept in the run's folder, with the tensors
+of an adapter that was no newborn. So a resumed run reads the numbers that it began with, and a run that goes
+on from an adapter has that adapter as its reference, not the bare base.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from graft import storage
+from graft.base.base import Base
+from graft.data.answer_batches import AnswerBatches
+from graft.data.feed import Feed
+from graft.errors import CheckpointError, notice
+from graft.generate.generate import evaluating
+from graft.objectives.preference import answer_logprobs
+from graft.stages.stage import Start
+
+FOLDER = "reference"  # in the run's
+NUMBERS, START = "log_probabilities.safetensors", "adapter.safetensors"
+Values = list[list[float]]  # of every example, its answers' log-probabilities
+
+
+def remembered(
+    base: Base, start: Start, feeds: Mapping[str, Feed], folder: Path, identity: Mapping[str, Any]
+) -> Mapping[str, Feed]:
+    """Return feeds whose examples have the reference of the run in `folder`, which is computed if missing.
+
+    start: its adapter is now as training started from it.  identity: of the run; a reference of another one
+    is replaced.
+    """
+    kept = _kept(folder / FOLDER, identity)
+    if kept is None:
+        count = sum(answers_of(example) for feed in feeds.values() for example in feed.examples)
+        notice(f"the reference reads {count:,} answers once, before the first step")
+        with base.using(start.adapter):
+            values = {name: log_probabilities(base, feed) for name, feed in feeds.items()}
+        kept = {name: torch.tensor([v for own in rows for v in own]) for name, rows in values.items()}
+        tensors = {} if start.newborn else base.adapters[start.adapter].checkpoint_state()
+
+        def fill(target: Path) -> None:
+            storage.write_tensors(target / NUMBERS, kept)
+            if tensors:
+                storage.write_tensors(target / START, tensors)
+
+        needed = sum(t.numel() * t.element_size() for t in [*kept.values(), *tensors.values()])
+        storage.retry_while_full(
+            folder,
+            needed,
+            lambda: storage.commit(folder / FOLDER, fill, {"identity": dict(identity)}),
+            notice,
+        )
+    return {name: with_values(feed, _split(feed, kept[name])) for name, feed in feeds.items()}
+
+
+def measured(base: Base, adapter: str | None, feed: Feed, folder: Path | None) -> Feed:
+    """Return a feed whose examples have the reference of the run in `folder`, for rows that it did not see.
+
+    adapter: of the run. The bare base is the reference without a run, and of one that started from it.
+    """
+    start = folder / FOLDER / START if folder is not None else None
+    if adapter is None or start is None or not start.exists():
+        with base.using(None):
+            return with_values(feed, log_probabilities(base, feed))
+    name = f"{adapter} as it started"
+    beginning = base.attach(name, base.adapters[adapter].methods)
+    try:
+        beginning.restore_checkpoint_state(load_file(start))
+        with base.using(name):
+            return with_values(feed, log_probabilities(base, feed))
+    finally:
+        base.detach(name)
+
+
+def log_probabilities(base: Base, feed: Feed) -> Values:
+    """Return log π(y) of every answer of every example, under the adapter in use, in evaluation mode.
+
+    Of a judged example these are its own answer's and that of the one to another prompt.
+    """
+    batches: Any = feed.batches
+    examples = feed.examples
+    sizes = batches.sizes(examples)
+    order = sorted(range(len(examples)), key=lambda i: -sizes[i])  # alike lengths together: little padding
+    values: Values = [[]] * len(examples)
+    with torch.no_grad(), evaluating(base):
+        for at in range(0, len(order), feed.micro_batch_size):
+            chosen = order[at : at + feed.micro_batch_size]
+            rows = [examples[i] for i in chosen]
+            if batches.packs:
+                batch = AnswerBatches.packed(batches, [[example] for example in rows])
+            else:
+                batch = AnswerBatches.padded(batches, rows)
+            on_device: Any = batch.to(base.device)
+            sums, _ = answer_logprobs(base, on_device)
+            for value, row in zip(sums.tolist(), batch.row.tolist(), strict=True):
+                values[chosen[row]] = [*values[chosen[row]], value]
+    return values
+
+
+def with_values(feed: Feed, values: Sequence[Sequence[float]]) -> Feed:
+    """Return a feed whose examples have these log-probabilities as their reference."""
+    examples: Any = feed.examples
+    if not len(examples):
+        return feed
+    if isinstance(examples, list):
+        return replace(
+            feed, examples=[replace(e, reference=own) for e, own in zip(examples, values, strict=True)]
+        )
+    return replace(feed, examples=replace(examples, reference=values))
+
+
+def _kept(folder: Path, identity: Mapping[str, Any]) -> dict[str, torch.Tensor] | None:
+    """Return the numbers that a folder holds for this run; None if there are none, or they are damaged."""
+    if not folder.exists():
+        return None
+    try:
+        facts = storage.validate(folder)
+    except CheckpointError as error:
+        notice(f"{error.given}: the reference is computed again")
+        return None
+    before, now = facts["identity"], json.loads(storage.encode(dict(identity)))  # JSON has no tuples
+    if any(before[key] != now[key] for key in {*before} & {*now}):
+        return None
+    return load_file(folder / NUMBERS)
+
+
+def _split(feed: Feed, flat: torch.Tensor) -> Values:
+    """Return numbers in the order of the examples as one list for each."""
+    counts = [answers_of(example) for example in feed.examples]
+    return [part.tolist() for part in flat.split(counts)] if counts else []
+
+
+def answers_of(example: Any) -> int:
+    """Return how many answers of an example have log-probabilities."""
+    if example.target is None:
+        return len(example.parts["ends"])
+    return 2 if example.parts.get("other") else 1
