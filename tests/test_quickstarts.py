@@ -16,7 +16,18 @@ ROOT = Path(__file__).resolve().parents[1]
 def test_the_commands_of_the_quickstarts_run_in_order(tmp_path, monkeypatch, capfd):
     shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
     monkeypatch.chdir(tmp_path)
-    names = ("chat", "classify", "prefer", "pretrain", "compare", "judge", "ship", "resume", "memory", "speed")
+    names = (
+        "chat",
+        "classify",
+        "prefer",
+        "pretrain",
+        "compare",
+        "judge",
+        "ship",
+        "resume",
+        "memory",
+        "speed",
+    )
     for name in names:
         text = (ROOT / f"docs/quickstart/{name}.md").read_text().replace(" \\\n ", "")
         lines = [

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from graft.evaluate.judgements import Judgement
     from graft.evaluate.judges import Judge
 
-BY = "me or me:NAME; rule:shorter, rule:rouge_l, ...; module:function; or http://127.0.0.1:8000/v1"
+BY = (
+    "me or me:NAME; reward:RUN; rule:shorter, rule:rouge_l, ...; module:function; or http://127.0.0.1:8000/v1"
+)
 
 ME = "me"
 PROMPTS = 80  # that a run's rows give where nothing else does
@@ -121,7 +123,7 @@ def _answers(
 def _judge(by: str, model: str | None, form: str, out: Path, settings: dict[str, Any]) -> "Judge":
     """Return the judge that --by names. Raises UsageError if there is none such."""
     from graft.evaluate.endpoint import Endpoint, by_endpoint  # torch costs seconds
-    from graft.evaluate.judges import by_function, by_rule
+    from graft.evaluate.judges import by_function, by_rule, marks
     from graft.evaluate.person import by_person
 
     cache = _cache(out)
@@ -134,6 +136,10 @@ def _judge(by: str, model: str | None, form: str, out: Path, settings: dict[str,
         raise UsageError(f"--model or --form with --by {by}", "an address", "leave them out")
     if kind == ME:
         return by_person(_ask, talk, cache, by)
+    if kind == "reward":
+        from graft.runs.reward import rewards_of
+
+        return marks(rewards_of(name))
     if kind == "rule":
         return by_rule(name)
     if not name:

@@ -5,7 +5,8 @@ opinion for each. It does not know which models wrote the answers.
 
     rule:shorter, rule:longer, rule:distinct_2, rule:rouge_l, ...    a rule; most metrics need references
     package.module:function     (prompt, first, second) -> 1, 2, "tie", None (no verdict), or two marks
-    marks(score)                (prompts, answers) -> one number each, such as a reward; the larger wins
+    marks(score)                (prompts, answers) -> one number each; the larger wins
+    reward:RUN                  the marks of a reward adapter (`graft.runs.reward`)
     http://127.0.0.1:8000/v1    a model behind an OpenAI-compatible endpoint (`graft.evaluate.endpoint`)
     me                          a person in the terminal (`graft.evaluate.person`)
 
