@@ -8,9 +8,9 @@ import pytest
 
 from graft.cli.data_report import report_lines
 from graft.data import DataReport, RejectedRows, prepare
-from graft.data.answers import Judged, Rankings
 from graft.data.layouts import Accepts
 from graft.data.pairs import Pairs
+from graft.data.rankings import Judged, Rankings
 
 
 @dataclass(frozen=True)

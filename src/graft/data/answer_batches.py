@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from graft.data.answers import THOUSANDTHS, prompt_length
 from graft.data.batches import Batch, Batches
 from graft.data.encode import IGNORED, OTHER, Example
 from graft.data.pack import GRAIN, rounded
+from graft.data.rankings import THOUSANDTHS, prompt_length
 from graft.data.rows import compared
 
 MISMATCHED = -1  # `AnswerBatch.good` of an answer to another prompt

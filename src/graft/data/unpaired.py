@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from graft.data.answer_batches import AnswerBatch, AnswerBatches
-from graft.data.answers import prompt_length
 from graft.data.encode import IGNORED, Example
+from graft.data.rankings import prompt_length
 
 
 @dataclass(kw_only=True)

@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 from graft.base.base import Base
 from graft.core.positions import first_position
 from graft.data.answer_batches import AnswerBatches
-from graft.data.answers import Rankings
 from graft.data.encode import Encoder, Example
+from graft.data.rankings import Rankings
 from graft.data.rows import PREFERRED, Row, with_answers
 from graft.data.templates import Jinja, Prompt, source
 from graft.stages.sft import SFT, first_row

@@ -17,9 +17,9 @@ import torch
 from graft.base.base import Base
 from graft.core.positions import first_position
 from graft.data.answer_batches import AnswerBatches
-from graft.data.answers import Judged
 from graft.data.encode import Encoder
 from graft.data.feed import Feed
+from graft.data.rankings import Judged
 from graft.data.unpaired import UnpairedBatches
 from graft.errors import UsageError, notice
 from graft.generate.generate import evaluating

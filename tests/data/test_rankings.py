@@ -4,8 +4,8 @@ import pytest
 from chat_layouts import LAYOUTS, QWEN_3
 from stage_tools import encoder_of
 
-from graft.data.answers import Judged, Rankings
 from graft.data.encode import IGNORED
+from graft.data.rankings import Judged, Rankings
 from graft.data.rows import Row, with_answers
 from graft.data.templates import prompt_ids, source
 
