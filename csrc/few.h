@@ -80,9 +80,9 @@ INLINE int64_t few_unit_at(const few_x *x, int64_t row, int64_t chunk) {
 // A chunk in fixed point: as multiples of a unit of which the largest number has FIXED_MOST.
 static void few_fix(const few_x *x, int64_t row, int64_t from) {
   int64_t at = few_at(x, row, from);
-  vf top = vf_zero();
-  for (int i = 0; i < CHUNK; i += VW) top = vf_max(top, vf_abs(vf_load(x->plain + at + i)));
-  float most = vf_top(top), units = most > 0 ? FIXED_MOST / most : 0;
+  vi top = {0};  // bits: those of a NaN are the largest, and make the unit one
+  for (int i = 0; i < CHUNK; i += VW) top = vi_max(top, (vi)vf_abs(vf_load(x->plain + at + i)));
+  float most = vi_top_float(top), units = most > 0 ? FIXED_MOST / most : 0;
   for (int i = 0; i < CHUNK; i += VW) {
     vi whole = vf_round(vf_load(x->plain + at + i) * vf_set(units));
     for (int j = 0; j < VW; j++) x->fixed[at + i / GROUP * GROUP + fixed_place((i + j) % GROUP)] = (int16_t)whole[j];

@@ -189,10 +189,7 @@ INLINE vf vf_first(vf v, int64_t n) {
 // those of a NaN if there is one.
 INLINE float quantise_state(const graft_dynamic *map, int is_signed, const float *values, vi top, int64_t n,
                             uint8_t *codes) {
-  int32_t most_bits = 0;
-  for (int i = 0; i < VW; i++) most_bits = top[i] > most_bits ? top[i] : most_bits;
-  float most;
-  memcpy(&most, &most_bits, sizeof most);
+  float most = vi_top_float(top);
   vf inverse = vf_set(1.0f / (most > 1e-38f ? most : 1e-38f));
   int64_t i = 0;
   for (; i + VW <= n; i += VW) codes_store(codes + i, nearest_codes(map, is_signed, vf_load(values + i) * inverse));

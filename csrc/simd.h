@@ -109,6 +109,15 @@ INLINE float vf_top(vf a) {
   return s[0];
 }
 
+// The float with the largest of some bits of floats that are not negative: a NaN, if there is one.
+INLINE float vi_top_float(vi bits) {
+  int32_t most = 0;
+  for (int i = 0; i < VW; i++) most = bits[i] > most ? bits[i] : most;
+  float f;
+  memcpy(&f, &most, sizeof f);
+  return f;
+}
+
 // e^x within 2 units in the last place for x <= 88; 0 far below. After Cephes: x = n ln 2 + r, a polynomial in r.
 INLINE vf vf_exp(vf x) {
   vf low = vf_set(-103.0f);

@@ -150,6 +150,19 @@ def logits_of(steps, prompt, answer):
     )
 
 
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_numbers_that_are_not_finite_are_seen_in_the_logits(level, exact, broken):
+    base = with_adapters(1, scheme="nf4")
+    base.adapters["a0"].parameters()[0].data[0, 0] = broken
+    steps = stepper(base, exact)
+    steps.reserve(2, 4)
+    for slot, name in enumerate((None, "a0")):
+        steps.open(slot, name)
+    sound, unsound = steps.prefill([(0, PROMPTS[0]), (1, PROMPTS[0])])
+    assert sound.isfinite().all() and not unsound.isfinite().any()
+
+
 def test_log_probabilities_are_computed_exactly(monkeypatch):
     base = graft.load("seedling")
     asked, made = [], base._native.stepper
