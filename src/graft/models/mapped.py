@@ -28,11 +28,12 @@ class MappedSlice:
         self._inner, self._name, self._places = inner, name, places
 
     def __getitem__(self, index: Any) -> Tensor:
-        tensor: Tensor = self._inner[index]
+        tensor: Any = self._inner[index]
         if tensor.is_contiguous() and self._holds(tensor):
             # The slice keeps the mapping alive until then.
-            tensor.forget = functools.partial(_give_back, self._inner, tensor.data_ptr(), tensor.nbytes)  # type: ignore[attr-defined]
-        return tensor
+            tensor.forget = functools.partial(_give_back, self._inner, tensor.data_ptr(), tensor.nbytes)
+        read: Tensor = tensor
+        return read
 
     def __getattr__(self, name: str) -> Any:  # get_shape, get_dtype
         return getattr(self._inner, name)
