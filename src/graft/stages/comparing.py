@@ -11,7 +11,7 @@ from graft.data.encode import Encoder, Example
 from graft.data.rankings import Rankings
 from graft.data.rows import PREFERRED, Row, with_answers
 from graft.data.templates import Jinja, Prompt, source
-from graft.stages.sft import SFT, first_row
+from graft.stages.sft import SFT, by_template
 from graft.stages.stage import Stage
 
 
@@ -26,10 +26,7 @@ class Comparing(Stage):
         return source(tokenizer, settings.template)
 
     def asks_by_template(self, settings: Any) -> bool:
-        if settings.template is not None:
-            return True
-        row = first_row(settings, self.accepts())
-        return row is not None and not row.plain
+        return by_template(settings, self.accepts())
 
     def encoder(self, tokenizer: Any, family: str, settings: Any, labels: Sequence[str] = ()) -> Encoder:
         return Rankings(tokenizer, settings.max_length, settings.template, reads=settings.control_tokens)

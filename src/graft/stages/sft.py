@@ -43,10 +43,7 @@ class Sft(Stage):
         return source(tokenizer, settings.template)
 
     def asks_by_template(self, settings: Any) -> bool:
-        if settings.template is not None:
-            return True
-        row = first_row(settings, self.accepts())
-        return row is not None and row.kind == "chat"
+        return by_template(settings, self.accepts())
 
     def encoder(self, tokenizer: Any, family: str, settings: Any, labels: Sequence[str] = ()) -> Encoder:
         if family not in self.families:
@@ -80,12 +77,14 @@ class Sft(Stage):
         return list({repr(prompt): prompt for prompt in asked}.values())
 
 
-def first_row(settings: Any, accepts: Accepts) -> Row | None:
-    """Return the first usable row of a recipe's `data:`, by which it is known how prompts are written."""
+def by_template(settings: Any, accepts: Accepts) -> bool:
+    """Return whether rows, and so prompts, go through the chat template: it is named, or rows are no texts."""
+    if settings.template is not None:
+        return True
     rows = (r for r in records(settings.train) if not isinstance(r, Reject))
     known = (recognise(r, accepts, settings.format, settings.columns) for r in rows)
     first = alike(list(islice((r for r in known if isinstance(r, Row)), LOOKED_AT)))
-    return next(iter(first), None)
+    return any(not row.plain for row in first[:1])
 
 
 def _asked(row: Row) -> Prompt | None:
