@@ -5,6 +5,7 @@ import json
 import signal
 from dataclasses import replace
 
+import compared
 import pytest
 import torch
 from killed_run import finish
@@ -62,20 +63,7 @@ def home(tmp_path_factory):
 
 
 def recipe(home, output, stage="dpo", rows="pairs", **changes):
-    settings = {
-        "model": str(home / "model"),
-        "dtype": "fp32",
-        "stage": stage,
-        "method": {"name": "lora", "r": 4, "target_modules": "all-linear"},
-        "data": {"train": str(home / f"{rows}.jsonl"), "eval": 0.25, "max_length": 64},
-        "train": {
-            "epochs": 3, "batch_size": 8, "micro_batch_size": 4, "lr": 1e-2, "save_every": 2, "warmup": 0.0,
-        },
-        "output": str(output),
-    }  # fmt: skip
-    for key, value in changes.items():
-        settings[key] = {**settings[key], **value} if isinstance(settings.get(key), dict) else value
-    return settings
+    return compared.recipe(home, output, stage, rows, 1e-2, **changes)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)

@@ -78,7 +78,7 @@ class Sft(Stage):
 
 
 def by_template(settings: Any, accepts: Accepts) -> bool:
-    """Return whether rows, and so prompts, go through the chat template: it is named, or rows are no texts."""
+    """Return whether the chat template writes rows, and so prompts: it is named, or rows are no texts."""
     if settings.template is not None:
         return True
     rows = (r for r in records(settings.train) if not isinstance(r, Reject))
