@@ -66,7 +66,7 @@ def test_values_and_gradients_are_those_of_full_logits(sizes, scale, cap):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_sums_in_fp32_and_rounds_only_what_it_returns(dtype, level):
     hidden, head, labels = case(50, 70, 1003, dtype)
-    exact = level != "reference"  # torch rounds the logits themselves
+    exact = not native.by_torch(dtype) and level != "reference"  # torch rounds the logits themselves
     eps = torch.finfo(dtype).eps
     check(hidden, head, labels, 3e-5 if exact else 16 * eps, 2 * eps)
 

@@ -88,7 +88,7 @@ def test_all_linear_means_the_same_layers_as_in_peft(tmp_path, family):
     again = base.attach("y", LoRA(r=2))
     assert {s.name for s, _ in again.inserts} == {s.name for s, _ in base.adapters["x"].inserts}
     with base.using("x"):
-        assert_close(base(**batch).logits, forward(tuned, batch), atol=1e-5, rtol=1e-5)
+        assert_close(base(**batch).logits, forward(tuned, batch), atol=3e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

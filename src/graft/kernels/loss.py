@@ -41,6 +41,10 @@ class Head(NamedTuple):
     scale: float = 1.0
     cap: float = 0.0
 
+    def at(self, temperature: float) -> "Head":
+        """Return the head whose logits are divided by a temperature."""
+        return self._replace(scale=self.scale / temperature, cap=self.cap / temperature)
+
 
 def token_logprobs(hidden: Tensor, head: Head, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Return the log-probability of each row's label, and whether the label is the most probable one.
@@ -206,7 +210,8 @@ def _chunk(x: Tensor, head: Head, labels: Tensor, wanted: bool) -> tuple[Tensor,
     if not wanted:
         return logprobs, hits, x
     slope = logs.exp_().neg_().scatter_add_(1, index, torch.ones_like(logprobs)[:, None])
-    slope *= head.scale * live[:, None]
+    slope *= head.scale  # apart: a number times what is true or false is in single precision
+    slope *= live[:, None]
     if head.cap:
         slope *= 1 - (z / head.cap) ** 2
     return logprobs, hits, slope.to(x.dtype) @ head.weight

@@ -68,7 +68,8 @@ class _LowRank(torch.autograd.Function):
         if not native.plain(x):  # a plan's fakes hold the same tensors, and no numbers
             return x.new_empty(*x.shape[:-1], n)
         if _by_torch(W, x):
-            y = F.linear(x, native_packed.values(W, x.dtype), bias).contiguous()
+            shift = None if bias is None else bias.to(x.dtype)
+            y = F.linear(x, native_packed.values(W, x.dtype), shift).contiguous()
             own, fp32 = None, None
         else:
             y = torch.empty(*x.shape[:-1], n, dtype=x.dtype, device="cpu")
