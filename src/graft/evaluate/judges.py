@@ -21,10 +21,11 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
+from graft.core.functions import imported
 from graft.errors import DataError, UsageError, one_of
 from graft.evaluate.answer_files import Answer
 from graft.evaluate.judgements import FIRST, POINTS, SECOND, TIE, Judgement, from_scores
-from graft.evaluate.metrics import TEXT, user_function
+from graft.evaluate.metrics import TEXT
 
 ALONE = ("distinct_1", "distinct_2")  # metrics that need no reference
 MARKS = re.compile(r"(\d+(?:\.\d+)?)(?:\s*,\s*|\s+)(\d+(?:\.\d+)?)\.?")  # a line that is nothing else
@@ -141,7 +142,7 @@ def by_function(path: str) -> Judge:
     It returns 1, 2, "tie", None, or two marks. Raises UsageError if it cannot be imported; the judge raises
     UsageError, which names the answers, if it fails.
     """
-    function = user_function(path, "judge")
+    function = imported(path, "judge")
 
     def judge(questions: Sequence[Question]) -> list[Opinion]:
         return [opinion(question) for question in questions]

@@ -15,16 +15,14 @@ A text metric takes (predictions, references): one string per row, one list of a
                    mode)
 """
 
-import importlib
-import os
 import re
 import string
-import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Sequence
 from itertools import chain
-from typing import Any, cast
+from typing import Any
 
+from graft.core.functions import imported
 from graft.data.tags import entities, iob2
 from graft.errors import UsageError, one_of
 
@@ -172,33 +170,12 @@ NAMES = (*LOSS, *CLASS, *TEXT)
 
 def check(names: Sequence[str], more: Collection[str] = ()) -> None:
     """Raise UsageError for a metric that is neither known, nor in `more`, nor an importable function."""
-    known = dict.fromkeys([*NAMES, *more, "package.module:function"])
+    known = dict.fromkeys([*NAMES, *more, "package.module:function", "file.py:function"])
     for name in names:
         if ":" in name:
-            user_function(name)
+            imported(name, "metric")
         else:
             one_of("evaluate.metrics", name, known)
-
-
-def user_function(path: str, what: str = "metric") -> Callable[..., Any]:
-    """Return the function that "package.module:function" names.
-
-    what: it is to be. A metric takes (predictions, references, rows).
-    """
-    module, _, name = path.partition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # `python -m` adds this folder; an installed command does not
-    try:
-        function = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UsageError(
-            f"{what} {path!r} cannot be imported: {error}",
-            "package.module:function, importable from the folder where the command runs",
-            "check the spelling and that the package is installed or on PYTHONPATH",
-        ) from error
-    if not callable(function):
-        raise UsageError(f"{what} {path!r} is a {type(function).__name__}", "a function", "name a function")
-    return cast("Callable[..., Any]", function)
 
 
 def user_scores(
@@ -208,7 +185,7 @@ def user_scores(
 
     Raises UsageError if the function fails or returns something else.
     """
-    function = user_function(path)
+    function = imported(path, "metric")
     try:
         returned = function(list(predictions), [list(refs) for refs in references], list(rows))
     except Exception as error:
@@ -217,7 +194,7 @@ def user_scores(
             "a function of (predictions, references, rows) that returns a number or a dict of numbers",
             "correct the function",
         ) from error
-    scores = returned if isinstance(returned, dict) else {path.partition(":")[2]: returned}
+    scores = returned if isinstance(returned, dict) else {path.rpartition(":")[2]: returned}
     if not all(isinstance(key, str) and isinstance(value, int | float) for key, value in scores.items()):
         raise UsageError(
             f"metric {path!r} returned {returned!r}", "a number or a dict of numbers", "correct the function"
