@@ -19,8 +19,9 @@ from graft.data.templates import affixes
 
 IGNORED = -100  # the label that carries no loss
 TOKEN_TYPES = "token_types"  # the part that says to which of two texts each id belongs; never learnt
-# Parts of rankings that are no tokens: where answers end, their scores, which of their tokens are learnt.
-NUMBERS = ("ends", "scores", "learnt")
+ROW = "row"  # the part of a prompt that holds its row as bytes of JSON
+# Parts that are no tokens: of rankings where answers end, their scores, which of their tokens are learnt.
+NUMBERS = ("ends", "scores", "learnt", ROW)
 OTHER = "other"  # the part of a judged example with the answer to another prompt; never learnt
 ROWS_AT_ONCE = 1024  # that are tokenised in one call
 
@@ -33,6 +34,7 @@ class Example:
     target: one number for the whole row, such as the index of its class.
     parts: further sequences that a stage needs, by name: what a decoder writes, the class of every token, ...
     reference: log-probability of each answer under the reference, where a stage has measured it.
+    numbers: by name, a number for each token of all answers, where the model wrote them itself.
     """
 
     ids: list[int]
@@ -41,6 +43,7 @@ class Example:
     target: int | None = None
     parts: Mapping[str, list[int]] = field(default_factory=dict)
     reference: Sequence[float] = ()
+    numbers: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
 
 @dataclass

@@ -11,6 +11,7 @@
     preference              chosen, rejected: texts, messages or conversations (also prompt, scores, margin)
     ranking                 prompt, completions | responses | ... with scores or ranks
     judged                  prompt, completion, label: whether the answer is good (also messages, label)
+    prompt                  prompt | question | messages | ... alone; all other columns go to reward functions
 
 Only messages, alpaca, sharegpt and prompts with a system prompt pass through a chat template; texts stay as
 they are. Every other column that holds something is named in `Row.unused`.
@@ -24,6 +25,7 @@ from typing import Any
 from graft.data import columns as names_of
 from graft.data import normal_form, preferences
 from graft.data.columns import Fields, as_number, numbered, truth
+from graft.data.prompt_rows import prompt_columns, prompt_row
 from graft.data.rows import BadRow, Record, Reject, Row
 from graft.data.votes import is_vote
 from graft.errors import UsageError, nearest, one_of
@@ -125,6 +127,7 @@ LAYOUTS = {
     "preference": Layout(_preference_columns, preferences.preference_row, "preference"),
     "ranking": Layout(_ranking_columns, preferences.ranking_row, "preference"),
     "judged": Layout(_judged_columns, preferences.judged_row, "preference"),
+    "prompt": Layout(prompt_columns, prompt_row, "ppo"),
 }
 COMPARING = ("preference", "ranking", "judged")  # of these a stage learns which answers are better, or good
 

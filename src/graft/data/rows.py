@@ -12,6 +12,7 @@ from itertools import combinations
 from typing import Any
 
 PREFERRED = ("ranking", "judged")  # kinds of rows that tell which answers are good
+ASKING = "prompt"  # the kind of rows whose answers the model writes itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,7 @@ class Row:
     (text or a pair of texts, label); "tags" (words, tags), one tag a word; "ranking" (prompt, answers,
     scores), two or more answers, the best first, and a score for each (equal ones are not compared) or None;
     "judged" (prompt, answer, good). Prompt and answers of the last two are texts, or lists of messages: an
-    answer is the turns after the prompt.
+    answer is the turns after the prompt. "prompt" (prompt, columns): the other columns of the row by name.
     tools: JSON schemas that the chat template shows.  first: index of the first message that may be learnt.
     unused: what the row says and the model will not read, such as "column 'context'"; equal things have equal
     names, by which rows are counted.
@@ -66,13 +67,13 @@ class Row:
         return hashlib.blake2b(content.encode(), digest_size=8).digest()
 
     def group(self) -> bytes:
-        """Return 8 bytes that equal those of a row with the same prompt, where rows compare answers.
+        """Return 8 bytes that equal those of a row with the same prompt, where rows ask or compare answers.
 
         For all other rows these are the bytes of `key`.
         """
-        if self.kind not in PREFERRED:
+        if self.kind not in (*PREFERRED, ASKING):
             return self.key()
-        return replace(self, kind="prompt", value=self.value[0]).key()
+        return replace(self, kind=ASKING, value=self.value[0]).key()
 
     def texts(self) -> list[str]:
         """Return every string of this row that the model will read."""
@@ -84,6 +85,8 @@ class Row:
             return list(_texts([self.value[0], *self.value[1], self.tools]))
         if self.kind == "judged":
             return list(_texts([*self.value[:2], self.tools]))
+        if self.kind == ASKING:
+            return list(_texts([self.value[0], self.tools]))
         if self.kind == "label":
             return [*self.asked, str(self.value[1])]
         return [self.value] if self.kind == "text" else [str(part) for part in self.value]
@@ -91,7 +94,7 @@ class Row:
     @property
     def plain(self) -> bool:
         """Whether the row is of texts that stay as they are: no chat template writes it."""
-        if self.kind in PREFERRED:
+        if self.kind in (*PREFERRED, ASKING):
             return isinstance(self.value[0], str)
         return self.kind in ("text", "pair")
 
@@ -117,9 +120,11 @@ def turns(prompt: Any, answer: Any) -> list[dict[str, Any]]:
 
 
 def as_chat(row: Row) -> Row:
-    """Return a prompt with its answer, or answers, as a conversation; any other row as it is."""
+    """Return a prompt, alone or with its answers, as a conversation; any other row as it is."""
     if row.kind == "pair":
         return replace(row, kind="chat", value=turns(*row.value))
+    if row.kind == ASKING and row.plain:
+        return replace(row, value=(turns(row.value[0], "")[:1], row.value[1]))
     if row.kind not in PREFERRED or not row.plain:
         return row
     prompt, said, verdict = row.value
@@ -157,7 +162,7 @@ def alike(rows: list[Row]) -> list[Row]:
     Where one row of a file has a system prompt and another has no such column, both are conversations: one
     would be written by the chat template and the other without it.
     """
-    talking = {_file(row) for row in rows if row.kind in ("chat", *PREFERRED) and not row.plain}
+    talking = {_file(row) for row in rows if row.kind in ("chat", *PREFERRED, ASKING) and not row.plain}
     if not talking:
         return rows
     return [as_chat(row) if _file(row) in talking else row for row in rows]

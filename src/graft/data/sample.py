@@ -16,7 +16,8 @@ from graft.errors import DataError
 def split(rows: Sequence[Row], share: float, seed: int) -> tuple[list[Row], list[Row]]:
     """Return the rows without and with the held-out ones: exactly round(share · rows) of them, at least one.
 
-    Equal rows, and rows that compare answers to one prompt, stay on one side wherever the number allows it.
+    Equal rows, and rows that ask one prompt or compare answers to it, stay on one side wherever the number
+    allows it.
     Raises DataError if no row would be left to train on.
     """
     wanted = max(1, round(share * len(rows)))
