@@ -34,6 +34,7 @@ class AnswerBatch(Batch):
     scores: (A,) fp32, or None where no ranking has any; NaN for a ranking without, if another has some.
     good: (A,) 1 for a good answer, 0 for a bad one, MISMATCHED for one to another prompt; None for rankings.
     reference: (A,) fp32 summed log-probabilities under the reference, or None.
+    numbers: (N,) by name, one for each token, of answers that the model wrote itself (see `sampled`).
     tokens: what the loss is divided by: pairs that are compared, or judged answers.
     """
 
@@ -45,6 +46,7 @@ class AnswerBatch(Batch):
     scores: Tensor | None = None
     good: Tensor | None = None
     reference: Tensor | None = None
+    numbers: dict[str, Tensor] = field(default_factory=dict)
 
     def pairs(self) -> tuple[Tensor, Tensor]:
         """Return the better and the worse answer of every pair that is compared, (P,) each."""

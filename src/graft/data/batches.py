@@ -39,7 +39,9 @@ class Batch:
         for name, value in values.items():
             if isinstance(value, Tensor):
                 values[name] = change(value)
-        return type(self)(**values | {"inputs": {name: change(t) for name, t in self.inputs.items()}})
+            elif isinstance(value, dict):
+                values[name] = {key: change(tensor) for key, tensor in value.items()}
+        return type(self)(**values)
 
 
 class Batches(ABC):

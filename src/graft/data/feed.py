@@ -5,9 +5,10 @@ Packing and the size of micro-batches decide how these rows lie in memory, never
 is no state to save.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from graft.data import noise
 from graft.data.batches import Batch, Batches
@@ -18,8 +19,38 @@ SORTED_TOGETHER = 50  # batches whose rows are sorted by length before they are 
 _ORDER, _BATCHES, _NOISE = range(3)  # streams of random numbers
 
 
+class Source:
+    """What the loop tells a source of batches, and asks of it, beside the batches of a step.
+
+    Rows of a file have nothing to say or to remember: these doors do nothing. `Rollouts` uses them.
+    """
+
+    why_none = ""  # why a step has no batches
+
+    def record(self, step: int) -> dict[str, float]:
+        """Return what the line of a step says of its batches.  step: how many were taken before."""
+        return {}
+
+    def timing(self, step: int) -> dict[str, float]:
+        """Return the seconds that a step's batches took beside its own."""
+        return {}
+
+    def check(self, step: int, told: Mapping[str, float]) -> None:
+        """Look at what a step has measured, before it is applied."""
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint must keep, as JSON."""
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` returned."""
+
+    def forget(self, step: int) -> None:
+        """Drop what no run needs that goes on from `step` or later."""
+
+
 @dataclass
-class Feed:
+class Feed(Source):
     """The batches of a training run, or of an evaluation, which asks for `step(0, i)`.
 
     batches: turns examples into tensors.  batch_size: examples of an optimizer step.  micro_batch_size: rows
@@ -45,19 +76,20 @@ class Feed:
         if not 0 <= index < self.steps_per_epoch:
             raise IndexError(f"step {index} of {self.steps_per_epoch}")
         rows = self._order(epoch)[index * self.batch_size : (index + 1) * self.batch_size]
-        return self._micro_batches([self._drawn(epoch, row) for row in rows])
+        return self.micro_batches([self._drawn(epoch, row) for row in rows])
 
     def longest(self) -> Batch:
         """Return the largest micro-batch that can occur: that of a step with the longest rows of all."""
         rows = sorted(range(len(self.examples)), key=lambda row: -self._lengths[row])[: self.batch_size]
-        micro_batches = self._micro_batches([self._drawn(0, row) for row in rows])
+        micro_batches = self.micro_batches([self._drawn(0, row) for row in rows])
         return max(micro_batches, key=lambda batch: batch.inputs["input_ids"].numel())
 
     def _drawn(self, epoch: int, row: int) -> Example:
         """Return an example with the noise of this epoch."""
         return self.batches.draw(self.examples[row], self.seed, epoch, _NOISE, row)
 
-    def _micro_batches(self, examples: list[Example]) -> list[Batch]:
+    def micro_batches(self, examples: list[Example]) -> list[Batch]:
+        """Return the micro-batches of a step on these examples."""
         # Longest first: the rows of a micro-batch have similar lengths, and too large a step fails at once.
         sizes = self.batches.sizes(examples)
         order = sorted(range(len(examples)), key=lambda i: -sizes[i])
