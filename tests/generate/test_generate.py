@@ -78,6 +78,24 @@ def test_a_padded_batch_gives_each_prompt_what_it_gets_alone(tokenizer, make):
     assert len(set(expected)) > 1
 
 
+def test_a_prompt_may_be_given_as_its_ids(tokenizer, base):
+    """They are read as they are: no start token, no template, and no text that tokenises to other ids."""
+    ids = [tokenizer(prompt)["input_ids"] for prompt in PROMPTS]
+    assert base.generate(ids, max_new_tokens=12) == base.generate(PROMPTS, max_new_tokens=12)
+    odd = [[*tokenizer("the")["input_ids"], *tokenizer("c")["input_ids"], *tokenizer("at")["input_ids"]], [0]]
+    assert tokenizer(tokenizer.decode(odd[0]))["input_ids"] != odd[0]
+    found = base.complete([*odd, PROMPTS[0]], max_new_tokens=6)
+    for prompt, completion in zip(odd, found, strict=False):
+        out = base.model.generate(
+            torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)), max_new_tokens=6,
+            do_sample=False, pad_token_id=2,
+        )  # fmt: skip
+        assert completion.tokens == out[0, len(prompt) :].tolist()
+    assert found[2].text == base.generate(PROMPTS[:1], max_new_tokens=6)[0]
+    with pytest.raises(DataError, match="prompt 1 has the token"):
+        base.generate([[5], [10_000]], max_new_tokens=2)
+
+
 def test_an_encoder_decoder_gives_each_prompt_what_it_gets_alone(tokenizer):
     torch.manual_seed(0)
     config = T5Config(

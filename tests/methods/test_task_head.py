@@ -20,7 +20,7 @@ from graft.errors import UsageError
 from graft.methods.lora import LoRA
 from graft.methods.task_head import TaskHead
 from graft.objectives.classify import classification
-from models import inputs, randomise, tiny_model
+from models import inputs, randomise, tiny_base, tiny_model
 
 TARGETS = ("query", "value")
 IDS = inputs("bert")["ids"]
@@ -153,6 +153,7 @@ def test_a_batch_of_a_classifier_and_a_tagger_gives_the_logits_of_each(tagger):
 
 def test_names_tell_the_number_of_classes_and_wrong_words_are_refused():
     assert TaskHead(labels=("a", "b", "c")).num_labels == 3
+    assert not tiny_base().attach("v", TaskHead(num_labels=1, init="zero")).parameters()[0].any()
     with pytest.raises(UsageError, match="none"):
         TaskHead(pool="tokens")
 

@@ -347,12 +347,12 @@ class Base:
         with self.routed(self._choice.rows(adapters, 1 if adapters is None else len(adapters))):
             return self._head.plain()
 
-    def head_logits(self, states: torch.Tensor) -> torch.Tensor:
-        """Return the logits (N, classes) of the task head of the adapter in use.
+    def head_logits(self, states: torch.Tensor, adapter: str | None = None) -> torch.Tensor:
+        """Return the logits (N, classes) of the task head of the adapter in use, or of another one.
 
         states: (N, D), one for each text, from `hidden`. Raises AdapterError for an adapter without a head.
         """
-        return self._heads.of_states(self.active, states)
+        return self._heads.of_states(adapter or self.active, states)
 
     @property
     def looks_ahead(self) -> bool:
@@ -466,17 +466,18 @@ class Base:
             host.rehook()
         self._compiled.forget()
 
-    def train(self, mode: bool = True, *, dropout: bool = False) -> "Base":
+    def train(self, mode: bool = True, *, dropout: bool = False, noise: bool = True) -> "Base":
         """Switch the adapters' dropout on or off.
 
-        dropout: the base's own dropout is on as well in training.
+        dropout: the base's own dropout is on as well in training.  noise: False keeps that of the adapters
+        off, and every other random choice of theirs.
         """
         self.model.train(mode)
         self._dropout.off()
         if mode and not dropout:
             self._dropout.on()
         for adapter in self.adapters.values():
-            adapter.train(mode)
+            adapter.train(mode and noise)
         return self
 
     @property

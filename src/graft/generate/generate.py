@@ -16,7 +16,7 @@ from graft.generate.cached import CachedStepper
 from graft.generate.engine import Engine
 from graft.generate.fits import fits
 from graft.generate.plain import write_plainly
-from graft.generate.prompts import encoded, end_tokens, rooms
+from graft.generate.prompts import encoded, end_tokens, is_ids, rooms
 from graft.generate.request import Completion, Request
 from graft.generate.sampling import Sampling, is_whole, require
 from graft.generate.stepper import Stepper
@@ -85,7 +85,7 @@ def generate(
     """Return the continuation of each prompt, without the prompt and without the stop.
 
     prompts: texts (used as they are, with the tokenizer's start token), message lists (chat template), or
-    {"messages": ..., "tools": ...} where the chat template shows tools.
+    {"messages": ..., "tools": ...} where the chat template shows tools; or lists of ids.
     adapters: one name or None per prompt.
     batch_size: texts that are written at once.  max_cache_tokens: positions of the cache, in all of these
     together; prompts wait for room.
@@ -128,7 +128,7 @@ def complete(
     how = Sampling(**sampling)
     _check(base, prompts, batch_size, max_cache_tokens)
     tokens = encoded(base, prompts)
-    chat = any(not isinstance(prompt, str) for prompt in prompts)
+    chat = any(not isinstance(prompt, str) and not is_ids(prompt) for prompt in prompts)
     ends = frozenset([*end_tokens(base, how.stop, chat=chat), *how.stop_token_ids])
     room = rooms(base, tokens, adapters, how.max_new_tokens)
     base.mixable(adapters)

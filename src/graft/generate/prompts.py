@@ -1,7 +1,7 @@
 """Prompts: texts and conversations as ids, checked against the model that is to continue them."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 from transformers import PreTrainedTokenizerBase
 
@@ -21,6 +21,8 @@ def encoded(base: Any, prompts: Sequence[Prompt]) -> list[list[int]]:
 def _encode(base: Any, prompt: Prompt, row: int) -> list[int]:
     """Return a prompt's ids, as training rows begin with them; one start token for an empty prompt."""
     tokenizer = base.tokenizer
+    if is_ids(prompt):
+        return list(prompt)
     try:
         ids = prompt_ids(prompt, tokenizer, family=base.family)
     except BadRow as bad:
@@ -32,6 +34,11 @@ def _encode(base: Any, prompt: Prompt, row: int) -> list[int]:
         ids
         or [token for token in (tokenizer.bos_token_id, tokenizer.eos_token_id, 0) if token is not None][:1]
     )
+
+
+def is_ids(prompt: Any) -> TypeGuard[list[int]]:
+    """Return whether a prompt is given as its ids."""
+    return isinstance(prompt, list) and bool(prompt) and isinstance(prompt[0], int)
 
 
 def _known(base: Any, tokens: list[list[int]]) -> None:

@@ -26,7 +26,7 @@ from graft.core.part import Part
 from graft.core.site import Site
 from graft.errors import UsageError, one_of
 
-INITS = ("small", "unit")
+INITS = ("small", "unit", "zero")
 POOLS = ("auto", "last", "first", "mean", "none")
 
 
@@ -43,9 +43,8 @@ class TaskHead(Method):
     # which hidden state: last, first, mean, none (each); auto: last on decoders, mean on encoders
     pool: str = "auto"
     labels: tuple[str, ...] = ()  # names of the classes, in order
-    init: str = (
-        "small"  # first weights: small, N(0, 0.02²); unit, N(0, 1/(D + 1)), as reward models have them
-    )
+    # first weights: small, N(0, 0.02²); unit, N(0, 1/(D + 1)), as reward models have them; zero, as values
+    init: str = "small"
 
     kinds: ClassVar = ("final",)
     files: ClassVar = HeadFiles("GRAFT_HEAD", own=frozenset({"num_labels", "pool", "labels", "init"}))
@@ -76,7 +75,7 @@ class TaskHead(Method):
 
     def spread(self, width: int) -> float:
         """Return the standard deviation of the first weights of a head on states of this width."""
-        return 0.02 if self.init == "small" else (width + 1) ** -0.5
+        return {"small": 0.02, "unit": (width + 1) ** -0.5, "zero": 0.0}[self.init]
 
 
 class Classifier(Head):

@@ -90,19 +90,20 @@ def chunked_loss(base: "Base", hidden: torch.Tensor, labels: torch.Tensor, consi
 
 
 def token_logprobs(
-    base: "Base", hidden: torch.Tensor, labels: torch.Tensor
+    base: "Base", hidden: torch.Tensor, labels: torch.Tensor, temperature: float = 1.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return log p of each label, (N,) in fp32 or wider, and whether it is the most probable token, (N,).
 
     hidden: (N, D), states that enter the head; all rows belong to the adapter in use.  labels: (N,); rows
     without one (-100) get 0 and False. Full logits never exist, and gradients reach `hidden` and what is
-    trained at the head.
+    trained at the head.  temperature: logits are divided by it.
     """
     head = None if torch.compiler.is_compiling() else base.plain_head()
     if head is not None and head.weight.dtype == hidden.dtype:
-        return fused.token_logprobs(hidden, head, labels)
+        return fused.token_logprobs(hidden, head.at(temperature), labels)
 
     def score(logits: torch.Tensor, wanted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        logits = logits / temperature if temperature != 1.0 else logits
         return -F.cross_entropy(logits[0], wanted, reduction="none"), logits[0].argmax(-1) == wanted
 
     return _in_chunks(base, hidden[None], labels, score)
