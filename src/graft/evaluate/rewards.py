@@ -1,22 +1,14 @@
 """Rewards of answers by an adapter of stage reward: a number for each, higher is better."""
 
 from collections.abc import Sequence
-from typing import Any
-
-import torch
 
 from graft.base.base import Base
-from graft.core.positions import context_length
-from graft.data.answer_batches import AnswerBatches
-from graft.data.conversations import Conversations
 from graft.data.encode import Encoded, Example
-from graft.data.rows import BadRow, Row, with_answers
+from graft.data.rankings import Answers, prompt_length
+from graft.data.rows import BadRow, Row
 from graft.data.templates import Prompt
 from graft.errors import DataError
-from graft.generate.generate import evaluating
-from graft.objectives.reward import answer_rewards
-
-LONGEST = 4096  # tokens of a prompt with its answer, where the model has no limit of its own
+from graft.stages.reward_adapters import longest, read
 
 
 def rewards(
@@ -34,43 +26,33 @@ def rewards(
     adapter: of the base, with a head of one output.  template: as in `data:` of its recipe.
     Raises DataError, which names the answer, where one cannot be read; AdapterError for another adapter.
     """
-    limit = context_length(base.model.config)
-    longest = LONGEST if limit is None else limit - base.positions([adapter])
-    encoder = Conversations(base.tokenizer, longest, template)
-    pairs = zip(prompts, answers, strict=True)
-    rows = [_row(number, prompt, answer) for number, (prompt, answer) in enumerate(pairs, 1)]
+    limit = longest(base, adapter)
+    encoder = Answers(base.tokenizer, limit, template)
     encoded = Encoded()
-    examples = [_example(outcome, row) for row, outcome in encoder.encode(rows, encoded)]
+    pairs = zip(prompts, answers, strict=True)
+    examples = [
+        _example(encoder, f"answer {number}", prompt, answer, encoded)
+        for number, (prompt, answer) in enumerate(pairs, 1)
+    ]
     if encoded.cut:
         raise DataError(
-            f"{encoded.cut[0]} does not fit: the model reads {longest} tokens",
+            f"{encoded.cut[0]} does not fit: the model reads {limit} tokens",
             "prompts and answers that fit",
             "shorten them",
         )
-    batches = AnswerBatches(base.tokenizer, longest)
-    order = sorted(range(len(examples)), key=lambda i: -len(examples[i].ids))
-    found = [0.0] * len(examples)
-    with torch.no_grad(), evaluating(base), base.using(adapter):
-        for at in range(0, len(order), batch_size):
-            chosen = order[at : at + batch_size]
-            batch: Any = batches.padded([examples[i] for i in chosen]).to(base.device)
-            for i, reward in zip(chosen, answer_rewards(base, batch).tolist(), strict=True):
-                found[i] = reward
-    return found
+    starts = [prompt_length(example) for example in examples]
+    asked = [example.ids[:start] for example, start in zip(examples, starts, strict=True)]
+    said = [example.ids[start:] for example, start in zip(examples, starts, strict=True)]
+    return read(base, adapter, asked, said, [example.source for example in examples], batch_size=batch_size)
 
 
-def _row(number: int, prompt: Prompt, answer: str) -> Row:
-    """Return a prompt with its answer as a row that is named by its number."""
+def _example(encoder: Answers, source: str, prompt: Prompt, answer: str, encoded: Encoded) -> Example:
+    """Return a prompt with its answer as ids, as in training. Raises DataError, which names the source."""
     asked, tools = (prompt["messages"], prompt.get("tools")) if isinstance(prompt, dict) else (prompt, None)
     said = answer if isinstance(asked, str) else [{"role": "assistant", "content": answer}]
-    (row,) = with_answers(Row(f"answer {number}", "judged", (asked, said, True), tools))
-    return row
-
-
-def _example(outcome: list[Example] | BadRow, row: Row) -> Example:
-    """Return the example of a row. Raises DataError if it has none."""
-    if isinstance(outcome, BadRow):
-        reason, detail, remedy = outcome.args
-        raise DataError(f"{row.source}: {reason}: {detail}", "an answer that can be read", remedy)
-    outcome[0].target = 1
-    return outcome[0]
+    try:
+        (example,) = encoder.each(Row(source, "judged", (asked, said, True), tools), encoded)
+    except BadRow as error:
+        reason, detail, remedy = error.args
+        raise DataError(f"{source}: {reason}: {detail}", "an answer that can be read", remedy) from error
+    return example

@@ -3,9 +3,9 @@
 from collections.abc import Callable, Sequence
 
 from graft.data.templates import Prompt
-from graft.errors import AdapterError
 from graft.evaluate.rewards import rewards
 from graft.runs.open import open_model
+from graft.stages.reward_adapters import require_rewards
 
 
 def rewards_of(name: str) -> Callable[[Sequence[Prompt], Sequence[str]], list[float]]:
@@ -14,12 +14,8 @@ def rewards_of(name: str) -> Callable[[Sequence[Prompt], Sequence[str]], list[fl
     Prompts are asked as in the run. Raises AdapterError if it has no head with one output.
     """
     opened = open_model(name)
-    adapter, base = opened.adapter, opened.base
-    head = base.adapters[adapter].head if adapter is not None else None
-    if adapter is None or head is None or head.num_labels != 1 or head.every_token:
-        raise AdapterError(
-            f"{name} gives no rewards", "an adapter with a head of one output", "train one with stage: reward"
-        )
+    base = opened.base
+    adapter = require_rewards(base.adapters[opened.adapter] if opened.adapter else None, name)
     template = None if opened.recipe is None else opened.recipe.data.template
 
     def score(prompts: Sequence[Prompt], answers: Sequence[str]) -> list[float]:
