@@ -4,7 +4,16 @@ import json
 
 from graft.seedling import dataset
 from graft.seedling.coverage import coverage
-from graft.seedling.preferences import pairs, price_last, verdicts
+from graft.seedling.preferences import (
+    coverage_reward,
+    only_last,
+    pairs,
+    price_last,
+    price_last_reward,
+    price_late_reward,
+    prompts,
+    verdicts,
+)
 from graft.seedling.products import Product
 
 
@@ -36,8 +45,50 @@ def test_the_longer_answer_is_no_better_than_the_shorter_one():
 
 def test_held_out_rows_are_of_other_products(tmp_path):
     names = {}
-    for name in ("preferences", "preferences-held-out", "verdicts", "verdicts-held-out"):
-        lines = dataset(name, tmp_path).read_text().splitlines()
-        names[name] = {item_of(json.loads(line))["name"] for line in lines}
-    trained = names["preferences"] | names["verdicts"]
-    assert trained.isdisjoint(names["preferences-held-out"] | names["verdicts-held-out"])
+    for name in ("preferences", "verdicts", "prompts"):
+        for split in (name, f"{name}-held-out"):
+            lines = dataset(split, tmp_path).read_text().splitlines()
+            names[split] = {item_of(json.loads(line))["name"] for line in lines}
+    held_out = {split for split in names if split.endswith("held-out")}
+    trained = set.union(*(names[split] for split in names.keys() - held_out))
+    assert trained.isdisjoint(set.union(*(names[split] for split in held_out)))
+
+
+def test_a_prompt_carries_the_attributes_that_it_lists():
+    for row in prompts(100, 0):
+        item = item_of(row)
+        assert tuple(row["attributes"].items()) == item.attributes and row["price"] == item["price"]
+
+
+def test_rewards_tell_the_two_descriptions_of_every_pair_apart():
+    rows = pairs(100, 2)
+    items = [dict(item_of(row).attributes) for row in rows]
+    columns = {"price": [item["price"] for item in items], "attributes": items}
+    asked = [row["prompt"] for row in rows]
+    for side, satisfied in (("chosen", 1.0), ("rejected", 0.0)):
+        texts = [row[side] for row in rows]
+        assert price_last_reward(asked, texts, **columns) == [satisfied] * 100
+        assert coverage_reward(asked, texts, **columns) == [1.0] * 100
+
+
+def test_a_price_counts_only_where_it_is_said_once():
+    assert only_last("Meet it. It is red and costs $34. ", "$34")
+    for text in (
+        "It costs $34. It is red.",
+        "A kettle for $34. It costs $34.",
+        "It costs $340.",
+        "Buy it. Order it for $34. What more could you want?",
+        "",
+    ):
+        assert not only_last(text, "$34"), text
+
+
+def test_the_later_the_price_comes_the_more_is_paid():
+    texts = ["$34 buys it, small.", "It costs $34, small.", "Small: $34. Say $34.", "Small, for $34", "$340."]
+    assert price_late_reward([""] * 5, texts, ["$34"] * 5) == [0.0, 9 / 20, 7 / 20, 11 / 14, 0.0]
+
+
+def test_coverage_counts_each_attribute_once():
+    item = {"name": "Silver Otter", "type": "kettle", "price": "$34", "size": "small"}
+    texts = ["Silver Otter, a kettle.", "small small small", "Silver Otter kettle, small, $34.", ""]
+    assert coverage_reward([""] * 4, texts, [item] * 4) == [0.5, 0.25, 1.0, 0.0]

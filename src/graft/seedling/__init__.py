@@ -52,6 +52,8 @@ DATASETS: dict[str, tuple[Callable[[int, int, str], Rows], int, int, str]] = {
     "preferences-held-out": (preferences.pairs, 200, 9, "held-out"),
     "verdicts": (preferences.verdicts, 2_000, 10, "train"),
     "verdicts-held-out": (preferences.verdicts, 200, 11, "held-out"),
+    "prompts": (preferences.prompts, 2_000, 12, "train"),
+    "prompts-held-out": (preferences.prompts, 200, 13, "held-out"),
 }
 
 

@@ -27,6 +27,17 @@ def states(text: str, value: str) -> bool:
     return _pattern(value).search(_plain(text)) is not None
 
 
+def share_before(text: str, value: str) -> float | None:
+    """Return how much of the text stands before the value's first mention, 0 to 1; None if there is none.
+
+    >>> share_before("$34 it is", "$34"), share_before("For $34", "$34"), share_before("For $340", "$34")
+    (0.0, 0.5714285714285714, None)
+    """
+    plain = _plain(text)
+    found = _pattern(value).search(plain)
+    return None if found is None else found.start() / len(plain)
+
+
 def coverage(text: str, item: Product) -> float:
     """Return the share of the product's attribute values, name and type included, that the text states."""
     return fmean(states(text, value) for _, value in item.attributes)

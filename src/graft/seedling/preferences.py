@@ -2,17 +2,20 @@
 
     pairs       {prompt, chosen, rejected}: two descriptions of one product, of which one keeps to it
     verdicts    {prompt, completion, label}: one description, and whether it keeps to it
+    prompts     {prompt, price, attributes}: what a model answers itself, and what a program checks it by
 
-The descriptions of `writing` follow the order of the list, so few of them keep to it by chance.
+The descriptions of `writing` follow the order of the list, so few of them keep to it by chance. The functions
+whose names end in `reward` judge the answers to `prompts`. They have the form that TRL's trainers expect of a
+reward function, so a recipe names them as `graft.seedling.preferences:NAME`.
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import Any
 
-from graft.seedling.coverage import states
+from graft.seedling.coverage import coverage, share_before, states
 from graft.seedling.phrases import CLOSINGS
 from graft.seedling.products import Product, products
 from graft.seedling.writing import describe, prompt
@@ -43,6 +46,64 @@ def verdicts(n: int, seed: int, split: str = "train") -> list[dict[str, Any]]:
     ]
 
 
+def prompts(n: int, seed: int, split: str = "train") -> list[dict[str, Any]]:
+    """Return n prompts, each with the price and all attributes, {key: value}, of its product."""
+    items = islice(_priced(split, seed), n)
+    return [
+        {"prompt": prompt(item), PRICE: item[PRICE], "attributes": dict(item.attributes)} for item in items
+    ]
+
+
+def price_last_reward(
+    prompts: Sequence[str], completions: Sequence[str], price: Sequence[str], **columns: Any
+) -> list[float]:
+    """Return 1 for each description whose last sentence states the price and no sentence before it; else 0.
+
+    price: of each prompt's product.
+
+    >>> texts = ["A kettle. It costs $34.", "A kettle for $34. You pay $34.", "A kettle."]
+    >>> price_last_reward([""] * 3, texts, ["$34"] * 3)
+    [1.0, 0.0, 0.0]
+    """
+    return [float(only_last(text, value)) for text, value in zip(completions, price, strict=True)]
+
+
+def price_late_reward(
+    prompts: Sequence[str], completions: Sequence[str], price: Sequence[str], **columns: Any
+) -> list[float]:
+    """Return how much of each description stands before its price, from 0 to 1; 0 without a price.
+
+    Answers that miss the goal of `price_last_reward` are told apart by it, so that it is reached sooner.
+
+    >>> price_late_reward([""] * 3, ["$34 for it.", "It costs $34.", "It costs money."], ["$34"] * 3)
+    [0.0, 0.6923076923076923, 0.0]
+    """
+    return [share_before(text, value) or 0.0 for text, value in zip(completions, price, strict=True)]
+
+
+def coverage_reward(
+    prompts: Sequence[str],
+    completions: Sequence[str],
+    attributes: Sequence[Mapping[str, str]],
+    **columns: Any,
+) -> list[float]:
+    """Return the share of a product's attribute values that each description states, from 0 to 1.
+
+    attributes: {key: value} of each prompt's product.
+
+    >>> coverage_reward([""], ["A kettle for $34."], [{"type": "kettle", "price": "$34", "size": "small"}])
+    [0.6666666666666666]
+    """
+    items = [Product(tuple(values.items())) for values in attributes]
+    return [coverage(text, item) for text, item in zip(completions, items, strict=True)]
+
+
+def only_last(text: str, value: str) -> bool:
+    """Return whether the last sentence of a text states the value, and no sentence before it does."""
+    before, last = _last_sentence(text)
+    return states(last, value) and not states(before, value)
+
+
 def price_last(text: str, item: Product) -> bool:
     """Return whether the last sentence of a description states the price.
 
@@ -50,7 +111,7 @@ def price_last(text: str, item: Product) -> bool:
     >>> price_last("A kettle. It costs $34.", item), price_last("It costs $34. A kettle.", item)
     (True, False)
     """
-    return states(text.strip().rstrip(".").rpartition(". ")[2], item[PRICE])
+    return states(_last_sentence(text)[1], item[PRICE])
 
 
 def written(item: Product, draw: random.Random, *, last: bool) -> str:
@@ -67,6 +128,12 @@ def written(item: Product, draw: random.Random, *, last: bool) -> str:
         text = describe(ordered, draw)
         if price_last(text, item) == last and not text.endswith(CLOSINGS):
             return text
+
+
+def _last_sentence(text: str) -> tuple[str, str]:
+    """Return what stands before the last sentence of a text, and that sentence."""
+    before, _, last = text.strip().rstrip(".").rpartition(". ")
+    return before, last
 
 
 def _priced(split: str, seed: int) -> Iterator[Product]:
