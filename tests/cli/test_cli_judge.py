@@ -2,10 +2,12 @@
 
 import csv
 import json
+import re
 
 import pytest
 
 from graft.cli import call
+from graft.models.files import find
 
 ANSWERS = {
     "one": {"p": "short", "q": "a longer answer", "r": "x"},
@@ -56,6 +58,64 @@ def test_programs_read_the_same_facts(home, capsys):
     assert call(["rank", "j.jsonl", "--by", "elo", "--seed", "3", "--json"]) == 0
     board = json.loads(capsys.readouterr().out)
     assert board["by"] == "elo" and {place["model"] for place in board["places"]} == {"one", "two"}
+
+
+def numbers(page):
+    """Return the ratings, and the ends of their intervals, on a page."""
+    lines, points = json.loads(re.search(r"newPlot\('chart0',(.*?),\{\"margin", page.read_text())[1])
+    return points["x"], [end for end in lines["x"] if end is not None]
+
+
+def test_the_page_has_the_numbers_of_the_leaderboard_and_the_answers(home, capsys):
+    files = ["one.jsonl", "two.jsonl", "three.jsonl"]
+    assert call(["judge", *files, "--by", "rule:shorter"]) == 0
+    assert "wrote   judgements.report.html" in capsys.readouterr().err
+    written = home / "judgements.report.html"
+    assert "<td>the longest of all</td>" in written.read_text()
+    assert call(["rank", "judgements.jsonl", "--seed", "3", "--page", "page.html", "--json"]) == 0
+    out, err = capsys.readouterr()
+    ratings = [place["rating"] for place in json.loads(out)["places"]]
+    values, ends = numbers(home / "page.html")
+    assert values == [rating["value"] for rating in ratings] == numbers(written)[0]
+    assert ends == [rating[end] for rating in ratings for end in ("low", "high")]
+    assert "wrote   page.html" in err and "the longest of all" not in (home / "page.html").read_text()
+    asked = [word for file in files for word in ("--answers", file)]
+    assert call(["rank", "judgements.jsonl", "--page", "page.html", *asked]) == 0
+    assert "<td>the longest of all</td>" in (home / "page.html").read_text()
+
+
+def test_where_nobody_won_there_is_no_page_and_a_line_says_why(home, capsys):
+    (home / "silent.py").write_text("def judge(p, a, b): return None\n")
+    assert call(["judge", "one.jsonl", "two.jsonl", "--by", "silent:judge", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["page"] is None and not list(home.glob("*.html"))
+    assert "judgements.report.html is not written: no game was decided" in err
+
+
+def test_a_comparison_shows_what_judges_said(home, capsys):
+    """seedling wins p, one wins q in one order, and the other order is a tie."""
+    pairs = [("p", "ab", 2), ("p", "ba", 1), ("q", "ab", 1), ("q", "ba", "tie"), ("q", "ab", None)]
+    keys = ("prompt", "order", "verdict")
+    rows = [
+        dict(zip(keys, pair, strict=True), model_a="one", model_b="seedling", judge="x") for pair in pairs
+    ]
+    (home / "j.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (home / "one").symlink_to(find("seedling"))
+    words = ["compare", "one", "seedling", "--prompt", "Day", "--max-new-tokens", "2"]
+    assert call([*words, "--judgements", "j.jsonl"]) == 0
+    lines = [re.split("  +", line) for line in capsys.readouterr().out.splitlines()]
+    at = lines.index(["judge x", "one", "seedling"])
+    assert lines[at + 1 :] == [
+        ["points won", "37.5%", "62.5%"],
+        ["95 %", "0.0% … 75.0%", "25.0% … 100.0%"],
+        ["prompts won", "1 of 2 (50.0%)", "1 of 2 (50.0%)"],
+        ["prompts tied", "0 of 2 (0.0%)", "0 of 2 (0.0%)"],
+        ["no verdict", "1 judgements"],
+    ]
+    assert call([*words, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["judgements"] == []
+    assert call([*words[:1], "two", *words[2:], "--judgements", "j.jsonl"]) == 2
+    assert "j.jsonl has no judgement of two against seedling" in capsys.readouterr().err
 
 
 def test_a_verdict_that_cannot_be_read_is_written_and_counted(home, capsys):
@@ -128,6 +188,9 @@ rank one.jsonl --by eloo
 rank JUDGED --by eloo
 rank JUDGED --relative-to x
 rank JUDGED --csv no/such/file
+rank JUDGED --page no/such/file
+rank JUDGED --page page.html --answers none.jsonl
+rank JUDGED --answers one.jsonl
 """.strip().splitlines()
 
 

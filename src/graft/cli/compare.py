@@ -1,13 +1,18 @@
-"""graft compare: the answers of two runs or models to the same prompts, side by side, and their scores."""
+"""graft compare: the answers of two runs or models to the same prompts, their scores, and what judges say."""
 
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from graft.cli.say import after, score_table, show, show_json, talk
+from graft.cli.say import after, score_table, show, show_json, table, talk
 from graft.errors import UsageError
+
+if TYPE_CHECKING:
+    from graft.data.templates import Prompt
+    from graft.evaluate.win_rates import WinRate
 
 WIDTH = 56  # characters of a column
 
@@ -23,23 +28,34 @@ def compare(
     prompt: Annotated[list[str] | None, typer.Option(help="A prompt; repeat for several.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="Use at most this many prompts.")] = 8,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 64,
+    judgements: Annotated[
+        list[Path] | None,
+        typer.Option(help="Files of graft judge; by default judgements.jsonl in the folders of the two."),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the same facts for programs.")] = False,
 ) -> None:
     given = [*(prompt or []), *prompt_lines(prompts)]
 
+    from graft.runs.judged import judged_between  # torch costs seconds
     from graft.runs.open import last_words, open_model  # torch costs seconds
     from graft.runs.score import incomparable, prompts_of, scores_of  # torch costs seconds
 
+    rates = judged_between(first, second, judgements or ())
     answers = []
-    asked = given[:limit]
+    asked: Sequence[Prompt] = given[:limit]
     for name in (first, second):  # one after the other: both together may not fit into memory
         opened = open_model(name)
         asked = asked or prompts_of(opened, limit)
         answers.append(opened.ask(asked, max_new_tokens=max_new_tokens))
         del opened
     scores = {name: scores_of(name) for name in (first, second)}
-    facts = {"prompts": asked, "answers": {first: answers[0], second: answers[1]}, "scores": scores}
-    facts["warnings"] = incomparable(first, second)
+    facts = {
+        "prompts": asked,
+        "answers": {first: answers[0], second: answers[1]},
+        "scores": scores,
+        "judgements": [rate.json() for rate in rates],
+        "warnings": (warnings := incomparable(first, second)),
+    }
     if json:
         show_json(facts)
     else:
@@ -48,7 +64,9 @@ def compare(
                 f"\n> {' '.join(last_words(prompt_).split())}\n{side_by_side((first, left), (second, right))}"
             )
         show(_scores(scores))
-    for text in facts["warnings"]:
+        for rate in rates:
+            show(f"\n{_win_rate(rate)}")
+    for text in warnings:
         talk(f"warning {text}")
     after(f"graft chat {second}")
 
@@ -78,3 +96,20 @@ def side_by_side(left: tuple[str, str], right: tuple[str, str]) -> str:
 def _scores(columns: dict[str, dict[str, Any]]) -> str:
     """Return the scores of both as a table, or "" if there are none."""
     return "\n" + score_table(columns) if any(columns.values()) else ""
+
+
+def _win_rate(rate: "WinRate") -> str:
+    """Return what a judge says of both as a table, in the columns of their scores."""
+    from graft.evaluate.leaderboard_text import interval
+
+    prompts = rate.wins + rate.ties + rate.losses
+    rows = []
+    if rate.won and rate.lost:
+        sides = (rate.won, rate.lost)
+        rows.append(["points won", *(f"{side.value:.1%}" for side in sides)])
+        rows.append(["95 %", *(interval(side, ".1%") for side in sides)])
+        for what, counts in (("won", (rate.wins, rate.losses)), ("tied", (rate.ties, rate.ties))):
+            rows.append([f"prompts {what}", *(f"{n:,} of {prompts:,} ({n / prompts:.1%})" for n in counts)])
+    if rate.unread:
+        rows.append(["no verdict", f"{rate.unread:,} judgements", ""])
+    return table([f"judge {rate.judge}".rstrip(), rate.first, rate.second], rows)

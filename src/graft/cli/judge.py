@@ -8,7 +8,7 @@ import typer
 
 from graft.cli.compare import prompt_lines
 from graft.cli.say import after, note, show, show_json, table, talk
-from graft.errors import UsageError, listed
+from graft.errors import DataError, UsageError, listed
 
 if TYPE_CHECKING:
     from graft.evaluate.answer_files import Answers
@@ -54,8 +54,9 @@ def judge(
 ) -> None:
     if out.is_dir() or not out.parent.is_dir():
         raise UsageError(f"{out} cannot be written", "a file in a folder that exists", "give another --out")
-    if out.exists() and not force:
-        raise UsageError(f"{out} exists", "a new file", "give another --out, or --force")
+    page = out.with_suffix(".report.html")
+    if there := [path for path in (out, page) if path.exists() and not force]:
+        raise UsageError(f"{there[0]} exists", "a new file", "give another --out, or --force")
     from graft.evaluate.answer_files import without_partner  # torch costs seconds
     from graft.evaluate.judgements import lines
     from graft.evaluate.judges import judged
@@ -73,13 +74,17 @@ def judge(
     if not judgements:
         raise UsageError("no pair was judged", "at least one verdict", "run the same command again")
     replace(out, lines(judgements).encode())
+    drawn = _draw(page, judgements, read)
     if json:
+        pairs = [_facts(*one) for one in _pairs(judgements)]
         show_json(
-            {"file": str(out), "judge": model or by, "pairs": [_facts(*one) for one in _pairs(judgements)]}
+            {"file": str(out), "page": str(page) if drawn else None, "judge": model or by, "pairs": pairs}
         )
     else:
         show(table(("answers", "against", "wins", "ties", "losses", "no verdict", "won"), _rows(judgements)))
         talk(f"wrote   {out} ({len(judgements):,} judgements by {model or by})")
+        if drawn:
+            talk(f"wrote   {page}")
         if (cache := _cache(out)).exists():
             talk(f"kept    {cache}: with --force the same command goes on, and asks nothing twice")
     after(f"graft rank {out}")
@@ -118,6 +123,22 @@ def _answers(
     if own:
         replace(out.with_suffix(".answers.jsonl"), answer_lines(own).encode())
     return {**read, **own}
+
+
+def _draw(page: Path, judgements: list["Judgement"], answers: "Answers") -> bool:
+    """Write the page of judgements. Says why, and returns False, where they make no leaderboard."""
+    from graft.evaluate.leaderboard import leaderboard
+    from graft.runs.judgement_page import judgement_page
+    from graft.storage import replace
+
+    try:
+        board = leaderboard(judgements)
+    except DataError as error:
+        note(f"{page} is not written: {error.given}")
+        return False
+    title = f"graft judge, {page.name.removesuffix('.report.html')}"
+    replace(page, judgement_page(title, board, judgements, answers).encode(errors="replace"))
+    return True
 
 
 def _judge(by: str, model: str | None, form: str, out: Path, settings: dict[str, Any]) -> "Judge":

@@ -12,7 +12,7 @@ from typing import Any
 
 from graft.data.read import records
 from graft.data.rows import BadRow, Reject
-from graft.errors import DataError, listed
+from graft.errors import DataError, listed, notice
 
 ANSWER = ("answer", "completion", "response", "output", "text")  # what the column may be called
 EXAMPLE = '{"prompt": "...", "answer": "..."}'
@@ -63,6 +63,23 @@ def read_answers(*paths: str | Path) -> Answers:
             "correct these rows",
         )
     return answers
+
+
+def merged(*several: Answers) -> Answers:
+    """Return the answers of several `Answers` together; where two differ, the first counts, with a notice."""
+    together: Answers = {}
+    for answers in several:
+        for model, own in answers.items():
+            known = together.setdefault(model, {})
+            other = [
+                answer.source
+                for prompt, answer in own.items()
+                if known.get(prompt, answer).text != answer.text
+            ]
+            if other:
+                notice(f"{len(other)} answers of {model} differ between files; left out: {listed(other, 3)}")
+            together[model] = own | known
+    return together
 
 
 def prompts_in(answers: Mapping[str, Mapping[str, Answer]]) -> list[Any]:
