@@ -1,12 +1,17 @@
-"""graft eval: score a run, a model, or a model with an adapter; with an adapter, next to the bare base."""
+"""graft eval: score a run, a model, or a model with an adapter; with an adapter, next to the bare base.
 
+On rows, or on public benchmarks (`graft.cli.benchmarks`).
+"""
+
+from collections.abc import Mapping
 from typing import Annotated
 
 import typer
 
+from graft.cli import benchmarks
 from graft.cli.say import after, score_table, show, show_json
 from graft.cli.words import STAGES
-from graft.errors import UsageError
+from graft.errors import UsageError, listed
 
 
 def add_to(app: typer.Typer) -> None:
@@ -23,10 +28,36 @@ def evaluate(
         list[str] | None, typer.Option(help="perplexity, accuracy, bleu, ... or module:function; repeatable.")
     ] = None,
     stage: Annotated[str | None, typer.Option(help=f"What the rows are for: {STAGES}.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="At most so many rows.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many rows, of each task.")] = None,
+    tasks: Annotated[
+        str | None, typer.Option(help="Benchmarks of lm-eval instead: arc_easy,hellaswag or files.")
+    ] = None,
+    num_fewshot: Annotated[int | None, typer.Option(min=0, help="Examples in a task's prompts.")] = None,
+    include_path: Annotated[list[str] | None, typer.Option(help="Folder of tasks of your own.")] = None,
+    apply_chat_template: Annotated[
+        bool, typer.Option("--apply-chat-template", help="Ask tasks as conversations.")
+    ] = False,
     quant: Annotated[str | None, typer.Option(help="none, nf4, fp4, int8, int4, ...")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the same facts for programs.")] = False,
 ) -> None:
+    if tasks is not None:
+        others = {"--data": data, "--metric": metric, "--stage": stage}
+        _refuse(others, "with --tasks", "leave it out: tasks have rows and metrics of their own")
+        chosen = {
+            "names": [name.strip() for name in tasks.split(",") if name.strip()],
+            "include_path": include_path or (),
+            "num_fewshot": num_fewshot,
+            "limit": limit,
+            "chat": apply_chat_template,
+        }
+        benchmarks.run(model, adapter or (), quant, chosen, json=json)
+        return
+    own = {
+        "--num-fewshot": num_fewshot,
+        "--include-path": include_path,
+        "--apply-chat-template": apply_chat_template or None,
+    }
+    _refuse(own, "without --tasks", "name the benchmarks: --tasks arc_easy,hellaswag")
     from graft.runs.open import open_model  # torch costs seconds
     from graft.runs.score import score, scoring_recipe  # torch costs seconds
 
@@ -55,3 +86,10 @@ def evaluate(
         if opened.adapter
         else f"graft train --model {model} --data ROWS.jsonl --method qlora"
     )
+
+
+def _refuse(options: Mapping[str, object], where: str, remedy: str) -> None:
+    """Raise UsageError for options that are given where they mean nothing."""
+    given = [name for name, value in options.items() if value is not None]
+    if given:
+        raise UsageError(f"{listed(given)} {where}", "options that belong together", remedy)
