@@ -30,7 +30,7 @@ _HOME = {
     "extract": "combine.extract",
     "load": "models.load",
     "plan": "planning.plan",
-    "run": "runs.run",
+    "run": "runs.chain",
     "train": "runs.run",
 }
 

@@ -1,5 +1,6 @@
 """The command line answers at once, says in lines what is wrong, and every command accepts a run's folder."""
 
+import io
 import json
 import re
 import subprocess
@@ -100,6 +101,70 @@ def test_an_evaluation_prints_its_count_of_tokens_as_a_whole_number(capsys):
     with Progress(read({})) as progress:
         progress.evaluated({"step": 5, "epoch": 1.0, "eval_loss": 1.5, "eval_tokens": 8531.0})
     assert capsys.readouterr().err.split("eval")[1].split() == ["5", "loss", "1.5000", "tokens", "8,531"]
+
+
+def step(number, **more):
+    """Return what a run tells an observer of a step that took a second, at 100 tokens a second."""
+    return {"step": number, "seconds": 1.0, "tokens_per_s": 100.0, "memory_mb": 1.0, "lr": 1e-4, **more}
+
+
+def test_steps_that_learn_from_new_answers_say_how_good_and_how_long_they_are(capsys):
+    new = {"reward": 0.25, "kl": 0.125, "length": 17.5, "rollout_seconds": 0.75}
+    with Progress(read({"train": {"log_every": 3}})) as progress:
+        progress.start({"steps": 20, "trained": 1})
+        progress.wrote(4, 8)  # in a pipe: nothing
+        for number in range(1, 11):  # answers are written before steps 1, 3, 5, 7, 9
+            progress.step(step(number, loss=0.5, **(new if number % 2 else {})))
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("step")]
+    assert [line.split()[1] for line in lines] == ["1", "5", "9"], (
+        "3 is too early, 4 has no answers of its own"
+    )
+    assert "   reward 0.25   kl 0.125   length 17.5   written in 0.8 s   loss 0.5000   " in lines[0]
+    assert "   400 tok/s   " in lines[0]  # 100 tokens, without the time in which the answers were written
+
+
+def test_a_step_that_is_left_out_says_why(capsys):
+    told = step(1, left_out="no answer is better than another", tokens_per_s=0.0)
+    del told["lr"]
+    with Progress(read({})) as progress:
+        progress.start({"steps": 2, "trained": 1})
+        progress.step(told)
+        progress.step(step(2, skipped="loss"))
+    first, second = (line for line in capsys.readouterr().err.splitlines() if line.startswith("step"))
+    assert "left out: no answer is better than another" in first and "tok/s" not in first
+    assert "skipped: not finite" in second
+
+
+def test_a_terminal_shows_how_many_answers_are_written(monkeypatch):
+    screen = io.StringIO()
+    screen.isatty = lambda: True
+    monkeypatch.setattr("sys.stderr", screen)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "100")
+    with Progress(read({})) as progress:
+        progress.start({"steps": 2, "trained": 1})
+        progress.wrote(24, 64)
+        progress._bar.refresh()
+        during = screen.getvalue()
+        progress.wrote(64, 64)
+        progress._bar.refresh()
+        after = screen.getvalue()[len(during) :]
+    assert "write" in during and "24/64" in during and "0/2" in during
+    assert "write" not in after and "0/2" in after
+
+
+def test_rows_that_only_ask_are_shown_before_a_reward_is_chosen(tmp_path, capsys):
+    write_model(tmp_path / "model")
+    write_rows(tmp_path / "prompts.jsonl", [{"prompt": "What does the cat want? "}] * 40)
+    words = ["--model", "seedling", "--stage", "ppo"]
+    settings = ["stage.max_new_tokens=8", "data.max_length=64"]
+    assert call(["data", "show", str(tmp_path / "prompts.jsonl"), *words]) == 0
+    out, err = capsys.readouterr()
+    assert "What does the cat want? " in out and err.endswith(" stage=ppo\n")
+    recipe = ["--model", str(tmp_path / "model"), "stage=ppo", *settings]
+    assert call(["plan", *recipe]) == 0
+    assert call(["train", *recipe, "--data", str(tmp_path / "prompts.jsonl")]) == 2
+    assert "stage.rewards=" in capsys.readouterr().err
 
 
 def test_methods_are_listed_for_people_and_programs(capsys):

@@ -27,6 +27,7 @@ from graft.planning.sketch import (
 )
 from graft.quant import quantise_model
 from graft.recipe import read
+from graft.stages.stage import find, stage_of
 from graft.training.optimizers import build
 from graft.training.paging import Pages
 from models import CONFIGS, tiny_base, tiny_model
@@ -222,6 +223,45 @@ def test_a_recipe_is_planned_without_its_weights(tmp_path):
     assert json.loads(json.dumps(found.facts()))["fits"] is found.fits
     assert "6,738,415,616 parameters" in str(found) and "39,976,960 trained" in str(found)
     assert all("checkpointing" not in lever.change and "quant" not in lever.change for lever in found.levers)
+
+
+@pytest.mark.parametrize("value", ["trunk", "adapter"])
+def test_values_that_are_trained_beside_a_policy_are_planned(tmp_path, value):
+    LlamaConfig(**CONFIGS["llama"]).save_pretrained(tmp_path / "model")
+    settings = {
+        "model": str(tmp_path / "model"),
+        "dtype": "fp32",
+        "method": {"name": "lora", "r": 4, "target_modules": ALL},
+        "data": {"max_length": 32},
+    }
+    stage = {"name": "ppo", "rewards": "shop:price_last", "max_new_tokens": 8, "value": value}
+    alone, both = plan(settings), plan(settings | {"stage": stage})
+    # A head on the states, alone or on an adapter like the policy's.
+    beside = CONFIGS["llama"]["hidden_size"] + (alone.trained if value == "adapter" else 0)
+    assert both.trained - alone.trained == beside
+    assert both.parts["optimizer"] - alone.parts["optimizer"] == 8 * beside
+    assert both.parts["step"] > 0
+
+
+def test_answers_to_one_prompt_are_planned_together():
+    config = AutoConfig.for_model("llama", **CONFIGS["llama"])
+    methods = [LoRA(r=4, target_modules=ALL)]
+
+    def step(group):
+        stage = find("ppo")(rewards="shop:price_last", group=group, max_new_tokens=64)
+        return peak(config, methods, Step(1, 128, stage=stage), uniform=True)[0]
+
+    # 64 tokens of a prompt and 64 of each answer: 128, or 320. Attention's part grows with their square.
+    assert 0.8 * 320 / 128 < step(4) / step(1) < (320 / 128) ** 2
+
+
+@pytest.mark.parametrize("word", ["grpo", "rloo", "best_of_n", "online_dpo", "online_ipo"])
+def test_stages_that_write_their_own_answers_are_planned_without_values(word):
+    config = AutoConfig.for_model("llama", **CONFIGS["llama"])
+    stage = stage_of(read({"stage": word}))
+    tensors, _ = peak(config, [LoRA(r=4, target_modules=ALL)], Step(1, 160, stage=stage), uniform=True)
+    # More than the states of the answers that are learnt, which leave the last block, and their gradient.
+    assert tensors > 2 * 4 * 64 * 128 * stage.learnt
 
 
 def test_activations_are_computed_again_only_if_the_run_fits_no_other_way(monkeypatch):

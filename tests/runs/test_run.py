@@ -273,6 +273,8 @@ def test_going_on_with_the_method_written_as_it_is_resumes_and_with_another_is_r
     without = {key: value for key, value in settings.items() if key != "method"}
     assert run(without).trained and not run(without).trained and not run(settings).trained
     assert read(folder / "on").method["r"] == 2
+    named_anew = settings | {"method": {"name": "lora", "r": 2, "target_modules": "all-linear"}}
+    assert not run(named_anew).trained  # the file has the names that this word meant
     for method, named in (
         ({"name": "lora", "r": 4}, r"method\.r=4 \(it has 2\)"),
         ({"name": "lora", "target_modules": ["q_proj"]}, r"method\.target_modules"),
@@ -283,6 +285,23 @@ def test_going_on_with_the_method_written_as_it_is_resumes_and_with_another_is_r
         with pytest.raises(UsageError, match=named):
             graft.plan(settings | {"method": method})
     assert graft.plan(without).trained == graft.plan(settings | {"adapter": None}).trained
+
+
+def test_a_run_from_an_adapter_that_has_changed_is_refused_and_one_that_has_moved_is_not(done, folder):
+    start = folder / "start"
+    shutil.copytree(done[0].adapter, start)
+    mine = recipe(folder, folder / "from-start", adapter=str(start), train={"max_steps": 1})
+    assert run(mine).trained
+    start.rename(folder / "moved-start")
+    assert not run(mine | {"adapter": str(folder / "moved-start")}).trained
+    file = folder / "moved-start" / "adapter_model.safetensors"
+    tensors = load_file(file)
+    next(iter(tensors.values()))[0, 0] += 1
+    save_file(tensors, file, {"format": "pt"})
+    before = (folder / "from-start" / "recipe.yaml").read_bytes()
+    with pytest.raises(CheckpointError, match="fingerprint of adapter: "):
+        run(mine | {"adapter": str(folder / "moved-start")})
+    assert (folder / "from-start" / "recipe.yaml").read_bytes() == before
 
 
 def test_training_an_attached_adapter_is_the_same_run(done, folder):

@@ -169,7 +169,7 @@ def test_a_run_killed_while_it_reads_the_reference_and_later_ends_with_the_same_
         assert (tmp_path / "calm" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes()
 
 
-def test_a_damaged_reference_is_computed_again_and_said(home, tmp_path):
+def test_a_damaged_reference_is_made_again_and_said(home, tmp_path):
     settings = recipe(home, tmp_path / "run", train={"max_steps": 2})
     calm = graft.run(recipe(home, tmp_path / "calm", train={"max_steps": 2}))
     graft.run(settings)
@@ -179,7 +179,7 @@ def test_a_damaged_reference_is_computed_again_and_said(home, tmp_path):
     for name in ("finished.json", "evaluation.json"):
         (tmp_path / "run" / name).unlink()
     again = graft.run(settings)
-    assert any("reference is computed again" in note for note in again.notes)
+    assert any("reference is made again" in note for note in again.notes)
     assert numbers.read_bytes() == before and again.scores == calm.scores
 
 

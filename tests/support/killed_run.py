@@ -5,13 +5,13 @@ import os
 import signal
 
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["graft.runs.run"])
+PROCESSES.set_forkserver_preload(["graft.runs.chain"])
 
 
 def child(settings, forward):
     """Carry out a recipe; end the process at this forward of the base (0: at none)."""
     from graft.base.base import Base
-    from graft.runs.run import run
+    from graft.runs.chain import run
 
     count, hidden = 0, Base.hidden
 

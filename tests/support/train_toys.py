@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 from graft import storage
+from graft.data.feed import Source
 from graft.errors import GraftError
 from graft.recipe import Train
 from graft.training import Task, Trainer
@@ -110,8 +111,8 @@ class Base:
         self.active = self.adapters[name]
         yield
 
-    def train(self, mode=True, *, dropout=False):
-        self.training = mode
+    def train(self, mode=True, *, dropout=False, noise=True):
+        self.training = mode and noise
 
     def checkpointing(self, on=True):
         self.checkpointed.append(on)
@@ -136,7 +137,7 @@ def objective(base, batch):
     return loss, {"tokens": float(batch.tokens), "correct": float(correct)}
 
 
-class Feed:
+class Feed(Source):
     """Rows of uneven length, four per step; step(epoch, index) is a pure function."""
 
     def __init__(self, seed=0, steps_per_epoch=6, rows=4, micro=2):

@@ -195,7 +195,8 @@ def test_more_than_three_skipped_steps_in_a_row_stop_the_run(tmp_path):
 
 def test_an_adapter_tensor_that_is_not_finite_is_never_saved(tmp_path):
     run = trainer(tmp_path)
-    run.adapter.after_step = lambda step, total: run.adapter.frozen.fill_(float("nan")) if step == 5 else None
+    toy = run.adapter
+    toy.after_step = lambda step, total: toy.frozen.fill_(float("nan")) if step == 5 else None
     with pytest.raises(TrainingError, match="step 6: NaN or infinity in frozen"):
         run.run()
     assert storage.latest(tmp_path / "checkpoints")[0].name == "step-000003"

@@ -55,4 +55,5 @@ def show_rows(
     else:
         for line in report_lines(report, colour):
             print_markup(line, stream=sys.stdout) if colour else show(line)
-    after(f"graft train --model {model} --data {path}")
+    of_stage = "" if stage == "sft" else f" stage={stage}"
+    after(f"graft train --model {model} --data {path}{of_stage}")

@@ -2,12 +2,16 @@
 
 import shlex
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from graft.cli.say import after, show, show_json
 from graft.cli.words import WORDS, recipe_of
+from graft.sizes import size
+
+if TYPE_CHECKING:
+    from graft.planning.plan import Plan
 
 
 def add_to(app: typer.Typer) -> None:
@@ -30,8 +34,22 @@ def plan(
     chosen = recipe_of(recipe, context.args, {"model": model, "data.train": data, "method": method})
 
     from graft.planning import plan as planning  # after the recipe is checked: torch costs seconds
+    from graft.recipe.chain import Chain
     from graft.runs.identity import as_begun
 
-    planned = planning.plan(as_begun(chosen))
-    show_json(planned.facts()) if json else show(str(planned))
+    if isinstance(chosen, Chain):
+        plans = {name: planning.plan(as_begun(chosen.before(name))) for name in chosen.recipes}
+        show_json([{"stage": name, **p.facts()} for name, p in plans.items()]) if json else _show(plans)
+    else:
+        planned = planning.plan(as_begun(chosen))
+        show_json(planned.facts()) if json else show(str(planned))
     after(f"graft train {shlex.join(word for word in sys.argv[2:] if word != '--json')}")
+
+
+def _show(plans: "dict[str, Plan]") -> None:
+    """Print the plan of every stage, then which needs the most."""
+    for number, (name, planned) in enumerate(plans.items(), 1):
+        show(f"stage {number} of {len(plans)}   {name}\n{planned}\n")
+    name, largest = max(plans.items(), key=lambda item: item[1].needs)
+    verdict = "all fit" if all(p.fits for p in plans.values()) else "DOES NOT FIT"
+    show(f"most     stage {name}: peak {size(largest.peak)} of {size(largest.available)}: {verdict}")

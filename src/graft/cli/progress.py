@@ -16,16 +16,23 @@ if TYPE_CHECKING:
 
 
 class Progress:
-    """An observer of a run (see graft.runs.run.RunObserver) that prints on stderr."""
+    """An observer of a run (see graft.runs.hear.RunObserver) that prints on stderr."""
 
     def __init__(self, recipe: "Recipe") -> None:
+        self._bar: Any = None
+        self._show(recipe)
+
+    def _show(self, recipe: "Recipe") -> None:
+        """Begin with the steps of a recipe."""
         self.every = recipe.train.log_every
         self.counts = stage_cards()[recipe.stage_name].counts
         self.total = 0
         self.done = 0
-        self._bar: Any = None
         self._began = time.perf_counter()
         self._first = 0  # steps done before this start
+        self._said = 0  # the last step that had a line
+        self._writes = False  # whether the stage writes the answers that it learns from
+        self._writing: Any = None  # the bar's task while answers are written
 
     def __enter__(self) -> "Progress":
         return self
@@ -56,22 +63,54 @@ class Progress:
         self.done = record["step"]
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=self.done)
-        if self.done % self.every == 0 or self.done in (1, self.total):
+        if self._due(record):
+            self._said = self.done
             self.say(self._line(record))
 
+    def wrote(self, done: int, total: int) -> None:
+        """Show on a terminal how many answers are written; elsewhere the step's line tells of them."""
+        if self._bar is None:
+            return
+        if self._writing is None:
+            self._writing = self._bar.add_task("write  ", total=total)
+        self._bar.update(self._writing, completed=done, total=total)
+        if done == total:  # the next answers have a time of their own
+            self._bar.remove_task(self._writing)
+            self._writing = None
+
+    def _due(self, record: dict[str, Any]) -> bool:
+        """Return whether a step has a line: every so many steps, of a stage that writes its own answers at
+        the next step that tells of new ones."""
+        self._writes |= "rollout_seconds" in record
+        if self.done in (1, self.total):
+            return True
+        if self._writes:
+            return "rollout_seconds" in record and self.done - self._said >= self.every
+        return self.done % self.every == 0
+
     def _line(self, record: dict[str, Any]) -> str:
-        """Return a step's line: loss, learning rate, speed, memory, time left."""
+        """Return a step's line: answers, loss, learning rate, speed, memory, time left."""
         pace = (time.perf_counter() - self._began) / max(1, self.done - self._first)
-        speed = f"{record['tokens_per_s']:,.0f} {self.counts}/s"
-        loss = f"loss {record['loss']:.4f}" if "loss" in record else "skipped: not finite"
-        return (
-            f"step {self.done:5d}   {loss}   lr {record['lr']:.1e}   {speed}   "
-            f"{size(record['memory_mb'] * MIB)}   eta {duration(pace * (self.total - self.done))}"
-        )
+        words = [f"step {self.done:5d}", *_of_answers(record)]
+        if "left_out" in record:
+            words += [f"left out: {record['left_out']}"]
+        else:
+            learning = max(record["seconds"] - record.get("rollout_seconds", 0.0), 1e-9)
+            speed = record["tokens_per_s"] * record["seconds"] / learning
+            words += [
+                f"loss {record['loss']:.4f}" if "loss" in record else "skipped: not finite",
+                f"lr {record['lr']:.1e}",
+                f"{speed:,.0f} {self.counts}/s",
+            ]
+        words += [size(record["memory_mb"] * MIB), f"eta {duration(pace * (self.total - self.done))}"]
+        return "   ".join(words)
 
     def evaluated(self, record: dict[str, Any]) -> None:
         scores = {key.removeprefix("eval_"): v for key, v in record.items() if key.startswith("eval_")}
-        words = (f"{name} {v:,.0f}" if name == "tokens" else f"{name} {v:.4f}" for name, v in scores.items())
+        words = (
+            f"{name} {v:,.0f}" if name in ("tokens", "answers") else f"{name} {v:.4f}"
+            for name, v in scores.items()
+        )
         self.say(f"eval {record['step']:5d}   {'   '.join(words)}")
 
     def sampled(self, texts: Sequence[str]) -> None:
@@ -83,6 +122,10 @@ class Progress:
 
     def warn(self, text: str) -> None:
         self.say(f"warning {text}")
+
+    def stage(self, name: str, number: int, count: int, recipe: "Recipe") -> None:
+        self._show(recipe)
+        self.say(f"stage {number} of {count}   {name}")
 
     def begin(self, facts: dict[str, Any]) -> None:
         share = 100 * facts["trained"] / facts["parameters"]
@@ -110,14 +153,22 @@ class Progress:
             self._bar = None
 
 
+def _of_answers(record: dict[str, Any]) -> list[str]:
+    """Return what a step's record says of answers that were written before it; nothing where none were."""
+    told = {name: round(record[name], 6) + 0.0 for name in ("reward", "kl", "length") if name in record}
+    words = [f"{name} {value:.3g}" for name, value in told.items()]
+    seconds = record.get("rollout_seconds", 0.0)  # 0: read again, by a run that goes on
+    return [*words, f"written in {seconds:.1f} s"] if seconds else words
+
+
 def _bar(done: int, total: int) -> Any:
     """Return a started progress bar."""
     from rich.console import Console  # for terminals only: a pipe does not need rich
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
-    columns = (TextColumn("train  "), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     bar = Bar(*columns, console=Console(stderr=True), transient=True)
-    bar.add_task("train", total=total, completed=done)
+    bar.add_task("train  ", total=total, completed=done)
     bar.start()
     return bar

@@ -11,7 +11,10 @@ from graft.cli.words import STAGES, WORDS, recipe_of
 from graft.sizes import MIB, size
 
 if TYPE_CHECKING:
+    from graft.planning.plan import Plan
     from graft.recipe import Recipe
+    from graft.recipe.chain import Chain
+    from graft.runs.result import RunResult
 
 SMALL = 32 * MIB  # of rows: up to here they are read twice, to find bad ones early
 
@@ -55,38 +58,83 @@ def train(
         show((recipe_of(recipe, context.args, options) if given else read({})).yaml())
         return after("graft train RECIPE   (a file with the keys that you change)")
     chosen = recipe_of(recipe, context.args, options)
+
+    from graft.recipe.chain import Chain
+
     if dry_run:
-        show(chosen.yaml())
+        show(chosen.documents() if isinstance(chosen, Chain) else chosen.yaml())
         return after("the same command without --dry-run, or with plan instead of train")
 
-    _check_rows(chosen)
+    for one in chosen.recipes.values() if isinstance(chosen, Chain) else [chosen]:
+        _check_rows(one)
+    train_chain(chosen, json=json) if isinstance(chosen, Chain) else train_one(chosen, json=json)
 
+
+def train_one(chosen: "Recipe", *, json: bool) -> None:
+    """Carry out a recipe of one stage."""
     from graft.planning.plan import plan  # after recipe and rows are checked: torch costs seconds
     from graft.runs.identity import as_begun
     from graft.runs.run import run
     from graft.stages.stage import stage_of
 
+    stage_of(chosen).check_complete()
     begun = as_begun(chosen)
     cost = plan(begun)
     why = cost.why if begun.dtype == chosen.dtype else "as this run began"
     chosen = chosen.model_copy(update={"dtype": cost.dtype})
     talk(f"dtype   {cost.dtype}: {why}")
-    verdict = "fits" if cost.fits else "DOES NOT FIT: `graft plan` shows what would help"
-    talk(
-        f"plan    peak {size(max(cost.peaks.values()))} of {size(cost.available)} on {cost.device}: {verdict}"
-    )
+    _say_plan(cost)
     with Progress(chosen) as progress:
         result = run(chosen, observer=progress)
+    _say_result(result)
+    if json:
+        show_json(result.facts())
+    _say_next(chosen, chosen.output)
+
+
+def train_chain(chain: "Chain", *, json: bool) -> None:
+    """Carry out a recipe of several stages."""
+    from graft.planning.plan import plan  # after recipes and rows are checked: torch costs seconds
+    from graft.runs.chain import stages
+    from graft.runs.identity import as_begun
+    from graft.stages.stage import stage_of
+
+    for name in chain.recipes:
+        stage_of(chain.recipes[name]).check_complete()
+        cost = plan(as_begun(chain.before(name)))
+        _say_plan(cost, f"{name} in {cost.dtype}: ")
+    results = []
+    *_, last = chain.recipes.values()
+    with Progress(last) as progress:
+        for result in stages(chain, progress):
+            _say_result(result)
+            results.append(result)
+    if json:
+        show_json([result.facts() for result in results])
+    _say_next(last, chain.output)
+
+
+def _say_plan(cost: "Plan", title: str = "") -> None:
+    """Print the memory that a run needs, and whether it fits.  title: before it."""
+    verdict = "fits" if cost.fits else "DOES NOT FIT: `graft plan` shows what would help"
+    talk(f"plan    {title}peak {size(cost.peak)} of {size(cost.available)} on {cost.device}: {verdict}")
+
+
+def _say_result(result: "RunResult") -> None:
+    """Print the scores of a finished run, and what it wrote."""
     if result.scores:
         talk(score_table(result.scores))
         for line in result.coverage["lines"]:
             talk(f"eval    {line}")
     written = [result.adapter, result.folder / "report.html", *([result.model] if result.model else [])]
     talk(f"{'wrote' if result.trained else 'kept':<7} {'   '.join(map(str, written))}")
-    if json:
-        show_json(result.facts())
-    folder = chosen.output
-    first, second = ("chat", "eval") if stage_of(chosen).writes else ("eval", "compare OTHER")
+
+
+def _say_next(recipe: "Recipe", folder: str) -> None:
+    """Print what to do with a run's folder.  recipe: of the run that answers from it."""
+    from graft.stages.stage import stage_of
+
+    first, second = ("chat", "eval") if stage_of(recipe).writes else ("eval", "compare OTHER")
     after(f"graft {first} {folder}   (or: graft {second} {folder}, graft export {folder} OUT)")
 
 

@@ -11,6 +11,7 @@ from graft.recipe.stages import stage_cards
 
 if TYPE_CHECKING:
     from graft.recipe import Recipe
+    from graft.recipe.chain import Chain
 
 STAGES = ", ".join(stage_cards())  # for the help
 
@@ -18,14 +19,15 @@ STAGES = ", ".join(stage_cards())  # for the help
 WORDS = {"ignore_unknown_options": True, "allow_extra_args": True}
 
 
-def recipe_of(recipe: str | None, words: Sequence[str], options: dict[str, str | None]) -> "Recipe":
-    """Return the recipe that a command line means, and print its notices.
+def recipe_of(recipe: str | None, words: Sequence[str], options: dict[str, str | None]) -> "Recipe | Chain":
+    """Return the recipe, of one stage or of several, that a command line means, and print its notices.
 
     recipe: the first word that typer does not know.  words: the others.
     options: {recipe key: value} of known options.
     Raises UsageError with everything that is wrong.
     """
     from graft.recipe import read  # late: pydantic, which no --help needs
+    from graft.recipe.chain import read_chain
     from graft.recipe.words import SYNONYMS
 
     recipe, words = _separated(words if recipe is None else [recipe, *words])
@@ -41,7 +43,8 @@ def recipe_of(recipe: str | None, words: Sequence[str], options: dict[str, str |
     if recipe is None and not any(change.partition("=")[0] in names_output for change in changes):
         changes.append(f"output=runs/{_stem(options)}")
     notices: list[str] = []
-    chosen = read(recipe if recipe is not None else {}, changes, notices)
+    source = recipe if recipe is not None else {}
+    chosen = read_chain(source, changes, notices) or read(source, changes, notices)
     for notice in notices:
         talk(f"note    {notice}")
     return chosen

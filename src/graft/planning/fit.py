@@ -1,13 +1,14 @@
 """What a model and an adapter can take: so many positions, tokens of its own table, its own settings."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from graft.core.method import Method
 from graft.core.positions import context_length
 from graft.core.registry import described
+from graft.core.site import Site
 from graft.errors import ModelError, UsageError, notice
 from graft.models.files import find
 from graft.models.tokenizer import has_tokenizer, tokenizer_in
@@ -15,6 +16,7 @@ from graft.planning.sketch import sketch, unreal
 from graft.recipe import Recipe
 from graft.stages.stage import stage_of, task_of
 
+PLACES = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")  # where a method goes
 RESERVING = ("prompt", "kv")  # kinds of sites at which an insert can take positions of the context
 
 
@@ -34,10 +36,11 @@ def fitting(recipe: Recipe, config: Any, taken: int) -> Recipe:
     return recipe.model_copy(update={"data": data})
 
 
-def of_adapter(recipe: Recipe, methods: Sequence[Method]) -> Recipe:
+def of_adapter(recipe: Recipe, methods: Sequence[Method], sites: Sequence[Site]) -> Recipe:
     """Return a recipe that goes on from a saved adapter, with the adapter's methods.
 
-    methods: those of the adapter. Raises UsageError where the recipe writes other settings than theirs.
+    methods: those of the adapter.  sites: of the base: two ways to name the same of them are equal.
+    Raises UsageError where the recipe writes other settings than theirs.
     """
     own: list[dict[str, Any]] = [{"name": m.name(), **json.loads(json.dumps(m.config()))} for m in methods]
     differ = []
@@ -49,7 +52,7 @@ def of_adapter(recipe: Recipe, methods: Sequence[Method]) -> Recipe:
             differ += [
                 f"method.{key}={value} (it has {found.get(key)})"
                 for key, value in wanted.items()
-                if found.get(key) != value
+                if found.get(key) != value and not (key in PLACES and _same_places(found, wanted, sites))
             ]
     if differ:
         raise UsageError(
@@ -58,6 +61,12 @@ def of_adapter(recipe: Recipe, methods: Sequence[Method]) -> Recipe:
             "leave them out to go on with it as it is, or leave adapter out to train a new one",
         )
     return recipe.model_copy(update={"method": own if len(own) > 1 else own[0]})
+
+
+def _same_places(found: Mapping[str, Any], wanted: Mapping[str, Any], sites: Sequence[Site]) -> bool:
+    """Return whether a method goes to the same sites by the settings of a file and by those of a recipe."""
+    renamed = {**found, **{key: wanted[key] for key in PLACES if key in wanted}}
+    return described(renamed).targets(sites) == described(dict(found)).targets(sites)
 
 
 def positions_taken(recipe: Recipe, config: Any) -> int:

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from graft.core.method import Method
-from graft.planning.sketch import same_in_every_block, sketch, stored, unreal, weights
+from graft.planning.sketch import attached, same_in_every_block, sketch, stored, unreal, weights
+from graft.stages.stage import Stage
 from graft.training.optimizers import BLOCK, PIECE, AdamW8bit
 from graft.training.parking import originals
 
@@ -36,15 +37,21 @@ class Held:
 
 
 def held_by(
-    config: Any, methods: Sequence[Method], optimizer: str, budget: int, loading: dict[str, Any]
+    config: Any,
+    methods: Sequence[Method],
+    stage: Stage,
+    optimizer: str,
+    budget: int,
+    loading: dict[str, Any],
 ) -> Held:
     """Return what a run holds, exactly: its objects are built as sketches.
 
+    stage: may train more beside these methods.
     budget: bytes of a paged optimizer's states that stay on the device.  loading: keywords of `sketch`.
     """
     with unreal():
         base = sketch(config, **loading)
-        adapter = base.attach("plan", methods)
+        adapter = attached(base, methods, stage)
         trained = adapter.parameters()
         states = optimizer_bytes(optimizer, trained)
         parts = {

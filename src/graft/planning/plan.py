@@ -35,6 +35,7 @@ from graft.planning.held import Held, held_by
 from graft.planning.machine import memory
 from graft.planning.sketch import Step, peak, sketch, unreal
 from graft.recipe import NewTokenizer, Recipe, read
+from graft.recipe.chain import read_chain
 from graft.seedling import located
 from graft.sizes import MIB, size
 from graft.stages.sft import SFT
@@ -65,7 +66,7 @@ class Shape:
 
     def step(self, rows: int | None = None) -> Step:
         """Return one micro-batch of this shape, or of so many rows."""
-        return Step(rows or self.rows, self.length, self.checkpointing, self.stage)
+        return Step(rows or self.rows, self.length, self.checkpointing, self.stage.as_planned())
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,17 @@ class Plan:
     @property
     def fits(self) -> bool:
         """Whether every phase fits into what the machine can give."""
-        return max(self.peaks.values()) <= self.available
+        return self.peak <= self.available
+
+    @property
+    def peak(self) -> int:
+        """The largest of the peaks."""
+        return max(self.peaks.values())
+
+    @property
+    def needs(self) -> int:
+        """What the run itself takes: the peak without what the process has before."""
+        return self.peak - self.process
 
     def facts(self) -> dict[str, Any]:
         """Return everything as JSON values."""
@@ -139,14 +150,21 @@ class Plan:
 
 
 def plan(recipe: str | Path | dict[str, Any] | Recipe, overrides: Iterable[str] = ()) -> Plan:
-    """Return the plan of a recipe. Reads the model's config and, for classes, the rows; no weights."""
+    """Return the plan of a recipe. Reads the model's config and, for classes, the rows; no weights.
+
+    Of a recipe with `stages`, it is the plan of the stage that needs the most memory.
+    """
+    overrides = list(overrides)
+    chain = read_chain(recipe, overrides)
+    if chain is not None:
+        return max((plan(chain.before(name)) for name in chain.recipes), key=lambda one: one.needs)
     chosen = read(recipe, overrides)
     config = config_of(chosen)
     check_tokenizer(chosen, config)
     if chosen.adapter is not None:
         with unreal():
             sites = sketch(config, task=task_of(chosen, config)).sites
-        chosen = of_adapter(chosen, adapter_files.read(Path(chosen.adapter), sites)[0])
+        chosen = of_adapter(chosen, adapter_files.read(Path(chosen.adapter), sites)[0], sites)
     chosen = fitting(chosen, config, positions_taken(chosen, config))
     train = chosen.train
     shape = Shape(
@@ -188,7 +206,7 @@ def plan_model(
     """
     loading = {"quant": quant, "group_size": group_size, "dtype": dtype, "task": task}
     available, device, process = memory()
-    held = held_by(config, methods, shape.optimizer, shape.budget, loading)
+    held = held_by(config, methods, shape.step().stage, shape.optimizer, shape.budget, loading)
 
     def cost(step: Step, training: bool = True) -> Cost:
         tensors, heap = peak(config, methods, step, training=training, uniform=held.uniform, **loading)

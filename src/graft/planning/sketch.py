@@ -22,7 +22,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from graft.base.adapter import Adapter
 from graft.base.base import Base
 from graft.base.probes import outer_blocks
 from graft.core.anatomy import kind_of
@@ -36,6 +35,7 @@ from graft.quant.replace import matrix, packable, packable_experts
 from graft.stages.sft import SFT
 from graft.stages.stage import Stage
 from graft.training.step import backward, no_noise
+from graft.training.together import Together
 
 # The keys under which configurations store their number of blocks.
 DEPTH = (
@@ -271,7 +271,7 @@ def _run(
     """Return `peak` of the configuration as it is, however deep."""
     with unreal():
         base = sketch(config, **loading)
-        adapter = base.attach("plan", methods)
+        adapter = attached(base, methods, step.stage)
         known = [*base.model.parameters(), *base.model.buffers(), *adapter.checkpoint_state().values()]
         for parameter in adapter.parameters():
             parameter.grad = torch.zeros_like(parameter)
@@ -284,7 +284,14 @@ def _run(
         return ledger.peak, ledger.heap
 
 
-def run_step(base: Base, adapter: Adapter, step: Step, training: bool) -> None:
+def attached(base: Base, methods: Sequence[Method], stage: Stage) -> Together:
+    """Attach these methods as "plan", and what the stage trains beside them; return all that is trained."""
+    own = base.attach("plan", methods)
+    beside = stage.beside(base, "plan")
+    return Together(own, {folder: base.adapters[name] for folder, name in beside.items()})
+
+
+def run_step(base: Base, adapter: Together, step: Step, training: bool) -> None:
     """Run the stage's loss on full rows, packed if the model allows it; in training also backward."""
     pack = base.unpackable(step.length) is None
     batch = step.stage.batches(base, step.length, pack=pack).full(step.rows, step.length)

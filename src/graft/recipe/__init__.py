@@ -36,29 +36,45 @@ def read(
         if not overrides:
             return source
         source = source.model_dump()
-    where, text = _text_of(source)
-    usual = f"runs/{Path(where).stem}"
-    notices = [] if notices is None else notices
-    raw, problems = canonical(text.settings, overrides, notices)
-    if not isinstance(source, dict):
-        raw.setdefault("output", usual)
+    where, text = text_of(source)
+    if "stages" in text.settings:
+        raise UsageError(
+            f"{where} has several stages",
+            "a recipe of one run",
+            "carry it out by `graft train` or graft.run; for the rest name the folder of one of its stages",
+        )
+    usual = {} if isinstance(source, dict) else {"output": f"runs/{Path(where).stem}"}
+    recipe, problems = checked(text.settings, overrides, [] if notices is None else notices, usual)
+    if recipe is None:
+        raise refusal(where, problems, text.lines)
+    return recipe
+
+
+def checked(
+    settings: dict[str, Any], overrides: Iterable[str], notices: list[str], usual: dict[str, Any]
+) -> tuple[Recipe | None, dict[str, str]]:
+    """Return the recipe of these settings, None if they cannot be used, and what is wrong by key.
+
+    overrides, notices: as for `read`.  usual: values of keys that the settings do not name.
+    """
+    raw, problems = canonical(settings, overrides, notices)
+    raw = usual | raw
     problems |= resolve_methods(raw, notices)
     problems |= resolve_stage(raw, notices)
     stage = raw.get("stage")
     card = stage_cards().get(stage["name"] if isinstance(stage, dict) else stage or "")
     if card is not None and isinstance(raw.setdefault("evaluate", {}), dict):
         raw["evaluate"].setdefault("metrics", list(card.metrics))
+    recipe = None
     try:
         recipe = Recipe.model_validate(raw)
         problems |= _contradictions(recipe)
     except ValidationError as error:
         problems |= dict(_problem(raw, detail) for detail in reversed(error.errors(include_url=False)))
-    if problems:
-        raise _refusal(where, problems, text.lines)
-    return recipe
+    return (None if problems else recipe), problems
 
 
-def _text_of(source: str | Path | dict[str, Any]) -> tuple[str, RecipeText]:
+def text_of(source: str | Path | dict[str, Any]) -> tuple[str, RecipeText]:
     """Return the name of a recipe, for messages, and its settings with their lines."""
     if isinstance(source, dict):
         return "the recipe", RecipeText(source, {})
@@ -67,7 +83,8 @@ def _text_of(source: str | Path | dict[str, Any]) -> tuple[str, RecipeText]:
     text = read_text(path)
     if is_run:
         text.settings["output"] = str(source)  # the run may have been moved since
-        _held_out_by_train_seed(text.settings)
+        if "stages" not in text.settings:
+            _held_out_by_train_seed(text.settings)
     return str(path), text
 
 
@@ -138,7 +155,7 @@ def _contradictions(recipe: Recipe) -> dict[str, str]:
     return problems | method_conflicts(recipe.methods, quant)
 
 
-def _refusal(where: str, problems: dict[str, str], lines: dict[str, int]) -> UsageError:
+def refusal(where: str, problems: dict[str, str], lines: dict[str, int]) -> UsageError:
     """Return the error that lists all problems, in the order of the file."""
     keys = sorted(problems, key=lambda key: lines.get(key, 10**9))
     rows = [f"line {lines[key]}: {key}" if key in lines else key for key in keys]

@@ -18,7 +18,7 @@ from graft.core.cards import settings as fields_of
 from graft.errors import nearest, one_of
 from graft.recipe.settings import Settings, filled, problems_of
 
-DECLARED = ("layouts", "objectives", "metrics", "labelled", "counts")
+DECLARED = ("layouts", "objectives", "metrics", "labelled", "counts", "headed")
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class StageCard:
     metrics: tuple[str, ...] = ("loss",)
     labelled: bool = False
     counts: str = "tok"
+    headed: bool = False
     settings: Mapping[str, Setting] = field(default_factory=dict)
 
 
@@ -50,6 +51,7 @@ def stage_cards() -> dict[str, StageCard]:
     places = {path.stem: path for path in files}
     trees = {name: _parsed(path, path.stat().st_mtime_ns) for name, path in places.items()}
     classes = {c.name: c for tree in trees.values() for c in tree.body if isinstance(c, ast.ClassDef)}
+    homes = {c.name: places[n] for n, tree in trees.items() for c in tree.body if isinstance(c, ast.ClassDef)}
     cards = {}
     for name, tree in sorted(trees.items()):
         stages = [c for c in tree.body if isinstance(c, ast.ClassDef) and "Stage" in _lineage(c, classes)]
@@ -58,7 +60,7 @@ def stage_cards() -> dict[str, StageCard]:
             declared = _declared(stages[-1], classes)
             if not declared.get("layouts"):
                 continue  # what several stages have in common
-            own = _settings(places[name], stages[-1], tree, classes)
+            own = _settings(stages[-1], homes, classes)
             cards[name] = StageCard(name, stages[-1].name, title.rstrip("."), **declared, settings=own)
     return cards
 
@@ -128,14 +130,13 @@ def stage_help(name: str) -> dict[str, str]:
 
 
 def _settings(
-    path: Path, cls: ast.ClassDef, tree: ast.Module, classes: dict[str, ast.ClassDef]
+    cls: ast.ClassDef, homes: Mapping[str, Path], classes: dict[str, ast.ClassDef]
 ) -> dict[str, Setting]:
-    """Return the fields of a stage's class, and of those above it in its file, but the objective."""
-    here = [node.name for node in tree.body if isinstance(node, ast.ClassDef)]
-    line = [name for name in reversed(_lineage(cls, classes)) if name in here and name != "Stage"]
+    """Return the fields of a stage's class, and of those above it, but the objective.  homes: their files."""
+    above = [name for name in reversed(_lineage(cls, classes)) if name in homes and name != "Stage"]
     own: dict[str, Setting] = {}
-    for name in [*line, cls.name]:
-        own |= fields_of(path, name)
+    for name in [*above, cls.name]:
+        own |= fields_of(homes[name], name)
     return {key: setting for key, setting in own.items() if key != "objective"}
 
 

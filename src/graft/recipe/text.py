@@ -86,16 +86,16 @@ def emit(settings: dict[str, Any], help: dict[str, str]) -> str:
 
 
 def _line(key: str, entry: Any, help: str) -> str:
-    setting = f"{key}: {_text(entry)}"
+    setting = f"{key}: {inline(entry)}"
     return f"{setting:<48} # {help}" if help else setting
 
 
-def _text(entry: Any) -> str:
+def inline(entry: Any) -> str:
     """Write one value in one line that every YAML reader reads back equally."""
     if isinstance(entry, dict):
-        return "{" + ", ".join(f"{_text(key)}: {_text(inner)}" for key, inner in entry.items()) + "}"
+        return "{" + ", ".join(f"{inline(key)}: {inline(inner)}" for key, inner in entry.items()) + "}"
     if isinstance(entry, list | tuple):
-        return "[" + ", ".join(map(_text, entry)) + "]"
+        return "[" + ", ".join(map(inline, entry)) + "]"
     if isinstance(entry, str) and not _is_plain(entry):
         return yaml.safe_dump(entry, default_style='"', width=10**9).strip()
     return yaml.safe_dump(entry, width=10**9).removesuffix("\n").removesuffix("\n...")
@@ -117,3 +117,8 @@ def _walk(node: yaml.Node, prefix: str, seen: set[int]) -> Iterator[tuple[str, i
             if isinstance(key, yaml.ScalarNode) and key.value != "<<":
                 yield f"{prefix}{key.value}", key.start_mark.line + 1
                 yield from _walk(inner, f"{prefix}{key.value}.", seen)
+    elif isinstance(node, yaml.SequenceNode) and id(node) not in seen:
+        seen.add(id(node))
+        for index, inner in enumerate(node.value):
+            yield f"{prefix}{index}", inner.start_mark.line + 1
+            yield from _walk(inner, f"{prefix}{index}.", seen)

@@ -89,7 +89,7 @@ def canonical(raw: Settings, overrides: Iterable[str], notices: list[str]) -> tu
     notices: a list to which is added how words of other trainers were understood.
     """
     problems: dict[str, str] = {}
-    merged = _renamed(raw, problems, notices)
+    ours = _renamed(raw, problems, notices)
     changes: Settings = {}
     for word in overrides:
         key, equals, text = word.partition("=")
@@ -101,8 +101,8 @@ def canonical(raw: Settings, overrides: Iterable[str], notices: list[str]) -> tu
             problems[word] = "does not change a setting; write key=value, for example train.lr=1e-4"
         except TypeError:
             problems[key] = "is set both as a value and as a group of keys"
-    _merge(merged, _renamed(changes, problems, notices))
-    return merged, problems
+    _merge(ours, _renamed(changes, problems, notices))
+    return ours, problems
 
 
 class Foreign(NamedTuple):
@@ -211,6 +211,13 @@ def _put(settings: Settings, key: str, setting: Any) -> None:
         if not isinstance(settings, dict):
             raise TypeError(part)
     settings[leaf] = setting
+
+
+def merged(settings: Settings, changes: Settings) -> Settings:
+    """Return a copy of settings with changes merged into it, group by group."""
+    result = copy.deepcopy(settings)
+    _merge(result, copy.deepcopy(changes))
+    return result
 
 
 def _merge(settings: Settings, changes: Settings) -> None:

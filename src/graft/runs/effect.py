@@ -49,15 +49,18 @@ def _reasons(
         yield "train.weight_decay", "nothing that is trained is decayed"
     if not base.has_dropout:
         yield "train.dropout", "the base has no dropout"
+    if stage.online:
+        for key in ("train.dropout", "train.neftune_alpha"):
+            yield key, "what learns from an answer must be what wrote it, so that nothing is random in it"
     if not train.samples:
         yield "train.sample_tokens", "train.samples has no prompts"
     elif adapter.head is not None:
         yield "train.sample_tokens", "the adapter answers with classes"
-    if not prepared.eval:
-        yield "train.eval_every", "no rows are held out to evaluate on"
+    if not prepared.eval and not train.samples:
+        yield "train.eval_every", "no rows are held out to evaluate on, and train.samples has no prompts"
     if not stage.packs:
         yield "data.pack", f"stage {stage.name()} never packs rows"
-    if not {"messages", "preference"} & {*stage.layouts}:
+    if not {"messages", "preference", "prompt"} & {*stage.layouts}:
         yield "data.template", f"stage {stage.name()} reads no conversations"
     if stage.labelled:
         yield "data.control_tokens", f"stage {stage.name()} refuses them in any case"

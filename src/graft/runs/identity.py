@@ -1,4 +1,4 @@
-"""What must be equal at every start of a run: its settings, its base, and its rows.
+"""What must be equal at every start of a run: its settings, its base, its rows, and adapters that it reads.
 
 The same command in the same folder continues a run, or finds it finished. With anything else that would
 change its steps, the folder belongs to another run, and that is refused before anything is written.
@@ -15,12 +15,14 @@ from graft.data.encode import Examples
 from graft.recipe import Recipe, read
 from graft.training.checkpoint import same_run
 
-# Settings that may differ between two starts of a run: they change speed, memory or what is written, not the
-# steps.
+# Settings that may differ between two starts of a run: they change speed, memory or what is written or said,
+# not the steps.
 FREE = (
     "output",
     "evaluate",
     "data.test",
+    "stage.runaway",
+    "stage.kl_limit",
     "train.micro_batch_size",
     "train.gradient_checkpointing",
     "train.compile",
@@ -32,11 +34,17 @@ FREE = (
     "train.sample_tokens",
 )
 FILE = "identity.json"
+# Settings that name adapters, which count by what they hold: a folder may be moved, and trained anew.
+ADAPTERS = ("adapter", "stage.rewards", "stage.judge")
 
 
 def identity(recipe: Recipe, base: Base, prepared: Prepared) -> dict[str, Any]:
     """Return the identity of a run.  recipe: as it was given."""
-    return _settings(recipe) | {
+    settings = _settings(recipe)
+    held = {f"fingerprint of {key}": _held(settings.pop(key)) for key in ADAPTERS if key in settings}
+    return {
+        **settings,
+        **held,
         "fingerprint of the base": base.fingerprint(),
         "fingerprint of the training rows": _fingerprint(prepared.train),
         "fingerprint of the held-out rows": _fingerprint(prepared.eval),
@@ -46,10 +54,9 @@ def identity(recipe: Recipe, base: Base, prepared: Prepared) -> dict[str, Any]:
 def require_same_settings(folder: Path, chosen: Recipe) -> None:
     """Raise CheckpointError if the folder holds a run with different settings."""
     if (folder / "recipe.yaml").exists():
-        now = _settings(chosen)
-        if chosen.adapter is not None:
-            del now["method"]  # it is the adapter's, which is compared when it is loaded
-        before = _settings(read(folder))
+        now, before = _settings(chosen), _settings(read(folder))
+        for key in ADAPTERS if chosen.adapter is None else ("method", *ADAPTERS):
+            now.pop(key, None)  # what an adapter is, and holds, is compared when it is loaded
         if before["dtype"] == "auto":  # a recipe that somebody put there, of a run that has not begun
             before["dtype"] = now["dtype"]
         same_run(folder, before, now)
@@ -82,6 +89,26 @@ def _settings(recipe: Recipe) -> dict[str, Any]:
         grouped = key in ("data", "train") or (key == "stage" and isinstance(value, dict))
         flat |= {f"{key}.{k}": v for k, v in value.items()} if grouped else {key: value}
     return {key: value for key, value in flat.items() if key not in FREE}
+
+
+def _held(named: Any) -> Any:
+    """Return a setting that names adapters, with a hash of its content for the name of each one's folder."""
+    if isinstance(named, dict):
+        return {_held(name): value for name, value in named.items()}
+    if isinstance(named, list | tuple):
+        return [_held(name) for name in named]
+    return _content(Path(named)) or named if isinstance(named, str) else named
+
+
+def _content(path: Path) -> str | None:
+    """Return a hash of the files of an adapter: weights and settings; None where there is no adapter.
+
+    path: its folder, that of its run, or one file.
+    """
+    folder = path / "adapter" if (path / "adapter").is_dir() else path
+    files = [folder] if folder.is_file() else sorted(f for f in folder.glob("adapter*") if f.is_file())
+    parts = "".join(f"{file.name} {storage.digest(file)} " for file in files)
+    return hashlib.sha256(parts.encode()).hexdigest() if files else None
 
 
 def _fingerprint(rows: Examples | None) -> str | None:

@@ -9,13 +9,14 @@ from typing import Any
 from graft.base.base import Base
 from graft.core.positions import context_length
 from graft.data.templates import Prompt
-from graft.errors import UsageError
+from graft.errors import UsageError, notice
 from graft.evaluate import answers
 from graft.models.files import read_config
 from graft.models.load import DTYPES, load
 from graft.models.tokenizer import tokenizer_in
 from graft.planning.fit import require_tokenizer
 from graft.recipe import Recipe, read
+from graft.recipe.chain import last_finished
 from graft.runs.build import load_base
 
 
@@ -78,10 +79,14 @@ def reply(base: Base, prompts: Sequence[Prompt], adapter: str | None, **how: Any
 def open_model(name: str, adapters: Sequence[str] = (), quant: str | None = None) -> Opened:
     """Open a run's folder (with its adapter), an adapter's folder (with its base), or a model.
 
+    Of a folder with the stages of a chain, the last one that has finished is opened.
     adapters: folders, or NAME=FOLDER; the last one answers.
     quant: how to store the base; by default as in the run.
     Raises UsageError for a run without an adapter, or an adapter that names no base.
     """
+    if (stage := last_finished(name)) != name:
+        notice(f"{name} has several stages: {Path(stage).name} is the last that has finished")
+        name = stage
     folder = Path(name)
     if (folder / "recipe.yaml").exists() and not (folder / "config.json").exists():
         opened = _open_run(folder, quant)
@@ -98,6 +103,7 @@ def open_model(name: str, adapters: Sequence[str] = (), quant: str | None = None
         opened = Opened(load(name, quant=quant))
     for word in adapters:
         label, _, path = word.rpartition("=")
+        path = last_finished(path)
         if (Path(path) / "adapter").is_dir():  # a run's folder
             path = str(Path(path) / "adapter")
         label = label or _label(Path(path))

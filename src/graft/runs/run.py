@@ -9,8 +9,9 @@ there training/step.py computes the mean loss of a step from the stage's loss, f
 objectives/lm.py.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from safetensors.torch import load_file
 from graft import seedling, storage
 from graft.base.adapter import Adapter
 from graft.base.base import Base
-from graft.data import DataReport, Prepared, prepare
+from graft.data import Prepared, prepare
 from graft.data.feed import Feed
 from graft.errors import DataError, UsageError, notice
 from graft.evaluate import losses
@@ -32,70 +33,21 @@ from graft.planning.fit import fitting, of_adapter, positions_taken, require_tok
 from graft.recipe import Recipe, read
 from graft.runs.build import feed, grown, load_base, settled, settled_on
 from graft.runs.effect import without_effect
-from graft.runs.hear import heard
+from graft.runs.hear import Notes, RunObserver, heard, note_of
 from graft.runs.identity import as_begun, claim, identity, require_same_settings
 from graft.runs.open import Opened
 from graft.runs.page import report
+from graft.runs.result import RunResult, result_of
 from graft.runs.score import chosen_rows, score_rows
 from graft.shipping.export import export
+from graft.stages.online import Online
 from graft.stages.stage import Stage, Start, methods_of, stage_of
-from graft.training import Observer, Task, Trainer
+from graft.training import Task, Trainer
 from graft.training.lock import locked
+from graft.training.log import evaluations
+from graft.training.rollouts import Rollouts
 
 SHOWN = 20  # generated texts that evaluation.json keeps
-
-
-class RunObserver(Observer):
-    """An observer of training that also receives what happens before and after it."""
-
-    def begin(self, facts: dict[str, Any]) -> None:
-        """Receive what will be trained: base, parameters, dtype, stored; methods, sites, trained."""
-
-    def note(self, text: str) -> None:
-        """Receive something that the user must know: a setting, row or model that is not used as it stands.
-
-        An observer without this method of its own leaves notes to Python's warnings (`graft.Notice`).
-        """
-
-    def data(self, report: DataReport) -> None:
-        """Receive the data report, before the first step."""
-
-    def scoring(self) -> None:
-        """Receive the start of scoring: the held-out rows, before and after training."""
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """A finished run.
-
-    folder, adapter: its folder and the adapter's.  loss: of the last step.
-    tokens: supervised ones, of all steps.
-    scores: {"before": {metric: value}, "after": ...}.  coverage: which rows they are about, and how many.
-    model: the folder of a model that started from random weights.
-    notes: what the observer was told by `note`.  trained: False if the run had ended before.
-    """
-
-    folder: Path
-    adapter: Path
-    steps: int
-    loss: float | None
-    tokens: int
-    scores: dict[str, dict[str, float]] = field(default_factory=dict)
-    model: Path | None = None
-    coverage: dict[str, Any] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list, compare=False)
-    trained: bool = field(default=True, compare=False)
-
-    def facts(self) -> dict[str, Any]:
-        """Return everything as JSON values."""
-        paths = {
-            "folder": str(self.folder),
-            "adapter": str(self.adapter),
-            "model": str(self.model) if self.model else None,
-        }
-        counts = {"steps": self.steps, "trained": self.trained, "loss": self.loss, "tokens": self.tokens}
-        rows = {"scores": self.scores, "coverage": self.coverage}
-        return {**paths, **counts, **rows, "notes": self.notes}
 
 
 def run(
@@ -111,21 +63,36 @@ def run(
     failed.
     """
     understood: list[str] = []
-    chosen = as_begun(read(recipe, overrides, understood))
+    return carry_out(read(recipe, overrides, understood), observer, understood=understood)
+
+
+def carry_out(
+    chosen: Recipe,
+    observer: RunObserver | None = None,
+    *,
+    understood: Sequence[str] = (),
+    load: Callable[[Recipe], Base] = load_base,
+) -> RunResult:
+    """Carry out a recipe that has been read; see `run`.
+
+    understood: what to note of its reading.  load: returns its base.
+    """
+    chosen = as_begun(chosen)
+    stage_of(chosen).check_complete()
     observer = observer or RunObserver()
     folder = Path(chosen.output)
     # Before anything is loaded: a second process must learn at once that the folder is in use.
     with locked(folder):
         require_same_settings(folder, chosen)
-    with heard(_note_of(observer)) as notes:
+    with heard(note_of(observer)) as notes:
         for text in understood:
             notice(text)
         chosen = settled(chosen)
-        base = load_base(chosen)
+        base = load(chosen)
         name = folder.resolve().name
         if chosen.adapter is not None:
             adapter = base.load_adapter(chosen.adapter, name)
-            chosen = of_adapter(chosen, adapter.methods)
+            chosen = of_adapter(chosen, adapter.methods, base.sites)
         return _train(base, name, chosen, observer, notes)
 
 
@@ -163,15 +130,11 @@ def train(
         "output": str(output or f"runs/{adapter.name}"),
     }
     chosen = read(settings | ({"evaluate": dict(evaluate)} if evaluate is not None else {}))
+    stage_of(chosen).check_complete()
     require_same_settings(Path(chosen.output), chosen)
     observer = observer or RunObserver()
-    with heard(_note_of(observer)) as notes:
+    with heard(note_of(observer)) as notes:
         return _train(base, adapter.name, settled_on(base, adapter, chosen), observer, notes)
-
-
-def _note_of(observer: RunObserver) -> Callable[[str], None] | None:
-    """Return what receives notes; None for an observer that does not say what to do with them."""
-    return None if type(observer).note is RunObserver.note else observer.note
 
 
 def _named(rows: Any) -> Any:
@@ -207,25 +170,37 @@ class _Work:
     start: Start
 
 
-def _train(base: Base, name: str, recipe: Recipe, observer: RunObserver, notes: list[str]) -> RunResult:
+def _train(base: Base, name: str, recipe: Recipe, observer: RunObserver, notes: Notes) -> RunResult:
     """Prepare the rows, attach the adapter if it is new, train it, and write the results.
 
     notes: grows while the run is going on.
     """
-    work = _prepared(base, name, recipe)
-    facts = identity(work.given, base, work.prepared)
-    _write(work, facts)
-    _announce(observer, work)
-    task = _task(work, facts)
-    trained_before = (work.folder / "finished.json").exists()
-    Trainer(base, name, task, recipe.train, work.folder, observer).run()
-    if trained_before:  # no step was taken now: the trained adapter is in the folder
-        notice(f"nothing is left to train: the run in {work.folder} has ended")
-        tensors = load_file(work.folder / "adapter" / "adapter_model.safetensors")
-        base.adapters[name].load_file_state(tensors)
-    else:
-        storage.write_json(work.folder / "notes.json", notes)
-    return replace(_finish(work, observer), notes=notes, trained=not trained_before)
+    with _guests(base, name):
+        work = _prepared(base, name, recipe)
+        facts = identity(work.given, base, work.prepared) | dict(work.stage.depends(base))
+        _write(work, facts)
+        trained_before = (work.folder / "finished.json").exists()
+        if not trained_before:
+            notes.keep_in(work.folder / "notes.json")
+        _announce(observer, work)
+        task = _task(work, facts, observer)
+        Trainer(base, name, task, recipe.train, work.folder, observer).run()
+        if trained_before:  # no step was taken now: the trained adapter is in the folder
+            notice(f"nothing is left to train: the run in {work.folder} has ended")
+            tensors = load_file(work.folder / "adapter" / "adapter_model.safetensors")
+            base.adapters[name].load_file_state(tensors)
+        return replace(_finish(work, observer), notes=notes, trained=not trained_before)
+
+
+@contextlib.contextmanager
+def _guests(base: Base, name: str) -> Iterator[None]:
+    """Detach after the block what a stage attached beside the adapter of this name."""
+    before = {name, *base.adapters}
+    try:
+        yield
+    finally:
+        for other in base.adapters.keys() - before:
+            base.detach(other)
 
 
 def _prepared(base: Base, name: str, recipe: Recipe) -> _Work:
@@ -282,7 +257,7 @@ def _write(work: _Work, identity: Mapping[str, Any]) -> None:
         report.write_rejects(folder / "rejected.jsonl")
 
 
-def _task(work: _Work, identity: Mapping[str, Any]) -> Task:
+def _task(work: _Work, identity: Mapping[str, Any], observer: RunObserver) -> Task:
     """Return what the training loop needs: batches, loss, evaluation and samples.  identity: of the run."""
     base = work.base
     recipe = work.recipe
@@ -294,23 +269,31 @@ def _task(work: _Work, identity: Mapping[str, Any]) -> Task:
         "eval": feed(base, recipe, prepared.eval or [], size, size),
     }
     feeds = work.stage.before_training(base, work.start, feeds, work.folder, identity)
+    rows: Feed | Rollouts = feeds["train"]
+    if isinstance(work.stage, Online):
+        rows = Rollouts(base, work.adapter, work.stage, feeds["train"], work.folder, identity, observer.wrote)
 
     def evaluate(step: int) -> dict[str, float]:
         with base.using(work.adapter):
-            return losses(base, feeds["eval"], work.stage)
+            scores = losses(base, feeds["eval"], work.stage)
+        if doubt := work.stage.warning(evaluations(work.folder), scores):
+            notice(f"step {step}: {doubt}")
+        return scores
 
     def sample() -> list[str]:
         answers = work.opened.ask(prompts, max_new_tokens=recipe.train.sample_tokens)
         return [f"{prompt}\n\n{answer}" for prompt, answer in zip(prompts, answers, strict=True)]
 
     return Task(
-        feed=feeds["train"],
+        feed=rows,
         objective=work.stage.loss,
         evaluate=evaluate if prepared.eval else None,
         sample=sample if prompts else None,
         identity=identity,
         before_step=work.stage.before_step,
         progress=work.stage.progress,
+        beside=work.stage.beside(base, work.adapter),
+        noise=not work.stage.online,
     )
 
 
@@ -358,23 +341,7 @@ def _finish(work: _Work, observer: RunObserver) -> RunResult:
     if recipe.fresh and not (folder / "model").exists():
         export(base, folder / "model", to="hf", adapter=work.adapter)
     storage.replace(folder / "report.html", report(folder).encode())
-    return _result(folder, recipe)
-
-
-def _result(folder: Path, recipe: Recipe) -> RunResult:
-    """Return the result that a finished run's folder records."""
-    finished = storage.read_json(folder / "finished.json")
-    evaluation = storage.read_json(folder / "evaluation.json")
-    return RunResult(
-        folder=folder,
-        adapter=folder / "adapter",
-        steps=finished["steps"],
-        loss=finished["loss"],
-        tokens=finished["tokens"],
-        scores=evaluation["columns"],
-        coverage=evaluation["coverage"],
-        model=folder / "model" if recipe.fresh else None,
-    )
+    return result_of(folder, recipe)
 
 
 def _add_tokenizer(adapter: Path, tokenizer: Any) -> None:

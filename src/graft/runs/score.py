@@ -20,6 +20,7 @@ from graft.evaluate.coverage import FIRST, Coverage, fingerprint
 from graft.evaluate.usable import by_examples, by_texts, check_metrics, unanswerable
 from graft.planning.fit import fitting, require_tokenizer
 from graft.recipe import Recipe, read
+from graft.recipe.chain import last_finished
 from graft.runs.build import feed
 from graft.runs.open import Opened
 from graft.stages.stage import find, stage_of
@@ -190,7 +191,7 @@ def scoring_recipe(opened: Opened, stage: str | None, metrics: Sequence[str], li
 
 def evaluation_of(name: str) -> dict[str, Any]:
     """Return what a run's folder records of its scores; empty for anything else."""
-    path = Path(name) / "evaluation.json"
+    path = Path(last_finished(name)) / "evaluation.json"
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
 
 

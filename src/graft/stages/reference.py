@@ -36,7 +36,7 @@ def remembered(
     start: its adapter is now as training started from it.  identity: of the run; a reference of another one
     is replaced.
     """
-    kept = _kept(folder / FOLDER, identity)
+    kept = _kept(folder / FOLDER, identity, NUMBERS)
     if kept is None:
         count = sum(answers_of(example) for feed in feeds.values() for example in feed.examples)
         notice(f"the reference reads {count:,} answers once, before the first step")
@@ -60,6 +60,52 @@ def remembered(
     return {name: with_values(feed, _split(feed, kept[name])) for name, feed in feeds.items()}
 
 
+def beside(base: Base, start: Start, folder: Path, identity: Mapping[str, Any]) -> None:
+    """Attach a frozen copy of the adapter that training started from, and keep its tensors in the folder.
+
+    An adapter that is newborn needs none: without it the base is the same.
+    """
+    name = started(start.adapter)
+    if name in base.adapters:
+        base.detach(name)
+    tensors = {} if start.newborn else dict(base.adapters[start.adapter].checkpoint_state())
+    if _kept(folder / FOLDER, identity, START if tensors else None) is None:
+        needed = sum(t.numel() * t.element_size() for t in tensors.values())
+
+        def fill(target: Path) -> None:
+            if tensors:
+                storage.write_tensors(target / START, tensors)
+
+        storage.retry_while_full(
+            folder,
+            needed,
+            lambda: storage.commit(folder / FOLDER, fill, {"identity": dict(identity)}),
+            notice,
+        )
+    if tensors:
+        base.attach(name, base.adapters[start.adapter].methods).restore_checkpoint_state(tensors)
+
+
+def found(base: Base, adapter: str | None, folder: Path | None) -> None:
+    """Attach that copy from the folder of a run, unless it is there; for a run that has ended."""
+    file = folder / FOLDER / START if folder is not None else None
+    if adapter is None or file is None or started(adapter) in base.adapters or not file.exists():
+        return
+    copy = base.attach(started(adapter), base.adapters[adapter].methods)
+    copy.restore_checkpoint_state(load_file(file))
+
+
+def name_of(base: Base, adapter: str | None) -> str | None:
+    """Return the adapter that is the reference of another one; None for the bare base."""
+    name = None if adapter is None else started(adapter)
+    return name if name in base.adapters else None
+
+
+def started(adapter: str) -> str:
+    """Return the name under which the reference of an adapter is attached."""
+    return f"{adapter} as it started"
+
+
 def measured(base: Base, adapter: str | None, feed: Feed, folder: Path | None) -> Feed:
     """Return a feed whose examples have the reference of the run in `folder`, for rows that it did not see.
 
@@ -69,7 +115,7 @@ def measured(base: Base, adapter: str | None, feed: Feed, folder: Path | None) -
     if adapter is None or start is None or not start.exists():
         with base.using(None):
             return with_values(feed, log_probabilities(base, feed))
-    name = f"{adapter} as it started"
+    name = started(adapter)
     beginning = base.attach(name, base.adapters[adapter].methods)
     try:
         beginning.restore_checkpoint_state(load_file(start))
@@ -116,19 +162,24 @@ def with_values(feed: Feed, values: Sequence[Sequence[float]]) -> Feed:
     return replace(feed, examples=replace(examples, reference=values))
 
 
-def _kept(folder: Path, identity: Mapping[str, Any]) -> dict[str, torch.Tensor] | None:
-    """Return the numbers that a folder holds for this run; None if there are none, or they are damaged."""
+def _kept(folder: Path, identity: Mapping[str, Any], file: str | None) -> dict[str, torch.Tensor] | None:
+    """Return the tensors that a file of a folder holds for this run; None if it is missing or damaged.
+
+    file: None where the folder only has to be this run's.
+    """
     if not folder.exists():
         return None
     try:
         facts = storage.validate(folder)
     except CheckpointError as error:
-        notice(f"{error.given}: the reference is computed again")
+        notice(f"{error.given}: the reference is made again")
         return None
     before, now = facts["identity"], json.loads(storage.encode(dict(identity)))  # JSON has no tuples
     if any(before[key] != now[key] for key in {*before} & {*now}):
         return None
-    return load_file(folder / NUMBERS)
+    if file is None:
+        return {}
+    return load_file(folder / file) if (folder / file).exists() else None
 
 
 def _split(feed: Feed, flat: torch.Tensor) -> Values:

@@ -8,7 +8,7 @@ them as text, before torch is imported.
 
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -67,6 +67,9 @@ class Stage(ABC):
     packs: ClassVar[bool] = False  # documents may share a row, where the model allows it
     counts: ClassVar[str] = "tok"  # what "tokens" of its loss are, for the speed on the terminal
     headed: ClassVar[bool] = False  # the adapter answers by a task head: the bare base has no answer
+    online: ClassVar[bool] = (
+        False  # rows only ask: the model writes the answers it learns from (see `online`)
+    )
 
     @classmethod
     def name(cls) -> str:
@@ -93,6 +96,9 @@ class Stage(ABC):
     def task(self, config: Any, methods: Sequence[type[Method]]) -> str | None:
         """Return the kind of model to load, as `graft.load(task=)` names it; None is the folder's own."""
         return None
+
+    def check_complete(self) -> None:  # noqa: B027
+        """Raise UsageError for a setting that is missing: a run needs it, looking at rows or planning not."""
 
     def check_base(self, base: Base) -> None:
         """Raise UsageError for a model that cannot learn by this stage."""
@@ -140,6 +146,18 @@ class Stage(ABC):
 
     # Loss and scores
 
+    def depends(self, base: Base) -> Mapping[str, Any]:
+        """Return what decides the steps of a run beside its recipe, base and rows, as JSON by name."""
+        return {}
+
+    def beside(self, base: Base, adapter: str) -> Mapping[str, str]:
+        """Attach what is trained beside an adapter; return {folder in the run's: name of the adapter}."""
+        return {}
+
+    def as_planned(self) -> "Stage":
+        """Return the stage as memory is planned with it: without what has to be read from files."""
+        return self
+
     def before_training(
         self, base: Base, start: Start, feeds: Mapping[str, Feed], folder: Path, identity: Mapping[str, Any]
     ) -> Mapping[str, Feed]:
@@ -174,6 +192,22 @@ class Stage(ABC):
 
     def baseline(self, feed: Feed) -> tuple[str, dict[str, float]] | None:
         """Return (title, scores) of what needs no model, to stand beside a headed adapter's; or None."""
+        return None
+
+    def summed(
+        self, base: Base, feed: Feed, told: Callable[[str, int, int], None]
+    ) -> tuple[float, dict[str, Any]] | None:
+        """Return the loss and the sums by which held-out rows are scored; None: those of `loss`.
+
+        told: is called with (what, done, total).
+        """
+        return None
+
+    def warning(self, earlier: Sequence[Mapping[str, float]], now: Mapping[str, float]) -> str | None:
+        """Return what the scores of a run's evaluations should make its user doubt; or None.
+
+        earlier: the scores of the evaluations before, the oldest first.
+        """
         return None
 
     def scores(self, loss: float, sums: dict[str, Any]) -> dict[str, float]:

@@ -27,7 +27,7 @@ from graft.training import rng
 from graft.training.optimizers import AdamW
 
 if TYPE_CHECKING:
-    from graft.base.adapter import Adapter
+    from graft.training.together import Trained
 
 
 @dataclass
@@ -35,7 +35,7 @@ class Progress:
     """How far a run has come.
 
     best: {"step", "loss"} of the best evaluation.  waited: evaluations since then.  lengths: of the logs, in
-    bytes.
+    bytes.  feed: what the source of batches has to remember.
     """
 
     step: int = 0
@@ -45,6 +45,7 @@ class Progress:
     best: dict[str, Any] | None = None
     waited: int = 0
     lengths: dict[str, int] = field(default_factory=dict)
+    feed: dict[str, Any] = field(default_factory=dict)
 
 
 class Checkpoints:
@@ -62,7 +63,7 @@ class Checkpoints:
         self.keep = keep
         self.warn = warn
 
-    def check_space(self, adapter: "Adapter", optimizer: AdamW, count: int) -> None:
+    def check_space(self, adapter: "Trained", optimizer: AdamW, count: int) -> None:
         """Raise SpaceError, before the first step, if the disk has no room for the run's checkpoints.
 
         count: checkpoints that the run will write; at one time it holds the kept ones and the newest.
@@ -77,7 +78,7 @@ class Checkpoints:
                 "make room, choose another output, or lower train.keep",
             )
 
-    def save(self, progress: Progress, adapter: "Adapter", optimizer: AdamW) -> Path:
+    def save(self, progress: Progress, adapter: "Trained", optimizer: AdamW) -> Path:
         """Commit a checkpoint, validate it, remove those no longer kept, and return its folder."""
         parts = _parts(adapter, optimizer)
         state = storage.encode({"progress": asdict(progress), "rng": rng.values()})
@@ -101,7 +102,7 @@ class Checkpoints:
         storage.rotate(self.folder, self.keep, [progress.best["step"]] if progress.best else [])
         return target
 
-    def restore(self, adapter: "Adapter", optimizer: AdamW) -> Progress | None:
+    def restore(self, adapter: "Trained", optimizer: AdamW) -> Progress | None:
         """Load the newest valid checkpoint into adapter and optimizer; return None if there is none.
 
         Damaged ones are renamed, with a warning. Raises CheckpointError if the checkpoint belongs to another
@@ -122,6 +123,10 @@ class Checkpoints:
         rng.restore(load_file(checkpoint / "rng.safetensors"), state["rng"])
         return Progress(**state["progress"])
 
+    def oldest(self) -> int:
+        """Return the step of the oldest checkpoint that is kept; 0 if there is none."""
+        return min((step for step, _ in storage.steps(self.folder)), default=0)
+
     def adapter(self, step: int) -> dict[str, torch.Tensor]:
         """Return the adapter's tensors at a step whose checkpoint is kept.
 
@@ -139,7 +144,7 @@ class Checkpoints:
             self.warn(f"resumed with other versions ({changed}): results may differ in the last bits")
 
 
-def _parts(adapter: "Adapter", optimizer: AdamW) -> dict[str, dict[str, torch.Tensor]]:
+def _parts(adapter: "Trained", optimizer: AdamW) -> dict[str, dict[str, torch.Tensor]]:
     """Return the tensors of a checkpoint by file."""
     return {"adapter": adapter.checkpoint_state(), "optimizer": optimizer.tensors(), "rng": rng.tensors()}
 
@@ -158,7 +163,7 @@ def same_run(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) ->
         raise CheckpointError(
             f"{folder} belongs to a run with different settings ({changed})",
             "the settings, base and data that the run began with",
-            "restore them to continue that run, or choose another output for a new one",
+            "restore them to continue that run; for a new one choose another output, or delete the folder",
         )
 
 

@@ -11,7 +11,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,9 @@ class Observer:
 
     def step(self, record: dict[str, Any]) -> None:
         """Receive the line of metrics.jsonl together with that of timing.jsonl."""
+
+    def wrote(self, done: int, total: int) -> None:
+        """Receive how many of the answers to learn from are written, of stages that write their own."""
 
     def evaluated(self, record: dict[str, Any]) -> None:
         """Receive step, epoch and eval_* metrics."""
@@ -91,9 +94,12 @@ class RunLog:
         self._timing = Journal(folder / "timing.jsonl")
         self._clock = Clock(device)
 
-    def step(self, record: dict[str, Any], tokens: int) -> None:
-        """Record a finished step.  tokens: supervised ones of this step, for the speed."""
-        timing = {"step": record["step"], **self._clock.lap(tokens)}
+    def step(self, record: dict[str, Any], tokens: int, more: Mapping[str, float] | None = None) -> None:
+        """Record a finished step.
+
+        tokens: supervised ones of this step, for the speed.  more: further times.
+        """
+        timing = {"step": record["step"], **self._clock.lap(tokens), **(more or {})}
         self._metrics.record(record)
         self._timing.record(timing)
         self.observer.step({**record, **timing})
@@ -137,6 +143,17 @@ class RunLog:
         """Close the files."""
         for journal in (self._metrics, self._samples, self._timing):
             journal.close()
+
+
+def evaluations(folder: Path) -> list[dict[str, float]]:
+    """Return the scores of the evaluations that a run's metrics file holds, the oldest first."""
+    path = folder / "metrics.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    records = (json.loads(line) for line in lines if '"eval_' in line)
+    return [
+        {key.removeprefix("eval_"): value for key, value in record.items() if key.startswith("eval_")}
+        for record in records
+    ]
 
 
 class Clock:

@@ -31,6 +31,7 @@ from graft.training.parking import parked
 from graft.training.schedule import factor
 from graft.training.signals import Interrupted, Signals
 from graft.training.step import Measured, Objective, clear_gradients, measure, not_finite_error, preflight
+from graft.training.together import Together, Trained
 
 if TYPE_CHECKING:
     from graft.base.base import Base
@@ -42,13 +43,15 @@ MOST_SKIPS = 3  # steps in a row that on_nan=skip passes over
 class Task:
     """The work of a run.
 
-    feed: has `steps_per_epoch`, and `step(epoch, index) -> micro-batches`, a pure function.
+    feed: has `steps_per_epoch`, and `step(epoch, index) -> micro-batches`, a pure function; or Rollouts.
     objective: (base, batch) -> (loss summed over the supervised tokens, metrics).
     evaluate: step -> metrics; "loss" decides which step is best.
     sample: () -> answers to the sample prompts.
     identity: JSON values (settings, fingerprints of base and data) that must be equal on a resume.
     before_step: (base, micro-batches of a step) -> the same, with what only all of them together tell.
     progress: (metrics of the objective, added up over a step) -> what its line in metrics.jsonl says of them.
+    beside: adapters that are trained with it, by the folder of the run in which they are saved.
+    noise: whether dropout, noise on embeddings and other random choices of the adapters are on.
     """
 
     feed: Any
@@ -58,6 +61,8 @@ class Task:
     identity: Mapping[str, Any] = field(default_factory=dict)
     before_step: Callable[[Any, Sequence[Any]], Sequence[Any]] = lambda base, batches: batches
     progress: Callable[[Mapping[str, Any]], Mapping[str, float]] = accuracy
+    beside: Mapping[str, str] = field(default_factory=dict)
+    noise: bool = True
 
 
 @dataclass(frozen=True)
@@ -90,7 +95,8 @@ class Trainer:
         observer: Observer | None = None,
     ) -> None:
         self.base = base
-        self.adapter = base.adapters[name]
+        beside = {folder: base.adapters[other] for folder, other in task.beside.items()}
+        self.adapter: Trained = Together(base.adapters[name], beside) if beside else base.adapters[name]
         self.task = task
         self.feed = task.feed
         self.settings = settings
@@ -130,7 +136,8 @@ class Trainer:
         self.log = RunLog(self.folder, base.device, self.observer)
         self.checkpoints = Checkpoints(self.folder, self.task.identity, self.settings.keep, self.log.warn)
         self.optimizer = self._optimizer()
-        self.noise = Neftune(base.model.get_input_embeddings(), self.settings.neftune_alpha)
+        alpha = self.settings.neftune_alpha if self.task.noise else 0.0
+        self.noise = Neftune(base.model.get_input_embeddings(), alpha)
         base.checkpointing(self.settings.gradient_checkpointing is True)  # auto is settled before
         if self.settings.compile:
             base.compile()
@@ -160,6 +167,7 @@ class Trainer:
         """Continue from the newest checkpoint; if there is none, try the longest batch and begin."""
         restored = self.checkpoints.restore(self.adapter, self.optimizer)
         self.progress = restored or Progress()
+        self.feed.restore(self.progress.feed)
         states = self.optimizer.states
         self.observer.start(
             {
@@ -178,7 +186,7 @@ class Trainer:
         self.log.cut({})  # without a checkpoint nothing that an earlier start wrote is valid
         rng.seed(self.settings.seed)
         batch = self.feed.longest()
-        self.base.train(True, dropout=self.settings.dropout)
+        self._train()
         with advice(self.base, self.adapter, self.settings, [batch]):
             (batch,) = self.task.before_step(self.base, [batch])
             preflight(self.base, self.adapter, self.task.objective, batch)
@@ -207,21 +215,44 @@ class Trainer:
         """Take one optimizer step; then log, and evaluate and save when they are due."""
         p, s = self.progress, self.settings
         batches: Sequence[Any] = self.feed.step(*divmod(p.step, self.feed.steps_per_epoch))
-        scale = factor(s.schedule, p.step, self.total, s.warmup)
-        self.base.train(True, dropout=s.dropout)
+        if batches:
+            self._step(batches, factor(s.schedule, p.step, self.total, s.warmup))
+        else:
+            rollout, timing = self.feed.record(p.step), self.feed.timing(p.step)
+            p.step += 1
+            record = self._position() | {"tokens": p.tokens, "left_out": self.feed.why_none}
+            self.log.step(record | rollout, 0, timing)
+        improved = self._evaluate() if self._due(s.eval_every or self.feed.steps_per_epoch) else False
+        if self._due(s.save_every) or (improved and s.patience) or self._over():
+            self._save()
+
+    def _step(self, batches: Sequence[Any], scale: float) -> None:
+        """Measure a step, apply it and log it.  scale: factor of every group's learning rate."""
+        p, s = self.progress, self.settings
+        rollout = self.feed.record(p.step)
+        self._train()
         with advice(self.base, self.adapter, s, batches):
             batches = self.task.before_step(self.base, batches)
             measured = measure(self.base, self.adapter, self.task.objective, batches, self.noise.arm)
+            told = {} if measured.trouble else dict(self.task.progress(measured.metrics))
+            self.feed.check(p.step, told)
             p.step += 1
             p.tokens += measured.tokens
             if measured.trouble:
                 self._skip(measured, s.lr * scale)
             else:
                 self._apply(measured, scale)
-        self.log.step(self._record(measured, s.lr * scale), measured.tokens)
-        improved = self._evaluate() if self._due(s.eval_every or self.feed.steps_per_epoch) else False
-        if self._due(s.save_every) or (improved and s.patience) or self._over():
-            self._save()
+        record = self._position() | {"lr": s.lr * scale, "tokens": p.tokens} | rollout
+        if measured.trouble:
+            record |= {"skipped": measured.trouble}
+        else:
+            record |= told | {"loss": measured.loss, "grad_norm": measured.norm}
+        self.log.step(record, measured.tokens, self.feed.timing(p.step - 1))
+
+    def _train(self) -> None:
+        """Switch the base to training, with the dropout that the run has."""
+        noise = self.task.noise
+        self.base.train(True, dropout=self.settings.dropout and noise, noise=noise)
 
     def _due(self, every: int) -> bool:
         """Return whether something done every so many steps, and at the end, is due after this step."""
@@ -244,14 +275,6 @@ class Trainer:
         if self.settings.on_nan == "stop" or self.progress.skipped > MOST_SKIPS:
             raise error
         self.log.warn(f"{error.given}: skipped ({self.progress.skipped} in a row)")
-
-    def _record(self, measured: Measured, lr: float) -> dict[str, Any]:
-        """Return the step's line in metrics.jsonl: nothing in it depends on the machine's speed."""
-        record: dict[str, Any] = self._position() | {"lr": lr, "tokens": self.progress.tokens}
-        if measured.trouble:
-            return record | {"skipped": measured.trouble}
-        record |= self.task.progress(measured.metrics)
-        return record | {"loss": measured.loss, "grad_norm": measured.norm}
 
     def _position(self) -> dict[str, Any]:
         return {"step": self.progress.step, "epoch": round(self.progress.step / self.feed.steps_per_epoch, 4)}
@@ -290,7 +313,9 @@ class Trainer:
         """Commit a checkpoint; raise TrainingError if the adapter is not finite."""
         self._require_finite(self.adapter.checkpoint_state())
         self.progress.lengths = self.log.settle()
+        self.progress.feed = self.feed.state()
         self.observer.saved(self.checkpoints.save(self.progress, self.adapter, self.optimizer))
+        self.feed.forget(self.checkpoints.oldest())
         self.log.pause()
 
     def _require_finite(self, tensors: dict[str, torch.Tensor]) -> None:
@@ -312,6 +337,8 @@ class Trainer:
 
         storage.retry_while_full(self.folder, needed, commit, self.log.warn)
         storage.validate(target)
+        if isinstance(self.adapter, Together):
+            self.adapter.save_others(self.folder)
         result = Result(p.step, p.loss, p.tokens, p.best, target)
         record = {**asdict(result), "adapter": target.name}
         # Keys are sorted, so that a resumed run writes the bytes of an undisturbed one.

@@ -14,15 +14,15 @@ from graft.training.levers import Lever, Use, levers
 from graft.training.log import usage
 
 if TYPE_CHECKING:
-    from graft.base.adapter import Adapter
     from graft.base.base import Base
+    from graft.training.together import Trained
 
 CHECKPOINTED = 0.7  # share of the activations that gradient checkpointing frees, roughly
 LEAST = 0.1  # share of the peak that activations take at least, even if the estimate is lower
 
 
 @contextlib.contextmanager
-def advice(base: "Base", adapter: "Adapter", settings: Any, batches: Sequence[Any]) -> Iterator[None]:
+def advice(base: "Base", adapter: "Trained", settings: Any, batches: Sequence[Any]) -> Iterator[None]:
     """Raise TrainingError, which lists what would help, if the block runs out of memory.
 
     settings: the recipe's `train:` section.  batches: the micro-batches that the block computes.
@@ -52,7 +52,7 @@ def _worded(lever: Lever) -> str:
     return f"{lever.change} ({size(lever.saves)})"
 
 
-def _estimate(base: "Base", adapter: "Adapter", settings: Any, length: int, peak: int) -> Use:
+def _estimate(base: "Base", adapter: "Trained", settings: Any, length: int, peak: int) -> Use:
     """Estimate the bytes that each lever could save; activations are the peak without the known tensors."""
     weights = sum(p.numel() * p.element_size() for p in base.model.parameters())
     trained = sum(p.numel() * p.element_size() for p in adapter.parameters())

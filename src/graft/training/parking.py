@@ -13,13 +13,13 @@ import torch
 from torch import nn
 
 from graft import storage
-from graft.base.adapter import Adapter
 from graft.core.insert import InPlace
 from graft.training.paging import MappedSlab
+from graft.training.together import Trained
 
 
 @contextlib.contextmanager
-def parked(adapter: Adapter, folder: Path) -> Iterator[None]:
+def parked(adapter: Trained, folder: Path) -> Iterator[None]:
     """Inside the block keep the originals of an in-place adapter in a file, if the disk has room."""
     replaced = originals(adapter)
     size = sum(p.numel() * p.element_size() for p in replaced.values())
@@ -39,7 +39,7 @@ def parked(adapter: Adapter, folder: Path) -> Iterator[None]:
             original.data = original.data.clone()
 
 
-def originals(adapter: Adapter) -> dict[str, nn.Parameter]:
+def originals(adapter: Trained) -> dict[str, nn.Parameter]:
     """Return the parameters on the CPU that a trained copy replaces, each once."""
     named: dict[int, tuple[str, nn.Parameter]] = {}
     for site, insert in adapter.inserts:

@@ -20,8 +20,8 @@ from graft.quant.finite import not_finite
 from graft.training import rng
 
 if TYPE_CHECKING:
-    from graft.base.adapter import Adapter
     from graft.base.base import Base
+    from graft.training.together import Trained
 
 Objective = Callable[
     [Any, Any], tuple[torch.Tensor, dict[str, float]]
@@ -47,7 +47,7 @@ class Measured:
 
 
 def measure(
-    base: "Base", adapter: "Adapter", objective: Objective, batches: Sequence[Any], arm: Callable[..., None]
+    base: "Base", adapter: "Trained", objective: Objective, batches: Sequence[Any], arm: Callable[..., None]
 ) -> Measured:
     """Compute the gradient of one optimizer step and leave it in `.grad` of the adapter's parameters.
 
@@ -80,7 +80,7 @@ def measure(
 
 
 def backward(
-    base: "Base", adapter: "Adapter", objective: Objective, batch: Any, tokens: int, arm: Callable[..., None]
+    base: "Base", adapter: "Trained", objective: Objective, batch: Any, tokens: int, arm: Callable[..., None]
 ) -> tuple[torch.Tensor, dict[str, float]]:
     """Add one micro-batch's share to the gradient; return its summed loss and its metrics.
 
@@ -109,7 +109,7 @@ def backward(
     return summed.detach(), metrics
 
 
-def preflight(base: "Base", adapter: "Adapter", objective: Objective, batch: Any) -> None:
+def preflight(base: "Base", adapter: "Trained", objective: Objective, batch: Any) -> None:
     """Run forward and backward once, to learn whether memory suffices for this batch; leave no trace."""
     with rng.preserved():
         if batch.tokens:
@@ -121,7 +121,7 @@ def no_noise(mask: torch.Tensor | None) -> None:
     """Do nothing before a forward: the `arm` of a step without noise."""
 
 
-def clear_gradients(adapter: "Adapter") -> None:
+def clear_gradients(adapter: "Trained") -> None:
     """Free the gradients of the adapter's parameters."""
     for p in adapter.parameters():
         p.grad = None
@@ -145,7 +145,7 @@ def not_finite_error(step: int, measured: Measured, lr: float, base: "Base") -> 
     )
 
 
-def _trouble(losses: list[float], norm: float, adapter: "Adapter") -> str:
+def _trouble(losses: list[float], norm: float, adapter: "Trained") -> str:
     """Return what is not finite, in words; "" if everything is finite."""
     bad = [value for value in losses if not math.isfinite(value)]
     if bad:

@@ -1,0 +1,135 @@
+"""Carry out a recipe of one stage or of several, which share one base in memory.
+
+Every stage is an ordinary run, equal to the bit to one that is carried out alone: the base is handed on
+without adapters, with the tokenizer as it was loaded. A chain's folder holds recipe.yaml, which repeats it,
+and the folders of its runs. The same call finds the stages that have finished, and continues the others.
+"""
+
+import gc
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from graft import storage
+from graft.base.base import Base
+from graft.errors import CheckpointError, notice
+from graft.planning.plan import config_of
+from graft.recipe import Recipe
+from graft.recipe.chain import Chain, read_chain, stages_in
+from graft.runs.build import load_base, settled
+from graft.runs.hear import RunObserver, heard, note_of
+from graft.runs.identity import as_begun, require_same_settings
+from graft.runs.result import RunResult
+from graft.runs.run import carry_out
+from graft.runs.run import run as run_one
+from graft.stages.stage import task_of
+from graft.training.lock import locked
+
+
+def run(
+    recipe: str | Path | dict[str, Any] | Recipe | Chain,
+    overrides: Iterable[str] = (),
+    observer: RunObserver | None = None,
+) -> RunResult:
+    """Carry out a recipe, from the beginning or from the newest checkpoint in its output folder.
+
+    Of a recipe with `stages`, the result is that of the last one; `RunResult.earlier` has the others.
+    overrides: "key=value" changes of the recipe; "STAGE.key=value" of one of its stages.
+    observer: receives what happens.
+    Raises UsageError for a recipe with wrong settings, DataError for rows that cannot be used,
+    CheckpointError for a folder that is in use or belongs to another run, TrainingError for a step that
+    failed.
+    """
+    understood: list[str] = []
+    overrides = list(overrides)
+    chain = read_chain(recipe, overrides, understood)
+    if chain is None:
+        assert not isinstance(recipe, Chain)
+        return run_one(recipe, overrides, observer)
+    *earlier, last = stages(chain, observer, understood)
+    return replace(last, earlier=tuple(earlier))
+
+
+def stages(
+    chain: Chain, observer: RunObserver | None = None, understood: Sequence[str] = ()
+) -> Iterator[RunResult]:
+    """Carry out the stages of a chain one after the other, and yield the result of each.
+
+    understood: what to note of its reading.  Raises as `run` does.
+    """
+    observer = observer or RunObserver()
+    folder = Path(chain.output)
+    with locked(folder):
+        for name, recipe in chain.recipes.items():
+            require_same_settings(folder / name, as_begun(recipe))
+        _write(folder, chain)
+        with heard(note_of(observer)):
+            for text in understood:
+                notice(text)
+            # Before a base is in memory, as a run that is alone settles: a plan counts what the process has.
+            recipes = {name: _settled(chain, name) for name in chain.recipes}
+        bases = Bases()
+        for number, (name, recipe) in enumerate(recipes.items(), 1):
+            observer.stage(name, number, len(recipes), recipe)
+            result = carry_out(recipe, observer, load=bases)
+            bases.release()
+            yield result
+
+
+class Bases:
+    """Loads the base of a recipe; the one that it loaded last, if that is the same."""
+
+    def __init__(self) -> None:
+        self.base: Base | None = None
+        self._loaded: Any = None
+        self._template: Any = None
+
+    def __call__(self, recipe: Recipe) -> Base:
+        """Return the base of a recipe, without adapters."""
+        task = task_of(recipe, config_of(recipe))
+        wanted = (recipe.model, recipe.quant, recipe.group_size, recipe.dtype, task)
+        if self.base is None or recipe.fresh or self._loaded != wanted:
+            self.base = None
+            _collect()  # before the next one is read: both may not fit into memory
+            self.base, self._loaded = load_base(recipe), wanted
+            self._template = getattr(self.base.tokenizer, "chat_template", None)
+        elif self.base.tokenizer is not None:
+            self.base.tokenizer.chat_template = self._template  # a run gives it the one of its rows
+        return self.base
+
+    def release(self) -> None:
+        """Take off what a run has left on the base, and free its memory."""
+        if self.base is not None:
+            for name in list(self.base.adapters):
+                self.base.detach(name)
+            self.base.compile(False)
+        _collect()
+
+
+def _settled(chain: Chain, name: str) -> Recipe:
+    """Return a stage's recipe with what its `auto` settings come to here."""
+    known = settled(as_begun(chain.before(name)))
+    recipe = chain.recipes[name]
+    again = known.train.gradient_checkpointing
+    train = recipe.train.model_copy(update={"gradient_checkpointing": again})
+    return recipe.model_copy(update={"dtype": known.dtype, "train": train})
+
+
+def _write(folder: Path, chain: Chain) -> None:
+    """Write the recipe of a chain into its folder. Raises CheckpointError in the folder of one run."""
+    file = folder / "recipe.yaml"
+    if file.exists() and not stages_in(folder):
+        raise CheckpointError(
+            f"{folder} holds a run of one stage", "a new folder, or that of a chain", "choose another output"
+        )
+    storage.replace(file, chain.yaml().encode())
+
+
+def _collect() -> None:
+    """Free memory that nothing refers to any longer."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
