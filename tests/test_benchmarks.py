@@ -14,9 +14,11 @@ import pytest
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 # name of a benchmark: the pages that its table.py writes
 PAGES = {
+    "alignment": {"RESULTS.md", "curves.svg"},
     "families": {"RESULTS.md"},
     "judging": {"RESULTS.md"},
     "methods": {"RESULTS.md", "quality.svg"},
+    "preference": {"RESULTS.md", "own.svg"},
     "pretraining": {"RESULTS.md", "losses.svg"},
     "real": {"RESULTS.md"},
     "shipping": {"RESULTS.md"},

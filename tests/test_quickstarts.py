@@ -20,6 +20,8 @@ def test_the_commands_of_the_quickstarts_run_in_order(tmp_path, monkeypatch, cap
         "chat",
         "classify",
         "prefer",
+        "reinforce",
+        "whole_life",
         "pretrain",
         "compare",
         "judge",
