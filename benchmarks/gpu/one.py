@@ -51,7 +51,7 @@ class Timed(internals.RunObserver):  # type: ignore[misc]
         self.since = now
 
 
-class Rows:
+class Rows(internals.Source):  # type: ignore[misc]
     """The same random row at every step, every token of it supervised: what a run needs of a feed."""
 
     def __init__(self, base: graft.Base, vocabulary: int, length: int) -> None:

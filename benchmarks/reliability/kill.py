@@ -1,13 +1,16 @@
 """Kill real runs with SIGKILL at random moments: does the same command end with the bytes of an undisturbed
 run?
 
-    python benchmarks/reliability/kill.py               # LoRA in fp32 and bf16, QLoRA, full, on the seedling
+    python benchmarks/reliability/kill.py               # all kinds of runs, on the seedling
     python benchmarks/reliability/kill.py --only lora-fp32 --kills 30 --seed 7
+    python benchmarks/reliability/kill.py --only reward dpo ppo grpo
 
 Each kind of run is done twice: once undisturbed, once killed `--kills` times, one of these inside a commit.
-Printed for each: the kills, how many of them came after the first commit, the most steps that were done
-twice, whether adapter SHA-256 and metrics file are equal, and the steps it went on from. Exit 1 if they
-differ, if a run was killed fewer times than asked, or if more than `save_every` steps were lost.
+Of runs that write the answers they learn from, one more is killed inside the commit of such answers. Printed
+for each: the kills, how many of them came after the first commit, how many while answers were written, the
+most steps that were done twice, whether adapter SHA-256 (with that of PPO's values) and metrics file are
+equal, and the steps it went on from. Exit 1 if they differ, if a run was killed fewer times than asked, or if
+more than `save_every` steps were lost.
 """
 
 import argparse
@@ -23,15 +26,30 @@ from pathlib import Path
 
 import yaml
 
+DROPOUT = {"name": "lora", "r": 8, "lora_dropout": 0.05}
+PREFERRED = {"data": {"train": "seedling:preferences"}, "dtype": "fp32", "method": DROPOUT}
+# Short answers, paid by a program, so that a run of many iterations takes a minute.
+ASKED = {
+    "data": {"train": "seedling:prompts"},
+    "dtype": "fp32",
+    "method": {"name": "lora", "r": 8},
+    "stage": {"rewards": "graft.seedling.preferences:coverage_reward", "prompts": 16, "max_new_tokens": 16},
+}
 KINDS = {
-    "lora-fp32": {"dtype": "fp32", "method": {"name": "lora", "r": 8, "lora_dropout": 0.05}},
-    "lora-bf16": {"dtype": "bf16", "method": {"name": "lora", "r": 8, "lora_dropout": 0.05}},
+    "lora-fp32": {"dtype": "fp32", "method": DROPOUT},
+    "lora-bf16": {"dtype": "bf16", "method": DROPOUT},
     "qlora": {"method": {"name": "qlora", "r": 8}},
     "full": {"dtype": "fp32", "method": {"name": "full"}},
+    "reward": PREFERRED | {"stage": "reward"},
+    "dpo": PREFERRED | {"stage": "dpo"},
+    "ppo": ASKED | {"stage": {"name": "ppo", "epochs": 2, "kl_target": 1.0, **ASKED["stage"]}},
+    "grpo": ASKED | {"stage": {"name": "grpo", "epochs": 2, "group": 4, **ASKED["stage"]}},
 }
+UPDATES = 4  # steps of an iteration: 2 passes over 16 prompts, 8 a step
+ONLINE = ("ppo", "grpo")
 COMMAND = "import sys; sys.argv = ['graft', 'train', {recipe!r}]\nfrom graft.cli import main; main()"
-# The process dies at the k-th operation of its second commit. This text wraps graft.storage from outside, so
-# that the product needs no hook for it.
+# The process dies at the k-th operation of its second commit to this folder of the run. This text wraps
+# graft.storage from outside, so that the product needs no hook for it.
 INSIDE = """
 import os, signal
 from graft import storage
@@ -48,7 +66,7 @@ class Os:
 storage.os, commit, seen = Os(), storage.commit, []
 def counted(target, *rest):
     seen.append(target)
-    if target.parent.name == "checkpoints" and sum(t.parent.name == "checkpoints" for t in seen) == 2:
+    if target.parent.name == {where!r} and sum(t.parent.name == {where!r} for t in seen) == 2:
         storage.os.left = {k}
     return commit(target, *rest)
 storage.commit = counted
@@ -57,38 +75,42 @@ storage.commit = counted
 
 @dataclass
 class Trial:
-    """A killed run.  late: kills after the first commit; resumed: steps it went on from; repeated: steps done
-    twice."""
+    """A killed run.  late: kills after the first commit; writing: while answers were written; resumed: steps
+    it went on from; repeated: steps done twice."""
 
     kills: int = 0
     late: int = 0
+    writing: int = 0
     resumed: list[int] = field(default_factory=list)
     repeated: list[int] = field(default_factory=list)
 
 
 def recipe(folder: Path, kind: str, options: argparse.Namespace) -> Path:
     """Write the recipe of one kind into `folder` and return its path; its run is `folder/run`."""
+    own = KINDS[kind]
+    learns = "stage" not in own  # from texts, so that their perplexity and samples can be told
     keys = {
         "model": options.model,
-        "data": {"train": options.data, "eval": 0.02, "limit": options.steps * 8, "max_length": 192},
         "train": {
             "epochs": 2, "max_steps": options.steps, "batch_size": 8, "micro_batch_size": 4,
-            "save_every": options.save_every, "eval_every": 3 * options.save_every, "neftune_alpha": 2.0,
-            "samples": ["Describe: name: Alto"], "sample_tokens": 8,
+            "save_every": options.save_every, "eval_every": 3 * options.save_every,
+            "neftune_alpha": 2.0 if learns else 0.0,
+            "samples": [] if kind == "reward" else ["Describe: name: Alto"], "sample_tokens": 8,
         },
-        "evaluate": {"metrics": ["perplexity"], "limit": 16},
+        "evaluate": {"limit": 16} | ({"metrics": ["perplexity"]} if learns else {}),
         "output": str(folder / "run"),
     }  # fmt: skip
+    rows = {"train": options.data, "eval": 0.02, "limit": options.steps * 8, "max_length": 192}
     folder.mkdir(parents=True)
     path = folder / "recipe.yaml"
-    path.write_text(yaml.safe_dump(keys | KINDS[kind]))
+    path.write_text(yaml.safe_dump(keys | own | {"data": rows | own.get("data", {})}))
     return path
 
 
-def start(path: Path, inside: int = 0) -> subprocess.Popen:
+def start(path: Path, inside: int = 0, where: str = "checkpoints") -> subprocess.Popen:
     """Start `graft train RECIPE`, its output in `talk.txt`; inside: it dies at that operation of its second
-    commit."""
-    code = (INSIDE.format(k=inside) if inside else "") + COMMAND.format(recipe=str(path))
+    commit to this folder."""
+    code = (INSIDE.format(k=inside, where=where) if inside else "") + COMMAND.format(recipe=str(path))
     with open(path.parent / "talk.txt", "w") as talk:
         return subprocess.Popen([sys.executable, "-c", code], stdout=talk, stderr=talk)
 
@@ -111,6 +133,12 @@ def resumed_from(folder: Path) -> int:
     return int(found[1]) if found else 0
 
 
+def writes(folder: Path) -> bool:
+    """Return whether a run has done the last step of an iteration, and not kept the answers of the next."""
+    iteration, step = divmod(steps_done(folder), UPDATES)
+    return not step and not (folder / "run" / "rollouts" / f"{iteration:06d}").exists()
+
+
 def kill(process: subprocess.Popen, folder: Path, target: int, pause_s: float) -> bool:
     """Kill the process some time after it wrote step `target`; return False if the run ended before."""
     begun = resumed_from if has_checkpoint(folder) else steps_done
@@ -125,22 +153,27 @@ def disturbed(path: Path, options: argparse.Namespace, chance: random.Random) ->
     """Start the run of `path` and kill it again and again, then let it finish."""
     trial = Trial()
     folder = path.parent
+    online = folder.parent.name in ONLINE
     gap = options.steps / (options.kills + 1)
-    inside_at = chance.randrange(1, options.kills)  # which of the kills is inside a commit
+    folders = ["checkpoints", "rollouts"] if online else ["checkpoints"]
+    # Which of the kills are inside a commit.
+    inside = dict(zip(chance.sample(range(1, options.kills), len(folders)), folders, strict=True))
+    longest = 1.5 if online else 0.3  # so that kills come while answers are written, and between steps
     for number in range(options.kills):
         before = steps_done(folder)
-        if number == inside_at:
-            process = start(path, inside=chance.randrange(2, 12))
+        if number in inside:
+            process = start(path, chance.randrange(2, 12), inside[number])
             killed = process.wait() == -9
         else:
             process = start(path)
             target = max(before + 1, int(gap * (number + chance.random())))
-            killed = kill(process, folder, min(target, options.steps - 1), chance.uniform(0.0, 0.3))
+            killed = kill(process, folder, min(target, options.steps - 1), chance.uniform(0.0, longest))
         note(trial, folder, before)
         if not killed:
             break
         trial.kills += 1
         trial.late += has_checkpoint(folder)
+        trial.writing += online and writes(folder)
     before = steps_done(folder)
     if start(path).wait() != 0:
         sys.exit(f"{path.parent.name}: the run could not go on\n{(folder / 'talk.txt').read_text()[-2000:]}")
@@ -159,9 +192,11 @@ def note(trial: Trial, folder: Path, before: int) -> None:
 
 
 def digests(folder: Path) -> tuple[str, str]:
-    """Return the SHA-256 of the adapter and of the metrics."""
-    files = ("adapter/adapter_model.safetensors", "metrics.jsonl")
-    return tuple(hashlib.sha256((folder / "run" / file).read_bytes()).hexdigest() for file in files)
+    """Return the SHA-256 of the adapter, with the values that were trained beside it, and of the metrics."""
+    run = folder / "run"
+    trained = [run / name / "adapter_model.safetensors" for name in ("adapter", "values")]
+    tensors = b"".join(path.read_bytes() for path in trained if path.exists())
+    return tuple(hashlib.sha256(data).hexdigest() for data in (tensors, (run / "metrics.jsonl").read_bytes()))
 
 
 def main() -> None:
@@ -178,7 +213,8 @@ def main() -> None:
     chance = random.Random(options.seed)
     failed = False
     print(
-        f"{'run':<11}{'kills':>6}{'late':>6}{'most repeated':>15}  {'adapter':<8}{'metrics':<8}resumed from"
+        f"{'run':<11}{'kills':>6}{'late':>6}{'writing':>9}{'most repeated':>15}  "
+        f"{'adapter':<8}{'metrics':<8}resumed from"
     )
     with tempfile.TemporaryDirectory() as temporary:
         for kind in options.only:
@@ -192,7 +228,7 @@ def main() -> None:
             failed |= not all(same) or lost > options.save_every or trial.kills < options.kills
             words = ["equal" if equal else "DIFFER" for equal in same]
             resumed = " ".join(map(str, trial.resumed))
-            counts = f"{trial.kills:>6}{trial.late:>6}{lost:>15}"
+            counts = f"{trial.kills:>6}{trial.late:>6}{trial.writing:>9}{lost:>15}"
             print(f"{kind:<11}{counts}  {words[0]:<8}{words[1]:<8}{resumed}", flush=True)
     sys.exit(failed)
 

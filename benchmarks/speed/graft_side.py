@@ -96,7 +96,7 @@ class Paced(internals.RunObserver):  # type: ignore[misc]
         self.pipe.say(peak_mib=self.peak or memory.peak() / link.MIB)
 
 
-class Rows:
+class Rows(internals.Source):  # type: ignore[misc]
     """One row of token ids a step, every token of it supervised: what a run needs of a feed."""
 
     def __init__(self, base: Any, ids: torch.Tensor) -> None:

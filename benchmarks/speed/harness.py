@@ -5,21 +5,17 @@ round is one turn of every side. A round in which other processes used more than
 and repeated; a row without enough quiet rounds has no speeds.
 """
 
-import json
 import os
 import statistics
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from grid import BEFORE, Row
 from shapes import SHAPES
+from turns import MOST, Others, Side, environment
 from weights import RANK
 
-MOST = 0.5  # cores that others may use during a round
 PROMPT = 16  # tokens in front of a text that is written
 TRIED = 2  # steps by which a peer's variants are compared, after one that does not count
 HOPELESS = 5.0  # a variant whose first step takes so many times the best one's is not tried further
@@ -30,93 +26,6 @@ ALLOCATOR = {  # large tensors stay in the process: glibc gives them back and fa
     "MALLOC_TOP_PAD_": str(1 << 26),
 }
 SIDE = Path(__file__).with_name("side.py")
-
-
-class Side:
-    """The process of one side.
-
-    log: where what it prints goes; it may be read when the side has failed.
-    """
-
-    def __init__(self, spec: Mapping[str, Any], environment: Mapping[str, str], log: Path) -> None:
-        self.spec = dict(spec)
-        self.log = log
-        with log.open("a", encoding="utf-8") as file:
-            self._process = subprocess.Popen(
-                [sys.executable, str(SIDE), json.dumps(self.spec)], env=dict(environment), text=True,
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=file,
-            )  # fmt: skip
-        self.pid = self._process.pid
-        self.facts = self._answer()
-
-    def _answer(self) -> dict[str, Any]:
-        assert self._process.stdout
-        line = self._process.stdout.readline()
-        if not line:
-            self._process.wait()
-            tail = "\n".join(self.log.read_text(encoding="utf-8").splitlines()[-15:])
-            ended = f"{self.spec['side']} ended with {self._process.returncode}"
-            raise RuntimeError(f"{ended}, {self.log}:\n{tail}")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
-
-    def ask(self, **order: Any) -> dict[str, Any]:
-        """Send an order and return the answer."""
-        assert self._process.stdin
-        self._process.stdin.write(json.dumps(order) + "\n")
-        self._process.stdin.flush()
-        return self._answer()
-
-    def stop(self) -> dict[str, Any]:
-        """End the process; return its last facts."""
-        last = self.ask(do="stop")
-        self._process.wait()
-        return last
-
-    def kill(self) -> None:
-        """End the process whatever it does."""
-        if self._process.poll() is None:
-            self._process.kill()
-            self._process.wait()
-
-
-class Others:
-    """Measures how many cores processes other than the run's own use (Linux)."""
-
-    def __init__(self) -> None:
-        self.pids: set[int] = set()
-        self._last = self._now()
-
-    def cores(self) -> float:
-        """Return the mean since the last call; what the machine's host takes away counts too."""
-        before, self._last = self._last, self._now()
-        wall, busy, own = (now - then for now, then in zip(self._last, before, strict=True))
-        return max(0.0, (busy - own) / wall)
-
-    def wait(self, patience_s: float) -> None:
-        """Return as soon as others leave the machine alone for a second, at the latest after so many."""
-        end = time.perf_counter() + patience_s
-        while time.perf_counter() < end:
-            self.cores()
-            time.sleep(1.0)
-            if self.cores() <= MOST:
-                return
-
-    def _now(self) -> tuple[float, float, float]:
-        tick = os.sysconf("SC_CLK_TCK")
-        fields = [int(word) for word in Path("/proc/stat").read_text().splitlines()[0].split()[1:]]
-        busy = sum(fields[i] for i in (0, 1, 2, 5, 6, 7))  # all but idle, waiting, and guests counted twice
-        own = sum(map(_ticks, [os.getpid(), *self.pids]))
-        return time.perf_counter(), busy / tick, own / tick
-
-
-def _ticks(pid: int) -> int:
-    """Return the processor time of a process and of its children that have ended."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:  # it has ended: its parent's children count it
-        return 0
-    return sum(map(int, text.rpartition(")")[2].split()[11:15]))
 
 
 class Run:
@@ -159,10 +68,11 @@ class Run:
     def _start(self, name: str, **more: Any) -> Side:
         """Start a side and wait until it has warmed up."""
         tuned = ALLOCATOR if name == "tuned" else {}
-        environment = {**os.environ, **tuned, **_quiet(self.threads), "GRAFT_CACHE": str(self.logs / "cache")}
+        cache = {"GRAFT_CACHE": str(self.logs / "cache")}
+        variables = {**os.environ, **tuned, **environment(self.threads), **cache}
         if name == BEFORE and self.before:
-            environment["PYTHONPATH"] = os.pathsep.join([self.before, os.environ.get("PYTHONPATH", "")])
-        side = Side(self._spec(name) | more, environment, self.logs / f"{self.row.name}.txt")
+            variables["PYTHONPATH"] = os.pathsep.join([self.before, os.environ.get("PYTHONPATH", "")])
+        side = Side(SIDE, self._spec(name) | more, variables, self.logs / f"{self.row.name}.txt")
         self.others.pids.add(side.pid)
         return side
 
@@ -242,9 +152,3 @@ class Run:
         dimensions = {"vocabulary": SHAPES[self.row.shape].vocabulary, "rank": RANK}
         order = {"do": "profile", "dimensions": dimensions}
         return {name: self.running[name].ask(**order)["parts"] for name in self.row.sides}
-
-
-def _quiet(threads: int) -> dict[str, str]:
-    """Return the environment of every side."""
-    limits = {f"{library}_NUM_THREADS": str(threads) for library in ("OMP", "MKL", "OPENBLAS")}
-    return limits | {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}

@@ -1,6 +1,6 @@
 """One side of a row, in a process of its own: python side.py '{"side": "graft", "kind": "train", ...}'
 
-The harness starts it and talks to it through its standard input and output (link.py).
+The harness starts it and talks to it through its standard input and output (common/pipe.py).
 """
 
 import importlib
