@@ -20,7 +20,8 @@ def report(folder: Path) -> str:
     timing = _lines(folder / "timing.jsonl")
     drawn = charts(metrics, timing)
     evaluation = _json(folder / "evaluation.json")
-    scores = [section("Before and after", _scores(evaluation["columns"]))] if evaluation else []
+    columns = evaluation["columns"] if evaluation else {}
+    scores = [section("Before and after", _scores(columns))] if columns else []
     if evaluation and "calibration" in evaluation.get("curves", {}):
         drawn.append(calibration(evaluation["curves"]["calibration"]))
     notes = _json(folder / "notes.json")
