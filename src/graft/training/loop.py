@@ -325,20 +325,13 @@ class Trainer:
     def _finish(self) -> Result:
         """Save the adapter (the best one after early stopping), validate it, and mark the run as finished."""
         p = self.progress
-        target = self.folder / "adapter"
         if self.settings.patience and p.best:
             self.adapter.restore_checkpoint_state(self.checkpoints.adapter(p.best["step"]))
-        state = self.adapter.file_state()
-        self._require_finite(state)
-        needed = sum(t.numel() * t.element_size() for t in state.values())
-
-        def commit() -> Path:
-            return storage.commit(target, self.adapter.save)
-
-        storage.retry_while_full(self.folder, needed, commit, self.log.warn)
-        storage.validate(target)
-        if isinstance(self.adapter, Together):
-            self.adapter.save_others(self.folder)
+        target = self.folder / "adapter"
+        others = self.adapter.others if isinstance(self.adapter, Together) else {}
+        for name, adapter in others.items():
+            self._keep(self.folder / name, adapter)
+        self._keep(target, self.adapter)
         result = Result(p.step, p.loss, p.tokens, p.best, target)
         record = {**asdict(result), "adapter": target.name}
         # Keys are sorted, so that a resumed run writes the bytes of an undisturbed one.
@@ -347,3 +340,13 @@ class Trainer:
         self.observer.saved(target)
         self.observer.finished(record)
         return result
+
+    def _keep(self, target: Path, adapter: Trained) -> None:
+        """Commit the files of an adapter, and validate them. Raises TrainingError if it is not finite."""
+        state = adapter.file_state()
+        self._require_finite(state)
+        needed = sum(t.numel() * t.element_size() for t in state.values())
+        storage.retry_while_full(
+            self.folder, needed, lambda: storage.commit(target, adapter.save), self.log.warn
+        )
+        storage.validate(target)

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from graft import storage
 from graft.base.adapter import Adapter
 from graft.core.part import Seat
 
@@ -83,11 +82,6 @@ class Together:
     def save(self, folder: str | Path) -> Path:
         """Write the files of the first one."""
         return self.first.save(folder)
-
-    def save_others(self, run: Path) -> None:
-        """Commit the others to their folders of a run."""
-        for folder, other in self.others.items():
-            storage.commit(run / folder, other.save)
 
 
 Trained = Adapter | Together
