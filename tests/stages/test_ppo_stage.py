@@ -40,7 +40,7 @@ def lines(run):
 @pytest.mark.parametrize("value", ["trunk", "adapter"])
 def test_the_reward_rises_near_the_reference(home, tmp_path, value):
     stage = {"value": value, "epochs": 4, "prompts": 16, "group": 4, "beta": 0.01}
-    train = {"max_steps": 64, "batch_size": 8, "micro_batch_size": 8, "lr": 2e-2, "schedule": "constant"}
+    train = {"max_steps": 96, "batch_size": 8, "micro_batch_size": 8, "lr": 2e-2, "schedule": "constant"}
     result = graft.run(recipe(home, tmp_path / "run", stage=stage, train=train))
     before, after = result.scores["before"], result.scores["after"]
     assert 0 < after["kl"] < 50 and before["kl"] == 0
@@ -111,14 +111,15 @@ def test_the_loss_and_its_gradient_are_those_of_the_formulas_written_out(home, e
         (weight,) = head.values()
         return logprobs, (states[0, len(example.ids) - 1 : -1] @ weight.T.double())[:, 0]
 
+    texts = [exact.tokenizer.decode(e.parts["answers"], skip_special_tokens=True) for e in examples]
+    paid = [min(text.count("a"), 5) / 5 for text in texts]
     told = []
     with torch.no_grad():
-        for example in examples:
+        for example, reward in zip(examples, paid, strict=True):
             old, values = logits_and_values(example, "policy")
             held, _ = logits_and_values(example, "policy as it started")
-            text = exact.tokenizer.decode(example.parts["answers"], skip_special_tokens=True)
             rewards = -0.3 * (old - held)
-            rewards[-1] += min(text.count("a"), 5) / 5
+            rewards[-1] += reward - sum(paid) / len(paid)  # counted from the first answers' mean
             gained, after, following = torch.zeros_like(values), 0.0, 0.0
             for t in reversed(range(len(values))):
                 delta = rewards[t] + 0.9 * following - values[t]

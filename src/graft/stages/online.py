@@ -205,7 +205,8 @@ class Online(Stage):
 
         memory: of the iterations before; what the next one has to know is written into it.
         """
-        self.log_probabilities(base, adapter, feed, sampled)
+        self.under_policy(base, adapter, feed, sampled)
+        self.under_reference(base, adapter, feed, sampled)
         rewards = self.paid(base, sampled, weights(self.rewards), memory)
         kl = self.divergence(sampled)
         facts = {
@@ -234,9 +235,12 @@ class Online(Stage):
         """Return what is learnt from an iteration: a prompt with answers each."""
         return sampled.examples()
 
-    def log_probabilities(self, base: Base, adapter: str | None, feed: Feed, sampled: Sampled) -> None:
-        """Add log p of every token under the policy ("old") and under the reference."""
+    def under_policy(self, base: Base, adapter: str | None, feed: Feed, sampled: Sampled) -> None:
+        """Add "old", log p of every token under the policy, and what else its forward tells."""
         sampled.numbers["old"] = self.of_tokens(base, adapter, feed, sampled, self.logprobs)
+
+    def under_reference(self, base: Base, adapter: str | None, feed: Feed, sampled: Sampled) -> None:
+        """Add "reference", log p of every token under the reference."""
         held = reference.name_of(base, adapter)
         same = held == adapter
         sampled.numbers["reference"] = (
@@ -260,17 +264,20 @@ class Online(Stage):
         sampled: Sampled,
         compute: Callable[[Base, Any], torch.Tensor],
     ) -> torch.Tensor:
-        """Return what `compute` gives for the tokens of every batch, in the order of `sampled`, (N,) fp32."""
+        """Return what `compute` gives for the tokens of every batch, in the order of `sampled`, in fp32.
+
+        compute: (base, batch) -> (n,), or (k, n) for k numbers of each token.  Returns (N,), or (k, N).
+        """
         count = sum(map(len, sampled.answers))
         numbered = replace(sampled, numbers={PLACE: torch.arange(count, dtype=torch.float64)})
         batches = self.batches(base, feed.batches.max_length, pack=feed.batches.packs)
         batches.numbers = (PLACE,)
-        apart = replace(feed, batches=batches)
-        found = torch.zeros(count)
+        apart, found = replace(feed, batches=batches), torch.zeros(0)
         with torch.no_grad(), evaluating(base), base.using(adapter):
             for batch in apart.micro_batches(numbered.examples()):
                 values = compute(base, batch.to(base.device))
-                found[batch.numbers[PLACE].long()] = values.float().cpu()  # type: ignore[attr-defined]
+                found = found if found.numel() else torch.zeros(*values.shape[:-1], count)
+                found[..., batch.numbers[PLACE].long()] = values.float().cpu()  # type: ignore[attr-defined]
         return found
 
     def divergence(self, sampled: Sampled) -> torch.Tensor:
@@ -307,7 +314,8 @@ class Online(Stage):
         places = range(len(feed.examples))
         adapter = base.active
         sampled = self.write(base, adapter, feed, places, group=1, seed=0, told=told)
-        self.log_probabilities(base, adapter, feed, sampled)
+        sampled.numbers["old"] = self.of_tokens(base, adapter, feed, sampled, self.logprobs)
+        self.under_reference(base, adapter, feed, sampled)
         plain = replace(self, normalise=False)
         rewards = plain.paid(base, sampled, weights(self.rewards), {})
         count = len(sampled.answers)

@@ -124,27 +124,44 @@ class Ppo(Online):
         return names[0]
 
     def values(self, base: Base, batch: Any) -> torch.Tensor:
-        """Return the value of the state before every token of the answers, (N,); the policy is in use."""
-        name = values_of(str(base.active))
-        if self.value == "trunk":
-            return base.head_logits(self.states(base, batch), name)[:, 0]
-        with base.using(name):
+        """Return the value of the state before every token of the answers, (N,), by an adapter of their own.
+
+        The policy is in use.
+        """
+        with base.using(values_of(str(base.active))):
             return base.head_logits(self.states(base, batch))[:, 0]
 
+    def logprobs_and_values(self, base: Base, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return log p of every token and the value of the state before it, (N,) each, under the policy."""
+        if self.value != "trunk":
+            return self.logprobs(base, batch), self.values(base, batch)
+        states = self.states(base, batch)
+        logprobs = token_logprobs(base, states, batch.labels, self.temperature)[0]
+        return logprobs, base.head_logits(states, values_of(str(base.active)))[:, 0]
+
     # Iteration and loss
+
+    def under_policy(self, base: Base, adapter: str | None, feed: Feed, sampled: Sampled) -> None:
+        def both(base: Base, batch: Any) -> torch.Tensor:
+            return torch.stack([numbers.float() for numbers in self.logprobs_and_values(base, batch)])
+
+        old, values = self.of_tokens(base, adapter, feed, sampled, both)
+        sampled.numbers |= {"old": old, "values": values}
 
     def prepared(
         self, base: Base, adapter: str | None, feed: Feed, sampled: Sampled, memory: dict[str, Any]
     ) -> dict[str, float]:
         numbers, lengths = sampled.numbers, sampled.lengths()
         live, beta = live_tokens(lengths), memory.setdefault("beta", self.beta)
-        values = padded(self.of_tokens(base, adapter, feed, sampled, self.values), lengths)
+        values = padded(numbers["values"], lengths)
         kl = padded(divergence(numbers["old"], numbers["reference"], self.kl), lengths)
-        rewards = token_rewards(sampled.rewards["total"], kl, live, beta)
+        # Values are born at 0: rewards are counted from the mean of the first answers, where they are right.
+        usual = memory.setdefault("usual", sampled.rewards["total"].mean().item())
+        rewards = token_rewards(sampled.rewards["total"] - usual, kl, live, beta)
         if self.whiten_rewards:
             rewards = whitened(rewards, live, shift=False)
         gained, returns = advantages(rewards, values, live, self.gamma, self.gae_lambda)
-        found = {"values": values, "returns": returns, "advantages": whitened(gained, live)}
+        found = {"returns": returns, "advantages": whitened(gained, live)}
         numbers |= {name: flattened(tensor, lengths) for name, tensor in found.items()}
         if self.kl_target:
             mean = self.divergence(sampled).mean().item()
@@ -157,12 +174,7 @@ class Ppo(Online):
 
     def loss(self, base: Any, batch: Any) -> Loss:
         told = batch.numbers
-        if self.value == "trunk":
-            states = self.states(base, batch)
-            new = token_logprobs(base, states, batch.labels, self.temperature)[0]
-            values = base.head_logits(states, values_of(base.active))[:, 0]
-        else:
-            new, values = self.logprobs(base, batch), self.values(base, batch)
+        new, values = self.logprobs_and_values(base, batch)
         policy, clipped = clipped_policy(new, told["old"], told["advantages"], self.clip)
         value, value_clipped = clipped_value(values, told["values"], told["returns"], self.value_clip)
         sums = {
