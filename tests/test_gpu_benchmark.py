@@ -4,29 +4,19 @@ import csv
 import json
 import subprocess
 import sys
-from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
+from scripts import BENCHMARKS, imported
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 RUN = BENCHMARKS / "gpu" / "run.py"
 MODULES = ("large", "drawn", "one")
 
 
 @pytest.fixture(scope="module")
 def gpu():
-    """The benchmark's modules, imported as its scripts import them, and forgotten afterwards."""
-    path, known = list(sys.path), set(sys.modules)
-    sys.path[:0] = [str(BENCHMARKS / name) for name in ("gpu", "common", "speed")]
-    try:
-        yield SimpleNamespace(**{name: __import__(name) for name in MODULES})
-    finally:
-        sys.path[:] = path
-        for name in set(sys.modules) - known:
-            if str(BENCHMARKS) in (getattr(sys.modules[name], "__file__", None) or ""):
-                del sys.modules[name]
+    with imported(("gpu", "common", "speed"), MODULES) as modules:
+        yield modules
 
 
 # GB at 2,048 tokens, counted by hand from the sizes: all activations kept, and with checkpointing.

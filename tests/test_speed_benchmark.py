@@ -3,30 +3,19 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
-from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import pytest
 import torch
+from scripts import BENCHMARKS, imported
 
-FOLDERS = [Path(__file__).parents[1] / "benchmarks" / name for name in ("speed", "common")]
 MODULES = ("shapes", "weights", "grid", "harness", "facts", "parts", "picture", "link")
 
 
 @pytest.fixture(scope="module")
 def speed():
-    """The benchmark's modules, imported as its scripts import them, and forgotten afterwards."""
-    path, known = list(sys.path), set(sys.modules)
-    sys.path[:0] = map(str, FOLDERS)
-    try:
-        yield SimpleNamespace(**{name: __import__(name) for name in MODULES})
-    finally:
-        sys.path[:] = path
-        for name in set(sys.modules) - known:
-            file = getattr(sys.modules[name], "__file__", None) or ""
-            if any(file.startswith(str(folder)) for folder in FOLDERS):
-                del sys.modules[name]
+    with imported(("speed", "common"), MODULES) as modules:
+        yield modules
 
 
 def test_counts_of_weights_are_those_of_transformers_and_peft(speed, tmp_path):
@@ -206,7 +195,7 @@ def test_a_row_runs_from_weights_to_ratios(tmp_path):
     """The whole chain, on a model of 0.2 M weights; speeds may be refused on a busy machine."""
     words = [
         sys.executable,
-        FOLDERS[0] / "run.py",
+        BENCHMARKS / "speed" / "run.py",
         "--quick",
         "--again",
         "--threads",
@@ -216,7 +205,7 @@ def test_a_row_runs_from_weights_to_ratios(tmp_path):
     ]
     done = subprocess.run([*words, "qlora-tiny-32"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    raw = FOLDERS[0].parents[1] / "runs" / "bench" / "speed" / "trial" / "qlora-tiny-32.json"
+    raw = BENCHMARKS.parent / "runs" / "bench" / "speed" / "trial" / "qlora-tiny-32.json"
     sides = json.loads(raw.read_text(encoding="utf-8"))["sides"]
     assert list(sides) == ["graft", "shipped", "tuned"]
     assert all(facts["same"] == 1 for facts in sides.values())

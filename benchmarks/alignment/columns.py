@@ -34,17 +34,10 @@ RESULTS = Table(
     "alignment",
     key=KEY,
     facts=(
-        "steps",
-        "batch_size",
-        "lr",
-        "beta",
-        *ANSWERS,
-        *PERPLEXITIES,
-        "accuracy",
-        "train_s",
+        "steps", "batch_size", "lr", "beta", *ANSWERS, *PERPLEXITIES, "accuracy", "warning", "train_s",
         *CIRCUMSTANCES,
     ),
     rows=rows,
-)
+)  # fmt: skip
 CURVES = Table("alignment", key=(*KEY, "step"), facts=LINES, rows=curves, file="curves.csv", named=len(KEY))
 TABLES = (RESULTS, CURVES)

@@ -1,17 +1,18 @@
 """The runs: one start for each seed, and every way from there to descriptions that state the price last.
 
-    sft       descriptions in the order of their lists, on the bare base; every other run but `reward` starts
-              from its adapter, and no other run starts anywhere else
+    sft       descriptions in the order of their lists, on the bare base; the others start from its adapter
     dpo       pairs
     kto       single answers with verdicts
     reward    a reward adapter from the same pairs
-    ppo       answers of its own, paid by the reward adapter
-    grpo      answers of its own, paid by a program: 1 where the price stands in the last sentence alone
+    ppo       answers of its own, paid by the reward adapter, and by a program for their coverage
+    grpo      answers of its own, paid by a program: 1 where the price stands in the last sentence alone, and
+              for their coverage
     hacked    as grpo, but paid by a reward that can be cheated, with nothing that holds the model back
 
 The settings are those of the recipes in recipes/, with the changes below.
 """
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -43,20 +44,25 @@ class Setting:
 
 
 CHEATED = f"{Path(__file__).with_name('cheated.py')}:shortness"
-JUDGE = "graft.seedling.preferences:coverage_reward"
+COVERAGE = "graft.seedling.preferences:coverage_reward"
+# Weight of coverage beside the reward adapter, whose rewards have a deviation of 1 at first. It has
+# learnt from answers that all state every attribute, so it pays as much for descriptions that leave some out.
+COVERED = 5
 
 SETTINGS = {
     setting.method: setting
     for setting in (
-        Setting(SFT, "sft", 400, (), ("train.lr=3e-3", "train.micro_batch_size=16", "data.pack=false")),
+        Setting(
+            SFT, "sft", 400, (), ("train.lr=3e-3", "train.micro_batch_size=16", "data.pack=false")
+        ),
         Setting("dpo", "dpo", 125),
         Setting("kto", "kto", 125),
         Setting(REWARD, "reward", 125),
-        Setting("ppo", "ppo", 64, (SFT, REWARD), ("data.test=null",)),
-        Setting("grpo", "grpo", 60, (SFT,), ("data.test=null",)),
+        Setting("ppo", "ppo", 120, (SFT, REWARD), ("data.test=null",)),
+        Setting("grpo", "grpo", 240, (SFT,), ("data.test=null",)),
         Setting(
-            HACKED, "grpo", 40, (SFT,),
-            (f"stage.rewards={CHEATED}", f"stage.judge={JUDGE}", "stage.beta=0",
+            HACKED, "grpo", 80, (SFT,),
+            (f"stage.rewards={CHEATED}", f"stage.judge={COVERAGE}", "stage.beta=0",
              "data.eval=0.05", "data.test=null"),
         ),
     )
@@ -82,7 +88,7 @@ class Cell:
     @property
     def folder(self) -> Path:
         """The folder of the run, which stays for the runs that need it."""
-        return WORK / "runs" / f"{self.name}.{self.setting.steps}"
+        return WORK / "kept" / f"{self.name}.{self.setting.steps}"
 
     @property
     def needs(self) -> dict[str, "Cell"]:
@@ -95,11 +101,13 @@ class Cell:
         """Return what differs from the recipe's file."""
         adapters = {name: cell.folder / "adapter" for name, cell in self.needs.items()}
         begun = [f"adapter={adapters[SFT]}"] if SFT in adapters else []
-        paid = [f"stage.rewards={adapters[REWARD]}"] if REWARD in adapters else []
+        paid = []
+        if REWARD in adapters:
+            paid = [f"stage.rewards={json.dumps({str(adapters[REWARD]): 1, COVERAGE: COVERED})}"]
         return [
             "data.eval=null", *begun, *paid, *self.setting.changes, f"train.max_steps={self.setting.steps}",
             f"train.seed={self.seed}", f"data.seed={self.seed}", "evaluate.limit=null",
-            "train.save_every=1000", f"output={self.folder}",
+            "train.save_every=100", f"output={self.folder}",
         ]  # fmt: skip
 
 

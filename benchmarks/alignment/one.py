@@ -3,6 +3,7 @@ python benchmarks/alignment/one.py NAME"""
 
 import json
 import math
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +22,6 @@ LONGEST = 120  # tokens of an answer; the generator's descriptions have about 45
 ROWS = 50  # answers written, or rows read, at a time
 WATCHED = 100  # of the held-out prompts, for the points of a curve
 SHOWN = 3  # answers that the raw run keeps
-CURVE = "curve.jsonl"  # in a run's folder: share and coverage of greedy answers, by step
 
 
 def main() -> None:
@@ -45,8 +45,8 @@ def carry_out(cell: grid.Cell, _: Path) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "step_seconds": [line["seconds"] for line in timing if "seconds" in line],
         "accuracy": done.scores.get("after", {}).get("accuracy"),
-        "warning": next((line["warning"] for line in timing if "judge" in line.get("warning", "")), None),
-        "curve": curve(metrics, lines(cell.folder / CURVE)),
+        "warning": next((note for note in done.notes if "while the judge" in note), None),
+        "curve": curve(metrics, watched(cell.folder)),
     }
     return facts if cell.setting.method == grid.REWARD else facts | measured(cell)
 
@@ -65,31 +65,32 @@ def settings(cell: grid.Cell) -> graft.Recipe:
 def trained(cell: grid.Cell) -> Any:
     """Carry out a run, and before it those that it needs; what is finished is not done again."""
     for needed in cell.needs.values():
-        trained(needed)
-    cell.folder.mkdir(parents=True, exist_ok=True)
-    return graft.run(settings(cell), observer=Watch(cell.folder / CURVE))
+        if not (needed.folder / "adapter").exists():
+            trained(needed)
+    return graft.run(settings(cell))
 
 
-class Watch(internals.RunObserver):
-    """Write down how many of the sampled answers satisfy the preference, and what they cover."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.at = 0
-
-    def step(self, record: dict[str, Any]) -> None:
-        self.at = record["step"]
-
-    def sampled(self, texts: Sequence[str]) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": self.at, **scores(texts)}) + "\n")
+def watched(folder: Path) -> list[dict[str, Any]]:
+    """Return the scores of the greedy answers that a run kept at its evaluations, by step."""
+    if not (folder / "samples.md").exists():
+        return []
+    _, *parts = re.split(
+        r"^## step (\d+)\n\n", (folder / "samples.md").read_text(encoding="utf-8"), flags=re.M
+    )
+    asked = [row["prompt"] for row in prompts()]
+    points = []
+    for step, said in zip(parts[::2], parts[1::2], strict=True):
+        texts = said.split("\n\n---\n\n")[:-1]  # each a prompt and its answer
+        answers = [text.removeprefix(prompt) for text, prompt in zip(texts, asked, strict=False)]
+        points.append({"step": int(step), **scores(answers)})
+    return points
 
 
 def curve(metrics: Sequence[dict[str, Any]], watched: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the points of a run's curve: where answers were watched, rows evaluated, or answers written to
     learn from; of a run without any of these, every tenth or so of its steps.
 
-    metrics: lines of its metrics.jsonl.  watched: of `Watch`.
+    metrics: lines of its metrics.jsonl.  watched: of `watched`.
     """
     points: dict[int, dict[str, Any]] = {}
     chosen = set[int]()

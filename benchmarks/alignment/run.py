@@ -8,7 +8,7 @@
     python benchmarks/alignment/table.py              these -> RESULTS.md, curves.svg
 
 Each run is a process of its own (one.py) and writes runs/bench/alignment/NAME.json; its folder stays in
-runs/alignment/runs, because other runs start from it, and its output goes to runs/alignment/log.
+runs/alignment/kept, because other runs start from it, and its output goes to runs/alignment/log.
 """
 
 import sys

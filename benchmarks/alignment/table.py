@@ -110,6 +110,11 @@ def shortfalls(groups: dict[str, list[Run]]) -> Iterator[str]:
                 dearer = run[f"perplexity_{rows}"] / before[f"perplexity_{rows}"] - 1
                 if dearer > DEARER:
                     yield f"{where}: perplexity of {rows} rows is {100 * dearer:.0f} % higher than before"
+    for run in groups.get(grid.HACKED, []):
+        if "warning" not in run:
+            yield f"hacked, seed {run['seed']}: the run says nothing of the judge"
+    if grid.HACKED not in groups:
+        yield "hacked: no run is there"
 
 
 def picture(points: Sequence[Run]) -> str:
@@ -126,7 +131,7 @@ def hacked(runs: Sequence[Run], points: Sequence[Run]) -> str:
     lines = []
     for run in runs:
         own = [p for p in points if p["method"] == grid.HACKED and p["seed"] == run["seed"]]
-        first, last = own[0], own[-1]
+        first, *_, last = [point for point in own if "judge" in point]
         said = f"`{run['warning']}`" if "warning" in run else "nothing"
         lines.append(
             f"- seed {run['seed']}: reward {first['reward']:.2f} to {last['reward']:.2f}, judge "

@@ -43,7 +43,7 @@ SFT = {
     "oasst": Setting(**OASST, stage="sft", steps=60, batch_size=4, lr=2e-3),
 }
 SETTINGS = (
-    Setting(**HH, stage="reward", steps=120, batch_size=8, lr=1e-3),
+    Setting(**HH, stage="reward", steps=134, batch_size=16, lr=1e-3),
     Setting(**HH, stage="dpo", steps=80, batch_size=8, lr=3e-4),
     Setting(**OASST, stage="reward", steps=60, batch_size=4, lr=1e-3),
     Setting(**OASST, stage="dpo", steps=60, batch_size=4, lr=3e-4),
@@ -130,13 +130,13 @@ OWN = (
         settings={"prompts": 32, "group": 1, "epochs": 4, "temperature": 1.0, "beta": 0.05},
     ),
     Own(
-        "sums", "grpo", context=32, new=6, steps=100, batch_size=16, lr=5e-4,
+        "sums", "grpo", context=32, new=6, steps=150, batch_size=64, lr=2e-4,
         settings={
-            "prompts": 16, "group": 8, "epochs": 1, "temperature": 1.0, "beta": 0.0, "missing_end": 0.0,
+            "prompts": 64, "group": 8, "epochs": 1, "temperature": 1.0, "beta": 0.0, "missing_end": 0.0,
         },
     ),
 )  # fmt: skip
-SUMS = Setting("sums", "sft", context=32, steps=400, batch_size=32, lr=3e-3)
+SUMS = Setting("sums", "sft", context=32, steps=300, batch_size=32, lr=1.5e-3)
 TESTED = 100  # prompts that are answered before and after
 
 
@@ -176,14 +176,14 @@ class OwnCell:
         """Return the recipe of supervised fine-tuning."""
         if self.setting.data != "sums":
             return Cell(self._pairs(), self.seed).supervised()
-        own = {
-            "model": model(),
-            "dtype": "fp32",
-            "stage": "sft",
+        shared = tasks.training(SUMS, SUMS.lr, self.seed, self.tuned)
+        return {
+            "model": model(), "dtype": "fp32", "stage": "sft",
             "method": LORA | {"r": 64, "lora_alpha": 128},
-        }
-        data = tasks.data(self.rows("answers"), SUMS) | {"pack": True}
-        return own | {"data": data, **tasks.training(SUMS, SUMS.lr, self.seed, self.tuned)}
+            "data": tasks.data(self.rows("answers"), SUMS) | {"pack": True},
+            **shared,
+            "train": shared["train"] | {"warmup": 0.1},
+        }  # fmt: skip
 
     def reward(self) -> dict[str, Any]:
         """Return the recipe of the run that pays."""
@@ -198,7 +198,7 @@ class OwnCell:
             "stage": {"name": s.stage, "rewards": self.paying, "max_new_tokens": s.new, **s.settings},
             "data": {"train": str(self.rows("prompts")), "eval": None, "max_length": s.context},
             **shared,
-            "train": shared["train"] | {"schedule": "constant", "warmup": 0.0},
+            "train": shared["train"] | {"schedule": "constant", "warmup": 0.1},
         }  # fmt: skip
 
     def _pairs(self) -> Setting:

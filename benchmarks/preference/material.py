@@ -21,7 +21,8 @@ import tasks
 
 WORK = tasks.ROOT / "runs" / "preference"
 FOLDS = 3
-TESTED = 200  # pairs of a held-out fold that are tested, at most
+WHOLE = 16  # training pairs are a multiple of it, so that every step of every epoch is a whole batch
+TESTED = 300  # pairs of a held-out fold that are tested, at most
 HUMAN, ASSISTANT = "Human:", "Assistant:"
 BREAK = "\n\n"
 FILES = {
@@ -133,6 +134,7 @@ def stored(data: str, tokenizer: Any, context: int) -> None:
     for fold, test in enumerate(parts):
         train = [pair for other, part in enumerate(parts) if other != fold for pair in part]
         random.Random(fold).shuffle(train)
+        del train[len(train) - len(train) % WHOLE :]
         target = folder(data, fold)
         held = random.Random(fold).sample(test, min(TESTED, len(test)))
         _write(target / "pairs.jsonl", (pair.row() for pair in train))

@@ -1,6 +1,6 @@
 """The peak of PPO beside that of supervised fine-tuning: the same base, batch and length, each in a process.
 
-    python benchmarks/preference/peaks.py                a base of 88 million weights
+    python benchmarks/preference/peaks.py                a base of 28 million weights
     python benchmarks/preference/peaks.py --quick        a trial on a small base, which leaves the results be
     python benchmarks/collect.py preference              raw runs -> results.csv
 
@@ -27,8 +27,8 @@ from results import machine, write_raw
 from turns import Side, environment
 
 SIDE = Path(__file__).with_name("step_side.py")
-LENGTH, BATCH, MICRO, STEPS = 192, 8, 4, 3
-SHAPE = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 12}
+LENGTH, BATCH, MICRO, STEPS = 192, 8, 4, 2
+SHAPE = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "num_attention_heads": 8}
 SMALL = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 2}
 
 

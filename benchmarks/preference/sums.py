@@ -9,7 +9,7 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
-LIMIT, HELD_OUT = 30, 150
+LIMIT, HELD_OUT = 20, 100
 
 
 def write(folder: Path) -> None:

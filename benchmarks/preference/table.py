@@ -37,6 +37,7 @@ def main() -> None:
     rows, curves = (t.of(options.raw) if options.raw else t.read() for t in (RESULTS, CURVES))
     short: list[str] = []
     parts = [head(rows), compared(rows, short), timed(rows, short), answered(rows, short), peaks(rows, short)]
+    short += unmeasured(rows)
     falls = "\n".join(f"- {line}" for line in short) or "Nothing that is measured here."
     text = "\n".join([*(part for part in parts if part), "## What falls short\n", falls]) + "\n"
     page.write(options.to / "RESULTS.md", text)
@@ -96,6 +97,14 @@ def compared(rows: Sequence[Row], short: list[str]) -> str:
 - the length alone: the accuracy of always choosing the longer answer, or the shorter one.
 
 {markdown(table)}""" if own else ""  # fmt: skip
+
+
+def unmeasured(rows: Sequence[Row]) -> list[str]:
+    """Return what has no row at all, a sentence each."""
+    wanted = [(s.stage, s.data) for s in (*grid.SETTINGS, *grid.OWN)]
+    wanted += [(f"step {s.stage}", s.data) for s in grid.SETTINGS]
+    known = {(row["part"], row["data"]) for row in rows}
+    return [f"{part} on {data}: not measured" for part, data in wanted if (part, data) not in known]
 
 
 def pooled(side: Sequence[Row]) -> tuple[float, float]:

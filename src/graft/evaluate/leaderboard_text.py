@@ -103,7 +103,12 @@ def csv_text(board: Leaderboard) -> str:
     writer.writerow(("place", "model", *names))
     for number, place in enumerate(board.places, 1):
         marks = place.relative.value if place.relative else None
-        values = [place.rating.value, place.rating.low, place.rating.high, place.games]
+        values: list[float | str] = [
+            place.rating.value,
+            place.rating.low,
+            place.rating.high,
+            place.games,
+        ]
         values += [place.won.value, place.won.low, place.won.high]
         values += [marks.value, marks.low, marks.high] if marks else ["", "", ""]
         writer.writerow([number, place.model, *(f"{v:.6g}" if isinstance(v, float) else v for v in values)])

@@ -32,7 +32,7 @@ class Chart:
         if self.right:
             layout["yaxis2"] = {"title": {"text": self.right}, "overlaying": "y", "side": "right"}
             layout["legend"] = {"orientation": "h", "y": 1.15}
-        return layout | self.more
+        return layout | dict(self.more)
 
 
 @dataclass(frozen=True)
