@@ -50,8 +50,8 @@ def test_a_run_that_goes_well_is_told_nothing():
         ({"kl": 50.0}, 50.0, []),
         ({"kl": 1e9}, 0.0, []),  # no limit
         ({"kl": -60.0}, 50.0, []),
-        ({"length": 3.9}, 50.0, ["shrunk from 20 to 3.9 tokens"]),  # below a fifth of 20
-        ({"length": 4.1}, 50.0, []),
+        ({"length": 9.9}, 50.0, ["shrunk from 20 to 9.9 tokens"]),  # below half of 20
+        ({"length": 10.1}, 50.0, []),
         ({"entropy": 0.39}, 50.0, ["entropy has fallen from 2.00 to 0.390 nats"]),
         ({"entropy": 0.41}, 50.0, []),
     ],

@@ -13,7 +13,8 @@ from typing import Any
 from graft.data.sampled import Sampled
 
 WARN, STOP, IGNORE = WAYS = ("warn", "stop", "ignore")
-COLLAPSED = 0.2  # of the first iteration's length or entropy
+HALF = 0.5  # of the first iteration's length
+COLLAPSED = 0.2  # of its entropy
 NEARLY_ALL = 0.9  # of the groups
 
 
@@ -41,7 +42,7 @@ def _of_numbers(facts: Mapping[str, float], first: Mapping[str, float], kl_limit
             f"the policy has left its reference: {facts['kl']:.1f} nats an answer, above stage.kl_limit="
             f"{kl_limit:g}; raise stage.beta, or lower train.lr"
         )
-    if facts["length"] < COLLAPSED * first["length"]:
+    if facts["length"] < HALF * first["length"]:
         troubles["length"] = (
             f"answers have shrunk from {first['length']:.0f} to {facts['length']:.1f} tokens; "
             "look at what is paid: short answers may be"
