@@ -18,6 +18,7 @@ PAGES = {
     "families": {"RESULTS.md"},
     "judging": {"RESULTS.md"},
     "methods": {"RESULTS.md", "quality.svg"},
+    "preference": {"RESULTS.md", "own.svg"},
     "pretraining": {"RESULTS.md", "losses.svg"},
     "real": {"RESULTS.md"},
     "shipping": {"RESULTS.md"},

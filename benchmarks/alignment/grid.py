@@ -47,7 +47,7 @@ CHEATED = f"{Path(__file__).with_name('cheated.py')}:shortness"
 COVERAGE = "graft.seedling.preferences:coverage_reward"
 # Weight of coverage beside the reward adapter, whose rewards have a deviation of 1 at first. It has
 # learnt from answers that all state every attribute, so it pays as much for descriptions that leave some out.
-COVERED = 5
+COVERED = 4
 
 SETTINGS = {
     setting.method: setting

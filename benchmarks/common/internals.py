@@ -49,6 +49,8 @@ _HOME = {
     "Ledger": "planning.sketch",
     "QuantLinear": "quant",
     "quantise_model": "quant",
+    # What the loop asks of a source of batches beside them.
+    "Source": "data.feed",
     # gpu: models that are made on the device, packed tensor by tensor; QuantLinear is above.
     "Scheme": "quant",
     # alignment: rewards that a program gives; `dataset`, `open_model`, `RunObserver` are above.
@@ -108,6 +110,61 @@ def test_feed(recipe: graft.Recipe, base: Any, pairs: Sequence[tuple[str, str]],
     encoder = stage.encoder(base.tokenizer, base.family, recipe.data, labels)
     examples = encoder([Row(f"test:{i}", kind, pair) for i, pair in enumerate(pairs)]).examples
     return feed(base, recipe, examples, rows, rows)
+
+
+def pair_margins(opened: Any, recipe: graft.Recipe, rows: Path) -> list[float]:
+    """Return by how much the chosen answer of every pair is ahead, by an opened run of reward or DPO.
+
+    It is the reward's difference, or β times that of the log-ratios to the model that training started from.
+    """
+    import torch
+
+    from graft import seedling
+    from graft.data import prepare
+    from graft.objectives.preference import answer_logprobs
+    from graft.objectives.reward import answer_rewards
+    from graft.runs.build import feed
+    from graft.stages.stage import stage_of
+
+    base, stage = opened.base, stage_of(recipe)
+    settings = seedling.located(recipe.data.model_copy(update={"train": str(rows), "eval": None}))
+    examples = prepare(settings, base.tokenizer, stage, family=base.family).train
+    batches = feed(base, recipe, examples, recipe.evaluate.batch_size, recipe.evaluate.batch_size)
+    batches = stage.before_scoring(base, opened.adapter, batches, opened.folder)
+    margins: dict[str, float] = {}
+    with base.using(opened.adapter), torch.no_grad():
+        for step in range(batches.steps_per_epoch):
+            for batch in batches.step(0, step):
+                if stage.headed:
+                    values = answer_rewards(base, batch)
+                else:
+                    values = stage.beta * (answer_logprobs(base, batch)[0] - batch.reference)
+                better, worse = batch.pairs()
+                found = (values[better] - values[worse]).tolist()
+                margins |= zip((batch.sources[row] for row in batch.row[better].tolist()), found, strict=True)
+    return [margins[source] for source in sorted(margins, key=line_of)]
+
+
+def online_scores(opened: Any, recipe: graft.Recipe, rows: Path, limit: int) -> dict[str, float]:
+    """Return what an online stage reports of sampled answers to the first `limit` prompts of a file."""
+    from graft import seedling
+    from graft.data import prepare
+    from graft.runs.build import feed
+    from graft.stages.stage import stage_of
+
+    base, stage = opened.base, stage_of(recipe)
+    settings = seedling.located(recipe.data.model_copy(update={"train": str(rows), "eval": None}))
+    examples = list(prepare(settings, base.tokenizer, stage, family=base.family).train)[:limit]
+    batches = feed(base, recipe, examples, recipe.evaluate.batch_size, recipe.evaluate.batch_size)
+    batches = stage.before_scoring(base, opened.adapter, batches, opened.folder)
+    with base.using(opened.adapter):
+        scores: dict[str, float] = stage.scores(*stage.summed(base, batches))
+    return scores
+
+
+def line_of(source: str) -> int:
+    """Return the number of a row's line, from 1, in the file that its source names."""
+    return int(source.rpartition(":")[2])
 
 
 def labels_of(recipe: graft.Recipe) -> list[str]:
