@@ -107,6 +107,7 @@ def loop():
 
 @pytest.mark.parametrize("talk", [False, True])
 def test_functions_are_called_and_added_up_as_trl_does(talk, loop):
+    pytest.importorskip("trl")
     from trl import GRPOTrainer  # late: the import is slow
     from trl.rewards import get_repetition_penalty_reward
 
