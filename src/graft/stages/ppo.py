@@ -3,8 +3,9 @@
     r_t = −β kl_t + [t is the last] score      advantages by GAE, whitened over an iteration
     L = L_policy + value_weight · L_value      both clipped; mean over the tokens of a step
 
-The value of a state is told by a head that is trained beside the policy: on the policy's own states, or on an
-adapter of its own. The formulas are in `graft.objectives.ppo`.
+A score is the reward less the mean of the first iteration's, where values are 0. The value of a state is told
+by a head that is trained beside the policy: on the policy's own states, or on an adapter of its own. The
+formulas are in `graft.objectives.ppo`.
 """
 
 from collections.abc import Mapping
