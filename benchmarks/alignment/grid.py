@@ -58,7 +58,7 @@ SETTINGS = {
         Setting("dpo", "dpo", 125),
         Setting("kto", "kto", 125),
         Setting(REWARD, "reward", 125),
-        Setting("ppo", "ppo", 120, (SFT, REWARD), ("data.test=null",)),
+        Setting("ppo", "ppo", 240, (SFT, REWARD), ("data.test=null",)),
         Setting("grpo", "grpo", 240, (SFT,), ("data.test=null",)),
         Setting(
             HACKED, "grpo", 80, (SFT,),
