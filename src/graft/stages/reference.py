@@ -3,6 +3,9 @@
 They are computed once, before the first step, without dropout, and kept in the run's folder, with the tensors
 of an adapter that was no newborn. So a resumed run reads the numbers that it began with, and a run that goes
 on from an adapter has that adapter as its reference, not the bare base.
+
+Answers that are written while the model trains cannot be read before: for them a frozen copy of that adapter
+stays attached beside it.
 """
 
 import json
@@ -111,18 +114,15 @@ def measured(base: Base, adapter: str | None, feed: Feed, folder: Path | None) -
 
     adapter: of the run. The bare base is the reference without a run, and of one that started from it.
     """
-    start = folder / FOLDER / START if folder is not None else None
-    if adapter is None or start is None or not start.exists():
-        with base.using(None):
-            return with_values(feed, log_probabilities(base, feed))
-    name = started(adapter)
-    beginning = base.attach(name, base.adapters[adapter].methods)
+    there = name_of(base, adapter)
+    found(base, adapter, folder)
+    name = name_of(base, adapter)
     try:
-        beginning.restore_checkpoint_state(load_file(start))
         with base.using(name):
             return with_values(feed, log_probabilities(base, feed))
     finally:
-        base.detach(name)
+        if name is not None and there is None:
+            base.detach(name)
 
 
 def log_probabilities(base: Base, feed: Feed) -> Values:
