@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 
 from graft import storage
 from graft.errors import CheckpointError, SpaceError, UsageError
+from graft.storage import disk, writes
 from graft.training.lock import locked
 
 
@@ -59,7 +60,7 @@ def save(folder, step, keep=2, spare=()):
 def operations(folder):
     counting = Faulty()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(storage, "os", counting)
+        patch.setattr(writes, "os", counting)
         save(folder, 3)
     return counting.calls
 
@@ -72,7 +73,7 @@ def test_a_crash_at_every_operation_of_a_save_leaves_the_new_or_the_previous_che
         folder = tmp_path / str(k)
         save(folder, 1), save(folder, 2)
         with pytest.MonkeyPatch.context() as patch, pytest.raises(Dead):
-            patch.setattr(storage, "os", Faulty(k))
+            patch.setattr(writes, "os", Faulty(k))
             save(folder, 3)
         storage.sweep(folder)
         newest, damaged = storage.latest(folder)
@@ -107,7 +108,7 @@ def test_an_error_at_every_operation_keeps_the_previous_checkpoint_and_removes_t
                 return call
 
         with pytest.MonkeyPatch.context() as patch, pytest.raises(OSError):
-            patch.setattr(storage, "os", Once(k))
+            patch.setattr(writes, "os", Once(k))
             save(folder, 2)
         assert [entry.name for entry in folder.iterdir()] == ["step-000001"]
         storage.validate(folder / "step-000001")
@@ -224,7 +225,7 @@ def test_tied_tensors_are_written_under_both_names(tmp_path):
 
 
 def test_a_full_disk_is_tried_again_and_then_told_with_path_and_bytes(tmp_path, monkeypatch):
-    monkeypatch.setattr(storage, "PAUSES_S", (0.0, 0.0))
+    monkeypatch.setattr(disk, "PAUSES_S", (0.0, 0.0))
     tries, warnings = [], []
 
     def action():

@@ -63,11 +63,11 @@ class Os:
         self.left -= 1
         return real if self.left else os.kill(os.getpid(), signal.SIGKILL)
 
-storage.os, commit, seen = Os(), storage.commit, []
+storage.writes.os, commit, seen = Os(), storage.commit, []
 def counted(target, *rest):
     seen.append(target)
     if target.parent.name == {where!r} and sum(t.parent.name == {where!r} for t in seen) == 2:
-        storage.os.left = {k}
+        storage.writes.os.left = {k}
     return commit(target, *rest)
 storage.commit = counted
 """

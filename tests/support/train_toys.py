@@ -251,7 +251,7 @@ def child(run, keys, kill=None, limit=None, nap=0.0):
         return objective(base, batch)
 
     if kill and kill[0] == "fs":
-        storage.os = DyingOs(kill[1])
+        storage.writes.os = DyingOs(kill[1])
     if limit:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
         storage.PAUSES_S = (0.0, 0.0)

@@ -1,0 +1,128 @@
+"""Folders that are complete or absent, with a manifest that shows every change; checkpoints are such folders.
+
+A folder is committed in this order: fill `.tmp-NAME-UUID/`; write `manifest.json` last, with the size and
+SHA-256 of each file; fsync every file and folder; rename the folder to NAME; fsync its parent. After a crash
+at any moment NAME is complete or absent. A folder without a valid manifest is not a checkpoint; the latest
+checkpoint is found by scanning and validating, never by a pointer that could be wrong.
+"""
+
+import hashlib
+import json
+import re
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from graft.errors import CheckpointError
+from graft.storage.writes import beside, encode, new_folder, remove, rename, sync, write
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+_STEP = re.compile(r"step-(\d{6,})")
+
+
+def commit(target: Path, fill: Callable[[Path], object], facts: Mapping[str, Any] | None = None) -> Path:
+    """Make folder `target`, which `fill(folder)` writes, appear complete and with a manifest.
+
+    An older one is replaced.  facts: JSON values kept in the manifest.
+    """
+    with new_folder(target) as folder:
+        fill(folder)
+        files = {
+            file.relative_to(folder).as_posix(): {"bytes": file.stat().st_size, "sha256": digest(file)}
+            for file in sorted(folder.rglob("*"))
+            if file.is_file()
+        }
+        body = {"format": FORMAT, "name": target.name, "files": files, "facts": dict(facts or {})}
+        manifest = body | {"sha256": hashlib.sha256(encode(body)).hexdigest()}
+        write(folder / MANIFEST, encode(manifest))
+    return target
+
+
+def validate(folder: Path) -> dict[str, Any]:
+    """Return the facts of a committed folder. Raises CheckpointError if any byte of it has changed."""
+    body = _manifest(folder)
+    written: dict[str, dict[str, Any]] = body["files"]
+    present = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()} - {MANIFEST}
+    for name in sorted(present ^ set(written)):
+        state = "is not in the manifest" if name in present else "is missing"
+        raise _damaged(folder / name, state, f"exactly the files {', '.join(written)}")
+    for name, entry in written.items():
+        sha256 = digest(folder / name)
+        if sha256 != entry["sha256"]:
+            size = (folder / name).stat().st_size
+            state = f"has SHA-256 {sha256} ({size} bytes)"
+            raise _damaged(folder / name, state, f"{entry['sha256']} ({entry['bytes']} bytes)")
+    facts: dict[str, Any] = body["facts"]
+    return facts
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    """Return the manifest of a folder. Raises CheckpointError if it was changed, or is another folder's."""
+    path = folder / MANIFEST
+    try:
+        raw = path.read_bytes()
+        body: dict[str, Any] = json.loads(raw)
+        sha256 = body.pop("sha256")
+        sealed = hashlib.sha256(encode(body)).hexdigest() == sha256
+        unchanged = sealed and encode(body | {"sha256": sha256}) == raw
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        state = f"cannot be read ({type(error).__name__})"
+        raise _damaged(path, state, "a manifest written by a finished commit") from None
+    if not unchanged or body["format"] != FORMAT or body["name"] != folder.name:
+        expected = f"the manifest of {folder.name}, format {FORMAT}"
+        raise _damaged(path, "was changed after it was written", expected)
+    return body
+
+
+def _damaged(path: Path, state: str, expected: str) -> CheckpointError:
+    return CheckpointError(
+        f"{path} {state}", expected, "use another checkpoint of the run, or delete this one"
+    )
+
+
+def digest(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def steps(folder: Path) -> list[tuple[int, Path]]:
+    """Return (step, folder) of everything named like a checkpoint, newest first, without validating."""
+    matches = ((_STEP.fullmatch(entry.name), entry) for entry in folder.glob("step-*"))
+    return sorted(((int(match[1]), entry) for match, entry in matches if match), reverse=True)
+
+
+def latest(folder: Path) -> tuple[Path | None, list[tuple[Path, CheckpointError]]]:
+    """Return the newest valid checkpoint, and each newer one together with what is wrong with it."""
+    damaged: list[tuple[Path, CheckpointError]] = []
+    for _, checkpoint in steps(folder):
+        try:
+            validate(checkpoint)
+            return checkpoint, damaged
+        except CheckpointError as error:
+            damaged.append((checkpoint, error))
+    return None, damaged
+
+
+def quarantine(checkpoint: Path) -> Path:
+    """Rename a damaged checkpoint, so that it no longer counts but can be looked at; return the new path."""
+    renamed = checkpoint.with_name(f"damaged-{checkpoint.name}-{uuid.uuid4().hex[:8]}")
+    rename(checkpoint, renamed)
+    sync(checkpoint.parent)
+    return renamed
+
+
+def rotate(folder: Path, keep: int, spare: Iterable[int] = ()) -> None:
+    """Remove all checkpoints but the `keep` newest (at least one) and the steps in `spare`.
+
+    Call it only after the newest has been validated, so that a valid one always stays.
+    """
+    spared = set(spare)
+    for step, checkpoint in steps(folder)[max(keep, 1) :]:
+        if step not in spared:
+            # Renamed first: a crash in the middle leaves rubbish that `sweep` knows, not half a checkpoint.
+            rubbish = beside(checkpoint)
+            rename(checkpoint, rubbish)
+            remove(rubbish)
