@@ -3,7 +3,8 @@
 INLINE float absmax_at(const graft_weight *w, int64_t place) {
   if (!w->nested_levels) return ((const float *)w->absmax)[place];
   float level = w->nested_levels[((const uint8_t *)w->absmax)[place]];
-  return level * w->nested_absmax[place / w->nested_group] + w->nested_offset;
+  int64_t group = w->nested_group == 256 ? place >> 8 : place / w->nested_group;
+  return level * w->nested_absmax[group] + w->nested_offset;
 }
 
 // Sixteen levels times one scale, ready to be looked up VW at a time.

@@ -172,8 +172,8 @@ int KERNEL(product_across)(const void *x, int dtype, int64_t m, const graft_weig
         for (int64_t part = 0; part < parts; part++) {
           int64_t begin = tiles * part / parts, end = tiles * (part + 1) / parts;
           strip_product(packed + begin * MR * INNER, MR * INNER, end - begin, panels + strip * INNER * COLUMNS,
-                        least(COLUMNS, n - strip * COLUMNS), depth, sums + strip * strip_size + begin * MR * COLUMNS,
-                        start > 0);
+                        least(COLUMNS, n - strip * COLUMNS), depth, 0,
+                        sums + strip * strip_size + begin * MR * COLUMNS, start > 0);
         }
     }
 #pragma omp for schedule(static)

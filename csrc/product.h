@@ -1,4 +1,5 @@
 // y = sum of terms: scale * x W^T or scale * x W, plus a bias; fp32 sums on every level.
+// Terms of bf16 are multiplied in pairs where there is an instruction for it: see pairs.h.
 //
 // x is packed once, MR rows interleaved. A task is a strip of COLUMNS columns of y, or some of its rows: the weights
 // are decoded, INNER of the inner dimension at a time, into panels of NR columns that stay in the caches, and
@@ -80,8 +81,11 @@ static void panels_of_columns(const graft_weight *w, int64_t first, int64_t coun
   }
 }
 
-// y tile (MR, NR) = or += packed rows times a panel.
-INLINE void tile_product(const float *x, const float *panel, int64_t inner, float *y, int64_t stride, int add) {
+#include "pairs.h"
+
+// y tile (MR, NR) = or += packed rows times a panel.  inner: floats, or pairs of bf16.
+INLINE void tile_product(const float *x, const float *panel, int64_t inner, int pairs, float *y, int64_t stride,
+                         int add) {
   vf sum[MR][NV];
 #pragma GCC unroll 12
   for (int i = 0; i < MR; i++)
@@ -95,7 +99,7 @@ INLINE void tile_product(const float *x, const float *panel, int64_t inner, floa
     for (int i = 0; i < MR; i++) {
       vf a = vf_set(x[k * MR + i]);
 #pragma GCC unroll 2
-      for (int j = 0; j < NV; j++) sum[i][j] = vf_fma(a, w[j], sum[i][j]);
+      for (int j = 0; j < NV; j++) sum[i][j] = pairs ? vf_dot(a, w[j], sum[i][j]) : vf_fma(a, w[j], sum[i][j]);
     }
   }
 #pragma GCC unroll 12
@@ -109,11 +113,15 @@ INLINE void tile_product(const float *x, const float *panel, int64_t inner, floa
 
 // sums (tiles * MR, COLUMNS) = or += packed rows, whose tiles are `apart` numbers apart, times the panels of a strip.
 static void strip_product(const float *x, int64_t apart, int64_t tiles, const float *panels, int64_t width,
-                          int64_t inner, float *sums, int add) {
+                          int64_t inner, int pairs, float *sums, int add) {
   for (int64_t top = 0; top < tiles; top += CACHED_TILES)
     for (int64_t c = 0; c < width; c += NR)
-      for (int64_t i = top; i < least(tiles, top + CACHED_TILES); i++)
-        tile_product(x + i * apart, panels + c * INNER, inner, sums + i * MR * COLUMNS + c, COLUMNS, add);
+      for (int64_t i = top; i < least(tiles, top + CACHED_TILES); i++) {
+        const float *rows = x + i * apart, *panel = panels + c * INNER;
+        float *tile = sums + i * MR * COLUMNS + c;
+        if (pairs) tile_product(rows, panel, inner, 1, tile, COLUMNS, add);
+        else tile_product(rows, panel, inner, 0, tile, COLUMNS, add);
+      }
 }
 
 // Write sums (count, COLUMNS) as rows of y, in its dtype, with the bias; or add them to what is there.
@@ -132,21 +140,46 @@ static void finish(const float *sums, int64_t count, int64_t columns, const floa
 
 #include "few.h"
 
+// How many rows of x are packed at one time, if a row has so many words.
+static int64_t band_of(int64_t m, int64_t words) {
+  return least((m + MR - 1) / MR, BAND / (MR * (words + 1)) + 1) * MR;
+}
+
+// Words of a term's inner dimension: floats, or pairs of bf16.
+static int64_t words_of(const graft_term *t) {
+  int64_t inner = t->across ? t->weight->rows : t->weight->columns;
+  return paired(t) ? (inner + 1) / 2 : inner;
+}
+
+// Pack tile i of rows [first, first + rows) of a term's x.
+static void pack_tile(const graft_term *t, int64_t first, int64_t rows, int64_t i, float *out) {
+  int64_t inner = t->across ? t->weight->rows : t->weight->columns, count = least(MR, rows - i * MR);
+  out += i * words_of(t) * MR;
+  if (paired(t)) pack_pairs(t, inner, first + i * MR, count, out);
+  else pack_rows(t, inner, first + i * MR, count, out);
+}
+
+// Decode words [from, to) of the inner dimension of a term's weight into panels, for columns of y.
+static void decode_panels(const graft_term *t, int64_t first, int64_t count, int64_t from, int64_t to, float *out) {
+  const graft_weight *w = t->weight;
+  if (paired(t) && t->across) pairs_of_columns(w, first, count, from, to, out);
+  else if (paired(t)) pairs_of_rows(w, first, count, from, to, out);
+  else if (t->across) panels_of_columns(w, first, count, from, to, out);
+  else panels_of_rows(w, first, count, from, to, out);
+}
+
 // Write y (m, n) in `dtype`, its rows `stride` numbers apart, or add to it. bias: (n,) or NULL.
-// Returns 0, or -1 without memory.
-static int multiply(const graft_term *terms, int count, int64_t m, int64_t n, const float *bias, int onto, void *y,
-                    int dtype, int64_t stride, int threads) {
-  int64_t inner[8], whole = 0;
+// ready: for each term its rows of x, packed, or NULL; no more of them than a band. Returns 0, or -1 without memory.
+static int multiply_packed(const graft_term *terms, float *const *ready, int count, int64_t m, int64_t n,
+                           const float *bias, int onto, void *y, int dtype, int64_t stride, int threads) {
+  int64_t depth[8], before[8], whole = 0;
   if (count > 8) return -1;
-  if (m == 0 || n == 0) return 0;
-  int few = m <= FEW_MOST;
-  for (int t = 0; t < count; t++) few &= !terms[t].across;
-  if (few) return few_product(terms, count, m, n, bias, onto, y, dtype, stride, threads);
   for (int t = 0; t < count; t++) {
-    inner[t] = terms[t].across ? terms[t].weight->rows : terms[t].weight->columns;
-    whole += inner[t];
+    depth[t] = words_of(&terms[t]);
+    before[t] = whole;
+    whole += ready[t] ? 0 : depth[t];
   }
-  int64_t band = least((m + MR - 1) / MR, BAND / (MR * (whole + 1)) + 1) * MR;  // rows of x at one time
+  int64_t band = band_of(m, whole);
   float *x = scratch_of(&packed_x, sizeof(float) * (size_t)(band * whole + 1));
   if (!x) return -1;
   int failed = 0;
@@ -157,12 +190,11 @@ static int multiply(const graft_term *terms, int count, int64_t m, int64_t n, co
     int64_t share = (tiles + parts - 1) / parts;
 #pragma omp parallel num_threads(threads)
     {
+      if (whole) {
 #pragma omp for schedule(static)
-      for (int64_t i = 0; i < tiles; i++) {
-        int64_t before = 0;  // packed as (term, tile, k, MR)
-        for (int t = 0; t < count; before += inner[t++])
-          pack_rows(&terms[t], inner[t], top + i * MR, least(MR, rows - i * MR),
-                    x + before * tiles * MR + i * inner[t] * MR);
+        for (int64_t i = 0; i < tiles; i++)
+          for (int t = 0; t < count; t++)  // packed as (term, tile, word, MR)
+            if (!ready[t]) pack_tile(&terms[t], top, rows, i, x + before[t] * tiles * MR);
       }
       float *panels = aligned_alloc(64, sizeof(float) * INNER * COLUMNS);
       float *sums = aligned_alloc(64, sizeof(float) * (size_t)(share * MR * COLUMNS));
@@ -171,16 +203,17 @@ static int multiply(const graft_term *terms, int count, int64_t m, int64_t n, co
       for (int64_t task = 0; task < strips * parts; task++) {
         int64_t begin = task / strips * share, end = least(begin + share, tiles);
         if (failed || begin >= end) continue;
-        int64_t first = task % strips * COLUMNS, width = least(COLUMNS, n - first), before = 0;
+        int64_t first = task % strips * COLUMNS, width = least(COLUMNS, n - first);
         int add = 0;
-        for (int t = 0; t < count; before += inner[t++])
-          for (int64_t from = 0; from < inner[t]; from += INNER, add = 1) {
-            int64_t to = least(from + INNER, inner[t]);
-            if (terms[t].across) panels_of_columns(terms[t].weight, first, width, from, to, panels);
-            else panels_of_rows(terms[t].weight, first, width, from, to, panels);
-            strip_product(x + (before * tiles + begin * inner[t] + from) * MR, inner[t] * MR, end - begin, panels,
-                          width, to - from, sums, add);
+        for (int t = 0; t < count; t++) {
+          const float *packed = (ready[t] ? ready[t] : x + before[t] * tiles * MR) + begin * depth[t] * MR;
+          for (int64_t from = 0; from < depth[t]; from += INNER, add = 1) {
+            int64_t to = least(from + INNER, depth[t]);
+            decode_panels(&terms[t], first, width, from, to, panels);
+            strip_product(packed + from * MR, depth[t] * MR, end - begin, panels, width, to - from,
+                          paired(&terms[t]), sums, add);
           }
+        }
         if (!add) memset(sums, 0, sizeof(float) * (size_t)(share * MR * COLUMNS));  // a sum of nothing
         int64_t row = begin * MR;
         finish(sums, least(end * MR, rows) - row, width, bias ? bias + first : 0, onto, y, dtype,
@@ -191,6 +224,17 @@ static int multiply(const graft_term *terms, int count, int64_t m, int64_t n, co
     }
   }
   return failed ? -1 : 0;
+}
+
+// The same of rows that are not packed yet.
+static int multiply(const graft_term *terms, int count, int64_t m, int64_t n, const float *bias, int onto, void *y,
+                    int dtype, int64_t stride, int threads) {
+  float *const ready[8] = {0};
+  if (m == 0 || n == 0) return 0;
+  int few = m <= FEW_MOST;
+  for (int t = 0; t < count; t++) few &= !terms[t].across;
+  if (few) return few_product(terms, count, m, n, bias, onto, y, dtype, stride, threads);
+  return multiply_packed(terms, ready, count, m, n, bias, onto, y, dtype, stride, threads);
 }
 
 int KERNEL(product)(const graft_term *terms, int count, int64_t m, int64_t n, const float *bias, void *y, int dtype,

@@ -108,16 +108,22 @@ def test_a_number_that_is_none_shows_in_the_absmax(place, value):
 @pytest.mark.parametrize("scheme", [*SCHEMES, "fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("m", [0, 1, 5, 29])
 @pytest.mark.parametrize("shape", [(1, 1), (5, 37), (70, 129), (64, 64)])
-def test_products_are_those_of_the_decoded_weight(scheme, m, shape, threads):
+def test_products_are_those_of_the_decoded_weight(scheme, m, shape, level, threads):
     weight = packed(scheme, *shape)
-    exact = values(weight).double()
     described, (n, inner) = native.weight(weight), shape
     for dtype in DTYPES:
+        # Pairs of bf16 are multiplied with weights that were rounded to it; few rows are not.
+        in_pairs = dtype == torch.bfloat16 and level == "avx512_bf16" and scheme not in ("fp32", "fp16")
+        exact = values(weight).double()
+        rounded = values(weight, dtype).double() if in_pairs else exact
         x, dy, bias = draw(m, inner).to(dtype), draw(m, n).to(dtype), draw(n)
         y = native.product([native.term(x, described)], torch.empty(m, n, dtype=dtype), bias)
         dx = native.product([native.term(dy, described, across=True)], torch.empty(m, inner, dtype=dtype))
         close = {torch.float32: 1e-5, torch.bfloat16: 2**-8, torch.float16: 2**-10}[dtype]
-        for ours, theirs in ((y, x.double() @ exact.T + bias), (dx, dy.double() @ exact)):
+        for ours, theirs in (
+            (y, x.double() @ (exact if m <= 16 else rounded).T + bias),
+            (dx, dy.double() @ rounded),
+        ):
             torch.testing.assert_close(ours.double(), theirs, rtol=close, atol=close * inner**0.5)
 
 

@@ -75,7 +75,7 @@ class _LowRank(torch.autograd.Function):
             y = torch.empty(*x.shape[:-1], n, dtype=x.dtype, device="cpu")
             own, fp32 = ctypes.byref(native.weight(W)), None if bias is None else bias.float()
         _call(
-            "low_rank", address(rows), native.DTYPES[x.dtype], c_int64(m), c_int64(inner), c_int64(n), own,
+            "low_rank", x.dtype, address(rows), native.DTYPES[x.dtype], c_int64(m), c_int64(inner), c_int64(n), own,
             address(fp32), address(A), address(B), c_int64(r), c_float(scale), address(u), address(y),
         )  # fmt: skip
         return y
@@ -98,7 +98,7 @@ class _LowRank(torch.autograd.Function):
                 dx = torch.empty(shape, dtype=rows.dtype, device="cpu")
                 own = ctypes.byref(native.weight(W))
         _call(
-            "low_rank_backward", address(rows), address(wide), native.DTYPES[rows.dtype], c_int64(m),
+            "low_rank_backward", rows.dtype, address(rows), address(wide), native.DTYPES[rows.dtype], c_int64(m),
             c_int64(inner), c_int64(n), own, address(A), address(B), c_int64(r), c_float(scale), address(u),
             address(v), address(dx), address(dA), address(dB),
         )  # fmt: skip
@@ -107,9 +107,11 @@ class _LowRank(torch.autograd.Function):
 
 def _by_torch(weight: Packed | Grouped | Tensor, x: Tensor) -> bool:
     """Return whether torch makes x Wᵀ and dy W.  x: what enters the layer, in both directions."""
-    return native.plain_by_torch(x, weight) if isinstance(weight, Tensor) else native.by_torch(x.dtype)
+    if isinstance(weight, Tensor):
+        return native.plain_by_torch(x, weight)
+    return native.packed_by_torch(x.dtype)
 
 
-def _call(name: str, *arguments: Any) -> None:
-    if native.function(name)(*arguments, torch.get_num_threads()):
+def _call(name: str, dtype: torch.dtype, *arguments: Any) -> None:
+    if native.product_function(name, dtype)(*arguments, torch.get_num_threads()):
         raise MemoryError(f"no scratch memory for {name}")

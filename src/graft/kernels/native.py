@@ -80,6 +80,12 @@ def function(name: str) -> Callable[..., Any]:
     return _function(name, level())
 
 
+def product_function(name: str, dtype: torch.dtype) -> Callable[..., Any]:
+    """Return a C function that multiplies x of this format: that of the level below where bf16 is slow here."""
+    slow = dtype == torch.bfloat16 and level() == "avx512_bf16" and not _bf16_is_faster()
+    return _function(name, "avx512" if slow else level())
+
+
 @functools.cache
 def _function(name: str, of_level: str) -> Callable[..., Any]:
     found: Any = getattr(library(), f"graft_{name}_{of_level}")
@@ -118,6 +124,15 @@ def by_torch(dtype: torch.dtype) -> bool:
     if dtype != torch.bfloat16 or level() not in ("avx512_bf16", "reference"):
         return False
     return level() == "reference" or _bf16_is_faster()
+
+
+def packed_by_torch(dtype: torch.dtype) -> bool:
+    """Return whether torch multiplies x of this format with a decoded weight faster than the kernels do.
+
+    Tiles of AMX are torch's alone. Without them the kernels multiply pairs of bf16 as fast as torch, and
+    decode into the caches on the way.
+    """
+    return by_torch(dtype) and torch.cpu._is_amx_tile_supported()
 
 
 def plain_by_torch(x: Tensor, weight: Tensor) -> bool:
@@ -217,7 +232,7 @@ def term(x: Tensor, of: Weight, *, across: bool = False, scale: float = 1.0) -> 
 def product(terms: list[Term], out: Tensor, bias: Tensor | None = None) -> Tensor:
     """Write the sum of terms, plus a bias (n,) in fp32, into out (m, n) of any of `DTYPES`, and return it."""
     m, n = out.shape
-    failed = function("product")(
+    failed = product_function("product", out.dtype)(
         (Term * len(terms))(*terms), len(terms), ctypes.c_int64(m), ctypes.c_int64(n),
         address(bias), address(out), DTYPES[out.dtype], ctypes.c_int64(n), torch.get_num_threads(),
     )  # fmt: skip

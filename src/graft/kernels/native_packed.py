@@ -1,8 +1,8 @@
 """Packed weights by the C kernels: what `reference` and `groups` define, to the same bits where they decode.
 
 Products sum in fp32 whatever x is, with weights that are not rounded to x's format first. Where the
-processor multiplies 16-bit numbers faster than fp32, weights are decoded into scratch memory and
-multiplied by torch.
+processor multiplies bf16 faster than fp32, weights for x in bf16 are rounded to it, and multiplied in pairs; where
+it has tiles for that, by torch.
 """
 
 import ctypes
@@ -103,7 +103,7 @@ def values(weight: Packed | Grouped | Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _linear(x: Tensor, weight: Packed | Grouped, bias: Tensor | None) -> Tensor:
-    if native.by_torch(x.dtype):
+    if native.packed_by_torch(x.dtype):
         return F.linear(x, _decoded(weight, x.dtype), bias)
     out = torch.empty(*x.shape[:-1], len(weight.codes), dtype=x.dtype, device="cpu")
     fp32 = None if bias is None else bias.float()
@@ -112,7 +112,7 @@ def _linear(x: Tensor, weight: Packed | Grouped, bias: Tensor | None) -> Tensor:
 
 
 def _backward(dy: Tensor, weight: Packed | Grouped) -> Tensor:
-    if native.by_torch(dy.dtype):
+    if native.packed_by_torch(dy.dtype):
         return dy @ _decoded(weight, dy.dtype)
     out = torch.empty(*dy.shape[:-1], weight.columns, dtype=dy.dtype, device="cpu")
     native.product([native.term(native.rows(dy), native.weight(weight), across=True)], native.rows(out))
