@@ -2,7 +2,7 @@
 
 It pays for 16-bit numbers on a processor that has no instructions for their products, and where an adapter
 adds a low-rank update: both are then one product (`native.plain_by_torch`). The rest goes to torch, as does
-everything that is traced, and trained weights in fp32.
+everything that is traced, and trained weights in formats that torch multiplies faster.
 Each linear gets a `forward` of its own; its class, its tensors and its hooks stay as they are.
 """
 
@@ -53,7 +53,7 @@ def _forward(module: nn.Linear, x: Tensor) -> Tensor:
     added = None if beside is None or weight.requires_grad else beside(x)
     if added is not None:
         return low_rank(x, [weight], _first, bias, added)
-    trained = weight.requires_grad and x.dtype == torch.float32
+    trained = weight.requires_grad and (x.dtype == torch.float32 or native.by_torch(x.dtype))
     if trained or native.plain_by_torch(x, weight) or not native.plain(x):
         return F.linear(x, weight, bias)
     y: Tensor = _Linear.apply(x, weight, bias)

@@ -138,13 +138,14 @@ def packed_by_torch(dtype: torch.dtype) -> bool:
 def plain_by_torch(x: Tensor, weight: Tensor) -> bool:
     """Return whether torch multiplies x with a plain weight (out, in) of its dtype, instead of the kernels.
 
-    In fp32 it does, but for large products on processors with AVX2 alone: there the kernels are as fast as
-    torch's library, and add an update in the same pass. With or without an update the answer is the same, so
-    that an update of 0 changes no bit.
+    It does, but for large products where the kernels are as fast as torch's library and add an update in the
+    same pass: of fp32 on processors with AVX2 alone, of bf16 in pairs. With or without an update the answer is
+    the same, so that an update of 0 changes no bit.
     """
-    if x.dtype != torch.float32:
-        return by_torch(x.dtype)
-    return level() != "avx2" or x.numel() // x.shape[-1] * weight.numel() < LARGE
+    large = x.numel() // x.shape[-1] * weight.numel() >= LARGE
+    if x.dtype == torch.float32:
+        return level() != "avx2" or not large
+    return by_torch(x.dtype) and (packed_by_torch(x.dtype) or not large)
 
 
 @functools.cache
