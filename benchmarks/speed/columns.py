@@ -1,4 +1,5 @@
-"""The committed columns of this benchmark: results.csv, a line for each side of each row."""
+"""The committed columns of this benchmark: results.csv, a line for each side of each row on each kind of
+processor."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -19,6 +20,19 @@ SAME = (
 LIMITS = ("machine_gflops", "machine_gb_per_s", "refused", "others")
 
 
+# The vector instructions that tell kinds of processors apart, the best first.
+LEVELS = ("amx_bf16", "avx512_bf16", "avx512f", "avx2", "asimd")
+
+
+def level(isa: str) -> str:
+    """Return the best of a processor's vector instructions.
+
+    >>> level("avx avx2 fma avx512f avx512_bf16")
+    'avx512_bf16'
+    """
+    return next((word for word in LEVELS if word in isa.split()), "none")
+
+
 def rows(run: dict[str, Any]) -> Iterator[Row]:
     """Yield a line for each side; the side that ratios are about has the number 0.
 
@@ -27,16 +41,17 @@ def rows(run: dict[str, Any]) -> Iterator[Row]:
     for number, (side, facts) in enumerate(run["sides"].items()):
         parts = {} if facts["refused"] else run["parts"].get(side, {})
         yield {
-            "row": run["name"], "number": number, "side": side, "rounds": run["quiet"], **facts, **parts,
+            "row": run["name"], "level": level(run["isa"]), "number": number, "side": side,
+            "rounds": run["quiet"], **facts, **parts,
             "cpu": run["cpu"], "isa": run["isa"], **circumstances(run),
         }  # fmt: skip
 
 
 RESULTS = Table(
     "speed",
-    key=("row", "number"),
+    key=("row", "level", "number"),
     facts=("side", "variant", "rounds", *SPEED, *PARTS, *MEMORY, *SAME, *LIMITS, *PLACE),
     rows=rows,
-    named=1,
+    named=2,
 )
 TABLES = (RESULTS,)

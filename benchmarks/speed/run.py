@@ -26,7 +26,7 @@ from typing import Any
 
 sys.path.append(str(Path(__file__).parents[1] / "common"))
 import grid
-from columns import RESULTS
+from columns import RESULTS, level
 from results import RAW, write_raw
 
 LEVELS = ("avx", "avx2", "fma", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "asimd", "bf16")
@@ -38,7 +38,7 @@ def main() -> int:
     rows = grid.chosen(options.rows)
     known = RESULTS.known(raw, committed=not options.quick)
     # What was measured on a machine that was not quiet has no speeds, and is measured again.
-    done = set() if options.again else {name for name, line in known.items() if not line["refused"]}
+    done = set() if options.again else {line["row"] for line in known.values() if _counts(line)}
     if options.list:
         for row in rows:
             print(f"{'done' if row.name in done else 'to do':6}{row.name:24}{row.title}")
@@ -47,6 +47,11 @@ def main() -> int:
         folder = options.weights or Path(temporary)
         todo = [row for row in rows if row.name not in done]
         return sum(not _carried_out(row, folder, raw, options) for row in todo)
+
+
+def _counts(line: dict[str, Any]) -> bool:
+    """Return whether a row of results has speeds of a processor like this one."""
+    return not line["refused"] and line["level"] == level(processor()["isa"])
 
 
 def _carried_out(row: grid.Row, folder: Path, raw: Path, options: argparse.Namespace) -> bool:

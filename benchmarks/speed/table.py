@@ -14,7 +14,7 @@ sys.path.append(str(Path(__file__).parents[1] / "common"))
 import grid
 import page
 import picture
-from columns import RESULTS
+from columns import LEVELS, RESULTS
 from page import markdown, measured_on
 
 Line = dict[str, Any]
@@ -40,21 +40,23 @@ def main() -> None:
     options = page.options(__doc__, Path(__file__).parent)
     lines = RESULTS.of(options.raw) if options.raw else RESULTS.read()
     order = list(grid.ROWS)
-    lines.sort(key=lambda line: (order.index(line["row"]), line["number"]))
-    rows = {name: list(group) for name, group in groupby(lines, key=lambda line: line["row"])}
-    text = [head(lines), goals(rows), sides(rows), memory(rows), same(rows)]
+    lines.sort(key=lambda line: (LEVELS.index(line["level"]), order.index(line["row"]), line["number"]))
+    text = [head(lines)]
+    for _, group in groupby(lines, key=lambda line: line["level"]):
+        mine = list(group)
+        rows = {name: list(sides) for name, sides in groupby(mine, key=lambda line: line["row"])}
+        text += [place(mine), goals(rows), sides(rows), memory(rows), same(rows)]
     page.write(options.to / "RESULTS.md", "\n".join(part for part in text if part))
     (options.to / "parts.svg").write_text(picture.svg(lines), encoding="utf-8")
 
 
 def head(lines: Sequence[Line]) -> str:
     """Return where, when and with what was measured, and how to read it."""
-    places = "; ".join(dict.fromkeys(f"{line['cpu']}, {line['isa']}" for line in lines))
     return f"""# Speed and memory beside the peers
 
 {COMMANDS}
 
-{measured_on(lines)} Processors: {places}.
+{measured_on(lines)} A section for each kind of processor.
 
 - ratio: the rate of Graft divided by the side's, medians of one run in which the sides took turns; in
   brackets the lowest and the highest of its rounds. Above 1 Graft is faster.
@@ -70,12 +72,18 @@ def head(lines: Sequence[Line]) -> str:
 """
 
 
+def place(lines: Sequence[Line]) -> str:
+    """Return the heading of what one kind of processor measured."""
+    first = lines[0]
+    return f"## {first['cpu']}\n\nVector instructions: {first['isa']}.\n"
+
+
 def goals(rows: dict[str, list[Line]]) -> str:
     """Return every goal with what was reached."""
     table = [["work", "against", "goal", "reached", "met"]]
     for name, lines in rows.items():
         table += list(_goals(grid.ROWS[name], lines))
-    return "## Goals\n\n" + markdown(table)
+    return "### Goals\n\n" + markdown(table)
 
 
 def _goals(row: grid.Row, lines: Sequence[Line]) -> Iterator[list[str]]:
@@ -142,7 +150,7 @@ def sides(rows: dict[str, list[Line]]) -> str:
         best = max(line["machine_gflops"] for line in limits)
         read = max(line["machine_gb_per_s"] for line in limits)
         found = f"\nThe machine's best: products {best:,.0f} GFLOP/s, reading {read:.1f} GB/s.\n"
-    return "## Speed\n\n" + markdown(table) + found
+    return "### Speed\n\n" + markdown(table) + found
 
 
 def memory(rows: dict[str, list[Line]]) -> str:
@@ -155,7 +163,7 @@ def memory(rows: dict[str, list[Line]]) -> str:
             if grid.ROWS[name].kind == "load":  # the load is the work
                 cells[1:] = ["", ""]
             table.append(["" if number else grid.ROWS[name].title, _named(line), *cells])
-    return "## Memory\n\nOf the whole process, mapped files included.\n\n" + markdown(table)
+    return "### Memory\n\nOf the whole process, mapped files included.\n\n" + markdown(table)
 
 
 def same(rows: dict[str, list[Line]]) -> str:
@@ -172,7 +180,7 @@ def same(rows: dict[str, list[Line]]) -> str:
             if "same_tokens" in line:
                 new = grid.ROWS[name].work["new"]
                 others.append(f"- {title}, {_named(line)}: {line['same_tokens']} of {new} {OF_TOKENS}")
-    return f"## The same work\n\n{ALLOWED}\n\n{markdown(losses)}\n" + "\n".join([*others, ""])
+    return f"### The same work\n\n{ALLOWED}\n\n{markdown(losses)}\n" + "\n".join([*others, ""])
 
 
 def _losses(line: Line) -> list[str]:
