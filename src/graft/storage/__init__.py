@@ -12,6 +12,7 @@ from graft.storage.commits import (
 from graft.storage.digests import cache_folder, digest, known_digest
 from graft.storage.disk import disk_full, free_bytes, retry_while_full
 from graft.storage.seals import seal, unseal
+from graft.storage.written import CERTIFICATE, as_they_are, require_unchanged
 from graft.storage.writes import (
     encode,
     new_file,
@@ -29,7 +30,9 @@ from graft.storage.writes import (
 )
 
 __all__ = [
+    "CERTIFICATE",
     "MANIFEST",
+    "as_they_are",
     "cache_folder",
     "commit",
     "digest",
@@ -46,6 +49,7 @@ __all__ = [
     "refuse_occupied",
     "remove",
     "replace",
+    "require_unchanged",
     "retry_while_full",
     "rotate",
     "seal",
