@@ -1,11 +1,11 @@
 """Adapter files of ours are read only as they were written; files of others are read as they are."""
 
 import json
-import random
 import warnings
 
 import pytest
 import torch
+from flipped_bits import every_byte, some_bytes
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
@@ -41,27 +41,17 @@ def committed(tmp_path):
     return storage.commit(tmp_path / "adapter", fill)
 
 
-def flips(path, chance, bits=1):
-    """Yield the file with one flipped bit, for `bits` of every byte."""
-    data = path.read_bytes()
-    for place in range(len(data)):
-        for bit in chance.sample(range(8), bits):
-            yield place, data[:place] + bytes([data[place] ^ 1 << bit]) + data[place + 1 :]
-    path.write_bytes(data)
-
-
 def unseen(folder, path, bits):
     """The places of flips after which the adapter is read without a word."""
     silent = []
-    for place, data in flips(path, random.Random(0), bits):
-        path.write_bytes(data)
+    for place in every_byte(path, bits=bits):
         with warnings.catch_warnings():
             warnings.simplefilter("error", Notice)
             try:
                 peft.read(folder)
             except (*SEEN, Notice):
                 continue
-        silent.append((place, data))
+        silent.append(place)
     return silent
 
 
@@ -73,7 +63,9 @@ def test_every_flipped_bit_of_the_settings_is_seen(folder):
     assert not unseen(folder, folder / peft.CONFIG, bits=8)
 
 
-@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors", "tokenizer_config.json"])
+@pytest.mark.parametrize(
+    "name", ["adapter_config.json", "adapter_model.safetensors", "tokenizer_config.json"]
+)
 def test_every_flipped_bit_beside_a_manifest_is_seen(tmp_path, name):
     folder = committed(tmp_path)
     assert not unseen(folder, folder / name, bits=1)
@@ -201,11 +193,6 @@ def test_one_flipped_bit_of_a_saved_adapter_is_an_adapter_error_at_the_door(tmp_
     base = tiny_base()
     randomise(base.attach("pets", LoRA(r=4)))
     folder = base.adapters["pets"].save(tmp_path / "pets")
-    path, chance = folder / peft.WEIGHTS, random.Random(1)
-    sound = path.read_bytes()
-    for _ in range(40):
-        data = bytearray(sound)
-        data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
-        path.write_bytes(data)
+    for _ in some_bytes(folder / peft.WEIGHTS, 40):
         with pytest.raises(AdapterError):
             read_adapter(folder, base.sites)

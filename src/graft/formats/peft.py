@@ -19,12 +19,14 @@ from safetensors.torch import save_file
 from graft import storage
 from graft.errors import AdapterError, notice
 from graft.quant.finite import require_finite
-from graft.storage.written import forget_written, is_comparing
+from graft.storage.written import forget_written
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 ENTRY = "graft"  # the one entry of the metadata that is ours
 FACTS = {"base", "methods"}  # what `facts` has, next to the digests
-BASE = "base_model_name_or_path"  # may be edited: the fingerprint of the base tells whether it is the right one
+BASE = (
+    "base_model_name_or_path"  # may be edited: the fingerprint of the base tells whether it is the right one
+)
 
 Settings = dict[str, Any]
 Tensors = dict[str, torch.Tensor]
@@ -57,9 +59,7 @@ def write(folder: Path, config: Settings, tensors: Tensors, facts: Settings) -> 
     return folder
 
 
-def read(
-    folder: Path, weights: str = WEIGHTS, *, force: bool = False
-) -> tuple[Settings, Tensors, Settings]:
+def read(folder: Path, weights: str = WEIGHTS, *, force: bool = False) -> tuple[Settings, Tensors, Settings]:
     """Return (config, tensors, facts); `facts` is empty for a file that Graft did not write.
 
     weights: name of the file of tensors. Other tools keep their config under PEFT's name, but not the
@@ -72,12 +72,18 @@ def read(
         metadata = file.metadata() or {}
         tensors = {key: file.get_tensor(key) for key in list(file.keys())}
     facts, wanted = _facts(metadata, folder / weights)
-    if wanted and is_comparing():
+    if wanted and storage.is_comparing():
         if not isinstance(config, dict):
             raise _damaged(folder / CONFIG, "is no JSON object")
         _compare(folder / weights, wanted, _digests(config, tensors, facts), force=force)
         _name_other_base(folder, config, facts)
     return config, tensors, facts
+
+
+def carries_digests(folder: Path) -> bool:
+    """Return whether the files of an adapter say which tensors and settings were saved."""
+    with safe_open(folder / WEIGHTS, "pt") as file:
+        return bool(_facts(file.metadata() or {}, folder / WEIGHTS)[1])
 
 
 def digest_of(tensors: Tensors) -> str:

@@ -12,7 +12,7 @@ from graft.storage.commits import (
 from graft.storage.digests import cache_folder, digest, known_digest
 from graft.storage.disk import disk_full, free_bytes, retry_while_full
 from graft.storage.seals import seal, unseal
-from graft.storage.written import CERTIFICATE, as_they_are, require_unchanged
+from graft.storage.written import CERTIFICATE, as_they_are, is_comparing, require_unchanged
 from graft.storage.writes import (
     encode,
     new_file,
@@ -39,6 +39,7 @@ __all__ = [
     "disk_full",
     "encode",
     "free_bytes",
+    "is_comparing",
     "known_digest",
     "latest",
     "new_file",

@@ -101,7 +101,9 @@ def _has_our_shape(body: dict[str, Any]) -> bool:
     if body.get("format") != FORMAT or not isinstance(files, dict):
         return False
     entries = [
-        isinstance(entry, dict) and isinstance(entry.get("sha256"), str) and isinstance(entry.get("bytes"), int)
+        isinstance(entry, dict)
+        and isinstance(entry.get("sha256"), str)
+        and isinstance(entry.get("bytes"), int)
         for entry in files.values()
     ]
     return all(entries) and isinstance(body.get("facts"), dict) and isinstance(body.get("name"), str)

@@ -5,7 +5,7 @@
 
 import hashlib
 
-_START, _END = b'{"sha256": "', b'", '
+_START, _END = b'{"sha256": "', b'",'
 _HEX = 64
 
 
@@ -13,7 +13,7 @@ def seal(body: bytes) -> bytes:
     """Return the bytes of a JSON object with their SHA-256 in front.
 
     >>> seal(b'{"a": 1}')
-    b'{"sha256": "f9d86028c6e0d64e225186f96acb69338b2c59764df79162107f5c4bb34d1310", "a": 1}'
+    b'{"sha256": "f9d86028c6e0d64e225186f96acb69338b2c59764df79162107f5c4bb34d1310","a": 1}'
     """
     return _START + hashlib.sha256(body).hexdigest().encode() + _END + body.removeprefix(b"{")
 
