@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from graft import storage
-from graft.errors import CheckpointError, TrainingError
+from graft.errors import CheckpointError, TrainingError, notice
 from graft.objectives.sums import accuracy
 from graft.quant.finite import require_finite
 from graft.sizes import MIB
@@ -214,9 +214,9 @@ class Trainer:
         try:
             storage.require_unchanged(self.folder / "adapter", CheckpointError)
         except CheckpointError as error:
-            if not self.checkpoints.oldest():
+            if not storage.steps(self.folder / "checkpoints"):
                 raise
-            self.log.warn(f"{error.given}: the adapter is written again from the last checkpoint")
+            notice(f"{error.given}: the adapter is written again from the last checkpoint")
             return False
         return True
 
