@@ -96,7 +96,7 @@ def test_the_memory_is_bounded_and_forgets_the_oldest(tmp_path, reads, monkeypat
         known_digest(tmp_path / name)
     for name in "bcda":
         known_digest(tmp_path / name)
-    assert reads == list("abcd") + ["a"]
+    assert reads == [*"abcd", "a"]
 
 
 def test_processes_that_remember_at_the_same_time_leave_a_sound_memory(tmp_path):

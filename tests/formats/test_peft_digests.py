@@ -106,7 +106,7 @@ def test_both_files_of_another_adapter_beside_a_manifest_are_seen(tmp_path):
     peft.write(tmp_path / "other", CONFIG | {"r": 3}, tensors(), FACTS)
     for name in (peft.CONFIG, peft.WEIGHTS):
         (folder / name).write_bytes((tmp_path / "other" / name).read_bytes())
-    with pytest.raises(AdapterError, match="adapter_config.json was changed after Graft wrote it"):
+    with pytest.raises(AdapterError, match=r"adapter_config.json was changed after Graft wrote it"):
         peft.read(folder)
 
 

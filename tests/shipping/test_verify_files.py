@@ -1,4 +1,4 @@
-"""`graft verify` of folders without a measured certificate: what is checked, what differs, what is not checked."""
+"""`graft verify` of folders that are not measured: what is checked, what differs, what is not checked."""
 
 import json
 import shutil

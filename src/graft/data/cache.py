@@ -2,9 +2,9 @@
 
     key = SHA-256 of: this format, the settings, every file's bytes, the tokenizer, the template
 
-An entry is a folder with tokens.safetensors and data.json, which holds the SHA-256 of the first and of itself.
-It is written next to its final place and renamed into it, so it is complete or absent. An entry that cannot
-be read, or was changed, counts as absent; a cache that cannot be written is no error.
+An entry is a folder with tokens.safetensors and data.json, which holds the SHA-256 of the first and of
+itself. It is written next to its final place and renamed into it, so it is complete or absent. An entry that
+cannot be read, or was changed, counts as absent; a cache that cannot be written is no error.
 """
 
 import contextlib

@@ -91,7 +91,7 @@ def digest_of(tensors: Tensors) -> str:
     digest = hashlib.sha256()
     for key, tensor in sorted(tensors.items()):
         digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -143,7 +143,7 @@ def _compare(path: Path, wanted: Settings, now: dict[str, str], *, force: bool) 
                 f"{path.with_name(CONFIG)} was changed after the adapter was saved",
                 "the settings that belong to its tensors",
                 "copy the file again from where it came; if you changed it on purpose, load it with force=True "
-                f"and save it: base.load_adapter({str(path.parent)!r}, name, force=True).save(FOLDER)",
+                f"and save it: base.load_adapter({str(path.parent)!r}, ..., force=True).save(FOLDER)",
             )
     elif other:
         raise _damaged(path, f"was changed after it was written ({', '.join(other)})")

@@ -49,7 +49,8 @@ class Missing(Exception):
 def verify(folder: str | Path) -> list[Check]:
     """Return all checks of a folder against its certificate; without one, of the digests that are in it.
 
-    Raises UsageError for a folder of no kind that Graft writes or reads, ModelError for a damaged certificate.
+    Raises UsageError for a folder of no kind that Graft writes or reads, ModelError for a damaged
+    certificate.
     """
     folder = Path(folder)
     if not (folder / CERTIFICATE).is_file():

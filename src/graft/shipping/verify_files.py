@@ -15,7 +15,6 @@ from safetensors import SafetensorError
 
 from graft.errors import CheckpointError, GraftError, UsageError, listed
 from graft.formats import peft
-from graft.storage.digests import digest
 from graft.storage.written import KEYS, changes, records
 
 SAME = "same"

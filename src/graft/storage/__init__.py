@@ -12,7 +12,6 @@ from graft.storage.commits import (
 from graft.storage.digests import cache_folder, digest, known_digest
 from graft.storage.disk import disk_full, free_bytes, retry_while_full
 from graft.storage.seals import seal, unseal
-from graft.storage.written import CERTIFICATE, as_they_are, is_comparing, require_unchanged
 from graft.storage.writes import (
     encode,
     new_file,
@@ -28,6 +27,7 @@ from graft.storage.writes import (
     write_json,
     write_tensors,
 )
+from graft.storage.written import CERTIFICATE, as_they_are, is_comparing, require_unchanged
 
 __all__ = [
     "CERTIFICATE",

@@ -80,7 +80,10 @@ def _manifest(folder: Path) -> dict[str, Any]:
 
 
 def sealed_manifest(path: Path) -> dict[str, Any]:
-    """Return what a manifest says, whatever its folder is called. Raises CheckpointError if it was changed."""
+    """Return what a manifest says, whatever its folder is called.
+
+    Raises CheckpointError if it was changed.
+    """
     try:
         raw = path.read_bytes()
         body = json.loads(raw)

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from graft.storage.seals import seal, unseal
-from graft.storage.writes import encode, replace
+from graft.storage.writes import replace
 
 MOST = 4096  # files remembered; those remembered last stay
 SMALL = 1 << 20  # bytes of a file that is read again each time: looking it up takes as long
