@@ -8,6 +8,9 @@ import typer
 from graft.cli.say import after, show, show_json, table
 from graft.errors import UsageError
 
+# Files that tell a folder's kind; repeated here, because what checks them imports torch.
+KNOWN = ("certificate.json", "adapter_config.json", "recipe.yaml", "config.json")
+
 
 def add_to(app: typer.Typer) -> None:
     app.command("verify", help="Check a folder that Graft wrote: are its files unchanged?")(verify)
@@ -24,8 +27,9 @@ def verify(
     Measuring needs the base and the adapters where they were. Files of other programs have no digests and are
     not checked. Exit code 1 if something differs.
     """
-    if not folder.is_dir():
-        raise UsageError(f"there is no folder {folder}", "a folder that Graft wrote", "check the path")
+    if not any((folder / name).is_file() for name in KNOWN) and not any(folder.glob("*/recipe.yaml")):
+        what = "holds no adapter, no run and no model" if folder.is_dir() else "is no folder"
+        raise UsageError(f"{folder} {what}", "a folder that Graft wrote", "check the path")
     from graft.shipping.verify import DIFFERS
     from graft.shipping.verify import verify as check  # torch costs seconds
 

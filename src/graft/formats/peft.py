@@ -142,8 +142,8 @@ def _compare(path: Path, wanted: Settings, now: dict[str, str], *, force: bool) 
             raise AdapterError(
                 f"{path.with_name(CONFIG)} was changed after the adapter was saved",
                 "the settings that belong to its tensors",
-                "copy the file again from where it came; if you changed it on purpose, load it with force=True "
-                f"and save it: base.load_adapter({str(path.parent)!r}, ..., force=True).save(FOLDER)",
+                "copy the file again from where it came; if you changed it on purpose, load and save it: "
+                f"base.load_adapter({str(path.parent)!r}, ..., force=True).save(FOLDER)",
             )
     elif other:
         raise _damaged(path, f"was changed after it was written ({', '.join(other)})")
