@@ -1,4 +1,5 @@
 import errno
+import hashlib
 import os
 import random
 import shutil
@@ -8,10 +9,11 @@ import sys
 import pytest
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 from graft import storage
 from graft.errors import CheckpointError, SpaceError, UsageError
-from graft.storage import disk, writes
+from graft.storage import commits, disk, writes
 from graft.training.lock import locked
 
 
@@ -149,6 +151,74 @@ def test_the_error_of_a_damaged_file_names_it_and_both_digests(tmp_path):
     with pytest.raises(CheckpointError) as error:
         storage.validate(file.parent)
     assert all(text in str(error.value) for text in (str(file), expected, storage.digest(file)))
+
+
+def signed(body):
+    """The bytes of a manifest with its own digest, whatever it says."""
+    return storage.encode(body | {"sha256": hashlib.sha256(storage.encode(body)).hexdigest()})
+
+
+FILES = {"adapter.safetensors": {"bytes": 1, "sha256": "0" * 64}}
+SHAPE = {"format": 1, "name": "step-000002", "files": FILES, "facts": {}}
+FOREIGN = {
+    "list": b"[]",
+    "null": b"null",
+    "text": b'"manifest"',
+    "number": b"7",
+    "empty": b"{}",
+    "deep": b"[" * 100_000,
+    "deep object": b'{"a":' * 100_000,
+    "half a character": b'{"sha256": "\\ud800"}',
+    "no UTF-8": b"\xff\xfe",
+    "digest is a number": storage.encode(SHAPE | {"sha256": 5}),
+    "files null": signed(SHAPE | {"files": None}),
+    "files a list": signed(SHAPE | {"files": []}),
+    "a file without a digest": signed(SHAPE | {"files": {"adapter.safetensors": {"bytes": 1}}}),
+    "a file that is null": signed(SHAPE | {"files": {"adapter.safetensors": None}}),
+    "a digest that is a number": signed(SHAPE | {"files": {"x": {"bytes": 1, "sha256": 5}}}),
+    "facts null": signed(SHAPE | {"facts": None}),
+    "facts a list": signed(SHAPE | {"facts": []}),
+    "name null": signed(SHAPE | {"name": None}),
+    "another format": signed(SHAPE | {"format": 2}),
+    "no format": signed({key: value for key, value in SHAPE.items() if key != "format"}),
+    "a file outside": signed(SHAPE | {"files": {"../x": {"bytes": 1, "sha256": "0" * 64}}}),
+}
+
+
+@pytest.mark.parametrize("content", FOREIGN.values(), ids=FOREIGN)
+def test_a_manifest_of_any_other_shape_is_damaged_and_an_older_checkpoint_is_found(tmp_path, content):
+    save(tmp_path, 1), save(tmp_path, 2)
+    (tmp_path / "step-000002" / "manifest.json").write_bytes(content)
+    newest, ((damaged, error),) = storage.latest(tmp_path)
+    assert (newest.name, damaged.name) == ("step-000001", "step-000002")
+    assert type(error) is CheckpointError
+
+
+def test_a_checkpoint_of_which_the_disk_lost_a_part_is_damaged(tmp_path, monkeypatch):
+    save(tmp_path, 1), save(tmp_path, 2)
+    real = commits.digest
+
+    def lost(path):
+        if path.parent.name == "step-000002":
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return real(path)
+
+    monkeypatch.setattr(commits, "digest", lost)
+    newest, ((_, error),) = storage.latest(tmp_path)
+    assert newest.name == "step-000001" and "Input/output error" in error.given
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o002, 0o077])
+def test_files_of_every_writer_have_the_mode_of_a_new_file(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        save(tmp_path, 1)
+        with storage.new_file(tmp_path / "alone.safetensors") as partial:
+            save_file(contents(1), partial)
+    finally:
+        os.umask(before)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) == 4 and {path.stat().st_mode & 0o777 for path in files} == {0o666 & ~umask}
 
 
 def test_the_newest_valid_checkpoint_is_found_behind_damaged_ones(tmp_path):

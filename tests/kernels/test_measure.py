@@ -5,7 +5,9 @@ import math
 
 import pytest
 import torch
+from flipped_bits import every_byte
 
+from graft import storage
 from graft.kernels import measure, native
 from graft.kernels.measure import QUICK, THOROUGH, Effort, Product, Profile, measured
 
@@ -172,11 +174,22 @@ def test_a_busy_machine_is_measured_again_by_the_next_process(counted, monkeypat
 def test_a_profile_that_cannot_be_believed_is_measured_again(counted, monkeypatch, tmp_path, damage):
     measure.profile()
     (file,) = tmp_path.rglob("*.json")
-    file.write_text(damage(json.loads(file.read_text())))
+    text = damage(json.loads(storage.unseal(file.read_bytes())))
+    file.write_bytes(
+        storage.seal(text.encode()) if text.startswith("{") and text.endswith("}") else text.encode()
+    )
     assert again(monkeypatch) == made()
     assert len(counted) == 2
     assert again(monkeypatch) == made()  # the file is whole again
     assert len(counted) == 2
+
+
+def test_every_flipped_bit_of_a_profile_is_seen_and_the_machine_measured_again(counted, tmp_path):
+    measure.profile()
+    (file,) = tmp_path.rglob("*.json")
+    conditions = measure._conditions()
+    for _ in every_byte(file):
+        assert measure._load(file.name, conditions) is None
 
 
 @pytest.mark.parametrize("variable", ["XDG_CACHE_HOME", "GRAFT_CACHE"])

@@ -298,6 +298,7 @@ def test_a_run_from_an_adapter_that_has_changed_is_refused_and_one_that_has_move
     tensors = load_file(file)
     next(iter(tensors.values()))[0, 0] += 1
     save_file(tensors, file, {"format": "pt"})
+    (folder / "moved-start" / "manifest.json").unlink()  # it is an adapter of somebody else now
     before = (folder / "from-start" / "recipe.yaml").read_bytes()
     with pytest.raises(CheckpointError, match="fingerprint of adapter: "):
         run(mine | {"adapter": str(folder / "moved-start")})

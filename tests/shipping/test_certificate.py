@@ -10,6 +10,7 @@ from tiny_folder import write_model
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from graft import storage
 from graft.base.base import Base
 from graft.cli.export import certificate_line
 from graft.errors import GraftError, MergeError, ModelError, UsageError
@@ -281,7 +282,8 @@ def test_tampering_is_found_in_files_and_in_what_they_mean(model_folder, tmp_pat
     assert found["files"] == found["weights"] == "differs" and found["base"] == found["adapter"] == "same"
     facts = certified(folder)
     facts["files"].pop("model.safetensors")  # a forger may hide the file, not what it holds
-    (folder / CERTIFICATE).write_text(json.dumps(facts))
+    del facts["sha256"]
+    (folder / CERTIFICATE).write_bytes(storage.seal(json.dumps(facts).encode()))
     found = states(folder)
     assert found["files"] == "same" and found["weights"] == "differs"
     (folder / "model.safetensors").write_bytes(b"no weights")
@@ -330,10 +332,25 @@ def test_an_adapter_that_changed_lies_in_no_folder(model_folder, tmp_path):
 
 
 def test_a_damaged_certificate_is_an_error(tmp_path):
-    with pytest.raises(UsageError, match="no certificate"):
+    with pytest.raises(UsageError, match="no adapter, no run and no model"):
         verify(tmp_path)
     sound = certified(export(tiny_base(), tmp_path / "out"))
-    for damage in ("no JSON", "[]", "{}", *(json.dumps(sound | {key: 7}) for key in SHAPE)):
-        (tmp_path / "out" / CERTIFICATE).write_text(damage)
+    del sound["sha256"]
+    sealed = [storage.seal(json.dumps(sound | {key: 7}).encode()) for key in SHAPE]
+    for damage in (b"no JSON", b"[]", b"{}", json.dumps(sound | {"sha256": "0"}).encode(), *sealed):
+        (tmp_path / "out" / CERTIFICATE).write_bytes(damage)
         with pytest.raises(ModelError, match="damaged"):
             verify(tmp_path / "out")
+
+
+@pytest.mark.parametrize("to", ["peft", "hf"])
+def test_a_model_that_answers_with_no_numbers_is_not_certified(to, model_folder, tmp_path):
+    base = load(model_folder, dtype="fp32")
+    randomise(base.attach("sql", LoRA(r=4)))
+    with torch.no_grad():
+        base.adapters["sql"].parameters()[0][0, 0] = 3e38  # finite, but no product with it is
+        base.adapters["sql"].parameters()[1][0, 0] = 3e38
+    for how in ({}, {"lossy": True}):
+        with pytest.raises(GraftError, match=r"nan|not finite|inf") as error:
+            export(base, tmp_path / "out", to=to, adapter="sql", **how)
+        assert "nan%" not in str(error.value) and not (tmp_path / "out").exists()

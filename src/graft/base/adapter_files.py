@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from torch import nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
+from graft import storage
 from graft.base.adapter_settings import BESIDE, INSIDE, MIXED, known_methods, methods_of, owner_of
 from graft.core.method import Method
 from graft.core.part import Part
@@ -75,16 +76,19 @@ def lost_in_peft(config: Settings, parts: Sequence[Part]) -> list[str]:
 
 
 @unset_fake_temporarily()  # a file is real, also while a plan without numbers is made
-def read(folder: Path, sites: Sequence[Site]) -> tuple[list[Method], Tensors, Settings]:
+def read(
+    folder: Path, sites: Sequence[Site], *, force: bool = False
+) -> tuple[list[Method], Tensors, Settings]:
     """Return (methods, tensors, base) of an adapter folder; `base` is empty if Graft did not write it.
 
     sites: those of the base that it is for; they tell the base's own heads from an adapter's.
+    force: take settings that were edited since Graft wrote them.
 
     Rank, dtype and finiteness are checked before a tensor is used, so that a hostile file cannot make us
     allocate what it does not contain. Raises AdapterError.
     """
     try:
-        config, tensors, facts = _files(folder, sites)
+        config, tensors, facts = _files(folder, sites, force)
         if not facts:
             tensors = peft_keys.plain(tensors)
             config = _with_tables(config, tensors, sites)
@@ -119,11 +123,12 @@ def check_base(folder: str | Path, trained_on: Settings, name: str, fingerprint:
         )
 
 
-def _files(folder: Path, sites: Sequence[Site]) -> tuple[Settings, Tensors, Settings]:
+def _files(folder: Path, sites: Sequence[Site], force: bool) -> tuple[Settings, Tensors, Settings]:
     """Return (config, tensors, what only Graft writes) of files of any tool, in PEFT's layout or ours."""
     if folder.suffix == ".gguf" and folder.is_file():
         from graft.formats import gguf_file  # late: it needs transformers
 
+        storage.require_unchanged(folder.parent, AdapterError, lambda name: name == folder.name)
         return *gguf_file.lora(folder, sites[0].root.config), {}
     if not (folder / CONFIG).is_file():
         near = sorted(str(p.parent) for p in folder.glob(f"*/{CONFIG}")) if folder.is_dir() else []
@@ -133,7 +138,7 @@ def _files(folder: Path, sites: Sequence[Site]) -> tuple[Settings, Tensors, Sett
             f"did you mean {near[0]}?" if near else "check the path",
         )
     if (folder / WEIGHTS).is_file():
-        return peft.read(folder)
+        return peft.read(folder, force=force)
     if (folder / adapterhub.WEIGHTS).is_file():
         adapterhub.warn_of_head(folder)
         config, tensors, facts = peft.read(folder, adapterhub.WEIGHTS)

@@ -195,10 +195,11 @@ class Base:
         """Read an adapter from a folder or a file, and attach it under this name.
 
         folder: ours, PEFT's, the `adapters` library's or mlx-lm's; or the GGUF file of a LoRA.
-        force: load an adapter although its fingerprint says that it was trained on another base.
+        force: load an adapter although its fingerprint says that it was trained on another base, or its
+        settings were edited since it was saved.
         Raises AdapterError for a file that is damaged or does not fit this base.
         """
-        methods, tensors, base = adapter_files.read(Path(folder), self.sites)
+        methods, tensors, base = adapter_files.read(Path(folder), self.sites, force=force)
         if not force:
             adapter_files.check_base(folder, base, self.name, self.fingerprint())
         tensors = self._liveness.without_dead(tensors, folder)

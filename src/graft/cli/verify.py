@@ -1,4 +1,4 @@
-"""graft verify: check a merged or exported folder against its certificate, and print what differs."""
+"""graft verify: check what Graft wrote against the digests beside it, and print what differs."""
 
 from pathlib import Path
 from typing import Annotated
@@ -8,27 +8,28 @@ import typer
 from graft.cli.say import after, show, show_json, table
 from graft.errors import UsageError
 
-CERTIFICATE = "certificate.json"  # repeated here, because graft.shipping imports torch
+# Files that tell a folder's kind; repeated here, because what checks them imports torch.
+KNOWN = ("certificate.json", "adapter_config.json", "recipe.yaml", "config.json")
 
 
 def add_to(app: typer.Typer) -> None:
-    app.command("verify", help="Check a merged or exported folder against its certificate.")(verify)
+    app.command("verify", help="Check a folder that Graft wrote: are its files unchanged?")(verify)
 
 
 def verify(
-    folder: Annotated[Path, typer.Argument(help="A folder that graft merge or graft export wrote.")],
+    folder: Annotated[
+        Path, typer.Argument(help="A merged, exported or quantised folder, an adapter, or a run.")
+    ],
     json: Annotated[bool, typer.Option("--json", help="Print the same facts for programs.")] = False,
 ) -> None:
-    """Compare files and fingerprints, and measure weights, logits and perplexity again.
+    """Compare files with their digests; of a merged or exported folder, measure its answers again, too.
 
-    Measuring needs the base and the adapters where they were. Exit code 1 if something differs.
+    Measuring needs the base and the adapters where they were. Files of other programs have no digests and are
+    not checked. Exit code 1 if something differs.
     """
-    if not (folder / CERTIFICATE).is_file():
-        raise UsageError(
-            f"{folder} has no {CERTIFICATE}",
-            "a folder that graft merge or graft export wrote",
-            "check the path",
-        )
+    if not any((folder / name).is_file() for name in KNOWN) and not any(folder.glob("*/recipe.yaml")):
+        what = "holds no adapter, no run and no model" if folder.is_dir() else "is no folder"
+        raise UsageError(f"{folder} {what}", "a folder that Graft wrote", "check the path")
     from graft.shipping.verify import DIFFERS
     from graft.shipping.verify import verify as check  # torch costs seconds
 
@@ -40,9 +41,8 @@ def verify(
     else:
         show(table(("what", "state", "finding"), [(one.what, one.state, one.finding) for one in checks]))
     if differs:
-        after("write the folder again with graft merge or graft export: the table shows what differs")
+        after("copy or write again what differs, with the command that wrote it")
         raise typer.Exit(1)
     model = next(folder.glob("*.gguf"), folder)
-    after(
-        f"graft chat MODEL --adapter {model}" if model.name.endswith("-lora.gguf") else f"graft chat {model}"
-    )
+    alone = model.name.endswith("-lora.gguf")
+    after(f"graft chat MODEL --adapter {model}" if alone else f"graft chat {model}")

@@ -185,6 +185,7 @@ def _tensors(tuned: str | Path | nn.Module) -> Mapping[str, Any]:
     if isinstance(tuned, nn.Module):
         return dict(tuned.named_parameters(remove_duplicate=False))
     opened = open_files(tuned, None, plain=True)
+    opened.comparison.wait()
     if opened.packed:
         raise ModelError(
             f"{tuned} is quantised", "a tuned model in 16 or 32 bits", "give the model before quantisation"

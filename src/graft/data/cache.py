@@ -2,15 +2,14 @@
 
     key = SHA-256 of: this format, the settings, every file's bytes, the tokenizer, the template
 
-An entry is a folder with tokens.safetensors and data.json. It is written next to its final place and renamed
-into it, so it is complete or absent. An unreadable entry counts as absent; a cache that cannot be written is
-no error.
+An entry is a folder with tokens.safetensors and data.json, which holds the SHA-256 of the first and of
+itself. It is written next to its final place and renamed into it, so it is complete or absent. An entry that
+cannot be read, or was changed, counts as absent; a cache that cannot be written is no error.
 """
 
 import contextlib
 import hashlib
 import json
-import os
 from array import array
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,13 +22,13 @@ from safetensors.numpy import load_file, save_file
 from graft import storage
 from graft.data.encode import Column, Examples
 
-VERSION = 5  # raise when encoding changes
+VERSION = 6  # raise when encoding or the form of entries changes
+TOKENS, CONTENTS = "tokens.safetensors", "data.json"
 
 
 def folder() -> Path:
-    """Return the folder of all entries: in GRAFT_CACHE if that is set, else in the user's cache folder."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("GRAFT_CACHE") or Path(home) / "graft") / "data"
+    """Return the folder of all entries."""
+    return storage.cache_folder("data")
 
 
 def key(files: Iterable[str], tokenizer: Any, settings: Any) -> str | None:
@@ -53,10 +52,13 @@ def _tokenizer(tokenizer: Any) -> str:
 
 
 def load(name: str) -> tuple[dict[str, Examples], dict[str, Any]] | None:
-    """Return the examples of each split and the facts stored with them; None without a readable entry."""
+    """Return the examples of each split and the facts stored with them; None without a sound entry."""
     try:
-        contents = json.loads((folder() / name / "data.json").read_bytes())
-        tensors = load_file(folder() / name / "tokens.safetensors")
+        body = storage.unseal((folder() / name / CONTENTS).read_bytes())
+        contents = json.loads(body or b"{}")
+        if contents["key"] != name or contents["tokens"] != storage.digest(folder() / name / TOKENS):
+            return None
+        tensors = load_file(folder() / name / TOKENS)
         splits = {split: _examples(tensors, split, lists) for split, lists in contents["splits"].items()}
         return splits, contents["facts"]
     except (OSError, ValueError, KeyError, SafetensorError):
@@ -103,5 +105,11 @@ def save(name: str, splits: dict[str, Examples], facts: dict[str, Any]) -> None:
         tensors[f"{split}.learnt"] = np.frombuffer(bytes(examples.learnt), dtype="u1")
     lists = {split: {"sources": e.sources, "parts": list(e.parts)} for split, e in splits.items()}
     with contextlib.suppress(OSError, SafetensorError), storage.new_folder(place) as draft:
-        save_file(tensors, draft / "tokens.safetensors")
-        storage.write(draft / "data.json", json.dumps({"splits": lists, "facts": facts}).encode())
+        save_file(tensors, draft / TOKENS)
+        contents = {
+            "key": name,
+            "tokens": storage.digest(draft / TOKENS),
+            "splits": lists,
+            "facts": facts,
+        }
+        storage.write(draft / CONTENTS, storage.seal(json.dumps(contents).encode()))

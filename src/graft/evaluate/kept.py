@@ -7,13 +7,14 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from graft import storage
 from graft.errors import notice
 
 
 class Kept:
     """Answers by what was asked. Each is written to the file as it comes.
 
-    path: the file, a JSON object a line; None keeps answers in memory only.
+    path: the file, a sealed JSON object a line; None keeps answers in memory only.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -38,13 +39,19 @@ def _digest(asked: Any) -> str:
 
 
 def _read(path: Path) -> dict[str, str]:
-    """Return the answers in a file, {key: answer}; a line that a kill left half-written is passed over."""
+    """Return the answers in a file, {key: answer}.
+
+    A line that a kill left half-written, or that was changed, is passed over. Those of an older Graft have no
+    seal.
+    """
     answers, broken = {}, 0
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in path.read_bytes().splitlines():
         try:
-            entry = json.loads(line)
+            entry = json.loads(storage.unseal(line) or line)
+            if entry.keys() != {"key", "answer"}:  # a seal that does not fit is a third key
+                raise KeyError(line)
             answers[str(entry["key"])] = str(entry["answer"])
-        except (ValueError, LookupError, TypeError):
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             broken += 1
     if broken:
         notice(f"{broken} lines of {path} are no answers; they are asked again")
@@ -58,4 +65,4 @@ def _append(path: Path, entry: dict[str, str]) -> None:
         if file.seek(0, os.SEEK_END):
             file.seek(-1, os.SEEK_END)
             torn = b"" if file.read(1) == b"\n" else b"\n"
-        file.write(torn + json.dumps(entry).encode() + b"\n")
+        file.write(torn + storage.seal(json.dumps(entry).encode()) + b"\n")

@@ -14,6 +14,7 @@ unless the machine is busy. `bench` takes its time and replaces it.
 import contextlib
 import functools
 import hashlib
+import json
 import math
 import os
 import time
@@ -256,15 +257,14 @@ def _name(conditions: dict[str, Any]) -> str:
 
 
 def folder() -> Path:
-    """Return the folder of all profiles: in GRAFT_CACHE if that is set, else in the user's cache folder."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("GRAFT_CACHE") or Path(home) / "graft") / "machine"
+    """Return the folder of all profiles."""
+    return storage.cache_folder("machine")
 
 
 def _load(name: str, conditions: dict[str, Any]) -> Profile | None:
     """Return a kept profile; None without one that can be read and believed."""
     try:
-        kept = storage.read_json(folder() / name)
+        kept = json.loads(storage.unseal((folder() / name).read_bytes()) or b"{}")
         if kept["conditions"] != conditions:
             return None
         table = tuple(Product(**one) for one in kept["table"])
@@ -280,4 +280,5 @@ def _save(name: str, conditions: dict[str, Any], found: Profile) -> None:
     """Keep a profile. Where the disk does not allow it, the next process measures again."""
     with contextlib.suppress(OSError, RuntimeError):  # RuntimeError: a user without a home folder
         folder().mkdir(parents=True, exist_ok=True)
-        storage.write_json(folder() / name, {"conditions": conditions, **found.facts()})
+        facts = {"conditions": conditions, **found.facts()}
+        storage.replace(folder() / name, storage.seal(json.dumps(facts, indent=2).encode()))

@@ -7,7 +7,7 @@ from the folder, no adapter that it points at. What cannot be trusted is refused
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,11 @@ from safetensors import SafetensorError, safe_open
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
 
-from graft import seedling
+from graft import seedling, storage
 from graft.errors import ModelError, UsageError, listed, nearest, notice
 from graft.formats import bnb, gguf_file, int4, refuse_pickle
 from graft.models.mapped import mapped
+from graft.models.unchanged import Comparison
 from graft.quant.hf import METHOD, GraftQuantConfig
 from graft.quant.scheme import Scheme
 
@@ -42,6 +43,7 @@ class ModelFiles:
 
     config: as transformers has it, without quantisation.  state: key -> slice of a mapped file, or tensor.
     quantisation: how the weights are packed already (`packed`), or are to be packed; None: neither.
+    comparison: of the files with the digests beside them; who uses the weights waits for it.
     """
 
     folder: Path
@@ -49,6 +51,7 @@ class ModelFiles:
     state: dict[str, Any]
     quantisation: GraftQuantConfig | None
     packed: bool
+    comparison: Comparison = field(init=False)
 
 
 def open_files(path: str | Path, scheme: Scheme | None, *, plain: bool = False) -> ModelFiles:
@@ -57,6 +60,17 @@ def open_files(path: str | Path, scheme: Scheme | None, *, plain: bool = False) 
     plain: decode the blocks of a GGUF file, even those that a packed base could keep as they are.
     """
     folder = find(path)
+    comparison = Comparison(folder)
+    try:
+        opened = _opened(folder, scheme, plain=plain)
+    except Exception:
+        comparison.wait()  # files that were changed are the cause
+        raise
+    opened.comparison = comparison
+    return opened
+
+
+def _opened(folder: Path, scheme: Scheme | None, *, plain: bool) -> ModelFiles:
     config = _config(folder)
     wanted = None if scheme is None else GraftQuantConfig(scheme.name, scheme.block, scheme.double)
     if folder.suffix == gguf_file.SUFFIX and folder.is_file():
@@ -165,6 +179,7 @@ def _config(folder: Path) -> PreTrainedConfig:
             if gguf
             else "name the folder that holds config.json and model.safetensors",
         )
+    storage.require_unchanged(folder, ModelError, lambda name: name == "config.json")
     facts = _settings(folder / "config.json")
     of_tokenizer = folder / "tokenizer_config.json"
     asked = {

@@ -75,14 +75,17 @@ def load(
         one_of("task", task, TASKS)
     with quiet():
         opened = open_files(path, scheme, plain=quant == "none")
-        cls = model_class(opened.config, task)
-        place = device_of(device)
-        chosen = asked or DTYPES[fitting(cls, opened, place.type)]
-        model = _stream(cls, opened, chosen, place, fresh_head=task is not None)
-        if model.can_generate() and (opened.folder / "generation_config.json").exists():
-            model.generation_config = GenerationConfig.from_pretrained(opened.folder, local_files_only=True)
-        narrow = None if asked else file_dtype(opened, chosen)
-        base = Base(model, tokenizer_of(opened.folder, model), str(path), file_dtype=narrow)
+        with opened.comparison:
+            cls = model_class(opened.config, task)
+            place = device_of(device)
+            chosen = asked or DTYPES[fitting(cls, opened, place.type)]
+            model = _stream(cls, opened, chosen, place, fresh_head=task is not None)
+            if model.can_generate() and (opened.folder / "generation_config.json").exists():
+                model.generation_config = GenerationConfig.from_pretrained(
+                    opened.folder, local_files_only=True
+                )
+            narrow = None if asked else file_dtype(opened, chosen)
+            base = Base(model, tokenizer_of(opened.folder, model), str(path), file_dtype=narrow)
         base.probe()
         return base
 

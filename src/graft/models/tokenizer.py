@@ -6,6 +6,7 @@ from typing import Any
 from transformers import PreTrainedModel
 from transformers.models.auto.tokenization_auto import AutoTokenizer
 
+from graft import storage
 from graft.errors import ModelError
 from graft.formats import gguf_file
 from graft.models.files import first_line
@@ -19,11 +20,14 @@ TOKENIZERS = (
     "spiece.model",
     "sentencepiece.bpe.model",
 )
+WEIGHTS = (".safetensors", ".gguf")  # files of a folder that no tokenizer reads
 
 
 def tokenizer_in(folder: str | Path) -> Any:
     """Return the tokenizer of a folder or a GGUF file (None where the file has none). Raises ModelError."""
     folder = Path(folder)
+    if not folder.is_file():
+        storage.require_unchanged(folder, ModelError, lambda name: not name.endswith(WEIGHTS))
     try:
         if folder.is_file():
             return gguf_file.tokenizer(folder)

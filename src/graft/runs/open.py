@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from graft import storage
 from graft.base.base import Base
 from graft.core.positions import context_length
 from graft.data.templates import Prompt
-from graft.errors import UsageError, notice
+from graft.errors import AdapterError, UsageError, notice
 from graft.evaluate import answers
 from graft.models.files import read_config
 from graft.models.load import DTYPES, load
@@ -91,6 +92,7 @@ def open_model(name: str, adapters: Sequence[str] = (), quant: str | None = None
     if (folder / "recipe.yaml").exists() and not (folder / "config.json").exists():
         opened = _open_run(folder, quant)
     elif (folder / "adapter_config.json").exists():
+        storage.require_unchanged(folder, AdapterError)
         config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         base = config.get("base_model_name_or_path")
         if not base:

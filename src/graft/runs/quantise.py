@@ -20,6 +20,7 @@ from graft.quant.hf import GraftQuantConfig, packed_by
 from graft.quant.replace import damaged, quantise_experts
 from graft.recipe import Recipe
 from graft.runs.build import feed, recipe_behind
+from graft.shipping.certificate import certify_quantised
 from graft.stages.stage import stage_of
 from graft.storage import output_folder, refuse_occupied
 
@@ -57,6 +58,7 @@ def quantise(
         base.model.save_pretrained(partial)
         if base.tokenizer is not None:
             base.tokenizer.save_pretrained(partial)
+        certify_quantised(base, partial, quant, calibrated=calibrate is not None)
     return folder
 
 

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 
 from graft import seedling, storage
 from graft.base.adapter import Adapter
@@ -27,6 +26,7 @@ from graft.errors import DataError, UsageError, notice
 from graft.evaluate import losses
 from graft.evaluate.coverage import fingerprint
 from graft.evaluate.usable import WRITING, check_metrics, obstacle
+from graft.formats import peft
 from graft.models.dtype import AUTO, FORMATS
 from graft.models.load import DTYPES
 from graft.planning.fit import fitting, of_adapter, positions_taken, require_tokenizer
@@ -187,7 +187,7 @@ def _train(base: Base, name: str, recipe: Recipe, observer: RunObserver, notes: 
         Trainer(base, name, task, recipe.train, work.folder, observer).run()
         if trained_before:  # no step was taken now: the trained adapter is in the folder
             notice(f"nothing is left to train: the run in {work.folder} has ended")
-            tensors = load_file(work.folder / "adapter" / "adapter_model.safetensors")
+            _, tensors, _ = peft.read(work.folder / "adapter")
             base.adapters[name].load_file_state(tensors)
         return replace(_finish(work, observer), notes=notes, trained=not trained_before)
 
@@ -346,6 +346,7 @@ def _finish(work: _Work, observer: RunObserver) -> RunResult:
 
 def _add_tokenizer(adapter: Path, tokenizer: Any) -> None:
     """Commit the adapter's folder again, with the tokenizer and the chat template in it."""
+    storage.validate(adapter)  # nothing is signed again that was changed
     kept = {
         path.name: path.read_bytes()
         for path in adapter.iterdir()

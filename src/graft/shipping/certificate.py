@@ -8,10 +8,13 @@
 The file is read again from its folder, the way its target program sees it: a `Reading` gives its logits and
 weights. A new format brings its own reading (`readback`) and calls `certify` before its folder is renamed
 into place. The certificate also holds fingerprints of base and adapters, versions, and the SHA-256 of every
-file, so that `graft verify` can repeat everything.
+file, so that `graft verify` can repeat everything, and so that loading finds files that were changed
+(`storage.written`). Its own SHA-256 is its first entry.
 """
 
 import contextlib
+import json
+import math
 import platform
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
@@ -25,6 +28,7 @@ from graft import storage
 from graft.base.merging import folded, places
 from graft.core.insert import Insert
 from graft.core.site import Site
+from graft.errors import MergeError
 from graft.models.load import DTYPES
 from graft.quant import QuantLinear, packed_layers
 from graft.quant.experts import PackedExperts, outer_modules
@@ -35,7 +39,8 @@ if TYPE_CHECKING:
     from graft.base.adapter import Adapter
     from graft.base.base import Base
 
-CERTIFICATE = "certificate.json"
+CERTIFICATE = storage.CERTIFICATE
+QUANTISED = "quantised"  # the format of a model that was packed, and not measured
 TOOLS = ("torch", "transformers", "tokenizers", "safetensors")
 
 
@@ -69,6 +74,7 @@ def certify(
     adapters: in the order of merging; none: the bare base was exported.  trained: the base that they were
     trained on, whose answers count, if their changes were added to the weights of another.  notes: more facts
     to keep.
+    Raises MergeError if a measurement is not a finite number.
     """
     trained = trained or base
     facts = {
@@ -81,8 +87,44 @@ def certify(
         "versions": versions(),
         "files": files(folder),
     }
-    storage.write_json(folder / CERTIFICATE, facts)
+    _require_numbers(facts, folder)
+    write(folder, facts)
     return facts
+
+
+def certify_quantised(base: "Base", folder: Path, quant: str, *, calibrated: bool) -> None:
+    """Write the certificate of a folder with packed weights: what it was made from, and its files.
+
+    base: the packed one.  calibrated: whether rows chose the codes.
+    """
+    facts = {
+        "format": QUANTISED,
+        "quant": quant,
+        "calibrated": calibrated,
+        "base": described(base),
+        "adapters": [],
+        "versions": versions(),
+        "files": files(folder),
+    }
+    write(folder, facts)
+
+
+def write(folder: Path, facts: dict[str, Any]) -> None:
+    """Write certificate.json. Keys keep their order, for people."""
+    text = json.dumps(facts, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    storage.replace(folder / CERTIFICATE, storage.seal(text.encode()))
+
+
+def _require_numbers(facts: dict[str, Any], folder: Path) -> None:
+    """Raise MergeError if a measurement is NaN or infinite: the model answers with no numbers."""
+    for part in ("weights", "logits", "perplexity"):
+        for name, value in (facts[part] or {}).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise MergeError(
+                    f"{part} of the model in {folder.name}: {name} is {value}",
+                    "finite numbers, which a model with overflowing weights does not answer with",
+                    "export an adapter whose training did not diverge, or a base in a wider number format",
+                )
 
 
 def measured(base: "Base", reading: Reading, adapters: Sequence[str], trained: "Base") -> dict[str, Any]:

@@ -167,6 +167,13 @@ def drift(
 
 def judge_survival(name: str, report: dict[str, Any], dtype: torch.dtype, packed: str = "") -> None:
     """Raise MergeError if too little of the change is left.  packed: the scheme it was packed in again."""
+    wild = [site for site, found in report["tensors"].items() if not math.isfinite(found["norm"])]
+    if wild or not math.isfinite(report["kept"]):
+        raise MergeError(
+            f"{name!r} changes {wild[0] if wild else 'the model'} by numbers that are not finite",
+            "an adapter whose products stay inside fp32",
+            "merge an adapter whose training did not diverge",
+        )
     if report["kept"] >= KEPT:
         return
     form = packed or str(dtype).removeprefix("torch.")

@@ -1,5 +1,7 @@
 """Check an exported folder against its certificate: are the files unchanged, does it still answer the same?
 
+Of a folder without a certificate only the files are checked (`verify_files`).
+
     files        SHA-256 of each
     base         loaded from where it was; its fingerprint
     adapters     likewise; for an exported adapter, the folder itself
@@ -10,28 +12,26 @@ differently. Things that are gone are reported as not checked, and count neither
 """
 
 import contextlib
-import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from graft.errors import GraftError, ModelError, UsageError
+from graft import storage
+from graft.errors import GraftError, ModelError
 from graft.models.files import find, quantisation, read_config
 from graft.models.load import load, model_class
-from graft.shipping.certificate import CERTIFICATE, files, measured, versions
+from graft.shipping.certificate import CERTIFICATE, QUANTISED, measured, versions
 from graft.shipping.fidelity import NOISE
 from graft.shipping.layouts import LAYOUTS
 from graft.shipping.merge_ways import original_of
+from graft.shipping.verify_files import DIFFERS, SAME, UNKNOWN, Check, compared, verify_files
+from graft.storage.written import unsealed
 
 if TYPE_CHECKING:
     from graft.base.base import Base
 
-SAME = "same"
-DIFFERS = "differs"
-UNKNOWN = "not checked"
 TOLERANCE = 0.05  # of a measured difference
 SHAPE: dict[str, type] = {
     "format": str,
@@ -42,32 +42,26 @@ BASE = {"name", "fingerprint", "class", "family", "dtype", "quant", "group", "to
 ADAPTER = {"name", "folder", "fingerprint"}
 
 
-@dataclass(frozen=True)
-class Check:
-    """One finding.
-
-    what: a part of the certificate.  state: same, differs, or not checked.  finding: in a few words.
-    """
-
-    what: str
-    state: str
-    finding: str
-
-
 class Missing(Exception):
     """Something that a check needs is gone."""
 
 
 def verify(folder: str | Path) -> list[Check]:
-    """Return all checks of a folder against its certificate.
+    """Return all checks of a folder against its certificate; without one, of the digests that are in it.
 
-    Raises UsageError if it has none, ModelError if the certificate is damaged.
+    Raises UsageError for a folder of no kind that Graft writes or reads, ModelError for a damaged
+    certificate.
     """
     folder = Path(folder)
+    if not (folder / CERTIFICATE).is_file():
+        return verify_files(folder)
     facts = _read(folder)
     checks = [_files(facts["files"], folder), _versions(facts["versions"])]
+    if facts["format"] == QUANTISED:
+        return [*checks, Check("measures", UNKNOWN, "a quantised folder is written without measuring it")]
     try:
         with (
+            storage.as_they_are(),  # what was changed is measured, too
             _reopened(facts, folder, checks) as (base, source, names),
             LAYOUTS[facts["format"]].read(folder, source) as reading,
         ):
@@ -84,22 +78,17 @@ def verify(folder: str | Path) -> list[Check]:
 
 def _read(folder: Path) -> dict[str, Any]:
     path = folder / CERTIFICATE
-    if not path.is_file():
-        raise UsageError(f"{folder} has no {CERTIFICATE}", "a folder that Graft exported", "export it again")
-    try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        facts = None
-    if not _sound(facts):
+    facts = unsealed(path.read_bytes())
+    if facts is None or not _sound(facts):
         raise ModelError(f"{path} is damaged", "a certificate as Graft writes it", "export it again")
-    return dict(facts)
+    return facts
 
 
-def _sound(facts: Any) -> bool:
+def _sound(facts: dict[str, Any]) -> bool:
     """Return whether this is a certificate: nothing that is read here is missing or of another type."""
-    if not isinstance(facts, dict) or not all(
-        isinstance(facts.get(key), kind) for key, kind in SHAPE.items()
-    ):
+    if facts.get("format") == QUANTISED:
+        return isinstance(facts.get("versions"), dict)
+    if not all(isinstance(facts.get(key), kind) for key, kind in SHAPE.items()):
         return False
     parts = [(BASE, facts["base"]), *((ADAPTER, one) for one in facts["adapters"])]
     parts += [] if facts.get("added_to") is None else [(BASE, facts["added_to"])]
@@ -108,13 +97,7 @@ def _sound(facts: Any) -> bool:
 
 
 def _files(wanted: dict[str, str], folder: Path) -> Check:
-    present = files(folder)
-    wrong = [f"{name} is missing" for name in wanted if name not in present]
-    wrong += [f"{name} was changed" for name in wanted if name in present and present[name] != wanted[name]]
-    extra = [f"{name} is new" for name in present if name not in wanted]
-    if wrong:
-        return Check("files", DIFFERS, ", ".join(wrong + extra))
-    return Check("files", SAME, ", ".join([f"{len(wanted)} as written", *extra]))
+    return compared("files", wanted, folder, {CERTIFICATE})
 
 
 def _versions(wanted: dict[str, str]) -> Check:

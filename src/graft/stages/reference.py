@@ -90,10 +90,21 @@ def beside(base: Base, start: Start, folder: Path, identity: Mapping[str, Any]) 
 
 
 def found(base: Base, adapter: str | None, folder: Path | None) -> None:
-    """Attach that copy from the folder of a run, unless it is there; for a run that has ended."""
+    """Attach that copy from the folder of a run, unless it is there; for a run that has ended.
+
+    Raises CheckpointError if its file was changed.
+    """
     file = folder / FOLDER / START if folder is not None else None
     if adapter is None or file is None or started(adapter) in base.adapters or not file.exists():
         return
+    try:
+        storage.validate(file.parent)
+    except CheckpointError as error:
+        raise CheckpointError(
+            error.given,
+            "the adapter that the run started from, as it was kept",
+            "copy the run's folder again from where it came, or train it again",
+        ) from error
     copy = base.attach(started(adapter), base.adapters[adapter].methods)
     copy.restore_checkpoint_state(load_file(file))
 

@@ -3,14 +3,15 @@
 from graft.storage.commits import (
     MANIFEST,
     commit,
-    digest,
     latest,
     quarantine,
     rotate,
     steps,
     validate,
 )
+from graft.storage.digests import cache_folder, digest, known_digest
 from graft.storage.disk import disk_full, free_bytes, retry_while_full
+from graft.storage.seals import seal, unseal
 from graft.storage.writes import (
     encode,
     new_file,
@@ -26,14 +27,20 @@ from graft.storage.writes import (
     write_json,
     write_tensors,
 )
+from graft.storage.written import CERTIFICATE, as_they_are, is_comparing, require_unchanged
 
 __all__ = [
+    "CERTIFICATE",
     "MANIFEST",
+    "as_they_are",
+    "cache_folder",
     "commit",
     "digest",
     "disk_full",
     "encode",
     "free_bytes",
+    "is_comparing",
+    "known_digest",
     "latest",
     "new_file",
     "new_folder",
@@ -43,11 +50,14 @@ __all__ = [
     "refuse_occupied",
     "remove",
     "replace",
+    "require_unchanged",
     "retry_while_full",
     "rotate",
+    "seal",
     "steps",
     "sweep",
     "sync",
+    "unseal",
     "validate",
     "write",
     "write_json",

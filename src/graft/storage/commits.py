@@ -6,6 +6,7 @@ at any moment NAME is complete or absent. A folder without a valid manifest is n
 checkpoint is found by scanning and validating, never by a pointer that could be wrong.
 """
 
+import errno
 import hashlib
 import json
 import re
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from graft.errors import CheckpointError
+from graft.storage.digests import digest
 from graft.storage.writes import beside, encode, new_folder, remove, rename, sync, write
 
 MANIFEST = "manifest.json"
@@ -49,7 +51,7 @@ def validate(folder: Path) -> dict[str, Any]:
         state = "is not in the manifest" if name in present else "is missing"
         raise _damaged(folder / name, state, f"exactly the files {', '.join(written)}")
     for name, entry in written.items():
-        sha256 = digest(folder / name)
+        sha256 = _digest(folder / name)
         if sha256 != entry["sha256"]:
             size = (folder / name).stat().st_size
             state = f"has SHA-256 {sha256} ({size} bytes)"
@@ -58,34 +60,62 @@ def validate(folder: Path) -> dict[str, Any]:
     return facts
 
 
+def _digest(path: Path) -> str:
+    """Return the SHA-256 of a file. Raises CheckpointError if the disk has lost a part of it."""
+    try:
+        return digest(path)
+    except OSError as error:
+        if error.errno not in (errno.EIO, errno.ENOENT):
+            raise  # the file may be whole: no reason to go on without it
+        raise _damaged(path, f"cannot be read ({error.strerror})", "a file that can be read") from None
+
+
 def _manifest(folder: Path) -> dict[str, Any]:
     """Return the manifest of a folder. Raises CheckpointError if it was changed, or is another folder's."""
     path = folder / MANIFEST
+    body = sealed_manifest(path)
+    if body["name"] != folder.name:
+        raise _damaged(path, f"is that of {body['name']}", f"the manifest of {folder.name}")
+    return body
+
+
+def sealed_manifest(path: Path) -> dict[str, Any]:
+    """Return what a manifest says, whatever its folder is called.
+
+    Raises CheckpointError if it was changed.
+    """
     try:
         raw = path.read_bytes()
-        body: dict[str, Any] = json.loads(raw)
+        body = json.loads(raw)
         sha256 = body.pop("sha256")
         sealed = hashlib.sha256(encode(body)).hexdigest() == sha256
         unchanged = sealed and encode(body | {"sha256": sha256}) == raw
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         state = f"cannot be read ({type(error).__name__})"
         raise _damaged(path, state, "a manifest written by a finished commit") from None
-    if not unchanged or body["format"] != FORMAT or body["name"] != folder.name:
-        expected = f"the manifest of {folder.name}, format {FORMAT}"
-        raise _damaged(path, "was changed after it was written", expected)
-    return body
+    if not unchanged or not _has_our_shape(body):
+        raise _damaged(path, "was changed after it was written", f"a manifest of format {FORMAT}")
+    return dict(body)
+
+
+def _has_our_shape(body: dict[str, Any]) -> bool:
+    """Return whether an object is what `commit` writes, apart from what its values are."""
+    files = body.get("files")
+    if body.get("format") != FORMAT or not isinstance(files, dict):
+        return False
+    entries = [
+        isinstance(entry, dict)
+        and isinstance(entry.get("sha256"), str)
+        and isinstance(entry.get("bytes"), int)
+        for entry in files.values()
+    ]
+    return all(entries) and isinstance(body.get("facts"), dict) and isinstance(body.get("name"), str)
 
 
 def _damaged(path: Path, state: str, expected: str) -> CheckpointError:
     return CheckpointError(
         f"{path} {state}", expected, "use another checkpoint of the run, or delete this one"
     )
-
-
-def digest(path: Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def steps(folder: Path) -> list[tuple[int, Path]]:

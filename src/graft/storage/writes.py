@@ -39,7 +39,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def write(path: Path, data: bytes) -> None:
     """Write a file and fsync it. Its name is durable once its folder is synced (`replace`, `commit`)."""
-    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
     try:
         left = memoryview(data)
         while left:
@@ -69,6 +69,7 @@ def new_file(path: Path) -> Iterator[Path]:
     temporary = beside(path)
     try:
         yield temporary
+        share(temporary)
         sync(temporary)
         rename(temporary, path)
     except BaseException:
@@ -92,6 +93,7 @@ def new_folder(path: Path) -> Iterator[Path]:
         os.mkdir(temporary)
         yield temporary
         for entry in sorted(temporary.rglob("*")):
+            share(entry)
             sync(entry)
         sync(temporary)
         if os.path.lexists(path):
@@ -146,6 +148,14 @@ def beside(path: Path) -> Path:
 def rename(path: Path, new: Path) -> None:
     """Give a file or folder another name on the same disk."""
     os.rename(path, new)
+
+
+def share(path: Path) -> None:
+    """Give a file the mode of any new file; safetensors leaves its own to their owner alone."""
+    if path.is_file() and not path.is_symlink():
+        umask = os.umask(0o077)
+        os.umask(umask)
+        os.chmod(path, 0o666 & ~umask)
 
 
 def sync(path: Path) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from graft import storage
-from graft.errors import TrainingError
+from graft.errors import CheckpointError, TrainingError, notice
 from graft.objectives.sums import accuracy
 from graft.quant.finite import require_finite
 from graft.sizes import MIB
@@ -201,8 +201,24 @@ class Trainer:
         except (OSError, ValueError, KeyError):
             return None  # not finished, or unreadable: the last checkpoint holds the same
         same_run(self.folder, identity, self.task.identity)
+        if not self._kept():
+            return None
         self.observer.finished(record)
         return Result(**{**record, "adapter": self.folder / "adapter"})
+
+    def _kept(self) -> bool:
+        """Return whether the adapter is as it was written; False if the last checkpoint holds it whole.
+
+        Raises CheckpointError if the adapter was changed, and no checkpoint is left.
+        """
+        try:
+            storage.require_unchanged(self.folder / "adapter", CheckpointError)
+        except CheckpointError as error:
+            if not storage.steps(self.folder / "checkpoints"):
+                raise
+            notice(f"{error.given}: the adapter is written again from the last checkpoint")
+            return False
+        return True
 
     # Steps
 
