@@ -3,14 +3,15 @@
 from graft.storage.commits import (
     MANIFEST,
     commit,
-    digest,
     latest,
     quarantine,
     rotate,
     steps,
     validate,
 )
+from graft.storage.digests import cache_folder, digest, known_digest
 from graft.storage.disk import disk_full, free_bytes, retry_while_full
+from graft.storage.seals import seal, unseal
 from graft.storage.writes import (
     encode,
     new_file,
@@ -29,11 +30,13 @@ from graft.storage.writes import (
 
 __all__ = [
     "MANIFEST",
+    "cache_folder",
     "commit",
     "digest",
     "disk_full",
     "encode",
     "free_bytes",
+    "known_digest",
     "latest",
     "new_file",
     "new_folder",
@@ -45,9 +48,11 @@ __all__ = [
     "replace",
     "retry_while_full",
     "rotate",
+    "seal",
     "steps",
     "sweep",
     "sync",
+    "unseal",
     "validate",
     "write",
     "write_json",
