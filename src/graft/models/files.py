@@ -42,6 +42,7 @@ class ModelFiles:
 
     config: as transformers has it, without quantisation.  state: key -> slice of a mapped file, or tensor.
     quantisation: how the weights are packed already (`packed`), or are to be packed; None: neither.
+    weights: the files that hold them.
     """
 
     folder: Path
@@ -49,6 +50,7 @@ class ModelFiles:
     state: dict[str, Any]
     quantisation: GraftQuantConfig | None
     packed: bool
+    weights: tuple[Path, ...] = ()
 
 
 def open_files(path: str | Path, scheme: Scheme | None, *, plain: bool = False) -> ModelFiles:
@@ -65,18 +67,22 @@ def open_files(path: str | Path, scheme: Scheme | None, *, plain: bool = False) 
             state, keywords = blocks
             stored_as = GraftQuantConfig(**keywords)
             if scheme in (None, stored_as.kind()):
-                return ModelFiles(folder, config, state, stored_as, packed=True)
-        return ModelFiles(folder, config, gguf_file.state(folder, config), wanted, packed=False)
+                return ModelFiles(folder, config, state, stored_as, packed=True, weights=(folder,))
+        state = gguf_file.state(folder, config)
+        return ModelFiles(folder, config, state, wanted, packed=False, weights=(folder,))
     refuse_pickle(folder)
     packed = quantisation(folder)
     method = _method(folder, packed, scheme)
-    state = tensors(folder)
+    names = _weight_files(folder)
+    state, weights = tensors(folder, names), tuple(folder / name for name in sorted(names))
     if method == METHOD:
-        return ModelFiles(folder, config, state, GraftQuantConfig.from_dict(packed), packed=True)
+        stored_as = GraftQuantConfig.from_dict(packed)
+        return ModelFiles(folder, config, state, stored_as, packed=True, weights=weights)
     if method is not None:
         state, keywords = bnb.convert(state) if method == BNB else int4.convert(state, packed)
-        return ModelFiles(folder, config, state, GraftQuantConfig(**keywords), packed=True)
-    return ModelFiles(folder, config, state, wanted, packed=False)
+        stored_as = GraftQuantConfig(**keywords)
+        return ModelFiles(folder, config, state, stored_as, packed=True, weights=weights)
+    return ModelFiles(folder, config, state, wanted, packed=False, weights=weights)
 
 
 def read_config(path: str | Path) -> PreTrainedConfig:
@@ -228,9 +234,9 @@ def _method(folder: Path, packed: dict[str, Any], scheme: Scheme | None) -> str 
     return method
 
 
-def tensors(folder: Path) -> dict[str, Any]:
-    """Return {key: slice of a mapped file} of every tensor in a folder."""
-    names = _weight_files(folder)
+def tensors(folder: Path, names: set[str] | None = None) -> dict[str, Any]:
+    """Return {key: slice of a mapped file} of every tensor in a folder.  names: of its files, if known."""
+    names = _weight_files(folder) if names is None else names
     missing = sorted(name for name in names if not (folder / name).exists())
     if missing or not names:
         what = f"has no {', '.join(missing[:3])}" if missing else "has no weights"

@@ -1,10 +1,12 @@
 """What must be equal at every start of a run: its settings, its base, its rows, and adapters that it reads.
 
 The same command in the same folder continues a run, or finds it finished. With anything else that would
-change its steps, the folder belongs to another run, and that is refused before anything is written.
+change its steps, the folder belongs to another run, and that is refused before anything is written. Files
+count by what they hold: folders of models, rows and adapters may be moved.
 """
 
 import hashlib
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,8 @@ from graft import storage
 from graft.base.base import Base
 from graft.data import Prepared
 from graft.data.encode import Examples
+from graft.errors import AdapterError, notice
 from graft.recipe import Recipe, read
-from graft.training.checkpoint import same_run
 
 # Settings that may differ between two starts of a run: they change speed, memory or what is written or said,
 # not the steps.
@@ -34,32 +36,73 @@ FREE = (
     "train.sample_tokens",
 )
 FILE = "identity.json"
+# Settings that name files, which count by what they hold, by the words for what it is.
+PLACES = {
+    "model": "the base",
+    "data.train": "the training rows",
+    "data.eval": "the held-out rows",
+    "data.template": "the template",
+}
+NOTABLE_S = 1.0  # seconds of reading a base, above which we say so
 # Settings that name adapters, which count by what they hold: a folder may be moved, and trained anew.
 ADAPTERS = ("adapter", "stage.rewards", "stage.judge")
 
 
 def identity(recipe: Recipe, base: Base, prepared: Prepared) -> dict[str, Any]:
     """Return the identity of a run.  recipe: as it was given."""
-    settings = _settings(recipe)
+    settings, places = _apart(_settings(recipe))
     held = {f"fingerprint of {key}": _held(settings.pop(key)) for key in ADAPTERS if key in settings}
+    template = storage.encode(prepared.template) if prepared.template is not None else b""
     return {
         **settings,
+        **{storage.PATH + PLACES[key]: where for key, where in places.items()},
         **held,
         "fingerprint of the base": base.fingerprint(),
+        "weights of its blocks": base.origin(),
+        "adapters merged into the base": [base.adapters[one.adapter].fingerprint() for one in base.merged],
+        **_contents(base),
         "fingerprint of the training rows": _fingerprint(prepared.train),
         "fingerprint of the held-out rows": _fingerprint(prepared.eval),
+        "fingerprint of the classes": hashlib.sha256(storage.encode(prepared.labels)).hexdigest(),
+        "fingerprint of the template": hashlib.sha256(template).hexdigest(),
     }
+
+
+def require_same_base(folder: Path, base: Base) -> None:
+    """Raise AdapterError unless a run was trained on this base, with these weights and this config."""
+    try:
+        kept = storage.read_json(folder / FILE)
+    except (OSError, ValueError):
+        return  # of a Graft before there was one, or damaged: the adapter's own file says what it can
+    known = kept if isinstance(kept, dict) else {}
+    if changed := storage.changes(known, _contents(base)):
+        raise AdapterError(
+            f"{base.name} is not the base that {folder} was trained on ({changed})",
+            "the weights and the config.json of that time",
+            f"restore them; or name the two yourself: {base.name} --adapter {folder / 'adapter'}",
+        )
+
+
+def _contents(base: Base) -> dict[str, Any]:
+    """Return `Base.contents`, and say so where it took long."""
+    began = time.perf_counter()
+    found = base.contents()
+    if (seconds := time.perf_counter() - began) > NOTABLE_S:
+        again = "it is remembered while they stay as they are" if base.files else "as at every start"
+        notice(f"the weights of {base.name} were read for their digest, which took {seconds:.1f} s: {again}")
+    return found
 
 
 def require_same_settings(folder: Path, chosen: Recipe) -> None:
     """Raise CheckpointError if the folder holds a run with different settings."""
     if (folder / "recipe.yaml").exists():
-        now, before = _settings(chosen), _settings(read(folder))
+        now, _ = _apart(_settings(chosen))
+        before, _ = _apart(_settings(read(folder)))
         for key in ADAPTERS if chosen.adapter is None else ("method", *ADAPTERS):
             now.pop(key, None)  # what an adapter is, and holds, is compared when it is loaded
         if before["dtype"] == "auto":  # a recipe that somebody put there, of a run that has not begun
             before["dtype"] = now["dtype"]
-        same_run(folder, before, now)
+        storage.same_run(folder, before, now)
 
 
 def as_begun(chosen: Recipe) -> Recipe:
@@ -78,7 +121,7 @@ def claim(folder: Path, identity: dict[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     begun = (folder / "finished.json").exists() or any((folder / "checkpoints").glob("step-*"))
     if begun and (folder / FILE).exists():
-        same_run(folder, storage.read_json(folder / FILE), identity)
+        storage.same_run(folder, storage.read_json(folder / FILE), identity)
     storage.write_json(folder / FILE, identity)
 
 
@@ -89,6 +132,12 @@ def _settings(recipe: Recipe) -> dict[str, Any]:
         grouped = key in ("data", "train") or (key == "stage" and isinstance(value, dict))
         flat |= {f"{key}.{k}": v for k, v in value.items()} if grouped else {key: value}
     return {key: value for key, value in flat.items() if key not in FREE}
+
+
+def _apart(settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the settings without those that name files, and these."""
+    places = {key: value for key in PLACES if isinstance(value := settings.get(key), str | list)}
+    return {key: value for key, value in settings.items() if key not in places}, places
 
 
 def _held(named: Any) -> Any:

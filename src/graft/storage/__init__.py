@@ -11,6 +11,7 @@ from graft.storage.commits import (
 )
 from graft.storage.digests import cache_folder, digest, known_digest
 from graft.storage.disk import disk_full, free_bytes, retry_while_full
+from graft.storage.sameness import PATH, changes, is_same_run, same_run
 from graft.storage.seals import seal, unseal
 from graft.storage.writes import (
     encode,
@@ -30,12 +31,15 @@ from graft.storage.writes import (
 
 __all__ = [
     "MANIFEST",
+    "PATH",
     "cache_folder",
+    "changes",
     "commit",
     "digest",
     "disk_full",
     "encode",
     "free_bytes",
+    "is_same_run",
     "known_digest",
     "latest",
     "new_file",
@@ -48,6 +52,7 @@ __all__ = [
     "replace",
     "retry_while_full",
     "rotate",
+    "same_run",
     "seal",
     "steps",
     "sweep",

@@ -9,7 +9,6 @@
 The order of rows and the learning rate are pure functions of the step, so nothing else needs to be stored.
 """
 
-import json
 import platform
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -22,7 +21,7 @@ from safetensors.torch import load_file
 
 import graft
 from graft import storage
-from graft.errors import CheckpointError, SpaceError
+from graft.errors import SpaceError
 from graft.training import rng
 from graft.training.optimizers import AdamW
 
@@ -139,8 +138,8 @@ class Checkpoints:
     def _check(self, checkpoint: Path) -> None:
         """Raise CheckpointError for another run's checkpoint; warn about other versions of libraries."""
         facts = storage.validate(checkpoint)
-        same_run(checkpoint, facts["identity"], self.identity)
-        if changed := _changes(facts["versions"], versions()):
+        storage.same_run(checkpoint, facts["identity"], self.identity)
+        if changed := storage.changes(facts["versions"], versions()):
             self.warn(f"resumed with other versions ({changed}): results may differ in the last bits")
 
 
@@ -153,20 +152,6 @@ def _bytes(parts: Mapping[str, Mapping[str, torch.Tensor]]) -> int:
     return sum(t.numel() * t.element_size() for part in parts.values() for t in part.values())
 
 
-def same_run(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Raise CheckpointError, naming every key that differs, unless both identities are equal.
-
-    folder: the run's or the checkpoint's, for the message.
-    """
-    as_stored = json.loads(storage.encode(dict(now)))  # JSON has no tuples
-    if changed := _changes(before, as_stored):
-        raise CheckpointError(
-            f"{folder} belongs to a run with different settings ({changed})",
-            "the settings, base and data that the run began with",
-            "restore them to continue that run; for a new one choose another output, or delete the folder",
-        )
-
-
 def versions() -> dict[str, Any]:
     """Return the versions that can change results in the last bits."""
     return {
@@ -176,17 +161,3 @@ def versions() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
-
-
-def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Return the keys whose values differ, as "key: before -> now; ..."; "" if there are none.
-
-    A key that only one side has was unknown to the Graft that wrote the other.
-    """
-    keys = [key for key in sorted({*before} & {*now}) if before[key] != now[key]]
-    return "; ".join(f"{key}: {_short(before.get(key))} -> {_short(now.get(key))}" for key in keys)
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

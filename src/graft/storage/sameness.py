@@ -1,0 +1,54 @@
+"""Compare what a folder was made from with what is here now: the identity of a run, key by key."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from graft.errors import CheckpointError
+from graft.storage.writes import encode
+
+# Keys that begin so say where something lay: they are named with what differs, and may differ alone.
+PATH = "path of "
+
+
+def same_run(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raise CheckpointError, naming every key that differs, unless both identities are those of one run.
+
+    folder: the run's or the checkpoint's, for the message.
+    """
+    if not is_same_run(before, now):
+        raise CheckpointError(
+            f"{folder} belongs to a run with different settings ({changes(before, now)})",
+            "the settings, base and data that the run began with",
+            "restore them to continue that run; for a new one choose another output, or delete the folder",
+        )
+
+
+def is_same_run(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Return whether two identities are those of one run."""
+    return all(key.startswith(PATH) for key in _changed(before, _stored(now)))
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Return the keys whose values differ, as "key: before -> now; ..."; "" if there are none."""
+    now = _stored(now)
+    return "; ".join(f"{key}: {_short(before[key])} -> {_short(now[key])}" for key in _changed(before, now))
+
+
+def _stored(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values as JSON holds them: it has no tuples."""
+    return dict(json.loads(encode(dict(values))))
+
+
+def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return the keys whose values differ.
+
+    A key that only one side has was unknown to the Graft that wrote the other.
+    """
+    return [key for key in sorted({*before} & {*now}) if before[key] != now[key]]
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
