@@ -113,7 +113,7 @@ def test_a_stopped_run_is_not_continued_on_another_base(home, tmp_path, change, 
     mine = copy_of(home, tmp_path)
     settings = stopped(recipe(mine, tmp_path / "run"))
     change(mine / "model")
-    with pytest.raises(CheckpointError, match=named):
+    with pytest.raises(CheckpointError, match=rf"belongs to a run with a different base \(.*{named}"):
         run(settings)
 
 
@@ -249,7 +249,7 @@ def test_a_finished_run_looks_at_its_rows(home, tmp_path):
     rows = (mine / "rows.jsonl").read_text()
     (mine / "rows.jsonl").write_text(rows.replace("Day 2.", "Day 3."))
     assert call(["train", str(tmp_path / "run")]) == 1
-    with pytest.raises(CheckpointError, match=r"belongs to a run with different .*fingerprint of the"):
+    with pytest.raises(CheckpointError, match=r"belongs to a run with different data \(fingerprint of the"):
         run(settings)
     (mine / "rows.jsonl").write_text(rows)
     assert not run(settings).trained
@@ -265,7 +265,8 @@ def test_what_changes_no_step_may_differ(home, tmp_path):
     for name in ("model", "rows.jsonl", "run"):
         (tmp_path / name).rename(tmp_path / "elsewhere" / name)
     layout = {"micro_batch_size": 4, "paged_budget_mb": 8, "save_every": 2, "log_every": 3, "keep": 2}
-    moved = recipe(tmp_path / "elsewhere", tmp_path / "elsewhere" / "run", train=steps | layout)
+    there = tmp_path / "elsewhere"
+    moved = recipe(there, there / "run", data={"pack": False}, train=steps | layout)
     result = run(moved)
     assert result.trained and result.steps == 4
     name = "adapter_model.safetensors"

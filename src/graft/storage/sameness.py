@@ -10,6 +10,7 @@ from graft.storage.writes import encode
 
 # Keys that begin so say where something lay: they are named with what differs, and may differ alone.
 PATH = "path of "
+DATA = ("rows", "the classes", "the template")
 
 
 def same_run(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
@@ -19,7 +20,7 @@ def same_run(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) ->
     """
     if not is_same_run(before, now):
         raise CheckpointError(
-            f"{folder} belongs to a run with different settings ({changes(before, now)})",
+            f"{folder} belongs to a run with {_kinds(before, now)} ({changes(before, now)})",
             "the settings, base and data that the run began with",
             "restore them to continue that run; for a new one choose another output, or delete the folder",
         )
@@ -34,6 +35,19 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """Return the keys whose values differ, as "key: before -> now; ..."; "" if there are none."""
     now = _stored(now)
     return "; ".join(f"{key}: {_short(before[key])} -> {_short(now[key])}" for key in _changed(before, now))
+
+
+def _kinds(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Return in words what kinds of things differ."""
+    keys = [key for key in _changed(before, _stored(now)) if not key.startswith(PATH)]
+    of_data = [key for key in keys if key.endswith(DATA)]
+    of_base = [key for key in keys if key.endswith("the base")]
+    kinds = {
+        "different settings": len(keys) > len(of_data) + len(of_base),
+        "a different base": of_base,
+        "different data": of_data,
+    }
+    return " and ".join(kind for kind, differs in kinds.items() if differs)
 
 
 def _stored(values: Mapping[str, Any]) -> dict[str, Any]:
