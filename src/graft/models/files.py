@@ -6,6 +6,7 @@ from the folder, no adapter that it points at. What cannot be trusted is refused
 
 import json
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
 
 from graft import seedling
-from graft.errors import ModelError, UsageError, listed, nearest, notice
+from graft.errors import ModelError, Notice, UsageError, listed, nearest, notice
 from graft.formats import bnb, gguf_file, int4, refuse_pickle
 from graft.models.mapped import mapped
 from graft.quant.hf import METHOD, GraftQuantConfig
@@ -42,7 +43,6 @@ class ModelFiles:
 
     config: as transformers has it, without quantisation.  state: key -> slice of a mapped file, or tensor.
     quantisation: how the weights are packed already (`packed`), or are to be packed; None: neither.
-    weights: the files that hold them.
     """
 
     folder: Path
@@ -50,7 +50,6 @@ class ModelFiles:
     state: dict[str, Any]
     quantisation: GraftQuantConfig | None
     packed: bool
-    weights: tuple[Path, ...] = ()
 
 
 def open_files(path: str | Path, scheme: Scheme | None, *, plain: bool = False) -> ModelFiles:
@@ -67,27 +66,32 @@ def open_files(path: str | Path, scheme: Scheme | None, *, plain: bool = False) 
             state, keywords = blocks
             stored_as = GraftQuantConfig(**keywords)
             if scheme in (None, stored_as.kind()):
-                return ModelFiles(folder, config, state, stored_as, packed=True, weights=(folder,))
-        state = gguf_file.state(folder, config)
-        return ModelFiles(folder, config, state, wanted, packed=False, weights=(folder,))
+                return ModelFiles(folder, config, state, stored_as, packed=True)
+        return ModelFiles(folder, config, gguf_file.state(folder, config), wanted, packed=False)
     refuse_pickle(folder)
     packed = quantisation(folder)
     method = _method(folder, packed, scheme)
-    names = _weight_files(folder)
-    state, weights = tensors(folder, names), tuple(folder / name for name in sorted(names))
+    state = tensors(folder)
     if method == METHOD:
-        stored_as = GraftQuantConfig.from_dict(packed)
-        return ModelFiles(folder, config, state, stored_as, packed=True, weights=weights)
+        return ModelFiles(folder, config, state, GraftQuantConfig.from_dict(packed), packed=True)
     if method is not None:
         state, keywords = bnb.convert(state) if method == BNB else int4.convert(state, packed)
-        stored_as = GraftQuantConfig(**keywords)
-        return ModelFiles(folder, config, state, stored_as, packed=True, weights=weights)
-    return ModelFiles(folder, config, state, wanted, packed=False, weights=weights)
+        return ModelFiles(folder, config, state, GraftQuantConfig(**keywords), packed=True)
+    return ModelFiles(folder, config, state, wanted, packed=False)
 
 
 def read_config(path: str | Path) -> PreTrainedConfig:
     """Return the config of a folder, a hub id or "seedling"; of a hub id only that file is fetched."""
     return _config(find(path, ["config.json", "tokenizer_config.json"]))
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return the files that hold the weights of a folder; a GGUF file is its own."""
+    if folder.is_file():
+        return [folder]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Notice)  # opening them has given the same
+        return [folder / name for name in sorted(_weight_files(folder))]
 
 
 def find(path: str | Path, files: Sequence[str] = FILES) -> Path:
@@ -234,9 +238,9 @@ def _method(folder: Path, packed: dict[str, Any], scheme: Scheme | None) -> str 
     return method
 
 
-def tensors(folder: Path, names: set[str] | None = None) -> dict[str, Any]:
-    """Return {key: slice of a mapped file} of every tensor in a folder.  names: of its files, if known."""
-    names = _weight_files(folder) if names is None else names
+def tensors(folder: Path) -> dict[str, Any]:
+    """Return {key: slice of a mapped file} of every tensor in a folder."""
+    names = _weight_files(folder)
     missing = sorted(name for name in names if not (folder / name).exists())
     if missing or not names:
         what = f"has no {', '.join(missing[:3])}" if missing else "has no weights"

@@ -16,6 +16,7 @@ from graft.data import Prepared
 from graft.data.encode import Examples
 from graft.errors import AdapterError, notice
 from graft.recipe import Recipe, read
+from graft.training.checkpoint import same_run
 
 # Settings that may differ between two starts of a run: they change speed, memory or what is written or said,
 # not the steps.
@@ -51,12 +52,12 @@ ADAPTERS = ("adapter", "stage.rewards", "stage.judge")
 
 def identity(recipe: Recipe, base: Base, prepared: Prepared) -> dict[str, Any]:
     """Return the identity of a run.  recipe: as it was given."""
-    settings, places = _apart(_settings(recipe))
+    settings = _settings(recipe)
     held = {f"fingerprint of {key}": _held(settings.pop(key)) for key in ADAPTERS if key in settings}
     template = storage.encode(prepared.template) if prepared.template is not None else b""
     return {
         **settings,
-        **{storage.PATH + PLACES[key]: where for key, where in places.items()},
+        **{storage.PATH + PLACES[key]: where for key, where in _places(_flat(recipe)).items()},
         **held,
         "fingerprint of the base": base.fingerprint(),
         "samples of the blocks of the base": base.origin(),
@@ -97,13 +98,12 @@ def _contents(base: Base) -> dict[str, Any]:
 def require_same_settings(folder: Path, chosen: Recipe) -> None:
     """Raise CheckpointError if the folder holds a run with different settings."""
     if (folder / "recipe.yaml").exists():
-        now, _ = _apart(_settings(chosen))
-        before, _ = _apart(_settings(read(folder)))
+        now, before = _settings(chosen), _settings(read(folder))
         for key in ADAPTERS if chosen.adapter is None else ("method", *ADAPTERS):
             now.pop(key, None)  # what an adapter is, and holds, is compared when it is loaded
         if before["dtype"] == "auto":  # a recipe that somebody put there, of a run that has not begun
             before["dtype"] = now["dtype"]
-        storage.same_run(folder, before, now)
+        same_run(folder, before, now)
 
 
 def as_begun(chosen: Recipe) -> Recipe:
@@ -122,23 +122,29 @@ def claim(folder: Path, identity: dict[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     begun = (folder / "finished.json").exists() or any((folder / "checkpoints").glob("step-*"))
     if begun and (folder / FILE).exists():
-        storage.same_run(folder, storage.read_json(folder / FILE), identity)
+        same_run(folder, storage.read_json(folder / FILE), identity)
     storage.write_json(folder / FILE, identity)
 
 
 def _settings(recipe: Recipe) -> dict[str, Any]:
     """Return the settings that must be equal when a run is resumed, by dotted key."""
+    flat = _flat(recipe)
+    apart = {*FREE, *_places(flat)}
+    return {key: value for key, value in flat.items() if key not in apart}
+
+
+def _places(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings that name files which count by what they hold."""
+    return {key: value for key in PLACES if isinstance(value := settings.get(key), str | list)}
+
+
+def _flat(recipe: Recipe) -> dict[str, Any]:
+    """Return all settings by dotted key."""
     flat: dict[str, Any] = {}
     for key, value in recipe.model_dump().items():
         grouped = key in ("data", "train") or (key == "stage" and isinstance(value, dict))
         flat |= {f"{key}.{k}": v for k, v in value.items()} if grouped else {key: value}
-    return {key: value for key, value in flat.items() if key not in FREE}
-
-
-def _apart(settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the settings without those that name files, and these."""
-    places = {key: value for key in PLACES if isinstance(value := settings.get(key), str | list)}
-    return {key: value for key, value in settings.items() if key not in places}, places
+    return flat
 
 
 def _held(named: Any) -> Any:

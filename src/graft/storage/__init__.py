@@ -11,7 +11,7 @@ from graft.storage.commits import (
 )
 from graft.storage.digests import cache_folder, digest, known_digest
 from graft.storage.disk import disk_full, free_bytes, retry_while_full
-from graft.storage.sameness import PATH, changes, is_same_run, same_run
+from graft.storage.sameness import PATH, changes, is_same_run, kinds
 from graft.storage.seals import seal, unseal
 from graft.storage.writes import (
     encode,
@@ -40,6 +40,7 @@ __all__ = [
     "encode",
     "free_bytes",
     "is_same_run",
+    "kinds",
     "known_digest",
     "latest",
     "new_file",
@@ -52,7 +53,6 @@ __all__ = [
     "replace",
     "retry_while_full",
     "rotate",
-    "same_run",
     "seal",
     "steps",
     "sweep",

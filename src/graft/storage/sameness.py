@@ -2,28 +2,13 @@
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from graft.errors import CheckpointError
 from graft.storage.writes import encode
 
 # Keys that begin so say where something lay: they are named with what differs, and may differ alone.
 PATH = "path of "
 DATA = ("rows", "the classes", "the template")
-
-
-def same_run(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Raise CheckpointError, naming every key that differs, unless both identities are those of one run.
-
-    folder: the run's or the checkpoint's, for the message.
-    """
-    if not is_same_run(before, now):
-        raise CheckpointError(
-            f"{folder} belongs to a run with {_kinds(before, now)} ({changes(before, now)})",
-            "the settings, base and data that the run began with",
-            "restore them to continue that run; for a new one choose another output, or delete the folder",
-        )
 
 
 def is_same_run(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
@@ -37,8 +22,8 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     return "; ".join(f"{key}: {_short(before[key])} -> {_short(now[key])}" for key in _changed(before, now))
 
 
-def _kinds(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Return in words what kinds of things differ."""
+def kinds(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Return in words what kinds of things differ between two identities."""
     keys = [key for key in _changed(before, _stored(now)) if not key.startswith(PATH)]
     of_data = [key for key in keys if key.endswith(DATA)]
     of_base = [key for key in keys if key.endswith("the base")]

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 
 import graft
 from graft import storage
-from graft.errors import SpaceError
+from graft.errors import CheckpointError, SpaceError
 from graft.training import rng
 from graft.training.optimizers import AdamW
 
@@ -138,7 +138,7 @@ class Checkpoints:
     def _check(self, checkpoint: Path) -> None:
         """Raise CheckpointError for another run's checkpoint; warn about other versions of libraries."""
         facts = storage.validate(checkpoint)
-        storage.same_run(checkpoint, facts["identity"], self.identity)
+        same_run(checkpoint, facts["identity"], self.identity)
         if changed := storage.changes(facts["versions"], versions()):
             self.warn(f"resumed with other versions ({changed}): results may differ in the last bits")
 
@@ -150,6 +150,19 @@ def _parts(adapter: "Trained", optimizer: AdamW) -> dict[str, dict[str, torch.Te
 
 def _bytes(parts: Mapping[str, Mapping[str, torch.Tensor]]) -> int:
     return sum(t.numel() * t.element_size() for part in parts.values() for t in part.values())
+
+
+def same_run(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raise CheckpointError, naming every key that differs, unless both identities are those of one run.
+
+    folder: the run's or the checkpoint's, for the message.
+    """
+    if not storage.is_same_run(before, now):
+        raise CheckpointError(
+            f"{folder} belongs to a run with {storage.kinds(before, now)} ({storage.changes(before, now)})",
+            "the settings, base and data that the run began with",
+            "restore them to continue that run; for a new one choose another output, or delete the folder",
+        )
 
 
 def versions() -> dict[str, Any]:

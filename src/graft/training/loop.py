@@ -20,7 +20,7 @@ from graft.objectives.sums import accuracy
 from graft.quant.finite import require_finite
 from graft.sizes import MIB
 from graft.training import rng
-from graft.training.checkpoint import Checkpoints, Progress
+from graft.training.checkpoint import Checkpoints, Progress, same_run
 from graft.training.lock import locked
 from graft.training.log import Observer, RunLog
 from graft.training.memory import advice
@@ -200,7 +200,7 @@ class Trainer:
             identity = record.pop("identity")
         except (OSError, ValueError, KeyError):
             return None  # not finished, or unreadable: the last checkpoint holds the same
-        storage.same_run(self.folder, identity, self.task.identity)
+        same_run(self.folder, identity, self.task.identity)
         self.observer.finished(record)
         return Result(**{**record, "adapter": self.folder / "adapter"})
 
