@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from mixtures import MIXTURES
 from safetensors.torch import load_file, save_file
 from tiny_folder import write_model
 
@@ -12,6 +13,7 @@ import graft
 from graft import LoRA, load
 from graft.base.base import Base
 from graft.errors import AdapterError
+from graft.quant import quantise_model
 from graft.quant.origin import SAMPLES, digest_of, samples
 from graft.runs.quantise import quantise
 from models import randomise, tiny_base, tiny_model
@@ -57,12 +59,13 @@ def test_samples_are_the_same_in_every_number_format(home, quant, dtype):
     assert plain.contents()["files of the base"] == other.contents()["files of the base"]
 
 
-@pytest.mark.parametrize("scheme", ["nf4", "int8", "int4"])
-def test_a_model_that_is_packed_in_memory_is_the_plain_one(scheme):
-    from graft.quant import quantise_model
-
-    packed = Base(quantise_model(tiny_model("gpt2"), scheme))
-    assert packed.quant == scheme and packed.origin() == tiny_base("gpt2").origin() is not None
+@pytest.mark.parametrize(("family", "scheme"), [("gpt2", "nf4"), ("t5", "int8"), ("mixtral", "int4")])
+def test_a_model_that_is_packed_in_memory_is_the_plain_one(family, scheme):
+    settings = MIXTURES.get(family, {})
+    packed = Base(quantise_model(tiny_model(family, **settings), scheme))
+    plain = tiny_base(family, **settings)
+    assert packed.quant == scheme and packed.origin() == plain.origin() is not None
+    assert packed.origin() != tiny_base(family, seed=1, **settings).origin()
 
 
 def test_samples_are_spread_over_a_tensor_and_blind_to_what_fp16_rounds_away():
