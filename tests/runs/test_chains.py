@@ -197,9 +197,7 @@ def test_a_finished_chain_looks_at_the_rows_of_each_stage(done, home, tmp_path):
     assert not graft.run(settings).trained  # the rows lie elsewhere, and are the same
     pairs = (tmp_path / "pairs.jsonl").read_text()
     (tmp_path / "pairs.jsonl").write_text(pairs.replace('"No."', '"Yes."', 1))
-    with pytest.raises(
-        CheckpointError, match=r"reward belongs to a run with different data \(fingerprint"
-    ):
+    with pytest.raises(CheckpointError, match=r"reward belongs to a run with different data \(fingerprint"):
         graft.run(settings)
 
 

@@ -128,6 +128,16 @@ def test_a_run_is_not_opened_on_another_base(home, tmp_path, change, named):
     assert call(["eval", str(folder)]) == 1
 
 
+def test_reading_the_whole_base_is_told_where_it_takes_long(home, tmp_path, monkeypatch):
+    settings = recipe(home, tmp_path / "run", train={"max_steps": 1})
+    assert not any("digest" in note for note in run(settings).notes)
+    monkeypatch.setattr(identity, "NOTABLE_S", -1.0)
+    again = run(settings)
+    assert any(
+        "model were read for their digest, which took 0.0 s: it is remembered" in n for n in again.notes
+    )
+
+
 def test_a_run_on_a_model_in_memory_is_told_by_its_tensors(home, tmp_path):
     def trained(change):
         base = graft.load(home / "model", dtype="fp32")
