@@ -40,9 +40,10 @@ def test_a_step_is_the_same_whatever_was_asked_before(pack):
     assert not all(same(forward[1, i], forward[0, i]) for i in range(6))
 
 
+@pytest.mark.parametrize("by_length", [False, True])
 @pytest.mark.parametrize("pack", [False, True])
-def test_every_epoch_sees_every_row_once_in_the_same_number_of_steps(pack):
-    feed = feed_of(rows(23), Tokens, batch_size=4, pack=pack, max_length=20)
+def test_every_epoch_sees_every_row_once_in_the_same_number_of_steps(pack, by_length):
+    feed = feed_of(rows(23), Tokens, batch_size=4, pack=pack, max_length=20, by_length=by_length)
     assert feed.steps_per_epoch == 6
     for epoch in range(3):
         steps = [[source for batch in feed.step(epoch, i) for source in batch.sources] for i in range(6)]
@@ -68,17 +69,34 @@ def test_packing_and_micro_batches_change_no_step():
                 assert alone.tokens == whole.tokens
 
 
-def test_buckets_hold_rows_of_similar_length():
+@pytest.mark.parametrize("micro_batch_size", [1, 3, 8])
+def test_padded_rows_make_the_same_steps_as_packed_ones(micro_batch_size):
+    examples = rows(403, longest=97)
+
+    def taken(pack, micro):
+        shape = {"batch_size": 8, "max_length": 100, "seed": 5}
+        feed = feed_of(examples, Tokens, pack=pack, micro_batch_size=micro, **shape)
+        steps = [(epoch, i) for epoch in range(2) for i in range(feed.steps_per_epoch)]
+        return [sorted(source for batch in feed.step(*at) for source in batch.sources) for at in steps]
+
+    assert taken(False, micro_batch_size) == taken(True, 2)
+
+
+def test_steps_by_length_hold_rows_of_similar_length():
     examples = rows(400, longest=97)
-    feed = feed_of(examples, Tokens, batch_size=8, micro_batch_size=8, pack=False)
+    feed = feed_of(examples, Tokens, batch_size=8, micro_batch_size=8, pack=False, by_length=True)
     bucketed = [batch for i in range(feed.steps_per_epoch) for batch in feed.step(0, i)]
-    as_they_come = [feed.batches.padded(examples[at : at + 8]) for at in range(0, 400, 8)]
+    assert waste(bucketed) < 0.15 < 0.3 < waste(as_they_come(feed, examples, 8))
 
-    def waste(batches):
-        masks = [batch.inputs["attention_mask"] for batch in batches]
-        return 1 - sum(m.sum().item() for m in masks) / sum(m.numel() for m in masks)
 
-    assert waste(bucketed) < 0.15 < 0.3 < waste(as_they_come)  # lengths are rounded up to a multiple of 16
+def as_they_come(feed, examples, size):
+    return [feed.batches.padded(examples[at : at + size]) for at in range(0, len(examples), size)]
+
+
+def waste(batches):
+    """The share of the places that is padding. Lengths are rounded up to a multiple of 16."""
+    masks = [batch.inputs["attention_mask"] for batch in batches]
+    return 1 - sum(m.sum().item() for m in masks) / sum(m.numel() for m in masks)
 
 
 def test_padding_is_masked_by_length_even_where_it_is_the_end_token():

@@ -187,6 +187,20 @@ def test_a_stage_with_other_settings_is_refused_before_anything_is_written(done,
     assert (home / "done" / "recipe.yaml").read_bytes() == before
 
 
+def test_a_finished_chain_looks_at_the_rows_of_each_stage(done, home, tmp_path):
+    shutil.copytree(home / "done", tmp_path / "chain")
+    for name in ("rows.jsonl", "pairs.jsonl"):
+        shutil.copy(home / name, tmp_path / name)
+    settings = recipe(home, tmp_path / "chain")
+    for stage, name in zip(settings["stages"], ("rows", "pairs", "pairs"), strict=True):
+        stage["data"]["train"] = str(tmp_path / f"{name}.jsonl")
+    assert not graft.run(settings).trained  # the rows lie elsewhere, and are the same
+    pairs = (tmp_path / "pairs.jsonl").read_text()
+    (tmp_path / "pairs.jsonl").write_text(pairs.replace('"No."', '"Yes."', 1))
+    with pytest.raises(CheckpointError, match=r"reward belongs to a run with different data \(fingerprint"):
+        graft.run(settings)
+
+
 def test_a_moved_chain_is_still_the_same(done, home, tmp_path):
     shutil.copytree(home / "done", tmp_path / "moved")
     assert not graft.run(tmp_path / "moved").trained

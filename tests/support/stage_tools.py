@@ -52,9 +52,9 @@ def batches_of(
     return batches
 
 
-def feed_of(examples, tokenizer, *, batch_size=16, micro_batch_size=2, seed=0, **kind):
+def feed_of(examples, tokenizer, *, batch_size=16, micro_batch_size=2, seed=0, by_length=False, **kind):
     """Return the feed of examples; `kind` goes to `batches_of`."""
-    return Feed(examples, batches_of(tokenizer, **kind), batch_size, micro_batch_size, seed)
+    return Feed(examples, batches_of(tokenizer, **kind), batch_size, micro_batch_size, seed, by_length)
 
 
 def prepared(settings, tokenizer, *, stage, objective="causal", **keys):

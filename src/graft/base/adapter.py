@@ -23,8 +23,8 @@ class Adapter:
     """The inserts of one method on a base, or of several methods in order.
 
     parts: one Part per method. The constructor takes lists of (site, insert).
-    base: returns {"name", "fingerprint", "task_type"} of the model that the adapter was made for. Files carry
-    it, so that an adapter is not loaded onto another base by mistake.
+    base: returns {"name", "fingerprint", "origin", "task_type"} of the model that the adapter was made for.
+    Files carry it, so that an adapter is not loaded onto another base by mistake.
     trained_on: the base's quantisation during training (`Base.quant`), "" if the file does not say.
     """
 

@@ -108,19 +108,22 @@ def read(
     return methods, tensors, facts.get("base", {})
 
 
-def check_base(folder: str | Path, trained_on: Settings, name: str, fingerprint: str) -> None:
+def check_base(folder: str | Path, trained_on: Settings, base: Settings) -> None:
     """Raise AdapterError if a file says that its adapter was trained on another base.
 
-    trained_on: what the file says about its base.  name, fingerprint: of the base at hand.
+    trained_on: what the file says about its base.  base: what files say about the base at hand. Only what
+    both know is compared: older files say nothing of the weights of the blocks, and of weights that are
+    stored packed nobody knows what they were.
     """
-    theirs = trained_on.get("fingerprint")
-    if theirs and theirs != fingerprint:
-        raise AdapterError(
-            f"{folder} was trained on another base: {trained_on.get('name') or '?'} "
-            f"(fingerprint {theirs[:12]})",
-            f"an adapter of {name} (fingerprint {fingerprint[:12]})",
-            "load that base, or pass force=True if you know that they fit",
-        )
+    name, given = base.get("name"), trained_on.get("name") or "?"
+    for key, word in (("fingerprint", "fingerprint"), ("origin", "weights of the blocks")):
+        theirs, ours = trained_on.get(key), base.get(key)
+        if theirs and ours and theirs != ours:
+            raise AdapterError(
+                f"{folder} was trained on another base: {given} ({word} {theirs[:12]})",
+                f"an adapter of {name} ({word} {ours[:12]})",
+                "load that base, or pass force=True if you know that they fit",
+            )
 
 
 def _files(folder: Path, sites: Sequence[Site], force: bool) -> tuple[Settings, Tensors, Settings]:

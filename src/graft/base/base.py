@@ -22,7 +22,7 @@ from graft.base.choice import Choice, Rows
 from graft.base.compiled import Compiled, recompute_blocks
 from graft.base.dropout import SilentDropout
 from graft.base.faster import Faster
-from graft.base.fingerprint import count, fingerprint
+from graft.base.fingerprint import contents, count, fingerprint, origin
 from graft.base.heads import Heads
 from graft.base.host import Host
 from graft.base.last_hidden import LanguageHead, captured
@@ -61,15 +61,25 @@ class Base:
     model: class, code, keys and values stay as they are.  tokenizer: may be None.
     name: path or hub id, which is written into adapter files.
     file_dtype: of exported weights, if it is not that of the model's.
+    files: that hold its weights, if it was loaded.  rounded: weights that are not packed were rounded to
+    fewer bits before, so that the model before that cannot be told by them.
     """
 
     has_values = True  # whether its tensors hold numbers; those of a sketch do not
 
     def __init__(
-        self, model: Any, tokenizer: Any = None, name: str = "", *, file_dtype: torch.dtype | None = None
+        self,
+        model: Any,
+        tokenizer: Any = None,
+        name: str = "",
+        *,
+        file_dtype: torch.dtype | None = None,
+        files: Sequence[Path] = (),
+        rounded: bool = False,
     ) -> None:
         self.model = model.requires_grad_(False).eval()
         self._file_dtype = file_dtype
+        self.files, self._rounded = tuple(files), rounded
         self.tokenizer, self.name = tokenizer, name or getattr(model.config, "name_or_path", "")
         self.family = anatomy.family(model)
         self.adapters: dict[str, Adapter] = {}
@@ -92,7 +102,7 @@ class Base:
         self._compiled = Compiled(model)
         self._native = NativeDecoder(model)
         self._head = LanguageHead(model, self.family, values=self.has_values)
-        self._fingerprint = ""
+        self._known_by: tuple[str, str | None] | None = None
         self._faster = Faster(model, attention)
         self.faster(self.device.type == "cpu")
 
@@ -131,9 +141,24 @@ class Base:
 
     def fingerprint(self) -> str:
         """Return a hash that identifies the base, quantised or not (`graft.base.fingerprint`)."""
-        if not self._fingerprint:
-            self._fingerprint = fingerprint(self.model)
-        return self._fingerprint
+        return self._samples()[0]
+
+    def origin(self) -> str | None:
+        """Return a hash of the weights before they were packed; None where it is unknown."""
+        return self._samples()[1]
+
+    def contents(self) -> dict[str, Any]:
+        """Return what tells this base from every other: all weights, and settings (`graft.base.fingerprint`).
+
+        Large files are read to their end for it, once; a model without files is read each time.
+        """
+        return contents(self.model, self.files)
+
+    def _samples(self) -> tuple[str, str | None]:
+        """Return fingerprint and origin: of the base as it was when they were first asked for, unmerged."""
+        if self._known_by is None:
+            self._known_by = fingerprint(self.model), None if self._rounded else origin(self.model)
+        return self._known_by
 
     # Adapters come and go
 
@@ -201,7 +226,7 @@ class Base:
         """
         methods, tensors, base = adapter_files.read(Path(folder), self.sites, force=force)
         if not force:
-            adapter_files.check_base(folder, base, self.name, self.fingerprint())
+            adapter_files.check_base(folder, base, self.identity())
         tensors = self._liveness.without_dead(tensors, folder)
         adapter = self.attach(name, methods)
         try:
@@ -237,7 +262,8 @@ class Base:
     def identity(self) -> dict[str, Any]:
         """Return what an adapter's files say about this base."""
         task_type = TASK_TYPES.get(self.family)
-        return {"name": self.name, "fingerprint": self.fingerprint(), "task_type": task_type}
+        known = {"fingerprint": self.fingerprint(), "origin": self.origin()}
+        return {"name": self.name, **known, "task_type": task_type}
 
     # Which adapter answers
 
@@ -511,6 +537,7 @@ class Base:
         (`shipping.merge_ways.choices` measures how much).
         """
         adapter = self._choice.usable(name)
+        self._samples()  # while the weights are the base's own
         merged = self._merges.add(adapter, repack=repack)
         self._after_merge()
         return merged

@@ -1,8 +1,9 @@
 """Decide which rows make which step, as a pure function of (seed, epoch, step), and build the step's batches.
 
 A step is `batch_size` rows of the epoch's permutation; the last step of an epoch has the rows that are left.
-Packing and the size of micro-batches decide how these rows lie in memory, never what the step learns. There
-is no state to save.
+Packing and the size of micro-batches decide how these rows lie in memory, never which they are, so never what
+the step learns. Where rows are always padded, those of similar lengths make a step. There is no state to
+save.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ from graft.data.batches import Batch, Batches
 from graft.data.encode import Example
 from graft.data.pack import best_fit
 
-SORTED_TOGETHER = 50  # batches whose rows are sorted by length before they are dealt out, if rows are padded
+SORTED_TOGETHER = 50  # steps whose rows are sorted by length before they are dealt out (`Feed.by_length`)
 _ORDER, _BATCHES, _NOISE = range(3)  # streams of random numbers
 
 
@@ -54,7 +55,8 @@ class Feed(Source):
     """The batches of a training run, or of an evaluation, which asks for `step(0, i)`.
 
     batches: turns examples into tensors.  batch_size: examples of an optimizer step.  micro_batch_size: rows
-    of one forward.
+    of one forward.  by_length: rows of similar lengths make a step, which saves padding. It must follow from
+    the model and the stage, not from how rows are laid out, or else the layout would decide what is learnt.
     """
 
     examples: Sequence[Example]
@@ -62,6 +64,7 @@ class Feed(Source):
     batch_size: int = 16
     micro_batch_size: int = 2
     seed: int = 0
+    by_length: bool = False
 
     def __post_init__(self) -> None:
         self._permuted: tuple[int, list[int]] | None = None
@@ -105,11 +108,11 @@ class Feed(Source):
         """Return the indices of the examples in the order in which this epoch sees them."""
         if self._permuted is None or self._permuted[0] != epoch:
             rows = noise.shuffled(len(self.examples), self.seed, epoch, _ORDER).tolist()
-            self._permuted = epoch, rows if self.batches.packs else self._bucketed(rows, epoch)
+            self._permuted = epoch, self._bucketed(rows, epoch) if self.by_length else rows
         return self._permuted[1]
 
     def _bucketed(self, rows: list[int], epoch: int) -> list[int]:
-        """Return the rows in batches of similar lengths, in random order; an incomplete batch stays last."""
+        """Return the rows in steps of similar lengths, in random order; an incomplete step stays last."""
         size, lengths = self.batch_size, self._lengths
         whole = rows[: len(rows) - len(rows) % size]
         batches: list[list[int]] = []

@@ -138,6 +138,17 @@ def stored_dtype(opened: ModelFiles) -> torch.dtype | None:
     return found.pop() if len(found) == 1 else None
 
 
+def rounded(opened: ModelFiles, chosen: torch.dtype) -> bool:
+    """Return whether samples of the weights in `chosen` may differ from those of the model before it.
+
+    Samples are in bf16: a GGUF file holds other numbers, unless it has bf16 or fp32; and fp16 rounds what is
+    stored in fp32 in another place than bf16 does.
+    """
+    forms = {tensor.form for tensor in opened.state.values() if hasattr(tensor, "form")}
+    narrowed = chosen == torch.float16 and stored_dtype(opened) is None
+    return not forms <= {"f32", "bf16"} or narrowed
+
+
 def _in_file(tensor: Any) -> torch.dtype | None:
     """Return the 16-bit dtype of a tensor of a file; bf16 for blocks of a GGUF file, None for 32 bits."""
     if hasattr(tensor, "form"):

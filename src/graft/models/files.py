@@ -6,6 +6,7 @@ from the folder, no adapter that it points at. What cannot be trusted is refused
 
 import json
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
 
 from graft import seedling, storage
-from graft.errors import ModelError, UsageError, listed, nearest, notice
+from graft.errors import ModelError, Notice, UsageError, listed, nearest, notice
 from graft.formats import bnb, gguf_file, int4, refuse_pickle
 from graft.models.mapped import mapped
 from graft.models.unchanged import Comparison
@@ -96,6 +97,15 @@ def _opened(folder: Path, scheme: Scheme | None, *, plain: bool) -> ModelFiles:
 def read_config(path: str | Path) -> PreTrainedConfig:
     """Return the config of a folder, a hub id or "seedling"; of a hub id only that file is fetched."""
     return _config(find(path, ["config.json", "tokenizer_config.json"]))
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return the files that hold the weights of a folder; a GGUF file is its own."""
+    if folder.is_file():
+        return [folder]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Notice)  # opening them has given the same
+        return [folder / name for name in sorted(_weight_files(folder))]
 
 
 def find(path: str | Path, files: Sequence[str] = FILES) -> Path:

@@ -23,8 +23,8 @@ from graft.base.fingerprint import count
 from graft.core.anatomy import predicts_hidden
 from graft.core.site import shown
 from graft.errors import GraftError, ModelError, UsageError, listed, notice, one_of
-from graft.models.dtype import AUTO, file_dtype, fitting, stored_dtype
-from graft.models.files import ModelFiles, first_line, open_files
+from graft.models.dtype import AUTO, file_dtype, fitting, rounded, stored_dtype
+from graft.models.files import ModelFiles, first_line, open_files, weight_files
 from graft.models.tokenizer import tokenizer_of
 from graft.quant import is_packed
 from graft.quant.finite import require_finite
@@ -85,7 +85,14 @@ def load(
                     opened.folder, local_files_only=True
                 )
             narrow = None if asked else file_dtype(opened, chosen)
-            base = Base(model, tokenizer_of(opened.folder, model), str(path), file_dtype=narrow)
+            base = Base(
+                model,
+                tokenizer_of(opened.folder, model),
+                str(path),
+                file_dtype=narrow,
+                files=weight_files(opened.folder),
+                rounded=rounded(opened, chosen),
+            )
         base.probe()
         return base
 

@@ -65,9 +65,9 @@ class Sketch(Base):
         owners = (m for b in outer_blocks(self.model) for m in b.modules() if m._parameters)
         return None if all(map(kind_of, owners)) else "its blocks are more than attention and projections"
 
-    def fingerprint(self) -> str:
-        """Return "": there are no values to fingerprint."""
-        return ""
+    def _samples(self) -> tuple[str, None]:
+        """Return ("", None): there are no values to take samples of."""
+        return "", None
 
     def _tell(self, *_: Any) -> None:
         """Do nothing: the run itself says it."""

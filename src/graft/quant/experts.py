@@ -77,10 +77,11 @@ corrections: WeakKeyDictionary[nn.Module, Correction] = WeakKeyDictionary()
 class PackedExperts(nn.ModuleList):
     """The matrices of all experts, each packed (out, in) as the layer of a linear would be.
 
-    transposed: the parameter that they replace stores (in, out).
+    transposed: the parameter that they replace stores (in, out).  origin: see `QuantLinear`, of all of them.
     """
 
     transposed = False
+    origin = ""
     _is_hf_initialized = True  # transformers draws no numbers for it
 
     @property

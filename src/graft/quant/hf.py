@@ -21,6 +21,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from graft.errors import ModelError, listed
 from graft.quant.experts import PackedExperts, packed_experts, seat, use_ours
 from graft.quant.linear import QuantLinear
+from graft.quant.origin import of_blocks
 from graft.quant.replace import (
     damaged,
     dequantise_model,
@@ -46,6 +47,7 @@ class GraftQuantConfig(QuantizationConfigMixin):
     scheme, block, double: see `Scheme`.  skip: names of linears to leave alone, whole paths or ends of them.
     modules: path -> {block, double} of the packed layers, if they are not those of the rule in `replace`.
     experts: the rule packs experts too; folders that do not say so were written before it did.
+    origin: what tells the weights that were packed (`graft.quant.origin`), where that is known.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class GraftQuantConfig(QuantizationConfigMixin):
         skip: list[str] | None = None,
         modules: dict[str, dict[str, Any]] | None = None,
         experts: bool = True,
+        origin: str | None = None,
         **_: Any,  # what later versions may add
     ) -> None:
         self.quant_method = METHOD  # type: ignore[assignment]  # transformers' list is of its own methods
@@ -64,6 +67,7 @@ class GraftQuantConfig(QuantizationConfigMixin):
         self.block = usual.block
         self.double = usual.double
         self.skip, self.modules, self.experts = skip or [], modules, experts
+        self.origin = origin if isinstance(origin, str) else None
 
     @classmethod
     def from_dict(cls, config_dict: Any, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
@@ -221,7 +225,7 @@ class GraftQuantizer(HfQuantizer):
             for name in (*dict(packable(model)), *packable_experts(model))
             if not _ends(name, config.skip)
         }
-        config.experts = True
+        config.experts, config.origin = True, of_blocks(model)
         config.modules = (
             None if set(layers) == by_rule and all(v == usual for v in layers.values()) else layers
         )

@@ -72,8 +72,10 @@ class QuantLinear(nn.Module):
 
     dtype: of `weight`; products follow x.
     transposed: it replaces a Conv1D, which stores (in, out).
+    origin: what tells the weight that it was made from (`graft.quant.origin`); "" where nobody knows.
     """
 
+    origin = ""
     codes: Tensor
     scale: Tensor  # of groups, as is minimum
     minimum: Tensor

@@ -20,6 +20,7 @@ from graft.errors import GraftError, ModelError, UsageError
 from graft.quant.experts import PackedExperts, outer_modules, packed_experts, projections, seat, use_ours
 from graft.quant.finite import not_finite_error
 from graft.quant.linear import PACKED, Quantise, QuantLinear
+from graft.quant.origin import digest_of
 from graft.quant.scheme import Scheme
 
 # What to do about a checkpoint with a NaN or an infinity.
@@ -193,6 +194,7 @@ def replace_experts(module: Any, name: str, scheme: Scheme, weight: torch.Tensor
         values = held.detach() if weight is None else weight
         packed = PackedExperts.pack(values, scheme, transposed=module.is_transposed)
     if packed is not None:
+        packed.origin = digest_of(values)
         seat(module, name, packed.train(module.training).requires_grad_(False))
     return packed is not None
 
@@ -212,6 +214,7 @@ def replace(
     with torch.no_grad():
         layer = QuantLinear.pack(matrix(module, weight).detach(), scheme, module.bias, quantise)
     if layer is not None:
+        layer.origin = digest_of(module.weight if weight is None else weight)
         layer.transposed = is_conv1d(module)
         model.set_submodule(name, layer.train(module.training).requires_grad_(False))
     return layer is not None

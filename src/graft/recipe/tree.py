@@ -66,7 +66,7 @@ class Data(Section):
     # layout of a row; auto recognises text, messages, prompt/completion, alpaca, sharegpt, tags, preferences
     format: Name = "auto"
     max_length: Count = 1024  # tokens per row; longer rows are cut, and counted in the data report
-    pack: bool = True  # several rows in one sequence, never seeing each other
+    pack: bool = True  # several rows in one sequence, never seeing each other; steps stay the same
     bad_rows: BadRows = "strict"  # strict: a defective row stops the run; skip: it is listed and left out
     template: Name | None = None  # chat template: a file or a builtin name; null: the tokenizer's own
     # read control tokens in texts, prompts and completions as tokens; rows that the template wrote always are

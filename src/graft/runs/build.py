@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -108,9 +109,19 @@ def recipe_behind(recipe: Recipe) -> Recipe:
 
 
 def feed(base: Base, recipe: Recipe, examples: Sequence[Any], batch_size: int, micro_batch_size: int) -> Feed:
-    """Return the batches of examples; packed if the recipe asks for it and the model allows it."""
-    length = recipe.data.max_length
-    stage = stage_of(recipe)
-    pack = recipe.data.pack and stage.packs and base.unpackable(length) is None
-    batches = stage.batches(base, length, pack=pack)
-    return Feed(examples, batches, batch_size, micro_batch_size, recipe.train.seed)
+    """Return the batches of a run's steps; packed if the recipe asks for it and the model allows it."""
+    stage, length = stage_of(recipe), recipe.data.max_length
+    may_pack = stage.packs and base.unpackable(length) is None
+    packed = stage.batches(base, length, pack=may_pack)
+    batches = packed if recipe.data.pack else stage.batches(base, length, pack=False)
+    # Whether the recipe asks for packing must not change which rows make a step.
+    return Feed(
+        examples, batches, batch_size, micro_batch_size, recipe.train.seed, by_length=not packed.packs
+    )
+
+
+def scoring_feed(base: Base, recipe: Recipe, examples: Sequence[Any]) -> Feed:
+    """Return the batches of an evaluation, in which padded rows of similar lengths stand together."""
+    size = recipe.evaluate.batch_size
+    of_steps = feed(base, recipe, examples, size, size)
+    return replace(of_steps, by_length=not of_steps.batches.packs)

@@ -1,10 +1,12 @@
 """What must be equal at every start of a run: its settings, its base, its rows, and adapters that it reads.
 
 The same command in the same folder continues a run, or finds it finished. With anything else that would
-change its steps, the folder belongs to another run, and that is refused before anything is written.
+change its steps, the folder belongs to another run, and that is refused before anything is written. Files
+count by what they hold: folders of models, rows and adapters may be moved.
 """
 
 import hashlib
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from graft import storage
 from graft.base.base import Base
 from graft.data import Prepared
 from graft.data.encode import Examples
+from graft.errors import AdapterError, notice
 from graft.recipe import Recipe, read
 from graft.training.checkpoint import same_run
 
@@ -21,6 +24,7 @@ FREE = (
     "output",
     "evaluate",
     "data.test",
+    "data.pack",
     "stage.runaway",
     "stage.kl_limit",
     "train.micro_batch_size",
@@ -34,6 +38,14 @@ FREE = (
     "train.sample_tokens",
 )
 FILE = "identity.json"
+# Settings that name files, which count by what they hold, by the words for what it is.
+PLACES = {
+    "model": "the base",
+    "data.train": "the training rows",
+    "data.eval": "the held-out rows",
+    "data.template": "the template",
+}
+NOTABLE_S = 1.0  # seconds of reading a base, above which we say so
 # Settings that name adapters, which count by what they hold: a folder may be moved, and trained anew.
 ADAPTERS = ("adapter", "stage.rewards", "stage.judge")
 
@@ -42,13 +54,45 @@ def identity(recipe: Recipe, base: Base, prepared: Prepared) -> dict[str, Any]:
     """Return the identity of a run.  recipe: as it was given."""
     settings = _settings(recipe)
     held = {f"fingerprint of {key}": _held(settings.pop(key)) for key in ADAPTERS if key in settings}
+    template = storage.encode(prepared.template) if prepared.template is not None else b""
     return {
         **settings,
+        **{storage.PATH + PLACES[key]: where for key, where in _places(_flat(recipe)).items()},
         **held,
         "fingerprint of the base": base.fingerprint(),
+        "samples of the blocks of the base": base.origin(),
+        "adapters merged into the base": [base.adapters[one.adapter].fingerprint() for one in base.merged],
+        **_contents(base),
         "fingerprint of the training rows": _fingerprint(prepared.train),
         "fingerprint of the held-out rows": _fingerprint(prepared.eval),
+        "fingerprint of the classes": hashlib.sha256(storage.encode(prepared.labels)).hexdigest(),
+        "fingerprint of the template": hashlib.sha256(template).hexdigest(),
     }
+
+
+def require_same_base(folder: Path, base: Base) -> None:
+    """Raise AdapterError unless a run was trained on this base, with these weights and this config."""
+    try:
+        kept = storage.read_json(folder / FILE)
+    except (OSError, ValueError):
+        return  # of a Graft before there was one, or damaged: the adapter's own file says what it can
+    known = kept if isinstance(kept, dict) else {}
+    if changed := storage.changes(known, _contents(base)):
+        raise AdapterError(
+            f"{base.name} is not the base that {folder} was trained on ({changed})",
+            "the weights and the config.json of that time",
+            f"restore them; or name the two yourself: {base.name} --adapter {folder / 'adapter'}",
+        )
+
+
+def _contents(base: Base) -> dict[str, Any]:
+    """Return `Base.contents`, and say so where it took long."""
+    began = time.perf_counter()
+    found = base.contents()
+    if (seconds := time.perf_counter() - began) > NOTABLE_S:
+        again = "it is remembered while they stay as they are" if base.files else "as at every start"
+        notice(f"the weights of {base.name} were read for their digest, which took {seconds:.1f} s: {again}")
+    return found
 
 
 def require_same_settings(folder: Path, chosen: Recipe) -> None:
@@ -84,11 +128,23 @@ def claim(folder: Path, identity: dict[str, Any]) -> None:
 
 def _settings(recipe: Recipe) -> dict[str, Any]:
     """Return the settings that must be equal when a run is resumed, by dotted key."""
+    flat = _flat(recipe)
+    apart = {*FREE, *_places(flat)}
+    return {key: value for key, value in flat.items() if key not in apart}
+
+
+def _places(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings that name files which count by what they hold."""
+    return {key: value for key in PLACES if isinstance(value := settings.get(key), str | list)}
+
+
+def _flat(recipe: Recipe) -> dict[str, Any]:
+    """Return all settings by dotted key."""
     flat: dict[str, Any] = {}
     for key, value in recipe.model_dump().items():
         grouped = key in ("data", "train") or (key == "stage" and isinstance(value, dict))
         flat |= {f"{key}.{k}": v for k, v in value.items()} if grouped else {key: value}
-    return {key: value for key, value in flat.items() if key not in FREE}
+    return flat
 
 
 def _held(named: Any) -> Any:

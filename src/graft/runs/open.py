@@ -19,6 +19,7 @@ from graft.planning.fit import require_tokenizer
 from graft.recipe import Recipe, read
 from graft.recipe.chain import last_finished
 from graft.runs.build import load_base
+from graft.runs.identity import require_same_base
 
 
 @dataclass
@@ -135,6 +136,7 @@ def _open_run(folder: Path, quant: str | None) -> Opened:
         base = load(folder / "model", quant=quant, dtype=recipe.dtype)
         return Opened(base, None, recipe, folder, by_template)
     base = load_base(recipe, quant)
+    require_same_base(folder, base)
     name = folder.resolve().name
     base.load_adapter(folder / "adapter", name)
     if (folder / "adapter" / "tokenizer_config.json").exists():

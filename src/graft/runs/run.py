@@ -31,7 +31,7 @@ from graft.models.dtype import AUTO, FORMATS
 from graft.models.load import DTYPES
 from graft.planning.fit import fitting, of_adapter, positions_taken, require_tokenizer
 from graft.recipe import Recipe, read
-from graft.runs.build import feed, grown, load_base, settled, settled_on
+from graft.runs.build import feed, grown, load_base, scoring_feed, settled, settled_on
 from graft.runs.effect import without_effect
 from graft.runs.hear import Notes, RunObserver, heard, note_of
 from graft.runs.identity import as_begun, claim, identity, require_same_settings
@@ -262,11 +262,10 @@ def _task(work: _Work, identity: Mapping[str, Any], observer: RunObserver) -> Ta
     base = work.base
     recipe = work.recipe
     prepared = work.prepared
-    size = recipe.evaluate.batch_size
     prompts = recipe.train.samples
     feeds: Mapping[str, Feed] = {
         "train": feed(base, recipe, prepared.train, recipe.train.batch_size, recipe.train.micro_batch_size),
-        "eval": feed(base, recipe, prepared.eval or [], size, size),
+        "eval": scoring_feed(base, recipe, prepared.eval or []),
     }
     feeds = work.stage.before_training(base, work.start, feeds, work.folder, identity)
     rows: Feed | Rollouts = feeds["train"]

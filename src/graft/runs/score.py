@@ -21,7 +21,7 @@ from graft.evaluate.usable import by_examples, by_texts, check_metrics, unanswer
 from graft.planning.fit import fitting, require_tokenizer
 from graft.recipe import Recipe, read
 from graft.recipe.chain import last_finished
-from graft.runs.build import feed
+from graft.runs.build import scoring_feed
 from graft.runs.open import Opened
 from graft.stages.stage import find, stage_of
 
@@ -94,7 +94,7 @@ def evaluation_set(opened: Opened, recipe: Recipe, chosen: Chosen) -> tuple[Held
     if unknown:
         notes.append(_note_of_classes(unknown, rows, metrics))
     writing = {"max_new_tokens": recipe.evaluate.max_new_tokens, "batch_size": size}
-    examples = feed(base, recipe, encoded.examples, size, size)
+    examples = scoring_feed(base, recipe, encoded.examples)
     if by_examples(metrics):
         examples = stage.before_scoring(base, opened.adapter, examples, opened.folder)
     scored = Scored(examples, stage, tuple(unknown))

@@ -7,9 +7,9 @@
 
 The file is read again from its folder, the way its target program sees it: a `Reading` gives its logits and
 weights. A new format brings its own reading (`readback`) and calls `certify` before its folder is renamed
-into place. The certificate also holds fingerprints of base and adapters, versions, and the SHA-256 of every
-file, so that `graft verify` can repeat everything, and so that loading finds files that were changed
-(`storage.written`). Its own SHA-256 is its first entry.
+into place. The certificate also holds fingerprints of base and adapters, a digest of all weights of the base
+and its settings, versions, and the SHA-256 of every file, so that `graft verify` can repeat everything, and so
+that loading finds files that were changed (`storage.written`). Its own SHA-256 is its first entry.
 """
 
 import contextlib
@@ -179,13 +179,19 @@ def described(base: "Base") -> dict[str, Any]:
     return {
         "name": str(Path(base.name).resolve()) if Path(base.name).exists() else base.name,
         "fingerprint": base.fingerprint(),
+        "contents": base.contents(),
         "class": type(base.model).__name__,
         "family": base.family,
-        "dtype": next((word for word, dtype in DTYPES.items() if dtype == base.dtype), str(base.dtype)),
+        "dtype": dtype_word(base),
         "quant": base.quant,
         "group": next((scheme.block for scheme in schemes if scheme.grouped), 0),
         "tokenizer": base.tokenizer is not None,
     }
+
+
+def dtype_word(base: "Base") -> str:
+    """Return the word by which `graft.load` knows the dtype of a base."""
+    return next((word for word, dtype in DTYPES.items() if dtype == base.dtype), str(base.dtype))
 
 
 def versions() -> dict[str, str]:

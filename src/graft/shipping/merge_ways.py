@@ -21,7 +21,7 @@ from graft.errors import GraftError, UsageError, one_of
 from graft.models.load import load
 from graft.quant import QuantLinear, packed_layers
 from graft.shipping import prompts
-from graft.shipping.certificate import described, stacked, unmerged
+from graft.shipping.certificate import dtype_word, stacked, unmerged
 from graft.shipping.fidelity import answers, drift, perplexity, survival
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def original_of(base: "Base", names: Sequence[str], folder: str | Path | None = 
     folder: where it lies; by default what `base` was loaded from and quantised on the way.
     """
     where = folder or base.name
-    original = load(where, "none", described(base)["dtype"], device=base.device)
+    original = load(where, "none", dtype_word(base), device=base.device)
     original.file_dtype = base.file_dtype
     as_stored = folder is None and getattr(getattr(base.model, "hf_quantizer", None), "pre_quantized", False)
     if as_stored or original.quant != "none":

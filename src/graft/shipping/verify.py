@@ -3,7 +3,7 @@
 Of a folder without a certificate only the files are checked (`verify_files`).
 
     files        SHA-256 of each
-    base         loaded from where it was; its fingerprint
+    base         loaded from where it was; its fingerprint, all its weights, its settings
     adapters     likewise; for an exported adapter, the folder itself
     prompts, weights, logits, perplexity     measured again
 
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from graft import storage
-from graft.errors import GraftError, ModelError
+from graft.errors import GraftError, ModelError, UsageError
 from graft.models.files import find, quantisation, read_config
 from graft.models.load import load, model_class
 from graft.shipping.certificate import CERTIFICATE, QUANTISED, measured, versions
@@ -123,7 +123,7 @@ def _reopened(
             source = original_of(base, names, facts["added_to"]["name"])
         except GraftError as error:
             raise _missing("original", error, checks) from error
-        checks.append(_fingerprint("original", source.fingerprint(), facts["added_to"], source.name))
+        checks.append(_same_base("original", source, facts["added_to"]))
     yield base, source, names
 
 
@@ -142,8 +142,18 @@ def _base(what: str, wanted: dict[str, Any], checks: list[Check]) -> "Base":
     except GraftError as error:
         raise _missing(what, error, checks) from error
     base.tokenizer = base.tokenizer if wanted["tokenizer"] else None
-    checks.append(_fingerprint(what, base.fingerprint(), wanted, base.name))
+    checks.append(_same_base(what, base, wanted))
     return base
+
+
+def _same_base(what: str, base: "Base", wanted: dict[str, Any]) -> Check:
+    """Compare a base with what a certificate says of it; older ones say nothing of all its contents."""
+    check = _fingerprint(what, base.fingerprint(), wanted, base.name)
+    then = wanted.get("contents")
+    if check.state != SAME or not isinstance(then, dict):
+        return check
+    changed = storage.changes(then, base.contents())
+    return Check(what, DIFFERS, f"{base.name} is not what was exported: {changed}") if changed else check
 
 
 def _adapter(

@@ -158,7 +158,8 @@ class Online(Stage):
     def depends(self, base: Base) -> Mapping[str, Any]:
         # Adapters that are named are part of every run's identity by their content.
         functions = [name for name in self.paying if is_function(name)]
-        return {f"fingerprint of {name}": value for name, value in fingerprints(base, functions).items()}
+        paid_by = {f"fingerprint of {name}": value for name, value in fingerprints(base, functions).items()}
+        return {**paid_by, "end tokens of the base": end_tokens(base, chat=False)}
 
     def before_training(
         self, base: Base, start: Start, feeds: Mapping[str, Feed], folder: Path, identity: Mapping[str, Any]

@@ -8,7 +8,6 @@ Answers that are written while the model trains cannot be read before: for them 
 stays attached beside it.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -185,8 +184,7 @@ def _kept(folder: Path, identity: Mapping[str, Any], file: str | None) -> dict[s
     except CheckpointError as error:
         notice(f"{error.given}: the reference is made again")
         return None
-    before, now = facts["identity"], json.loads(storage.encode(dict(identity)))  # JSON has no tuples
-    if any(before[key] != now[key] for key in {*before} & {*now}):
+    if not storage.is_same_run(facts["identity"], identity):
         return None
     if file is None:
         return {}

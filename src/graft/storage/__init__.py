@@ -11,6 +11,7 @@ from graft.storage.commits import (
 )
 from graft.storage.digests import cache_folder, digest, known_digest
 from graft.storage.disk import disk_full, free_bytes, retry_while_full
+from graft.storage.sameness import PATH, changes, is_same_run, kinds
 from graft.storage.seals import seal, unseal
 from graft.storage.writes import (
     encode,
@@ -32,14 +33,18 @@ from graft.storage.written import CERTIFICATE, as_they_are, is_comparing, requir
 __all__ = [
     "CERTIFICATE",
     "MANIFEST",
+    "PATH",
     "as_they_are",
     "cache_folder",
+    "changes",
     "commit",
     "digest",
     "disk_full",
     "encode",
     "free_bytes",
     "is_comparing",
+    "is_same_run",
+    "kinds",
     "known_digest",
     "latest",
     "new_file",

@@ -9,7 +9,6 @@
 The order of rows and the learning rate are pure functions of the step, so nothing else needs to be stored.
 """
 
-import json
 import platform
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -140,7 +139,7 @@ class Checkpoints:
         """Raise CheckpointError for another run's checkpoint; warn about other versions of libraries."""
         facts = storage.validate(checkpoint)
         same_run(checkpoint, facts["identity"], self.identity)
-        if changed := _changes(facts["versions"], versions()):
+        if changed := storage.changes(facts["versions"], versions()):
             self.warn(f"resumed with other versions ({changed}): results may differ in the last bits")
 
 
@@ -154,14 +153,13 @@ def _bytes(parts: Mapping[str, Mapping[str, torch.Tensor]]) -> int:
 
 
 def same_run(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Raise CheckpointError, naming every key that differs, unless both identities are equal.
+    """Raise CheckpointError, naming every key that differs, unless both identities are those of one run.
 
     folder: the run's or the checkpoint's, for the message.
     """
-    as_stored = json.loads(storage.encode(dict(now)))  # JSON has no tuples
-    if changed := _changes(before, as_stored):
+    if not storage.is_same_run(before, now):
         raise CheckpointError(
-            f"{folder} belongs to a run with different settings ({changed})",
+            f"{folder} belongs to a run with {storage.kinds(before, now)} ({storage.changes(before, now)})",
             "the settings, base and data that the run began with",
             "restore them to continue that run; for a new one choose another output, or delete the folder",
         )
@@ -176,17 +174,3 @@ def versions() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
-
-
-def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Return the keys whose values differ, as "key: before -> now; ..."; "" if there are none.
-
-    A key that only one side has was unknown to the Graft that wrote the other.
-    """
-    keys = [key for key in sorted({*before} & {*now}) if before[key] != now[key]]
-    return "; ".join(f"{key}: {_short(before.get(key))} -> {_short(now.get(key))}" for key in keys)
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -180,7 +180,7 @@ class Rollouts(Source):
         except CheckpointError as error:
             notice(f"{error.given}: the answers are written again")
             return None
-        if facts["identity"] != self.identity:
+        if not storage.is_same_run(facts["identity"], self.identity):
             return None
         sampled = Sampled.from_tensors(load_file(place / FILE), self.feed.examples)
         return _Iteration(number, self.stage.lessons(sampled), facts["facts"], facts["memory"])
