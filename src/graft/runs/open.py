@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from graft import seedling, storage
 from graft.base.base import Base
 from graft.core.positions import context_length
 from graft.data.templates import Prompt
@@ -18,6 +19,7 @@ from graft.planning.fit import require_tokenizer
 from graft.recipe import Recipe, read
 from graft.recipe.chain import last_finished
 from graft.runs.build import load_base
+from graft.stages.stage import stage_of
 
 
 @dataclass
@@ -127,8 +129,7 @@ def _open_run(folder: Path, quant: str | None) -> Opened:
         raise UsageError(
             f"{folder} has no adapter yet", "a run that has finished", f"continue it: graft train {folder}"
         )
-    report = json.loads((folder / "data_report.json").read_text(encoding="utf-8"))
-    by_template = bool(report.get("asks_by_template"))
+    by_template = _asks_by_template(folder, recipe)
     if recipe.fresh:
         base = load(folder / "model", quant=quant, dtype=recipe.dtype)
         return Opened(base, None, recipe, folder, by_template)
@@ -138,6 +139,21 @@ def _open_run(folder: Path, quant: str | None) -> Opened:
     if (folder / "adapter" / "tokenizer_config.json").exists():
         base.tokenizer = tokenizer_in(folder / "adapter")  # with the template of training
     return Opened(base, name, recipe, folder, by_template)
+
+
+def _asks_by_template(folder: Path, recipe: Recipe) -> bool:
+    """Return whether a run asks by the chat template: as its data report says, else as its rows do."""
+    try:
+        recorded = storage.read_json(folder / "data_report.json")["asks_by_template"]
+        if isinstance(recorded, bool):
+            return recorded
+    except (OSError, ValueError, RecursionError, LookupError, TypeError):
+        pass
+    notice(
+        f"{folder / 'data_report.json'} is missing or damaged: the rows tell whether to ask by the chat "
+        f"template; graft train {folder} writes it anew"
+    )
+    return stage_of(recipe).asks_by_template(seedling.located(recipe.data))
 
 
 def base_as_stored(name: str) -> Base:
