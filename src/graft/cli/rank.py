@@ -36,15 +36,15 @@ def rank(
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the same facts for programs.")] = False,
 ) -> None:
-    from graft.evaluate import leaderboard_text as text
-    from graft.evaluate.judgements import read_judgements  # torch costs seconds
-    from graft.evaluate.leaderboard import leaderboard
-
     if answers and page is None:
         raise UsageError("--answers without --page", "a page to show them on", "give --page FILE as well")
     for path in (csv_file, page):
         if path is not None:
             require_file(path)
+    from graft.evaluate import leaderboard_text as text
+    from graft.evaluate.judgements import read_judgements  # torch costs seconds
+    from graft.evaluate.leaderboard import leaderboard
+
     read = [one for path in judgements for one in read_judgements(path)]
     board = leaderboard(read, by, averaged=not separate, relative_to=relative_to, seed=seed)
     if csv_file is not None:

@@ -117,7 +117,8 @@ def system_error(
         return _full(number, place, needed)
     of_memory = number in (errno.ENOMEM, errno.EAGAIN)
     where = "" if place is None or of_memory else f"{final_path(place)}: "
-    reason = f"{os.strerror(number)} ({errno.errorcode.get(number, number)})"
+    said = getattr(error, "strerror", None) or os.strerror(number)
+    reason = f"{said} ({errno.errorcode.get(number, number)})"
     told = MachineError(f"{where}{reason} {doing}".rstrip(), *_WORDS.get(number, _OTHER))
     told.number = number
     return told

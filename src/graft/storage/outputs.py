@@ -49,32 +49,34 @@ def require_file(path: Path) -> None:
 
 def require_run_folder(path: Path) -> None:
     """Raise UsageError or MachineError if files cannot be written in this folder, which may be missing."""
-    require_writable(path / "recipe.yaml")
+    require_writable(path / "recipe.yaml", typed=path)
 
 
-def require_writable(path: Path) -> None:
+def require_writable(path: Path, typed: Path | None = None) -> None:
     """Raise UsageError or MachineError if nothing can be written under this name.
 
     Folders that are missing on the way count as writable if the nearest that exists is.
+    typed: the path for messages, if it is another one.
     """
+    typed = typed or path
     if "\0" in str(path) or any(len(os.fsencode(part)) > LONGEST for part in path.parts):
         expected = f"names of at most {LONGEST} bytes each, without NUL"
         raise UsageError(f"{str(path)[:80]!r} cannot be a path", expected, "choose another one")
-    with named_errors("while looking for it", path):
-        folder = _folder_above(path)
+    with named_errors("while looking for it", typed):
+        folder = _folder_above(path, typed)
     probe = writes.beside(folder / "probe")
-    with named_errors("while trying to write there", path):
+    with named_errors("while trying to write there", typed):
         try:
             writes.write(probe, b"")
         except OSError as error:
-            error.filename = str(path)
+            error.filename = str(typed)
             raise
         finally:
             with contextlib.suppress(OSError):
                 writes.remove(probe)
 
 
-def _folder_above(path: Path) -> Path:
+def _folder_above(path: Path, typed: Path) -> Path:
     """Return the nearest folder above a path that exists. Raises UsageError if it is a file."""
     _refuse_broken_link(path)
     for place in path.absolute().parents:
@@ -86,9 +88,8 @@ def _folder_above(path: Path) -> Path:
             _refuse_broken_link(place)
             continue
         if not stat.S_ISDIR(mode):
-            raise UsageError(
-                f"{place} is a file", f"a folder, for {path}", "choose another path, or move the file away"
-            )
+            what = "a folder" if place == typed.absolute() else f"a folder, for {typed}"
+            raise UsageError(f"{place} is a file", what, "choose another path, or move the file away")
         return place
     raise AssertionError("the root is a folder")
 

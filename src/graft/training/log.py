@@ -80,17 +80,16 @@ class Journal:
             return os.fstat(self._file.fileno()).st_size
 
     def cut(self, length: int) -> int:
-        """Remove everything after the first `length` bytes; return how many bytes are missing before that.
+        """Remove everything after the first `length` bytes; return how many of these are missing.
 
-        Of a file that is shorter the whole lines stay: growing it would fill it with NUL.
+        Of a file that is shorter, or that does not end with a line there, the whole lines stay: growing it
+        would fill it with NUL.
         """
         with storage.told_as_of(self.path):
-            size = os.fstat(self._file.fileno()).st_size
-            if size >= length:
-                self._file.truncate(length)
-                return 0
-            self._file.truncate(self.path.read_bytes().rfind(b"\n") + 1)
-            return length - size
+            kept = self.path.read_bytes()[:length]
+            end = kept.rfind(b"\n") + 1
+            self._file.truncate(end)
+            return length - end
 
     def close(self) -> None:
         """Close the file."""
