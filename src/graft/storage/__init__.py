@@ -3,15 +3,16 @@
 from graft.storage.commits import (
     MANIFEST,
     commit,
-    digest,
     latest,
     quarantine,
     rotate,
     steps,
     validate,
 )
+from graft.storage.digests import cache_folder, digest, known_digest
 from graft.storage.disk import free_bytes, named_errors, retry_while_full, system_error
 from graft.storage.outputs import output_folder, refuse_occupied, require_file, require_run_folder
+from graft.storage.seals import seal, unseal
 from graft.storage.writes import (
     clear,
     encode,
@@ -32,11 +33,13 @@ from graft.storage.writes import (
 
 __all__ = [
     "MANIFEST",
+    "cache_folder",
     "clear",
     "commit",
     "digest",
     "encode",
     "free_bytes",
+    "known_digest",
     "latest",
     "named_errors",
     "new_file",
@@ -52,11 +55,13 @@ __all__ = [
     "require_run_folder",
     "retry_while_full",
     "rotate",
+    "seal",
     "steps",
     "sweep",
     "sync",
     "system_error",
     "told_as_of",
+    "unseal",
     "validate",
     "write",
     "write_json",

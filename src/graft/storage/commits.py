@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from graft.errors import CheckpointError, notice
+from graft.storage.digests import digest
 from graft.storage.writes import beside, clear, encode, new_folder, rename, sync, write
 
 MANIFEST = "manifest.json"
@@ -80,12 +81,6 @@ def _damaged(path: Path, state: str, expected: str) -> CheckpointError:
     return CheckpointError(
         f"{path} {state}", expected, "use another checkpoint of the run, or delete this one"
     )
-
-
-def digest(path: Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def steps(folder: Path) -> list[tuple[int, Path]]:
