@@ -23,18 +23,16 @@ def test_equal_facts_make_equal_bytes_where_that_is_asked_for(tmp_path):
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
-def test_b13_a_flipped_bit_of_a_record_changes_nothing_or_is_seen(tmp_path):
+def test_b13_a_flipped_bit_of_a_record_is_seen(tmp_path):
     path = tmp_path / "a.json"
     storage.write_record(path, FACTS | {"nan": None})
-    whole, written = storage.read_record(path), path.read_bytes()
+    written = path.read_bytes()
     for place in range(0, 8 * len(written), 5):
         broken = bytearray(written)
         broken[place // 8] ^= 1 << place % 8
         path.write_bytes(broken)
-        try:
-            assert storage.read_record(path) == whole  # white space
-        except CheckpointError as error:
-            assert str(path) in error.given
+        with pytest.raises(CheckpointError, match=r"a\.json"):
+            storage.read_record(path)
 
 
 @pytest.mark.parametrize(
@@ -64,7 +62,7 @@ def test_b13_every_cut_of_a_record_is_seen_and_so_is_a_folder_in_its_place(tmp_p
     path = tmp_path / "a.json"
     storage.write_record(path, FACTS)
     written = path.read_bytes()
-    for length in range(len(written) - 1):  # the last byte ends the line
+    for length in range(len(written)):
         path.write_bytes(written[:length])
         with pytest.raises(CheckpointError):
             storage.read_record(path)

@@ -53,14 +53,20 @@ def identity(recipe: Recipe, base: Base, prepared: Prepared) -> dict[str, Any]:
 
 
 def require_same_settings(folder: Path, chosen: Recipe) -> None:
-    """Raise CheckpointError if the folder holds a run with different settings."""
-    if (recorded := _recipe_in(folder)) is not None:
-        now, before = _settings(chosen), _settings(recorded)
-        for key in ADAPTERS if chosen.adapter is None else ("method", *ADAPTERS):
-            now.pop(key, None)  # what an adapter is, and holds, is compared when it is loaded
-        if before["dtype"] == "auto":  # a recipe that somebody put there, of a run that has not begun
-            before["dtype"] = now["dtype"]
-        same_run(folder, before, now)
+    """Raise CheckpointError if the folder holds a run with different settings.
+
+    They are those of its identity, if that is there: recipe.yaml may be damaged, and is written again.
+    """
+    if not (folder / "recipe.yaml").exists():
+        return
+    now, before = _settings(chosen), _before(folder)
+    if not before and (recorded := _recipe_in(folder)) is not None:
+        before = _settings(recorded)
+    for key in ADAPTERS if chosen.adapter is None else ("method", *ADAPTERS):
+        now.pop(key, None)  # what an adapter is, and holds, is compared when it is loaded
+    if "auto" in (now["dtype"], before.get("dtype")):  # a recipe that somebody put there, of no run yet
+        del now["dtype"]
+    same_run(folder, before, now)
 
 
 def as_begun(chosen: Recipe) -> Recipe:

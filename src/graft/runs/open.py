@@ -10,7 +10,7 @@ from graft import seedling, storage
 from graft.base.base import Base
 from graft.core.positions import context_length
 from graft.data.templates import Prompt
-from graft.errors import UsageError, notice
+from graft.errors import CheckpointError, UsageError, notice
 from graft.evaluate import answers
 from graft.models.files import read_config
 from graft.models.load import DTYPES, load
@@ -19,6 +19,7 @@ from graft.planning.fit import require_tokenizer
 from graft.recipe import Recipe, read
 from graft.recipe.chain import last_finished
 from graft.runs.build import load_base
+from graft.runs.identity import require_same_settings
 from graft.stages.stage import stage_of
 
 
@@ -129,6 +130,10 @@ def _open_run(folder: Path, quant: str | None) -> Opened:
         raise UsageError(
             f"{folder} has no adapter yet", "a run that has finished", f"continue it: graft train {folder}"
         )
+    try:
+        require_same_settings(folder, recipe)
+    except CheckpointError as error:
+        notice(f"{folder / 'recipe.yaml'} was changed after the run began: {error.given}")
     by_template = _asks_by_template(folder, recipe)
     if recipe.fresh:
         base = load(folder / "model", quant=quant, dtype=recipe.dtype)

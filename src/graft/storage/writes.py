@@ -7,7 +7,6 @@ raise OSError, with the path, for every error of the system, also for those of w
 import contextlib
 import errno
 import fcntl
-import hashlib
 import json
 import os
 import uuid
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from graft.errors import CheckpointError, GraftError, notice
 from graft.storage.disk import TEMPORARY, number_of
+from graft.storage.seals import seal, unseal
 
 if TYPE_CHECKING:
     import torch
@@ -44,9 +44,8 @@ def write_record(path: Path, facts: Mapping[str, Any], *, sort: bool = False) ->
 
     sort: order the keys, so that equal facts give equal bytes.
     """
-    body = json.loads(json.dumps(dict(facts)))
-    sealed = body | {"sha256": _seal(body)}
-    replace(path, encode(sealed)) if sort else write_json(path, sealed)
+    plain = (json.dumps(dict(facts), indent=2, ensure_ascii=False) + "\n").encode()
+    replace(path, seal(encode(dict(facts)) if sort else plain))
 
 
 def read_record(path: Path) -> dict[str, Any] | None:
@@ -55,24 +54,19 @@ def read_record(path: Path) -> dict[str, Any] | None:
     Raises CheckpointError if the file cannot be read, or was changed after it was written.
     """
     try:
-        body = read_json(path)
-        unchanged = body.pop("sha256") == _seal(body)
+        body = unseal(path.read_bytes())
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, RecursionError, AttributeError, LookupError, TypeError) as error:
-        raise _damaged(path, f"cannot be read ({type(error).__name__})") from error
-    if not unchanged:
-        raise _damaged(path, "was changed after it was written")
-    return dict(body)
-
-
-def _seal(body: Any) -> str:
-    return hashlib.sha256(encode(body)).hexdigest()
+    except OSError as error:
+        raise _damaged(path, f"cannot be read ({error.strerror})") from error
+    if body is None:
+        raise _damaged(path, "is not as graft wrote it")
+    return dict(json.loads(body))
 
 
 def _damaged(path: Path, state: str) -> CheckpointError:
     remedy = f"move it away: graft train {path.parent} makes it again"
-    return CheckpointError(f"{path} {state}", "the file as graft wrote it", remedy)
+    return CheckpointError(f"{path} {state}", "a whole file", remedy)
 
 
 @contextlib.contextmanager
