@@ -10,7 +10,11 @@ GraftError                exit 1    anything the user can act on
 ├── TrainingError                   a training step failed
 │   └── Interrupted       exit 130  a signal stopped the run (143 for SIGTERM); see graft.training.signals
 ├── CheckpointError                 a checkpoint is damaged, or belongs to another run
-└── SpaceError            exit 74   the disk is full
+└── MachineError                    the operating system refused: a disk, a permission, memory
+    └── SpaceError        exit 74   the disk is full
+
+What changes the disk (run, train, export, save, quantise, convert) raises MachineError for every error of the
+system. What only reads leaves Python's OSError as it is; the command line words both alike.
 
 Where work goes on, but not quite as somebody may think, a Notice says so: a warning of Python, which the
 command line prints as a line of its own.
@@ -72,7 +76,16 @@ class CheckpointError(GraftError):
     """A checkpoint is damaged, or belongs to another run."""
 
 
-class SpaceError(GraftError):
+class MachineError(GraftError):
+    """The operating system refused: a disk, a permission, memory.
+
+    number: the system's error number, as in `errno`; 0 if there is none.
+    """
+
+    number = 0
+
+
+class SpaceError(MachineError):
     """The disk is full."""
 
     exit_code = 74

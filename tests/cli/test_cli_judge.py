@@ -178,7 +178,7 @@ judge one.jsonl two.jsonl --by http://127.0.0.1:1/v1
 judge one.jsonl two.jsonl --by http://[x --model gpt
 judge one.jsonl two.jsonl --by http://127.0.0.1:1/v1 --model gpt --form marks
 judge one.jsonl none.jsonl --by rule:shorter
-judge one.jsonl two.jsonl --by rule:shorter --out no/such/file
+judge one.jsonl two.jsonl --by rule:shorter --out one.jsonl/file
 judge one.jsonl two.jsonl --by rule:shorter --out two.jsonl
 judge one.jsonl one.jsonl --by rule:shorter
 rank
@@ -187,8 +187,8 @@ rank one.jsonl
 rank one.jsonl --by eloo
 rank JUDGED --by eloo
 rank JUDGED --relative-to x
-rank JUDGED --csv no/such/file
-rank JUDGED --page no/such/file
+rank JUDGED --csv one.jsonl/file
+rank JUDGED --page one.jsonl/file
 rank JUDGED --page page.html --answers none.jsonl
 rank JUDGED --answers one.jsonl
 """.strip().splitlines()

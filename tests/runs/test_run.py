@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import graft
 from graft.cli.chat import Conversation
-from graft.errors import CheckpointError, DataError, UsageError
+from graft.errors import CheckpointError, DataError, MachineError, UsageError
 from graft.recipe import read
 from graft.runs.open import open_model
 from graft.runs.page import report
@@ -113,7 +113,7 @@ def test_the_same_command_goes_on_from_the_last_checkpoint(done, folder):
                 raise MemoryError("killed")  # stands for the power cut: nothing is saved after it
 
     target, heard = folder / "killed", Heard()
-    with pytest.raises(MemoryError):
+    with pytest.raises(MachineError):
         run(recipe(folder, target), observer=Killed())
     result = run(recipe(folder, target), observer=heard)
     assert heard.resumes == [2] and heard.steps == [3, 4]

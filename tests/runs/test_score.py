@@ -1,12 +1,12 @@
 """Scores say which rows they are about: counted, sampled, or named where a metric cannot use them."""
 
-import json
 from collections import Counter
 
 import pytest
 from tiny_folder import CONFIG, rows, write_model, write_rows
 
 import graft
+from graft import storage
 from graft.errors import DataError, UsageError
 from graft.runs.open import Opened, open_model
 from graft.runs.run import run
@@ -207,7 +207,7 @@ def recorded(folder, fingerprint, before, scored=10):
     folder.mkdir()
     columns = {"before": {"perplexity": before}, "after": {"perplexity": 3.0}}
     facts = {"columns": columns, "coverage": {"fingerprint": fingerprint, "scored": scored}}
-    (folder / "evaluation.json").write_text(json.dumps(facts))
+    storage.write_record(folder / "evaluation.json", facts)
     return str(folder)
 
 

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from graft.base.base import Base
-from graft.errors import AdapterError, MergeError, UsageError
+from graft.errors import AdapterError, MachineError, MergeError, UsageError
 from graft.methods.full import Full
 from graft.methods.lora import LoRA
 from graft.methods.task_head import TaskHead
@@ -193,7 +193,7 @@ def test_a_failure_leaves_nothing_behind(tmp_path, monkeypatch):
         "write_model",
         lambda *_, **__: Path(tmp_path / "nowhere/x").write_text("x"),
     )
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(MachineError, match="nowhere"):
         export(base, tmp_path / "out")
     assert not list(tmp_path.iterdir())
 

@@ -254,7 +254,7 @@ def child(run, keys, kill=None, limit=None, nap=0.0):
         storage.writes.os = DyingOs(kill[1])
     if limit:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-        storage.PAUSES_S = (0.0, 0.0)
+        storage.disk.PAUSES_S = (0.0, 0.0)
     heard = []
     status = 0
     adapter = Adapter(width=keys.pop("width", WIDTH))

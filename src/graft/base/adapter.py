@@ -15,6 +15,7 @@ from graft.core.insert import InPlace
 from graft.core.method import Method
 from graft.core.part import Part, Seat
 from graft.errors import AdapterError, listed
+from graft.storage import named_errors
 
 Identity = Callable[[], dict[str, Any]]
 
@@ -180,9 +181,13 @@ class Adapter:
                 insert.load({suffix: tensors[keys.key(index, site, suffix)] for suffix in insert.saved()})
 
     def save(self, folder: str | Path) -> Path:
-        """Write `adapter_config.json` and `adapter_model.safetensors`, read the tensors again and compare."""
+        """Write `adapter_config.json` and `adapter_model.safetensors`, read the tensors again and compare.
+
+        Raises MachineError for errors of the system (SpaceError if the disk is full).
+        """
         base = {**self.base(), "quant": self.trained_on}
-        adapter_files.write(Path(folder), self.methods, self.parts, self.file_state(), base)
+        with named_errors("while saving the adapter", Path(folder)):
+            adapter_files.write(Path(folder), self.methods, self.parts, self.file_state(), base)
         self.folder = Path(folder).resolve()
         return Path(folder)
 

@@ -5,6 +5,7 @@ modules are imported inside the verbs' bodies: `graft --help` and every error of
 and torch alone takes two seconds.
 
     exit 0 done   1 failed   2 misuse   70 a defect of graft   74 disk full   130 interrupted   143 terminated
+    exit 141 nobody reads the output any longer (graft ... | head)
 """
 
 import os
@@ -13,7 +14,6 @@ import tempfile
 import traceback
 import warnings
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import typer
@@ -36,9 +36,9 @@ from graft.cli import (
     train,
     verify,
 )
-from graft.cli.say import note, noted, talk
+from graft.cli.say import finish, note, noted, talk
 from graft.errors import GraftError, Notice
-from graft.storage import disk_full
+from graft.storage import system_error
 
 app = typer.Typer(
     name="graft",
@@ -75,7 +75,9 @@ for _verb in VERBS:
 
 def main() -> None:
     """Run the command line of this process and exit."""
-    sys.exit(call(sys.argv[1:]))
+    code = call(sys.argv[1:])
+    finish()
+    sys.exit(code)
 
 
 def call(words: list[str]) -> int:
@@ -93,11 +95,9 @@ def call(words: list[str]) -> int:
         return 130
     except GraftError as error:
         return _fail(error)
-    except OSError as error:
-        full = disk_full(error, Path(error.filename or "."))
-        return _defect(error) if full is None else _fail(full)
     except Exception as error:
-        return _defect(error)
+        told = system_error(error, f"in graft {words[0]}" if words else "")
+        return _defect(error) if told is None else _fail(told)
     return 0
 
 
@@ -119,11 +119,17 @@ def _fail(error: GraftError) -> int:
 
 def _defect(error: Exception) -> int:
     """Print an unforeseen exception in one line, and write its traceback into a file."""
-    handle, name = tempfile.mkstemp(prefix="graft-", suffix=".txt")
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        traceback.print_exception(error, file=file)
     message = str(error).splitlines()[0] if str(error) else "no message"
     talk(f"graft: error: {type(error).__name__}: {message}")
     talk("  expected: no such error; it is a defect of graft")
-    talk(f"  to do:    report it with the traceback in {name}")
+    lines = traceback.format_exception(error)
+    try:
+        handle, name = tempfile.mkstemp(prefix="graft-", suffix=".txt")
+        with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.writelines(lines)
+        talk(f"  to do:    report it with the traceback in {name}")
+    except OSError as trouble:  # no folder for temporary files, or a full one
+        reason = trouble.strerror or trouble
+        talk(f"  to do:    report it with this traceback (no file could hold it: {reason})")
+        talk("".join(lines).rstrip())
     return 70

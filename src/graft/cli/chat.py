@@ -69,7 +69,7 @@ class Spoken:
         self._blank = text[len(words) :]
         if words:
             self._begun = True
-            print(words, end="", flush=True)
+            show(words, end="")
 
     def end(self, answer: str) -> None:
         """End the line, with the answer in it if none of it has come in pieces."""

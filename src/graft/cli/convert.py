@@ -8,6 +8,7 @@ import typer
 from graft.cli.say import after, show, show_json, talk
 from graft.errors import UsageError
 from graft.sizes import size_of
+from graft.storage import refuse_occupied
 
 
 def add_to(app: typer.Typer) -> None:
@@ -41,6 +42,7 @@ def convert(
 
     A pickle can run code when it is read: graft reads its weights only, in a separate process with limits.
     """
+    refuse_occupied(folder, force=force)  # before the work
     for_tuned = bool(r or energy or rest != "name")
     legacy, pickled = _legacy(source, for_tuned=for_tuned), Path(source).is_file()
     if legacy is None:
@@ -124,9 +126,7 @@ def _extract(source: str, folder: Path, base: str, *, rest: str, force: bool, **
     from graft.models.tokenizer import tokenizer_in
     from graft.runs.open import base_as_stored
     from graft.shipping.export import export  # torch costs seconds
-    from graft.storage import refuse_occupied
 
-    refuse_occupied(folder, force=force)  # before the work
     frozen = base_as_stored(base)
     if (Path(source) / "tokenizer_config.json").exists():
         frozen.tokenizer = tokenizer_in(source)  # with the template of the tuning

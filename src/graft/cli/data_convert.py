@@ -10,7 +10,7 @@ import typer
 
 from graft.cli.say import after, show, show_json, talk
 from graft.errors import DataError, UsageError, one_of
-from graft.storage import new_file, refuse_occupied
+from graft.storage import new_file, require_file
 
 if TYPE_CHECKING:
     from graft.data.convert import Converted
@@ -45,7 +45,9 @@ def convert_rows(
     one_of("--paths", paths, PATHS)
     if out.suffix != ".jsonl":
         raise UsageError(f"the file {out}", "one that ends in .jsonl", "write for instance rows.jsonl")
-    refuse_occupied(out, force=force)
+    require_file(out)
+    if out.exists() and not force:
+        raise UsageError(f"{out} exists", "a new file", "choose another name, or pass --force")
     made = convert(records(path), to, paths=paths, lang=lang)
     if not made.rows:
         counts = ", ".join(f"{reason} {n}" for reason, n in _by_reason(made).items())

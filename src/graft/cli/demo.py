@@ -1,6 +1,5 @@
 """graft demo: do the main job from end to end on the embedded model and data, in a few minutes."""
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,6 +8,7 @@ import typer
 from graft.cli.progress import Progress
 from graft.cli.say import after, show, table, talk
 from graft.errors import UsageError
+from graft.storage import require_run_folder
 
 
 def add_to(app: typer.Typer) -> None:
@@ -30,6 +30,7 @@ def demo(
             f"{folder} already holds a demo", "a new folder", f"delete it, or: graft demo --folder {folder}-2"
         )
 
+    require_run_folder(folder)
     from graft.models.load import load
     from graft.planning.plan import plan
     from graft.runs import demo as job  # torch costs seconds
@@ -89,5 +90,7 @@ def _table(scores: dict[str, Any], perplexity: dict[str, float]) -> str:
 
 def _perplexity(folder: Path) -> dict[str, float]:
     """Return the perplexity in each column of the run's evaluation."""
-    columns = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))["columns"]
+    from graft.runs.score import evaluation_of
+
+    columns = evaluation_of(str(folder)).get("columns", {})
     return {name: column["perplexity"] for name, column in columns.items() if "perplexity" in column}

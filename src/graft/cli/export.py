@@ -8,6 +8,7 @@ import typer
 
 from graft.cli.say import after, show, show_json, talk
 from graft.sizes import size_of
+from graft.storage import refuse_occupied
 
 
 def add_to(app: typer.Typer) -> None:
@@ -35,6 +36,7 @@ def export(
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the same facts for programs.")] = False,
 ) -> None:
+    refuse_occupied(folder, force=force)  # before the work
     from graft.runs.open import open_model
     from graft.shipping.export import CERTIFICATE, LAYOUTS
     from graft.shipping.export import export as write  # torch costs seconds

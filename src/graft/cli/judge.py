@@ -9,6 +9,7 @@ import typer
 from graft.cli.compare import prompt_lines
 from graft.cli.say import after, note, show, show_json, table, talk
 from graft.errors import DataError, UsageError, listed
+from graft.storage import require_file
 
 if TYPE_CHECKING:
     from graft.evaluate.answer_files import Answers
@@ -52,8 +53,7 @@ def judge(
     force: Annotated[bool, typer.Option("--force", help="Replace the file of judgements.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the same facts for programs.")] = False,
 ) -> None:
-    if out.is_dir() or not out.parent.is_dir():
-        raise UsageError(f"{out} cannot be written", "a file in a folder that exists", "give another --out")
+    require_file(out)
     page = out.with_suffix(".report.html")
     if there := [path for path in (out, page) if path.exists() and not force]:
         raise UsageError(f"{there[0]} exists", "a new file", "give another --out, or --force")
@@ -62,6 +62,7 @@ def judge(
     from graft.evaluate.judges import judged
     from graft.storage import replace
 
+    out.parent.mkdir(parents=True, exist_ok=True)
     chosen = _judge(by, model, form, out, {"workers": workers, "timeout_s": timeout_s})
     read = _answers(answers, prompts, limit, max_new_tokens, out)
     if len(read) < 2:

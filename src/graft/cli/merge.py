@@ -10,6 +10,7 @@ from graft.cli.export import certificate_line
 from graft.cli.say import after, show, show_json, table, talk
 from graft.errors import UsageError, one_of
 from graft.sizes import size_of
+from graft.storage import refuse_occupied
 
 if TYPE_CHECKING:
     from graft.runs.open import Opened
@@ -57,11 +58,10 @@ def merge(
     json: Annotated[bool, typer.Option("--json", help="Print the same facts for programs.")] = False,
 ) -> None:
     one_of("--as", form, FORMS)
+    refuse_occupied(folder, force=force)  # before the work
     from graft.runs.open import open_model  # torch costs seconds
     from graft.shipping.export import CERTIFICATE, REPORT, check_into, export, minima_hold
-    from graft.storage import refuse_occupied
 
-    refuse_occupied(folder, force=force)  # before the work
     opened = open_model(model, adapters=adapter or (), quant=quant)
     check_into(opened.base, into)
     blended = _blend(opened, weight or [], how=how, density=density, r=r, seed=seed)

@@ -8,6 +8,7 @@ import typer
 
 from graft.cli.say import after, show, show_json, table
 from graft.core.cards import ABILITIES, REQUIRED, Card, card, cards, pages
+from graft.storage import replace, require_run_folder
 
 # The kinds of graft.core.site, in words.
 PLACES = {
@@ -47,9 +48,10 @@ def methods(
 
         counts = count_methods(model)
     if write is not None:
+        require_run_folder(write)
         write.mkdir(parents=True, exist_ok=True)
         for file, text in pages().items():
-            (write / file).write_text(text, encoding="utf-8")
+            replace(write / file, text.encode())
         after(f"open {write / 'README.md'}")
     elif json:
         show_json([_facts(one) | ({"trained": counts[one.name]} if counts else {}) for one in chosen])

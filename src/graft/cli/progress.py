@@ -1,5 +1,6 @@
 """Print the progress of a run: a line per `log_every` steps, and a bar if stderr is a terminal."""
 
+import contextlib
 import sys
 import time
 from collections.abc import Sequence
@@ -38,13 +39,19 @@ class Progress:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
         if self._bar is not None:
-            self._bar.stop()
+            with contextlib.suppress(OSError):
+                self._bar.stop()
+            self._bar = None
 
     def say(self, text: str) -> None:
-        """Print a line, above the bar if there is one."""
+        """Print a line, above the bar if there is one. A run goes on without its terminal."""
         if self._bar is not None:
-            self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            with contextlib.suppress(OSError):
+                self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
         else:
             talk(text)
 
@@ -148,9 +155,7 @@ class Progress:
             print_markup(line) if colour else talk(line)
 
     def finished(self, record: dict[str, Any]) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
+        self._stop()
 
 
 def _of_answers(record: dict[str, Any]) -> list[str]:

@@ -8,6 +8,7 @@ import typer
 from graft.cli.say import after, show, show_json, talk
 from graft.cli.words import STAGES
 from graft.sizes import size_of
+from graft.storage import refuse_occupied
 
 
 def add_to(app: typer.Typer) -> None:
@@ -37,6 +38,7 @@ def quantize(
 
     chosen = {"train": data, "limit": rows, "max_length": max_length, "eval": None}
     calibrate = None if data is None else read({"model": model, "stage": stage, "data": chosen})
+    refuse_occupied(folder, force=force)  # before the work
     from graft.runs.quantise import quantise  # torch costs seconds
 
     def tell(done: int, total: int) -> None:

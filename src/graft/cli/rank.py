@@ -7,6 +7,7 @@ import typer
 
 from graft.cli.say import after, show, show_json, table, talk
 from graft.errors import UsageError
+from graft.storage import replace, require_file
 
 
 def add_to(app: typer.Typer) -> None:
@@ -35,12 +36,15 @@ def rank(
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the same facts for programs.")] = False,
 ) -> None:
+    if answers and page is None:
+        raise UsageError("--answers without --page", "a page to show them on", "give --page FILE as well")
+    for path in (csv_file, page):
+        if path is not None:
+            require_file(path)
     from graft.evaluate import leaderboard_text as text
     from graft.evaluate.judgements import read_judgements  # torch costs seconds
     from graft.evaluate.leaderboard import leaderboard
 
-    if answers and page is None:
-        raise UsageError("--answers without --page", "a page to show them on", "give --page FILE as well")
     read = [one for path in judgements for one in read_judgements(path)]
     board = leaderboard(read, by, averaged=not separate, relative_to=relative_to, seed=seed)
     if csv_file is not None:
@@ -78,7 +82,6 @@ def _kept(judgements: list[str]) -> list[Path]:
 
 
 def _write(path: Path, text: str) -> None:
-    """Write a file. Raises UsageError if its folder is missing."""
-    if not path.parent.is_dir() or path.is_dir():
-        raise UsageError(f"{path} cannot be written", "a file in a folder that exists", "check the path")
-    path.write_text(text, encoding="utf-8", errors="replace")  # half a character has no bytes
+    """Write a file, and its folder where that is missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace(path, text.encode(errors="replace"))  # half a character has no bytes

@@ -1,33 +1,56 @@
 """Print: results on stdout, everything else on stderr; tables and JSON."""
 
+import contextlib
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+UNREAD = 141  # the exit code of programs that SIGPIPE ends
 
 noted: set[str] = set()  # notes of this command line
 
 
 def talk(text: str) -> None:
-    """Print a line for the reader, on stderr."""
-    print(text, file=sys.stderr, flush=True)
+    """Print a line for the reader, on stderr. Work goes on where nobody can read it."""
+    with contextlib.suppress(OSError):  # a pipe whose reader went away, a log on a full disk
+        if sys.stderr is not None:  # None: closed before we began
+            print(text, file=sys.stderr, flush=True)
 
 
 def print_markup(text: str, *, stream: Any = None) -> None:
     """Print a line with rich's colour marks, by default on stderr; for terminals only."""
     from rich.console import Console  # late: it takes an eighth of a second, and only colours need it
 
-    Console(file=stream or sys.stderr, soft_wrap=True, highlight=False).print(text)
+    with contextlib.suppress(OSError):  # a terminal that is no more
+        Console(file=stream or sys.stderr, soft_wrap=True, highlight=False).print(text)
 
 
-def show(text: str) -> None:
-    """Print a line of the answer, on stdout."""
-    print(text, flush=True)
+def show(text: str, end: str = "\n") -> None:
+    """Print a line of the answer, on stdout. Exits with UNREAD if its reader went away."""
+    try:
+        print(text, end=end, flush=True)
+    except BrokenPipeError:
+        raise SystemExit(UNREAD) from None
+    except OSError as error:
+        error.filename = "standard output"
+        raise
+
+
+def finish() -> None:
+    """Print what is left of both streams; drop it where that fails, as Python would fail at its end."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def show_json(facts: Any) -> None:
     """Print the answer for a program, on stdout."""
-    print(json.dumps(facts, indent=2, ensure_ascii=False, default=str), flush=True)
+    show(json.dumps(facts, indent=2, ensure_ascii=False, default=str))
 
 
 def note(text: str) -> None:

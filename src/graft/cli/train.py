@@ -9,6 +9,7 @@ from graft.cli.progress import Progress
 from graft.cli.say import after, score_table, show, show_json, talk
 from graft.cli.words import STAGES, WORDS, recipe_of
 from graft.sizes import MIB, size
+from graft.storage import require_run_folder
 
 if TYPE_CHECKING:
     from graft.planning.plan import Plan
@@ -65,7 +66,10 @@ def train(
         show(chosen.documents() if isinstance(chosen, Chain) else chosen.yaml())
         return after("the same command without --dry-run, or with plan instead of train")
 
-    for one in chosen.recipes.values() if isinstance(chosen, Chain) else [chosen]:
+    recipes = [*chosen.recipes.values()] if isinstance(chosen, Chain) else [chosen]
+    for folder in dict.fromkeys((chosen.output, *(one.output for one in recipes))):
+        require_run_folder(Path(folder))
+    for one in recipes:
         _check_rows(one)
     train_chain(chosen, json=json) if isinstance(chosen, Chain) else train_one(chosen, json=json)
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
+from graft import storage
 from graft.data.encode import IGNORED, NUMBERS, OTHER, TOKEN_TYPES, Example, Examples
 from graft.data.pairs import Pairs
 from graft.data.rows import Reject, by_reason
@@ -96,7 +97,7 @@ class DataReport:
     def write_rejects(self, path: Path) -> None:
         """Write one JSON object per rejected row: source, reason, detail, remedy."""
         lines = (json.dumps(dataclasses.asdict(reject), ensure_ascii=False) for reject in self.rejects)
-        path.write_text("".join(f"{line}\n" for line in lines), "utf-8")
+        storage.replace(path, "".join(f"{line}\n" for line in lines).encode())
 
 
 def unread(unused: Mapping[str, int], rows: int) -> list[str]:

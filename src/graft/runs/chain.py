@@ -29,6 +29,7 @@ from graft.stages.stage import task_of
 from graft.training.lock import locked
 
 
+@storage.named_errors("while training")
 def run(
     recipe: str | Path | dict[str, Any] | Recipe | Chain,
     overrides: Iterable[str] = (),
@@ -41,7 +42,7 @@ def run(
     observer: receives what happens.
     Raises UsageError for a recipe with wrong settings, DataError for rows that cannot be used,
     CheckpointError for a folder that is in use or belongs to another run, TrainingError for a step that
-    failed.
+    failed, MachineError for errors of the system (SpaceError if the disk is full).
     """
     understood: list[str] = []
     overrides = list(overrides)
@@ -62,6 +63,7 @@ def stages(
     """
     observer = observer or RunObserver()
     folder = Path(chain.output)
+    storage.require_run_folder(folder)
     with locked(folder):
         for name, recipe in chain.recipes.items():
             require_same_settings(folder / name, as_begun(recipe))

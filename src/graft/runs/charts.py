@@ -107,7 +107,8 @@ def _curves(records: Records, names: Sequence[str]) -> list[dict[str, Any]]:
     """Return a plotly trace for each name that some record has."""
     traces = []
     for name in names:
-        points = [(record["step"], record[name]) for record in records if name in record and "step" in record]
+        pairs = [(record.get("step"), record.get(name)) for record in records]
+        points = [pair for pair in pairs if all(isinstance(number, int | float) for number in pair)]
         if points:
             steps, values = zip(*points, strict=True)
             mode = "lines" if len(points) > MANY else "lines+markers"

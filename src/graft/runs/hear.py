@@ -8,7 +8,7 @@ from typing import Any
 
 from graft import storage
 from graft.data import DataReport
-from graft.errors import Notice
+from graft.errors import Notice, notice
 from graft.recipe import Recipe
 from graft.training import Observer
 
@@ -54,7 +54,7 @@ class Notes(list[str]):
 
     def keep_in(self, path: Path) -> None:
         """Write these notes and all later ones into a file, after those that it holds."""
-        self._path, self._earlier = path, storage.read_json(path) if path.exists() else []
+        self._path, self._earlier = path, kept_notes(path)
         self._write()
 
     def append(self, text: str) -> None:
@@ -64,6 +64,20 @@ class Notes(list[str]):
     def _write(self) -> None:
         if self._path is not None:
             storage.write_json(self._path, list(dict.fromkeys([*self._earlier, *self])))
+
+
+def kept_notes(path: Path) -> list[str]:
+    """Return the notes in a file; none, with a notice, if it is damaged."""
+    try:
+        notes = storage.read_json(path)
+        if not isinstance(notes, list):
+            raise ValueError("no list")
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, RecursionError):
+        notice(f"{path} is damaged: the notes of earlier starts are lost")
+        return []
+    return [str(text) for text in notes]
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from graft import storage
 from graft.base.base import Base
 from graft.data import Prepared
 from graft.data.encode import Examples
-from graft.errors import AdapterError, notice
+from graft.errors import AdapterError, CheckpointError, UsageError, notice
 from graft.recipe import Recipe, read
 from graft.training.checkpoint import same_run
 
@@ -73,10 +73,9 @@ def identity(recipe: Recipe, base: Base, prepared: Prepared) -> dict[str, Any]:
 def require_same_base(folder: Path, base: Base) -> None:
     """Raise AdapterError unless a run was trained on this base, with these weights and this config."""
     try:
-        kept = storage.read_json(folder / FILE)
-    except (OSError, ValueError):
-        return  # of a Graft before there was one, or damaged: the adapter's own file says what it can
-    known = kept if isinstance(kept, dict) else {}
+        known = storage.read_record(folder / FILE) or {}
+    except CheckpointError:
+        return  # of an older Graft, or damaged: the adapter's own file says what it can
     if changed := storage.changes(known, _contents(base)):
         raise AdapterError(
             f"{base.name} is not the base that {folder} was trained on ({changed})",
@@ -96,14 +95,20 @@ def _contents(base: Base) -> dict[str, Any]:
 
 
 def require_same_settings(folder: Path, chosen: Recipe) -> None:
-    """Raise CheckpointError if the folder holds a run with different settings."""
-    if (folder / "recipe.yaml").exists():
-        now, before = _settings(chosen), _settings(read(folder))
-        for key in ADAPTERS if chosen.adapter is None else ("method", *ADAPTERS):
-            now.pop(key, None)  # what an adapter is, and holds, is compared when it is loaded
-        if before["dtype"] == "auto":  # a recipe that somebody put there, of a run that has not begun
-            before["dtype"] = now["dtype"]
-        same_run(folder, before, now)
+    """Raise CheckpointError if the folder holds a run with different settings.
+
+    They are those of its identity, if that is there: recipe.yaml may be damaged, and is written again.
+    """
+    if not (folder / "recipe.yaml").exists():
+        return
+    now, before = _settings(chosen), _before(folder)
+    if not before and (recorded := _recipe_in(folder)) is not None:
+        before = _settings(recorded)
+    for key in ADAPTERS if chosen.adapter is None else ("method", *ADAPTERS):
+        now.pop(key, None)  # what an adapter is, and holds, is compared when it is loaded
+    if "auto" in (now["dtype"], before.get("dtype")):  # a recipe that somebody put there, of no run yet
+        del now["dtype"]
+    same_run(folder, before, now)
 
 
 def as_begun(chosen: Recipe) -> Recipe:
@@ -114,16 +119,41 @@ def as_begun(chosen: Recipe) -> Recipe:
     folder = Path(chosen.output)
     if chosen.dtype != "auto" or not (folder / "recipe.yaml").exists():
         return chosen
-    return chosen.model_copy(update={"dtype": read(folder).dtype})
+    recorded = _recipe_in(folder)
+    dtype = _before(folder).get("dtype", "auto") if recorded is None else recorded.dtype
+    return chosen.model_copy(update={"dtype": dtype})
+
+
+def _recipe_in(folder: Path) -> Recipe | None:
+    """Return the recipe in a run's folder; None if there is none, or if it is damaged."""
+    if not (folder / "recipe.yaml").exists():
+        return None
+    try:
+        return read(folder)
+    except UsageError as error:
+        notice(f"{error.given}: it is written again, and the run compared with its other records")
+        return None
 
 
 def claim(folder: Path, identity: dict[str, Any]) -> None:
     """Note in a folder whose run it holds. Raises CheckpointError if another run has taken steps in it."""
     folder.mkdir(parents=True, exist_ok=True)
     begun = (folder / "finished.json").exists() or any((folder / "checkpoints").glob("step-*"))
-    if begun and (folder / FILE).exists():
-        same_run(folder, storage.read_json(folder / FILE), identity)
-    storage.write_json(folder / FILE, identity)
+    if begun:
+        same_run(folder, _before(folder), identity)
+    storage.write_record(folder / FILE, identity)
+
+
+def _before(folder: Path) -> dict[str, Any]:
+    """Return the identity of the run in a folder; empty if it is not recorded, or the record is damaged.
+
+    Checkpoints and the record of the end hold it too, and are compared when they are read.
+    """
+    try:
+        return storage.read_record(folder / FILE) or {}
+    except CheckpointError as error:
+        notice(f"{error.given}: it is written again, and the run compared with its checkpoints")
+        return {}
 
 
 def _settings(recipe: Recipe) -> dict[str, Any]:

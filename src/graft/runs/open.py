@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from graft import storage
+from graft import seedling, storage
 from graft.base.base import Base
 from graft.core.positions import context_length
 from graft.data.templates import Prompt
-from graft.errors import AdapterError, UsageError, notice
+from graft.errors import AdapterError, CheckpointError, UsageError, notice
 from graft.evaluate import answers
 from graft.models.files import read_config
 from graft.models.load import DTYPES, load
@@ -19,7 +19,8 @@ from graft.planning.fit import require_tokenizer
 from graft.recipe import Recipe, read
 from graft.recipe.chain import last_finished
 from graft.runs.build import load_base
-from graft.runs.identity import require_same_base
+from graft.runs.identity import require_same_base, require_same_settings
+from graft.stages.stage import stage_of
 
 
 @dataclass
@@ -130,8 +131,11 @@ def _open_run(folder: Path, quant: str | None) -> Opened:
         raise UsageError(
             f"{folder} has no adapter yet", "a run that has finished", f"continue it: graft train {folder}"
         )
-    report = json.loads((folder / "data_report.json").read_text(encoding="utf-8"))
-    by_template = bool(report.get("asks_by_template"))
+    try:
+        require_same_settings(folder, recipe)
+    except CheckpointError as error:
+        notice(f"{folder / 'recipe.yaml'} was changed after the run began: {error.given}")
+    by_template = _asks_by_template(folder, recipe)
     if recipe.fresh:
         base = load(folder / "model", quant=quant, dtype=recipe.dtype)
         return Opened(base, None, recipe, folder, by_template)
@@ -142,6 +146,21 @@ def _open_run(folder: Path, quant: str | None) -> Opened:
     if (folder / "adapter" / "tokenizer_config.json").exists():
         base.tokenizer = tokenizer_in(folder / "adapter")  # with the template of training
     return Opened(base, name, recipe, folder, by_template)
+
+
+def _asks_by_template(folder: Path, recipe: Recipe) -> bool:
+    """Return whether a run asks by the chat template: as its data report says, else as its rows do."""
+    try:
+        recorded = storage.read_json(folder / "data_report.json")["asks_by_template"]
+        if isinstance(recorded, bool):
+            return recorded
+    except (OSError, ValueError, RecursionError, LookupError, TypeError):
+        pass
+    notice(
+        f"{folder / 'data_report.json'} is missing or damaged: the rows tell whether to ask by the chat "
+        f"template; graft train {folder} writes it anew"
+    )
+    return stage_of(recipe).asks_by_template(seedling.located(recipe.data))
 
 
 def base_as_stored(name: str) -> Base:

@@ -3,35 +3,39 @@
 Everything is read from the run's folder.
 """
 
+import contextlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from graft.errors import UsageError, notice
 from graft.recipe import read
 from graft.runs.charts import calibration, charts
+from graft.runs.hear import kept_notes
 from graft.runs.html_page import chart_section, folded, html_page, section, table, texts, verbatim
+from graft.runs.result import recorded_scores
 from graft.runs.samples import by_step, spread
+from graft.training.log import read_lines
 
 
 def report(folder: Path) -> str:
-    """Return the page of one run. Parts whose files are missing are left out."""
+    """Return the page of one run. What is missing or damaged is left out; damage is told by a notice."""
     metrics = _lines(folder / "metrics.jsonl")
     timing = _lines(folder / "timing.jsonl")
     drawn = charts(metrics, timing)
-    evaluation = _json(folder / "evaluation.json")
-    columns = evaluation["columns"] if evaluation else {}
+    evaluation = recorded_scores(folder)
+    columns = evaluation.get("columns", {})
     scores = [section("Before and after", _scores(columns))] if columns else []
-    if evaluation and "calibration" in evaluation.get("curves", {}):
+    if "calibration" in evaluation.get("curves", {}):
         drawn.append(calibration(evaluation["curves"]["calibration"]))
-    notes = _json(folder / "notes.json")
+    notes = kept_notes(folder / "notes.json")
     told = [section("Notes", table([(text,) for text in notes]))] if notes else []
     sections = scores + told + [chart_section(index, chart) for index, chart in enumerate(drawn)]
-    if evaluation and evaluation["texts"]:
+    if evaluation.get("texts"):
         sections.append(section("Answers", _answers(evaluation["texts"])))
     sections += _samples(folder)
-    data = _json(folder / "data_report.json")
-    if data:
+    if data := _facts(folder / "data_report.json"):
         sections.append(section("Data", table([(key, _plain(value)) for key, value in data.items()])))
     if settings := _text(folder / "recipe.yaml"):
         sections.append(section("Settings", verbatim(settings)))
@@ -43,7 +47,9 @@ def _samples(folder: Path) -> list[str]:
     text = _text(folder / "samples.md")
     if not text:
         return []
-    prompts = read(folder / "recipe.yaml").train.samples if (folder / "recipe.yaml").exists() else ()
+    prompts: Sequence[str] = ()
+    with contextlib.suppress(UsageError):  # missing or damaged
+        prompts = read(folder / "recipe.yaml").train.samples
     found = by_step(text, prompts) if prompts else {}
     if len(found) < 2:
         return [section("Samples", verbatim(text))]
@@ -75,14 +81,23 @@ def _plain(value: Any) -> str:
 
 
 def _text(path: Path) -> str:
-    return path.read_text(encoding="utf-8") if path.exists() else ""
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
 
 
-def _json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+def _facts(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file; an empty one, with a notice, if it is damaged."""
+    try:
+        facts = json.loads(_text(path) or "{}")
+        if isinstance(facts, dict):
+            return facts
+    except (ValueError, RecursionError):
+        pass
+    notice(f"{path} is damaged: the report goes without it")
+    return {}
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+    records, bad = read_lines(path)
+    if bad:
+        notice(f"{bad:,} lines of {path} cannot be read: the report goes without them")
+    return records

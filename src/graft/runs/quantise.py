@@ -22,7 +22,7 @@ from graft.recipe import Recipe
 from graft.runs.build import feed, recipe_behind
 from graft.shipping.certificate import certify_quantised
 from graft.stages.stage import stage_of
-from graft.storage import output_folder, refuse_occupied
+from graft.storage import named_errors, output_folder, refuse_occupied
 
 
 def quantise(
@@ -39,6 +39,8 @@ def quantise(
 
     calibrate: a recipe whose rows choose the codes, by GPTQ; None rounds.
     tell: called with (blocks done, number of blocks).
+    Raises UsageError for a folder that holds something, MachineError for errors of the system (SpaceError if
+    the disk is full).
     """
     refuse_occupied(folder, force=force)
     scheme = Scheme(quant, group_size)
@@ -54,7 +56,8 @@ def quantise(
     if kind != base.dtype:
         base.model.to(kind)  # what is not packed
     disable_progress_bar()
-    with output_folder(folder, force=force) as partial:
+    needed = sum(tensor.nbytes for tensor in base.model.state_dict().values())
+    with output_folder(folder, force=force) as partial, named_errors("while writing it", partial, needed):
         base.model.save_pretrained(partial)
         if base.tokenizer is not None:
             base.tokenizer.save_pretrained(partial)

@@ -5,7 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from graft import storage
+from graft.errors import CheckpointError, notice
 from graft.recipe import Recipe
+
+SCORES = "evaluation.json"
 
 
 @dataclass(frozen=True)
@@ -46,8 +49,8 @@ class RunResult:
 
 def result_of(folder: Path, recipe: Recipe) -> RunResult:
     """Return the result that a finished run's folder records."""
-    finished = storage.read_json(folder / "finished.json")
-    evaluation = storage.read_json(folder / "evaluation.json")
+    finished = storage.read_record(folder / "finished.json") or {}
+    evaluation = recorded_scores(folder)
     return RunResult(
         folder=folder,
         adapter=folder / "adapter",
@@ -58,3 +61,21 @@ def result_of(folder: Path, recipe: Recipe) -> RunResult:
         coverage=evaluation["coverage"],
         model=folder / "model" if recipe.fresh else None,
     )
+
+
+def has_finished(folder: Path) -> bool:
+    """Return whether a run's folder holds an adapter, and a sound record that training has ended."""
+    try:
+        finished = storage.read_record(folder / "finished.json") is not None
+    except CheckpointError:  # the training loop tells of it
+        finished = False
+    return finished and (folder / "adapter").exists()
+
+
+def recorded_scores(folder: Path) -> dict[str, Any]:
+    """Return what a run's folder records of its scores; empty if it records nothing, or is damaged."""
+    try:
+        return storage.read_record(folder / SCORES) or {}
+    except CheckpointError as error:
+        notice(f"{error.given}: its scores are not used; graft train {folder} makes it again")
+        return {}

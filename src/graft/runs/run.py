@@ -37,7 +37,7 @@ from graft.runs.hear import Notes, RunObserver, heard, note_of
 from graft.runs.identity import as_begun, claim, identity, require_same_settings
 from graft.runs.open import Opened
 from graft.runs.page import report
-from graft.runs.result import RunResult, result_of
+from graft.runs.result import SCORES, RunResult, has_finished, recorded_scores, result_of
 from graft.runs.score import chosen_rows, score_rows
 from graft.shipping.export import export
 from graft.stages.online import Online
@@ -60,12 +60,13 @@ def run(
     overrides: "key=value" changes of the recipe.  observer: receives what happens.
     Raises UsageError for a recipe with wrong settings, DataError for rows that cannot be used,
     CheckpointError for a folder that is in use or belongs to another run, TrainingError for a step that
-    failed.
+    failed, MachineError for errors of the system (SpaceError if the disk is full).
     """
     understood: list[str] = []
     return carry_out(read(recipe, overrides, understood), observer, understood=understood)
 
 
+@storage.named_errors("while training")
 def carry_out(
     chosen: Recipe,
     observer: RunObserver | None = None,
@@ -81,6 +82,7 @@ def carry_out(
     stage_of(chosen).check_complete()
     observer = observer or RunObserver()
     folder = Path(chosen.output)
+    storage.require_run_folder(folder)
     # Before anything is loaded: a second process must learn at once that the folder is in use.
     with locked(folder):
         require_same_settings(folder, chosen)
@@ -96,6 +98,7 @@ def carry_out(
         return _train(base, name, chosen, observer, notes)
 
 
+@storage.named_errors("while training")
 def train(
     base: Base,
     adapter: Adapter,
@@ -131,6 +134,7 @@ def train(
     }
     chosen = read(settings | ({"evaluate": dict(evaluate)} if evaluate is not None else {}))
     stage_of(chosen).check_complete()
+    storage.require_run_folder(Path(chosen.output))
     require_same_settings(Path(chosen.output), chosen)
     observer = observer or RunObserver()
     with heard(note_of(observer)) as notes:
@@ -179,7 +183,7 @@ def _train(base: Base, name: str, recipe: Recipe, observer: RunObserver, notes: 
         work = _prepared(base, name, recipe)
         facts = identity(work.given, base, work.prepared) | dict(work.stage.depends(base))
         _write(work, facts)
-        trained_before = (work.folder / "finished.json").exists()
+        trained_before = has_finished(work.folder)
         if not trained_before:
             notes.keep_in(work.folder / "notes.json")
         _announce(observer, work)
@@ -329,14 +333,13 @@ def _finish(work: _Work, observer: RunObserver) -> RunResult:
         _add_tokenizer(folder / "adapter", base.tokenizer)
     chosen = chosen_rows(recipe)
     asked = {"settings": recipe.evaluate.model_dump(), "rows": fingerprint(chosen.rows)}
-    record = folder / "evaluation.json"
-    if not record.exists() or asked != {key: storage.read_json(record).get(key) for key in asked}:
+    if asked != {key: recorded_scores(folder).get(key) for key in asked}:
         if chosen.rows:
             observer.scoring()
         table = score_rows(work.opened, recipe, chosen)
         facts = {"columns": table.columns, "texts": table.texts[:SHOWN], "coverage": table.coverage.json()}
         facts |= {"curves": table.curves} if table.curves else {}
-        storage.write_json(record, facts | asked)  # keeps the order of the columns
+        storage.write_record(folder / SCORES, facts | asked)  # keeps the order of the columns
     if recipe.fresh and not (folder / "model").exists():
         export(base, folder / "model", to="hf", adapter=work.adapter)
     storage.replace(folder / "report.html", report(folder).encode())

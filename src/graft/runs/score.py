@@ -23,6 +23,7 @@ from graft.recipe import Recipe, read
 from graft.recipe.chain import last_finished
 from graft.runs.build import scoring_feed
 from graft.runs.open import Opened
+from graft.runs.result import recorded_scores
 from graft.stages.stage import find, stage_of
 
 
@@ -191,8 +192,7 @@ def scoring_recipe(opened: Opened, stage: str | None, metrics: Sequence[str], li
 
 def evaluation_of(name: str) -> dict[str, Any]:
     """Return what a run's folder records of its scores; empty for anything else."""
-    path = Path(last_finished(name)) / "evaluation.json"
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+    return recorded_scores(Path(last_finished(name)))
 
 
 def scores_of(name: str) -> dict[str, float]:

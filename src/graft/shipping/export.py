@@ -63,7 +63,7 @@ def export(
     written folder is loaded again and measured; certificate.json holds the result. Afterwards the base is
     as it was.
     Raises MergeError if the merge loses what was learned (unless lossy), UsageError for settings that do not
-    fit the base, SpaceError if the disk is full.
+    fit the base, MachineError for errors of the system (SpaceError if the disk is full).
     """
     layout, folder = LAYOUTS[one_of("to", to, LAYOUTS)], Path(folder)
     check_into(base, into)

@@ -23,6 +23,7 @@ from graft.quant.scheme import GROUPED
 from graft.shipping.hf import checked_copy
 from graft.shipping.instructions import ends
 from graft.shipping.vocabulary import vocabulary
+from graft.storage import named_errors
 
 if TYPE_CHECKING:
     from graft.base.base import Base
@@ -203,10 +204,13 @@ def _write(
     forms: dict[str, str],
     stored: Callable[[str], Tensor],
 ) -> None:
-    """Write the header, then the bytes of one tensor after the other."""
+    """Write the header, then the bytes of one tensor after the other.
+
+    Raises MachineError, with the bytes that are needed, where the system does not let us.
+    """
     from gguf import GGMLQuantizationType, GGUFWriter  # late: an extra
 
-    writer = GGUFWriter(path, arch)
+    writer, needed = GGUFWriter(path, arch), 0
     for key, value in keys.items():
         _put(writer, key, value)
     for name, tensor in state.items():
@@ -215,12 +219,24 @@ def _write(
         count = tensor.numel() // tensor.shape[-1] * size
         kind = GGMLQuantizationType(FORMS[forms[name]].number)
         writer.add_tensor_info(name, shape, torch.empty(0, dtype=torch.uint8).numpy().dtype, count, kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    for name in state:
-        writer.write_tensor_data(stored(name).numpy())
-    writer.close()
+        needed += count
+    with named_errors("while writing it", path, needed):
+        writer.write_header_to_file()
+        try:
+            writer.write_kv_data_to_file()
+            writer.write_ti_data_to_file()
+            for name in state:
+                _append(writer, stored(name))
+        finally:
+            writer.close()
+
+
+def _append(writer: Any, tensor: Tensor) -> None:
+    """Write the bytes of a tensor. gguf's own way is numpy's tofile, whose errors do not say the reason."""
+    (file,) = writer.fout
+    writer.write_padding(file, file.tell())
+    file.write(tensor.reshape(-1).numpy().data)
+    writer.write_padding(file, tensor.nbytes)
 
 
 def _put(writer: Any, key: str, value: Any) -> None:

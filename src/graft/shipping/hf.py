@@ -20,6 +20,7 @@ from graft.quant import QuantLinear, packed_layers
 from graft.quant.experts import PackedExperts, packed_experts, seat
 from graft.quant.finite import require_finite
 from graft.quant.hf import GraftQuantConfig, packed_by
+from graft.storage import named_errors
 
 if TYPE_CHECKING:
     from graft.base.base import Base
@@ -45,7 +46,8 @@ def write_state(
 
     Raises ModelError if a tensor did not reach the file.
     """
-    with quiet():
+    needed = sum({t.data_ptr(): t.nbytes for t in state.values()}.values())
+    with quiet(), named_errors("while writing it", folder, needed):
         clone.save_pretrained(folder, state_dict=dict(state), max_shard_size=shard)
         if base.tokenizer is not None:
             base.tokenizer.save_pretrained(folder)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from graft import storage
-from graft.errors import GraftError, ModelError, UsageError
+from graft.errors import GraftError, ModelError
 from graft.models.files import find, quantisation, read_config
 from graft.models.load import load, model_class
 from graft.shipping.certificate import CERTIFICATE, QUANTISED, measured, versions

@@ -10,22 +10,25 @@ from graft.storage.commits import (
     validate,
 )
 from graft.storage.digests import cache_folder, digest, known_digest
-from graft.storage.disk import disk_full, free_bytes, retry_while_full
+from graft.storage.disk import free_bytes, named_errors, retry_while_full, system_error
+from graft.storage.outputs import output_folder, refuse_occupied, require_file, require_run_folder
 from graft.storage.sameness import PATH, changes, is_same_run, kinds
 from graft.storage.seals import seal, unseal
 from graft.storage.writes import (
+    clear,
     encode,
     new_file,
     new_folder,
-    output_folder,
     read_json,
-    refuse_occupied,
+    read_record,
     remove,
     replace,
     sweep,
     sync,
+    told_as_of,
     write,
     write_json,
+    write_record,
     write_tensors,
 )
 from graft.storage.written import CERTIFICATE, as_they_are, is_comparing, require_unchanged
@@ -37,9 +40,9 @@ __all__ = [
     "as_they_are",
     "cache_folder",
     "changes",
+    "clear",
     "commit",
     "digest",
-    "disk_full",
     "encode",
     "free_bytes",
     "is_comparing",
@@ -47,14 +50,18 @@ __all__ = [
     "kinds",
     "known_digest",
     "latest",
+    "named_errors",
     "new_file",
     "new_folder",
     "output_folder",
     "quarantine",
     "read_json",
+    "read_record",
     "refuse_occupied",
     "remove",
     "replace",
+    "require_file",
+    "require_run_folder",
     "require_unchanged",
     "retry_while_full",
     "rotate",
@@ -62,9 +69,12 @@ __all__ = [
     "steps",
     "sweep",
     "sync",
+    "system_error",
+    "told_as_of",
     "unseal",
     "validate",
     "write",
     "write_json",
+    "write_record",
     "write_tensors",
 ]

@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from graft.errors import CheckpointError
+from graft.errors import CheckpointError, notice
 from graft.storage.digests import digest
-from graft.storage.writes import beside, encode, new_folder, remove, rename, sync, write
+from graft.storage.writes import beside, clear, encode, new_folder, rename, sync, write
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -144,15 +144,20 @@ def quarantine(checkpoint: Path) -> Path:
     return renamed
 
 
-def rotate(folder: Path, keep: int, spare: Iterable[int] = ()) -> None:
+def rotate(folder: Path, keep: int, spare: Iterable[int] = (), warn: Callable[[str], None] = notice) -> None:
     """Remove all checkpoints but the `keep` newest (at least one) and the steps in `spare`.
 
-    Call it only after the newest has been validated, so that a valid one always stays.
+    Call it only after the newest has been validated, so that a valid one always stays. Where the system does
+    not let an old one go, `warn` is told, and nothing is lost.
     """
     spared = set(spare)
     for step, checkpoint in steps(folder)[max(keep, 1) :]:
         if step not in spared:
             # Renamed first: a crash in the middle leaves rubbish that `sweep` knows, not half a checkpoint.
             rubbish = beside(checkpoint)
-            rename(checkpoint, rubbish)
-            remove(rubbish)
+            try:
+                rename(checkpoint, rubbish)
+            except OSError as error:
+                warn(f"{checkpoint} is no longer kept and cannot be removed ({error.strerror or error})")
+                continue
+            clear(rubbish, warn)

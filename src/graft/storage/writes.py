@@ -1,20 +1,22 @@
 """Durable writes: a file or folder has its new contents, all of them, or after a crash the old ones.
 
-Every change of the disk in a run's folder goes through the functions of this file, and calls `os` here.
+Every change of the disk in a run's folder goes through the functions of this file, and calls `os` here. They
+raise OSError, with the path, for every error of the system, also for those of writers that are not Python's.
 """
 
 import contextlib
+import errno
+import fcntl
 import json
 import os
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError
-
-from graft.errors import UsageError
-from graft.storage.disk import disk_full
+from graft.errors import CheckpointError, GraftError, notice
+from graft.storage.disk import TEMPORARY, number_of
+from graft.storage.seals import seal, unseal
 
 if TYPE_CHECKING:
     import torch
@@ -37,16 +39,65 @@ def write_json(path: Path, value: Any) -> None:
     replace(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
 
+def write_record(path: Path, facts: Mapping[str, Any], *, sort: bool = False) -> None:
+    """Replace a file by JSON values and their digest, with which `read_record` sees every change.
+
+    sort: order the keys, so that equal facts give equal bytes.
+    """
+    plain = (json.dumps(dict(facts), indent=2, ensure_ascii=False) + "\n").encode()
+    replace(path, seal(encode(dict(facts)) if sort else plain))
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """Return the values of `write_record`; None if there is no such file.
+
+    Raises CheckpointError if the file cannot be read, or was changed after it was written.
+    """
+    try:
+        body = unseal(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise _damaged(path, f"cannot be read ({error.strerror})") from error
+    if body is None:
+        raise _damaged(path, "is not as graft wrote it")
+    return dict(json.loads(body))
+
+
+def _damaged(path: Path, state: str) -> CheckpointError:
+    remedy = f"move it away: graft train {path.parent} makes it again"
+    return CheckpointError(f"{path} {state}", "a whole file", remedy)
+
+
+@contextlib.contextmanager
+def told_as_of(path: Path) -> Iterator[None]:
+    """Put a path into errors of the system that name none; make OSError of those of other libraries."""
+    try:
+        yield
+    except GraftError:
+        raise
+    except Exception as error:
+        number = number_of(error)
+        if number in (0, errno.ENOMEM, errno.EAGAIN):  # memory has no path
+            raise
+        if not isinstance(error, OSError) or error.errno is None:
+            raise OSError(number, os.strerror(number), str(path)) from error
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+
+
 def write(path: Path, data: bytes) -> None:
     """Write a file and fsync it. Its name is durable once its folder is synced (`replace`, `commit`)."""
-    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
-    try:
-        left = memoryview(data)
-        while left:
-            left = left[os.write(file, left) :]
-        os.fsync(file)
-    finally:
-        os.close(file)
+    with told_as_of(path):
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+        try:
+            left = memoryview(data)
+            while left:
+                left = left[os.write(file, left) :]
+            os.fsync(file)
+        finally:
+            os.close(file)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, "torch.Tensor"]) -> None:
@@ -59,7 +110,8 @@ def write_tensors(path: Path, tensors: Mapping[str, "torch.Tensor"]) -> None:
         tensor = tensor.detach().contiguous()
         plain[name] = tensor.clone() if tensor.data_ptr() in seen else tensor
         seen.add(tensor.data_ptr())
-    save_file(plain, path)
+    with told_as_of(path):
+        save_file(plain, path)
     sync(path)
 
 
@@ -68,8 +120,9 @@ def new_file(path: Path) -> Iterator[Path]:
     """Yield the path of a temporary file that replaces `path`, whole, when the block ends well."""
     temporary = beside(path)
     try:
-        yield temporary
-        share(temporary)
+        with told_as_of(path):
+            yield temporary
+            share(temporary)
         sync(temporary)
         rename(temporary, path)
     except BaseException:
@@ -89,9 +142,12 @@ def new_folder(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = beside(path)
     old = temporary.with_name(f"{temporary.name}-old")
+    held = None
     try:
-        os.mkdir(temporary)
-        yield temporary
+        with told_as_of(path):
+            os.mkdir(temporary)
+            held = hold(temporary)
+            yield temporary
         for entry in sorted(temporary.rglob("*")):
             share(entry)
             sync(entry)
@@ -106,32 +162,24 @@ def new_folder(path: Path) -> Iterator[Path]:
                 rename(old, path)
             remove(temporary)
         raise
-    remove(old)
+    finally:
+        if held is not None:
+            os.close(held)
+    clear(old, notice)
 
 
-@contextlib.contextmanager
-def output_folder(path: Path, *, force: bool) -> Iterator[Path]:
-    """Yield a temporary folder that becomes `path`, a folder that the user asked for (see `new_folder`).
+def hold(folder: Path) -> int | None:
+    """Lock a folder until the returned descriptor is closed or its process ends.
 
-    Raises UsageError if `path` holds something and force is False, SpaceError if the disk is full.
+    Returns None if another process holds it, or if the file system has no locks.
     """
-    refuse_occupied(path, force=force)
+    file = os.open(folder, os.O_RDONLY)
     try:
-        with new_folder(path) as temporary:
-            yield temporary
-    except (OSError, SafetensorError) as error:
-        full = disk_full(error, path)
-        if full is None:
-            raise
-        raise full from error
-
-
-def refuse_occupied(path: Path, *, force: bool) -> None:
-    """Raise UsageError if `path` is a file or a folder that holds something, and force is False."""
-    if path.exists() and (not path.is_dir() or any(path.iterdir())) and not force:
-        raise UsageError(
-            f"{path} exists", "a new folder", "choose another name, delete it, or pass force=True (--force)"
-        )
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(file)
+        return None
+    return file
 
 
 def replace(path: Path, data: bytes) -> None:
@@ -142,7 +190,12 @@ def replace(path: Path, data: bytes) -> None:
 
 def beside(path: Path) -> Path:
     """Return the path of a new temporary file or folder beside `path`, which `sweep` knows."""
-    return path.with_name(f"{_TEMPORARY}{path.name}-{uuid.uuid4().hex}")
+    return path.with_name(f"{_TEMPORARY}{_stem(path)}-{os.getpid()}-{uuid.uuid4().hex}")
+
+
+def _stem(path: Path) -> str:
+    """Return a file's name for its temporary one, which may not be longer than a name can be."""
+    return path.name.encode(errors="surrogateescape")[:160].decode(errors="ignore")
 
 
 def rename(path: Path, new: Path) -> None:
@@ -160,11 +213,12 @@ def share(path: Path) -> None:
 
 def sync(path: Path) -> None:
     """fsync a file or folder."""
-    file = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)
+    with told_as_of(path):
+        file = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(file)
+        finally:
+            os.close(file)
 
 
 def remove(path: Path) -> None:
@@ -177,7 +231,50 @@ def remove(path: Path) -> None:
         os.unlink(path)
 
 
+def clear(path: Path, warn: Callable[[str], None]) -> None:
+    """Remove what is no longer needed; where the system refuses, nothing is lost, and `warn` is told."""
+    try:
+        remove(path)
+    except OSError as error:
+        place, reason = error.filename or path, error.strerror or error
+        warn(f"{place} is no longer needed and cannot be removed ({reason}): remove it yourself")
+
+
 def sweep(folder: Path) -> None:
-    """Remove what a killed process left half-written in a folder."""
+    """Remove what a killed process left half-written in a folder that no other process uses."""
     for entry in folder.glob(f"{_TEMPORARY}*"):
-        remove(entry)
+        clear(entry, notice)
+
+
+def sweep_beside(path: Path) -> None:
+    """Remove the temporary folders that killed processes left beside `path`; those of living ones stay.
+
+    A living process holds its folder locked, and its number is in the name. Where a process was killed
+    between its two renames, `path` gets its older contents back.
+    """
+    for entry in path.parent.glob(f"{_TEMPORARY}*") if path.parent.is_dir() else ():
+        match = TEMPORARY.fullmatch(entry.name)
+        if match is None or match[1] != _stem(path) or not entry.is_dir() or _alive(int(match[2])):
+            continue
+        with contextlib.suppress(OSError):  # another process may sweep at the same time
+            held = hold(entry)
+            if held is None:
+                continue
+            try:
+                if match[3] and not os.path.lexists(path):
+                    rename(entry, path)
+                else:
+                    remove(entry)
+            finally:
+                os.close(held)
+
+
+def _alive(pid: int) -> bool:
+    """Return whether a process of this number runs on this machine."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's
+        return True
+    return True

@@ -98,7 +98,8 @@ class Checkpoints:
 
         storage.retry_while_full(self.folder, needed, commit, self.warn)
         storage.validate(target)
-        storage.rotate(self.folder, self.keep, [progress.best["step"]] if progress.best else [])
+        spare = [progress.best["step"]] if progress.best else []
+        storage.rotate(self.folder, self.keep, spare, self.warn)
         return target
 
     def restore(self, adapter: "Trained", optimizer: AdamW) -> Progress | None:

@@ -6,6 +6,7 @@ length that its checkpoint recorded, so that it equals an undisturbed run's byte
 grows.
 """
 
+import contextlib
 import json
 import os
 import resource
@@ -17,6 +18,7 @@ from typing import Any
 
 import torch
 
+from graft import storage
 from graft.sizes import KIB, MIB
 
 
@@ -55,7 +57,7 @@ class Observer:
 
 
 class Journal:
-    """A file that only grows, and can be cut back to an earlier length."""
+    """A file that only grows, and can be cut back to an earlier length. Errors of the system name it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -63,8 +65,9 @@ class Journal:
 
     def add(self, text: str) -> None:
         """Append a text and flush it, so that readers see it at once."""
-        self._file.write(text.encode())
-        self._file.flush()
+        with storage.told_as_of(self.path):
+            self._file.write(text.encode())
+            self._file.flush()
 
     def record(self, record: dict[str, Any]) -> None:
         """Append one line of JSON."""
@@ -72,16 +75,26 @@ class Journal:
 
     def settle(self) -> int:
         """Make everything that was written durable; return the file's length in bytes."""
-        os.fsync(self._file.fileno())
-        return os.fstat(self._file.fileno()).st_size
+        with storage.told_as_of(self.path):
+            os.fsync(self._file.fileno())
+            return os.fstat(self._file.fileno()).st_size
 
-    def cut(self, length: int) -> None:
-        """Remove everything after the first `length` bytes."""
-        self._file.truncate(length)
+    def cut(self, length: int) -> int:
+        """Remove everything after the first `length` bytes; return how many of these are missing.
+
+        Of a file that is shorter, or that does not end with a line there, the whole lines stay: growing it
+        would fill it with NUL.
+        """
+        with storage.told_as_of(self.path):
+            kept = self.path.read_bytes()[:length]
+            end = kept.rfind(b"\n") + 1
+            self._file.truncate(end)
+            return length - end
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        with storage.told_as_of(self.path):
+            self._file.close()
 
 
 class RunLog:
@@ -92,6 +105,7 @@ class RunLog:
         self._metrics = Journal(folder / "metrics.jsonl")
         self._samples = Journal(folder / "samples.md")
         self._timing = Journal(folder / "timing.jsonl")
+        storage.sync(folder)  # after a power cut the files are there, however short
         self._clock = Clock(device)
 
     def step(self, record: dict[str, Any], tokens: int, more: Mapping[str, float] | None = None) -> None:
@@ -135,9 +149,15 @@ class RunLog:
         return {journal.path.name: journal.settle() for journal in (self._metrics, self._samples)}
 
     def cut(self, lengths: dict[str, int]) -> None:
-        """Cut the files that a resumed run repeats back to these lengths; without a length, empty them."""
+        """Cut the files that a resumed run repeats back to these lengths; without a length, empty them.
+
+        A file that has lost a part goes on without it, and the run is told.
+        """
         for journal in (self._metrics, self._samples):
-            journal.cut(lengths.get(journal.path.name, 0))
+            length = lengths.get(journal.path.name, 0)
+            if missing := journal.cut(length):
+                lost = f"{journal.path} has lost {missing:,} of the {length:,} bytes of earlier steps"
+                self.warn(f"{lost}: the lines that are left stay, and new ones follow them")
 
     def close(self) -> None:
         """Close the files."""
@@ -147,13 +167,27 @@ class RunLog:
 
 def evaluations(folder: Path) -> list[dict[str, float]]:
     """Return the scores of the evaluations that a run's metrics file holds, the oldest first."""
-    path = folder / "metrics.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    records = (json.loads(line) for line in lines if '"eval_' in line)
-    return [
+    scores = (
         {key.removeprefix("eval_"): value for key, value in record.items() if key.startswith("eval_")}
-        for record in records
-    ]
+        for record in read_lines(folder / "metrics.jsonl")[0]
+    )
+    return [one for one in scores if one]
+
+
+def read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """Return the objects in a file of JSON Lines, and how many of its lines are none."""
+    try:
+        lines = path.read_bytes().splitlines()
+    except FileNotFoundError:
+        return [], 0
+    except OSError:
+        return [], 1
+    records = []
+    for line in lines:
+        with contextlib.suppress(ValueError, RecursionError):
+            if isinstance(record := json.loads(line), dict):
+                records.append(record)
+    return records, len([line for line in lines if line.strip()]) - len(records)
 
 
 class Clock:

@@ -196,11 +196,13 @@ class Trainer:
         if not (self.folder / "adapter").exists():
             return None
         try:
-            record = storage.read_json(self.folder / "finished.json")
-            identity = record.pop("identity")
-        except (OSError, ValueError, KeyError):
-            return None  # not finished, or unreadable: the last checkpoint holds the same
-        same_run(self.folder, identity, self.task.identity)
+            record = storage.read_record(self.folder / "finished.json")
+        except CheckpointError as error:  # the last checkpoint holds the same
+            notice(f"{error.given}: the run goes on from its newest checkpoint, and writes it again")
+            return None
+        if record is None:
+            return None
+        same_run(self.folder, record.pop("identity"), self.task.identity)
         if not self._kept():
             return None
         self.observer.finished(record)
@@ -351,8 +353,8 @@ class Trainer:
         result = Result(p.step, p.loss, p.tokens, p.best, target)
         record = {**asdict(result), "adapter": target.name}
         # Keys are sorted, so that a resumed run writes the bytes of an undisturbed one.
-        facts = storage.encode({**record, "identity": dict(self.task.identity)})
-        storage.replace(self.folder / "finished.json", facts)
+        facts = {**record, "identity": dict(self.task.identity)}
+        storage.write_record(self.folder / "finished.json", facts, sort=True)
         self.observer.saved(target)
         self.observer.finished(record)
         return result
