@@ -10,7 +10,7 @@ import typer
 
 from graft.cli.say import after, show, show_json, talk
 from graft.errors import DataError, UsageError, one_of
-from graft.storage import new_file, refuse_occupied
+from graft.storage import new_file, output_locked, refuse_occupied
 
 if TYPE_CHECKING:
     from graft.data.convert import Converted
@@ -56,7 +56,8 @@ def convert_rows(
             "choose another --to, or look at the rows",
         )
     out.parent.mkdir(parents=True, exist_ok=True)
-    with new_file(out) as draft:
+    with output_locked(out), new_file(out) as draft:
+        refuse_occupied(out, force=force)  # another process may have written it in between
         lines = (plain_json.dumps(row, ensure_ascii=False) + "\n" for row in made.rows)
         draft.write_text("".join(lines), encoding="utf-8")
     if json:

@@ -7,6 +7,7 @@ import typer
 
 from graft.cli.say import after, show, show_json, table, talk
 from graft.errors import UsageError
+from graft.storage import replace
 
 
 def add_to(app: typer.Typer) -> None:
@@ -81,4 +82,4 @@ def _write(path: Path, text: str) -> None:
     """Write a file. Raises UsageError if its folder is missing."""
     if not path.parent.is_dir() or path.is_dir():
         raise UsageError(f"{path} cannot be written", "a file in a folder that exists", "check the path")
-    path.write_text(text, encoding="utf-8", errors="replace")  # half a character has no bytes
+    replace(path, text.encode("utf-8", errors="replace"))  # half a character has no bytes

@@ -1,4 +1,5 @@
-"""The only door to a run's folder: writes that last, folders that are whole or absent, errors of the disk."""
+"""The only door to a run's folder: writes that last, folders that are whole or absent, errors of the disk;
+who may write, and when a signal may stop it."""
 
 from graft.storage.commits import (
     MANIFEST,
@@ -11,6 +12,7 @@ from graft.storage.commits import (
     validate,
 )
 from graft.storage.disk import disk_full, free_bytes, retry_while_full
+from graft.storage.lock import Lock, locked, output_locked
 from graft.storage.writes import (
     encode,
     new_file,
@@ -29,15 +31,18 @@ from graft.storage.writes import (
 
 __all__ = [
     "MANIFEST",
+    "Lock",
     "commit",
     "digest",
     "disk_full",
     "encode",
     "free_bytes",
     "latest",
+    "locked",
     "new_file",
     "new_folder",
     "output_folder",
+    "output_locked",
     "quarantine",
     "read_json",
     "refuse_occupied",

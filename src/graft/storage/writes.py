@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 
 from graft.errors import UsageError
 from graft.storage.disk import disk_full
+from graft.storage.lock import output_locked
 
 if TYPE_CHECKING:
     import torch
@@ -111,12 +112,15 @@ def new_folder(path: Path) -> Iterator[Path]:
 def output_folder(path: Path, *, force: bool) -> Iterator[Path]:
     """Yield a temporary folder that becomes `path`, a folder that the user asked for (see `new_folder`).
 
-    Raises UsageError if `path` holds something and force is False, SpaceError if the disk is full.
+    Raises UsageError if `path` holds something and force is False, or if another process is writing it;
+    SpaceError if the disk is full.
     """
     refuse_occupied(path, force=force)
     try:
-        with new_folder(path) as temporary:
-            yield temporary
+        with output_locked(path):
+            refuse_occupied(path, force=force)  # another process may have written it in between
+            with new_folder(path) as temporary:
+                yield temporary
     except (OSError, SafetensorError) as error:
         full = disk_full(error, path)
         if full is None:
