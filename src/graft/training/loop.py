@@ -280,20 +280,19 @@ class Trainer:
         """
         p, improved = self.progress, False
         self.base.train(False)
-        with rng.preserved(), torch.no_grad():
-            if EVALUATION in p.due and self.task.evaluate:
+        if EVALUATION in p.due and self.task.evaluate:
+            with rng.preserved(), torch.no_grad():
                 scores = self.task.evaluate(p.step)
-                with held():
-                    p.due.remove(EVALUATION)
-                    self.log.evaluated(
-                        self._position() | {f"eval_{key}": value for key, value in scores.items()}
-                    )
-                    improved = self._judge(scores.get("loss"))
-            if SAMPLES in p.due and self.task.sample:
+            with held():
+                p.due.remove(EVALUATION)
+                self.log.evaluated(self._position() | {f"eval_{key}": value for key, value in scores.items()})
+                improved = self._judge(scores.get("loss"))
+        if SAMPLES in p.due and self.task.sample:
+            with rng.preserved(), torch.no_grad():  # its draws are the same where no evaluation came before
                 texts = list(self.task.sample())
-                with held():
-                    p.due.remove(SAMPLES)
-                    self.log.sampled(p.step, texts)
+            with held():
+                p.due.remove(SAMPLES)
+                self.log.sampled(p.step, texts)
         p.due = []
         self.log.pause()
         return improved
