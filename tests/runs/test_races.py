@@ -4,7 +4,7 @@ import threading
 
 import pytest
 import yaml
-from races import race
+from racing import race
 from stopped import command, rubbish
 from tiny_folder import write_model, write_rows
 
