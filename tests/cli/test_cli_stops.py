@@ -61,7 +61,8 @@ def home(tmp_path_factory):
     (folder / "recipe.yaml").write_text(yaml.safe_dump(settings))
     for words in (
         ["train", f"{folder}/recipe.yaml"],
-        ["judge", f"{folder}/a.jsonl", f"{folder}/b.jsonl", "--by", "rule:shorter", "--out", f"{folder}/verdicts.jsonl"],
+        ["judge", f"{folder}/a.jsonl", f"{folder}/b.jsonl", "--by", "rule:shorter",
+         "--out", f"{folder}/verdicts.jsonl"],
         ["export", f"{folder}/run", f"{folder}/shipped"],
     ):  # fmt: skip
         end = command(words, None, folder / "said")

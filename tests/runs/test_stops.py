@@ -65,9 +65,7 @@ def test_a_run_stopped_in_every_phase_ends_with_the_bytes_of_an_undisturbed_one(
         assert "is saved" in said[phase] and "it continues from step" in said[phase]
 
 
-def test_a_run_that_writes_its_answers_is_stopped_in_all_of_that_and_ends_with_the_same_bytes(
-    home, tmp_path
-):
+def test_a_run_that_writes_its_answers_is_stopped_in_all_of_that_and_ends_with_the_same_bytes(home, tmp_path):
     stop_in_turn(home, "online.yaml", ONLINE | {"step": RUN["step"]}, tmp_path / "run")
     assert outcome(tmp_path / "run") == outcome(calm(home, "online.yaml"))
 

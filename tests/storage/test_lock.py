@@ -102,9 +102,9 @@ def test_an_output_has_one_writer_and_no_lock_stays_beside_it(tmp_path):
     out = tmp_path / "out"
     with output_folder(out, force=True) as folder:
         (folder / "file").write_text("first")
-        with pytest.raises(UsageError, match=f"being written by process {os.getpid()}"):
-            with output_folder(out, force=True):
-                pass
+        busy = pytest.raises(UsageError, match=f"being written by process {os.getpid()}")
+        with busy, output_folder(out, force=True):
+            pass
     assert (out / "file").read_text() == "first" and list(tmp_path.iterdir()) == [out]
     with pytest.raises(ZeroDivisionError), output_locked(out):
         1 / 0  # noqa: B018

@@ -104,7 +104,12 @@ def test_a_signal_that_the_process_was_started_to_ignore_stays_ignored():
 
 
 def test_the_innermost_word_for_what_is_saved_counts():
-    with pytest.raises(Interrupted) as caught, obeyed(), stopped("outer"), stopped("step 3 is saved", "go on"):
+    with (
+        pytest.raises(Interrupted) as caught,
+        obeyed(),
+        stopped("outer"),
+        stopped("step 3 is saved", "go on"),
+    ):
         send()
     assert caught.value.given == "stopped by SIGTERM; step 3 is saved" and caught.value.remedy == "go on"
 

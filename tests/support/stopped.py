@@ -17,7 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["graft.cli", "graft.runs.chain", "graft.shipping.export", "graft.runs.quantise"])
+PROCESSES.set_forkserver_preload(
+    ["graft.cli", "graft.runs.chain", "graft.shipping.export", "graft.runs.quantise"]
+)
 
 # Of a run: {phase: the function in which the signal arrives}.
 RUN = {
@@ -41,7 +43,13 @@ ONLINE = {
     "measuring": "graft.stages.online:Online.measured",
     "keeping": "graft.training.rollouts:Rollouts._keep",
 }
-KEPT = ("metrics.jsonl", "samples.md", "adapter/adapter_model.safetensors", "finished.json", "evaluation.json")
+KEPT = (
+    "metrics.jsonl",
+    "samples.md",
+    "adapter/adapter_model.safetensors",
+    "finished.json",
+    "evaluation.json",
+)
 
 
 @dataclass(frozen=True)
