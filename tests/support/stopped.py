@@ -1,10 +1,10 @@
 """Commands in processes of their own that get a signal at a chosen moment of a chosen phase.
 
 A phase is a function of the package. When it is called for the n-th time, a thread waits for so many seconds
-and then sends the signal to its own process, so that it arrives anywhere in the phase or shortly after it.
+and then sends the signal to its own process, so that it arrives anywhere in the phase or shortly after it;
+without a wait it arrives as the function is called.
 """
 
-import contextlib
 import importlib
 import multiprocessing
 import os
@@ -60,7 +60,6 @@ class Moment:
     call: int = 1
     wait_s: float = 0.0
     number: int = signal.SIGTERM
-    again_s: float | None = None  # a second signal so much later
 
 
 @dataclass(frozen=True)
@@ -142,7 +141,9 @@ def _arm(moment: Moment, sent: str) -> None:
 
     def wrapped(*arguments, **keywords):
         calls[0] += 1
-        if calls[0] == moment.call:
+        if calls[0] == moment.call and not moment.wait_s:
+            _send(moment, sent)
+        elif calls[0] == moment.call:
             threading.Thread(target=_send, args=(moment, sent), daemon=True).start()
         return real(*arguments, **keywords)
 
@@ -153,7 +154,3 @@ def _send(moment: Moment, sent: str) -> None:
     time.sleep(moment.wait_s)
     Path(sent).write_text(str(time.time()))
     os.kill(os.getpid(), moment.number)
-    if moment.again_s is not None:
-        with contextlib.suppress(ProcessLookupError):
-            time.sleep(moment.again_s)
-            os.kill(os.getpid(), moment.number)
