@@ -13,8 +13,7 @@ from safetensors.torch import save_file
 
 from graft import storage
 from graft.errors import CheckpointError, SpaceError, UsageError
-from graft.storage import commits, disk, writes
-from graft.training.lock import locked
+from graft.storage import commits, disk, locked, writes
 
 
 class Dead(BaseException):
@@ -319,7 +318,7 @@ def test_another_error_of_the_disk_is_not_mistaken_for_a_full_one(tmp_path):
 
 def test_a_second_run_in_a_folder_is_refused_and_told_who_is_there(tmp_path):
     program = (
-        "import sys; from pathlib import Path; from graft.training.lock import locked\n"
+        "import sys; from pathlib import Path; from graft.storage import locked\n"
         "with locked(Path(sys.argv[1])): pass"
     )
     child = [sys.executable, "-c", program, str(tmp_path)]

@@ -25,7 +25,7 @@ _HOME = {
     "open_model": "runs.open",
     # What a run reports, and how it stops: memory is measured in between, and divergence is a result.
     "RunObserver": "runs.hear",
-    "Interrupted": "training.signals",
+    "Interrupted": "storage.signals",
     "TrainingError": "errors",
     # The measures of the tables.
     "accuracy": "evaluate.metrics",

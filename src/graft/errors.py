@@ -8,7 +8,7 @@ GraftError                exit 1    anything the user can act on
 ├── ModelError                      a model folder cannot be read or trusted
 ├── DataError                       rows cannot be used
 ├── TrainingError                   a training step failed
-│   └── Interrupted       exit 130  a signal stopped the run (143 for SIGTERM); see graft.training.signals
+├── Interrupted           exit 130  a signal stopped the work (143 for SIGTERM); see graft.storage.signals
 ├── CheckpointError                 a checkpoint is damaged, or belongs to another run
 └── MachineError                    the operating system refused: a disk, a permission, memory
     └── SpaceError        exit 74   the disk is full

@@ -238,8 +238,11 @@ class DyingOs:
         return call
 
 
-def child(run, keys, kill=None, limit=None, nap=0.0):
-    """Carry out one process of a run.  kill: ("forward", n) or ("fs", k); limit: RLIMIT_FSIZE."""
+def child(run, keys, kill=None, limit=None, nap=0.0, slow=0.0):
+    """Carry out one process of a run.
+
+    kill: ("forward", n) or ("fs", k); limit: RLIMIT_FSIZE; nap, slow: seconds of a forward and of a commit.
+    """
     torch.set_num_threads(1)
     calls = [0]
 
@@ -250,6 +253,9 @@ def child(run, keys, kill=None, limit=None, nap=0.0):
         time.sleep(nap)
         return objective(base, batch)
 
+    if slow:
+        commit = storage.commit
+        storage.commit = lambda *parts: (Path(run, "commits").touch(), time.sleep(slow), commit(*parts))[2]
     if kill and kill[0] == "fs":
         storage.writes.os = DyingOs(kill[1])
     if limit:

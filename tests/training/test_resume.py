@@ -1,10 +1,12 @@
 """Runs that are killed, damaged, interrupted or out of space, in processes of their own."""
 
+import contextlib
 import json
 import multiprocessing
 import os
 import signal
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -109,16 +111,78 @@ def test_sigterm_saves_after_the_step_exits_143_and_the_run_goes_on_from_there(t
     assert outcome(run) == outcome(calm)
 
 
-def test_a_second_signal_ends_the_process_at_once(tmp_path):
-    process = start(tmp_path, nap=2.0)
-    wait_for(lambda: (tmp_path / ".owner.json").exists() and (tmp_path / "metrics.jsonl").exists())
-    time.sleep(0.3)
-    started = time.monotonic()
+def test_a_second_signal_ends_the_process_at_once_and_the_run_goes_on_from_what_is_saved(tmp_path):
+    calm, run = tmp_path / "calm", tmp_path / "run"
+    assert finish(calm) == 0
+    process = start(run, nap=0.1, slow=600)
+    wait_for(lambda: (run / "metrics.jsonl").exists() and (run / "metrics.jsonl").read_text().count("\n"))
     process.terminate()
-    time.sleep(0.1)
+    wait_for(lambda: (run / "commits").exists())  # it saves the last step, for ten minutes
     process.terminate()
-    process.join(30)
-    assert process.exitcode == -signal.SIGTERM and time.monotonic() - started < 1.5
+    process.join(60)
+    assert process.exitcode == -signal.SIGTERM
+    assert finish(run) == 0
+    assert outcome(run) == outcome(calm)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("forward", range(2, 20, 3))
+def test_a_signal_in_a_forward_throws_the_step_away_and_the_run_ends_with_the_same_bytes(
+    forward, number, tmp_path
+):
+    calls = []
+
+    def told(base, batch):
+        calls.append(1)
+        loss = train_toys.objective(base, batch)
+        if len(calls) == forward:
+            os.kill(os.getpid(), number)
+        return loss
+
+    train_toys.trainer(tmp_path / "calm").run()
+    with usual_handlers(), pytest.raises(Interrupted) as stopped:
+        train_toys.trainer(tmp_path / "run", task={"objective": told}).run()
+    done = (forward - 2) // 2  # after the preflight two forwards make a step
+    assert len(calls) == forward and stopped.value.exit_code == 128 + number
+    assert (f"step {done} is saved" if done else "no step was taken") in str(stopped.value)
+    train_toys.trainer(tmp_path / "run").run()
+    assert outcome(tmp_path / "run") == outcome(tmp_path / "calm")
+
+
+@pytest.mark.parametrize("what", ["evaluate", "sample"])
+def test_what_was_due_when_a_signal_came_is_made_when_the_run_goes_on(what, tmp_path):
+    """Evaluations come after steps 4, 8 and 12, and patience counts them."""
+    train_toys.trainer(tmp_path / "calm", patience=2).run()
+    for call in (1, 2, 3):
+        run, calls = tmp_path / str(call), []
+        trainer = train_toys.trainer(run, patience=2)
+        real = getattr(trainer.task, what)
+
+        def told(*step, real=real, calls=calls, call=call):
+            calls.append(1)
+            if len(calls) == call:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return real(*step)
+
+        trainer.task = replace(trainer.task, **{what: told})
+        with pytest.raises(Interrupted, match=f"step {4 * call} is saved"):
+            trainer.run()
+        kept = (run / "metrics.jsonl").read_text().count("eval_loss")
+        assert kept == call - (what == "evaluate")
+        train_toys.trainer(run, patience=2).run()
+        assert outcome(run) == outcome(tmp_path / "calm")
+
+
+def test_a_signal_while_the_adapter_is_written_leaves_a_run_that_ends_when_it_is_started_again(tmp_path):
+    train_toys.trainer(tmp_path / "calm").run()
+    trainer = train_toys.trainer(tmp_path / "run")
+    save = trainer.adapter.save
+    trainer.adapter.save = lambda folder: (save(folder), os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Interrupted, match="step 12 is saved"):
+        trainer.run()
+    assert not list((tmp_path / "run").rglob(".tmp-*"))
+    train_toys.trainer(tmp_path / "run").run()
+    assert outcome(tmp_path / "run") == outcome(tmp_path / "calm")
 
 
 def test_a_full_disk_exits_74_keeps_the_last_checkpoint_and_tells_the_bytes(tmp_path):
@@ -195,6 +259,14 @@ def test_generators_of_torch_python_and_numpy_come_back(tmp_path):
     assert draw() != first
     rng.restore(states, values)
     assert draw() == first
+
+
+@contextlib.contextmanager
+def usual_handlers():
+    """Give SIGINT Python's own handler, also where the tests run in a background that ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def interrupt(trainer, step):

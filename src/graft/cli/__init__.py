@@ -39,6 +39,7 @@ from graft.cli import (
 from graft.cli.say import finish, note, noted, talk
 from graft.errors import GraftError, Notice
 from graft.storage import system_error
+from graft.storage.signals import Interrupted, obeyed
 
 app = typer.Typer(
     name="graft",
@@ -69,6 +70,7 @@ VERBS = (
     data,
     doctor,
 )
+STOPPED = (130, 143)  # exit codes after SIGINT and SIGTERM
 for _verb in VERBS:
     _verb.add_to(app)
 
@@ -77,6 +79,8 @@ def main() -> None:
     """Run the command line of this process and exit."""
     code = call(sys.argv[1:])
     finish()
+    if code in STOPPED:  # at once: threads that wait for somebody's answer would hold the process
+        os._exit(code)
     sys.exit(code)
 
 
@@ -84,15 +88,16 @@ def call(words: list[str]) -> int:
     """Run one command line and return the exit code. Failures take a few lines, never a traceback."""
     try:
         noted.clear()
-        with warnings.catch_warnings():
+        with obeyed(), warnings.catch_warnings():
             warnings.simplefilter("always", Notice)
             warnings.showwarning = partial(_show_warning, warnings.showwarning)
             app(words, prog_name="graft")
     except SystemExit as done:
         return done.code if isinstance(done.code, int) else int(done.code is not None)
-    except KeyboardInterrupt:
-        talk("graft: interrupted")
-        return 130
+    except Interrupted as stop:
+        talk(f"graft: {stop.given}")
+        talk(f"  to do:    {stop.remedy}")
+        return stop.exit_code
     except GraftError as error:
         return _fail(error)
     except Exception as error:

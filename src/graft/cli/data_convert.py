@@ -10,7 +10,7 @@ import typer
 
 from graft.cli.say import after, show, show_json, talk
 from graft.errors import DataError, UsageError, one_of
-from graft.storage import new_file, require_file
+from graft.storage import new_file, output_locked, require_file
 
 if TYPE_CHECKING:
     from graft.data.convert import Converted
@@ -45,9 +45,7 @@ def convert_rows(
     one_of("--paths", paths, PATHS)
     if out.suffix != ".jsonl":
         raise UsageError(f"the file {out}", "one that ends in .jsonl", "write for instance rows.jsonl")
-    require_file(out)
-    if out.exists() and not force:
-        raise UsageError(f"{out} exists", "a new file", "choose another name, or pass --force")
+    _require_new(out, force=force)
     made = convert(records(path), to, paths=paths, lang=lang)
     if not made.rows:
         counts = ", ".join(f"{reason} {n}" for reason, n in _by_reason(made).items())
@@ -58,7 +56,8 @@ def convert_rows(
             "choose another --to, or look at the rows",
         )
     out.parent.mkdir(parents=True, exist_ok=True)
-    with new_file(out) as draft:
+    with output_locked(out), new_file(out) as draft:
+        _require_new(out, force=force)  # another process may have written it in between
         lines = (plain_json.dumps(row, ensure_ascii=False) + "\n" for row in made.rows)
         draft.write_text("".join(lines), encoding="utf-8")
     if json:
@@ -81,6 +80,13 @@ def _tell(made: "Converted") -> None:
         talk(f"left    {count:,} x {reason}: {', '.join(list(sources)[:SHOWN])}")
     for text in unread(made.unused, len(made.rows)):
         talk(f"note    {text}")
+
+
+def _require_new(out: Path, *, force: bool) -> None:
+    """Raise UsageError if a file cannot be written, or is there and force is False."""
+    require_file(out)
+    if out.exists() and not force:
+        raise UsageError(f"{out} exists", "a new file", "choose another name, or pass --force")
 
 
 def _by_reason(made: "Converted") -> dict[str, int]:

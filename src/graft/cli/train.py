@@ -9,7 +9,7 @@ from graft.cli.progress import Progress
 from graft.cli.say import after, score_table, show, show_json, talk
 from graft.cli.words import STAGES, WORDS, recipe_of
 from graft.sizes import MIB, size
-from graft.storage import require_run_folder
+from graft.storage import Lock, locked, require_run_folder
 
 if TYPE_CHECKING:
     from graft.planning.plan import Plan
@@ -69,16 +69,20 @@ def train(
     recipes = [*chosen.recipes.values()] if isinstance(chosen, Chain) else [chosen]
     for folder in dict.fromkeys((chosen.output, *(one.output for one in recipes))):
         require_run_folder(Path(folder))
-    for one in recipes:
-        _check_rows(one)
-    train_chain(chosen, json=json) if isinstance(chosen, Chain) else train_one(chosen, json=json)
+    with locked(Path(chosen.output)) as lock:  # at once: whoever comes second must not wait for torch
+        for one in recipes:
+            _check_rows(one)
+        if isinstance(chosen, Chain):
+            train_chain(chosen, lock, json=json)
+        else:
+            train_one(chosen, lock, json=json)
 
 
-def train_one(chosen: "Recipe", *, json: bool) -> None:
-    """Carry out a recipe of one stage."""
+def train_one(chosen: "Recipe", lock: Lock, *, json: bool) -> None:
+    """Carry out a recipe of one stage.  lock: of its folder."""
     from graft.planning.plan import plan  # after recipe and rows are checked: torch costs seconds
     from graft.runs.identity import as_begun
-    from graft.runs.run import run
+    from graft.runs.run import carry_out
     from graft.stages.stage import stage_of
 
     stage_of(chosen).check_complete()
@@ -89,15 +93,15 @@ def train_one(chosen: "Recipe", *, json: bool) -> None:
     talk(f"dtype   {cost.dtype}: {why}")
     _say_plan(cost)
     with Progress(chosen) as progress:
-        result = run(chosen, observer=progress)
+        result = carry_out(chosen, progress, lock=lock)
     _say_result(result)
     if json:
         show_json(result.facts())
     _say_next(chosen, chosen.output)
 
 
-def train_chain(chain: "Chain", *, json: bool) -> None:
-    """Carry out a recipe of several stages."""
+def train_chain(chain: "Chain", lock: Lock, *, json: bool) -> None:
+    """Carry out a recipe of several stages.  lock: of their common folder."""
     from graft.planning.plan import plan  # after recipes and rows are checked: torch costs seconds
     from graft.runs.chain import stages
     from graft.runs.identity import as_begun
@@ -110,7 +114,7 @@ def train_chain(chain: "Chain", *, json: bool) -> None:
     results = []
     *_, last = chain.recipes.values()
     with Progress(last) as progress:
-        for result in stages(chain, progress):
+        for result in stages(chain, progress, lock=lock):
             _say_result(result)
             results.append(result)
     if json:

@@ -25,6 +25,7 @@ from urllib.parse import urlsplit
 from graft.errors import GraftError, UsageError, one_of
 from graft.evaluate.judges import Judge, Opinion, Question, scores_in, verdict_in
 from graft.evaluate.kept import Kept
+from graft.storage.signals import Stop
 
 KEY = "GRAFT_JUDGE_KEY"  # the environment variable with the key
 LARGEST = 1 << 22  # bytes of an answer
@@ -110,16 +111,19 @@ class Endpoint:
         def keep(talk: list[dict[str, str]]) -> None:
             kept.put(self._asked(talk), self._answer(talk, stopped))
 
-        pool = ThreadPoolExecutor(self.workers)
+        pool, wait = ThreadPoolExecutor(self.workers), True
         try:
             waiting = [pool.submit(keep, talk) for talk in missing]
             for count, done in enumerate(as_completed(waiting), len(asked) - len(missing) + 1):
                 done.result()
                 if progress is not None:
                     progress("judged", count, len(asked))
+        except Stop:
+            wait = False  # a signal is obeyed at once
+            raise
         finally:
             stopped.set()
-            pool.shutdown(cancel_futures=True)  # what is on its way is still kept
+            pool.shutdown(wait, cancel_futures=True)  # what is on its way is still kept
         return [kept.get(self._asked(talk)) or "" for talk in talks]
 
     def _body(self, talk: list[dict[str, str]]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from graft.generate.generate import evaluating
 from graft.objectives.classify import class_logits
 from graft.objectives.sums import add, numbers
 from graft.stages.stage import Stage
+from graft.storage.signals import check
 
 Progress = Callable[[str, int, int], None]  # (what, done, total)
 
@@ -50,6 +51,7 @@ def summed(base: Base, feed: Feed, stage: Stage, progress: Progress = silent) ->
     steps = feed.steps_per_epoch
     with torch.no_grad(), evaluating(base):
         for step in range(steps):
+            check()
             for batch in stage.before_step(base, feed.step(0, step)):
                 if batch.tokens:
                     summed, metrics = stage.loss(base, batch.to(base.device))

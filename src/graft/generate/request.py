@@ -13,6 +13,7 @@ import numpy
 from transformers import PreTrainedTokenizerBase
 
 from graft.generate.sampling import Sampling
+from graft.storage.signals import check
 
 CONTEXT = 6  # tokens of the prompt that are decoded with the first ones of the text: blanks depend on them
 UNFINISHED = "\ufffd"  # what tokenizers write for bytes that are no whole character
@@ -84,7 +85,8 @@ class Request:
         return len(self.tokens) < self.how.min_new_tokens
 
     def take(self, token: int) -> bool:
-        """Add a token to the text. Returns whether that ends it."""
+        """Add a token to the text. Returns whether that ends it. Raises Stop after a signal."""
+        check()
         self.tokens.append(token)
         if token in self.ends:
             return self._finish("stop", self.tokens[:-1])

@@ -75,8 +75,8 @@ class _LowRank(torch.autograd.Function):
             y = torch.empty(*x.shape[:-1], n, dtype=x.dtype, device="cpu")
             own, fp32 = ctypes.byref(native.weight(W)), None if bias is None else bias.float()
         _call(
-            "low_rank", x.dtype, address(rows), native.DTYPES[x.dtype], c_int64(m), c_int64(inner), c_int64(n), own,
-            address(fp32), address(A), address(B), c_int64(r), c_float(scale), address(u), address(y),
+            "low_rank", x.dtype, address(rows), native.DTYPES[x.dtype], c_int64(m), c_int64(inner),
+            c_int64(n), own, address(fp32), address(A), address(B), c_int64(r), c_float(scale), address(u), address(y),
         )  # fmt: skip
         return y
 
@@ -98,8 +98,8 @@ class _LowRank(torch.autograd.Function):
                 dx = torch.empty(shape, dtype=rows.dtype, device="cpu")
                 own = ctypes.byref(native.weight(W))
         _call(
-            "low_rank_backward", rows.dtype, address(rows), address(wide), native.DTYPES[rows.dtype], c_int64(m),
-            c_int64(inner), c_int64(n), own, address(A), address(B), c_int64(r), c_float(scale), address(u),
+            "low_rank_backward", rows.dtype, address(rows), address(wide), native.DTYPES[rows.dtype],
+            c_int64(m), c_int64(inner), c_int64(n), own, address(A), address(B), c_int64(r), c_float(scale), address(u),
             address(v), address(dx), address(dA), address(dB),
         )  # fmt: skip
         return dx, dbias, dA, dB, None, None, *([None] * len(weight))

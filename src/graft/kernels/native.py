@@ -81,7 +81,7 @@ def function(name: str) -> Callable[..., Any]:
 
 
 def product_function(name: str, dtype: torch.dtype) -> Callable[..., Any]:
-    """Return a C function that multiplies x of this format: that of the level below where bf16 is slow here."""
+    """Return a C function that multiplies x of this format; where bf16 is slow, that of the level below."""
     slow = dtype == torch.bfloat16 and level() == "avx512_bf16" and not _bf16_is_faster()
     return _function(name, "avx512" if slow else level())
 
@@ -139,8 +139,8 @@ def plain_by_torch(x: Tensor, weight: Tensor) -> bool:
     """Return whether torch multiplies x with a plain weight (out, in) of its dtype, instead of the kernels.
 
     It does, but for large products where the kernels are as fast as torch's library and add an update in the
-    same pass: of fp32 on processors with AVX2 alone, of bf16 in pairs. With or without an update the answer is
-    the same, so that an update of 0 changes no bit.
+    same pass: of fp32 on processors with AVX2 alone, of bf16 in pairs. With or without an update the answer
+    is the same, so that an update of 0 changes no bit.
     """
     large = x.numel() // x.shape[-1] * weight.numel() >= LARGE
     if x.dtype == torch.float32:

@@ -23,10 +23,10 @@ from graft.runs.build import load_base, settled
 from graft.runs.hear import RunObserver, heard, note_of
 from graft.runs.identity import as_begun, require_same_settings
 from graft.runs.result import RunResult
-from graft.runs.run import carry_out
+from graft.runs.run import NOTHING_LOST, carry_out
 from graft.runs.run import run as run_one
 from graft.stages.stage import task_of
-from graft.training.lock import locked
+from graft.storage.signals import obeyed, stopped
 
 
 @storage.named_errors("while training")
@@ -50,25 +50,30 @@ def run(
     if chain is None:
         assert not isinstance(recipe, Chain)
         return run_one(recipe, overrides, observer)
-    *earlier, last = stages(chain, observer, understood)
+    with obeyed():
+        *earlier, last = stages(chain, observer, understood)
     return replace(last, earlier=tuple(earlier))
 
 
 def stages(
-    chain: Chain, observer: RunObserver | None = None, understood: Sequence[str] = ()
+    chain: Chain,
+    observer: RunObserver | None = None,
+    understood: Sequence[str] = (),
+    lock: storage.Lock | None = None,
 ) -> Iterator[RunResult]:
     """Carry out the stages of a chain one after the other, and yield the result of each.
 
-    understood: what to note of its reading.  Raises as `run` does.
+    understood: what to note of its reading.  lock: of the chain's folder, where the caller holds it; each
+    stage locks its own.  Raises as `run` does.
     """
     observer = observer or RunObserver()
     folder = Path(chain.output)
     storage.require_run_folder(folder)
-    with locked(folder):
-        for name, recipe in chain.recipes.items():
-            require_same_settings(folder / name, as_begun(recipe))
-        _write(folder, chain)
-        with heard(note_of(observer)):
+    with storage.locked(folder, lock):
+        with stopped(*NOTHING_LOST), heard(note_of(observer)):
+            for name, recipe in chain.recipes.items():
+                require_same_settings(folder / name, as_begun(recipe))
+            _write(folder, chain)
             for text in understood:
                 notice(text)
             # Before a base is in memory, as a run that is alone settles: a plan counts what the process has.

@@ -42,12 +42,15 @@ from graft.runs.score import chosen_rows, score_rows
 from graft.shipping.export import export
 from graft.stages.online import Online
 from graft.stages.stage import Stage, Start, methods_of, stage_of
+from graft.storage.signals import obeyed, stopped
 from graft.training import Task, Trainer
-from graft.training.lock import locked
 from graft.training.log import evaluations
 from graft.training.rollouts import Rollouts
 
 SHOWN = 20  # generated texts that evaluation.json keeps
+# What to say of a signal before the first step of this start, and after the last one.
+NOTHING_LOST = ("no step is lost", "run the same command again: it begins or continues the run")
+TRAINED = ("the trained adapter is saved", "run the same command again: it makes scores and report")
 
 
 def run(
@@ -73,29 +76,32 @@ def carry_out(
     *,
     understood: Sequence[str] = (),
     load: Callable[[Recipe], Base] = load_base,
+    lock: storage.Lock | None = None,
 ) -> RunResult:
     """Carry out a recipe that has been read; see `run`.
 
-    understood: what to note of its reading.  load: returns its base.
+    understood: what to note of its reading.  load: returns its base.  lock: of the run's folder, where the
+    caller holds it.
     """
-    chosen = as_begun(chosen)
-    stage_of(chosen).check_complete()
-    observer = observer or RunObserver()
     folder = Path(chosen.output)
     storage.require_run_folder(folder)
-    # Before anything is loaded: a second process must learn at once that the folder is in use.
-    with locked(folder):
-        require_same_settings(folder, chosen)
-    with heard(note_of(observer)) as notes:
-        for text in understood:
-            notice(text)
-        chosen = settled(chosen)
-        base = load(chosen)
-        name = folder.resolve().name
-        if chosen.adapter is not None:
-            adapter = base.load_adapter(chosen.adapter, name)
-            chosen = of_adapter(chosen, adapter.methods, base.sites)
-        return _train(base, name, chosen, observer, notes)
+    # One lock from the first look at the folder until the report is written: no other process comes between,
+    # and a second one learns at once that the folder is in use.
+    observer = observer or RunObserver()
+    with obeyed(), storage.locked(folder, lock) as lock, heard(note_of(observer)) as notes:
+        with stopped(*NOTHING_LOST):
+            chosen = as_begun(chosen)
+            stage_of(chosen).check_complete()
+            require_same_settings(folder, chosen)
+            for text in understood:
+                notice(text)
+            chosen = settled(chosen)
+            base = load(chosen)
+            name = folder.resolve().name
+            if chosen.adapter is not None:
+                adapter = base.load_adapter(chosen.adapter, name)
+                chosen = of_adapter(chosen, adapter.methods, base.sites)
+        return _train(base, name, chosen, observer, notes, lock)
 
 
 @storage.named_errors("while training")
@@ -135,10 +141,13 @@ def train(
     chosen = read(settings | ({"evaluate": dict(evaluate)} if evaluate is not None else {}))
     stage_of(chosen).check_complete()
     storage.require_run_folder(Path(chosen.output))
-    require_same_settings(Path(chosen.output), chosen)
     observer = observer or RunObserver()
-    with heard(note_of(observer)) as notes:
-        return _train(base, adapter.name, settled_on(base, adapter, chosen), observer, notes)
+    folder = Path(chosen.output)
+    with obeyed(), storage.locked(folder) as lock, heard(note_of(observer)) as notes:
+        with stopped(*NOTHING_LOST):
+            require_same_settings(folder, chosen)
+            chosen = settled_on(base, adapter, chosen)
+        return _train(base, adapter.name, chosen, observer, notes, lock)
 
 
 def _named(rows: Any) -> Any:
@@ -174,26 +183,31 @@ class _Work:
     start: Start
 
 
-def _train(base: Base, name: str, recipe: Recipe, observer: RunObserver, notes: Notes) -> RunResult:
+def _train(
+    base: Base, name: str, recipe: Recipe, observer: RunObserver, notes: Notes, lock: storage.Lock
+) -> RunResult:
     """Prepare the rows, attach the adapter if it is new, train it, and write the results.
 
-    notes: grows while the run is going on.
+    notes: grows while the run is going on.  lock: of the run's folder.
     """
     with _guests(base, name):
-        work = _prepared(base, name, recipe)
-        facts = identity(work.given, base, work.prepared) | dict(work.stage.depends(base))
-        _write(work, facts)
-        trained_before = has_finished(work.folder)
-        if not trained_before:
-            notes.keep_in(work.folder / "notes.json")
-        _announce(observer, work)
-        task = _task(work, facts, observer)
-        Trainer(base, name, task, recipe.train, work.folder, observer).run()
-        if trained_before:  # no step was taken now: the trained adapter is in the folder
-            notice(f"nothing is left to train: the run in {work.folder} has ended")
-            _, tensors, _ = peft.read(work.folder / "adapter")
-            base.adapters[name].load_file_state(tensors)
-        return replace(_finish(work, observer), notes=notes, trained=not trained_before)
+        with stopped(*NOTHING_LOST):
+            work = _prepared(base, name, recipe)
+            facts = identity(work.given, base, work.prepared) | dict(work.stage.depends(base))
+            _write(work, facts)
+            trained_before = has_finished(work.folder)
+            if not trained_before:
+                notes.keep_in(work.folder / "notes.json")
+            _announce(observer, work)
+            task = _task(work, facts, observer)
+            trainer = Trainer(base, name, task, recipe.train, work.folder, observer, lock)
+        trainer.run()
+        with stopped(*TRAINED):
+            if trained_before:  # no step was taken now: the trained adapter is in the folder
+                notice(f"nothing is left to train: the run in {work.folder} has ended")
+                _, tensors, _ = peft.read(work.folder / "adapter")
+                base.adapters[name].load_file_state(tensors)
+            return replace(_finish(work, observer), notes=notes, trained=not trained_before)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,5 @@
-"""The only door to a run's folder: writes that last, folders that are whole or absent, errors of the disk."""
+"""The only door to a run's folder: writes that last, folders that are whole or absent, errors of the disk;
+who may write, and when a signal may stop it."""
 
 from graft.storage.commits import (
     MANIFEST,
@@ -11,6 +12,7 @@ from graft.storage.commits import (
 )
 from graft.storage.digests import cache_folder, digest, known_digest
 from graft.storage.disk import free_bytes, named_errors, retry_while_full, system_error
+from graft.storage.lock import Lock, locked, output_locked
 from graft.storage.outputs import output_folder, refuse_occupied, require_file, require_run_folder
 from graft.storage.sameness import PATH, changes, is_same_run, kinds
 from graft.storage.seals import seal, unseal
@@ -37,6 +39,7 @@ __all__ = [
     "CERTIFICATE",
     "MANIFEST",
     "PATH",
+    "Lock",
     "as_they_are",
     "cache_folder",
     "changes",
@@ -50,10 +53,12 @@ __all__ = [
     "kinds",
     "known_digest",
     "latest",
+    "locked",
     "named_errors",
     "new_file",
     "new_folder",
     "output_folder",
+    "output_locked",
     "quarantine",
     "read_json",
     "read_record",

@@ -18,6 +18,7 @@ from typing import TypeVar
 from safetensors import SafetensorError
 
 from graft.errors import GraftError, MachineError, SpaceError
+from graft.storage.signals import stopping
 
 PAUSES_S = (1.0, 3.0, 9.0)  # between the tries when the disk is full
 TEMPORARY = re.compile(
@@ -172,7 +173,7 @@ def retry_while_full(path: Path, needed: int, action: Callable[[], T], warn: Cal
     """Return `action()`; while the disk is full, wait and try again, as somebody may make room.
 
     needed: the bytes that the action writes to the disk of `path`.  warn: told before each pause.
-    Raises SpaceError after the last try.
+    Raises SpaceError after the last try, and after a signal at once.
     """
     for pause in (*PAUSES_S, None):
         try:
@@ -182,11 +183,18 @@ def retry_while_full(path: Path, needed: int, action: Callable[[], T], warn: Cal
             if number not in _FULL:
                 raise
             full = _full(number, path, needed)
-            if pause is None:
+            if pause is None or stopping():
                 raise full from error
         warn(f"{full.given}; trying again in {pause:g} s")
-        time.sleep(pause)
+        _wait(pause)
     raise AssertionError("the last try returns or raises")
+
+
+def _wait(seconds: float) -> None:
+    """Sleep, but no longer than until a signal asks the process to stop."""
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0 and not stopping():
+        time.sleep(min(left, 0.1))
 
 
 def _full(number: int, path: Path | None, needed: int | None) -> SpaceError:

@@ -9,6 +9,7 @@ from pathlib import Path
 from graft.errors import UsageError
 from graft.storage import writes
 from graft.storage.disk import named_errors
+from graft.storage.lock import output_locked
 
 LONGEST = 255  # bytes of a name
 
@@ -17,12 +18,15 @@ LONGEST = 255  # bytes of a name
 def output_folder(path: Path, *, force: bool) -> Iterator[Path]:
     """Yield a temporary folder that becomes `path`, a folder that the user asked for (see `new_folder`).
 
-    Raises UsageError if `path` holds something and force is False, or cannot be a folder; MachineError for
-    errors of the system. What killed processes left of earlier tries is removed.
+    Raises UsageError if `path` holds something and force is False, cannot be a folder, or is being written by
+    another process; MachineError for errors of the system. What killed processes left of earlier tries is
+    removed.
     """
     refuse_occupied(path, force=force)
-    with named_errors("while writing it", path), writes.new_folder(path) as temporary:
-        yield temporary
+    with named_errors("while writing it", path), output_locked(path):
+        refuse_occupied(path, force=force)  # another process may have written it in between
+        with writes.new_folder(path) as temporary:
+            yield temporary
 
 
 def refuse_occupied(path: Path, *, force: bool) -> None:

@@ -34,7 +34,7 @@ class Progress:
     """How far a run has come.
 
     best: {"step", "loss"} of the best evaluation.  waited: evaluations since then.  lengths: of the logs, in
-    bytes.  feed: what the source of batches has to remember.
+    bytes.  feed: what the source of batches has to remember.  due: what has still to be done after the step.
     """
 
     step: int = 0
@@ -45,6 +45,7 @@ class Progress:
     waited: int = 0
     lengths: dict[str, int] = field(default_factory=dict)
     feed: dict[str, Any] = field(default_factory=dict)
+    due: list[str] = field(default_factory=list)
 
 
 class Checkpoints:

@@ -3,12 +3,15 @@
 A run is a function of its recipe. Its folder holds what it has done, and the same call continues from there,
 or returns at once if nothing is left to do. After step n the order of rows, the learning rate and all random
 draws are the same, whether or not the process was killed on the way.
+
+A signal is obeyed at once: the step that was begun is thrown away, the one before it is saved. What was due
+after that one, such as an evaluation that was not at its end, is made when the run goes on.
 """
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +19,11 @@ import torch
 
 from graft import storage
 from graft.errors import CheckpointError, TrainingError, notice
-from graft.objectives.sums import accuracy
 from graft.quant.finite import require_finite
 from graft.sizes import MIB
+from graft.storage.signals import Interrupted, Stop, check, held, obeyed
 from graft.training import rng
 from graft.training.checkpoint import Checkpoints, Progress, same_run
-from graft.training.lock import locked
 from graft.training.log import Observer, RunLog
 from graft.training.memory import advice
 from graft.training.neftune import Neftune
@@ -29,60 +31,22 @@ from graft.training.optimizers import AdamW, build
 from graft.training.paging import Pages
 from graft.training.parking import parked
 from graft.training.schedule import factor
-from graft.training.signals import Interrupted, Signals
-from graft.training.step import Measured, Objective, clear_gradients, measure, not_finite_error, preflight
+from graft.training.step import Measured, clear_gradients, measure, not_finite_error, preflight
+from graft.training.task import Result, Task
 from graft.training.together import Together, Trained
 
 if TYPE_CHECKING:
     from graft.base.base import Base
 
 MOST_SKIPS = 3  # steps in a row that on_nan=skip passes over
-
-
-@dataclass(frozen=True)
-class Task:
-    """The work of a run.
-
-    feed: has `steps_per_epoch`, and `step(epoch, index) -> micro-batches`, a pure function; or Rollouts.
-    objective: (base, batch) -> (loss summed over the supervised tokens, metrics).
-    evaluate: step -> metrics; "loss" decides which step is best.
-    sample: () -> answers to the sample prompts.
-    identity: JSON values (settings, fingerprints of base and data) that must be equal on a resume.
-    before_step: (base, micro-batches of a step) -> the same, with what only all of them together tell.
-    progress: (metrics of the objective, added up over a step) -> what its line in metrics.jsonl says of them.
-    beside: adapters that are trained with it, by the folder of the run in which they are saved.
-    noise: whether dropout, noise on embeddings and other random choices of the adapters are on.
-    """
-
-    feed: Any
-    objective: Objective
-    evaluate: Callable[[int], Mapping[str, float]] | None = None
-    sample: Callable[[], Sequence[str]] | None = None
-    identity: Mapping[str, Any] = field(default_factory=dict)
-    before_step: Callable[[Any, Sequence[Any]], Sequence[Any]] = lambda base, batches: batches
-    progress: Callable[[Mapping[str, Any]], Mapping[str, float]] = accuracy
-    beside: Mapping[str, str] = field(default_factory=dict)
-    noise: bool = True
-
-
-@dataclass(frozen=True)
-class Result:
-    """A finished run.
-
-    loss: of the last step.  best: {"step", "loss"} of the best evaluation.  adapter: its folder.
-    """
-
-    steps: int
-    loss: float | None
-    tokens: int
-    best: dict[str, Any] | None
-    adapter: Path
+EVALUATION, SAMPLES = "evaluation", "samples"  # what may be due after a step
 
 
 class Trainer:
     """Trains one adapter of a base.
 
     name: of the adapter.  settings: the recipe's `train:` section.  folder: the run's, for all files.
+    lock: of the folder, where the caller holds it.
     """
 
     def __init__(
@@ -93,6 +57,7 @@ class Trainer:
         settings: Any,
         folder: str | Path,
         observer: Observer | None = None,
+        lock: storage.Lock | None = None,
     ) -> None:
         self.base = base
         beside = {folder: base.adapters[other] for folder, other in task.beside.items()}
@@ -101,9 +66,11 @@ class Trainer:
         self.feed = task.feed
         self.settings = settings
         self.folder = Path(folder)
+        self.lock = lock
         self.observer = observer or Observer()
         self.total = settings.max_steps or math.ceil(settings.epochs * task.feed.steps_per_epoch)
         self.progress = Progress()
+        self.saved = 0  # the step of the newest checkpoint
 
     def run(self) -> Result:
         """Train to the last step, from the start or from the newest checkpoint in the folder.
@@ -112,18 +79,30 @@ class Trainer:
         fit in memory, SpaceError if the disk is full, CheckpointError if the folder belongs to another run or
         is in use.
         """
-        with locked(self.folder), Signals() as signals:
+        with storage.locked(self.folder, self.lock), obeyed():
             finished = self._finished()
             if finished is not None:
                 return finished
             with parked(self.adapter, self.folder), self._open():
-                self._begin()
-                while not self._over():
-                    self._advance()
-                    if signals.received and not self._over():
-                        self._save()
-                        raise Interrupted(signals.received, self.progress.step)
-                return self._finish()
+                try:
+                    self._begin()
+                    while self.progress.due or not self._over():
+                        check()
+                        self._advance()
+                    return self._finish()
+                except Stop as stop:
+                    raise self._stopped(stop.number) from None
+
+    def _stopped(self, number: int) -> Interrupted:
+        """Save the last step that was done, if it is not saved; return the error that tells of it."""
+        step = self.progress.step
+        if not step:
+            return Interrupted(number, "no step was taken yet")
+        clear_gradients(self.adapter)
+        if self.saved < step:
+            self._save()
+        remedy = f"run the same command again: it continues from step {step}"
+        return Interrupted(number, f"step {step} is saved", remedy)
 
     # Start
 
@@ -138,10 +117,10 @@ class Trainer:
         self.optimizer = self._optimizer()
         alpha = self.settings.neftune_alpha if self.task.noise else 0.0
         self.noise = Neftune(base.model.get_input_embeddings(), alpha)
-        base.checkpointing(self.settings.gradient_checkpointing is True)  # auto is settled before
-        if self.settings.compile:
-            base.compile()
         try:
+            base.checkpointing(self.settings.gradient_checkpointing is True)  # auto is settled before
+            if self.settings.compile:
+                base.compile()
             with base.using(self.adapter.name):
                 yield
         finally:
@@ -167,6 +146,7 @@ class Trainer:
         """Continue from the newest checkpoint; if there is none, try the longest batch and begin."""
         restored = self.checkpoints.restore(self.adapter, self.optimizer)
         self.progress = restored or Progress()
+        self.saved = self.progress.step
         self.feed.restore(self.progress.feed)
         states = self.optimizer.states
         self.observer.start(
@@ -230,42 +210,54 @@ class Trainer:
         return self.progress.step >= self.total or bool(patience and self.progress.waited >= patience)
 
     def _advance(self) -> None:
-        """Take one optimizer step; then log, and evaluate and save when they are due."""
+        """Take a step, unless something is due after the last one; then do what is due, and save."""
         p, s = self.progress, self.settings
-        batches: Sequence[Any] = self.feed.step(*divmod(p.step, self.feed.steps_per_epoch))
-        if batches:
-            self._step(batches, factor(s.schedule, p.step, self.total, s.warmup))
-        else:
-            rollout, timing = self.feed.record(p.step), self.feed.timing(p.step)
-            p.step += 1
-            record = self._position() | {"tokens": p.tokens, "left_out": self.feed.why_none}
-            self.log.step(record | rollout, 0, timing)
-        improved = self._evaluate() if self._due(s.eval_every or self.feed.steps_per_epoch) else False
+        if not p.due:
+            self._step()
+        improved = self._evaluate() if p.due else False
         if self._due(s.save_every) or (improved and s.patience) or self._over():
             self._save()
 
-    def _step(self, batches: Sequence[Any], scale: float) -> None:
-        """Measure a step, apply it and log it.  scale: factor of every group's learning rate."""
+    def _step(self) -> None:
+        """Take one optimizer step and log it; one that does not come to its end leaves no trace."""
         p, s = self.progress, self.settings
-        rollout = self.feed.record(p.step)
-        self._train()
-        with advice(self.base, self.adapter, s, batches):
-            batches = self.task.before_step(self.base, batches)
-            measured = measure(self.base, self.adapter, self.task.objective, batches, self.noise.arm)
-            told = {} if measured.trouble else dict(self.task.progress(measured.metrics))
-            self.feed.check(p.step, told)
-            p.step += 1
-            p.tokens += measured.tokens
-            if measured.trouble:
-                self._skip(measured, s.lr * scale)
+        scale = factor(s.schedule, p.step, self.total, s.warmup)
+        with rng.undone():
+            batches: Sequence[Any] = self.feed.step(*divmod(p.step, self.feed.steps_per_epoch))
+            rollout, timing = self.feed.record(p.step), self.feed.timing(p.step)
+            if batches:
+                self._train()
+                with advice(self.base, self.adapter, s, batches):
+                    batches = self.task.before_step(self.base, batches)
+                    measured = measure(self.base, self.adapter, self.task.objective, batches, self.noise.arm)
+        with held():
+            if batches:
+                with advice(self.base, self.adapter, s, batches):
+                    record = self._take(measured, scale, rollout)
             else:
-                self._apply(measured, scale)
-        record = self._position() | {"lr": s.lr * scale, "tokens": p.tokens} | rollout
+                p.step += 1
+                record = {"tokens": p.tokens, "left_out": self.feed.why_none} | rollout
+            self.log.step(self._position() | record, measured.tokens if batches else 0, timing)
+            if self._due(s.eval_every or self.feed.steps_per_epoch):
+                p.due = [EVALUATION] * (self.task.evaluate is not None)
+                p.due += [SAMPLES] * (self.task.sample is not None)
+
+    def _take(self, measured: Measured, scale: float, rollout: Mapping[str, float]) -> dict[str, Any]:
+        """Apply a step that was measured; return what its line in the log says of it.
+
+        scale: factor of every group's learning rate.  rollout: what the line says of new answers.
+        """
+        p, lr = self.progress, self.settings.lr * scale
+        told = {} if measured.trouble else dict(self.task.progress(measured.metrics))
+        self.feed.check(p.step, told)
+        p.step += 1
+        p.tokens += measured.tokens
+        record = {"lr": lr, "tokens": p.tokens} | dict(rollout)
         if measured.trouble:
-            record |= {"skipped": measured.trouble}
-        else:
-            record |= told | {"loss": measured.loss, "grad_norm": measured.norm}
-        self.log.step(record, measured.tokens, self.feed.timing(p.step - 1))
+            self._skip(measured, lr)
+            return record | {"skipped": measured.trouble}
+        self._apply(measured, scale)
+        return record | told | {"loss": measured.loss, "grad_norm": measured.norm}
 
     def _train(self) -> None:
         """Switch the base to training, with the dropout that the run has."""
@@ -300,19 +292,26 @@ class Trainer:
     # Between the steps
 
     def _evaluate(self) -> bool:
-        """Evaluate and sample; return whether this step is the best so far.
+        """Evaluate and sample, as far as it is due; return whether this step is the best so far.
 
         The run's random draws are not changed.
         """
-        improved = False
+        p, improved = self.progress, False
         self.base.train(False)
-        with rng.preserved(), torch.no_grad():
-            if self.task.evaluate:
-                scores = self.task.evaluate(self.progress.step)
+        if EVALUATION in p.due and self.task.evaluate:
+            with rng.preserved(), torch.no_grad():
+                scores = self.task.evaluate(p.step)
+            with held():
+                p.due.remove(EVALUATION)
                 self.log.evaluated(self._position() | {f"eval_{key}": value for key, value in scores.items()})
                 improved = self._judge(scores.get("loss"))
-            if self.task.sample:
-                self.log.sampled(self.progress.step, list(self.task.sample()))
+        if SAMPLES in p.due and self.task.sample:
+            with rng.preserved(), torch.no_grad():  # its draws are the same where no evaluation came before
+                texts = list(self.task.sample())
+            with held():
+                p.due.remove(SAMPLES)
+                self.log.sampled(p.step, texts)
+        p.due = []
         self.log.pause()
         return improved
 
@@ -330,9 +329,11 @@ class Trainer:
     def _save(self) -> None:
         """Commit a checkpoint; raise TrainingError if the adapter is not finite."""
         self._require_finite(self.adapter.checkpoint_state())
-        self.progress.lengths = self.log.settle()
-        self.progress.feed = self.feed.state()
-        self.observer.saved(self.checkpoints.save(self.progress, self.adapter, self.optimizer))
+        with held():
+            self.progress.lengths = self.log.settle()
+            self.progress.feed = self.feed.state()
+            self.observer.saved(self.checkpoints.save(self.progress, self.adapter, self.optimizer))
+            self.saved = self.progress.step
         self.feed.forget(self.checkpoints.oldest())
         self.log.pause()
 

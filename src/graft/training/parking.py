@@ -30,9 +30,9 @@ def parked(adapter: Trained, folder: Path) -> Iterator[None]:
     for states in slab.visit():
         for name, state in states:
             state["value"].copy_(replaced[name].detach())
-    for name, state in slab.states(slab.bytes):
-        replaced[name].data = state["value"]
     try:
+        for name, state in slab.states(slab.bytes):
+            replaced[name].data = state["value"]
         yield
     finally:
         for original in replaced.values():

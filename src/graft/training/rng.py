@@ -56,3 +56,14 @@ def preserved() -> Iterator[None]:
         yield
     finally:
         restore(*before)
+
+
+@contextlib.contextmanager
+def undone() -> Iterator[None]:
+    """Restore all generators if the block does not come to its end."""
+    before = tensors(), values()
+    try:
+        yield
+    except BaseException:
+        restore(*before)
+        raise

@@ -1,0 +1,121 @@
+"""Lock a run's folder, or a folder that is being written, for one process.
+
+The lock is one of the operating system, which ends with its process even after kill -9. Two threads exclude
+each other as two processes do. On network file systems without locks (old NFS) two machines can still write
+to one folder.
+"""
+
+import contextlib
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from graft.errors import CheckpointError, GraftError, UsageError
+
+
+@dataclass(frozen=True)
+class Lock:
+    """A run's folder that somebody holds."""
+
+    folder: Path
+
+
+@contextlib.contextmanager
+def locked(folder: Path, lock: Lock | None = None) -> Iterator[Lock]:
+    """Hold a run's folder inside the block; yield its lock, to hand on to what works in it.
+
+    lock: of this folder, where the caller holds it already. A folder that the block leaves empty is removed
+    again. Raises CheckpointError, naming the holder, if the folder is in use.
+    """
+    if lock is not None:
+        assert lock.folder == folder
+        yield lock
+        return
+    new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / ".lock"
+    busy = CheckpointError(
+        f"{folder} is in use",
+        "one process per run folder",
+        "wait until it ends, stop it (the same command then continues the run), or choose another output",
+    )
+    with _held(file, busy):
+        try:
+            yield Lock(folder)
+        finally:
+            if new and [*folder.iterdir()] == [file]:
+                file.unlink()  # while it is held: nobody can be in between
+                with contextlib.suppress(OSError):  # somebody else has come
+                    folder.rmdir()
+            else:
+                os.truncate(file, 0)
+
+
+@contextlib.contextmanager
+def output_locked(path: Path) -> Iterator[None]:
+    """Hold a file or folder that is being written, inside the block; afterwards no trace of the lock is left.
+
+    Raises UsageError, naming the holder, if somebody else is writing it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.with_name(f".{path.name}.lock")
+    busy = UsageError(
+        f"{path} is being written", "one process per output", "wait until it ends, or choose another name"
+    )
+    with _held(file, busy):
+        try:
+            yield
+        finally:
+            file.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _held(file: Path, busy: GraftError) -> Iterator[None]:
+    """Hold a lock file, which names its holder, inside the block.
+
+    busy: what to raise if another holds it; the holder is added to its first sentence.
+    """
+    from filelock import FileLock, Timeout  # late: it imports asyncio, which no --help needs
+
+    lock = FileLock(file)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise type(busy)(f"{busy.given} by {_owner(file)}", busy.expected, busy.remedy) from None
+    try:
+        # Not fsynced: it only serves the message above, while this process lives.
+        started = time.strftime("%Y-%m-%d %H:%M:%S")
+        holder = {"pid": os.getpid(), "host": socket.gethostname(), "started": started}
+        file.write_text(json.dumps(holder), encoding="utf-8")
+        yield
+    finally:
+        lock.release()
+
+
+def _owner(file: Path) -> str:
+    """Return the process that holds a lock, in words."""
+    for _ in range(20):  # the holder may not have written the file yet
+        try:
+            holder = json.loads(file.read_bytes())
+            words = f"process {holder['pid']} on {holder['host']}, started {holder['started']}"
+            if holder["host"] != socket.gethostname() or _lives(holder["pid"]):
+                return words
+        except (OSError, ValueError, LookupError, TypeError):
+            pass
+        time.sleep(0.05)
+    return "another process"
+
+
+def _lives(pid: int) -> bool:
+    """Return whether there is such a process here: what a killed holder has written may still be there."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # it is another user's
+        pass
+    return True
