@@ -44,7 +44,8 @@ class No:
 def require_fitting(method: "Method") -> None:
     """Raise UsageError if a setting has another type than its field, or is out of its range."""
     given = {field.name: getattr(method, field.name) for field in fields(method)}
-    wrong = misfits(schema_of(type(method)), given)
+    cls: Any = type(method)
+    wrong = misfits(schema_of(cls), given)
     if wrong:
         raise UsageError(
             ", ".join(f"{name}={shown(given[name])}" for name in wrong),

@@ -45,7 +45,7 @@ def translated(
     """
     kind = facts.get("fine_tune_type", "lora")
     parameters = facts.get("lora_parameters")
-    last = facts.get("num_layers")
+    last: Any = facts.get("num_layers")
     if not isinstance(kind, str) or kind not in KINDS:
         raise AdapterError(f"fine_tune_type {kind!r}", "lora or dora", HINT)
     if not isinstance(parameters, dict) or not fits(last, int):
@@ -55,7 +55,9 @@ def translated(
     unknown = sorted(parameters.keys() - PARAMETERS)
     if unknown:
         raise AdapterError(f"lora_parameters with {', '.join(unknown)}", "settings that Graft knows", HINT)
-    r, scale, keys = (parameters.get(key) for key in ("rank", "scale", "keys"))
+    r: Any = parameters.get("rank")
+    scale: Any = parameters.get("scale")
+    keys: Any = parameters.get("keys")
     if not fits(r, Rank) or not fits(scale, Scale) or not fits(keys, tuple[str, ...] | None):
         given = f"rank {shown(r)}, scale {shown(scale)} and keys {shown(keys)}"
         expected = f"{in_words(Rank)}, {in_words(Scale)} and a list of names"
