@@ -178,7 +178,7 @@ def test_the_blocks_answer_as_written_by_hand(prefix, tmp_path):
         ({"mh_adapter": False}, "4 places"),
         ({"leave_out": [1]}, "4 places"),
         ({"reduction_factor": 8}, "file .*, model"),
-        ({"reduction_factor": "sixteen"}, "cannot be"),
+        ({"reduction_factor": "sixteen"}, "reduction_factor=.sixteen"),
         ({"reduction_factor": 1e-9}, "bottleneck"),
         ({"non_linearity": "gelu_old"}, "non_linearity"),
     ],

@@ -120,7 +120,7 @@ REFUSED = {
     "no number": (settings(scale=float("inf")), GOOD, {}, "scale inf"),
     "keys that are none": (settings(keys=7), GOOD, {}, "keys 7"),
     "another rank": (settings(rank=4), GOOD, {}, "of rank 3.*rank 4"),
-    "huge rank": (settings(rank=10**6), [], {f"{MLP}.down_proj.lora_a": torch.zeros(128, 3)}, "lora_a"),
+    "huge rank": (settings(rank=10**6), [], {f"{MLP}.down_proj.lora_a": torch.zeros(128, 3)}, "rank 1000000"),
     "quantised": (settings(), GOOD, {f"{MLP}.down_proj.lora_a_scales": torch.ones(2, 2)}, "lora_a_scales"),
     "experts": (settings(), GOOD, {f"{MLP}.up_proj.lora_a": torch.ones(2, 3, 64)}, r"\(2, 3, 64\)"),
     "a weight": (settings(), GOOD, {"model.norm.weight": torch.ones(64)}, "the tensor model.norm.weight"),

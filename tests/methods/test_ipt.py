@@ -157,7 +157,7 @@ def test_the_tasks_own_losses_are_part_of_the_search(tmp_path):
 
 def test_mistakes_are_named(tmp_path):
     for settings in ({"intrinsic_dim": 0}, {"num_virtual_tokens": -1}, {"hidden_size": 0}):
-        with pytest.raises(UsageError, match="a whole number above 0"):
+        with pytest.raises(UsageError, match="int from 1 to"):
             IPT(**settings)
     with pytest.raises(UsageError, match="intrinsic_dim=0"):
         find_subspace(plane(), tmp_path / "x", 0)

@@ -223,7 +223,7 @@ def test_a_recipe_of_classes_takes_no_second_head_and_keeps_the_word_head(folder
     ("make", "words"),
     [
         (lambda: WARP(num_labels=0), "num_labels=0"),
-        (lambda: WARP(before_text=-1), "-1 vectors before the text"),
+        (lambda: WARP(before_text=-1), "before_text=-1"),
         (lambda: WARP(before_mask=0, after_mask=0), "1 vector after the text"),
         (lambda: WARP(label_words=("a",)), "1 label_words for 2 classes"),
         (lambda: tiny_base("bert").attach("x", WARP(before_text=60)), "fewer than the 64 positions"),

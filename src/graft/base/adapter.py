@@ -144,7 +144,7 @@ class Adapter:
         It comes from it, or from one that was built equally.
         """
         mine = self.checkpoint_state()
-        _same_keys(mine, tensors, self.name)
+        require_same(mine, tensors, self.name)
         with torch.no_grad():
             for key, tensor in mine.items():
                 tensor.copy_(tensors[key])
@@ -174,7 +174,7 @@ class Adapter:
 
         Raises AdapterError, which names all missing, unexpected and misshapen tensors at once.
         """
-        _same_keys(self.file_state(), tensors, self.name)
+        require_same(self.file_state(), tensors, self.name)
         keys = adapter_files.Keys(self.methods)
         for index, part in enumerate(self.parts):
             for site, insert in part.inserts:
@@ -223,14 +223,19 @@ class Adapter:
         return zip(self.methods, self.parts, strict=True)
 
 
-def _same_keys(mine: dict[str, torch.Tensor], given: dict[str, torch.Tensor], name: str) -> None:
-    """Raise AdapterError if these are not tensors of the same names and shapes."""
+def require_same(mine: dict[str, torch.Tensor], given: dict[str, torch.Tensor], name: str) -> None:
+    """Raise AdapterError unless these are tensors of the same names, shapes and kinds of numbers."""
     wrong = [f"{key}: not in the file" for key in mine if key not in given]
     wrong += [f"{key}: not in the model" for key in given if key not in mine]
     wrong += [
         f"{key}: file {tuple(given[key].shape)}, model {tuple(mine[key].shape)}"
         for key in mine
         if key in given and given[key].shape != mine[key].shape
+    ]
+    wrong += [
+        f"{key}: file {given[key].dtype}, model {mine[key].dtype}"
+        for key in mine
+        if key in given and given[key].is_floating_point() != mine[key].is_floating_point()
     ]
     if wrong:
         raise AdapterError(

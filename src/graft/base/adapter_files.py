@@ -5,7 +5,6 @@ the same two files under our own `peft_type`. Folders of the `adapters` library 
 file of a LoRA, are translated when they are read.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from graft import storage
+from graft.base.adapter_checks import check_config, check_files, of_a_file, require_range, stated
 from graft.base.adapter_settings import BESIDE, INSIDE, MIXED, known_methods, methods_of, owner_of
 from graft.core.method import Method
 from graft.core.part import Part
@@ -84,27 +84,22 @@ def read(
     sites: those of the base that it is for; they tell the base's own heads from an adapter's.
     force: take settings that were edited since Graft wrote them.
 
-    Rank, dtype and finiteness are checked before a tensor is used, so that a hostile file cannot make us
-    allocate what it does not contain. Raises AdapterError.
+    Every setting and tensor is checked before it is used (`adapter_checks`). Raises AdapterError.
     """
-    try:
+    with of_a_file(folder):
         config, tensors, facts = _files(folder, sites, force)
         if not facts:
             tensors = peft_keys.plain(tensors)
             config = _with_tables(config, tensors, sites)
         _check_vocabulary(tensors, sites)
+        require_finite(tensors.items(), AdapterError, "use another checkpoint of this adapter", folder)
+        require_range(tensors, folder)
         owner = owner_of(config)
         if owner is not None:
+            config = stated(owner, config, sites)
             config, tensors = owner.files.convert(config, tensors, sites)
             config, tensors = per_expert.stacked(config, tensors, sites)
         methods = methods_of(config, facts.get("methods", []), tensors, sites)
-    except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise AdapterError(
-            f"{folder} is damaged ({error})",
-            "the two files of an adapter, whole",
-            "copy it again from where it came",
-        ) from error
-    require_finite(tensors.items(), AdapterError, "use another checkpoint of this adapter", folder)
     return methods, tensors, facts.get("base", {})
 
 
@@ -141,13 +136,13 @@ def _files(folder: Path, sites: Sequence[Site], force: bool) -> tuple[Settings, 
             f"did you mean {near[0]}?" if near else "check the path",
         )
     if (folder / WEIGHTS).is_file():
-        return peft.read(folder, force=force)
+        return _parsed(folder, WEIGHTS, sites, force=force)
     if (folder / adapterhub.WEIGHTS).is_file():
         adapterhub.warn_of_head(folder)
-        config, tensors, facts = peft.read(folder, adapterhub.WEIGHTS)
+        config, tensors, facts = _parsed(folder, adapterhub.WEIGHTS, sites)
         return *adapterhub.translated(config, tensors, sites, known_methods()), facts
     if (folder / mlx.WEIGHTS).is_file():
-        config, tensors, facts = peft.read(folder, mlx.WEIGHTS)
+        config, tensors, facts = _parsed(folder, mlx.WEIGHTS, sites)
         return *mlx.translated(config, tensors, sites), facts
     raise AdapterError(
         f"{folder} holds no {WEIGHTS}",
@@ -158,14 +153,31 @@ def _files(folder: Path, sites: Sequence[Site], force: bool) -> tuple[Settings, 
     )
 
 
+def _parsed(
+    folder: Path, weights: str, sites: Sequence[Site], *, force: bool = False
+) -> tuple[Settings, Tensors, Settings]:
+    """Return (config, tensors, what only Graft writes) of an adapter folder, as they stand there."""
+    check_files(folder, weights, sites)
+    try:
+        config, tensors, facts = peft.read(folder, weights, force=force)
+    except (SafetensorError, ValueError, RecursionError) as error:  # JSON's and Unicode's are ValueErrors
+        raise AdapterError(
+            f"{folder} is damaged ({error!s:.200})",
+            "the two files of an adapter, whole",
+            "copy it again from where it came",
+        ) from error
+    check_config(folder, config, facts)
+    return config, tensors, facts
+
+
 def _check_vocabulary(tensors: Tensors, sites: Sequence[Site]) -> None:
     """Raise AdapterError for tables of another number of rows than the base's."""
     model = sites[0].root
     words = [site for site in sites if site.kind == "embed" or site.module is model.get_output_embeddings()]
     for site in words:
         key = f"{INSIDE}.{site.name}."
-        found = [tensors[key + end].shape[0] for end in ROWS if key + end in tensors]
-        found += [tensors[key + end].shape[-1] for end in COLUMNS if key + end in tensors]
+        tables = {end: tensors[key + end] for end in (*ROWS, *COLUMNS) if key + end in tensors}
+        found = [t.shape[-1 if end in COLUMNS else 0] for end, t in tables.items() if t.ndim == 2]
         rows = site.weight().shape[0]
         other = next((count for count in found if count != rows), None)
         if other is not None:
@@ -208,13 +220,16 @@ def without_base_copies(tensors: Tensors, wanted: Tensors, model: nn.Module) -> 
     Only exact copies are dropped. Anything else stays, so that it is reported as unexpected.
     """
     parameters = dict(model.named_parameters(remove_duplicate=False))
+    names: dict[int, list[str]] = {}
+    for name, parameter in parameters.items():
+        names.setdefault(id(parameter), []).append(f"{INSIDE}.{name}")
     kept = dict(tensors)
     for key in tensors.keys() - wanted.keys():
         name = key.removeprefix(f"{INSIDE}.").replace(".base_layer.", ".")
-        aliases = [f"{INSIDE}.{n}" for n, p in parameters.items() if p is parameters.get(name)]
-        same = [tensors[a] for a in aliases if a in wanted and a in tensors]
-        if not same and name in parameters:
-            same = [parameters[name]]
+        if name not in parameters:
+            continue
+        aliases = names[id(parameters[name])]
+        same = [tensors[a] for a in aliases if a in wanted and a in tensors] or [parameters[name]]
         if any(t.shape == tensors[key].shape and torch.equal(t.float(), tensors[key].float()) for t in same):
             del kept[key]
     return kept

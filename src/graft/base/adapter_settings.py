@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from graft.base.adapter_checks import HOSTILE, stated
 from graft.core import registry
 from graft.core.method import Method
 from graft.core.site import Site
@@ -21,7 +22,6 @@ MIXED = "GRAFT_MIX"
 HEADS = ("score", "classifier")
 INSIDE = "base_model.model"  # what keys start with, for methods inside the model
 BESIDE = "base_model"  # and for methods that PEFT stores outside it
-MAX_RANK = 4096
 # Keys of PEFT that say where an adapter came from, how it started and how the base stores its matrices. They
 # have no part in what it answers, in any of PEFT's methods.
 SILENT = {
@@ -38,7 +38,9 @@ def methods_of(
     PEFT saves a task head as one of `modules_to_save`: a name there is a head if the base has no such module.
     named: by method, its name and the settings that PEFT does not know; empty if Graft did not write it.
     """
-    parts = [dict(part) for part in (config["methods"] if config.get("peft_type") == MIXED else [config])]
+    parts = [dict(part) for part in (config.get("methods") or [] if mixed(config) else [config])]
+    if not parts:
+        raise AdapterError("the file is of a mix of no methods", "the settings of its methods", HOSTILE)
     saved = list(parts[0].get("modules_to_save") or [])
     present = [name for name in HEADS if _head_weight(name, tensors) is not None]
     if present:  # PEFT lists both names, whichever the model has
@@ -51,22 +53,33 @@ def methods_of(
     others = [extra for extra in named if extra not in our_heads]
     methods: list[Method] = []
     if others or not our_heads:  # else it is a linear probe: a head and nothing else
-        pairs = zip(parts, others or [{}] * len(parts), strict=True)
-        methods = [_method(part, extra) for part, extra in pairs]
+        pairs = _pairs(parts, others)
+        methods = [_method(part, extra, sites) for part, extra in pairs]
     if our_heads:
         types = [registry.find(extra["name"]).files.peft_type for extra in our_heads]
         typed = zip(types, our_heads, strict=True)
-        return [*methods, *(_method({"peft_type": kind}, extra) for kind, extra in typed)]
+        return [*methods, *(_method({"peft_type": kind}, extra, sites) for kind, extra in typed)]
     by_token = config.get("task_type") == "TOKEN_CLS"
     return [*methods, *(_head(name, tensors, by_token=by_token) for name in heads)]
+
+
+def _pairs(parts: list[Settings], named: list[Settings]) -> list[tuple[Settings, Settings]]:
+    """Return each method's settings in PEFT's file and in ours."""
+    if named and len(named) != len(parts):
+        raise AdapterError(
+            f"the file names {len(named)} methods and has the settings of {len(parts)}",
+            "the settings of every method",
+            HOSTILE,
+        )
+    return list(zip(parts, named or [{}] * len(parts), strict=True))
 
 
 def _head(name: str, tensors: Tensors, *, by_token: bool) -> Method:
     """Return the task head of a file of PEFT; its shape is that of its tensor."""
     weight = _head_weight(name, tensors)
-    if weight is None:
+    if weight is None or weight.ndim != 2:
         raise AdapterError(
-            f"the head {name!r} is not in the file",
+            f"the head {name!r} is not in the file, or no matrix",
             f"a tensor {INSIDE}.{name}.weight",
             "load the base with its own classification head",
         )
@@ -80,7 +93,7 @@ def _head_weight(name: str, tensors: Tensors) -> torch.Tensor | None:
     return next((tensors[key] for key in keys if key in tensors), None)
 
 
-def _method(config: Settings, extra: Settings) -> Method:
+def _method(config: Settings, extra: Settings, sites: Sequence[Site]) -> Method:
     """Return the method that a config describes. Refuse unknown settings that would change the result."""
     cls = owner_of(config)
     if cls is None:
@@ -93,16 +106,9 @@ def _method(config: Settings, extra: Settings) -> Method:
     known_fields = {f.name for f in fields(cls)}
     _check_rest(cls, {k: v for k, v in config.items() if k not in known_fields | SILENT | cls.files.idle})
     given = {**config, **extra}
-    absent = {} if extra else {k: v for k, v in cls.files.absent.items() if k not in given}
-    settings = {k: _frozen(v) for k, v in {**absent, **given}.items() if k in known_fields and v is not None}
-    rank = settings.get("r", 1)
-    lowest = cls.files.lowest_rank
-    if not isinstance(rank, int) or not lowest <= rank <= MAX_RANK:
-        raise AdapterError(
-            f"r={rank!r}",
-            f"a rank from {lowest} to {MAX_RANK}",
-            "this file is damaged or hostile: do not use it",
-        )
+    absent = {} if extra else {k: v for k, v in cls.files.absent.items() if given.get(k) is None}
+    given = stated(cls, given, sites)
+    settings = {k: _frozen(v) for k, v in {**absent, **given}.items() if k in known_fields}
     return _understood(cls, settings)
 
 
@@ -128,6 +134,11 @@ def _check_rest(cls: type[Method], rest: Settings) -> None:
 def _understood(cls: type[Method], settings: Settings) -> Method:
     method: Method = cls.files.understand(cls, settings)
     return method
+
+
+def mixed(config: Settings) -> bool:
+    """Return whether a config is of several methods."""
+    return config.get("peft_type") == MIXED
 
 
 def owner_of(config: Settings) -> type[Method] | None:

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 
 from graft.base import adapter_files, liveness
-from graft.base.adapter import Adapter
+from graft.base.adapter import Adapter, require_same
+from graft.base.adapter_checks import of_a_file
 from graft.base.attention import Attention
 from graft.base.choice import Choice, Rows
 from graft.base.compiled import Compiled, recompute_blocks
@@ -33,6 +34,7 @@ from graft.base.native_decoder import NativeDecoder
 from graft.base.native_stepper import NativeStepper
 from graft.base.neighbours import Sharing
 from graft.base.probes import leak
+from graft.base.rehearsal import shapes_only
 from graft.base.select import count_rows
 from graft.base.virtual_tokens import VirtualTokenHooks
 from graft.base.weight_shifts import WeightShifts
@@ -47,6 +49,7 @@ from graft.generate.generate import complete, evaluating, generate
 from graft.generate.request import Completion
 from graft.kernels.loss import Head
 from graft.quant import is_packed
+from graft.quant.finite import require_finite
 
 TASK_TYPES = {
     "causal": "CAUSAL_LM",
@@ -228,16 +231,28 @@ class Base:
         if not force:
             adapter_files.check_base(folder, base, self.identity())
         tensors = self._liveness.without_dead(tensors, folder)
-        adapter = self.attach(name, methods)
-        try:
-            wanted = adapter.file_state()
+        with of_a_file(folder):
+            wanted = self._rehearsed(name, methods)
             named = adapter_files.named_here(tensors, wanted, self.model)
-            adapter.load_file_state(adapter_files.without_base_copies(named, wanted, self.model))
-        except AdapterError:
+            named = adapter_files.without_base_copies(named, wanted, self.model)
+            require_same(wanted, named, name)
+            adapter = self.attach(name, methods)
+        try:
+            adapter.load_file_state(named)
+            if adapter.in_place:  # the base's dtype may be narrower than the file's
+                require_finite(adapter.file_state().items(), AdapterError, "use another base", folder)
+        except GraftError:
             self.detach(name)
             raise
-        adapter.folder, adapter.trained_on = Path(folder).resolve(), base.get("quant", "")
+        adapter.folder, adapter.trained_on = Path(folder).resolve(), base.get("quant") or ""
         return adapter
+
+    def _rehearsed(self, name: str, methods: Sequence[Method]) -> dict[str, torch.Tensor]:
+        """Return tensors without numbers, of the shapes that these methods save on this base."""
+        with shapes_only():
+            sites = self.sites
+            parts = [self._checked(method, sites) for method in methods]
+            return Adapter(name, methods, parts, self.identity).file_state()
 
     def _checked(self, method: Method, sites: list[Site]) -> list[tuple[Site, Any]]:
         """Return what a method puts on this base. Raises AdapterError if it refuses packed weights."""

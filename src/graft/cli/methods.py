@@ -95,7 +95,7 @@ def _facts(one: Card) -> dict[str, Any]:
     settings = [
         {
             "name": s.name,
-            "type": s.type,
+            "type": s.words,
             "default": None if s.default is REQUIRED else s.default,
             "help": s.help,
         }

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from graft.core.schema import in_words, type_of
 from graft.errors import UsageError, one_of
 
 # What a method may declare that it cannot do, each with a reason.
@@ -50,6 +51,11 @@ class Setting:
     type: str
     default: Any
     help: str
+
+    @property
+    def words(self) -> str:
+        """The type with its range, as pages and messages show it."""
+        return in_words(type_of(self.type))
 
 
 @dataclass(frozen=True)
@@ -179,7 +185,7 @@ def _page(one: Card) -> str:
     rows = [_row("setting", "type", "default", "what"), _row(*["---"] * 4)]
     for s in one.settings.values():
         rows.append(
-            _row(f"`{s.name}`", f"`{s.type}`", "" if s.default is REQUIRED else f"`{s.default!r}`", s.help)
+            _row(f"`{s.name}`", f"`{s.words}`", "" if s.default is REQUIRED else f"`{s.default!r}`", s.help)
         )
     refused = [
         f"- {ability} only {refusal.answer}: {refusal}" if refusal.unless else f"- not {ability}: {refusal}"

@@ -30,7 +30,6 @@ class FileLayout:
     library_marks: the same for a file of the `adapters` library.
     beside_model: PEFT stores this method outside the model, so its file keys start with `base_model.`, not
     `base_model.model.`.
-    lowest_rank: the smallest `r` that an intact file can have.
     """
 
     peft_type: str = ""
@@ -41,7 +40,6 @@ class FileLayout:
     marks: Mapping[str, Any] = field(default_factory=dict)
     library_marks: Mapping[str, Any] = field(default_factory=dict)
     beside_model: bool = False
-    lowest_rank: int = 1
 
     @property
     def root(self) -> str:

@@ -5,7 +5,8 @@ the saver and the planner call the methods below without asking which class it i
 nothing.
 """
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
@@ -14,8 +15,9 @@ import torch
 from graft.core.file_layout import FileLayout
 from graft.core.insert import AdapterModule
 from graft.core.part import Part, Seats
+from graft.core.schema import Rate, misfits, schema_of, shown
 from graft.core.site import Site
-from graft.errors import SiteError
+from graft.errors import SiteError, UsageError
 
 
 class No:
@@ -39,12 +41,34 @@ class No:
         return self.reason
 
 
+def require_fitting(method: "Method") -> None:
+    """Raise UsageError if a setting has another type than its field, or is out of its range."""
+    given = {field.name: getattr(method, field.name) for field in fields(method)}
+    cls: Any = type(method)
+    wrong = misfits(schema_of(cls), given)
+    if wrong:
+        raise UsageError(
+            ", ".join(f"{name}={shown(given[name])}" for name in wrong),
+            "; ".join(f"{name}: {kind}" for name, kind in wrong.items()),
+            f"see `graft methods {method.name()}`",
+        )
+
+
+def _after_the_schema(own: Callable[[Any], None]) -> Callable[[Any], None]:
+    @functools.wraps(own)
+    def checked(method: Any) -> None:
+        require_fitting(method)
+        own(method)
+
+    return checked
+
+
 @dataclass(frozen=True)
 class Method:
     """Base class of every method's configuration. An ability is True, or No with a reason."""
 
     # Its own peak learning rate; if left out, train.lr
-    lr: float | None = field(default=None, kw_only=True)
+    lr: Rate | None = field(default=None, kw_only=True)
 
     kinds: ClassVar[tuple[str, ...]] = ("linear",)  # kinds of sites that it can go to
     files: ClassVar[FileLayout] = FileLayout()
@@ -57,6 +81,16 @@ class Method:
     in_place: ClassVar[bool] = False  # it trains the base's own tensors and is used alone
     word_head: ClassVar[bool] = False  # it classifies by what a masked model's language head makes of a state
     passes: ClassVar[int] = 1  # forwards per micro-batch; their losses go to `extra_loss`
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        """Let the settings be checked by their types before the class's own checks compute with them."""
+        super().__init_subclass__(**keywords)
+        own = cls.__dict__.get("__post_init__")
+        if own is not None:
+            setattr(cls, "__post_init__", _after_the_schema(own))  # noqa: B010
+
+    def __post_init__(self) -> None:
+        require_fitting(self)
 
     @classmethod
     def name(cls) -> str:

@@ -23,6 +23,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 from transformers.models.auto.tokenization_auto import AutoTokenizer
 
+from graft.core.schema import Alpha, fits, in_words, shown
 from graft.errors import AdapterError, ModelError
 from graft.formats import gguf_names as names
 from graft.formats.gguf import BLOCK, FORMS, NAMES, decode, unpack
@@ -165,9 +166,16 @@ def lora(path: Path, config: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
             f"an adapter for {arch.name}",
             "load the base that it was trained on",
         )
+    alpha = keys.get("adapter.lora.alpha")
+    if not fits(alpha, Alpha):
+        raise AdapterError(f"{path} has the alpha {shown(alpha)}", in_words(Alpha), "convert it again")
     tensors: dict[str, Tensor] = {}
     ranks: dict[str, int] = {}
     for name, one in stored.items():
+        if len(one.get_shape()) != 2:
+            raise AdapterError(
+                f"{path}: {name} has the shape {one.get_shape()}", "matrices", "convert it again"
+            )
         of, _, part = name.rpartition(".lora_")
         key = names.state_name(of, arch)
         values = one[...].float()
@@ -188,7 +196,7 @@ def lora(path: Path, config: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return {
         "peft_type": "LORA",
         "r": usual,
-        "lora_alpha": keys["adapter.lora.alpha"],  # over the rank of each, as in PEFT
+        "lora_alpha": alpha,  # over the rank of each, as in PEFT
         "target_modules": sorted(ranks),
         "rank_pattern": {module: r for module, r in ranks.items() if r != usual},
     }, tensors

@@ -38,11 +38,15 @@ def settings_of(path: Path) -> dict[str, Any]:
     """Return the settings that lie beside a pickle. Raises AdapterError for a damaged file."""
     config = path.parent / peft.CONFIG
     try:
-        settings: dict[str, Any] = json.loads(config.read_text(encoding="utf-8"))
-    except ValueError as error:
+        settings: Any = json.loads(config.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
         raise AdapterError(
             f"{config} is damaged ({error})", "JSON", "copy it again from where it came"
         ) from error
+    if not isinstance(settings, dict):
+        raise AdapterError(
+            f"{config} is no object of JSON", "settings by name", "copy it again from where it came"
+        )
     return settings
 
 

@@ -13,13 +13,13 @@ mlx-lm puts an adapter where the settings say, and reads from the file what it h
 with other places is refused here. `alpha` is in many files, but no version that writes num_layers reads it.
 """
 
-import math
 import re
 from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
+from graft.core.schema import Rank, Scale, fits, in_words, shown
 from graft.core.site import Site
 from graft.errors import AdapterError
 
@@ -45,21 +45,23 @@ def translated(
     """
     kind = facts.get("fine_tune_type", "lora")
     parameters = facts.get("lora_parameters")
-    last = facts.get("num_layers")
-    if kind not in KINDS:
+    last: Any = facts.get("num_layers")
+    if not isinstance(kind, str) or kind not in KINDS:
         raise AdapterError(f"fine_tune_type {kind!r}", "lora or dora", HINT)
-    if not isinstance(parameters, dict) or not isinstance(last, int):
+    if not isinstance(parameters, dict) or not fits(last, int):
         raise AdapterError(
             "settings without lora_parameters or num_layers", "both", "train it with a later mlx-lm"
         )
     unknown = sorted(parameters.keys() - PARAMETERS)
     if unknown:
         raise AdapterError(f"lora_parameters with {', '.join(unknown)}", "settings that Graft knows", HINT)
-    r, scale, keys = (parameters.get(key) for key in ("rank", "scale", "keys"))
-    numbers = isinstance(r, int) and isinstance(scale, int | float) and math.isfinite(scale)
-    if r is None or scale is None or not numbers or not isinstance(keys, list | None):
-        given = f"rank {r!r}, scale {scale!r} and keys {keys!r}"
-        raise AdapterError(given, "two numbers and a list", "copy it again from where it came")
+    r: Any = parameters.get("rank")
+    scale: Any = parameters.get("scale")
+    keys: Any = parameters.get("keys")
+    if not fits(r, Rank) or not fits(scale, Scale) or not fits(keys, tuple[str, ...] | None):
+        given = f"rank {shown(r)}, scale {shown(scale)} and keys {shown(keys)}"
+        expected = f"{in_words(Rank)}, {in_words(Scale)} and a list of names"
+        raise AdapterError(given, expected, "copy it again from where it came")
     known = {site.name: site for site in sites if site.kind in ("linear", "head", "embed")}
     places = _by_place(tensors, known)
     for name, (site, parts) in places.items():

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from graft.core.site import Site
-from graft.errors import AdapterError
+from graft.errors import AdapterError, listed
 
 ROOT = "base_model.model."
 HALVES = {"w1": 0, "gate_proj": 0, "w3": 1, "up_proj": 1}
@@ -61,10 +61,15 @@ def _renamed(key: str, owners: dict[str, Site]) -> str:
 def _joined(path: str, leaf: str, side: str, parts: Found) -> torch.Tensor:
     """Return the A or B of all experts of one parameter."""
     count, halves = 1 + max(e for e, _ in parts), 2 if leaf == "gate_up_proj" else 1
-    missing = [(e, half) for e in range(count) for half in range(halves) if (e, half) not in parts]
-    if missing or len({tensor.shape for tensor in parts.values()}) > 1:
+    missing = None
+    if count * halves != len(parts):  # there is one that is not among as many as there are, and one more
+        among = ((e, half) for e in range(len(parts) + 1) for half in range(halves))
+        missing = next(place for place in among if place not in parts)
+    shapes = {tensor.shape for tensor in parts.values()}
+    if missing or len(shapes) > 1 or len(next(iter(shapes))) != 2:
         raise AdapterError(
-            f"{path}.{leaf}: " + (f"expert {missing[0][0]} lacks a part" if missing else "several shapes"),
+            f"{path}.{leaf}: "
+            + (f"expert {missing[0]} lacks a part" if missing else f"shapes {listed(shapes)}"),
             "an update of every expert's gate, up and down projection, all of one rank",
             "train it again with target_parameters",
         )
@@ -87,7 +92,7 @@ def _settings(
     return config | {
         "target_modules": modules,
         "target_parameters": [*sorted(f"{path}.{leaf}" for path, leaf in names), *routers],
-        "rank_pattern": {fused: 2 * config["r"], **(config.get("rank_pattern") or {})},
-        "alpha_pattern": {fused: growth * config["lora_alpha"], **(config.get("alpha_pattern") or {})},
+        "rank_pattern": {fused: 2 * config.get("r", 8), **(config.get("rank_pattern") or {})},
+        "alpha_pattern": {fused: growth * config.get("lora_alpha", 8), **(config.get("alpha_pattern") or {})},
         "lora_dropout": 0.0,  # over when training is, and none on parameters
     }

@@ -99,8 +99,8 @@ class _LowRank(torch.autograd.Function):
                 own = ctypes.byref(native.weight(W))
         _call(
             "low_rank_backward", rows.dtype, address(rows), address(wide), native.DTYPES[rows.dtype],
-            c_int64(m), c_int64(inner), c_int64(n), own, address(A), address(B), c_int64(r), c_float(scale), address(u),
-            address(v), address(dx), address(dA), address(dB),
+            c_int64(m), c_int64(inner), c_int64(n), own, address(A), address(B), c_int64(r), c_float(scale),
+            address(u), address(v), address(dx), address(dA), address(dB),
         )  # fmt: skip
         return dx, dbias, dA, dB, None, None, *([None] * len(weight))
 

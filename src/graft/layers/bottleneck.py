@@ -18,10 +18,10 @@ from transformers.activations import ACT2FN
 
 from graft.core.insert import Insert
 from graft.core.method import No
+from graft.core.schema import Count, Positive, Scale, Share
 from graft.core.site import Site
 from graft.errors import UsageError, one_of
 from graft.layers.sublayers import Addition, Placed
-from graft.layers.targets import check_dropout
 
 WIDEST = 4  # times d: no bottleneck is wider; a file that asks for more is hostile
 STARTS = ("mam_adapter", "bert", "houlsby")
@@ -32,17 +32,16 @@ class Bottlenecked(Placed):
     """Base class of methods whose added module is a bottleneck."""
 
     # d / m; or by number of the block, {"0": 8, "default": 16}
-    reduction_factor: float | dict[str, float] = 16
-    m: int | None = None  # width of the bottleneck, in place of reduction_factor
+    reduction_factor: Positive | dict[str, Positive] = 16
+    m: Count | None = None  # width of the bottleneck, in place of reduction_factor
     non_linearity: str = "relu"  # φ: relu, gelu, gelu_new, swish, tanh, ... as transformers names them
-    scaling: float | str = 1.0  # s: a number, or trained from 1 on: learned (one), channel (one per output)
-    dropout: float = 0.0  # on what is added
+    scaling: Scale | str = 1.0  # s: a number, or trained from 1 on: learned (one), channel (one per output)
+    dropout: Share = 0.0  # on what is added
     original_ln_before: bool | None = False  # read the sum with the residual, normed if so; null: if so only
 
     mergeable: ClassVar = No("a non-linearity lies between the two projections")
 
     def __post_init__(self) -> None:
-        check_dropout("dropout", self.dropout)
         one_of("non_linearity", self.non_linearity.lower(), [*ACT2FN, "leakyrelu"])
         if isinstance(self.scaling, str) and self.scaling not in ("learned", "channel"):
             raise UsageError(

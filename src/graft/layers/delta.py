@@ -54,6 +54,12 @@ class Delta(Insert):
             raise AdapterError(
                 f"an index outside {self.site.name}", f"0 to {last}", "this file is damaged: do not use it"
             )
+        if tensors["phase"] not in (REST, WATCH, TRAIN):
+            raise AdapterError(
+                f"phase {tensors['phase'].item()} at {self.site.name}",
+                f"{REST} to {TRAIN}",
+                "do not use this file",
+            )
         super().load(tensors)
 
     def watch(self) -> None:

@@ -21,7 +21,7 @@ from graft.errors import AdapterError
 from graft.layers import lora_start as start
 from graft.layers.expert_lora import peft_targets
 from graft.layers.replacements import Replacement
-from graft.layers.targets import TargetedFiles, by_pattern, matches
+from graft.layers.targets import TargetedFiles, by_pattern, matches, scale_from
 from graft.layers.tied import TiedReplacement, tied_heads
 from graft.layers.token_rows import BESIDE as ROWS
 from graft.layers.token_rows import ids_at, without
@@ -116,7 +116,7 @@ def scale_of(config: Mapping[str, Any], name: str) -> tuple[int, float]:
     """Return rank and scale of the site of this name, as PEFT computes them from a config."""
     r = int(by_pattern(config.get("rank_pattern") or {}, name, config["r"]))
     alpha = float(by_pattern(config.get("alpha_pattern") or {}, name, config["lora_alpha"]))
-    return r, alpha / math.sqrt(r) if config.get("use_rslora") else alpha / r
+    return r, scale_from(alpha, r, root=bool(config.get("use_rslora")))
 
 
 def _folded(config: Settings, tensors: Tensors, sites: Sequence[Site]) -> tuple[Settings, Tensors]:
@@ -135,8 +135,15 @@ def _folded(config: Settings, tensors: Tensors, sites: Sequence[Site]) -> tuple[
         ids = ids_at(config.get(INDICES), site)
         if set(parts) == set(factors) and _form(parts[factors[0]], parts[factors[1]]) == sorted(table.shape):
             update = scale_of({**DEFAULTS, **config}, site.name)[1] * (parts[factors[1]] @ parts[factors[0]])
-            table = table + (update.T if site.kind == "embed" else update)
-        elif set(parts) == {ROWS} and parts[ROWS].shape == table[: len(ids)].shape and max(ids) < len(table):
+            update = update.T if site.kind == "embed" else update
+            if update.shape != table.shape:
+                continue
+            table = table + update
+        elif (
+            set(parts) == {ROWS}
+            and parts[ROWS].shape == table[: len(ids)].shape
+            and max(ids, default=-1) < len(table)
+        ):
             table = table.index_copy(0, torch.tensor(ids), parts[ROWS])
             rows.append(site)
         else:
@@ -178,9 +185,11 @@ def _subtracted(
             del changed[f"{ROOT}{name}.{LAYER}"]  # PEFT writes what the start has left of a head
         changed[key] = torch.cat([tensors[key].float(), first])
         changed[other] = torch.cat([tensors[other].float(), -second], dim=1)
-    tables = {k: torch.cat([t, torch.zeros_like(t)]) for k, t in tensors.items() if k.endswith("embedding_A")}
-    tables |= {
-        k: torch.cat([t, torch.zeros_like(t)], 1) for k, t in tensors.items() if k.endswith("embedding_B")
+    sides = {"embedding_A": 0, "embedding_B": 1}  # the dimension of the rank
+    tables = {
+        key: torch.cat([tensor, torch.zeros_like(tensor)], sides[key[-11:]])
+        for key, tensor in tensors.items()
+        if key[-11:] in sides and tensor.ndim == 2
     }
     return config | doubled(config), changed | tables
 

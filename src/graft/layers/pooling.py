@@ -31,12 +31,12 @@ def as_sums(
     if pool == "sum":
         return config, tensors
     size = config.get("qalora_group_size")
-    if pool not in POOLS or not isinstance(size, int) or size < 1:
+    if not isinstance(pool, str) or pool not in POOLS or not isinstance(size, int) or size < 1:
         raise AdapterError(
             f"qalora_pool={pool!r} with qalora_group_size={size!r}",
             f"one of {', '.join(POOLS)}, and a number",
             "ask the author how the adapter was trained",
         )
-    first = {key: A for key, A in tensors.items() if key.endswith("lora_A.weight")}
+    first = {key: A for key, A in tensors.items() if key.endswith("lora_A.weight") and A.ndim == 2}
     summed = {key: A * (POOLS[pool](size, A.shape[1]) / size) for key, A in first.items()}
     return config | {"qalora_pool": "sum"}, tensors | summed

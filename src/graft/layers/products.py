@@ -14,8 +14,9 @@ from torch import nn
 
 from graft.core.insert import Insert, Weights
 from graft.core.part import Part
+from graft.core.schema import Alpha, Rank, Share
 from graft.core.site import Site
-from graft.layers.targets import Targeted, TargetedFiles, by_pattern, check_dropout, check_rank
+from graft.layers.targets import Targeted, TargetedFiles, by_pattern, scale_from
 
 
 @dataclass(frozen=True)
@@ -34,25 +35,20 @@ class LycorisFiles(TargetedFiles):
 class Lycoris(Targeted):
     """Base class of methods whose insert is a `Product`."""
 
-    r: int = 8  # rank of the factors
-    alpha: float = 8  # numerator of the scale: alpha / r
-    rank_dropout: float = 0.0  # share of the update's outputs left out in a forward of training
-    module_dropout: float = 0.0  # how often a site goes without its update in training
-    rank_pattern: dict[str, int] = field(default_factory=dict)  # rank by module name
-    alpha_pattern: dict[str, float] = field(default_factory=dict)  # alpha by module name
+    r: Rank = 8  # rank of the factors
+    alpha: Alpha = 8  # numerator of the scale: alpha / r
+    rank_dropout: Share = 0.0  # share of the update's outputs left out in a forward of training
+    module_dropout: Share = 0.0  # how often a site goes without its update in training
+    rank_pattern: dict[str, Rank] = field(default_factory=dict)  # rank by module name
+    alpha_pattern: dict[str, Alpha] = field(default_factory=dict)  # alpha by module name
 
     files: ClassVar = LycorisFiles()
     patterns: ClassVar = ("rank_pattern", "alpha_pattern")
 
-    def __post_init__(self) -> None:
-        check_rank("r", self.r)
-        check_dropout("rank_dropout", self.rank_dropout)
-        check_dropout("module_dropout", self.module_dropout)
-
     def rank_and_scale(self, site: Site) -> tuple[int, float]:
         """Return (r, alpha / r) at one site."""
         r = int(by_pattern(self.rank_pattern, site.name, self.r))
-        return r, by_pattern(self.alpha_pattern, site.name, self.alpha) / r
+        return r, scale_from(by_pattern(self.alpha_pattern, site.name, self.alpha), r)
 
 
 class Product(Insert):

@@ -18,6 +18,7 @@ from graft.core.insert import VirtualTokens
 from graft.core.method import Method, No
 from graft.core.part import Part, Seats
 from graft.core.positions import context_length
+from graft.core.schema import Count
 from graft.core.site import Site
 from graft.errors import SiteError, UsageError
 
@@ -42,16 +43,14 @@ class PromptFiles(FileLayout):
 class SoftPrompt(Method):
     """Base class of methods that put vectors in front of every row: inserts with a `length`."""
 
-    num_virtual_tokens: int | None = 20  # vectors in front of every row; each takes a position of the context
+    # vectors in front of every row; each takes a position of the context
+    num_virtual_tokens: Count | None = 20
 
     kinds: ClassVar = ("prompt",)
     files: ClassVar = PromptFiles()
     newborn: ClassVar = No("vectors in front of the text are seen from the start")
     mergeable: ClassVar = No("no weight has the effect of further tokens; export it as an adapter")
     packable: ClassVar = No("every document would need virtual tokens of its own")
-
-    def __post_init__(self) -> None:
-        check_sizes(num_virtual_tokens=self.num_virtual_tokens)
 
     def assemble(self, sites: Sequence[Site]) -> Seats:
         seats = super().assemble(sites)

@@ -4,8 +4,9 @@ A name matches as in PEFT: a string is a regular expression for the whole name, 
 last parts.
 """
 
-import re
-from collections.abc import Iterable, Sequence
+import functools
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -14,8 +15,10 @@ import torch
 from graft.core.file_layout import FileLayout
 from graft.core.method import Method
 from graft.core.part import Part, Seats
+from graft.core.schema import STEEPEST
 from graft.core.site import Site
 from graft.errors import SiteError, UsageError, nearest, one_of
+from graft.layers.patterns import first_at_end, whole
 from graft.layers.replacements import Replacement, Shift
 from graft.layers.tied import TiedReplacement
 from graft.layers.token_rows import Rows
@@ -163,7 +166,7 @@ class Targeted(Method):
             say_idle("layers_pattern", self._lists(), "have no effect without layers_to_transform")
         for setting in self.patterns:
             values = getattr(self, setting)
-            say_idle_patterns(setting, values, [pattern_of(values, site.name) for site in chosen])
+            say_idle_patterns(setting, values, [first_at_end(values, site.name) for site in chosen])
 
 
 @dataclass(frozen=True)
@@ -196,27 +199,22 @@ def biases(bias: str, sites: Sequence[Site], seats: Seats) -> Seats:
     ]
 
 
-def by_pattern(patterns: dict[str, Any], name: str, default: Any) -> Any:
+def by_pattern(patterns: Mapping[str, Any], name: str, default: Any) -> Any:
     """Return the value of the first key that, as a regular expression, matches the end of the name."""
-    key = pattern_of(patterns, name)
+    key = first_at_end(patterns, name)
     return default if key is None else patterns[key]
 
 
-def pattern_of(patterns: Iterable[str], name: str) -> str | None:
-    """Return the first of these regular expressions that matches the end of the name, or None."""
-    return next((key for key in patterns if re.match(rf"(.*\.)?({key})$", name)), None)
-
-
-def check_rank(name: str, rank: int) -> None:
-    """Raise UsageError for a number that is no rank, or as large as only a hostile file would ask for."""
-    if not isinstance(rank, int) or not 1 <= rank <= 4096:
-        raise UsageError(f"{name}={rank!r}", "a rank from 1 to 4096", "8 to 64 serve most tasks")
-
-
-def check_dropout(name: str, rate: float) -> None:
-    """Raise UsageError for a number that is not a rate of dropout."""
-    if not 0 <= rate < 1:
-        raise UsageError(f"{name}={rate}", "0 up to, not including, 1", "0.05 is usual")
+def scale_from(alpha: float, r: float, *, root: bool = False) -> float:
+    """Return alpha / r, or alpha / √r.  Raises UsageError for what no training makes."""
+    scale = alpha / math.sqrt(r) if root else alpha / r
+    if abs(scale) > STEEPEST:
+        raise UsageError(
+            f"lora_alpha={alpha:g} with r={r} scales the update by {scale:g}",
+            f"a scale up to {STEEPEST:g}",
+            "lora_alpha is usually r or twice r",
+        )
+    return scale
 
 
 def check_bias(bias: str, some: str) -> None:
@@ -242,8 +240,15 @@ def matches(name: str, target: str | Sequence[str]) -> bool:
     (True, False)
     """
     if isinstance(target, str):
-        return re.fullmatch(target, name) is not None
-    return any(name == entry or name.endswith("." + entry) for entry in target)
+        return whole(target, name)
+    return not _endings(name).isdisjoint(target)
+
+
+@functools.lru_cache(maxsize=65536)
+def _endings(name: str) -> frozenset[str]:
+    """Return a name and its last parts: "a.b.c", "b.c" and "c"."""
+    parts = name.split(".")
+    return frozenset(".".join(parts[start:]) for start in range(len(parts)))
 
 
 def ends_inside(name: str, module: str) -> bool:

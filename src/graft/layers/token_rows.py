@@ -145,7 +145,7 @@ def ids_at(indices: Indices, site: Site) -> Sequence[int]:
     if not isinstance(indices, Mapping):
         return indices or ()
     own = [ids for name, ids in indices.items() if f".{site.name}".endswith(f".{name}")]
-    return own[0] if own else next(iter(indices.values()))
+    return own[0] if own else next(iter(indices.values()), ())
 
 
 def without(indices: Indices, places: Sequence[Site]) -> Indices:

@@ -20,14 +20,16 @@ from typing import Any, ClassVar
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import is_fake
 from torch.nn import functional as F
 
 from graft.core.insert import Insert, Weights
 from graft.core.part import Part, Seats
+from graft.core.schema import Count, Memory, Positive, Rank, Share, Steps, Weight
 from graft.core.site import Site
 from graft.errors import UsageError
 from graft.layers.lora_files import FURTHER, REFUSED, TRAINING
-from graft.layers.targets import Targeted, TargetedFiles, biases, check_bias, check_dropout, check_rank
+from graft.layers.targets import Targeted, TargetedFiles, biases, check_bias, scale_from
 
 
 class AdaLoRAFiles(TargetedFiles):
@@ -45,17 +47,17 @@ class AdaLoRAFiles(TargetedFiles):
 
 @dataclass(frozen=True)
 class AdaLoRA(Targeted):
-    init_r: int = 12  # rank of every update at birth
-    target_r: int = 8  # mean rank in the end
-    tinit: int = 0  # steps before the first rank is taken
-    tfinal: int = 0  # last steps, in which ranks stand still
-    deltaT: int = 1  # steps from one allocation to the next
-    beta1: float = 0.85  # memory of the importance
-    beta2: float = 0.85  # memory of its uncertainty
-    orth_reg_weight: float = 0.5  # weight of the orthogonality penalty
-    total_step: int | None = None  # T; left out: the length of the run
-    lora_alpha: float = 8  # numerator of the scale: alpha / init_r
-    lora_dropout: float = 0.0  # dropout on the input of A only
+    init_r: Rank = 12  # rank of every update at birth
+    target_r: Rank = 8  # mean rank in the end
+    tinit: Steps = 0  # steps before the first rank is taken
+    tfinal: Steps = 0  # last steps, in which ranks stand still
+    deltaT: Count = 1  # steps from one allocation to the next
+    beta1: Memory = 0.85  # memory of the importance
+    beta2: Memory = 0.85  # memory of its uncertainty
+    orth_reg_weight: Weight = 0.5  # weight of the orthogonality penalty
+    total_step: Steps | None = None  # T; left out: the length of the run
+    lora_alpha: Positive = 8  # numerator of the scale: alpha / init_r
+    lora_dropout: Share = 0.0  # dropout on the input of A only
     bias: str = "none"  # biases of the base that are trained too: none, lora_only, all
     rank_pattern: dict[str, list[bool]] = field(default_factory=dict)  # of a file: which triplets are left
 
@@ -67,18 +69,8 @@ class AdaLoRA(Targeted):
     )
 
     def __post_init__(self) -> None:
-        check_rank("init_r", self.init_r)
-        check_rank("target_r", self.target_r)
-        check_dropout("lora_dropout", self.lora_dropout)
         check_bias(self.bias, "lora_only")
-        if self.deltaT < 1 or not (0 < self.beta1 < 1 and 0 < self.beta2 < 1) or self.orth_reg_weight < 0:
-            raise UsageError(
-                f"deltaT={self.deltaT}, beta1={self.beta1}, beta2={self.beta2}, "
-                f"orth_reg_weight={self.orth_reg_weight}",
-                "deltaT from 1, betas between 0 and 1, orth_reg_weight from 0",
-                "leave them out",
-            )
-        if any(not isinstance(mask, list) or len(mask) != self.init_r for mask in self.rank_pattern.values()):
+        if any(len(mask) != self.init_r for mask in self.rank_pattern.values()):
             raise UsageError(
                 "a rank_pattern of another length", f"lists of {self.init_r} booleans", "leave it out"
             )
@@ -143,7 +135,7 @@ class Triplets(Insert):
 
     def __init__(self, site: Site, r: int, config: AdaLoRA) -> None:
         super().__init__()
-        self.scale = config.lora_alpha / (config.init_r + 1e-5)
+        self.scale = scale_from(config.lora_alpha, config.init_r + 1e-5)
         self.dropout = nn.Dropout(config.lora_dropout)
         self.A = nn.Parameter(torch.randn(r, site.in_features) * 0.02)
         self.B = nn.Parameter(torch.randn(site.out_features, r) * 0.02)
@@ -162,7 +154,7 @@ class Triplets(Insert):
         return weight + self.scale * B @ (E * A), bias
 
     def saved(self) -> dict[str, torch.Tensor]:
-        left = self.left()
+        left = slice(None) if is_fake(self.E) else self.left()  # a plan has no numbers: all are left
         return {"lora_A": self.A[left], "lora_B": self.B[:, left], "lora_E": self.E[left]}
 
     def load(self, tensors: dict[str, torch.Tensor]) -> None:

@@ -24,12 +24,13 @@ from torch.nn import functional as F
 from graft.core.insert import Insert
 from graft.core.method import Method, No
 from graft.core.part import Part, Seats
+from graft.core.schema import Alpha, Rank, Share, Weight
 from graft.core.site import Site
-from graft.errors import one_of
+from graft.errors import AdapterError, one_of
 from graft.layers import lora_start as start
 from graft.layers.bottleneck import Bottleneck, Dense, Projection
 from graft.layers.sublayers import PlacedFiles
-from graft.layers.targets import check_rank
+from graft.layers.targets import scale_from
 from graft.methods.lora import LoRA, LowRank
 from graft.methods.pfeiffer import Pfeiffer
 
@@ -41,18 +42,23 @@ class AdaMixFiles(PlacedFiles):
         host = method.hosted()
         return {**host.files.describe(host, part), "peft_type": host.files.peft_type}
 
+    def understand(self, cls: Any, settings: dict[str, Any]) -> Any:
+        raise AdapterError(
+            "a file of AdaMix itself", "the one adapter that it is saved as", "save the adapter again"
+        )
+
 
 @dataclass(frozen=True)
 class AdaMix(Dense):
     host: str = "adapter"  # what there are experts of: adapter (that of Pfeiffer), lora
-    num_experts: int = 4  # E
+    num_experts: Rank = 4  # E
     share: str = "up"  # the side that all experts share: up, down, none
-    consistency: float = 1.0  # weight of the symmetric KL between two passes
+    consistency: Weight = 1.0  # weight of the symmetric KL between two passes
     non_linearity: str = "gelu"  # φ: relu, gelu, gelu_new, swish, tanh, ... as transformers names them
     original_ln_before: bool | None = None  # read the sum with the residual, normed if so; null: if so only
-    r: int = 4  # lora: rank of each expert
-    lora_alpha: float = 16  # lora: numerator of the scale, alpha / r
-    lora_dropout: float = 0.0  # lora: dropout on the input of A
+    r: Rank = 4  # lora: rank of each expert
+    lora_alpha: Alpha = 16  # lora: numerator of the scale, alpha / r
+    lora_dropout: Share = 0.0  # lora: dropout on the input of A
     # lora: names or their last parts, or a regular expression
     target_modules: str | tuple[str, ...] = "all-linear"
 
@@ -62,7 +68,6 @@ class AdaMix(Dense):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_rank("num_experts", self.num_experts)
         one_of("host", self.host, ("adapter", "lora"))
         one_of("share", self.share, ("up", "down", "none"))
         self.hosted()  # checks what it is given
@@ -123,7 +128,7 @@ class MixedLowRank(LowRank):
     """s·B^(j) A^(i) drop(x) added to one projection."""
 
     def __init__(self, site: Site, host: LoRA, experts: tuple[int, int]) -> None:
-        super().__init__(site, host.r, host.lora_alpha / host.r, host)
+        super().__init__(site, host.r, scale_from(host.lora_alpha, host.r), host)
         others = [start.factors(site, host.r, self.scale, True)[0] for _ in range(experts[0] - 1)]
         self.A = nn.Parameter(torch.stack([self.A.detach(), *others]))
         self.B = nn.Parameter(self.B.detach().repeat(experts[1], 1, 1))

@@ -26,10 +26,11 @@ from graft.core.file_layout import FileLayout
 from graft.core.method import Method, No
 from graft.core.part import Part, Seats
 from graft.core.registry import described
+from graft.core.schema import Positive, Weight
 from graft.core.site import Site
 from graft.errors import AdapterError, UsageError
 from graft.layers.bottleneck import Projection
-from graft.layers.sublayers import Addition
+from graft.layers.sublayers import Addition, Placed
 from graft.recipe.methods import resolve_methods
 
 
@@ -38,6 +39,15 @@ class FusionFiles(FileLayout):
 
     def describe(self, method: Any, part: Part) -> dict[str, Any]:
         return super().describe(method, part) | {"adapters": part.of(Fusion)[0][1].settings}
+
+    def understand(self, cls: Any, settings: dict[str, Any]) -> Any:
+        if any(isinstance(entry, str) for entry in settings.get("adapters", ())):
+            raise AdapterError(
+                "a file of adapter fusion that names other folders",
+                "the settings of the fused adapters",
+                "save the adapter again",
+            )
+        return super().understand(cls, settings)
 
 
 @dataclass(frozen=True)
@@ -48,8 +58,8 @@ class AdapterFusion(Method):
         {"name": "pfeiffer", "init_weights": "houlsby"},
     )
     value: bool = True  # with V; without it is the static variant
-    regularization: float = 0.01  # weight of ‖V − I‖²
-    temperature: float = 1.0  # of the softmax over the adapters
+    regularization: Weight = 0.01  # weight of ‖V − I‖²
+    temperature: Positive = 1.0  # of the softmax over the adapters
 
     kinds: ClassVar = ("attention", "cross", "mlp", "norm", "block")
     files: ClassVar = FusionFiles("GRAFT_ADAPTER_FUSION")
@@ -57,11 +67,9 @@ class AdapterFusion(Method):
     newborn: ClassVar = No("the adapters that it fuses act from the first step on")
 
     def __post_init__(self) -> None:
-        if not self.adapters or self.temperature <= 0:
+        if not self.adapters:
             raise UsageError(
-                f"adapters={self.adapters}, temperature={self.temperature}",
-                "at least one adapter, and a temperature above 0",
-                "name the folders of the adapters to fuse",
+                "adapters=()", "at least one adapter", "name the folders of the adapters to fuse"
             )
 
     def assemble(self, sites: Sequence[Site]) -> Seats:
@@ -137,18 +145,24 @@ def _member(entry: Any, sites: Sequence[Site]) -> tuple[Method, list[tuple[Site,
         methods, tensors, _ = adapter_files.read(Path(entry), sites)
     else:
         methods, tensors = [described(_checked(entry))], None
+        if not isinstance(methods[0], Placed):
+            raise _unfit(entry)
     seats = [method.assemble(sites) for method in methods]
     if tensors is not None:
         Adapter(entry, methods, seats, dict).load_file_state(tensors)
     members = [(method, pairs) for method, pairs in zip(methods, seats, strict=True) if not method.is_head()]
     additions = [(site, insert) for site, insert in members[0][1] if isinstance(insert, Addition)]
     if len(members) != 1 or len(additions) != len(members[0][1]):
-        raise AdapterError(
-            f"{entry} cannot be fused",
-            "an adapter of one method that adds modules at sublayers and trains no norms",
-            "train it as pfeiffer, parallel, or houlsby with train_norms=false",
-        )
+        raise _unfit(entry)
     return members[0][0], additions
+
+
+def _unfit(entry: Any) -> AdapterError:
+    return AdapterError(
+        f"{entry} cannot be fused",
+        "an adapter of one method that adds modules at sublayers and trains no norms",
+        "train it as pfeiffer, parallel, or houlsby with train_norms=false",
+    )
 
 
 def _checked(entry: Any) -> dict[str, Any]:

@@ -24,13 +24,14 @@ from graft.core.file_layout import FileLayout
 from graft.core.insert import Insert
 from graft.core.method import Method, No
 from graft.core.part import Seats
+from graft.core.schema import Scale
 from graft.core.site import Site
 from graft.layers.taps import Tap, stacks
 
 
 @dataclass(frozen=True)
 class AttentionFusion(Method):
-    last_bias: float = 4.0  # b of the last layer at birth: the larger, the nearer to the base
+    last_bias: Scale = 4.0  # b of the last layer at birth: the larger, the nearer to the base
 
     kinds: ClassVar = ("block",)
     files: ClassVar = FileLayout("GRAFT_ATTENTION_FUSION")

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from graft.core.insert import Insert, Weights
+from graft.core.schema import Amount, Few, Share
 from graft.core.site import Site
 from graft.errors import UsageError
 from graft.layers.rotation import BlockDropout, blockwise, cayley
@@ -28,10 +29,10 @@ from graft.layers.targets import Accompanied, TargetedFiles
 
 @dataclass(frozen=True)
 class BOFT(Accompanied):
-    boft_block_size: int = 4  # features that turn together in one factor; must divide the input
-    boft_block_num: int = 0  # number of blocks instead of their size; then boft_block_size must be 0
-    boft_n_butterfly_factor: int = 1  # factors; with each further one twice as many features turn together
-    boft_dropout: float = 0.0  # share of the blocks that a training step leaves unturned
+    boft_block_size: Amount = 4  # features that turn together in one factor; must divide the input
+    boft_block_num: Amount = 0  # number of blocks instead of their size; then boft_block_size must be 0
+    boft_n_butterfly_factor: Few = 1  # factors; with each further one twice as many features turn together
+    boft_dropout: Share = 0.0  # share of the blocks that a training step leaves unturned
 
     kinds: ClassVar = ("linear", "head")
     files: ClassVar = TargetedFiles("BOFT")
@@ -44,12 +45,6 @@ class BOFT(Accompanied):
                 f"boft_block_num={given[0]} with boft_block_size={given[1]}",
                 "one of them positive, the other 0",
                 "for example boft_block_size=4, boft_block_num=0",
-            )
-        if self.boft_n_butterfly_factor < 1 or not 0 <= self.boft_dropout < 1:
-            raise UsageError(
-                f"boft_n_butterfly_factor={self.boft_n_butterfly_factor}, boft_dropout={self.boft_dropout}",
-                "at least one factor, a share below 1",
-                "leave them out",
             )
 
     def build(self, site: Site) -> Insert:

@@ -21,31 +21,26 @@ from torch import nn
 
 from graft.core.method import No
 from graft.core.part import Part, Seats
+from graft.core.schema import Positive, Rank, Weight
 from graft.core.site import Site
 from graft.errors import UsageError
 from graft.layers.bottleneck import Bottleneck, Bottlenecked
 from graft.layers.sublayers import PlacedFiles
-from graft.layers.targets import check_rank
 
 
 @dataclass(frozen=True)
 class Compacter(Bottlenecked):
     mh_adapter: bool = True  # at self-attention; without it is Compacter++
     # d / m; or by number of the block, {"0": 8, "default": 16}
-    reduction_factor: float | dict[str, float] = 32
+    reduction_factor: Positive | dict[str, Positive] = 32
     non_linearity: str = "gelu_new"  # φ: relu, gelu, gelu_new, swish, tanh, ... as transformers names them
     train_norms: bool = True  # train the gains and biases of all norms of the base too
-    phm_dim: int = 4  # n, number and size of the shared matrices; divides d and m
-    phm_rank: int = 1  # rank of each layer's own matrices
-    phm_init_range: float = 0.0001  # deviation of the shared matrices at birth
+    phm_dim: Rank = 4  # n, number and size of the shared matrices; divides d and m
+    phm_rank: Rank = 1  # rank of each layer's own matrices
+    phm_init_range: Weight = 0.0001  # deviation of the shared matrices at birth
 
     files: ClassVar = PlacedFiles("GRAFT_COMPACTER", library_marks={"is_parallel": False, "phm_layer": True})
     newborn: ClassVar = No("three small factors multiply: what is added starts near zero, not at it")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_rank("phm_rank", self.phm_rank)
-        check_rank("phm_dim", self.phm_dim)
 
     def width(self, d: int, block: int) -> int:
         """Return m. If it follows from d, it is rounded down to a multiple of n."""

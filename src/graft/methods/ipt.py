@@ -20,9 +20,10 @@ from torch import nn
 
 from graft.core.insert import AdapterModule
 from graft.core.part import Part
+from graft.core.schema import Count
 from graft.core.site import Site
 from graft.errors import AdapterError
-from graft.layers.soft_prompt import MadePrompt, PromptFiles, SoftPrompt, check_sizes
+from graft.layers.soft_prompt import MadePrompt, PromptFiles, SoftPrompt
 from graft.layers.task_subspace import find_subspace
 from graft.methods.prompt import PromptTuning
 
@@ -38,23 +39,22 @@ class IPTFiles(PromptFiles):
         remains = PromptTuning(insert.length, prompt_tuning_init="RANDOM")
         return remains.files.describe(remains, part) | {"peft_type": remains.files.peft_type}
 
+    def understand(self, cls: Any, settings: dict[str, Any]) -> Any:
+        raise AdapterError("a file of IPT itself", "the prompt that it is saved as", "save the adapter again")
+
 
 @dataclass(frozen=True)
 class IPT(SoftPrompt):
-    num_virtual_tokens: int | None = None  # p: that of the subspace; 20 in a random one
+    num_virtual_tokens: Count | None = None  # p: that of the subspace; 20 in a random one
     # d_I, how many numbers are trained: that of the subspace; 5 in a random one
-    intrinsic_dim: int | None = None
+    intrinsic_dim: Count | None = None
     subspace: str | None = None  # file that find_subspace wrote; a random decoder where left out
-    hidden_size: int = 768  # h: width of a random decoder
+    hidden_size: Count = 768  # h: width of a random decoder
     seed: int = 0  # of a random decoder
 
     files: ClassVar = IPTFiles(
         "GRAFT_IPT", own=frozenset({"intrinsic_dim", "subspace", "hidden_size", "seed"})
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_sizes(intrinsic_dim=self.intrinsic_dim, hidden_size=self.hidden_size)
 
     def build(self, site: Site) -> AdapterModule:
         return Intrinsic(self._random(site) if self.subspace is None else self._from_file(site))

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from graft.core.insert import Insert, Weights
+from graft.core.schema import Scale
 from graft.core.site import Site
 from graft.layers.kronecker import kron_linear, near_root
 from graft.layers.products import kaiming
@@ -25,7 +26,7 @@ from graft.layers.targets import Targeted, TargetedFiles
 
 @dataclass(frozen=True)
 class KronA(Targeted):
-    scale: float = 1.0  # s, constant
+    scale: Scale = 1.0  # s, constant
 
     files: ClassVar = TargetedFiles("GRAFT_KRONA")
 

@@ -18,6 +18,7 @@ from torch import nn
 
 from graft.core.insert import Insert
 from graft.core.method import No
+from graft.core.schema import Scale
 from graft.core.site import Site
 from graft.layers.kronecker import kron_linear, near_root
 from graft.layers.products import kaiming
@@ -26,9 +27,9 @@ from graft.layers.sublayers import Addition, Placed, PlacedFiles
 
 @dataclass(frozen=True)
 class KronAB(Placed):
-    scale: float = 16.0  # s, constant
+    scale: Scale = 16.0  # s, constant
     residual: bool = False  # KronA^B_res: s_res·x is added too
-    residual_start: float = 0.0  # s_res at birth; another number changes the newborn's answer
+    residual_start: Scale = 0.0  # s_res at birth; another number changes the newborn's answer
 
     files: ClassVar = PlacedFiles("GRAFT_KRONA_B")
     mergeable: ClassVar = No("it bypasses the non-linearity of the network")

@@ -24,12 +24,12 @@ from torch import nn
 from graft.core.file_layout import FileLayout
 from graft.core.method import Method, No
 from graft.core.part import Part, Seats
+from graft.core.schema import Count, Positive, Share
 from graft.core.site import Site
-from graft.errors import UsageError
+from graft.errors import UsageError, one_of
 from graft.layers.narrow_stack import Narrow, Projection
 from graft.layers.pruning import pruned
 from graft.layers.taps import Tap, stacks
-from graft.layers.targets import check_dropout
 
 GIVEN = ("attention_mask", "position_ids", "encoder_attention_mask")
 
@@ -43,10 +43,10 @@ class LadderFiles(FileLayout):
 
 @dataclass(frozen=True)
 class Ladder(Method):
-    reduction_factor: int = 8  # R: width of the base over that of the side network
+    reduction_factor: Count = 8  # R: width of the base over that of the side network
     layers: tuple[int, ...] = ()  # blocks with a side block, of each stack; none given: all of them
-    gate_T: float = 0.1  # temperature of the gates: the smaller, the faster they open and close
-    dropout: float = 0.0  # dropout on the embeddings that enter the side network
+    gate_T: Positive = 0.1  # temperature of the gates: the smaller, the faster they open and close
+    dropout: Share = 0.0  # dropout on the embeddings that enter the side network
     init: str = "prune"  # "prune": the largest weights of the base; "random": as the blocks' class draws them
 
     kinds: ClassVar = ("block", "stack")
@@ -55,13 +55,7 @@ class Ladder(Method):
     mergeable: ClassVar = No("the side network stays outside the base")
 
     def __post_init__(self) -> None:
-        check_dropout("dropout", self.dropout)
-        if self.reduction_factor < 1 or self.gate_T <= 0 or self.init not in ("prune", "random"):
-            raise UsageError(
-                f"reduction_factor={self.reduction_factor}, gate_T={self.gate_T}, init={self.init!r}",
-                "a factor of at least 1, a temperature above 0, and prune or random",
-                "see `graft methods ladder`",
-            )
+        one_of("init", self.init, ("prune", "random"))
 
     def assemble(self, sites: Sequence[Site]) -> Seats:
         places = [(stack, blocks, self._chosen(blocks)) for stack, blocks in stacks(sites)]

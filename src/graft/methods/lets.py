@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 from graft.core.method import No
 from graft.core.part import Part, Seats
+from graft.core.schema import Amount, Portion, Positive, Share
 from graft.core.site import Site
 from graft.errors import UsageError
 from graft.layers.delta import Delta
@@ -34,11 +35,11 @@ from graft.methods.task_head import Classifier, HeadFiles, TaskHead
 @dataclass(frozen=True)
 class LeTS(TaskHead):
     # last blocks in which weights differ by task; 0: none, the trunk is the same for all
-    delta_layers: int = 2
-    delta_density: float = 0.005  # share of their weights that differ
-    choose_at: float = 0.1  # share of the steps after which those weights are chosen
-    tau_start: float = 1.0  # temperature of the gates at first
-    tau_end: float = 0.1  # and in the end
+    delta_layers: Amount = 2
+    delta_density: Portion = 0.005  # share of their weights that differ
+    choose_at: Share = 0.1  # share of the steps after which those weights are chosen
+    tau_start: Positive = 1.0  # temperature of the gates at first
+    tau_end: Positive = 0.1  # and in the end
 
     files: ClassVar = HeadFiles(
         "GRAFT_LETS",
@@ -48,16 +49,12 @@ class LeTS(TaskHead):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.pool == "none" or self.delta_layers < 0 or not 0 < self.delta_density <= 1:
+        if self.pool == "none":
+            raise UsageError("pool='none'", "a pool of rows", "see `graft methods lets`")
+        if self.tau_end > self.tau_start:
             raise UsageError(
-                f"pool={self.pool!r}, delta_layers={self.delta_layers}, delta_density={self.delta_density}",
-                "a pool of rows, blocks from 0, a density above 0 and up to 1",
-                "see `graft methods lets`",
-            )
-        if not 0 <= self.choose_at < 1 or not 0 < self.tau_end <= self.tau_start:
-            raise UsageError(
-                f"choose_at={self.choose_at}, tau_start={self.tau_start}, tau_end={self.tau_end}",
-                "a share from 0 to 1, and a temperature above 0 that does not rise",
+                f"tau_start={self.tau_start}, tau_end={self.tau_end}",
+                "a temperature that does not rise",
                 "leave them out",
             )
 

@@ -16,7 +16,6 @@ ordinary LoRA of rank 2r; LoftQ takes one step against the bytes that are there.
 variants share this arithmetic.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -27,13 +26,14 @@ from torch.nn import functional as F
 
 from graft.core.insert import Insert, LowRankForm, Weights
 from graft.core.part import Part, Seats
+from graft.core.schema import Alpha, Id, Positive, Rank, Share
 from graft.core.site import Site
 from graft.errors import UsageError, notice
 from graft.layers import lora_start as start
 from graft.layers.expert_lora import LowRankParameter, parameters, weights
 from graft.layers.lora_files import REFUSED, TRAINING, LoRAFiles
 from graft.layers.replacements import Replacement
-from graft.layers.targets import Targeted, biases, by_pattern, check_bias, check_dropout, check_rank, matches
+from graft.layers.targets import Targeted, biases, by_pattern, check_bias, matches, scale_from
 from graft.layers.tied import follow, group
 from graft.layers.token_rows import Rows, beside, check_ids
 from graft.layers.unmatched import say_unmatched
@@ -41,19 +41,19 @@ from graft.layers.unmatched import say_unmatched
 
 @dataclass(frozen=True)
 class LoRA(Targeted):
-    r: int = 8  # rank of the update
-    lora_alpha: float = 16  # numerator of the scale: alpha / r
-    lora_dropout: float = 0.0  # dropout on the input of A only
+    r: Rank = 8  # rank of the update
+    lora_alpha: Alpha = 16  # numerator of the scale: alpha / r
+    lora_dropout: Share = 0.0  # dropout on the input of A only
     use_rslora: bool = False  # scale alpha / sqrt(r), so that large ranks keep learning
     use_dora: bool = False  # train magnitude and direction apart
     init_lora_weights: bool | str = True  # true, gaussian, pissa, pissa_niter_N, olora, loftq
     bias: str = "none"  # biases of the base that are trained too: none, lora_only, all
     lora_bias: bool = False  # a bias after B
-    rank_pattern: dict[str, int] = field(default_factory=dict)  # rank by module name
-    alpha_pattern: dict[str, float] = field(default_factory=dict)  # alpha by module name
-    loraplus_lr_ratio: float = 1.0  # LoRA+: learning rate of B over that of A
+    rank_pattern: dict[str, Rank] = field(default_factory=dict)  # rank by module name
+    alpha_pattern: dict[str, Alpha] = field(default_factory=dict)  # alpha by module name
+    loraplus_lr_ratio: Positive = 1.0  # LoRA+: learning rate of B over that of A
     # rows of the table that are trained in full beside it: ids of tokens, or ids by the name of a table
-    trainable_token_indices: tuple[int, ...] | dict[str, list[int]] = ()
+    trainable_token_indices: tuple[Id, ...] | dict[str, list[Id]] = ()
     # what is trained at a table is trained at the head that is tied to it
     ensure_weight_tying: bool = False
     # weights without a module of their own, such as experts.down_proj: names or their last parts
@@ -70,8 +70,6 @@ class LoRA(Targeted):
     patterns: ClassVar = ("rank_pattern", "alpha_pattern")
 
     def __post_init__(self) -> None:
-        check_rank("r", self.r)
-        check_dropout("lora_dropout", self.lora_dropout)
         check_bias(self.bias, "lora_only")
         start.check(self.init_lora_weights)
         indices = self.trainable_token_indices
@@ -119,7 +117,7 @@ class LoRA(Targeted):
     def build(self, site: Site, after: int = 0) -> Insert:
         r = int(by_pattern(self.rank_pattern, site.name, self.r))
         alpha = by_pattern(self.alpha_pattern, site.name, self.lora_alpha)
-        scale = alpha / math.sqrt(r) if self.use_rslora else alpha / r
+        scale = scale_from(alpha, r, root=self.use_rslora)
         if site.kind == "embed":
             return LowRankEmbedding(site, r, scale, self)
         if site.kind == "parameter":

@@ -22,6 +22,7 @@ from torch import nn
 
 from graft.core.insert import Insert, Weights
 from graft.core.part import Part
+from graft.core.schema import Amount, Few, Positive, Share
 from graft.core.site import Site
 from graft.errors import UsageError
 from graft.layers.rotation import BlockDropout, blockwise, cayley
@@ -31,18 +32,18 @@ from graft.layers.targets import Accompanied, TargetedFiles
 @dataclass(frozen=True)
 class OFT(Accompanied):
     # features that turn together; where it does not divide the input, its nearest divisor
-    oft_block_size: int = 32
-    r: int = 0  # number of blocks instead of their size; then oft_block_size must be 0
-    module_dropout: float = 0.0  # share of the blocks that a training step leaves unturned
+    oft_block_size: Amount = 32
+    r: Amount = 0  # number of blocks instead of their size; then oft_block_size must be 0
+    module_dropout: Share = 0.0  # share of the blocks that a training step leaves unturned
     coft: bool = False  # keep every rotation small: constrained OFT
-    eps: float = 6e-5  # with coft: how large, shared among the blocks
+    eps: Positive = 6e-5  # with coft: how large, shared among the blocks
     block_share: bool = False  # one rotation for all blocks of a projection
     # series instead of an exact inverse: faster, orthogonal for small angles only
     use_cayley_neumann: bool = True
-    num_cayley_neumann_terms: int = 5  # terms of the series
+    num_cayley_neumann_terms: Few = 5  # terms of the series
 
     kinds: ClassVar = ("linear", "head")
-    files: ClassVar = TargetedFiles("OFT", lowest_rank=0)
+    files: ClassVar = TargetedFiles("OFT")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -51,13 +52,6 @@ class OFT(Accompanied):
                 f"r={self.r} with oft_block_size={self.oft_block_size}",
                 "one of them positive, the other 0",
                 "for example oft_block_size=32, r=0",
-            )
-        if not 0 <= self.module_dropout < 1 or self.eps <= 0 or self.num_cayley_neumann_terms < 1:
-            raise UsageError(
-                f"module_dropout={self.module_dropout}, eps={self.eps}, "
-                f"num_cayley_neumann_terms={self.num_cayley_neumann_terms}",
-                "a share below 1, a positive size, at least one term",
-                "leave them out",
             )
 
     def build(self, site: Site) -> Insert:

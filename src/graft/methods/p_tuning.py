@@ -17,10 +17,10 @@ from torch import nn
 
 from graft.core.insert import AdapterModule
 from graft.core.part import Part
+from graft.core.schema import Count, Few, Share
 from graft.core.site import Site
-from graft.errors import UsageError
+from graft.errors import one_of
 from graft.layers.soft_prompt import MadePrompt, PromptFiles, SoftPrompt
-from graft.layers.targets import check_dropout
 from graft.methods.prompt import PromptTuning
 
 ENCODERS = ("MLP", "LSTM")
@@ -41,27 +41,18 @@ class PTuningFiles(PromptFiles):
 
 @dataclass(frozen=True)
 class PTuning(SoftPrompt):
-    num_virtual_tokens: int = 20  # vectors in front of every row; each takes a position of the context
+    num_virtual_tokens: Count = 20  # vectors in front of every row; each takes a position of the context
     encoder_reparameterization_type: str = "MLP"  # what makes the vectors: MLP or LSTM
-    encoder_hidden_size: int | None = None  # m: width of the encoder; the model's where left out
-    encoder_num_layers: int = 2  # layers of the LSTM; an MLP has three
-    encoder_dropout: float = 0.0  # dropout between the layers of the LSTM
+    encoder_hidden_size: Count | None = None  # m: width of the encoder; the model's where left out
+    encoder_num_layers: Few = 2  # layers of the LSTM; an MLP has three
+    encoder_dropout: Share = 0.0  # dropout between the layers of the LSTM
     # 2 in PEFT's files for encoder-decoders: a second half of P that is idle
-    num_transformer_submodules: int = 1
+    num_transformer_submodules: Few = 1
 
     files: ClassVar = PTuningFiles("P_TUNING")
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        check_dropout("encoder_dropout", self.encoder_dropout)
-        sizes = (self.encoder_hidden_size or 1, self.encoder_num_layers)
-        if self.encoder_reparameterization_type not in ENCODERS or min(sizes) < 1:
-            raise UsageError(
-                f"an encoder {self.encoder_reparameterization_type!r} of width {self.encoder_hidden_size} "
-                f"with {self.encoder_num_layers} layers",
-                f"{' or '.join(ENCODERS)} with at least 1 of each",
-                "leave these settings out",
-            )
+        one_of("encoder_reparameterization_type", self.encoder_reparameterization_type, ENCODERS)
 
     def build(self, site: Site) -> AdapterModule:
         return EncodedPrompt(site.out_features, self)

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from graft.core.schema import Positive, Scale
 from graft.core.site import Site
 from graft.errors import AdapterError, UsageError
 from graft.layers.bottleneck import Dense
@@ -35,8 +36,8 @@ class ParallelFiles(PlacedFiles):
 @dataclass(frozen=True)
 class Parallel(Dense):
     # d / m; or by number of the block, {"0": 8, "default": 16}
-    reduction_factor: float | dict[str, float] = 2
-    scaling: float | str = 4.0  # s: a number, or trained from 1 on: learned (one), channel (one per output)
+    reduction_factor: Positive | dict[str, Positive] = 2
+    scaling: Scale | str = 4.0  # s: a number, or trained from 1 on: learned (one), channel (one per output)
 
     files: ClassVar = ParallelFiles("GRAFT_PARALLEL", library_marks={"is_parallel": True, "phm_layer": False})
     parallel: ClassVar = True

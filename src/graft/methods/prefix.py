@@ -25,9 +25,10 @@ from graft.core.file_layout import FileLayout
 from graft.core.insert import KeyValues
 from graft.core.method import Method, No
 from graft.core.part import Part, Seats
+from graft.core.schema import Count
 from graft.core.site import Site
 from graft.errors import SiteError, listed, notice
-from graft.layers.soft_prompt import KEY, SHAPES, check_room, check_sizes
+from graft.layers.soft_prompt import KEY, SHAPES, check_room
 
 Shape = tuple[int, int, int, int]  # (p, 2, H_kv, d_h)
 
@@ -44,9 +45,9 @@ class PrefixFiles(FileLayout):
 
 @dataclass(frozen=True)
 class PrefixTuning(Method):
-    num_virtual_tokens: int = 30  # p: keys and values added in every layer
+    num_virtual_tokens: Count = 30  # p: keys and values added in every layer
     prefix_projection: bool = False  # train the prefix through an MLP, which steadies training
-    encoder_hidden_size: int = 512  # m: width of that MLP
+    encoder_hidden_size: Count = 512  # m: width of that MLP
     shift_positions: bool = True  # the text's positions begin at p, as in PEFT; false: at 0
 
     kinds: ClassVar = ("kv",)
@@ -59,9 +60,6 @@ class PrefixTuning(Method):
     )
     newborn: ClassVar = No("a key draws attention away from the text, whatever its value")
     mergeable: ClassVar = No("no weight has the effect of further keys; export it as an adapter")
-
-    def __post_init__(self) -> None:
-        check_sizes(num_virtual_tokens=self.num_virtual_tokens, encoder_hidden_size=self.encoder_hidden_size)
 
     def assemble(self, sites: Sequence[Site]) -> Seats:
         places, config = self.targets(sites), sites[0].root.config

@@ -18,6 +18,7 @@ import torch
 
 from graft.core.insert import AdapterModule
 from graft.core.part import Part
+from graft.core.schema import Count, Few
 from graft.core.site import Site
 from graft.errors import UsageError, one_of
 from graft.layers.soft_prompt import Prompt, PromptFiles, SoftPrompt, tokenizer
@@ -40,13 +41,13 @@ class PromptTuningFiles(PromptFiles):
 
 @dataclass(frozen=True)
 class PromptTuning(SoftPrompt):
-    num_virtual_tokens: int = 20  # vectors in front of every row; each takes a position of the context
+    num_virtual_tokens: Count = 20  # vectors in front of every row; each takes a position of the context
     prompt_tuning_init: str = "SAMPLE_VOCAB"  # where P starts: SAMPLE_VOCAB, TEXT or RANDOM
     prompt_tuning_init_text: str | None = None  # the text that P starts from, such as the task in words
     # tokenizer of that text; if left out, the one in the model's folder
     tokenizer_name_or_path: str | None = None
     # 2 in PEFT's files for encoder-decoders: a second half of P that is idle
-    num_transformer_submodules: int = 1
+    num_transformer_submodules: Few = 1
 
     files: ClassVar = PromptTuningFiles("PROMPT_TUNING")
 

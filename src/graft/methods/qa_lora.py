@@ -27,11 +27,12 @@ from torch.nn import functional as F
 from graft.core.anatomy import sites as sites_of
 from graft.core.insert import Insert, LowRankForm, Weights
 from graft.core.part import Part, Seats
+from graft.core.schema import Alpha, Rank, Share
 from graft.core.site import Site, shown
 from graft.errors import SiteError
 from graft.layers.lora_files import FURTHER, REFUSED, TRAINING, refuse_start
 from graft.layers.pooling import as_sums
-from graft.layers.targets import Targeted, TargetedFiles, biases, check_bias, check_dropout, check_rank
+from graft.layers.targets import Targeted, TargetedFiles, biases, check_bias, scale_from
 from graft.quant import is_packed
 from graft.quant.scheme import GROUPED
 
@@ -61,11 +62,11 @@ class QALoRAFiles(TargetedFiles):
 
 @dataclass(frozen=True)
 class QALoRA(Targeted):
-    r: int = 64  # rank of the update
-    lora_alpha: float = 16  # numerator of the scale: alpha / r
-    lora_dropout: float = 0.0  # dropout on the pooled input
+    r: Rank = 64  # rank of the update
+    lora_alpha: Alpha = 16  # numerator of the scale: alpha / r
+    lora_dropout: Share = 0.0  # dropout on the pooled input
     # inputs that share an update; none: the base's groups, 32 where it has none
-    qalora_group_size: int | None = None
+    qalora_group_size: Rank | None = None
     bias: str = "none"  # biases of the base that are trained too: none, lora_only, all
 
     files: ClassVar = QALoRAFiles(
@@ -76,11 +77,7 @@ class QALoRA(Targeted):
     )
 
     def __post_init__(self) -> None:
-        check_rank("r", self.r)
-        check_dropout("lora_dropout", self.lora_dropout)
         check_bias(self.bias, "lora_only")
-        if self.qalora_group_size is not None:
-            check_rank("qalora_group_size", self.qalora_group_size)
 
     def targets(self, sites: Sequence[Site]) -> list[Site]:
         """Return the targets whose input is whole groups.
@@ -130,7 +127,7 @@ class PooledLowRank(Insert):
 
     def __init__(self, site: Site, group: int, config: QALoRA) -> None:
         super().__init__()
-        self.group, self.scale = group, config.lora_alpha / config.r
+        self.group, self.scale = group, scale_from(config.lora_alpha, config.r)
         self.dropout = nn.Dropout(config.lora_dropout)
         self.A = nn.Parameter(torch.empty(config.r, site.in_features // group))
         self.B = nn.Parameter(torch.zeros(site.out_features, config.r))

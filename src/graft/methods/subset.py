@@ -16,6 +16,7 @@ from torch import nn
 from graft.core.file_layout import FileLayout
 from graft.core.method import Method, No
 from graft.core.part import Seats
+from graft.core.schema import Amount
 from graft.core.site import Site
 from graft.errors import SiteError, UsageError
 from graft.layers.replacements import Thaw
@@ -25,7 +26,7 @@ from graft.layers.unmatched import say_idle, say_unmatched
 
 @dataclass(frozen=True)
 class Subset(Method):
-    top_layers: int = 2  # the last k blocks and the norm after them; 0 with target_modules alone
+    top_layers: Amount = 2  # the last k blocks and the norm after them; 0 with target_modules alone
     # further modules by name or last part; a string is a regular expression
     target_modules: str | tuple[str, ...] = ()
 
@@ -36,9 +37,9 @@ class Subset(Method):
     quantisable: ClassVar = No("packed weights take no gradient")
 
     def __post_init__(self) -> None:
-        if self.top_layers < 0 or (self.top_layers == 0 and not self.target_modules):
+        if not self.top_layers and not self.target_modules:
             raise UsageError(
-                f"top_layers={self.top_layers} without target_modules",
+                "top_layers=0 without target_modules",
                 "at least one block or module",
                 "for example top_layers=2",
             )

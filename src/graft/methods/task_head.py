@@ -23,8 +23,9 @@ from graft.core.file_layout import FileLayout
 from graft.core.insert import AdapterModule, Head
 from graft.core.method import Method, No
 from graft.core.part import Part
+from graft.core.schema import Count
 from graft.core.site import Site
-from graft.errors import UsageError, one_of
+from graft.errors import one_of
 
 INITS = ("small", "unit", "zero")
 POOLS = ("auto", "last", "first", "mean", "none")
@@ -39,7 +40,7 @@ class HeadFiles(FileLayout):
 
 @dataclass(frozen=True)
 class TaskHead(Method):
-    num_labels: int = 2  # classes; as many as there are names in labels, where these are given
+    num_labels: Count = 2  # classes; as many as there are names in labels, where these are given
     # which hidden state: last, first, mean, none (each); auto: last on decoders, mean on encoders
     pool: str = "auto"
     labels: tuple[str, ...] = ()  # names of the classes, in order
@@ -55,12 +56,7 @@ class TaskHead(Method):
         if self.labels:
             object.__setattr__(self, "num_labels", len(self.labels))
         one_of("init", self.init, INITS)
-        if self.num_labels < 1 or self.pool not in POOLS:
-            raise UsageError(
-                f"num_labels={self.num_labels}, pool={self.pool!r}",
-                f"at least 1 class and one of {', '.join(POOLS)}",
-                "see `graft methods task_head`",
-            )
+        one_of("pool", self.pool, POOLS)
 
     @property
     def every_token(self) -> bool:

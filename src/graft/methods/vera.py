@@ -18,17 +18,18 @@ from torch.nn import functional as F
 
 from graft.core.insert import Insert, Weights
 from graft.core.part import Seats
+from graft.core.schema import Rank, Scale, Share
 from graft.core.site import Site
-from graft.layers.targets import Targeted, TargetedFiles, biases, check_bias, check_dropout, check_rank
+from graft.layers.targets import Targeted, TargetedFiles, biases, check_bias
 
 
 @dataclass(frozen=True)
 class VeRA(Targeted):
-    r: int = 256  # rank of the shared projections; costs r numbers per site
+    r: Rank = 256  # rank of the shared projections; costs r numbers per site
     projection_prng_key: int = 0  # seed of the shared projections
     save_projection: bool = True  # the projections go into the file; without, the seed must be enough
-    vera_dropout: float = 0.0  # dropout on the input of A
-    d_initial: float = 0.1  # λ_d at birth
+    vera_dropout: Share = 0.0  # dropout on the input of A
+    d_initial: Scale = 0.1  # λ_d at birth
     bias: str = "none"  # biases of the base that are trained too: none, vera_only, all
 
     files: ClassVar = TargetedFiles(
@@ -36,8 +37,6 @@ class VeRA(Targeted):
     )
 
     def __post_init__(self) -> None:
-        check_rank("r", self.r)
-        check_dropout("vera_dropout", self.vera_dropout)
         check_bias(self.bias, "vera_only")
 
     def assemble(self, sites: Sequence[Site]) -> Seats:

@@ -25,6 +25,7 @@ from graft.core.file_layout import FileLayout
 from graft.core.insert import AdapterModule, Head, VirtualTokens
 from graft.core.method import Method, No
 from graft.core.part import Part
+from graft.core.schema import Amount, Count
 from graft.core.site import Site
 from graft.errors import UsageError
 from graft.layers.soft_prompt import KEY, check_room, tokenizer
@@ -34,20 +35,24 @@ NONE = -1  # mask_token_id of what has no [MASK]
 
 
 class WARPFiles(FileLayout):
-    """[MASK] by its number, and v is in the tensors: a file needs no tokenizer."""
+    """[MASK] by its number, and v is in the tensors: a file needs no tokenizer, and none is read for it."""
 
     def describe(self, method: Any, part: Part) -> dict[str, Any]:
         ((_, around),) = part.of(Around)
         start = {"mask_token_id": around.mask, "label_words": [], "tokenizer_name_or_path": None}
         return super().describe(method, part) | start
 
+    def understand(self, cls: Any, settings: dict[str, Any]) -> Any:
+        words = ("label_words", "tokenizer_name_or_path")
+        return cls(**{key: value for key, value in settings.items() if key not in words})
+
 
 @dataclass(frozen=True)
 class WARP(Method):
-    before_text: int = 10  # vectors in front of the row
-    before_mask: int = 5  # vectors between the row and [MASK]
-    after_mask: int = 5  # vectors after [MASK]
-    num_labels: int = 2  # classes; as many as there are names in labels, where these are given
+    before_text: Amount = 10  # vectors in front of the row
+    before_mask: Amount = 5  # vectors between the row and [MASK]
+    after_mask: Amount = 5  # vectors after [MASK]
+    num_labels: Count = 2  # classes; as many as there are names in labels, where these are given
     labels: tuple[str, ...] = ()  # names of the classes, in order
     # a word for each class, that its vector starts from; if left out, vectors start at random
     label_words: tuple[str, ...] = ()
@@ -67,12 +72,9 @@ class WARP(Method):
     def __post_init__(self) -> None:
         if self.labels:
             object.__setattr__(self, "num_labels", len(self.labels))
-        front, *back = (self.before_text, self.before_mask, self.after_mask)
-        if self.num_labels < 1 or min(front, *back) < 0 or not sum(back):
+        if not self.before_mask + self.after_mask:
             raise UsageError(
-                f"num_labels={self.num_labels} with {front} vectors before the text and {sum(back)} after it",
-                "at least 1 class, and 1 vector after the text",
-                "leave these settings out",
+                "before_mask=0 and after_mask=0", "1 vector after the text", "leave these settings out"
             )
         if self.label_words and len(self.label_words) != self.num_labels:
             raise UsageError(
@@ -116,6 +118,8 @@ class WARP(Method):
             vectors: torch.Tensor = site.module(ids.to(site.module.weight.device)).float()
             return vectors
 
+        if mask >= site.in_features:
+            raise UsageError(f"mask_token_id={mask}", f"an id below {site.in_features}", "leave it out")
         if mask != NONE:
             vector = embed(torch.tensor([mask]))
             return vector.expand(rows, -1), vector

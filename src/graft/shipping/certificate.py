@@ -8,8 +8,8 @@
 The file is read again from its folder, the way its target program sees it: a `Reading` gives its logits and
 weights. A new format brings its own reading (`readback`) and calls `certify` before its folder is renamed
 into place. The certificate also holds fingerprints of base and adapters, a digest of all weights of the base
-and its settings, versions, and the SHA-256 of every file, so that `graft verify` can repeat everything, and so
-that loading finds files that were changed (`storage.written`). Its own SHA-256 is its first entry.
+and its settings, versions, and the SHA-256 of every file, so that `graft verify` can repeat everything and
+loading finds files that were changed (`storage.written`). Its own SHA-256 is its first entry.
 """
 
 import contextlib
