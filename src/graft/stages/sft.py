@@ -129,4 +129,4 @@ class Written(Conversations):
             raise BadRow("no prompt", "a text alone", "give prompt and completion, or use stage=pretrain")
         if row.kind == "pair":
             return Rendered(row.value[0]), row.value[1]
-        return self.template.asked_and_answered(row)
+        return self.template.question(row), row.value[-1]["content"]
