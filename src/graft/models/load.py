@@ -23,14 +23,16 @@ from graft.base.fingerprint import count
 from graft.core.anatomy import predicts_hidden
 from graft.core.site import shown
 from graft.errors import GraftError, ModelError, UsageError, listed, notice, one_of
+from graft.models.claims import require_held
 from graft.models.dtype import AUTO, file_dtype, fitting, stored_dtype
-from graft.models.files import ModelFiles, first_line, open_files
+from graft.models.files import ModelFiles, first_line, open_files, read_object
 from graft.models.tokenizer import tokenizer_of
 from graft.quant import is_packed
 from graft.quant.finite import require_finite
 from graft.quant.replace import DAMAGED, unpacked_sizes
 from graft.quant.scheme import Scheme
 
+GENERATION = "generation_config.json"
 NOTABLE = 0.05  # a share of the weights that quantising leaves as they are, above which we say so
 MODEL_MAPPING = modeling_auto.MODEL_MAPPING
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp16": torch.float16}
@@ -76,15 +78,36 @@ def load(
     with quiet():
         opened = open_files(path, scheme, plain=quant == "none")
         cls = model_class(opened.config, task)
+        require_held(cls, opened.config, opened.state, opened.folder, packed=opened.packed)
         place = device_of(device)
         chosen = asked or DTYPES[fitting(cls, opened, place.type)]
         model = _stream(cls, opened, chosen, place, fresh_head=task is not None)
-        if model.can_generate() and (opened.folder / "generation_config.json").exists():
-            model.generation_config = GenerationConfig.from_pretrained(opened.folder, local_files_only=True)
+        if model.can_generate() and (opened.folder / GENERATION).exists():
+            model.generation_config = _generation(opened.folder)
         narrow = None if asked else file_dtype(opened, chosen)
         base = Base(model, tokenizer_of(opened.folder, model), str(path), file_dtype=narrow)
         base.probe()
         return base
+
+
+def _generation(folder: Path) -> GenerationConfig:
+    """Return how a model's folder wants texts to be written. Raises ModelError."""
+    facts = read_object(folder / GENERATION)
+    tokens = {key: value for key, value in facts.items() if key.endswith("_token_id") and value is not None}
+    for key, value in tokens.items():
+        ids = value if isinstance(value, list) else [value]
+        if not all(isinstance(token, int) and not isinstance(token, bool) for token in ids):
+            raise ModelError(
+                f"{folder / GENERATION}: {key} is {value!r}", "an id of a token", "download the file again"
+            )
+    try:
+        return GenerationConfig.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # it validates itself, with errors of its own
+        raise ModelError(
+            f"{folder / GENERATION}: {first_line(error)}",
+            "settings of generation as transformers writes them",
+            "delete the file, or download it again",
+        ) from error
 
 
 def dtype_of(dtype: str) -> torch.dtype:
@@ -132,7 +155,7 @@ def model_class(config: PreTrainedConfig, task: str | None) -> type[PreTrainedMo
             f"use one of {', '.join(TASKS)} models",
         ) from None
     module = sys.modules[(plain[0] if isinstance(plain, tuple) else plain).__module__]
-    named = getattr(module, str((config.architectures or [""])[0]), None)
+    named = getattr(module, (config.architectures or [""])[0], None)
     if task is None and isinstance(named, type) and issubclass(named, PreTrainedModel):
         return named
     task = task or _usual_task(config)
