@@ -30,17 +30,18 @@ class Conversations(Encoder):
                 yield row, text
             else:
                 rendered.append((row, text))
-        tokens = tokenise([text for _, text in rendered], self.tokenizer)
+        tokens = tokenise([text for _, text in rendered], self.tokenizer, self.max_length)
         for (row, text), (ids, learnt, where) in zip(rendered, tokens, strict=True):
             learnt[0] = False  # nothing comes before it from which it could be told
             lost = [k for k, use in enumerate(learnt) if use and ids[k] == self.unknown]
             if lost and self.unknown is not None:
                 spans = [where[k - len(text.head)] for k in lost] if where else []
                 yield row, unknown_characters([text.text[a:b] for a, b in spans], len(lost))
-            elif not any(learnt):
+            elif not any(learnt) and len(ids) <= self.max_length:
                 yield row, BadRow("nothing to learn", "no token of an answer", "fill the answer")
             elif not any(learnt[: self.max_length]):
-                given = f"the answer begins after token {learnt.index(True)} of {len(ids)}"
+                begin = f"token {learnt.index(True)} of" if any(learnt) else "the first"
+                given = f"the answer begins after {begin} {len(ids)}"
                 yield row, BadRow("cut away", given, "raise data.max_length or shorten the prompt")
             else:
                 encoded.altered += text.altered
