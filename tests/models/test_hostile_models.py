@@ -7,7 +7,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from model_mutations import damage
+from safetensors.torch import load_file, save_file
 from tiny_folder import write_model
 
 from graft.errors import GraftError, ModelError
@@ -126,6 +128,30 @@ def test_a_name_of_100_000_letters_is_shortened_in_every_error(folder):
     with pytest.raises(ModelError, match=r"x\.\.\. \(100,00\d characters\)") as error:
         load(folder)
     assert len(str(error.value)) < 1_000
+
+
+def scaled(folder, name, number, dtype):
+    state = load_file(folder / "model.safetensors")
+    weights = {key: tensor.to(dtype) for key, tensor in state.items()}
+    weights[name][0, 0] = number
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+
+NAME = "model.layers.1.mlp.up_proj.weight"
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+def test_weights_near_the_largest_bf16_are_told_as_such(dtype, folder):
+    scaled(folder, NAME, 3e38, torch.bfloat16)
+    with pytest.raises(ModelError, match=r"layers\.1\.mlp\.up_proj\.weight.*up to 3e\+38, near the largest"):
+        load(folder, dtype=dtype)
+
+
+def test_weights_that_fp16_does_not_hold_are_told_with_the_dtype_that_does(folder):
+    scaled(folder, NAME, 1e6, torch.bfloat16)
+    with pytest.raises(ModelError, match="load the model with dtype bf16"):
+        load(folder, dtype="fp16")
+    load(folder, dtype="bf16")
 
 
 @pytest.mark.filterwarnings("ignore::graft.errors.Notice")

@@ -28,7 +28,7 @@ from graft.models.dtype import AUTO, file_dtype, fitting, stored_dtype
 from graft.models.files import ModelFiles, first_line, open_files, read_object
 from graft.models.tokenizer import tokenizer_of
 from graft.quant import is_packed
-from graft.quant.finite import require_finite
+from graft.quant.finite import is_moderate, require_finite
 from graft.quant.replace import DAMAGED, unpacked_sizes
 from graft.quant.scheme import Scheme
 
@@ -229,7 +229,7 @@ def _stream(
     model.config.name_or_path = str(opened.folder)
     _complete(model, info, opened.folder, fresh_head)
     _name_unused(model, info, opened.folder, fresh_head)
-    require_finite(model.named_parameters(), ModelError, DAMAGED, opened.folder)
+    _require_moderate(model, opened.folder)
     if opened.quantisation is not None:
         _name_unpacked(model, opened.quantisation.kind(), dtype)
     if reading != dtype:
@@ -237,6 +237,24 @@ def _stream(
         model.config.dtype = dtype
     frozen: PreTrainedModel = model.to(device).requires_grad_(False).eval()
     return frozen
+
+
+def _require_moderate(model: PreTrainedModel, folder: Path) -> None:
+    """Raise ModelError for weights that are not finite, or so large that the first product is not."""
+    large = [(name, p) for name, p in model.named_parameters() if not is_moderate(p)]
+    if not large:
+        return
+    narrow = any(p.dtype == torch.float16 for _, p in large)
+    advice = "load the model with dtype bf16 or fp32, or " + DAMAGED if narrow else DAMAGED
+    require_finite(large, ModelError, advice, folder)
+    _, tensor = large[0]
+    size, word = float(tensor.detach().abs().max()), str(tensor.dtype).removeprefix("torch.")
+    raise ModelError(
+        f"{folder}: {listed([name for name, _ in large], 3)} holds weights of up to {size:.3g}, near the "
+        f"largest number of {word}, {torch.finfo(tensor.dtype).max:.3g}",
+        "weights whose products are finite",
+        advice,
+    )
 
 
 def _require_table(model: PreTrainedModel) -> None:

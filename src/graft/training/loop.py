@@ -32,6 +32,7 @@ from graft.training.schedule import factor
 from graft.training.signals import Interrupted, Signals
 from graft.training.step import Measured, Objective, clear_gradients, measure, not_finite_error, preflight
 from graft.training.together import Together, Trained
+from graft.training.trend import worsened
 
 if TYPE_CHECKING:
     from graft.base.base import Base
@@ -337,6 +338,8 @@ class Trainer:
         # Keys are sorted, so that a resumed run writes the bytes of an undisturbed one.
         facts = storage.encode({**record, "identity": dict(self.task.identity)})
         storage.replace(self.folder / "finished.json", facts)
+        if rise := worsened(self.folder / "metrics.jsonl"):
+            self.log.warn(rise)
         self.observer.saved(target)
         self.observer.finished(record)
         return result
