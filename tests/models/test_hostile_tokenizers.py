@@ -129,9 +129,7 @@ def test_settings_of_a_strange_kind_are_named_or_read(key, value, folder):
 
 def test_a_panic_while_rows_are_read_is_named(folder):
     edit(folder, **split("(a+)+$!"))
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_file=str(folder / "tokenizer.json")
-    )  # unchecked
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))  # unchecked
     with pytest.raises(DataError, match="the tokenizer breaks down at a text"):
         encode(tokenizer, ["the cat", "a" * 3000])
 
