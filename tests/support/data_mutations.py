@@ -1,5 +1,6 @@
 """Damage files of rows in one of many ways, by a number: the same number does the same damage."""
 
+import copy
 import csv
 import gzip
 import io
@@ -67,7 +68,7 @@ def _strange(row: Any, chance: random.Random) -> None:
     holder, key = chance.choice(places)
     way = chance.choice(("value", "gone", "key", "deep"))
     if way == "value":
-        holder[key] = chance.choice(VALUES)
+        holder[key] = copy.deepcopy(chance.choice(VALUES))
     elif way == "gone":
         del holder[key]
     elif way == "key" and isinstance(holder, dict):

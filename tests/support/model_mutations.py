@@ -1,5 +1,6 @@
 """Damage a model folder in one of many ways, by a number: the same number does the same damage."""
 
+import copy
 import json
 import random
 import struct
@@ -40,7 +41,7 @@ def _setting(folder: Path, chance: random.Random) -> str:
     facts = json.loads((folder / name).read_text())
     more = ["num_labels", "architectures", "quantization_config", "eos_token_id", "rope_parameters", "dtype"]
     key = chance.choice([*facts, *more])
-    value = chance.choice(STRANGE)
+    value = copy.deepcopy(chance.choice(STRANGE))
     if chance.random() < 0.15:
         facts.pop(key, None)
         done = f"{name}: {key} taken out"
@@ -65,7 +66,7 @@ def _inside(folder: Path, chance: random.Random) -> str:
         if isinstance(at[key], dict | list) and at[key] and chance.random() < 0.8:
             at = at[key]
             continue
-        at[key] = value = chance.choice(STRANGE)
+        at[key] = value = copy.deepcopy(chance.choice(STRANGE))
         path.append(f"{value!r:.60}")
         break
     (folder / name).write_text(json.dumps(facts))
