@@ -21,9 +21,12 @@ command line prints as a line of its own.
 """
 
 import difflib
+import re
 import sys
 import warnings
 from collections.abc import Iterable
+
+_LONG = re.compile(r"\S{400,}")
 
 
 class GraftError(Exception):
@@ -35,11 +38,18 @@ class GraftError(Exception):
     exit_code = 1
 
     def __init__(self, given: str, expected: str, remedy: str) -> None:
-        self.given = given
-        self.expected = expected
-        self.remedy = remedy
+        self.given, self.expected, self.remedy = map(_readable, (given, expected, remedy))
         stop = "" if remedy.endswith("?") else "."
-        super().__init__(f"{given}. Expected: {expected}. To do: {remedy}{stop}")
+        super().__init__(f"{self.given}. Expected: {self.expected}. To do: {self.remedy}{stop}")
+
+
+def _readable(text: str) -> str:
+    """Return a sentence with words of hundreds of letters cut short: a file may name anything.
+
+    >>> _readable("no tensor " + 1000 * "a")
+    'no tensor aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa... (1,000 characters)'
+    """
+    return _LONG.sub(lambda word: f"{word.group()[:40]}... ({len(word.group()):,} characters)", text)
 
 
 class UsageError(GraftError):

@@ -25,7 +25,7 @@ COMMON = {
     "target_modules": type_of("str | tuple[str, ...] | None"),
     "modules_to_save": type_of("tuple[str, ...] | None"),
 }
-BASE = dict.fromkeys(("name", "fingerprint", "quant", "task_type"), type_of("str | None"))
+BASE = dict.fromkeys(("name", "fingerprint", "origin", "quant", "task_type"), type_of("str | None"))
 
 
 def most(sites: Sequence[Site]) -> int:

@@ -5,7 +5,9 @@
     preferences, scores                                 the same for rows that compare answers
     trees, votes, convert                               records of other kinds -> rows
     templates, chat_templates, tool_calls               rows      -> text
+    rendering, template_worker, sandbox, writer         the process in which templates run, and its limits
     turns, places, marks                                where the assistant speaks; what the text leaves out
+    unpack, tokenising                                  limits of packed files, and of texts at once
     mask, encode, conversations, answers                text      -> examples
     preparation, report, pairs, cache                   all of this at once, reported and kept
     batches, answer_batches, pack, noise, feed          examples  -> the batches of a step

@@ -5,6 +5,7 @@
 A prompt has the ids with which the model is asked in use, whatever answer follows it (see `mask`).
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from graft.data.encode import IGNORED, Encoded, Encoder, Example, Outcomes
@@ -24,22 +25,23 @@ class Conversations(Encoder):
 
     def encode(self, rows: list[Row], encoded: Encoded) -> Outcomes:
         rendered: list[tuple[Row, Rendered]] = []
-        for row in rows:
-            try:
-                rendered.append((row, self._rendered(self.seen(row))))
-            except BadRow as bad:
-                yield row, bad
-        tokens = tokenise([text for _, text in rendered], self.tokenizer)
+        for row, text in zip(rows, self._rendered([self.seen(row) for row in rows]), strict=True):
+            if isinstance(text, BadRow):
+                yield row, text
+            else:
+                rendered.append((row, text))
+        tokens = tokenise([text for _, text in rendered], self.tokenizer, self.max_length)
         for (row, text), (ids, learnt, where) in zip(rendered, tokens, strict=True):
             learnt[0] = False  # nothing comes before it from which it could be told
             lost = [k for k, use in enumerate(learnt) if use and ids[k] == self.unknown]
             if lost and self.unknown is not None:
                 spans = [where[k - len(text.head)] for k in lost] if where else []
                 yield row, unknown_characters([text.text[a:b] for a, b in spans], len(lost))
-            elif not any(learnt):
+            elif not any(learnt) and len(ids) <= self.max_length:
                 yield row, BadRow("nothing to learn", "no token of an answer", "fill the answer")
             elif not any(learnt[: self.max_length]):
-                given = f"the answer begins after token {learnt.index(True)} of {len(ids)}"
+                begin = f"token {learnt.index(True)} of" if any(learnt) else "the first"
+                given = f"the answer begins after {begin} {len(ids)}"
                 yield row, BadRow("cut away", given, "raise data.max_length or shorten the prompt")
             else:
                 encoded.altered += text.altered
@@ -58,9 +60,13 @@ class Conversations(Encoder):
             return True
         return self.seen(row).kind in ("text", "pair") and self.template.wrote("".join(row.texts()))
 
-    def _rendered(self, row: Row) -> Rendered:
-        if row.kind == "chat":
-            return self.template.learn(row)
+    def _rendered(self, rows: Sequence[Row]) -> list[Rendered | BadRow]:
+        """Return each row as text: the template is asked once for all conversations."""
+        talks = iter(self.template.learn_all([row for row in rows if row.kind == "chat"]))
+        return [next(talks) if row.kind == "chat" else self._joined(row) for row in rows]
+
+    def _joined(self, row: Row) -> Rendered:
+        """Return a text, or a prompt and its completion as they are."""
         prompt, answer = ("", row.value) if row.kind == "text" else row.value
         text, start = prompt + answer, len(prompt)
         ended = list(self.template.controls.finditer(text.rstrip()))[-1:]

@@ -16,6 +16,7 @@ from typing import Any
 
 from graft.data.rows import BadRow, Reject, Row
 from graft.data.templates import affixes
+from graft.data.tokenising import beginnings, encode
 
 IGNORED = -100  # the label that carries no loss
 TOKEN_TYPES = "token_types"  # the part that says to which of two texts each id belongs; never learnt
@@ -214,11 +215,14 @@ class Encoder(ABC):
         """Return whether special tokens in a row are meant as tokens: a template wrote it before."""
         return self.reads and row.plain
 
-    def ids(self, texts: list[str]) -> list[list[int]]:
-        """Return the ids of each text, without special tokens around them."""
-        if not texts:
-            return []
-        return self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+    def ids(self, texts: list[str], most: int | None = None) -> list[list[int]]:
+        """Return the ids of each text, without special tokens around them.
+
+        most: how many are of use; a text that is much longer gives more than these, and not all.
+        """
+        if most is not None:
+            return beginnings(self.tokenizer, texts, most)
+        return encode(self.tokenizer, texts)[0]
 
     def cut(self, ids: list[int], size: int, row: Row, encoded: Encoded) -> list[int]:
         """Return the first `size` ids; note the row in `encoded.cut` if some are lost."""

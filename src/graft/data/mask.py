@@ -8,9 +8,11 @@ tokenised in pieces, so that the ids always begin with those of the prompt alone
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
+
+from graft.data.tokenising import LETTERS, SPARE, encode
 
 # ids; whether each is learnt; (first character, end) of each, or [] if the tokenizer does not report it
 Tokens = tuple[list[int], list[bool], list[tuple[int, int]]]
@@ -35,8 +37,34 @@ class Rendered:
     unused: tuple[str, ...] = ()
 
 
-def tokenise(rendered: Sequence[Rendered], tokenizer: Any) -> list[Tokens]:
-    """Return the tokens of each text. Ids and flags include head and tail, characters do not."""
+def tokenise(rendered: Sequence[Rendered], tokenizer: Any, most: int | None = None) -> list[Tokens]:
+    """Return the tokens of each text. Ids and flags include head and tail, characters do not.
+
+    most: how many tokens are of use: of a text that is much longer, only its beginning is read. It still
+    gives more than `most`.
+    """
+    if most is None:
+        return _tokens(rendered, tokenizer)
+    cuts = [_beginning(row, LETTERS * most + SPARE) for row in rendered]
+    tokens = _tokens(cuts, tokenizer)
+    for i, row in enumerate(rendered):
+        size = len(cuts[i].text)
+        while size < len(row.text) and len(tokens[i][0]) <= most + SPARE:
+            size *= 4
+            (tokens[i],) = _tokens([_beginning(row, size)], tokenizer)
+    return tokens
+
+
+def _beginning(row: Rendered, size: int) -> Rendered:
+    """Return the first characters of a text, with what is learnt of them."""
+    if len(row.text) <= size:
+        return row
+    spans = [(start, min(end, size)) for start, end in row.spans if start < size]
+    starts = [start for start in row.starts if start < size]
+    return replace(row, text=row.text[:size], starts=starts, spans=spans, tail=[])
+
+
+def _tokens(rendered: Sequence[Rendered], tokenizer: Any) -> list[Tokens]:
     prompts = [row.text[:start] for row in rendered for start in row.starts]
     whole = _encode([row.text for row in rendered], tokenizer)
     alone = iter(_encode(prompts, tokenizer)[0])
@@ -57,10 +85,7 @@ def tokenise(rendered: Sequence[Rendered], tokenizer: Any) -> list[Tokens]:
 
 
 def _encode(texts: list[str], tokenizer: Any) -> tuple[list[list[int]], list[list[tuple[int, int]]]]:
-    if not texts:
-        return [], []
-    out = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=tokenizer.is_fast, verbose=False)
-    return out["input_ids"], out.get("offset_mapping", [[]] * len(texts))
+    return encode(tokenizer, texts, offsets=tokenizer.is_fast)
 
 
 def _flags(text: str, spans: Sequence[tuple[int, int]], offsets: Sequence[tuple[int, int]]) -> list[bool]:

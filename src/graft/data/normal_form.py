@@ -4,13 +4,12 @@ Each function takes the row's place, its fields by name, and the names of the co
 which the row has. It raises BadRow if a column holds anything else than it should.
 """
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
 from graft.data.columns import CONTEXT, SYSTEM, Fields, blank
 from graft.data.messages import messages_of, tools_of, with_answer
-from graft.data.rows import BadRow, Row, turns
+from graft.data.rows import BadRow, Row, json_in, turns
 from graft.data.tags import first_orphan
 
 Names = tuple[str, ...]
@@ -164,7 +163,7 @@ def turns_in(turns: Any) -> Messages:
     """Return the messages of turns, which may be the JSON text of a list."""
     if isinstance(turns, str) and turns.lstrip()[:1] == "[":
         try:
-            turns = json.loads(turns)
+            turns = json_in(turns)
         except ValueError:
             raise BadRow("bad messages", "the turns are not JSON", "write a list of turns") from None
     if isinstance(turns, dict) and turns and all(isinstance(column, list) for column in turns.values()):

@@ -20,6 +20,7 @@ from graft.data.read_tables import csv_file, is_table, parquet_file, tsv_file
 from graft.data.read_text import DOCUMENT, TAGGED_LINE, conll_file, text_file
 from graft.data.rows import Record, Reject
 from graft.data.tool_calls import without_nulls
+from graft.data.unpack import unpacked
 from graft.errors import DataError
 
 READERS: dict[str, Callable[[str, IO[bytes]], Iterator[Record | Reject]]] = {
@@ -102,8 +103,7 @@ def _rows_of_file(name: str, tagged: bool) -> Iterator[Record | Reject]:
     kind = kind_of(path) or ""
     last = f"{name}:0"  # the last row that could be read
     try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as stream:
-            # A GzipFile has all that the readers need of a stream, but is declared as none.
+        with unpacked(path) if path.suffix == ".gz" else open(path, "rb") as stream:
             readable: Any = stream
             if kind != "parquet" and readable.peek(2)[:2] in UTF16:
                 readable = io.BufferedReader(io.BytesIO(_as_utf8(readable.read())))

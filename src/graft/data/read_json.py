@@ -6,11 +6,12 @@ import re
 from collections.abc import Iterator
 from typing import IO, Any
 
-from graft.data.rows import BadRow, Record, Reject
+from graft.data.rows import DEPTH, BadRow, Record, Reject, require_shallow
 
 SAVE_AS_UTF8 = "save the file as UTF-8; it may be in Windows-1252 (Latin-1) now"
 # The first line of a file whose values take several lines each, or that is one array of objects.
 WIDE = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:[{\[]|\[\s*\{.*)\s*", re.DOTALL)
+ROW = 1 << 25  # bytes of one row: 32 MiB
 _KINDS = {list: "a list", str: "a string", type(None): "null", bool: "true or false"}
 
 
@@ -20,7 +21,14 @@ def json_lines(name: str, stream: IO[bytes]) -> Iterator[Record | Reject]:
     A file that begins with an object over several lines, or with an array, is read as what it is.
     """
     begun = False
-    for number, line in enumerate(stream, 1):
+    for number, line in enumerate(iter(lambda: stream.readline(ROW + 1), b""), 1):
+        if len(line) > ROW:
+            while line and not line.endswith(b"\n"):
+                line = stream.readline(ROW)
+            detail = f"it has more than {ROW >> 20} MiB"
+            yield Reject(f"{name}:{number}", "row too long", detail, "split the row")
+            begun = True
+            continue
         if not line.strip():
             continue
         if not begun and WIDE.fullmatch(line):
@@ -45,6 +53,7 @@ def _written_wide(name: str, raw: bytes, line: int) -> Iterator[Record | Reject]
         while (start := _end_of_blanks(text, at)) < len(text):
             line += text.count("\n", at, start)
             value, at = _decoder.raw_decode(text, start)
+            require_shallow(value)
             values.append((line, value))
             line += text.count("\n", start, at)
     except json.JSONDecodeError as error:
@@ -103,7 +112,10 @@ def _parse(raw: bytes) -> Any:
     """Return the JSON value of these bytes. Raises BadRow."""
     text = _text(raw)
     try:
-        return _decoder.decode(text)
+        value = _decoder.decode(text)
+        if raw.count(b"[") + raw.count(b"{") > DEPTH:
+            require_shallow(value)
+        return value
     except RecursionError:
         raise BadRow("bad JSON", "nested too deeply", "flatten the row") from None
     except json.JSONDecodeError as error:

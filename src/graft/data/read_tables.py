@@ -13,7 +13,7 @@ from graft.data.rows import Record, Reject
 from graft.data.tool_calls import without_nulls
 from graft.errors import DataError
 
-CSV_CELL = 1 << 27  # characters in one cell; the csv module's own limit, 131,072, is less than a chapter
+CSV_CELL = 1 << 25  # characters in one cell; the csv module's own limit, 131,072, is less than a chapter
 SEPARATORS = ",;\t|"
 # By whether the file has quotes.
 CELLS = {
@@ -94,7 +94,8 @@ def _rows(name: str, table: Any) -> Iterator[Record | Reject]:
         except StopIteration:
             return
         except csv.Error as error:
-            yield Reject(source, "bad CSV", str(error), "close every quote; double a quote inside a cell")
+            detail = f"{error}{_reach(source, table.line_num)}"
+            yield Reject(source, "bad CSV", detail, "close every quote; double a quote inside a cell")
             continue
         if not any(cell.strip() for cell in cells):
             continue
@@ -113,11 +114,21 @@ def _rows(name: str, table: Any) -> Iterator[Record | Reject]:
                 yield Reject(source, "bad header", f"columns {header}", "give every column a name of its own")
                 return
         elif len(cells) != len(header):
-            detail = f"{len(cells)} cells, {len(header)} columns"
+            detail = f"{len(cells)} cells, {len(header)} columns{_reach(source, table.line_num)}"
             yield Reject(source, "wrong number of cells", detail, CELLS[quoted])
         else:
             values = cells if quoted else map(_unquoted, cells)
             yield Record(source, dict(zip(header, values, strict=True)))
+
+
+def _reach(source: str, line: int) -> str:
+    """Return to which line a row reaches that a quote has made longer; nothing for a row of one line."""
+    begin = int(source.rpartition(":")[2])
+    return (
+        f"; a quote makes it reach to line {line:,}, {line - begin + 1:,} lines in all"
+        if line > begin
+        else ""
+    )
 
 
 def _names(cells: list[str]) -> list[str]:

@@ -12,6 +12,7 @@ from itertools import combinations
 from typing import Any
 
 PREFERRED = ("ranking", "judged")  # kinds of rows that tell which answers are good
+DEPTH = 100  # levels of a value; the deepest schemas of tools have twenty
 ASKING = "prompt"  # the kind of rows whose answers the model writes itself
 
 
@@ -181,6 +182,35 @@ class BadRow(Exception):
     def at(self, source: str) -> Reject:
         """Return the Reject of the row at `source`."""
         return Reject(source, *self.args)
+
+
+def require_shallow(value: Any) -> None:
+    """Raise BadRow for a value of a row that is nested so deeply that walking through it would fail."""
+    level, depth = [value], 0
+    while level := [
+        part
+        for each in level
+        if isinstance(each, dict | list)
+        for part in (each.values() if isinstance(each, dict) else each)
+    ]:
+        depth += 1
+        if depth > DEPTH:
+            raise _too_deep()
+
+
+def _too_deep() -> BadRow:
+    return BadRow("bad JSON", f"nested too deeply: more than {DEPTH} levels", "flatten the row")
+
+
+def json_in(text: str) -> Any:
+    """Return the JSON value that stands in a text of a row. Raises ValueError, and BadRow if it is deep."""
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise _too_deep() from None
+    if text.count("[") + text.count("{") > DEPTH:
+        require_shallow(value)
+    return value
 
 
 def by_reason(rejects: Iterable[Reject]) -> dict[str, int]:

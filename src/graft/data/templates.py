@@ -1,30 +1,27 @@
 """Chat templates: which one writes a conversation, and how a prompt becomes ids, in training and in use.
 
-A template is the tokenizer's own, a built-in one (chat_templates.py), or a Jinja file. It runs in
-transformers' sandbox. A tokenizer may have several: `tool_use` writes the rows with tools and `default` the
-others, as transformers chooses. What is learnt of the text, turns.py finds.
+A template is the tokenizer's own, a built-in one (chat_templates.py), or a Jinja file. A tokenizer may have
+several: `tool_use` writes the rows with tools and `default` the others, as transformers chooses. Templates
+run in a process of their own (rendering.py), where turns.py finds what is learnt of the text.
 """
 
+import json
 import re
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from jinja2.exceptions import TemplateError
-
 from graft.data.chat_templates import BUILTIN, TOKENS, jinja
 from graft.data.marks import Messages, Tools
 from graft.data.mask import Rendered, tokenise
-from graft.data.places import OTHER
+from graft.data.rendering import renderer
 from graft.data.rows import BadRow, Row
-from graft.data.tool_calls import in_written_form
-from graft.data.turns import OTHER_TEMPLATE, Talk
 from graft.errors import DataError, one_of
 
 Jinja = str | dict[str, str]  # the text of a template, or of several by name
 # What a model is asked: a text as it is, messages for the chat template, or {"messages": ..., "tools": ...}.
 Prompt = str | Messages | dict[str, Any]
-CALLS = "arguments of tool_calls"
 
 
 def source(tokenizer: Any, name: str | None = None) -> Jinja:
@@ -126,89 +123,51 @@ class Template:
     """
 
     def __init__(self, tokenizer: Any, text: Jinja) -> None:
-        self.tokenizer = tokenizer
-        self.text = text
+        added = tokenizer.added_tokens_decoder.values()
+        words = {str(token) for token in added} | {tokenizer.eos_token or ""}
+        self._controls = sorted((word for word in words if word.strip()), key=len, reverse=True)
+        facts = {
+            "text": text,
+            "variables": {name: _words(word) for name, word in tokenizer.special_tokens_map.items()},
+            "controls": self._controls,
+            "eos": (tokenizer.eos_token, tokenizer.eos_token_id),
+        }
+        self._facts = json.dumps(facts)
 
     def render(self, messages: Messages, tools: Tools = None, ask: bool = False) -> str:
         """Return the messages as text.  ask: end with the words after which the assistant speaks."""
-        told = [{k: v for k, v in message.items() if k != "weight"} for message in messages]
-        try:
-            return self.tokenizer.apply_chat_template(
-                told,
-                tools=tools,
-                chat_template=self._chosen(tools),
-                add_generation_prompt=ask,
-                tokenize=False,
-            )
-        except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
-            detail = str(error).split("\n")[0] or type(error).__name__
-            raise BadRow("template failed", detail, OTHER_TEMPLATE) from None
-
-    def _chosen(self, tools: Tools) -> str:
-        """Return the template for these tools, as transformers chooses among several."""
-        if isinstance(self.text, str):
-            return self.text
-        name = "tool_use" if tools is not None and "tool_use" in self.text else "default"
-        if name not in self.text:
-            detail = f"there is none called default, only {', '.join(self.text)}"
-            raise BadRow("template failed", detail, OTHER_TEMPLATE)
-        return self.text[name]
+        (text,) = self._asked("render", [{"messages": messages, "tools": tools, "ask": ask}])
+        return str(_value(text))
 
     @cached_property
     def controls(self) -> re.Pattern[str]:
         """The tokens that can end a turn: everything added to the vocabulary, special or not."""
-        added = self.tokenizer.added_tokens_decoder.values()
-        words = {str(token) for token in added} | {self.tokenizer.eos_token or ""}
-        longest_first = sorted((word for word in words if word.strip()), key=len, reverse=True)
-        return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
-
-    def ends(self, text: str) -> bool:
-        """Return whether a control token stands at the end of a text; blanks may follow it."""
-        text = text.rstrip()
-        return any(control.end() == len(text) for control in self.controls.finditer(text))
+        return re.compile("|".join(map(re.escape, self._controls)) or r"(?!)")
 
     def learn(self, row: Row) -> Rendered:
         """Return a conversation as text, with the spans that are learnt.
 
         Raises BadRow if the template loses a turn, and if no turn may be learnt.
         """
-        talk, calls_written = self._talk(row.value, row.tools)
-        unused = unused_of(talk, row.value, calls_written)
-        muted = [message.get("weight") == 0 for message in row.value]
-        learnt = {i: talk.turn(i) for i in talk.speaks if i >= row.first and not muted[i]}
-        if not learnt:
-            raise BadRow("nothing to learn", "weight 0 for every answer", "remove the row")
-        starts = [learnt[i].start if i in learnt else talk.start(i) for i in talk.speaks]
-        spans = [(turn.start, turn.end) for turn in learnt.values()]
-        altered = sum(turn.altered for turn in learnt.values())
-        facts: dict[str, Any] = {"altered": altered, "unused": tuple(sorted(unused))}
-        last = learnt.get(talk.speaks[-1])
-        if last is None or last.ended:
-            return Rendered(talk.text, starts, spans, **facts)
-        # No token ends the last answer: then the text ends with it, and the model must stop there.
-        eos = [] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]
-        return Rendered(talk.text[: last.end], starts, spans, tail=eos, **facts)
+        (rendered,) = self.learn_all([row])
+        return _value(rendered)
+
+    def learn_all(self, rows: Sequence[Row]) -> list[Rendered | BadRow]:
+        """Return what `learn` returns or raises of each row."""
+        return [_rendered(facts) for facts in self._asked("learn", [_told(row) for row in rows])]
 
     def ask(self, messages: Messages, tools: Tools = None) -> Rendered:
         """Return a conversation as the prompt for its next answer; earlier answers are as in `learn`."""
-        talk, _ = self._talk(messages, tools, ask=True)
-        return Rendered(talk.text, [talk.start(i) for i in talk.speaks])
+        (facts,) = self._asked("ask", [{"messages": messages, "tools": tools}])
+        return _value(_rendered(facts))
 
-    def asked_and_answered(self, row: Row) -> tuple[Rendered, str]:
-        """Return the prompt for the last answer, and the text of that answer, for an encoder-decoder.
+    def question(self, row: Row) -> Rendered:
+        """Return the prompt for the last answer of a row, for an encoder-decoder.
 
         Raises BadRow if the template loses a turn, and for an answer without text or with weight 0.
         """
-        *before, last = row.value
-        if last.get("weight") == 0:
-            raise BadRow("nothing to learn", "the answer has weight 0", "remove the row")
-        if not last["content"].strip():
-            raise BadRow("no answer", "the answer has no text", "fill it or remove the row")
-        talk, calls_written = self._talk(before, row.tools, ask=True)
-        unused = unused_of(talk, before, calls_written)
-        unused |= {f"{key} of the answer" for key in last if key not in ("role", "content", "weight")}
-        starts = [talk.start(i) for i in talk.speaks]
-        return Rendered(talk.text, starts, unused=tuple(sorted(unused))), last["content"]
+        (facts,) = self._asked("question", [_told(row)])
+        return _value(_rendered(facts))
 
     def wrote(self, text: str) -> bool:
         """Return whether a text has what this template writes between question and answer, and behind."""
@@ -226,23 +185,33 @@ class Template:
 
         Empty where there is none, or where nothing follows a question when it is asked.
         """
-        user, answer = ({"role": role, "content": OTHER} for role in ("user", "assistant"))
-        try:
-            asking = self.render([user], ask=True).partition(OTHER)[2].strip()
-            told = self.render([user]).partition(OTHER)[2].strip()
-            _, between, behind = self.render([user, answer]).split(OTHER)
-        except (BadRow, ValueError):  # ValueError: it writes one of them twice, or not at all
-            return "", "", ""
-        control = self.controls.search(behind)
-        return asking if asking != told else "", between.strip(), control.group() if control else ""
+        (around,) = self._asked("around", [{}])
+        asking, between, behind = _value(around)
+        return asking, between, behind
 
-    def _talk(self, messages: Messages, tools: Tools, *, ask: bool = False) -> tuple[Talk, bool]:
-        """Return the conversation as it is written, and whether the arguments of its calls are."""
-        told, works = in_written_form(messages, lambda told: self.render(told, tools))
-        return Talk(told, tools, self.render, self.controls, self.tokenizer.eos_token, ask), works
+    def _asked(self, what: str, of: list[dict[str, Any]]) -> list[Any]:
+        return renderer.answers(self._facts, what, of)
 
 
-def unused_of(talk: Talk, messages: Messages, calls_written: bool) -> set[str]:
-    """Return the names of what a conversation says and the template does not write, see `Talk.unused`."""
-    asking = {f"weight 1 of a {m['role']} turn" for m in messages if m.get("weight") == 1}
-    return talk.unused() | asking | (set() if calls_written else {CALLS})
+def _told(row: Row) -> dict[str, Any]:
+    """Return a row as the process in which templates run reads it."""
+    return {name: getattr(row, name) for name in ("source", "kind", "value", "tools", "first")}
+
+
+def _words(word: Any) -> Any:
+    """Return a special token, or several, as plain text."""
+    return [str(each) for each in word] if isinstance(word, list | tuple) else str(word)
+
+
+def _rendered(facts: Any) -> Rendered | BadRow:
+    if isinstance(facts, BadRow):
+        return facts
+    facts["spans"] = [(start, end) for start, end in facts["spans"]]
+    return Rendered(**facts | {"unused": tuple(facts["unused"])})
+
+
+def _value(answer: Any) -> Any:
+    """Return an answer. Raises it where it is a BadRow."""
+    if isinstance(answer, BadRow):
+        raise answer
+    return answer

@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from graft.data.rows import BadRow
+from graft.data.rows import BadRow, json_in
 
 Messages = list[dict[str, Any]]
 NULLABLE = ("default", "const")  # keys of a JSON schema whose value may be null
@@ -33,7 +33,7 @@ def _parsed(tools: Any) -> Any:
     if not isinstance(tools, str):
         return tools
     try:
-        return json.loads(tools)
+        return json_in(tools)
     except ValueError:
         raise BadRow("bad messages", "tools is not JSON", "write a list of JSON schemas") from None
 
@@ -60,7 +60,7 @@ def calls_in(turn: dict[str, Any], number: int) -> list[Any] | None:
     calls, single = turn.pop("tool_calls", None), turn.get("function_call")
     if isinstance(calls, str):
         try:
-            calls = json.loads(calls)
+            calls = json_in(calls)
         except ValueError:
             detail = f"the tool_calls of turn {number} are not JSON"
             raise BadRow("bad messages", detail, "write a list of calls") from None
@@ -137,7 +137,7 @@ def _object(call: dict[str, Any]) -> dict[str, Any] | None:
     arguments = function_of(call).get("arguments")
     if isinstance(arguments, str):
         try:
-            arguments = json.loads(arguments)
+            arguments = json_in(arguments)
         except ValueError:
             return None
     return arguments if isinstance(arguments, dict) else None

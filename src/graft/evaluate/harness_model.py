@@ -10,7 +10,6 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from jinja2.exceptions import TemplateError
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import (
     handle_stop_sequences,
@@ -23,9 +22,13 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from graft.base.base import Base
 from graft.core.positions import context_length
-from graft.errors import UsageError, notice, one_of
+from graft.data.rows import BadRow
+from graft.data.templates import Template, source
+from graft.data.turns import OTHER_TEMPLATE
+from graft.errors import DataError, UsageError, notice, one_of
 from graft.evaluate.continuations import Told, loglikelihoods, silent
 
+MARK = "\ue0f6end\ue0f7 "  # behind a turn that goes on: what follows it is cut off
 NEW_TOKENS = 256  # of an answer, where the task does not say; HFLM's number
 SETTINGS = ("do_sample", "temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
@@ -163,19 +166,39 @@ class HarnessModel(TemplateLM):
 
         Without its system message, if the template takes none.
         """
-        how = {
-            "tokenize": False,
-            "add_generation_prompt": add_generation_prompt,
-            "continue_final_message": not add_generation_prompt,
-        }
+        template = Template(self.tokenizer, source(self.tokenizer))
         try:
-            return str(self.tokenizer.apply_chat_template(chat_history, **how))
-        except TemplateError:
+            return _written(template, chat_history, add_generation_prompt)
+        except BadRow as bad:
             turns = [turn for turn in chat_history if turn["role"] != "system"]
             if len(turns) == len(chat_history):
-                raise
-            notice("the chat template takes no system message: it is left out")
-            return str(self.tokenizer.apply_chat_template(turns, **how))
+                raise _unwritten(bad) from None
+        notice("the chat template takes no system message: it is left out")
+        try:
+            return _written(template, turns, add_generation_prompt)
+        except BadRow as bad:
+            raise _unwritten(bad) from None
+
+
+def _written(template: Template, turns: list[dict[str, str]], ask: bool) -> str:
+    """Return a conversation as text.  ask: for an answer; else its last turn is to be gone on with."""
+    if ask:
+        return template.render(turns, ask=True)
+    marked = [*turns[:-1], turns[-1] | {"content": turns[-1]["content"] + MARK}]
+    written = template.render(marked)
+    text, found, _ = written.rpartition(MARK.strip())
+    if not found:
+        raise BadRow("template failed", "it does not write the last turn as it is", OTHER_TEMPLATE)
+    return text if MARK in written[len(text) :] else text.rstrip()  # the template takes blanks off the end
+
+
+def _unwritten(bad: BadRow) -> DataError:
+    _, detail, _ = bad.args
+    return DataError(
+        f"the chat template fails: {detail}",
+        "a template that writes the task's conversations",
+        "leave --apply-chat-template out",
+    )
 
 
 def _sampling(settings: dict[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ accept several references get all of them.
 """
 
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,7 +18,7 @@ from graft.data.feed import Feed
 from graft.data.rows import Row, with_answers
 from graft.data.tags import marked
 from graft.data.templates import Prompt
-from graft.errors import DataError
+from graft.errors import DataError, TrainingError
 from graft.evaluate.answers import answers
 from graft.evaluate.coverage import Coverage
 from graft.evaluate.losses import Progress, classes, silent, summed
@@ -120,6 +121,7 @@ def evaluate(
         if set(metrics) & by_loss:
             scored = _scored(held, metrics)
             loss, sums = summed(base, _with_loss(scored, base, adapter), scored.stage, progress)
+            _require_finite(loss, base, adapter)
             scores |= scored.stage.scores(loss, sums)
             if curves is not None:
                 curves |= scored.stage.curves(sums)
@@ -134,6 +136,17 @@ def evaluate(
     scores |= of_texts
     # A function of the user may return several numbers under names that are not in `metrics`.
     return {name: scores[name] for name in metrics if name in scores} | of_texts
+
+
+def _require_finite(loss: float, base: Base, adapter: str | None) -> None:
+    """Raise TrainingError for a loss that is no number: then no score means anything."""
+    if not math.isfinite(loss):
+        who = f"adapter {adapter!r}" if adapter else base.name
+        raise TrainingError(
+            f"the loss of {who} on the held-out rows is {loss}: it answers with numbers that are not finite",
+            "finite logits",
+            "use an earlier checkpoint, train again with a lower lr, or load the base with dtype fp32",
+        )
 
 
 @dataclass(frozen=True)

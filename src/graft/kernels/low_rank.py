@@ -76,7 +76,8 @@ class _LowRank(torch.autograd.Function):
             own, fp32 = ctypes.byref(native.weight(W)), None if bias is None else bias.float()
         _call(
             "low_rank", x.dtype, address(rows), native.DTYPES[x.dtype], c_int64(m), c_int64(inner),
-            c_int64(n), own, address(fp32), address(A), address(B), c_int64(r), c_float(scale), address(u), address(y),
+            c_int64(n), own, address(fp32), address(A), address(B), c_int64(r), c_float(scale), address(u),
+            address(y),
         )  # fmt: skip
         return y
 

@@ -5,6 +5,7 @@ from the folder, no adapter that it points at. What cannot be trusted is refused
 """
 
 import json
+import os
 import re
 import warnings
 from collections.abc import Sequence
@@ -17,8 +18,9 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
 
 from graft import seedling, storage
-from graft.errors import ModelError, Notice, UsageError, listed, nearest, notice
+from graft.errors import GraftError, ModelError, Notice, UsageError, listed, nearest, notice
 from graft.formats import bnb, gguf_file, int4, refuse_pickle
+from graft.models.claims import require_plausible
 from graft.models.mapped import mapped
 from graft.models.unchanged import Comparison
 from graft.quant.hf import METHOD, GraftQuantConfig
@@ -86,12 +88,30 @@ def _opened(folder: Path, scheme: Scheme | None, *, plain: bool) -> ModelFiles:
     packed = quantisation(folder)
     method = _method(folder, packed, scheme)
     state = tensors(folder)
-    if method == METHOD:
-        return ModelFiles(folder, config, state, GraftQuantConfig.from_dict(packed), packed=True)
     if method is not None:
-        state, keywords = bnb.convert(state) if method == BNB else int4.convert(state, packed)
-        return ModelFiles(folder, config, state, GraftQuantConfig(**keywords), packed=True)
+        return _packed(folder, config, state, packed, method)
     return ModelFiles(folder, config, state, wanted, packed=False)
+
+
+def _packed(
+    folder: Path, config: PreTrainedConfig, state: dict[str, Any], packed: dict[str, Any], method: str
+) -> ModelFiles:
+    """Return an opened folder whose weights are packed.  packed: its quantization_config."""
+    try:
+        if method == METHOD:
+            how = GraftQuantConfig.from_dict(packed)
+        else:
+            state, keywords = bnb.convert(state) if method == BNB else int4.convert(state, packed)
+            how = GraftQuantConfig(**keywords)
+    except GraftError:
+        raise
+    except Exception as error:  # what a strange quantization_config provokes is different each time
+        raise ModelError(
+            f"{folder} is not packed as its quantization_config says: {first_line(error)}",
+            f"weights and settings of {method}",
+            "download or save the model again",
+        ) from error
+    return ModelFiles(folder, config, state, how, packed=True)
 
 
 def read_config(path: str | Path) -> PreTrainedConfig:
@@ -114,20 +134,21 @@ def find(path: str | Path, files: Sequence[str] = FILES) -> Path:
     files: patterns of what is downloaded of a hub id: no pickles, no code.
     """
     folder = seedling.FOLDER if str(path) == "seedling" else Path(path).expanduser()
-    if folder.is_dir() or (folder.suffix == gguf_file.SUFFIX and folder.is_file()):
+    # Not the methods of a path, which raise for a name that no disk can have.
+    if os.path.isdir(folder) or (folder.suffix == gguf_file.SUFFIX and os.path.isfile(folder)):
         return folder
-    if folder.exists():
+    if os.path.exists(folder):
         raise ModelError(
             f"{path} is a file",
             "a model folder (config.json, model.safetensors), a .gguf file or a hub id",
             "name the folder that it lies in",
         )
-    parent = folder.parent if folder.parent.is_dir() else Path()
+    parent = folder.parent if os.path.isdir(folder.parent) else Path()
     others = sorted(str(f) for f in parent.iterdir() if (f / "config.json").exists())
     others += [] if "/" in str(path) else ["seedling"]
     near = f"nearest: {', '.join(nearest(str(folder), others))}" if others else "check the spelling"
     is_hub_id = re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", str(path))
-    if not is_hub_id or ("/" in str(path) and folder.parent.is_dir()):
+    if not is_hub_id or ("/" in str(path) and os.path.isdir(folder.parent)):
         raise ModelError(f"there is no folder {path}", "a model folder, a hub id or 'seedling'", near)
     return _download(str(path), near, files)
 
@@ -149,26 +170,38 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().split("\n")[0] or type(error).__name__).rstrip(".")
 
 
-def _json(file: Path) -> dict[str, Any]:
+def read_object(file: Path) -> dict[str, Any]:
+    """Return the JSON object in a file. Raises ModelError."""
     try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
+        value = json.loads(file.read_text(encoding="utf-8"))
+        problem = "" if isinstance(value, dict) else f"it holds {type(value).__name__}"
+    except RecursionError:
+        problem = "it is nested too deeply"
+    except (ValueError, OSError) as error:
+        problem = first_line(error)
+    if problem:
         raise ModelError(
-            f"{file} is not a JSON object: {first_line(error)}",
+            f"{file} is not a JSON object: {problem}",
             "a file as transformers writes it",
             "download or save the model again",
-        ) from error
+        )
+    found: dict[str, Any] = value
+    return found
 
 
 def quantisation(folder: Path) -> dict[str, Any]:
     """Return how a folder says its weights are packed: `quantization_config`, or the file of AutoGPTQ."""
     if folder.is_file():
         return {}
-    config = _json(folder / "config.json").get("quantization_config")
+    config = read_object(folder / "config.json").get("quantization_config") or {}
+    if not isinstance(config, dict):
+        raise ModelError(
+            f"{folder / 'config.json'}: quantization_config is {config!r}", "an object", "download it again"
+        )
     older = folder / "quantize_config.json"
     if not config and older.exists():
-        config = {"quant_method": "gptq", **_json(older)}
-    return dict(config or {})
+        config = {"quant_method": "gptq", **read_object(older)}
+    return dict(config)
 
 
 def _config(folder: Path) -> PreTrainedConfig:
@@ -193,8 +226,8 @@ def _config(folder: Path) -> PreTrainedConfig:
     facts = _settings(folder / "config.json")
     of_tokenizer = folder / "tokenizer_config.json"
     asked = {
-        "config.json": _json(folder / "config.json") | facts,
-        of_tokenizer.name: _json(of_tokenizer) if of_tokenizer.exists() else {},
+        "config.json": read_object(folder / "config.json") | facts,
+        of_tokenizer.name: read_object(of_tokenizer) if of_tokenizer.exists() else {},
     }
     for file, keys in asked.items():
         foreign = [key for key in FOREIGN if keys.get(key)]
@@ -204,6 +237,7 @@ def _config(folder: Path) -> PreTrainedConfig:
                 "an architecture that transformers has",
                 f"if model_type {facts.get('model_type')!r} is one, delete {foreign[0]} from {file}",
             )
+    require_plausible(folder / "config.json", facts)
     model_type = str(facts.get("model_type", ""))
     if model_type not in CONFIG_MAPPING_NAMES:
         raise ModelError(
@@ -216,8 +250,15 @@ def _config(folder: Path) -> PreTrainedConfig:
 
 def _settings(file: Path) -> dict[str, Any]:
     """Return what config.json says, by transformers' own reader: it writes infinity in a way of its own."""
-    _json(file)  # raises for a file that is no JSON object
-    settings, _ = PreTrainedConfig.get_config_dict(str(file.parent), local_files_only=True)
+    read_object(file)  # raises for a file that is no JSON object
+    try:
+        settings, _ = PreTrainedConfig.get_config_dict(str(file.parent), local_files_only=True)
+    except Exception as error:  # it reads what stands there as it expects it
+        raise ModelError(
+            f"{file}: {first_line(error)}",
+            "a file as transformers writes it",
+            "compare with the original model",
+        ) from error
     return settings
 
 
@@ -256,7 +297,7 @@ def _method(folder: Path, packed: dict[str, Any], scheme: Scheme | None) -> str 
 def tensors(folder: Path) -> dict[str, Any]:
     """Return {key: slice of a mapped file} of every tensor in a folder."""
     names = _weight_files(folder)
-    missing = sorted(name for name in names if not (folder / name).exists())
+    missing = sorted(name for name in names if not os.path.exists(folder / name))  # False for any name
     if missing or not names:
         what = f"has no {', '.join(missing[:3])}" if missing else "has no weights"
         raise ModelError(
@@ -285,13 +326,8 @@ def _weight_files(folder: Path) -> set[str]:
     What config.json names comes first, then the whole file, then the shards of an index. In a folder with
     none of these, all safetensors files count that are no adapter.
     """
-    named = str(_json(folder / "config.json").get("transformers_weights") or "")
-    if Path(named).is_absolute() or ".." in Path(named).parts:
-        raise ModelError(
-            f"{folder / 'config.json'} names the weights {named}",
-            "a file inside the folder",
-            "delete transformers_weights from config.json",
-        )
+    named = str(read_object(folder / "config.json").get("transformers_weights") or "")
+    _require_inside(named, folder / "config.json", "delete transformers_weights from config.json")
     found = [named] if named else [file for file in (WHOLE, INDEX) if (folder / file).exists()]
     if not found:
         return {file.name for file in folder.glob("*.safetensors") if not file.name.startswith("adapter")}
@@ -303,6 +339,21 @@ def _weight_files(folder: Path) -> set[str]:
 
 def _shards(index: Path) -> set[str]:
     """Return the names of the files that an index lists; the index itself where it is missing."""
-    if not index.exists():
+    if not os.path.exists(index):
         return {index.name}
-    return {Path(str(name)).name for name in _json(index).get("weight_map", {}).values()}
+    names = read_object(index).get("weight_map", {})
+    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+        raise ModelError(
+            f"{index}: weight_map is no object of names",
+            "the file of each tensor",
+            "download the index again",
+        )
+    for name in set(names.values()):
+        _require_inside(name, index, "download the index again")
+    return set(names.values())
+
+
+def _require_inside(name: str, file: Path, remedy: str) -> None:
+    """Raise ModelError where a file names weights outside its folder."""
+    if Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name:
+        raise ModelError(f"{file} names the weights {name!r}", "a file inside the folder", remedy)

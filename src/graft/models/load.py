@@ -23,14 +23,16 @@ from graft.base.fingerprint import count
 from graft.core.anatomy import predicts_hidden
 from graft.core.site import shown
 from graft.errors import GraftError, ModelError, UsageError, listed, notice, one_of
+from graft.models.claims import require_held
 from graft.models.dtype import AUTO, file_dtype, fitting, rounded, stored_dtype
-from graft.models.files import ModelFiles, first_line, open_files, weight_files
+from graft.models.files import ModelFiles, first_line, open_files, read_object, weight_files
 from graft.models.tokenizer import tokenizer_of
 from graft.quant import is_packed
-from graft.quant.finite import require_finite
+from graft.quant.finite import is_moderate, require_finite
 from graft.quant.replace import DAMAGED, unpacked_sizes
 from graft.quant.scheme import Scheme
 
+GENERATION = "generation_config.json"
 NOTABLE = 0.05  # a share of the weights that quantising leaves as they are, above which we say so
 MODEL_MAPPING = modeling_auto.MODEL_MAPPING
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp16": torch.float16}
@@ -77,13 +79,12 @@ def load(
         opened = open_files(path, scheme, plain=quant == "none")
         with opened.comparison:
             cls = model_class(opened.config, task)
+            require_held(cls, opened.config, opened.state, opened.folder, packed=opened.packed)
             place = device_of(device)
             chosen = asked or DTYPES[fitting(cls, opened, place.type)]
             model = _stream(cls, opened, chosen, place, fresh_head=task is not None)
-            if model.can_generate() and (opened.folder / "generation_config.json").exists():
-                model.generation_config = GenerationConfig.from_pretrained(
-                    opened.folder, local_files_only=True
-                )
+            if model.can_generate() and (opened.folder / GENERATION).exists():
+                model.generation_config = _generation(opened.folder)
             narrow = None if asked else file_dtype(opened, chosen)
             base = Base(
                 model,
@@ -95,6 +96,26 @@ def load(
             )
         base.probe()
         return base
+
+
+def _generation(folder: Path) -> GenerationConfig:
+    """Return how a model's folder wants texts to be written. Raises ModelError."""
+    facts = read_object(folder / GENERATION)
+    tokens = {key: value for key, value in facts.items() if key.endswith("_token_id") and value is not None}
+    for key, value in tokens.items():
+        ids = value if isinstance(value, list) else [value]
+        if not all(isinstance(token, int) and not isinstance(token, bool) for token in ids):
+            raise ModelError(
+                f"{folder / GENERATION}: {key} is {value!r}", "an id of a token", "download the file again"
+            )
+    try:
+        return GenerationConfig.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # it validates itself, with errors of its own
+        raise ModelError(
+            f"{folder / GENERATION}: {first_line(error)}",
+            "settings of generation as transformers writes them",
+            "delete the file, or download it again",
+        ) from error
 
 
 def dtype_of(dtype: str) -> torch.dtype:
@@ -142,7 +163,7 @@ def model_class(config: PreTrainedConfig, task: str | None) -> type[PreTrainedMo
             f"use one of {', '.join(TASKS)} models",
         ) from None
     module = sys.modules[(plain[0] if isinstance(plain, tuple) else plain).__module__]
-    named = getattr(module, str((config.architectures or [""])[0]), None)
+    named = getattr(module, (config.architectures or [""])[0], None)
     if task is None and isinstance(named, type) and issubclass(named, PreTrainedModel):
         return named
     task = task or _usual_task(config)
@@ -216,7 +237,7 @@ def _stream(
     model.config.name_or_path = str(opened.folder)
     _complete(model, info, opened.folder, fresh_head)
     _name_unused(model, info, opened.folder, fresh_head)
-    require_finite(model.named_parameters(), ModelError, DAMAGED, opened.folder)
+    _require_moderate(model, opened.folder)
     if opened.quantisation is not None:
         _name_unpacked(model, opened.quantisation.kind(), dtype)
     if reading != dtype:
@@ -224,6 +245,24 @@ def _stream(
         model.config.dtype = dtype
     frozen: PreTrainedModel = model.to(device).requires_grad_(False).eval()
     return frozen
+
+
+def _require_moderate(model: PreTrainedModel, folder: Path) -> None:
+    """Raise ModelError for weights that are not finite, or so large that the first product is not."""
+    large = [(name, p) for name, p in model.named_parameters() if not is_moderate(p)]
+    if not large:
+        return
+    narrow = any(p.dtype == torch.float16 for _, p in large)
+    advice = "load the model with dtype bf16 or fp32, or " + DAMAGED if narrow else DAMAGED
+    require_finite(large, ModelError, advice, folder)
+    _, tensor = large[0]
+    size, word = float(tensor.detach().abs().max()), str(tensor.dtype).removeprefix("torch.")
+    raise ModelError(
+        f"{folder}: {listed([name for name, _ in large], 3)} holds weights of up to {size:.3g}, near the "
+        f"largest number of {word}, {torch.finfo(tensor.dtype).max:.3g}",
+        "weights whose products are finite",
+        advice,
+    )
 
 
 def _require_table(model: PreTrainedModel) -> None:

@@ -10,6 +10,7 @@ from graft import storage
 from graft.errors import ModelError
 from graft.formats import gguf_file
 from graft.models.files import first_line
+from graft.models.tokenizer_files import panicked, require_plausible
 
 # A folder with none of these holds no tokenizer.
 TOKENIZERS = (
@@ -28,11 +29,17 @@ def tokenizer_in(folder: str | Path) -> Any:
     folder = Path(folder)
     if not folder.is_file():
         storage.require_unchanged(folder, ModelError, lambda name: not name.endswith(WEIGHTS))
+    if folder.is_dir():
+        require_plausible(folder)
     try:
         if folder.is_file():
             return gguf_file.tokenizer(folder)
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except Exception as error:  # each tokenizer class fails in its own way, some for want of a library
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        tokenizer("a b")  # some break down at their first text
+        return tokenizer
+    except BaseException as error:  # each tokenizer class fails in its own way, some for want of a library
+        if not (isinstance(error, Exception) or panicked(error)):
+            raise
         raise ModelError(
             f"the tokenizer of {folder} cannot be read ({first_line(error)})",
             "a folder with tokenizer.json and tokenizer_config.json",

@@ -16,6 +16,14 @@ def is_finite(tensor: Tensor) -> bool:
     return bool(torch.isfinite(lowest) and torch.isfinite(highest))
 
 
+def is_moderate(tensor: Tensor) -> bool:
+    """Return whether no number of a tensor is above half the largest of its dtype: a sum would overflow."""
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    lowest, highest = torch.aminmax(tensor.detach())
+    return bool(max(-lowest, highest) <= torch.finfo(tensor.dtype).max / 2)  # not for a NaN
+
+
 def not_finite(tensors: Iterable[tuple[str, Tensor]]) -> list[str]:
     """Return the names of the tensors that hold a NaN or an infinity."""
     return [name for name, tensor in tensors if not is_finite(tensor)]

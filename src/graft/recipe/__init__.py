@@ -19,6 +19,8 @@ from graft.recipe.words import SYNONYMS, canonical
 
 __all__ = ["Data", "Evaluate", "Fresh", "NewTokenizer", "Recipe", "Train", "explain", "read"]
 
+SMALLEST_LR, LARGEST_LR = 1e-30, 1e30  # fp32 ends at 1.2e-38 and 3.4e38; steps divide and multiply
+
 
 def read(
     source: str | Path | dict[str, Any] | Recipe,
@@ -149,6 +151,11 @@ def _contradictions(recipe: Recipe) -> dict[str, str]:
     if train.paged_budget_mb and not train.optimizer.startswith("paged"):
         problems["train.paged_budget_mb"] = (
             f"has no effect with train.optimizer = {train.optimizer}; choose paged_{train.optimizer}"
+        )
+    if not SMALLEST_LR <= train.lr <= LARGEST_LR:
+        problems["train.lr"] = (
+            f"= {train.lr:g} cannot be computed with in fp32; choose one from {SMALLEST_LR:g} to "
+            f"{LARGEST_LR:g}, for example 2e-4"
         )
     if train.patience and not recipe.data.eval:
         problems["train.patience"] = "needs held-out rows: set data.eval"

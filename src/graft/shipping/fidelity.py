@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from graft.base.adapter import Adapter
 from graft.base.merging import folded, in_minima, places
 from graft.core.site import Site
-from graft.errors import MergeError
+from graft.errors import MergeError, listed
 from graft.generate.generate import evaluating
 from graft.quant import QuantLinear
 from graft.quant.experts import PackedExperts
@@ -176,6 +176,13 @@ def judge_survival(name: str, report: dict[str, Any], dtype: torch.dtype, packed
         )
     if report["kept"] >= KEPT:
         return
+    if not math.isfinite(report["kept"]):
+        broken = [site for site, measured in report["tensors"].items() if not math.isfinite(measured["kept"])]
+        raise MergeError(
+            f"what {name!r} changes is too large for numbers of 32 bits ({listed(broken, 3)})",
+            "finite values",
+            "use an earlier checkpoint, or train again with a lower lr",
+        )
     form = packed or str(dtype).removeprefix("torch.")
     worst = min(report["tensors"], key=lambda site: report["tensors"][site]["kept"])
     raise MergeError(

@@ -19,6 +19,7 @@ from graft.data.batches import Batch, Batches
 from graft.data.encode import IGNORED, TOKEN_TYPES, Encoded, Encoder, Example, Outcomes
 from graft.data.rows import BadRow, Row
 from graft.data.tags import word_pieces
+from graft.data.tokenising import LETTERS, SPARE
 from graft.errors import UsageError
 from graft.models.load import is_masked
 from graft.objectives.classify import classification
@@ -116,7 +117,8 @@ class Labelled(Encoder):
 
     def _labelled(self, rows: list[Row], encoded: Encoded) -> Outcomes:
         pairs = iter(self._pairs([row for row in rows if len(row.asked) == 2], encoded))
-        alone = iter(self.ids([row.value[0] for row in rows if len(row.asked) == 1]))
+        texts = [row.value[0] for row in rows if len(row.asked) == 1]
+        alone = iter(self.ids(texts, self.room))
         for row in rows:
             pair = next(pairs) if len(row.asked) == 2 else None
             ids = pair[0] if pair else next(alone)
@@ -140,7 +142,9 @@ class Labelled(Encoder):
         """
         if not rows:
             return []
-        first, second = map(list, zip(*(row.asked for row in rows), strict=True))
+        longest = 4 * LETTERS * self.max_length + SPARE  # what is behind them is cut away in any case
+        asked = ([text[:longest] for text in row.asked] for row in rows)
+        first, second = map(list, zip(*asked, strict=True))
         whole = self.tokenizer(first, second, verbose=False)
         for row, ids in zip(rows, whole["input_ids"], strict=True):
             self.cut(ids, self.max_length, row, encoded)

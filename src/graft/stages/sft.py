@@ -113,8 +113,8 @@ class Written(Conversations):
             except BadRow as bad:
                 yield row, bad
                 continue
-            ((read, _, _),) = tokenise([asked], self.tokenizer)
-            (written,) = self.ids([answer])
+            ((read, _, _),) = tokenise([asked], self.tokenizer, self.room)
+            (written,) = self.ids([answer], self.max_length)
             read = self.before + self.cut(read, self.room, row, encoded) + self.after
             written = self.cut([*written, self.eos], self.max_length, row, encoded)
             if self.unknown in written:
@@ -129,4 +129,4 @@ class Written(Conversations):
             raise BadRow("no prompt", "a text alone", "give prompt and completion, or use stage=pretrain")
         if row.kind == "pair":
             return Rendered(row.value[0]), row.value[1]
-        return self.template.asked_and_answered(row)
+        return self.template.question(row), row.value[-1]["content"]

@@ -34,6 +34,7 @@ from graft.training.schedule import factor
 from graft.training.step import Measured, clear_gradients, measure, not_finite_error, preflight
 from graft.training.task import Result, Task
 from graft.training.together import Together, Trained
+from graft.training.trend import worsened
 
 if TYPE_CHECKING:
     from graft.base.base import Base
@@ -356,6 +357,8 @@ class Trainer:
         # Keys are sorted, so that a resumed run writes the bytes of an undisturbed one.
         facts = {**record, "identity": dict(self.task.identity)}
         storage.write_record(self.folder / "finished.json", facts, sort=True)
+        if rise := worsened(self.folder / "metrics.jsonl"):
+            self.log.warn(rise)
         self.observer.saved(target)
         self.observer.finished(record)
         return result
