@@ -18,7 +18,7 @@ def rows(run: dict[str, Any]) -> Iterator[Row]:
     parts = plan["parts"] | {"process": plan["process"]}
     parts["trained"] = sum(parts[part] for part in ("adapter", "gradients", "optimizer"))
     predicted = max(plan["peaks"].values())
-    seconds, expected = measured.get("step_s"), plan.get("step_s")
+    seconds, expected = measured.get("step_s"), (plan.get("pace") or {}).get("step")
     if seconds is None or expected is None:
         times: Row = {}
     else:

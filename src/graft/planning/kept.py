@@ -137,10 +137,11 @@ def _path(recipe: Recipe) -> Path | None:
 def _depends(recipe: Recipe) -> dict[str, Any]:
     """Return everything that facts depend on, as far as it can be known without reading weights."""
     settings = recipe.model_dump(mode="json")
+    del settings["output"]  # what a run writes changes no plan
     named = [name for name in _texts(settings) if name != "seedling"]
     return {
         "format": FORMAT,
-        "settings": {key: value for key, value in settings.items() if key not in ("train", "output")},
+        "settings": {key: value for key, value in settings.items() if key != "train"},
         "train": {key: settings["train"][key] for key in TRAIN},
         "files": {name: found for name in named if (found := _stamps(name))},
         "environment": {name: os.environ.get(name) for name in ENVIRONMENT},

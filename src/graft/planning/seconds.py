@@ -14,7 +14,7 @@ from graft.sizes import duration
 
 ATTENTION = 0.7  # of the rate of fp32 products: what the kernels of attention reach
 PASSES = 4.0  # times that the memory of a result is touched, reads and fresh pages included
-OVERHEAD = 40e-6  # s: what an operation costs beside its arithmetic
+OVERHEAD = 20e-6  # s: what an operation costs beside its arithmetic
 UPDATE = 3.0  # times that the optimizer touches its states
 NOT_MEASURED = "not measured: `graft doctor --bench` measures this machine"
 
