@@ -10,7 +10,7 @@ from transformers import AutoConfig
 
 from graft.methods.lora import LoRA
 from graft.planning import costs, seconds
-from graft.planning.costs import Law, facts_of
+from graft.planning.costs import Cost, Law, Work, facts_of
 from graft.planning.estimate import Room, estimate
 from graft.planning.sketch import Step, Traced
 from graft.planning.trace import Shape, trace
@@ -75,3 +75,10 @@ def test_a_step_too_large_for_the_machine_names_no_rows(facts):
     planned = estimate(facts, Room(1 << 20, "cpu", 1 << 20))
     assert (planned.micro_batch, planned.longest, planned.fits) == (0, 0, False)
     assert "not even one row fits" in str(planned)
+
+
+def test_a_step_that_allocates_more_for_what_it_holds_leaves_more_holes():
+    costs = [Cost(100 << 20, 100 << 20, Work(written=times * (100 << 20))) for times in (1, 3, 5, 50)]
+    shares = [cost.holes("cpu") / cost.heap for cost in costs]
+    assert shares == sorted(shares) and shares[0] < shares[1] < shares[2] < shares[3] <= 0.8
+    assert costs[3].holes("cuda") == 0

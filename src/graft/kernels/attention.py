@@ -153,10 +153,10 @@ def _described(
     return call
 
 
-def _products(q: Tensor, v: Tensor, causal: bool) -> float:
-    """Return the multiplications of a forward; backward makes five products where it makes two."""
+def _products(q: Tensor, v: Tensor) -> int:
+    """Return the multiplications of a forward where all is seen; backward makes five products for its two."""
     (batch, heads, queries, width), (_, _, keys, value_width) = q.shape, v.shape
-    return batch * heads * queries * keys * (width + value_width) / (2 if causal else 1)
+    return batch * heads * queries * keys * (width + value_width)
 
 
 def _run(name: str, call: _Call) -> None:
@@ -184,7 +184,7 @@ class _Attention(torch.autograd.Function):
         if native.plain(out):
             _run("attention", _described(q, k, v, out, lse, ranges, ctx.settings))
         else:
-            native.left_out("attention", _products(q, v, causal))
+            native.left_out("attention", _products(q, v))
         ctx.save_for_backward(q, k, v, out, lse, ranges)
         return out
 
@@ -202,5 +202,5 @@ class _Attention(torch.autograd.Function):
             call.d_o, call.dq, call.dk, call.dv = heads_of(d_out), heads_of(dq), heads_of(dk), heads_of(dv)
             _run("attention_backward", call)
         else:
-            native.left_out("attention", 2.5 * _products(q, v, ctx.settings[1]))
+            native.left_out("attention", 2.5 * _products(q, v))
         return dq, dk, dv, None, None, None, None
