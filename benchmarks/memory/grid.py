@@ -8,6 +8,7 @@ import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -113,9 +114,9 @@ class Cell:
 
 
 def cells(known: Mapping[str, Row]) -> Iterator[Cell]:
-    """Yield every run, the small ones first."""
-    every = [*_small(), *_on("15m"), *_on("160m"), *_large()]
-    yield from dict.fromkeys(every)
+    """Yield every run, all bases in turn, so that a part of the runs is a sample of all."""
+    rounds = zip_longest(_small(), _on("15m"), _on("160m"), _large())
+    yield from dict.fromkeys(cell for turn in rounds for cell in turn if cell is not None)
 
 
 def _small() -> Iterator[Cell]:
