@@ -118,7 +118,7 @@ def _sketched(weight: Packed | Grouped | Tensor, x: Tensor, products: int) -> Te
         return None
     size = len(weight.codes), weight.columns
     native.left_out("decoded", size[0] * size[1])
-    return x.new_empty(size) if native.by_torch(x.dtype) else None
+    return x.new_empty(size) if _by_torch(weight, x) else None
 
 
 def _by_torch(weight: Packed | Grouped | Tensor, x: Tensor) -> bool:

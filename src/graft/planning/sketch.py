@@ -97,7 +97,7 @@ def _decoded(x: Tensor, shape: tuple[int, int]) -> Tensor | None:
     """Return the copy of a packed weight that a product with x holds, if it holds one."""
     native.left_out("decoded", math.prod(shape))
     native.left_out("product", x.numel() // x.shape[-1] * math.prod(shape))
-    whole = native.level() == "reference" or x.device.type != "cpu" or native.by_torch(x.dtype)
+    whole = native.level() == "reference" or x.device.type != "cpu" or native.packed_by_torch(x.dtype)
     return x.new_empty(shape) if whole else None
 
 
