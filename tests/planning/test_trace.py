@@ -153,3 +153,11 @@ def test_adapters_that_pay_lie_beside_the_one_that_is_trained(tmp_path):
     chosen = read({"stage": {"name": "ppo", "rewards": str(tmp_path / "judge"), "max_new_tokens": 8}})
     assert tracing.beside(chosen, stage_of(chosen)) == 1000
     assert tracing.beside(read({}), SFT) == 0
+
+
+def test_the_steps_of_a_run_follow_from_the_lines_of_its_file(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"text": "a"}\n' * 10 + "\n")
+    given = {"data": {"train": str(file)}, "train": {"epochs": 3, "batch_size": 4, "micro_batch_size": 2}}
+    assert tracing.steps_of(read(given), SFT) == 8  # 30 rows, 4 in each
+    assert tracing.steps_of(read(given | {"data": {"train": str(tmp_path / "none.jsonl")}}), SFT) is None

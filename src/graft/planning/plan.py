@@ -32,7 +32,7 @@ from graft.planning.fit import check_tokenizer, fitting, of_adapter, positions_t
 from graft.planning.machine import memory
 from graft.planning.seconds import Rates
 from graft.planning.sketch import sketch, unreal
-from graft.planning.trace import Shape, beside, trace
+from graft.planning.trace import Shape, beside, steps_of, trace
 from graft.recipe import NewTokenizer, Recipe, read
 from graft.recipe.chain import read_chain
 from graft.seedling import located
@@ -125,7 +125,7 @@ def shape_of(recipe: Recipe) -> Shape:
         budget=int(train.paged_budget_mb * MIB),
         stage=stage,
         step_rows=train.batch_size,
-        steps=train.max_steps or None,
+        steps=train.max_steps or steps_of(recipe, stage),
         beside=beside(recipe, stage),
     )
 

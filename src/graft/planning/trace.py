@@ -1,5 +1,6 @@
 """Trace a run: what it holds and what its steps take, found by running a few of them on sketches."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from graft.stages.sft import SFT
 from graft.stages.stage import Stage
 
 PADDED = 16  # the decoder's cache has heads whose width is a multiple of it
+MOST_READ = 32 << 20  # bytes of a file whose lines are counted
 CHOOSING = 4  # tensors of the size of the logits, in fp32, while tokens are drawn
 
 
@@ -95,6 +97,19 @@ def _law(traced: Traced, shape: Shape, limit: int | None) -> Law:
 def _read_at_once(shape: Shape) -> int:
     """Return how many rows are read at once without gradients; what was written is read as it is learnt."""
     return shape.rows if shape.stage.online else shape.eval_rows
+
+
+def steps_of(recipe: Recipe, stage: Stage) -> int | None:
+    """Return the most steps that a run takes, by the lines of its file of rows; None if they are not known.
+
+    Rows that share one make it fewer, and so do those that are held out.
+    """
+    file = Path(str(recipe.data.train)).expanduser()
+    if stage.online or file.suffix != ".jsonl" or not file.is_file() or file.stat().st_size > MOST_READ:
+        return None
+    rows = sum(1 for line in file.read_bytes().splitlines() if line.strip())
+    rows = min(rows, recipe.data.limit or rows)
+    return math.ceil(recipe.train.epochs * rows / recipe.train.batch_size)
 
 
 def writing(stage: Stage, config: Any, length: int, dtype: torch.dtype) -> int:
