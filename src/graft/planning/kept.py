@@ -25,9 +25,11 @@ from graft.planning.estimate import Plan, Room, estimate
 from graft.planning.machine import main_memory, resident
 from graft.planning.seconds import Rates
 from graft.recipe import Recipe
+from graft.sizes import MIB
 
 FORMAT = 1
 MOST = 200  # files; the oldest go
+FRESH = 512 * MIB  # a process that has done nothing before its run has no more
 TRAIN = (
     "epochs", "max_steps", "batch_size", "micro_batch_size", "optimizer", "paged_budget_mb",
     "gradient_checkpointing", "dropout", "compile",
@@ -62,7 +64,8 @@ def kept_plan(recipe: Recipe) -> Plan | None:
     if kept is None:
         return None
     here = resident()
-    planned = again(kept, Room(main_memory(here) - here + kept.process, "cpu", kept.process))
+    process = min(kept.process, FRESH)  # facts may come from a process that had loaded other things
+    planned = again(kept, Room(main_memory(here) - here + process, "cpu", process))
     if planned is not None:
         for text in kept.told:
             notice(text)
