@@ -74,7 +74,7 @@ def of_plans(seconds: Sequence[float]) -> str:
         return "was not measured yet."
     return (
         f"took {statistics.median(seconds):.1f} s of processor time in the median, {max(seconds):.1f} at "
-        "most, for a recipe that was not planned before; what is kept is answered in less than a second."
+        "most, for a recipe that was not planned before. What is kept is answered without importing torch."
     )
 
 

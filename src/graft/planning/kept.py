@@ -76,9 +76,19 @@ def again(kept: Kept, room: Room) -> Plan | None:
     """Return the plan in this room; None if it depends on facts that are not kept."""
     facts = kept.facts[kept.dtype]
     planned = estimate(facts, room, kept.rates.get(kept.dtype))
-    if not planned.fits and (kept.may_recompute or kept.free):
+    if not planned.fits and kept.free:
         return None
+    if not planned.fits and kept.may_recompute:
+        facts_again = kept.facts.get(recomputed(kept.dtype))
+        if facts_again is None:
+            return None
+        planned = estimate(facts_again, room, kept.rates.get(kept.dtype))
     return named(planned, kept.dtype, kept.why)
+
+
+def recomputed(dtype: str) -> str:
+    """Return the name of the facts in a number format with checkpointing."""
+    return f"{dtype} again"
 
 
 def named(planned: Plan, dtype: str, why: str) -> Plan:

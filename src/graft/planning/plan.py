@@ -77,7 +77,7 @@ def _traced(given: Recipe) -> Plan:
 
     def plan_in(dtype: str) -> Plan:
         traced[dtype] = replace(run.facts(DTYPES[dtype]), base=name)
-        return run.plan(traced[dtype], room, dtype, may_recompute=auto)
+        return run.plan(traced[dtype], room, dtype, may_recompute=auto, traced=traced)
 
     planned = settled(given.dtype, plan_in)
     rates = {word: found for word in traced if (found := _rates(word))}
@@ -167,13 +167,27 @@ class Run:
         loading = {"quant": self.quant, "group_size": self.group_size, "task": self.task, "dtype": dtype}
         return trace(self.config, self.methods, self.shape, loading, brief=brief)
 
-    def plan(self, facts: Facts, room: Room, dtype: str, *, may_recompute: bool) -> Plan:
-        """Return the plan of these facts; of those with checkpointing if it fits only so, and may be used."""
+    def plan(
+        self,
+        facts: Facts,
+        room: Room,
+        dtype: str,
+        *,
+        may_recompute: bool,
+        traced: dict[str, Facts] | None = None,
+    ) -> Plan:
+        """Return the plan of these facts; of those with checkpointing if it fits only so, and may be used.
+
+        traced: receives the facts with checkpointing.
+        """
         planned = estimate(facts, room, _rates(dtype))
         if not may_recompute or planned.fits or facts.recomputed.tensors >= facts.run.tensors:
             return planned
         again = replace(self, shape=replace(self.shape, checkpointing=True))
-        return estimate(replace(again.facts(DTYPES[dtype]), base=facts.base), room, _rates(dtype))
+        found = replace(again.facts(DTYPES[dtype]), base=facts.base)
+        if traced is not None:
+            traced[kept.recomputed(dtype)] = found
+        return estimate(found, room, _rates(dtype))
 
 
 def run_of(recipe: Recipe, config: Any) -> Run:
