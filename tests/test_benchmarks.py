@@ -17,6 +17,7 @@ PAGES = {
     "alignment": {"RESULTS.md", "curves.svg"},
     "families": {"RESULTS.md"},
     "judging": {"RESULTS.md"},
+    "memory": {"RESULTS.md"},
     "methods": {"RESULTS.md", "quality.svg"},
     "preference": {"RESULTS.md", "own.svg"},
     "pretraining": {"RESULTS.md", "losses.svg"},

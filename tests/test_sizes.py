@@ -3,7 +3,7 @@ import re
 from pathlib import Path
 
 from graft import sizes
-from graft.planning.plan import Plan
+from graft.planning.estimate import Plan
 
 SRC = Path(sizes.__file__).parent
 
@@ -25,3 +25,8 @@ def test_no_other_file_has_a_unit_of_bytes_of_its_own():
     texts = {path: path.read_text() for path in SRC.rglob("*.py") if path.name != "sizes.py"}
     unit_in_f_string = re.compile(r"} ?[KMGTkm]i?B\b")
     assert not [path.name for path, text in texts.items() if unit_in_f_string.search(text)]
+
+
+def test_free_memory_is_a_number_of_bytes_or_unknown():
+    free = sizes.free_memory()
+    assert free is None or free > 2**20

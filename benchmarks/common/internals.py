@@ -42,13 +42,10 @@ _HOME = {
     "quantise": "runs.quantise",
     # speed: a prompt of the demo; `demo` and RunObserver are above.
     "prompt": "seedling.writing",
-    # memory, ladder.py: the planner's own parts, and a base without a file.
+    # memory, ladder.py: what operations hold, and a base without a file.
     "fresh": "models.fresh",
-    "Shape": "planning.plan",
-    "plan_model": "planning.plan",
-    "Ledger": "planning.sketch",
+    "Ledger": "planning.ledger",
     "QuantLinear": "quant",
-    "quantise_model": "quant",
     # What the loop asks of a source of batches beside them.
     "Source": "data.feed",
     # gpu: models that are made on the device, packed tensor by tensor; QuantLinear is above.
@@ -230,17 +227,6 @@ def loss_of(base: Any, batch: Any) -> Any:
     from graft.objectives.lm import language_modelling
 
     return language_modelling(base, batch)[0]
-
-
-def gradient(base: Any, adapter: Any, batch: Any) -> None:
-    """Compute the gradient of one optimizer step and leave it in the adapter's parameters."""
-    from graft.objectives.lm import language_modelling
-    from graft.training.step import measure
-
-    def without_noise(mask: Any) -> None:
-        """Leave the embeddings as they are."""
-
-    measure(base, adapter, language_modelling, [batch], without_noise)
 
 
 def optimizer_of(name: str, adapter: Any, lr: float) -> Any:

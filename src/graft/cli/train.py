@@ -123,9 +123,12 @@ def train_chain(chain: "Chain", lock: Lock, *, json: bool) -> None:
 
 
 def _say_plan(cost: "Plan", title: str = "") -> None:
-    """Print the memory that a run needs, and whether it fits.  title: before it."""
+    """Print the memory that a run needs, whether it fits, and how fast it will be.  title: before it."""
+    from graft.planning.seconds import NOT_MEASURED
+
     verdict = "fits" if cost.fits else "DOES NOT FIT: `graft plan` shows what would help"
     talk(f"plan    {title}peak {size(cost.peak)} of {size(cost.available)} on {cost.device}: {verdict}")
+    talk(f"time    {title}{cost.pace or NOT_MEASURED}")
 
 
 def _say_result(result: "RunResult") -> None:

@@ -66,7 +66,10 @@ class _LowRank(torch.autograd.Function):
         ctx.save_for_backward(rows, A, B, u, *weight)
         ctx.statics = scale, described, x.shape
         if not native.plain(x):  # a plan's fakes hold the same tensors, and no numbers
-            return x.new_empty(*x.shape[:-1], n)
+            scratch = _sketched(W, x, m * n * inner + m * r * (n + inner))
+            y = x.new_empty(*x.shape[:-1], n)
+            del scratch
+            return y
         if _by_torch(W, x):
             shift = None if bias is None else bias.to(x.dtype)
             y = F.linear(x, native_packed.values(W, x.dtype), shift).contiguous()
@@ -91,7 +94,10 @@ class _LowRank(torch.autograd.Function):
         dbias = wide.sum(0) if ctx.needs_input_grad[1] else None
         dx, own = None, None
         if not native.plain(dy):
-            return rows.new_empty(shape), dbias, dA, dB, None, None, *([None] * len(weight))
+            scratch = _sketched(W, rows, ctx.needs_input_grad[0] * m * n * inner + 2 * m * r * (n + inner))
+            dx = rows.new_empty(shape) if ctx.needs_input_grad[0] else None
+            del scratch
+            return dx, dbias, dA, dB, None, None, *([None] * len(weight))
         if ctx.needs_input_grad[0]:
             if _by_torch(W, rows):
                 dx = (wide @ native_packed.values(W, rows.dtype)).view(shape)
@@ -104,6 +110,16 @@ class _LowRank(torch.autograd.Function):
             address(u), address(v), address(dx), address(dA), address(dB),
         )  # fmt: skip
         return dx, dbias, dA, dB, None, None, *([None] * len(weight))
+
+
+def _sketched(weight: Packed | Grouped | Tensor, x: Tensor, products: int) -> Tensor | None:
+    """Tell a plan of the products of a call on fakes; return the decoded weight, which such a call holds."""
+    native.left_out("product", products)
+    if isinstance(weight, Tensor):
+        return None
+    size = len(weight.codes), weight.columns
+    native.left_out("decoded", size[0] * size[1])
+    return x.new_empty(size) if _by_torch(weight, x) else None
 
 
 def _by_torch(weight: Packed | Grouped | Tensor, x: Tensor) -> bool:

@@ -1,11 +1,9 @@
-"""What this machine is: its processor, and the memory that it still has."""
+"""What this machine is: its processor."""
 
 import hashlib
 import platform
 import subprocess
 from pathlib import Path
-
-from graft.sizes import KIB
 
 NAMED = ("model name", "cpu family", "model", "stepping", "CPU implementer", "CPU part", "Features", "flags")
 
@@ -36,25 +34,3 @@ def _brand() -> str:
         return subprocess.run(asked, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return ""
-
-
-def free_memory() -> int | None:
-    """Return the bytes of main memory that this process may still take; None if the system is not Linux."""
-    facts = Path("/proc/meminfo")
-    if not facts.exists():
-        return None
-    free = next(
-        int(line.split()[1]) * KIB
-        for line in facts.read_text().splitlines()
-        if line.startswith("MemAvailable")
-    )
-    return min(free, _left_to_group(free))
-
-
-def _left_to_group(free: int) -> int:
-    """Return the bytes that the control group of this process may still take; `free` if it has no limit."""
-    limit = Path("/sys/fs/cgroup/memory.max")
-    used = Path("/sys/fs/cgroup/memory.current")
-    if not limit.exists() or not used.exists() or limit.read_text().strip() == "max":
-        return free
-    return int(limit.read_text()) - int(used.read_text())

@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 import graft
 from graft import storage
@@ -127,6 +128,13 @@ def profile() -> Profile:
     return _known[name]
 
 
+def kept() -> Profile | None:
+    """Return this machine's profile if it was measured before, else None."""
+    conditions = _conditions()
+    name = _name(conditions)
+    return _known.get(name) or _load(name, conditions)
+
+
 def bench() -> Profile:
     """Measure this machine for some seconds, and keep the result as its profile."""
     conditions = _conditions()
@@ -146,11 +154,11 @@ def measured(effort: Effort) -> Profile:
 
 @contextlib.contextmanager
 def _one_setting() -> Iterator[None]:
-    """Measure outside of what surrounds the call: gradients, autocast, another default dtype."""
+    """Measure outside of what surrounds the call: a plan's fakes, gradients, autocast, another default."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     try:
-        with torch.inference_mode(), torch.autocast("cpu", enabled=False):
+        with unset_fake_temporarily(), torch.inference_mode(), torch.autocast("cpu", enabled=False):
             yield
     finally:
         torch.set_default_dtype(before)

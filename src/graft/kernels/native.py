@@ -34,6 +34,9 @@ _forced: list[str] = []
 # Returns FLOP/s of torch's products by number format; `graft.kernels` puts it here, since it is measured with
 # these kernels.
 measured: list[Callable[[], dict[str, float]]] = []
+# Told of (kind, count) of what calls on fake tensors leave out: multiplications with additions of a "product"
+# or of "attention", weights that are "decoded". A plan counts them.
+listening: list[Callable[[str, float], None]] = []
 
 
 @functools.cache
@@ -114,6 +117,12 @@ def shaped(*tensors: Tensor | None) -> bool:
 def plain(tensor: Tensor) -> bool:
     """Return whether a tensor has memory of its own on the processor: it is no fake and no other subclass."""
     return type(tensor) in (Tensor, torch.nn.Parameter) and tensor.device.type == "cpu"
+
+
+def left_out(kind: str, count: float) -> None:
+    """Tell a plan what a call on fake tensors leaves out.  kind: see `listening`."""
+    for told in listening:
+        told(kind, count)
 
 
 def by_torch(dtype: torch.dtype) -> bool:

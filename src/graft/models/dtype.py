@@ -21,10 +21,9 @@ from transformers.modeling_utils import PreTrainedModel
 
 from graft.errors import notice, one_of
 from graft.kernels import measure
-from graft.kernels.machine import free_memory
 from graft.models.files import ModelFiles
 from graft.quant.replace import matrix, packable, packable_experts
-from graft.sizes import size
+from graft.sizes import free_memory, size
 
 AUTO = "auto"
 VARIABLE = "GRAFT_DTYPE"

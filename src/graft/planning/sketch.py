@@ -9,9 +9,9 @@ linearly from two shallow ones.
 import contextlib
 import copy
 import functools
+import math
 import re
 import warnings
-import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,8 +19,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from graft.base.base import Base
 from graft.base.probes import outer_blocks
@@ -28,7 +26,10 @@ from graft.core.anatomy import kind_of
 from graft.core.insert import AdapterModule
 from graft.core.method import Method
 from graft.errors import Notice
+from graft.kernels import native
 from graft.models.load import model_class
+from graft.planning.costs import Cost, Work
+from graft.planning.ledger import Ledger
 from graft.quant import QuantLinear, Scheme
 from graft.quant.experts import PackedExperts, seat, use_ours
 from graft.quant.replace import matrix, packable, packable_experts
@@ -46,9 +47,6 @@ DEPTH = (
     "encoder_layers",
     "decoder_layers",
 )
-# Bytes of a block. glibc returns larger ones at once; smaller ones leave holes that the next step does not
-# fill.
-HEAP = 32 << 20
 
 
 class Sketch(Base):
@@ -76,54 +74,31 @@ class Sketch(Base):
         """Do nothing: fake tensors are created on the device and cannot be moved."""
 
 
-class Ledger(TorchDispatchMode):
-    """Counts the bytes that operations inside the block allocate and have not freed.
-
-    peak: the most at any time.  heap: the most in blocks of at most HEAP bytes.
-    known: tensors that are not counted.
-    """
-
-    def __init__(self, known: Sequence[Tensor]) -> None:
-        super().__init__()
-        self.peak = 0
-        self.heap = 0
-        self._live = 0  # bytes allocated now
-        self._small = 0  # of these, bytes in blocks of at most HEAP
-        self._seen = weakref.WeakKeyDictionary({t.untyped_storage(): None for t in known})
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        output = func(*args, **(kwargs or {}))
-        for tensor in output if isinstance(output, tuple | list) else (output,):
-            if isinstance(tensor, Tensor):
-                self._enter(tensor)
-        return output
-
-    def _enter(self, tensor: Tensor) -> None:
-        """Count a tensor's storage, once, until it is freed."""
-        storage = tensor.untyped_storage()
-        if storage not in self._seen:
-            self._seen[storage] = None
-            self._count(storage.nbytes(), 1)
-            weakref.finalize(storage, self._count, storage.nbytes(), -1).atexit = False
-
-    def _count(self, size: int, sign: int) -> None:
-        self._live += sign * size
-        self._small += sign * size * (size <= HEAP)
-        self.peak = max(self.peak, self._live)
-        self.heap = max(self.heap, self._small)
-
-
 class _Product(torch.autograd.Function):
-    """A packed linear as the reference kernel computes it: with one dequantised copy per direction."""
+    """A packed linear: where torch multiplies, with one decoded copy per direction."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, bias: Tensor | None, rows: int) -> Tensor:
         ctx.shape = rows, x.shape[-1]
-        return F.linear(x, x.new_empty(ctx.shape), bias)
+        copy = _decoded(x, ctx.shape)
+        y = x.new_empty(*x.shape[:-1], rows)
+        del copy
+        return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
-        return dy @ dy.new_empty(ctx.shape), None, None
+        copy = _decoded(dy, ctx.shape)
+        dx = dy.new_empty(*dy.shape[:-1], ctx.shape[1])
+        del copy
+        return dx, None, None
+
+
+def _decoded(x: Tensor, shape: tuple[int, int]) -> Tensor | None:
+    """Return the copy of a packed weight that a product with x holds, if it holds one."""
+    native.left_out("decoded", math.prod(shape))
+    native.left_out("product", x.numel() // x.shape[-1] * math.prod(shape))
+    whole = native.level() == "reference" or x.device.type != "cpu" or native.packed_by_torch(x.dtype)
+    return x.new_empty(shape) if whole else None
 
 
 class _Packed(QuantLinear):
@@ -222,6 +197,57 @@ def same_in_every_block(base: Base) -> bool:
     return len({frozenset(names) for names in blocks.values()}) <= 1
 
 
+class Traced:
+    """Runs steps on sketches of one base with its adapter, which are as deep as it takes to know all blocks.
+
+    uniform: see `same_in_every_block`.  loading: quant, group_size, dtype and task of the base.
+    """
+
+    def __init__(
+        self, config: Any, methods: Sequence[Method], stage: Stage, *, uniform: bool, **loading: Any
+    ) -> None:
+        self.depth = depth_of(config)
+        # The first block passes no gradient on. With checkpointing, blocks are computed again one at a time,
+        # so that the first one alone would not be typical.
+        self.depths = FEW if uniform and self.depth > FEW[-1] else (self.depth,)
+        configs = [config if blocks == self.depth else shallow(config, blocks) for blocks in self.depths]
+        with warnings.catch_warnings():
+            if len(configs) > 1:
+                warnings.simplefilter("ignore", Notice)  # of blocks left out; the run speaks of the whole
+            self._sketches = [_Attached(each, methods, stage, loading) for each in configs]
+        self.steps = 0  # that were run, on all sketches
+
+    def cost(self, step: Step, *, training: bool = True) -> Cost:
+        """Return the cost of one micro-batch, without weights, adapter and gradients.
+
+        training: with backward.
+        """
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Notice)
+            found = [each.cost(step, training) for each in self._sketches]
+        self.steps += len(found)
+        return found[0] if len(found) == 1 else _deep(found[0], found[1], self.depth - self.depths[0])
+
+
+FEW = (2, 3)  # blocks of the sketches that stand for all
+
+
+def depth_of(config: Any) -> int:
+    """Return how many blocks a configuration has."""
+    return max(getattr(config, key, 0) or 0 for key in DEPTH)
+
+
+def _deep(fewer: Cost, more: Cost, blocks: int) -> Cost:
+    """Return the cost of a model with so many more blocks than `fewer`; `more` has one of them."""
+
+    def carried(a: float, b: float) -> Any:
+        return a + (b - a) * blocks
+
+    work = {key: carried(a, vars(more.work)[key]) for key, a in vars(fewer.work).items()}
+    whole = carried(fewer.tensors, more.tensors)
+    return Cost(whole, min(carried(fewer.heap, more.heap), whole), Work(**work))
+
+
 def peak(
     config: Any,
     methods: Sequence[Method],
@@ -231,30 +257,15 @@ def peak(
     uniform: bool,
     **loading: Any,
 ) -> tuple[int, int]:
-    """Return the bytes of one micro-batch at its peak, without weights, adapter and gradients.
-
-    Two numbers: all bytes, and those in blocks of at most HEAP.
-    training: with backward.  uniform: see `same_in_every_block`.
-    loading: quant, group_size, dtype and task of the base.
-    """
-    depth = max(getattr(config, key, 0) or 0 for key in DEPTH)
-    # The first block passes no gradient on. With checkpointing, blocks are computed again one at a time, so
-    # that the first one alone would not be typical.
-    few = 2 if step.checkpointing else 1
-    if depth <= few + 1 or not uniform:
-        return _run(config, methods, step, training, loading)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Notice)  # of blocks that are left out; the run speaks of the whole
-        fewer = _run(shallow(config, few), methods, step, training, loading)
-        more = _run(shallow(config, few + 1), methods, step, training, loading)
-    whole, heap = (a + (b - a) * (depth - few) for a, b in zip(fewer, more, strict=True))
-    return whole, min(heap, whole)
+    """Return the bytes of one micro-batch at its peak: all, and those in small blocks (`Cost`)."""
+    cost = Traced(config, methods, step.stage, uniform=uniform, **loading).cost(step, training=training)
+    return cost.tensors, cost.heap
 
 
 def shallow(config: Any, blocks: int) -> Any:
     """Return the configuration with so many blocks; lists with one entry per block are cut."""
     values = config.to_dict()
-    depth = max(values.get(key) or 0 for key in DEPTH)
+    depth = depth_of(config)
     for key, value in values.items():
         if key in DEPTH and isinstance(value, int):
             values[key] = blocks
@@ -265,23 +276,31 @@ def shallow(config: Any, blocks: int) -> Any:
     return type(config)(**values)
 
 
-def _run(
-    config: Any, methods: Sequence[Method], step: Step, training: bool, loading: dict[str, Any]
-) -> tuple[int, int]:
-    """Return `peak` of the configuration as it is, however deep."""
-    with unreal():
-        base = sketch(config, **loading)
-        adapter = attached(base, methods, step.stage)
-        known = [*base.model.parameters(), *base.model.buffers(), *adapter.checkpoint_state().values()]
-        for parameter in adapter.parameters():
-            parameter.grad = torch.zeros_like(parameter)
-            known.append(parameter.grad)
-        base.probe()  # as `load` does: it is no part of the step
-        base.train(training)
-        base.checkpointing(step.checkpointing)
-        with base.using("plan"), torch.set_grad_enabled(training), Ledger(known) as ledger:
-            run_step(base, adapter, step, training)
-        return ledger.peak, ledger.heap
+class _Attached:
+    """A sketch of a configuration as it is, however deep, with the adapter."""
+
+    def __init__(self, config: Any, methods: Sequence[Method], stage: Stage, loading: dict[str, Any]) -> None:
+        self._mode = FakeTensorMode(allow_non_fake_inputs=True)  # fakes of two modes do not mix
+        with self._mode:
+            self._base = base = sketch(config, **loading)
+            self._adapter = adapter = attached(base, methods, stage)
+            known = [*base.model.parameters(), *base.model.buffers(), *adapter.checkpoint_state().values()]
+            for parameter in adapter.parameters():
+                parameter.grad = torch.zeros_like(parameter)
+                known.append(parameter.grad)
+            self._known = known
+            base.probe()  # as `load` does: it is no part of the step
+
+    def cost(self, step: Step, training: bool) -> Cost:
+        base = self._base
+        with self._mode:
+            base.unpackable(step.length)  # tried once, before the first step
+            base.train(training)
+            base.checkpointing(step.checkpointing)
+            with base.using("plan"), torch.set_grad_enabled(training), Ledger(self._known) as ledger:
+                run_step(base, self._adapter, step, training)
+            base.checkpointing(False)
+        return ledger.cost
 
 
 def attached(base: Base, methods: Sequence[Method], stage: Stage) -> Together:

@@ -9,8 +9,8 @@ import torch
 
 from graft.errors import TrainingError
 from graft.quant import QuantLinear, Scheme
+from graft.recipe.levers import Lever, Use, levers
 from graft.sizes import MIB, size
-from graft.training.levers import Lever, Use, levers
 from graft.training.log import usage
 
 if TYPE_CHECKING:

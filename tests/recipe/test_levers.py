@@ -1,4 +1,4 @@
-from graft.training.levers import Use, levers
+from graft.recipe.levers import Use, levers
 
 
 def test_levers_stand_in_the_order_of_what_they_cost_and_only_where_they_save():
