@@ -1,0 +1,84 @@
+"""Commands of graft in processes of their own, forked from one that has imported everything already."""
+
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["graft.runs.chain", "graft.cli", "graft.runs.quantise", "victims"])
+LONG_S = 300.0  # a command that takes longer hangs
+
+
+class Child:
+    """A command that is running, or has ended."""
+
+    def __init__(self, process: Any, talk: Path) -> None:
+        self._process, self.talk = process, talk
+        self.began = time.perf_counter()
+
+    @property
+    def pid(self) -> int:
+        return int(self._process.pid)
+
+    def running(self) -> bool:
+        return self._process.exitcode is None
+
+    def send(self, number: int) -> None:
+        """Send a signal, unless the process has ended."""
+        if self.running():
+            os.kill(self.pid, number)
+
+    def wait(self, timeout_s: float = LONG_S) -> int | None:
+        """Return the exit code; None, after killing it, if the process does not end in time."""
+        self._process.join(timeout_s)
+        if self.running():
+            self.send(signal.SIGKILL)
+            self._process.join(10)
+            return None
+        return int(self._process.exitcode)
+
+    def said(self) -> str:
+        """Return what it has printed so far."""
+        return self.talk.read_text(errors="replace") if self.talk.exists() else ""
+
+
+def start(
+    words: Sequence[str],
+    talk: Path,
+    environment: Mapping[str, str],
+    before: Callable[[], object] | None = None,
+) -> Child:
+    """Start `graft WORDS`, what it prints into a file.  before: called in the process first."""
+    talk.parent.mkdir(parents=True, exist_ok=True)
+    talk.write_text("")
+    arguments = (list(words), str(talk), dict(environment), before)
+    process = CONTEXT.Process(target=_command, args=arguments)
+    process.start()
+    return Child(process, talk)
+
+
+def _command(
+    words: list[str], talk: str, environment: dict[str, str], before: Callable[[], object] | None
+) -> None:
+    os.environ.update(environment)
+    file = os.open(talk, os.O_WRONLY | os.O_APPEND)
+    for number in (1, 2):
+        os.dup2(file, number)
+    sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
+    sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+    import torch
+
+    torch.set_num_threads(1)
+    if before is not None:
+        before()
+    from graft.cli import call
+
+    code = call(words)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    sys.exit(code)
