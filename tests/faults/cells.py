@@ -28,11 +28,12 @@ class Outcome:
     """How a case ended that broke no promise.
 
     verdict: "held", or "harmless" where the damage provably changed nothing that was loaded.
-    facts: numbers of which a tally keeps the largest.
+    facts: numbers of which a tally keeps the largest.  sums: numbers that it adds up.
     """
 
     verdict: str = "held"
     facts: Mapping[str, float] = field(default_factory=dict)
+    sums: Mapping[str, float] = field(default_factory=dict)
 
 
 HELD, HARMLESS = Outcome(), Outcome("harmless")
@@ -88,12 +89,13 @@ def counts(small: int | None, quick: int | None, release: int | None) -> dict[st
 
 @dataclass
 class Tally:
-    """What came of the cases so far.  failures: [number, case, what went wrong].  most: the largest facts."""
+    """What came of the cases so far.  failures: [number, case, what went wrong].  most, sums: see `Outcome`."""
 
     tried: int = 0
     verdicts: Counter[str] = field(default_factory=Counter)
     failures: list[list[Any]] = field(default_factory=list)
     most: dict[str, float] = field(default_factory=dict)
+    sums: Counter[str] = field(default_factory=Counter)
     seconds: float = 0.0
 
     @property
@@ -103,19 +105,18 @@ class Tally:
     def add(self, stand: Stand, number: int) -> None:
         """Try a case and note how it ended. An exception that is no Fault is a failure, too."""
         began = time.perf_counter()
-        facts: Mapping[str, float] = {}
+        outcome = Outcome("failed")
         try:
             outcome = stand.case(number)
-            verdict, facts = outcome.verdict, outcome.facts
         except Exception as error:
-            verdict = "failed"
             kind = "" if isinstance(error, Fault) else f"{type(error).__name__}: "
             if len(self.failures) < KEPT:
                 self.failures.append([number, stand.name(number), f"{kind}{error}"[:600]])
         self.tried += 1
-        self.verdicts[verdict] += 1
+        self.verdicts[outcome.verdict] += 1
         self.seconds += time.perf_counter() - began
-        for key, value in facts.items():
+        self.sums.update(outcome.sums)
+        for key, value in outcome.facts.items():
             self.most[key] = max(value, self.most.get(key, value))
 
     def text(self) -> str:

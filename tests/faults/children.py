@@ -33,11 +33,19 @@ class Child:
         if self.running():
             os.kill(self.pid, number)
 
+    def poll(self) -> int | None:
+        """Return the exit code; None while the process is running."""
+        return self._process.exitcode
+
+    def kill(self) -> None:
+        """Kill the process, unless it has ended."""
+        self.send(signal.SIGKILL)
+
     def wait(self, timeout_s: float = LONG_S) -> int | None:
         """Return the exit code; None, after killing it, if the process does not end in time."""
         self._process.join(timeout_s)
         if self.running():
-            self.send(signal.SIGKILL)
+            self.kill()
             self._process.join(10)
             return None
         return int(self._process.exitcode)

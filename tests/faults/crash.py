@@ -130,7 +130,10 @@ def commit_scene(folder: Path, steps: int) -> Scene:
         if found not in (steps - 1, steps) or found < promised(seen.operations[:count]):
             raise Fault(f"step {found} is found, not {steps - 1} or {steps}")
         if newest is not None:
-            tensors, state = load_file(newest / "adapter.safetensors"), storage.read_json(newest / "state.json")
+            tensors, state = (
+                load_file(newest / "adapter.safetensors"),
+                storage.read_json(newest / "state.json"),
+            )
             if state["step"] != found or not bool((tensors["W"] == found).all()):
                 raise Fault(f"step {found} holds a mixture")
         if left := victims.litter(place):
@@ -168,7 +171,9 @@ def looked_at(folder: Path, kind: str) -> Scene:
                     storage.validate(whole)
                 except GraftError as error:
                     raise Fault(f"{whole.name} is a mixture: {error}") from None
-        if (place / "finished.json").exists() and (place / "finished.json").read_bytes() != calm["finished.json"]:
+        if (place / "finished.json").exists() and (place / "finished.json").read_bytes() != calm[
+            "finished.json"
+        ]:
             raise Fault("finished.json is another, or half of it")
 
     return Scene(seen.operations, judge)

@@ -159,7 +159,9 @@ def model_door(folder: Path) -> object:
     """Load a model. What counts is every tensor, every setting, and its tokenizer."""
     base = graft.load(str(folder))
     facts = base.model.config.to_dict() | base.model.generation_config.to_dict()
-    facts = {key: value for key, value in facts.items() if key not in ("_name_or_path", "transformers_version")}
+    facts = {
+        key: value for key, value in facts.items() if key not in ("_name_or_path", "transformers_version")
+    }
     settings = json.dumps(facts, default=str, sort_keys=True)
     return hashed(base.model.state_dict()), settings, of_tokenizer(base.tokenizer)
 

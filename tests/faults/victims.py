@@ -66,7 +66,12 @@ def write_recipe(path: Path, recipe: Mapping[str, Any]) -> Path:
 
 def trained(folder: Path) -> dict[str, bytes]:
     """Return the files of a finished run that must be equal whatever happened on the way."""
-    names = ["adapter/adapter_model.safetensors", "adapter/adapter_config.json", "metrics.jsonl", "samples.md"]
+    names = [
+        "adapter/adapter_model.safetensors",
+        "adapter/adapter_config.json",
+        "metrics.jsonl",
+        "samples.md",
+    ]
     return {name: (folder / name).read_bytes() for name in names if (folder / name).exists()} | {
         "finished.json": finished(folder)
     }
@@ -93,7 +98,9 @@ def copy(source: Path, target: Path) -> Path:
 
 def contents(folder: Path) -> dict[str, bytes]:
     """Return the bytes of every file of a folder by its path inside."""
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {
+        p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()
+    }
 
 
 def litter(folder: Path) -> list[str]:
