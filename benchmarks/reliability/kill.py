@@ -5,7 +5,8 @@ run?
     python benchmarks/reliability/kill.py --only lora-fp32 --kills 30 --seed 7
     python benchmarks/reliability/kill.py --only reward dpo ppo grpo
 
-`make faults` runs chains of all kinds, too, and puts what came of them into results.csv (tests/faults/kills.py).
+`make faults` runs chains of all kinds, too (tests/faults/kills.py), and puts what came of them into
+results.csv.
 
 Each kind of run is done twice: once undisturbed, once killed `--kills` times, one of these inside a commit.
 Of runs that write the answers they learn from, one more is killed inside the commit of such answers. Printed
@@ -125,7 +126,7 @@ def recipe(folder: Path, kind: str, options: argparse.Namespace) -> Path:
 
 
 def start(path: Path, before: str = "") -> subprocess.Popen:
-    """Start `graft train RECIPE`, its output in `talk.txt`.  before: a program that the process runs first."""
+    """Start `graft train RECIPE`, its output in `talk.txt`.  before: a program that it runs first."""
     code = before + COMMAND.format(recipe=str(path))
     with open(path.parent / "talk.txt", "w") as talk:
         return subprocess.Popen([sys.executable, "-c", code], stdout=talk, stderr=talk)

@@ -89,7 +89,10 @@ def counts(small: int | None, quick: int | None, release: int | None) -> dict[st
 
 @dataclass
 class Tally:
-    """What came of the cases so far.  failures: [number, case, what went wrong].  most, sums: see `Outcome`."""
+    """What came of the cases so far.
+
+    failures: [number, case, what went wrong].  most, sums: see `Outcome`.
+    """
 
     tried: int = 0
     verdicts: Counter[str] = field(default_factory=Counter)

@@ -6,6 +6,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,16 +63,31 @@ def start(
     before: Callable[[], object] | None = None,
 ) -> Child:
     """Start `graft WORDS`, what it prints into a file.  before: called in the process first."""
+    return launch(partial(_graft, list(words)), talk, environment, before)
+
+
+def launch(
+    program: Callable[[], int],
+    talk: Path,
+    environment: Mapping[str, str],
+    before: Callable[[], object] | None = None,
+) -> Child:
+    """Start a program, which returns its exit code, in a process of its own."""
     talk.parent.mkdir(parents=True, exist_ok=True)
     talk.write_text("")
-    arguments = (list(words), str(talk), dict(environment), before)
-    process = CONTEXT.Process(target=_command, args=arguments)
+    process = CONTEXT.Process(target=_run, args=(program, str(talk), dict(environment), before))
     process.start()
     return Child(process, talk)
 
 
-def _command(
-    words: list[str], talk: str, environment: dict[str, str], before: Callable[[], object] | None
+def _graft(words: list[str]) -> int:
+    from graft.cli import call
+
+    return call(words)
+
+
+def _run(
+    program: Callable[[], int], talk: str, environment: dict[str, str], before: Callable[[], object] | None
 ) -> None:
     os.environ.update(environment)
     file = os.open(talk, os.O_WRONLY | os.O_APPEND)
@@ -84,9 +100,7 @@ def _command(
     torch.set_num_threads(1)
     if before is not None:
         before()
-    from graft.cli import call
-
-    code = call(words)
+    code = program()
     sys.stdout.flush()
     sys.stderr.flush()
-    sys.exit(code)
+    os._exit(code)  # nothing of the forked process is left to do, and a second signal must find nobody

@@ -38,8 +38,8 @@ Door = Callable[[Path], object]  # what is loaded from a folder, to be compared
 
 @dataclass
 class Victim:
-    """folder: whole.  other: a folder of the same files with other contents.  door: see `Door`.  first: called
-    before each use, where the door itself mends what it finds."""
+    """folder: whole.  other: a folder of the same files with other contents.  door: see `Door`.  skip: files
+    that say nothing to the door."""
 
     folder: Path
     other: Path

@@ -17,7 +17,8 @@ from typing import Any
 
 import recorder
 from cells import Cell, Fault, Outcome, counts
-from mutations import TARGETS
+from hostile_folders import adapters_target, models_target, tokenizers_target
+from hostile_rows import rows_target, templates_target
 
 from graft.errors import GraftError
 
@@ -28,6 +29,13 @@ PATIENCE = 4.0  # times SECONDS until the watchdog acts: the case is over its li
 ROOM = 4 * MEMORY  # of address space beyond what the process had; above it memory errors come
 SEEDS = Path(__file__).parent / "seeds.json"
 Target = Callable[[Path], Callable[[int], object]]  # builds what tries a case by its number
+TARGETS: dict[str, Target] = {
+    "rows": rows_target,
+    "adapters": adapters_target,
+    "models": models_target,
+    "templates": templates_target,
+    "tokenizers": tokenizers_target,
+}
 
 
 class Fuzz:

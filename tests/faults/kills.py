@@ -16,7 +16,7 @@ import recorder
 from cells import Cell, Fault, Outcome, counts
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks" / "reliability"))
-import kill  # noqa: E402
+import kill
 
 CACHED = {"OMP_NUM_THREADS": "1"}
 
@@ -44,8 +44,8 @@ class Kills:
             trial = kill.disturbed(path, self.options, random.Random(f"{self.kind} {number}"), start)
         except kill.Lost as lost:
             raise Fault(str(lost)) from None
-        names = [name for name, one, other in
-                 zip(("adapter", "metrics"), self.calm, kill.digests(place), strict=True) if one != other]  # fmt: skip
+        pairs = zip(("adapter", "metrics"), self.calm, kill.digests(place), strict=True)
+        names = [name for name, calm, killed in pairs if calm != killed]
         if names:
             raise Fault(f"{' and '.join(names)} differ after going on from {trial.resumed}")
         repeated = max(trial.repeated, default=0)

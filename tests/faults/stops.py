@@ -1,7 +1,7 @@
 """Send SIGTERM or SIGINT in every phase of a command: it must stop within ten seconds, and lose nothing.
 
-A phase is a function of the package. Some time after one of its calls began, the process gets the signal. From
-that call on every forward takes a second, so that a command that does all that it had to do is too late.
+A phase is a function of the package. Some time after one of its calls began, the process gets the signal.
+From that call on every forward takes a second, so that a command that does all that it had to do is too late.
 The exit code must be that of the signal, the words those of a stop, nothing half-written may be left, and the
 same command must then end with the bytes of an undisturbed one.
 """
@@ -63,6 +63,7 @@ def after_training(*words: str) -> Words:
 
 EXPORT = after_training("export", "RUN", "OUT", "--to", "hf", "--lossy", "--force")
 GGUF = after_training("export", "RUN", "OUT", "--to", "gguf", "--lossy", "--force")
+QUANTIZE = after_training("quantize", "RUN/../model", "OUT", "--quant", "nf4", "--force")
 EVAL = after_training("eval", "RUN")
 FORWARD = "graft.base.base:Base.hidden"
 PHASES = {
@@ -83,8 +84,7 @@ PHASES = {
     "merging": Phase("graft.base.base:Base.merge", EXPORT, 1, 0.1),
     "export": Phase("graft.shipping.export:certify", EXPORT, 1, 0.2),
     "export gguf": Phase("graft.shipping.export:certify", GGUF, 1, 0.2),
-    "quantising": Phase("graft.runs.quantise:load",
-                        after_training("quantize", "RUN/../model", "OUT", "--quant", "nf4", "--force"), 1, 0.1),
+    "quantising": Phase("graft.runs.quantise:load", QUANTIZE, 1, 0.1),
     "eval": Phase(FORWARD, EVAL, 3, 0.5),
 }  # fmt: skip
 
