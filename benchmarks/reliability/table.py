@@ -16,18 +16,18 @@ from results import Row
 
 # What a case is, by the part of the harness.
 PARTS = {
-    "crash": "The process, or the power, ends after an operation on the disk: what is found afterwards? Every "
-    "operation, in four states of the disk: all is there; bytes that were not synced are gone; half of them "
-    "are; names that were not synced are.",
+    "crash": "The process, or the power, ends after an operation on the disk: what is found afterwards? "
+    "Every operation, in four states of the disk: all is there; bytes that were not synced are gone; half of "
+    "them are; names that were not synced are.",
     "errno": "An operation on the disk fails, once or from there on (ENOSPC, EIO, EACCES, EROFS): is the "
     "error named, is what was saved still there, and does the same command go on?",
     "file size limit": "No file may grow beyond a size (RLIMIT_FSIZE), at every 64th of the largest file.",
     "flips": "One bit of one file is another: is it seen before anything is used?",
-    "cuts and swaps": "A file is cut at every 64th, deleted, swapped with another, or that of another folder.",
+    "cuts and swaps": "A file is cut at every 64th, deleted, swapped, or that of another folder.",
     "kill -9": "A run is killed again and again at random moments: does it end with the bytes of an "
     "undisturbed one? A case is a chain of kills.",
-    "signals": "SIGTERM or SIGINT in a phase: is it obeyed within ten seconds, are the words those of a stop, "
-    "is nothing half-written left, and does the same command end with the same bytes?",
+    "signals": "SIGTERM or SIGINT in a phase: is it obeyed within ten seconds, are the words those of a "
+    "stop, is nothing half-written left, and does the same command end with the same bytes?",
     "races": "Two commands with other settings into one folder: does one win, and is the folder its run?",
     "fuzz": "Hostile input: is the end an error that says what to do, within 5 seconds and 500 MiB?",
 }

@@ -55,8 +55,8 @@ def train(home: str, output: str, rate: float = 0.01, nap_s: float = 0.0) -> int
             time.sleep(nap_s)
 
     settings = TrainingArguments(
-        output_dir=output, max_steps=STEPS, per_device_train_batch_size=4, learning_rate=rate, save_steps=SAVED,
-        save_total_limit=2, logging_steps=1, report_to=[], use_cpu=True, disable_tqdm=True, seed=0,
+        output_dir=output, max_steps=STEPS, per_device_train_batch_size=4, learning_rate=rate,
+        save_steps=SAVED, save_total_limit=2, logging_steps=1, report_to=[], use_cpu=True, disable_tqdm=True, seed=0,
         dataloader_num_workers=0,
     )  # fmt: skip
     trainer = Trainer(model=model, args=settings, train_dataset=data, callbacks=[Nap()])

@@ -10,6 +10,7 @@ from typing import Any
 import crash
 import torch
 import victims
+from hostile_rows import encoded
 from mutations import as_json, damaged, mutated
 
 import graft
@@ -120,7 +121,8 @@ TOKENIZER_PARTS: list[dict[str, Any]] = [
     {"padding": {"strategy": {"Fixed": 2**40}, "direction": "Left", "pad_to_multiple_of": 2**40, "pad_id": 0,
                  "pad_type_id": 0, "pad_token": "x"}},
     {"post_processor": {
-        "type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "x", "type_id": 0}}] * 9999, "pair": [],
+        "type": "TemplateProcessing", "pair": [],
+        "single": [{"SpecialToken": {"id": "x", "type_id": 0}}] * 9999,
         "special_tokens": {"x": {"id": "x", "ids": [1] * 9999, "tokens": ["x"] * 9999}}}},
 ]  # fmt: skip
 
