@@ -65,9 +65,10 @@ def carry_out(name: str, level: str) -> None:
     log = one.RESULTS.raw / "log" / f"{name}.txt"
     log.parent.mkdir(parents=True, exist_ok=True)
     print(f"{time.strftime('%H:%M:%S')}  {name}", flush=True)
+    log.unlink(missing_ok=True)
     ended = ""
     for _ in range(TRIES):
-        with log.open("w") as file:
+        with log.open("a") as file:
             words = [sys.executable, str(Path(one.__file__)), name, level]
             environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
             process = subprocess.Popen(

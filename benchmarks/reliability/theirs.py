@@ -22,6 +22,7 @@ from cells import HARMLESS, HELD, Cell, Fault, Outcome, counts
 
 STEPS, SAVED = 12, 2
 TOOL = "transformers"
+children.CONTEXT.set_forkserver_preload(["transformers.trainer", "peft", "graft.runs.chain", "graft.cli", "victims"])
 PARTS = 16  # limits of the size of a file
 
 
@@ -56,8 +57,8 @@ def train(home: str, output: str, rate: float = 0.01, nap_s: float = 0.0) -> int
 
     settings = TrainingArguments(
         output_dir=output, max_steps=STEPS, per_device_train_batch_size=4, learning_rate=rate,
-        save_steps=SAVED, save_total_limit=2, logging_steps=1, report_to=[], use_cpu=True, disable_tqdm=True, seed=0,
-        dataloader_num_workers=0,
+        save_steps=SAVED, save_total_limit=2, logging_steps=1, report_to=[], use_cpu=True, disable_tqdm=True,
+        seed=0, dataloader_num_workers=0,
     )  # fmt: skip
     trainer = Trainer(model=model, args=settings, train_dataset=data, callbacks=[Nap()])
     last = get_last_checkpoint(output) if Path(output).exists() else None
