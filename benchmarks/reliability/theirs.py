@@ -22,7 +22,7 @@ from cells import HARMLESS, HELD, Cell, Fault, Outcome, counts
 
 STEPS, SAVED = 12, 2
 TOOL = "transformers"
-children.CONTEXT.set_forkserver_preload(["transformers.trainer", "peft", "graft.runs.chain", "graft.cli", "victims"])
+children.CONTEXT.set_forkserver_preload([*children.PRELOADED, "transformers.trainer", "peft"])
 PARTS = 16  # limits of the size of a file
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["graft.runs.chain", "graft.cli", "graft.runs.quantise", "victims"])
+PRELOADED = ["graft.runs.chain", "graft.cli", "graft.runs.quantise", "victims"]
+CONTEXT.set_forkserver_preload(PRELOADED)
 LONG_S = 300.0  # a command that takes longer hangs
 
 

@@ -39,11 +39,16 @@ class Recorder:
 
     folder: Path
     operations: list[Operation] = field(default_factory=list)
+    gone: int = 2**22 - 1  # what it says is the number of this process: in the states it is no more
     _seen: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     def __getattr__(self, name: str) -> Any:
         real = getattr(os, name)
         return self._recorded(name, real) if name in CHANGES else real
+
+    def getpid(self) -> int:
+        """Return the number of a process that does not run: temporary names may have it in them."""
+        return self.gone
 
     def _recorded(self, name: str, real: Any) -> Any:
         def call(*arguments: Any, **keywords: Any) -> Any:
