@@ -279,7 +279,7 @@ def cell(what: str, scene: Callable[[Path], Scene], small: int | None, release: 
 CELLS = [
     cell("first save", lambda f: commit_scene(f, 1), None),
     cell("later save", lambda f: commit_scene(f, 3), None),
-    cell("run", lambda f: looked_at(f, "sft"), None),
+    cell("run", lambda f: looked_at(f, "sft"), 150),
     cell("run with patience", lambda f: looked_at(f, "patience"), 0),
     cell("run that writes answers", lambda f: looked_at(f, "grpo"), 0),
     cell("run again", lambda f: resumed(f, "sft"), 2),
