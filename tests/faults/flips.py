@@ -156,8 +156,8 @@ def of_tokenizer(tokenizer: Any) -> str:
 
 
 def model_door(folder: Path) -> object:
-    """Load a model. What counts is every tensor, every setting, and its tokenizer."""
-    base = graft.load(str(folder))
+    """Load a model, or the GGUF file in its folder. Every tensor and setting counts, and its tokenizer."""
+    base = graft.load(str(next(folder.glob("*.gguf"), folder)))
     facts = base.model.config.to_dict() | base.model.generation_config.to_dict()
     facts = {
         key: value for key, value in facts.items() if key not in ("_name_or_path", "transformers_version")
