@@ -69,9 +69,8 @@ _HOME = {
     "spearman": "evaluate.agreement",
     # ipt.py: the paper's first step is no public function.
     "find_subspace": "methods.ipt",
-    # reliability/cost.py: what is measured, and the same without comparing files.
+    # reliability/cost.py: what is measured.
     "commit": "storage",
-    "as_they_are": "storage",
     "Checkpoints": "training.checkpoint",
     # reliability/errors.py damages a copy of the seedling.
     "SEEDLING": "seedling",

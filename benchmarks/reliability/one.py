@@ -5,7 +5,6 @@
 What has been tried so far is kept every few seconds, and a process that starts again goes on from there.
 """
 
-import dataclasses
 import json
 import os
 import sys
@@ -49,11 +48,11 @@ def main() -> None:
                 tally.add(stand, numbers[at])
                 if time.monotonic() - told > KEEP_S:
                     told = time.monotonic()
-                    write_raw(progress, {"done": at + 1, "of": len(numbers), **dataclasses.asdict(tally)})
+                    write_raw(progress, {"done": at + 1, "of": len(numbers), **vars(tally)})
         finally:
             stand.close()
     facts = {
-        "tool": cell.tool, "part": cell.part, "what": cell.what, "level": level, **dataclasses.asdict(tally),
+        "tool": cell.tool, "part": cell.part, "what": cell.what, "level": level, **vars(tally),
         "wall_s": tally.seconds, "load": [begun["load"], os.getloadavg()[0]], "machine": begun["machine"],
     }  # fmt: skip
     write_raw(raw, facts)

@@ -282,7 +282,7 @@ CELLS = [
     cell("run", lambda f: looked_at(f, "sft"), 150),
     cell("run with patience", lambda f: looked_at(f, "patience"), 0),
     cell("run that writes answers", lambda f: looked_at(f, "grpo"), 0),
-    cell("run again", lambda f: resumed(f, "sft"), 2),
+    cell("run again", lambda f: resumed(f, "sft"), 1),
     cell("run with patience again", lambda f: resumed(f, "patience"), 0),
     cell("run that writes answers again", lambda f: resumed(f, "grpo"), 0),
     cell("adapter", lambda f: saved(f, twice=False), None),

@@ -296,10 +296,10 @@ def limits(what: str, words: Callable[[Path, Path], list[str]], small: int = 0) 
 
 
 CELLS = [
-    fails("later save", commit, 400),
+    fails("later save", commit, 100),
     fails("run", lambda f: whole_run(f, "sft"), 10),
     fails("run that writes answers", lambda f: whole_run(f, "grpo"), 0),
-    *(fails(f"export {to}", lambda f, to=to: written(f, crash.export(to)), 24 if to == "hf" else 0)
+    *(fails(f"export {to}", lambda f, to=to: written(f, crash.export(to)), 8 if to == "hf" else 0)
       for to in ("hf", "gguf", "peft", "gguf-lora")),
     limits("run", trains),
     *(limits(f"export {to}", exports(to)) for to in ("hf", "gguf")),

@@ -151,10 +151,10 @@ def kept(target: str) -> list[int]:
 
 
 COUNTS = {
-    "rows": counts(80, 2000, 100_000),
-    "adapters": counts(60, 1000, 50_000),
-    "models": counts(20, 300, 5_000),
-    "templates": counts(10, 200, 200),
-    "tokenizers": counts(10, 200, 200),
+    "rows": counts(40, 2000, 100_000),
+    "adapters": counts(40, 1000, 50_000),
+    "models": counts(12, 300, 5_000),
+    "templates": counts(5, 200, 200),
+    "tokenizers": counts(5, 200, 200),
 }
 CELLS = [Cell("fuzz", target, lambda f, target=target: Fuzz(f, target), COUNTS[target]) for target in TARGETS]

@@ -79,5 +79,5 @@ class Races:
 
 CELLS = [
     Cell("races", "at once", lambda f: Races(f, 0.05), counts(1, 6, 50)),
-    Cell("races", "in any phase", lambda f: Races(f, 2.5), counts(1, 6, 50)),
+    Cell("races", "in any phase", lambda f: Races(f, 2.5), counts(0, 6, 50)),
 ]

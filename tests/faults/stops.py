@@ -206,7 +206,7 @@ def slow() -> None:
     Base.hidden = hidden  # type: ignore[method-assign]
 
 
-SMALL = ("preparation", "evaluation", "export")
+SMALL = ("evaluation",)
 CELLS = [
     Cell("signals", name, lambda f, phase=phase: Stops(f, phase), counts(int(name in SMALL), 4, 40))
     for name, phase in PHASES.items()
