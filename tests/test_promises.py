@@ -16,7 +16,7 @@ NAMED = re.findall(r"`(tests/[\w/]+\.py)::(\w+)(?:\[([^\]]+)\])?`", TEXT)
 
 
 @cache
-def tests_of(path: str) -> set[str]:
+def functions_of(path: str) -> set[str]:
     tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
     return {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
 
@@ -33,7 +33,7 @@ def test_each_has_a_test_or_is_said_to_be_open():
 
 @pytest.mark.parametrize(("path", "name", "case"), NAMED)
 def test_a_named_test_exists(path, name, case):
-    assert (ROOT / path).exists() and name in tests_of(path)
+    assert (ROOT / path).exists() and name in functions_of(path)
 
 
 def test_a_named_cell_has_cases_in_the_suite():

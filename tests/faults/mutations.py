@@ -17,7 +17,8 @@ VALUES: list[Any] = [
     "(", "[a-", ".*", [], {}, [[]], [None], [1, "a", {}], {"": None}, {"q_proj": 2_000_000_000}, [0] * 20_000,
     {str(number): number for number in range(5000)},
 ]  # fmt: skip
-DEEP = (50, 2000)  # lists in lists
+DEEP = "@deep@"  # stands for lists in lists, which no Python value of that depth can be written or copied
+DEPTH = 2000
 
 
 SPLINTERS = (b"\0", b"\xff\xfe", b'"', b"\n", b"{", b"[" * 3000, b"\xed\xa0\x80", b"\r")
@@ -25,16 +26,7 @@ SPLINTERS = (b"\0", b"\xff\xfe", b'"', b"\n", b"{", b"[" * 3000, b"\xed\xa0\x80"
 
 def hostile(chance: random.Random) -> Any:
     """Return a value that nobody means."""
-    at = chance.randrange(len(VALUES) + len(DEEP))
-    return copy.deepcopy(VALUES[at]) if at < len(VALUES) else nested(DEEP[at - len(VALUES)])
-
-
-def nested(depth: int) -> list[Any]:
-    """Return a list in a list in a list."""
-    value: list[Any] = []
-    for _ in range(depth):
-        value = [value]
-    return value
+    return copy.deepcopy(chance.choice([*VALUES, DEEP]))
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
@@ -79,7 +71,8 @@ def mutated(value: Any, chance: random.Random) -> Any:
 
 def as_json(value: Any, chance: random.Random) -> bytes:
     """Write a value; sometimes with damaged syntax."""
-    data = json.dumps(value, ensure_ascii=chance.random() < 0.5).encode("utf-8", "surrogatepass")
+    text = json.dumps(value, ensure_ascii=chance.random() < 0.5)
+    data = text.replace(f'"{DEEP}"', "[" * DEPTH + "]" * DEPTH).encode("utf-8", "surrogatepass")
     return damaged(data, chance) if chance.random() < 0.15 else data
 
 
