@@ -62,7 +62,7 @@ def mutated(value: Any, chance: random.Random) -> Any:
             holder[chance.choice([f"{key}_", f" {key}", str(key).upper(), ""])] = holder[key]
         elif isinstance(holder[key], int | float):
             holder[key] = chance.choice(
-                [holder[key] * 1000, -holder[key], str(holder[key]), holder[key] + 0.5]
+                [holder[key] * 1000, -holder[key], str(holder[key]), holder[key] + 1]
             )
         else:
             holder[key] = str(holder[key])
