@@ -61,9 +61,7 @@ def mutated(value: Any, chance: random.Random) -> Any:
         elif kind < 0.85 and isinstance(holder, dict):
             holder[chance.choice([f"{key}_", f" {key}", str(key).upper(), ""])] = holder[key]
         elif isinstance(holder[key], int | float):
-            holder[key] = chance.choice(
-                [holder[key] * 1000, -holder[key], str(holder[key]), holder[key] + 1]
-            )
+            holder[key] = chance.choice([holder[key] * 1000, -holder[key], str(holder[key]), holder[key] + 1])
         else:
             holder[key] = str(holder[key])
     return value
