@@ -8,7 +8,7 @@ SOURCES := src tests benchmarks examples docs
 WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
-.PHONY: setup demo quick test slow families speed check format clean
+.PHONY: setup demo quick test slow families faults speed check format clean
 
 setup: $(VENV)/ready
 
@@ -50,6 +50,13 @@ kernels: setup
 # Every family of models in the installed transformers, and the table of what works with what.
 families: setup
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/families/run.py
+
+# Every kind of fault at release level, and the table of what held: hours. Interrupted, it goes on where it was.
+# One part: `make faults FAULTS="--part crash flips"`, some minutes: `make faults FAULTS="--level quick"`.
+faults: setup
+	$(BIN)/python benchmarks/reliability/run.py $(FAULTS)
+	$(BIN)/python benchmarks/collect.py reliability
+	$(BIN)/python benchmarks/reliability/table.py
 
 # Speed and memory beside the peers: hours, on an otherwise idle machine. One row: `make speed ROWS=qlora-160m-512`.
 speed: setup

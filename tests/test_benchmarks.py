@@ -22,6 +22,7 @@ PAGES = {
     "preference": {"RESULTS.md", "own.svg"},
     "pretraining": {"RESULTS.md", "losses.svg"},
     "real": {"RESULTS.md"},
+    "reliability": {"RESULTS.md"},
     "shipping": {"RESULTS.md"},
     "speed": {"RESULTS.md", "parts.svg"},
 }

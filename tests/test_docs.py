@@ -108,7 +108,7 @@ def test_every_make_target_that_is_named_exists():
     makefile = (ROOT / "Makefile").read_text()
     for page in [*WRITTEN, ROOT / ".github/workflows/test.yml"]:
         for target in re.findall(
-            r"make (demo|test|slow|families|docs|format|setup|check|quick)\b", page.read_text()
+            r"make (demo|test|slow|families|faults|docs|format|setup|check|quick)\b", page.read_text()
         ):
             assert f"\n{target}:" in makefile, f"{page.name}: make {target}"
 

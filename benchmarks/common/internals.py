@@ -66,6 +66,9 @@ _HOME = {
     "spearman": "evaluate.agreement",
     # ipt.py: the paper's first step is no public function.
     "find_subspace": "methods.ipt",
+    # reliability/cost.py: what is measured.
+    "commit": "storage",
+    "Checkpoints": "training.checkpoint",
     # reliability/errors.py damages a copy of the seedling.
     "SEEDLING": "seedling",
 }

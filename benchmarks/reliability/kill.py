@@ -5,6 +5,9 @@ run?
     python benchmarks/reliability/kill.py --only lora-fp32 --kills 30 --seed 7
     python benchmarks/reliability/kill.py --only reward dpo ppo grpo
 
+`make faults` runs chains of all kinds, too (tests/faults/kills.py), and puts what came of them into
+results.csv.
+
 Each kind of run is done twice: once undisturbed, once killed `--kills` times, one of these inside a commit.
 Of runs that write the answers they learn from, one more is killed inside the commit of such answers. Printed
 for each: the kills, how many of them came after the first commit, how many while answers were written, the
@@ -21,8 +24,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -39,12 +44,19 @@ KINDS = {
     "lora-fp32": {"dtype": "fp32", "method": DROPOUT},
     "lora-bf16": {"dtype": "bf16", "method": DROPOUT},
     "qlora": {"method": {"name": "qlora", "r": 8}},
+    "qlora-paged": {"method": {"name": "qlora", "r": 8}, "train": {"paged_budget_mb": 0.25}},
     "full": {"dtype": "fp32", "method": {"name": "full"}},
+    "padded": {"dtype": "fp32", "method": DROPOUT, "data": {"pack": False}},
+    "pretraining": {"dtype": "fp32", "method": {"name": "full"}, "stage": "pretrain",
+                    "data": {"train": "seedling:text-held-out", "eval": 0.02, "max_length": 64}},
+    "classification": {"dtype": "fp32", "method": DROPOUT, "stage": "classify",
+                       "data": {"train": "seedling:shelves", "max_length": 64}},
     "reward": PREFERRED | {"stage": "reward"},
     "dpo": PREFERRED | {"stage": "dpo"},
     "ppo": ASKED | {"stage": {"name": "ppo", "epochs": 2, "kl_target": 1.0, **ASKED["stage"]}},
     "grpo": ASKED | {"stage": {"name": "grpo", "epochs": 2, "group": 4, **ASKED["stage"]}},
-}
+}  # fmt: skip
+Start = Callable[..., Any]  # (path, program) -> a process with poll, kill and wait, as Popen has them
 UPDATES = 4  # steps of an iteration: 2 passes over 16 prompts, 8 a step
 ONLINE = ("ppo", "grpo")
 COMMAND = "import sys; sys.argv = ['graft', 'train', {recipe!r}]\nfrom graft.cli import main; main()"
@@ -73,6 +85,10 @@ storage.commit = counted
 """
 
 
+class Lost(Exception):
+    """A killed run that cannot go on."""
+
+
 @dataclass
 class Trial:
     """A killed run.  late: kills after the first commit; writing: while answers were written; resumed: steps
@@ -88,29 +104,30 @@ class Trial:
 def recipe(folder: Path, kind: str, options: argparse.Namespace) -> Path:
     """Write the recipe of one kind into `folder` and return its path; its run is `folder/run`."""
     own = KINDS[kind]
-    learns = "stage" not in own  # from texts, so that their perplexity and samples can be told
+    learns = "stage" not in own  # from answers, so that their perplexity and samples can be told
+    writes = kind not in ("reward", "classification")
     keys = {
         "model": options.model,
         "train": {
             "epochs": 2, "max_steps": options.steps, "batch_size": 8, "micro_batch_size": 4,
             "save_every": options.save_every, "eval_every": 3 * options.save_every,
             "neftune_alpha": 2.0 if learns else 0.0,
-            "samples": [] if kind == "reward" else ["Describe: name: Alto"], "sample_tokens": 8,
+            "samples": ["Describe: name: Alto"] if writes else [], "sample_tokens": 8,
         },
         "evaluate": {"limit": 16} | ({"metrics": ["perplexity"]} if learns else {}),
         "output": str(folder / "run"),
     }  # fmt: skip
     rows = {"train": options.data, "eval": 0.02, "limit": options.steps * 8, "max_length": 192}
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     path = folder / "recipe.yaml"
-    path.write_text(yaml.safe_dump(keys | own | {"data": rows | own.get("data", {})}))
+    laid_over = {"data": rows | own.get("data", {}), "train": keys["train"] | own.get("train", {})}
+    path.write_text(yaml.safe_dump(keys | own | laid_over))
     return path
 
 
-def start(path: Path, inside: int = 0, where: str = "checkpoints") -> subprocess.Popen:
-    """Start `graft train RECIPE`, its output in `talk.txt`; inside: it dies at that operation of its second
-    commit to this folder."""
-    code = (INSIDE.format(k=inside, where=where) if inside else "") + COMMAND.format(recipe=str(path))
+def start(path: Path, before: str = "") -> subprocess.Popen:
+    """Start `graft train RECIPE`, its output in `talk.txt`.  before: a program that it runs first."""
+    code = before + COMMAND.format(recipe=str(path))
     with open(path.parent / "talk.txt", "w") as talk:
         return subprocess.Popen([sys.executable, "-c", code], stdout=talk, stderr=talk)
 
@@ -139,7 +156,7 @@ def writes(folder: Path) -> bool:
     return not step and not (folder / "run" / "rollouts" / f"{iteration:06d}").exists()
 
 
-def kill(process: subprocess.Popen, folder: Path, target: int, pause_s: float) -> bool:
+def kill(process: Any, folder: Path, target: int, pause_s: float) -> bool:
     """Kill the process some time after it wrote step `target`; return False if the run ended before."""
     begun = resumed_from if has_checkpoint(folder) else steps_done
     while process.poll() is None and not (begun(folder) and steps_done(folder) >= target):
@@ -149,8 +166,11 @@ def kill(process: subprocess.Popen, folder: Path, target: int, pause_s: float) -
     return process.wait() == -9
 
 
-def disturbed(path: Path, options: argparse.Namespace, chance: random.Random) -> Trial:
-    """Start the run of `path` and kill it again and again, then let it finish."""
+def disturbed(path: Path, options: argparse.Namespace, chance: random.Random, start: Start = start) -> Trial:
+    """Start the run of `path` and kill it again and again, then let it finish.
+
+    start: starts the run of a path, after a program. Raises Lost if the run could not go on.
+    """
     trial = Trial()
     folder = path.parent
     online = folder.parent.name in ONLINE
@@ -162,7 +182,7 @@ def disturbed(path: Path, options: argparse.Namespace, chance: random.Random) ->
     for number in range(options.kills):
         before = steps_done(folder)
         if number in inside:
-            process = start(path, chance.randrange(2, 12), inside[number])
+            process = start(path, INSIDE.format(k=chance.randrange(2, 12), where=inside[number]))
             killed = process.wait() == -9
         else:
             process = start(path)
@@ -176,7 +196,7 @@ def disturbed(path: Path, options: argparse.Namespace, chance: random.Random) ->
         trial.writing += online and writes(folder)
     before = steps_done(folder)
     if start(path).wait() != 0:
-        sys.exit(f"{path.parent.name}: the run could not go on\n{(folder / 'talk.txt').read_text()[-2000:]}")
+        raise Lost(f"the run could not go on: {(folder / 'talk.txt').read_text()[-2000:]}")
     note(trial, folder, before)
     return trial
 

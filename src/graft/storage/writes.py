@@ -139,7 +139,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     After an error the temporary folder is removed and an older `path` is as before. A crash between the two
     renames leaves no `path`: replace only folders that their owner can write again.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temporary = beside(path)
     old = temporary.with_name(f"{temporary.name}-old")
     held = None
@@ -186,6 +186,15 @@ def replace(path: Path, data: bytes) -> None:
     """Replace the contents of a file."""
     with new_file(path) as temporary:
         write(temporary, data)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it that are missing; their names last like what is written into them."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in missing:
+        with contextlib.suppress(PermissionError):  # one may write into a folder that one may not read
+            sync(folder.parent)
 
 
 def beside(path: Path) -> Path:
