@@ -112,9 +112,9 @@ def test_an_output_has_one_writer_and_no_lock_stays_beside_it(tmp_path):
 
 
 def test_what_another_process_has_written_in_between_is_not_replaced(tmp_path, monkeypatch):
-    from graft.storage import writes
+    from graft.storage import outputs
 
-    out, refuse, calls = tmp_path / "out", writes.refuse_occupied, []
+    out, refuse, calls = tmp_path / "out", outputs.refuse_occupied, []
 
     def first_look(path, *, force):
         refuse(path, force=force)
@@ -123,7 +123,7 @@ def test_what_another_process_has_written_in_between_is_not_replaced(tmp_path, m
             (out / "file").write_text("theirs")
         calls.append(path)
 
-    monkeypatch.setattr(writes, "refuse_occupied", first_look)
+    monkeypatch.setattr(outputs, "refuse_occupied", first_look)
     with pytest.raises(UsageError, match="exists"), output_folder(out, force=False):
         pass
     assert (out / "file").read_text() == "theirs"

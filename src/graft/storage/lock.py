@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from graft.errors import CheckpointError, GraftError, UsageError
+from graft.storage.writes import make_folder
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ def locked(folder: Path, lock: Lock | None = None) -> Iterator[Lock]:
         yield lock
         return
     new = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     file = folder / ".lock"
     busy = CheckpointError(
         f"{folder} is in use",
@@ -61,7 +62,7 @@ def output_locked(path: Path) -> Iterator[None]:
 
     Raises UsageError, naming the holder, if somebody else is writing it.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     file = path.with_name(f".{path.name}.lock")
     busy = UsageError(
         f"{path} is being written", "one process per output", "wait until it ends, or choose another name"
