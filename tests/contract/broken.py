@@ -193,10 +193,10 @@ class LeavesWhenCompiled(Sound):
 
 
 @dataclass(frozen=True)
-class KeyedByNumbers(Sound):
-    """JSON turns the keys of its setting into strings."""
+class NestsPairs(Sound):
+    """JSON turns the pairs of its setting into lists."""
 
-    gains: dict[int, float] = field(default_factory=lambda: {1: 0.5})  # by layer
+    pairs: tuple[tuple[int, int], ...] = ((1, 2),)  # of layers
 
 
 class Marked(Scale):
@@ -241,7 +241,7 @@ BROKEN: dict[type[Method], Any] = {
     ChecksOutHalf: "checkpoint_state_restores",
     CountsItsForwards: "checkpointing_changes_nothing",
     LeavesWhenCompiled: "compiled_equals_eager",
-    KeyedByNumbers: "config_survives_json",
+    NestsPairs: "config_survives_json",
     DrawsFromElsewhere: "seed_decides_everything",
     WidensTheAnswer: "outputs_keep_their_dtype",
 }

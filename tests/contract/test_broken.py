@@ -21,7 +21,7 @@ def registered(monkeypatch):
         return Sound if name == "broken" else classes.get(name) or find_installed(name)
 
     monkeypatch.setattr(registry, "find", find)
-    monkeypatch.setattr(registry, "names", lambda: list(classes))
+    monkeypatch.setattr(registry, "names", lambda: ["broken", *classes])
 
 
 def broken_laws(method, laws):

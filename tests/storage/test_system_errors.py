@@ -227,13 +227,15 @@ def waiting(out):
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_e27_what_a_killed_export_left_is_swept_by_the_next_and_that_of_a_living_one_is_not(how, tmp_path):
-    living, killed, other = waiting(tmp_path / "out"), waiting(tmp_path / "out"), waiting(tmp_path / "outer")
+    killed, other = waiting(tmp_path / "out"), waiting(tmp_path / "outer")
     for child in (killed, other):
         child.send_signal(how)
         child.wait(60)
-    assert len(list(tmp_path.glob(".tmp-out-*"))) == 2
-    with storage.output_folder(tmp_path / "out", force=False) as folder:
-        storage.write(folder / "a", b"1")
+    living = waiting(tmp_path / "out")  # it sweeps what the killed one left
+    assert [int(path.name.split("-")[2]) for path in tmp_path.glob(".tmp-out-*")] == [living.pid]
+    with pytest.raises(UsageError, match="is being written by process"):
+        with storage.output_folder(tmp_path / "out", force=False):
+            pass
     assert [int(path.name.split("-")[2]) for path in tmp_path.glob(".tmp-out-*")] == [living.pid]
     assert list(tmp_path.glob(".tmp-outer-*"))  # of another output
     living.kill(), living.wait(60)

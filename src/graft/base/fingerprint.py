@@ -88,7 +88,8 @@ def settings_of(model: Any) -> dict[str, Any]:
         getattr(model, "hf_quantizer", None), "pre_quantized", False
     ):  # else the run's settings say it
         settings["quantization"] = {key: packed.get(key) for key in ("scheme", "block", "double")}
-    plain = json.loads(json.dumps(settings, default=str))
+    # A certificate is plain JSON, which has no infinity.
+    plain = json.loads(json.dumps(settings, default=str), parse_constant=str)
     return {f"{key} of the base": value for key, value in _flat(plain).items()}
 
 

@@ -25,15 +25,21 @@ def verify(
     """Compare files with their digests; of a merged or exported folder, measure its answers again, too.
 
     Measuring needs the base and the adapters where they were. Files of other programs have no digests and are
-    not checked. Exit code 1 if something differs.
+    not checked. Exit code 1 if something differs, 2 if there is nothing to compare.
     """
     if not any((folder / name).is_file() for name in KNOWN) and not any(folder.glob("*/recipe.yaml")):
         what = "holds no adapter, no run and no model" if folder.is_dir() else "is no folder"
         raise UsageError(f"{folder} {what}", "a folder that Graft wrote", "check the path")
-    from graft.shipping.verify import DIFFERS
+    from graft.shipping.verify import DIFFERS, UNKNOWN
     from graft.shipping.verify import verify as check  # torch costs seconds
 
     checks = check(folder)
+    if all(one.state == UNKNOWN for one in checks):
+        raise UsageError(
+            f"{folder} has no digests: nothing in it can be compared",
+            "what Graft saved, exported or quantised",
+            "compare the files of another program with the digests that it gives",
+        )
     differs = any(one.state == DIFFERS for one in checks)
     if json:
         facts = [{"what": one.what, "state": one.state, "finding": one.finding} for one in checks]

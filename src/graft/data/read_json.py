@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import IO, Any
 
 from graft.data.rows import DEPTH, BadRow, Record, Reject, require_shallow
+from graft.sizes import size
 
 SAVE_AS_UTF8 = "save the file as UTF-8; it may be in Windows-1252 (Latin-1) now"
 # The first line of a file whose values take several lines each, or that is one array of objects.
@@ -25,7 +26,7 @@ def json_lines(name: str, stream: IO[bytes]) -> Iterator[Record | Reject]:
         if len(line) > ROW:
             while line and not line.endswith(b"\n"):
                 line = stream.readline(ROW)
-            detail = f"it has more than {ROW >> 20} MiB"
+            detail = f"it has more than {size(ROW)}"
             yield Reject(f"{name}:{number}", "row too long", detail, "split the row")
             begun = True
             continue

@@ -20,6 +20,7 @@ from jinja2.exceptions import SecurityError, TemplateError
 
 from graft.data.rows import BadRow
 from graft.data.turns import OTHER_TEMPLATE
+from graft.sizes import size
 
 try:
     import resource
@@ -68,7 +69,7 @@ class Sandbox:
         except TooMuch:
             raise
         except MemoryError:
-            raise TooMuch(f"needs more than {self._room >> 20} MiB of memory") from None
+            raise TooMuch(f"needs more than {size(self._room)} of memory") from None
         except RecursionError:
             detail = "it calls itself without an end, or its values are nested too deeply"
         except Exception as error:  # whatever a template provokes, the answer is the same

@@ -5,6 +5,7 @@ import io
 from pathlib import Path
 
 from graft.errors import DataError
+from graft.sizes import size
 
 RATIO = 100  # bytes that text unpacks to, for each packed one; JSON Lines with the same keys: 20
 SMALL = 1 << 27  # bytes that any file may unpack to
@@ -37,7 +38,7 @@ class _Counted(io.RawIOBase):
         self._read += len(part)
         if self._read > self._most:
             raise DataError(
-                f"{self._path} unpacks to more than {self._most >> 20:,} MiB, {RATIO} times what it has",
+                f"{self._path} unpacks to more than {size(self._most)}, {RATIO} times what it has",
                 "rows of text, which pack to a tenth",
                 "unpack it yourself if it is right, and name the unpacked file",
             )

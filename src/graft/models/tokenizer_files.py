@@ -18,6 +18,7 @@ from typing import Any
 
 from graft.errors import ModelError
 from graft.models.files import read_object
+from graft.sizes import size
 
 ADDED = 1 << 17  # tokens beside the vocabulary; models of speech add 65,536
 DENSE = 1 << 12  # added tokens of more than this follow the vocabulary without a gap, or they take minutes
@@ -152,7 +153,7 @@ def _try(file: Path) -> None:
     done = subprocess.run(command, capture_output=True, env=quiet)
     if done.returncode:
         said = done.stderr.decode(errors="replace").strip().split("\n")[-1]
-        what = said if done.returncode > 0 else f"it takes more than {SECONDS} s or {ROOM >> 20} MiB"
+        what = said if done.returncode > 0 else f"it takes more than {SECONDS} s or {size(ROOM)}"
         raise _strange(file, f"a tokenizer that cannot encode a few words ({what:.200})", "one that can")
 
 

@@ -215,6 +215,7 @@ class Traced:
             if len(configs) > 1:
                 warnings.simplefilter("ignore", Notice)  # of blocks left out; the run speaks of the whole
             self._sketches = [_Attached(each, methods, stage, loading) for each in configs]
+        self.taken = self._sketches[0].taken  # positions of the context
         self.steps = 0  # that were run, on all sketches
 
     def cost(self, step: Step, *, training: bool = True) -> Cost:
@@ -290,6 +291,7 @@ class _Attached:
                 known.append(parameter.grad)
             self._known = known
             base.probe()  # as `load` does: it is no part of the step
+            self.taken = base.positions(["plan"])
 
     def cost(self, step: Step, training: bool) -> Cost:
         base = self._base

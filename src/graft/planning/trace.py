@@ -62,6 +62,9 @@ def trace(
     held = held_by(config, methods, stage, shape.optimizer, shape.budget, loading)
     traced = Traced(config, methods, stage, uniform=held.uniform, **loading)
     run = traced.cost(shape.step())
+    limit = context_length(config)
+    if limit is not None:
+        limit -= traced.taken
     plain = replace(shape, checkpointing=False)
     return Facts(
         base=config.model_type,
@@ -75,7 +78,7 @@ def trace(
         rank=next((method.r for method in methods if hasattr(method, "r")), 0),
         quantisable=all(method.quantisable for method in methods),
         run=run,
-        law=Law(0.0, 0.0, 0.0) if brief else _law(traced, shape, context_length(config)),
+        law=Law(0.0, 0.0, 0.0) if brief else _law(traced, shape, limit),
         recomputed=run if shape.checkpointing else traced.cost(replace(shape, checkpointing=True).step()),
         evaluation=traced.cost(plain.step(_read_at_once(shape)), training=False),
         beside=shape.beside,
@@ -85,7 +88,7 @@ def trace(
 
 
 def _law(traced: Traced, shape: Shape, limit: int | None) -> Law:
-    """Return how the bytes of a step grow.  limit: tokens that the model reads, None for any number."""
+    """Return how the bytes of a step grow.  limit: tokens that fit into its positions, None for any number."""
     length = shape.length if limit is None or 2 * shape.length <= limit else max(shape.length // 2, 1)
     # Logits exist for one chunk of positions at a time: from so many rows on, each costs the same.
     rows = max(shape.rows, -(-CHUNK // length))

@@ -16,6 +16,7 @@ from graft.data import Prepared
 from graft.data.encode import Examples
 from graft.errors import AdapterError, CheckpointError, UsageError, notice
 from graft.recipe import Recipe, read
+from graft.recipe.chain import stages_in
 from graft.training.checkpoint import same_run
 
 # Settings that may differ between two starts of a run: they change speed, memory or what is written or said,
@@ -101,8 +102,8 @@ def require_same_settings(folder: Path, chosen: Recipe) -> None:
     """
     if not (folder / "recipe.yaml").exists():
         return
-    now, before = _settings(chosen), _before(folder)
-    if not before and (recorded := _recipe_in(folder)) is not None:
+    now, before, recorded = _settings(chosen), _before(folder), _recipe_in(folder)
+    if not before and recorded is not None:
         before = _settings(recorded)
     for key in ADAPTERS if chosen.adapter is None else ("method", *ADAPTERS):
         now.pop(key, None)  # what an adapter is, and holds, is compared when it is loaded
@@ -125,14 +126,26 @@ def as_begun(chosen: Recipe) -> Recipe:
 
 
 def _recipe_in(folder: Path) -> Recipe | None:
-    """Return the recipe in a run's folder; None if there is none, or if it is damaged."""
+    """Return the recipe in a run's folder; None if there is none, or if it is damaged.
+
+    Raises UsageError if the folder is that of several stages.
+    """
     if not (folder / "recipe.yaml").exists():
         return None
     try:
         return read(folder)
     except UsageError as error:
+        if _is_chain(folder):
+            raise
         notice(f"{error.given}: it is written again, and the run compared with its other records")
         return None
+
+
+def _is_chain(folder: Path) -> bool:
+    try:
+        return bool(stages_in(folder))
+    except UsageError:  # damaged
+        return False
 
 
 def claim(folder: Path, identity: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from graft.errors import CheckpointError, GraftError, UsageError
-from graft.storage.writes import make_folder
+from graft.storage.writes import make_folder, short
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def output_locked(path: Path) -> Iterator[None]:
     Raises UsageError, naming the holder, if somebody else is writing it.
     """
     make_folder(path.parent)
-    file = path.with_name(f".{path.name}.lock")
+    file = path.with_name(f".{short(path.name)}.lock")
     busy = UsageError(
         f"{path} is being written", "one process per output", "wait until it ends, or choose another name"
     )

@@ -6,7 +6,7 @@
 import hashlib
 
 _START, _END = b'{"sha256": "', b'",'
-_HEX = 64
+HEX = 64  # letters of a digest
 
 
 def seal(body: bytes) -> bytes:
@@ -25,5 +25,5 @@ def unseal(raw: bytes) -> bytes | None:
     b'{"a": 1}'
     >>> unseal(seal(b'{"a": 1}').replace(b"1}", b"2}"))
     """
-    body = b"{" + raw[len(_START) + _HEX + len(_END) :]
+    body = b"{" + raw[len(_START) + HEX + len(_END) :]
     return body if raw == seal(body) else None

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from graft.errors import CheckpointError, GraftError, notice
 from graft.storage.disk import TEMPORARY, number_of
-from graft.storage.seals import seal, unseal
+from graft.storage.seals import HEX, seal, unseal
 
 if TYPE_CHECKING:
     import torch
@@ -51,10 +51,12 @@ def write_record(path: Path, facts: Mapping[str, Any], *, sort: bool = False) ->
 def read_record(path: Path) -> dict[str, Any] | None:
     """Return the values of `write_record`; None if there is no such file.
 
+    Records of an older Graft have no digest, and are taken as they are.
     Raises CheckpointError if the file cannot be read, or was changed after it was written.
     """
     try:
-        body = unseal(path.read_bytes())
+        raw = path.read_bytes()
+        body = unseal(raw) or _of_before(raw)
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -62,6 +64,17 @@ def read_record(path: Path) -> dict[str, Any] | None:
     if body is None:
         raise _damaged(path, "is not as graft wrote it")
     return dict(json.loads(body))
+
+
+def _of_before(raw: bytes) -> bytes | None:
+    """Return a record that was never sealed; None for anything else, a seal that does not fit among it."""
+    try:
+        body = json.loads(raw)
+        first = next(iter(body.values()))
+    except (ValueError, AttributeError, StopIteration, RecursionError):
+        return None
+    sealed = "sha256" in body or (isinstance(first, str) and len(first) == HEX)
+    return None if sealed else raw
 
 
 def _damaged(path: Path, state: str) -> CheckpointError:
@@ -199,12 +212,12 @@ def make_folder(path: Path) -> None:
 
 def beside(path: Path) -> Path:
     """Return the path of a new temporary file or folder beside `path`, which `sweep` knows."""
-    return path.with_name(f"{_TEMPORARY}{_stem(path)}-{os.getpid()}-{uuid.uuid4().hex}")
+    return path.with_name(f"{_TEMPORARY}{short(path.name)}-{os.getpid()}-{uuid.uuid4().hex}")
 
 
-def _stem(path: Path) -> str:
-    """Return a file's name for its temporary one, which may not be longer than a name can be."""
-    return path.name.encode(errors="surrogateescape")[:160].decode(errors="ignore")
+def short(name: str) -> str:
+    """Return the beginning of a file's name, for names that are made of it: they may have 255 bytes."""
+    return name.encode(errors="surrogateescape")[:160].decode(errors="ignore")
 
 
 def rename(path: Path, new: Path) -> None:
@@ -263,7 +276,7 @@ def sweep_beside(path: Path) -> None:
     """
     for entry in path.parent.glob(f"{_TEMPORARY}*") if path.parent.is_dir() else ():
         match = TEMPORARY.fullmatch(entry.name)
-        if match is None or match[1] != _stem(path) or not entry.is_dir() or _alive(int(match[2])):
+        if match is None or match[1] != short(path.name) or not entry.is_dir() or _alive(int(match[2])):
             continue
         with contextlib.suppress(OSError):  # another process may sweep at the same time
             held = hold(entry)
