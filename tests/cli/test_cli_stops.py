@@ -14,7 +14,7 @@ EXIT = {15: 143, 2: 130}
 SHIPPING = "graft.shipping.export"
 # (words, the function in which the signal arrives); {home} is the folder of the fixture.
 VERBS = [
-    ("plan {home}/recipe.yaml", "graft.planning.plan:plan"),
+    ("plan {home}/recipe.yaml data.max_length=40", "graft.planning.plan:_traced"),
     ("eval {home}/run", "graft.runs.open:load_base"),
     ("eval {home}/run", "graft.runs.score:before_after"),
     ("eval {home}/run --metric exact_match", "graft.generate.generate:complete"),

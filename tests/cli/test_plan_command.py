@@ -6,13 +6,14 @@ import pytest
 from transformers import LlamaConfig
 
 from graft.cli import call
-from graft.planning import usual
+from graft.planning import plan, usual
 from models import CONFIGS
 
 
 @pytest.fixture
 def words(tmp_path, monkeypatch):
     monkeypatch.setenv("GRAFT_CACHE", str(tmp_path / "cache"))  # no speeds are known there
+    monkeypatch.setattr(plan, "_rates", lambda dtype: None)  # nor by an earlier test
     monkeypatch.chdir(tmp_path)
     LlamaConfig(**CONFIGS["llama"]).save_pretrained(tmp_path / "model")
     return ["plan", "--model", "model", "dtype=fp32", "data.max_length=32", "train.max_steps=10"]

@@ -1,7 +1,7 @@
 """Methods with one defect each: what the laws are there to catch."""
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch

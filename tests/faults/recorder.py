@@ -28,6 +28,7 @@ CHANGES = (
     "open", "mkdir", "write", "fsync", "fdatasync", "rename", "replace", "unlink", "remove", "rmdir", "link",
     "symlink", "truncate", "ftruncate",
 )  # fmt: skip
+GONE = 2**22 - 1  # a process that does not run: whose states are looked at is no more
 IGNORED = (".lock", ".owner.json")  # they serve a process that lives
 
 Operation = tuple[str, str, Any]  # kind, path inside the folder, contents or a second path
@@ -39,7 +40,6 @@ class Recorder:
 
     folder: Path
     operations: list[Operation] = field(default_factory=list)
-    gone: int = 2**22 - 1  # what it says is the number of this process: in the states it is no more
     _seen: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     def __getattr__(self, name: str) -> Any:
@@ -48,7 +48,7 @@ class Recorder:
 
     def getpid(self) -> int:
         """Return the number of a process that does not run: temporary names may have it in them."""
-        return self.gone
+        return GONE
 
     def _recorded(self, name: str, real: Any) -> Any:
         def call(*arguments: Any, **keywords: Any) -> Any:

@@ -233,9 +233,11 @@ def test_e27_what_a_killed_export_left_is_swept_by_the_next_and_that_of_a_living
         child.wait(60)
     living = waiting(tmp_path / "out")  # it sweeps what the killed one left
     assert [int(path.name.split("-")[2]) for path in tmp_path.glob(".tmp-out-*")] == [living.pid]
-    with pytest.raises(UsageError, match="is being written by process"):
-        with storage.output_folder(tmp_path / "out", force=False):
-            pass
+    with (
+        pytest.raises(UsageError, match="is being written by process"),
+        storage.output_folder(tmp_path / "out", force=False),
+    ):
+        pass
     assert [int(path.name.split("-")[2]) for path in tmp_path.glob(".tmp-out-*")] == [living.pid]
     assert list(tmp_path.glob(".tmp-outer-*"))  # of another output
     living.kill(), living.wait(60)

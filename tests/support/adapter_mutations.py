@@ -69,7 +69,7 @@ def write_seeds(folder: Path, base: Base) -> list[Path]:
 
 
 def without_digests(folder: Path) -> Path:
-    """Take the digests out of an adapter that Graft saved, as in files of before: they would see any change."""
+    """Take the digests, which would see any change, out of an adapter that Graft saved."""
     file = folder / WEIGHTS
     with safe_open(file, "pt") as opened:
         facts = json.loads(opened.metadata()["graft"])

@@ -88,7 +88,7 @@ def trace(
 
 
 def _law(traced: Traced, shape: Shape, limit: int | None) -> Law:
-    """Return how the bytes of a step grow.  limit: tokens that fit into its positions, None for any number."""
+    """Return how the bytes of a step grow.  limit: tokens that its positions hold, None for any number."""
     length = shape.length if limit is None or 2 * shape.length <= limit else max(shape.length // 2, 1)
     # Logits exist for one chunk of positions at a time: from so many rows on, each costs the same.
     rows = max(shape.rows, -(-CHUNK // length))

@@ -81,6 +81,8 @@ class Trainer:
         is in use.
         """
         with storage.locked(self.folder, self.lock), obeyed():
+            storage.sweep(self.folder)
+            storage.sweep(self.folder / "checkpoints")
             finished = self._finished()
             if finished is not None:
                 return finished
@@ -111,8 +113,6 @@ class Trainer:
     def _open(self) -> Iterator[None]:
         """Open the run's files, build the optimizer and set the base's switches; undo it after the block."""
         base = self.base
-        storage.sweep(self.folder)
-        storage.sweep(self.folder / "checkpoints")
         self.log = RunLog(self.folder, base.device, self.observer)
         self.checkpoints = Checkpoints(self.folder, self.task.identity, self.settings.keep, self.log.warn)
         self.optimizer = self._optimizer()
