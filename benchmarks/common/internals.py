@@ -71,6 +71,8 @@ _HOME = {
     "Checkpoints": "training.checkpoint",
     # reliability/errors.py damages a copy of the seedling.
     "SEEDLING": "seedling",
+    # What is compared with its digests while it is loaded.
+    "as_they_are": "storage",
 }
 _INSIDE = {"SEEDLING": "FOLDER"}  # what it is called there
 
