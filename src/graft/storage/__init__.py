@@ -4,6 +4,7 @@ who may write, and when a signal may stop it."""
 from graft.storage.commits import (
     MANIFEST,
     commit,
+    discard,
     latest,
     quarantine,
     rotate,
@@ -46,6 +47,7 @@ __all__ = [
     "clear",
     "commit",
     "digest",
+    "discard",
     "encode",
     "free_bytes",
     "is_comparing",

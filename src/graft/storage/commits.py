@@ -153,11 +153,16 @@ def rotate(folder: Path, keep: int, spare: Iterable[int] = (), warn: Callable[[s
     spared = set(spare)
     for step, checkpoint in steps(folder)[max(keep, 1) :]:
         if step not in spared:
-            # Renamed first: a crash in the middle leaves rubbish that `sweep` knows, not half a checkpoint.
-            rubbish = beside(checkpoint)
-            try:
-                rename(checkpoint, rubbish)
-            except OSError as error:
-                warn(f"{checkpoint} is no longer kept and cannot be removed ({error.strerror or error})")
-                continue
-            clear(rubbish, warn)
+            discard(checkpoint, warn)
+
+
+def discard(folder: Path, warn: Callable[[str], None] = notice) -> None:
+    """Remove a committed folder; where the system does not let it go, `warn` is told, and nothing is lost."""
+    # Renamed first: a crash in the middle leaves rubbish that `sweep` knows, not half a folder.
+    rubbish = beside(folder)
+    try:
+        rename(folder, rubbish)
+    except OSError as error:
+        warn(f"{folder} is no longer kept and cannot be removed ({error.strerror or error})")
+        return
+    clear(rubbish, warn)

@@ -9,7 +9,6 @@ the same again: the draws follow from the seed and the number of the iteration.
 """
 
 import json
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -144,7 +143,7 @@ class Rollouts(Source):
         first = self._number(step) - 1  # the next iteration reads what this one remembers
         for path in (self.folder / FOLDER).glob("[0-9]*"):
             if path.name.isdecimal() and int(path.name) < first:
-                shutil.rmtree(path, ignore_errors=True)
+                storage.discard(path)
 
     def _number(self, step: int) -> int:
         """Return the number of the iteration to which a step belongs."""
