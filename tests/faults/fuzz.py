@@ -104,6 +104,7 @@ def serve(pipe: Any, target: str, folder: str) -> None:
     attempt = TARGETS[target](place)
     space = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (space + ROOM, resource.RLIM_INFINITY))
+    gc.collect(), gc.freeze()  # what stays is not looked at again for each case
     pipe.send("ready")
     while True:
         try:
