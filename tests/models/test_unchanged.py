@@ -154,6 +154,15 @@ def test_a_certificate_of_another_program_says_nothing(folder, text):
     load(copy)
 
 
+def test_a_certificate_that_changed_its_name_with_another_file_is_missed(folder):
+    copy = folder("hf")
+    names = [copy / "certificate.json", copy / "generation_config.json", copy / "between"]
+    for name, new in ((0, 2), (1, 0), (2, 1)):
+        names[name].rename(names[new])
+    with pytest.raises(ModelError, match=r"certificate.json is damaged, or was changed"):
+        load(copy)
+
+
 def test_a_certificate_without_a_seal_is_read_as_older_ones_are(folder):
     copy = folder("hf")
     facts = json.loads((copy / "certificate.json").read_text())

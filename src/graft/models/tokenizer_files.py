@@ -90,6 +90,8 @@ def _check_count(file: Path, key: str, tokens: Any) -> None:
 def _check_program(file: Path) -> None:
     facts = read_object(file)
     added = facts.get("added_tokens") or []
+    if not isinstance(added, list):
+        raise _strange(file, f"added_tokens {added!r:.40}", "a list of tokens")
     _check_count(file, "added_tokens", added)
     vocabulary = (facts.get("model") or {}).get("vocab") if isinstance(facts.get("model"), dict) else None
     if len(added) > DENSE and isinstance(vocabulary, list | dict):

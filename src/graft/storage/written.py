@@ -112,6 +112,8 @@ def _listed(path: Path, error: type[GraftError]) -> dict[str, str] | None:
     except (ValueError, RecursionError):
         _refuse(path, error)
     if not _is_ours(path.name, facts):
+        if _lies_elsewhere(path):
+            _refuse(path, error)
         return None
     if path.name == MANIFEST:
         try:
@@ -124,6 +126,15 @@ def _listed(path: Path, error: type[GraftError]) -> dict[str, str] | None:
         _refuse(path, error)
     files: dict[str, str] = certificate["files"]
     return files
+
+
+def _lies_elsewhere(path: Path) -> bool:
+    """Return whether the record that belongs here has the name of another file of its folder."""
+    for file in path.parent.glob("*.json"):
+        with contextlib.suppress(OSError, ValueError, RecursionError):
+            if file.name not in KEYS and _is_ours(path.name, read_json(file)):
+                return True
+    return False
 
 
 def unsealed(raw: bytes) -> dict[str, Any] | None:
