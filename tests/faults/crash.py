@@ -213,7 +213,7 @@ def written(folder: Path, write: Write, *, twice: bool) -> Scene:
             states.append(victims.contents(folder / "recorded" / "out"))
 
     def judge(state: Path, count: int) -> None:
-        storage.writes.sweep_beside(state / "out")  # as the next one who writes there does
+        storage.refuse_occupied(state / "out", force=True)  # sweeps, as for the next one who writes there
         found = victims.contents(state / "out") if (state / "out").exists() else {}
         if found not in states[-2:]:
             what = "a mixture" if found else "neither the new nor the old"

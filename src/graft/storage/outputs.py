@@ -68,6 +68,7 @@ def require_writable(path: Path, typed: Path | None = None) -> None:
         raise UsageError(f"{str(path)[:80]!r} cannot be a path", expected, "choose another one")
     with named_errors("while looking for it", typed):
         folder = _folder_above(path, typed)
+    writes.sweep_beside(folder / "probe")  # that a process could not remove
     probe = writes.beside(folder / "probe")
     with named_errors("while trying to write there", typed):
         try:

@@ -269,14 +269,17 @@ def sweep(folder: Path) -> None:
 
 
 def sweep_beside(path: Path) -> None:
-    """Remove the temporary folders that killed processes left beside `path`; those of living ones stay.
+    """Remove the temporary files and folders that killed processes left beside `path`; others stay.
 
-    A living process holds its folder locked, and its number is in the name. Where a process was killed
-    between its two renames, `path` gets its older contents back.
+    The number of a process is in the name, and a living one holds its folder locked. Where a process was
+    killed between its two renames, `path` gets its older contents back.
     """
     for entry in path.parent.glob(f"{_TEMPORARY}*") if path.parent.is_dir() else ():
         match = TEMPORARY.fullmatch(entry.name)
-        if match is None or match[1] != short(path.name) or not entry.is_dir() or _alive(int(match[2])):
+        if match is None or match[1] != short(path.name) or _alive(int(match[2])):
+            continue
+        if not entry.is_dir():
+            clear(entry, notice)
             continue
         with contextlib.suppress(OSError):  # another process may sweep at the same time
             held = hold(entry)
