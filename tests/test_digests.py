@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import xxhash
 
 from graft import storage
 from graft.storage import digests
@@ -19,13 +20,13 @@ def reads(tmp_path, monkeypatch):
     """The names of the files that are hashed; the cache is an empty folder."""
     monkeypatch.setenv("GRAFT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(digests, "SETTLED_NS", -1)
-    names, real = [], hashlib.file_digest
+    names, real = [], digests._hashed
 
     def counted(file, kind):
         names.append(os.path.basename(file.name))
         return real(file, kind)
 
-    monkeypatch.setattr(hashlib, "file_digest", counted)
+    monkeypatch.setattr(digests, "_hashed", counted)
     return names
 
 
@@ -43,6 +44,19 @@ def sha256(path):
 def test_a_file_is_hashed_once_while_it_is_the_same(file, reads):
     assert [known_digest(file) for _ in range(3)] == [sha256(file)] * 3
     assert reads == ["weights"]
+
+
+@pytest.mark.parametrize("content", [b"", b"abc", bytes(range(256)) * 5000])
+def test_both_kinds_are_those_of_their_libraries(content, tmp_path):
+    (tmp_path / "file").write_bytes(content)
+    assert storage.digest(tmp_path / "file") == hashlib.sha256(content).hexdigest()
+    assert storage.digest(tmp_path / "file", "xxh3") == xxhash.xxh3_128_hexdigest(content)
+
+
+def test_the_kinds_of_one_file_are_remembered_apart(file, reads):
+    assert known_digest(file, "xxh3") == xxhash.xxh3_128_hexdigest(file.read_bytes())
+    assert [known_digest(file), known_digest(file, "xxh3")] == [sha256(file), known_digest(file, "xxh3")]
+    assert reads == ["weights", "weights"]
 
 
 def test_a_change_that_keeps_size_and_time_of_change_is_seen(file, reads):

@@ -188,15 +188,24 @@ def test_weights_are_hashed_once_and_again_after_a_change(folder, tmp_path, monk
     monkeypatch.setenv("GRAFT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(digests, "SETTLED_NS", -1)
     monkeypatch.setattr(digests, "SMALL", 0)
-    read, real = [], digests.hashlib.file_digest
-    monkeypatch.setattr(
-        digests.hashlib, "file_digest", lambda file, kind: read.append(file.name) or real(file, kind)
-    )
+    read, real = [], digests._hashed
+    monkeypatch.setattr(digests, "_hashed", lambda file, kind: read.append(file.name) or real(file, kind))
     copy = folder("hf")
     load(copy), load(copy)
     assert len(read) == len(set(read)) and str(copy / "model.safetensors") in read
     flip(copy / "model.safetensors")
     with pytest.raises(ModelError):
+        load(copy)
+
+
+def test_a_folder_of_an_older_graft_is_compared_by_sha256(folder):
+    copy = folder("hf")
+    facts = json.loads((copy / "certificate.json").read_text())
+    del facts["sha256"], facts["xxh3"]
+    (copy / "certificate.json").write_bytes(storage.seal(json.dumps(facts).encode()))
+    load(copy)
+    flip(copy / "model.safetensors")
+    with pytest.raises(ModelError, match="SHA-256"):
         load(copy)
 
 

@@ -85,7 +85,7 @@ def certify(
         "adapters": [_adapter(base.adapters[name]) for name in adapters],
         **measured(base, reading, adapters, trained),
         "versions": versions(),
-        "files": files(folder),
+        **digests(folder),
     }
     _require_numbers(facts, folder)
     write(folder, facts)
@@ -104,7 +104,7 @@ def certify_quantised(base: "Base", folder: Path, quant: str, *, calibrated: boo
         "base": described(base),
         "adapters": [],
         "versions": versions(),
-        "files": files(folder),
+        **digests(folder),
     }
     write(folder, facts)
 
@@ -203,12 +203,14 @@ def versions() -> dict[str, str]:
     }
 
 
-def files(folder: Path) -> dict[str, str]:
-    """Return the SHA-256 of every file in a folder, except the certificate."""
-    digests = {}
-    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / CERTIFICATE):
-        digests[path.relative_to(folder).as_posix()] = storage.digest(path)
-    return digests
+def digests(folder: Path) -> dict[str, dict[str, str]]:
+    """Return {"files": {file: SHA-256}, "xxh3": {file: XXH3}} of every file but the certificate."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / CERTIFICATE)
+    kinds = {"files": "sha256", storage.QUICK: storage.QUICK}
+    return {
+        key: {path.relative_to(folder).as_posix(): storage.digest(path, kind) for path in files}
+        for key, kind in kinds.items()
+    }
 
 
 def _adapter(adapter: "Adapter") -> dict[str, Any]:

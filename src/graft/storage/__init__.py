@@ -34,12 +34,13 @@ from graft.storage.writes import (
     write_record,
     write_tensors,
 )
-from graft.storage.written import CERTIFICATE, as_they_are, is_comparing, require_unchanged
+from graft.storage.written import CERTIFICATE, QUICK, as_they_are, is_comparing, require_unchanged
 
 __all__ = [
     "CERTIFICATE",
     "MANIFEST",
     "PATH",
+    "QUICK",
     "Lock",
     "as_they_are",
     "cache_folder",

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from graft.errors import CheckpointError, notice
-from graft.storage.digests import digest
+from graft.storage.digests import KINDS, digest
 from graft.storage.writes import beside, clear, encode, new_folder, rename, sync, write
 
 MANIFEST = "manifest.json"
@@ -32,7 +32,10 @@ def commit(target: Path, fill: Callable[[Path], object], facts: Mapping[str, Any
     with new_folder(target) as folder:
         fill(folder)
         files = {
-            file.relative_to(folder).as_posix(): {"bytes": file.stat().st_size, "sha256": digest(file)}
+            file.relative_to(folder).as_posix(): {
+                "bytes": file.stat().st_size,
+                **{kind: digest(file, kind) for kind in KINDS},
+            }
             for file in sorted(folder.rglob("*"))
             if file.is_file()
         }

@@ -3,9 +3,9 @@
     manifest.json        beside what a run wrote: its adapter, its tokenizer (`commits`)
     certificate.json     beside what was exported or quantised (`shipping.certificate`)
 
-Both have the SHA-256 of every file. Who loads such a folder compares the files that are read in loading. A
-folder may be copied and renamed, and files may be added. A folder with neither file is somebody else's, or of
-an older Graft: nothing can be said about it.
+Both have the SHA-256 of every file, and its XXH3, which is quick enough for loading. Who loads such a folder
+compares the files that are read in loading. A folder may be copied and renamed, and files may be added. A
+folder with neither file is somebody else's, or of an older Graft: nothing can be said about it.
 """
 
 import contextlib
@@ -22,12 +22,25 @@ from graft.storage.seals import unseal
 from graft.storage.writes import read_json, remove
 
 CERTIFICATE = "certificate.json"
+QUICK = "xxh3"  # the digests that loading compares; older records have the others alone
+NAMES = {"sha256": "SHA-256", QUICK: "XXH3"}
 # What each has; one that lacks most of it is a file of somebody else with that name.
 KEYS = {
     MANIFEST: {"facts", "files", "format", "name", "sha256"},
     CERTIFICATE: {"adapters", "base", "files", "format", "versions"},
 }
-MORE = {"added_to", "calibrated", "into", "logits", "perplexity", "prompts", "quant", "rounded", "weights"}
+MORE = {
+    "added_to",
+    "calibrated",
+    "into",
+    "logits",
+    "perplexity",
+    "prompts",
+    "quant",
+    "rounded",
+    "weights",
+    QUICK,
+}
 READ_IN_LOADING = (".gguf", ".jinja", ".json", ".model", ".safetensors", ".txt")
 
 _comparing: contextvars.ContextVar[bool] = contextvars.ContextVar("comparing", default=True)
@@ -57,9 +70,9 @@ def require_unchanged(
     """
     if not is_comparing():
         return
-    for record, files in records(folder, error).items():
-        loaded = {name: sha256 for name, sha256 in files.items() if name.endswith(READ_IN_LOADING)}
-        chosen = {name: sha256 for name, sha256 in loaded.items() if wanted is None or wanted(name)}
+    for record, files in records(folder, error, QUICK).items():
+        loaded = {name: digests for name, digests in files.items() if name.endswith(READ_IN_LOADING)}
+        chosen = {name: digests for name, digests in loaded.items() if wanted is None or wanted(name)}
         for name, state in changes(folder, chosen, known_digest):
             raise error(
                 f"{folder / name} {state}",
@@ -69,24 +82,34 @@ def require_unchanged(
             )
 
 
-def records(folder: Path, error: type[GraftError]) -> dict[str, dict[str, str]]:
-    """Return {manifest.json or certificate.json: {file: SHA-256}} of those that lie in a folder.
+def records(folder: Path, error: type[GraftError], kind: str = "sha256") -> dict[str, dict[str, str]]:
+    """Return {manifest.json or certificate.json: {file: "KIND:DIGEST"}} of those that lie in a folder.
 
-    Raises `error` for one that was changed.
+    kind: which digest is wanted; SHA-256 takes its place where it is missing. Raises `error` for a record
+    that was changed.
     """
-    return {name: files for name in KEYS if (files := _listed(folder / name, error)) is not None}
+    found = {name: _listed(folder / name, error) for name in KEYS}
+    return {
+        name: {file: next(f"{k}:{of[k]}" for k in (kind, "sha256") if k in of) for file, of in files.items()}
+        for name, files in found.items()
+        if files is not None
+    }
 
 
 def changes(
-    folder: Path, files: dict[str, str], sha256_of: Callable[[Path], str] = digest
+    folder: Path, files: dict[str, str], digest_of: Callable[[Path, str], str] = digest
 ) -> Iterator[tuple[str, str]]:
-    """Yield (file, what happened to it) of files that have not these digests."""
-    for name, sha256 in files.items():
-        path = folder / name
+    """Yield (file, what happened to it) of files that have not these digests.
+
+    files: {file: "KIND:DIGEST"}, or the SHA-256 alone.
+    """
+    for name, wanted in files.items():
+        kind, _, then = f"sha256:{wanted}".rpartition(":")
+        kind, path = kind.rpartition(":")[2], folder / name
         if not path.is_file():
             yield name, "is missing"
-        elif (now := sha256_of(path)) != sha256:
-            yield name, f"was changed after Graft wrote it: its SHA-256 is {now[:12]}, not {sha256[:12]}"
+        elif (now := digest_of(path, kind)) != then:
+            yield name, f"was changed after Graft wrote it: its {NAMES[kind]} is {now[:12]}, not {then[:12]}"
 
 
 def forget_written(folder: Path) -> None:
@@ -102,8 +125,8 @@ def _is_ours(name: str, facts: Any) -> bool:
     return isinstance(facts, dict) and len(KEYS[name] & facts.keys()) >= len(KEYS[name]) - 1
 
 
-def _listed(path: Path, error: type[GraftError]) -> dict[str, str] | None:
-    """Return the digests in a manifest or a certificate; None where there is none, or somebody else's."""
+def _listed(path: Path, error: type[GraftError]) -> dict[str, dict[str, str]] | None:
+    """Return {file: {kind: digest}} of a manifest or certificate; None if missing, or somebody else's."""
     if not path.is_file():
         return None
     try:
@@ -120,12 +143,20 @@ def _listed(path: Path, error: type[GraftError]) -> dict[str, str] | None:
             entries = sealed_manifest(path)["files"]
         except CheckpointError:
             _refuse(path, error)
-        return {name: entry["sha256"] for name, entry in entries.items() if inside(name)}
+        return {name: _kinds(entry) for name, entry in entries.items() if inside(name)}
     certificate = unsealed(raw)
     if certificate is None:
         _refuse(path, error)
-    files: dict[str, str] = certificate["files"]
-    return files
+    quick = certificate.get(QUICK, {})
+    return {
+        name: _kinds({"sha256": sha256, QUICK: quick.get(name)})
+        for name, sha256 in certificate["files"].items()
+    }
+
+
+def _kinds(entry: dict[str, Any]) -> dict[str, str]:
+    """Return the digests in what a record says of a file."""
+    return {kind: entry[kind] for kind in (QUICK, "sha256") if isinstance(entry.get(kind), str)}
 
 
 def _lies_elsewhere(path: Path) -> bool:
@@ -148,7 +179,7 @@ def unsealed(raw: bytes) -> dict[str, Any] | None:
         return None
     files = facts.get("files")
     sound = isinstance(files, dict) and all(isinstance(v, str) and inside(k) for k, v in files.items())
-    return facts if sound else None
+    return facts if sound and isinstance(facts.get(QUICK, {}), dict) else None
 
 
 def inside(name: str) -> bool:
