@@ -10,7 +10,6 @@ what this writes.
 import functools
 import inspect
 import json
-import pkgutil
 import types
 import typing
 from collections.abc import Callable
@@ -94,14 +93,16 @@ def written_value(value: Any) -> str:
 
 
 def hidden(public: dict[str, Any]) -> list[str]:
-    """Return a line that takes the folders of the package out of what jedi completes after `graft.`.
+    """Return lines that take the parts of the package out of what jedi completes after `graft.`.
 
     It lists every folder of a package, but nothing that a module deletes. Nothing else heeds these lines:
     there is no such name to delete.
     """
-    folders = [info.name for info in pkgutil.iter_modules(graft.__path__) if info.name not in public]
-    lines = [f"del {folder}  # type: ignore  # noqa: F821" for folder in folders]
-    return ["# Folders of the package: an editor that lists files does not complete them.", *lines]
+    files = {path.name.partition(".")[0] for path in STUB.parent.iterdir() if path.name[0] != "_"}
+    modules = {name for name, value in vars(graft).items() if inspect.ismodule(value)}  # that it imports
+    names = sorted((files | modules) - set(public) - {"py"})
+    lines = [f"del {name}  # type: ignore  # noqa: F821" for name in names]
+    return ["# Parts of the package: an editor that lists files does not complete them.", *lines]
 
 
 if __name__ == "__main__":

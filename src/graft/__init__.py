@@ -11,7 +11,6 @@ are read.
 
 import importlib
 import sys
-from typing import Any
 
 __version__ = "0.1.0"
 
@@ -41,7 +40,7 @@ _HOME = {
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name == "__all__":
         return sorted([*_HOME, *_methods()])
     home = None if name.startswith("_") else _HOME.get(name) or _methods().get(name)

@@ -132,7 +132,7 @@ def train(
     sample_tokens: length of these answers
     """
 
-# Folders of the package: an editor that lists files does not complete them.
+# Parts of the package: an editor that lists files does not complete them.
 del base  # type: ignore  # noqa: F821
 del cli  # type: ignore  # noqa: F821
 del combine  # type: ignore  # noqa: F821
@@ -142,8 +142,10 @@ del errors  # type: ignore  # noqa: F821
 del evaluate  # type: ignore  # noqa: F821
 del formats  # type: ignore  # noqa: F821
 del generate  # type: ignore  # noqa: F821
+del importlib  # type: ignore  # noqa: F821
 del kernels  # type: ignore  # noqa: F821
 del layers  # type: ignore  # noqa: F821
+del methods  # type: ignore  # noqa: F821
 del models  # type: ignore  # noqa: F821
 del objectives  # type: ignore  # noqa: F821
 del planning  # type: ignore  # noqa: F821
@@ -153,5 +155,7 @@ del runs  # type: ignore  # noqa: F821
 del seedling  # type: ignore  # noqa: F821
 del shipping  # type: ignore  # noqa: F821
 del sizes  # type: ignore  # noqa: F821
+del stages  # type: ignore  # noqa: F821
 del storage  # type: ignore  # noqa: F821
+del sys  # type: ignore  # noqa: F821
 del training  # type: ignore  # noqa: F821

@@ -12,7 +12,7 @@ from models import tiny_base, tiny_model
 def test_a_base_shows_its_size_its_format_and_its_adapters():
     base = tiny_base()
     parameters = sum(p.numel() for p in base.model.parameters())
-    assert 100_000 < parameters < 1_000_000
+    assert 10_000 < parameters < 1_000_000
     assert repr(base) == f"Base tiny-llama, {parameters / 1000:.1f} k parameters, fp32, no adapters"
     base.attach("sql", LoRA(r=4, target_modules=("q_proj",)))  # 2 blocks, A (4, 64), B (64, 4)
     base.attach("two", [LoRA(r=4, target_modules=("q_proj",)), IA3()])
@@ -41,7 +41,7 @@ def test_a_notebook_gets_tables_in_which_names_are_escaped():
     assert "<script>" not in table and "&lt;script&gt;" in table and "&lt;b&gt;" in table
     assert "<td>1.02 k</td>" in table and "LlamaForCausalLM (causal)" in table
     table = adapter._repr_html_()
-    assert "&lt;b&gt;" in table and "LoRA(r=4, target_modules=(&#x27;q_proj&#x27;,))" in table
+    assert "&lt;b&gt;" in table and "LoRA(target_modules=(&#x27;q_proj&#x27;,), r=4)" in table
 
 
 def test_sites_parts_and_inserts_are_short():

@@ -420,7 +420,7 @@ class Base:
                 self._head.probe()
 
     def generate(
-        self, prompts: Asked | Sequence[Asked], adapters: Wanted | None = None, **settings: Unpack[Writing]
+        self, prompts: Asked, adapters: Wanted | None = None, **settings: Unpack[Writing]
     ) -> list[str]:
         """Return only the new text, one string per prompt.
 
@@ -433,7 +433,7 @@ class Base:
         return generate(self, texts, self._choice.rows(adapters, len(texts)), **settings)
 
     def complete(
-        self, prompts: Asked | Sequence[Asked], adapters: Wanted | None = None, **settings: Unpack[Writing]
+        self, prompts: Asked, adapters: Wanted | None = None, **settings: Unpack[Writing]
     ) -> list[Completion]:
         """Return what `generate` does, with tokens, log-probabilities and the reason of each end."""
         texts = several(prompts)

@@ -64,9 +64,9 @@ def adapter_table(adapter: Any) -> str:
         "method": " + ".join(map(repr, adapter.methods)),
         "parameters": number(adapter.count()),
         "sites": str(len(adapter.inserts)),
-        "trained on": adapter.trained_on,
     }
-    return _facts({name: fact for name, fact in facts.items() if fact})
+    packed = adapter.trained_on not in ("", "none")
+    return _facts(facts | {"trained on": f"{adapter.trained_on} weights"} if packed else facts)
 
 
 def _methods(adapter: Any) -> str:

@@ -18,6 +18,7 @@ from graft.errors import UsageError, listed
 
 F = TypeVar("F", bound=Callable[..., Any])
 LIKE = 0.5  # a name that is less alike is no suggestion
+SPREAD = 0.2  # nor is one that is so much less alike than the best
 TARGETS = "target_modules"
 
 
@@ -63,16 +64,19 @@ def unknown_keyword(
 def alike(word: str, known: Iterable[str]) -> list[str]:
     """Return up to three names that look like a word, the best first; none if none does.
 
-    >>> alike("alpha", ["r", "lora_alpha", "alpha_pattern"])
+    >>> alike("alpha", ["r", "alpha_pattern", "lora_alpha"])  # the last word of a name says what it is
     ['lora_alpha', 'alpha_pattern']
     """
-    return difflib.get_close_matches(word, known, n=3, cutoff=LIKE)
+    likeness = {name: difflib.SequenceMatcher(None, name, word).ratio() for name in known}
+    best = max(likeness.values(), default=0)
+    close = [name for name, like in likeness.items() if like >= max(LIKE, best - SPREAD)]
+    return sorted(close, key=lambda name: (not name.endswith(f"_{word}"), -likeness[name]))[:3]
 
 
 def require_named(cls: type, given: Sequence[Any], named: Mapping[str, Any]) -> None:
     """Raise UsageError unless a dataclass is made with settings that it has, each given by its name."""
     name = cls.__name__
-    known = {field.name: field for field in fields(cls) if field.init}
+    known = sorted((field.name for field in fields(cls) if field.init), key=lambda name: name == "lr")
     if given:
         values = ", ".join(map(shown, given))
         raise UsageError(
@@ -82,7 +86,8 @@ def require_named(cls: type, given: Sequence[Any], named: Mapping[str, Any]) -> 
         )
     for word, value in named.items():
         if word not in known:
-            close = list(dict.fromkeys([*_by_help(cls, word), *alike(word, known)]))[:3]
+            close = list(dict.fromkeys([*_by_help(cls, word), *alike(word, known)]))
+            close = sorted(close, key=lambda one: not one.endswith(f"_{word}"))[:3]
             raise unknown_keyword(name, word, value, close, known)
 
 

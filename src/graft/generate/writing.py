@@ -3,8 +3,8 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypedDict
 
-# One text, one conversation (turns, or {"messages": ..., "tools": ...}), or the ids of one text.
-Asked = str | Sequence[Mapping[str, Any]] | Mapping[str, Any] | Sequence[int]
+# Prompts, or one alone: a text, a conversation (turns, or {"messages": ..., "tools": ...}), ids of a text.
+Asked = str | Mapping[str, Any] | Sequence[Any]
 
 
 class Writing(TypedDict, total=False):
