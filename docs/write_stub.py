@@ -30,8 +30,8 @@ def stub() -> str:
     made = {n: v for n, v in public.items() if inspect.isfunction(v) and "__signature__" in vars(v)}
     imports = {(home(value), f"{name} as {name}") for name, value in public.items() if name not in made}
     written = [definition(value, imports, public) for value in made.values()]
-    facts = ["", "__version__: str", "__all__: list[str]", ""]
-    return "\n".join([TITLE, "", *import_lines(imports), *facts, *written, *hidden(public)]) + "\n"
+    head = [TITLE, "", "import sys", *import_lines(imports), "", "__version__: str", "__all__: list[str]", ""]
+    return "\n".join([*head, *written, *hidden(public)]) + "\n"
 
 
 def home(value: Any) -> str:
@@ -95,14 +95,14 @@ def written_value(value: Any) -> str:
 def hidden(public: dict[str, Any]) -> list[str]:
     """Return lines that take the parts of the package out of what jedi completes after `graft.`.
 
-    It lists every folder of a package, but nothing that a module deletes. Nothing else heeds these lines:
-    there is no such name to delete.
+    It lists every folder of a package, but nothing that a module deletes, if it cannot tell that the line is
+    never reached. Type checkers can tell: `graft.errors` stays what it is to them.
     """
-    files = {path.name.partition(".")[0] for path in STUB.parent.iterdir() if path.name[0] != "_"}
-    modules = {name for name, value in vars(graft).items() if inspect.ismodule(value)}  # that it imports
-    names = sorted((files | modules) - set(public) - {"py"})
-    lines = [f"del {name}  # type: ignore  # noqa: F821" for name in names]
-    return ["# Parts of the package: an editor that lists files does not complete them.", *lines]
+    parts = {path.name.partition(".")[0] for path in STUB.parent.iterdir() if path.name[0] not in "_."}
+    names = sorted(parts - set(public) - {"py"})
+    said = "# Parts of the package: an editor that lists files does not complete them."
+    hiding = [f"    del {name}  # noqa: F821" for name in names]
+    return [said, 'if sys.platform == "none":', *hiding, "    del importlib, sys  # noqa: F821"]
 
 
 if __name__ == "__main__":

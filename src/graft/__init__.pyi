@@ -1,5 +1,6 @@
 """The public names of graft, for type checkers and editors. `python docs/write_stub.py` writes this."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -133,29 +134,29 @@ def train(
     """
 
 # Parts of the package: an editor that lists files does not complete them.
-del base  # type: ignore  # noqa: F821
-del cli  # type: ignore  # noqa: F821
-del combine  # type: ignore  # noqa: F821
-del core  # type: ignore  # noqa: F821
-del data  # type: ignore  # noqa: F821
-del errors  # type: ignore  # noqa: F821
-del evaluate  # type: ignore  # noqa: F821
-del formats  # type: ignore  # noqa: F821
-del generate  # type: ignore  # noqa: F821
-del importlib  # type: ignore  # noqa: F821
-del kernels  # type: ignore  # noqa: F821
-del layers  # type: ignore  # noqa: F821
-del methods  # type: ignore  # noqa: F821
-del models  # type: ignore  # noqa: F821
-del objectives  # type: ignore  # noqa: F821
-del planning  # type: ignore  # noqa: F821
-del quant  # type: ignore  # noqa: F821
-del recipe  # type: ignore  # noqa: F821
-del runs  # type: ignore  # noqa: F821
-del seedling  # type: ignore  # noqa: F821
-del shipping  # type: ignore  # noqa: F821
-del sizes  # type: ignore  # noqa: F821
-del stages  # type: ignore  # noqa: F821
-del storage  # type: ignore  # noqa: F821
-del sys  # type: ignore  # noqa: F821
-del training  # type: ignore  # noqa: F821
+if sys.platform == "none":
+    del base  # noqa: F821
+    del cli  # noqa: F821
+    del combine  # noqa: F821
+    del core  # noqa: F821
+    del data  # noqa: F821
+    del errors  # noqa: F821
+    del evaluate  # noqa: F821
+    del formats  # noqa: F821
+    del generate  # noqa: F821
+    del kernels  # noqa: F821
+    del layers  # noqa: F821
+    del methods  # noqa: F821
+    del models  # noqa: F821
+    del objectives  # noqa: F821
+    del planning  # noqa: F821
+    del quant  # noqa: F821
+    del recipe  # noqa: F821
+    del runs  # noqa: F821
+    del seedling  # noqa: F821
+    del shipping  # noqa: F821
+    del sizes  # noqa: F821
+    del stages  # noqa: F821
+    del storage  # noqa: F821
+    del training  # noqa: F821
+    del importlib, sys  # noqa: F821
