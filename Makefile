@@ -71,6 +71,11 @@ format: $(VENV)/dev
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
 
+# What type checkers and editors know of the public names: write it anew after adding one, or a key of train.
+.PHONY: stub
+stub: setup
+	$(BIN)/python docs/write_stub.py
+
 .PHONY: docs
 docs: setup
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[docs]"

@@ -58,7 +58,9 @@ class World:
         for _ in range(count):
             u = torch.randn(DIRECTIONS, generator=self.draws)
             prompt = self.start + torch.tensordot(u, self.directions, 1)
-            self.base.attach("teacher", PromptTuning(P)).load_file_state({"prompt_embeddings": prompt})
+            self.base.attach("teacher", PromptTuning(num_virtual_tokens=P)).load_file_state(
+                {"prompt_embeddings": prompt}
+            )
             with torch.no_grad():
                 answers = self.answers("teacher", self.seen), self.answers("teacher", self.unseen)
             self.base.detach("teacher")
@@ -98,22 +100,24 @@ class World:
 
     def gain(self, method: Tuning, task: Answers, rates: Sequence[float]) -> float:
         """Return how much of the distance on unseen inputs is removed."""
-        at_start = self.learn(PromptTuning(P), task, 0.0, steps=0)[1]
+        at_start = self.learn(PromptTuning(num_virtual_tokens=P), task, 0.0, steps=0)[1]
         return at_start - min(self.learn(method, task, lr)[:2] for lr in rates)[1]
 
 
 def shares() -> list[dict[str, float]]:
     """Return for each new task the share of prompt tuning's gain, in the found and in a random subspace."""
     world = World()
-    prompts = [world.learn(PromptTuning(P), task, 0.05)[2] for task in world.tasks(SOURCES)]
+    prompts = [
+        world.learn(PromptTuning(num_virtual_tokens=P), task, 0.05)[2] for task in world.tasks(SOURCES)
+    ]
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "subspace.safetensors"
         internals.find_subspace(prompts, path, D_I, hidden_size=HIDDEN)
         methods = {
-            "full": PromptTuning(P),
+            "full": PromptTuning(num_virtual_tokens=P),
             "found": IPT(subspace=str(path)),
-            "random": IPT(P, D_I, hidden_size=HIDDEN),
+            "random": IPT(num_virtual_tokens=P, intrinsic_dim=D_I, hidden_size=HIDDEN),
         }
         for task in world.tasks(NEW):
             gains = {name: world.gain(method, task, RATES[name]) for name, method in methods.items()}

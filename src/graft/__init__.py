@@ -10,19 +10,24 @@ are read.
 """
 
 import importlib
-from typing import Any
+import sys
 
 __version__ = "0.1.0"
 
 # name: the module that defines it. No module of the root has one of these names and could hide it.
+# Type checkers and editors read __init__.pyi, which `python docs/write_stub.py` writes from this table.
 _HOME = {
     "Adapter": "base.adapter",
     "Base": "base.base",
+    "Completion": "generate.request",
     "GraftError": "errors",
     "Insert": "core.insert",
     "Method": "core.method",
     "Notice": "errors",
+    "Observer": "runs.hear",
+    "Plan": "planning.estimate",
     "Recipe": "recipe",
+    "RunResult": "runs.result",
     "Site": "core.site",
     "Stage": "stages.stage",
     "blend": "combine.blend",
@@ -35,12 +40,15 @@ _HOME = {
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name == "__all__":
         return sorted([*_HOME, *_methods()])
     home = None if name.startswith("_") else _HOME.get(name) or _methods().get(name)
     if home is None:
-        raise AttributeError(f"module 'graft' has no attribute {name!r}")
+        # Python shows the nearest of the public names with it.
+        raise AttributeError(
+            f"module 'graft' has no attribute {name!r}", name=name, obj=sys.modules[__name__]
+        )
     value = getattr(importlib.import_module(f"graft.{home}"), name)
     globals()[name] = value
     return value

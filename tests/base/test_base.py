@@ -150,7 +150,13 @@ def test_gradients_of_two_adapters_in_one_backward_survive_checkpointing():
 
 
 @pytest.mark.parametrize(
-    "method", [LoRA(), PrefixTuning(2), PromptTuning(2, prompt_tuning_init="RANDOM")], ids=lambda m: m.name()
+    "method",
+    [
+        LoRA(),
+        PrefixTuning(num_virtual_tokens=2),
+        PromptTuning(num_virtual_tokens=2, prompt_tuning_init="RANDOM"),
+    ],
+    ids=lambda m: m.name(),
 )
 def test_a_compiled_forward_is_one_graph(method):
     base, graphs = tiny_base("llama"), CompileCounter()

@@ -117,7 +117,7 @@ def test_off_leaves_no_trace(implementation):
 def test_off_under_inserts_at_keys_and_values_and_on_again():
     base, batch = tiny_base("llama"), inputs("llama")
     base.faster(False)
-    randomise(base.attach("x", PrefixTuning(3)))
+    randomise(base.attach("x", PrefixTuning(num_virtual_tokens=3)))
     with base.using("x"):
         stock = base(**batch).logits
         base.faster(True)

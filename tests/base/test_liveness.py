@@ -121,19 +121,19 @@ def test_tensors_of_a_file_at_a_place_that_is_never_called_are_left_out_and_name
 @pytest.mark.parametrize("name", ["gptj", "bloom", "falcon", "mpt", "xglm", "deberta-v2", "mamba", "rwkv"])
 def test_a_prefix_is_refused_where_no_attention_takes_it(name):
     with pytest.raises(SiteError, match="no attention of this model"):
-        Base(families.build(name)).attach("x", PrefixTuning(2))
+        Base(families.build(name)).attach("x", PrefixTuning(num_virtual_tokens=2))
 
 
 def test_a_prefix_is_refused_where_keys_and_values_differ_in_width():
     with pytest.raises(SiteError, match="have not one width"):
-        Base(families.build("deepseek_v2")).attach("x", PrefixTuning(2))
+        Base(families.build("deepseek_v2")).attach("x", PrefixTuning(num_virtual_tokens=2))
 
 
 @pytest.mark.parametrize("name", ["longt5", "qwen3_next", "minimax", "jamba"])
 def test_blocks_that_a_prefix_does_not_reach_are_named_and_every_part_of_it_learns(name):
     base = Base(families.build(name))
     with pytest.warns(Notice, match="prefix: . of . blocks have no attention"):
-        adapter = base.attach("x", PrefixTuning(2))
+        adapter = base.attach("x", PrefixTuning(num_virtual_tokens=2))
     with base.using("x"):
         base(**families.inputs(base.model)).logits.square().mean().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in adapter.parameters())
@@ -143,7 +143,7 @@ def test_what_a_forward_refuses_is_an_error_at_attach_and_nothing_stays():
     """CPM-Ant makes its positions from ids that it extends itself."""
     base = Base(families.build("cpmant"))
     with pytest.raises(SiteError, match="CpmAnt"):
-        base.attach("x", PromptTuning(2))
+        base.attach("x", PromptTuning(num_virtual_tokens=2))
     assert not base.adapters and not any(m._forward_hooks for m in base.model.modules())
 
 

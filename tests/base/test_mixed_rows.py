@@ -21,19 +21,19 @@ from models import inputs, randomise, tiny_base, tiny_model
 
 # MAM (He et al. 2021) is a prefix at attention and a scaled parallel bottleneck at the feed-forward network.
 MIXES = {
-    "mam": [PrefixTuning(3), Parallel(m=8)],
-    "lora-prefix": [LoRA(r=3), PrefixTuning(2)],
-    "prompt-pfeiffer-ia3": [PromptTuning(2), Pfeiffer(m=4), IA3()],
+    "mam": [PrefixTuning(num_virtual_tokens=3), Parallel(m=8)],
+    "lora-prefix": [LoRA(r=3), PrefixTuning(num_virtual_tokens=2)],
+    "prompt-pfeiffer-ia3": [PromptTuning(num_virtual_tokens=2), Pfeiffer(m=4), IA3()],
 }
 ALONE = {
     "lora": LoRA(r=3),
-    "prefix": PrefixTuning(3),
+    "prefix": PrefixTuning(num_virtual_tokens=3),
     "bottleneck": Pfeiffer(m=8),
     "ia3": IA3(),
     "adalora": AdaLoRA(init_r=3),
     "compacter": Compacter(m=8),
     "krona_b": KronAB(),
-    "prompt": PromptTuning(4),
+    "prompt": PromptTuning(num_virtual_tokens=4),
 }
 
 
@@ -101,7 +101,7 @@ def test_every_part_of_a_mix_learns(mix):
 def test_each_part_of_a_mix_learns_at_its_own_rate(tmp_path):
     """In Adam's first step, beside its tiny eps, a number moves by the learning rate."""
     base = tiny_base("llama")
-    adapter = base.attach("mix", [LoRA(r=3), PrefixTuning(2, lr=3e-2)])
+    adapter = base.attach("mix", [LoRA(r=3), PrefixTuning(num_virtual_tokens=2, lr=3e-2)])
     randomise(adapter)
     before = [{name: p.detach().clone() for name, p in part.named_parameters()} for part in adapter.parts]
     optimizer = torch.optim.AdamW(adapter.param_groups(1e-3), eps=1e-30, weight_decay=0.0)

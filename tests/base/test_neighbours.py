@@ -51,12 +51,12 @@ def check_mixed(base):
     ["bart", "marian", "m2m_100", "gemma3n_text", "falcon_h1", "llama4_text", "mpt", "bert", "qwen3_next"],
 )
 def test_a_bare_row_beside_virtual_tokens_answers_as_alone(name):
-    check_mixed(base_with(name, PromptTuning(5), PromptTuning(2)))
+    check_mixed(base_with(name, PromptTuning(num_virtual_tokens=5), PromptTuning(num_virtual_tokens=2)))
 
 
 @pytest.mark.parametrize("name", ["gemma3n_text", "falcon_h1", "t5"])
 def test_a_bare_row_beside_a_prefix_answers_as_alone(name):
-    check_mixed(base_with(name, PrefixTuning(3), PromptTuning(2)))
+    check_mixed(base_with(name, PrefixTuning(num_virtual_tokens=3), PromptTuning(num_virtual_tokens=2)))
 
 
 @pytest.mark.parametrize(
@@ -64,8 +64,8 @@ def test_a_bare_row_beside_a_prefix_answers_as_alone(name):
     [
         ("xlnet", (LoRA(r=2), LoRA(r=3))),  # time comes first
         ("switch_transformers", (LoRA(r=2), LoRA(r=3))),  # experts see the tokens that are sent to them
-        ("rwkv", (PromptTuning(5), LoRA(r=2))),  # its state runs through filler
-        ("recurrent_gemma", (PromptTuning(5), LoRA(r=2))),
+        ("rwkv", (PromptTuning(num_virtual_tokens=5), LoRA(r=2))),  # its state runs through filler
+        ("recurrent_gemma", (PromptTuning(num_virtual_tokens=5), LoRA(r=2))),
     ],
 )
 def test_rows_that_cannot_be_cut_are_run_apart_with_a_notice(name, methods):
@@ -88,7 +88,7 @@ def test_projections_of_relative_positions_which_no_row_owns_are_not_cut():
 
 
 def test_what_was_asked_of_two_prompts_of_one_length_holds_beside_a_bare_row():
-    base = base_with("rwkv", PromptTuning(3), PromptTuning(3))
+    base = base_with("rwkv", PromptTuning(num_virtual_tokens=3), PromptTuning(num_virtual_tokens=3))
     answer(base, slice(0, 2), ["x", "y"])
     check_mixed(base)
 
@@ -103,7 +103,7 @@ def test_a_question_is_asked_once_and_again_only_after_another_adapter_came():
 
 
 def test_no_notice_where_rows_share_a_forward():
-    base = base_with("llama", LoRA(r=2), Pfeiffer(m=4), PromptTuning(3))
+    base = base_with("llama", LoRA(r=2), Pfeiffer(m=4), PromptTuning(num_virtual_tokens=3))
     with warnings.catch_warnings():
         warnings.simplefilter("error", Notice)
         assert base.mixable(["x", "y", "z", None])
@@ -128,7 +128,7 @@ def test_rows_out_of_order_need_no_cache_that_can_be_reordered(name):
     "name", ["mistral", "gemma2", "gpt_oss", "mpt", "cohere2", "qwen3_next", "zamba2", "bamba", "mamba2"]
 )
 def test_a_padded_row_under_virtual_tokens_answers_as_alone(name, side):
-    base = base_with(name, PromptTuning(5))
+    base = base_with(name, PromptTuning(num_virtual_tokens=5))
     mask = torch.ones(2, 26, dtype=torch.long)
     kept = slice(7, None) if side == "left" else slice(0, 19)
     mask[0] = 0
@@ -142,7 +142,7 @@ def test_a_padded_row_under_virtual_tokens_answers_as_alone(name, side):
 @pytest.mark.parametrize("name", ["bart", "m2m_100", "t5", "bert", "roberta"])
 def test_an_encoders_padding_lies_behind_text_and_virtual_tokens(name):
     """Learnt positions are counted from the first place of a row."""
-    base = base_with(name, PromptTuning(5))
+    base = base_with(name, PromptTuning(num_virtual_tokens=5))
     mask = torch.ones(2, 26, dtype=torch.long)
     mask[0, 19:] = 0
     padded = answer(base, slice(0, 2), ["x", "x"], mask)[0]

@@ -61,7 +61,11 @@ def test_a_slot_is_cut_and_read_on():
 @pytest.mark.parametrize("name", [None, "lora", "prompt", "prefix"])
 def test_a_prefix_is_copied_while_its_source_is_being_written(name):
     base = tiny_base()
-    for other, method in (("lora", LoRA(r=2)), ("prompt", PromptTuning(3)), ("prefix", PrefixTuning(2))):
+    for other, method in (
+        ("lora", LoRA(r=2)),
+        ("prompt", PromptTuning(num_virtual_tokens=3)),
+        ("prefix", PrefixTuning(num_virtual_tokens=2)),
+    ):
         randomise(base.attach(other, method))
     stepper = opened(base, name, name)
     stepper.prefill([(0, A)])
@@ -134,7 +138,7 @@ def test_an_earlier_text_that_was_not_finite_spoils_no_later_one():
 def test_both_kinds_of_attention_take_the_mask(kind):
     base = tiny_base("qwen2")
     base.model.set_attn_implementation(kind)
-    randomise(base.attach("prefix", PrefixTuning(2)))
+    randomise(base.attach("prefix", PrefixTuning(num_virtual_tokens=2)))
     stepper = opened(base, None, "prefix")
     stepper.prefill([(0, A), (1, B)])
     logits = stepper.decode([0, 1], torch.tensor([7, 8]))

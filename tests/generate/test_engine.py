@@ -26,9 +26,9 @@ from models import randomise, tiny_base
 
 ADAPTERS = {
     "lora": LoRA(r=2, target_modules="all-linear"),
-    "prefix": PrefixTuning(3),
-    "prompt": PromptTuning(4),
-    "made": PTuning(2),
+    "prefix": PrefixTuning(num_virtual_tokens=3),
+    "prompt": PromptTuning(num_virtual_tokens=4),
+    "made": PTuning(num_virtual_tokens=2),
     "ia3": IA3(),
     "bottleneck": Houlsby(),
     "low": LoRA(r=3),

@@ -289,9 +289,11 @@ def test_settings_that_mean_nothing_are_refused_by_name(base, setting):
         base.generate(["a dog"], **setting)
 
 
-def test_one_text_in_place_of_a_list_is_refused(base):
-    with pytest.raises(UsageError, match=r"\[prompt\]"):
-        base.generate("a dog")
+def test_one_text_alone_is_a_list_of_one(base):
+    assert base.generate("a dog", max_new_tokens=5) == base.generate(["a dog"], max_new_tokens=5)
+    assert [done.text for done in base.complete("a dog", max_new_tokens=5)] == base.generate(
+        "a dog", max_new_tokens=5
+    )
 
 
 @pytest.mark.skipif(not STORIES.exists(), reason="the real models are not beside the checkout")

@@ -81,7 +81,7 @@ def test_a_model_that_heeds_the_mask_shares_batches_freely(name):
 def test_prompts_of_several_adapters_are_continued_as_alone_and_as_by_whole_forwards(name):
     base = Base(families.build(name))
     randomise(base.attach("lora", LoRA(r=2)), scale=0.05)
-    randomise(base.attach("prompt", PromptTuning(4)), scale=0.05)
+    randomise(base.attach("prompt", PromptTuning(num_virtual_tokens=4)), scale=0.05)
     names = ["prompt", "lora", None, "prompt", "lora"]
     texts = written(base, names)
     for row, name in enumerate(names):
@@ -90,5 +90,5 @@ def test_prompts_of_several_adapters_are_continued_as_alone_and_as_by_whole_forw
 
 def test_text_under_a_soft_prompt_is_written_without_a_state_that_may_hold_it_already():
     base = Base(families.build("mamba"))
-    base.attach("prompt", PromptTuning(4))
+    base.attach("prompt", PromptTuning(num_virtual_tokens=4))
     assert not base.cacheable(["prompt", None]) and base.cacheable([None])

@@ -43,8 +43,12 @@ UNMATCHED = {
         "feedforward_modules: fc2 match",
     ),
     "biases": ("qwen2", BitFit(target_modules=("q_proj", "o_proj")), "target_modules: o_proj have no bias"),
-    "subset": ("llama", Subset(1, target_modules=("lm_head", "pooler")), "target_modules: pooler match"),
-    "too-many-blocks": ("llama", Subset(5), "top_layers: 5 are all 2 blocks"),
+    "subset": (
+        "llama",
+        Subset(top_layers=1, target_modules=("lm_head", "pooler")),
+        "target_modules: pooler match",
+    ),
+    "too-many-blocks": ("llama", Subset(top_layers=5), "top_layers: 5 are all 2 blocks"),
     "left-out": ("llama", Houlsby(leave_out=(1, 12)), "leave_out: 12 name no block"),
     "no-cross": ("llama", Houlsby(cross_adapter=True), "houlsby: cross_adapter finds no cross sublayer"),
 }
@@ -64,7 +68,7 @@ def test_what_matches_nothing_is_named(case):
         ("llama", LoRA(target_modules=LLAMA_NAMES, rank_pattern={"q_proj": 4}, exclude_modules=("lm_head",))),
         ("llama", LoRA(layers_to_transform=(0, 1), layers_pattern="layers")),
         ("t5", Houlsby(cross_adapter=True)),
-        ("llama", Subset(2, target_modules=("embed_tokens",))),
+        ("llama", Subset(top_layers=2, target_modules=("embed_tokens",))),
         ("bert", BitFit(target_modules=("query", "intermediate.dense"))),
     ],
 )

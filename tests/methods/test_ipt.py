@@ -48,7 +48,7 @@ def test_the_prompt_is_the_decoders_and_stands_in_front_of_the_text(tmp_path, fa
     randomise(adapter)
     table = by_hand(tensors, adapter.parameters()[0].detach().double())
     assert_close(adapter.file_state()["prompt_embeddings"].double(), table, atol=1e-6, rtol=1e-5)
-    base.attach("y", PromptTuning(P)).load_file_state({"prompt_embeddings": table.float()})
+    base.attach("y", PromptTuning(num_virtual_tokens=P)).load_file_state({"prompt_embeddings": table.float()})
     answers = [base(**batch, adapters=[name] * 3).logits for name in ("x", "y")]
     assert_close(*answers, atol=1e-5, rtol=1e-5)
     assert (answers[0] - base(**batch).logits).abs().max() > 1e-2
@@ -60,7 +60,7 @@ def test_the_gradient_follows_the_chain_rule_from_that_of_a_prompt(tmp_path):
     save_file(tensors, tmp_path / "subspace")
     base, ids = tiny_base(), inputs("llama")["ids"]
     mine = base.attach("x", IPT(subspace=str(tmp_path / "subspace")))
-    other = base.attach("y", PromptTuning(P))
+    other = base.attach("y", PromptTuning(num_virtual_tokens=P))
     other.load_file_state(mine.file_state())
     for name in "xy":
         with base.using(name):
@@ -127,7 +127,7 @@ def test_a_plane_does_not_fit_into_a_line(tmp_path):
 
 def test_prompts_of_adapters_are_taken_as_they_are_and_the_callers_generator_is_left_alone(tmp_path):
     base, prompts = tiny_base(), plane(3)
-    adapters = [base.attach(str(i), PromptTuning(P)) for i in range(3)]
+    adapters = [base.attach(str(i), PromptTuning(num_virtual_tokens=P)) for i in range(3)]
     for adapter, prompt in zip(adapters, prompts, strict=True):
         adapter.load_file_state({"prompt_embeddings": prompt})
     before = torch.get_rng_state()
@@ -165,7 +165,7 @@ def test_mistakes_are_named(tmp_path):
         with pytest.raises(UsageError, match="at least two prompts"):
             find_subspace(prompts, tmp_path / "x", 2)
     base = tiny_base()
-    unlike = [base.attach(str(p), PromptTuning(p)) for p in (2, 3)]
+    unlike = [base.attach(str(p), PromptTuning(num_virtual_tokens=p)) for p in (2, 3)]
     with pytest.raises(UsageError, match="at least two prompts"):
         find_subspace(unlike, tmp_path / "x", 2)
     with pytest.raises(UsageError, match="64 positions"):

@@ -49,7 +49,9 @@ def test_files_travel_both_ways(tmp_path, family, kind):
         assert_close(answer(base, family), wanted, atol=1e-5, rtol=1e-5)
     assert (answer(base, family) - wanted).abs().max() > 1e-2
 
-    made = base.attach("made", PTuning(P, encoder_reparameterization_type=kind, encoder_hidden_size=M))
+    made = base.attach(
+        "made", PTuning(num_virtual_tokens=P, encoder_reparameterization_type=kind, encoder_hidden_size=M)
+    )
     randomise(made)
     made.save(tmp_path / "ours")
     assert load_file(tmp_path / "ours" / "adapter_model.safetensors").keys() == {"prompt_embeddings"}
@@ -66,7 +68,9 @@ def test_gradients_and_training_are_those_of_peft(tmp_path, kind):
     other = tuned(model, config("llama", kind), tmp_path).train()
     encoder = other.prompt_encoder["default"]
     base = Base(copy.deepcopy(model))
-    adapter = base.attach("x", PTuning(P, encoder_reparameterization_type=kind, encoder_hidden_size=M))
+    adapter = base.attach(
+        "x", PTuning(num_virtual_tokens=P, encoder_reparameterization_type=kind, encoder_hidden_size=M)
+    )
     ((_, insert),) = adapter.inserts
     insert.load_state_dict(encoder.state_dict())
     base.train()
@@ -87,7 +91,7 @@ def test_gradients_and_training_are_those_of_peft(tmp_path, kind):
 def test_dropout_between_the_layers_is_at_work_in_training_only():
     base, ids = tiny_base(), inputs("llama")["ids"]
     settings = {"encoder_reparameterization_type": "LSTM", "encoder_hidden_size": M, "encoder_dropout": 0.5}
-    randomise(base.attach("x", PTuning(P, **settings)))
+    randomise(base.attach("x", PTuning(num_virtual_tokens=P, **settings)))
     with base.using("x"):
         assert torch.equal(base(ids).logits, base(ids).logits)
         base.train()
@@ -95,7 +99,7 @@ def test_dropout_between_the_layers_is_at_work_in_training_only():
 
 
 def test_what_a_file_holds_takes_the_place_of_the_encoder():
-    adapter = tiny_base().attach("x", PTuning(P))
+    adapter = tiny_base().attach("x", PTuning(num_virtual_tokens=P))
     state = {key: value + 1 for key, value in adapter.file_state().items()}
     adapter.load_file_state(state)
     assert_close(adapter.file_state(), state)
@@ -103,11 +107,13 @@ def test_what_a_file_holds_takes_the_place_of_the_encoder():
 
 def test_counts():
     """d 64, p 4, m 16: the table; three linears, or a two-way LSTM (8m(d+m+2), then 8m(3m+2)) and two."""
-    count = lambda **settings: tiny_base().attach("x", PTuning(P, encoder_hidden_size=M, **settings)).count()
+    count = lambda **settings: (
+        tiny_base().attach("x", PTuning(num_virtual_tokens=P, encoder_hidden_size=M, **settings)).count()
+    )
     assert count() == 4 * 64 + (64 * 16 + 16) + (16 * 16 + 16) + (16 * 64 + 64)
     lstm = 8 * 16 * (64 + 16 + 2) + 8 * 16 * (3 * 16 + 2)
     assert count(encoder_reparameterization_type="LSTM") == 4 * 64 + lstm + (32 * 32 + 32) + (32 * 64 + 64)
-    assert tiny_base().attach("x", PTuning(P)).count() == 4 * 64 + 3 * (64 * 64 + 64)
+    assert tiny_base().attach("x", PTuning(num_virtual_tokens=P)).count() == 4 * 64 + 3 * (64 * 64 + 64)
 
 
 @pytest.mark.parametrize(

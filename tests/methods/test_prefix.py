@@ -72,7 +72,9 @@ def test_gradients_and_training_are_those_of_peft(tmp_path, projection):
     other = tuned(model, settings, tmp_path).train()
     encoder = other.prompt_encoder["default"]
     base = Base(copy.deepcopy(model))
-    adapter = base.attach("x", PrefixTuning(P, prefix_projection=projection, encoder_hidden_size=16))
+    adapter = base.attach(
+        "x", PrefixTuning(num_virtual_tokens=P, prefix_projection=projection, encoder_hidden_size=16)
+    )
     if projection:
         part = of_peft(encoder, adapter)
     else:
@@ -99,7 +101,9 @@ def test_gradients_and_training_are_those_of_peft(tmp_path, projection):
 
 def test_a_projection_is_left_behind(tmp_path):
     base, ids = tiny_base(), inputs("llama")["ids"]
-    adapter = base.attach("x", PrefixTuning(P, prefix_projection=True, encoder_hidden_size=16))
+    adapter = base.attach(
+        "x", PrefixTuning(num_virtual_tokens=P, prefix_projection=True, encoder_hidden_size=16)
+    )
     randomise(adapter)
     adapter.save(tmp_path)
     assert json.loads((tmp_path / "adapter_config.json").read_text())["prefix_projection"] is False
@@ -129,8 +133,8 @@ def test_generation_is_that_of_peft_with_and_without_cache(tmp_path, family):
 
 def test_rows_of_prefixes_loras_and_the_bare_base_are_generated_together():
     base, ids = tiny_base(), inputs("llama", rows=4)["ids"]
-    randomise(base.attach("long", PrefixTuning(6)), 1)
-    randomise(base.attach("short", PrefixTuning(2, shift_positions=False)), 2)
+    randomise(base.attach("long", PrefixTuning(num_virtual_tokens=6)), 1)
+    randomise(base.attach("short", PrefixTuning(num_virtual_tokens=2, shift_positions=False)), 2)
     randomise(base.attach("lora", LoRA(r=4)), 3)
     live = torch.ones_like(ids)
     live[0, :4], live[2, :2] = 0, 0
@@ -151,7 +155,7 @@ def test_positions_begin_behind_the_prefix_or_at_nought(family):
     answers = {}
     for shift in (True, False):
         torch.manual_seed(0)
-        base.attach(str(shift), PrefixTuning(P, shift_positions=shift))
+        base.attach(str(shift), PrefixTuning(num_virtual_tokens=P, shift_positions=shift))
         with base.using(str(shift)):
             answers[shift] = base(ids).logits
     with base.using("False"):
@@ -162,7 +166,7 @@ def test_positions_begin_behind_the_prefix_or_at_nought(family):
 
 def test_every_document_of_a_packed_row_sees_the_prefix():
     base, ids = tiny_base(), inputs("llama")["ids"]
-    randomise(base.attach("x", PrefixTuning(P)))
+    randomise(base.attach("x", PrefixTuning(num_virtual_tokens=P)))
     assert base.unpackable(32) is None
     batch, _ = packed(
         [[(ids[0].tolist(), ids[0].tolist()), (ids[1].tolist(), ids[1].tolist())]], pad=0, causal=True
@@ -175,7 +179,7 @@ def test_every_document_of_a_packed_row_sees_the_prefix():
 
 def test_all_three_attentions_of_an_encoder_decoder_have_a_prefix(tmp_path):
     base, batch = tiny_base("t5"), inputs("t5")
-    adapter = base.attach("x", PrefixTuning(P))
+    adapter = base.attach("x", PrefixTuning(num_virtual_tokens=P))
     assert len(adapter.inserts) == 2 + 2 * 2 and adapter.count() == 6 * P * 2 * 64
     randomise(adapter)
     with base.using("x"):
@@ -192,12 +196,12 @@ def test_all_three_attentions_of_an_encoder_decoder_have_a_prefix(tmp_path):
 
 def test_mistakes_are_named():
     with pytest.raises(UsageError, match="num_virtual_tokens=-1"):
-        PrefixTuning(-1)
+        PrefixTuning(num_virtual_tokens=-1)
     with pytest.raises(UsageError, match="encoder_hidden_size=0"):
         PrefixTuning(encoder_hidden_size=0)
     with pytest.raises(UsageError, match="64 positions"):
-        tiny_base().attach("x", PrefixTuning(64))
+        tiny_base().attach("x", PrefixTuning(num_virtual_tokens=64))
     base = tiny_base("gpt2")
-    base.attach("x", PrefixTuning(60))
+    base.attach("x", PrefixTuning(num_virtual_tokens=60))
     with base.using("x"), pytest.raises(UsageError, match="67 positions"):
         base(inputs("gpt2")["ids"])

@@ -173,7 +173,9 @@ def test_a_prompt_starts_from_words_as_in_peft(tmp_path):
     folder = write_model(tmp_path / "model")
     base = load(folder, dtype="fp32")
     text = "The cat wants a ball."
-    table = base.attach("x", PromptTuning(30, "TEXT", text)).parameters()[0]
+    table = base.attach(
+        "x", PromptTuning(num_virtual_tokens=30, prompt_tuning_init="TEXT", prompt_tuning_init_text=text)
+    ).parameters()[0]
     settings = peft.PromptTuningConfig(
         task_type="CAUSAL_LM",
         num_virtual_tokens=30,
@@ -186,7 +188,12 @@ def test_a_prompt_starts_from_words_as_in_peft(tmp_path):
     )
     assert len(base.tokenizer(text)["input_ids"]) < 30  # repeated
     assert torch.equal(table, wanted)
-    assert torch.equal(base.attach("y", PromptTuning(3, "TEXT", text)).parameters()[0], wanted[:3])
+    assert torch.equal(
+        base.attach(
+            "y", PromptTuning(num_virtual_tokens=3, prompt_tuning_init="TEXT", prompt_tuning_init_text=text)
+        ).parameters()[0],
+        wanted[:3],
+    )
 
 
 def test_a_sampled_prompt_is_made_of_words():
@@ -194,14 +201,24 @@ def test_a_sampled_prompt_is_made_of_words():
     table = base.attach("x", PromptTuning(num_virtual_tokens=P)).parameters()[0]
     words = base.model.get_input_embeddings()(torch.arange(96))
     assert (torch.cdist(table.double(), words.double()).min(1).values < 1e-6).all()
-    normal = base.attach("y", PromptTuning(200 // 4, "RANDOM")).parameters()[0]
+    normal = base.attach(
+        "y", PromptTuning(num_virtual_tokens=200 // 4, prompt_tuning_init="RANDOM")
+    ).parameters()[0]
     assert abs(float(normal.std()) - 1) < 0.1  # 3,200 draws: 8 standard errors
 
 
 def test_what_was_said_of_the_start_is_not_needed_to_load(tmp_path):
     folder = write_model(tmp_path / "model")
     base = load(folder, dtype="fp32")
-    base.attach("x", PromptTuning(P, "TEXT", "a rope", str(folder))).save(tmp_path / "adapter")
+    base.attach(
+        "x",
+        PromptTuning(
+            num_virtual_tokens=P,
+            prompt_tuning_init="TEXT",
+            prompt_tuning_init_text="a rope",
+            tokenizer_name_or_path=str(folder),
+        ),
+    ).save(tmp_path / "adapter")
     said = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert said["prompt_tuning_init"] == "RANDOM" and said["num_virtual_tokens"] == P
     assert base.load_adapter(tmp_path / "adapter", "y").count() == P * 32
@@ -215,7 +232,13 @@ def test_what_was_said_of_the_start_is_not_needed_to_load(tmp_path):
         (lambda: PromptTuning(prompt_tuning_init="TEXT"), "a text with TEXT"),
         (lambda: PromptTuning(prompt_tuning_init_text="a"), "none with the others"),
         (lambda: tiny_base().attach("x", PromptTuning(num_virtual_tokens=64)), "fewer than the 64 positions"),
-        (lambda: tiny_base().attach("x", PromptTuning(4, "TEXT", "a")), "tokenizer_name_or_path"),
+        (
+            lambda: tiny_base().attach(
+                "x",
+                PromptTuning(num_virtual_tokens=4, prompt_tuning_init="TEXT", prompt_tuning_init_text="a"),
+            ),
+            "tokenizer_name_or_path",
+        ),
     ],
 )
 def test_mistakes_are_named(make, words):

@@ -13,14 +13,14 @@ from models import inputs, randomise, tiny_base
 
 SMALL = {"encoder_hidden_size": 8}
 METHODS = {
-    "ipt": IPT(3, 4, hidden_size=16),
-    "long": PromptTuning(6),
+    "ipt": IPT(num_virtual_tokens=3, intrinsic_dim=4, hidden_size=16),
+    "long": PromptTuning(num_virtual_tokens=6),
     "lora": LoRA(r=4),
-    "lstm": PTuning(5, "LSTM", **SMALL),
-    "mlp": PTuning(1, **SMALL),
-    "prefix": PrefixTuning(4),
-    "projected": PrefixTuning(2, prefix_projection=True, shift_positions=False, **SMALL),
-    "short": [PromptTuning(2), PrefixTuning(1)],
+    "lstm": PTuning(num_virtual_tokens=5, encoder_reparameterization_type="LSTM", **SMALL),
+    "mlp": PTuning(num_virtual_tokens=1, **SMALL),
+    "prefix": PrefixTuning(num_virtual_tokens=4),
+    "projected": PrefixTuning(num_virtual_tokens=2, prefix_projection=True, shift_positions=False, **SMALL),
+    "short": [PromptTuning(num_virtual_tokens=2), PrefixTuning(num_virtual_tokens=1)],
 }
 ROWS = [None, *METHODS]  # sorted, as `routed` wants them
 LENGTHS = [7, 4, 6, 7, 3, 5, 7, 2, 6]

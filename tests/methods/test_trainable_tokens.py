@@ -34,7 +34,7 @@ def test_a_merge_writes_the_rows_and_no_others(family):
     base, batch = Base(tiny_model(family).double()), inputs(family)
     batch["ids"][0, :5] = torch.tensor(CHOSEN)
     before = base.model.get_input_embeddings().weight.detach().clone()
-    adapter = base.attach("x", TrainableTokens(tuple(CHOSEN)))
+    adapter = base.attach("x", TrainableTokens(token_indices=tuple(CHOSEN)))
     randomise(adapter)
     with base.using("x"):
         attached = base(**batch).logits
@@ -50,7 +50,7 @@ def test_rows_of_a_batch_use_their_own_tokens():
     base, batch = tiny_base("gemma"), inputs("gemma")
     batch["ids"][:, :5] = torch.tensor(CHOSEN)
     for seed, name in enumerate("ab"):
-        randomise(base.attach(name, TrainableTokens(tuple(CHOSEN[seed:]))), seed)
+        randomise(base.attach(name, TrainableTokens(token_indices=tuple(CHOSEN[seed:]))), seed)
     mixed = base(**batch, adapters=["b", None, "a"]).logits
     for row, name in enumerate(["b", None, "a"]):
         with base.using(name):
@@ -63,9 +63,9 @@ def test_a_whole_table_is_said_and_other_mistakes_are_refused():
     assert TrainableTokens().notice(base.attach("x", TrainableTokens()).parts[0]) is None  # 96 rows are few
     for ids in ((), (3, 3), (-1,), "some"):
         with pytest.raises(UsageError, match="token_indices"):
-            TrainableTokens(ids)
+            TrainableTokens(token_indices=ids)
     with pytest.raises(UsageError, match="holds 96"):
-        base.attach("y", TrainableTokens((1, 96)))
+        base.attach("y", TrainableTokens(token_indices=(1, 96)))
 
 
 @pytest.mark.parametrize("family", ["gemma", "llama"])

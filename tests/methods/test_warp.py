@@ -120,7 +120,7 @@ def test_rows_of_other_lengths_and_heads_share_a_batch(family):
     adapters = {
         "a": WARP(**SETTINGS, **mask),
         "b": [LoRA(r=2), WARP(before_text=1, before_mask=0, after_mask=4, **mask)],
-        "c": [PromptTuning(2), TaskHead(num_labels=3)],
+        "c": [PromptTuning(num_virtual_tokens=2), TaskHead(num_labels=3)],
         "d": [LoRA(r=2), TaskHead(num_labels=5, pool="first")],
     }
     live = torch.ones_like(ids)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from graft.base import adapter_files
+from graft.base.summary import adapter_line, adapter_table
 from graft.core.insert import InPlace
 from graft.core.method import Method
 from graft.core.part import Part, Seat
@@ -38,6 +39,12 @@ class Adapter:
         self.name, self.base = name, base
         self.methods = tuple(methods)
         self.parts = tuple(Part(seats) for seats in parts)
+
+    def __repr__(self) -> str:
+        return adapter_line(self)
+
+    def _repr_html_(self) -> str:
+        return adapter_table(self)
 
     @property
     def folder(self) -> Path | None:

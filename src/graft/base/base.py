@@ -11,15 +11,16 @@ import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 
 from graft.base import adapter_files, liveness
 from graft.base.adapter import Adapter, require_same
 from graft.base.adapter_checks import of_a_file
+from graft.base.arguments import methods_given, require_name
 from graft.base.attention import Attention
-from graft.base.choice import Choice, Rows
+from graft.base.choice import Adapters, Choice, Rows, Wanted, named
 from graft.base.compiled import Compiled, recompute_blocks
 from graft.base.dropout import SilentDropout
 from graft.base.faster import Faster
@@ -36,6 +37,7 @@ from graft.base.neighbours import Sharing
 from graft.base.probes import leak
 from graft.base.rehearsal import shapes_only
 from graft.base.select import count_rows
+from graft.base.summary import base_line, base_table
 from graft.base.virtual_tokens import VirtualTokenHooks
 from graft.base.weight_shifts import WeightShifts
 from graft.core import anatomy
@@ -44,9 +46,11 @@ from graft.core.method import Method
 from graft.core.positions import obstacle
 from graft.core.route import current, installed, spans
 from graft.core.site import Site
-from graft.errors import AdapterError, GraftError, ModelError, UsageError, notice
+from graft.errors import AdapterError, GraftError, ModelError, notice
 from graft.generate.generate import complete, evaluating, generate
+from graft.generate.prompts import several
 from graft.generate.request import Completion
+from graft.generate.writing import Asked, Writing
 from graft.kernels.loss import Head
 from graft.quant import is_packed
 from graft.quant.finite import require_finite
@@ -85,7 +89,7 @@ class Base:
         self.files, self._rounded = tuple(files), rounded
         self.tokenizer, self.name = tokenizer, name or getattr(model.config, "name_or_path", "")
         self.family = anatomy.family(model)
-        self.adapters: dict[str, Adapter] = {}
+        self.adapters: dict[str, Adapter] = Adapters()
         self._modules, self._heads = ModuleHooks(), Heads()
         attention, virtual_tokens = Attention(model), VirtualTokenHooks(model)
         shifts = WeightShifts(model)
@@ -108,6 +112,12 @@ class Base:
         self._known_by: tuple[str, str | None] | None = None
         self._faster = Faster(model, attention)
         self.faster(self.device.type == "cpu")
+
+    def __repr__(self) -> str:
+        return base_line(self)
+
+    def _repr_html_(self) -> str:
+        return base_table(self)
 
     @property
     def device(self) -> torch.device:
@@ -167,15 +177,12 @@ class Base:
 
     def attach(self, name: str, method: Method | Sequence[Method]) -> Adapter:
         """Put a newborn adapter on the base. Nothing changes until it is used (`using`, `adapters=`)."""
+        require_name(name)
         if name in self.adapters:
             raise AdapterError(
                 f"the name {name!r} is taken", "a new name", f"use another, or detach({name!r}) first"
             )
-        methods = [method] if isinstance(method, Method) else list(method)
-        if not methods:
-            raise UsageError(
-                "no method was given", "one Method or a list of them", "for example graft.LoRA(r=16)"
-            )
+        methods = methods_given(method)
         sites = self.sites
         adapter = Adapter(name, methods, [self._checked(m, sites) for m in methods], self.identity)
         self._liveness.check(adapter.inserts)
@@ -206,9 +213,9 @@ class Base:
         """Move a newborn insert to the base's device."""
         insert.to(self.device)
 
-    def detach(self, name: str) -> Adapter:
+    def detach(self, name: str | Adapter) -> Adapter:
         """Take an adapter off. The base is as it was before `attach`, bit for bit."""
-        self._choice.known(name)
+        name = named(name, self.adapters)
         if name in self._merges:
             raise AdapterError(
                 f"{name!r} is merged", "an adapter that is not merged", f"call unmerge({name!r}) first"
@@ -282,7 +289,7 @@ class Base:
 
     # Which adapter answers
 
-    def using(self, name: str | None) -> contextlib.AbstractContextManager[None]:
+    def using(self, name: str | Adapter | None) -> contextlib.AbstractContextManager[None]:
         """Let this adapter answer every row inside the block; None is the bare (or merged) base."""
         return self._choice.using(name)
 
@@ -322,10 +329,13 @@ class Base:
 
     # Forward
 
-    def __call__(self, ids: torch.Tensor | None = None, adapters: Rows | None = None, **keywords: Any) -> Any:
+    def __call__(
+        self, ids: torch.Tensor | None = None, adapters: Wanted | None = None, **keywords: Any
+    ) -> Any:
         """Run one forward over all rows, whatever adapters they use.
 
-        ids: (B, T).  adapters: one name or None per row; left out: the adapter of the `using` block for all.
+        ids: (B, T).  adapters: one for all rows, or one or None per row, by name or itself; left out: the
+        adapter of the `using` block for all.
         keywords: transformers' own.
 
         Returns transformers' output. If the adapters have task heads, it returns a list of the heads' logits
@@ -337,7 +347,7 @@ class Base:
         return self._mixing.run(run, ids, rows, keywords)
 
     def hidden(
-        self, ids: torch.Tensor | None = None, adapters: Rows | None = None, **keywords: Any
+        self, ids: torch.Tensor | None = None, adapters: Wanted | None = None, **keywords: Any
     ) -> torch.Tensor:
         """Return the last hidden state (B, T, D), which is what enters the language head if there is one.
 
@@ -371,7 +381,7 @@ class Base:
             self._forward(ids, keywords)
         return caught[0]
 
-    def logits(self, hidden: torch.Tensor, adapters: Rows | None = None) -> torch.Tensor:
+    def logits(self, hidden: torch.Tensor, adapters: Wanted | None = None) -> torch.Tensor:
         """Return the model's logits for hidden states (B, T, D) of any part of a sequence."""
         self.probe()
 
@@ -389,12 +399,13 @@ class Base:
         with self.routed(self._choice.rows(adapters, 1 if adapters is None else len(adapters))):
             return self._head.plain()
 
-    def head_logits(self, states: torch.Tensor, adapter: str | None = None) -> torch.Tensor:
+    def head_logits(self, states: torch.Tensor, adapter: str | Adapter | None = None) -> torch.Tensor:
         """Return the logits (N, classes) of the task head of the adapter in use, or of another one.
 
         states: (N, D), one for each text, from `hidden`. Raises AdapterError for an adapter without a head.
         """
-        return self._heads.of_states(adapter or self.active, states)
+        name = self.active if adapter is None else named(adapter, self.adapters)
+        return self._heads.of_states(name, states)
 
     @property
     def looks_ahead(self) -> bool:
@@ -408,18 +419,25 @@ class Base:
             with evaluating(self) if self.model.training else contextlib.nullcontext():
                 self._head.probe()
 
-    def generate(self, prompts: Sequence[Any], adapters: Rows | None = None, **settings: Any) -> list[str]:
+    def generate(
+        self, prompts: Asked, adapters: Wanted | None = None, **settings: Unpack[Writing]
+    ) -> list[str]:
         """Return only the new text, one string per prompt.
 
-        settings: of `graft.generate.generate.generate`, which are those of `Sampling` and of the batch.
+        prompts: a list of texts or conversations; one alone is a list of one, and so is the answer.
+        adapters: as in `__call__`.
+        settings: max_new_tokens, temperature, stop, ...: those of `Sampling` and of the batch, which
+        `graft.generate.generate.generate` explains.
         """
-        return generate(self, prompts, self._choice.rows(adapters, len(prompts)), **settings)
+        texts = several(prompts)
+        return generate(self, texts, self._choice.rows(adapters, len(texts)), **settings)
 
     def complete(
-        self, prompts: Sequence[Any], adapters: Rows | None = None, **settings: Any
+        self, prompts: Asked, adapters: Wanted | None = None, **settings: Unpack[Writing]
     ) -> list[Completion]:
         """Return what `generate` does, with tokens, log-probabilities and the reason of each end."""
-        return complete(self, prompts, self._choice.rows(adapters, len(prompts)), **settings)
+        texts = several(prompts)
+        return complete(self, texts, self._choice.rows(adapters, len(texts)), **settings)
 
     def mixable(self, names: Rows) -> bool:
         """Return whether rows of these adapters may share a forward; if not, they are run apart."""
@@ -543,7 +561,7 @@ class Base:
 
     # Merging
 
-    def merge(self, name: str, *, repack: bool = False) -> Merged:
+    def merge(self, name: str | Adapter, *, repack: bool = False) -> Merged:
         """Fold an adapter into the weights, so that the bare base answers with it.
 
         Layers of a quantised base that the adapter changes become 16-bit, made from their dequantised values,
@@ -557,10 +575,9 @@ class Base:
         self._after_merge()
         return merged
 
-    def unmerge(self, name: str) -> None:
+    def unmerge(self, name: str | Adapter) -> None:
         """Put back the weights that were there before `merge(name)`, bit for bit."""
-        self._choice.known(name)
-        self._merges.remove(name)
+        self._merges.remove(named(name, self.adapters))
         self._after_merge()
 
     @property

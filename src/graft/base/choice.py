@@ -1,4 +1,7 @@
-"""Which adapter answers: that of the `using` block, or one for each row of a batch."""
+"""Which adapter answers: that of the `using` block, or one for each row of a batch.
+
+An adapter is named by its name, or given itself.
+"""
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,6 +13,35 @@ from graft.core.route import Route, Span
 from graft.errors import AdapterError, UsageError, one_of
 
 Rows = Sequence[str | None]  # the adapter of each row; None is the bare (or merged) base
+Wanted = str | Adapter | Sequence[str | Adapter | None]  # an adapter for all rows, or one for each
+
+
+class Adapters(dict[str, Adapter]):
+    """The adapters of one base by name. The error of a name that is not there tells the nearest one."""
+
+    def __missing__(self, name: object) -> Adapter:
+        return self[named(name, self)]
+
+
+def named(given: object, adapters: Mapping[str, Adapter]) -> str:
+    """Return the name of an adapter of a base, which is given by its name or itself.
+
+    Raises AdapterError for one that the base does not have, UsageError for what is no adapter.
+    """
+    if isinstance(given, str):
+        return one_of("adapter", given, adapters, AdapterError, if_none="attach or load one first")
+    if not isinstance(given, Adapter):
+        raise UsageError(
+            f"an adapter is given as {given!r:.60}", "its name, or the adapter itself", 'for example "sql"'
+        )
+    if adapters.get(given.name) is not given:
+        other = f", which has another one called {given.name!r}" if given.name in adapters else ""
+        raise AdapterError(
+            f"{given!r} is not on this base{other}",
+            "an adapter that was attached or loaded here",
+            "use the base that it is on, or save it and load it here",
+        )
+    return given.name
 
 
 class Choice:
@@ -28,25 +60,22 @@ class Choice:
         return self._current.get()
 
     @contextlib.contextmanager
-    def using(self, name: str | None) -> Iterator[None]:
+    def using(self, name: str | Adapter | None) -> Iterator[None]:
         """Let this adapter answer every row inside the block; None is the bare (or merged) base."""
-        if name is not None:
-            self.usable(name)
-        token = self._current.set(name)
+        token = self._current.set(None if name is None else self.usable(name).name)
         try:
             yield
         finally:
             self._current.reset(token)
 
-    def known(self, name: str) -> Adapter:
-        """Return the adapter of this name. Raises AdapterError with the nearest name."""
-        return self._adapters[
-            one_of("adapter", name, self._adapters, AdapterError, if_none="attach or load one first")
-        ]
+    def known(self, name: str | Adapter) -> Adapter:
+        """Return this adapter of the base. Raises AdapterError with the nearest name."""
+        return self._adapters[named(name, self._adapters)]
 
-    def usable(self, name: str) -> Adapter:
-        """Return the adapter of this name. Raises AdapterError if there is none, or if it is merged."""
+    def usable(self, name: str | Adapter) -> Adapter:
+        """Return this adapter of the base. Raises AdapterError if there is none, or if it is merged."""
         adapter = self.known(name)
+        name = adapter.name
         if name in self._merges:
             raise AdapterError(
                 f"{name!r} is merged: the base already answers with it",
@@ -55,17 +84,28 @@ class Choice:
             )
         return adapter
 
-    def rows(self, adapters: Rows | None, count: int) -> Rows:
-        """Return the adapter of each of `count` rows: those that are given, or the active one for all."""
+    def rows(self, adapters: Wanted | None, count: int) -> Rows:
+        """Return the name of the adapter of each of `count` rows.
+
+        adapters: one for all rows, or one for each; None: the active one for all.
+        """
         if adapters is None:
             return [self.active] * count
+        if isinstance(adapters, str | Adapter):
+            return [named(adapters, self._adapters)] * count
+        if not isinstance(adapters, Sequence):
+            raise UsageError(
+                f"adapters={adapters!r:.60}",
+                "a name (or an adapter), or one for each row",
+                'write adapters="sql"',
+            )
         if len(adapters) != count:
             raise UsageError(
                 f"adapters= has {len(adapters)} names for {count} rows",
-                "one name (or None) per row",
-                "repeat the name for each row",
+                "one name (or None) per row, or one for all rows",
+                'give as many, or one name alone: adapters="sql"',
             )
-        return adapters
+        return [None if given is None else named(given, self._adapters) for given in adapters]
 
     def route(self, groups: tuple[Span, ...], rows: int) -> Route:
         """Return the Route of rows in these spans. Raises AdapterError for adapters that cannot answer so."""

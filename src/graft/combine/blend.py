@@ -23,13 +23,15 @@ adapters keeps its size.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from graft.base.adapter import Adapter
+from graft.base.choice import named
 from graft.combine.average import add_up
 from graft.combine.low_rank import Factors, attach, shortened, truncated
+from graft.core.by_name import answered, require_base
 from graft.core.insert import LowRankForm
 from graft.errors import AdapterError, UsageError, one_of
 
@@ -51,9 +53,10 @@ HOWS = ["average", "cat", *KINDS, *SHORTENED]
 SIGNS = ("total", "frequency")
 
 
+@answered
 def blend(
     base: "Base",
-    weights: Mapping[str, float],
+    weights: Mapping[str, float] | Mapping[Adapter, float],
     name: str,
     how: str = "average",
     *,
@@ -64,11 +67,13 @@ def blend(
 ) -> Adapter:
     """Attach the blend of the adapters that `weights` names, and return it.
 
+    weights: {adapter, or its name: its weight}.
     how: one of HOWS.  density: share of the entries that ties, dare and magnitude_prune keep.  r: rank of svd
     and …_svd; left out, the largest of the adapters'.  majority_sign: elected by the sum of entries ("total")
     or by their number ("frequency").  seed: of DARE's draws.
     Raises UsageError for arguments that mean nothing, AdapterError where these adapters cannot be blended so.
     """
+    require_base("graft.blend", base)
     _check(weights, how, density, r)
     adapters = [_usable(base, one) for one in weights]
     low_rank = any(insert.low_rank() is not None for adapter in adapters for _, insert in adapter.inserts)
@@ -174,7 +179,7 @@ def _mix(how: str, density: float | None, majority_sign: str, seed: int) -> _Mix
     return _Mix(keep, elect, density or 1.0, majority_sign, torch.Generator().manual_seed(seed))
 
 
-def _check(weights: Mapping[str, float], how: str, density: float | None, r: int | None) -> None:
+def _check(weights: Mapping[Any, float], how: str, density: float | None, r: int | None) -> None:
     one_of("how", how, HOWS)
     sparse = how.removesuffix("_svd") in SPARSE
     if sparse and not (density is not None and 0 < density <= 1):
@@ -193,7 +198,7 @@ def _check(weights: Mapping[str, float], how: str, density: float | None, r: int
         )
 
 
-def _usable(base: "Base", name: str) -> Adapter:
-    """Return the adapter of this name. Raises AdapterError if there is none, or if it is merged."""
-    with base.using(name):
-        return base.adapters[name]
+def _usable(base: "Base", given: str | Adapter) -> Adapter:
+    """Return an adapter of the base. Raises AdapterError if there is none, or if it is merged."""
+    with base.using(given):
+        return base.adapters[named(given, base.adapters)]

@@ -20,6 +20,7 @@ from torch import nn
 
 from graft.base.adapter import Adapter
 from graft.combine.low_rank import attach, truncated
+from graft.core.by_name import answered, require_base
 from graft.core.site import Site
 from graft.errors import AdapterError, ModelError, UsageError, listed, notice, one_of
 from graft.methods.lora import LoRA
@@ -107,6 +108,7 @@ class Difference:
         }
 
 
+@answered
 def extract(
     base: "Base",
     tuned: str | Path | nn.Module,
@@ -125,6 +127,7 @@ def extract(
     attached.
     Raises AdapterError where the two models do not fit each other.
     """
+    require_base("graft.extract", base)
     change = difference(base, tuned, r=r, energy=energy, target_modules=target_modules)
     adapter = change.attach(name, rest)
     left = [*(change.rest if rest == "name" else ()), *change.foreign]

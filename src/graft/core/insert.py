@@ -35,6 +35,12 @@ class AdapterModule(nn.Module):
 
     names: ClassVar[dict[str, str]] = {}
 
+    def extra_repr(self) -> str:
+        """Return what torch writes between the brackets of its name: where it is, and what it trains."""
+        place = getattr(getattr(self, "site", None), "name", "")
+        trained = sum(p.numel() for p in self.parameters() if p.requires_grad)
+        return ", ".join(filter(None, [place, f"{trained:,} parameters"]))
+
     def low_rank(self) -> LowRankForm | None:
         """Return (A, B, s) if adding s·B A x to the base is all this does, apart from dropout; else None.
 

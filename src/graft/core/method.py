@@ -7,11 +7,13 @@ nothing.
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar
+from dataclasses import MISSING, Field, dataclass, fields
+from typing import Any, ClassVar, Self
 
 import torch
 
+from graft.core.by_name import require_named
+from graft.core.card_text import CardDoc
 from graft.core.file_layout import FileLayout
 from graft.core.insert import AdapterModule
 from graft.core.part import Part, Seats
@@ -54,6 +56,12 @@ def require_fitting(method: "Method") -> None:
         )
 
 
+def _is_usual(method: "Method", one: "Field[Any]") -> bool:
+    """Return whether a setting has its default."""
+    usual = one.default if one.default_factory is MISSING else one.default_factory()
+    return bool(getattr(method, one.name) == usual)
+
+
 def _after_the_schema(own: Callable[[Any], None]) -> Callable[[Any], None]:
     @functools.wraps(own)
     def checked(method: Any) -> None:
@@ -63,12 +71,16 @@ def _after_the_schema(own: Callable[[Any], None]) -> Callable[[Any], None]:
     return checked
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Method:
-    """Base class of every method's configuration. An ability is True, or No with a reason."""
+    """Base class of every method's configuration. An ability is True, or No with a reason.
+
+    Settings are given by name. A wrong name, a value without a name and a value out of its range raise
+    UsageError.
+    """
 
     # Its own peak learning rate; if left out, train.lr
-    lr: Rate | None = field(default=None, kw_only=True)
+    lr: Rate | None = None
 
     kinds: ClassVar[tuple[str, ...]] = ("linear",)  # kinds of sites that it can go to
     files: ClassVar[FileLayout] = FileLayout()
@@ -83,14 +95,32 @@ class Method:
     passes: ClassVar[int] = 1  # forwards per micro-batch; their losses go to `extra_loss`
 
     def __init_subclass__(cls, **keywords: Any) -> None:
-        """Let the settings be checked by their types before the class's own checks compute with them."""
+        """Let the settings be checked by their types before the class's own checks compute with them.
+
+        A class of graft/methods gets its card as docstring. That and `repr` are put in place here, because
+        dataclass keeps what it finds.
+        """
         super().__init_subclass__(**keywords)
         own = cls.__dict__.get("__post_init__")
         if own is not None:
             setattr(cls, "__post_init__", _after_the_schema(own))  # noqa: B010
+        if "__repr__" not in cls.__dict__:
+            setattr(cls, "__repr__", Method.__repr__)  # noqa: B010
+        if cls.__doc__ is None and cls.__module__.startswith("graft.methods."):
+            setattr(cls, "__doc__", CardDoc(cls.name()))  # noqa: B010
+
+    def __new__(cls, *given: Any, **named: Any) -> Self:
+        """Refuse what is not a setting given by name."""
+        require_named(cls, given, named)
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         require_fitting(self)
+
+    def __repr__(self) -> str:
+        """Return the call that makes it: the settings that are not as usual."""
+        changed = [f"{f.name}={getattr(self, f.name)!r}" for f in fields(self) if not _is_usual(self, f)]
+        return f"{type(self).__name__}({', '.join(changed)})"
 
     @classmethod
     def name(cls) -> str:

@@ -23,6 +23,11 @@ class Part:
     def __init__(self, inserts: Iterable[Seat]) -> None:
         self.inserts = list(inserts)
 
+    def __repr__(self) -> str:
+        return (
+            f"Part of {len(self.inserts)} inserts, {sum(p.numel() for p in self.parameters()):,} parameters"
+        )
+
     def of(self, kind: type[M]) -> list[tuple[Site, M]]:
         """Return the pairs whose insert is of this class."""
         return [(site, insert) for site, insert in self.inserts if isinstance(insert, kind)]

@@ -12,9 +12,9 @@ import math
 import operator
 import reprlib
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 from graft.errors import UsageError
 
@@ -45,6 +45,8 @@ class Between:
         low = f"above {self.low:g}" if self.above else f"from {_number(self.low)}"
         return f"{low} {'to below' if self.below else 'to'} {_number(self.high)}"
 
+    __repr__ = __str__  # in the signatures that help() shows
+
 
 Rank = Annotated[int, Between(1, MAX_RANK)]
 Count = Annotated[int, Between(1, MANY)]
@@ -61,6 +63,14 @@ Rate = Annotated[float, Between(0, 1e6, above=True)]  # of learning
 Scale = Annotated[float, Between(-STEEPEST, STEEPEST)]
 Alpha = Annotated[float, Between(-STEEPEST * MAX_RANK, STEEPEST * MAX_RANK)]  # of it and the rank: a scale
 
+# Several of one kind: tuples in what is kept. A list is as good, so checkers of types take any sequence.
+if TYPE_CHECKING:
+    Names = Sequence[str]
+    Numbers = Sequence[int]
+    Ids = Sequence[Id]
+else:
+    Names, Numbers, Ids = tuple[str, ...], tuple[int, ...], tuple[Id, ...]
+
 LEAVES: dict[str, Any] = {
     "bool": bool, "int": int, "float": float, "str": str, "Any": Any, "Rank": Rank, "Count": Count,
     "Amount": Amount, "Few": Few, "Steps": Steps, "Id": Id, "Share": Share, "Portion": Portion,
@@ -70,6 +80,9 @@ LEAVES: dict[str, Any] = {
 TYPES: dict[str, Any] = {
     "None": None,
     **LEAVES,
+    "Names": Names,
+    "Numbers": Numbers,
+    "Ids": Ids,
     **{f"tuple[{name}, ...]": types.GenericAlias(tuple, (leaf, ...)) for name, leaf in LEAVES.items()},
     **{f"dict[str, {name}]": types.GenericAlias(dict, (str, leaf)) for name, leaf in LEAVES.items()},
     **{

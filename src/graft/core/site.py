@@ -56,6 +56,12 @@ class Site:
     entry: str = ""
     shape: tuple[int, int] | None = None
 
+    def __repr__(self) -> str:
+        widths = (
+            f", {self.in_features} -> {self.out_features}" if self.kind in ("linear", "embed", "head") else ""
+        )
+        return f"Site {self.name or '(the model)'}, {self.kind}{widths}"
+
     @property
     def module(self) -> Any:
         """The module that is here now; at `final` the whole model: nothing follows the last hidden state."""

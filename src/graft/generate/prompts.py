@@ -1,6 +1,6 @@
 """Prompts: texts and conversations as ids, checked against the model that is to continue them."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeGuard
 
 from transformers import PreTrainedTokenizerBase
@@ -9,6 +9,19 @@ from graft.core.positions import context_length
 from graft.data.rows import BadRow
 from graft.data.templates import Prompt, Template, prompt_ids, source
 from graft.errors import DataError, listed, notice
+
+
+def several(prompts: Any) -> list[Any]:
+    """Return prompts as a list. One text, one conversation or the ids of one text are one prompt.
+
+    >>> several("Hello"), several([{"role": "user", "content": "Hello"}]), several(["Hello", "Bye"])
+    (['Hello'], [[{'role': 'user', 'content': 'Hello'}]], ['Hello', 'Bye'])
+    """
+    if isinstance(prompts, str | Mapping):
+        return [prompts]
+    given = list(prompts)
+    turns = bool(given) and all(isinstance(turn, Mapping) and "role" in turn for turn in given)
+    return [given] if turns or is_ids(given) else given
 
 
 def encoded(base: Any, prompts: Sequence[Prompt]) -> list[list[int]]:

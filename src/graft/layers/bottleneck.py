@@ -27,7 +27,7 @@ WIDEST = 4  # times d: no bottleneck is wider; a file that asks for more is host
 STARTS = ("mam_adapter", "bert", "houlsby")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Bottlenecked(Placed):
     """Base class of methods whose added module is a bottleneck."""
 
@@ -69,7 +69,7 @@ class Bottlenecked(Placed):
         return width
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Dense(Bottlenecked):
     """Base class of those whose projections are ordinary matrices."""
 

@@ -31,7 +31,7 @@ class LycorisFiles(TargetedFiles):
         return config
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Lycoris(Targeted):
     """Base class of methods whose insert is a `Product`."""
 

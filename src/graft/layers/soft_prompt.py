@@ -39,7 +39,7 @@ class PromptFiles(FileLayout):
         return {"num_transformer_submodules": 1, **super().describe(method, part)}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SoftPrompt(Method):
     """Base class of methods that put vectors in front of every row: inserts with a `length`."""
 

@@ -19,6 +19,7 @@ from graft.core.file_layout import FileLayout
 from graft.core.insert import Insert
 from graft.core.method import Method
 from graft.core.part import Seats
+from graft.core.schema import Numbers
 from graft.core.site import Site
 from graft.errors import SiteError, listed
 from graft.layers.norm_gain import Gain
@@ -34,14 +35,14 @@ class PlacedFiles(FileLayout):
         return self.understand(cls, settings | {"train_norms": False})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Placed(Method):
     """Base class of methods that add one module to each sublayer of the chosen kinds."""
 
     mh_adapter: bool = False  # at self-attention
     output_adapter: bool = True  # at the feed-forward network
     cross_adapter: bool = False  # at the decoder's cross-attention
-    leave_out: tuple[int, ...] = ()  # blocks without (AdapterDrop), numbered through encoder and decoder
+    leave_out: Numbers = ()  # blocks without (AdapterDrop), numbered through encoder and decoder
     train_norms: bool = False  # train the gains and biases of all norms of the base too
 
     kinds: ClassVar = ("attention", "cross", "mlp")  # as in KINDS: cards read literals only

@@ -15,7 +15,7 @@ import torch
 from graft.core.file_layout import FileLayout
 from graft.core.method import Method
 from graft.core.part import Part, Seats
-from graft.core.schema import STEEPEST
+from graft.core.schema import STEEPEST, Names, Numbers
 from graft.core.site import Site
 from graft.errors import SiteError, UsageError, nearest, one_of
 from graft.layers.patterns import first_at_end, whole
@@ -60,17 +60,17 @@ class NamedFiles(TargetedFiles):
         return super().describe(method, part) | {"target_modules": names}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Targeted(Method):
     """Base class of methods that put one insert at each projection they are pointed at."""
 
     # names or their last parts; a string is a regular expression
-    target_modules: str | tuple[str, ...] = "all-linear"
-    exclude_modules: str | tuple[str, ...] = ()  # taken out of the targets, same rule
-    layers_to_transform: tuple[int, ...] | int | None = None  # only these blocks
+    target_modules: str | Names = "all-linear"
+    exclude_modules: str | Names = ()  # taken out of the targets, same rule
+    layers_to_transform: Numbers | int | None = None  # only these blocks
     # name of the list of blocks, where a model has several
-    layers_pattern: str | tuple[str, ...] | None = None
-    modules_to_save: tuple[str, ...] = ()  # modules trained in full, such as embed_tokens or lm_head
+    layers_pattern: str | Names | None = None
+    modules_to_save: Names = ()  # modules trained in full, such as embed_tokens or lm_head
 
     kinds: ClassVar[tuple[str, ...]] = ("linear", "head")
     files: ClassVar = TargetedFiles()
@@ -127,7 +127,8 @@ class Targeted(Method):
         return (wanted,) if isinstance(wanted, int) else tuple(wanted or ())
 
     def _lists(self) -> tuple[str, ...]:
-        return (self.layers_pattern,) if isinstance(self.layers_pattern, str) else self.layers_pattern or ()
+        wanted = self.layers_pattern
+        return (wanted,) if isinstance(wanted, str) else tuple(wanted or ())
 
     def _nothing_left(self, named: Sequence[Site]) -> SiteError:
         """Return the error for targets of which other settings leave none."""
@@ -169,7 +170,7 @@ class Targeted(Method):
             say_idle_patterns(setting, values, [first_at_end(values, site.name) for site in chosen])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Accompanied(Targeted):
     """A targeted method that may also train biases of the base."""
 

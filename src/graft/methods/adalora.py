@@ -45,7 +45,7 @@ class AdaLoRAFiles(TargetedFiles):
         }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class AdaLoRA(Targeted):
     init_r: Rank = 12  # rank of every update at birth
     target_r: Rank = 8  # mean rank in the end

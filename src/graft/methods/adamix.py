@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from graft.core.insert import Insert
 from graft.core.method import Method, No
 from graft.core.part import Part, Seats
-from graft.core.schema import Alpha, Rank, Share, Weight
+from graft.core.schema import Alpha, Names, Rank, Share, Weight
 from graft.core.site import Site
 from graft.errors import AdapterError, one_of
 from graft.layers import lora_start as start
@@ -48,7 +48,7 @@ class AdaMixFiles(PlacedFiles):
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class AdaMix(Dense):
     host: str = "adapter"  # what there are experts of: adapter (that of Pfeiffer), lora
     num_experts: Rank = 4  # E
@@ -60,7 +60,7 @@ class AdaMix(Dense):
     lora_alpha: Alpha = 16  # lora: numerator of the scale, alpha / r
     lora_dropout: Share = 0.0  # lora: dropout on the input of A
     # lora: names or their last parts, or a regular expression
-    target_modules: str | tuple[str, ...] = "all-linear"
+    target_modules: str | Names = "all-linear"
 
     files: ClassVar = AdaMixFiles("GRAFT_ADAMIX")
     mergeable: ClassVar = No("a non-linearity lies between the two projections", unless={"host": "lora"})

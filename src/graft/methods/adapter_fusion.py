@@ -50,7 +50,7 @@ class FusionFiles(FileLayout):
         return super().understand(cls, settings)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class AdapterFusion(Method):
     # folders of trained adapters; {name: pfeiffer, ...} stands for one that is not trained
     adapters: tuple[Any, ...] = (

@@ -29,7 +29,7 @@ from graft.core.site import Site
 from graft.layers.taps import Tap, stacks
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class AttentionFusion(Method):
     last_bias: Scale = 4.0  # b of the last layer at birth: the larger, the nearer to the base
 

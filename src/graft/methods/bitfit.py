@@ -18,6 +18,7 @@ import torch
 
 from graft.core.insert import Insert
 from graft.core.part import Part
+from graft.core.schema import Names
 from graft.core.site import Site
 from graft.errors import SiteError
 from graft.layers.replacements import Shift
@@ -25,10 +26,10 @@ from graft.layers.targets import NamedFiles, Targeted, matches
 from graft.layers.unmatched import say_idle
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BitFit(Targeted):
     # linears and norms, by name, last parts or regular expression
-    target_modules: str | tuple[str, ...] = ".*"
+    target_modules: str | Names = ".*"
 
     kinds: ClassVar = ("linear", "norm")
     files: ClassVar = NamedFiles("GRAFT_BITFIT")

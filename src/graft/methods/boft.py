@@ -27,7 +27,7 @@ from graft.layers.rotation import BlockDropout, blockwise, cayley
 from graft.layers.targets import Accompanied, TargetedFiles
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BOFT(Accompanied):
     boft_block_size: Amount = 4  # features that turn together in one factor; must divide the input
     boft_block_num: Amount = 0  # number of blocks instead of their size; then boft_block_size must be 0

@@ -28,7 +28,7 @@ from graft.layers.bottleneck import Bottleneck, Bottlenecked
 from graft.layers.sublayers import PlacedFiles
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Compacter(Bottlenecked):
     mh_adapter: bool = True  # at self-attention; without it is Compacter++
     # d / m; or by number of the block, {"0": 8, "default": 16}

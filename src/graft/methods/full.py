@@ -20,7 +20,7 @@ from graft.core.site import Site
 from graft.layers.replacements import Thaw
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Full(Method):
     kinds: ClassVar = ("module",)
     files: ClassVar = FileLayout("GRAFT_FULL")

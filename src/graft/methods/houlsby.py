@@ -17,7 +17,7 @@ from graft.layers.bottleneck import Dense
 from graft.layers.sublayers import PlacedFiles
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Houlsby(Dense):
     mh_adapter: bool = True  # after self-attention
     non_linearity: str = "gelu"  # φ: relu, gelu, gelu_new, swish, tanh, ... as transformers names them

@@ -20,6 +20,7 @@ from torch import nn
 
 from graft.core.insert import Insert, Weights
 from graft.core.part import Part
+from graft.core.schema import Names
 from graft.core.site import Site
 from graft.layers.targets import Targeted, TargetedFiles, matches
 from graft.layers.unmatched import say_unmatched
@@ -40,12 +41,12 @@ class IA3Files(TargetedFiles):
         }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class IA3(Targeted):
     # as everywhere; auto: keys, values and W₂ by their usual names
-    target_modules: str | tuple[str, ...] = "auto"
+    target_modules: str | Names = "auto"
     # those of the targets whose input is scaled, not their output
-    feedforward_modules: str | tuple[str, ...] = "auto"
+    feedforward_modules: str | Names = "auto"
 
     kinds: ClassVar = ("linear",)
     files: ClassVar = IA3Files(

@@ -36,14 +36,14 @@ class IPTFiles(PromptFiles):
 
     def describe(self, method: Any, part: Part) -> dict[str, Any]:
         ((_, insert),) = part.of(Intrinsic)
-        remains = PromptTuning(insert.length, prompt_tuning_init="RANDOM")
+        remains = PromptTuning(num_virtual_tokens=insert.length, prompt_tuning_init="RANDOM")
         return remains.files.describe(remains, part) | {"peft_type": remains.files.peft_type}
 
     def understand(self, cls: Any, settings: dict[str, Any]) -> Any:
         raise AdapterError("a file of IPT itself", "the prompt that it is saved as", "save the adapter again")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class IPT(SoftPrompt):
     num_virtual_tokens: Count | None = None  # p: that of the subspace; 20 in a random one
     # d_I, how many numbers are trained: that of the subspace; 5 in a random one

@@ -24,7 +24,7 @@ from graft.layers.products import kaiming
 from graft.layers.targets import Targeted, TargetedFiles
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class KronA(Targeted):
     scale: Scale = 1.0  # s, constant
 

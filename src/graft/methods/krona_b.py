@@ -25,7 +25,7 @@ from graft.layers.products import kaiming
 from graft.layers.sublayers import Addition, Placed, PlacedFiles
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class KronAB(Placed):
     scale: Scale = 16.0  # s, constant
     residual: bool = False  # KronA^B_res: s_res·x is added too

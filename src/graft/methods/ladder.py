@@ -24,7 +24,7 @@ from torch import nn
 from graft.core.file_layout import FileLayout
 from graft.core.method import Method, No
 from graft.core.part import Part, Seats
-from graft.core.schema import Count, Positive, Share
+from graft.core.schema import Count, Numbers, Positive, Share
 from graft.core.site import Site
 from graft.errors import UsageError, one_of
 from graft.layers.narrow_stack import Narrow, Projection
@@ -41,10 +41,10 @@ class LadderFiles(FileLayout):
         return cls(**{**settings, "init": "random"})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Ladder(Method):
     reduction_factor: Count = 8  # R: width of the base over that of the side network
-    layers: tuple[int, ...] = ()  # blocks with a side block, of each stack; none given: all of them
+    layers: Numbers = ()  # blocks with a side block, of each stack; none given: all of them
     gate_T: Positive = 0.1  # temperature of the gates: the smaller, the faster they open and close
     dropout: Share = 0.0  # dropout on the embeddings that enter the side network
     init: str = "prune"  # "prune": the largest weights of the base; "random": as the blocks' class draws them

@@ -32,7 +32,7 @@ from graft.layers.taps import Tap, stacks
 from graft.methods.task_head import Classifier, HeadFiles, TaskHead
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LeTS(TaskHead):
     # last blocks in which weights differ by task; 0: none, the trunk is the same for all
     delta_layers: Amount = 2

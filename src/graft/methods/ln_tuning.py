@@ -13,15 +13,16 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from graft.core.insert import Insert
+from graft.core.schema import Names
 from graft.core.site import Site
 from graft.layers.norm_gain import Gain
 from graft.layers.targets import NamedFiles, Targeted
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LNTuning(Targeted):
     # norms, by names, last parts or regular expression; usually all
-    target_modules: str | tuple[str, ...] = ".*"
+    target_modules: str | Names = ".*"
 
     kinds: ClassVar = ("norm",)
     files: ClassVar = NamedFiles("LN_TUNING", own=frozenset({"layers_to_transform", "layers_pattern"}))

@@ -24,7 +24,7 @@ from graft.core.site import Site
 from graft.layers.products import Lycoris, LycorisFiles, Product, kaiming
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LoHa(Lycoris):
     files: ClassVar = LycorisFiles("LOHA")
 

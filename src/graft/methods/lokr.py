@@ -23,7 +23,7 @@ from graft.layers.products import Lycoris, LycorisFiles, Product, kaiming
 ZERO = {True: ("lokr_w1", "lokr_w1_a"), "lycoris": ("lokr_w2", "lokr_w2_b"), False: ()}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LoKr(Lycoris):
     decompose_both: bool = False  # w₁ is of low rank too
     decompose_factor: int = -1  # wanted size of w₁; -1: as near the square root as divisors allow

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from graft.core.insert import Insert, LowRankForm, Weights
 from graft.core.part import Part, Seats
-from graft.core.schema import Alpha, Id, Positive, Rank, Share
+from graft.core.schema import Alpha, Id, Ids, Names, Positive, Rank, Share
 from graft.core.site import Site
 from graft.errors import UsageError, notice
 from graft.layers import lora_start as start
@@ -39,7 +39,7 @@ from graft.layers.token_rows import Rows, beside, check_ids
 from graft.layers.unmatched import say_unmatched
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LoRA(Targeted):
     r: Rank = 8  # rank of the update
     lora_alpha: Alpha = 16  # numerator of the scale: alpha / r
@@ -53,11 +53,11 @@ class LoRA(Targeted):
     alpha_pattern: dict[str, Alpha] = field(default_factory=dict)  # alpha by module name
     loraplus_lr_ratio: Positive = 1.0  # LoRA+: learning rate of B over that of A
     # rows of the table that are trained in full beside it: ids of tokens, or ids by the name of a table
-    trainable_token_indices: tuple[Id, ...] | dict[str, list[Id]] = ()
+    trainable_token_indices: Ids | dict[str, list[Id]] = ()
     # what is trained at a table is trained at the head that is tied to it
     ensure_weight_tying: bool = False
     # weights without a module of their own, such as experts.down_proj: names or their last parts
-    target_parameters: tuple[str, ...] = ()
+    target_parameters: Names = ()
 
     kinds: ClassVar = ("linear", "head", "embed")
     files: ClassVar = LoRAFiles(

@@ -29,7 +29,7 @@ from graft.layers.rotation import BlockDropout, blockwise, cayley
 from graft.layers.targets import Accompanied, TargetedFiles
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class OFT(Accompanied):
     # features that turn together; where it does not divide the input, its nearest divisor
     oft_block_size: Amount = 32

@@ -39,7 +39,7 @@ class PTuningFiles(PromptFiles):
         return PromptTuning.files.understand(PromptTuning, kept)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PTuning(SoftPrompt):
     num_virtual_tokens: Count = 20  # vectors in front of every row; each takes a position of the context
     encoder_reparameterization_type: str = "MLP"  # what makes the vectors: MLP or LSTM

@@ -33,7 +33,7 @@ class ParallelFiles(PlacedFiles):
         return super().understand_library(cls, settings, sites)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Parallel(Dense):
     # d / m; or by number of the block, {"0": 8, "default": 16}
     reduction_factor: Positive | dict[str, Positive] = 2

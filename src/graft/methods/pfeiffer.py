@@ -17,7 +17,7 @@ from graft.layers.bottleneck import Dense
 from graft.layers.sublayers import PlacedFiles
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Pfeiffer(Dense):
     original_ln_before: bool | None = None  # read the sum with the residual, normed if so; null: if so only
 

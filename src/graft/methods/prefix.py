@@ -43,7 +43,7 @@ class PrefixFiles(FileLayout):
         return cls(**{**settings, "prefix_projection": False})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PrefixTuning(Method):
     num_virtual_tokens: Count = 30  # p: keys and values added in every layer
     prefix_projection: bool = False  # train the prefix through an MLP, which steadies training

@@ -39,7 +39,7 @@ class PromptTuningFiles(PromptFiles):
         return cls(**kept, prompt_tuning_init="RANDOM")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PromptTuning(SoftPrompt):
     num_virtual_tokens: Count = 20  # vectors in front of every row; each takes a position of the context
     prompt_tuning_init: str = "SAMPLE_VOCAB"  # where P starts: SAMPLE_VOCAB, TEXT or RANDOM

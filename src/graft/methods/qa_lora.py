@@ -60,7 +60,7 @@ class QALoRAFiles(TargetedFiles):
         return as_sums(config | {"peft_type": self.peft_type}, tensors, config.get("qalora_pool") or pool)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class QALoRA(Targeted):
     r: Rank = 64  # rank of the update
     lora_alpha: Alpha = 16  # numerator of the scale: alpha / r

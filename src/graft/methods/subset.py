@@ -16,7 +16,7 @@ from torch import nn
 from graft.core.file_layout import FileLayout
 from graft.core.method import Method, No
 from graft.core.part import Seats
-from graft.core.schema import Amount
+from graft.core.schema import Amount, Names
 from graft.core.site import Site
 from graft.errors import SiteError, UsageError
 from graft.layers.replacements import Thaw
@@ -24,11 +24,11 @@ from graft.layers.targets import matches, no_such_site
 from graft.layers.unmatched import say_idle, say_unmatched
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Subset(Method):
     top_layers: Amount = 2  # the last k blocks and the norm after them; 0 with target_modules alone
     # further modules by name or last part; a string is a regular expression
-    target_modules: str | tuple[str, ...] = ()
+    target_modules: str | Names = ()
 
     kinds: ClassVar = ("module",)
     files: ClassVar = FileLayout("GRAFT_SUBSET")

@@ -23,7 +23,7 @@ from graft.core.file_layout import FileLayout
 from graft.core.insert import AdapterModule, Head
 from graft.core.method import Method, No
 from graft.core.part import Part
-from graft.core.schema import Count
+from graft.core.schema import Count, Names
 from graft.core.site import Site
 from graft.errors import one_of
 
@@ -38,12 +38,12 @@ class HeadFiles(FileLayout):
         return {"task_type": "TOKEN_CLS" if method.every_token else "SEQ_CLS"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TaskHead(Method):
     num_labels: Count = 2  # classes; as many as there are names in labels, where these are given
     # which hidden state: last, first, mean, none (each); auto: last on decoders, mean on encoders
     pool: str = "auto"
-    labels: tuple[str, ...] = ()  # names of the classes, in order
+    labels: Names = ()  # names of the classes, in order
     # first weights: small, N(0, 0.02²); unit, N(0, 1/(D + 1)), as reward models have them; zero, as values
     init: str = "small"
 

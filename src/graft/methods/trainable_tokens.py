@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 from graft.core.file_layout import FileLayout, Settings, Tensors
 from graft.core.method import Method
 from graft.core.part import Part, Seats
-from graft.core.schema import Id
+from graft.core.schema import Ids
 from graft.core.site import Site
 from graft.errors import AdapterError
 from graft.layers.targets import matches
@@ -44,10 +44,10 @@ class TokenFiles(FileLayout):
         return config, tensors
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainableTokens(Method):
     # ids of the tokens whose rows are trained; all: the whole table
-    token_indices: str | tuple[Id, ...] = "all"
+    token_indices: str | Ids = "all"
 
     kinds: ClassVar = ("embed", "head")
     files: ClassVar = TokenFiles("TRAINABLE_TOKENS", idle=frozenset({"target_modules", "init_weights"}))

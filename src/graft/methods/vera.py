@@ -23,7 +23,7 @@ from graft.core.site import Site
 from graft.layers.targets import Targeted, TargetedFiles, biases, check_bias
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class VeRA(Targeted):
     r: Rank = 256  # rank of the shared projections; costs r numbers per site
     projection_prng_key: int = 0  # seed of the shared projections

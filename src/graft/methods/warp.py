@@ -25,7 +25,7 @@ from graft.core.file_layout import FileLayout
 from graft.core.insert import AdapterModule, Head, VirtualTokens
 from graft.core.method import Method, No
 from graft.core.part import Part
-from graft.core.schema import Amount, Count
+from graft.core.schema import Amount, Count, Names
 from graft.core.site import Site
 from graft.errors import UsageError
 from graft.layers.soft_prompt import KEY, check_room, tokenizer
@@ -47,15 +47,15 @@ class WARPFiles(FileLayout):
         return cls(**{key: value for key, value in settings.items() if key not in words})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class WARP(Method):
     before_text: Amount = 10  # vectors in front of the row
     before_mask: Amount = 5  # vectors between the row and [MASK]
     after_mask: Amount = 5  # vectors after [MASK]
     num_labels: Count = 2  # classes; as many as there are names in labels, where these are given
-    labels: tuple[str, ...] = ()  # names of the classes, in order
+    labels: Names = ()  # names of the classes, in order
     # a word for each class, that its vector starts from; if left out, vectors start at random
-    label_words: tuple[str, ...] = ()
+    label_words: Names = ()
     # id of [MASK]: the tokenizer's where left out; -1: the last vector is read
     mask_token_id: int | None = None
     # tokenizer of words and [MASK]; if left out, the one in the model's folder

@@ -21,6 +21,7 @@ from transformers.utils import logging as transformers_logging
 from graft.base.base import Base
 from graft.base.fingerprint import count
 from graft.core.anatomy import predicts_hidden
+from graft.core.by_name import answered
 from graft.core.site import shown
 from graft.errors import GraftError, ModelError, UsageError, listed, notice, one_of
 from graft.models.claims import require_held
@@ -44,6 +45,7 @@ TASKS = {
 }
 
 
+@answered
 def load(
     path: str | Path,
     quant: str | None = None,
@@ -71,6 +73,7 @@ def load(
     Raises ModelError for files that cannot be read or trusted and for a model that does not run, UsageError
     for a wrong argument. A Notice names tensors that are not used, and weights that stay unpacked.
     """
+    _require_path(path)
     asked = None if dtype in (None, AUTO) else dtype_of(str(dtype))
     scheme = None if quant in (None, "none") else Scheme(str(quant), group_size)
     if task is not None:
@@ -96,6 +99,21 @@ def load(
             )
         base.probe()
         return base
+
+
+def _require_path(path: object) -> None:
+    """Raise UsageError for what is no place of a model."""
+    if isinstance(path, torch.nn.Module):
+        raise UsageError(
+            f"graft.load was given a model ({type(path).__name__})",
+            "its place",
+            "use graft.Base(model, tokenizer)",
+        )
+    if not isinstance(path, str | Path) or not str(path):
+        given = f"graft.load({path!r:.60})"
+        raise UsageError(
+            given, 'a folder, a GGUF file, a hub id or "seedling"', 'for example graft.load("seedling")'
+        )
 
 
 def _generation(folder: Path) -> GenerationConfig:

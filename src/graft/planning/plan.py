@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 from transformers.models.auto.configuration_auto import AutoConfig
 
 from graft.base import adapter_files
+from graft.core.by_name import answered
 from graft.core.method import Method
 from graft.core.registry import find, names
 from graft.data import load_rows
@@ -42,6 +43,7 @@ from graft.stages.stage import methods_of, stage_of, task_of
 __all__ = ["Plan", "Shape", "config_of", "count_methods", "plan", "plan_model"]
 
 
+@answered
 def plan(recipe: str | Path | dict[str, Any] | Recipe, overrides: Iterable[str] = ()) -> Plan:
     """Return the plan of a recipe. Reads the model's config and, for classes, the rows; no weights.
 

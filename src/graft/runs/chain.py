@@ -15,6 +15,7 @@ import torch
 
 from graft import storage
 from graft.base.base import Base
+from graft.core.by_name import answered
 from graft.errors import CheckpointError, notice
 from graft.planning.plan import config_of
 from graft.recipe import Recipe
@@ -29,6 +30,7 @@ from graft.stages.stage import task_of
 from graft.storage.signals import obeyed, stopped
 
 
+@answered
 @storage.named_errors("while training")
 def run(
     recipe: str | Path | dict[str, Any] | Recipe | Chain,

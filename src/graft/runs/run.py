@@ -20,6 +20,8 @@ import torch
 from graft import seedling, storage
 from graft.base.adapter import Adapter
 from graft.base.base import Base
+from graft.base.choice import named
+from graft.core.by_name import answered, require_base
 from graft.data import Prepared, prepare
 from graft.data.feed import Feed
 from graft.errors import DataError, UsageError, notice
@@ -30,7 +32,8 @@ from graft.formats import peft
 from graft.models.dtype import AUTO, FORMATS
 from graft.models.load import DTYPES
 from graft.planning.fit import fitting, of_adapter, positions_taken, require_tokenizer
-from graft.recipe import Recipe, read
+from graft.recipe import Recipe, Train, read
+from graft.recipe.keywords import with_keywords
 from graft.runs.build import feed, grown, load_base, scoring_feed, settled, settled_on
 from graft.runs.effect import without_effect
 from graft.runs.hear import Notes, RunObserver, heard, note_of
@@ -104,10 +107,12 @@ def carry_out(
         return _train(base, name, chosen, observer, notes, lock)
 
 
+@with_keywords("train", Train)
+@answered
 @storage.named_errors("while training")
 def train(
     base: Base,
-    adapter: Adapter,
+    adapter: Adapter | str,
     data: str | Path | Sequence[str | Path] | Mapping[str, Any],
     *,
     output: str | Path | None = None,
@@ -119,11 +124,13 @@ def train(
 ) -> RunResult:
     """Train an attached adapter on rows: the same run as a recipe's, with a base that is already loaded.
 
-    data: a path, several paths, or the keys of a recipe's `data:`.
+    adapter: it, or its name.  data: a path, several paths, or the keys of a recipe's `data:`.
     output: the run's folder, by default runs/ and the adapter's name.
     stage, objective, evaluate: as in a recipe.  observer: receives what happens.
-    train: keys of a recipe's `train:` (epochs=2, lr=1e-4, ...).  Raises as `run` does.
+    The other keywords are the keys of a recipe's `train:`.  Raises as `run` does.
     """
+    require_base("graft.train", base)
+    adapter = base.adapters[named(adapter, base.adapters)]
     if not isinstance(data, Mapping):
         data = {"train": data}
     data = {key: _named(value) if key in ("train", "eval", "test") else value for key, value in data.items()}

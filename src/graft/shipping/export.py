@@ -15,8 +15,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from graft.base.choice import named
+from graft.core.by_name import answered, require_base
 from graft.core.site import shown
-from graft.errors import AdapterError, MergeError, UsageError, one_of
+from graft.errors import MergeError, UsageError, one_of
 from graft.shipping import prompts
 from graft.shipping.certificate import CERTIFICATE, certify, stacked, unmerged
 from graft.shipping.fidelity import answers, drift, judge_answers, judge_survival, survival
@@ -25,6 +27,7 @@ from graft.shipping.merge_ways import check_into, choices, default_into, minima_
 from graft.storage import output_folder, write_json
 
 if TYPE_CHECKING:
+    from graft.base.adapter import Adapter
     from graft.base.base import Base
 
 __all__ = ["CERTIFICATE", "LAYOUTS", "REPORT", "check_into", "choices", "export", "minima_hold"]
@@ -32,13 +35,14 @@ __all__ = ["CERTIFICATE", "LAYOUTS", "REPORT", "check_into", "choices", "export"
 REPORT = "merge_report.json"
 
 
+@answered
 def export(
     base: "Base",
     folder: str | Path,
     to: str = "hf",
     *,
     type: str | None = None,
-    adapter: str | None = None,
+    adapter: "str | Adapter | None" = None,
     into: str | None = None,
     original: str | Path | None = None,
     force: bool = False,
@@ -50,7 +54,7 @@ def export(
     "awq", "compressed-tensors", "bnb"); an adapter alone for PEFT ("peft") or llama.cpp ("gguf-lora").
     type: of a gguf's matrices: f32, f16, bf16, q8_0, q4_0, q4_1, q5_0 or q5_1. By default q8_0; for a base
     packed in groups of up to 4 bits q4_1, which holds its codes exactly.
-    adapter: which one; None: those that are merged (for a model), or the only one there is.
+    adapter: which one, or its name; None: those that are merged (for a model), or the only one there is.
     into: how to merge into a quantised base, "dequantised", "original" or "packed" (see `merge_ways`). By
     default the first; packed where the layout holds the codes of the base and their minima take up the
     change.
@@ -65,38 +69,38 @@ def export(
     Raises MergeError if the merge loses what was learned (unless lossy), UsageError for settings that do not
     fit the base, MachineError for errors of the system (SpaceError if the disk is full).
     """
+    require_base("graft.export", base)
     layout, folder = LAYOUTS[one_of("to", to, LAYOUTS)], Path(folder)
     check_into(base, into)
-    if layout.adapter_alone or adapter is not None:
-        adapter = _one_adapter(base, adapter)
-    settings = Settings(folder.name, adapter, type, into)
+    chosen = _one_adapter(base, adapter) if layout.adapter_alone or adapter is not None else None
+    settings = Settings(folder.name, chosen, type, into)
     usual = default_into(base)  # asked before anything is unmerged
     with output_folder(folder, force=force) as partial, unmerged(base) as merged:
         layout.check(base, settings)
         if layout.adapter_alone:
             _export_adapter(base, partial, to, settings)
         else:
-            names = _adapters_to_merge(base, merged, adapter)
+            names = _adapters_to_merge(base, merged, chosen)
             settings = replace(
                 settings, into=into or ("packed" if layout.holds(base, names, settings) else usual)
             )
             source = original_of(base, names, original) if settings.into == "original" else base
             _export_model(base, source, partial, to, names, settings, lossy=lossy)
     if to == "peft":
-        base.adapters[str(adapter)].folder = folder.resolve()
+        base.adapters[str(chosen)].folder = folder.resolve()
     return folder
 
 
-def _one_adapter(base: "Base", name: str | None) -> str:
+def _one_adapter(base: "Base", given: "str | Adapter | None") -> str:
     """Return the name of the adapter that is meant: the given one, or the only one there is."""
     known = list(base.adapters)
-    if name is None and len(known) == 1:
+    if given is None and len(known) == 1:
         return known[0]
-    if name is None:
-        given = "no adapter is attached" if not known else f"{len(known)} adapters are attached"
+    if given is None:
+        count = "no adapter is attached" if not known else f"{len(known)} adapters are attached"
         remedy = f"pass adapter= one of {', '.join(known)}" if known else "attach one first"
-        raise UsageError(given, "the name of one", remedy)
-    return one_of("adapter", name, known, AdapterError, if_none="attach or load one first")
+        raise UsageError(count, "the name of one", remedy)
+    return named(given, base.adapters)
 
 
 def _adapters_to_merge(base: "Base", merged: list[str], adapter: str | None) -> list[str]:
