@@ -22,6 +22,7 @@ _HOME = {
     "Insert": "core.insert",
     "Method": "core.method",
     "Notice": "errors",
+    "Observer": "training.observer",
     "Recipe": "recipe",
     "Site": "core.site",
     "Stage": "stages.stage",
