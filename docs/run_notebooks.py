@@ -28,7 +28,8 @@ def executed(path: Path, folder: Path) -> Any:
     client = NotebookClient(
         notebook, timeout=LONGEST_S, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
     )
-    client.execute(env=os.environ | {"GRAFT_PROGRESS": "on"})
+    # Hugging Face's own bars warn that they would like ipywidgets, which Graft does not need.
+    client.execute(env=os.environ | {"GRAFT_PROGRESS": "on", "PYTHONWARNINGS": "ignore:IProgress not found"})
     return notebook
 
 

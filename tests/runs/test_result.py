@@ -20,7 +20,7 @@ def test_a_result_says_what_how_well_where_and_what_next(result):
     before, after = (result.scores[name]["perplexity"] for name in ("before", "after"))
     assert lines[0].startswith("RunResult sft: lora on ")
     told = {line.split()[0]: line[10:] for line in lines[1:]}
-    assert told["steps"].startswith(f"4   {result.tokens} tokens learnt   ")
+    assert told["steps"].startswith(f"4, {result.tokens} tokens learnt, ")
     assert told["scores"] == f"perplexity {before:.4g} -> {after:.4g}"
     assert told["loss"] == f"{result.loss:.4g}"
     assert told["adapter"] == str(result.adapter) and told["next"] == f"graft chat {result.folder}"

@@ -56,7 +56,7 @@ class Merged:
         )
 
     def _repr_html_(self) -> str:
-        return html_card.of_text(repr(self), "Merged")
+        return html_card.of_text(repr(self))
 
 
 class Merges:

@@ -42,7 +42,7 @@ def facts(named: Mapping[str, str]) -> str:
     return f'<table style="{style}"><tbody>{rows}</tbody></table>'
 
 
-def of_text(text: str, title: str) -> str:
+def of_text(text: str, title: str = "") -> str:
     """Return a card of lines that are names, at least two spaces, and what they say."""
     pairs = [line.partition("  ") for line in text.splitlines() if line.strip()]
     return card([table([(name, rest.strip()) for name, _, rest in pairs])], title)

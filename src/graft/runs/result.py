@@ -72,11 +72,11 @@ class RunResult:
         told = {name: escape(text) for name, text in self._told().items() if name != "scores"}
         report = html_card.link(str(self.folder / "report.html"), "report.html")
         told |= {"report": report, "next": html_card.code(self.next)}
-        parts = [html_card.facts(told), html_card.spark(self._losses(), "loss")]
+        parts = [html_card.spark(self._losses(), "loss"), html_card.facts(told)]
         if self.scores:
             names = dict.fromkeys(name for column in self.scores.values() for name in column)
             rows = [(name, *(shown(column.get(name)) for column in self.scores.values())) for name in names]
-            parts.append(html_card.table(rows, ("", *self.scores)))
+            parts.insert(0, html_card.table(rows, ("", *self.scores)))
         parts.append(html_card.lines([f"note: {text}" for text in self.notes]))
         return html_card.card(parts, self.about or self.folder.name)
 
@@ -85,9 +85,9 @@ class RunResult:
         names = dict.fromkeys(name for column in self.scores.values() for name in column)
         columns = self.scores.values()
         scores = [f"{name} {in_words([c[name] for c in columns if name in c])}" for name in names]
-        counted = f"{self.steps:,}   {self.tokens:,} tokens learnt   {duration(self.seconds)}"
+        counted = f"{self.steps:,}, {self.tokens:,} tokens learnt, {duration(self.seconds)}"
         return {
-            "steps": counted + ("" if self.trained else "   (had ended before)"),
+            "steps": counted + ("" if self.trained else " (had ended before)"),
             **({} if self.loss is None else {"loss": f"{self.loss:.4g}"}),
             **({"scores": "   ".join(scores)} if scores else {}),
             "adapter": str(self.adapter),

@@ -337,7 +337,7 @@ def _announce(observer: Audience, work: _Work) -> None:
             "base": base.name,
             "parameters": base.count(),
             "dtype": recipe.dtype,
-            "stored": recipe.dtype if recipe.quant == "none" else recipe.quant,
+            "stored": recipe.dtype if base.quant == "none" else base.quant,
             "methods": [method.name() for method in adapter.methods],
             "sites": len(adapter.inserts),
             "trained": adapter.count(),

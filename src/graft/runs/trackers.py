@@ -20,8 +20,9 @@ import os
 import secrets
 import time
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-from graft.errors import UsageError
+from graft.errors import UsageError, one_of
 from graft.recipe import Recipe
 from graft.recipe.trackers import TRACKERS
 from graft.runs.tracker import Tracker, settings_of
@@ -32,7 +33,7 @@ PROJECT = "graft"  # where its own variables name no other
 def require_trackers(recipe: Recipe) -> None:
     """Raise UsageError for a tracker of the recipe whose library is not installed. Imports none of them."""
     for name in recipe.train.report_to:
-        if importlib.util.find_spec(TRACKERS[name]) is None:
+        if importlib.util.find_spec(TRACKERS[one_of("train.report_to", name, TRACKERS)]) is None:
             raise UsageError(
                 f"train.report_to names {name}, which is not installed",
                 f"the package {TRACKERS[name]}",
@@ -56,7 +57,7 @@ class TensorBoard(Tracker):
         from torch.utils.tensorboard import SummaryWriter
         from torch.utils.tensorboard.summary import hparams
 
-        self._writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=done + 1)
+        self._writer: Any = SummaryWriter(str(self.folder / "tensorboard"), purge_step=done + 1)
         if not known:
             metrics = dict.fromkeys(("train/loss", "eval/loss"), 0.0)
             for summary in hparams(settings_of(self.recipe), metrics):
@@ -121,8 +122,9 @@ class MLflow(Tracker):
 
     def open(self, known: str, done: int) -> str:
         import mlflow
+        from mlflow import entities
 
-        self._entities = mlflow.entities
+        self._entities = entities
         self._client = client = mlflow.MlflowClient()
         if known:
             client.update_run(known, status="RUNNING")
@@ -165,7 +167,7 @@ class Trackio(Tracker):
         name = known or f"{self.folder.resolve().name}-{secrets.token_hex(4)}"
         project = os.environ.get("TRACKIO_PROJECT", PROJECT)
         self._run = trackio.init(project=project, name=name, resume="allow", config=settings_of(self.recipe))
-        self.last = done if known else 0
+        self.last = getattr(self._run, "_next_step", done + 1) - 1 if known else 0
         return name
 
     def log(self, values: Mapping[str, float], step: int) -> None:

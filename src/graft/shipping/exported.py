@@ -31,10 +31,6 @@ class Exported(type(Path())):  # type: ignore[misc]  # Path itself cannot be der
             told.append(f"of         {adapters} on {facts['base']['name']}")
         if (survived := (facts.get("weights") or {}).get("survived")) is not None:
             told.append(f"weights    {survived:.1%} of what was learnt is in them")
-        if perplexity := facts.get("perplexity"):
-            told.append(
-                "perplexity " + ", ".join(f"{name} {value:.4g}" for name, value in perplexity.items())
-            )
         return "\n".join([*told, f"check      graft verify {self}"])
 
     def _repr_html_(self) -> str:
