@@ -14,12 +14,11 @@ from pathlib import Path
 import torch
 
 import graft
-from graft.runs.run import RunObserver
 
 DATA = {"train": "seedling:descriptions", "limit": 100, "eval": None}
 
 
-class Killer(RunObserver):
+class Killer(graft.Observer):
     """Kill this process after a step."""
 
     def step(self, record: dict) -> None:
@@ -27,7 +26,7 @@ class Killer(RunObserver):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def train(folder: str, observer: RunObserver | None = None) -> str:
+def train(folder: str, observer: graft.Observer | None = None) -> str:
     """Train an adapter into a run's folder, and return the SHA-256 of its file."""
     base = graft.load("seedling", dtype="fp32")
     torch.manual_seed(0)  # of the newborn adapter; `graft train` and `graft.run` do this by themselves

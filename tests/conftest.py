@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, settings
 import graft
 
 os.environ["GRAFT_DTYPE"] = "bf16"  # what is measured here decides nothing, in other processes neither
+os.environ["GRAFT_PROGRESS"] = "off"  # no bar of any run, in other processes neither
 
 settings.register_profile("graft", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("graft")

@@ -24,7 +24,7 @@ _HOME = {
     "Opened": "runs.open",
     "open_model": "runs.open",
     # What a run reports, and how it stops: memory is measured in between, and divergence is a result.
-    "RunObserver": "runs.hear",
+    "Observer": "training.observer",
     "Interrupted": "storage.signals",
     "TrainingError": "errors",
     # The measures of the tables.
@@ -40,7 +40,7 @@ _HOME = {
     "mean_coverage": "seedling.coverage",
     "demo": "runs",
     "quantise": "runs.quantise",
-    # speed: a prompt of the demo; `demo` and RunObserver are above.
+    # speed: a prompt of the demo; `demo` and Observer are above.
     "prompt": "seedling.writing",
     # memory, ladder.py: what operations hold, and a base without a file.
     "fresh": "models.fresh",
@@ -50,7 +50,7 @@ _HOME = {
     "Source": "data.feed",
     # gpu: models that are made on the device, packed tensor by tensor; QuantLinear is above.
     "Scheme": "quant",
-    # alignment: rewards that a program gives; `dataset`, `open_model`, `RunObserver` are above.
+    # alignment: rewards that a program gives; `dataset`, `open_model`, `Observer` are above.
     "preferences": "seedling",
     # judging: ratings, biases and agreement of judgements.
     "Judgement": "evaluate.judgements",

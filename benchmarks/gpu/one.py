@@ -28,7 +28,7 @@ SIDE = 8192  # of the product that shows what the machine can do
 TRIED = 20
 
 
-class Timed(internals.RunObserver):  # type: ignore[misc]
+class Timed(internals.Observer):  # type: ignore[misc]
     """Keeps the seconds and the losses of all steps; the loop reads each loss, so that a step has ended."""
 
     def __init__(self) -> None:

@@ -23,7 +23,7 @@ from columns import RESULTS
 MIB = 2**20
 
 
-class Watch(internals.RunObserver):
+class Watch(internals.Observer):
     """Count what is trained, and measure memory from the loaded base and rows to the last step."""
 
     def __init__(self) -> None:

@@ -65,7 +65,7 @@ class Turns:
         self.pipe.say(peak_mib=memory.peak() / MIB, idle_mib=self.idle)
 
 
-class Held(internals.RunObserver):  # type: ignore[misc]
+class Held(internals.Observer):  # type: ignore[misc]
     """Holds Graft's run, and measures what its reference takes before the first step."""
 
     def __init__(self, turns: Turns) -> None:

@@ -77,7 +77,7 @@ def train(rows: int, weight_decay: float) -> dict[str, Any]:
     return {**size, "lr": 2e-3, "schedule": "cosine", "weight_decay": weight_decay}
 
 
-class Count(internals.RunObserver):
+class Count(internals.Observer):
     """Remember how many parameters are trained."""
 
     trained = 0

@@ -28,7 +28,7 @@ class Stopped(Exception):
     """The harness has seen enough."""
 
 
-class Paced(internals.RunObserver):  # type: ignore[misc]
+class Paced(internals.Observer):  # type: ignore[misc]
     """Lets a run take as many steps as the harness asks for, and times them.
 
     dimensions that the profile needs come with the order; `work` says what one step has done.

@@ -24,7 +24,7 @@ _HOME = {
     "Insert": "core.insert",
     "Method": "core.method",
     "Notice": "errors",
-    "Observer": "runs.hear",
+    "Observer": "training.observer",
     "Plan": "planning.estimate",
     "Recipe": "recipe",
     "RunResult": "runs.result",

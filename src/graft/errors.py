@@ -108,7 +108,8 @@ class Notice(UserWarning):
 def notice(text: str) -> None:
     """Say something that the user must know; it seems to come from the line that called the package."""
     frame, level = sys._getframe(1), 2
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "graft":
+    ours = ("graft", "contextlib")  # whose frames stand between ours where a function is decorated
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ours:
         frame, level = frame.f_back, level + 1
     warnings.warn(text, Notice, stacklevel=level - 1)
 

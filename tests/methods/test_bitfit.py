@@ -13,8 +13,9 @@ from graft.errors import MergeError, SiteError
 from graft.methods.bitfit import BitFit
 from graft.models.load import load
 from graft.quant import quantise_model
-from graft.runs.run import RunObserver, train
+from graft.runs.run import train
 from graft.shipping.export import export
+from graft.training.observer import Observer
 from models import inputs, randomise, tiny_base, tiny_model
 
 
@@ -68,7 +69,7 @@ def test_a_model_without_biases_gets_some_and_it_is_said():
 
 
 def test_a_run_says_it_before_the_first_step(tmp_path):
-    class Heard(RunObserver):
+    class Heard(Observer):
         def __init__(self):
             self.said = []
 

@@ -15,9 +15,9 @@ from graft.errors import CheckpointError, UsageError
 from graft.planning import plan as planning
 from graft.recipe.chain import read_chain
 from graft.runs import chain as chains
-from graft.runs.hear import RunObserver
 from graft.runs.open import open_model
 from graft.runs.run import run as run_one
+from graft.training.observer import Observer
 
 NAMES = ("sft", "reward", "dpo")
 FILES = (
@@ -33,7 +33,7 @@ class Stop(Exception):
     """Stands for a power cut."""
 
 
-class Heard(RunObserver):
+class Heard(Observer):
     """Writes down which stages begin, and where they go on; stops in a stage at a step, if asked to."""
 
     def __init__(self, stop=None):

@@ -14,9 +14,9 @@ from graft.data.encode import IGNORED, Example, Examples
 from graft.errors import AdapterError, CheckpointError
 from graft.methods.lora import LoRA
 from graft.runs import identity
-from graft.runs.hear import RunObserver
 from graft.runs.open import open_model
 from graft.runs.run import run, train
+from graft.training.observer import Observer
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ class Stop(Exception):
 def stopped(settings):
     """Leave a run with a checkpoint of its first step."""
 
-    class Saved(RunObserver):
+    class Saved(Observer):
         def saved(self, folder):
             raise Stop
 

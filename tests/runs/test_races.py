@@ -11,7 +11,7 @@ from tiny_folder import write_model, write_rows
 import graft
 from graft.errors import CheckpointError
 from graft.recipe import read
-from graft.runs.hear import RunObserver
+from graft.training.observer import Observer
 
 RATES = (1e-3, 2e-3)
 
@@ -72,7 +72,7 @@ def test_two_threads_of_one_process_and_a_call_within_a_call_are_refused(home, t
             graft.run(chosen)
         refused.append(str(error.value))
 
-    class Curious(RunObserver):
+    class Curious(Observer):
         def note(self, text):
             pass
 
@@ -92,7 +92,7 @@ def test_a_run_can_be_asked_while_the_same_command_works_in_its_folder(home, tmp
     run, answers = tmp_path / "run", []
     command(train(home, run, RATES[0]), None, tmp_path / "said")
 
-    class Curious(RunObserver):
+    class Curious(Observer):
         def note(self, text):
             pass
 

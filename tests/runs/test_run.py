@@ -16,8 +16,9 @@ from graft.errors import CheckpointError, DataError, MachineError, UsageError
 from graft.recipe import read
 from graft.runs.open import open_model
 from graft.runs.page import report
-from graft.runs.run import RunObserver, run, train
+from graft.runs.run import run, train
 from graft.runs.score import prompts_of, score
+from graft.training.observer import Observer
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,7 @@ def done(folder):
     return run(recipe(folder, folder / "done"), observer=heard), heard
 
 
-class Heard(RunObserver):
+class Heard(Observer):
     """Writes down what it is told."""
 
     def __init__(self):
@@ -107,7 +108,7 @@ def test_a_resolved_recipe_repeats_the_run_bit_for_bit(done, folder):
 
 
 def test_the_same_command_goes_on_from_the_last_checkpoint(done, folder):
-    class Killed(RunObserver):
+    class Killed(Observer):
         def step(self, record):
             if record["step"] == 3:
                 raise MemoryError("killed")  # stands for the power cut: nothing is saved after it

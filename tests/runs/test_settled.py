@@ -18,7 +18,8 @@ from graft.planning import plan as planning
 from graft.recipe import read
 from graft.runs import build
 from graft.runs.identity import as_begun
-from graft.runs.run import RunObserver, run
+from graft.runs.run import run
+from graft.training.observer import Observer
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,7 @@ def recipe(home, output, steps=2, **more):
     }
 
 
-class Told(RunObserver):
+class Told(Observer):
     def begin(self, facts):
         self.facts = facts
 
@@ -71,7 +72,7 @@ def test_a_resumed_run_keeps_its_format_on_a_machine_that_would_choose_another(h
     faster(monkeypatch, "fp32")
     run(recipe(home, tmp_path / "whole", steps=2))
 
-    class Stop(RunObserver):
+    class Stop(Observer):
         def saved(self, path):
             raise KeyboardInterrupt
 

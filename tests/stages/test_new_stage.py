@@ -141,7 +141,7 @@ def test_it_is_planned_by_its_own_loss(settings):
 
 
 def test_it_resumes_bit_for_bit(settings, tmp_path):
-    class Stop(graft.runs.run.RunObserver):
+    class Stop(graft.Observer):
         def step(self, record):
             if record["step"] == 5:
                 raise KeyboardInterrupt

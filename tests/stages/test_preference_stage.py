@@ -130,7 +130,7 @@ def test_training_in_memory_has_the_attached_adapter_as_its_reference(home, tmp_
 
 @pytest.mark.parametrize(("stage", "rows"), [("dpo", "pairs"), ("kto", "judged")])
 def test_a_stopped_run_ends_with_the_bytes_of_an_undisturbed_one(home, tuned, tmp_path, stage, rows):
-    class Stop(graft.runs.run.RunObserver):
+    class Stop(graft.Observer):
         def step(self, record):
             if record["step"] == 5:
                 raise KeyboardInterrupt

@@ -109,7 +109,7 @@ def test_peft_and_transformers_read_its_files_as_a_classifier_with_one_label(hom
 
 
 def test_a_stopped_run_ends_with_the_bytes_of_an_undisturbed_one(home, done, tmp_path):
-    class Stop(graft.runs.run.RunObserver):
+    class Stop(graft.Observer):
         def step(self, record):
             if record["step"] == 7:
                 raise KeyboardInterrupt

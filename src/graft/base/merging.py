@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from graft.base.adapter import Adapter
+from graft.core import html_card
 from graft.core.insert import InPlace, Insert, Weights
 from graft.core.site import Site
 from graft.errors import MergeError
@@ -37,6 +38,25 @@ class Merged:
     shifted: list[str] = field(default_factory=list)
     untied: bool = False
     _undo: list[Callable[[], None]] = field(default_factory=list, repr=False)
+
+    def __repr__(self) -> str:
+        changed = {
+            "are 16-bit now": self.dequantised,
+            "were packed again": self.repacked,
+            "hold the change in their minima": self.shifted,
+        }
+        layers = [f"{len(names):,} packed layers {how}" for how, names in changed.items() if names]
+        untied = ["the head no longer shares the table of embeddings"] if self.untied else []
+        return "\n".join(
+            [
+                f"Merged    {self.adapter!r} into the base's weights",
+                *(f"layers    {text}" for text in [*layers, *untied]),
+                f"back      base.unmerge({self.adapter!r}) puts the old weights back",
+            ]
+        )
+
+    def _repr_html_(self) -> str:
+        return html_card.of_text(repr(self))
 
 
 class Merges:

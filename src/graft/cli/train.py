@@ -8,6 +8,7 @@ import typer
 from graft.cli.progress import Progress
 from graft.cli.say import after, score_table, show, show_json, talk
 from graft.cli.words import STAGES, WORDS, recipe_of
+from graft.runs.trackers import require_trackers
 from graft.sizes import MIB, size
 from graft.storage import Lock, locked, require_run_folder
 
@@ -69,6 +70,8 @@ def train(
     recipes = [*chosen.recipes.values()] if isinstance(chosen, Chain) else [chosen]
     for folder in dict.fromkeys((chosen.output, *(one.output for one in recipes))):
         require_run_folder(Path(folder))
+    for one in recipes:
+        require_trackers(one)
     with locked(Path(chosen.output)) as lock:  # at once: whoever comes second must not wait for torch
         for one in recipes:
             _check_rows(one)

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Protocol
 
 from graft.data import cache as store
 from graft.data.advice import unknown_columns
+from graft.data.counted import Counted, Told, silent
 from graft.data.encode import Encoded, Encoder, Example, Examples
 from graft.data.layouts import Accepts, check_settings, recognise
 from graft.data.pairs import examine
@@ -138,12 +139,14 @@ def prepare(
     family: str = "causal",
     vocabulary: int | None = None,
     cache: bool = True,
+    told: Told = silent,
 ) -> Prepared:
     """Do everything between the files and the first batch.
 
     settings: an object with the attributes of the recipe's `data:`.  family: of the model, "causal",
     "masked", "seq2seq" or "encoder".  vocabulary: tokens that the model has; rows with others are rejects.
     cache: keep the result by the hash of files, tokenizer and settings.
+    told: hears how many rows are encoded, as ("rows", done, total).
     Raises what `load_rows` raises, and DataError if max_length cuts away too many answers. Errors name rows
     as `file:line`; RejectedRows carries the report.
     """
@@ -160,7 +163,7 @@ def prepare(
     encoder = stage.encoder(tokenizer, family, settings, labels)
 
     def encoded(rows: Sequence[Row]) -> Encoded:
-        return within(encoder(rows), vocabulary, tokenizer, stage.aligned)
+        return within(encoder(Counted(rows, told)), vocabulary, tokenizer, stage.aligned)
 
     train = encoded(loaded.train)
     held_out = encoded(loaded.eval) if loaded.eval else None

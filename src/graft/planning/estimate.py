@@ -16,6 +16,7 @@ blocks, by a measured share; what a GPU's allocator keeps is not counted.
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from graft.core import html_card
 from graft.planning.costs import Facts
 from graft.planning.seconds import NOT_MEASURED, Pace, Rates, pace
 from graft.recipe.levers import Lever, Use, levers
@@ -78,6 +79,12 @@ class Plan:
     def facts(self) -> dict[str, Any]:
         """Return everything as JSON values."""
         return asdict(self) | {"fits": self.fits}
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    def _repr_html_(self) -> str:
+        return html_card.of_text(str(self), "Plan")
 
     def __str__(self) -> str:
         trained = f"{self.trained:,} trained ({100 * self.trained / self.parameters:.2g} %)"

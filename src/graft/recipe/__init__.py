@@ -14,6 +14,7 @@ from graft.errors import UsageError, nearest
 from graft.recipe.methods import method_conflicts, resolve_methods
 from graft.recipe.stages import resolve_stage, stage_cards
 from graft.recipe.text import RecipeText, read_text
+from graft.recipe.trackers import problem
 from graft.recipe.tree import Data, Evaluate, Fresh, NewTokenizer, Recipe, Train, explain
 from graft.recipe.words import SYNONYMS, canonical
 
@@ -159,6 +160,8 @@ def _contradictions(recipe: Recipe) -> dict[str, str]:
         )
     if train.patience and not recipe.data.eval:
         problems["train.patience"] = "needs held-out rows: set data.eval"
+    if wrong := problem(train.report_to):
+        problems["train.report_to"] = wrong
     return problems | method_conflicts(recipe.methods, quant)
 
 

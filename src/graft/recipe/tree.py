@@ -7,12 +7,13 @@ docs.
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
 
 from graft.core.cards import settings
 from graft.recipe.methods import method_help
 from graft.recipe.stages import stage_help
 from graft.recipe.text import emit
+from graft.recipe.trackers import as_list
 
 Count = Annotated[int, Field(ge=1)]
 Whole = Annotated[int, Field(ge=0)]
@@ -22,6 +23,7 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 Name = Annotated[str, Field(min_length=1)]
 Betas = Annotated[list[Share], Field(min_length=2, max_length=2)]
 Methods = dict[str, Any] | list[dict[str, Any]]
+Trackers = Annotated[list[Name], BeforeValidator(as_list)]
 Stages = Name | dict[str, Any]
 Schedule = Literal["linear", "cosine", "constant"]
 BadRows = Literal["strict", "skip"]
@@ -107,6 +109,7 @@ class Train(Section):
     on_nan: Literal["stop", "skip"] = "stop"
     samples: list[str] = []  # prompts answered at every evaluation, kept in samples.md
     sample_tokens: Count = 64  # length of these answers
+    report_to: Trackers = []  # trackers that receive the run: tensorboard, wandb, mlflow, trackio
 
 
 class Evaluate(Section):

@@ -49,6 +49,7 @@ _WORDS = {
     "train.log_every": "logging_steps",
     "train.eval_every": "eval_steps",
     "train.patience": "early_stopping_patience",
+    "train.report_to": "report_to",
     "evaluate.batch_size": "per_device_eval_batch_size",
     "evaluate.limit": "max_eval_samples",
     "method.name": "finetuning_type",

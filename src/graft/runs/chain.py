@@ -20,8 +20,8 @@ from graft.errors import CheckpointError, notice
 from graft.planning.plan import config_of
 from graft.recipe import Recipe
 from graft.recipe.chain import Chain, read_chain, stages_in
+from graft.runs.audience import attended
 from graft.runs.build import load_base, settled
-from graft.runs.hear import RunObserver, heard, note_of
 from graft.runs.identity import as_begun, require_same_settings
 from graft.runs.result import RunResult
 from graft.runs.run import NOTHING_LOST, carry_out
@@ -35,13 +35,15 @@ from graft.storage.signals import obeyed, stopped
 def run(
     recipe: str | Path | dict[str, Any] | Recipe | Chain,
     overrides: Iterable[str] = (),
-    observer: RunObserver | None = None,
+    observer: Any = None,
+    *,
+    progress: bool = True,
 ) -> RunResult:
     """Carry out a recipe, from the beginning or from the newest checkpoint in its output folder.
 
     Of a recipe with `stages`, the result is that of the last one; `RunResult.earlier` has the others.
     overrides: "key=value" changes of the recipe; "STAGE.key=value" of one of its stages.
-    observer: receives what happens.
+    observer: one or several (`graft.Observer`) that hear of it.  progress: show a bar.
     Raises UsageError for a recipe with wrong settings, DataError for rows that cannot be used,
     CheckpointError for a folder that is in use or belongs to another run, TrainingError for a step that
     failed, MachineError for errors of the system (SpaceError if the disk is full).
@@ -49,17 +51,17 @@ def run(
     understood: list[str] = []
     overrides = list(overrides)
     chain = read_chain(recipe, overrides, understood)
-    if chain is None:
-        assert not isinstance(recipe, Chain)
-        return run_one(recipe, overrides, observer)
-    with obeyed():
-        *earlier, last = stages(chain, observer, understood)
+    with obeyed(), attended(observer, progress=progress) as audience:
+        if chain is None:
+            assert not isinstance(recipe, Chain)
+            return run_one(recipe, overrides, audience)
+        *earlier, last = stages(chain, audience, understood)
     return replace(last, earlier=tuple(earlier))
 
 
 def stages(
     chain: Chain,
-    observer: RunObserver | None = None,
+    observer: Any = None,
     understood: Sequence[str] = (),
     lock: storage.Lock | None = None,
 ) -> Iterator[RunResult]:
@@ -68,22 +70,22 @@ def stages(
     understood: what to note of its reading.  lock: of the chain's folder, where the caller holds it; each
     stage locks its own.  Raises as `run` does.
     """
-    observer = observer or RunObserver()
     folder = Path(chain.output)
     storage.require_run_folder(folder)
-    with storage.locked(folder, lock):
-        with stopped(*NOTHING_LOST), heard(note_of(observer)):
+    with storage.locked(folder, lock), attended(observer) as audience:
+        with stopped(*NOTHING_LOST), audience.heard():
             for name, recipe in chain.recipes.items():
                 require_same_settings(folder / name, as_begun(recipe))
             _write(folder, chain)
             for text in understood:
                 notice(text)
+            audience.busy("planning")
             # Before a base is in memory, as a run that is alone settles: a plan counts what the process has.
             recipes = {name: _settled(chain, name) for name in chain.recipes}
         bases = Bases()
         for number, (name, recipe) in enumerate(recipes.items(), 1):
-            observer.stage(name, number, len(recipes), recipe)
-            result = carry_out(recipe, observer, load=bases)
+            audience.stage(name, number, len(recipes), recipe)
+            result = carry_out(recipe, audience, load=bases)
             bases.release()
             yield result
 

@@ -1,4 +1,4 @@
-"""Who hears of a run: its observer, and the notices that are passed on to it, its result and its folder."""
+"""Notices of a run: passed on to who hears of it, to its result and to its folder."""
 
 import contextlib
 import warnings
@@ -7,37 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from graft import storage
-from graft.data import DataReport
 from graft.errors import Notice, notice
-from graft.recipe import Recipe
-from graft.training import Observer
-
-
-class RunObserver(Observer):
-    """An observer of training that also receives what happens before and after it."""
-
-    def stage(self, name: str, number: int, count: int, recipe: Recipe) -> None:
-        """Receive the start of a stage, which is number `number` of `count`, of a recipe with several."""
-
-    def begin(self, facts: dict[str, Any]) -> None:
-        """Receive what will be trained: base, parameters, dtype, stored; methods, sites, trained."""
-
-    def note(self, text: str) -> None:
-        """Receive something that the user must know: a setting, row or model that is not used as it stands.
-
-        An observer without this method of its own leaves notes to Python's warnings (`graft.Notice`).
-        """
-
-    def data(self, report: DataReport) -> None:
-        """Receive the data report, before the first step."""
-
-    def scoring(self) -> None:
-        """Receive the start of scoring: the held-out rows, before and after training."""
-
-
-def note_of(observer: RunObserver) -> Callable[[str], None] | None:
-    """Return what receives notes; None for an observer that does not say what to do with them."""
-    return None if type(observer).note is RunObserver.note else observer.note
 
 
 class Notes(list[str]):
@@ -81,10 +51,11 @@ def kept_notes(path: Path) -> list[str]:
 
 
 @contextlib.contextmanager
-def heard(note: Callable[[str], None] | None) -> Iterator[Notes]:
+def heard(note: Callable[[str], None] | None, shown: Callable[[str], None] | None = None) -> Iterator[Notes]:
     """Collect the notices of the block, each once, and call `note` with them.
 
     note: None leaves them to be warnings of Python, which the caller's filters may show, hide or raise.
+    shown: shows those that the filters let through, instead of Python, and beside `note`.
     """
     notes = Notes()
     others, filters = warnings.showwarning, list(warnings.filters)
@@ -95,12 +66,19 @@ def heard(note: Callable[[str], None] | None) -> Iterator[Notes]:
             others(message, category, *where, **more)
         elif text not in notes:
             notes.append(text)
-            note(text) if note is not None else warn_again(message, category, *where)
+            if note is not None:
+                note(text)
+            if note is None or shown is not None:
+                warn_again(message, category, *where)
+
+    def tell(message: Warning | str, *_: Any, **__: Any) -> None:
+        assert shown is not None
+        shown(str(message))
 
     def warn_again(message: Warning | str, category: type[Warning], file: str, line: int, *_: Any) -> None:
         with warnings.catch_warnings():
             warnings.filters[:] = filters  # type: ignore[index]
-            warnings.showwarning = others
+            warnings.showwarning = others if shown is None else tell
             warnings.warn_explicit(message, category, file, line)
 
     with warnings.catch_warnings():

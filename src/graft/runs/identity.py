@@ -37,6 +37,7 @@ FREE = (
     "train.log_every",
     "train.samples",
     "train.sample_tokens",
+    "train.report_to",
 )
 FILE = "identity.json"
 # Settings that name files, which count by what they hold, by the words for what it is.

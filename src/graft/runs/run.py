@@ -34,9 +34,10 @@ from graft.models.load import DTYPES
 from graft.planning.fit import fitting, of_adapter, positions_taken, require_tokenizer
 from graft.recipe import Recipe, Train, read
 from graft.recipe.keywords import with_keywords
+from graft.runs.audience import Audience, attended
 from graft.runs.build import feed, grown, load_base, scoring_feed, settled, settled_on
 from graft.runs.effect import without_effect
-from graft.runs.hear import Notes, RunObserver, heard, note_of
+from graft.runs.hear import Notes
 from graft.runs.identity import as_begun, claim, identity, require_same_settings
 from graft.runs.open import Opened
 from graft.runs.page import report
@@ -59,11 +60,11 @@ TRAINED = ("the trained adapter is saved", "run the same command again: it makes
 def run(
     recipe: str | Path | dict[str, Any] | Recipe,
     overrides: Iterable[str] = (),
-    observer: RunObserver | None = None,
+    observer: Any = None,
 ) -> RunResult:
     """Carry out a recipe, from the beginning or from the newest checkpoint in its output folder.
 
-    overrides: "key=value" changes of the recipe.  observer: receives what happens.
+    overrides: "key=value" changes of the recipe.  observer: one or several (`graft.Observer`).
     Raises UsageError for a recipe with wrong settings, DataError for rows that cannot be used,
     CheckpointError for a folder that is in use or belongs to another run, TrainingError for a step that
     failed, MachineError for errors of the system (SpaceError if the disk is full).
@@ -75,7 +76,7 @@ def run(
 @storage.named_errors("while training")
 def carry_out(
     chosen: Recipe,
-    observer: RunObserver | None = None,
+    observer: Any = None,
     *,
     understood: Sequence[str] = (),
     load: Callable[[Recipe], Base] = load_base,
@@ -90,21 +91,26 @@ def carry_out(
     storage.require_run_folder(folder)
     # One lock from the first look at the folder until the report is written: no other process comes between,
     # and a second one learns at once that the folder is in use.
-    observer = observer or RunObserver()
-    with obeyed(), storage.locked(folder, lock) as lock, heard(note_of(observer)) as notes:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(obeyed())
+        lock = stack.enter_context(storage.locked(folder, lock))
+        audience = stack.enter_context(attended(observer, chosen))
+        notes = stack.enter_context(audience.heard())
         with stopped(*NOTHING_LOST):
             chosen = as_begun(chosen)
             stage_of(chosen).check_complete()
             require_same_settings(folder, chosen)
             for text in understood:
                 notice(text)
+            audience.busy("planning")
             chosen = settled(chosen)
+            audience.busy(f"loading {chosen.model if isinstance(chosen.model, str) else 'a new model'}")
             base = load(chosen)
             name = folder.resolve().name
             if chosen.adapter is not None:
                 adapter = base.load_adapter(chosen.adapter, name)
                 chosen = of_adapter(chosen, adapter.methods, base.sites)
-        return _train(base, name, chosen, observer, notes, lock)
+        return _train(base, name, chosen, audience, notes, lock)
 
 
 @with_keywords("train", Train)
@@ -119,14 +125,16 @@ def train(
     stage: str | Mapping[str, Any] = "sft",
     objective: str | None = None,
     evaluate: Mapping[str, Any] | None = None,
-    observer: RunObserver | None = None,
+    observer: Any = None,
+    progress: bool = True,
     **train: Any,
 ) -> RunResult:
     """Train an attached adapter on rows: the same run as a recipe's, with a base that is already loaded.
 
     adapter: it, or its name.  data: a path, several paths, or the keys of a recipe's `data:`.
     output: the run's folder, by default runs/ and the adapter's name.
-    stage, objective, evaluate: as in a recipe.  observer: receives what happens.
+    stage, objective, evaluate: as in a recipe.
+    observer: one or several (`graft.Observer`) that hear of it.  progress: show a bar.
     The other keywords are the keys of a recipe's `train:`.  Raises as `run` does.
     """
     require_base("graft.train", base)
@@ -148,13 +156,17 @@ def train(
     chosen = read(settings | ({"evaluate": dict(evaluate)} if evaluate is not None else {}))
     stage_of(chosen).check_complete()
     storage.require_run_folder(Path(chosen.output))
-    observer = observer or RunObserver()
     folder = Path(chosen.output)
-    with obeyed(), storage.locked(folder) as lock, heard(note_of(observer)) as notes:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(obeyed())
+        lock = stack.enter_context(storage.locked(folder))
+        audience = stack.enter_context(attended(observer, chosen, progress=progress))
+        notes = stack.enter_context(audience.heard())
         with stopped(*NOTHING_LOST):
             require_same_settings(folder, chosen)
+            audience.busy("planning")
             chosen = settled_on(base, adapter, chosen)
-        return _train(base, adapter.name, chosen, observer, notes, lock)
+        return _train(base, adapter.name, chosen, audience, notes, lock)
 
 
 def _named(rows: Any) -> Any:
@@ -191,7 +203,7 @@ class _Work:
 
 
 def _train(
-    base: Base, name: str, recipe: Recipe, observer: RunObserver, notes: Notes, lock: storage.Lock
+    base: Base, name: str, recipe: Recipe, observer: Audience, notes: Notes, lock: storage.Lock
 ) -> RunResult:
     """Prepare the rows, attach the adapter if it is new, train it, and write the results.
 
@@ -199,7 +211,7 @@ def _train(
     """
     with _guests(base, name):
         with stopped(*NOTHING_LOST):
-            work = _prepared(base, name, recipe)
+            work = _prepared(base, name, recipe, observer)
             facts = identity(work.given, base, work.prepared) | dict(work.stage.depends(base))
             _write(work, facts)
             trained_before = has_finished(work.folder)
@@ -228,7 +240,7 @@ def _guests(base: Base, name: str) -> Iterator[None]:
             base.detach(other)
 
 
-def _prepared(base: Base, name: str, recipe: Recipe) -> _Work:
+def _prepared(base: Base, name: str, recipe: Recipe, observer: Audience) -> _Work:
     """Encode the rows, and attach the adapter if it is new."""
     stage, given = stage_of(recipe), recipe
     stage.check_base(base)
@@ -239,7 +251,9 @@ def _prepared(base: Base, name: str, recipe: Recipe) -> _Work:
     taken = base.positions([name]) if name in base.adapters else positions_taken(recipe, config)
     recipe = fitting(recipe, config, taken)
     settings = seedling.located(recipe.data)
-    prepared = prepare(settings, base.tokenizer, stage, family=base.family, vocabulary=size)
+    prepared = prepare(
+        settings, base.tokenizer, stage, family=base.family, vocabulary=size, told=observer.busy
+    )
     if prepared.template is not None:
         base.tokenizer.chat_template = prepared.template
     new = name not in base.adapters
@@ -282,7 +296,7 @@ def _write(work: _Work, identity: Mapping[str, Any]) -> None:
         report.write_rejects(folder / "rejected.jsonl")
 
 
-def _task(work: _Work, identity: Mapping[str, Any], observer: RunObserver) -> Task:
+def _task(work: _Work, identity: Mapping[str, Any], observer: Audience) -> Task:
     """Return what the training loop needs: batches, loss, evaluation and samples.  identity: of the run."""
     base = work.base
     recipe = work.recipe
@@ -299,7 +313,7 @@ def _task(work: _Work, identity: Mapping[str, Any], observer: RunObserver) -> Ta
 
     def evaluate(step: int) -> dict[str, float]:
         with base.using(work.adapter):
-            scores = losses(base, feeds["eval"], work.stage)
+            scores = losses(base, feeds["eval"], work.stage, observer.busy)
         if doubt := work.stage.warning(evaluations(work.folder), scores):
             notice(f"step {step}: {doubt}")
         return scores
@@ -321,7 +335,7 @@ def _task(work: _Work, identity: Mapping[str, Any], observer: RunObserver) -> Ta
     )
 
 
-def _announce(observer: RunObserver, work: _Work) -> None:
+def _announce(observer: Audience, work: _Work) -> None:
     """Tell the observer what will be trained, and on which rows."""
     base, recipe = work.base, work.recipe
     adapter = base.adapters[work.adapter]
@@ -330,10 +344,13 @@ def _announce(observer: RunObserver, work: _Work) -> None:
             "base": base.name,
             "parameters": base.count(),
             "dtype": recipe.dtype,
-            "stored": recipe.dtype if recipe.quant == "none" else recipe.quant,
+            "stored": recipe.dtype if base.quant == "none" else base.quant,
             "methods": [method.name() for method in adapter.methods],
             "sites": len(adapter.inserts),
             "trained": adapter.count(),
+            "stage": recipe.stage_name,
+            "recipe": recipe.model_dump(),
+            "folder": str(work.folder),
         }
     )
     for text in adapter.notices():
@@ -345,7 +362,7 @@ def _announce(observer: RunObserver, work: _Work) -> None:
     observer.data(work.prepared.report)
 
 
-def _finish(work: _Work, observer: RunObserver) -> RunResult:
+def _finish(work: _Work, observer: Audience) -> RunResult:
     """Write what is missing of tokenizer, scores, model folder and report; return the result."""
     base = work.base
     folder = work.folder
@@ -357,10 +374,13 @@ def _finish(work: _Work, observer: RunObserver) -> RunResult:
     if asked != {key: recorded_scores(folder).get(key) for key in asked}:
         if chosen.rows:
             observer.scoring()
-        table = score_rows(work.opened, recipe, chosen)
+        table = score_rows(work.opened, recipe, chosen, observer.busy)
         facts = {"columns": table.columns, "texts": table.texts[:SHOWN], "coverage": table.coverage.json()}
         facts |= {"curves": table.curves} if table.curves else {}
         storage.write_record(folder / SCORES, facts | asked)  # keeps the order of the columns
+        if table.columns:
+            observer.scored(table.columns)
+    observer.busy("writing the report")
     if recipe.fresh and not (folder / "model").exists():
         export(base, folder / "model", to="hf", adapter=work.adapter)
     storage.replace(folder / "report.html", report(folder).encode())

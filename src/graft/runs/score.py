@@ -17,6 +17,7 @@ from graft.data.vocabulary import within
 from graft.errors import DataError, UsageError, listed, notice
 from graft.evaluate import HeldOut, Scored, Table, before_after, evaluate
 from graft.evaluate.coverage import FIRST, Coverage, fingerprint
+from graft.evaluate.losses import Progress, silent
 from graft.evaluate.usable import by_examples, by_texts, check_metrics, unanswerable
 from graft.planning.fit import fitting, require_tokenizer
 from graft.recipe import Recipe, read
@@ -153,8 +154,8 @@ def score(opened: Opened, recipe: Recipe, data: str | None = None) -> Table:
     return score_rows(opened, recipe, chosen_rows(recipe, data))
 
 
-def score_rows(opened: Opened, recipe: Recipe, chosen: Chosen) -> Table:
-    """Return `score` of these rows."""
+def score_rows(opened: Opened, recipe: Recipe, chosen: Chosen, progress: Progress = silent) -> Table:
+    """Return `score` of these rows.  progress: called with (what, done, total)."""
     base = opened.base
     require_tokenizer(base.tokenizer, base.name, base.vocabulary)
     recipe = fitting(recipe, base.model.config, base.positions([opened.adapter]))
@@ -175,8 +176,9 @@ def score_rows(opened: Opened, recipe: Recipe, chosen: Chosen) -> Table:
         )
     metrics = recipe.evaluate.metrics
     if opened.adapter is None:
-        return Table({"model": evaluate(base, held, metrics)}, [], coverage)
-    return replace(before_after(base, held, metrics, adapter=opened.adapter), coverage=coverage)
+        return Table({"model": evaluate(base, held, metrics, progress=progress)}, [], coverage)
+    table = before_after(base, held, metrics, adapter=opened.adapter, progress=progress)
+    return replace(table, coverage=coverage)
 
 
 def scoring_recipe(opened: Opened, stage: str | None, metrics: Sequence[str], limit: int | None) -> Recipe:

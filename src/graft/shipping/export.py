@@ -21,6 +21,7 @@ from graft.core.site import shown
 from graft.errors import MergeError, UsageError, one_of
 from graft.shipping import prompts
 from graft.shipping.certificate import CERTIFICATE, certify, stacked, unmerged
+from graft.shipping.exported import Exported
 from graft.shipping.fidelity import answers, drift, judge_answers, judge_survival, survival
 from graft.shipping.layouts import LAYOUTS, Settings
 from graft.shipping.merge_ways import check_into, choices, default_into, minima_hold, original_of
@@ -88,7 +89,7 @@ def export(
             _export_model(base, source, partial, to, names, settings, lossy=lossy)
     if to == "peft":
         base.adapters[str(chosen)].folder = folder.resolve()
-    return folder
+    return Exported(folder)
 
 
 def _one_adapter(base: "Base", given: "str | Adapter | None") -> str:

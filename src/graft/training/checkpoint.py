@@ -35,6 +35,7 @@ class Progress:
 
     best: {"step", "loss"} of the best evaluation.  waited: evaluations since then.  lengths: of the logs, in
     bytes.  feed: what the source of batches has to remember.  due: what has still to be done after the step.
+    ended: an observer has asked to stop after the step.
     """
 
     step: int = 0
@@ -46,6 +47,7 @@ class Progress:
     lengths: dict[str, int] = field(default_factory=dict)
     feed: dict[str, Any] = field(default_factory=dict)
     due: list[str] = field(default_factory=list)
+    ended: bool = False
 
 
 class Checkpoints:

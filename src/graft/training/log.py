@@ -20,40 +20,7 @@ import torch
 
 from graft import storage
 from graft.sizes import KIB, MIB
-
-
-class Observer:
-    """Receives the events of a run; a subclass overrides the ones it needs.
-
-    The library itself prints nothing.
-    """
-
-    def start(self, plan: dict[str, Any]) -> None:
-        """Receive steps, steps_per_epoch, done (by earlier starts), trained (a count), optimizer_bytes."""
-
-    def resumed(self, step: int) -> None:
-        """Receive the step after which the run continues."""
-
-    def step(self, record: dict[str, Any]) -> None:
-        """Receive the line of metrics.jsonl together with that of timing.jsonl."""
-
-    def wrote(self, done: int, total: int) -> None:
-        """Receive how many of the answers to learn from are written, of stages that write their own."""
-
-    def evaluated(self, record: dict[str, Any]) -> None:
-        """Receive step, epoch and eval_* metrics."""
-
-    def sampled(self, texts: Sequence[str]) -> None:
-        """Receive the answers to the sample prompts."""
-
-    def saved(self, path: Path) -> None:
-        """Receive the path of a checkpoint, or of the adapter at the end."""
-
-    def warn(self, text: str) -> None:
-        """Receive something that did not stop the run; it is also in timing.jsonl."""
-
-    def finished(self, record: dict[str, Any]) -> None:
-        """Receive steps, loss, tokens, best and adapter; also if nothing was left to do."""
+from graft.training.observer import Observer
 
 
 class Journal:

@@ -24,9 +24,10 @@ from graft.sizes import MIB
 from graft.storage.signals import Interrupted, Stop, check, held, obeyed
 from graft.training import rng
 from graft.training.checkpoint import Checkpoints, Progress, same_run
-from graft.training.log import Observer, RunLog
+from graft.training.log import RunLog
 from graft.training.memory import advice
 from graft.training.neftune import Neftune
+from graft.training.observer import Observer, asks_to_stop
 from graft.training.optimizers import AdamW, build
 from graft.training.paging import Pages
 from graft.training.parking import parked
@@ -206,9 +207,9 @@ class Trainer:
     # Steps
 
     def _over(self) -> bool:
-        """Return whether the last step is done, or early stopping has waited long enough."""
-        patience = self.settings.patience
-        return self.progress.step >= self.total or bool(patience and self.progress.waited >= patience)
+        """Return whether the last step is done, an observer ended the run, or patience is at its end."""
+        p, patience = self.progress, self.settings.patience
+        return p.step >= self.total or p.ended or bool(patience and p.waited >= patience)
 
     def _advance(self) -> None:
         """Take a step, unless something is due after the last one; then do what is due, and save."""
@@ -216,6 +217,7 @@ class Trainer:
         if not p.due:
             self._step()
         improved = self._evaluate() if p.due else False
+        p.ended = p.ended or asks_to_stop(self.observer)
         if self._due(s.save_every) or (improved and s.patience) or self._over():
             self._save()
 
@@ -239,6 +241,7 @@ class Trainer:
                 p.step += 1
                 record = {"tokens": p.tokens, "left_out": self.feed.why_none} | rollout
             self.log.step(self._position() | record, measured.tokens if batches else 0, timing)
+            p.ended = asks_to_stop(self.observer)
             if self._due(s.eval_every or self.feed.steps_per_epoch):
                 p.due = [EVALUATION] * (self.task.evaluate is not None)
                 p.due += [SAMPLES] * (self.task.sample is not None)
@@ -267,7 +270,8 @@ class Trainer:
 
     def _due(self, every: int) -> bool:
         """Return whether something done every so many steps, and at the end, is due after this step."""
-        return self.progress.step % every == 0 or self.progress.step == self.total
+        p = self.progress
+        return p.step % every == 0 or p.step == self.total or p.ended
 
     def _apply(self, measured: Measured, scale: float) -> None:
         """Clip the gradient and update the adapter.  scale: factor of every group's learning rate."""
