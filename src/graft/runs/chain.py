@@ -15,6 +15,7 @@ import torch
 
 from graft import storage
 from graft.base.base import Base
+from graft.data.rows_given import RowsGiven, taken_out
 from graft.errors import CheckpointError, notice
 from graft.planning.plan import config_of
 from graft.recipe import Recipe
@@ -46,12 +47,13 @@ def run(
     """
     understood: list[str] = []
     overrides = list(overrides)
-    chain = read_chain(recipe, overrides, understood)
+    plain, given = taken_out(recipe, overrides)
+    chain = read_chain(plain, overrides, understood)
     if chain is None:
         assert not isinstance(recipe, Chain)
         return run_one(recipe, overrides, observer)
     with obeyed():
-        *earlier, last = stages(chain, observer, understood)
+        *earlier, last = stages(chain, observer, understood, given=given)
     return replace(last, earlier=tuple(earlier))
 
 
@@ -60,11 +62,12 @@ def stages(
     observer: RunObserver | None = None,
     understood: Sequence[str] = (),
     lock: storage.Lock | None = None,
+    given: RowsGiven | None = None,
 ) -> Iterator[RunResult]:
     """Carry out the stages of a chain one after the other, and yield the result of each.
 
     understood: what to note of its reading.  lock: of the chain's folder, where the caller holds it; each
-    stage locks its own.  Raises as `run` does.
+    stage locks its own.  given: rows in memory that the recipe names.  Raises as `run` does.
     """
     observer = observer or RunObserver()
     folder = Path(chain.output)
@@ -74,6 +77,8 @@ def stages(
             for name, recipe in chain.recipes.items():
                 require_same_settings(folder / name, as_begun(recipe))
             _write(folder, chain)
+            if given is not None:
+                given.keep()
             for text in understood:
                 notice(text)
             # Before a base is in memory, as a run that is alone settles: a plan counts what the process has.
