@@ -66,6 +66,12 @@ def test_own_method(example, capsys):
     assert f"{first:.3f}" in capsys.readouterr().out.splitlines()[-1], "detach gives the old loss back"
 
 
+def test_own_objective(example, capsys):
+    after = example("own_objective").main(steps=2)
+    assert set(after) == {"usual", "smoothed", "focal"} and len(set(after.values())) == 3
+    assert len(capsys.readouterr().out.splitlines()) == 3
+
+
 def test_compare_methods(example, capsys):
     program = example("compare_methods")
     after = program.main(steps=1)

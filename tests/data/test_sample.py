@@ -3,9 +3,11 @@
 from collections import Counter
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from graft.data.rows import Row
-from graft.data.sample import sample, sampling, split
+from graft.data.sample import _drawn, _shares, sample, sampling, split
 from graft.errors import DataError
 
 
@@ -90,3 +92,44 @@ def test_more_classes_than_rows_give_at_most_one_row_each():
 def test_nothing_is_said_of_a_limit_that_leaves_nothing_out():
     rows = labelled(a=3)
     assert sampling(sample(rows, 3, 0), rows, 0) == ""
+
+
+def naive_split(rows, share, seed):
+    """The rule in plain words: whole groups in the order of their random numbers, as long as they fit."""
+    wanted = max(1, round(share * len(rows)))
+    groups = {}
+    for i, row in enumerate(rows):
+        groups.setdefault(row.group(), []).append(i)
+    ordered, held = sorted(groups, key=lambda key: _drawn(key, seed)), []
+    for key in ordered:
+        if len(held) + len(groups[key]) <= wanted:
+            held += groups[key]
+    for key in ordered:
+        held += [i for i in groups[key] if i not in held][: wanted - len(held)]
+    return sorted(held)
+
+
+def naive_sample(rows, limit, seed):
+    """Each class gives its share of the rows with the smallest random numbers."""
+    seen, drawn, classes = Counter(), [], {}
+    for i, row in enumerate(rows):
+        drawn.append(_drawn(row.key() + seen[row.key()].to_bytes(8, "little"), seed))
+        seen[row.key()] += 1
+        classes.setdefault(row.value[1] if row.kind == "label" else "", []).append(i)
+    shares = _shares({name: len(own) for name, own in classes.items()}, limit, seed)
+    return sorted(
+        i for name, own in classes.items() for i in sorted(own, key=drawn.__getitem__)[: shares[name]]
+    )
+
+
+@given(st.lists(st.integers(0, 9), min_size=3, max_size=40), st.integers(-3, 3), st.floats(0.02, 0.6))
+@settings(max_examples=100, deadline=None)
+def test_rows_are_chosen_by_the_rule_in_plain_words(numbers, seed, share):
+    rows = [Row(f"f:{i}", "text", f"row {n}") for i, n in enumerate(numbers)]
+    if max(1, round(share * len(rows))) < len(rows):
+        held = [int(row.source[2:]) for row in split(rows, share, seed)[1]]
+        assert held == naive_split(rows, share, seed)
+    classes = [Row(f"f:{i}", "label", (f"t {n}", "abc"[n % 3])) for i, n in enumerate(numbers)]
+    for some in (rows, classes):
+        taken = [int(row.source[2:]) for row in sample(some, len(some) // 2, seed)]
+        assert taken == naive_sample(some, len(some) // 2, seed)

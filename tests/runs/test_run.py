@@ -324,15 +324,6 @@ def test_a_misspelt_training_keyword_names_the_nearest(folder):
         train(base, base.attach("x", graft.LoRA(r=2)), data=folder / "rows.jsonl", epoch=2)
 
 
-@pytest.mark.parametrize(
-    "rows", [[{"prompt": "a", "completion": "b"}], ({"text": "a"} for _ in "ab"), {"train": [{"text": "a"}]}]
-)
-def test_rows_in_memory_are_told_to_become_a_file(folder, rows):
-    base = graft.load(folder / "model")
-    with pytest.raises(DataError, match=r"rows in memory.*one row of JSON a line"):
-        train(base, base.attach("x", graft.LoRA(r=2)), data=rows)
-
-
 def test_a_fresh_model_becomes_an_ordinary_folder(folder):
     texts = write_rows(
         folder / "texts.jsonl", [{"text": row["prompt"] + row["completion"]} for row in rows()]

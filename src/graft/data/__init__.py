@@ -1,6 +1,7 @@
 """Data: files become rows with `file:line`, rows become examples, examples become the batches of a step.
 
     folders, read, read_json, read_tables, read_text    files     -> records
+    in_memory, kept_rows, rows_given                    rows in memory -> files in the folder of their run
     columns, layouts, normal_form, messages, tags       records   -> rows; advice about unknown columns
     preferences, scores                                 the same for rows that compare answers
     trees, votes, convert                               records of other kinds -> rows
@@ -9,7 +10,8 @@
     turns, places, marks                                where the assistant speaks; what the text leaves out
     unpack, tokenising                                  limits of packed files, and of texts at once
     mask, encode, conversations, answers                text      -> examples
-    preparation, report, pairs, cache                   all of this at once, reported and kept
+    preparation, report, pairs, cache, token_file       all of this at once, reported and kept
+    row_store, scratch                                  what of it lies on the disk where there is much
     batches, answer_batches, pack, noise, feed          examples  -> the batches of a step
 
 `prepare` does everything up to the examples; `graft.data.feed.Feed` makes the batches. Only the last line

@@ -15,14 +15,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
-
 from graft import storage
+from graft.data import token_file
 from graft.data.encode import Column, Examples
+from graft.data.scratch import Numbers, Sources
 
-VERSION = 6  # raise when encoding or the form of entries changes
+VERSION = 7  # raise when encoding or the form of entries changes
 TOKENS, CONTENTS = "tokens.safetensors", "data.json"
 
 
@@ -58,36 +56,26 @@ def load(name: str) -> tuple[dict[str, Examples], dict[str, Any]] | None:
         contents = json.loads(body or b"{}")
         if contents["key"] != name or contents["tokens"] != storage.digest(folder() / name / TOKENS):
             return None
-        tensors = load_file(folder() / name / TOKENS)
-        splits = {split: _examples(tensors, split, lists) for split, lists in contents["splits"].items()}
+        arrays = token_file.read(folder() / name / TOKENS)
+        splits = {split: _examples(arrays, split, lists) for split, lists in contents["splits"].items()}
         return splits, contents["facts"]
-    except (OSError, ValueError, KeyError, SafetensorError):
+    except (OSError, ValueError, KeyError):
         return None
 
 
-def _examples(tensors: dict[str, Any], split: str, lists: dict[str, list[str]]) -> Examples:
-    """Build the examples of a split from its tensors and from its lists of sources and parts."""
+def _examples(arrays: dict[str, Numbers], split: str, lists: dict[str, list[str]]) -> Examples:
+    """Build the examples of a split from its arrays, and from the names of its files and parts."""
 
     def column(field: str) -> Column:
-        return Column(
-            _array("i", tensors[f"{split}.{field}"]),
-            _array("q", tensors[f"{split}.{field}.ends"]),
-        )
+        return Column(arrays[f"{split}.{field}"], arrays[f"{split}.{field}.ends"][:])
 
     return Examples(
         ids=column("ids"),
-        learnt=bytearray(tensors[f"{split}.learnt"]),
-        targets=_array("i", tensors[f"{split}.targets"]),
+        learnt=arrays[f"{split}.learnt"],
+        targets=arrays[f"{split}.targets"][:],
         parts={part: column(f"parts.{part}") for part in lists["parts"]},
-        sources=lists["sources"],
+        sources=Sources.of(lists["files"], arrays[f"{split}.file"][:], arrays[f"{split}.line"][:]),
     )
-
-
-def _array(code: str, tensor: Any) -> array:
-    """Return a numpy array as an array of the standard library.  code: the letter of its type."""
-    values = array(code)
-    values.frombytes(tensor.tobytes())
-    return values
 
 
 def save(name: str, splits: dict[str, Examples], facts: dict[str, Any]) -> None:
@@ -95,17 +83,18 @@ def save(name: str, splits: dict[str, Examples], facts: dict[str, Any]) -> None:
     place = folder() / name
     if place.exists() and load(name) is not None:
         return
-    tensors = {}
+    arrays: dict[str, Numbers | array] = {}
     for split, examples in splits.items():
         columns = {"ids": examples.ids} | {f"parts.{name}": c for name, c in examples.parts.items()}
         for field, column in columns.items():
-            tensors[f"{split}.{field}"] = np.array(column.values, dtype="i")
-            tensors[f"{split}.{field}.ends"] = np.array(column.ends, dtype="q")
-        tensors[f"{split}.targets"] = np.array(examples.targets, dtype="i")
-        tensors[f"{split}.learnt"] = np.frombuffer(bytes(examples.learnt), dtype="u1")
-    lists = {split: {"sources": e.sources, "parts": list(e.parts)} for split, e in splits.items()}
-    with contextlib.suppress(OSError, SafetensorError), storage.new_folder(place) as draft:
-        save_file(tensors, draft / TOKENS)
+            arrays[f"{split}.{field}"] = column.values
+            arrays[f"{split}.{field}.ends"] = column.ends
+        arrays[f"{split}.targets"] = examples.targets
+        arrays[f"{split}.learnt"] = examples.learnt
+        arrays[f"{split}.file"], arrays[f"{split}.line"] = examples.sources.file, examples.sources.line
+    lists = {split: {"files": e.sources.files, "parts": list(e.parts)} for split, e in splits.items()}
+    with contextlib.suppress(OSError), storage.new_folder(place) as draft:
+        token_file.write(draft / TOKENS, arrays)
         contents = {
             "key": name,
             "tokens": storage.digest(draft / TOKENS),

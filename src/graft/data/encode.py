@@ -15,6 +15,7 @@ from itertools import pairwise
 from typing import Any
 
 from graft.data.rows import BadRow, Reject, Row
+from graft.data.scratch import Numbers, Sources
 from graft.data.templates import affixes
 from graft.data.tokenising import beginnings, encode
 
@@ -51,7 +52,7 @@ class Example:
 class Column:
     """One sequence of numbers per example, all of them in one flat array.  ends: where each of them ends."""
 
-    values: array = field(default_factory=lambda: array("i"))
+    values: Numbers = field(default_factory=lambda: Numbers("i"))
     ends: array = field(default_factory=lambda: array("q"))
 
     def add(self, sequence: Sequence[int]) -> None:
@@ -67,16 +68,18 @@ class Column:
 class Examples(Sequence[Example]):
     """Many examples in flat arrays, 5 bytes per token. An Example is built each time that one is read.
 
+    Of many tokens most lie on the disk (`scratch.Numbers`).
+
     learnt: one byte per id, 1 if it is a target.  targets: one per example, or empty.
     parts: one Column per name, empty where an example has no such part.
     reference: one sequence per example (`Example.reference`), or empty; no file of the cache has it.
     """
 
     ids: Column = field(default_factory=Column)
-    learnt: bytearray = field(default_factory=bytearray)
+    learnt: Numbers = field(default_factory=lambda: Numbers("B"))
     targets: array = field(default_factory=lambda: array("i"))
     parts: dict[str, Column] = field(default_factory=dict)
-    sources: list[str] = field(default_factory=list)
+    sources: Sources = field(default_factory=Sources)
     reference: Sequence[Sequence[float]] = ()
 
     def add(self, example: Example) -> None:

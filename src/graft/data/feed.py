@@ -87,6 +87,18 @@ class Feed(Source):
         micro_batches = self.micro_batches([self._drawn(0, row) for row in rows])
         return max(micro_batches, key=lambda batch: batch.inputs["input_ids"].numel())
 
+    def few(self, count: int) -> list[Batch]:
+        """Return the first rows in one batch, and then each alone.
+
+        count: how many at most; a micro-batch may have fewer.
+        """
+        rows = range(min(count, self.micro_batch_size, len(self.examples)))
+        examples = [self._drawn(0, row) for row in rows]
+        groups = [examples, *([example] for example in examples)]
+        if self.batches.packs:
+            return [self.batches.packed([[example] for example in group]) for group in groups]
+        return [self.batches.padded(group) for group in groups]
+
     def _drawn(self, epoch: int, row: int) -> Example:
         """Return an example with the noise of this epoch."""
         return self.batches.draw(self.examples[row], self.seed, epoch, _NOISE, row)

@@ -34,6 +34,7 @@ INSTEAD = {
     "validation": ("validation", "test", "", "train"),
     "test": ("test", "validation", "", "train"),
 }
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")  # owner/name
 # Files about the rows, in a folder of texts.
 ABOUT = re.compile(
     r"readme|licen[cs]e|copying|notice|change[_-]?log|authors|contribut|citation|requirements|code[_-]of[_-]",

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from graft.data.encode import Column, Examples
+from graft.data.row_store import where
 from graft.data.rows import PREFERRED, Row, compared, with_answers
 
 SHOWN = 3  # rows that a note names
@@ -87,13 +88,15 @@ def examine(train: Sequence[Row], held_out: Sequence[Row], examples: Examples) -
 
     held_out: rows of evaluation and test.  examples: of the training rows.
     """
+    if not any(row.kind in PREFERRED for row in train):
+        return None
     known = set(examples.sources)
-    rows = [row for row in train if row.kind in PREFERRED and row.source in known]
+    rows = where(train, lambda row: row.kind in PREFERRED and row.source in known)
     if not rows:
         return None
     facts = Pairs()
-    _compare(facts, [row for row in rows if row.kind == "ranking"])
-    _judge(facts, [row for row in rows if row.kind == "judged"])
+    _compare(facts, where(rows, lambda row: row.kind == "ranking"))
+    _judge(facts, where(rows, lambda row: row.kind == "judged"))
     _measure(facts, examples)
     prompts = {row.group() for row in rows}
     for row in held_out:

@@ -2,9 +2,12 @@
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, ClassVar, Protocol
+
+import numpy as np
 
 from graft.data import cache as store
 from graft.data.advice import unknown_columns
@@ -14,7 +17,8 @@ from graft.data.layouts import Accepts, check_settings, recognise
 from graft.data.pairs import examine
 from graft.data.read import choices, records, sources, validation
 from graft.data.report import DataReport, RejectedRows, describe
-from graft.data.rows import Reject, Row, alike, by_reason
+from graft.data.row_store import RowStore, all_alike, digests
+from graft.data.rows import Reject, Row, by_reason
 from graft.data.sample import sample, sampling, split
 from graft.data.templates import Jinja
 from graft.data.vocabulary import within
@@ -50,16 +54,16 @@ class Prepared:
 
 @dataclass
 class Loaded:
-    """Rows in normal form, before any tokenizer.
+    """Rows in normal form, before any tokenizer: lists if they are few, else on the disk (`row_store`).
 
     eval: None if no rows are held out.  read: rows of both, with the rejects and those beyond data.limit.
     sampled: what data.limit took, in words; "" if it left none out.
     held_rejects: rows of the files of eval and test that cannot be used; `rejects` has those of eval too.
     """
 
-    train: list[Row]
-    eval: list[Row] | None = None
-    test: list[Row] | None = None
+    train: Sequence[Row]
+    eval: Sequence[Row] | None = None
+    test: Sequence[Row] | None = None
     rejects: list[Reject] = field(default_factory=list)
     read: int = 0
     beyond_limit: int = 0
@@ -115,7 +119,7 @@ def load_rows(settings: Any, accepts: Accepts) -> Loaded:
     loaded.sampled = sampling(loaded.train, usable, seed)
     if not loaded.train:
         raise RejectedRows(_report_of(loaded), strict=False)
-    _check_one_task([*loaded.train, *(loaded.eval or []), *(loaded.test or [])])
+    _check_one_task(chain(loaded.train, loaded.eval or [], loaded.test or []))
     if isinstance(settings.eval, float) and settings.eval > 0 and not held:
         loaded.train, loaded.eval = split(loaded.train, settings.eval, seed)
     return loaded
@@ -177,7 +181,7 @@ def prepare(
     return Prepared(train.examples, held_out.examples if held_out else None, report, labels, template)
 
 
-def label_names(rows: Sequence[Row]) -> list[str]:
+def label_names(rows: Iterable[Row]) -> list[str]:
     """Return the names of the classes: numbers in their order, words in alphabetical order."""
     names = {str(label) for row in rows for label in (row.value[1] if row.kind == "tags" else row.value[1:])}
     numbers = all(re.fullmatch("-?[0-9]{1,18}", name) for name in names)
@@ -186,10 +190,9 @@ def label_names(rows: Sequence[Row]) -> list[str]:
 
 def _read_rows(
     where: Any, settings: Any, accepts: Accepts, loaded: Loaded, split: str = "train"
-) -> list[Row]:
+) -> Sequence[Row]:
     """Return the usable rows of some files; add their number and their rejects to `loaded`."""
-    rows: list[Row] = []
-    tag_names = getattr(settings, "tag_names", ())
+    rows, tag_names = RowStore(), getattr(settings, "tag_names", ())
     for record in records(where, tagged="tags" in accepts.layouts, split=split):
         loaded.read += 1
         row: Row | Reject
@@ -201,7 +204,7 @@ def _read_rows(
             loaded.rejects.append(row)
         else:
             rows.append(row)
-    return alike(rows)
+    return all_alike(rows.rows())
 
 
 def _report_of(loaded: Loaded) -> DataReport:
@@ -215,9 +218,12 @@ def _stop_if_strict(report: DataReport, settings: Any) -> None:
         raise RejectedRows(report, strict=True)
 
 
-def _check_one_task(rows: Sequence[Row]) -> None:
+def _check_one_task(rows: Iterable[Row]) -> None:
     """Raise DataError if some rows have one label and others a tag per word: no head answers both."""
-    first = {row.kind: row for row in reversed(rows) if row.kind in ("label", "tags")}
+    first: dict[str, Row] = {}
+    for row in rows:
+        if row.kind in ("label", "tags"):
+            first.setdefault(row.kind, row)
     if len(first) > 1:
         raise DataError(
             f"{first['label'].source} has one label and {first['tags'].source} a tag for every word",
@@ -230,9 +236,9 @@ def _report(settings: Any, loaded: Loaded, train: Encoded, held_out: Encoded | N
     """Return the report about reading and encoding; `describe` completes it."""
     encoded = [train, held_out] if held_out else [train]
     rejects = loaded.rejects + [reject for part in encoded for reject in part.rejects]
-    keys = [row.key() for row in loaded.train]
-    train_keys = set(keys)
-    not_trained_on = (loaded.eval or []) + (loaded.test or [])
+    keys = digests(loaded.train)
+    different = np.unique(keys)
+    not_trained_on = [*(loaded.eval or []), *(loaded.test or [])]
     return DataReport(
         files=files_of(settings),
         folders=choices(settings.train, files_of(settings)),
@@ -250,8 +256,8 @@ def _report(settings: Any, loaded: Loaded, train: Encoded, held_out: Encoded | N
         altered_turns=sum(part.altered for part in encoded),
         tokens_unknown=sum(part.unknown for part in encoded),
         unused=dict(sum((part.unused for part in encoded), Counter()).most_common()),
-        duplicates=len(keys) - len(train_keys),
-        overlap=sum(row.key() in train_keys for row in not_trained_on),
+        duplicates=len(keys) - len(different),
+        overlap=int(np.isin(digests(not_trained_on), different).sum()),
         pairs=examine(loaded.train, not_trained_on, train.examples),
     )
 

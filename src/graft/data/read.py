@@ -8,13 +8,13 @@ files.
 
 import gzip
 import io
-import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from graft.data.folders import endings, files_in, kind_of, told, validation_in
+from graft.data import kept_rows
+from graft.data.folders import HUB_NAME, endings, files_in, kind_of, told, validation_in
 from graft.data.read_json import SAVE_AS_UTF8, json_file, json_lines
 from graft.data.read_tables import csv_file, is_table, parquet_file, tsv_file
 from graft.data.read_text import DOCUMENT, TAGGED_LINE, conll_file, text_file
@@ -59,7 +59,7 @@ def sources(where: Where, split: str = "train") -> list[str]:
                 "convert it, for instance to JSON Lines: one object per line",
             )
         return [str(where)]
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", str(where)) and not kind_of(path):
+    if HUB_NAME.fullmatch(str(where)) and not kind_of(path):
         return [f"hub:{where}"]
     raise DataError(
         f"There is no file or folder {where}",
@@ -74,13 +74,13 @@ def validation(where: Where) -> list[str]:
 
 
 def choices(where: Where, used: Iterable[str]) -> list[str]:
-    """Return what was taken of the folders in `where` and what was not, one sentence each.
+    """Return which rows were in memory, and what of the folders in `where` was taken, a sentence each.
 
     used: every file that is read.
     """
     known = list(used)
     held = [name for name in validation(where) if name in known]
-    return told(_folders(where), held, known)
+    return kept_rows.told(known) + told(_folders(where), held, known)
 
 
 def records(where: Where, *, tagged: bool = False, split: str = "train") -> Iterator[Record | Reject]:
@@ -90,7 +90,10 @@ def records(where: Where, *, tagged: bool = False, split: str = "train") -> Iter
     Raises DataError if nothing can be read at all: a path does not exist, a reader is not installed.
     """
     for name in sources(where, split):
-        yield from _hub_rows(name) if name.startswith("hub:") else _rows_of_file(name, tagged)
+        if name.startswith("hub:"):
+            yield from _hub_rows(name)
+        else:
+            yield from kept_rows.called(Path(name), _rows_of_file(name, tagged))
 
 
 def _folders(where: Where) -> list[Path]:

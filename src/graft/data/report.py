@@ -5,7 +5,6 @@ Every run shows it before step 1 and stores it in its folder as data_report.json
 
 import dataclasses
 import json
-from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -154,12 +153,12 @@ def describe(report: DataReport, examples: Examples, tokenizer: Any, stage: Show
     parts = {name: column.values for name, column in examples.parts.items()}
     beyond_ids = sum(len(values) for n, values in parts.items() if n not in (*stage.aligned, *NUMBERS))
     targets = (values for name, values in parts.items() if name not in (TOKEN_TYPES, OTHER, *NUMBERS))
-    learnt_in_parts = sum(value != IGNORED for values in targets for value in values)
+    learnt_in_parts = sum(len(values) - values.count(IGNORED) for values in targets)
     if OTHER not in parts:
-        learnt_in_parts -= parts.get("learnt", array("i")).count(0)
+        learnt_in_parts -= parts["learnt"].count(0) if "learnt" in parts else 0
     report.examples = len(lengths)
     report.tokens = len(examples.ids.values) + beyond_ids
-    report.tokens_learnt = sum(examples.learnt) + learnt_in_parts
+    report.tokens_learnt = examples.learnt.count(1) + learnt_in_parts
     report.lengths = {str(p): lengths[(len(lengths) - 1) * p // 100] for p in (0, 10, 50, 90, 99, 100)}
     step = max(1, -(-lengths[-1] // 16))
     report.histogram = [[top, 0] for top in range(step, lengths[-1] + step, step)]

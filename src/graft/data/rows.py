@@ -163,13 +163,17 @@ def alike(rows: list[Row]) -> list[Row]:
     Where one row of a file has a system prompt and another has no such column, both are conversations: one
     would be written by the chat template and the other without it.
     """
-    talking = {_file(row) for row in rows if row.kind in ("chat", *PREFERRED, ASKING) and not row.plain}
-    if not talking:
-        return rows
-    return [as_chat(row) if _file(row) in talking else row for row in rows]
+    files = talking(rows)
+    return [as_chat(row) if file_of(row) in files else row for row in rows] if files else rows
 
 
-def _file(row: Row) -> str:
+def talking(rows: Iterable[Row]) -> set[str]:
+    """Return the files that have conversations among these rows."""
+    return {file_of(row) for row in rows if row.kind in ("chat", *PREFERRED, ASKING) and not row.plain}
+
+
+def file_of(row: Row) -> str:
+    """Return the name of the file that a row is of."""
     return row.source.rpartition(":")[0]
 
 

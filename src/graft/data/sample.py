@@ -5,15 +5,18 @@ is trained: every run with the same rows and the same data.seed has the same one
 """
 
 import hashlib
-from collections import Counter
+from array import array
 from collections.abc import Sequence
-from itertools import islice
+from typing import Any
 
+import numpy as np
+
+from graft.data.row_store import as_numbers, digests, pick
 from graft.data.rows import Row
 from graft.errors import DataError
 
 
-def split(rows: Sequence[Row], share: float, seed: int) -> tuple[list[Row], list[Row]]:
+def split(rows: Sequence[Row], share: float, seed: int) -> tuple[Sequence[Row], Sequence[Row]]:
     """Return the rows without and with the held-out ones: exactly round(share · rows) of them, at least one.
 
     Equal rows, and rows that ask one prompt or compare answers to it, stay on one side wherever the number
@@ -27,41 +30,58 @@ def split(rows: Sequence[Row], share: float, seed: int) -> tuple[list[Row], list
             "rows left to train on",
             "give more rows, or set data.eval=null",
         )
-    groups: dict[bytes, list[int]] = {}
-    for i, row in enumerate(rows):
-        groups.setdefault(row.group(), []).append(i)
-    ordered = sorted(groups, key=lambda key: _drawn(key, seed))
-    held: set[int] = set()
-    for key in ordered:
-        if len(held) + len(groups[key]) <= wanted:
-            held.update(groups[key])
-    for key in ordered:  # only where rows repeat so often that whole groups do not add up
-        held.update(islice((i for i in groups[key] if i not in held), wanted - len(held)))
-    return [r for i, r in enumerate(rows) if i not in held], [r for i, r in enumerate(rows) if i in held]
+    different, first, group, sizes = np.unique(
+        digests(rows, Row.group), return_index=True, return_inverse=True, return_counts=True
+    )
+    drawn = as_numbers(_drawn(int(key).to_bytes(8, "big"), seed) for key in different)
+    members, ends = np.argsort(group, kind="stable"), np.cumsum(sizes)
+    held, left = np.zeros(len(rows), dtype=bool), wanted
+    in_order = np.lexsort((first, drawn)).tolist()
+    for whole in (True, False):  # not whole: only where rows repeat so often that groups do not add up
+        for one in in_order:
+            if not left:
+                break
+            if not whole or sizes[one] <= left:
+                own = members[ends[one] - sizes[one] : ends[one]]
+                free = own[~held[own]][:left]
+                held[free] = True
+                left -= len(free)
+    return pick(rows, np.flatnonzero(~held)), pick(rows, np.flatnonzero(held))
 
 
-def sample(rows: Sequence[Row], limit: int | None, seed: int) -> list[Row]:
+def sample(rows: Sequence[Row], limit: int | None, seed: int) -> Sequence[Row]:
     """Return `limit` of the rows in their order, drawn at random by the seed; all of them without a limit.
 
     Of rows with a label each class gives its share, rounded so that the shares add up to the limit.
     """
     if limit is None or limit >= len(rows):
-        return list(rows)
-    seen: Counter[bytes] = Counter()
-    drawn = []
-    for row in rows:
-        key = row.key()
-        drawn.append(_drawn(key + seen[key].to_bytes(8, "little"), seed))  # equal rows are drawn apart
-        seen[key] += 1
-    classes: dict[str, list[int]] = {}
+        return rows
+    keys = array("Q")
+    classes: dict[str, array] = {}
     for i, row in enumerate(rows):
-        classes.setdefault(str(row.value[1]) if row.kind == "label" else "", []).append(i)
-    taken: set[int] = set()
-    for name, count in _shares(
-        {name: len(members) for name, members in classes.items()}, limit, seed
-    ).items():
-        taken.update(sorted(classes[name], key=lambda i: drawn[i])[:count])
-    return [row for i, row in enumerate(rows) if i in taken]
+        keys.append(int.from_bytes(row.key(), "big"))
+        classes.setdefault(str(row.value[1]) if row.kind == "label" else "", array("q")).append(i)
+    again = _occurrences(np.frombuffer(keys, dtype=np.uint64)).tolist()  # equal rows are drawn apart
+    pairs = zip(keys, again, strict=True)
+    drawn = as_numbers(_drawn(key.to_bytes(8, "big") + n.to_bytes(8, "little"), seed) for key, n in pairs)
+    taken = np.zeros(len(rows), dtype=bool)
+    for name, count in _shares({name: len(own) for name, own in classes.items()}, limit, seed).items():
+        own = np.frombuffer(classes[name], dtype=np.int64)
+        taken[own[np.argsort(drawn[own], kind="stable")[:count]]] = True
+    return pick(rows, np.flatnonzero(taken))
+
+
+def _occurrences(keys: Any) -> Any:
+    """Return how often each key stood before.
+
+    >>> _occurrences(np.array([7, 5, 7, 7])).tolist()
+    [0, 0, 1, 2]
+    """
+    order = np.argsort(keys, kind="stable")
+    _, begins, sizes = np.unique(keys[order], return_index=True, return_counts=True)
+    found = np.empty(len(keys), dtype=np.int64)
+    found[order] = np.arange(len(keys)) - np.repeat(begins, sizes)
+    return found
 
 
 def sampling(taken: Sequence[Row], rows: Sequence[Row], seed: int) -> str:

@@ -20,7 +20,7 @@ def within(encoded: Encoded, size: int | None, tokenizer: Any, aligned: Collecti
     aligned = (*aligned, *NUMBERS)
     examples = encoded.examples
     columns = [examples.ids, *(c for name, c in examples.parts.items() if name not in aligned)]
-    if size is None or all(max(column.values, default=0) < size for column in columns):
+    if size is None or all(column.values.largest() < size for column in columns):
         return encoded
     beyond: dict[str, int] = {}
     for example in examples:

@@ -20,6 +20,7 @@ from graft.core.method import Method
 from graft.core.registry import find, names
 from graft.data import load_rows
 from graft.data.preparation import label_names
+from graft.data.rows_given import lent
 from graft.errors import GraftError, Notice, notice
 from graft.kernels import measure, native
 from graft.models.dtype import AUTO
@@ -47,9 +48,17 @@ __all__ = ["Plan", "Shape", "config_of", "count_methods", "plan", "plan_model"]
 def plan(recipe: str | Path | dict[str, Any] | Recipe, overrides: Iterable[str] = ()) -> Plan:
     """Return the plan of a recipe. Reads the model's config and, for classes, the rows; no weights.
 
-    Of a recipe with `stages`, it is the plan of the stage that needs the most memory.
+    Of a recipe with `stages`, it is the plan of the stage that needs the most memory. Its data may be rows in
+    memory, if they can be read more than once.
     """
     overrides = list(overrides)
+    if isinstance(recipe, dict):
+        with lent(recipe) as plain:
+            return _planned(plain, overrides)
+    return _planned(recipe, overrides)
+
+
+def _planned(recipe: str | Path | dict[str, Any] | Recipe, overrides: list[str]) -> Plan:
     chain = read_chain(recipe, overrides)
     if chain is not None:
         return max((plan(chain.before(name)) for name in chain.recipes), key=lambda one: one.needs)

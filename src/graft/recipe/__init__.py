@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from graft.errors import UsageError, nearest
 from graft.recipe.methods import method_conflicts, resolve_methods
+from graft.recipe.moved import rows_moved_with
 from graft.recipe.stages import resolve_stage, stage_cards
 from graft.recipe.text import RecipeText, read_text
 from graft.recipe.trackers import problem
@@ -85,6 +86,7 @@ def text_of(source: str | Path | dict[str, Any]) -> tuple[str, RecipeText]:
     path = Path(source) / "recipe.yaml" if is_run else Path(source)
     text = read_text(path)
     if is_run:
+        rows_moved_with(text.settings, Path(source))
         text.settings["output"] = str(source)  # the run may have been moved since
         if "stages" not in text.settings:
             _held_out_by_train_seed(text.settings)

@@ -18,7 +18,7 @@ from graft.core.cards import settings as fields_of
 from graft.errors import nearest, one_of
 from graft.recipe.settings import Settings, filled, problems_of
 
-DECLARED = ("layouts", "objectives", "metrics", "labelled", "counts", "headed")
+DECLARED = ("layouts", "objectives", "metrics", "labelled", "counts", "headed", "takes_functions")
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class StageCard:
     labelled: bool = False
     counts: str = "tok"
     headed: bool = False
+    takes_functions: bool = False
     settings: Mapping[str, Setting] = field(default_factory=dict)
 
 
@@ -77,11 +78,18 @@ def stage_card(name: str) -> StageCard:
     return known[one_of("stage", name, known)]
 
 
+def names_function(objective: Any) -> bool:
+    """Return whether an objective is the path of a function, such as losses.py:smoothed, and no word."""
+    return isinstance(objective, str) and ":" in objective
+
+
 def resolve_stage(raw: Settings, notices: list[str]) -> dict[str, str]:
     """Bring `stage` and `objective` of a recipe into one form in place; return the problems by key.
 
     The stage becomes its name, or {name, all settings} if it has settings of its own. Its objective stands at
-    `objective`, by default the first that it has.  notices: a list to which is added what a word means.
+    `objective`, by default the first that it has. The path of a function may stand there instead; then the
+    stage's own is at `stage.objective`, where it is not the first.
+    notices: a list to which is added what a word means.
     """
     known = stage_cards()
     given = raw.pop("stage", "sft")
@@ -90,6 +98,10 @@ def resolve_stage(raw: Settings, notices: list[str]) -> dict[str, str]:
     name, own = entry.pop("name"), entry.pop("objective", None)
     if not isinstance(name, str):
         return {"stage": f"= {name!r:.60} is no name of a stage; `graft train --help` lists them"}
+    function = next((value for value in (own, raw.get("objective")) if names_function(value)), None)
+    own = None if own is function else own
+    if function is not None and names_function(raw.get("objective")):
+        del raw["objective"]
     owners = [card.name for card in known.values() if name in card.objectives]
     if name not in known and len(owners) == 1:
         problems = _set_objective(raw, name, f"stage {name}")
@@ -110,6 +122,8 @@ def resolve_stage(raw: Settings, notices: list[str]) -> dict[str, str]:
     problems |= problems_of(f"stage {name}", card.settings, entry, "stage")
     if not problems:
         raw["stage"] = {"name": name} | filled(card.settings, entry) if card.settings else name
+    if function is not None:
+        problems |= _set_function(raw, card, function)
     return problems
 
 
@@ -117,6 +131,22 @@ def _set_objective(raw: Settings, objective: Any, written: str) -> dict[str, str
     """Set the objective of a recipe, unless it has another one: then return the contradiction."""
     if raw.setdefault("objective", objective) != objective:
         return {"objective": f"= {raw['objective']} contradicts {written}: {objective}"}
+    return {}
+
+
+def _set_function(raw: Settings, card: StageCard, function: str) -> dict[str, str]:
+    """Put the path of a function in the place of a stage's own objective, which says how rows are read."""
+    own = raw["objective"]
+    raw["objective"] = function
+    if not card.takes_functions:
+        names = [other.name for other in stage_cards().values() if other.takes_functions]
+        known = " or ".join(card.objectives)
+        return {
+            "objective": f"= {function}: stage {card.name} has {known}; functions are for {', '.join(names)}"
+        }
+    if own != card.objectives[0] and "stage" in raw:
+        stage = raw["stage"] if isinstance(raw["stage"], dict) else {"name": raw["stage"]}
+        raw["stage"] = stage | {"objective": own}
     return {}
 
 

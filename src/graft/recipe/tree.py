@@ -130,7 +130,8 @@ class Recipe(Section):
     dtype: Literal["auto", "bf16", "fp32"] = "auto"
     # what the rows are used for: a name, or {name: preference, beta: 0.1, ...} with settings of that stage
     stage: Stages = "sft"
-    # what is minimised, of a stage that has several: pretrain has causal, masked, span
+    # what is minimised, of a stage that has several: pretrain has causal, masked, span; or file.py:function,
+    # which maps (base, batch) to (summed loss, metrics)
     objective: Name = "causal"
     method: Methods = {"name": "lora"}  # what is trained; `graft methods` lists them; presets: qlora, qalora
     adapter: Name | None = None  # a saved adapter to go on from, instead of a new one; the method is its own

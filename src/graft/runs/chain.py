@@ -15,7 +15,11 @@ import torch
 
 from graft import storage
 from graft.base.base import Base
+<<<<<<< HEAD
 from graft.core.by_name import answered
+=======
+from graft.data.rows_given import RowsGiven, taken_out
+>>>>>>> rows
 from graft.errors import CheckpointError, notice
 from graft.planning.plan import config_of
 from graft.recipe import Recipe
@@ -50,12 +54,22 @@ def run(
     """
     understood: list[str] = []
     overrides = list(overrides)
+<<<<<<< HEAD
     chain = read_chain(recipe, overrides, understood)
     with obeyed(), attended(observer, progress=progress) as audience:
         if chain is None:
             assert not isinstance(recipe, Chain)
             return run_one(recipe, overrides, audience)
         *earlier, last = stages(chain, audience, understood)
+=======
+    plain, given = taken_out(recipe, overrides)
+    chain = read_chain(plain, overrides, understood)
+    if chain is None:
+        assert not isinstance(recipe, Chain)
+        return run_one(recipe, overrides, observer)
+    with obeyed():
+        *earlier, last = stages(chain, observer, understood, given=given)
+>>>>>>> rows
     return replace(last, earlier=tuple(earlier))
 
 
@@ -64,11 +78,12 @@ def stages(
     observer: Any = None,
     understood: Sequence[str] = (),
     lock: storage.Lock | None = None,
+    given: RowsGiven | None = None,
 ) -> Iterator[RunResult]:
     """Carry out the stages of a chain one after the other, and yield the result of each.
 
     understood: what to note of its reading.  lock: of the chain's folder, where the caller holds it; each
-    stage locks its own.  Raises as `run` does.
+    stage locks its own.  given: rows in memory that the recipe names.  Raises as `run` does.
     """
     folder = Path(chain.output)
     storage.require_run_folder(folder)
@@ -77,6 +92,8 @@ def stages(
             for name, recipe in chain.recipes.items():
                 require_same_settings(folder / name, as_begun(recipe))
             _write(folder, chain)
+            if given is not None:
+                given.keep()
             for text in understood:
                 notice(text)
             audience.busy("planning")

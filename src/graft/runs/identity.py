@@ -215,9 +215,12 @@ def _fingerprint(rows: Examples | None) -> str | None:
     """Return a hash of all that examples teach: tokens, which are learnt, classes and other parts."""
     if rows is None:
         return None
-    digest = hashlib.sha256(bytes(rows.learnt))
+    digest = hashlib.sha256()
+    for block in rows.learnt.blocks():
+        digest.update(block)
     for column in (rows.ids, *(rows.parts[name] for name in sorted(rows.parts))):
-        digest.update(column.values)
+        for block in column.values.blocks():
+            digest.update(block)
         digest.update(column.ends)
     digest.update(rows.targets)
     return digest.hexdigest()

@@ -24,7 +24,9 @@ from graft.base.choice import named
 from graft.core.by_name import answered, require_base
 from graft.data import Prepared, prepare
 from graft.data.feed import Feed
-from graft.errors import DataError, UsageError, notice
+from graft.data.in_memory import splits
+from graft.data.rows_given import RowsGiven, taken_out
+from graft.errors import UsageError, notice
 from graft.evaluate import losses
 from graft.evaluate.coverage import fingerprint
 from graft.evaluate.usable import WRITING, check_metrics, obstacle
@@ -40,6 +42,7 @@ from graft.runs.effect import without_effect
 from graft.runs.hear import Notes
 from graft.runs.identity import as_begun, claim, identity, require_same_settings
 from graft.runs.open import Opened
+from graft.runs.own_objective import Function, checked, facts_of, function_of, name_of, try_out
 from graft.runs.page import report
 from graft.runs.result import SCORES, RunResult, has_finished, recorded_scores, result_of
 from graft.runs.score import chosen_rows, score_rows
@@ -64,13 +67,21 @@ def run(
 ) -> RunResult:
     """Carry out a recipe, from the beginning or from the newest checkpoint in its output folder.
 
+<<<<<<< HEAD
     overrides: "key=value" changes of the recipe.  observer: one or several (`graft.Observer`).
+=======
+    recipe: a file, a run's folder or a dict of settings, whose data may be rows in memory: the run's folder
+    keeps them.  overrides: "key=value" changes of the recipe.  observer: receives what happens.
+>>>>>>> rows
     Raises UsageError for a recipe with wrong settings, DataError for rows that cannot be used,
     CheckpointError for a folder that is in use or belongs to another run, TrainingError for a step that
     failed, MachineError for errors of the system (SpaceError if the disk is full).
     """
     understood: list[str] = []
-    return carry_out(read(recipe, overrides, understood), observer, understood=understood)
+    overrides = list(overrides)
+    plain, given = taken_out(recipe, overrides)
+    chosen = read(plain, overrides, understood)
+    return carry_out(chosen, observer, understood=understood, given=given)
 
 
 @storage.named_errors("while training")
@@ -79,13 +90,14 @@ def carry_out(
     observer: Any = None,
     *,
     understood: Sequence[str] = (),
+    given: RowsGiven | None = None,
     load: Callable[[Recipe], Base] = load_base,
     lock: storage.Lock | None = None,
 ) -> RunResult:
     """Carry out a recipe that has been read; see `run`.
 
-    understood: what to note of its reading.  load: returns its base.  lock: of the run's folder, where the
-    caller holds it.
+    understood: what to note of its reading.  given: rows in memory that it names.  load: returns its base.
+    lock: of the run's folder, where the caller holds it.
     """
     folder = Path(chosen.output)
     storage.require_run_folder(folder)
@@ -100,6 +112,9 @@ def carry_out(
             chosen = as_begun(chosen)
             stage_of(chosen).check_complete()
             require_same_settings(folder, chosen)
+            own = function_of(chosen)
+            if given is not None:
+                given.keep()
             for text in understood:
                 notice(text)
             audience.busy("planning")
@@ -110,7 +125,11 @@ def carry_out(
             if chosen.adapter is not None:
                 adapter = base.load_adapter(chosen.adapter, name)
                 chosen = of_adapter(chosen, adapter.methods, base.sites)
+<<<<<<< HEAD
         return _train(base, name, chosen, audience, notes, lock)
+=======
+        return _train(base, name, chosen, observer, notes, lock, own)
+>>>>>>> rows
 
 
 @with_keywords("train", Train)
@@ -118,12 +137,17 @@ def carry_out(
 @storage.named_errors("while training")
 def train(
     base: Base,
+<<<<<<< HEAD
     adapter: Adapter | str,
     data: str | Path | Sequence[str | Path] | Mapping[str, Any],
+=======
+    adapter: Adapter,
+    data: Any,
+>>>>>>> rows
     *,
     output: str | Path | None = None,
     stage: str | Mapping[str, Any] = "sft",
-    objective: str | None = None,
+    objective: str | Callable[[Any, Any], Any] | None = None,
     evaluate: Mapping[str, Any] | None = None,
     observer: Any = None,
     progress: bool = True,
@@ -131,6 +155,7 @@ def train(
 ) -> RunResult:
     """Train an attached adapter on rows: the same run as a recipe's, with a base that is already loaded.
 
+<<<<<<< HEAD
     adapter: it, or its name.  data: a path, several paths, or the keys of a recipe's `data:`.
     output: the run's folder, by default runs/ and the adapter's name.
     stage, objective, evaluate: as in a recipe.
@@ -142,18 +167,30 @@ def train(
     if not isinstance(data, Mapping):
         data = {"train": data}
     data = {key: _named(value) if key in ("train", "eval", "test") else value for key, value in data.items()}
+=======
+    data: a path, several paths, or rows: dicts or texts in a list, a generator, a data set of `datasets`, a
+    table of pandas, polars or pyarrow; or the keys of a recipe's `data:`, whose train, eval and test may be
+    rows. The run's folder keeps rows in memory.
+    output: the run's folder, by default runs/ and the adapter's name.
+    stage, evaluate: as in a recipe.  observer: receives what happens.
+    objective: as in a recipe, or a function of your own (see `runs.own_objective`).
+    train: keys of a recipe's `train:` (epochs=2, lr=1e-4, ...).  Raises as `run` does.
+    """
+    path = name_of(objective) if callable(objective) else objective
+>>>>>>> rows
     methods = [{"name": method.name(), **method.config()} for method in adapter.methods]
     settings: dict[str, Any] = {
         "model": base.name or "given",
         "dtype": next((word for word in FORMATS if DTYPES[word] == base.dtype), AUTO),
         "method": methods if len(methods) > 1 else methods[0],
         "stage": stage if isinstance(stage, str) else dict(stage),
-        **({} if objective is None else {"objective": objective}),
-        "data": dict(data),
+        **({} if path is None else {"objective": path}),
+        "data": dict(splits(data)),
         "train": train,
         "output": str(output or f"runs/{adapter.name}"),
     }
-    chosen = read(settings | ({"evaluate": dict(evaluate)} if evaluate is not None else {}))
+    settings, given = taken_out(settings | ({"evaluate": dict(evaluate)} if evaluate is not None else {}))
+    chosen = read(settings)
     stage_of(chosen).check_complete()
     storage.require_run_folder(Path(chosen.output))
     folder = Path(chosen.output)
@@ -164,6 +201,7 @@ def train(
         notes = stack.enter_context(audience.heard())
         with stopped(*NOTHING_LOST):
             require_same_settings(folder, chosen)
+<<<<<<< HEAD
             audience.busy("planning")
             chosen = settled_on(base, adapter, chosen)
         return _train(base, adapter.name, chosen, audience, notes, lock)
@@ -181,6 +219,12 @@ def _named(rows: Any) -> Any:
             )
     names = [str(name) if isinstance(name, Path) else name for name in (rows if several else [rows])]
     return names if several else names[0]
+=======
+            own = objective if callable(objective) else function_of(chosen)
+            given.keep()
+            chosen = settled_on(base, adapter, chosen)
+        return _train(base, adapter.name, chosen, observer, notes, lock, own)
+>>>>>>> rows
 
 
 @dataclass(frozen=True)
@@ -203,22 +247,37 @@ class _Work:
 
 
 def _train(
+<<<<<<< HEAD
     base: Base, name: str, recipe: Recipe, observer: Audience, notes: Notes, lock: storage.Lock
+=======
+    base: Base,
+    name: str,
+    recipe: Recipe,
+    observer: RunObserver,
+    notes: Notes,
+    lock: storage.Lock,
+    own: Function | None = None,
+>>>>>>> rows
 ) -> RunResult:
     """Prepare the rows, attach the adapter if it is new, train it, and write the results.
 
-    notes: grows while the run is going on.  lock: of the run's folder.
+    notes: grows while the run is going on.  lock: of the run's folder.  own: what is minimised in
+    the place of the stage's loss.
     """
     with _guests(base, name):
         with stopped(*NOTHING_LOST):
             work = _prepared(base, name, recipe, observer)
             facts = identity(work.given, base, work.prepared) | dict(work.stage.depends(base))
+            facts |= facts_of(recipe, own)
             _write(work, facts)
             trained_before = has_finished(work.folder)
             if not trained_before:
                 notes.keep_in(work.folder / "notes.json")
             _announce(observer, work)
             task = _task(work, facts, observer)
+            if own is not None and not trained_before:
+                task = replace(task, objective=checked(recipe.objective, own))
+                try_out(base, name, task.objective, task.feed)
             trainer = Trainer(base, name, task, recipe.train, work.folder, observer, lock)
         trainer.run()
         with stopped(*TRAINED):

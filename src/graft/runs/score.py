@@ -60,7 +60,7 @@ def chosen_rows(recipe: Recipe, data: str | None = None) -> Chosen:
         loaded = load_rows(settings, accepts)
         rows, rejects = loaded.train, loaded.rejects
     seed = recipe.data.seed
-    chosen = sample(rows, recipe.evaluate.limit, seed)
+    chosen = list(sample(rows, recipe.evaluate.limit, seed))  # held-out rows: evaluation asks them again
     return Chosen(chosen, rejects, len(rows) + len(rejects), sampling(chosen, rows, seed))
 
 

@@ -33,6 +33,7 @@ class Classify(Stage):
     labelled: ClassVar = True
     headed: ClassVar = True
     aligned: ClassVar = ("tags", TOKEN_TYPES)
+    takes_functions: ClassVar = True
     loss = staticmethod(classification)
 
     def task(self, config: Any, methods: Sequence[type[Method]]) -> str | None:

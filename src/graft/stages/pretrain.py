@@ -38,6 +38,7 @@ class Pretrain(Stage):
     objectives: ClassVar = ("causal", "masked", "span")
     metrics: ClassVar = ("perplexity",)
     packs: ClassVar = True
+    takes_functions: ClassVar = True
     loss = staticmethod(language_modelling)
 
     @property

@@ -33,6 +33,7 @@ class Sft(Stage):
     families: ClassVar = ("causal", "seq2seq")
     asks: ClassVar = True
     packs: ClassVar = True
+    takes_functions: ClassVar = True
     loss = staticmethod(language_modelling)
 
     @property

@@ -27,7 +27,7 @@ from graft.errors import UsageError
 from graft.objectives.lm import Loss
 from graft.objectives.sums import accuracy
 from graft.recipe import Recipe
-from graft.recipe.stages import stage_card
+from graft.recipe.stages import names_function, stage_card
 
 Points = list[tuple[float, float, int]]
 
@@ -66,6 +66,7 @@ class Stage(ABC):
     aligned: ClassVar[tuple[str, ...]] = ()  # parts of an example that tell something of each of its ids
     packs: ClassVar[bool] = False  # documents may share a row, where the model allows it
     counts: ClassVar[str] = "tok"  # what "tokens" of its loss are, for the speed on the terminal
+    takes_functions: ClassVar[bool] = False  # `objective` may be a function of the user's own
     headed: ClassVar[bool] = False  # the adapter answers by a task head: the bare base has no answer
     online: ClassVar[bool] = (
         False  # rows only ask: the model writes the answers it learns from (see `online`)
@@ -242,7 +243,9 @@ def find(name: str) -> type[Stage]:
 
 def stage_of(recipe: Recipe) -> Stage:
     """Return the stage of a recipe."""
-    return find(recipe.stage_name)(recipe.objective, **recipe.stage_settings)
+    cls = find(recipe.stage_name)
+    own = cls.objectives[0] if names_function(recipe.objective) else recipe.objective
+    return cls(**{"objective": own} | recipe.stage_settings)
 
 
 def task_of(recipe: Recipe, config: Any) -> str | None:

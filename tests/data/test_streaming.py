@@ -1,0 +1,33 @@
+"""The memory that rows take while they are prepared does not grow with their file."""
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SIZE = 60 * 10**6  # bytes of the larger file
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="resident memory is read from /proc")
+
+
+def script():
+    spec = importlib.util.spec_from_file_location("streaming_benchmark", ROOT / "benchmarks" / "streaming.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.slow
+def test_a_file_takes_a_part_of_its_size_in_memory(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")]))
+    streaming = script()
+    grown = {}
+    for size in (SIZE // 3, SIZE):
+        streaming.write(tmp_path / f"{size}.jsonl", size)
+        facts = streaming.measure(tmp_path / f"{size}.jsonl", tmp_path / "cache")
+        grown[size] = (facts["peak"] - facts["before"]) * streaming.MIB
+    # All of it in memory takes more than five times the file: texts, rows, tokens and their copies.
+    assert grown[SIZE] - grown[SIZE // 3] < 0.5 * (SIZE - SIZE // 3)
