@@ -1,8 +1,9 @@
 """Which adapter answers: that of the `using` block, or one for each row of a batch."""
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
+from dataclasses import dataclass
 
 from graft.base.adapter import Adapter
 from graft.base.merging import Merges
@@ -12,31 +13,61 @@ from graft.errors import AdapterError, UsageError, one_of
 Rows = Sequence[str | None]  # the adapter of each row; None is the bare (or merged) base
 
 
+@dataclass(frozen=True, eq=False)
+class Block:
+    """A `using` block that is open.  name: of the adapter in use there."""
+
+    name: str | None
+
+
 class Choice:
     """The adapters of one base, and the one in use.
 
     adapters: by name.  merges: an adapter that is merged cannot be used.
+    on_exit: called with every block that ends.
     """
 
     def __init__(self, adapters: Mapping[str, Adapter], merges: Merges) -> None:
         self._adapters, self._merges = adapters, merges
-        self._current: ContextVar[str | None] = ContextVar("graft_adapter", default=None)
+        self._current: ContextVar[Block | None] = ContextVar("graft_adapter", default=None)
+        self._open: list[Block] = []  # those of all threads
+        self.on_exit: Callable[[Block], None] = lambda block: None
+
+    @property
+    def adapters(self) -> list[Adapter]:
+        """All adapters."""
+        return list(self._adapters.values())
+
+    @property
+    def block(self) -> Block | None:
+        """The `using` block that this runs in."""
+        return self._current.get()
 
     @property
     def active(self) -> str | None:
         """The adapter of the `using` block that this runs in."""
-        return self._current.get()
+        block = self._current.get()
+        return None if block is None else block.name
+
+    @property
+    def open(self) -> bool:
+        """Whether an adapter is in use in any thread."""
+        return any(block.name is not None for block in self._open)
 
     @contextlib.contextmanager
     def using(self, name: str | None) -> Iterator[None]:
         """Let this adapter answer every row inside the block; None is the bare (or merged) base."""
         if name is not None:
             self.usable(name)
-        token = self._current.set(name)
+        block = Block(name)
+        token = self._current.set(block)
+        self._open.append(block)
         try:
             yield
         finally:
+            self._open.remove(block)
             self._current.reset(token)
+            self.on_exit(block)
 
     def known(self, name: str) -> Adapter:
         """Return the adapter of this name. Raises AdapterError with the nearest name."""
