@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = ROOT / "tests/support/other_system.py"
 
 
-@pytest.mark.parametrize("kind", ["macos", "windows"])
+@pytest.mark.parametrize("kind", [pytest.param("macos", marks=pytest.mark.slow), "windows"])
 def test_every_file_imports_and_the_commands_run(kind, tmp_path):
     environment = os.environ | {
         "PYTHONPATH": str(ROOT / "src"),
@@ -42,6 +42,27 @@ def test_modules_that_one_system_alone_has_are_imported_in_one_place():
             if alone & set(names):
                 found.add(path.name)
     assert found == {"system.py", "sandbox.py", "unpickle.py"}  # the last two run in processes of their own
+
+
+def test_what_one_system_alone_has_is_asked_for_in_one_place():
+    alone = {
+        "sysconf",
+        "fork",
+        "killpg",
+        "getuid",
+        "geteuid",
+        "fchmod",
+        "posix_fallocate",
+        "sched_getaffinity",
+    }
+    alone |= {"O_DIRECTORY", "SIGKILL", "SIGHUP", "SIGPIPE", "SIGALRM", "MADV_DONTNEED", "getpagesize"}
+    found = set()
+    for path in (ROOT / "src").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Attribute) and node.attr in alone:
+                found.add((path.name, node.attr))
+    asked = {("system.py", "posix_fallocate"), ("system.py", "MADV_DONTNEED")}
+    assert found == {*asked, ("mapped.py", "MADV_DONTNEED")}  # where /proc has told what is mapped
 
 
 def test_memory_is_told_alike_by_proc_and_by_psutil(monkeypatch):
@@ -100,10 +121,8 @@ def test_the_holder_of_a_lock_is_named_where_a_locked_file_cannot_be_read(monkey
     monkeypatch.setattr(lock, "WINDOWS", True)
     with lock.locked(tmp_path / "run"):
         assert (tmp_path / "run/.lock").read_bytes() == b""
-        with (
-            pytest.raises(Exception, match=f"is in use by process {os.getpid()}"),
-            lock.locked(tmp_path / "run"),
-        ):
+        told = pytest.raises(CheckpointError, match=f"is in use by process {os.getpid()}")
+        with told, lock.locked(tmp_path / "run"):
             pass
     assert not (tmp_path / "run").exists()
 
