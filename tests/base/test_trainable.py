@@ -6,18 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from harness_tasks import write_tasks
 from lm_eval.api.instance import Instance
-from lm_eval.evaluator import simple_evaluate
 from lm_eval.models.huggingface import HFLM
-from lm_eval.tasks import TaskManager
 from safetensors.torch import load_file
 from torch.testing import assert_close
 from transformers import Trainer, TrainingArguments
 
 import graft
 from graft.errors import ModelError, Notice
-from graft.evaluate.harness import Benchmarks
 from graft.methods.adalora import AdaLoRA
 from graft.methods.krona import KronA
 from graft.methods.lora import LoRA
@@ -185,20 +181,23 @@ def test_trainer_on_the_model_inside_using_has_the_losses_of_graft_train(model, 
     assert all(p.grad is None for p in model.model.parameters())
 
 
-def test_lm_eval_on_the_model_inside_using_measures_the_adapter(model, adapter, tmp_path):
+def test_lm_eval_on_the_model_inside_using_measures_the_adapter(model, adapter):
     randomise(adapter, scale=0.05)
-    folder = write_tasks(tmp_path / "tasks")
-    tasks, manager = ["toys_choice", "toys_writing"], TaskManager(str(folder), include_defaults=False)
-    bits = {}
+    prompt, answer = "The Silver Otter is a", " kettle"
+    told = {}
     for name in ("x", None):
         with model.using(name):
-            asked = HFLM(pretrained=model.model, tokenizer=model.tokenizer, batch_size=4)
-            theirs = simple_evaluate(asked, tasks=tasks, task_manager=manager, bootstrap_iters=0)["results"]
-        bits[name] = asked.loglikelihood([Instance("loglikelihood", {}, ("The cat", " wants"), 0)])[0][0]
-        ours = Benchmarks(tasks, include_path=[folder]).scores(model, name)
-        for one in ours:
-            assert one.value == pytest.approx(theirs[one.task][f"{one.metric},none"], rel=1e-5)
-    assert bits["x"] == bits[None], "outside the block"
+            asked = HFLM(pretrained=model.model, tokenizer=model.tokenizer)
+            request = Instance("loglikelihood", {}, (prompt, answer), 0)
+            told[name] = asked.loglikelihood([request], disable_tqdm=True)[0][0]
+            # HFLM's own way to cut a text into tokens; the numbers are those of the base's own forward.
+            context, continuation = asked._encode_pair(prompt, answer)
+            ids = torch.tensor([context + continuation])
+            with torch.no_grad():
+                likely = model(ids).logits[0, len(context) - 1 : -1].log_softmax(1)
+        wanted = likely.gather(1, torch.tensor(continuation)[:, None]).sum().item()
+        assert told[name] == pytest.approx(wanted, rel=1e-5)
+    assert abs(told["x"] - told[None]) > 0.1
 
 
 def test_every_column_that_the_model_takes_reaches_it(model, taught, adapter, tmp_path):

@@ -134,7 +134,7 @@ def test_templates_are_written_without_limits_of_the_system(monkeypatch):
     sandbox.begin(100, 1)
     assert sandbox.write("{{ messages[0]['content'] }}", [{"content": "hello"}], {}) == "hello"
     with pytest.raises(TooMuch, match="characters"):
-        sandbox.write("{% for i in range(9**7) %}{{ 'long' * 99 }}{% endfor %}", [], {})
+        sandbox.write("{% for i in range(9**5) %}{{ 'long' * 99 }}{% endfor %}", [], {})
     with pytest.raises(BadRow):
         sandbox.write("{{ nothing.at.all }}", [], {})
 

@@ -3,7 +3,8 @@
 Own loops, transformers' Trainer and `generate`, and lm-eval call `base.model`, not the base. Hooks at the
 model, and at the models in it (a backbone, an encoder), then put the Route of the block in place for this one
 forward. They are there while an adapter is attached. They do nothing outside a `using` block, or where a
-Route is in place already.
+Route is in place already. What such loops call besides, `model.train` and `model.zero_grad`, reaches the
+adapters as well.
 
 What cannot be answered so is refused, and never answered by the bare base: logits of a task head, a cache
 under an adapter that allows none, a copy of the model.
@@ -64,7 +65,8 @@ class Entry(Host):
         if all(adapter.name == leaving for adapter in self._choice.adapters):
             self._parts = []
             keep_routes(self._model, False)
-            vars(self._model).pop("train", None)
+            for name in ("train", "zero_grad"):
+                vars(self._model).pop(name, None)
             return
 
         # Functions, not methods: a copy of the model keeps these, and is refused.
@@ -75,20 +77,27 @@ class Entry(Host):
             self._leave(module)
 
         def train(model: Any, mode: bool = True) -> Any:
-            return self._switched(model, mode)
+            type(model).train(model, mode)
+            for adapter in self._adapters_of(model):
+                adapter.train(mode)
+            return model
 
-        vars(self._model)["train"] = types.MethodType(train, self._model)
+        def zero_grad(model: Any, set_to_none: bool = True) -> None:
+            type(model).zero_grad(model, set_to_none)
+            for adapter in self._adapters_of(model):
+                for _, insert in adapter.inserts:
+                    insert.zero_grad(set_to_none)
+
+        for method in (train, zero_grad):
+            vars(self._model)[method.__name__] = types.MethodType(method, self._model)
         self._parts = [m for m in self._model.modules() if m is self._model or isinstance(m, PreTrainedModel)]
         for part in self._parts:
             self._handles.append(part.register_forward_pre_hook(before, with_kwargs=True, prepend=True))
             self._handles.append(part.register_forward_hook(after, always_call=True))
 
-    def _switched(self, model: Any, mode: bool) -> Any:
-        """Do what `model.train` does, and switch the dropout of the adapters as well; a copy has none."""
-        type(model).train(model, mode)
-        for adapter in self._choice.adapters if model is self._model else ():
-            adapter.train(mode)
-        return model
+    def _adapters_of(self, model: Any) -> list[Adapter]:
+        """Return the adapters of a model; a copy of it has none."""
+        return self._choice.adapters if model is self._model else []
 
     def _enter(self, module: nn.Module, kwargs: dict[str, Any]) -> None:
         """Put the Route of the `using` block in place, if this forward has none yet."""

@@ -24,6 +24,9 @@ class Trainable(nn.Module):
     stays off, as in `graft.train`.
     """
 
+    _base: Any
+    _name: str
+
     def __init__(self, base: Any, adapter: Adapter) -> None:
         super().__init__()
         if any(site.kind == "final" for site, _ in adapter.inserts):
