@@ -27,6 +27,6 @@ def test_no_other_file_has_a_unit_of_bytes_of_its_own():
     assert not [path.name for path, text in texts.items() if unit_in_f_string.search(text)]
 
 
-def test_free_memory_is_a_number_of_bytes_or_unknown():
+def test_free_memory_is_a_number_of_bytes():
     free = sizes.free_memory()
-    assert free is None or free > 2**20
+    assert free > 2**20

@@ -49,16 +49,11 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def free_memory() -> int | None:
-    """Return the bytes of main memory that this process may still take; None if the system is not Linux."""
-    facts = Path("/proc/meminfo")
-    if not facts.exists():
-        return None
-    free = next(
-        int(line.split()[1]) * KIB
-        for line in facts.read_text().splitlines()
-        if line.startswith("MemAvailable")
-    )
+def free_memory() -> int:
+    """Return the bytes of main memory that this process may still take."""
+    from graft.storage.system import memory_free  # late: this file is read where nothing is stored
+
+    free = memory_free()
     return min(free, _left_to_group(free))
 
 
@@ -66,6 +61,6 @@ def _left_to_group(free: int) -> int:
     """Return the bytes that the control group of this process may still take; `free` if it has no limit."""
     limit = Path("/sys/fs/cgroup/memory.max")
     used = Path("/sys/fs/cgroup/memory.current")
-    if not limit.exists() or not used.exists() or limit.read_text().strip() == "max":
+    if not limit.exists() or not used.exists() or limit.read_text(encoding="ascii").strip() == "max":
         return free
-    return int(limit.read_text()) - int(used.read_text())
+    return int(limit.read_text(encoding="ascii")) - int(used.read_text(encoding="ascii"))

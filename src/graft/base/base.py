@@ -23,6 +23,7 @@ from graft.base.attention import Attention
 from graft.base.choice import Adapters, Choice, Rows, Wanted, named
 from graft.base.compiled import Compiled, recompute_blocks
 from graft.base.dropout import SilentDropout
+from graft.base.entry import Entry
 from graft.base.faster import Faster
 from graft.base.fingerprint import contents, count, fingerprint, origin
 from graft.base.heads import Heads
@@ -38,6 +39,7 @@ from graft.base.probes import leak
 from graft.base.rehearsal import shapes_only
 from graft.base.select import count_rows
 from graft.base.summary import base_line, base_table
+from graft.base.trainable import Trainable
 from graft.base.virtual_tokens import VirtualTokenHooks
 from graft.base.weight_shifts import WeightShifts
 from graft.core import anatomy
@@ -93,7 +95,12 @@ class Base:
         self._modules, self._heads = ModuleHooks(), Heads()
         attention, virtual_tokens = Attention(model), VirtualTokenHooks(model)
         shifts = WeightShifts(model)
-        self._hosts: tuple[Host, ...] = (self._modules, attention, virtual_tokens, self._heads, shifts)
+        self._merges = Merges(model)
+        self._choice = Choice(self.adapters, self._merges)
+        self._entry = Entry(model, self._choice, self.cacheable)
+        # The entry is the last: its hooks lie around all others.
+        hosts = (self._modules, attention, virtual_tokens, self._heads, shifts, self._entry)
+        self._hosts: tuple[Host, ...] = hosts
         # Every other kind of site is hooked at its module. In-place parameters come in with the Route.
         self._hosts_by_kind: dict[str, tuple[Host, ...]] = {
             "kv": (attention, virtual_tokens),  # a prefix may reserve positions
@@ -102,8 +109,6 @@ class Base:
             "module": (),
             "parameter": (shifts,),
         }
-        self._merges = Merges(model)
-        self._choice = Choice(self.adapters, self._merges)
         self._liveness, self._mixing = liveness.Liveness(model), Mixing(model, self._choice)
         self._dropout = SilentDropout(model)
         self._compiled = Compiled(model)
@@ -277,6 +282,7 @@ class Base:
         for site, insert in adapter.inserts:
             for host in self._hosts_by_kind.get(site.kind, (self._modules,)):
                 host.add(adapter.name, site, insert)
+        self._entry.rehook()
         self._compiled.forget()
         self._mixing.forget()
         return adapter.train(False)
@@ -290,7 +296,11 @@ class Base:
     # Which adapter answers
 
     def using(self, name: str | Adapter | None) -> contextlib.AbstractContextManager[None]:
-        """Let this adapter answer every row inside the block; None is the bare (or merged) base."""
+        """Let this adapter answer every row inside the block; None is the bare (or merged) base.
+
+        It answers calls of the base, and of `model` by itself: in own loops, in transformers' Trainer and
+        `generate`, in lm-eval.
+        """
         return self._choice.using(name)
 
     @property
@@ -512,6 +522,13 @@ class Base:
         return self._states(ids, keywords)
 
     # Training, checkpointing, compiling
+
+    def trainable(self, name: str) -> Trainable:
+        """Return a module whose parameters are this adapter's, and which calls the model under it.
+
+        For transformers' Trainer, accelerate, and whatever else trains a module.
+        """
+        return Trainable(self, self._choice.usable(name))
 
     def faster(self, on: bool = True) -> None:
         """Run linears, norms, gated activations, rotary positions and attention by the C kernels, or not.

@@ -4,8 +4,9 @@ An adapter is named by its name, or given itself.
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
+from dataclasses import dataclass
 
 from graft.base.adapter import Adapter
 from graft.base.merging import Merges
@@ -44,29 +45,59 @@ def named(given: object, adapters: Mapping[str, Adapter]) -> str:
     return given.name
 
 
+@dataclass(frozen=True, eq=False)
+class Block:
+    """A `using` block that is open.  name: of the adapter in use there."""
+
+    name: str | None
+
+
 class Choice:
     """The adapters of one base, and the one in use.
 
     adapters: by name.  merges: an adapter that is merged cannot be used.
+    on_exit: called with every block that ends.
     """
 
     def __init__(self, adapters: Mapping[str, Adapter], merges: Merges) -> None:
         self._adapters, self._merges = adapters, merges
-        self._current: ContextVar[str | None] = ContextVar("graft_adapter", default=None)
+        self._current: ContextVar[Block | None] = ContextVar("graft_adapter", default=None)
+        self._open: list[Block] = []  # those of all threads
+        self.on_exit: Callable[[Block], None] = lambda block: None
+
+    @property
+    def adapters(self) -> list[Adapter]:
+        """All adapters."""
+        return list(self._adapters.values())
+
+    @property
+    def block(self) -> Block | None:
+        """The `using` block that this runs in."""
+        return self._current.get()
 
     @property
     def active(self) -> str | None:
         """The adapter of the `using` block that this runs in."""
-        return self._current.get()
+        block = self._current.get()
+        return None if block is None else block.name
+
+    @property
+    def open(self) -> bool:
+        """Whether an adapter is in use in any thread."""
+        return any(block.name is not None for block in self._open)
 
     @contextlib.contextmanager
     def using(self, name: str | Adapter | None) -> Iterator[None]:
         """Let this adapter answer every row inside the block; None is the bare (or merged) base."""
-        token = self._current.set(None if name is None else self.usable(name).name)
+        block = Block(None if name is None else self.usable(name).name)
+        token = self._current.set(block)
+        self._open.append(block)
         try:
             yield
         finally:
+            self._open.remove(block)
             self._current.reset(token)
+            self.on_exit(block)
 
     def known(self, name: str | Adapter) -> Adapter:
         """Return this adapter of the base. Raises AdapterError with the nearest name."""

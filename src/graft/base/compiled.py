@@ -1,7 +1,9 @@
 """How forwards of the model are carried out: compiled by torch, or recomputed block by block in backward."""
 
 import contextlib
+import functools
 import gc
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -39,6 +41,8 @@ class Compiled:
         There is one graph per layout of spans, and dynamo recompiles 8 times at most. So mixed batches and
         in-place methods run eagerly.
         """
+        if self._model.training and torch.is_grad_enabled():
+            keep_routes(self._model)
         if self._options is None or route is None or len(route.spans) != 1:
             return self._model
         if self._compiled is None:
@@ -63,11 +67,54 @@ def recompute_blocks(model: Any, on: bool) -> None:
             "a model of transformers that can recompute its blocks",
             "leave it off; smaller micro-batches save memory too",
         )
-
-    def contexts() -> tuple[Any, Any]:
-        """Return what surrounds a block's forward, and its recomputation."""
-        return contextlib.nullcontext(), installed(current())
-
-    model.activation_checkpointing_enable({"use_reentrant": False, "context_fn": contexts})
+    model.activation_checkpointing_enable({"use_reentrant": False, "context_fn": _contexts})
     # Needless without reentry, and it would keep backward going to the bottom.
     model.disable_input_require_grads()
+
+
+def keep_routes(model: Any, on: bool = True) -> None:
+    """Let blocks find their Route in backward, too, where others than `Base` have switched recomputing on.
+
+    Those are `model.gradient_checkpointing_enable()` and transformers' Trainer.  on: False puts back what
+    they had set.
+    """
+    for module in model.modules():
+        function = vars(module).get("_gradient_checkpointing_func")
+        if isinstance(function, _Routed) and not on:
+            module._gradient_checkpointing_func = function.own
+        elif on and function is not None and module.gradient_checkpointing and not _is_routed(function):
+            module._gradient_checkpointing_func = _Routed(function)
+
+
+def _contexts() -> tuple[Any, Any]:
+    """Return what surrounds a block's forward, and its recomputation."""
+    return contextlib.nullcontext(), installed(current())
+
+
+def _is_routed(function: Any) -> bool:
+    return isinstance(function, _Routed) or _keyword(function, "context_fn") is _contexts
+
+
+def _keyword(function: Any, name: str) -> Any:
+    return function.keywords.get(name) if isinstance(function, functools.partial) else None
+
+
+class _Routed:
+    """A function that runs a block, and again in backward: both times along the Route of the forward.
+
+    own: transformers' function. It runs without reentry, which would need gradients of frozen embeddings.
+    """
+
+    def __init__(self, own: Any) -> None:
+        self.own = own
+        reenters = _keyword(own, "use_reentrant")
+        self._run = functools.partial(own, use_reentrant=False) if reenters else own
+
+    def __call__(self, block: Callable[..., Any], *args: Any, **keywords: Any) -> Any:
+        route = current()
+
+        def along(*given: Any, **named: Any) -> Any:
+            with installed(route):
+                return block(*given, **named)
+
+        return self._run(along, *args, **keywords)

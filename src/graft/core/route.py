@@ -94,13 +94,18 @@ def current() -> Route | None:
     return getattr(_live, "route", None)
 
 
+def decided() -> bool:
+    """Return whether somebody has said which Route hooks read in this thread now, be it none."""
+    return getattr(_live, "decided", False)
+
+
 @contextlib.contextmanager
 def installed(route: Route | None) -> Iterator[None]:
     """Let hooks read `route` inside the block, and the Route that was there before after it."""
-    before = current()
-    _live.route = route
+    before = current(), decided()
+    _live.route, _live.decided = route, True
     try:
         with route.swap() if route is not None else contextlib.nullcontext():
             yield
     finally:
-        _live.route = before
+        _live.route, _live.decided = before

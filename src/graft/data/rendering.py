@@ -8,6 +8,7 @@ import atexit
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -22,6 +23,8 @@ from graft.errors import DataError
 # The paths on which this process finds the package come as arguments.
 PROGRAM = "import sys; sys.path[:] = sys.argv[1:]; from graft.data import template_worker as w; w.main()"
 AT_ONCE = 1 << 20  # bytes of rows in one request
+# Where the system does not end a process that takes too long, we do, by the clock on the wall.
+WAIT_S = None if hasattr(signal, "setitimer") else 60.0
 
 
 class Renderer:
@@ -67,14 +70,26 @@ class Renderer:
             if facts in self._numbers:
                 head |= {"number": self._numbers[facts], "facts": None}
             self._numbers.setdefault(facts, len(self._numbers))
-            with contextlib.suppress(BrokenPipeError):
+            with contextlib.suppress(OSError):  # of a pipe that is closed, each system has its own
                 send(requests, json.dumps(head).encode(), *rows)
             for _ in rows:
-                yield read(replies)
+                yield self._reply(replies)
             done = True
         finally:  # what a request leaves in the pipe would be taken for the next one's replies
             if not done:
                 self.close()
+
+    def _reply(self, replies: IO[bytes]) -> bytes:
+        """Return the next reply; nothing where the process ended, or was ended, instead."""
+        if WAIT_S is None or self._process is None:
+            return read(replies)
+        watch = threading.Timer(WAIT_S, self._process.kill)
+        watch.daemon = True
+        watch.start()
+        try:
+            return read(replies)
+        finally:
+            watch.cancel()
 
     def _started(self) -> tuple[IO[bytes], IO[bytes]]:
         """Return where the process reads and writes."""

@@ -6,10 +6,10 @@ stops a template inside a function of C, such as 9 ** (9 ** 9).
 """
 
 import json
-import os
+import mmap
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from typing import Any
 
@@ -56,7 +56,8 @@ class Sandbox:
         room = ROOM + 2 * TIMES * size
         if resource is not None and room > self._room:  # the limit of memory is only raised
             self._room = room
-            resource.setrlimit(resource.RLIMIT_AS, (self._own + room, resource.RLIM_INFINITY))
+            with suppress(ValueError, OSError):  # macOS refuses it
+                resource.setrlimit(resource.RLIMIT_AS, (self._own + room, resource.RLIM_INFINITY))
 
     def write(self, template: str, messages: list[dict[str, Any]], variables: dict[str, Any]) -> str:
         """Return the messages as text. Raises BadRow where the template fails, and TooMuch."""
@@ -106,7 +107,7 @@ def _memory() -> int:
     """Return the bytes of address space that this process has; none where the system does not tell."""
     try:
         with open("/proc/self/statm") as file:
-            return int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+            return int(file.read().split()[0]) * mmap.PAGESIZE
     except OSError:  # not Linux
         return ROOM
 

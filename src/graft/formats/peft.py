@@ -67,7 +67,7 @@ def read(folder: Path, weights: str = WEIGHTS, *, force: bool = False) -> tuple[
     Raises AdapterError if the files are not as Graft wrote them.
     """
     storage.require_unchanged(folder, AdapterError, lambda name: not (force and name == CONFIG))
-    config = json.loads((folder / CONFIG).read_text())
+    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     with safe_open(folder / weights, "pt") as file:
         metadata = file.metadata() or {}
         tensors = {key: file.get_tensor(key) for key in list(file.keys())}

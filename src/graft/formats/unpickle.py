@@ -5,6 +5,8 @@ plain containers and refuses everything else. Should it fail us, this process ho
 breaking and no open files but these two.
 """
 
+import contextlib
+import mmap
 import os
 import sys
 
@@ -15,14 +17,15 @@ def limit(size: int) -> None:
         import resource  # absent on Windows
     except ImportError:
         return
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_CPU, (300, 300))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4 * size + 2**20, 4 * size + 2**20))
+    written = 4 * size + 2**20
+    limits = {"CORE": 0, "CPU": 300, "FSIZE": written}
     if os.path.exists("/proc/self/statm"):
-        with open("/proc/self/statm") as file:
-            mapped = int(file.read().split()[0]) * resource.getpagesize()
-        most = mapped + 8 * size + 2**29
-        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+        with open("/proc/self/statm", encoding="ascii") as file:
+            mapped = int(file.read().split()[0]) * mmap.PAGESIZE
+        limits["AS"] = mapped + 8 * size + 2**29
+    for name, most in limits.items():
+        with contextlib.suppress(ValueError, OSError):  # a system may refuse one of them
+            resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (most, most))
 
 
 def main(source: str, target: str) -> None:

@@ -55,7 +55,7 @@ def mapped(slices: Mapping[str, Any], path: Path) -> dict[str, MappedSlice]:
 def _mappings_of(name: str) -> list[range]:
     """Return the addresses at which this process has mapped a file."""
     try:
-        lines = MAPS.read_text(errors="replace").splitlines()
+        lines = MAPS.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:  # not Linux
         return []
     ours = [line.split(maxsplit=5) for line in lines]

@@ -10,6 +10,7 @@ import binascii
 import math
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -28,16 +29,23 @@ GROWTH = 64  # characters that may become of one by all replacements; letters of
 SYMBOLS = 64  # bytes that one entry of a character map may write
 PARTS = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
 SECONDS, ROOM = 2, 1 << 28  # of the process that tries a tokenizer
+WAIT_S = None if hasattr(signal, "setitimer") else 60.0  # by the clock, where that is all there is
 # Every unbounded repetition of a group that holds an unbounded repetition: its time may double per letter.
 NESTED = re.compile(r"[*+}][^()]*\)(?:[*+]|\{\d+,\})")
 TRIED = """
 import sys; sys.path[:] = sys.argv[4:]
-import resource, signal
+import mmap, signal
 from tokenizers import Tokenizer
 seconds, room, path = float(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-has = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (has + room, has + room))
-signal.setitimer(signal.ITIMER_PROF, seconds)
+try:
+    import resource
+    with open("/proc/self/statm") as file:
+        has = int(file.read().split()[0]) * mmap.PAGESIZE
+    resource.setrlimit(resource.RLIMIT_AS, (has + room, has + room))
+except (ImportError, OSError, ValueError):
+    pass  # Windows has no limits, macOS does not tell what a process has
+if hasattr(signal, "setitimer"):
+    signal.setitimer(signal.ITIMER_PROF, seconds)
 tokenizer = Tokenizer.from_file(path)
 letters = ("the cat ", " ", "a", "1", "a1 ", "!?.", "\\n \\t", "é日 ﷺ")
 for text in (*letters, *(each * 500 for each in letters)):
@@ -152,7 +160,11 @@ def _try(file: Path) -> None:
     """Encode a few texts in a process of its own. Raises ModelError where it breaks down or is too slow."""
     quiet = os.environ | {"TOKENIZERS_PARALLELISM": "false", "RUST_BACKTRACE": "0"}
     command = [sys.executable, "-I", "-c", TRIED, str(SECONDS), str(ROOM), str(file), *sys.path]
-    done = subprocess.run(command, capture_output=True, env=quiet)
+    try:
+        done = subprocess.run(command, capture_output=True, env=quiet, timeout=WAIT_S)
+    except subprocess.TimeoutExpired:
+        what = f"it takes more than {WAIT_S:g} s"
+        raise _strange(file, f"a tokenizer that cannot encode a few words ({what})", "one that can") from None
     if done.returncode:
         said = done.stderr.decode(errors="replace").strip().split("\n")[-1]
         what = said if done.returncode > 0 else f"it takes more than {SECONDS} s or {size(ROOM)}"

@@ -181,7 +181,7 @@ def _texts(value: Any) -> Iterator[str]:
 def _stamps(name: str) -> list[Any]:
     """Return name, size and time of change of a file, or of the files of a folder; none if there is none."""
     with contextlib.suppress(OSError, ValueError, RuntimeError):
-        path = Path(name.partition(":")[0]).expanduser()
+        path = Path(name[:2] + name[2:].partition(":")[0]).expanduser()  # "C:" begins a path of Windows
         if path.is_file():
             return [[path.name, path.stat().st_size, path.stat().st_mtime_ns]]
         if name and path.is_dir():

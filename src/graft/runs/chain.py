@@ -15,11 +15,8 @@ import torch
 
 from graft import storage
 from graft.base.base import Base
-<<<<<<< HEAD
 from graft.core.by_name import answered
-=======
 from graft.data.rows_given import RowsGiven, taken_out
->>>>>>> rows
 from graft.errors import CheckpointError, notice
 from graft.planning.plan import config_of
 from graft.recipe import Recipe
@@ -54,22 +51,13 @@ def run(
     """
     understood: list[str] = []
     overrides = list(overrides)
-<<<<<<< HEAD
-    chain = read_chain(recipe, overrides, understood)
+    plain, given = taken_out(recipe, overrides)
+    chain = read_chain(plain, overrides, understood)
     with obeyed(), attended(observer, progress=progress) as audience:
         if chain is None:
             assert not isinstance(recipe, Chain)
             return run_one(recipe, overrides, audience)
-        *earlier, last = stages(chain, audience, understood)
-=======
-    plain, given = taken_out(recipe, overrides)
-    chain = read_chain(plain, overrides, understood)
-    if chain is None:
-        assert not isinstance(recipe, Chain)
-        return run_one(recipe, overrides, observer)
-    with obeyed():
-        *earlier, last = stages(chain, observer, understood, given=given)
->>>>>>> rows
+        *earlier, last = stages(chain, audience, understood, given=given)
     return replace(last, earlier=tuple(earlier))
 
 

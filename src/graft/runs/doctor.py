@@ -72,6 +72,7 @@ def _facts() -> dict[str, str]:
         torch.cuda.get_device_name() if torch.cuda.is_available() else "none, training runs on the processor"
     )
     facts = {"python": platform.python_version(), "system": platform.platform(terse=True)}
+    facts |= {"tested": _tested()}
     facts |= {name: _version(name) or "missing" for name in LIBRARIES}
     facts |= {name: _version(name) or f"not installed (for {purpose})" for name, purpose in EXTRAS.items()}
     facts |= {"processor": f"{os.cpu_count()} cores, {torch.get_num_threads()} threads used", "gpu": gpu}
@@ -79,6 +80,18 @@ def _facts() -> dict[str, str]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     facts |= {"dtype": f"auto is {choose(device)}"}
     return facts | {"kernels": _kernels(device)}
+
+
+def _tested() -> str:
+    """Say whether Graft's tests run on systems of this kind."""
+    system, machine = platform.system(), platform.machine().lower()
+    if system == "Linux" and machine in ("x86_64", "amd64"):
+        return "yes, on Linux x86-64"
+    return (
+        f"on Linux x86-64 only; {system or 'this system'} {machine} should work, but was not tried".replace(
+            "  ", " "
+        )
+    )
 
 
 def _kernels(device: str) -> str:

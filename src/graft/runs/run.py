@@ -67,12 +67,9 @@ def run(
 ) -> RunResult:
     """Carry out a recipe, from the beginning or from the newest checkpoint in its output folder.
 
-<<<<<<< HEAD
-    overrides: "key=value" changes of the recipe.  observer: one or several (`graft.Observer`).
-=======
     recipe: a file, a run's folder or a dict of settings, whose data may be rows in memory: the run's folder
-    keeps them.  overrides: "key=value" changes of the recipe.  observer: receives what happens.
->>>>>>> rows
+    keeps them.  overrides: "key=value" changes of the recipe.
+    observer: one or several (`graft.Observer`).
     Raises UsageError for a recipe with wrong settings, DataError for rows that cannot be used,
     CheckpointError for a folder that is in use or belongs to another run, TrainingError for a step that
     failed, MachineError for errors of the system (SpaceError if the disk is full).
@@ -125,11 +122,7 @@ def carry_out(
             if chosen.adapter is not None:
                 adapter = base.load_adapter(chosen.adapter, name)
                 chosen = of_adapter(chosen, adapter.methods, base.sites)
-<<<<<<< HEAD
-        return _train(base, name, chosen, audience, notes, lock)
-=======
-        return _train(base, name, chosen, observer, notes, lock, own)
->>>>>>> rows
+        return _train(base, name, chosen, audience, notes, lock, own)
 
 
 @with_keywords("train", Train)
@@ -137,13 +130,8 @@ def carry_out(
 @storage.named_errors("while training")
 def train(
     base: Base,
-<<<<<<< HEAD
     adapter: Adapter | str,
-    data: str | Path | Sequence[str | Path] | Mapping[str, Any],
-=======
-    adapter: Adapter,
     data: Any,
->>>>>>> rows
     *,
     output: str | Path | None = None,
     stage: str | Mapping[str, Any] = "sft",
@@ -155,29 +143,19 @@ def train(
 ) -> RunResult:
     """Train an attached adapter on rows: the same run as a recipe's, with a base that is already loaded.
 
-<<<<<<< HEAD
-    adapter: it, or its name.  data: a path, several paths, or the keys of a recipe's `data:`.
+    adapter: it, or its name.
+    data: a path, several paths, or rows: dicts or texts in a list, a generator, a data set of `datasets`, a
+    table of pandas, polars or pyarrow; or the keys of a recipe's `data:`, whose train, eval and test may be
+    rows. The run's folder keeps rows in memory.
     output: the run's folder, by default runs/ and the adapter's name.
-    stage, objective, evaluate: as in a recipe.
+    stage, evaluate: as in a recipe.
+    objective: as in a recipe, or a function of your own (see `runs.own_objective`).
     observer: one or several (`graft.Observer`) that hear of it.  progress: show a bar.
     The other keywords are the keys of a recipe's `train:`.  Raises as `run` does.
     """
     require_base("graft.train", base)
     adapter = base.adapters[named(adapter, base.adapters)]
-    if not isinstance(data, Mapping):
-        data = {"train": data}
-    data = {key: _named(value) if key in ("train", "eval", "test") else value for key, value in data.items()}
-=======
-    data: a path, several paths, or rows: dicts or texts in a list, a generator, a data set of `datasets`, a
-    table of pandas, polars or pyarrow; or the keys of a recipe's `data:`, whose train, eval and test may be
-    rows. The run's folder keeps rows in memory.
-    output: the run's folder, by default runs/ and the adapter's name.
-    stage, evaluate: as in a recipe.  observer: receives what happens.
-    objective: as in a recipe, or a function of your own (see `runs.own_objective`).
-    train: keys of a recipe's `train:` (epochs=2, lr=1e-4, ...).  Raises as `run` does.
-    """
     path = name_of(objective) if callable(objective) else objective
->>>>>>> rows
     methods = [{"name": method.name(), **method.config()} for method in adapter.methods]
     settings: dict[str, Any] = {
         "model": base.name or "given",
@@ -201,30 +179,11 @@ def train(
         notes = stack.enter_context(audience.heard())
         with stopped(*NOTHING_LOST):
             require_same_settings(folder, chosen)
-<<<<<<< HEAD
-            audience.busy("planning")
-            chosen = settled_on(base, adapter, chosen)
-        return _train(base, adapter.name, chosen, audience, notes, lock)
-
-
-def _named(rows: Any) -> Any:
-    """Return the names of rows as a recipe has them. Raises DataError for rows themselves."""
-    several = isinstance(rows, list | tuple)
-    for name in rows if several else [rows]:
-        if not isinstance(name, str | Path | float | int | None):
-            raise DataError(
-                f"data holds an object of type {type(name).__name__}: rows in memory",
-                "files, folders or hub names of rows",
-                "write them into a file, one row of JSON a line (rows.jsonl), and give its path",
-            )
-    names = [str(name) if isinstance(name, Path) else name for name in (rows if several else [rows])]
-    return names if several else names[0]
-=======
             own = objective if callable(objective) else function_of(chosen)
             given.keep()
+            audience.busy("planning")
             chosen = settled_on(base, adapter, chosen)
-        return _train(base, adapter.name, chosen, observer, notes, lock, own)
->>>>>>> rows
+        return _train(base, adapter.name, chosen, audience, notes, lock, own)
 
 
 @dataclass(frozen=True)
@@ -247,17 +206,13 @@ class _Work:
 
 
 def _train(
-<<<<<<< HEAD
-    base: Base, name: str, recipe: Recipe, observer: Audience, notes: Notes, lock: storage.Lock
-=======
     base: Base,
     name: str,
     recipe: Recipe,
-    observer: RunObserver,
+    observer: Audience,
     notes: Notes,
     lock: storage.Lock,
     own: Function | None = None,
->>>>>>> rows
 ) -> RunResult:
     """Prepare the rows, attach the adapter if it is new, train it, and write the results.
 

@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 
 from graft.errors import GraftError, MachineError, SpaceError
 from graft.storage.signals import stopping
+from graft.storage.system import error_number
 
 PAUSES_S = (1.0, 3.0, 9.0)  # between the tries when the disk is full
 TEMPORARY = re.compile(
@@ -153,7 +154,8 @@ def number_of(error: BaseException) -> int:
         return 0
     text = str(error)
     if match := _NUMBER.search(text):
-        return int(next(filter(None, match.groups())))
+        number = int(next(filter(None, match.groups())))
+        return error_number(number) if match[1] else number
     if _NO_MEMORY.search(text):
         return errno.ENOMEM
     if _NO_THREAD.search(text):

@@ -10,11 +10,12 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from graft.errors import CheckpointError, GraftError, UsageError
+from graft.storage.system import WINDOWS, alive
 from graft.storage.writes import make_folder, short
 
 
@@ -44,16 +45,19 @@ def locked(folder: Path, lock: Lock | None = None) -> Iterator[Lock]:
         "one process per run folder",
         "wait until it ends, stop it (the same command then continues the run), or choose another output",
     )
-    with _held(file, busy):
-        try:
-            yield Lock(folder)
-        finally:
-            if new and [*folder.iterdir()] == [file]:
-                file.unlink()  # while it is held: nobody can be in between
-                with contextlib.suppress(OSError):  # somebody else has come
-                    folder.rmdir()
-            else:
-                os.truncate(file, 0)
+
+    def clean() -> None:
+        ours = {file, _note(file)}
+        if new and {*folder.iterdir()} <= ours:
+            for path in ours:
+                path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # somebody else has come
+                folder.rmdir()
+        else:
+            os.truncate(_note(file), 0)
+
+    with _held(file, busy, clean):
+        yield Lock(folder)
 
 
 @contextlib.contextmanager
@@ -67,18 +71,22 @@ def output_locked(path: Path) -> Iterator[None]:
     busy = UsageError(
         f"{path} is being written", "one process per output", "wait until it ends, or choose another name"
     )
-    with _held(file, busy):
-        try:
-            yield
-        finally:
-            file.unlink(missing_ok=True)
+
+    def clean() -> None:
+        for path in (_note(file), file):
+            path.unlink(missing_ok=True)
+
+    with _held(file, busy, clean):
+        yield
 
 
 @contextlib.contextmanager
-def _held(file: Path, busy: GraftError) -> Iterator[None]:
+def _held(file: Path, busy: GraftError, clean: Callable[[], None]) -> Iterator[None]:
     """Hold a lock file, which names its holder, inside the block.
 
     busy: what to raise if another holds it; the holder is added to its first sentence.
+    clean: called when the block ends, while the file is still held: nobody can be in between. Windows removes
+    no open file, so there it is called afterwards, and may fail.
     """
     from filelock import FileLock, Timeout  # late: it imports asyncio, which no --help needs
 
@@ -91,32 +99,33 @@ def _held(file: Path, busy: GraftError) -> Iterator[None]:
         # Not fsynced: it only serves the message above, while this process lives.
         started = time.strftime("%Y-%m-%d %H:%M:%S")
         holder = {"pid": os.getpid(), "host": socket.gethostname(), "started": started}
-        file.write_text(json.dumps(holder), encoding="utf-8")
-        yield
+        _note(file).write_text(json.dumps(holder), encoding="utf-8")
+        try:
+            yield
+        finally:
+            if not WINDOWS:
+                clean()
     finally:
         lock.release()
+        if WINDOWS:
+            with contextlib.suppress(OSError):
+                clean()
+
+
+def _note(file: Path) -> Path:
+    """Return the file that names the holder of a lock: the lock itself, where a locked file can be read."""
+    return file.with_name(f"{file.name}-holder") if WINDOWS else file
 
 
 def _owner(file: Path) -> str:
     """Return the process that holds a lock, in words."""
     for _ in range(20):  # the holder may not have written the file yet
         try:
-            holder = json.loads(file.read_bytes())
+            holder = json.loads(_note(file).read_bytes())
             words = f"process {holder['pid']} on {holder['host']}, started {holder['started']}"
-            if holder["host"] != socket.gethostname() or _lives(holder["pid"]):
+            if holder["host"] != socket.gethostname() or alive(holder["pid"]):
                 return words
         except (OSError, ValueError, LookupError, TypeError):
             pass
         time.sleep(0.05)
     return "another process"
-
-
-def _lives(pid: int) -> bool:
-    """Return whether there is such a process here: what a killed holder has written may still be there."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # it is another user's
-        pass
-    return True

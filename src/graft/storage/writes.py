@@ -6,7 +6,6 @@ raise OSError, with the path, for every error of the system, also for those of w
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import uuid
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from graft.errors import CheckpointError, GraftError, notice
 from graft.storage.disk import TEMPORARY, number_of
 from graft.storage.seals import HEX, seal, unseal
+from graft.storage.system import BINARY, WINDOWS, alive, hold, let_go
 
 if TYPE_CHECKING:
     import torch
@@ -103,7 +103,7 @@ def told_as_of(path: Path) -> Iterator[None]:
 def write(path: Path, data: bytes) -> None:
     """Write a file and fsync it. Its name is durable once its folder is synced (`replace`, `commit`)."""
     with told_as_of(path):
-        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | BINARY, 0o666)
         try:
             left = memoryview(data)
             while left:
@@ -177,22 +177,8 @@ def new_folder(path: Path) -> Iterator[Path]:
         raise
     finally:
         if held is not None:
-            os.close(held)
+            let_go(held)
     clear(old, notice)
-
-
-def hold(folder: Path) -> int | None:
-    """Lock a folder until the returned descriptor is closed or its process ends.
-
-    Returns None if another process holds it, or if the file system has no locks.
-    """
-    file = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(file)
-        return None
-    return file
 
 
 def replace(path: Path, data: bytes) -> None:
@@ -221,8 +207,8 @@ def short(name: str) -> str:
 
 
 def rename(path: Path, new: Path) -> None:
-    """Give a file or folder another name on the same disk."""
-    os.rename(path, new)
+    """Give a file or folder another name on the same disk; a file that has it is replaced."""
+    (os.replace if WINDOWS else os.rename)(path, new)  # on Windows rename replaces nothing
 
 
 def share(path: Path) -> None:
@@ -234,9 +220,11 @@ def share(path: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """fsync a file or folder."""
+    """fsync a file or folder; on Windows names of files last by themselves, and folders cannot be opened."""
+    if WINDOWS and path.is_dir():
+        return
     with told_as_of(path):
-        file = os.open(path, os.O_RDONLY)
+        file = os.open(path, os.O_RDWR if WINDOWS else os.O_RDONLY)
         try:
             os.fsync(file)
         finally:
@@ -276,7 +264,7 @@ def sweep_beside(path: Path) -> None:
     """
     for entry in path.parent.glob(f"{_TEMPORARY}*") if path.parent.is_dir() else ():
         match = TEMPORARY.fullmatch(entry.name)
-        if match is None or match[1] != short(path.name) or _alive(int(match[2])):
+        if match is None or match[1] != short(path.name) or alive(int(match[2])):
             continue
         if not entry.is_dir():
             clear(entry, notice)
@@ -291,15 +279,4 @@ def sweep_beside(path: Path) -> None:
                 else:
                     remove(entry)
             finally:
-                os.close(held)
-
-
-def _alive(pid: int) -> bool:
-    """Return whether a process of this number runs on this machine."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # another user's
-        return True
-    return True
+                let_go(held)

@@ -9,8 +9,6 @@ grows.
 import contextlib
 import json
 import os
-import resource
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,7 +17,8 @@ from typing import Any
 import torch
 
 from graft import storage
-from graft.sizes import KIB, MIB
+from graft.sizes import MIB
+from graft.storage.system import memory_now, memory_peak
 from graft.training.observer import Observer
 
 
@@ -180,10 +179,5 @@ def usage(device: torch.device) -> tuple[int, int]:
     """Return (bytes in use now, the most so far) by this process, on the GPU or in main memory."""
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device), torch.cuda.max_memory_allocated(device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else KIB)
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except OSError:  # not Linux
-        return peak, peak
-    memory = pages * os.sysconf("SC_PAGE_SIZE")
-    return memory, max(memory, peak)  # the kernel updates the two counters at different times
+    memory = memory_now()
+    return memory, max(memory, memory_peak())  # the system updates the two counters at different times

@@ -11,13 +11,14 @@ use managed memory; we copy.)
 
 import functools
 import mmap
-import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+
+from graft.storage.system import leave_memory, reserve
 
 Layout = Mapping[str, tuple[torch.Size, torch.dtype]]  # the state tensors of one parameter
 State = dict[str, torch.Tensor]
@@ -75,14 +76,14 @@ class MappedSlab(Slab):
         super().__init__(layouts, torch.device("meta"))
         with tempfile.TemporaryFile(dir=folder) as file:
             # Reserved now: if the disk filled up later, a hole in the file would raise SIGBUS within a step.
-            os.posix_fallocate(file.fileno(), 0, self.size)
+            reserve(file.fileno(), self.size)
             self._map = mmap.mmap(file.fileno(), self.size)
         self.bytes = torch.frombuffer(self._map, dtype=torch.uint8)
 
     def visit(self) -> Iterator[list[tuple[str, State]]]:
         """Yield the states, to be read and changed in place; then let the pages leave the process."""
         yield self.held
-        self._map.madvise(mmap.MADV_DONTNEED)  # a shared mapping: the bytes stay in the file
+        leave_memory(self._map)  # a shared mapping: the bytes stay in the file
 
 
 class PinnedSlabs:
