@@ -120,3 +120,17 @@ def _lives(pid: int) -> bool:
     except PermissionError:  # it is another user's
         pass
     return True
+
+
+def holder(folder: Path) -> str | None:
+    """Return the process that holds a run's folder, in words; None if nobody does.
+
+    The lock is not touched, so that a run which begins at this moment finds it free. A killed process leaves
+    its name there: it counts only while a process of that number lives; of another machine nobody knows.
+    """
+    try:
+        known = json.loads((folder / ".lock").read_bytes())
+        words = f"process {known['pid']} on {known['host']}, started {known['started']}"
+        return words if known["host"] != socket.gethostname() or _lives(known["pid"]) else None
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
