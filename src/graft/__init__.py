@@ -31,6 +31,7 @@ _HOME = {
     "load": "models.load",
     "plan": "planning.plan",
     "run": "runs.chain",
+    "sweep": "runs.sweep",
     "train": "runs.run",
 }
 
