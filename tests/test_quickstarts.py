@@ -24,6 +24,8 @@ def test_the_commands_of_the_quickstarts_run_in_order(tmp_path, monkeypatch, cap
         "whole_life",
         "pretrain",
         "compare",
+        "sweep",
+        "many-adapters",
         "judge",
         "ship",
         "resume",

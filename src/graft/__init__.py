@@ -36,6 +36,7 @@ _HOME = {
     "load": "models.load",
     "plan": "planning.plan",
     "run": "runs.chain",
+    "sweep": "runs.sweep",
     "train": "runs.run",
 }
 

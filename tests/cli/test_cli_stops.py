@@ -20,6 +20,8 @@ VERBS = [
     ("eval {home}/run --metric exact_match", "graft.generate.generate:complete"),
     ("chat {home}/run --prompt Day", "graft.runs.open:reply"),
     ("chat {home}/run", "graft.cli.chat:Conversation.listen"),
+    ("ask {home}/rows.jsonl --adapters {home}/run --out {home}/answers.jsonl",
+     "graft.runs.ask_adapters:load_base"),
     ("compare {home}/run {home}/model", "graft.runs.open:reply"),
     ("judge {home}/run {home}/model --by rule:shorter --out {home}/j.jsonl", "graft.runs.open:reply"),
     ("rank {home}/verdicts.jsonl", "graft.evaluate.leaderboard:leaderboard"),

@@ -19,6 +19,7 @@ from typing import Any
 import typer
 
 from graft.cli import (
+    ask,
     chat,
     compare,
     convert,
@@ -33,6 +34,8 @@ from graft.cli import (
     plan,
     quantize,
     rank,
+    runs,
+    sweep,
     train,
     verify,
 )
@@ -56,8 +59,11 @@ VERBS = (
     demo,
     plan,
     train,
+    sweep,
     eval,
+    runs,
     chat,
+    ask,
     compare,
     judge,
     rank,

@@ -18,6 +18,17 @@ def add_to(app: typer.Typer) -> None:
     app.command("eval", help="Score a run or a model, next to the bare base.")(evaluate)
 
 
+def list_metrics(wanted: bool) -> None:
+    """Print what each metric measures, and stop."""
+    if wanted:
+        from graft.recipe.metric_help import HELP, OWN, OWN_HELP  # late: pydantic, which no --help needs
+
+        lines = {**HELP, OWN: OWN_HELP}
+        show("\n".join(f"{name:<14}  {text}" for name, text in lines.items()))
+        after("graft eval RUN --metric bleu")
+        raise typer.Exit
+
+
 def evaluate(
     model: Annotated[str, typer.Argument(help="A run's folder, an adapter's folder, a model, or seedling.")],
     data: Annotated[
@@ -38,6 +49,10 @@ def evaluate(
         bool, typer.Option("--apply-chat-template", help="Ask tasks as conversations.")
     ] = False,
     quant: Annotated[str | None, typer.Option(help="none, nf4, fp4, int8, int4, ...")] = None,
+    metrics_list: Annotated[
+        bool,
+        typer.Option("--metrics-list", is_eager=True, callback=list_metrics, help="List all metrics."),
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the same facts for programs.")] = False,
 ) -> None:
     if tasks is not None:

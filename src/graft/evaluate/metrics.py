@@ -174,8 +174,12 @@ def check(names: Sequence[str], more: Collection[str] = ()) -> None:
     for name in names:
         if ":" in name:
             imported(name, "metric")
-        else:
+            continue
+        try:
             one_of("evaluate.metrics", name, known)
+        except UsageError as error:
+            also = "`graft eval --metrics-list` says what each of them measures"
+            raise UsageError(error.given, error.expected, f"{error.remedy.rstrip('?')}? {also}") from None
 
 
 def user_scores(

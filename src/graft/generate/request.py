@@ -45,6 +45,7 @@ class Request:
     seed, index: of the request's own generator; `index` tells the rows of one call apart.
     tokenizer: needed for texts; without one only tokens are written.  alone: the text is decoded without its
     prompt, which another part of the model has read.  on_text: is called with each new piece of the text.
+    on_end: is called when the text has ended, before the others go on.
     """
 
     prompt: list[int]
@@ -57,6 +58,7 @@ class Request:
     tokenizer: PreTrainedTokenizerBase | None = None
     alone: bool = False
     on_text: Callable[[str], None] | None = None
+    on_end: Callable[[Completion], None] | None = None
 
     def __post_init__(self) -> None:
         self.tokens: list[int] = []
@@ -116,6 +118,8 @@ class Request:
             None if wanted is None else self.logprobs,
             self.top_logprobs if wanted else None,
         )
+        if self.on_end is not None:
+            self.on_end(self.completion)
         return True
 
 

@@ -110,7 +110,7 @@ def open_model(name: str, adapters: Sequence[str] = (), quant: str | None = None
         path = last_finished(path)
         if (Path(path) / "adapter").is_dir():  # a run's folder
             path = str(Path(path) / "adapter")
-        label = label or _label(Path(path))
+        label = label or adapter_name(Path(path))
         opened.base.load_adapter(path, label)
         opened.adapter = label
     if opened.recipe is None:
@@ -118,7 +118,7 @@ def open_model(name: str, adapters: Sequence[str] = (), quant: str | None = None
     return opened
 
 
-def _label(folder: Path) -> str:
+def adapter_name(folder: Path) -> str:
     """Return a name for an adapter: its folder's, or its run's."""
     folder = folder.resolve()
     return folder.parent.name if folder.name == "adapter" else folder.name
@@ -135,7 +135,7 @@ def _open_run(folder: Path, quant: str | None) -> Opened:
         require_same_settings(folder, recipe)
     except CheckpointError as error:
         notice(f"{folder / 'recipe.yaml'} was changed after the run began: {error.given}")
-    by_template = _asks_by_template(folder, recipe)
+    by_template = asks_by_template(folder, recipe)
     if recipe.fresh:
         base = load(folder / "model", quant=quant, dtype=recipe.dtype)
         return Opened(base, None, recipe, folder, by_template)
@@ -148,7 +148,7 @@ def _open_run(folder: Path, quant: str | None) -> Opened:
     return Opened(base, name, recipe, folder, by_template)
 
 
-def _asks_by_template(folder: Path, recipe: Recipe) -> bool:
+def asks_by_template(folder: Path, recipe: Recipe) -> bool:
     """Return whether a run asks by the chat template: as its data report says, else as its rows do."""
     try:
         recorded = storage.read_json(folder / "data_report.json")["asks_by_template"]

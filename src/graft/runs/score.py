@@ -197,39 +197,6 @@ def evaluation_of(name: str) -> dict[str, Any]:
     return recorded_scores(Path(last_finished(name)))
 
 
-def scores_of(name: str) -> dict[str, float]:
-    """Return the scores of the trained model that a run's folder holds; empty for anything else."""
-    columns = evaluation_of(name).get("columns")
-    return dict(list(columns.values())[-1]) if columns else {}
-
-
-def incomparable(first: str, second: str) -> list[str]:
-    """Return why the scores of two runs may not be set side by side, a sentence each."""
-    one, two = evaluation_of(first), evaluation_of(second)
-    if not one.get("columns") or not two.get("columns"):
-        return []
-    reasons = []
-    ours, theirs = one.get("coverage", {}), two.get("coverage", {})
-    if ours.get("fingerprint") != theirs.get("fingerprint"):
-        counts = " and ".join(
-            f"{name}: {rows.get('scored', '?')} rows" for name, rows in ((first, ours), (second, theirs))
-        )
-        reasons.append(
-            f"the held-out rows differ ({counts}): the scores cannot be compared; "
-            "use the same data, data.seed, data.eval and evaluate.limit"
-        )
-    before, earlier = (next(iter(run["columns"].values())) for run in (one, two))
-    if len(one["columns"]) > 1 and len(two["columns"]) > 1:
-        apart = [
-            f"{metric} {before[metric]:.4g} and {earlier[metric]:.4g}"
-            for metric in before
-            if metric in earlier and abs(before[metric] - earlier[metric]) > 1e-3 * abs(before[metric])
-        ]
-        if apart:
-            reasons.append(f"the scores before training differ ({', '.join(apart)}): not the same start")
-    return reasons
-
-
 def prompts_of(opened: Opened, limit: int) -> Sequence[Prompt]:
     """Return prompts to compare models by: the recipe's samples, else what its held-out rows ask.
 

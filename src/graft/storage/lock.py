@@ -129,3 +129,17 @@ def _owner(file: Path) -> str:
             pass
         time.sleep(0.05)
     return "another process"
+
+
+def holder(folder: Path) -> str | None:
+    """Return the process that holds a run's folder, in words; None if nobody does.
+
+    The lock is not touched, so that a run which begins at this moment finds it free. A killed process leaves
+    its name there: it counts only while a process of that number lives; of another machine nobody knows.
+    """
+    try:
+        known = json.loads(_note(folder / ".lock").read_bytes())
+        words = f"process {known['pid']} on {known['host']}, started {known['started']}"
+        return words if known["host"] != socket.gethostname() or alive(known["pid"]) else None
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
