@@ -1,0 +1,89 @@
+"use strict";
+// Draws the curves of a report with uPlot, in the colours of its style sheet.
+(() => {
+  const charts = JSON.parse(document.getElementById("charts").textContent);
+  const root = document.documentElement;
+  const COLOURS = 6, PAPER = 640;  // pixels of a chart on paper
+  const drawn = [];
+
+  const colour = name => getComputedStyle(root).getPropertyValue(name).trim();
+  const number = (value, digits) => {
+    if (value == null) return "–";
+    const size = Math.abs(value);
+    if (size && (size < 1e-3 || size >= 1e7)) return value.toExponential(Math.min(digits, 3) - 1);
+    return value.toLocaleString("en", {maximumSignificantDigits: digits});
+  };
+  const axisNumbers = (_, values) => values.map(value => value == null ? "" : number(value, 4));
+  const axisSize = (_, values) => 14 + 7 * Math.max(3, ...(values ?? []).map(value => value.length));
+
+  // The steps of all charts over steps, so that all of them show the same ones.
+  const steps = charts.filter(chart => chart.shared).flatMap(chart => chart.curves.map(curve => curve.x));
+  const ends = steps.length ? [Math.min(...steps.map(x => x[0])), Math.max(...steps.map(x => x.at(-1)))] : [];
+
+  function series(curve, chart, position) {
+    const stroke = colour(`--c${1 + curve.colour % COLOURS}`);
+    const alone = curve.y.length <= 30;
+    const last = curve.y.at(-1);
+    return {
+      label: curve.name,
+      scale: curve.right ? "right" : "left",
+      stroke: curve.style === "faint" ? stroke + "55" : stroke,
+      fill: curve.style === "bars" ? stroke + "66" : undefined,
+      width: curve.style === "faint" ? 1 : 2,
+      dash: curve.style === "dashed" ? [5, 5] : undefined,
+      paths: curve.style === "bars" ? uPlot.paths.bars({size: [0.92]}) : undefined,
+      points: {show: alone && curve.style === "line", size: 6, fill: stroke},
+      spanGaps: true,
+      value: (_, value, __, at) => at == null && chart.shared ? `${number(last, 5)} at the end` : number(value, 5),
+    };
+  }
+
+  function options(chart, width) {
+    const soft = colour("--soft"), line = colour("--line");
+    const font = "12px system-ui, sans-serif";
+    const axis = {stroke: soft, font, grid: {stroke: line, width: 1}, ticks: {stroke: line, width: 1}};
+    const axes = [
+      {...axis, grid: {show: false}, values: axisNumbers, label: chart.x, labelSize: 20, labelFont: font, labelGap: 0},
+      {...axis, scale: "left", values: axisNumbers, size: axisSize},
+    ];
+    if (chart.curves.some(curve => curve.right)) {
+      axes.push({...axis, scale: "right", side: 1, grid: {show: false}, values: axisNumbers, size: axisSize});
+    }
+    return {
+      width, height: chart.wide ? 280 : 210, axes,
+      scales: {x: {time: false, range: (_, low, high) => low < high ? [low, high] : [low - 1, high + 1]}},
+      series: [{label: chart.x, value: (_, value) => number(value, 7)}, ...chart.curves.map((c, i) => series(c, chart, i))],
+      cursor: {drag: {x: chart.shared, y: false}, sync: chart.shared ? {key: "steps"} : undefined, points: {size: 7}},
+      legend: {show: true, live: true},
+    };
+  }
+
+  function draw() {
+    while (drawn.length) drawn.pop().destroy();
+    for (const place of document.querySelectorAll("[data-chart]")) {
+      const chart = charts[+place.dataset.chart];
+      const tables = chart.curves.map(curve => [curve.x, curve.y]);
+      const data = uPlot.join(chart.shared ? [...tables, [ends]] : tables);
+      const width = root.classList.contains("print") ? PAPER : place.clientWidth;
+      const plot = new uPlot(options(chart, width), data, place);
+      plot.place = place;
+      drawn.push(plot);
+    }
+  }
+
+  const folded = [...document.querySelectorAll("details[data-fold]")];
+  const fold = open => folded.forEach(part => { part.open = open; });
+  const print = on => { root.classList.toggle("print", on); fold(on); draw(); };
+  fold(false);  // without this script they stay open
+  draw();
+  new ResizeObserver(() => {
+    if (root.classList.contains("print")) return;
+    for (const plot of drawn) {
+      const width = plot.place.clientWidth;
+      if (width && width !== plot.width) plot.setSize({width, height: plot.height});
+    }
+  }).observe(document.body);
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
+  addEventListener("beforeprint", () => print(true));
+  addEventListener("afterprint", () => print(false));
+})();
