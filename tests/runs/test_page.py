@@ -36,14 +36,17 @@ def test_the_top_says_what_was_trained_on_what(run):
     lead = shown(report(run))
     assert (
         "LoRA (r 4) on seedling, supervised fine-tuning (sft) with 18 rows of rows.jsonl: "
-        "2 epochs, 12 steps of 8 rows. 50.0 k parameters were trained beside 2.00 M (2.50%)."
+        "2 epochs, 12 steps of 8 rows. 50.0 k parameters were trained beside 2.00 M (2.5 %)."
     ) in lead
 
 
 def test_the_scores_stand_on_top_with_their_change(run):
     page = shown(report(run))
     assert "perplexity on 6 held-out rows of 7 100 → 4 −96.0 %" in page
-    assert "perplexity 100 4 −96.0 % between how many tokens" in page, "and in the table, with what it says"
+    assert (
+        "perplexity between how many tokens the model wavers at each token; 1 is certainty 100 4 −96.0 %"
+        in page
+    )
 
 
 def test_the_tiles_are_the_figures_of_the_files(run):
@@ -51,7 +54,7 @@ def test_the_tiles_are_the_figures_of_the_files(run):
     assert found["Training time"][0] == "60 s", "from the start to the end, evaluations included"
     assert found["Training time"][1] == f"{sum(200.0 * i for i in range(1, 13)) / 24:,.0f} tok/s"
     assert found["Peak memory"] == ("0.11 GiB", "of the process")
-    assert found["Parameters trained"] == ("50.0 k", "2.50% of 2.00 M")
+    assert found["Parameters trained"] == ("50.0 k", "2.5 % of 2.00 M")
     assert found["Adapter"] == ("2.0 KiB", "in adapter/")
     assert found["Rows"] == ("18", "6 held out") and found["Steps"] == ("12", "of 8 rows")
     assert found["Number format"] == ("bf16", "base stored as nf4")

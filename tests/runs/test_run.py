@@ -454,9 +454,7 @@ def test_the_report_works_without_a_network_and_escapes_texts(done, tmp_path):
     shutil.copytree(done[0].folder, copy)
     (copy / "samples.md").write_text("</script><script>alert(1)</script>")
     page = report(copy)
-    assert "<canvas" not in page and page.count("<script") == 3, (
-        "the numbers, uPlot, and ours"
-    )
+    assert "<canvas" not in page and page.count("<script") == 3, "the numbers, uPlot, and ours"
     assert "alert(1)</script>" not in page and "&lt;script&gt;alert(1)" in page
     assert "default-src &#x27;none&#x27;" in page.split("</head>")[0], "the browser connects to nobody"
     assert not [

@@ -5,13 +5,14 @@ those in the settings. Everything is read from the run's folder.
 """
 
 from collections.abc import Mapping, Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
 
 from graft.runs.charts import EACH, calibration, charts, lengths
 from graft.runs.confusion_page import confusion
 from graft.runs.curves import Chart, is_number
-from graft.runs.html_page import Section, bullets, figure, html_page, paragraph, table
+from graft.runs.html_page import Section, figure, html_page, paragraph, table
 from graft.runs.page_answers import answers, samples
 from graft.runs.page_data import data
 from graft.runs.page_settings import settings
@@ -41,7 +42,8 @@ def _results(run: RunFiles, drawn: list[Chart]) -> list[Section]:
     if not run.columns:
         return []
     curves: Mapping[str, Any] = run.evaluation.get("curves") or {}
-    parts = [_scores(run.columns), bullets([without_paths(str(line)) for line in run.coverage.get("lines") or ()])]
+    told = [without_paths(str(line)) for line in run.coverage.get("lines") or ()]
+    parts = [_scores(run.columns), *(paragraph(line, "soft") for line in told)]
     if points := curves.get("calibration"):
         parts.append(_placed(calibration(points), drawn))
     if counts := curves.get("confusion"):
@@ -58,10 +60,13 @@ def _scores(columns: Mapping[str, Mapping[str, float]]) -> str:
         values = [in_figures(name, column[name]) if name in column else "" for column in columns.values()]
         both = len(columns) > 1 and is_number(first.get(name)) and is_number(last.get(name))
         moved = change(name, first[name], last[name])[0] if both else ""
-        rows.append((name.replace("_", " "), *values, moved, metric_of(name).says))
+        says = f'<span class="says">{escape(metric_of(name).says)}</span>'
+        cells = (f'<td class="number">{escape(cell)}</td>' for cell in (*values, moved))
+        rows.append(f"<tr><td>{escape(name.replace('_', ' '))}{says}</td>{''.join(cells)}</tr>")
     titles = [BASELINES.get(title, title) for title in columns]
-    numbers = range(1, len(titles) + 2)
-    return table(rows, ("metric", *titles, "change", "what it says"), numbers=tuple(numbers))
+    head = "".join(f'<th class="number">{escape(title)}</th>' for title in (*titles, "change"))
+    body = f"<thead><tr><th>metric</th>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"
+    return f'<div class="scroll"><table>{body}</table></div>'
 
 
 def _answers(run: RunFiles) -> list[Section]:

@@ -27,7 +27,7 @@ def chain_report(folder: Path) -> str:
     parts = [Section("Stages", "".join([_table(runs), *map(_told, runs)]))]
     if file := (folder / "recipe.yaml").read_text(encoding="utf-8"):
         parts.append(Section("Settings", verbatim(file)))
-    head = lead + last + (f'<div class="use card"><h2>Use it</h2>{command}</div>' if done else "")
+    head = lead + last + (f'<div class="card"><h2>Use it</h2>{command}</div>' if done else "")
     return html_page(folder.resolve().name, parts, kind="Chain of fine-tuning runs, by Graft", head=head)
 
 

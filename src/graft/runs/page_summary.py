@@ -33,7 +33,7 @@ def summary(run: RunFiles) -> str:
     parts = [paragraph(sentence(run, known.newest), "lead"), gains(run), _tiles(run, known)]
     if told := [without_paths(text) for text in (*run.notes, *known.warnings, *_gaps(run))]:
         parts.append(f'<div class="notes" role="note"><h2>Good to know</h2>{bullets(told)}</div>')
-    return "".join([*parts, _use(run), _made(run, known)])
+    return "".join([*parts, '<div class="pair">', _use(run), _made(run, known), "</div>"])
 
 
 def sentence(run: RunFiles, start: Mapping[str, Any]) -> str:
@@ -49,7 +49,8 @@ def sentence(run: RunFiles, start: Mapping[str, Any]) -> str:
     told += f": {length}{steps:,} steps of {recipe.train.batch_size} rows."
     trained, whole = start.get("trained"), start.get("parameters")
     if is_number(trained) and is_number(whole) and whole:
-        told += f" {number(trained)} parameters were trained beside {number(whole)} ({trained / whole:.2%})."
+        share = f"{100 * trained / whole:.2g} %"
+        told += f" {number(trained)} parameters were trained beside {number(whole)} ({share})."
     return told
 
 
@@ -109,7 +110,7 @@ def _tiles(run: RunFiles, known: Circumstances) -> str:
         gpu = bool(start.get("machine", {}).get("gpus"))
         tiles.append(("Peak memory", size(known.peak), "of the GPU" if gpu else "of the process"))
     if is_number(trained):
-        share = f"{trained / whole:.2%} of {number(whole)}" if is_number(whole) and whole else ""
+        share = f"{100 * trained / whole:.2g} % of {number(whole)}" if is_number(whole) and whole else ""
         tiles.append(("Parameters trained", number(trained), share))
     if weights.is_file():
         tiles.append(("Adapter", size(weights.stat().st_size), "in adapter/"))
@@ -153,7 +154,7 @@ def _use(run: RunFiles) -> str:
         for command, what in commands
     )
     where = paragraph("The adapter is in the folder adapter/, beside this page.", "soft")
-    return f'<div class="use card"><h2>Use it</h2><pre><code>{lines}</code></pre>{where}</div>'
+    return f'<div class="card"><h2>Use it</h2><pre><code>{lines}</code></pre>{where}</div>'
 
 
 def _made(run: RunFiles, known: Circumstances) -> str:
@@ -172,7 +173,7 @@ def _made(run: RunFiles, known: Circumstances) -> str:
         ("Machine", machine_words(start.get("machine") or {})),
         ("Seeds", seeds),
     )
-    return facts(told)
+    return f'<div class="card"><h2>How it was made</h2>{facts(told)}</div>'
 
 
 def machine_words(machine: Mapping[str, Any]) -> str:

@@ -14,16 +14,22 @@
     return value.toLocaleString("en", {maximumSignificantDigits: digits});
   };
   const axisNumbers = (_, values) => values.map(value => value == null ? "" : number(value, 4));
-  const axisSize = (_, values) => 14 + 7 * Math.max(3, ...(values ?? []).map(value => value.length));
+  const axisSize = (_, values) => 24 + 7 * Math.max(3, ...(values ?? []).map(value => value.length));
 
   // The steps of all charts over steps, so that all of them show the same ones.
   const steps = charts.filter(chart => chart.shared).flatMap(chart => chart.curves.map(curve => curve.x));
   const ends = steps.length ? [Math.min(...steps.map(x => x[0])), Math.max(...steps.map(x => x.at(-1)))] : [];
 
+  // What a legend shows: the value under the pointer, or the one before it; without a pointer the last one.
+  function latest(values, at) {
+    let place = at ?? values.length - 1;
+    while (place > 0 && values[place] == null) place -= 1;
+    return values[place];
+  }
+
   function series(curve, chart, position) {
     const stroke = colour(`--c${1 + curve.colour % COLOURS}`);
     const alone = curve.y.length <= 30;
-    const last = curve.y.at(-1);
     return {
       label: curve.name,
       scale: curve.right ? "right" : "left",
@@ -34,7 +40,7 @@
       paths: curve.style === "bars" ? uPlot.paths.bars({size: [0.92]}) : undefined,
       points: {show: alone && curve.style === "line", size: 6, fill: stroke},
       spanGaps: true,
-      value: (_, value, __, at) => at == null && chart.shared ? `${number(last, 5)} at the end` : number(value, 5),
+      value: (plot, _, place, at) => number(latest(plot.data[place], at), 5),
     };
   }
 
@@ -42,17 +48,18 @@
     const soft = colour("--soft"), line = colour("--line");
     const font = "12px system-ui, sans-serif";
     const axis = {stroke: soft, font, grid: {stroke: line, width: 1}, ticks: {stroke: line, width: 1}};
+    const title = chart.shared ? {} : {label: chart.x, labelSize: 20, labelFont: font, labelGap: 0};
     const axes = [
-      {...axis, grid: {show: false}, values: axisNumbers, label: chart.x, labelSize: 20, labelFont: font, labelGap: 0},
+      {...axis, grid: {show: false}, values: axisNumbers, size: 34, ...title},
       {...axis, scale: "left", values: axisNumbers, size: axisSize},
     ];
     if (chart.curves.some(curve => curve.right)) {
       axes.push({...axis, scale: "right", side: 1, grid: {show: false}, values: axisNumbers, size: axisSize});
     }
     return {
-      width, height: chart.wide ? 280 : 210, axes,
+      width, height: chart.wide ? 270 : 200, axes,
       scales: {x: {time: false, range: (_, low, high) => low < high ? [low, high] : [low - 1, high + 1]}},
-      series: [{label: chart.x, value: (_, value) => number(value, 7)}, ...chart.curves.map((c, i) => series(c, chart, i))],
+      series: [{label: chart.x, value: (plot, _, __, at) => number(latest(plot.data[0], at), 7)}, ...chart.curves.map((c, i) => series(c, chart, i))],
       cursor: {drag: {x: chart.shared, y: false}, sync: chart.shared ? {key: "steps"} : undefined, points: {size: 7}},
       legend: {show: true, live: true},
     };
