@@ -1,15 +1,16 @@
 """Draw docs/pictures/report-*.png: the page of a real run in a browser, wide and narrow, light and dark.
 
-    python docs/pictures/draw_report.py            needs Chromium, and Pillow, which makes the files small
+    python docs/pictures/draw_report.py [RUN]      needs Chromium, and Pillow, which makes the files small
 
-The run answers questions about made-up products with the embedded model. The name of the processor that
-trained it is left out.
+RUN is the folder of a run; by default the embedded model learns to describe made-up products. The name of the
+processor is left out.
 """
 
 import io
 import json
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -34,8 +35,12 @@ RECIPE = {
 
 
 def trained(folder: Path) -> Path:
-    """Train, leave out the processor's name, and return the folder of the run."""
-    run = graft.run(RECIPE | {"output": str(folder / "shop")}).folder
+    """Train, or copy a run, leave out the processor's name, and return the folder of the run."""
+    run = folder / "shop"
+    if sys.argv[1:]:
+        shutil.copytree(sys.argv[1], run)
+    else:
+        graft.run(RECIPE | {"output": str(run)})
     timing = run / "timing.jsonl"
     lines = [json.loads(line) for line in timing.read_text(encoding="utf-8").splitlines()]
     for line in lines:

@@ -84,7 +84,10 @@ def test_the_data_are_words_and_tables_and_no_json(run):
         "25 rows were read from rows.jsonl: 18 to learn from, 6 held out, "
         "1 left out because they cannot be used."
     ) in text
-    assert "900, 300 of them are learnt (33%)" in text and "median 40 90 % 60 99 % 63 longest 64" in text
+    assert (
+        "900, 300 of them are learnt (33%)" in text
+        and "median 40, 90 % up to 60, 99 % up to 63, longest 64; limit 64" in text
+    )
     assert "rows.jsonl:7 empty answer nothing is left write an answer" in text
     assert "not read: column 'id'" in text and "2 rows, first rows.jsonl:3" in text
     assert f'asked <mark class="learnt">{WORDS}</mark>' in page

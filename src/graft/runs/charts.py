@@ -105,8 +105,10 @@ def _curves(records: Records, names: Sequence[str], *, right: bool = False) -> l
     curves = []
     known = {name for record in records for name in record}
     for name in (name for name in names if name in known):
-        pairs = ((record.get("step"), record.get(name)) for record in records)
-        points = {step: value for step, value in pairs if is_number(step) and is_number(value)}
+        points: dict[float, float] = {}
+        for record in records:
+            if is_number(step := record.get("step")) and is_number(value := record.get(name)):
+                points[step] = value
         if points:
             steps = sorted(points)
             curves.append(Curve(in_words(name), steps, [points[step] for step in steps], right=right))

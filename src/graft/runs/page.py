@@ -19,7 +19,7 @@ from graft.runs.page_settings import settings
 from graft.runs.page_summary import BASELINES, summary
 from graft.runs.page_words import without_paths
 from graft.runs.run_files import RunFiles, files_of
-from graft.runs.score_words import change, in_figures, metric_of
+from graft.runs.score_words import change, in_figures, metric_of, titled
 
 
 def report(folder: Path) -> str:
@@ -62,7 +62,7 @@ def _scores(columns: Mapping[str, Mapping[str, float]]) -> str:
         moved = change(name, first[name], last[name])[0] if both else ""
         says = f'<span class="says">{escape(metric_of(name).says)}</span>'
         cells = (f'<td class="number">{escape(cell)}</td>' for cell in (*values, moved))
-        rows.append(f"<tr><td>{escape(name.replace('_', ' '))}{says}</td>{''.join(cells)}</tr>")
+        rows.append(f"<tr><td>{escape(titled(name))}{says}</td>{''.join(cells)}</tr>")
     titles = [BASELINES.get(title, title) for title in columns]
     head = "".join(f'<th class="number">{escape(title)}</th>' for title in (*titles, "change"))
     body = f"<thead><tr><th>metric</th>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"

@@ -16,6 +16,7 @@ LONG = 700  # characters of a text above which it is folded
 BEGINNING = 160  # characters of a folded text that are shown
 BRIEF = 60  # characters of an answer that is a class or a number
 WORDS = 600  # words of a text above which it is not compared with its references
+TELLING = 5  # letters of a single word that is marked
 COMPARED = 4  # references that an answer is compared with
 TITLES = {"before": "Before", "after": "After", "references": "Reference"}
 
@@ -60,7 +61,7 @@ def samples(text: str, prompts: Sequence[str]) -> str:
     for place, prompt in enumerate(prompts[:PROMPTS]):
         said = {step: shortened(found[step][place], room) for step in steps}
         sides = "".join(_side(f"Step {step}", block(text)) for step, text in said.items())
-        cards.append(f'<article class="answer">{_asked(prompt)}<div class="sides">{sides}</div></article>')
+        cards.append(_split(_asked(prompt), sides))
     shown = f'<div class="answers">{"".join(cards)}</div>'
     if len(prompts) > PROMPTS:
         shown += paragraph(f"{len(prompts) - PROMPTS} more prompts are in samples.md.", "soft")
@@ -71,6 +72,7 @@ def samples(text: str, prompts: Sequence[str]) -> str:
 
 def block(text: str, html: str | None = None) -> str:
     """Return a text, folded if it is long.  html: the same with marks."""
+    text = text.strip("\n")
     if not text.strip():
         return '<div class="text empty">(nothing)</div>'
     shown = html if html is not None and len(text) <= LONG else escape(shortened(text))
@@ -97,16 +99,22 @@ def marked(text: str, references: Sequence[str]) -> str:
     for _, start, length in best.get_matching_blocks():
         same = "".join(words[start : start + length])
         parts.append(escape("".join(words[end:start])))
-        parts.append(_mark(same) if re.search(r"\w", same) else escape(same))
+        parts.append(_mark(same) if _says_something(same) else escape(same))
         end = start + length
     return "".join(parts)
 
 
 def _mark(text: str) -> str:
-    """Return a text as marked; blanks around it are not."""
-    inner = text.strip()
+    """Return a text as marked; blanks and stops around it are not."""
+    inner = re.sub(r"^\W+|\W+$", "", text)
     before, _, after = text.partition(inner)
     return f"{escape(before)}<mark>{escape(inner)}</mark>{escape(after)}"
+
+
+def _says_something(text: str) -> bool:
+    """Return whether a text in common is more than an article."""
+    words = re.findall(r"\w+", text)
+    return len(words) > 1 or any(len(word) >= TELLING for word in words)
 
 
 def _words(text: str) -> list[str]:
@@ -122,7 +130,15 @@ def _card(number: int, text: Mapping[str, Any]) -> str:
             answer = str(answer)
             sides.append(_side(TITLES.get(name, name), block(answer, marked(answer, references))))
     asked = _asked(text.get("prompt", ""), f"Prompt {number}")
-    return f'<article class="answer">{asked}<div class="sides">{"".join(sides)}</div></article>'
+    return _split(asked, "".join(sides))
+
+
+def _split(asked: str, sides: str) -> str:
+    """Return a prompt beside what was answered, or over it where there is little room."""
+    return (
+        f'<article class="answer split"><div class="asked">{asked}</div>'
+        f'<div class="sides">{sides}</div></article>'
+    )
 
 
 def _named_references(references: Sequence[str]) -> tuple[str, str]:

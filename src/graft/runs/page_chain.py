@@ -10,7 +10,7 @@ from graft.runs.html_page import Section, html_page, paragraph, verbatim
 from graft.runs.page_summary import gains, main_metrics, sentence, steps_of
 from graft.runs.page_words import place
 from graft.runs.run_files import RunFiles, files_of
-from graft.runs.score_words import in_figures
+from graft.runs.score_words import in_figures, titled
 from graft.sizes import duration
 
 HEADER = ("stage", "steps", "time", "metric", "before", "after", "")
@@ -52,7 +52,7 @@ def _score(run: RunFiles) -> tuple[str, str, str]:
         return "", "", ""
     metric, earlier = metrics[0], next(iter(run.columns.values()))
     before = in_figures(metric, earlier[metric]) if metric in earlier and len(run.columns) > 1 else ""
-    return metric.replace("_", " "), before, in_figures(metric, run.columns["after"][metric])
+    return titled(metric), before, in_figures(metric, run.columns["after"][metric])
 
 
 def _told(run: RunFiles) -> str:

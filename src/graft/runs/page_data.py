@@ -29,7 +29,8 @@ def data(report: Mapping[str, Any], figure: str = "") -> str:
         parts.append(figure)
     if samples := report.get("samples"):
         parts += ["<h3>What the model saw</h3>", paragraph("What it learns to write is marked.", "soft")]
-        parts += [_sample(sample) for sample in samples if isinstance(sample, dict)]
+        shown = "".join(_sample(sample) for sample in samples if isinstance(sample, dict))
+        parts.append(f'<div class="answers">{shown}</div>')
     return "".join(parts)
 
 
@@ -58,9 +59,9 @@ def _read(report: Mapping[str, Any]) -> str:
 def _counts(report: Mapping[str, Any]) -> str:
     tokens, learnt = _count(report, "tokens"), _count(report, "tokens_learnt")
     lengths = report.get("lengths") or {}
-    names = {"50": "median", "90": "90 %", "99": "99 %", "100": "longest"}
-    told = "   ".join(f"{name} {lengths[key]:,}" for key, name in names.items() if key in lengths)
-    limit = f"   limit {report['max_length']:,}" if report.get("max_length") else ""
+    names = {"50": "median", "90": "90 % up to", "99": "99 % up to", "100": "longest"}
+    told = ", ".join(f"{name} {lengths[key]:,}" for key, name in names.items() if key in lengths)
+    limit = f"; limit {report['max_length']:,}" if report.get("max_length") else ""
     cut, places = _count(report, "cut"), ", ".join(map(private, report.get("cut_sources") or ()))
     share = f"{learnt:,} of them are learnt ({learnt / tokens:.0%})" if tokens and learnt else ""
     return facts(

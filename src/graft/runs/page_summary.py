@@ -18,7 +18,7 @@ from graft.runs.page_words import (
     without_paths,
 )
 from graft.runs.run_files import RunFiles
-from graft.runs.score_words import change, in_figures
+from graft.runs.score_words import change, in_figures, titled
 from graft.sizes import duration, number, size
 
 GAINS = 3  # scores that stand on top
@@ -84,7 +84,7 @@ def gains(run: RunFiles) -> str:
 def _gain(name: str, before: Any, after: Any, told: tuple[str, str]) -> str:
     """Return the card of one score.  told: on which rows, and what "before" is."""
     where, earlier = told
-    title, badge, was = f"{name.replace('_', ' ')}{where}", "", ""
+    title, badge, was = f"{titled(name)}{where}", "", ""
     if is_number(before) and is_number(after):
         words, gain = change(name, before, after)
         kind = {1: " good", -1: " bad", 0: ""}[gain]
@@ -179,6 +179,7 @@ def _made(run: RunFiles, known: Circumstances) -> str:
 def machine_words(machine: Mapping[str, Any]) -> str:
     """Return a machine in words."""
     gpus = ", ".join(map(str, machine.get("gpus") or ()))
-    cores = f"{machine['cores']} cores, {machine.get('threads', '?')} threads" if "cores" in machine else ""
+    counts = [(machine.get(name), name) for name in ("cores", "threads")]
+    cores = ", ".join(f"{n} {what if n != 1 else what[:-1]}" for n, what in counts if isinstance(n, int))
     parts = [gpus, str(machine.get("processor", "")), cores, str(machine.get("system", ""))]
     return "; ".join(filter(None, parts))

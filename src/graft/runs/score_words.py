@@ -9,12 +9,14 @@ LESS, MORE, NEITHER = -1, 1, 0
 class Metric:
     """What one must know to read a metric.
 
-    better: LESS, MORE or NEITHER.  share: whether it is a share of 1, to be shown in per cent.
+    better: LESS, MORE or NEITHER.  share: whether it is a share of 1, to be shown in per cent.  title: its
+    name, where that is not the word for it.
     """
 
     says: str = ""
     better: int = NEITHER
     share: bool = False
+    title: str = ""
 
 
 METRICS = {
@@ -24,11 +26,11 @@ METRICS = {
     "accuracy": Metric("rows that are right", MORE, share=True),
     "precision": Metric("of what was predicted, the part that is right", MORE, share=True),
     "recall": Metric("of what is true, the part that was found", MORE, share=True),
-    "f1": Metric("precision and recall in one number", MORE, share=True),
+    "f1": Metric("precision and recall in one number", MORE, share=True, title="F1"),
     "exact_match": Metric("answers that equal a reference, but for case and punctuation", MORE, share=True),
-    "bleu": Metric("sequences of words shared with the references, 0 to 100", MORE),
-    "chrf": Metric("sequences of letters shared with the references, 0 to 100", MORE),
-    "rouge_l": Metric("longest common sequence of words with a reference, 0 to 100", MORE),
+    "bleu": Metric("sequences of words shared with the references, 0 to 100", MORE, title="BLEU"),
+    "chrf": Metric("sequences of letters shared with the references, 0 to 100", MORE, title="chrF"),
+    "rouge_l": Metric("longest common sequence of words with a reference, 0 to 100", MORE, title="ROUGE-L"),
     "distinct_1": Metric("different words, of all words of the answers", share=True),
     "distinct_2": Metric("different pairs of words, of all of the answers", share=True),
     "margin": Metric("by how much the better answer is ahead", MORE),
@@ -37,7 +39,7 @@ METRICS = {
     "length_bias": Metric("correlation of reward and length; 0 is none"),
     "reward": Metric("what the answers are paid", MORE),
     "judge": Metric("what a judge who pays nothing says of the answers", MORE),
-    "kl": Metric("distance from the model that training started from"),
+    "kl": Metric("distance from the model that training started from", title="KL"),
     "length": Metric("tokens of an answer"),
     "ended": Metric("answers that came to an end by themselves", share=True),
 }
@@ -47,6 +49,15 @@ UNKNOWN = Metric()
 def metric_of(name: str) -> Metric:
     """Return what is known of a metric; of one of the user's own, nothing."""
     return METRICS.get(name, UNKNOWN)
+
+
+def titled(name: str) -> str:
+    """Return a metric's name as people write it.
+
+    >>> titled("bleu"), titled("exact_match")
+    ('BLEU', 'exact match')
+    """
+    return metric_of(name).title or name.replace("_", " ")
 
 
 def in_figures(name: str, value: object) -> str:

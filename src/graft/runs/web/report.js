@@ -4,6 +4,7 @@
   const charts = JSON.parse(document.getElementById("charts").textContent);
   const root = document.documentElement;
   const COLOURS = 6, PAPER = 640;  // pixels of a chart on paper
+  const WHOLE = [...Array(9).keys()].flatMap(i => [1, 2, 5].map(n => n * 10 ** i));  // steps between ticks
   const drawn = [];
 
   const colour = name => getComputedStyle(root).getPropertyValue(name).trim();
@@ -48,9 +49,12 @@
     const soft = colour("--soft"), line = colour("--line");
     const font = "12px system-ui, sans-serif";
     const axis = {stroke: soft, font, grid: {stroke: line, width: 1}, ticks: {stroke: line, width: 1}};
+    const bars = chart.curves.find(curve => curve.style === "bars");
+    const beside = bars?.x.length > 1 ? (bars.x[1] - bars.x[0]) / 2 : 0;  // room for half a bar at both ends
     const title = chart.shared ? {} : {label: chart.x, labelSize: 20, labelFont: font, labelGap: 0};
+    const whole = chart.shared ? {incrs: WHOLE} : {};
     const axes = [
-      {...axis, grid: {show: false}, values: axisNumbers, size: 34, ...title},
+      {...axis, grid: {show: false}, values: axisNumbers, size: 34, ...title, ...whole},
       {...axis, scale: "left", values: axisNumbers, size: axisSize},
     ];
     if (chart.curves.some(curve => curve.right)) {
@@ -58,7 +62,7 @@
     }
     return {
       width, height: chart.wide ? 270 : 200, axes,
-      scales: {x: {time: false, range: (_, low, high) => low < high ? [low, high] : [low - 1, high + 1]}},
+      scales: {x: {time: false, range: (_, low, high) => low < high ? [low - beside, high + beside] : [low - 1, high + 1]}},
       series: [{label: chart.x, value: (plot, _, __, at) => number(latest(plot.data[0], at), 7)}, ...chart.curves.map((c, i) => series(c, chart, i))],
       cursor: {drag: {x: chart.shared, y: false}, sync: chart.shared ? {key: "steps"} : undefined, points: {size: 7}},
       legend: {show: true, live: true},
