@@ -23,6 +23,11 @@ def test_a_run_has_the_charts_of_what_it_recorded_and_no_others():
     assert names(found["Speed and memory"]) == (["tokens per second"], ["memory peak, MiB"])
 
 
+def test_the_speed_counts_what_the_stage_counts():
+    (chart,) = charts([], [{"step": 1, "tokens_per_s": 5.0}], "pairs")
+    assert names(chart) == (["pairs per second"], [])
+
+
 def test_a_noisy_curve_has_its_trend_in_the_same_colour_beside_it():
     metrics = [{"step": i, "loss": float(i % 2)} for i in range(1, 101)]
     each, trend = by_title([*metrics, {"step": 100, "eval_loss": 0.5}])["Loss"].curves[:2]

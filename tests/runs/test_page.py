@@ -192,6 +192,16 @@ def test_the_classes_of_a_classifier_are_set_against_each_other(tmp_path):
     assert "graft chat" not in page and "✗ wrong" in page
 
 
+def test_long_names_of_classes_stand_over_no_column(tmp_path):
+    run = write_run(tmp_path / "long", stage="classify", method={"name": "lora"})
+    counts = [["a rather long name", "b", 3], ["b", "b", 2]]
+    record = {"columns": {"after": {"accuracy": 0.4}}, "curves": {"confusion": counts}, "coverage": {}}
+    storage.write_record(run / "evaluation.json", record)
+    page = report(run)
+    assert '<th scope="col">1</th><th scope="col">2</th>' in page
+    assert '<th scope="row">1  a rather long name</th><td>·</td>' in page
+
+
 def test_many_classes_are_a_list_of_the_most_frequent_mistakes(tmp_path):
     run = write_run(tmp_path / "many", stage="classify", method={"name": "lora"})
     counts = [[f"c{i}", f"c{i}", 5] for i in range(30)] + [["c3", "c4", 9], ["c5", "c6", 2]]

@@ -1,7 +1,7 @@
 """The charts of a run's report: which numbers stand on one chart, by the names that runs give them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from graft.runs.curves import NOISY, Chart, Curve, is_number, smoothed
@@ -32,14 +32,14 @@ class _Plan:
     wide: bool = False
 
 
-def charts(metrics: Records, timing: Records) -> list[Chart]:
+def charts(metrics: Records, timing: Records, counts: str = "tok") -> list[Chart]:
     """Return the charts for which these records have numbers.
 
-    metrics, timing: the lines of the run's two files.
+    metrics, timing: the lines of the run's two files.  counts: what the stage counts for its speed.
     """
     names = dict.fromkeys(name for record in metrics for name in record)
     found = [_chart(plan, metrics) for plan in _plans(names)]
-    found += [_chart(plan, timing) for plan in _PLANS_OF_TIMING]
+    found += [_chart(plan, timing, counts) for plan in _PLANS_OF_TIMING]
     return [chart for chart in found if chart.curves]
 
 
@@ -92,11 +92,14 @@ def _of_answers(what: str) -> list[str]:
     return [f"{what}_{kind}" for kind in COMPARED]
 
 
-def _chart(plan: _Plan, records: Records) -> Chart:
+def _chart(plan: _Plan, records: Records, counts: str = "tok") -> Chart:
     found = _curves(records, plan.left)
     alone = not found  # then the axis on the right is the only one
     found += _curves(records, plan.right, right=not alone)
     curves = [one for number, curve in enumerate(found) for one in _with_trend(curve, number)]
+    if counts != "tok":
+        speed = in_words("tokens_per_s")
+        curves = [replace(c, name=f"{counts} per second") if c.name == speed else c for c in curves]
     return Chart(plan.title, curves, wide=plan.wide)
 
 

@@ -8,6 +8,7 @@ from graft.runs.html_figures import heat_table
 from graft.runs.html_page import table
 
 MOST = 20  # classes that a matrix shows
+NARROW = 10  # letters of a name that stands over a column
 MISTAKES = 20  # that a list shows
 
 
@@ -33,7 +34,12 @@ def _matrix(found: Counter[tuple[str, str]], names: Sequence[str]) -> str:
         told = f"{count:,} of {of[true]:,} rows of {true} were taken for {predicted} ({share:.1%})"
         return f"{count:,}", share if true == predicted else -share, told
 
-    return heat_table("is ↓  taken for →", names, names, [[cell(a, b) for b in names] for a in names])
+    cells = [[cell(a, b) for b in names] for a in names]
+    if max(map(len, names)) <= NARROW:
+        return heat_table("is ↓  taken for →", names, names, cells)
+    numbers = [str(number) for number in range(1, len(names) + 1)]
+    rows = [f"{number}  {name}" for number, name in zip(numbers, names, strict=True)]
+    return heat_table("is ↓  taken for number →", rows, numbers, cells)
 
 
 def _mistakes(found: Counter[tuple[str, str]]) -> str:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
+from typing import Any, TypeGuard
 
 MOST = 800  # points of a curve on a page; a screen has no more
 NOISY = 30  # points from which on a curve is smoothed
@@ -83,6 +83,6 @@ def short(values: Sequence[float]) -> list[float]:
     return [value if isinstance(value, int) else float(f"{value:.6g}") for value in values]
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[float]:
     """Return whether a value can be drawn."""
     return type(value) in (int, float) and math.isfinite(value)  # True and False are none

@@ -9,6 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from graft.recipe.stages import stage_cards
 from graft.runs.charts import EACH, calibration, charts, lengths
 from graft.runs.confusion_page import confusion
 from graft.runs.curves import Chart, is_number
@@ -82,7 +83,8 @@ def _answers(run: RunFiles) -> list[Section]:
 
 def _curves(run: RunFiles, drawn: list[Chart]) -> list[Section]:
     """Return the curves over the steps, and their numbers as a table."""
-    found = charts(run.metrics, run.timing)
+    counts = stage_cards()[run.recipe.stage_name].counts if run.recipe else "tok"
+    found = charts(run.metrics, run.timing, counts)
     if not found:
         return []
     start = len(drawn)

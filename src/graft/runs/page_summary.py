@@ -105,7 +105,13 @@ def _tiles(run: RunFiles, known: Circumstances) -> str:
     held = run.data.get("eval")
     tiles: list[tuple[str, str, str]] = []
     if known.seconds:
-        tiles.append(("Training time", duration(known.seconds), f"{known.speed:,.0f} {counts}/s"))
+        tiles.append(
+            (
+                "Training time",
+                duration(known.seconds),
+                f"{known.speed:{',.0f' if known.speed >= 10 else '.2g'}} {counts}/s",
+            )
+        )
     if known.peak:
         gpu = bool(start.get("machine", {}).get("gpus"))
         tiles.append(("Peak memory", size(known.peak), "of the GPU" if gpu else "of the process"))
