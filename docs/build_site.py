@@ -44,7 +44,7 @@ def place_of(path: Path) -> Path | None:
         return Path(FROM_ROOT[name])
     if name in ("recipes", "examples"):
         return Path(f"{name}.md")
-    inside = name.startswith("docs/") and path.suffix in (".md", ".svg", ".css")
+    inside = name.startswith("docs/") and path.suffix in (".md", ".svg", ".png", ".css")
     return Path(name.removeprefix("docs/")) if inside else None
 
 

@@ -49,6 +49,15 @@ def test_the_scores_stand_on_top_with_their_change(run):
     )
 
 
+def test_what_is_neither_good_nor_bad_does_not_stand_on_top(tmp_path):
+    run = write_run(tmp_path / "run")
+    scores = {"loss": -0.5, "reward": 0.5, "length": 12.0}
+    record = {"columns": {"before": scores, "after": scores | {"reward": 0.25}}, "coverage": {}}
+    storage.write_record(run / "evaluation.json", record)
+    assert re.findall(r'<p class="name">(\w+)', report(run)) == ["reward"]
+    assert '<span class="badge bad">−0.25</span>' in report(run)
+
+
 def test_the_tiles_are_the_figures_of_the_files(run):
     found = tiles(report(run))
     assert found["Training time"][0] == "60 s", "from the start to the end, evaluations included"

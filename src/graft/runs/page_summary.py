@@ -18,7 +18,7 @@ from graft.runs.page_words import (
     without_paths,
 )
 from graft.runs.run_files import RunFiles
-from graft.runs.score_words import change, in_figures, titled
+from graft.runs.score_words import change, in_figures, metric_of, titled
 from graft.sizes import duration, number, size
 
 GAINS = 3  # scores that stand on top
@@ -62,9 +62,13 @@ def steps_of(run: RunFiles) -> int:
 
 
 def main_metrics(columns: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """Return the metrics that matter most, in their order; the loss only if there is nothing else."""
+    """Return the metrics that matter most, in their order: those that can become better.
+
+    The loss is one of them only if there is nothing else.
+    """
     names = list(columns["after"]) if "after" in columns else []
-    return [name for name in names if name != "loss"] or names
+    others = [name for name in names if name != "loss"]
+    return [name for name in others if metric_of(name).better] or others or names
 
 
 def gains(run: RunFiles) -> str:
