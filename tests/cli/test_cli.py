@@ -22,7 +22,7 @@ from graft.recipe import read
 COMMANDS = typer.main.get_command(app).commands
 PARTS = [f"{verb} {part}" for verb, command in COMMANDS.items() for part in getattr(command, "commands", ())]
 ROOT = Path(__file__).resolve().parents[2]
-HEAVY = ("torch", "transformers", "rich", "plotly")  # typer itself reads options by pydantic
+HEAVY = ("torch", "transformers", "rich")  # typer itself reads options by pydantic
 
 
 def training(folder, output, changes):

@@ -1,6 +1,7 @@
-"""The charts of judgements: plotly accepts them, and names are shown as they are."""
+"""The figures of judgements have the numbers of the leaderboard, and names are shown as they are."""
 
-import plotly.graph_objects as go
+import re
+
 import pytest
 
 from graft.evaluate.agreement import Agreement, Estimate
@@ -15,49 +16,54 @@ def board():
     return leaderboard([Judgement(p, *pair, "2" if p == "r" else "1") for pair in pairs for p in "pqr"])
 
 
-def drawn(chart):
-    """Return the chart as plotly reads it; it refuses names that it does not know."""
-    return go.Figure(chart.traces, chart.layout())
+def cells(html, element="td"):
+    """Return the cells of each row, without marks."""
+    rows = re.findall(r"<tr>(.*?)</tr>", html)
+    return [re.findall(rf"<{element}[^>]*>([^<]*)", row) for row in rows]
 
 
-def test_every_model_has_its_rating_between_the_ends_of_its_interval_the_best_on_top():
-    figure = drawn(ratings(board()))
-    lines, points = figure.data
-    places = board().places
-    assert [place.model for place in places] == ["7", "<b>", "2024-01-01"]
-    assert list(points.x) == [place.rating.value for place in places] and list(points.y) == [0, 1, 2]
-    assert list(lines.x[0::3]) == [place.rating.low for place in places]
-    assert list(lines.x[1::3]) == [place.rating.high for place in places]
-    assert set(lines.x[2::3]) == {None}
-    assert figure.layout.yaxis.range == (2.5, -0.5)
-    assert figure.layout.yaxis.ticktext == ("7", "&lt;b&gt;", "2024-01-01")
+def numbers(html, name):
+    """Return the values of a style's property, in per cent."""
+    return [float(value) for value in re.findall(rf"--{name}:([-\d.]+)%", html)]
 
 
-def test_the_heat_map_has_the_shares_of_the_matrix_and_gaps_where_nobody_played():
-    figure = drawn(wins(board()))
-    (cells,) = figure.data
-    third, rest = pytest.approx(1 / 3), pytest.approx(2 / 3)
-    assert [list(line) for line in cells.z] == [
-        [None, rest, None],
-        [third, None, rest],
-        [None, third, None],
-    ]
-    assert cells.text[0] == ["", "67%", ""] and cells.hovertext[0][1] == "66.7% of 3 games"
-    assert figure.layout.xaxis.ticktext == figure.layout.yaxis.ticktext
+def test_every_model_has_its_rating_in_the_middle_of_its_interval_the_best_on_top():
+    drawn, places = ratings(board()), board().places
+    assert [row[1] for row in cells(drawn)[1:]] == ["7", "&lt;b&gt;", "2024-01-01"]
+    low = min(place.rating.low for place in places)
+    high = max(place.rating.high for place in places)
+    room = 0.04 * (high - low)
+    start, whole = low - room, high - low + 2 * room
+
+    def shares(values):
+        return pytest.approx([100 * value / whole for value in values], abs=0.01)
+
+    assert numbers(drawn, "at") == shares([place.rating.value - start for place in places])
+    assert numbers(drawn, "from") == shares([place.rating.low - start for place in places])
+    assert numbers(drawn, "wide") == shares([place.rating.high - place.rating.low for place in places])
+
+
+def test_the_matrix_has_the_shares_of_the_points_and_gaps_where_nobody_played():
+    drawn = wins(board())
+    assert cells(drawn)[1:] == [["", "67%", ""], ["33%", "", "67%"], ["", "33%", ""]]
+    assert (
+        'title="66.7% of 3 games"' in drawn and drawn.count('class="up"') == drawn.count('class="down"') == 2
+    )
+    assert numbers(drawn, "heat") == [20] * 4, "a third above or below one half, of 60 per cent"
 
 
 def test_two_judges_that_rank_alike_have_the_same_cell_on_both_sides():
     taus = {("x", "y"): 0.5, ("x", "z"): float("nan"), ("y", "z"): -1.0}
-    (cells,) = drawn(alike(Agreement(("x", "y", "z"), 9, 0.5, 0.1, taus, taus))).data
-    assert [list(line) for line in cells.z] == [[None, 0.5, None], [0.5, None, -1.0], [None, -1.0, None]]
-    assert cells.text[0] == ["", "0.50", ""]
+    drawn = alike(Agreement(("x", "y", "z"), 9, 0.5, 0.1, taus, taus))
+    assert cells(drawn)[1:] == [["", "0.50", ""], ["0.50", "", "-1.00"], ["", "-1.00", ""]]
 
 
 def test_what_sways_a_judge_stands_in_its_row_beside_the_line_of_no_bias():
     share = Estimate(0.6, 0.55, 0.65, 10)
-    figure = drawn(sways({"x": share, "y": share}, {"y": share, "z": share}))
-    first, longer = (trace for trace in figure.data if trace.mode == "markers")
-    assert first.name == "shown first" and list(first.y) == pytest.approx([-0.12, 0.88])
-    assert longer.name == "longer" and list(longer.y) == pytest.approx([1.12, 2.12])
-    assert longer.text[0] == "longer 60.0% (55.0% … 65.0%)"
-    assert figure.layout.yaxis.ticktext == ("x", "y", "z") and figure.layout.shapes[0].x0 == 0.5
+    rows = [["x", "60%", "", "", "", ""], ["y", "60%", "", "", "60%", ""]]
+    drawn = sways({"x": share, "y": share}, {"x": None, "y": share}, (["judge", *"abcde"], rows))
+    first, longer = drawn.split("<table>")[1:]
+    half = 100 * (0.5 + 0.02) / 1.04
+    assert numbers(first, "at") == pytest.approx([half, 100 * 0.62 / 1.04] * 2, abs=0.01)
+    assert longer.count('class="dot"') == 1 and longer.count('class="half"') == 2
+    assert "longer" not in sways({"x": share}, {"x": None}, (["judge", *"abcde"], rows[:1]))

@@ -1,6 +1,7 @@
 """Answers to sample prompts, from the file of a run to a table of prompts and steps."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -56,9 +57,11 @@ def test_the_report_sets_answers_of_several_steps_side_by_side(written, tmp_path
     (tmp_path / "notes.json").write_text(json.dumps(["the reward rises while the judge falls"]))
     written([(step, [(prompt, f"{prompt} {step}") for prompt in prompts]) for step in (5, 10)])
     page = report(tmp_path)
-    assert "<tr><th>prompt</th><th>step 5</th><th>step 10</th></tr>" in page
-    assert "<td>&lt;b&gt;Two?</td><td>&lt;b&gt;Two? 5</td><td>&lt;b&gt;Two? 10</td>" in page
-    assert "<details>" not in page and "the reward rises while the judge falls" in page
+    cards = page.split("<article")[1:]
+    assert len(cards) == 2 and all(f"<h4>Step {step}</h4>" in card for card in cards for step in (5, 10))
+    said = re.findall(r'auto">([^<]*)', cards[1])
+    assert said[:3] == [f"&lt;b&gt;Two?{step}" for step in ("", " 5", " 10")]
+    assert "All " not in page and "the reward rises while the judge falls" in page
     written([(step, [(prompt, "x") for prompt in prompts]) for step in range(15, 90, 5)])
     page = report(tmp_path)
-    assert page.count("<th>step ") == 6 and "<summary>all 17 evaluations</summary>" in page
+    assert page.count("<h4>Step ") == 12 and "<summary>All 17 evaluations</summary>" in page

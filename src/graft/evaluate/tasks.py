@@ -20,6 +20,7 @@ from graft.data.tags import marked
 from graft.data.templates import Prompt
 from graft.errors import DataError, TrainingError
 from graft.evaluate.answers import answers
+from graft.evaluate.confusion import Counts, confusion
 from graft.evaluate.coverage import Coverage
 from graft.evaluate.losses import Progress, classes, silent, summed
 from graft.evaluate.metrics import CLASS, LOSS, TEXT, check, class_scores, user_scores
@@ -102,14 +103,14 @@ def evaluate(
     adapter: str | None = None,
     progress: Progress = silent,
     keep: list[dict[str, Any]] | None = None,
-    curves: dict[str, Points] | None = None,
+    curves: dict[str, Points | Counts] | None = None,
 ) -> dict[str, float]:
     """Return {metric: value} on held-out rows, answered by `adapter` (None: the bare or merged base).
 
     metrics: names of `evaluate.metrics` or of the stage, or package.module:function.
     progress: called with (what, done, total).
     keep: a list that receives {"prompt", "references", "text"} of every generated text, and of the first
-    SHOWN rows with classes.  curves: receives those of the stage (`Stage.curves`).
+    SHOWN rows with classes.  curves: receives those of the stage (`Stage.curves`), and `confusion`.
     Raises UsageError for an unknown metric, DataError if the rows that a metric needs are missing.
     """
     by_classes = held.scored is not None and held.scored.stage.labelled
@@ -127,7 +128,10 @@ def evaluate(
                 curves |= scored.stage.curves(sums)
         if set(metrics) & set(CLASS) - by_loss:
             predicted, true = classes(base, _scored(held, metrics).feed, progress)
-            scores |= class_scores(metrics, predicted, true, _labels(base, adapter, held))
+            names = _labels(base, adapter, held)
+            scores |= class_scores(metrics, predicted, true, names)
+            if curves is not None and names:
+                curves["confusion"] = confusion(predicted, true, names)
             if keep is not None:
                 keep += _answered(base, held, adapter)
         text_metrics = [name for name in metrics if name in TEXT or ":" in name]
@@ -160,7 +164,7 @@ class Table:
     columns: dict[str, dict[str, float]]
     texts: list[dict[str, Any]]
     coverage: Coverage = field(default_factory=Coverage)
-    curves: dict[str, Points] = field(default_factory=dict)
+    curves: dict[str, Points | Counts] = field(default_factory=dict)
 
     def rows(self) -> list[tuple[str, list[float | None]]]:
         """Return (metric, its value in each column or None) of every metric."""
@@ -185,7 +189,7 @@ def before_after(
         columns = _baseline(held.scored, metrics)
     else:
         columns = {"before": evaluate(base, held, metrics, adapter=None, progress=progress, keep=before)}
-    curves: dict[str, Points] = {}
+    curves: dict[str, Points | Counts] = {}
     columns["after"] = evaluate(
         base, held, metrics, adapter=adapter, progress=progress, keep=after, curves=curves
     )

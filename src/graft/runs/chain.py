@@ -2,7 +2,8 @@
 
 Every stage is an ordinary run, equal to the bit to one that is carried out alone: the base is handed on
 without adapters, with the tokenizer as it was loaded. A chain's folder holds recipe.yaml, which repeats it,
-and the folders of its runs. The same call finds the stages that have finished, and continues the others.
+the folders of its runs, and report.html, which leads to their pages. The same call finds the stages that have
+finished, and continues the others.
 """
 
 import gc
@@ -24,6 +25,7 @@ from graft.recipe.chain import Chain, read_chain, stages_in
 from graft.runs.audience import attended
 from graft.runs.build import load_base, settled
 from graft.runs.identity import as_begun, require_same_settings
+from graft.runs.page_chain import chain_report
 from graft.runs.result import RunResult
 from graft.runs.run import NOTHING_LOST, carry_out
 from graft.runs.run import run as run_one
@@ -92,6 +94,7 @@ def stages(
             audience.stage(name, number, len(recipes), recipe)
             result = carry_out(recipe, audience, load=bases)
             bases.release()
+            storage.replace(folder / "report.html", chain_report(folder).encode())
             yield result
 
 

@@ -1,38 +1,25 @@
 """The charts of a run's report: which numbers stand on one chart, by the names that runs give them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from graft.runs.curves import NOISY, Chart, Curve, is_number, smoothed
+
 Records = Sequence[Mapping[str, Any]]
-MANY = 30  # points from which on a curve has no markers
 COMPARED = ("chosen", "rejected", "good", "bad")  # kinds of answers that rows or pairs compare
 OWN = ("reward_deviation", *(f"reward_{kind}" for kind in COMPARED))  # rewards that no function is called
-
-
-@dataclass(frozen=True)
-class Chart:
-    """Curves over one axis.
-
-    traces: as plotly has them.  right: what the axis on the right shows; "" if there is none.
-    more: what plotly's layout has besides.
-    """
-
-    title: str
-    traces: list[dict[str, Any]]
-    x: str = "step"
-    right: str = ""
-    more: Mapping[str, Any] = field(default_factory=dict)
-    height_rem: float = 20
-
-    def layout(self) -> dict[str, Any]:
-        """Return plotly's layout."""
-        layout: dict[str, Any] = {"margin": {"t": 10, "r": 60 if self.right else 10}}
-        layout |= {"xaxis": {"title": {"text": self.x}}, "showlegend": len(self.traces) > 1}
-        if self.right:
-            layout["yaxis2"] = {"title": {"text": self.right}, "overlaying": "y", "side": "right"}
-            layout["legend"] = {"orientation": "h", "y": 1.15}
-        return layout | dict(self.more)
+EACH = ", each step"  # behind the name of a curve that has a trend beside it
+WORDS = {
+    "lr": "learning rate",
+    "kl": "KL",
+    "eval_kl": "KL, held-out rows",
+    "grad_norm": "gradient norm",
+    "tokens_per_s": "tokens per second",
+    "memory_mb": "memory now, MiB",
+    "peak_mb": "memory peak, MiB",
+    "rollout_seconds": "seconds of writing",
+}
 
 
 @dataclass(frozen=True)
@@ -42,38 +29,48 @@ class _Plan:
     title: str
     left: Sequence[str]
     right: Sequence[str] = field(default=())
+    wide: bool = False
 
 
-def charts(metrics: Records, timing: Records) -> list[Chart]:
+def charts(metrics: Records, timing: Records, counts: str = "tok") -> list[Chart]:
     """Return the charts for which these records have numbers.
 
-    metrics, timing: the lines of the run's two files.
+    metrics, timing: the lines of the run's two files.  counts: what the stage counts for its speed.
     """
     names = dict.fromkeys(name for record in metrics for name in record)
     found = [_chart(plan, metrics) for plan in _plans(names)]
-    found += [_chart(_Plan("Tokens per second", ("tokens_per_s",)), timing)]
-    found += [_chart(_Plan("Seconds of writing answers", ("rollout_seconds",)), timing)]
-    return [chart for chart in found if chart.traces]
+    found += [_chart(plan, timing, counts) for plan in _PLANS_OF_TIMING]
+    return [chart for chart in found if chart.curves]
 
 
 def calibration(points: Sequence[Sequence[float]]) -> Chart:
     """Return the chart of a reward model.  points: its probability, share of right pairs, number of pairs."""
-    probability, right, pairs = zip(*points, strict=True)
-    told = {
-        "x": probability, "y": right, "text": [f"{n} pairs" for n in pairs], "mode": "lines+markers",
-        "name": "share of right pairs",
-    }  # fmt: skip
-    ideal = {"x": [0.5, 1], "y": [0.5, 1], "mode": "lines", "name": "as it should be"}
+    probability, right, _ = zip(*points, strict=True)
+    told = Curve("share of right pairs", probability, right)
+    ideal = Curve("as it should be", [0.5, 1.0], [0.5, 1.0], "dashed")
     return Chart("Calibration", [told, ideal], "probability of the preferred answer, as the model says")
+
+
+def lengths(histogram: Sequence[Sequence[int]]) -> Chart:
+    """Return the chart of a histogram: [up to this many tokens, examples], ..."""
+    tops, counts = zip(*histogram, strict=True)
+    return Chart("Lengths of the examples", [Curve("examples", tops, counts, "bars")], "up to so many tokens")
+
+
+_PLANS_OF_TIMING = (
+    _Plan("Speed and memory", ("tokens_per_s",), ("memory_mb", "peak_mb")),
+    _Plan("Seconds of writing answers", ("rollout_seconds",)),
+)
 
 
 def _plans(names: Mapping[str, Any]) -> list[_Plan]:
     """Return what stands together.  names: of all numbers that the run recorded."""
     answers = "reward" in names  # the model writes them itself: their loss when evaluated is minus the reward
     single = [name for name in names if name.removeprefix("eval_").startswith("reward_") and name not in OWN]
+    loss = _Plan("Loss", ("loss", "policy_loss") if answers else ("loss", "eval_loss"), wide=not answers)
+    reward = _Plan("Reward", ("reward", "eval_reward"), ("eval_judge",), wide=True)
     return [
-        _Plan("Loss", ("loss", "policy_loss") if answers else ("loss", "eval_loss")),
-        _Plan("Reward", ("reward", "eval_reward"), ("eval_judge",)),
+        *((reward, loss) if answers else (loss, reward)),
         _Plan("Single rewards", single if answers else ()),
         _Plan("Divergence from the reference", ("kl", "eval_kl"), ("beta",)),
         _Plan("Length of answers", ("length", "eval_length"), ("ended", "eval_ended")),
@@ -95,22 +92,49 @@ def _of_answers(what: str) -> list[str]:
     return [f"{what}_{kind}" for kind in COMPARED]
 
 
-def _chart(plan: _Plan, records: Records) -> Chart:
-    left, right = _curves(records, plan.left), _curves(records, plan.right)
-    if not left:  # then the axis on the right is the only one
-        return Chart(plan.title, right)
-    titles = ", ".join(trace["name"] for trace in right)
-    return Chart(plan.title, left + [trace | {"yaxis": "y2"} for trace in right], right=titles)
+def _chart(plan: _Plan, records: Records, counts: str = "tok") -> Chart:
+    found = _curves(records, plan.left)
+    alone = not found  # then the axis on the right is the only one
+    found += _curves(records, plan.right, right=not alone)
+    curves = [one for number, curve in enumerate(found) for one in _with_trend(curve, number)]
+    if counts != "tok":
+        speed = in_words("tokens_per_s")
+        curves = [replace(c, name=f"{counts} per second") if c.name == speed else c for c in curves]
+    return Chart(plan.title, curves, wide=plan.wide)
 
 
-def _curves(records: Records, names: Sequence[str]) -> list[dict[str, Any]]:
-    """Return a plotly trace for each name that some record has."""
-    traces = []
-    for name in names:
-        pairs = [(record.get("step"), record.get(name)) for record in records]
-        points = [pair for pair in pairs if all(isinstance(number, int | float) for number in pair)]
+def _curves(records: Records, names: Sequence[str], *, right: bool = False) -> list[Curve]:
+    """Return a curve for each name that some record has; of a step that was repeated, the last number."""
+    curves = []
+    known = {name for record in records for name in record}
+    for name in (name for name in names if name in known):
+        points: dict[float, float] = {}
+        for record in records:
+            if is_number(step := record.get("step")) and is_number(value := record.get(name)):
+                points[step] = value
         if points:
-            steps, values = zip(*points, strict=True)
-            mode = "lines" if len(points) > MANY else "lines+markers"
-            traces.append({"x": steps, "y": values, "name": name.replace("_", " "), "mode": mode})
-    return traces
+            steps = sorted(points)
+            curves.append(Curve(in_words(name), steps, [points[step] for step in steps], right=right))
+    return curves
+
+
+def _with_trend(curve: Curve, colour: int) -> list[Curve]:
+    """Return a curve; if it has many points, its trend beside it."""
+    if len(curve.y) <= NOISY or curve.right or curve.name in map(in_words, ("lr", "tokens_per_s")):
+        return [Curve(curve.name, curve.x, curve.y, right=curve.right, colour=colour)]
+    return [
+        Curve(f"{curve.name}{EACH}", curve.x, curve.y, "faint", colour=colour),
+        Curve(curve.name, curve.x, smoothed(curve.y), colour=colour),
+    ]
+
+
+def in_words(name: str) -> str:
+    """Return the name of a number for people.
+
+    >>> in_words("eval_loss"), in_words("lr"), in_words("policy_loss")
+    ('loss, held-out rows', 'learning rate', 'policy loss')
+    """
+    if name in WORDS:
+        return WORDS[name]
+    words = name.removeprefix("eval_").replace("_", " ")
+    return f"{words}, held-out rows" if name.startswith("eval_") else words

@@ -2,16 +2,17 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from html import escape
 
 from graft.evaluate.agreement import Agreement, length_bias, order_bias
 from graft.evaluate.answer_files import Answers
 from graft.evaluate.disputes import Item, most_disputed
 from graft.evaluate.judgements import FIRST, SECOND, Judgement
 from graft.evaluate.leaderboard import Leaderboard
-from graft.evaluate.leaderboard_text import facts, interval, number, places
-from graft.runs.charts import Chart
-from graft.runs.html_page import chart_section, folded, html_page, section, table, texts, verbatim
+from graft.evaluate.leaderboard_text import facts, interval, number
+from graft.runs.html_page import Section, folded, html_page, paragraph, table, verbatim
 from graft.runs.judgement_charts import alike, ratings, sways, wins
+from graft.runs.page_answers import block
 
 ITEMS = 12  # pairs of answers on the page
 ALL = "all judges"
@@ -25,25 +26,22 @@ def judgement_page(
     board: the leaderboard of these judgements; its numbers are those on the page.  answers: that were judged,
     as far as they are at hand.  seed: decides the drawn prompts behind the intervals of single judges.
     """
-    drawn, cells = [ratings(board), wins(board)], _sways(board, judgements, seed)
-    sections = [section("Judgements", verbatim("\n".join(facts(board))))]
-    sections += [_with_table(0, drawn[0], places(board)), chart_section(1, drawn[1])]
-    if board.agreement is not None:
-        sections.append(section("Agreement of the judges", _agreement(board.agreement)))
-        if len(board.agreement.judges) > 2:
-            sections.append(chart_section(2, alike(board.agreement)))
-    if cells is not None:
-        sections.append(_with_table(3, *cells))
-    items = most_disputed(judgements, ITEMS)
-    return html_page(
-        title, [*sections, section("Pairs of answers, the most disputed first", _items(items, answers))]
+    best = board.places[0]
+    lead = (
+        f"{best.model} is rated best of {len(board.places)} models: {best.rating.value:.0f} "
+        f"({interval(best.rating, '.0f')}), after {board.judgements:,} judgements on "
+        f"{board.prompts:,} prompts."
     )
-
-
-def _with_table(index: int, chart: Chart, cells: tuple[Sequence[str], Sequence[Sequence[str]]]) -> str:
-    """Return a section with a chart and the header and rows of its numbers."""
-    header, rows = cells
-    return chart_section(index, chart) + table(rows, header)
+    sections = [Section("Ratings", ratings(board))]
+    sections.append(Section("Points won by the row's model against the column's", wins(board)))
+    if board.agreement is not None:
+        sections.append(Section("Agreement of the judges", _agreement(board.agreement)))
+    if told := _sways(board, judgements, seed):
+        sections.append(Section("What sways the judges", told))
+    items = most_disputed(judgements, ITEMS)
+    sections.append(Section("Pairs of answers, the most disputed first", _items(items, answers)))
+    sections.append(Section("How it was judged", verbatim("\n".join(facts(board)))))
+    return html_page(title, sections, kind="Judged answers, by Graft", head=paragraph(lead, "lead"))
 
 
 def _agreement(agreed: Agreement) -> str:
@@ -55,23 +53,20 @@ def _agreement(agreed: Agreement) -> str:
         ("Fleiss' kappa", number(agreed.kappa)),
     ]
     ranks = [(*pair, number(tau), number(agreed.spearman[pair])) for pair, tau in agreed.kendall.items()]
-    return table(told) + table(ranks, ("judge", "judge", "Kendall", "Spearman"))
+    parts = table(told) + table(ranks, ("judge", "judge", "Kendall", "Spearman"))
+    if len(agreed.judges) > 2:
+        parts += f"<h3>How far two judges rank alike (Kendall)</h3>{alike(agreed)}"
+    return parts
 
 
-def _sways(
-    board: Leaderboard, judgements: Sequence[Judgement], seed: int
-) -> tuple[Chart, tuple[Sequence[str], Sequence[Sequence[str]]]] | None:
-    """Return what sways all judges and each of them, as a chart and its table; None if nothing is known."""
+def _sways(board: Leaderboard, judgements: Sequence[Judgement], seed: int) -> str:
+    """Return what sways all judges and each of them; "" if nothing is known."""
     names = sorted({one.judge for one in judgements})
     own = {name: [one for one in judgements if one.judge == name] for name in names if len(names) > 1}
     # A single judge's numbers are the board's. They stand under its name.
     whole = ALL if own else names[0] or "the judge"
     orders = {whole: board.order} | {name: order_bias(said, seed=seed) for name, said in own.items()}
     lengths = {whole: board.length} | {name: length_bias(said, seed=seed) for name, said in own.items()}
-    first = {name: bias.first for name, bias in orders.items() if bias is not None}
-    longer = {name: share for name, share in lengths.items() if share is not None}
-    if not first and not longer:
-        return None
     rows = []
     for name, bias in orders.items():
         share = lengths[name]
@@ -79,24 +74,31 @@ def _sways(
         row.append(f"{bias.consistent.value:.1%}" if bias else "")
         rows.append([*row, *([f"{share.value:.1%}", interval(share, ".1%")] if share else ["", ""])])
     header = ("judge", "shown first gets", "95 %", "same in both orders", "longer gets", "95 %")
-    return sways(first, longer), (header, rows)
+    first = {name: bias.first if bias else None for name, bias in orders.items()}
+    return sways(first, lengths, (header, rows))
 
 
 def _items(items: Sequence[Item], answers: Answers) -> str:
     """Return pairs of answers with what was said of them."""
-    parts = []
+    cards = []
     for item in items:
         known = [answers.get(model, {}).get(item.prompt) for model in item.pair]
-        pair = [answer.text if answer else "(not at hand)" for answer in known]
-        parts.append(texts([(item.prompt, *pair)], ("prompt", *item.pair)))
+        sides = "".join(
+            f"<div><h4>{escape(model)}</h4>{block(answer.text if answer else '(not at hand)')}</div>"
+            for model, answer in zip(item.pair, known, strict=True)
+        )
         said = Counter(_better(one) for one in item.judgements)
         summary = ", ".join(f"{name} {count}" for name, count in said.most_common())
-        parts.append(
-            folded(f"better: {summary}", texts([_said(one, item) for one in item.judgements], _header(item)))
+        verdicts = table([_said(one, item) for one in item.judgements], _header(item))
+        asked = f"<h3>Prompt</h3>{block(item.prompt)}"
+        cards.append(
+            f'<article class="answer">{asked}<div class="sides">{sides}</div>'
+            f"{folded(f'better: {summary}', verdicts)}</article>"
         )
+    told = ""
     if not any(answers.get(model, {}).get(item.prompt) for item in items for model in item.pair):
-        parts.insert(0, "<p>The answers are not at hand: give their files to graft rank with --answers.</p>")
-    return "".join(parts)
+        told = paragraph("The answers are not at hand: give their files to graft rank with --answers.")
+    return f'{told}<div class="answers">{"".join(cards)}</div>'
 
 
 def _header(item: Item) -> tuple[str, ...]:

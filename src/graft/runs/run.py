@@ -38,6 +38,7 @@ from graft.recipe import Recipe, Train, read
 from graft.recipe.keywords import with_keywords
 from graft.runs.audience import Audience, attended
 from graft.runs.build import feed, grown, load_base, scoring_feed, settled, settled_on
+from graft.runs.circumstances import note_end, note_start, trained_on
 from graft.runs.effect import without_effect
 from graft.runs.hear import Notes
 from graft.runs.identity import as_begun, claim, identity, require_same_settings
@@ -228,6 +229,7 @@ def _train(
             trained_before = has_finished(work.folder)
             if not trained_before:
                 notes.keep_in(work.folder / "notes.json")
+                note_start(work.folder, trained_on(base, name, work.recipe))
             _announce(observer, work)
             task = _task(work, facts, observer)
             if own is not None and not trained_before:
@@ -240,6 +242,8 @@ def _train(
                 notice(f"nothing is left to train: the run in {work.folder} has ended")
                 _, tensors, _ = peft.read(work.folder / "adapter")
                 base.adapters[name].load_file_state(tensors)
+            else:
+                note_end(work.folder)
             return replace(_finish(work, observer), notes=notes, trained=not trained_before)
 
 
@@ -353,20 +357,8 @@ def _announce(observer: Audience, work: _Work) -> None:
     """Tell the observer what will be trained, and on which rows."""
     base, recipe = work.base, work.recipe
     adapter = base.adapters[work.adapter]
-    observer.begin(
-        {
-            "base": base.name,
-            "parameters": base.count(),
-            "dtype": recipe.dtype,
-            "stored": recipe.dtype if base.quant == "none" else base.quant,
-            "methods": [method.name() for method in adapter.methods],
-            "sites": len(adapter.inserts),
-            "trained": adapter.count(),
-            "stage": recipe.stage_name,
-            "recipe": recipe.model_dump(),
-            "folder": str(work.folder),
-        }
-    )
+    what = {"stage": recipe.stage_name, "recipe": recipe.model_dump(), "folder": str(work.folder)}
+    observer.begin({**trained_on(base, work.adapter, recipe), **what})
     for text in adapter.notices():
         notice(text)
     if recipe.data.pack and work.stage.packs and (obstacle := base.unpackable(recipe.data.max_length)):
