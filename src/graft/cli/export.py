@@ -86,6 +86,8 @@ def certificate_lines(facts: dict[str, Any]) -> list[str]:
     differences = f"logits differ by {logits['mean']:.2g} on average, {logits['max']:.2g} at most"
     if weights:
         differences = f"weights differ by {weights['max']:.2g} at most; {differences}"
+    if facts.get("rounded") and not lines:
+        differences = f"every packed layer rounded anew; {differences}"
     lines.append(f"        {differences}")
     if perplexity["written"] is not None:
         numbers = f"{perplexity['adapted']:.4g} before, {perplexity['written']:.4g} after"

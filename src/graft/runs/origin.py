@@ -1,11 +1,12 @@
 """What an export says of the run it comes from: its own rows, its settings in words, its scores."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from graft.errors import GraftError, notice
-from graft.recipe import Recipe
+from graft.recipe import Recipe, read
 from graft.runs.open import Opened
-from graft.runs.own_rows import own_rows
+from graft.runs.own_rows import own_rows, rows_in
 from graft.runs.result import RunResult, has_finished, result_of
 from graft.shipping.origin import Origin
 from graft.shipping.prompts import Prompts
@@ -13,13 +14,14 @@ from graft.shipping.provenance import last_name
 
 
 def origin_of(opened: Opened) -> Origin | None:
-    """Return the run that was opened, as an export speaks of it; None for a model or an adapter alone.
+    """Return the run that was opened, or whose adapter was; None for a model or another adapter.
 
     A notice says so if its rows cannot be read.
     """
-    recipe, folder = opened.recipe, opened.folder
-    if recipe is None or folder is None:
+    folder = opened.folder or _run_of(opened)
+    if folder is None:
         return None
+    recipe = opened.recipe or read(folder)
     training, scores, scored = {"stage": recipe.stage_name, "method": _method(recipe)}, {}, ""
     if has_finished(folder):
         result = result_of(folder, recipe)
@@ -29,16 +31,25 @@ def origin_of(opened: Opened) -> Origin | None:
     names = _names(recipe)
     hub = [name.removeprefix("hub:").partition(":")[0] for name in names if name.startswith("hub:")]
     shown = [name if name.startswith(("hub:", "seedling:")) else last_name(name) for name in names]
-    return Origin(folder, _rows(opened, recipe), training, scores, scored, shown, hub)
+    return Origin(folder, _rows(opened, folder), training, scores, scored, shown, hub)
 
 
-def _rows(opened: Opened, recipe: Recipe) -> Prompts | None:
+def _run_of(opened: Opened) -> Path | None:
+    """Return the run's folder in which the adapter lies that answers; None if it lies elsewhere."""
+    place = opened.base.adapters[opened.adapter].folder if opened.adapter else None
+    inside = place is not None and place.name == "adapter" and (place.parent / "recipe.yaml").is_file()
+    return place.parent if place is not None and inside else None
+
+
+def _rows(opened: Opened, folder: Path) -> Prompts | None:
     """Return the run's rows to measure with; None where they cannot be read, which is told."""
     try:
-        return own_rows(recipe, opened.base, opened.adapter)
+        if opened.recipe is not None:
+            return own_rows(opened.recipe, opened.base, opened.adapter)
+        return rows_in(folder, opened.base, opened.adapter)
     except (GraftError, OSError) as error:
         given = error.given if isinstance(error, GraftError) else str(error)
-        notice(f"the rows of {opened.folder} cannot be read ({given}): 8 fixed texts are measured instead")
+        notice(f"the rows of {folder} cannot be read ({given}): 8 fixed texts are measured instead")
         return None
 
 

@@ -60,16 +60,22 @@ def again(folder: Path, said: Mapping[str, Any], base: Base, adapter: str | None
     """
     if not (folder / "recipe.yaml").is_file():
         return None
+    try:
+        found = rows_in(folder, base, adapter)
+    except (GraftError, OSError):
+        return None
+    return found if found is not None and found.source.get("kind") == said.get("kind") else None
+
+
+def rows_in(folder: Path, base: Base, adapter: str | None) -> Prompts | None:
+    """Return `own_rows` of a run's folder, read by its own tokenizer, whatever the base has."""
     own = base.tokenizer
     try:
         if (folder / "adapter" / "tokenizer_config.json").exists():
             base.tokenizer = tokenizer_in(folder / "adapter")
-        found = own_rows(read(folder), base, adapter)
-    except (GraftError, OSError):
-        return None
+        return own_rows(read(folder), base, adapter)
     finally:
         base.tokenizer = own
-    return found if found is not None and found.source.get("kind") == said.get("kind") else None
 
 
 def _prompts(
