@@ -384,7 +384,7 @@ def test_a_merged_model_is_quantised_and_asked(home, tmp_path, capsys):
 def test_a_model_is_exported_in_four_bits_and_called_rounded(home, tmp_path, capsys):
     assert call(["export", str(home / "model"), str(tmp_path / "m"), "--to", "gptq"]) == 0
     err = capsys.readouterr().err.splitlines()
-    assert any(line.startswith("checked rounded; weights differ by") for line in err)
+    assert any(line.startswith("checked every packed layer rounded anew; weights differ by") for line in err)
     assert err[-1] == f"next    graft chat {tmp_path / 'm'}"
     assert call(["chat", str(tmp_path / "m"), "--raw", "--prompt", "Day 1.", "--max-new-tokens", "2"]) == 0
 

@@ -1,5 +1,6 @@
 """What survives a merge, by hand; certificates say it, and `verify` finds what was changed."""
 
+import hashlib
 import json
 import math
 
@@ -20,9 +21,10 @@ from graft.methods.task_head import TaskHead
 from graft.models.load import load
 from graft.quant import QuantLinear, Scheme, quantise_model
 from graft.shipping import prompts
-from graft.shipping.certificate import CERTIFICATE, ideal
+from graft.shipping.certificate import CERTIFICATE
 from graft.shipping.export import choices, export
 from graft.shipping.fidelity import Tally, perplexity, survival
+from graft.shipping.updates import ideal
 from graft.shipping.verify import SHAPE, verify
 from models import inputs, randomise, tiny_base, tiny_model
 
@@ -117,22 +119,32 @@ def test_a_tally_of_several_tensors_weighs_them_by_their_changes():
 
 def test_prompts_come_from_the_tokenizer_or_from_a_seed_and_fit_the_model(model_folder):
     base = load(model_folder)
-    assert prompts.rows(base)[0] == base.tokenizer(prompts.TEXTS[0])["input_ids"][: prompts.LONGEST]
+    first = prompts.fixed(base).rows[0]
+    assert first.ids == base.tokenizer(prompts.TEXTS[0])["input_ids"][: prompts.LONGEST]
     bare = tiny_base("roberta")
-    rows = prompts.rows(bare)
-    assert rows == prompts.rows(tiny_base("roberta")) and all(4 <= id < 96 for row in rows for id in row)
+    asked = prompts.fixed(bare)
+    assert asked == prompts.fixed(tiny_base("roberta"))
+    assert all(4 <= id < 96 for row in asked.rows for id in row.ids)
     short = Base(tiny_model("gpt2", n_positions=16))
-    assert {len(row) for row in prompts.rows(short)} == {16}
+    assert {len(row.ids) for row in prompts.fixed(short).rows} == {16}
+
+
+def test_the_digest_of_fixed_texts_is_that_of_their_ids_so_that_older_certificates_are_verified():
+    asked = prompts.fixed(tiny_base())
+    ids = [row.ids for row in asked.rows]
+    assert asked.digest() == hashlib.sha256(json.dumps(ids).encode()).hexdigest()
+    assert asked.facts().keys() == {"rows", "tokens", "sha256"}
 
 
 def test_perplexity_is_that_of_transformers():
     base = tiny_base()
-    rows = prompts.rows(base)
+    asked = prompts.fixed(base)
+    texts = [torch.tensor([row.ids]) for row in asked.rows]
     with torch.no_grad():
-        outputs = [base.model(torch.tensor([row]), labels=torch.tensor([row])) for row in rows]
-    expected = math.exp(sum(float(out.loss) for out in outputs) / len(rows))  # rows of one length
-    assert perplexity(base, rows, [out.logits for out in outputs]) == pytest.approx(expected, rel=1e-5)
-    assert perplexity(tiny_base("bert"), rows, []) is None
+        outputs = [base.model(ids, labels=ids) for ids in texts]
+    expected = math.exp(sum(float(out.loss) for out in outputs) / len(texts))  # rows of one length
+    assert perplexity(base, asked, [out.logits for out in outputs]) == pytest.approx(expected, rel=1e-5)
+    assert perplexity(tiny_base("bert"), asked, []) is None
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "t5"])
@@ -160,7 +172,7 @@ def test_a_certificate_says_how_far_the_folder_is_from_what_was_trained(family, 
         facts["base"]["fingerprint"] == base.fingerprint() and facts["versions"]["torch"] == torch.__version__
     )
     assert facts["adapters"][0]["fingerprint"] == base.adapters["sql"].fingerprint()
-    assert "of the update survives" in certificate_line(facts) and set(facts["files"]) > {
+    assert "of what was learnt survives rounding" in certificate_line(facts) and set(facts["files"]) > {
         "config.json",
         "model.safetensors",
     }

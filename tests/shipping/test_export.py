@@ -207,6 +207,6 @@ def test_what_cannot_be_meant_is_named(tmp_path):
     base.attach("sql", LoRA(r=2))
     with pytest.raises(AdapterError, match="'sql'"):
         export(base, tmp_path / "out", adapter="slq")
-    base.attach("head", TaskHead(num_labels=2))
+    base.attach("head", TaskHead(num_labels=2, pool="mean"))
     with pytest.raises(MergeError, match="peft"):
         export(base, tmp_path / "out", adapter="head")

@@ -270,7 +270,9 @@ def test_ollama_gets_the_template_in_its_own_language(base, tmp_path):
         'PARAMETER stop "<eos>"',
         "PARAMETER num_ctx 512",
     ]
-    assert "vllm serve seedling-Q8_0.gguf --tokenizer seedling" in (tmp_path / "out/README.md").read_text()
+    card = (tmp_path / "out/README.md").read_text()
+    assert "vllm serve ./seedling-Q8_0.gguf --tokenizer PATH_TO/seedling" in card
+    assert "No other tool knows that name" in card and "library_name: gguf" in card
 
 
 def test_every_builtin_template_is_given_to_ollama_or_left_to_it(base):

@@ -38,35 +38,77 @@ def export(
 ) -> None:
     refuse_occupied(folder, force=force)  # before the work
     from graft.runs.open import open_model
-    from graft.shipping.export import CERTIFICATE, LAYOUTS
+    from graft.runs.origin import origin_of
+    from graft.shipping.export import CERTIFICATE
     from graft.shipping.export import export as write  # torch costs seconds
 
     opened = open_model(model, adapters=adapter or ())
-    written = write(opened.base, folder, to, type=form, adapter=opened.adapter, force=force, lossy=lossy)
+    how: dict[str, Any] = {"type": form, "adapter": opened.adapter, "force": force, "lossy": lossy}
+    written = write(opened.base, folder, to, **how, origin=origin_of(opened))
     certificate = codec.loads((written / CERTIFICATE).read_text(encoding="utf-8"))
     if json:
         files = sorted(path.name for path in written.iterdir())
         show_json({"folder": str(written), "to": to, "files": files, "certificate": certificate})
     else:
         show(f"wrote   {written} ({size_of(written)})")
-        talk(f"checked {certificate_line(certificate)}")
+        for line in certificate_lines(certificate):
+            talk(line)
+    after(_next(written, to, opened.base.name))
+
+
+def _next(written: Path, to: str, base: str) -> str:
+    """Return what to do with an export."""
+    from graft.shipping.export import LAYOUTS
+
     if to.startswith("gguf"):
         others = f"for llama.cpp and vLLM see {written / 'README.md'}"
-        after(f"ollama create NAME -f {written / 'Modelfile'}   ({others})")
-    else:
-        alone = LAYOUTS[to].adapter_alone
-        after(f"graft chat {opened.base.name} --adapter {written}" if alone else f"graft chat {written}")
+        return f"ollama create NAME -f {written / 'Modelfile'}   ({others})"
+    if LAYOUTS[to].adapter_alone:
+        return f"graft chat {base} --adapter {written}"
+    config = codec.loads((written / "config.json").read_text(encoding="utf-8"))
+    named = (config.get("architectures") or [""])[0]
+    for word, task in {"Sequence": "text-classification", "Token": "token-classification"}.items():
+        if named.endswith(f"For{word}Classification"):
+            return f"transformers.pipeline({task!r}, {str(written)!r})   (in Python)"
+    return f"graft chat {written}"
+
+
+def certificate_lines(facts: dict[str, Any]) -> list[str]:
+    """Return what a certificate measured, a line each."""
+    weights, logits, perplexity = (facts[key] for key in ("weights", "logits", "perplexity"))
+    lines = []
+    if weights and weights["survived"] is not None:
+        rounded = ", every packed layer anew" if facts.get("rounded") else ""
+        lines.append(
+            f"checked {weights['survived']:.1%} of what was learnt survives rounding{rounded} "
+            "(good: above 50%; 100% is all of it)"
+        )
+    differences = f"logits differ by {logits['mean']:.2g} on average, {logits['max']:.2g} at most"
+    if weights:
+        differences = f"weights differ by {weights['max']:.2g} at most; {differences}"
+    if facts.get("rounded") and not lines:
+        differences = f"every packed layer rounded anew; {differences}"
+    lines.append(f"        {differences}")
+    if perplexity["written"] is not None:
+        numbers = f"{perplexity['adapted']:.4g} before, {perplexity['written']:.4g} after"
+        lines.append(f"        perplexity {numbers}, on {rows_line(facts['prompts'])}")
+    if "classes" in facts:
+        found = facts["classes"]
+        told = f"{found['same']} of {found['count']} classes told as before"
+        right = f"right: {found['adapted']} before, {found['written']} after"
+        lines.append(f"        {told} ({right}), on {rows_line(facts['prompts'])}")
+    if not lines[0].startswith("checked"):
+        lines[0] = lines[0].replace("       ", "checked", 1)
+    return lines
 
 
 def certificate_line(facts: dict[str, Any]) -> str:
     """Return what a certificate measured, in one line."""
-    weights, logits, perplexity = (facts[key] for key in ("weights", "logits", "perplexity"))
-    parts = ["rounded"] if facts.get("rounded") else []
-    if weights and weights["survived"] is not None:
-        parts.append(f"{weights['survived']:.1%} of the update survives")
-    if weights:
-        parts.append(f"weights differ by {weights['max']:.2g} at most ({weights['mean']:.2g} on average)")
-    parts.append(f"logits by {logits['max']:.2g} ({logits['mean']:.2g})")
-    if perplexity["written"] is not None:
-        parts.append(f"perplexity {perplexity['adapted']:.4g} -> {perplexity['written']:.4g}")
-    return "; ".join(parts)
+    return "; ".join(line.removeprefix("checked").strip() for line in certificate_lines(facts))
+
+
+def rows_line(prompts: dict[str, Any]) -> str:
+    """Return which rows a measurement is about."""
+    if "run" not in prompts:
+        return f"{prompts['rows']} fixed texts unlike your data"
+    return f"{prompts['rows']} of the run's {prompts['of']:,} {prompts['kind']} rows"

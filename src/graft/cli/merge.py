@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from graft.cli.export import certificate_line
+from graft.cli.export import certificate_lines, rows_line
 from graft.cli.say import after, show, show_json, table, talk
 from graft.errors import UsageError, one_of
 from graft.sizes import size_of
@@ -14,6 +14,7 @@ from graft.storage import refuse_occupied
 
 if TYPE_CHECKING:
     from graft.runs.open import Opened
+    from graft.shipping.origin import Origin
 
 FORMS = ("model", "adapter")
 WAYS = {
@@ -60,17 +61,19 @@ def merge(
     one_of("--as", form, FORMS)
     refuse_occupied(folder, force=force)  # before the work
     from graft.runs.open import open_model  # torch costs seconds
+    from graft.runs.origin import origin_of
     from graft.shipping.export import CERTIFICATE, REPORT, check_into, export, minima_hold
 
     opened = open_model(model, adapters=adapter or (), quant=quant)
+    origin = origin_of(opened)
     check_into(opened.base, into)
     blended = _blend(opened, weight or [], how=how, density=density, r=r, seed=seed)
     to = "hf" if form == "model" else "peft"
-    ways = _choices(opened, form, into, original)
+    ways = _choices(opened, form, into, original, origin)
     if form == "model" and not into and opened.adapter and minima_hold(opened.base, [opened.adapter]):
         into = "packed"
     choice = {"adapter": opened.adapter, "into": into, "original": original}
-    written = export(opened.base, folder, to, **choice, force=force, lossy=lossy)
+    written = export(opened.base, folder, to, **choice, force=force, lossy=lossy, origin=origin)
     facts = codec.loads((written / REPORT).read_text(encoding="utf-8")) if form == "model" else {}
     certificate = codec.loads((written / CERTIFICATE).read_text(encoding="utf-8"))
     if json:
@@ -82,22 +85,30 @@ def merge(
             parts = " + ".join(f"{number:g} {name}" for name, number in blended["weights"].items())
             talk(f"blended {parts} by {blended['how']}: {blended['trained']:,} numbers")
         _print_cost(facts)
-        talk(f"checked {certificate_line(certificate)}")
+        for line in certificate_lines(certificate):
+            talk(line)
     if form == "model":
         after(f"graft chat {written}   (or: graft quantize {written} OUT)")
     else:
         after(f"graft chat {opened.base.name} --adapter {written}")
 
 
-def _choices(opened: "Opened", form: str, into: str | None, original: str | None) -> list[dict[str, Any]]:
+def _choices(
+    opened: "Opened", form: str, into: str | None, original: str | None, origin: "Origin | None"
+) -> list[dict[str, Any]]:
     """Measure and print the ways to merge into a quantised base; an empty list if one was chosen."""
     from graft.shipping.export import choices  # torch costs seconds
 
     if form != "model" or into or not opened.adapter or opened.base.quant == "none":
         return []
-    ways = choices(opened.base, [opened.adapter], original)
-    header = ("--into", "bits", "survives", "logits differ", "perplexity", "")
+    if opened.base.adapters[opened.adapter].head is not None:  # a classifier is merged in one way
+        return []
+    prompts = origin.prompts if origin else None
+    ways = choices(opened.base, [opened.adapter], original, prompts)
+    header = ("--into", "bits", "survives", "logits differ", "perplexity", "what is written")
     talk(table(header, [_row(way) for way in ways]))
+    measured = rows_line(origin.prompts.facts() | {"run": ""}) if origin and origin.prompts else "fixed texts"
+    talk(f"        answers were measured on {measured}")
     return ways
 
 
@@ -154,6 +165,8 @@ def _print_cost(facts: dict[str, Any]) -> None:
         moved = part["logits"]
         form = facts["packed"] or facts["dtype"]
         talk(f"merged  {part['adapter']}: {part['kept']:.1%} of its change survives the rounding to {form}")
+        if moved is None:  # of a classifier the classes are compared
+            continue
         effect = f"the adapter moves them by {moved['effect']:.2g}"
         talk(f"logits  differ by {moved['mean']:.2g} on average; {effect}")
     if facts.get("note"):

@@ -20,20 +20,23 @@ def verify(
     folder: Annotated[
         Path, typer.Argument(help="A merged, exported or quantised folder, an adapter, or a run.")
     ],
+    base: Annotated[str | None, typer.Option(help="Where the base is now, if it was moved.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the same facts for programs.")] = False,
 ) -> None:
     """Compare files with their digests; of a merged or exported folder, measure its answers again, too.
 
-    Measuring needs the base and the adapters where they were. Files of other programs have no digests and are
-    not checked. Exit code 1 if something differs, 2 if there is nothing to compare.
+    Measuring needs the base, the adapters and the run's rows: what is gone is said to be not checked. Files
+    of other programs have no digests and are not checked. Exit code 1 if something differs, 2 if there
+    is nothing to compare.
     """
     if not any((folder / name).is_file() for name in KNOWN) and not any(folder.glob("*/recipe.yaml")):
         what = "holds no adapter, no run and no model" if folder.is_dir() else "is no folder"
         raise UsageError(f"{folder} {what}", "a folder that Graft wrote", "check the path")
+    from graft.runs.own_rows import again
     from graft.shipping.verify import DIFFERS, UNKNOWN
     from graft.shipping.verify import verify as check  # torch costs seconds
 
-    checks = check(folder)
+    checks = check(folder, base=base, rows_of=again)
     if all(one.state == UNKNOWN for one in checks):
         raise UsageError(
             f"{folder} has no digests: nothing in it can be compared",

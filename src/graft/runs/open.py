@@ -20,6 +20,7 @@ from graft.recipe import Recipe, read
 from graft.recipe.chain import last_finished
 from graft.runs.build import load_base
 from graft.runs.identity import require_same_base, require_same_settings
+from graft.shipping.provenance import whereabouts
 from graft.stages.stage import stage_of
 
 
@@ -96,7 +97,7 @@ def open_model(name: str, adapters: Sequence[str] = (), quant: str | None = None
     elif (folder / "adapter_config.json").exists():
         storage.require_unchanged(folder, AdapterError)
         config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        base = config.get("base_model_name_or_path")
+        base = _base_of(folder, config.get("base_model_name_or_path"))
         if not base:
             raise UsageError(
                 f"{name} names no base", "an adapter that names one", f"give the base, and --adapter {name}"
@@ -116,6 +117,17 @@ def open_model(name: str, adapters: Sequence[str] = (), quant: str | None = None
     if opened.recipe is None:
         opened.by_template = bool(getattr(opened.base.tokenizer, "chat_template", None))
     return opened
+
+
+def _base_of(folder: Path, name: Any) -> str | None:
+    """Return where the base of an adapter is: by the name in its settings, or the way in its certificate."""
+    if not name or Path(name).exists():
+        return str(name) if name else None
+    try:
+        facts = json.loads((folder / storage.CERTIFICATE).read_text(encoding="utf-8"))["base"]
+        return whereabouts({"name": name, "path": facts.get("path")}, folder)
+    except (OSError, ValueError, LookupError, AttributeError, TypeError):
+        return str(name)
 
 
 def adapter_name(folder: Path) -> str:

@@ -2,21 +2,23 @@
 
     weights      |file − (W + D)| of every tensor: max and mean; the share of the update
                  ⟨file − W, D⟩ / ⟨D, D⟩ that the file holds (`fidelity`)
-    logits       |file's − adapted base's| on the fixed prompts: max and mean
-    perplexity   of the fixed prompts: bare base, base with the adapters, the file
+    logits       |file's − adapted base's| on the prompts (`prompts`): max and mean
+    perplexity   of the prompts: bare base, base with the adapters, the file
+    classes      of a classifier: how many prompts get the same class, and how many the right one
 
 The file is read again from its folder, the way its target program sees it: a `Reading` gives its logits and
 weights. A new format brings its own reading (`readback`) and calls `certify` before its folder is renamed
 into place. The certificate also holds fingerprints of base and adapters, a digest of all weights of the base
 and its settings, versions, and the SHA-256 of every file, so that `graft verify` can repeat everything and
-loading finds files that were changed (`storage.written`). Its own SHA-256 is its first entry.
+loading finds files that were changed (`storage.written`). Its own SHA-256 is its first entry. Nothing in it
+says where things lie on the machine that made it (`provenance`).
 """
 
-import contextlib
 import json
 import math
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -25,15 +27,15 @@ import torch
 
 import graft
 from graft import storage
-from graft.base.merging import folded, places
-from graft.core.insert import Insert
-from graft.core.site import Site
 from graft.errors import MergeError
 from graft.models.load import DTYPES
-from graft.quant import QuantLinear, packed_layers
-from graft.quant.experts import PackedExperts, outer_modules
-from graft.shipping import prompts
-from graft.shipping.fidelity import Tally, answers, ask, drift, perplexity
+from graft.quant import packed_layers
+from graft.shipping import prompts as texts
+from graft.shipping import provenance
+from graft.shipping.card import licence
+from graft.shipping.fidelity import Tally, agreement, answers, ask, drift, perplexity
+from graft.shipping.prompts import Prompts
+from graft.shipping.updates import ideal, stacked
 
 if TYPE_CHECKING:
     from graft.base.adapter import Adapter
@@ -47,13 +49,16 @@ TOOLS = ("torch", "transformers", "tokenizers", "safetensors")
 class Reading(Protocol):
     """A written folder as its program sees it.
 
-    of: "model", or "adapter" if the folder holds an adapter alone.
+    of: "model"; "adapter" if the folder holds an adapter alone; "classifier" if its head is a task's.
     """
 
     of: str
 
     def logits(self, ids: torch.Tensor, **extra: Any) -> torch.Tensor:
-        """Answer (1, T) -> (1, T, V); extra: `decoder_input_ids` for an encoder-decoder."""
+        """Answer (1, T) -> (1, T, V), or the logits of classes.
+
+        extra: `decoder_input_ids` for an encoder-decoder, `token_type_ids` of two texts.
+        """
 
     def weight(self, name: str) -> torch.Tensor | None:
         """Return the tensor of this name in transformers, or in an adapter's file; None if there is none."""
@@ -68,22 +73,24 @@ def certify(
     *,
     trained: "Base | None" = None,
     notes: dict[str, Any] | None = None,
+    prompts: Prompts | None = None,
 ) -> dict[str, Any]:
     """Measure `folder` against `base` with `adapters` attached (none of them merged); write certificate.json.
 
     adapters: in the order of merging; none: the bare base was exported.  trained: the base that they were
     trained on, whose answers count, if their changes were added to the weights of another.  notes: more facts
-    to keep.
+    to keep.  prompts: to measure with; the fixed texts by default.
     Raises MergeError if a measurement is not a finite number.
     """
     trained = trained or base
     facts = {
         "format": format,
+        **made(),
         **(notes or {}),
-        "base": described(trained),
-        "added_to": None if trained is base else described(base),
-        "adapters": [_adapter(base.adapters[name]) for name in adapters],
-        **measured(base, reading, adapters, trained),
+        "base": described(trained, folder),
+        "added_to": None if trained is base else described(base, folder),
+        "adapters": [_adapter(base.adapters[name], folder) for name in adapters],
+        **measured(base, reading, adapters, trained, prompts),
         "versions": versions(),
         **digests(folder),
     }
@@ -99,14 +106,20 @@ def certify_quantised(base: "Base", folder: Path, quant: str, *, calibrated: boo
     """
     facts = {
         "format": QUANTISED,
+        **made(),
         "quant": quant,
         "calibrated": calibrated,
-        "base": described(base),
+        "base": described(base, folder),
         "adapters": [],
         "versions": versions(),
         **digests(folder),
     }
     write(folder, facts)
+
+
+def made() -> dict[str, str]:
+    """Return by which program and on which day something is written."""
+    return {"created_by": f"graft {graft.__version__}", "date": datetime.now(UTC).date().isoformat()}
 
 
 def write(folder: Path, facts: dict[str, Any]) -> None:
@@ -127,57 +140,41 @@ def _require_numbers(facts: dict[str, Any], folder: Path) -> None:
                 )
 
 
-def measured(base: "Base", reading: Reading, adapters: Sequence[str], trained: "Base") -> dict[str, Any]:
-    """Return {"prompts", "weights", "logits", "perplexity"}; `certify` writes it, `verify` repeats it."""
-    rows = prompts.rows(trained, adapters)
-    bare = answers(trained, None, rows)
+def measured(
+    base: "Base",
+    reading: Reading,
+    adapters: Sequence[str],
+    trained: "Base",
+    prompts: Prompts | None = None,
+) -> dict[str, Any]:
+    """Return {"prompts", "weights", "logits", "perplexity"}; `certify` writes it, `verify` repeats it.
+
+    Of a classifier there are "classes", too.
+    """
+    asked = prompts or texts.fixed(trained, adapters)
+    bare = answers(trained, None, asked)
     with stacked(trained, adapters[:-1]):
-        adapted = answers(trained, adapters[-1], rows) if adapters else bare
-    written = ask(trained, rows, reading.logits)
+        adapted = answers(trained, adapters[-1], asked) if adapters else bare
+    written = ask(trained, asked, reading.logits)
     of = {"base": bare, "adapted": adapted, "written": written}
+    classes = {"classes": agreement(asked, adapted, written)} if asked.classes else {}
     return {
-        "prompts": {"rows": len(rows), "tokens": sum(map(len, rows)), "sha256": prompts.digest(rows)},
+        "prompts": asked.facts(),
         "weights": _weights(base, reading, adapters),
         "logits": drift(bare, adapted, written),
-        "perplexity": {name: perplexity(trained, rows, logits) for name, logits in of.items()},
+        "perplexity": {name: perplexity(trained, asked, logits) for name, logits in of.items()},
+        **classes,
     }
 
 
-@contextlib.contextmanager
-def stacked(base: "Base", names: Sequence[str], *, repack: bool = False) -> Iterator[None]:
-    """Merge these adapters inside the block, in this order."""
-    done: list[str] = []
-    try:
-        for name in names:
-            base.merge(name, repack=repack)
-            done.append(name)
-        yield
-    finally:
-        for name in reversed(done):
-            base.unmerge(name)
-
-
-@contextlib.contextmanager
-def unmerged(base: "Base") -> Iterator[list[str]]:
-    """Unmerge everything inside the block, and merge it again afterwards.
-
-    Yields the names of what was merged, oldest first.
-    """
-    merged = [(done.adapter, bool(done.repacked)) for done in base.merged]
-    for name, _ in reversed(merged):
-        base.unmerge(name)
-    try:
-        yield [name for name, _ in merged]
-    finally:
-        for name, repack in merged:
-            base.merge(name, repack=repack)
-
-
-def described(base: "Base") -> dict[str, Any]:
-    """Return what identifies this base."""
+def described(base: "Base", folder: Path) -> dict[str, Any]:
+    """Return what identifies this base, and the way to it from a folder that others may read."""
     schemes = [layer.scheme for layer in packed_layers(base.model).values()]
     return {
-        "name": str(Path(base.name).resolve()) if Path(base.name).exists() else base.name,
+        "name": provenance.public_name(base),
+        "path": provenance.way_to_base(base, folder),
+        "revision": provenance.revision(base),
+        "licence": licence(base),
         "fingerprint": base.fingerprint(),
         "contents": base.contents(),
         "class": type(base.model).__name__,
@@ -213,11 +210,12 @@ def digests(folder: Path) -> dict[str, dict[str, str]]:
     }
 
 
-def _adapter(adapter: "Adapter") -> dict[str, Any]:
-    folder = adapter.folder if adapter.folder is not None and adapter.folder.is_dir() else None
+def _adapter(adapter: "Adapter", folder: Path) -> dict[str, Any]:
+    place = adapter.folder if adapter.folder is not None and adapter.folder.is_dir() else None
     return {
         "name": adapter.name,
-        "folder": None if folder is None else str(folder),
+        "folder": None if place is None else provenance.last_name(place),
+        "path": None if place is None else provenance.way(place, folder),
         "fingerprint": adapter.fingerprint(),
         "methods": [method.name() for method in adapter.methods],
     }
@@ -228,7 +226,7 @@ def _weights(base: "Base", reading: Reading, adapters: Sequence[str]) -> dict[st
     """Compare every tensor of the reading with what it should be; None if it has none.
 
     survived: the share of the update that is there; None if no weight was to change.  missing: names of
-    absent tensors.
+    absent tensors; a classifier has no language head, and its pooler is another one.
     """
     tally, missing = Tally(), []
     wanted = ideal(base, adapters)
@@ -237,50 +235,12 @@ def _weights(base: "Base", reading: Reading, adapters: Sequence[str]) -> dict[st
         wanted = ((key, tensor, tensor) for key, tensor in state.items())
     for key, before, tensor in wanted:
         written = reading.weight(key)
-        if written is None:
-            missing.append(key)
-        else:
+        if written is not None:
             tally.add(key, before, tensor, written.to(tensor.device))
+        elif reading.of != "classifier":
+            missing.append(key)
     if not tally.count:
         return None
     survived = tally.kept if tally.tensors else None
     worst = min(tally.tensors, key=lambda key: tally.tensors[key]["kept"], default=None)
     return {"max": tally.max, "mean": tally.mean, "survived": survived, "worst": worst, "missing": missing}
-
-
-def ideal(base: "Base", adapters: Sequence[str]) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
-    """Yield (name, W, W + D) of every tensor of the model, with transformers' shapes and names.
-
-    D is all that these adapters add, before any rounding. In-place methods count into W: they are merged
-    exactly.
-    """
-    changes: dict[str, dict[str, tuple[Site, list[Insert]]]] = {}
-    with contextlib.ExitStack() as stack:
-        for adapter in (base.adapters[name] for name in adapters):
-            stack.enter_context(adapter.swapped())
-            for site, inserts in places(adapter):
-                changes.setdefault(site.path, {}).setdefault(site.name, (site, []))[1].extend(inserts)
-        for path, module in outer_modules(base.model):
-            before = tensors(module)
-            after = dict(before)
-            for place in changes.get(path, {}).values():
-                after |= _changed(module, *place)
-            for name, tensor in after.items():
-                yield f"{path}.{name}", before.get(name, torch.zeros_like(tensor)), tensor
-
-
-def tensors(module: Any) -> dict[str, torch.Tensor]:
-    """Return a module's own parameters as files of transformers hold them; packed ones are dequantised."""
-    if not isinstance(module, QuantLinear):
-        packed = {name: m.weight for name, m in module.named_children() if isinstance(m, PackedExperts)}
-        return packed | {name: p.detach() for name, p in module._parameters.items() if p is not None}
-    weight = module.weight.T if module.transposed else module.weight
-    return {"weight": weight} if module.bias is None else {"weight": weight, "bias": module.bias.detach()}
-
-
-def _changed(module: Any, site: Site, inserts: Sequence[Insert]) -> dict[str, torch.Tensor]:
-    weight, bias = folded(site, inserts)
-    if site.kind == "parameter":
-        return {site.leaf: site.stored(weight)}
-    weight = weight.T if site.transposed or getattr(module, "transposed", False) else weight
-    return {"weight": weight} if bias is None else {"weight": weight, "bias": bias}

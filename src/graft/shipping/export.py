@@ -18,13 +18,18 @@ from typing import TYPE_CHECKING, Any
 from graft.base.choice import named
 from graft.core.by_name import answered, require_base
 from graft.core.site import shown
-from graft.errors import MergeError, UsageError, one_of
-from graft.shipping import prompts
-from graft.shipping.certificate import CERTIFICATE, certify, stacked, unmerged
+from graft.errors import MergeError, UsageError, notice, one_of
+from graft.shipping import adapter as alone
+from graft.shipping import classifier, provenance
+from graft.shipping import prompts as texts
+from graft.shipping.certificate import CERTIFICATE, certify
 from graft.shipping.exported import Exported
 from graft.shipping.fidelity import answers, drift, judge_answers, judge_survival, survival
 from graft.shipping.layouts import LAYOUTS, Settings
 from graft.shipping.merge_ways import check_into, choices, default_into, minima_hold, original_of
+from graft.shipping.origin import Origin
+from graft.shipping.prompts import Prompts
+from graft.shipping.updates import stacked, unmerged, without_head
 from graft.storage import output_folder, write_json
 
 if TYPE_CHECKING:
@@ -48,6 +53,7 @@ def export(
     original: str | Path | None = None,
     force: bool = False,
     lossy: bool = False,
+    origin: Origin | None = None,
 ) -> Path:
     """Write a folder that another program loads, and return it.
 
@@ -61,6 +67,8 @@ def export(
     change.
     original: the folder of the weights before quantisation, if it is not base.name.
     force: replace what is in the folder.  lossy: write the model even if the merge loses what was learned.
+    origin: the run that the adapter comes from (`graft.runs.origin`): its rows are measured with, and the
+    model card tells of it. Without it eight fixed texts are measured with.
 
     A model is merged in fp32 and rounded once to the base's `file_dtype`; packed layers become 16-bit
     unless they stay packed. merge_report.json says what that cost, tensor by tensor. gptq, awq and
@@ -74,19 +82,20 @@ def export(
     layout, folder = LAYOUTS[one_of("to", to, LAYOUTS)], Path(folder)
     check_into(base, into)
     chosen = _one_adapter(base, adapter) if layout.adapter_alone or adapter is not None else None
-    settings = Settings(folder.name, chosen, type, into)
+    settings = Settings(folder.name, chosen, type, into, origin)
     usual = default_into(base)  # asked before anything is unmerged
+    prompts = origin.prompts_for(folder) if origin else None
     with output_folder(folder, force=force) as partial, unmerged(base) as merged:
         layout.check(base, settings)
         if layout.adapter_alone:
-            _export_adapter(base, partial, to, settings)
+            _export_adapter(base, partial, to, settings, prompts)
         else:
             names = _adapters_to_merge(base, merged, chosen)
             settings = replace(
                 settings, into=into or ("packed" if layout.holds(base, names, settings) else usual)
             )
             source = original_of(base, names, original) if settings.into == "original" else base
-            _export_model(base, source, partial, to, names, settings, lossy=lossy)
+            _export_model(base, source, partial, to, names, settings, prompts, lossy=lossy)
     if to == "peft":
         base.adapters[str(chosen)].folder = folder.resolve()
     return Exported(folder)
@@ -111,10 +120,12 @@ def _adapters_to_merge(base: "Base", merged: list[str], adapter: str | None) -> 
     return merged or ([_one_adapter(base, None)] if base.adapters else [])
 
 
-def _export_adapter(base: "Base", folder: Path, to: str, settings: Settings) -> None:
+def _export_adapter(base: "Base", folder: Path, to: str, settings: Settings, prompts: Prompts | None) -> None:
     LAYOUTS[to].write(base, folder, settings)
     with LAYOUTS[to].read(folder, base) as reading:
-        certify(base, folder, to, reading, [str(settings.adapter)])
+        certify(base, folder, to, reading, [str(settings.adapter)], prompts=prompts)
+    if to == "peft" and provenance.is_nameless(base):
+        notice(alone.nameless(base))
 
 
 def _export_model(
@@ -124,6 +135,7 @@ def _export_model(
     to: str,
     names: Sequence[str],
     settings: Settings,
+    prompts: Prompts | None,
     *,
     lossy: bool,
 ) -> None:
@@ -132,12 +144,15 @@ def _export_model(
     base: what the adapters were trained on.  source: the same, or its weights before quantisation.
     """
     layout, repack = LAYOUTS[to], settings.into == "packed"
+    headed = _headed(source, names, to)
+    if prompts and prompts.headed != bool(headed):  # rows of another task
+        prompts = None
     with contextlib.ExitStack() as stack:
-        reports = [_merge(source, name, stack, repack=repack, lossy=lossy) for name in names]
-        unpacked = layout.write(source, folder, settings)
+        reports = [_merge(source, name, stack, prompts, repack=repack, lossy=lossy) for name in names]
+        unpacked = layout.write(source, folder, replace(settings, headed=headed))
         dequantised = sorted({*unpacked, *(layer for done in source.merged for layer in done.dequantised)})
     facts = {
-        "base": source.name,
+        "base": provenance.public_name(source),
         "dtype": str(source.file_dtype).removeprefix("torch."),
         "into": settings.into,
         "packed": source.quant if repack else "",
@@ -148,31 +163,61 @@ def _export_model(
     write_json(folder / REPORT, facts)
     notes = {"into": settings.into} | ({"rounded": True} if layout.rounds else {})
     with layout.read(folder, source) as reading:
-        certificate = certify(source, folder, to, reading, names, trained=base, notes=notes)
-    if names and not lossy:
+        if headed:
+            asked = prompts or texts.fixed(base, names)
+            classifier.require_same_together(base, headed, reading, asked)
+        certificate = certify(source, folder, to, reading, names, trained=base, notes=notes, prompts=prompts)
+    if names and not lossy and not headed:
         judge_answers(" + ".join(names), certificate["logits"], base.file_dtype)
 
 
-def _merge(
-    base: "Base", name: str, stack: contextlib.ExitStack, *, repack: bool, lossy: bool
-) -> dict[str, Any]:
-    """Merge one adapter until the stack closes; return the cost. Raises MergeError if it is too high."""
-    heads = [site.name for site, _ in base.adapters[name].inserts if site.kind == "final"]
-    if heads:
+def _headed(base: "Base", names: Sequence[str], to: str) -> str | None:
+    """Return the adapter whose task head goes along: the last one. Raises MergeError for any other."""
+    headed = [name for name in names if base.adapters[name].head is not None]
+    if not headed:
+        return None
+    if headed != [names[-1]]:
         raise MergeError(
-            f"{name!r} has a task head ({heads[0]}), which a plain {type(base.model).__name__} cannot hold",
-            "an adapter that changes weights only",
-            "export it with to='peft'",
+            f"{' and '.join(headed)} have task heads",
+            "one, of the adapter that is merged last",
+            "export one adapter",
         )
-    rows = prompts.rows(base, [name])
-    before, adapted = answers(base, None, rows), answers(base, name, rows)
+    classifier.check(base, headed[0], to)
+    return headed[0]
+
+
+def _merge(
+    base: "Base",
+    name: str,
+    stack: contextlib.ExitStack,
+    prompts: Prompts | None,
+    *,
+    repack: bool,
+    lossy: bool,
+) -> dict[str, Any]:
+    """Merge one adapter until the stack closes; return the cost. Raises MergeError if it is too high.
+
+    Of an adapter with a task head the rest is merged: its answers are compared once its classes can be read.
+    """
     report = survival(base.adapters[name], repack=repack, dtype=base.file_dtype)
-    stack.enter_context(stacked(base, [name], repack=repack))
-    untied = base.merged[-1].untied
-    report |= {"adapter": name, "untied": untied, "logits": drift(before, adapted, answers(base, None, rows))}
+    if base.adapters[name].head is not None:
+        body = stack.enter_context(without_head(base, name))
+        stack.enter_context(stacked(base, [] if body is None else [body], repack=repack))
+        report |= {"adapter": name, "untied": bool(body) and base.merged[-1].untied, "logits": None}
+    else:
+        rows = prompts or texts.fixed(base, [name])
+        before, adapted = answers(base, None, rows), answers(base, name, rows)
+        stack.enter_context(stacked(base, [name], repack=repack))
+        merged = answers(base, None, rows)
+        report |= {
+            "adapter": name,
+            "untied": base.merged[-1].untied,
+            "logits": drift(before, adapted, merged),
+        }
     if not lossy:
         judge_survival(name, report, base.file_dtype, base.quant if repack else "")
-        judge_answers(name, report["logits"], base.file_dtype)
+        if report["logits"] is not None:
+            judge_answers(name, report["logits"], base.file_dtype)
     return report
 
 

@@ -6,8 +6,8 @@ W is the weight as the base computes with it, D the whole change that the adapte
 to the base's dtype, or packing it again. Q(W) is W, so R = Q(W + D) − Q(W) is the change that is left, and
 `survived` is the length of its projection on D in units of ‖D‖. It is 1 if the format holds the sum, 0 if
 every step is smaller than half
-the gap between two numbers: such a merge has no visible effect. Besides the weights, the logits of fixed
-prompts say what a user will see, and their perplexity whether it is good.
+the gap between two numbers: such a merge has no visible effect. Besides the weights, the logits of prompts
+(`prompts`) say what a user will see, and their perplexity whether it is good.
 """
 
 import math
@@ -20,10 +20,12 @@ from torch.nn import functional as F
 from graft.base.adapter import Adapter
 from graft.base.merging import folded, in_minima, places
 from graft.core.site import Site
+from graft.data.encode import IGNORED
 from graft.errors import MergeError, listed
 from graft.generate.generate import evaluating
 from graft.quant import QuantLinear
 from graft.quant.experts import PackedExperts
+from graft.shipping.prompts import Prompts
 
 if TYPE_CHECKING:
     from graft.base.base import Base
@@ -115,34 +117,41 @@ def _stored(site: Site, ideal: torch.Tensor, repack: bool, dtype: torch.dtype) -
     return torch.cat([nan if layer is None else layer.weight for layer in packed])
 
 
-def answers(base: "Base", name: str | None, rows: Sequence[Sequence[int]]) -> list[torch.Tensor]:
-    """Return the base's logits for these ids under `name`, or hidden states if it has no language head."""
-    return ask(base, rows, lambda ids, **extra: base(ids, adapters=[name], **extra)[0])
+def answers(base: "Base", name: str | None, prompts: Prompts) -> list[torch.Tensor]:
+    """Return the base's logits for these prompts under `name`, or hidden states if it has no language head.
+
+    Those of an adapter with a task head are of its classes.
+    """
+    return ask(base, prompts, lambda ids, **extra: base(ids, adapters=[name], **extra)[0])
 
 
 @torch.no_grad()
-def ask(base: "Base", rows: Sequence[Sequence[int]], answer: Answer) -> list[torch.Tensor]:
-    """Return the answers to these rows, in fp32; models of some families are given more than ids."""
+def ask(base: "Base", prompts: Prompts, answer: Answer) -> list[torch.Tensor]:
+    """Return the answers to these prompts at the places that are measured, in fp32."""
     logits = []
     with evaluating(base):
-        for ids in (torch.tensor([row], device=base.device) for row in rows):
-            extra = {"decoder_input_ids": ids} if base.family == "seq2seq" else {}
-            logits.append(answer(ids, **extra).float())
+        for row in prompts.rows:
+            inputs = {name: torch.tensor([ids], device=base.device) for name, ids in row.inputs.items()}
+            one = answer(torch.tensor([row.ids], device=base.device), **inputs).float()
+            logits.append(one if row.at is None or one.ndim != 3 else one[:, row.at])
     return logits
 
 
-def perplexity(base: "Base", rows: Sequence[Sequence[int]], logits: Sequence[torch.Tensor]) -> float | None:
-    """Return exp of the mean NLL of every token but the first of each row.
+def perplexity(base: "Base", prompts: Prompts, logits: Sequence[torch.Tensor]) -> float | None:
+    """Return exp of the mean NLL of every token that a prompt wants.
 
     Returns None if the logits do not predict a next token.
     """
-    if base.family not in ("causal", "seq2seq") or any(one.ndim != 3 for one in logits):
+    if base.family not in ("causal", "seq2seq") or prompts.headed or any(one.ndim != 3 for one in logits):
         return None
     nll, count = 0.0, 0
-    for row, one in zip(rows, logits, strict=True):
-        nll += float(F.cross_entropy(one[0, :-1], torch.tensor(row[1:], device=one.device), reduction="sum"))
-        count += len(row) - 1
-    return math.exp(min(nll / count, 700))  # beyond that a float has no room
+    for row, one in zip(prompts.rows, logits, strict=True):
+        wanted = torch.tensor(row.wanted, device=one.device)
+        if int(wanted.max()) >= one.shape[-1]:  # classes of tokens, asked with other texts
+            return None
+        nll += float(F.cross_entropy(one[0], wanted, reduction="sum", ignore_index=IGNORED))
+        count += int((wanted != IGNORED).sum())
+    return math.exp(min(nll / count, 700)) if count else None  # beyond that a float has no room
 
 
 def drift(
@@ -200,8 +209,34 @@ def judge_answers(name: str, logits: dict[str, Any], dtype: torch.dtype) -> None
     floor = NOISE * torch.finfo(dtype).eps * logits["size"]
     if not logits["mean"] <= max(DRIFT * logits["effect"], floor):  # so that a NaN is no answer either
         raise MergeError(
-            f"merging {name!r} moves the logits of fixed prompts by {logits['mean']:.3g} on average, "
+            f"merging {name!r} moves the logits of its prompts by {logits['mean']:.3g} on average, "
             f"where the adapter itself moves them by {logits['effect']:.3g}",
             f"at most {DRIFT:.0%} of that",
             REMEDY,
         )
+
+
+def agreement(
+    prompts: Prompts, adapted: Sequence[torch.Tensor], written: Sequence[torch.Tensor]
+) -> dict[str, Any]:
+    """Return how often a classifier tells the same class as what was trained, and how often the right one.
+
+    Of every class its number of prompts and of right answers, before and after. Words count one by one.
+    """
+    wanted = torch.tensor([label for row in prompts.rows for label in row.wanted])
+    told = [
+        torch.cat([one[0].argmax(-1).reshape(-1).cpu() for one in answers]) for answers in (adapted, written)
+    ]
+    right = [answers == wanted for answers in told]
+    by_class = {
+        name: {"count": int(of.sum()), "adapted": int(right[0][of].sum()), "written": int(right[1][of].sum())}
+        for i, name in enumerate(prompts.classes)
+        if (of := wanted == i).any()
+    }
+    return {
+        "count": len(wanted),
+        "same": int((told[0] == told[1]).sum()),
+        "adapted": int(right[0].sum()),
+        "written": int(right[1].sum()),
+        "by_class": by_class,
+    }

@@ -24,8 +24,9 @@ from graft.quant import QuantLinear, packed_layers
 from graft.quant.experts import outer_modules
 from graft.quant.replace import is_linear, packable
 from graft.shipping import instructions
-from graft.shipping.certificate import ideal, unmerged
 from graft.shipping.hf import checked_copy, write_state
+from graft.shipping.origin import Origin
+from graft.shipping.updates import ideal, unmerged
 
 if TYPE_CHECKING:
     from graft.base.base import Base
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 GROUPS = (128, 64, 32)  # for a base that has none of its own, the largest that fits
 
 
-def write_whole(base: "Base", folder: Path, name: str, to: str) -> list[str]:
+def write_whole(base: "Base", folder: Path, name: str, to: str, origin: Origin | None = None) -> list[str]:
     """Write a folder of one of FORMATS; return the names of layers that were unpacked.
 
     Raises UsageError if the format can hold no layer, ModelError if it is too narrow for a value.
@@ -48,17 +49,18 @@ def write_whole(base: "Base", folder: Path, name: str, to: str) -> list[str]:
                 "export it with to='hf' or 'gguf'",
             )
         packed = _rounded(base, names, form, layers, group)
-    unpacked = _write(base, folder, name, packed, form.settings(group, _skipped(base.model, packed)))
+    settings = form.settings(group, _skipped(base.model, packed))
+    unpacked = _write(base, folder, name, packed, settings, origin)
     return [path for path in unpacked if path not in packed]
 
 
-def write_bnb(base: "Base", folder: Path, name: str) -> list[str]:
+def write_bnb(base: "Base", folder: Path, name: str, origin: Origin | None = None) -> list[str]:
     """Write a folder of bitsandbytes, packed layers as they are; return the unpacked ones: experts."""
     layers = packed_layers(base.model)
     packed = {path: bnb.pack(path, layer) for path, layer in layers.items()}
     scheme = next(iter(layers.values())).scheme
     settings = bnb.settings(scheme, base.file_dtype, _skipped(base.model, layers))
-    return [path for path in _write(base, folder, name, packed, settings) if path not in packed]
+    return [path for path in _write(base, folder, name, packed, settings, origin) if path not in packed]
 
 
 def check_bnb(base: "Base", into: str | None) -> None:
@@ -151,7 +153,12 @@ def _skipped(model: nn.Module, layers: Any) -> list[str]:
 
 
 def _write(
-    base: "Base", folder: Path, name: str, packed: dict[str, dict[str, Tensor]], config: dict[str, Any]
+    base: "Base",
+    folder: Path,
+    name: str,
+    packed: dict[str, dict[str, Tensor]],
+    config: dict[str, Any],
+    origin: Origin | None,
 ) -> list[str]:
     """Write the folder, with these tensors in place of their layers' weights; return what was unpacked."""
     clone, unpacked = checked_copy(base.model, dtype=base.file_dtype)
@@ -161,6 +168,5 @@ def _write(
         del state[f"{path}.weight"]
         state |= {f"{path}.{part}": tensor for part, tensor in tensors.items()}
     write_state(base, clone, state, folder)
-    if base.family == "causal" and base.tokenizer is not None:
-        instructions.write_packed(base, folder, name)
+    instructions.write_packed(base, folder, name, origin)
     return unpacked

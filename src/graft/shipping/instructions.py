@@ -1,4 +1,4 @@
-"""Write how to serve an export: a Modelfile for Ollama, and the commands of llama.cpp and vLLM.
+"""Write how to serve an export: a Modelfile for Ollama, and a card with the commands of others.
 
 Ollama renders chats by templates in Go. We find one by rendering ours: a Jinja template that writes
 
@@ -14,13 +14,22 @@ from typing import TYPE_CHECKING, Any
 from graft.core.positions import context_length
 from graft.data.rows import BadRow
 from graft.data.templates import Template, affixes, source
+from graft.errors import notice
 from graft.generate.prompts import end_tokens
+from graft.shipping import provenance
+from graft.shipping.card import Use, write_card
+from graft.shipping.origin import Origin
 
 if TYPE_CHECKING:
     from graft.base.base import Base
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes for --max-lora-rank
 CONTENT = "\ue0f0{}\ue0f1"  # private-use characters, as in graft.data.templates
+BESIDE = "In the folder above this one"  # where commands run
+NO_TEMPLATE = (
+    "Ollama's templates cannot express the chat template of this model: unless Ollama knows this kind of "
+    "model, chats reach it as plain text. llama-server and vLLM use the template as it is."
+)
 
 
 def ends(base: "Base") -> list[int]:
@@ -30,8 +39,8 @@ def ends(base: "Base") -> list[int]:
     return sorted(tokens, key=lambda token: token != tokenizer.eos_token_id)
 
 
-def modelfile(base: "Base", model: str, adapter: str | None = None) -> str:
-    """Return what `ollama create NAME -f Modelfile` reads.
+def write_modelfile(base: "Base", folder: Path, model: str, adapter: str | None = None) -> list[str]:
+    """Write what `ollama create NAME -f Modelfile` reads; return notes for the card, which are told, too.
 
     model, adapter: paths as seen from the Modelfile.
     """
@@ -42,7 +51,11 @@ def modelfile(base: "Base", model: str, adapter: str | None = None) -> str:
     words = [base.tokenizer.convert_ids_to_tokens(token) for token in ends(base)]
     lines += [f"PARAMETER stop {json.dumps(word, ensure_ascii=False)}" for word in words]
     context = context_length(base.model.config)
-    return "\n".join([*lines, *([f"PARAMETER num_ctx {context}"] if context else [])]) + "\n"
+    lines += [f"PARAMETER num_ctx {context}"] if context else []
+    (folder / "Modelfile").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    if template is None:
+        notice(NO_TEMPLATE)
+    return [] if template is not None else [NO_TEMPLATE]
 
 
 def vllm(model: str, *, tokenizer: str | None = None, lora: tuple[str, str, int] | None = None) -> str:
@@ -58,38 +71,71 @@ def vllm(model: str, *, tokenizer: str | None = None, lora: tuple[str, str, int]
     return " ".join(words)
 
 
-def write_model(base: "Base", folder: Path, name: str) -> None:
-    """Write the instructions for a Hugging Face folder that will be called `name`."""
-    write(base, folder, name, ["ollama create NAME -f Modelfile", vllm(name)], modelfile(base, "."))
+def write_model(base: "Base", folder: Path, name: str, origin: Origin | None = None) -> None:
+    """Write the card of a Hugging Face folder that will be called `name`, and the Modelfile of a decoder."""
+    uses, notes = [Use("Use", _transformers(base, name), "python")], list[str]()
+    if base.family == "causal" and base.tokenizer is not None:
+        notes = write_modelfile(base, folder, ".")
+        uses.append(Use("Serve", f"# {BESIDE}:\n{vllm(f'./{name}')}\n# In this folder:\n{_ollama()}"))
+    summary = (
+        f"A model made from `{provenance.public_name(base)}`, with all adapters merged into its weights."
+    )
+    about = {"library": "transformers", "relation": "finetune", "origin": origin}
+    write_card(base, folder, name, summary, uses, notes=notes, **about)
 
 
-def write_packed(base: "Base", folder: Path, name: str) -> None:
-    """Write the instructions for a folder in a format that Ollama does not read."""
-    _readme(base, folder, name, [vllm(name)])
+def write_packed(base: "Base", folder: Path, name: str, origin: Origin | None = None) -> None:
+    """Write the card of a folder in a format that Ollama does not read."""
+    uses = [Use("Use", _transformers(base, name), "python")]
+    if base.family == "causal" and base.tokenizer is not None:
+        uses.append(Use("Serve", f"# {BESIDE}:\n{vllm(f'./{name}')}"))
+    summary = f"A model made from `{provenance.public_name(base)}`, in few bits a weight."
+    about = {"library": "transformers", "relation": "quantized", "origin": origin}
+    write_card(base, folder, name, summary, uses, **about)
 
 
-def write_gguf(base: "Base", folder: Path, file: str) -> None:
-    """Write the instructions for a GGUF file in the folder."""
-    lines = [f"llama-server -m {file}", "ollama create NAME -f Modelfile", vllm(file, tokenizer=base.name)]
-    write(base, folder, file, lines, modelfile(base, f"./{file}"))
+def write_gguf(base: "Base", folder: Path, file: str, origin: Origin | None = None) -> None:
+    """Write the card and the Modelfile of a GGUF file in the folder."""
+    notes = write_modelfile(base, folder, f"./{file}")
+    commands = [f"llama-server -m {file}", _ollama(), vllm(f"./{file}", tokenizer=tokenizer_place(base))]
+    uses = [Use("Serve", "# In this folder, any of:\n" + "\n".join(commands))]
+    summary = f"A GGUF file made from `{provenance.public_name(base)}`."
+    about = {"library": "gguf", "relation": "quantized", "tags": ["gguf"], "origin": origin}
+    write_card(base, folder, file, summary, uses, notes=notes, **about)
 
 
-def write_lora(base: "Base", folder: Path, file: str, model: str) -> None:
-    """Write the instructions for a GGUF adapter in the folder, to be used with the file of its base."""
-    lines = [f"llama-server -m {model} --lora {file}", "ollama create NAME -f Modelfile"]
-    write(base, folder, f"{file} for {model}", lines, modelfile(base, f"./{model}", f"./{file}"))
+def write_lora(base: "Base", folder: Path, file: str, model: str, origin: Origin | None = None) -> None:
+    """Write the card and the Modelfile of a GGUF adapter, to be used with the file of its base."""
+    notes = write_modelfile(base, folder, f"./{model}", f"./{file}")
+    commands = [f"llama-server -m {model} --lora {file}", _ollama()]
+    uses = [Use("Serve", "# In this folder, any of:\n" + "\n".join(commands))]
+    notes.append(f"`{model}` is the base as a GGUF file, which is not in this folder.")
+    summary = f"A GGUF adapter for `{provenance.public_name(base)}`."
+    about = {"library": "gguf", "relation": "adapter", "tags": ["gguf", "lora"], "origin": origin}
+    write_card(base, folder, file, summary, uses, notes=notes, **about)
 
 
-def write(base: "Base", folder: Path, what: str, commands: list[str], modelfile: str) -> None:
-    """Write the Modelfile, and a README.md with the commands that serve `what`."""
-    (folder / "Modelfile").write_text(modelfile, encoding="utf-8")
-    _readme(base, folder, what, commands)
+def tokenizer_place(base: "Base") -> str:
+    """Return the word for a base that other tools load: a hub id, or a folder that one has to fill in."""
+    known = provenance.hub_id(base)
+    return known or f"PATH_TO/{provenance.last_name(base.name)}"
 
 
-def _readme(base: "Base", folder: Path, what: str, commands: list[str]) -> None:
-    shown = "\n".join(f"    {command}" for command in commands)
-    text = f"# {what}\n\nMade from `{base.name}`. Served by any of\n\n{shown}\n"
-    (folder / "README.md").write_text(text, encoding="utf-8")
+def _ollama() -> str:
+    return "ollama create NAME -f Modelfile"
+
+
+def _transformers(base: "Base", name: str) -> str:
+    """Return the lines that load a folder in transformers."""
+    cls = {"causal": "AutoModelForCausalLM", "masked": "AutoModelForMaskedLM"}
+    auto = cls.get(base.family, "AutoModelForSeq2SeqLM" if base.family == "seq2seq" else "AutoModel")
+    lines = [
+        f"# {BESIDE}:",
+        f"from transformers import {auto}, AutoTokenizer",
+        f'model = {auto}.from_pretrained("./{name}")',
+    ]
+    lines += [f'tokenizer = AutoTokenizer.from_pretrained("./{name}")'] if base.tokenizer is not None else []
+    return "\n".join(lines)
 
 
 def go_template(tokenizer: Any) -> str | None:

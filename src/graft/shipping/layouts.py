@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 
 from graft.errors import UsageError
 from graft.formats.int4 import FORMATS
-from graft.shipping import adapter, four_bit, gguf, instructions, readback
+from graft.shipping import adapter, classifier, four_bit, gguf, instructions, readback
 from graft.shipping.certificate import Reading
 from graft.shipping.hf import write_model
 from graft.shipping.merge_ways import minima_hold
+from graft.shipping.origin import Origin
 
 if TYPE_CHECKING:
     from graft.base.base import Base
@@ -27,12 +28,15 @@ class Settings:
     name: what the folder will be called.  adapter: the name of a chosen adapter, or None.
     file_type: of a GGUF file's matrices, None for the usual one.
     into: how adapters were merged into a quantised base (`merge_ways`).
+    origin: the run that it comes from.  headed: the adapter whose task head goes along.
     """
 
     name: str
     adapter: str | None = None
     file_type: str | None = None
     into: str | None = None
+    origin: Origin | None = None
+    headed: str | None = None
 
 
 def _refuse_file_type(base: "Base", settings: Settings) -> None:
@@ -65,15 +69,16 @@ class Layout:
 
 
 def _write_hf(base: "Base", folder: Path, settings: Settings) -> list[str]:
+    if settings.headed is not None:
+        return classifier.write_classifier(base, folder, settings.headed, settings.name, settings.origin)
     unpacked = write_model(base, folder, packed=settings.into == "packed")
-    if base.family == "causal" and base.tokenizer is not None:
-        instructions.write_model(base, folder, settings.name)
+    instructions.write_model(base, folder, settings.name, settings.origin)
     return unpacked
 
 
 def _write_gguf(base: "Base", folder: Path, settings: Settings) -> list[str]:
     unpacked, file = gguf.write_gguf(base, folder, settings.file_type or gguf.usual_type(base))
-    instructions.write_gguf(base, folder, file)
+    instructions.write_gguf(base, folder, file, settings.origin)
     return unpacked
 
 
@@ -86,7 +91,7 @@ def _gguf_holds(base: "Base", names: Sequence[str], settings: Settings) -> bool:
 
 
 def _write_bnb(base: "Base", folder: Path, settings: Settings) -> list[str]:
-    return four_bit.write_bnb(base, folder, settings.name)
+    return four_bit.write_bnb(base, folder, settings.name, settings.origin)
 
 
 def _check_bnb(base: "Base", settings: Settings) -> None:
@@ -100,13 +105,13 @@ def _bnb_holds(base: "Base", names: Sequence[str], settings: Settings) -> bool:
 
 def _whole_zero_points(to: str) -> Layout:
     def write(base: "Base", folder: Path, settings: Settings) -> list[str]:
-        return four_bit.write_whole(base, folder, settings.name, to)
+        return four_bit.write_whole(base, folder, settings.name, to, settings.origin)
 
     return Layout(write, readback.packed, rounds=True)
 
 
 def _write_peft(base: "Base", folder: Path, settings: Settings) -> list[str]:
-    adapter.write_peft(base, folder, str(settings.adapter), settings.name)
+    adapter.write_peft(base, folder, str(settings.adapter), settings.name, settings.origin)
     return []
 
 
@@ -116,7 +121,7 @@ def _check_peft(base: "Base", settings: Settings) -> None:
 
 
 def _write_gguf_lora(base: "Base", folder: Path, settings: Settings) -> list[str]:
-    adapter.write_gguf_lora(base, folder, str(settings.adapter))
+    adapter.write_gguf_lora(base, folder, str(settings.adapter), settings.origin)
     return []
 
 

@@ -20,9 +20,11 @@ from graft.base.merging import in_minima, places
 from graft.errors import GraftError, UsageError, one_of
 from graft.models.load import load
 from graft.quant import QuantLinear, packed_layers
-from graft.shipping import prompts
-from graft.shipping.certificate import dtype_word, stacked, unmerged
+from graft.shipping import prompts as texts
+from graft.shipping.certificate import dtype_word
 from graft.shipping.fidelity import answers, drift, perplexity, survival
+from graft.shipping.prompts import Prompts
+from graft.shipping.updates import stacked, unmerged
 
 if TYPE_CHECKING:
     from graft.base.base import Base
@@ -89,15 +91,19 @@ def original_of(base: "Base", names: Sequence[str], folder: str | Path | None = 
 
 
 def choices(
-    base: "Base", adapters: Sequence[str], original: str | Path | None = None
+    base: "Base",
+    adapters: Sequence[str],
+    original: str | Path | None = None,
+    prompts: Prompts | None = None,
 ) -> list[dict[str, Any]]:
     """Measure what each way to merge these adapters would cost, without writing; the base stays as it is.
 
     Returns one {"into", "bits", "kept", "noise", "logits", "perplexity"} per way, measured against the packed
     base with the adapters attached, or {"into", "trouble"} if the way is unavailable.
+    prompts: to measure with; the fixed texts by default.
     """
     with unmerged(base):
-        rows = prompts.rows(base, adapters)
+        rows = prompts or texts.fixed(base, adapters)
         bare = answers(base, None, rows)
         with stacked(base, adapters[:-1]):
             adapted = answers(base, adapters[-1], rows)
@@ -118,7 +124,7 @@ def choices(
 
 
 def _tried(
-    base: "Base", adapters: Sequence[str], into: str, rows: list[list[int]], original: str | Path | None
+    base: "Base", adapters: Sequence[str], into: str, rows: Prompts, original: str | Path | None
 ) -> tuple[float, float, list[torch.Tensor]]:
     """Return (smallest share that is kept, largest noise, logits) of one way."""
     source = original_of(base, adapters, original) if into == "original" else base

@@ -10,17 +10,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
 
 from graft.formats import gguf_file, int4
-from graft.models.files import quantisation
+from graft.models.files import quantisation, read_config
 from graft.models.files import tensors as tensors_of
-from graft.models.load import DTYPES, load
-from graft.shipping.certificate import Reading, tensors
+from graft.models.load import DTYPES, load, quiet
+from graft.shipping.certificate import Reading
+from graft.shipping.updates import tensors
 
 if TYPE_CHECKING:
     from graft.base.base import Base
 
 AGAIN = "read again"
+CLASSIFIERS = ("ForSequenceClassification", "ForTokenClassification")
 
 
 def dtype_word(base: "Base") -> str:
@@ -44,6 +47,36 @@ class Model:
         path, _, part = name.rpartition(".")
         try:
             return tensors(self.base.model.get_submodule(path)).get(part)
+        except AttributeError:  # no such module
+            return None
+
+
+class Classifier:
+    """A classifier of transformers, in a folder."""
+
+    of = "classifier"
+
+    def __init__(self, folder: Path, base: "Base") -> None:
+        named = (read_config(folder).architectures or [""])[0]
+        auto = AutoModelForTokenClassification if "Token" in named else AutoModelForSequenceClassification
+        with quiet():
+            self.model: Any = auto.from_pretrained(folder, dtype=base.dtype, trust_remote_code=False).eval()
+        own = base.model
+        self._prefix = "" if own.base_model is own else f"{own.base_model_prefix}."
+
+    def logits(self, ids: torch.Tensor, **extra: Any) -> torch.Tensor:
+        inputs = {name: tensor.cpu() for name, tensor in extra.items()}
+        with torch.no_grad():
+            logits: torch.Tensor = self.model(input_ids=ids.cpu(), **inputs).logits
+        return logits.to(ids.device)
+
+    def weight(self, name: str) -> torch.Tensor | None:
+        """Return a tensor of the backbone; poolers and language heads are others than those of the base."""
+        if not name.startswith(self._prefix) or "pooler" in name:
+            return None
+        path, _, part = name.removeprefix(self._prefix).rpartition(".")
+        try:
+            return tensors(self.model.base_model.get_submodule(path)).get(part)
         except AttributeError:  # no such module
             return None
 
@@ -109,8 +142,9 @@ def _load(path: Path, base: "Base") -> "Base":
 
 @contextlib.contextmanager
 def model(folder: Path, base: "Base") -> Iterator[Reading]:
-    """Read the model in a folder."""
-    yield Model(_load(folder, base))
+    """Read the model in a folder, a classifier as transformers alone reads it."""
+    cls = read_config(folder).architectures
+    yield Classifier(folder, base) if cls and cls[0].endswith(CLASSIFIERS) else Model(_load(folder, base))
 
 
 @contextlib.contextmanager

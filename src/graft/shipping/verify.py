@@ -5,14 +5,16 @@ Of a folder without a certificate only the files are checked (`verify_files`).
     files        SHA-256 of each
     base         loaded from where it was; its fingerprint, all its weights, its settings
     adapters     likewise; for an exported adapter, the folder itself
-    prompts, weights, logits, perplexity     measured again
+    prompts, weights, logits, perplexity, classes     measured again, on the same rows
 
 Files and fingerprints must be equal. Measurements may differ by TOLERANCE, or by what other kernels round
-differently. Things that are gone are reported as not checked, and count neither way.
+differently. Things that are gone are reported as not checked, and count neither way. A certificate has no
+absolute paths: what it names is looked for where it says, beside the folder, and where the caller says.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +28,8 @@ from graft.shipping.certificate import CERTIFICATE, QUANTISED, measured, version
 from graft.shipping.fidelity import NOISE
 from graft.shipping.layouts import LAYOUTS
 from graft.shipping.merge_ways import original_of
+from graft.shipping.prompts import Prompts
+from graft.shipping.provenance import whereabouts
 from graft.shipping.verify_files import DIFFERS, SAME, UNKNOWN, Check, compared, verify_files
 from graft.storage.written import unsealed
 
@@ -33,6 +37,7 @@ if TYPE_CHECKING:
     from graft.base.base import Base
 
 TOLERANCE = 0.05  # of a measured difference
+SHARE = {"weights": TOLERANCE, "logits": TOLERANCE, "perplexity": 1e-3}
 SHAPE: dict[str, type] = {
     "format": str,
     "adapters": list,
@@ -40,15 +45,21 @@ SHAPE: dict[str, type] = {
 }
 BASE = {"name", "fingerprint", "class", "family", "dtype", "quant", "group", "tokenizer"}
 ADAPTER = {"name", "folder", "fingerprint"}
+# (folder of a run, what a certificate says of its rows, base, adapter) -> these rows; None: they are gone
+RowsOf = Callable[[Path, Mapping[str, Any], "Base", str | None], Prompts | None]
 
 
 class Missing(Exception):
     """Something that a check needs is gone."""
 
 
-def verify(folder: str | Path) -> list[Check]:
+def verify(
+    folder: str | Path, *, base: str | Path | None = None, rows_of: RowsOf | None = None
+) -> list[Check]:
     """Return all checks of a folder against its certificate; without one, of the digests that are in it.
 
+    base: where the base is now, if the certificate does not lead there.  rows_of: reads the rows of a run
+    (`graft.runs.own_rows.again`); without it answers on such rows are not checked.
     Raises UsageError for a folder of no kind that Graft writes or reads, ModelError for a damaged
     certificate.
     """
@@ -62,11 +73,12 @@ def verify(folder: str | Path) -> list[Check]:
     try:
         with (
             storage.as_they_are(),  # what was changed is measured, too
-            _reopened(facts, folder, checks) as (base, source, names),
+            _reopened(facts, folder, checks, base) as (trained, source, names),
             LAYOUTS[facts["format"]].read(folder, source) as reading,
         ):
-            again = measured(source, reading, names, base)
-        checks += _compared(facts, again, base)
+            prompts = _rows(facts, folder, trained, names, rows_of)
+            again = measured(source, reading, names, trained, prompts)
+        checks += _compared(facts, again, trained)
     except Missing:
         checks.append(
             Check("measures", UNKNOWN, "weights, logits and perplexity need the base and its adapters")
@@ -109,31 +121,31 @@ def _versions(wanted: dict[str, str]) -> Check:
 
 @contextlib.contextmanager
 def _reopened(
-    facts: dict[str, Any], folder: Path, checks: list[Check]
+    facts: dict[str, Any], folder: Path, checks: list[Check], place: str | Path | None
 ) -> Iterator[tuple["Base", "Base", list[str]]]:
     """Yield (base trained on, base that the changes were added to, adapters), each checked on the way.
 
     Raises Missing if one of them is unavailable.
     """
-    base = _base("base", facts["base"], checks)
+    base = _base("base", facts["base"], checks, whereabouts(facts["base"], folder, place))
     names = [_adapter(base, wanted, facts, folder, checks) for wanted in facts["adapters"]]
     source = base
     if facts.get("added_to") is not None:
         try:
-            source = original_of(base, names, facts["added_to"]["name"])
+            source = original_of(base, names, whereabouts(facts["added_to"], folder))
         except GraftError as error:
             raise _missing("original", error, checks) from error
         checks.append(_same_base("original", source, facts["added_to"]))
     yield base, source, names
 
 
-def _base(what: str, wanted: dict[str, Any], checks: list[Check]) -> "Base":
+def _base(what: str, wanted: dict[str, Any], checks: list[Check], place: str) -> "Base":
     try:
-        where = find(wanted["name"])
+        where = find(place)
         config = read_config(where)
         task = None if model_class(config, None).__name__ == wanted["class"] else wanted["family"]
         base = load(
-            wanted["name"],
+            place,
             None if quantisation(where) else wanted["quant"],
             wanted["dtype"],
             task=task,
@@ -160,6 +172,8 @@ def _adapter(
     base: "Base", wanted: dict[str, Any], facts: dict[str, Any], folder: Path, checks: list[Check]
 ) -> str:
     name, where = wanted["name"], str(folder) if facts["format"] == "peft" else wanted["folder"]
+    if where is not None and facts["format"] != "peft":
+        where = whereabouts({"name": where, "path": wanted.get("path")}, folder)
     if where is None:
         checks.append(Check("adapter", UNKNOWN, f"{name}: it had no folder when it was exported"))
         raise Missing
@@ -172,7 +186,8 @@ def _adapter(
 
 
 def _missing(what: str, error: GraftError, checks: list[Check]) -> Missing:
-    checks.append(Check(what, UNKNOWN, error.given))
+    remedy = "; --base says where it is" if what == "base" else ""
+    checks.append(Check(what, UNKNOWN, error.given + remedy))
     return Missing()
 
 
@@ -184,15 +199,34 @@ def _fingerprint(what: str, fingerprint: str, wanted: dict[str, Any], where: str
     )
 
 
+def _rows(
+    facts: dict[str, Any], folder: Path, base: "Base", names: list[str], rows_of: RowsOf | None
+) -> Prompts | None:
+    """Return the run's rows that a certificate was measured on; None: fixed texts, or they are gone."""
+    said = facts["prompts"]
+    if "run" not in said or rows_of is None:
+        return None
+    place = Path(whereabouts({"name": said["run"], "path": said.get("path")}, folder))
+    found = rows_of(place, said, base, names[-1] if names else None)
+    if found is None:
+        return None
+    return replace(found, source={key: said[key] for key in said if key not in ("rows", "tokens", "sha256")})
+
+
 def _compared(facts: dict[str, Any], again: dict[str, Any], base: "Base") -> list[Check]:
-    """Compare the measurements of then and now."""
-    if again["prompts"] != facts["prompts"]:
-        return [Check("prompts", DIFFERS, "the tokenizer, or graft's prompts, have changed: the ids differ")]
+    """Compare the measurements of then and now, as far as the rows are there."""
+    share, unasked = dict(SHARE), list[Check]()
+    if "run" in facts["prompts"] and "run" not in again["prompts"]:
+        finding = f"rows of run {facts['prompts']['run']} are gone: logits and perplexity need them"
+        share, unasked = {"weights": TOLERANCE}, [Check("prompts", UNKNOWN, finding)]
+    elif again["prompts"] != facts["prompts"]:
+        what = "the rows of the run" if "run" in facts["prompts"] else "graft's prompts"
+        return [Check("prompts", DIFFERS, f"the tokenizer, or {what}, have changed: the ids differ")]
     rounding = NOISE * torch.finfo(base.dtype).eps
     fp32 = NOISE * torch.finfo(torch.float32).eps  # D itself is a product, summed in another order elsewhere
     slack = {"weights": fp32, "logits": rounding * facts["logits"]["size"], "perplexity": 0.0}
-    share = {"weights": TOLERANCE, "logits": TOLERANCE, "perplexity": max(rounding, 1e-3)}
-    checks = []
+    share |= {"perplexity": max(rounding, 1e-3)} if "perplexity" in share else {}
+    checks = unasked
     for what, slope in share.items():
         then, now = facts.get(what) or {}, again[what] or {}
         numbers = [key for key in then if isinstance(then[key], float)]
@@ -201,6 +235,13 @@ def _compared(facts: dict[str, Any], again: dict[str, Any], base: "Base") -> lis
         changes = ", ".join(f"{key} {_plain(then[key])} -> {_plain(now.get(key))}" for key in moved)
         values = ", ".join(f"{key} {then[key]:.3g}" for key in numbers)
         checks.append(Check(what, DIFFERS if moved else SAME, changes or values or "none"))
+    if "classes" in facts and "classes" in again:
+        then, now = facts["classes"], again["classes"]
+        keys = ("same", "adapted", "written")
+        moved = [key for key in keys if abs(then[key] - now[key]) > 1 + TOLERANCE * then["count"]]
+        told = ", ".join(f"{key} {then[key]} -> {now[key]}" for key in moved)
+        same = f"{now['same']} of {now['count']} as trained"
+        checks.append(Check("classes", DIFFERS if moved else SAME, told or same))
     return checks
 
 
