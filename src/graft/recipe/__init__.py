@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from graft.errors import UsageError, nearest
 from graft.recipe.methods import method_conflicts, resolve_methods
+from graft.recipe.places import find_again
 from graft.recipe.stages import resolve_stage, stage_cards
 from graft.recipe.text import RecipeText, read_text
 from graft.recipe.tree import Data, Evaluate, Fresh, NewTokenizer, Recipe, Train, explain
@@ -87,6 +88,7 @@ def text_of(source: str | Path | dict[str, Any]) -> tuple[str, RecipeText]:
         text.settings["output"] = str(source)  # the run may have been moved since
         if "stages" not in text.settings:
             _held_out_by_train_seed(text.settings)
+            find_again(text.settings, Path(source))
     return str(path), text
 
 
