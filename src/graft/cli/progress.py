@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from graft.cli.data_report import report_lines
 from graft.cli.say import noted, print_markup, talk
-from graft.recipe.stages import stage_cards
 from graft.sizes import MIB, duration, number, size
 
 if TYPE_CHECKING:
     from graft.recipe import Recipe
+
+SPEEDS = {"tok": "tokens_per_s", "rows": "rows_per_s"}  # by what a stage counts: of timing.jsonl
 
 
 class Progress:
@@ -25,6 +26,8 @@ class Progress:
 
     def _show(self, recipe: "Recipe") -> None:
         """Begin with the steps of a recipe."""
+        from graft.recipe.stages import stage_cards  # late: it brings pydantic, which no --help needs
+
         self.every = recipe.train.log_every
         self.counts = stage_cards()[recipe.stage_name].counts
         self.total = 0
@@ -59,7 +62,7 @@ class Progress:
         self.total = plan["steps"]
         self.done = self._first = plan.get("done", 0)
         self._began = time.perf_counter()
-        self.say(f"train   {self.total:,} steps, {number(plan['trained'])} numbers trained")
+        self.say(f"train   {self.total:,} steps, {number(plan['trained'])} trainable parameters")
         if sys.stderr.isatty() and self.done < self.total:
             self._bar = _bar(self.done, self.total)
 
@@ -103,7 +106,7 @@ class Progress:
             words += [f"left out: {record['left_out']}"]
         else:
             learning = max(record["seconds"] - record.get("rollout_seconds", 0.0), 1e-9)
-            speed = record["tokens_per_s"] * record["seconds"] / learning
+            speed = record[SPEEDS[self.counts]] * record["seconds"] / learning
             words += [
                 f"loss {record['loss']:.4f}" if "loss" in record else "skipped: not finite",
                 f"lr {record['lr']:.1e}",
