@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from graft.cli.say import after, score_table, show, show_json, table, talk
+from graft.cli.wait import begin
 from graft.errors import UsageError
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ def compare(
 ) -> None:
     given = [*(prompt or []), *prompt_lines(prompts)]
 
+    begin(f"loading {first}")
     from graft.runs.judged import judged_between  # torch costs seconds
     from graft.runs.open import last_words, open_model  # torch costs seconds
     from graft.runs.score import incomparable, prompts_of, scores_of  # torch costs seconds

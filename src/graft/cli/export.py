@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from graft.cli.say import after, show, show_json, talk
+from graft.cli.wait import begin
 from graft.sizes import size_of
 from graft.storage import refuse_occupied
 
@@ -37,11 +38,13 @@ def export(
     json: Annotated[bool, typer.Option("--json", help="Print the same facts for programs.")] = False,
 ) -> None:
     refuse_occupied(folder, force=force)  # before the work
+    begin(f"loading {model}")
     from graft.runs.open import open_model
     from graft.shipping.export import CERTIFICATE, LAYOUTS
     from graft.shipping.export import export as write  # torch costs seconds
 
     opened = open_model(model, adapters=adapter or ())
+    begin(f"writing {folder} as {to}")
     written = write(opened.base, folder, to, type=form, adapter=opened.adapter, force=force, lossy=lossy)
     certificate = codec.loads((written / CERTIFICATE).read_text(encoding="utf-8"))
     if json:

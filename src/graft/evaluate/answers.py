@@ -1,6 +1,7 @@
 """What task heads answer, in words: the class of a text, or the text with its entities in brackets."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,13 +23,38 @@ LONGEST = 512  # tokens of a text that are read
 CLASSIFY = Classify()
 
 
+@dataclass(frozen=True)
+class Prediction:
+    """What a task head says of one text.
+
+    answer: in words.  label, probabilities: the class, and softmax over all classes by name.
+    tags: of a head for words, one for each word that was read.  reward: of a head that gives a number.
+    """
+
+    answer: str
+    label: str | None = None
+    probabilities: Mapping[str, float] = field(default_factory=dict)
+    tags: tuple[str, ...] = ()
+    reward: float | None = None
+
+
 def answers(
     base: "Base",
     texts: Sequence[str | Sequence[str]],
     adapters: Sequence[str],
     longest: int = LONGEST,
 ) -> list[str]:
-    """Return one answer per text, all from one forward: rows of different adapters share it.
+    """Return what `predictions` says of each text in words."""
+    return [prediction.answer for prediction in predictions(base, texts, adapters, longest)]
+
+
+def predictions(
+    base: "Base",
+    texts: Sequence[str | Sequence[str]],
+    adapters: Sequence[str],
+    longest: int = LONGEST,
+) -> list[Prediction]:
+    """Return one prediction per text, all from one forward: rows of different adapters share it.
 
     texts: strings, pairs of strings (a tuple) that are read together, or lists of words.
     adapters: the name of the adapter that answers each text.  longest: tokens of a text that are read, if the
@@ -45,13 +71,24 @@ def answers(
     inputs = {name: tensor.to(base.device) for name, tensor in batches.inputs(examples)[0].items()}
     with torch.no_grad(), evaluating(base):
         logits = [row for part in base(inputs.pop("input_ids"), adapters, **inputs) for row in part]
-    texts_by_row = [""] * len(rows)
+    found: dict[int, Prediction] = {}
     for i, scores in zip(spans(adapters)[0], logits, strict=True):  # logits come adapter by adapter
-        if heads[i].num_labels == 1 and not heads[i].every_token:  # a reward
-            texts_by_row[i] = f"{float(scores):.4f}"
-        else:
-            texts_by_row[i] = _in_words(rows[i], examples[i], scores.argmax(-1).tolist(), _names(heads[i]))
-    return texts_by_row
+        found[i] = _prediction(rows[i], examples[i], scores.float(), heads[i])
+    return [found[i] for i in range(len(rows))]
+
+
+def _prediction(row: Row, example: Example, scores: torch.Tensor, head: Any) -> Prediction:
+    """Return what a head's logits, (classes,) or (T, classes), say of a row."""
+    names = _names(head)
+    if head.every_token:
+        tags = _tags(example, scores.argmax(-1).tolist(), names)
+        words = row.value[0]
+        # Words that were cut off are untagged.
+        return Prediction(marked(words, [*tags, *["O"] * (len(words) - len(tags))]), tags=tuple(tags))
+    if head.num_labels == 1:
+        return Prediction(f"{float(scores):.4f}", reward=float(scores))
+    label = names[int(scores.argmax())]
+    return Prediction(label, label, dict(zip(names, scores.softmax(-1).tolist(), strict=True)))
 
 
 def _head(base: "Base", name: str) -> Any:
@@ -100,13 +137,6 @@ def _encoded(base: "Base", row: Row, head: Any, adapter: str, longest: int) -> E
     return encoded.examples[0]
 
 
-def _in_words(row: Row, example: Example, classes: Any, names: Sequence[str]) -> str:
-    """Return the predicted class's name, or the row's words with entities marked.
-
-    classes: the index of a text's class, or one index per token.
-    """
-    if row.kind == "label":
-        return names[classes]
-    words = row.value[0]
-    tags = [names[c] for c, tag in zip(classes, example.parts["tags"], strict=False) if tag != IGNORED]
-    return marked(words, tags + ["O"] * (len(words) - len(tags)))  # words that were cut off are untagged
+def _tags(example: Example, classes: Sequence[int], names: Sequence[str]) -> list[str]:
+    """Return the tag of each word that was read.  classes: the index of one for each token."""
+    return [names[c] for c, tag in zip(classes, example.parts["tags"], strict=False) if tag != IGNORED]
