@@ -89,7 +89,7 @@ def resolve_stage(raw: Settings, notices: list[str]) -> dict[str, str]:
     entry = {"name": "sft"} | entry  # a setting alone is about the usual stage
     name, own = entry.pop("name"), entry.pop("objective", None)
     if not isinstance(name, str):
-        return {"stage": f"= {name!r:.60} is no name of a stage; `graft train --help` lists them"}
+        return {"stage": f"= {name!r:.60} is not the name of a stage; `graft train --help` lists them"}
     owners = [card.name for card in known.values() if name in card.objectives]
     if name not in known and len(owners) == 1:
         problems = _set_objective(raw, name, f"stage {name}")
