@@ -1,4 +1,4 @@
-"""Print the shape of the house: root, order of folders, upward arrows, circles, sizes, samples.
+"""Print the shape of the code: root, order of folders, upward arrows, circles, sizes, samples.
 
     python docs/house.py [--seed 7]
 

@@ -22,7 +22,7 @@ def main(steps: int = 40) -> dict[str, dict[str, float]]:
     rates = {"max_steps": steps, "micro_batch_size": 16, "lr": 5e-3}
     result = graft.train(base, shelves, data, stage="classify", output="runs/classify", **rates)
 
-    print(f"{shelves.count():,} numbers trained; the base has {base.count():,}")
+    print(f"{shelves.count():,} trainable parameters; the base has {base.count():,}")
     for column, scores in result.scores.items():
         print(f"{column:9}", "  ".join(f"{name} {value:.3f}" for name, value in scores.items()))
     for text, label in zip(TEXTS, answers(base, TEXTS, ["shelves", "shelves"]), strict=True):

@@ -1,4 +1,4 @@
-"""The order of the house: a file imports files of its own folder and of the folders above it in this list."""
+"""The order of folders: a file imports files of its own folder and of the folders above it in this list."""
 
 import ast
 import functools

@@ -41,7 +41,8 @@ def printed_by(line: str) -> list[str]:
             text=True,
             check=True,
         )
-        return done.stdout.replace(f"{folder}/cache", "~/.cache").rstrip().splitlines()
+        lines = done.stdout.replace(f"{folder}/cache", "~/.cache").rstrip().splitlines()
+        return [line for line in lines if not line.endswith(" ...")]  # a terminal replaces them
 
 
 def without_second_row(lines: list[str]) -> list[str]:

@@ -135,7 +135,7 @@ def one_of(
         return given
     if not names:
         raise error(f"{what}={given!r}", f"a known {what} (there is none yet)", if_none)
-    close = _close(given, names, 1)
+    close = close_to(given, names, 1)
     remedy = f"did you mean {close[0]!r}?" if close else "choose one of these"
     raise error(f"{what}={given!r}", f"one of {', '.join(names)}", remedy)
 
@@ -147,11 +147,12 @@ def nearest(word: str, words: Iterable[str], n: int = 3) -> list[str]:
     ['lora_alpha']
     """
     known = list(dict.fromkeys(words))
-    return _close(word, known, n) or known[:n]
+    return close_to(word, known, n) or known[:n]
 
 
-def _close(word: str, words: list[str], n: int) -> list[str]:
-    return difflib.get_close_matches(word, words, n=n, cutoff=0.4)
+def close_to(word: str, words: Iterable[str], n: int = 1, likeness: float = 0.4) -> list[str]:
+    """Return up to n of `words` that look like `word`, best first.  likeness: from 0 (any) to 1 (equal)."""
+    return difflib.get_close_matches(word, list(words), n=n, cutoff=likeness)
 
 
 def listed(items: Iterable[object], most: int = 4, separator: str = ", ") -> str:

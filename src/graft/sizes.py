@@ -37,6 +37,15 @@ def number(count: float) -> str:
     return f"{count:.0f}"
 
 
+def counted(count: int, word: str) -> str:
+    """Return a count with its word, which gets an s for any other number than 1.
+
+    >>> counted(1, "row"), counted(2_000, "training row")
+    ('1 row', '2,000 training rows')
+    """
+    return f"{count:,} {word}" if count == 1 else f"{count:,} {word}s"
+
+
 def duration(seconds: float) -> str:
     """Return a length of time in words.
 

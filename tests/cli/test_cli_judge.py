@@ -202,6 +202,6 @@ def test_bad_input_ends_in_lines_and_not_in_a_traceback(line, home, capsys):
     code = call([{"JUDGED": "judged.jsonl"}.get(word, word) for word in line.split()])
     err = capsys.readouterr().err
     assert code in (1, 2), err
-    assert "Traceback" not in err and "defect" not in err
+    assert "Traceback" not in err and "bug in Graft" not in err
     assert "Usage:" in err or all(part in err for part in ("graft: error:", "expected:", "to do:"))
     assert sorted(home.iterdir()) == before

@@ -52,7 +52,7 @@ def test_d24_an_output_that_cannot_be_written_is_named_at_once(door, way, tmp_pa
     before = sorted(tmp_path.rglob("*"))
     assert call(DOORS[door](str(path))) in (1, 2)
     said = capsys.readouterr().err
-    assert word in said and "to do:" in said and "defect" not in said
+    assert word in said and "to do:" in said and "bug in Graft" not in said
     assert sorted(tmp_path.rglob("*")) == before and (tmp_path / "mine").read_text() == "mine"
 
 
@@ -95,7 +95,7 @@ def test_d24_an_errno_in_a_command_is_told_with_its_path_and_code(name, code, tm
     monkeypatch.setattr("graft.cli.rank.require_file", refuse)
     assert call(["rank", "j.jsonl", "--csv", "out.csv"]) == code
     said = capsys.readouterr().err
-    assert os.strerror(getattr(errno, name)) in said and "to do:" in said and "defect" not in said
+    assert os.strerror(getattr(errno, name)) in said and "to do:" in said and "bug in Graft" not in said
     assert name == "ENOMEM" or str(tmp_path / "out.csv") in said
 
 
@@ -108,7 +108,7 @@ def test_d23_errors_without_a_number_of_their_own_are_told_as_well(error, capsys
 
     monkeypatch.setattr("graft.cli.rank.require_file", refuse)
     assert call(["rank", "j.jsonl", "--csv", "out.csv"]) in (1, 74)
-    assert "defect" not in capsys.readouterr().err
+    assert "bug in Graft" not in capsys.readouterr().err
 
 
 def test_what_is_no_error_of_the_system_stays_a_defect(capsys, monkeypatch, tmp_path):
@@ -119,7 +119,7 @@ def test_what_is_no_error_of_the_system_stays_a_defect(capsys, monkeypatch, tmp_
 
     monkeypatch.setattr("graft.cli.rank.require_file", fail)
     assert call(["rank", "j.jsonl", "--csv", "out.csv"]) == 70
-    assert "it is a defect of graft" in capsys.readouterr().err
+    assert "This is a bug in Graft" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_d26_a_defect_is_told_where_no_temporary_file_can_be_made(trouble, capsy
     monkeypatch.setattr("tempfile.mkstemp", refuse)
     assert _defect(KeyError("strange")) == 70
     said = capsys.readouterr().err
-    assert "KeyError: 'strange'" in said and trouble.strerror in said and "defect" in said
+    assert "KeyError: 'strange'" in said and trouble.strerror in said and "bug in Graft" in said
 
 
 def test_d26_the_traceback_itself_is_on_the_screen_then(tmp_path):
@@ -187,3 +187,20 @@ def test_every_verb_that_writes_is_among_the_doors():
     source = {verb.__name__.rpartition(".")[2]: Path(verb.__file__).read_text() for verb in VERBS}
     checking = {name for name, text in source.items() if "refuse_occupied" in text or "require_" in text}
     assert {door.partition(" ")[0] for door in DOORS} - {"data"} == checking - {"benchmarks"}
+
+
+def test_a_cache_that_cannot_be_written_is_told_before_torch(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    words = ["train", "--model", "seedling", "--data", "seedling:shelves", "stage=classify"]
+    code = f"""
+import sys
+from graft.cli import call
+assert call({words!r}) == 2
+assert "torch" not in sys.modules
+"""
+    settings = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "file")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=settings
+    )
+    assert done.returncode == 0, done.stderr
+    assert "seedling:shelves" in done.stderr and "XDG_CACHE_HOME" in done.stderr

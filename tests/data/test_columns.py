@@ -232,7 +232,7 @@ def test_the_report_names_what_is_not_read_with_its_share_even_from_the_cache(tm
 
 def test_a_text_is_learnt_without_its_label_only_where_that_is_said():
     fields = {"text": "t", "label": 1}
-    assert row_of(fields).reason == "label without classify"
+    assert row_of(fields).reason == "a label, and stage is not classify"
     assert row_of(fields, format="text").unused == ("column 'label'",)
     assert row_of({"text": "t", "label": None}).unused == ()
 

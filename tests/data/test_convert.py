@@ -148,7 +148,7 @@ def test_the_command_writes_rows_and_names_what_is_left(tmp_path, capsys):
     path, out = tree_file(tmp_path), tmp_path / "new" / "rows.jsonl"
     assert call(["data", "convert", str(path), str(out), "--to", "preference"]) == 0
     said = capsys.readouterr()
-    assert f"wrote   {out} (1 rows of 4)" in said.out
+    assert f"wrote   {out} (1 row of 4)" in said.out
     assert "left    1 x compared with none" in said.err and "tree.jsonl:4" in said.err
     (row,) = [recognise(r, ALL) for r in records(str(out))]
     assert row.value == (TALK[:1], (TALK[1:], OTHER[1:]), None)

@@ -58,7 +58,7 @@ DEFECTS = {
     "other columns": second(line(question="x", reply="y"), "unknown columns"),
     "no columns": second(b"{}\n", "unknown columns"),
     "preference pair": second(line(chosen="x", rejected="y"), "preference pair"),
-    "label in sft": second(line(text="x", label="y"), "label without classify"),
+    "label in sft": second(line(text="x", label="y"), "a label, and stage is not classify"),
     "no turns": second(line(messages=[]), "bad messages"),
     "turn is a string": second(line(messages=["hi"]), "bad messages"),
     "unknown role": second(chat(("usr", "hi"), ("assistant", "x")), "bad role"),

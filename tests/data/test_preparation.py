@@ -147,7 +147,7 @@ def test_the_report_says_what_a_template_leaves_out_and_which_rows_it_wrote(tmp_
         assert (report.rendered, report.altered_turns, report.train) == (1, 1, 4)
         notes = "\n".join(report.notes())
         assert "not read: reasoning_content of an assistant turn, in 25% of the rows" in notes
-        assert "1 rows have control tokens in their texts, which are read as tokens" in notes
+        assert "1 row with control tokens in the text, which are read as tokens" in notes
 
 
 def test_a_row_without_answer_is_named_without_torch(tmp_path):
@@ -179,5 +179,5 @@ def test_tagged_words_are_counted_shown_and_kept_in_the_cache(tmp_path, settings
     )
     assert list(again.train) == list(first.train) and again.train.parts["tags"] == first.train.parts["tags"]
     plain = "\n".join(report_lines(first.report, color=False))
-    assert "2 classes   4 learnt" in plain and "1 rows cut to 4 tokens" in plain
+    assert "2 classes   4 learnt" in plain and "1 row cut to 4 tokens" in plain
     assert "[CLS]⟦the⟧⟦cat/B-PET⟧[SEP]" in plain

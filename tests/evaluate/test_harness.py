@@ -206,7 +206,7 @@ def test_the_error_of_a_change_is_that_of_the_differences():
 
 
 def test_tasks_that_cannot_be_had_are_errors(home, tmp_path, monkeypatch):
-    with pytest.raises(UsageError, match="is no folder"):
+    with pytest.raises(UsageError, match="is not a folder"):
         Benchmarks(["toys_choice"], include_path=[tmp_path / "none"])
     (tmp_path / "others.yaml").write_text("group: others\ntask: [toys_choice]\n")
     with pytest.raises(UsageError, match=r"groups that share a task: .*toys_choice"):

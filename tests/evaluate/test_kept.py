@@ -28,7 +28,7 @@ def test_a_changed_answer_is_told_and_asked_again(tmp_path):
     path = tmp_path / "answers.jsonl"
     Kept(path).put(ASKED, "1")
     path.write_text(path.read_text().replace('"answer": "1"', '"answer": "2"'))
-    with pytest.warns(Notice, match="1 lines .* are no answers; they are asked again"):
+    with pytest.warns(Notice, match="1 lines .* are not answers; they are asked again"):
         assert Kept(path).get(ASKED) is None
 
 

@@ -159,7 +159,7 @@ class Stops:
             raise Fault(f"forgotten: the command went on for {seconds:.1f} s and ended well")
         if code != 0 and code not in CODES[kind]:
             raise Fault(f"exit code {code}: {said[-300:]}")
-        for word in ("Traceback", "defect", "graft: error"):
+        for word in ("Traceback", "bug in Graft", "graft: error"):
             if word in said:
                 raise Fault(f"a stop is told as {word!r}: {said[-300:]}")
 

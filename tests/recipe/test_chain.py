@@ -163,7 +163,7 @@ def test_all_that_is_wrong_is_told_at_once_with_its_line(file):
     ("entries", "words", "said"),
     [
         (["sft", "sft"], [], "stages  has 2 stages called sft; give each a name of its own"),
-        ([], [], "is no list of stages"),
+        ([], [], "is not a list of stages"),
         ([{"data": {}}], [], "stages.0  has no name"),
         ([{"name": "train", "stage": "sft"}], [], "cannot be called train"),
         ([{"name": "a.b", "stage": "sft"}], [], "cannot be called a.b"),

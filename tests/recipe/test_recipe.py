@@ -360,7 +360,7 @@ def test_a_stage_has_settings_of_its_own_which_are_checked_as_those_of_methods_a
     path = tmp_path / "r.yaml"
     path.write_text("stage:\n  name: preference\n  objective: ipo\n  bta: 0.2\n  gamma: wide\n")
     error = refusal(path)
-    assert "line 4: stage.bta" in error.given and "is no setting of stage preference" in error.given
+    assert "line 4: stage.bta" in error.given and "is not a setting of stage preference" in error.given
     assert "nearest: beta" in error.given and "line 5: stage.gamma" in error.given
     assert "is not float" in error.given
 
@@ -402,10 +402,10 @@ def test_changes_of_a_stages_settings_win_and_another_stage_drops_them():
         ({"stage": "dpo", "objective": "ipo"}, "contradicts stage dpo"),
         ({"stage": {"name": "preference", "objective": "dop"}}, "stage.objective"),
         ({"stage": {"name": ["x"]}}, "stage"),
-        ({"stage": {"name": "sft", "beta": 0.1}}, "is no setting of stage sft"),
+        ({"stage": {"name": "sft", "beta": 0.1}}, "is not a setting of stage sft"),
         ({"stage": {"name": "preference", "beta": True}}, "stage.beta"),
         ({"stage": "dop"}, "nearest: dpo"),
-        ({"stage": 5}, "no name of a stage"),
+        ({"stage": 5}, "not the name of a stage"),
     ],
 )
 def test_wrong_stages_and_settings_are_named(source, named):

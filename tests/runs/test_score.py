@@ -68,7 +68,7 @@ def test_a_class_that_the_head_does_not_know_is_an_error(classifier, home):
     )
     lines = table.coverage.lines()
     assert lines[0] == "scored 6 of 6 rows"
-    assert "3 rows are of classes that the head does not know (cow, hen, pig)" in lines[1]
+    assert "3 rows of classes unknown to the head (cow, hen, pig)" in lines[1]
     assert "mixed.jsonl:4" in lines[1] and "the loss is that of the other rows" in lines[1]
 
 
@@ -150,7 +150,7 @@ def test_prompts_that_are_too_long_are_named_and_all_metrics_are_of_the_same_row
 
 def test_when_no_row_can_be_scored_the_places_are_told(writer, home):
     data = write_rows(home / "all.jsonl", [{"prompt": LONG, "completion": "x"}])
-    with pytest.raises(DataError, match=r"scored 0 of 1 rows; left out: 1 x cut away \(.*all\.jsonl:1"):
+    with pytest.raises(DataError, match=r"scored 0 of 1 row; left out: 1 x cut away \(.*all\.jsonl:1"):
         scored(writer, data, "perplexity")
 
 
@@ -167,7 +167,7 @@ def test_texts_that_are_cut_are_counted(writer, home):
     table = scored(writer, data, "perplexity")
     assert table.coverage.scored == 2
     assert any(
-        "1 rows are cut to 128 tokens and scored without the rest" in line and "cut.jsonl:1" in line
+        "1 row cut to 128 tokens, and scored without the rest" in line and "cut.jsonl:1" in line
         for line in table.coverage.lines()
     )
 

@@ -117,7 +117,7 @@ def check_base(folder: str | Path, trained_on: Settings, base: Settings) -> None
             raise AdapterError(
                 f"{folder} was trained on another base: {given} ({word} {theirs[:12]})",
                 f"an adapter of {name} ({word} {ours[:12]})",
-                "load that base, or pass force=True if you know that they fit",
+                "load that base, or in Python pass force=True if you know that they fit",
             )
 
 

@@ -56,6 +56,7 @@ from graft.generate.writing import Asked, Writing
 from graft.kernels.loss import Head
 from graft.quant import is_packed
 from graft.quant.finite import require_finite
+from graft.recipe.places import place_of
 
 TASK_TYPES = {
     "causal": "CAUSAL_LM",
@@ -211,7 +212,7 @@ class Base:
             names = dict.fromkeys(".".join(site.name.split(".")[-2:]) for site in bare)
             notice(
                 f"all-linear leaves {size / self.count():.0%} of the weights out: the experts of the mixture "
-                f"are no linears. LoRA trains them with target_parameters=[{', '.join(names)}]"
+                f"are not linears. LoRA trains them with target_parameters=[{', '.join(names)}]"
             )
 
     def _settle(self, insert: AdapterModule) -> None:
@@ -291,7 +292,7 @@ class Base:
         """Return what an adapter's files say about this base."""
         task_type = TASK_TYPES.get(self.family)
         known = {"fingerprint": self.fingerprint(), "origin": self.origin()}
-        return {"name": self.name, **known, "task_type": task_type}
+        return {"name": place_of(self.name), **known, "task_type": task_type}
 
     # Which adapter answers
 

@@ -239,7 +239,7 @@ class _Read:
         for factor in (weight, 1 + weight):
             if torch.allclose(given, unit * factor, rtol=0.02, atol=0.02):
                 return factor.contiguous(), epsilon
-        raise Unlike(f"{type(module).__name__} is no norm by the root mean square")
+        raise Unlike(f"{type(module).__name__} is not a norm by the root mean square")
 
     def _embed_scale(self, table: Any) -> float:
         scale = getattr(table, "embed_scale", 1.0)

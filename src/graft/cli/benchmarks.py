@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from graft.cli.say import after, show, show_json, table, talk
+from graft.cli.wait import begin
 from graft.errors import UsageError
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ def run(model: str, adapters: Sequence[str], quant: str | None, tasks: dict[str,
         raise UsageError(
             "--tasks names nothing", "tasks of lm-eval", "for example --tasks arc_easy,hellaswag"
         )
+    begin(f"loading {model}")
     from graft.evaluate.harness import Benchmarks  # torch costs seconds
     from graft.planning.fit import require_tokenizer
     from graft.runs.open import open_model

@@ -6,6 +6,9 @@ from typing import Annotated, Any
 import typer
 
 from graft.cli.say import after, show, talk
+from graft.cli.wait import begin
+
+LIKELIEST = 3  # classes that are named
 
 
 def add_to(app: typer.Typer) -> None:
@@ -27,7 +30,8 @@ def chat(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 256,
     temperature: Annotated[float, typer.Option(min=0, help="0: always the most likely token.")] = 0.0,
     top_p: Annotated[
-        float, typer.Option(help="Sample from the likeliest tokens with this much probability.")
+        float,
+        typer.Option(help="Nucleus sampling: keep the most likely tokens up to this total probability."),
     ] = 1.0,
     min_p: Annotated[
         float, typer.Option(help="Sample only tokens at least so likely, as a share of the likeliest.")
@@ -37,6 +41,7 @@ def chat(
     ] = 1.0,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same answers.")] = None,
 ) -> None:
+    begin(f"loading {model}", briefly=True)
     from graft.runs.open import open_model  # torch costs seconds: `graft chat --help` must not wait for it
 
     opened = open_model(model, adapters=adapter or (), quant=quant)
@@ -51,6 +56,7 @@ def chat(
         sampling |= {"do_sample": True, "temperature": temperature}
     conversation = Conversation(opened.base, opened.adapter, sampling, raw=raw or not opened.by_template)
     if prompt is not None:
+        begin("answering", briefly=True)
         conversation.answer(prompt)
     else:
         conversation.listen()
@@ -91,7 +97,9 @@ class Conversation:
         self.messages: list[dict[str, str]] = []
 
     def answer(self, text: str) -> None:
-        """Print the answer to a text while it is written."""
+        """Print the answer to a text while it is written; of a task head the class with its probability."""
+        if self.adapter is not None and self.base.adapters[self.adapter].head is not None:
+            return show(classified(self.base, self.adapter, text))
         spoken = Spoken()
         spoken.end(self.ask(text, on_text=spoken))
 
@@ -136,4 +144,22 @@ class Conversation:
             talk(f"{name} answers")
         else:
             names = " | ".join(["base", *self.base.adapters])
-            talk(f"{line} is no command: /reset, /adapter {names}, /quit")
+            talk(f"unknown command {line}: write /reset, /adapter {names}, /quit")
+
+
+def classified(base: Any, adapter: str, text: str) -> str:
+    """Return what an adapter's task head says of a text: the likeliest classes, or the words with their tags.
+
+    The classes have the names that the rows gave them.
+    """
+    from graft.evaluate.answers import predictions  # late, as in `chat`
+    from graft.planning.fit import require_tokenizer
+
+    require_tokenizer(base.tokenizer, base.name, base.vocabulary)
+    (said,) = predictions(base, [text], [adapter])
+    if not said.probabilities:
+        return said.answer
+    likeliest = sorted(said.probabilities.items(), key=lambda item: -item[1])[:LIKELIEST]
+    (best, chance), *others = likeliest
+    beside = ", ".join(f"{name} {share:.1%}" for name, share in others)
+    return f"{best}   {chance:.1%}" + (f"   ({beside})" if beside else "")

@@ -8,6 +8,7 @@ import typer
 
 from graft.cli.say import after, note, show, show_json, table, talk
 from graft.cli.score_tables import comparison_text, side_by_side, terminal_width
+from graft.cli.wait import begin
 from graft.errors import UsageError, listed
 from graft.storage import replace, require_file
 

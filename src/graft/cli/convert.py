@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from graft.cli.say import after, show, show_json, talk
+from graft.cli.wait import begin
 from graft.errors import UsageError
 from graft.sizes import size_of
 from graft.storage import refuse_occupied
@@ -44,6 +45,7 @@ def convert(
     """
     refuse_occupied(folder, force=force)  # before the work
     for_tuned = bool(r or energy or rest != "name")
+    begin(f"reading {source}")
     legacy, pickled = _legacy(source, for_tuned=for_tuned), Path(source).is_file()
     if legacy is None:
         _check(source, pickled, base, alpha, for_tuned=for_tuned)
@@ -138,7 +140,7 @@ def _extract(source: str, folder: Path, base: str, *, rest: str, force: bool, **
     adapter = extracted.attach("extracted", rest)
     export(frozen, folder, "peft", adapter=adapter.name, force=force)
     changed = f"what changed in {len(extracted.layers)} layers"
-    talk(f"kept    {extracted.kept:.1%} of {changed}, in {adapter.count():,} numbers")
+    talk(f"kept    {extracted.kept:.1%} of {changed}, in {adapter.count():,} parameters")
     left = [*(extracted.rest if rest == "name" else ()), *extracted.foreign]
     if left:
         talk(

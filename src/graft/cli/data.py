@@ -8,6 +8,7 @@ import typer
 from graft.cli.data_convert import convert_rows
 from graft.cli.data_report import report_lines
 from graft.cli.say import after, print_markup, show, show_json
+from graft.cli.wait import begin
 from graft.cli.words import STAGES
 
 group = typer.Typer(
@@ -46,6 +47,7 @@ def show_rows(
 
     settings = {"train": path, "max_length": max_length, "template": template, "bad_rows": bad_rows}
     recipe = read({"model": model, "stage": stage, "data": {**settings, "eval": None}})
+    begin(f"loading the tokenizer of {model}")
     from graft.runs.look import look  # after the words are checked: torch costs seconds
 
     report = look(recipe, rows)

@@ -10,6 +10,7 @@ import typer
 
 from graft.cli.say import after, show, show_json, talk
 from graft.errors import DataError, UsageError, one_of
+from graft.sizes import counted
 from graft.storage import new_file, output_locked, require_file
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def convert_rows(
         )
     else:
         _tell(made)
-        show(f"wrote   {out} ({len(made.rows):,} rows of {made.read:,})")
+        show(f"wrote   {out} ({counted(len(made.rows), 'row')} of {made.read:,})")
     after(NEXT[to].format(file=out))
 
 

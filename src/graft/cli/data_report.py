@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
+from graft.sizes import counted
+
 if TYPE_CHECKING:
     from graft.data import DataReport
 
@@ -22,8 +24,8 @@ def report_lines(report: "DataReport", color: bool = True) -> list[str]:
     spark = "".join(BARS[count * 7 // most] for _, count in report.histogram)
     lengths = report.lengths
     lines = [
-        f"data    {report.read:,} rows read   {rows}",
-        f"tokens  {report.tokens:,} in {report.examples:,} examples   {learnt}",
+        f"data    {counted(report.read, 'row')} read   {rows}",
+        f"tokens  {report.tokens:,} in {counted(report.examples, 'example')}   {learnt}",
         f"length  median {lengths['50']}   90 % {lengths['90']}   longest {lengths['100']}"
         f"   limit {report.max_length}   {spark}",
     ]

@@ -1,18 +1,27 @@
-"""graft demo: do the main job from end to end on the embedded model and data, in a few minutes."""
+"""graft demo: do the main job from end to end on the embedded model and data, in a minute or two."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from graft.cli.progress import Progress
 from graft.cli.say import after, show, table, talk
+from graft.cli.wait import begin, is_terminal, waiting
 from graft.errors import UsageError
+from graft.sizes import duration
 from graft.storage import require_run_folder
+
+if TYPE_CHECKING:
+    from graft.recipe import Recipe
+    from graft.runs.open import Opened
+    from graft.seedling.products import Product
+
+BESIDE_S = 30  # seconds beside training: imports, answers, export
 
 
 def add_to(app: typer.Typer) -> None:
-    app.command("demo", help="Run the whole job on the embedded model, in minutes.")(demo)
+    app.command("demo", help="Run the whole job on the embedded model, in a minute or two.")(demo)
 
 
 def demo(
@@ -31,35 +40,40 @@ def demo(
         )
 
     require_run_folder(folder)
-    from graft.models.load import load
-    from graft.planning.plan import plan
-    from graft.runs import demo as job  # torch costs seconds
-    from graft.runs.open import open_model
-    from graft.runs.run import run
-    from graft.shipping.export import export
+    talk("The embedded model has read about products. Now it learns to describe one from its attributes.")
+    from graft.recipe import read
+    from graft.seedling import DEMO
 
-    recipe = job.recipe(folder)
-    talk("The embedded model has read about products. Now it learns to describe one from its attributes.\n")
-    planned = plan(recipe)
+    recipe = read(DEMO, [f"output={folder}"])
+    talk(f"This takes {_expected(recipe)}.\n")
+    with waiting("planning"):
+        from graft.planning.plan import plan
+        from graft.runs import demo as job  # torch costs seconds
+        from graft.runs.open import open_model
+        from graft.runs.run import run
+
+        planned = plan(recipe)
     recipe = recipe.model_copy(update={"dtype": planned.dtype})
     talk(str(planned))
+    if not is_terminal():  # there the observer shows it
+        begin("loading seedling", briefly=True)
     with Progress(recipe) as progress:
         run(recipe, observer=progress)
-    opened = open_model(str(folder))
+    with waiting("loading the trained model"):
+        opened = open_model(str(folder))
     items, references = job.held_out()
     talk(f"\nThe same {len(items)} prompts about products that it has never seen, before and after:")
-    texts = {
-        "before": job.answers(opened.base, None, items),
-        "after": job.answers(opened.base, opened.adapter, items),
-    }
+    texts = {}
+    for name, adapter in (("before", None), ("after", opened.adapter)):
+        with waiting(f"answering {name} training:") as tell:
+            texts[name] = job.answers(opened.base, adapter, items, tell)
     scores = {name: job.measure(written, items) for name, written in texts.items()}
     chance = job.measure(references, items).others
     show(_table(scores, _perplexity(folder)))
     show(f"\nprompt  {' | '.join(f'{key}: {value}' for key, value in items[0].attributes)}")
     for name in texts:
         show(f"{name:<7} {' '.join(texts[name][0].split())}")
-    export(opened.base, merged, to="hf", adapter=opened.adapter)
-    difference = job.reload_difference(load(merged, dtype=recipe.dtype), merged, items[0])
+    difference = _exported(opened, merged, items[0])
     talk(f"\nwrote   {merged}: loads in plain transformers; logits differ by at most {difference:.1g}")
     shortfalls = job.shortfalls(scores["before"], scores["after"], chance)
     if difference > job.SAME:
@@ -72,6 +86,28 @@ def demo(
     after(
         f"graft chat {folder}   (your own rows: graft train --model MODEL --data ROWS.jsonl --method qlora)"
     )
+
+
+def _expected(recipe: "Recipe") -> str:
+    """Return how long the demo will take, in words; what an earlier plan has found is used, without torch."""
+    from graft.planning.kept import kept_plan
+
+    known = kept_plan(recipe)
+    if known is None or known.pace is None:
+        return "one to two minutes on a laptop"
+    return f"about {duration(BESIDE_S + known.pace.step * (known.pace.steps or 0))} on this machine"
+
+
+def _exported(opened: "Opened", merged: Path, item: "Product") -> float:
+    """Merge, export and load again; return how much the logits differ from those of plain transformers."""
+    from graft.models.load import load
+    from graft.runs import demo as job
+    from graft.shipping.export import export
+
+    with waiting("merging and exporting"):
+        export(opened.base, merged, to="hf", adapter=opened.adapter)
+    with waiting("loading what was exported"):
+        return job.reload_difference(load(merged, dtype=opened.recipe.dtype), merged, item)
 
 
 def _table(scores: dict[str, Any], perplexity: dict[str, float]) -> str:

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from graft.cli.say import after, show, show_json, table
+from graft.cli.wait import begin
 from graft.sizes import size
 
 
@@ -18,6 +19,7 @@ def doctor(
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the same facts for programs.")] = False,
 ) -> None:
+    begin("measuring this machine" if bench else "looking at this machine")
     from graft.kernels.measure import bench as measured  # torch costs seconds
     from graft.runs.doctor import examine, speed_table
 

@@ -10,6 +10,7 @@ import typer
 
 from graft.cli import benchmarks
 from graft.cli.say import after, score_table, show, show_json
+from graft.cli.wait import waiting
 from graft.cli.words import STAGES
 from graft.errors import UsageError, listed
 
@@ -39,7 +40,7 @@ def evaluate(
         list[str] | None, typer.Option(help="perplexity, accuracy, bleu, ... or module:function; repeatable.")
     ] = None,
     stage: Annotated[str | None, typer.Option(help=f"What the rows are for: {STAGES}.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="At most so many rows, of each task.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Maximum number of rows, of each task.")] = None,
     tasks: Annotated[
         str | None, typer.Option(help="Benchmarks of lm-eval instead: arc_easy,hellaswag or files.")
     ] = None,
@@ -73,17 +74,20 @@ def evaluate(
         "--apply-chat-template": apply_chat_template or None,
     }
     _refuse(own, "without --tasks", "name the benchmarks: --tasks arc_easy,hellaswag")
-    from graft.runs.open import open_model  # torch costs seconds
-    from graft.runs.score import score, scoring_recipe  # torch costs seconds
+    with waiting(f"loading {model}"):
+        from graft.runs.open import open_model  # torch costs seconds
+        from graft.runs.score import score, scoring_recipe
 
-    opened = open_model(model, adapters=adapter or (), quant=quant)
+        opened = open_model(model, adapters=adapter or (), quant=quant)
     if opened.recipe is None and data is None:
         raise UsageError(
-            f"{model} is no run, so it has no held-out rows",
+            f"{model} is not a run, so it has no held-out rows",
             "--data ROWS",
             "name the rows to score on, for example --data seedling:descriptions-held-out",
         )
-    table = score(opened, scoring_recipe(opened, stage, metric or (), limit), data)
+    with waiting("scoring") as tell:
+        recipe = scoring_recipe(opened, stage, metric or (), limit)
+        table = score(opened, recipe, data, lambda what, done, total: tell(done, total))
     if not table.columns:
         raise UsageError(
             f"the run {model} has no held-out rows",

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from graft.cli.say import after, show, show_json, talk
+from graft.cli.wait import begin
 from graft.sizes import size_of
 from graft.storage import refuse_occupied
 
@@ -37,6 +38,7 @@ def export(
     json: Annotated[bool, typer.Option("--json", help="Print the same facts for programs.")] = False,
 ) -> None:
     refuse_occupied(folder, force=force)  # before the work
+    begin(f"loading {model}")
     from graft.runs.open import open_model
     from graft.runs.origin import origin_of
     from graft.shipping.export import CERTIFICATE
@@ -44,6 +46,7 @@ def export(
 
     opened = open_model(model, adapters=adapter or ())
     how: dict[str, Any] = {"type": form, "adapter": opened.adapter, "force": force, "lossy": lossy}
+    begin(f"writing {folder} as {to}")
     written = write(opened.base, folder, to, **how, origin=origin_of(opened))
     certificate = codec.loads((written / CERTIFICATE).read_text(encoding="utf-8"))
     if json:

@@ -8,6 +8,7 @@ import typer
 
 from graft.cli.compare import prompt_lines
 from graft.cli.say import after, note, show, show_json, table, talk
+from graft.cli.wait import begin
 from graft.errors import DataError, UsageError, listed
 from graft.storage import require_file
 
@@ -46,7 +47,7 @@ def judge(
         Path | None, typer.Option(help="What runs and models are asked: a text file, a prompt a line.")
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of their answers.")] = 256,
-    limit: Annotated[int | None, typer.Option(min=1, help="At most so many prompts of each pair.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Maximum number of prompts for each pair.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Requests at the same time.")] = 4,
     timeout_s: Annotated[float, typer.Option(min=1, help="Seconds to wait for an answer.")] = 120,
     seed: Annotated[int, typer.Option(min=0, help="Decides which order you see, with --by me.")] = 0,
@@ -57,6 +58,7 @@ def judge(
     page = out.with_suffix(".report.html")
     if there := [path for path in (out, page) if path.exists() and not force]:
         raise UsageError(f"{there[0]} exists", "a new file", "give another --out, or --force")
+    begin("reading answers", briefly=True)
     from graft.evaluate.answer_files import without_partner  # torch costs seconds
     from graft.evaluate.judgements import lines
     from graft.evaluate.judges import judged

@@ -8,6 +8,7 @@ import typer
 
 from graft.cli.export import certificate_lines, rows_line
 from graft.cli.say import after, show, show_json, table, talk
+from graft.cli.wait import begin
 from graft.errors import UsageError, one_of
 from graft.sizes import size_of
 from graft.storage import refuse_occupied
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 FORMS = ("model", "adapter")
 WAYS = {
     "dequantised": "what was trained, rounded once",
-    "original": "the weights before quantisation, on which it was not trained",
+    "original": "the unquantised weights (it was trained on the quantised ones)",
     "packed": "quantised again; QA-LoRA fits into the groups exactly",
 }
 
@@ -48,7 +49,9 @@ def merge(
     quant: Annotated[str | None, typer.Option(help="How to load the base: none, nf4, ...")] = None,
     into: Annotated[
         str | None,
-        typer.Option(help="Quantised base: dequantised, original or packed; by default all are measured."),
+        typer.Option(
+            help="Merge into a quantised base: dequantised, original, packed; by default all are measured."
+        ),
     ] = None,
     original: Annotated[
         str | None, typer.Option(help="Quantised base: where the original weights are.")
@@ -60,6 +63,7 @@ def merge(
 ) -> None:
     one_of("--as", form, FORMS)
     refuse_occupied(folder, force=force)  # before the work
+    begin(f"loading {model}")
     from graft.runs.open import open_model  # torch costs seconds
     from graft.runs.origin import origin_of
     from graft.shipping.export import CERTIFICATE, REPORT, check_into, export, minima_hold
@@ -73,6 +77,7 @@ def merge(
     if form == "model" and not into and opened.adapter and minima_hold(opened.base, [opened.adapter]):
         into = "packed"
     choice = {"adapter": opened.adapter, "into": into, "original": original}
+    begin(f"merging into {folder}")
     written = export(opened.base, folder, to, **choice, force=force, lossy=lossy, origin=origin)
     facts = codec.loads((written / REPORT).read_text(encoding="utf-8")) if form == "model" else {}
     certificate = codec.loads((written / CERTIFICATE).read_text(encoding="utf-8"))
@@ -83,7 +88,7 @@ def merge(
         show(f"wrote   {written} ({size_of(written)})")
         if blended:
             parts = " + ".join(f"{number:g} {name}" for name, number in blended["weights"].items())
-            talk(f"blended {parts} by {blended['how']}: {blended['trained']:,} numbers")
+            talk(f"blended {parts} by {blended['how']}: {blended['trained']:,} parameters")
         _print_cost(facts)
         for line in certificate_lines(certificate):
             talk(line)

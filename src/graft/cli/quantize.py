@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from graft.cli.say import after, show, show_json, talk
+from graft.cli.wait import begin
 from graft.cli.words import STAGES
 from graft.sizes import size_of
 from graft.storage import refuse_occupied
@@ -39,6 +40,7 @@ def quantize(
     chosen = {"train": data, "limit": rows, "max_length": max_length, "eval": None}
     calibrate = None if data is None else read({"model": model, "stage": stage, "data": chosen})
     refuse_occupied(folder, force=force)  # before the work
+    begin(f"loading {model}")
     from graft.runs.quantise import quantise  # torch costs seconds
 
     def tell(done: int, total: int) -> None:

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from graft.cli.say import after, show, show_json, table, talk
+from graft.cli.wait import begin
 from graft.errors import UsageError
 from graft.storage import replace, require_file
 
@@ -41,6 +42,7 @@ def rank(
     for path in (csv_file, page):
         if path is not None:
             require_file(path)
+    begin("reading judgements")
     from graft.evaluate import leaderboard_text as text
     from graft.evaluate.judgements import read_judgements  # torch costs seconds
     from graft.evaluate.leaderboard import leaderboard

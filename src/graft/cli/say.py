@@ -7,6 +7,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from graft.cli.wait import is_terminal, making_room, over
+
+BOLD, RED, GREEN = "1", "1;31", "32"  # of `paint`
 UNREAD = 141  # the exit code of programs that SIGPIPE ends
 
 noted: set[str] = set()  # notes of this command line
@@ -14,23 +17,33 @@ noted: set[str] = set()  # notes of this command line
 
 def talk(text: str) -> None:
     """Print a line for the reader, on stderr. Work goes on where nobody can read it."""
-    with contextlib.suppress(OSError):  # a pipe whose reader went away, a log on a full disk
+    with making_room(), contextlib.suppress(OSError):  # a pipe whose reader went away, a log on a full disk
         if sys.stderr is not None:  # None: closed before we began
             print(text, file=sys.stderr, flush=True)
+
+
+def paint(text: str, colour: str, *, stream: Any = None) -> str:
+    """Return text in a colour, if the stream (by default stderr) is a terminal and NO_COLOR is not set.
+
+    colour: the numbers of an SGR sequence.
+    """
+    plain = os.environ.get("NO_COLOR") or not is_terminal(stream)
+    return text if plain else f"\033[{colour}m{text}\033[0m"
 
 
 def print_markup(text: str, *, stream: Any = None) -> None:
     """Print a line with rich's colour marks, by default on stderr; for terminals only."""
     from rich.console import Console  # late: it takes an eighth of a second, and only colours need it
 
-    with contextlib.suppress(OSError):  # a terminal that is no more
+    with making_room(), contextlib.suppress(OSError):  # a terminal that is gone
         Console(file=stream or sys.stderr, soft_wrap=True, highlight=False).print(text)
 
 
 def show(text: str, end: str = "\n") -> None:
     """Print a line of the answer, on stdout. Exits with UNREAD if its reader went away."""
     try:
-        print(text, end=end, flush=True)
+        with making_room(answer=True):
+            print(text, end=end, flush=True)
     except BrokenPipeError:
         raise SystemExit(UNREAD) from None
     except OSError as error:
@@ -62,15 +75,16 @@ def note(text: str) -> None:
 
 def after(command: str) -> None:
     """Print what to do next: the last line of every command."""
+    over()
     talk(f"next    {command}")
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, gap: int = 3) -> str:
     """Return aligned columns under their names; the last column is not padded."""
     cells = [header, *rows]
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
     padded = ([cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in cells)
-    return "\n".join("   ".join(row).rstrip() for row in padded)
+    return "\n".join((" " * gap).join(row).rstrip() for row in padded)
 
 
 def score_table(columns: Mapping[str, Mapping[str, float]]) -> str:
@@ -81,3 +95,14 @@ def score_table(columns: Mapping[str, Mapping[str, float]]) -> str:
         for name in names
     ]
     return table(("metric", *columns), cells)
+
+
+def painted_verdict(text: str, *, stream: Any = None) -> str:
+    """Return whether a run fits, in red where it does not."""
+    return paint(text, RED, stream=stream) if text.startswith("DOES NOT FIT") else text
+
+
+def model_of(recipe: Any) -> str:
+    """Return the name of the model of a recipe or a chain, for what is said while it is loaded."""
+    recipe = next(iter(recipe.recipes.values())) if hasattr(recipe, "recipes") else recipe
+    return str(recipe.model) if isinstance(recipe.model, str) else "a fresh model"

@@ -5,11 +5,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from graft.cli.misuse import option_names
 from graft.cli.progress import Progress
-from graft.cli.say import after, score_table, show, show_json, talk
+from graft.cli.say import after, model_of, painted_verdict, score_table, show, show_json, talk
+from graft.cli.wait import begin, is_terminal, waiting
 from graft.cli.words import STAGES, WORDS, recipe_of
 from graft.runs.trackers import require_trackers
-from graft.sizes import MIB, size
+from graft.sizes import MIB
 from graft.storage import Lock, locked, require_run_folder
 
 if TYPE_CHECKING:
@@ -42,7 +44,7 @@ def train(
     model: Annotated[str | None, typer.Option(help="Folder, hub id or seedling.")] = None,
     data: Annotated[str | None, typer.Option(help="Rows to learn from: file, folder, seedling:NAME.")] = None,
     method: Annotated[
-        str | None, typer.Option(help="A method or preset, for example lora, qlora, full.")
+        str | None, typer.Option(help="A method or preset, for example lora, dora, qlora, full.")
     ] = None,
     output: Annotated[str | None, typer.Option(help="The run's folder.")] = None,
     keys: Annotated[
@@ -52,14 +54,15 @@ def train(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the whole recipe and stop.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the same facts for programs.")] = False,
 ) -> None:
+    begin("reading the recipe", briefly=True)
     options = {"model": model, "data.train": data, "method": method, "output": output}
     if keys:
         from graft.recipe import read  # late: pydantic, which no --help needs
 
         given = recipe is not None or context.args or any(value is not None for value in options.values())
-        show((recipe_of(recipe, context.args, options) if given else read({})).yaml())
+        show((recipe_of(recipe, context.args, options, option_names(context)) if given else read({})).yaml())
         return after("graft train RECIPE   (a file with the keys that you change)")
-    chosen = recipe_of(recipe, context.args, options)
+    chosen = recipe_of(recipe, context.args, options, option_names(context))
 
     from graft.recipe.chain import Chain
 
@@ -83,18 +86,21 @@ def train(
 
 def train_one(chosen: "Recipe", lock: Lock, *, json: bool) -> None:
     """Carry out a recipe of one stage.  lock: of its folder."""
-    from graft.planning.plan import plan  # after recipe and rows are checked: torch costs seconds
-    from graft.runs.identity import as_begun
-    from graft.runs.run import carry_out
-    from graft.stages.stage import stage_of
+    with waiting("planning"):
+        from graft.planning.plan import plan  # after recipe and rows are checked: torch costs seconds
+        from graft.runs.identity import as_begun
+        from graft.runs.run import carry_out
+        from graft.stages.stage import stage_of
 
-    stage_of(chosen).check_complete()
-    begun = as_begun(chosen)
-    cost = plan(begun)
+        stage_of(chosen).check_complete()
+        begun = as_begun(chosen)
+        cost = plan(begun)
     why = cost.why if begun.dtype == chosen.dtype else "as this run began"
     chosen = chosen.model_copy(update={"dtype": cost.dtype})
     talk(f"dtype   {cost.dtype}: {why}")
     _say_plan(cost)
+    if not is_terminal():  # there the observer shows it
+        begin(f"loading {model_of(chosen)}", briefly=True)
     with Progress(chosen) as progress:
         result = carry_out(chosen, progress, lock=lock)
     _say_result(result)
@@ -105,17 +111,20 @@ def train_one(chosen: "Recipe", lock: Lock, *, json: bool) -> None:
 
 def train_chain(chain: "Chain", lock: Lock, *, json: bool) -> None:
     """Carry out a recipe of several stages.  lock: of their common folder."""
-    from graft.planning.plan import plan  # after recipes and rows are checked: torch costs seconds
-    from graft.runs.chain import stages
-    from graft.runs.identity import as_begun
-    from graft.stages.stage import stage_of
+    with waiting("planning"):
+        from graft.planning.plan import plan  # after recipes and rows are checked: torch costs seconds
+        from graft.runs.chain import stages
+        from graft.runs.identity import as_begun
+        from graft.stages.stage import stage_of
 
-    for name in chain.recipes:
-        stage_of(chain.recipes[name]).check_complete()
-        cost = plan(as_begun(chain.before(name)))
-        _say_plan(cost, f"{name} in {cost.dtype}: ")
+        for name in chain.recipes:
+            stage_of(chain.recipes[name]).check_complete()
+            cost = plan(as_begun(chain.before(name)))
+            _say_plan(cost, f"{name} in {cost.dtype}: ")
     results = []
     *_, last = chain.recipes.values()
+    if not is_terminal():  # there the observer shows it
+        begin(f"loading {model_of(last)}", briefly=True)
     with Progress(last) as progress:
         for result in stages(chain, progress, lock=lock):
             _say_result(result)
@@ -129,8 +138,8 @@ def _say_plan(cost: "Plan", title: str = "") -> None:
     """Print the memory that a run needs, whether it fits, and how fast it will be.  title: before it."""
     from graft.planning.seconds import NOT_MEASURED
 
-    verdict = "fits" if cost.fits else "DOES NOT FIT: `graft plan` shows what would help"
-    talk(f"plan    {title}peak {size(cost.peak)} of {size(cost.available)} on {cost.device}: {verdict}")
+    more = "" if cost.fits else ": `graft plan` shows what would help"
+    talk(f"plan    {title}{painted_verdict(cost.verdict)}{more}")
     talk(f"time    {title}{cost.pace or NOT_MEASURED}")
 
 
@@ -154,6 +163,7 @@ def _say_next(recipe: "Recipe", folder: str) -> None:
 
 def _check_rows(recipe: "Recipe") -> None:
     """Raise DataError for bad rows before torch is imported, which takes longer than reading them twice."""
+    from graft import seedling
     from graft.data import load_rows  # reads files, needs no torch
     from graft.data.layouts import Accepts
     from graft.data.preparation import files_of
@@ -161,6 +171,7 @@ def _check_rows(recipe: "Recipe") -> None:
 
     data = recipe.data
     if "seedling:" in str([data.train, data.eval, data.test]):  # generated: they are good
+        seedling.located(data)
         return
     files = [Path(name) for name in files_of(data)] if data.train else []
     if all(file.exists() for file in files) and sum(file.stat().st_size for file in files) < SMALL:

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from graft.cli.say import after, show, show_json, table
+from graft.cli.wait import begin
 from graft.errors import UsageError
 
 # Files that tell a folder's kind; repeated here, because what checks them imports torch.
@@ -30,8 +31,9 @@ def verify(
     is nothing to compare.
     """
     if not any((folder / name).is_file() for name in KNOWN) and not any(folder.glob("*/recipe.yaml")):
-        what = "holds no adapter, no run and no model" if folder.is_dir() else "is no folder"
+        what = "holds no adapter, no run and no model" if folder.is_dir() else "is not a folder"
         raise UsageError(f"{folder} {what}", "a folder that Graft wrote", "check the path")
+    begin(f"checking {folder}")
     from graft.runs.own_rows import again
     from graft.shipping.verify import DIFFERS, UNKNOWN
     from graft.shipping.verify import verify as check  # torch costs seconds

@@ -24,6 +24,8 @@ from graft.errors import UsageError, one_of
 
 # What a method may declare that it cannot do, each with a reason.
 ABILITIES = ("newborn", "mergeable", "routable", "quantisable", "packable", "cacheable")
+TITLES = {"newborn": "starts as a no-op"}  # what people read, where that is another word
+NOT = {"newborn": "does not start as a no-op"}
 REQUIRED = object()  # the default of a field that has none
 
 
@@ -176,7 +178,8 @@ def pages() -> dict[str, str]:
         "Written by `graft methods --write docs/methods` from the methods' own files.",
         "",
     ]
-    matrix += [_row("method", *ABILITIES, "paper", "what"), _row(*["---"] * (len(ABILITIES) + 3)), *rows, ""]
+    titles = [TITLES.get(ability, ability) for ability in ABILITIES]
+    matrix += [_row("method", *titles, "paper", "what"), _row(*["---"] * (len(ABILITIES) + 3)), *rows, ""]
     matrix += [f"{number}. {reason}" for number, reason in enumerate(reasons, 1)]
     return {f"{name}.md": _page(one) for name, one in known.items()} | {"README.md": "\n".join([*matrix, ""])}
 
@@ -188,7 +191,9 @@ def _page(one: Card) -> str:
             _row(f"`{s.name}`", f"`{s.words}`", "" if s.default is REQUIRED else f"`{s.default!r}`", s.help)
         )
     refused = [
-        f"- {ability} only {refusal.answer}: {refusal}" if refusal.unless else f"- not {ability}: {refusal}"
+        f"- {TITLES.get(ability, ability)} only {refusal.answer}: {refusal}"
+        if refusal.unless
+        else f"- {NOT.get(ability, 'not ' + ability)}: {refusal}"
         for ability, refusal in one.exceptions().items()
     ]
     lines = [f"# {one.name}", "", "```text", one.doc.strip(), "```", "", *rows, "", *refused]

@@ -164,6 +164,8 @@ def recognise(
         layout, names = _layout(frozenset(fields), empty, accepts, format)
         if layout == "tags" and tag_names:
             fields = Fields(fields | {names[1]: normal_form.named_tags(fields[names[1]], tag_names)})
+        if layout == "classification" and tag_names:
+            fields = Fields(fields | {names[-1]: normal_form.named_class(fields[names[-1]], tag_names)})
         row = LAYOUTS[layout].build(record.source, fields, names)
         for text in row.texts():
             normal_form.check_text(text)
@@ -256,7 +258,7 @@ def _layout(columns: Columns, empty: Columns, accepts: Accepts, format: str) -> 
                 "set stage=classify to learn classes, data.format=text to learn the text alone, or map both: "
                 f"data.columns='{{prompt: {names[0]}, completion: {label[0]}}}'"
             )
-            raise BadRow("label without classify", detail, remedy)
+            raise BadRow("a label, and stage is not classify", detail, remedy)
         return layout, names
     if pair := _preference_columns(columns):
         raise BadRow(PREFERENCE, f"columns {pair[0]} and {pair[1]}", _chosen_alone(columns, pair[0]))

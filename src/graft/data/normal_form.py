@@ -62,7 +62,9 @@ def instruction_in(fields: Fields) -> Messages:
     messages: Messages = []
     for turn in fields.get("history") or []:
         if not (isinstance(turn, list | tuple) and len(turn) == 2):
-            raise BadRow("bad messages", "history is no list of pairs", "write [[instruction, answer], ...]")
+            raise BadRow(
+                "bad messages", "history is not a list of pairs", "write [[instruction, answer], ...]"
+            )
         messages += messages_of(turns(*turn), "role", "content")
     return [*system_in(fields), *messages, {"role": "user", "content": question}]
 
@@ -105,6 +107,17 @@ def named_tags(tags: Any, names: Sequence[str]) -> Any:
         return tags
     known = dict(enumerate(names))
     return [known.get(tag, tag) if type(tag) is int else tag for tag in tags]
+
+
+def named_class(label: Any, names: Sequence[str]) -> Any:
+    """Replace the number of a class, which a table may hold as text, by its name; others stay as they are.
+
+    >>> named_class(1, ["negative", "positive"]), named_class("0", ["negative", "positive"])
+    ('positive', 'negative')
+    """
+    number = int(label) if isinstance(label, str) and label.strip().isdecimal() else label
+    known = type(number) is int and 0 <= number < len(names)
+    return names[number] if known else label
 
 
 def check_text(text: str) -> None:
@@ -151,7 +164,7 @@ def _label(fields: Fields, name: str) -> str | int:
     if isinstance(label, float):
         remedy = "write one label, a string or an integer, for a range of scores"
         raise BadRow(
-            "bad label", f"{name!r} is {label}: a number is no class; there is no regression", remedy
+            "bad label", f"{name!r} is {label}: a number is not a class, and there is no regression", remedy
         )
     if not isinstance(label, str | int):
         detail = f"{name!r} is {type(label).__name__}; a row has one class"

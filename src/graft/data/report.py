@@ -16,6 +16,7 @@ from graft.data.pairs import Pairs
 from graft.data.rows import Reject, by_reason
 from graft.data.templates import Jinja
 from graft.errors import DataError, listed
+from graft.sizes import counted
 
 SHOWN = 20  # rejects that an error message lists one by one
 
@@ -61,18 +62,21 @@ class DataReport:
         first = ", ".join(self.cut_sources[:3])
         candidates = [
             (self.beyond_limit, f"data.limit takes {self.sampled}"),
-            (self.cut, f"{self.cut} rows cut to {self.max_length} tokens, first {first}"),
-            (self.tokens_unknown, f"{self.tokens_unknown} tokens unknown to the tokenizer"),
+            (self.cut, f"{counted(self.cut, 'row')} cut to {self.max_length} tokens, first {first}"),
+            (self.tokens_unknown, f"{counted(self.tokens_unknown, 'token')} unknown to the tokenizer"),
             (
                 self.rendered,
-                f"{self.rendered} rows have control tokens in their texts, which are read as tokens",
+                f"{counted(self.rendered, 'row')} with control tokens in the text, which are read as tokens",
             ),
             (
                 self.altered_turns,
-                f"{self.altered_turns} turns differ from what was generated: the template rewrites them",
+                f"{counted(self.altered_turns, 'turn')} not as generated: the template rewrites them",
             ),
-            (self.duplicates, f"{self.duplicates} training rows repeat another one"),
-            (self.overlap, f"{self.overlap} evaluation rows are training rows too: their score will flatter"),
+            (self.duplicates, f"{counted(self.duplicates, 'training row')} repeated from another one"),
+            (
+                self.overlap,
+                f"{counted(self.overlap, 'evaluation row')} also in training: the scores will flatter",
+            ),
         ]
         used = self.train + self.eval
         compared = self.pairs.notes() if self.pairs else []

@@ -58,7 +58,7 @@ def read_answers(*paths: str | Path) -> Answers:
                 rejects.append(bad.at(record.source))
     if rejects:
         raise DataError(
-            f"{len(rejects)} rows are no answers: {listed(rejects, 3, '; ')}",
+            f"{len(rejects)} rows are not answers: {listed(rejects, 3, '; ')}",
             f"rows such as {EXAMPLE}",
             "correct these rows",
         )

@@ -11,6 +11,7 @@ from typing import Any
 
 from graft.data.rows import Reject, Row, by_reason
 from graft.errors import listed
+from graft.sizes import counted
 
 FIRST = 3  # places that are named of each reason
 
@@ -34,7 +35,7 @@ class Coverage:
 
     def lines(self) -> list[str]:
         """Return the coverage in words: the count, what a limit did, what is left out, and the notes."""
-        lines = [f"scored {self.scored:,} of {self.of:,} rows"]
+        lines = [f"scored {self.scored:,} of {counted(self.of, 'row')}"]
         lines += [f"limit: {self.sampled}"] if self.sampled else []
         for reason, count in by_reason(self.left_out).items():
             rejects = [reject for reject in self.left_out if reject.reason == reason]

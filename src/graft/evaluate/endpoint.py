@@ -172,7 +172,7 @@ class Endpoint:
             raise ValueError(f"the answer is longer than {LARGEST} bytes")
         content = json.loads(raw)["choices"][0]["message"]["content"]
         if content is not None and not isinstance(content, str):
-            raise ValueError("the answer's content is no text")
+            raise ValueError("the answer's content is not text")
         return content or ""
 
 

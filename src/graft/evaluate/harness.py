@@ -73,7 +73,7 @@ class Benchmarks:
         require()
         for folder in include_path:
             if not Path(folder).is_dir():
-                raise UsageError(f"{folder} is no folder", "a folder with tasks as YAML", "check the path")
+                raise UsageError(f"{folder} is not a folder", "a folder with tasks as YAML", "check the path")
         manager, chosen = _found(names, [str(Path(folder)) for folder in include_path])
         with _seeded():
             found = [_loaded(manager, name) for name in chosen]

@@ -95,7 +95,7 @@ def read_judgements(path: str | Path) -> list[Judgement]:
             rejects.append(bad.at(record.source))
     if rejects:
         raise DataError(
-            f"{len(rejects)} of {len(rejects) + len(judgements)} rows are no judgements: "
+            f"{len(rejects)} of {len(rejects) + len(judgements)} rows are not judgements: "
             f"{listed(rejects, 3, '; ')}",
             f"rows such as {EXAMPLE}",
             "correct these rows",

@@ -54,7 +54,7 @@ def _read(path: Path) -> dict[str, str]:
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             broken += 1
     if broken:
-        notice(f"{broken} lines of {path} are no answers; they are asked again")
+        notice(f"{broken} lines of {path} are not answers; they are asked again")
     return answers
 
 

@@ -23,7 +23,7 @@ from graft.objectives.sums import add, numbers
 from graft.stages.stage import Stage
 from graft.storage.signals import check
 
-Progress = Callable[[str, int, int], None]  # (what, done, total)
+Progress = Callable[[str, int, int], None]  # (what, rows that are done, rows in all)
 
 
 def silent(what: str, done: int, total: int) -> None:
@@ -57,7 +57,7 @@ def summed(base: Base, feed: Feed, stage: Stage, progress: Progress = silent) ->
                     summed, metrics = stage.loss(base, batch.to(base.device))
                     loss += float(summed)
                     add(sums, metrics)
-            progress("loss", step + 1, steps)
+            progress("loss", *_rows(feed, step))
     totals = numbers(sums)
     if not totals["tokens"]:
         given = "no token of the evaluation rows is supervised"
@@ -78,7 +78,7 @@ def classes(base: Base, feed: Feed, progress: Progress = silent) -> tuple[list[A
             for batch in (b.to(base.device) for b in feed.step(0, step)):
                 predicted += _supervised(class_logits(base, batch).argmax(-1), batch.labels)
                 true += _supervised(batch.labels, batch.labels)
-            progress("classes", step + 1, steps)
+            progress("classes", *_rows(feed, step))
     return predicted, true
 
 
@@ -87,3 +87,9 @@ def _supervised(indices: torch.Tensor, labels: torch.Tensor) -> list[Any]:
     if labels.ndim == 1:
         return indices.tolist()
     return [row[live].tolist() for row, live in zip(indices, labels != IGNORED, strict=True)]
+
+
+def _rows(feed: Feed, step: int) -> tuple[int, int]:
+    """Return how many rows are done after a step, and how many there are."""
+    count = len(feed.examples)
+    return min((step + 1) * feed.batch_size, count), count

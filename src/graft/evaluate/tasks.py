@@ -261,7 +261,7 @@ def _answered(base: Base, held: HeldOut, adapter: str | None) -> list[dict[str, 
 def _scored(held: HeldOut, metrics: Sequence[str]) -> Scored:
     """Return the examples with their stage. Raises DataError if there are none."""
     if held.scored is None or not len(held.scored.feed.examples):
-        given = f"there are no examples for {', '.join(metrics)}"
+        given = f"no rows could be scored for {', '.join(metrics)}"
         raise DataError(given, "held-out rows", "set data.eval or data.test")
     return held.scored
 
@@ -275,7 +275,7 @@ def _text_scores(
     """
     asked = cases(held.rows)
     if not asked:
-        given = f"there are no prompts and answers for {', '.join(names)}"
+        given = f"no row asks something, for {', '.join(names)}"
         raise DataError(given, "rows that ask something", "set data.eval or data.test")
     texts = _generated(base, asked, held.writing, progress)
     references = [case.references for case in asked]

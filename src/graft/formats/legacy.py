@@ -45,7 +45,7 @@ def settings_of(path: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(settings, dict):
         raise AdapterError(
-            f"{config} is no object of JSON", "settings by name", "copy it again from where it came"
+            f"{config} is not a JSON object", "settings by name", "copy it again from where it came"
         )
     return settings
 

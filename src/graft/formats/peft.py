@@ -74,7 +74,7 @@ def read(folder: Path, weights: str = WEIGHTS, *, force: bool = False) -> tuple[
     facts, wanted = _facts(metadata, folder / weights)
     if wanted and storage.is_comparing():
         if not isinstance(config, dict):
-            raise _damaged(folder / CONFIG, "is no JSON object")
+            raise _damaged(folder / CONFIG, "is not a JSON object")
         _compare(folder / weights, wanted, _digests(config, tensors, facts), force=force)
         _name_other_base(folder, config, facts)
     return config, tensors, facts

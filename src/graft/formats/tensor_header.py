@@ -33,7 +33,7 @@ def check(path: Path, most: int, of: str) -> None:
     try:
         header = json.loads(raw)
     except (ValueError, RecursionError) as error:
-        raise _damaged(path, f"its header is no JSON: {error}") from error
+        raise _damaged(path, f"its header is not JSON: {error}") from error
     if not isinstance(header, dict):
         raise _damaged(path, "its header lists no tensors")
     tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}

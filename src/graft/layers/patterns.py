@@ -112,7 +112,7 @@ def _compiled(text: str) -> "regex.Pattern[str]":
             return regex.compile(text, flags=regex.VERSION0, cache_pattern=False)
     except (re.error, regex.error, OverflowError, RecursionError, MemoryError) as error:
         raise UsageError(
-            f"{_short(text)} is no regular expression ({error})", "one that Python's `re` takes", remedy
+            f"{_short(text)} is not a regular expression ({error})", "one that Python's `re` takes", remedy
         ) from error
 
 

@@ -63,7 +63,7 @@ class AdapterFusion(Method):
 
     kinds: ClassVar = ("attention", "cross", "mlp", "norm", "block")
     files: ClassVar = FusionFiles("GRAFT_ADAPTER_FUSION")
-    mergeable: ClassVar = No("which adapter counts depends on the input")
+    mergeable: ClassVar = No("which adapter applies depends on the input")
     newborn: ClassVar = No("the adapters that it fuses act from the first step on")
 
     def __post_init__(self) -> None:

@@ -161,7 +161,7 @@ def _download(hub_id: str, near: str, files: Sequence[str]) -> Path:
             snapshot_download(hub_id, allow_patterns=list(files), ignore_patterns=["*/*"], etag_timeout=5)
         )
     except Exception as error:  # of many libraries: network, disk, rights, unknown names
-        given = f"{hub_id} is not a folder here, and the hub did not deliver it ({first_line(error)})"
+        given = f"{hub_id} is not a folder here, and it could not be downloaded ({first_line(error)})"
         raise ModelError(given, "a model folder, a hub id or 'seedling'", near) from error
 
 
@@ -344,7 +344,7 @@ def _shards(index: Path) -> set[str]:
     names = read_object(index).get("weight_map", {})
     if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
         raise ModelError(
-            f"{index}: weight_map is no object of names",
+            f"{index}: weight_map does not map names to files",
             "the file of each tensor",
             "download the index again",
         )

@@ -41,6 +41,7 @@ class Plan:
     pace: how fast it goes; None if the machine was not measured.
     longest: tokens of the longest rows that fit, 0 if none do, None if nobody asked.
     adapters: how many of these adapters fit in memory beside the base, to answer; None if nobody asked.
+    batch: rows of an optimizer step, 0 if that is not known.
     """
 
     base: str
@@ -60,6 +61,7 @@ class Plan:
     pace: Pace | None = None
     longest: int | None = None
     adapters: int | None = None
+    batch: int = 0
 
     @property
     def fits(self) -> bool:
@@ -76,6 +78,13 @@ class Plan:
         """What the run itself takes: the peak without what the process has before."""
         return self.peak - self.process
 
+    @property
+    def verdict(self) -> str:
+        """Whether the run fits, with what it needs and what there is, in words."""
+        verdict = "fits" if self.fits else "DOES NOT FIT"
+        there = f"{size(self.available)} available ({self.device.upper()})"
+        return f"{verdict}: needs {size(self.peak)}, {there}"
+
     def facts(self) -> dict[str, Any]:
         """Return everything as JSON values."""
         return asdict(self) | {"fits": self.fits}
@@ -87,34 +96,35 @@ class Plan:
         return html_card.of_text(str(self), "Plan")
 
     def __str__(self) -> str:
-        trained = f"{self.trained:,} trained ({100 * self.trained / self.parameters:.2g} %)"
-        in_step = ("gradients", "optimizer", "step", "allocator")
+        trained = f"{self.trained:,} trainable parameters ({100 * self.trained / self.parameters:.2g} %)"
+        in_step = {"gradients": "gradients", "optimizer": "optimizer", "step": "step", "allocator": "reserve"}
         in_words = {part: size(count) for part, count in self.parts.items()}
-        verdict = "fits" if self.fits else "DOES NOT FIT"
         again = "   (activations are computed again in backward)" if self.checkpointing else ""
         lines = [
             f"base     {self.base}   {self.parameters:,} parameters   {in_words['weights']}",
             *([f"dtype    {self.dtype}: {self.why}"] if self.dtype else []),
             f"adapter  {trained} on {self.sites} sites   {in_words['adapter']}",
-            f"process  {size(self.process)}   interpreter, libraries and what they take at first use",
-            "training " + ", ".join(f"{part} {in_words[part]}" for part in in_step) + again,
+            f"process  {size(self.process)}   Python and its libraries",
+            "training " + ", ".join(f"{word} {in_words[part]}" for part, word in in_step.items()) + again,
             "peak     " + ", ".join(f"{phase} {size(most)}" for phase, most in self.peaks.items()),
-            f"memory   {size(self.available)} on {self.device}: {verdict}",
+            f"memory   {self.verdict}",
             *([f"time     {self.pace or NOT_MEASURED}"] if self.dtype else []),
             f"largest  {self._largest()}",
         ]
-        lines += [f"lever    {x.change}   saves {size(x.saves)}   {x.costs}" for x in self.levers]
-        return "\n".join(lines)
+        helpful = [f"{x.change} (-{size(x.saves)}, {x.costs})" for x in self.levers]
+        titles = ["To save memory: ", *[" " * 16] * len(helpful)]
+        return "\n".join(lines + [title + text for title, text in zip(titles, helpful, strict=False)])
 
     def _largest(self) -> str:
         """Return the most that fits, in words; each alone."""
         if not self.micro_batch:
             return "not even one row fits"
-        most = [f"train.micro_batch_size={self.micro_batch}"]
+        whole = self.batch and self.micro_batch >= self.batch  # more rows at once would change the step
+        most = [f"train.micro_batch_size={self.batch if whole else self.micro_batch}"]
         if self.longest:
             most.append(f"data.max_length={self.longest}")
         if self.adapters:
-            most.append(f"{self.adapters:,} such adapters beside the base, to answer")
+            most.append(f"{self.adapters:,} such adapters in memory, to answer")
         return "   or ".join(most)
 
 
@@ -160,6 +170,7 @@ def estimate(facts: Facts, room: Room, rates: Rates | None = None) -> Plan:
         pace=None if rates is None else pace(facts, rates),
         longest=_length(facts, free),
         adapters=_adapters(facts, room),
+        batch=facts.step_rows,
     )
 
 

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from graft.errors import UsageError, nearest
 from graft.recipe.methods import method_conflicts, resolve_methods
 from graft.recipe.moved import rows_moved_with
+from graft.recipe.places import find_again
 from graft.recipe.stages import resolve_stage, stage_cards
 from graft.recipe.text import RecipeText, read_text
 from graft.recipe.trackers import problem
@@ -90,6 +91,7 @@ def text_of(source: str | Path | dict[str, Any]) -> tuple[str, RecipeText]:
         text.settings["output"] = str(source)  # the run may have been moved since
         if "stages" not in text.settings:
             _held_out_by_train_seed(text.settings)
+            find_again(text.settings, Path(source))
     return str(path), text
 
 

@@ -98,7 +98,7 @@ class Reader:
     def _entries(self, given: Any) -> list[tuple[str, Settings]]:
         """Return (name, own settings) of every entry of the list `stages` that is one."""
         if not isinstance(given, list) or not given:
-            self.problems["stages"] = "is no list of stages; write for example [sft, reward, ppo]"
+            self.problems["stages"] = "is not a list of stages; write for example [sft, reward, ppo]"
             return []
         entries: list[tuple[str, Settings]] = []
         for index, item in enumerate(given):

@@ -50,13 +50,13 @@ def levers(use: Use) -> list[Lever]:
     rank = max(use.rank // 2, 1)
     trained = use.trained // 2 if rank < use.rank else 0
     all_levers = [
-        Lever("micro-batch", f"train.micro_batch_size={rows}", use.row * (use.rows - rows), "same steps"),
+        Lever("micro-batch", f"train.micro_batch_size={rows}", use.row * (use.rows - rows), "same result"),
         Lever("optimizer", "train.optimizer=paged_adamw_8bit", use.states, "8-bit states, off the device"),
         Lever(
             "activations",
             "train.gradient_checkpointing=true",
             use.recomputed,
-            "same steps, about a third more time",
+            "same result, about a third more time",
         ),
         Lever("weights", "quant=nf4", use.packed, "4-bit base, merging becomes lossy"),
         Lever("length", f"data.max_length={length}", use.row * use.rows // 2, "longer rows are cut"),

@@ -1,21 +1,9 @@
-"""Check the `method:` part of a recipe against the method's file, which is read, not imported; presets."""
+"""Check the `method:` part of a recipe against the method's file, which is read, not imported."""
 
 from graft.core.cards import cards
+from graft.core.presets import PRESETS, spelt
 from graft.errors import nearest
 from graft.recipe.settings import Settings, filled, problems_of
-
-# A preset is a word for several settings; each applies unless its key is set otherwise.
-PRESETS: dict[str, tuple[Settings, Settings]] = {
-    # word: (the method, other keys)
-    "qlora": (
-        {"name": "lora", "target_modules": "all-linear"},
-        {"quant": "nf4", "train.optimizer": "paged_adamw_8bit"},
-    ),
-    "qalora": (
-        {"name": "qa_lora", "target_modules": "all-linear"},
-        {"quant": "int4", "train.optimizer": "paged_adamw_8bit"},
-    ),
-}
 
 
 def resolve_methods(raw: Settings, notices: list[str]) -> dict[str, str]:
@@ -37,13 +25,18 @@ def resolve_methods(raw: Settings, notices: list[str]) -> dict[str, str]:
         if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
             problems[prefix] = "has no name; write {name: lora, ...}, `graft methods` lists the names"
             continue
-        method, wrong = _checked(_expanded(entry, raw, notices), prefix, fill=not goes_on)
-        problems |= wrong
-        methods.append(method)
+        expanded = _expanded(entry, raw, notices)
+        for part in expanded:
+            method, wrong = _checked(part, prefix, fill=not goes_on)
+            problems |= wrong
+            methods.append(method)
+        if len(expanded) > 1 and len(entry) > 1:
+            own = ", ".join(f"{{name: {part['name']}, ...}}" for part in expanded)
+            problems[prefix] = f"= {entry['name']} is several methods; to change their settings write [{own}]"
     if not entries and not goes_on:
         problems["method"] = "is an empty list; `graft methods` lists the names"
     if not problems:
-        raw["method"] = methods if isinstance(given, list) else methods[0]
+        raw["method"] = methods if isinstance(given, list) or len(methods) > 1 else methods[0]
     else:
         raw.pop("method", None)  # the checks above say more than the tree's own would
     return problems
@@ -75,23 +68,25 @@ def method_help(method: Settings) -> dict[str, str]:
     return {"method.name": "`graft methods` lists them"} | help_by_key
 
 
-def _expanded(entry: Settings, raw: Settings, notices: list[str]) -> Settings:
-    """Return the method that a preset stands for, and set the preset's other keys in `raw`."""
-    if entry["name"] not in PRESETS:
-        return entry
-    method, others = PRESETS[entry["name"]]
+def _expanded(entry: Settings, raw: Settings, notices: list[str]) -> list[Settings]:
+    """Return the methods that a preset stands for, and set the preset's other keys in `raw`."""
+    name = entry["name"]
+    known = name if name in cards() else spelt(name)
+    if known not in PRESETS:
+        return [entry | {"name": known}]
+    preset = PRESETS[known]
     applied = []
-    for key, setting in others.items():
+    for key, setting in preset.others.items():
         section, _, leaf = key.rpartition(".")
         group = raw.setdefault(section, {}) if section else raw
         if isinstance(group, dict) and leaf not in group:
             group[leaf] = setting
             applied.append(f"{key}={setting}")
-    additions = ", ".join(applied) or "your settings"
-    notices.append(
-        f"{entry['name']} is method {method['name']} on {method['target_modules']} with {additions}"
-    )
-    return method | {key: value for key, value in entry.items() if key != "name"}
+    additions = (", ".join(applied) or "your settings") if preset.others else ""
+    notices.append(f"{name} is method {preset.words}" + (f", and {additions}" if additions else ""))
+    if len(preset.methods) > 1:
+        return [dict(method) for method in preset.methods]
+    return [preset.methods[0] | {key: value for key, value in entry.items() if key != "name"}]
 
 
 def _checked(entry: Settings, prefix: str, *, fill: bool) -> tuple[Settings, dict[str, str]]:

@@ -27,7 +27,7 @@ def problems_of(owner: str, fields: Mapping[str, Setting], given: Settings, pref
 
 def _unknown(owner: str, name: str, fields: Mapping[str, Setting]) -> str:
     close = ", ".join(nearest(str(name), fields, 2))
-    return f"is no setting of {owner}" + (f"; nearest: {close}" if close else "")
+    return f"is not a setting of {owner}" + (f"; nearest: {close}" if close else "")
 
 
 def filled(fields: Mapping[str, Setting], given: Settings, *, fill: bool = True) -> Settings:

@@ -97,7 +97,7 @@ def resolve_stage(raw: Settings, notices: list[str]) -> dict[str, str]:
     entry = {"name": "sft"} | entry  # a setting alone is about the usual stage
     name, own = entry.pop("name"), entry.pop("objective", None)
     if not isinstance(name, str):
-        return {"stage": f"= {name!r:.60} is no name of a stage; `graft train --help` lists them"}
+        return {"stage": f"= {name!r:.60} is not the name of a stage; `graft train --help` lists them"}
     function = next((value for value in (own, raw.get("objective")) if names_function(value)), None)
     own = None if own is function else own
     if function is not None and names_function(raw.get("objective")):

@@ -46,7 +46,9 @@ def read_text(path: Path) -> RecipeText:
         place = f"{path}:{mark.line + 1}" if mark else str(path)
         problem = getattr(error, "problem", None) or str(error)
         raise UsageError(
-            f"{place} is no YAML: {problem}", "`key: value` lines with even indentation", "correct that line"
+            f"{place} is not valid YAML: {problem}",
+            "`key: value` lines with even indentation",
+            "correct that line",
         ) from error
     if not isinstance(settings, dict):
         raise UsageError(

@@ -75,7 +75,8 @@ class Data(Section):
     control_tokens: bool = False
     limit: Count | None = None  # use only so many rows of train: a random sample, of classes in proportion
     seed: Whole = 0  # of the held-out share and of the samples that limit and evaluate.limit take
-    tag_names: list[Name] = []  # names of tags that are written as numbers, in their order: [O, B-PER, I-PER]
+    # names of tags or classes that are written as numbers, in their order: [O, B-PER, I-PER]
+    tag_names: list[Name] = []
     columns: dict[str, str] = {}  # names of columns that are not recognised, for example {prompt: question}
 
 
@@ -133,7 +134,8 @@ class Recipe(Section):
     # what is minimised, of a stage that has several: pretrain has causal, masked, span; or file.py:function,
     # which maps (base, batch) to (summed loss, metrics)
     objective: Name = "causal"
-    method: Methods = {"name": "lora"}  # what is trained; `graft methods` lists them; presets: qlora, qalora
+    # what is trained; `graft methods` lists them, and presets such as dora and qlora
+    method: Methods = {"name": "lora"}
     adapter: Name | None = None  # a saved adapter to go on from, instead of a new one; the method is its own
     data: Data = Data()
     train: Train = Train()

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from graft.core.cards import cards
+from graft.core.presets import PRESETS
 from graft.recipe.text import value
 from graft.recipe.tree import explain
 
@@ -164,9 +165,11 @@ def _separated(raw: Settings) -> tuple[Settings, list[Foreign]]:
 
 
 def _settings_of(method: Any) -> set[str]:
-    """Return the names of a method's settings; none for anything that is no method."""
+    """Return the names of the settings of a method, or of those of a preset; none for anything else."""
     known = cards()
-    return set(known[method].settings) if isinstance(method, str) and method in known else set()
+    preset = PRESETS.get(method) if isinstance(method, str) else None
+    named = [one["name"] for one in preset.methods] if preset else [method]
+    return {key for name in named if isinstance(name, str) and name in known for key in known[name].settings}
 
 
 def _accumulate(

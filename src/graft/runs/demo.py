@@ -8,7 +8,7 @@ only if the texts state the attributes, clearly more than before, without copyin
 attributes that fit any product.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -18,10 +18,9 @@ import torch
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
-from graft import seedling
 from graft.base.base import Base
 from graft.recipe import Recipe, read
-from graft.seedling import DATASETS
+from graft.seedling import DATASETS, DEMO
 from graft.seedling.coverage import against_others, distinct_2, mean_coverage, unique_share, verbatim_share
 from graft.seedling.products import Product, products
 from graft.seedling.writing import prompt, sft_rows
@@ -33,7 +32,6 @@ GAINED = 0.30  # coverage that training must add
 ABOVE_CHANCE = 0.10  # how far coverage of other products may exceed that of the references
 VERBATIM = 0.10  # share of texts that may repeat the list
 SAME = 1e-2  # of logits: the same weights, maybe other kernels
-RECIPE = seedling.FOLDER / "demo.yaml"
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,7 @@ class Scores:
 
 def recipe(folder: str | Path) -> Recipe:
     """Return the demo's recipe, with this run folder."""
-    return read(RECIPE, [f"output={folder}"])
+    return read(DEMO, [f"output={folder}"])
 
 
 def held_out() -> tuple[list[Product], list[str]]:
@@ -59,10 +57,19 @@ def held_out() -> tuple[list[Product], list[str]]:
     return list(islice(products(split, seed), ASKED)), descriptions
 
 
-def answers(base: Base, adapter: str | None, items: Sequence[Product]) -> list[str]:
-    """Return the model's greedy descriptions of these products.  adapter: None is the bare base."""
+def answers(
+    base: Base,
+    adapter: str | None,
+    items: Sequence[Product],
+    progress: Callable[[int, int], None] | None = None,
+) -> list[str]:
+    """Return the model's greedy descriptions of these products.
+
+    adapter: None is the bare base.  progress: called with (texts that are written, texts).
+    """
     prompts = [prompt(item) for item in items]
-    return base.generate(prompts, adapters=[adapter] * len(items), max_new_tokens=LONGEST, batch_size=30)
+    how: dict[str, Any] = {"max_new_tokens": LONGEST, "batch_size": 30, "progress": progress}
+    return base.generate(prompts, adapters=[adapter] * len(items), **how)
 
 
 def measure(texts: Sequence[str], items: Sequence[Product]) -> Scores:

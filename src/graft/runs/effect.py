@@ -64,8 +64,8 @@ def _reasons(
         yield "data.template", f"stage {stage.name()} reads no conversations"
     if stage.labelled:
         yield "data.control_tokens", f"stage {stage.name()} refuses them in any case"
-    if not prepared.tagged:
-        yield "data.tag_names", "the rows have no tags"
+    if not prepared.tagged and not {*data.tag_names} & {*(prepared.labels or ())}:
+        yield "data.tag_names", "the rows have no tags, and no numbers for classes"
     if not (isinstance(data.eval, float) and data.eval) and not data.limit and not evaluate.limit:
         yield "data.seed", "no share of the rows is held out, and no limit takes a sample"
     if not held:

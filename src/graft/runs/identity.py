@@ -17,6 +17,7 @@ from graft.data.encode import Examples
 from graft.errors import AdapterError, CheckpointError, UsageError, notice
 from graft.recipe import Recipe, read
 from graft.recipe.chain import stages_in
+from graft.recipe.places import FILE, PLACES, place_of
 from graft.training.checkpoint import same_run
 
 # Settings that may differ between two starts of a run: they change speed, memory or what is written or said,
@@ -39,14 +40,6 @@ FREE = (
     "train.sample_tokens",
     "train.report_to",
 )
-FILE = "identity.json"
-# Settings that name files, which count by what they hold, by the words for what it is.
-PLACES = {
-    "model": "the base",
-    "data.train": "the training rows",
-    "data.eval": "the held-out rows",
-    "data.template": "the template",
-}
 NOTABLE_S = 1.0  # seconds of reading a base, above which we say so
 # Settings that name adapters, which count by what they hold: a folder may be moved, and trained anew.
 ADAPTERS = ("adapter", "stage.rewards", "stage.judge")
@@ -59,7 +52,7 @@ def identity(recipe: Recipe, base: Base, prepared: Prepared) -> dict[str, Any]:
     template = storage.encode(prepared.template) if prepared.template is not None else b""
     return {
         **settings,
-        **{storage.PATH + PLACES[key]: where for key, where in _places(_flat(recipe)).items()},
+        **{storage.PATH + PLACES[key]: place_of(where) for key, where in _places(_flat(recipe)).items()},
         **held,
         "fingerprint of the base": base.fingerprint(),
         "samples of the blocks of the base": base.origin(),

@@ -25,6 +25,7 @@ from graft.recipe.chain import last_finished
 from graft.runs.build import scoring_feed
 from graft.runs.open import Opened
 from graft.runs.result import recorded_scores
+from graft.sizes import counted
 from graft.stages.stage import find, stage_of
 
 
@@ -126,10 +127,10 @@ def _note_of_classes(unknown: dict[str, list[str]], rows: Sequence[Row], metrics
     """Return what rows of classes that the head does not know mean for the metrics."""
     scored = {row.source for row in rows}
     places = list(dict.fromkeys(p for sources in unknown.values() for p in sources if p in scored))
-    counted = "they have no loss" if list(metrics) == ["loss"] else "they count as errors"
-    counted += ", and the loss is that of the other rows" if {"loss"} < set(metrics) else ""
+    effect = "they have no loss" if list(metrics) == ["loss"] else "they count as errors"
+    effect += ", and the loss is that of the other rows" if {"loss"} < set(metrics) else ""
     return (
-        f"{len(places):,} rows are of classes that the head does not know ({listed(unknown)}): {counted}; "
+        f"{counted(len(places), 'row')} of classes unknown to the head ({listed(unknown)}): {effect}; "
         f"first {listed(places, FIRST)}"
     )
 
@@ -140,18 +141,19 @@ def _notes(cut: Sequence[str], unused: dict[str, int], max_length: int, rows: in
     if cut:
         places = listed(cut, FIRST)
         notes.append(
-            f"{len(cut):,} rows are cut to {max_length} tokens and scored without the rest ({places})"
+            f"{counted(len(cut), 'row')} cut to {max_length} tokens, and scored without the rest ({places})"
         )
     return notes
 
 
-def score(opened: Opened, recipe: Recipe, data: str | None = None) -> Table:
+def score(opened: Opened, recipe: Recipe, data: str | None = None, progress: Progress = silent) -> Table:
     """Return the recipe's metrics without and with the adapter; a table without columns if there are no rows.
 
     data: rows to score on, as `data.train` of a recipe names them; by default those of `chosen_rows`.
+    progress: called with (what, done, total).
     Raises UsageError for metrics that the rows or the model do not have, DataError if no row can be scored.
     """
-    return score_rows(opened, recipe, chosen_rows(recipe, data))
+    return score_rows(opened, recipe, chosen_rows(recipe, data), progress)
 
 
 def score_rows(opened: Opened, recipe: Recipe, chosen: Chosen, progress: Progress = silent) -> Table:
@@ -204,7 +206,7 @@ def prompts_of(opened: Opened, limit: int) -> Sequence[Prompt]:
     """
     recipe = opened.recipe
     if recipe is None:
-        given = "the first model is no run, so there are no prompts"
+        given = "the first model is not a run, so there are no prompts"
         raise UsageError(given, "--prompt TEXT or --prompts FILE", "give prompts, or name a run first")
     if recipe.train.samples:
         return recipe.train.samples[:limit]

@@ -4,12 +4,12 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from graft.recipe.stages import stage_cards
 from graft.sizes import MIB, duration, number, size
 
 # What the loops of the library call their progress, in words.
 DOING = {"loss": "scoring", "classes": "scoring", "texts": "writing answers", "rows": "preparing rows"}
 TOKENS = "tok"
+SPEEDS = {TOKENS: "tokens_per_s", "rows": "rows_per_s"}  # of timing.jsonl, by what a stage counts
 
 
 def doing(what: str) -> str:
@@ -23,6 +23,8 @@ def doing(what: str) -> str:
 
 def counts_of(stage: str) -> str:
     """Return the unit in which the speed of a stage is told."""
+    from graft.recipe.stages import stage_cards  # late: it brings pydantic, which no --help needs
+
     return stage_cards()[stage].counts
 
 
@@ -161,7 +163,7 @@ class Steps:
         if "left_out" in record:
             return [f"left out: {record['left_out']}"]
         learning = max(record["seconds"] - record.get("rollout_seconds", 0.0), 1e-9)
-        speed = record["tokens_per_s"] * record["seconds"] / learning
+        speed = record[SPEEDS[self.counts]] * record["seconds"] / learning
         return [
             f"loss {record['loss']:.4f}" if "loss" in record else "skipped: not finite",
             f"lr {record['lr']:.1e}",

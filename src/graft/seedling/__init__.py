@@ -4,6 +4,7 @@ As a model name, `seedling` means the folder of this package; as a data path, `s
 that the generator writes. Nothing here needs a network.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -14,11 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from graft import storage
-from graft.errors import DataError, one_of
+from graft.errors import DataError, MachineError, UsageError, one_of
 from graft.seedling import entities, phrases, preferences, products, writing
+from graft.storage.disk import number_of
 
 FOLDER = Path(__file__).parent
+DEMO = FOLDER / "demo.yaml"  # the recipe of `graft demo`
 PREFIX = "seedling:"
+# What the system says of a folder that is not for us to write in.
+FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOENT)
 
 
 Rows = list[dict[str, Any]]
@@ -62,18 +67,28 @@ def dataset(name: str, folder: str | Path | None = None) -> Path:
 
     folder: where it lies; by default the user's cache ($XDG_CACHE_HOME or ~/.cache). The file's name carries
     a hash of the generator, so a changed generator never meets an old file. Raises DataError for an unknown
-    name.
+    name, UsageError for a folder that cannot be written.
     """
     name = name.removeprefix(PREFIX)
     one_of("data", PREFIX + name, [PREFIX + known for known in DATASETS], DataError)
     write, n, seed, split = DATASETS[name]
     path = Path(folder or _cache()) / f"{name}-{_fingerprint(n, seed)}.jsonl"
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
         lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in write(n, seed, split))
-        # Two processes may write at once; each replaces the file whole.
-        with storage.new_file(path) as file, open(file, "w", encoding="utf-8") as stream:
-            stream.writelines(lines)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # Two processes may write at once; each replaces the file whole.
+            with storage.new_file(path) as file, open(file, "w", encoding="utf-8") as stream:
+                stream.writelines(lines)
+        except (OSError, MachineError) as error:
+            if number_of(error) not in FORBIDDEN:
+                raise
+            why = os.strerror(number_of(error))
+            raise UsageError(
+                f"the rows of {PREFIX}{name} cannot be written to {path.parent} ({why})",
+                "a cache folder that can be written",
+                "set XDG_CACHE_HOME to such a folder",
+            ) from error
     return path
 
 

@@ -209,7 +209,7 @@ def products(split: str, seed: int) -> Iterator[Product]:
     """Yield products of one split without end, always the same for the same seed."""
     if split not in SPLITS:
         raise UsageError(
-            f"split={split!r} is no split of the products", " or ".join(SPLITS), "use one of the two"
+            f"split={split!r} is not a split of the products", " or ".join(SPLITS), "use one of the two"
         )
     index = 0
     while True:

@@ -32,6 +32,7 @@ class Classify(Stage):
     metrics: ClassVar = ("accuracy", "precision", "recall", "f1")
     labelled: ClassVar = True
     headed: ClassVar = True
+    counts: ClassVar = "rows"
     aligned: ClassVar = ("tags", TOKEN_TYPES)
     takes_functions: ClassVar = True
     loss = staticmethod(classification)

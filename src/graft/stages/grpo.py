@@ -47,7 +47,6 @@ class Grpo(Online):
     # divide by the deviation inside of the group: group, or none; auto: all but dr_grpo and rloo
     scale_rewards: str = "auto"
 
-    counts: ClassVar = "answers"
     layouts: ClassVar = ("prompt",)
     objectives: ClassVar = ("grpo", "dapo", "bnpo", "dr_grpo", "rloo")
     numbers: ClassVar = ("old", "reference", "advantages", "weights")

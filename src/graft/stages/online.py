@@ -77,7 +77,6 @@ class Online(Stage):
     metrics: ClassVar = ("loss", "reward", "judge", "kl", "length", "ended")
     packs: ClassVar = True  # a prompt is computed once for all of its answers
     online: ClassVar = True
-    counts: ClassVar = "tok"
     numbers: ClassVar[tuple[str, ...]] = ("old", "reference")  # of every token, which the loss reads
 
     def __post_init__(self) -> None:

@@ -22,7 +22,6 @@ class OnlineDpo(Online):
     group: int = 2  # answers to each prompt: the best and the worst of them are a pair
     beta: float = 0.1  # how strongly the model is held near its reference
 
-    counts: ClassVar = "pairs"
     layouts: ClassVar = ("prompt",)
     objectives: ClassVar = ("online_dpo", "online_ipo")
     numbers: ClassVar = ("reference",)

@@ -62,7 +62,6 @@ class Preference(Comparing):
     objectives: ClassVar = ("dpo", "hinge", "ipo", "robust", "kto", "orpo", "simpo")
     metrics: ClassVar = ("loss", "accuracy", "ranked", "margin")
     asks: ClassVar = True
-    counts: ClassVar = "examples"
 
     def __post_init__(self) -> None:
         ranges = [

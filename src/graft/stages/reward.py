@@ -44,7 +44,7 @@ class Reward(Comparing):
     layouts: ClassVar = ("preference", "ranking")
     metrics: ClassVar = ("loss", "accuracy", "margin", "calibration", "length_bias")
     headed: ClassVar = True
-    counts: ClassVar = "pairs"
+    counts: ClassVar = "rows"
 
     def __post_init__(self) -> None:
         for key in ("margin", "centring"):

@@ -65,7 +65,7 @@ class Stage(ABC):
     labelled: ClassVar[bool] = False  # rows name classes, for which the adapter gets a head
     aligned: ClassVar[tuple[str, ...]] = ()  # parts of an example that tell something of each of its ids
     packs: ClassVar[bool] = False  # documents may share a row, where the model allows it
-    counts: ClassVar[str] = "tok"  # what "tokens" of its loss are, for the speed on the terminal
+    counts: ClassVar[str] = "tok"  # what its speed is told in: tok, which pass through the model, or rows
     takes_functions: ClassVar[bool] = False  # `objective` may be a function of the user's own
     headed: ClassVar[bool] = False  # the adapter answers by a task head: the bare base has no answer
     online: ClassVar[bool] = (

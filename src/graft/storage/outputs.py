@@ -51,9 +51,25 @@ def require_file(path: Path) -> None:
         raise UsageError(f"{path} is a folder", "a file", "give the name of a file in it")
 
 
+# What lies in a run's folder from its first moments on, or in that of several runs.
+OF_RUNS = ("recipe.yaml", "identity.json", "metrics.jsonl", "tokenizer", "*/recipe.yaml")
+
+
 def require_run_folder(path: Path) -> None:
-    """Raise UsageError or MachineError if files cannot be written in this folder, which may be missing."""
+    """Raise UsageError or MachineError if files of a run cannot be written in this folder.
+
+    It may be missing. One that holds other files and nothing of a run is refused, as exports refuse it.
+    """
     require_writable(path / "recipe.yaml", typed=path)
+    with named_errors("while looking at it", path):
+        others = [p for p in path.iterdir() if not p.name.startswith(".")] if path.is_dir() else []
+        foreign = others and not any(next(path.glob(name), None) for name in OF_RUNS)
+    if foreign:
+        raise UsageError(
+            f"{path} holds other files, such as {others[0].name}, and no run",
+            "a new folder, an empty one, or that of a run",
+            f"choose another output, for example {path / 'run'}",
+        )
 
 
 def require_writable(path: Path, typed: Path | None = None) -> None:

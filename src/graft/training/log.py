@@ -20,6 +20,7 @@ from graft import storage
 from graft.sizes import MIB
 from graft.storage.system import memory_now, memory_peak
 from graft.training.observer import Observer
+from graft.training.passed import Passed
 
 
 class Journal:
@@ -74,12 +75,12 @@ class RunLog:
         storage.sync(folder)  # after a power cut the files are there, however short
         self._clock = Clock(device)
 
-    def step(self, record: dict[str, Any], tokens: int, more: Mapping[str, float] | None = None) -> None:
+    def step(self, record: dict[str, Any], through: Passed, more: Mapping[str, float] | None = None) -> None:
         """Record a finished step.
 
-        tokens: supervised ones of this step, for the speed.  more: further times.
+        through: what passed through the model, for the speed.  more: further times.
         """
-        timing = {"step": record["step"], **self._clock.lap(tokens), **(more or {})}
+        timing = {"step": record["step"], **self._clock.lap(through), **(more or {})}
         self._metrics.record(record)
         self._timing.record(timing)
         self.observer.step({**record, **timing})
@@ -96,7 +97,7 @@ class RunLog:
 
     def pause(self) -> None:
         """Exclude the time since the last step from the next step's time."""
-        self._clock.lap(0)
+        self._clock.lap(Passed())
 
     def resumed(self, step: int, lengths: dict[str, int]) -> None:
         """Cut the files back to the checkpoint of this step (see `cut`), and report it."""
@@ -162,14 +163,15 @@ class Clock:
     def __init__(self, device: torch.device) -> None:
         self._device, self._last = device, time.perf_counter()
 
-    def lap(self, tokens: int) -> dict[str, float]:
-        """Return seconds since the last call, tokens_per_s, memory_mb (now, in MiB) and peak_mb (so far)."""
+    def lap(self, through: Passed) -> dict[str, float]:
+        """Return seconds since the last call, tokens and rows a second, memory_mb now and peak_mb so far."""
         now = time.perf_counter()
         seconds, self._last = now - self._last, now
         memory, peak = usage(self._device)
         return {
             "seconds": round(seconds, 4),
-            "tokens_per_s": round(tokens / max(seconds, 1e-9), 1),
+            "tokens_per_s": round(through.tokens / max(seconds, 1e-9), 1),
+            "rows_per_s": round(through.rows / max(seconds, 1e-9), 2),
             "memory_mb": round(memory / MIB, 1),
             "peak_mb": round(peak / MIB, 1),
         }

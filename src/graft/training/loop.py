@@ -31,6 +31,7 @@ from graft.training.observer import Observer, asks_to_stop
 from graft.training.optimizers import AdamW, build
 from graft.training.paging import Pages
 from graft.training.parking import parked
+from graft.training.passed import passed
 from graft.training.schedule import factor
 from graft.training.step import Measured, clear_gradients, measure, not_finite_error, preflight
 from graft.training.task import Result, Task
@@ -240,7 +241,7 @@ class Trainer:
             else:
                 p.step += 1
                 record = {"tokens": p.tokens, "left_out": self.feed.why_none} | rollout
-            self.log.step(self._position() | record, measured.tokens if batches else 0, timing)
+            self.log.step(self._position() | record, passed(batches), timing)
             p.ended = asks_to_stop(self.observer)
             if self._due(s.eval_every or self.feed.steps_per_epoch):
                 p.due = [EVALUATION] * (self.task.evaluate is not None)
