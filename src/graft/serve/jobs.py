@@ -13,7 +13,7 @@ from graft.generate.sampling import Sampling
 class Piece:
     """A piece of a text that is being written.
 
-    tokens, logprobs, top_logprobs: of the tokens since the last piece; the last two only if they were asked for.
+    tokens, logprobs, top_logprobs: of the tokens since the last piece; the last two if they were asked for.
     """
 
     text: str
@@ -60,8 +60,9 @@ class Cancelled(Exception):
 class Job:
     """One text to be written.
 
-    prompt: its ids.  adapter: a name of the registry, None for the bare base.  ends, room, index: as in
-    `Request`.  on_event: called by the engine's thread, at the end with Ended or Failed.  timeout_s: from now.
+    prompt: its ids.  adapter: a name of the registry, None for the bare base.  ends, room, index, seed: as in
+    `Request`.  on_event: called by the engine's thread; the last event is Ended or Failed.
+    timeout_s: from now.
     """
 
     prompt: list[int]

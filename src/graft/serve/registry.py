@@ -1,4 +1,4 @@
-"""The adapters of a server: found under one root, loaded when they are asked for, put away when memory is short.
+"""The adapters of a server: found under one root, loaded when they are asked for, put away for others.
 
 What answers a request is a version: an adapter as its files were when it was loaded, attached under a name of
 its own. A replaced or unloaded version is detached when the last request on it has ended. All methods but
