@@ -33,6 +33,7 @@ from graft.cli import (
     plan,
     quantize,
     rank,
+    serve,
     train,
     verify,
 )
@@ -66,6 +67,7 @@ VERBS = (
     verify,
     quantize,
     convert,
+    serve,
     methods,
     data,
     doctor,

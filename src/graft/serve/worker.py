@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from graft.base.base import Base
+from graft.errors import DataError
 from graft.generate.engine import Engine
 from graft.generate.generate import evaluating, steppers
 from graft.generate.plain import write_plainly
@@ -85,7 +86,6 @@ class Worker:
         self._alone: deque[_Live] = deque()
         self._lanes: dict[bool, list[tuple[Engine, Callable[[str | None], bool]]]] = {}
         self._closing = self._stopped = False
-        self._failed: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="graft-engine", daemon=True)
         self._thread.start()
 
@@ -95,6 +95,11 @@ class Worker:
     def alive(self) -> bool:
         """Whether the engine's thread works."""
         return self._thread.is_alive() and not self._stopped
+
+    @property
+    def taking(self) -> bool:
+        """Whether new texts are taken."""
+        return self.alive and not self._closing
 
     @property
     def load(self) -> int:
@@ -208,12 +213,20 @@ class Worker:
             self._live.append(live)
 
     def _request(self, job: Job, adapter: str | None) -> Request:
+        taken = 0 if adapter is None else self.base.positions([adapter])
+        room = None if job.room is None else job.room - taken
+        if room is not None and room <= 0:
+            raise DataError(
+                f"a prompt of {len(job.prompt):,} tokens with an adapter that takes {taken:,} positions",
+                "room for one token more",
+                "shorten the prompt",
+            )
         return Request(
             job.prompt,
             adapter,
             job.how,
             job.ends,
-            job.room,
+            room,
             index=job.index,
             seed=job.seed,
             tokenizer=self.base.tokenizer,
