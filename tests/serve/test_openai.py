@@ -10,6 +10,7 @@ import pytest
 openai = pytest.importorskip("openai")
 uvicorn = pytest.importorskip("uvicorn")
 import httpx  # noqa: E402  of openai
+from served import write_adapters  # noqa: E402
 
 from graft.models.load import load  # noqa: E402
 from graft.serve.app import create_app  # noqa: E402
@@ -17,7 +18,6 @@ from graft.serve.limits import Limits  # noqa: E402
 from graft.serve.registry import Registry  # noqa: E402
 from graft.serve.security import ROLE, Keys  # noqa: E402
 from graft.serve.worker import Worker  # noqa: E402
-from served import write_adapters  # noqa: E402
 
 KEY, ADMIN = "infer-key", "admin-key"
 CHAT = [{"role": "user", "content": "Write about a kettle."}]
@@ -63,7 +63,7 @@ def test_models_are_the_base_and_every_adapter(client, place):
     assert [model.id for model in models] == ["seedling", *sorted(place["names"])]
     lora = client.models.retrieve("lora-0")
     assert lora.owned_by == "graft" and lora.parent == "seedling" and lora.batched is True
-    with pytest.raises(openai.NotFoundError, match="nearest|did you mean|lora-0"):
+    with pytest.raises(openai.NotFoundError, match="lora-0"):
         client.models.retrieve("lora-O")
 
 
@@ -172,7 +172,10 @@ def test_answers_are_held_to_a_json_schema(client):
     pytest.importorskip("llguidance")
     schema = {
         "type": "object",
-        "properties": {"colour": {"enum": ["red", "green"]}, "watts": {"type": "integer", "maximum": 99, "minimum": 10}},
+        "properties": {
+            "colour": {"enum": ["red", "green"]},
+            "watts": {"type": "integer", "maximum": 99, "minimum": 10},
+        },
         "required": ["colour", "watts"],
         "additionalProperties": False,
     }  # fmt: skip
@@ -222,7 +225,8 @@ def test_a_wrong_field_is_named(more, param, client):
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
 def test_numbers_that_are_none_are_refused(number, http):
-    body = '{"model":"seedling","messages":[{"role":"user","content":"x"}],"temperature":%s}' % number
+    asked = '{"model": "seedling", "messages": [{"role": "user", "content": "x"}], "temperature": NUMBER}'
+    body = asked.replace("NUMBER", number)
     answer = http.post("/v1/chat/completions", content=body, headers={"Content-Type": "application/json"})
     assert answer.status_code == 400 and "temperature" in answer.json()["error"]["message"]
 

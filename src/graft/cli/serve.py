@@ -1,9 +1,10 @@
 """graft serve: one base and a folder of adapters over HTTP, in OpenAI's form."""
 
+import json
 import os
 import socket
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -47,7 +48,8 @@ def serve(
 ) -> None:
     """Serve MODEL and every adapter of a folder over HTTP, in OpenAI's form.
 
-    Requests for different adapters are written in one batch. Only this machine can reach it unless you say so.
+    Requests for different adapters are written in one batch. Only this machine can reach it unless you say
+    so.
     """
     key, admin = os.environ.get(key_env), os.environ.get(admin_key_env)
     if host not in LOOPBACK and not key:
@@ -59,6 +61,7 @@ def serve(
     listening = _listening(host, port)
     try:
         import uvicorn
+
         from graft.serve.app import create_app
     except ImportError as error:
         raise UsageError(
@@ -96,7 +99,7 @@ def serve(
     reach = "this machine only" if host in LOOPBACK else "every machine that reaches this one"
     talk(f"open to {reach}; {'a key is needed' if key else 'no key is needed'}")
     talk(f"listens {url}/v1   (Ctrl-C ends it)")
-    asked = '{"model": "%s", "messages": [{"role": "user", "content": "Hello"}]}' % served
+    asked = json.dumps({"model": served, "messages": [{"role": "user", "content": "Hello"}]})
     header = f' -H "Authorization: Bearer ${key_env}"' if key else ""
     after(f"curl {url}/v1/chat/completions -H 'Content-Type: application/json'{header} -d '{asked}'")
     _run(uvicorn, app, listening, worker)
@@ -118,7 +121,7 @@ def _listening(host: str, port: int) -> socket.socket:
     return bound
 
 
-def _run(uvicorn: "object", app: "object", listening: socket.socket, worker: "object") -> None:
+def _run(uvicorn: Any, app: Any, listening: socket.socket, worker: Any) -> None:
     """Serve until a signal; what is being written ends first."""
     from graft.serve.limits import Limits
 

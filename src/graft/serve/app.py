@@ -157,8 +157,7 @@ def _add_adapters(app: FastAPI) -> None:
         if asked.lora_path not in (None, asked.lora_name):
             raise ApiError(
                 400,
-                "lora_path is the name of a folder inside the folder of adapters, which is the adapter's name: "
-                "leave it out",
+                "lora_path can only be the name of the adapter's folder, which is lora_name: leave it out",
                 param="lora_path",
             )
         await asyncio.wrap_future(served.worker.call(lambda: served.registry.load(asked.lora_name)))

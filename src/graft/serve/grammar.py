@@ -9,9 +9,8 @@ import torch
 from graft.errors import UsageError
 from graft.serve.failures import ApiError
 
-
 # Blanks between two parts are fixed: a model that likes line breaks could write them for ever.
-COMPACT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+COMPACT: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 
 class Grammars:

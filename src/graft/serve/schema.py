@@ -1,4 +1,4 @@
-"""The requests of OpenAI's API that are understood. A field that is not here, nor ignored by name, is refused.
+"""The requests of OpenAI's API that are understood. Fields that are not here, nor ignored, are refused.
 
 Bounds that depend on the server's limits are checked in `texts`.
 """
@@ -154,7 +154,7 @@ class ClassifyAsked(Asked):
 
 
 class LoadAsked(Asked):
-    """vLLM's request.  lora_path: a name inside the folder of adapters, never a path; by default lora_name."""
+    """vLLM's request.  lora_path: the name of a folder inside that of all adapters, never a path."""
 
     lora_name: str
     lora_path: str | None = None

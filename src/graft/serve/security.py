@@ -96,14 +96,14 @@ class Gate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            return await self._app(scope, receive, send)  # type: ignore[no-any-return]
+            return await self._app(scope, receive, send)
         headers = {key.lower(): value for key, value in scope["headers"]}
         try:
             self._check_headers(scope, headers)
             if scope["method"] in ("POST", "PUT", "PATCH", "DELETE"):
                 receive = await self._body(headers, receive)
         except ApiError as error:
-            return await error.response()(scope, receive, send)  # type: ignore[arg-type]
+            return await error.response()(scope, receive, send)
         await self._app(scope, receive, send)
 
     def _check_headers(self, scope: Scope, headers: dict[bytes, bytes]) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from typing import Any
 
 from fastapi import Request
 
@@ -45,7 +46,8 @@ async def whole(request: Request, choices: list[Choice]) -> list[Completion]:
     watch = asyncio.create_task(_gone(request))
     try:
         everything = asyncio.gather(*tasks)
-        await asyncio.wait([asyncio.ensure_future(everything), watch], return_when=asyncio.FIRST_COMPLETED)
+        either: set[asyncio.Future[Any]] = {everything, watch}
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         if watch.done() and not everything.done():
             everything.cancel()
             with contextlib.suppress(asyncio.CancelledError):

@@ -197,7 +197,7 @@ def require_sampling(asked: Sampled, limits: Limits, logprobs: int | None) -> No
 
 
 def sampling(asked: Sampled, most: int, logprobs: int | None, base: Any) -> Sampling:
-    """Return the settings of the texts. What is not said is as in OpenAI's API: temperature and top_p of 1."""
+    """Return the settings of the texts. What is not said is as in OpenAI's API: temperature and top_p 1."""
     warm = 1.0 if asked.temperature is None else asked.temperature
     stops = (asked.stop,) if isinstance(asked.stop, str) else tuple(asked.stop or ())
     return Sampling(
