@@ -32,6 +32,7 @@ ORDER = [
     "shipping",
     "planning",
     "runs",
+    "serve",
     "cli",
 ]
 

@@ -17,6 +17,8 @@ from graft.core import anatomy
 from graft.core.route import Span, installed, spans
 from graft.errors import AdapterError, GraftError, SiteError, UsageError
 
+MOST = 4096  # sets of adapters whose mixing is remembered
+
 Run = Callable[[Any, dict[str, Any]], Any]  # of (ids or states, keywords)
 
 
@@ -84,6 +86,8 @@ class Mixing:
         if len(mixed) < 2:
             return True
         if mixed not in self._mixable:
+            if len(self._mixable) >= MOST:
+                self._mixable.clear()
             self._choice.route(spans(list(mixed))[1], len(mixed))
             seats = [seat for name in mixed if name for seat in self._choice.usable(name).inserts]
             self._mixable[mixed] = self._neighbours.mix(seats, lambda ids: self._compared(ids, mixed))

@@ -113,7 +113,9 @@ class NativeStepper:
     def free(self, slot: int) -> None:
         """End a slot."""
         self._settle()
-        del self._slots[slot]
+        adapter = self._slots.pop(slot).adapter
+        if adapter is not None and not any(held.adapter == adapter for held in self._slots.values()):
+            del self._updates[adapter]  # its tensors may be put away now
 
     def _settle(self) -> None:
         """Write down how long the slots are that are decoded together, which a step does not."""

@@ -41,6 +41,7 @@ class Chooser:
         self._presence = self._column([how.presence_penalty for how in hows], 0.0)
         self._frequency = self._column([how.frequency_penalty for how in hows], 0.0)
         self._written, self._read = self._counts()
+        self._constrained = [row for row, request in enumerate(self._requests) if request.constraint]
 
     def _tensor(self, values: Sequence[float], dtype: torch.dtype = torch.float32) -> torch.Tensor:
         return torch.tensor(values, dtype=dtype, device=self._device)
@@ -86,6 +87,8 @@ class Chooser:
             biased = biased + self._bias
         if self._least:
             biased = self._without_ends(biased)
+        if self._constrained:
+            biased = self._let_through(biased)
         if not self._sampled:
             tokens = _largest(biased)
         elif self._all_sampled:
@@ -121,6 +124,17 @@ class Chooser:
         banned = logits.clone()
         banned[tuple(torch.tensor(pairs, device=logits.device).T)] = MINUS
         return banned
+
+    def _let_through(self, logits: torch.Tensor) -> torch.Tensor:
+        """Return the logits without those of tokens that the constraints of their rows forbid."""
+        kept = logits.clone()
+        for row in self._constrained:
+            constraint = self._requests[row].constraint
+            assert constraint is not None
+            mask = constraint.mask().to(kept.device)
+            kept[row, : len(mask)].masked_fill_(~mask[: self._size], MINUS)
+            kept[row, len(mask) :] = MINUS
+        return kept
 
     def _draw(self, logits: torch.Tensor) -> torch.Tensor:
         """Return one token (n,) for each row of those that sample."""

@@ -7,9 +7,10 @@ it is known not to be, as are the first bytes of a character.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from graft.generate.sampling import Sampling
@@ -17,6 +18,16 @@ from graft.storage.signals import check
 
 CONTEXT = 6  # tokens of the prompt that are decoded with the first ones of the text: blanks depend on them
 UNFINISHED = "\ufffd"  # what tokenizers write for bytes that are no whole character
+
+
+class Constraint(Protocol):
+    """What a text may look like, token by token: a grammar, a schema."""
+
+    def mask(self) -> torch.Tensor:
+        """Return which tokens may come next (V,), as booleans; end tokens too, where the text may end."""
+
+    def accept(self, token: int) -> None:
+        """Go on after a token that was chosen."""
 
 
 @dataclass
@@ -46,6 +57,7 @@ class Request:
     tokenizer: needed for texts; without one only tokens are written.  alone: the text is decoded without its
     prompt, which another part of the model has read.  on_text: is called with each new piece of the text.
     on_end: is called when the text has ended, before the others go on.
+    constraint: only tokens that it lets through are chosen.
     """
 
     prompt: list[int]
@@ -59,6 +71,7 @@ class Request:
     alone: bool = False
     on_text: Callable[[str], None] | None = None
     on_end: Callable[[Completion], None] | None = None
+    constraint: Constraint | None = None
 
     def __post_init__(self) -> None:
         self.tokens: list[int] = []
@@ -90,6 +103,8 @@ class Request:
         """Add a token to the text. Returns whether that ends it. Raises Stop after a signal."""
         check()
         self.tokens.append(token)
+        if self.constraint is not None:
+            self.constraint.accept(token)
         if token in self.ends:
             return self._finish("stop", self.tokens[:-1])
         if self._pieces is not None:

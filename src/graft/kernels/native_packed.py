@@ -10,6 +10,7 @@ from ctypes import c_int64
 
 import torch
 from torch import Tensor
+from torch._guards import detect_fake_mode
 from torch.nn import functional as F
 
 from graft.kernels import groups, native, reference
@@ -82,7 +83,8 @@ def quantise_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 def _ready(weight: Packed | Grouped, dtype: torch.dtype) -> bool:
     tensors = [t for t in weight if isinstance(t, Tensor)]
-    return dtype in native.DTYPES and native.usable() and all(native.plain(t) for t in tensors)
+    known = dtype in native.DTYPES and native.usable() and all(native.plain(t) for t in tensors)
+    return known and not detect_fake_mode()  # under which what is made here has no memory
 
 
 def _decoded(weight: Packed | Grouped, dtype: torch.dtype) -> Tensor:

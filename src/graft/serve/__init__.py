@@ -1,0 +1,1 @@
+"""Serving: many adapters on one base, over HTTP, by the decoding engine."""

@@ -1,0 +1,194 @@
+"""The HTTP application: OpenAI's routes, vLLM's for adapters, health and metrics.
+
+Every route declares its role (`security.role`); one that declares none is refused for everybody. Nothing is
+fetched from the network, and no name in a request becomes a path.
+"""
+
+import asyncio
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+from fastapi import Depends, FastAPI, Request
+from fastapi.responses import JSONResponse, PlainTextResponse
+
+import graft
+from graft.base.base import Base
+from graft.serve import chat, completions
+from graft.serve.failures import ApiError, add_handlers
+from graft.serve.grammar import Grammars
+from graft.serve.limits import Limits
+from graft.serve.metrics import metrics
+from graft.serve.registry import Info, Registry
+from graft.serve.schema import ChatAsked, CompletionAsked, LoadAsked, UnloadAsked
+from graft.serve.security import Gate, Keys, check_role, role
+from graft.serve.texts import Served
+from graft.serve.worker import Worker
+
+log = logging.getLogger("graft.serve")
+Next = Callable[[Request], Any]
+
+
+def create_app(
+    worker: Worker,
+    registry: Registry,
+    *,
+    name: str,
+    keys: Keys | None = None,
+    limits: Limits | None = None,
+    hosts: frozenset[str] | None = frozenset(["127.0.0.1", "localhost", "[::1]"]),
+    origins: frozenset[str] = frozenset(),
+) -> FastAPI:
+    """Return the application.
+
+    name: under which the bare base is served.  hosts: names in Host headers that are answered; None: all.
+    origins: of pages whose requests are answered, beside those that come without an origin.
+    """
+    base: Base = worker.base
+    print_ = hashlib.sha256(f"{base.fingerprint()} {graft.__version__}".encode()).hexdigest()[:12]
+    app = FastAPI(
+        title="Graft",
+        version=graft.__version__,
+        docs_url=None,
+        redoc_url=None,
+        dependencies=[Depends(check_role)],
+    )
+    app.state.keys = keys or Keys()
+    app.state.served = Served(
+        worker=worker,
+        registry=registry,
+        limits=limits or Limits(),
+        name=name,
+        grammars=Grammars(base.tokenizer, base.vocabulary),
+        created=int(time.time()),
+        fingerprint=f"fp_{print_}",
+    )
+    add_handlers(app)
+    _add_openai(app)
+    _add_adapters(app)
+    _add_state(app)
+    app.middleware("http")(_logged)
+    app.add_middleware(Gate, limits=app.state.served.limits, hosts=hosts, origins=origins)
+    return app
+
+
+async def _logged(request: Request, call_next: Next) -> Any:
+    """Write one line of JSON for each request: without prompts, answers and keys."""
+    begun = time.monotonic()
+    response = await call_next(request)
+    facts = {
+        "method": request.method,
+        "path": request.url.path,
+        "status": response.status_code,
+        "seconds": round(time.monotonic() - begun, 4),
+        "key": getattr(request.state, "key", None),
+    }
+    log.info(json.dumps(facts))
+    return response
+
+
+def _add_openai(app: FastAPI) -> None:
+    @app.get("/v1/models")
+    @role("infer")
+    async def models(request: Request) -> JSONResponse:
+        served: Served = request.app.state.served
+        listed = [_base_model(served), *(_model(served, info) for info in served.registry.infos())]
+        return JSONResponse({"object": "list", "data": listed})
+
+    @app.get("/v1/models/{model:path}")
+    @role("infer")
+    async def model(request: Request, model: str) -> JSONResponse:
+        served: Served = request.app.state.served
+        if model == served.name:
+            return JSONResponse(_base_model(served))
+        name = served.registry.known(model).name
+        info = next(info for info in served.registry.infos() if info.name == name)
+        return JSONResponse(_model(served, info))
+
+    @app.post("/v1/chat/completions")
+    @role("infer")
+    async def chat_completions(request: Request, asked: ChatAsked) -> Any:
+        return await chat.answer(request, asked)
+
+    @app.post("/v1/completions")
+    @role("infer")
+    async def text_completions(request: Request, asked: CompletionAsked) -> Any:
+        return await completions.answer(request, asked)
+
+
+def _base_model(served: Served) -> dict[str, Any]:
+    return {
+        "id": served.name,
+        "object": "model",
+        "created": served.created,
+        "owned_by": "graft",
+        "root": served.name,
+        "parent": None,
+        "quant": served.base.quant,
+    }
+
+
+def _model(served: Served, info: Info) -> dict[str, Any]:
+    """Return what is told of an adapter.  batched: whether its texts share batches with those of others."""
+    return {
+        "id": info.name,
+        "object": "model",
+        "created": info.created,
+        "owned_by": "graft",
+        "root": info.name,
+        "parent": served.name,
+        "methods": list(info.methods),
+        "digest": info.digest[:64],
+        "loaded": info.loaded,
+        "pinned": info.pinned,
+        "batched": not info.alone,
+        "alone_because": info.alone or None,
+    }
+
+
+def _add_adapters(app: FastAPI) -> None:
+    @app.post("/v1/load_lora_adapter")
+    @role("admin")
+    async def load(request: Request, asked: LoadAsked) -> JSONResponse:
+        served: Served = request.app.state.served
+        if asked.lora_path not in (None, asked.lora_name):
+            raise ApiError(
+                400,
+                "lora_path can only be the name of the adapter's folder, which is lora_name: leave it out",
+                param="lora_path",
+            )
+        await asyncio.wrap_future(served.worker.call(lambda: served.registry.load(asked.lora_name)))
+        return JSONResponse({"loaded": asked.lora_name})
+
+    @app.post("/v1/unload_lora_adapter")
+    @role("admin")
+    async def unload(request: Request, asked: UnloadAsked) -> JSONResponse:
+        served: Served = request.app.state.served
+        await asyncio.wrap_future(served.worker.call(lambda: served.registry.unload(asked.lora_name)))
+        return JSONResponse({"unloaded": asked.lora_name})
+
+
+def _add_state(app: FastAPI) -> None:
+    @app.get("/health")
+    @role("open")
+    async def health() -> JSONResponse:
+        return JSONResponse({"status": "ok"})
+
+    @app.get("/ready")
+    @role("open")
+    async def ready(request: Request) -> JSONResponse:
+        served: Served = request.app.state.served
+        if not served.worker.taking:
+            raise ApiError(
+                503, "the server stops, or its engine has failed", code="not_ready", retry_after_s=5
+            )
+        return JSONResponse({"status": "ready", "model": served.name})
+
+    @app.get("/metrics")
+    @role("infer")
+    async def show_metrics(request: Request) -> PlainTextResponse:
+        text = metrics(request.app.state.served)
+        return PlainTextResponse(text, media_type="text/plain; version=0.0.4; charset=utf-8")

@@ -1,0 +1,340 @@
+"""The server as OpenAI's official client sees it, over a real socket."""
+
+import json
+import math
+import threading
+import time
+
+import pytest
+
+openai = pytest.importorskip("openai")
+uvicorn = pytest.importorskip("uvicorn")
+import httpx  # noqa: E402  of openai
+from served import write_adapters  # noqa: E402
+
+from graft.models.load import load  # noqa: E402
+from graft.serve.app import create_app  # noqa: E402
+from graft.serve.limits import Limits  # noqa: E402
+from graft.serve.registry import Registry  # noqa: E402
+from graft.serve.security import ROLE, Keys  # noqa: E402
+from graft.serve.worker import Worker  # noqa: E402
+
+KEY, ADMIN = "infer-key", "admin-key"
+CHAT = [{"role": "user", "content": "Write about a kettle."}]
+LIMITS = Limits(max_tokens=64, timeout_s=60)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A server of a seedling and six adapters; yields its parts."""
+    root = tmp_path_factory.mktemp("adapters")
+    base = load("seedling", quant="nf4", dtype="fp32")
+    names = write_adapters(base, root, 6)
+    registry = Registry(base, root)
+    worker = Worker(base, registry, rows=4, waiting=8)
+    app = create_app(worker, registry, name="seedling", keys=Keys.of(KEY, ADMIN), limits=LIMITS)
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    yield {"url": f"http://127.0.0.1:{port}", "base": base, "names": names, "app": app, "root": root}
+    server.should_exit = True
+    thread.join(20)
+    worker.close(20)
+
+
+@pytest.fixture
+def client(place):
+    return openai.OpenAI(base_url=f"{place['url']}/v1", api_key=KEY, max_retries=0)
+
+
+@pytest.fixture
+def http(place):
+    with httpx.Client(
+        base_url=place["url"], headers={"Authorization": f"Bearer {KEY}"}, timeout=60
+    ) as client:
+        yield client
+
+
+def test_models_are_the_base_and_every_adapter(client, place):
+    models = client.models.list().data
+    assert [model.id for model in models] == ["seedling", *sorted(place["names"])]
+    lora = client.models.retrieve("lora-0")
+    assert lora.owned_by == "graft" and lora.parent == "seedling" and lora.batched is True
+    with pytest.raises(openai.NotFoundError, match="lora-0"):
+        client.models.retrieve("lora-O")
+
+
+def test_a_chat_answer_is_what_generate_writes(client, place):
+    want = place["base"].complete([CHAT], [None], max_new_tokens=12)[0]
+    got = client.chat.completions.create(
+        model="seedling", messages=CHAT, temperature=0, max_completion_tokens=12
+    )
+    assert got.choices[0].message.content == want.text and got.choices[0].message.role == "assistant"
+    assert got.choices[0].finish_reason == want.finish_reason
+    assert got.usage.completion_tokens == len(want.tokens) and got.usage.prompt_tokens > 5
+    assert got.system_fingerprint.startswith("fp_") and got.object == "chat.completion"
+
+
+def test_a_stream_has_the_same_text_and_its_usage(client):
+    asked = {"model": "lora-0", "messages": CHAT, "temperature": 0, "max_tokens": 20}
+    whole = client.chat.completions.create(**asked)
+    chunks = list(
+        client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True})
+    )
+    assert (
+        "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+        == whole.choices[0].message.content
+    )
+    assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == whole.choices[0].finish_reason
+    assert chunks[-1].choices == [] and chunks[-1].usage == whole.usage
+
+
+def test_log_probabilities_and_alternatives(client):
+    got = client.chat.completions.create(
+        model="seedling", messages=CHAT, temperature=0, max_tokens=5, logprobs=True, top_logprobs=3
+    )
+    for one in got.choices[0].logprobs.content:
+        assert len(one.top_logprobs) == 3 and one.logprob == one.top_logprobs[0].logprob <= 0
+        assert bytes(one.bytes).decode() == one.token
+
+
+def test_seeds_choices_and_penalties(client):
+    asked = {"model": "seedling", "messages": CHAT, "temperature": 1.5, "max_tokens": 10, "seed": 5, "n": 3}
+    first, second = (client.chat.completions.create(**asked) for _ in range(2))
+    texts = [choice.message.content for choice in first.choices]
+    assert texts == [choice.message.content for choice in second.choices] and len(set(texts)) > 1
+    changed = client.chat.completions.create(**asked, presence_penalty=2, frequency_penalty=2)
+    assert [choice.message.content for choice in changed.choices] != texts
+
+
+def test_a_stop_text_is_cut_off_and_never_streamed(client):
+    asked = {"model": "seedling", "messages": CHAT, "temperature": 0, "max_tokens": 30}
+    text = client.chat.completions.create(**asked).choices[0].message.content
+    stop = text[6:9]
+    got = client.chat.completions.create(**asked, stop=[stop])
+    assert (
+        got.choices[0].message.content == text[: text.index(stop)] and got.choices[0].finish_reason == "stop"
+    )
+    chunks = client.chat.completions.create(**asked, stop=stop, stream=True)
+    assert "".join(c.choices[0].delta.content or "" for c in chunks) == text[: text.index(stop)]
+
+
+def test_a_bias_forbids_a_token(client, place):
+    asked = {"model": "seedling", "messages": CHAT, "temperature": 0, "max_tokens": 1}
+    first = place["base"].complete([CHAT], [None], max_new_tokens=1)[0].tokens[0]
+    plain = client.chat.completions.create(**asked, logprobs=True).choices[0]
+    banned = client.chat.completions.create(**asked, logprobs=True, logit_bias={str(first): -100}).choices[0]
+    assert banned.logprobs.content[0].token != plain.logprobs.content[0].token
+
+
+def test_text_completions_in_all_forms_of_prompts(client, place):
+    base = place["base"]
+    ids = base.tokenizer("The kettle")["input_ids"]
+    one = client.completions.create(model="seedling", prompt="The kettle", temperature=0, max_tokens=6)
+    assert one.choices[0].text == base.generate(["The kettle"], [None], max_new_tokens=6)[0]
+    many = client.completions.create(
+        model="seedling", prompt=["The kettle", "A"], temperature=0, max_tokens=6
+    )
+    assert many.choices[0].text == one.choices[0].text and len(many.choices) == 2
+    by_ids = client.completions.create(model="seedling", prompt=ids, temperature=0, max_tokens=6)
+    assert by_ids.choices[0].text == base.generate([ids], [None], max_new_tokens=6)[0]
+    assert len(client.completions.create(model="seedling", prompt=[ids, ids], temperature=0).choices) == 2
+
+
+def test_echo_and_log_probabilities_of_the_prompt(client, place):
+    base = place["base"]
+    got = client.completions.create(
+        model="seedling", prompt="The kettle", temperature=0, max_tokens=4, echo=True, logprobs=2
+    ).choices[0]
+    assert got.text.startswith("The kettle")
+    logs = got.logprobs
+    assert logs.token_logprobs[0] is None and len(logs.tokens) == len(logs.token_logprobs)
+    import torch
+
+    ids = torch.tensor([base.tokenizer("The kettle")["input_ids"]])
+    with torch.no_grad():
+        want = base(ids).logits[0, :-1].float().log_softmax(1).gather(1, ids[0, 1:, None])[:, 0]
+    found = logs.token_logprobs[1 : len(want) + 1]
+    assert found == pytest.approx(want.tolist(), abs=1e-4)
+
+
+def test_streamed_completions(client):
+    asked = {"model": "ia3-2", "prompt": "The kettle", "temperature": 0, "max_tokens": 8}
+    whole = client.completions.create(**asked)
+    chunks = list(client.completions.create(**asked, stream=True))
+    assert "".join(chunk.choices[0].text for chunk in chunks) == whole.choices[0].text
+
+
+def test_answers_are_held_to_a_json_schema(client):
+    pytest.importorskip("llguidance")
+    schema = {
+        "type": "object",
+        "properties": {
+            "colour": {"enum": ["red", "green"]},
+            "watts": {"type": "integer", "maximum": 99, "minimum": 10},
+        },
+        "required": ["colour", "watts"],
+        "additionalProperties": False,
+    }  # fmt: skip
+    form = {"type": "json_schema", "json_schema": {"name": "kettle", "schema": schema}}
+    for model in ("seedling", "prefix-3"):
+        got = client.chat.completions.create(
+            model=model, messages=CHAT, max_tokens=64, seed=1, response_format=form, temperature=0
+        )
+        facts = json.loads(got.choices[0].message.content)
+        assert facts["colour"] in ("red", "green") and 10 <= facts["watts"] <= 99 and len(facts) == 2
+        assert got.choices[0].finish_reason == "stop"
+    with pytest.raises(openai.BadRequestError, match="response_format"):
+        broken = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": 5}}}
+        client.chat.completions.create(model="seedling", messages=CHAT, response_format=broken)
+
+
+WRONG = [
+    ({"temperature": -1}, "temperature"),
+    ({"temperature": 2.1}, "temperature"),
+    ({"top_p": 0}, "top_p"),
+    ({"top_p": 1.01}, "top_p"),
+    ({"n": 0}, "n"),
+    ({"n": 9}, "n"),
+    ({"presence_penalty": 2.5}, "presence_penalty"),
+    ({"max_tokens": 0}, "max_tokens"),
+    ({"max_tokens": 65}, "max_tokens"),
+    ({"stop": ["a"] * 5}, "stop"),
+    ({"stop": [""]}, "stop"),
+    ({"stop": "x" * 65}, "stop"),
+    ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+    ({"top_logprobs": 2}, "top_logprobs"),
+    ({"logit_bias": {"0": 101}}, "logit_bias"),
+    ({"logit_bias": {"x": 1}}, "logit_bias"),
+    ({"stream_options": {"include_usage": True}}, "stream_options"),
+    ({"messages": []}, "messages"),
+    ({"extra_body": {"colour": "red"}}, "colour"),
+    ({"extra_body": {"best_of": 2}}, "best_of"),
+]
+
+
+@pytest.mark.parametrize(("more", "param"), WRONG, ids=[str(more)[:40] for more, _ in WRONG])
+def test_a_wrong_field_is_named(more, param, client):
+    with pytest.raises(openai.BadRequestError) as wrong:
+        client.chat.completions.create(**{"model": "seedling", "messages": CHAT, **more})
+    assert param in str(wrong.value.param) + str(wrong.value.body["message"])
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
+def test_numbers_that_are_none_are_refused(number, http):
+    asked = '{"model": "seedling", "messages": [{"role": "user", "content": "x"}], "temperature": NUMBER}'
+    body = asked.replace("NUMBER", number)
+    answer = http.post("/v1/chat/completions", content=body, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 400 and "temperature" in answer.json()["error"]["message"]
+
+
+def test_fields_without_effect_are_ignored(client):
+    got = client.chat.completions.create(
+        model="seedling", messages=CHAT, max_tokens=1, user="me", metadata={"a": "b"}, store=False
+    )
+    assert got.choices
+
+
+def test_unknown_models_and_keys_raise_the_clients_own_exceptions(client, place):
+    with pytest.raises(openai.NotFoundError) as missing:
+        client.chat.completions.create(model="loro-0", messages=CHAT)
+    assert missing.value.code == "model_not_found" and "lora-0" in str(missing.value)
+    wrong = openai.OpenAI(base_url=f"{place['url']}/v1", api_key="nobody", max_retries=0)
+    with pytest.raises(openai.AuthenticationError):
+        wrong.models.list()
+    assert httpx.get(f"{place['url']}/v1/models").status_code == 401
+
+
+def test_adapters_are_loaded_and_unloaded_by_the_admin_alone(place, http, client):
+    body = {"lora_name": "dora-1"}
+    assert http.post("/v1/unload_lora_adapter", json=body).status_code == 403
+    admin = {"Authorization": f"Bearer {ADMIN}"}
+    assert http.post("/v1/unload_lora_adapter", json=body, headers=admin).status_code == 200
+    with pytest.raises(openai.NotFoundError):
+        client.chat.completions.create(model="dora-1", messages=CHAT)
+    for name in ("../adapters/dora-1", "/etc", "a/b", "dora-1\0", ""):
+        assert http.post("/v1/load_lora_adapter", json={"lora_name": name}, headers=admin).status_code in (
+            400,
+            404,
+        )
+    path = {"lora_name": "dora-1", "lora_path": str(place["root"] / "dora-1")}
+    assert http.post("/v1/load_lora_adapter", json=path, headers=admin).status_code == 400
+    assert http.post("/v1/load_lora_adapter", json=body, headers=admin).status_code == 200
+    assert client.chat.completions.create(model="dora-1", messages=CHAT, max_tokens=2).choices
+
+
+def test_every_route_declares_its_role(place):
+    routes = [
+        route for route in place["app"].routes if hasattr(route, "endpoint") and route.path != "/openapi.json"
+    ]
+    assert len(routes) >= 9
+    assert {getattr(route.endpoint, ROLE, None) for route in routes} == {"open", "infer", "admin"}
+    opened = {route.path for route in routes if getattr(route.endpoint, ROLE) == "open"}
+    assert opened == {"/health", "/ready"}
+
+
+def test_state_is_told(http, client):
+    client.completions.create(model="seedling", prompt="The", max_tokens=2)
+    assert http.get("/health").json() == {"status": "ok"} and http.get("/ready").status_code == 200
+    text = http.get("/metrics").text
+    assert "graft_tokens_total" in text and 'outcome="done"' in text and not math.isnan(len(text))
+
+
+def test_what_is_no_json_is_refused_before_it_is_parsed(http):
+    path = "/v1/chat/completions"
+    json_type = {"Content-Type": "application/json"}
+    assert http.post(path, content=b"x" * (LIMITS.body_bytes + 1), headers=json_type).status_code == 413
+    assert http.post(path, content=b'{"model":1}', headers={"Content-Type": "text/plain"}).status_code == 415
+    assert http.post(path, content=b"[" * 100 + b"]" * 100, headers=json_type).status_code == 400
+    assert http.post(path, content=b"{", headers=json_type).status_code == 400
+    assert http.post(path, content=b'"\xff"', headers=json_type).status_code == 400
+
+
+def test_foreign_hosts_and_origins_are_refused(http):
+    assert http.get("/v1/models", headers={"Host": "evil.example"}).status_code == 403
+    body = {"model": "seedling", "prompt": "x"}
+    assert (
+        http.post("/v1/completions", json=body, headers={"Origin": "http://evil.example"}).status_code == 403
+    )
+    assert "access-control-allow-origin" not in http.get("/v1/models").headers
+
+
+def test_a_client_that_goes_away_frees_its_slot(place, http):
+    served = place["app"].state.served
+    body = {"model": "seedling", "prompt": "The", "max_tokens": 64, "min_tokens": 64, "stream": True}
+    with http.stream("POST", "/v1/completions", json=body) as answer:
+        next(answer.iter_bytes())
+    until = time.monotonic() + 20
+    while (served.worker.load or served.by_key) and time.monotonic() < until:
+        time.sleep(0.02)
+    assert served.worker.load == 0 and served.by_key == {}
+
+
+def test_more_than_the_queue_holds_is_told_to_come_back(place, http):
+    served = place["app"].state.served
+    held = threading.Event()
+    served.worker.call(held.wait)
+    body = {"model": "seedling", "prompt": ["x"] * 8, "max_tokens": 1}
+    try:
+        answers = []
+        threads = [
+            threading.Thread(
+                target=lambda: answers.append(http.post("/v1/completions", json=body, timeout=60))
+            )
+            for _ in range(3)
+        ]
+        for thread in threads:
+            thread.start()
+        until = time.monotonic() + 20
+        while not answers and time.monotonic() < until:
+            time.sleep(0.02)
+    finally:
+        held.set()
+    for thread in threads:
+        thread.join(60)
+    refused = [answer for answer in answers if answer.status_code == 429]
+    assert refused and all(int(answer.headers["Retry-After"]) >= 1 for answer in refused)
+    assert len(refused) < 3

@@ -1,0 +1,240 @@
+"""The engine of a server: texts of many adapters are what each is alone, while adapters come and go."""
+
+import contextlib
+import random
+import threading
+
+import pytest
+from served import KINDS, Waited, write_adapters
+
+from graft.errors import AdapterError
+from graft.models.load import load
+from graft.serve.jobs import Busy, Cancelled, Ended, Late
+from graft.serve.registry import Registry
+from graft.serve.worker import Worker
+from models import randomise
+
+PROMPTS = ("The kettle", "Write a product", "Description:", "A lamp that")
+
+
+@pytest.fixture(scope="module")
+def base():
+    return load("seedling", quant="nf4", dtype="fp32")
+
+
+@pytest.fixture(scope="module")
+def root(base, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("adapters")
+    write_adapters(base, folder, 12)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone(base, root):
+    """Return what an adapter writes alone, by `base.complete`, and remember it."""
+    known = {}
+
+    def answer(prompt, name, **how):
+        key = prompt, name, str(how)
+        if key not in known:
+            if name is not None:
+                base.load_adapter(root / name, "alone")
+            known[key] = base.complete([prompt], [name and "alone"], **{"max_new_tokens": 8, **how})[0]
+            if name is not None:
+                base.detach("alone")
+        return known[key]
+
+    return answer
+
+
+@pytest.fixture
+def started(base, root):
+    """Start a worker over all adapters, and stop it at the end."""
+    workers = []
+
+    def start(budget=None, **settings):
+        worker = Worker(base, Registry(base, root, budget), **settings)
+        workers.append(worker)
+        return worker
+
+    yield start
+    for worker in workers:
+        worker.close(60)
+    for name in list(base.adapters):
+        base.detach(name)
+
+
+def test_eight_adapters_of_all_kinds_at_once_answer_as_each_alone(started, base, root, alone):
+    names = [None, *sorted(path.name for path in root.iterdir())]
+    plan = [(PROMPTS[i % 4], name) for i, name in enumerate(names)]
+    wanted = [alone(prompt, name, logprobs=2) for prompt, name in plan]
+    worker = started()
+    jobs = [Waited(base, prompt, name, logprobs=2) for prompt, name in plan]
+    for waited in jobs:
+        worker.submit(waited.job)
+    for waited, want in zip(jobs, wanted, strict=True):
+        got = waited.result()
+        assert (got.text, got.tokens, got.finish_reason) == (want.text, want.tokens, want.finish_reason)
+        assert got.logprobs == pytest.approx(want.logprobs, abs=2e-5)  # of logits around 20, in fp32
+        assert "".join(piece.text for piece in waited.pieces) == got.text
+        told = [
+            *(event for piece in waited.pieces for event in piece.logprobs),
+            *waited.events[-1].last.logprobs,
+        ]
+        assert told == got.logprobs
+
+
+def test_seeded_texts_do_not_depend_on_their_neighbours(started, base, alone):
+    how = {"do_sample": True, "temperature": 1.5, "seed": 11}
+    want = alone(PROMPTS[0], "lora-0", **how)
+    worker = started()
+    jobs = [Waited(base, prompt, "lora-0", **how) for prompt in PROMPTS]
+    for waited in jobs:
+        worker.submit(waited.job)
+    assert jobs[0].result().tokens == want.tokens
+
+
+def test_adapters_beyond_the_budget_take_turns(started, base, root, alone):
+    names = sorted(path.name for path in root.iterdir() if path.name.startswith(("lora", "dora")))
+    wanted = {name: alone(PROMPTS[0], name) for name in names}
+    size = max((root / name / "adapter_model.safetensors").stat().st_size for name in names)
+    worker = started(budget=int(2.2 * size))
+    jobs = [Waited(base, PROMPTS[0], name) for name in names * 2]
+    for waited in jobs:
+        worker.submit(waited.job)
+    for waited, name in zip(jobs, names * 2, strict=True):
+        assert waited.result().tokens == wanted[name].tokens
+    assert worker.registry.bytes <= 2.2 * size and len(base.adapters) <= 2
+
+
+def write_one(base, folder, seed):
+    """Write a LoRA with random values, over an older one."""
+    adapter = base.attach("new", KINDS["lora"])
+    randomise(adapter, seed, scale=0.3)
+    adapter.save(folder)
+    base.detach("new")
+
+
+def test_a_replaced_adapter_ends_its_texts_as_it_began_them(started, base, root, alone, tmp_path):
+    folder = root / "changing"
+    write_one(base, folder, 100)
+    before = alone(PROMPTS[1], "changing", max_new_tokens=40)
+    worker = started()
+    worker.call(lambda: worker.registry.load("changing")).result()
+    first = Waited(base, PROMPTS[1], "changing", max_new_tokens=40)
+    writing = threading.Event()
+    take = first._take
+    first.job.on_event = lambda event: (take(event), writing.set())
+    worker.submit(first.job)
+    assert writing.wait(60)
+
+    def replace():
+        write_one(base, folder, 101)
+        worker.registry.load("changing")
+
+    worker.call(replace).result()
+    assert not first.done.is_set() or len(first.result().tokens) < 40
+    second = Waited(base, PROMPTS[1], "changing", max_new_tokens=40)
+    worker.submit(second.job)
+    assert first.result().tokens == before.tokens
+    assert second.result().tokens != before.tokens
+    worker.call(lambda: worker.registry.unload("changing")).result()
+    third = Waited(base, PROMPTS[1], "changing")
+    worker.submit(third.job)
+    with pytest.raises(AdapterError, match="changing"):
+        third.result()
+    assert not [name for name in base.adapters if name.startswith("changing")]
+
+
+def test_a_cancelled_text_frees_its_slot_at_the_next_step(started, base):
+    worker = started(rows=1)
+    long = Waited(base, PROMPTS[0], max_new_tokens=100_000, min_new_tokens=50_000, stop=())
+    long.job.room = 400
+    steps = []
+    take = long._take
+
+    def seen(event):
+        take(event)
+        if len(long.pieces) == 3:
+            long.job.cancel()
+            steps.append(worker.stats.steps)
+
+    long.job.on_event = seen
+    after = Waited(base, PROMPTS[1])
+    worker.submit(long.job)
+    worker.submit(after.job)
+    with pytest.raises(Cancelled):
+        long.result()
+    assert after.result().tokens
+    assert worker.stats.steps - steps[0] <= 1 + 8  # the steps of the other text alone
+
+
+def test_a_text_that_is_not_done_in_time_is_told(started, base):
+    worker = started(rows=1)
+    late, slow = Waited(base, PROMPTS[1]), Waited(base, PROMPTS[0], max_new_tokens=300, min_new_tokens=300)
+    late.job.timeout_s, slow.job.timeout_s = 0.0, 0.2
+    worker.submit(slow.job)
+    worker.submit(late.job)
+    for waited in (slow, late):
+        with pytest.raises(Late):
+            waited.result()
+
+
+def test_a_full_queue_takes_nothing_more(base, root):
+    worker = Worker(base, Registry(base, root), rows=1, waiting=1)
+    held = threading.Event()
+    worker.call(held.wait)  # nothing is written until then
+    jobs = [Waited(base, prompt) for prompt in PROMPTS[:2]]
+    for waited in jobs:
+        worker.submit(waited.job)
+    with pytest.raises(Busy) as busy:
+        worker.submit(Waited(base, PROMPTS[2]).job)
+    held.set()
+    assert busy.value.retry_after_s >= 1 and all(waited.result().tokens for waited in jobs)
+    assert worker.close(60)
+
+
+def test_a_worker_that_closes_ends_what_it_has_taken(base, root):
+    worker = Worker(base, Registry(base, root))
+    jobs = [Waited(base, prompt) for prompt in PROMPTS]
+    for waited in jobs:
+        worker.submit(waited.job)
+    assert worker.close(60) and not worker.alive
+    assert all(isinstance(waited.events[-1], Ended) for waited in jobs)
+    with pytest.raises(Busy):
+        worker.submit(Waited(base, PROMPTS[0]).job)
+
+
+def test_a_failing_listener_does_not_disturb_the_others(started, base, alone):
+    worker = started()
+    broken = Waited(base, PROMPTS[0])
+    broken.job.on_event = lambda event: 1 / 0
+    good = Waited(base, PROMPTS[1])
+    worker.submit(broken.job)
+    worker.submit(good.job)
+    assert good.result().tokens == alone(PROMPTS[1], None).tokens
+
+
+def test_many_requests_with_joins_cancels_and_loads_never_answer_for_another(started, base, root, alone):
+    chance = random.Random(0)
+    names = [None, *sorted(path.name for path in root.iterdir() if path.name != "changing")]
+    for name in names:
+        for prompt in PROMPTS[:2]:
+            alone(prompt, name)
+    largest = max((root / name / "adapter_model.safetensors").stat().st_size for name in names if name)
+    worker = started(budget=6 * largest, waiting=100)
+    jobs = []
+    for _ in range(60):
+        prompt, name = chance.choice(PROMPTS[:2]), chance.choice(names)
+        waited = Waited(base, prompt, name)
+        worker.submit(waited.job)
+        if chance.random() < 0.15:
+            waited.job.cancel()
+        elif chance.random() < 0.1 and name:
+            worker.call(lambda name=name: worker.registry.load(name))
+        jobs.append((waited, prompt, name))
+    for waited, prompt, name in jobs:
+        with contextlib.suppress(Cancelled):
+            assert waited.result().tokens == alone(prompt, name).tokens
+    assert worker.load == 0
+    assert worker.call(lambda: [v.users for v in worker.registry._versions.values()]).result().count(0) > 0
