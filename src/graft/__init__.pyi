@@ -1,7 +1,7 @@
 """The public names of graft, for type checkers and editors. `python docs/write_stub.py` writes this."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -51,11 +51,11 @@ from graft.planning.estimate import Plan as Plan
 from graft.planning.plan import plan as plan
 from graft.recipe.tree import Recipe as Recipe
 from graft.runs.chain import run as run
-from graft.runs.hear import RunObserver
 from graft.runs.result import RunResult as RunResult
+from graft.runs.sweep import sweep as sweep
 from graft.shipping.export import export as export
 from graft.stages.stage import Stage as Stage
-from graft.training.log import Observer as Observer
+from graft.training.observer import Observer as Observer
 
 __version__: str
 __all__: list[str]
@@ -63,13 +63,14 @@ __all__: list[str]
 def train(
     base: Base,
     adapter: Adapter | str,
-    data: str | Path | Sequence[str | Path] | Mapping[str, Any],
+    data: Any,
     *,
     output: str | Path | None = None,
     stage: str | Mapping[str, Any] = "sft",
-    objective: str | None = None,
+    objective: str | Callable[[Any, Any], Any] | None = None,
     evaluate: Mapping[str, Any] | None = None,
-    observer: RunObserver | None = None,
+    observer: Any = None,
+    progress: bool = True,
     epochs: float = 1.0,
     max_steps: int | None = None,
     batch_size: int = 16,
@@ -96,12 +97,18 @@ def train(
     on_nan: Literal["stop", "skip"] = "stop",
     samples: list[str] = [],
     sample_tokens: int = 64,
+    report_to: list[str] = [],
 ) -> RunResult:
     """Train an attached adapter on rows: the same run as a recipe's, with a base that is already loaded.
 
-    adapter: it, or its name.  data: a path, several paths, or the keys of a recipe's `data:`.
+    adapter: it, or its name.
+    data: a path, several paths, or rows: dicts or texts in a list, a generator, a data set of `datasets`, a
+    table of pandas, polars or pyarrow; or the keys of a recipe's `data:`, whose train, eval and test may be
+    rows. The run's folder keeps rows in memory.
     output: the run's folder, by default runs/ and the adapter's name.
-    stage, objective, evaluate: as in a recipe.  observer: receives what happens.
+    stage, evaluate: as in a recipe.
+    objective: as in a recipe, or a function of your own (see `runs.own_objective`).
+    observer: one or several (`graft.Observer`) that hear of it.  progress: show a bar.
     The other keywords are the keys of a recipe's `train:`.  Raises as `run` does.
 
     epochs: passes over the data
@@ -131,6 +138,7 @@ def train(
     on_nan: at a step that is not finite: stop, or skip it (at most 3 in a row)
     samples: prompts answered at every evaluation, kept in samples.md
     sample_tokens: length of these answers
+    report_to: trackers that receive the run: tensorboard, wandb, mlflow, trackio
     """
 
 # Parts of the package: an editor that lists files does not complete them.
@@ -154,6 +162,7 @@ if sys.platform == "none":
     del recipe  # noqa: F821
     del runs  # noqa: F821
     del seedling  # noqa: F821
+    del serve  # noqa: F821
     del shipping  # noqa: F821
     del sizes  # noqa: F821
     del stages  # noqa: F821

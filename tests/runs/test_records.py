@@ -12,7 +12,7 @@ from tiny_folder import rows, write_model, write_rows
 
 from graft import storage
 from graft.errors import UsageError
-from graft.runs.hear import RunObserver
+from graft.training.observer import Observer
 from graft.runs.records import read_run, record_of, runs_below, several
 from graft.runs.run import run
 
@@ -21,7 +21,7 @@ class Cut(Exception):
     """Stands for a power cut."""
 
 
-class Stop(RunObserver):
+class Stop(Observer):
     def step(self, record):
         if record["step"] == 3:
             raise Cut

@@ -12,7 +12,7 @@ from graft.data import load_rows
 from graft.errors import CheckpointError
 from graft.recipe import read
 from graft.runs.chain import run
-from graft.runs.hear import RunObserver
+from graft.training.observer import Observer
 from graft.runs.run import train
 from graft.runs.score import chosen_rows
 from graft.stages.stage import stage_of
@@ -25,13 +25,13 @@ class Stop(Exception):
     """Stands for a power cut."""
 
 
-class Stopped(RunObserver):
+class Stopped(Observer):
     def step(self, record):
         if record["step"] == 3:
             raise Stop
 
 
-class Resumes(RunObserver):
+class Resumes(Observer):
     def __init__(self):
         self.resumes = []
 

@@ -9,7 +9,7 @@ import graft
 from graft.errors import UsageError
 from graft.runs import chain
 from graft.runs.grid import values_in
-from graft.runs.hear import RunObserver
+from graft.training.observer import Observer
 from graft.runs.run import run
 from graft.runs.sweep import read_sweep
 
@@ -82,7 +82,7 @@ class Cut(BaseException):
     """Stands for a power cut."""
 
 
-class Heard(RunObserver):
+class Heard(Observer):
     """Writes down which runs begin, and their steps; stops at a step of a run, if asked to."""
 
     def __init__(self, stop=None):

@@ -13,6 +13,7 @@ from graft.runs.surfaces import Task, Terminal
 if TYPE_CHECKING:
     from graft.recipe import Recipe
 
+
 class Progress:
     """An observer of a run (see `graft.Observer`) that prints on stderr."""
 
