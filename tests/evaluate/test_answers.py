@@ -8,6 +8,7 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 from graft.base.base import Base
 from graft.errors import AdapterError, DataError
 from graft.evaluate import answers
+from graft.evaluate.answers import predictions
 from graft.methods.lora import LoRA
 from graft.methods.task_head import TaskHead
 
@@ -50,6 +51,15 @@ def test_one_batch_answers_every_row_by_its_own_adapter(base):
     tags = [TAGS[k] for k in by_hand(base, base.tokenizer("a dog")["input_ids"], "pets").argmax(-1)[1:-1]]
     assert told[1].replace("[PET ", "").replace("]", "") == "a dog"
     assert told[1].count("[PET ") == tags.count("B-PET")
+
+
+def test_predictions_have_the_probabilities_of_all_classes_and_the_tag_of_each_word(base):
+    topic, pets = predictions(base, ["a dog ran", "a dog"], ["topic", "pets"])
+    wanted = by_hand(base, base.tokenizer("a dog ran")["input_ids"], "topic").mean(0).softmax(-1)
+    assert topic.probabilities == pytest.approx(dict(zip(("home", "street"), wanted.tolist(), strict=True)))
+    assert topic.label == topic.answer == max(topic.probabilities, key=topic.probabilities.get)
+    tags = by_hand(base, base.tokenizer("a dog")["input_ids"], "pets").argmax(-1)[1:-1]
+    assert pets.tags == tuple(TAGS[k] for k in tags) and pets.label is None and not pets.probabilities
 
 
 def test_words_may_be_given_and_those_behind_the_longest_text_are_shown_untagged(base):
