@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from graft.cli.say import after, show, show_json, table, talk
+from graft.cli.wait import begin
 from graft.sizes import duration, size
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def ask(
     sampling["repetition_penalty"] = repetition_penalty
     if temperature:
         sampling |= {"do_sample": True, "temperature": temperature}
-    talk(f"ask     {rows}: loading the base and the adapters")
+    begin("loading the base and the adapters", briefly=True)
     from graft.runs.ask import ask as ask_rows
 
     report = ask_rows(

@@ -134,6 +134,7 @@ def _recorded(names: Sequence[str], *, alone: bool) -> "Comparison":
 
 def _scored(names: Sequence[str], data: str, metrics: Sequence[str], limit: int | None) -> "Comparison":
     """Return the table of the scores on these rows, which are measured now."""
+    begin(f"loading {names[0]}", briefly=True)
     from graft.runs.open import open_model  # torch costs seconds
     from graft.runs.records import record_of
     from graft.runs.score import score, scoring_recipe
@@ -154,6 +155,7 @@ def _answers(
     names: Sequence[str], asked: "Sequence[Prompt]", limit: int, max_new_tokens: int
 ) -> "tuple[Sequence[Prompt], dict[str, list[str]]]":
     """Return the prompts, by default those of the first run, and the answers of each run or model."""
+    begin(f"loading {names[0]}", briefly=True)
     from graft.runs.open import open_model  # torch costs seconds
     from graft.runs.score import prompts_of
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from graft.cli.say import after, talk
+from graft.cli.wait import begin
 from graft.errors import UsageError
 from graft.sizes import size
 
@@ -59,6 +60,7 @@ def serve(
             f"export {key_env}=... first, or leave --host out",
         )
     listening = _listening(host, port)
+    begin(f"loading {model}", briefly=True)
     try:
         import uvicorn
 
@@ -74,7 +76,6 @@ def serve(
     from graft.serve.worker import Worker
     from graft.sizes import MIB
 
-    talk(f"loading {model}")
     base = open_model(model, (), quant).base
     budget = None if adapter_memory is None else adapter_memory * MIB
     registry = Registry(base, adapters, budget, pin or [])

@@ -8,7 +8,7 @@ import typer
 from graft.cli.progress import Progress
 from graft.cli.say import after, show, show_json, talk
 from graft.cli.score_tables import comparison_text
-from graft.cli.words import WORDS, _separated
+from graft.cli.words import WORDS, separated
 from graft.errors import UsageError
 from graft.sizes import size
 
@@ -77,7 +77,7 @@ def _read(words: list[str], out: Path | None) -> "Sweep":
     from graft.runs.grid import values_in
     from graft.runs.sweep import read_sweep
 
-    source, changes = _separated(words)
+    source, changes = separated(words)
     grid: dict[str, list[Any]] = {}
     shared: list[str] = []
     for word in changes:

@@ -48,7 +48,7 @@ def recipe_of(
 
     words = words if recipe is None else [recipe, *words]
     _require_known(words, options.get("method"), known)
-    recipe, words = _separated(words)
+    recipe, words = separated(words)
     changes = [f"{key}={json.dumps(value)}" for key, value in options.items() if value is not None]
     changes += words
     if recipe is None and not changes:
@@ -105,7 +105,7 @@ def _meant(name: str, method: str | None, options: Sequence[str]) -> list[str]:
     return [{**leaves, **written}[found] for found in alike]
 
 
-def _separated(words: Sequence[str]) -> tuple[str | None, list[str]]:
+def separated(words: Sequence[str]) -> tuple[str | None, list[str]]:
     """Return the recipe among the words, None if there is none, and all changes as key=value.
 
     A change is written as `--key value`, `--key=value` or `key=value`, and `--key` alone sets it to true; the

@@ -74,18 +74,22 @@ def sweep(
     output: str | Path | None = None,
     overrides: Iterable[str] = (),
     observer: Any = None,
+    progress: bool = True,
 ) -> SweepResult:
     """Carry out a recipe with every combination of these settings; return the results and their table.
 
     grid: {key of a recipe: its values}.  output: the folder of all runs, by default runs/NAME-sweep.
-    overrides: "key=value" changes of all runs.  observer: receives what happens; its `stage` each new run.
+    overrides: "key=value" changes of all runs.  observer: one or several (`graft.Observer`) that hear of it;
+    its `stage` receives each new run.  progress: show a bar.
     Raises UsageError for a grid or a recipe that cannot be used, before anything runs; CheckpointError for a
     folder that is in use; SpaceError if the disk is full. What fails in one run is in `SweepResult.failed`.
     """
     planned = read_sweep(recipe, grid, output=output, overrides=overrides)
-    with obeyed(), begun(planned) as work:
+    from graft.runs.audience import attended  # late: torch, which a table of runs does not need
+
+    with obeyed(), attended(observer, progress=progress) as audience, begun(planned) as work:
         for name in work.names:
-            work.carry_out(name, observer)
+            work.carry_out(name, audience)
     return work.result()
 
 
