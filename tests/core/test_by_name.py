@@ -70,15 +70,22 @@ def test_a_method_is_copied_and_changed_as_before():
 
 
 def test_a_method_of_the_users_own_is_answered_too():
-    @dataclass(frozen=True)
+    @dataclass(frozen=True, kw_only=True)
     class Mine(Method):
         strength: Rank = 1
+
+    class Own(Method):
+        def __init__(self, place):
+            object.__setattr__(self, "place", place)
 
     assert Mine(strength=2).strength == 2
     with pytest.raises(UsageError, match="did you mean strength"):
         Mine(strenght=2)
     with pytest.raises(UsageError, match=r"Mine\(strength=2\)"):
         Mine(2)
+    assert Own("there").place == Own(place="there").place == "there"  # as its own __init__ says
+    with pytest.raises(UsageError, match="did you mean place"):
+        Own(plaice="there")
 
 
 def test_a_function_is_answered_by_its_own_keywords():

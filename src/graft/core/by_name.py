@@ -9,7 +9,6 @@ import difflib
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import fields
 from typing import Any, TypeVar
 
 from graft.core.cards import cards
@@ -74,21 +73,29 @@ def alike(word: str, known: Iterable[str]) -> list[str]:
 
 
 def require_named(cls: type, given: Sequence[Any], named: Mapping[str, Any]) -> None:
-    """Raise UsageError unless a dataclass is made with settings that it has, each given by its name."""
-    name = cls.__name__
-    known = sorted((field.name for field in fields(cls) if field.init), key=lambda name: name == "lr")
-    if given:
-        values = ", ".join(map(shown, given))
+    """Raise UsageError for values without a name and for names that are no settings of a class.
+
+    What its `__init__` takes is let through: a class of the user's own may take more.
+    """
+    name, known = cls.__name__, _parameters(cls)
+    kinds = {parameter.kind for parameter in known.values()}
+    if given and kinds <= {inspect.Parameter.KEYWORD_ONLY}:
         raise UsageError(
-            f"{name}({values})",
+            f"{name}({', '.join(map(shown, given))})",
             "every setting with its name",
             f"settings are given by name: {name}({_meant(cls, given[0])}={shown(given[0])})",
         )
-    for word, value in named.items():
-        if word not in known:
-            close = list(dict.fromkeys([*_by_help(cls, word), *alike(word, known)]))
-            close = sorted(close, key=lambda one: not one.endswith(f"_{word}"))[:3]
-            raise unknown_keyword(name, word, value, close, known)
+    unknown = [] if inspect.Parameter.VAR_KEYWORD in kinds else [word for word in named if word not in known]
+    for word in unknown:
+        close = list(dict.fromkeys([*_by_help(cls, word), *alike(word, known)]))
+        close = sorted(close, key=lambda one: not one.endswith(f"_{word}"))[:3]
+        raise unknown_keyword(name, word, named[word], close, sorted(known, key=lambda one: one == "lr"))
+
+
+@functools.lru_cache(maxsize=256)
+def _parameters(cls: Any) -> dict[str, inspect.Parameter]:
+    """Return what a class is made with, without `self`."""
+    return dict(list(inspect.signature(cls.__init__).parameters.items())[1:])
 
 
 def _meant(cls: type, value: object) -> str:
