@@ -1,6 +1,6 @@
 """Walk a stranger's path from the built wheel: install, own rows, train, score, chat, export, open elsewhere.
 
-python benchmarks/stranger/run.py [--target] [--keep FOLDER]
+python benchmarks/stranger/run.py [--target] [--keep FOLDER] [--wheel FILE]
 
 The wheel is built, installed into a fresh environment outside the source tree, and everything after that
 runs in an empty folder with a CSV as Excel writes it: semicolons, a byte order mark, columns with names of
@@ -8,7 +8,7 @@ its own. Where a command refuses, the remedy that it prints is what is typed nex
 code, its seconds and the end of its output go to RESULTS.md beside this file.
 
 --target: install the wheel's own files beside the packages of this Python instead of into a new environment;
-nothing is fetched then. --keep: the folder to work in, which is kept.
+nothing is fetched then. --keep: the folder to work in, which is kept. --wheel: one that is built already.
 """
 
 import argparse
@@ -176,12 +176,13 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--target", action="store_true")
     parser.add_argument("--keep", type=Path)
+    parser.add_argument("--wheel", type=Path)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = (given.keep or Path(temporary)).resolve()
         (folder / "work").mkdir(parents=True, exist_ok=True)
         began = time.perf_counter()
-        wheel = built(folder)
+        wheel = given.wheel.resolve() if given.wheel else built(folder)
         python, path = environment(folder, wheel, target=given.target)
         installed = time.perf_counter() - began
         stranger = Stranger(folder / "work", python, path)

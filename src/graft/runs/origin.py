@@ -22,7 +22,8 @@ def origin_of(opened: Opened) -> Origin | None:
     if folder is None:
         return None
     recipe = opened.recipe or read(folder)
-    training, scores, scored = {"stage": recipe.stage_name, "method": _method(recipe)}, {}, ""
+    training, scored = {"stage": recipe.stage_name, "method": _method(recipe)}, ""
+    scores: dict[str, dict[str, float]] = {}
     if has_finished(folder):
         result = result_of(folder, recipe)
         training |= _training(recipe, result)

@@ -115,9 +115,9 @@ def _of_batch(batch: Batch, base: Base) -> Prompt | None:
     """Return the one row of a batch, filled up on the right: what is read, and what is learnt of it."""
     length = min(int(batch.inputs["attention_mask"].sum()), LONGEST)
     ids = batch.inputs["input_ids"][0][:length].tolist()
-    if batch.labels.ndim == 1:  # one class for the row
-        wanted, at = batch.labels.tolist(), None
-    else:
+    wanted: list[int] = batch.labels.tolist()
+    at: list[int] | None = None  # one class for the row
+    if batch.labels.ndim > 1:
         labels = batch.labels[0].tolist()
         shifted = base.family == "causal" and not _tells_words(base)
         ahead = labels[1:] if shifted else labels

@@ -80,7 +80,7 @@ def write_model(base: "Base", folder: Path, name: str, origin: Origin | None = N
     summary = (
         f"A model made from `{provenance.public_name(base)}`, with all adapters merged into its weights."
     )
-    about = {"library": "transformers", "relation": "finetune", "origin": origin}
+    about: dict[str, Any] = {"library": "transformers", "relation": "finetune", "origin": origin}
     write_card(base, folder, name, summary, uses, notes=notes, **about)
 
 
@@ -90,7 +90,7 @@ def write_packed(base: "Base", folder: Path, name: str, origin: Origin | None = 
     if base.family == "causal" and base.tokenizer is not None:
         uses.append(Use("Serve", f"# {BESIDE}:\n{vllm(f'./{name}')}"))
     summary = f"A model made from `{provenance.public_name(base)}`, in few bits a weight."
-    about = {"library": "transformers", "relation": "quantized", "origin": origin}
+    about: dict[str, Any] = {"library": "transformers", "relation": "quantized", "origin": origin}
     write_card(base, folder, name, summary, uses, **about)
 
 
@@ -100,7 +100,7 @@ def write_gguf(base: "Base", folder: Path, file: str, origin: Origin | None = No
     commands = [f"llama-server -m {file}", _ollama(), vllm(f"./{file}", tokenizer=tokenizer_place(base))]
     uses = [Use("Serve", "# In this folder, any of:\n" + "\n".join(commands))]
     summary = f"A GGUF file made from `{provenance.public_name(base)}`."
-    about = {"library": "gguf", "relation": "quantized", "tags": ["gguf"], "origin": origin}
+    about: dict[str, Any] = {"library": "gguf", "relation": "quantized", "tags": ["gguf"], "origin": origin}
     write_card(base, folder, file, summary, uses, notes=notes, **about)
 
 
@@ -111,7 +111,12 @@ def write_lora(base: "Base", folder: Path, file: str, model: str, origin: Origin
     uses = [Use("Serve", "# In this folder, any of:\n" + "\n".join(commands))]
     notes.append(f"`{model}` is the base as a GGUF file, which is not in this folder.")
     summary = f"A GGUF adapter for `{provenance.public_name(base)}`."
-    about = {"library": "gguf", "relation": "adapter", "tags": ["gguf", "lora"], "origin": origin}
+    about: dict[str, Any] = {
+        "library": "gguf",
+        "relation": "adapter",
+        "tags": ["gguf", "lora"],
+        "origin": origin,
+    }
     write_card(base, folder, file, summary, uses, notes=notes, **about)
 
 
