@@ -12,9 +12,9 @@ from tiny_folder import rows, write_model, write_rows
 
 from graft import storage
 from graft.errors import UsageError
-from graft.training.observer import Observer
 from graft.runs.records import read_run, record_of, runs_below, several
 from graft.runs.run import run
+from graft.training.observer import Observer
 
 
 class Cut(Exception):

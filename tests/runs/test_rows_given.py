@@ -12,10 +12,10 @@ from graft.data import load_rows
 from graft.errors import CheckpointError
 from graft.recipe import read
 from graft.runs.chain import run
-from graft.training.observer import Observer
 from graft.runs.run import train
 from graft.runs.score import chosen_rows
 from graft.stages.stage import stage_of
+from graft.training.observer import Observer
 
 STEPS = {"max_steps": 4, "batch_size": 4, "micro_batch_size": 2, "lr": 1e-2, "save_every": 2}
 WEIGHTS = "adapter/adapter_model.safetensors"

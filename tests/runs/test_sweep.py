@@ -9,9 +9,9 @@ import graft
 from graft.errors import UsageError
 from graft.runs import chain
 from graft.runs.grid import values_in
-from graft.training.observer import Observer
 from graft.runs.run import run
 from graft.runs.sweep import read_sweep
+from graft.training.observer import Observer
 
 FILES = ("adapter/adapter_model.safetensors", "metrics.jsonl", "finished.json", "identity.json")
 GRID = {"method": ["lora", "ia3"], "train.seed": [0, 1]}

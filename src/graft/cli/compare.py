@@ -66,6 +66,7 @@ def compare(
     answers: dict[str, list[str]] = {}
     rates: list[WinRate] = []
     if given or (len(names) == 2 and not scores and data is None):
+        begin(f"loading {names[0]}", briefly=True)
         rates = _judged(names, judgements or ())
         asked, answers = _answers(names, asked, limit or ASKED, max_new_tokens)
     if csv_file is not None:
@@ -155,7 +156,6 @@ def _answers(
     names: Sequence[str], asked: "Sequence[Prompt]", limit: int, max_new_tokens: int
 ) -> "tuple[Sequence[Prompt], dict[str, list[str]]]":
     """Return the prompts, by default those of the first run, and the answers of each run or model."""
-    begin(f"loading {names[0]}", briefly=True)
     from graft.runs.open import open_model  # torch costs seconds
     from graft.runs.score import prompts_of
 

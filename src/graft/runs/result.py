@@ -11,7 +11,6 @@ from graft.errors import CheckpointError, notice
 from graft.recipe import Recipe
 from graft.runs.telling import in_words
 from graft.sizes import duration
-from graft.stages.stage import stage_of
 from graft.training.log import read_lines
 
 SCORES = "evaluation.json"
@@ -108,6 +107,8 @@ def shown(value: float | None) -> str:
 
 def result_of(folder: Path, recipe: Recipe) -> RunResult:
     """Return the result that a finished run's folder records."""
+    from graft.stages.stage import stage_of  # late: torch, which a table of runs does not need
+
     finished = storage.read_record(folder / "finished.json") or {}
     evaluation = recorded_scores(folder)
     return RunResult(
