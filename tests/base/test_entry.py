@@ -63,8 +63,8 @@ def test_every_method_answers_and_learns_as_through_the_base(name, kind):
 WRITING = [
     LoRA(),
     Pfeiffer(),
-    PrefixTuning(3),
-    PromptTuning(3, prompt_tuning_init="RANDOM"),
+    PrefixTuning(num_virtual_tokens=3),
+    PromptTuning(num_virtual_tokens=3, prompt_tuning_init="RANDOM"),
     Ladder(reduction_factor=2),
 ]
 
@@ -164,7 +164,7 @@ def test_what_the_base_looks_at_itself_is_not_changed_by_the_block():
         randomise(each.attach("x", LoRA()))
     with base.using("x"):
         base.probe()
-        base.attach("y", PromptTuning(2, prompt_tuning_init="RANDOM"))
+        base.attach("y", PromptTuning(num_virtual_tokens=2, prompt_tuning_init="RANDOM"))
         inside = base._head._bare, base._head._scale_and_cap, base.sharing()
     other.probe()
     assert inside == (other._head._bare, other._head._scale_and_cap, other.sharing())

@@ -16,8 +16,8 @@ KINDS = {
     "lora": LoRA(r=2, target_modules="all-linear"),
     "dora": LoRA(r=2, use_dora=True),
     "ia3": IA3(),
-    "prefix": PrefixTuning(3),
-    "prompt": PromptTuning(4),
+    "prefix": PrefixTuning(num_virtual_tokens=3),
+    "prompt": PromptTuning(num_virtual_tokens=4),
     "bottleneck": Houlsby(),
 }
 
