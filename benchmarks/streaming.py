@@ -36,6 +36,9 @@ def resident():
 tokenizer = AutoTokenizer.from_pretrained(seedling.FOLDER)
 settings = S(train=sys.argv[1], eval=0.05, test=None, format="auto", max_length=256, pack=True, columns={},
              bad_rows="strict", template=None, control_tokens=False, limit=None, tag_names=[], seed=0)
+if len(sys.argv) > 2:  # what may be in memory of rows, and of an array
+    from graft.data import row_store, scratch, token_file
+    row_store.MOST = scratch.MOST = token_file.MOST = int(sys.argv[2])
 before = resident()
 data = prepare(settings, tokenizer, find("sft")(), family="causal")
 facts = {"before": before, "peak": peak(), "rows": len(data.train), "tokens": data.report.tokens,
@@ -57,11 +60,11 @@ def write(path: Path, size: int, seed: int = 0) -> None:
             written += stream.write(json.dumps({"prompt": prompt, "completion": answer}) + "\n")
 
 
-def measure(file: Path, cache: Path) -> dict[str, float]:
-    """Prepare a file in a fresh process; return what it printed."""
+def measure(file: Path, cache: Path, most: int | None = None) -> dict[str, float]:
+    """Prepare a file in a fresh process; return what it printed.  most: bytes held in memory."""
     environment = os.environ | {"GRAFT_CACHE": str(cache), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(file)],
+        [sys.executable, "-c", PROGRAM, str(file), *([] if most is None else [str(most)])],
         capture_output=True,
         text=True,
         check=True,
