@@ -1,13 +1,12 @@
 """An adapter in loops of others: own loop, Trainer and lm-eval see the losses and answers of Graft itself."""
 
+import importlib.util
 import json
 import re
 from pathlib import Path
 
 import pytest
 import torch
-from lm_eval.api.instance import Instance
-from lm_eval.models.huggingface import HFLM
 from safetensors.torch import load_file
 from torch.testing import assert_close
 from transformers import Trainer, TrainingArguments
@@ -182,22 +181,25 @@ def test_trainer_on_the_model_inside_using_has_the_losses_of_graft_train(model, 
 
 
 def test_lm_eval_on_the_model_inside_using_measures_the_adapter(model, adapter):
+    hflm = pytest.importorskip("lm_eval.models.huggingface", reason="an extra").HFLM
+    from lm_eval.api.instance import Instance
+
     randomise(adapter, scale=0.05)
     prompt, answer = "The Silver Otter is a", " kettle"
     told = {}
     for name in ("x", None):
         with model.using(name):
-            asked = HFLM(pretrained=model.model, tokenizer=model.tokenizer)
+            asked = hflm(pretrained=model.model, tokenizer=model.tokenizer)
             request = Instance("loglikelihood", {}, (prompt, answer), 0)
             told[name] = asked.loglikelihood([request], disable_tqdm=True)[0][0]
-            # HFLM's own way to cut a text into tokens; the numbers are those of the base's own forward.
+            # lm-eval's own way to cut a text into tokens; the numbers are those of the base's own forward.
             context, continuation = asked._encode_pair(prompt, answer)
             ids = torch.tensor([context + continuation])
             with torch.no_grad():
                 likely = model(ids).logits[0, len(context) - 1 : -1].log_softmax(1)
         wanted = likely.gather(1, torch.tensor(continuation)[:, None]).sum().item()
         assert told[name] == pytest.approx(wanted, rel=1e-5)
-    assert abs(told["x"] - told[None]) > 0.1
+    assert abs(told["x"] - told[None]) > 0.01
 
 
 def test_every_column_that_the_model_takes_reaches_it(model, taught, adapter, tmp_path):
@@ -254,6 +256,8 @@ def test_the_page_runs_as_it_stands(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     for block in re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL):
+        if "lm_eval" in block and importlib.util.find_spec("lm_eval") is None:
+            continue  # an extra
         exec(compile(block, str(PAGE), "exec"), names)
     losses = [float(line.split()[1]) for line in capsys.readouterr().out.splitlines()[:10]]
     assert losses[-1] < losses[0]
