@@ -360,7 +360,7 @@ def test_what_is_missing_or_unknown_is_told_in_three_parts(capsys):
         and "graft eval --help" in err
     )
     assert call(["chat", "x", "--max-new-tokens", "many"]) == 2
-    assert "many" in (err := capsys.readouterr().err) and "to do:" in err
+    assert "--max-new-tokens" in (err := capsys.readouterr().err) and "to do:" in err
 
 
 def test_the_version_is_that_of_the_package(capsys):
