@@ -210,7 +210,9 @@ def test_every_column_that_the_model_takes_reaches_it(model, taught, adapter, tm
     assert teacher._signature_columns == own._signature_columns
 
 
-@pytest.mark.parametrize("method", [LoRA(), KronA(), PromptTuning(num_virtual_tokens=3, prompt_tuning_init="RANDOM")])
+@pytest.mark.parametrize(
+    "method", [LoRA(), KronA(), PromptTuning(num_virtual_tokens=3, prompt_tuning_init="RANDOM")]
+)
 def test_what_a_module_holds_is_the_adapter(method):
     base, other = tiny_base(), tiny_base()
     adapter = base.attach("x", method)

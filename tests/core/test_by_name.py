@@ -35,10 +35,10 @@ def test_an_unknown_setting_is_answered_by_the_nearest(settings, meant):
 @pytest.mark.parametrize(
     ("make", "call"),
     [
-        (lambda: graft.LoRA(target_modules=16), "LoRA(r=16)"),
-        (lambda: graft.LoRA(target_modules=["q_proj"]), "LoRA(target_modules=['q_proj'])"),
-        (lambda: graft.PromptTuning(num_virtual_tokens=20, prompt_tuning_init="TEXT"), "PromptTuning(num_virtual_tokens=20)"),
-        (lambda: graft.Subset(top_layers=2), "Subset(top_layers=2)"),
+        (lambda: graft.LoRA(16), "LoRA(r=16)"),
+        (lambda: graft.LoRA(["q_proj"]), "LoRA(target_modules=['q_proj'])"),
+        (lambda: graft.PromptTuning(20, "TEXT"), "PromptTuning(num_virtual_tokens=20)"),
+        (lambda: graft.Subset(2), "Subset(top_layers=2)"),
     ],
 )
 def test_a_value_without_a_name_is_answered_by_how_it_is_written(make, call):

@@ -26,7 +26,12 @@ from graft.runs.answer_file import part_of
 from graft.runs.ask import ask
 from models import randomise
 
-KINDS = {"lora": LoRA(r=2), "ia3": IA3(), "pfeiffer": Pfeiffer(m=4), "prefix": PrefixTuning(num_virtual_tokens=2)}
+KINDS = {
+    "lora": LoRA(r=2),
+    "ia3": IA3(),
+    "pfeiffer": Pfeiffer(m=4),
+    "prefix": PrefixTuning(num_virtual_tokens=2),
+}
 HOW = {"max_new_tokens": 6}
 
 

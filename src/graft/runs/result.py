@@ -11,7 +11,7 @@ from graft.errors import CheckpointError, notice
 from graft.recipe import Recipe
 from graft.runs.telling import in_words
 from graft.sizes import duration
-from graft.training.log import read_lines
+from graft.storage import read_lines
 
 SCORES = "evaluation.json"
 

@@ -11,7 +11,7 @@ from graft.errors import UsageError, notice
 from graft.recipe import Recipe, read
 from graft.runs.hear import kept_notes
 from graft.runs.result import SCORES, recorded_scores
-from graft.training.log import read_lines
+from graft.storage import read_lines
 
 METRICS, TIMING, DATA, SETTINGS, END = (
     "metrics.jsonl",

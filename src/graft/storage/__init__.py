@@ -13,6 +13,7 @@ from graft.storage.commits import (
 )
 from graft.storage.digests import cache_folder, digest, known_digest
 from graft.storage.disk import free_bytes, named_errors, retry_while_full, system_error
+from graft.storage.lines import read_lines
 from graft.storage.lock import Lock, locked, output_locked
 from graft.storage.outputs import output_folder, refuse_occupied, require_file, require_run_folder
 from graft.storage.sameness import PATH, changes, is_same_run, kinds
@@ -64,6 +65,7 @@ __all__ = [
     "output_locked",
     "quarantine",
     "read_json",
+    "read_lines",
     "read_record",
     "refuse_occupied",
     "remove",

@@ -6,7 +6,6 @@ length that its checkpoint recorded, so that it equals an undisturbed run's byte
 grows.
 """
 
-import contextlib
 import json
 import os
 import time
@@ -136,25 +135,9 @@ def evaluations(folder: Path) -> list[dict[str, float]]:
     """Return the scores of the evaluations that a run's metrics file holds, the oldest first."""
     scores = (
         {key.removeprefix("eval_"): value for key, value in record.items() if key.startswith("eval_")}
-        for record in read_lines(folder / "metrics.jsonl")[0]
+        for record in storage.read_lines(folder / "metrics.jsonl")[0]
     )
     return [one for one in scores if one]
-
-
-def read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """Return the objects in a file of JSON Lines, and how many of its lines are none."""
-    try:
-        lines = path.read_bytes().splitlines()
-    except FileNotFoundError:
-        return [], 0
-    except OSError:
-        return [], 1
-    records = []
-    for line in lines:
-        with contextlib.suppress(ValueError, RecursionError):
-            if isinstance(record := json.loads(line), dict):
-                records.append(record)
-    return records, len([line for line in lines if line.strip()]) - len(records)
 
 
 class Clock:
