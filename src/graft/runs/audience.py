@@ -29,7 +29,7 @@ class Audience(Observer):
             self.observers += observer.observers if isinstance(observer, Audience) else [observer]
 
     @property
-    def stop(self) -> bool:  # type: ignore[override]
+    def stop(self) -> bool:
         """Whether one of them asks to stop; asking takes the request back."""
         return any([asks_to_stop(observer) for observer in self.observers])
 

@@ -60,8 +60,9 @@ class TensorBoard(Tracker):
         self._writer: Any = SummaryWriter(str(self.folder / "tensorboard"), purge_step=done + 1)
         if not known:
             metrics = dict.fromkeys(("train/loss", "eval/loss"), 0.0)
+            file: Any = self._writer.file_writer
             for summary in hparams(settings_of(self.recipe), metrics):
-                self._writer.file_writer.add_summary(summary)
+                file.add_summary(summary)
             self._writer.add_text("recipe", "    " + self.recipe.yaml().replace("\n", "\n    "), 0)
         return "tensorboard"
 
