@@ -14,7 +14,7 @@ from tiny_folder import rows, write_model, write_rows
 import graft
 from graft.cli import app, call
 from graft.cli.progress import Progress
-from graft.cli.words import _separated
+from graft.cli.words import separated
 from graft.core.cards import cards, pages
 from graft.kernels import measure
 from graft.kernels.measure import Product, Profile
@@ -324,7 +324,7 @@ def test_exit_codes_tell_what_happened(raised, code, monkeypatch, capsys):
     ],
 )
 def test_only_a_word_that_changes_nothing_names_the_recipe(words, recipe, changes):
-    assert _separated(words) == (recipe, changes)
+    assert separated(words) == (recipe, changes)
 
 
 @pytest.mark.parametrize(

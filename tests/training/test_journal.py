@@ -9,8 +9,8 @@ import train_toys
 
 from graft import storage
 from graft.errors import CheckpointError, Notice
-from graft.storage import writes
-from graft.training.log import Journal, evaluations, read_lines
+from graft.storage import read_lines, writes
+from graft.training.log import Journal, evaluations
 
 
 class Stopped(Exception):
