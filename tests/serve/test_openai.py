@@ -10,14 +10,18 @@ import pytest
 openai = pytest.importorskip("openai")
 uvicorn = pytest.importorskip("uvicorn")
 import httpx  # noqa: E402  of openai
+import torch  # noqa: E402
 from served import write_adapters  # noqa: E402
 
+from graft.evaluate.answers import predictions  # noqa: E402
+from graft.methods.task_head import TaskHead  # noqa: E402
 from graft.models.load import load  # noqa: E402
 from graft.serve.app import create_app  # noqa: E402
 from graft.serve.limits import Limits  # noqa: E402
 from graft.serve.registry import Registry  # noqa: E402
 from graft.serve.security import ROLE, Keys  # noqa: E402
 from graft.serve.worker import Worker  # noqa: E402
+from models import randomise  # noqa: E402
 
 KEY, ADMIN = "infer-key", "admin-key"
 CHAT = [{"role": "user", "content": "Write about a kettle."}]
@@ -152,8 +156,6 @@ def test_echo_and_log_probabilities_of_the_prompt(client, place):
     assert got.text.startswith("The kettle")
     logs = got.logprobs
     assert logs.token_logprobs[0] is None and len(logs.tokens) == len(logs.token_logprobs)
-    import torch
-
     ids = torch.tensor([base.tokenizer("The kettle")["input_ids"]])
     with torch.no_grad():
         want = base(ids).logits[0, :-1].float().log_softmax(1).gather(1, ids[0, 1:, None])[:, 0]
@@ -166,6 +168,39 @@ def test_streamed_completions(client):
     whole = client.completions.create(**asked)
     chunks = list(client.completions.create(**asked, stream=True))
     assert "".join(chunk.choices[0].text for chunk in chunks) == whole.choices[0].text
+
+
+def test_embeddings_as_numbers_and_in_base64(client, place):
+    base = place["base"]
+    plain = client.embeddings.create(
+        model="seedling", input=["The kettle", "A lamp"], encoding_format="float"
+    )
+    packed = client.embeddings.create(model="seedling", input=["The kettle", "A lamp"])  # base64, by default
+    for one, other in zip(plain.data, packed.data, strict=True):
+        assert other.embedding == pytest.approx(one.embedding, abs=1e-6)
+        assert math.isclose(sum(value * value for value in one.embedding), 1, abs_tol=1e-5)
+    ids = torch.tensor([base.tokenizer("The kettle")["input_ids"]])
+    with torch.no_grad():
+        states = base.model(ids, output_hidden_states=True).hidden_states[-1][0].mean(0)
+    assert plain.data[0].embedding == pytest.approx((states / states.norm()).tolist(), abs=1e-5)
+    tuned = client.embeddings.create(model="lora-0", input="The kettle", encoding_format="float")
+    assert tuned.data[0].embedding != plain.data[0].embedding and tuned.usage.prompt_tokens == ids.shape[1]
+
+
+def test_an_adapter_with_a_task_head_classifies(place, http):
+    base = place["base"]
+    adapter = base.attach("new", [TaskHead(num_labels=2, labels=("good", "bad"))])
+    randomise(adapter, 7)
+    adapter.save(place["root"] / "judge")
+    want = predictions(base, ["The kettle leaks."], ["new"])[0]
+    base.detach("new")
+    admin = {"Authorization": f"Bearer {ADMIN}"}
+    assert http.post("/v1/load_lora_adapter", json={"lora_name": "judge"}, headers=admin).status_code == 200
+    got = http.post("/v1/classify", json={"model": "judge", "input": "The kettle leaks."}).json()["data"][0]
+    assert got["label"] == want.label and got["probs"] == pytest.approx(want.probabilities, abs=1e-5)
+    assert http.post("/v1/classify", json={"model": "lora-0", "input": "x"}).status_code == 400
+    assert http.post("/v1/chat/completions", json={"model": "judge", "messages": CHAT}).status_code == 400
+    assert http.post("/v1/unload_lora_adapter", json={"lora_name": "judge"}, headers=admin).status_code == 200
 
 
 def test_answers_are_held_to_a_json_schema(client):

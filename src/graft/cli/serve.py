@@ -89,6 +89,7 @@ def serve(
         limits=Limits(max_tokens=max_tokens, timeout_s=timeout_s),
         hosts=frozenset([*LOOPBACK, "[::1]"]) if host in LOOPBACK else None,
     )
+    listening.listen(256)  # whoever comes from now on waits until it is answered
     place = listening.getsockname()
     url = f"http://{'[' + host + ']' if ':' in host else host}:{place[1]}"
     talk(f"base    {served}   {base.count():,} parameters   {base.quant}")
@@ -123,7 +124,7 @@ def _listening(host: str, port: int) -> socket.socket:
 
 
 def _run(uvicorn: Any, app: Any, listening: socket.socket, worker: Any) -> None:
-    """Serve until a signal; what is being written ends first."""
+    """Serve until a signal."""
     from graft.serve.limits import Limits
 
     limits = Limits()
@@ -138,6 +139,12 @@ def _run(uvicorn: Any, app: Any, listening: socket.socket, worker: Any) -> None:
         server_header=False,
     )
     server = uvicorn.Server(config)
-    server.run(sockets=[listening])
-    worker.close()
-    talk("stopped: every answer that was begun has ended")
+    try:
+        server.run(sockets=[listening])  # a signal ends it when the answers that were begun have ended
+    finally:
+        whole = worker.close()
+        talk(
+            "every answer that was begun has ended"
+            if whole
+            else "some answers were broken off: they took too long"
+        )

@@ -17,13 +17,20 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 
 import graft
 from graft.base.base import Base
-from graft.serve import chat, completions
+from graft.serve import chat, completions, states
 from graft.serve.failures import ApiError, add_handlers
 from graft.serve.grammar import Grammars
 from graft.serve.limits import Limits
 from graft.serve.metrics import metrics
 from graft.serve.registry import Info, Registry
-from graft.serve.schema import ChatAsked, CompletionAsked, LoadAsked, UnloadAsked
+from graft.serve.schema import (
+    ChatAsked,
+    ClassifyAsked,
+    CompletionAsked,
+    EmbeddingsAsked,
+    LoadAsked,
+    UnloadAsked,
+)
 from graft.serve.security import Gate, Keys, check_role, role
 from graft.serve.texts import Served
 from graft.serve.worker import Worker
@@ -117,6 +124,16 @@ def _add_openai(app: FastAPI) -> None:
     @role("infer")
     async def text_completions(request: Request, asked: CompletionAsked) -> Any:
         return await completions.answer(request, asked)
+
+    @app.post("/v1/embeddings")
+    @role("infer")
+    async def embeddings(request: Request, asked: EmbeddingsAsked) -> JSONResponse:
+        return await states.embed(request, asked)
+
+    @app.post("/v1/classify")
+    @role("infer")
+    async def classify(request: Request, asked: ClassifyAsked) -> JSONResponse:
+        return await states.classify(request, asked)
 
 
 def _base_model(served: Served) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from graft.base.base import Base
-from graft.errors import DataError
+from graft.errors import DataError, UsageError
 from graft.generate.engine import Engine
 from graft.generate.generate import evaluating, steppers
 from graft.generate.plain import write_plainly
@@ -197,6 +197,12 @@ class Worker:
         version = None if job.adapter is None else self.registry.acquire(job.adapter)
         name = None if version is None else version.adapter
         try:
+            if version is not None and version.heads:
+                raise UsageError(
+                    f"the adapter {job.adapter!r} has a task head: it writes no text",
+                    "an adapter that writes",
+                    "POST /v1/classify",
+                )
             live = _Live(job, self._request(job, name), None, version)
             live.request.on_text = lambda piece: self._tell(live, piece)
             live.engine = self._engine_for(name, exact=job.how.logprobs is not None)
