@@ -104,7 +104,7 @@ def test_adapters_beyond_the_budget_take_turns(started, base, root, alone):
         worker.submit(waited.job)
     for waited, name in zip(jobs, names * 2, strict=True):
         assert waited.result().tokens == wanted[name].tokens
-    assert worker.registry.bytes <= 2.2 * size and len(base.adapters) <= 2
+    assert worker.registry.bytes <= 2.2 * size and len(base.adapters) < len(names)
 
 
 def write_one(base, folder, seed):
