@@ -25,6 +25,9 @@ FOLDERS = {
 FILES = {
     "judge": lambda out: ["judge", "a.jsonl", "b.jsonl", "--by", "rule:shorter", "--out", out],
     "data convert": lambda out: ["data", "convert", "rows.jsonl", f"{out}.jsonl", "--to", "sft"],
+    "ask": lambda out: ["ask", "rows.jsonl", "--adapters", ".", "--out", out],
+    "compare": lambda out: ["compare", "a", "b", "--csv", out],
+    "runs": lambda out: ["runs", ".", "--csv", out],
     "rank csv": lambda out: ["rank", "j.jsonl", "--csv", out],
     "rank page": lambda out: ["rank", "j.jsonl", "--page", out],
 }

@@ -42,7 +42,7 @@ def test_duplicates_and_overlap_are_counted(tmp_path, settings, llama):
     asked = settings(train=str(tmp_path / "a.jsonl"), eval=str(tmp_path / "b.jsonl"))
     report = prepared(asked, llama, stage="sft").report
     assert (report.duplicates, report.overlap, report.train, report.eval) == (1, 1, 3, 2)
-    assert any("score will flatter" in line for line in report_lines(report))
+    assert any("scores will flatter" in line for line in report_lines(report))
 
 
 def test_the_limit_takes_a_sample_and_the_report_says_of_how_many(file, settings, llama):

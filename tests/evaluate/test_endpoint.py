@@ -181,7 +181,7 @@ def test_a_judging_that_was_stopped_goes_on_where_it_was(tmp_path):
         with cache.open("a") as file:
             file.write('{"key": "half of a li')  # as a kill leaves it
         # Two are missing; the server counts from its first request again.
-        with pytest.warns(Notice, match="1 lines of .* are no answers"):
+        with pytest.warns(Notice, match="1 lines of .* are not answers"):
             assert [said.verdict for said in one(QUESTIONS)] == ["1"] * 6
         assert len(requests) == 2
         requests.clear()

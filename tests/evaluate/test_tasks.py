@@ -180,7 +180,7 @@ def test_written_texts_are_scored_beside_their_references(llama):
 
 
 def test_metrics_without_material_say_what_is_missing(llama):
-    for metric, words in (("perplexity", "data.eval"), ("bleu", "prompts and answers")):
+    for metric, words in (("perplexity", "data.eval"), ("bleu", "asks something")):
         with pytest.raises(DataError, match=words):
             evaluate(llama, HeldOut(), [metric])
     with pytest.raises(UsageError, match="bleu"):

@@ -103,7 +103,7 @@ def failing(fault: Failing) -> Iterator[Failing]:
 def as_command(deed: Callable[[], object]) -> tuple[int, str]:
     """Do something as the command line does it. Return the exit code and what is printed."""
 
-    def app(words: list[str], prog_name: str) -> None:
+    def app(words: list[str], **how: Any) -> None:
         deed()
 
     real, cli.app = cli.app, app

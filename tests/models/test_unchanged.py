@@ -18,7 +18,9 @@ from graft.models.unchanged import Comparison
 from graft.runs.quantise import quantise
 from graft.shipping.export import export
 from graft.storage import digests
+from graft.storage.written import CERTIFICATE, KEYS, MORE
 
+OLDER = KEYS[CERTIFICATE] | MORE  # what a certificate had before it had a seal
 LOADED = ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json"]
 
 
@@ -166,8 +168,11 @@ def test_a_certificate_that_changed_its_name_with_another_file_is_missed(folder)
 def test_a_certificate_without_a_seal_is_read_as_older_ones_are(folder):
     copy = folder("hf")
     facts = json.loads((copy / "certificate.json").read_text())
-    facts.pop("sha256")
-    (copy / "certificate.json").write_text(json.dumps(facts, indent=2))
+    (copy / "certificate.json").write_text(json.dumps(facts | {"sha256": None}, indent=2))
+    with pytest.raises(ModelError):  # a newer one, whose seal is gone
+        load(copy)
+    older = {key: value for key, value in facts.items() if key in OLDER}
+    (copy / "certificate.json").write_text(json.dumps(older, indent=2))
     load(copy)
     flip(copy / "model.safetensors")
     with pytest.raises(ModelError):

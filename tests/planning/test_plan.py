@@ -221,7 +221,7 @@ def test_a_recipe_is_planned_without_its_weights(tmp_path):
     assert (found.parameters, found.trained, found.sites) == (6_738_415_616, 39_976_960, 224)
     assert found.parts["optimizer"] == 0  # paged, nothing kept resident
     assert json.loads(json.dumps(found.facts()))["fits"] is found.fits
-    assert "6,738,415,616 parameters" in str(found) and "39,976,960 trained" in str(found)
+    assert "6,738,415,616 parameters" in str(found) and "39,976,960 trainable" in str(found)
     assert all("checkpointing" not in lever.change and "quant" not in lever.change for lever in found.levers)
 
 

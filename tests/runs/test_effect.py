@@ -71,7 +71,6 @@ NOTED = [
     ("data.pack", False, CLASSES, "never packs"),
     ("data.control_tokens", True, CLASSES, "refuses them"),
     ("data.tag_names", ["O", "B-X"], {}, "no tags"),
-    ("data.tag_names", ["O", "B-X"], CLASSES, "no tags"),
     ("data.seed", 3, {}, "no limit"),
     ("evaluate.metrics", ["loss"], {}, "no rows are held out"),
     ("evaluate.limit", 3, {}, "no rows are held out"),
@@ -135,7 +134,7 @@ MEASURED_ELSEWHERE = {
     "train.micro_batch_size", "train.gradient_checkpointing", "train.compile", "train.paged_budget_mb",
     "train.log_every", "train.on_nan", "train.patience", "train.dropout", "evaluate.batch_size", "output",
     "data.pack", "data.bad_rows", "data.format", "data.columns", "data.tag_names", "group_size", "objective",
-    "adapter",
+    "adapter", "train.report_to",
 }  # fmt: skip
 
 

@@ -22,18 +22,14 @@ def add_to(app: typer.Typer) -> None:
 
 def serve(
     model: Annotated[str, typer.Argument(help="Folder, hub id, or seedling.")],
-    adapters: Annotated[
-        Path | None, typer.Option(help="A folder of adapters or runs; each is a model of its name.")
-    ] = None,
-    host: Annotated[
-        str, typer.Option(help="Address; other than this machine's own needs a key.")
-    ] = "127.0.0.1",
+    adapters: Annotated[Path | None, typer.Option(help="A folder of adapters or runs.")] = None,
+    host: Annotated[str, typer.Option(help="Address; another needs a key.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0: any that is free.")] = 8000,
     quant: Annotated[str | None, typer.Option(help="How to store the base: nf4, int8, none ...")] = None,
     name: Annotated[str | None, typer.Option(help="The name of the bare base as a model.")] = None,
     key_env: Annotated[str, typer.Option(help="Variable with the key that callers need.")] = "GRAFT_API_KEY",
     admin_key_env: Annotated[
-        str, typer.Option(help="Variable with the key that loads and unloads adapters.")
+        str, typer.Option(help="The same of the key that loads adapters.")
     ] = "GRAFT_ADMIN_KEY",
     pin: Annotated[list[str] | None, typer.Option(help="An adapter that is always in memory.")] = None,
     adapter_memory: Annotated[
@@ -49,8 +45,7 @@ def serve(
 ) -> None:
     """Serve MODEL and every adapter of a folder over HTTP, in OpenAI's form.
 
-    Requests for different adapters are written in one batch. Only this machine can reach it unless you say
-    so.
+    Only this machine can reach it unless you say so.
     """
     key, admin = os.environ.get(key_env), os.environ.get(admin_key_env)
     if host not in LOOPBACK and not key:

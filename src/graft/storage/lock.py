@@ -13,8 +13,10 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from graft.errors import CheckpointError, GraftError, UsageError
+from graft.storage.signals import held
 from graft.storage.system import WINDOWS, alive
 from graft.storage.writes import make_folder, short
 
@@ -92,19 +94,27 @@ def _held(file: Path, busy: GraftError, clean: Callable[[], None]) -> Iterator[N
 
     lock = FileLock(file)
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise type(busy)(f"{busy.given} by {_owner(file)}", busy.expected, busy.remedy) from None
+        with held():  # a signal in the middle would leave the file
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                raise type(busy)(f"{busy.given} by {_owner(file)}", busy.expected, busy.remedy) from None
+            # Not fsynced: it only serves the message above, while this process lives.
+            started = time.strftime("%Y-%m-%d %H:%M:%S")
+            holder = {"pid": os.getpid(), "host": socket.gethostname(), "started": started}
+            _note(file).write_text(json.dumps(holder), encoding="utf-8")
+        yield
+    finally:
+        if lock.is_locked:
+            with held():
+                _let_go(lock, clean)
+
+
+def _let_go(lock: Any, clean: Callable[[], None]) -> None:
+    """Clean up and release a lock, whatever cleaning up meets."""
     try:
-        # Not fsynced: it only serves the message above, while this process lives.
-        started = time.strftime("%Y-%m-%d %H:%M:%S")
-        holder = {"pid": os.getpid(), "host": socket.gethostname(), "started": started}
-        _note(file).write_text(json.dumps(holder), encoding="utf-8")
-        try:
-            yield
-        finally:
-            if not WINDOWS:
-                clean()
+        if not WINDOWS:
+            clean()
     finally:
         lock.release()
         if WINDOWS:

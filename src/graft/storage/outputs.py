@@ -52,7 +52,7 @@ def require_file(path: Path) -> None:
 
 
 # What lies in a run's folder from its first moments on, or in that of several runs.
-OF_RUNS = ("recipe.yaml", "identity.json", "metrics.jsonl", "tokenizer", "*/recipe.yaml")
+OF_RUNS = ("recipe.yaml", "identity.json", "metrics.jsonl", "tokenizer", "*/recipe.yaml", "rows/rows.json")
 
 
 def require_run_folder(path: Path) -> None:
