@@ -206,8 +206,9 @@ def written(folder: Path, write: crash.Write) -> Deed:
     base = crash.two_adapters(folder)
 
     def contents(name: str) -> dict[str, bytes]:
-        write(base, name, folder / name / "out")
-        return victims.contents(folder / name / "out")
+        # As deep as the places of the cases: certificates hold the way to the base.
+        write(base, name, folder / "known" / name / "out")
+        return victims.contents(folder / "known" / name / "out")
 
     known = [contents("one"), contents("two")]
 
@@ -220,7 +221,7 @@ def written(folder: Path, write: crash.Write) -> Deed:
             raise Fault(f"{left[0]} is left")
 
     def before(place: Path) -> None:
-        victims.copy(folder / "one" / "out", place / "out")
+        victims.copy(folder / "known" / "one" / "out", place / "out")
 
     return Deed(lambda place: write(base, "two", place / "out"), check, before)
 

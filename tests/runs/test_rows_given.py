@@ -147,7 +147,7 @@ def test_a_chain_takes_rows_for_all_stages_and_for_one(home, tmp_path):
     run(chain("given", rows(), pairs))
     kept = {path.name for path in (tmp_path / "given/rows").iterdir()}
     assert kept == {"train.jsonl", "stage-2-train.jsonl", "rows.json"}
-    chosen = read(tmp_path / "given" / "preference")
+    chosen = read(tmp_path / "given" / "dpo")
     assert load_rows(chosen.data, stage_of(chosen).accepts()).train[3].source == "stage 2 train row 4"
 
 
