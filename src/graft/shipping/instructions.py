@@ -53,8 +53,6 @@ def write_modelfile(base: "Base", folder: Path, model: str, adapter: str | None 
     context = context_length(base.model.config)
     lines += [f"PARAMETER num_ctx {context}"] if context else []
     (folder / "Modelfile").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    if template is None:
-        notice(NO_TEMPLATE)
     return [] if template is not None else [NO_TEMPLATE]
 
 
@@ -97,6 +95,8 @@ def write_packed(base: "Base", folder: Path, name: str, origin: Origin | None = 
 def write_gguf(base: "Base", folder: Path, file: str, origin: Origin | None = None) -> None:
     """Write the card and the Modelfile of a GGUF file in the folder."""
     notes = write_modelfile(base, folder, f"./{file}")
+    for note in notes:
+        notice(note)
     commands = [f"llama-server -m {file}", _ollama(), vllm(f"./{file}", tokenizer=tokenizer_place(base))]
     uses = [Use("Serve", "# In this folder, any of:\n" + "\n".join(commands))]
     summary = f"A GGUF file made from `{provenance.public_name(base)}`."
@@ -107,6 +107,8 @@ def write_gguf(base: "Base", folder: Path, file: str, origin: Origin | None = No
 def write_lora(base: "Base", folder: Path, file: str, model: str, origin: Origin | None = None) -> None:
     """Write the card and the Modelfile of a GGUF adapter, to be used with the file of its base."""
     notes = write_modelfile(base, folder, f"./{model}", f"./{file}")
+    for note in notes:
+        notice(note)
     commands = [f"llama-server -m {model} --lora {file}", _ollama()]
     uses = [Use("Serve", "# In this folder, any of:\n" + "\n".join(commands))]
     notes.append(f"`{model}` is the base as a GGUF file, which is not in this folder.")
