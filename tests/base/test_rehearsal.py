@@ -1,8 +1,8 @@
 import torch
-from models import randomise
 
 from graft.methods.lora import LoRA
 from graft.models.load import load
+from models import randomise
 
 
 def test_a_method_that_reads_weights_at_its_birth_loads_onto_packed_ones(tmp_path):

@@ -54,7 +54,12 @@ def _vectors(served: Served, ids: list[list[int]], model: str) -> list[list[floa
         for one in ids:
             rows = torch.tensor([one], device=base.device)
             cache = {"use_cache": False} if base.family == "causal" else {}
-            output = base(rows, adapters=[version and version.adapter], output_hidden_states=True, **cache)
+            output = base(
+                rows,
+                adapters=[None if version is None else version.adapter],
+                output_hidden_states=True,
+                **cache,
+            )
             mean = output.hidden_states[-1][0].float().mean(0)
             vectors.append(torch.nn.functional.normalize(mean, dim=0).tolist())
         return vectors
