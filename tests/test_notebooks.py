@@ -31,10 +31,11 @@ def html_of(notebook):
     return "\n".join(out["data"]["text/html"] for out in outputs if "text/html" in out.get("data", {}))
 
 
-@pytest.mark.parametrize("name", NOTEBOOKS)
+@pytest.mark.parametrize(
+    "name",
+    [n if n == "first_steps.ipynb" else pytest.param(n, marks=pytest.mark.slow) for n in NOTEBOOKS],
+)
 def test_a_notebook_runs_and_shows_what_is_kept_in_it(name, runner, tmp_path, monkeypatch):
-    if name == "own_rows.ipynb" and importlib.util.find_spec("graft.data.in_memory") is None:
-        pytest.skip("rows in memory are not taken yet")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT / "src"), *filter(None, sys.path)]))
     monkeypatch.setenv("JUPYTER_PLATFORM_DIRS", "1")
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
