@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from graft.recipe import Recipe
     from graft.recipe.chain import Chain
 
-READS = re.compile(r"^    layouts: ClassVar = \(", re.MULTILINE)  # as every stage declares
+READS = re.compile(r"^    layouts(: ClassVar)? = \(", re.MULTILINE)  # as every stage declares
 
 
 def _stage_names() -> list[str]:
     """Return the names of the stages by a look at their files: recipes are too slow to import for a help."""
-    files = Path(graft.__file__).with_name("stages").glob("*.py")
-    return sorted(file.stem for file in files if READS.search(file.read_text(encoding="utf-8")))
+    files = [file for folder in graft.__path__ for file in Path(folder, "stages").glob("*.py")]
+    return sorted({file.stem for file in files if READS.search(file.read_text(encoding="utf-8"))})
 
 
 STAGES = ", ".join(_stage_names())  # for the help
