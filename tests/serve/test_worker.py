@@ -172,7 +172,14 @@ def test_a_cancelled_text_frees_its_slot_at_the_next_step(started, base):
 def test_a_text_that_is_not_done_in_time_is_told(started, base):
     worker = started(rows=1)
     late, slow = Waited(base, PROMPTS[1]), Waited(base, PROMPTS[0], max_new_tokens=300, min_new_tokens=300)
-    late.job.timeout_s, slow.job.timeout_s = 0.0, 0.2
+    late.job.timeout_s = 0.0
+    told = slow.job.on_event
+
+    def out_of_time(event):
+        slow.job.timeout_s = 0.0  # with its first piece
+        told(event)
+
+    slow.job.on_event = out_of_time
     worker.submit(slow.job)
     worker.submit(late.job)
     for waited in (slow, late):

@@ -36,6 +36,7 @@ from graft.serve.texts import Served
 from graft.serve.worker import Worker
 
 log = logging.getLogger("graft.serve")
+LOOPBACK = frozenset(["127.0.0.1", "localhost", "[::1]"])
 Next = Callable[[Request], Any]
 
 
@@ -46,7 +47,7 @@ def create_app(
     name: str,
     keys: Keys | None = None,
     limits: Limits | None = None,
-    hosts: frozenset[str] | None = frozenset(["127.0.0.1", "localhost", "[::1]"]),
+    hosts: frozenset[str] | None = LOOPBACK,
     origins: frozenset[str] = frozenset(),
 ) -> FastAPI:
     """Return the application.
@@ -55,15 +56,8 @@ def create_app(
     origins: of pages whose requests are answered, beside those that come without an origin.
     """
     base: Base = worker.base
+    app = bare_app(keys=keys, limits=limits, hosts=hosts, origins=origins)
     print_ = hashlib.sha256(f"{base.fingerprint()} {graft.__version__}".encode()).hexdigest()[:12]
-    app = FastAPI(
-        title="Graft",
-        version=graft.__version__,
-        docs_url=None,
-        redoc_url=None,
-        dependencies=[Depends(check_role)],
-    )
-    app.state.keys = keys or Keys()
     app.state.served = Served(
         worker=worker,
         registry=registry,
@@ -73,12 +67,31 @@ def create_app(
         created=int(time.time()),
         fingerprint=f"fp_{print_}",
     )
-    add_handlers(app)
     _add_openai(app)
     _add_adapters(app)
     _add_state(app)
+    return app
+
+
+def bare_app(
+    *,
+    keys: Keys | None = None,
+    limits: Limits | None = None,
+    hosts: frozenset[str] | None = LOOPBACK,
+    origins: frozenset[str] = frozenset(),
+) -> FastAPI:
+    """Return an application without routes that guards and logs whatever is added to it; see `create_app`."""
+    app = FastAPI(
+        title="Graft",
+        version=graft.__version__,
+        docs_url=None,
+        redoc_url=None,
+        dependencies=[Depends(check_role)],
+    )
+    app.state.keys, app.state.token = keys or Keys(), None
+    add_handlers(app)
     app.middleware("http")(_logged)
-    app.add_middleware(Gate, limits=app.state.served.limits, hosts=hosts, origins=origins)
+    app.add_middleware(Gate, limits=limits or Limits(), hosts=hosts, origins=origins)
     return app
 
 

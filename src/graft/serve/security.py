@@ -1,7 +1,9 @@
 """Who may ask for what, and what is refused before it is parsed.
 
-Every route declares a role: open, infer or admin. Keys are compared in constant time, and are never written
-anywhere. On the loopback address the infer role needs no key unless one was set; admin always needs one.
+Every route declares a role: open, infer or admin; what changes something from a page of the studio: vote or
+manage. Keys are compared in constant time, and are never written anywhere. On the loopback address the infer
+role needs no key unless one was set; admin always needs one; vote and manage need the token of the server's
+own pages, which other sites cannot read, or the key of infer and of admin.
 """
 
 import hashlib
@@ -20,6 +22,8 @@ from graft.serve.limits import Limits
 STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
 BRACKETS = re.compile(rb"[\[\]{}]")
 ROLE = "graft_role"  # attribute of a route's function
+OF_PAGES = {"vote": "infer", "manage": "admin"}  # whose key does instead of a page's token
+UPLOADS = "/studio/api/files/"  # routes below it read the body themselves, with a bound of their own
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Any]]
 Send = Callable[[Any], Awaitable[None]]
@@ -55,7 +59,7 @@ def _digest(key: str) -> bytes:
 
 
 def role(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Declare who may call a route: open, infer or admin."""
+    """Declare who may call a route: open, infer, admin, vote or manage."""
 
     def mark(function: Callable[..., Any]) -> Callable[..., Any]:
         setattr(function, ROLE, name)
@@ -73,6 +77,14 @@ def check_role(request: Request) -> None:
     scheme, _, given = request.headers.get("authorization", "").partition(" ")
     key = given.strip() if scheme.lower() == "bearer" and given.strip() else None
     keys: Keys = request.app.state.keys
+    if wanted in OF_PAGES:
+        token, sent = request.app.state.token, request.headers.get("x-graft-token", "")
+        if token is not None and hmac.compare_digest(_digest(token), _digest(sent)):
+            if wanted == "vote" or not keys.admin:
+                return
+        elif not keys.infer:
+            raise ApiError(403, "only the pages of this server may ask for that", code="no_token")
+        wanted = OF_PAGES[wanted]
     if wanted in keys.who(key):
         request.state.key = hashlib.sha256((key or "").encode()).hexdigest()[:12]
         return
@@ -100,18 +112,21 @@ class Gate:
         headers = {key.lower(): value for key, value in scope["headers"]}
         try:
             self._check_headers(scope, headers)
-            if scope["method"] in ("POST", "PUT", "PATCH", "DELETE"):
+            streamed = scope["method"] == "PUT" and scope["path"].startswith(UPLOADS)
+            if scope["method"] in ("POST", "PUT", "PATCH", "DELETE") and not streamed:
                 receive = await self._body(headers, receive)
         except ApiError as error:
             return await error.response()(scope, receive, send)
         await self._app(scope, receive, send)
 
     def _check_headers(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
-        host = _hostname(headers.get(b"host", b"").decode("latin-1"))
+        address = headers.get(b"host", b"").decode("latin-1").lower()
+        host = _hostname(address)
         if self._hosts is not None and host not in self._hosts:
             raise ApiError(403, f"the host {host[:80]!r} is not served here", code="foreign_host")
         origin = headers.get(b"origin", b"").decode("latin-1")
-        if origin and scope["method"] not in ("GET", "HEAD") and origin not in self._origins:
+        ours = {f"http://{address}", f"https://{address}", *self._origins}
+        if origin and scope["method"] not in ("GET", "HEAD") and origin not in ours:
             raise ApiError(403, f"requests of pages of {origin[:80]!r} are refused", code="foreign_origin")
 
     async def _body(self, headers: dict[bytes, bytes], receive: Receive) -> Receive:

@@ -51,11 +51,9 @@ def _vectors(served: Served, ids: list[list[int]], model: str) -> list[list[floa
     version = None if name is None else served.registry.acquire(name)
     try:
         vectors = []
-        used = None if version is None else version.adapter
         cache = {"use_cache": False} if base.family == "causal" else {}
         for one in ids:
             rows = torch.tensor([one], device=base.device)
-            cache = {"use_cache": False} if base.family == "causal" else {}
             output = base(
                 rows,
                 adapters=[None if version is None else version.adapter],
