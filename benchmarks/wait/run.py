@@ -10,6 +10,7 @@ The seconds of the clock need an idle machine; those of the processor are little
 
 import argparse
 import json
+import math
 import os
 import select
 import subprocess
@@ -41,13 +42,30 @@ VERBS = {
     "export peft": "export run peft --to peft",
     "verify": "verify hf",
     "quantize": "quantize seedling packed",
+    "convert": "convert hf adapter --base seedling",
+    "ask": "ask rows.jsonl --adapters . --model seedling --max-new-tokens 16 --out answered.jsonl",
+    "judge": "judge one.jsonl two.jsonl --by rule:shorter --out judged.jsonl",
+    "rank": "rank judged.jsonl",
+    "runs": "runs .",
+    "sweep, 2 runs": f"{TRAIN} train.seed=0,1".replace("train ", "sweep ", 1).replace("run", "runs"),
+    "serve": "serve seedling --port 0",
 }
 DEMO = {"demo": "demo --folder demo"}
-NEEDS = {"train": ("eval", "chat", "compare", "merge", "export", "verify"), "export hf": ("verify",)}
+NEEDS = {
+    "train": ("eval", "chat", "compare", "merge", "export", "verify", "convert", "ask"),
+    "export hf": ("verify", "convert"),
+    "judge": ("rank",),
+}
+ENDLESS = {"serve": b"listens"}  # verbs that end when they are told to: when they have said this
+FILES = {
+    "rows.jsonl": [{"prompt": f"name: Silver Otter {i}", "adapter": ("run", "")[i % 2]} for i in range(4)],
+    "one.jsonl": [{"prompt": f"Question {i}", "answer": "yes, " * i} for i in range(1, 9)],
+    "two.jsonl": [{"prompt": f"Question {i}", "answer": "no, " * (9 - i)} for i in range(1, 9)],
+}
 
 
-def measure(words: list[str], folder: Path, source: Path) -> dict[str, float]:
-    """Run one command line in a folder; return its seconds, memory and silences."""
+def measure(words: list[str], folder: Path, source: Path) -> dict[str, float] | None:
+    """Run one command line in a folder; return its seconds, memory and silences; None for an unknown verb."""
     environment = {
         **os.environ,
         "PYTHONPATH": str(source),
@@ -78,10 +96,14 @@ def measure(words: list[str], folder: Path, source: Path) -> dict[str, float]:
         if first is None:
             first, first_cpu = now - began, cpu_of(child.pid)
         said += piece
+        if ENDLESS.get(words[0], said + b".") in said:
+            child.terminate()
     _, status, usage = os.wait4(child.pid, 0)
     wall = time.perf_counter() - began
     child.returncode = os.waitstatus_to_exitcode(status)
-    if child.returncode:
+    if child.returncode == 2 and b"no such command" in said.lower():
+        return None
+    if child.returncode and words[0] not in ENDLESS:
         raise SystemExit(f"graft {' '.join(words)} ended with {child.returncode}:\n{said.decode()[-2000:]}")
     return {
         "wall": wall,
@@ -131,9 +153,13 @@ def main() -> None:
         if name.startswith(before) and any(one.startswith(after) for one in wanted)
     }  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
+        for name, written in FILES.items():
+            Path(folder, name).write_text("".join(f"{json.dumps(row)}\n" for row in written))
         for name in [name for name in verbs if name in wanted | needed]:
-            rows[name] = measure(verbs[name].split(), Path(folder), chosen.source.resolve())
-            print(f"{name:<16} {rows[name]['wall']:6.1f} s", file=sys.stderr, flush=True)
+            row = measure(verbs[name].split(), Path(folder), chosen.source.resolve())
+            if row is not None:
+                rows[name] = row
+            print(f"{name:<16} {row['wall'] if row else math.nan:6.1f} s", file=sys.stderr, flush=True)
     if chosen.json:
         chosen.json.write_text(json.dumps(rows, indent=2) + "\n")
     print(table(rows))

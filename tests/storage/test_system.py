@@ -142,9 +142,12 @@ def test_templates_are_written_without_limits_of_the_system(monkeypatch):
 def test_a_template_without_an_end_is_ended_by_the_clock_where_the_system_does_not(monkeypatch):
     bare = "import signal; del signal.setitimer; " + rendering.PROGRAM
     monkeypatch.setattr(rendering, "PROGRAM", bare)
-    monkeypatch.setattr(rendering, "WAIT_S", 0.5)
+    monkeypatch.setattr(rendering, "WAIT_S", 60.0)
     asked = rendering.Renderer()
-    facts = '{"text": "{{ 9 ** (9 ** 9) }}", "variables": {}, "controls": [], "eos": ["</s>", 1]}'
+    facts = '{"text": "%s", "variables": {}, "controls": [], "eos": ["</s>", 1]}'
+    rows = [{"messages": [{"role": "user", "content": "Hello"}], "tools": None, "ask": False}]
+    assert "Hello" in str(asked.answers(facts % "{{ messages[0].content }}", "render", rows))
+    monkeypatch.setattr(rendering, "WAIT_S", 0.5)
     with pytest.raises(DataError, match="chat template"):
-        asked.answers(facts, "render", [{"messages": [], "tools": None, "ask": False}])
+        asked.answers(facts % "{{ 9 ** (9 ** 9) }}", "render", rows)
     asked.close()

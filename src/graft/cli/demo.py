@@ -107,7 +107,7 @@ def _exported(opened: "Opened", merged: Path, item: "Product") -> float:
     with waiting("merging and exporting"):
         export(opened.base, merged, to="hf", adapter=opened.adapter)
     with waiting("loading what was exported"):
-        return job.reload_difference(load(merged, dtype=opened.recipe.dtype), merged, item)
+        return job.reload_difference(load(merged, dtype="fp32"), merged, item)  # 16 bits would round each way
 
 
 def _table(scores: dict[str, Any], perplexity: dict[str, float]) -> str:
