@@ -181,3 +181,16 @@ def test_tagged_words_are_counted_shown_and_kept_in_the_cache(tmp_path, settings
     plain = "\n".join(report_lines(first.report, color=False))
     assert "2 classes   4 learnt" in plain and "1 row cut to 4 tokens" in plain
     assert "[CLS]⟦the⟧⟦cat/B-PET⟧[SEP]" in plain
+
+
+@pytest.mark.parametrize("given", ["nothing", "plain", "own"])
+def test_a_template_that_nobody_gave_is_told(tmp_path, settings, llama, monkeypatch, given):
+    turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]
+    (tmp_path / "a.jsonl").write_text(json.dumps({"messages": turns}) + "\n")
+    template = "{% for m in messages %}{{ m['content'] }}{{ eos_token }}{% endfor %}"
+    monkeypatch.setattr(llama, "chat_template", template if given == "own" else None)
+    asked = settings(train=str(tmp_path / "a.jsonl"), template="plain" if given == "plain" else None)
+    told = "1 conversation written as User: and Assistant: lines" in "\n".join(
+        prepared(asked, llama, stage="sft").report.notes()
+    )
+    assert told == (given == "nothing")

@@ -173,6 +173,8 @@ def prepare(
     held_out = encoded(loaded.eval) if loaded.eval else None
     report = _report(settings, loaded, train, held_out)
     report.template, report.labels = template, labels or None
+    if template is not None and settings.template is None and not tokenizer.chat_template:
+        report.untemplated = sum(row.kind == "chat" for row in loaded.train)
     _check_report(report, settings)
     describe(report, train.examples, tokenizer, stage)
     splits = {"train": train.examples} | ({"eval": held_out.examples} if held_out else {})

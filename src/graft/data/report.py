@@ -47,6 +47,7 @@ class DataReport:
     cut: int = 0
     cut_sources: list[str] = field(default_factory=list)  # `file:line` of the first few
     rendered: int = 0  # rows with control tokens that are read as tokens
+    untemplated: int = 0  # conversations of a tokenizer without a chat template, written by the plain one
     altered_turns: int = 0  # turns that the chat template writes differently from what the model generates
     # what rows say and the model does not read, such as "column 'context'", with the number of such rows
     unused: dict[str, int] = field(default_factory=dict)
@@ -67,6 +68,11 @@ class DataReport:
             (
                 self.rendered,
                 f"{counted(self.rendered, 'row')} with control tokens in the text, which are read as tokens",
+            ),
+            (
+                self.untemplated,
+                f"{counted(self.untemplated, 'conversation')} written as User: and Assistant: lines: the "
+                "tokenizer has no chat template (data.template)",
             ),
             (
                 self.altered_turns,
