@@ -190,3 +190,21 @@ def test_every_verb_is_among_the_slow_ones():
     assert {verb.__name__.rpartition(".")[2] for verb in VERBS} == slow | {
         "runs"
     }  # which never imports torch
+
+
+def test_a_labelled_line_breaks_between_words_on_a_terminal(screen, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    stream = screen(terminal=True)
+    talk("plan    fits: needs 0.51 GiB of the 22.58 GiB that are available")
+    talk("next    graft train --model seedling --data seedling:descriptions")  # to be copied whole
+    talk("row     /tmp/a/folder/with/a/very/long/name/rows.jsonl:1958 is longer")
+    assert stream.getvalue().splitlines() == [
+        "plan    fits: needs 0.51 GiB of the",
+        "        22.58 GiB that are available",
+        "next    graft train --model seedling --data seedling:descriptions",
+        "row     /tmp/a/folder/with/a/very/long/name/rows.jsonl:1958",
+        "        is longer",
+    ]
+    plain = screen(terminal=False)
+    talk("plan    fits: needs 0.51 GiB of the 22.58 GiB that are available")
+    assert plain.getvalue().count("\n") == 1

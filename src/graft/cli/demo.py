@@ -40,7 +40,7 @@ def demo(
         )
 
     require_run_folder(folder)
-    talk("The embedded model has read about products. Now it learns to describe one from its attributes.")
+    talk("The embedded model has read about products. Now it learns to describe them.")
     from graft.recipe import read
     from graft.seedling import DEMO
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graft.cli.data_report import report_lines
-from graft.cli.say import noted, print_markup, talk
+from graft.cli.say import folded, noted, print_markup, talk
 from graft.runs import telling
 from graft.runs.surfaces import Task, Terminal
 
@@ -34,7 +34,7 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Print a line, above the bars if there are any. A run goes on without its terminal."""
-        self._terminal.say(text) if self._terminal is not None else talk(text)
+        self._terminal.say(folded(text)) if self._terminal is not None else talk(text)
 
     def _show(self, *tasks: Task) -> None:
         if self._terminal is not None:

@@ -3,14 +3,17 @@
 import contextlib
 import json
 import os
+import re
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from graft.cli.wait import is_terminal, making_room, over
+from graft.cli.wait import columns, is_terminal, making_room, over
 
 BOLD, RED, GREEN = "1", "1;31", "32"  # of `paint`
 UNREAD = 141  # the exit code of programs that SIGPIPE ends
+LABEL = re.compile(r"(?!next )[a-z]+ +(?=\S)")  # in front of a line; what is next is a command to be copied
 
 noted: set[str] = set()  # notes of this command line
 
@@ -19,7 +22,24 @@ def talk(text: str) -> None:
     """Print a line for the reader, on stderr. Work goes on where nobody can read it."""
     with making_room(), contextlib.suppress(OSError):  # a pipe whose reader went away, a log on a full disk
         if sys.stderr is not None:  # None: closed before we began
-            print(text, file=sys.stderr, flush=True)
+            print(folded(text), file=sys.stderr, flush=True)
+
+
+def folded(text: str) -> str:
+    """Return text whose labelled lines break between words, under their beginning, where a terminal ends."""
+    if not is_terminal():
+        return text
+    width = columns()
+    return "\n".join(_folded(line, width) if len(line) > width else line for line in text.split("\n"))
+
+
+def _folded(line: str, width: int) -> str:
+    label = LABEL.match(line)
+    if label is None or not 8 <= label.end() <= 9 or "\033" in line:
+        return line
+    said, place = line[label.end() :], label.end()
+    pieces = textwrap.wrap(said, max(width - place, 1), break_long_words=False, break_on_hyphens=False)
+    return label.group() + f"\n{' ' * place}".join(pieces)
 
 
 def paint(text: str, colour: str, *, stream: Any = None) -> str:
