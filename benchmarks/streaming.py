@@ -39,6 +39,7 @@ settings = S(train=sys.argv[1], eval=0.05, test=None, format="auto", max_length=
 if len(sys.argv) > 2:  # what may be in memory of rows, and of an array
     from graft.data import row_store, scratch, token_file
     row_store.MOST = scratch.MOST = token_file.MOST = int(sys.argv[2])
+    scratch.BLOCK = int(sys.argv[2]) // 8
 before = resident()
 data = prepare(settings, tokenizer, find("sft")(), family="causal")
 facts = {"before": before, "peak": peak(), "rows": len(data.train), "tokens": data.report.tokens,
