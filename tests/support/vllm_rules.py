@@ -1,8 +1,8 @@
 """What vLLM does with an adapter's folder, written anew from its sources, as the oracle of folders for it.
 
-It reads r, lora_alpha, use_rslora, use_dora, bias and modules_to_save of adapter_config.json, and every tensor
-of adapter_model.safetensors. It knows no rank_pattern and no alpha_pattern: each B is multiplied by one number.
-From vllm/lora/peft_helper.py, vllm/lora/lora_model.py and vllm/config/lora.py. vLLM itself needs a GPU.
+It reads r, lora_alpha, use_rslora, use_dora, bias and modules_to_save of adapter_config.json, and every
+tensor of adapter_model.safetensors. It knows no rank_pattern and no alpha_pattern: every B is multiplied by
+one number. From vllm/lora/peft_helper.py, vllm/lora/lora_model.py and vllm/config/lora.py.
 """
 
 import copy

@@ -108,8 +108,9 @@ def _several(
 def _next(written: Path, to: str, opened: "Opened") -> str:
     """Return what to do with an export."""
     from graft.shipping.export import LAYOUTS
+    from graft.shipping.factors import rank_of
     from graft.shipping.instructions import place_here
-    from graft.shipping.vllm import command, rank_of
+    from graft.shipping.vllm import command
 
     base = opened.base.name
 

@@ -18,6 +18,7 @@ from graft.errors import GraftError, UsageError, notice, one_of
 from graft.shipping import instructions, provenance, vllm
 from graft.shipping.card import Use, write_card
 from graft.shipping.export import LAYOUTS, export
+from graft.shipping.factors import rank_of
 from graft.shipping.gguf import file_name
 from graft.shipping.origin import Origin
 from graft.storage import output_folder
@@ -76,7 +77,7 @@ def export_each(
             try:
                 origin = origin_of(name) if origin_of else None
                 export(base, partial / name, to, adapter=name, origin=origin)
-                done.written[name] = vllm.rank_of(adapter)
+                done.written[name] = rank_of(adapter)
                 done.trained_on.append(adapter.trained_on)
             except UsageError as error:
                 done.left_out[name] = error.given

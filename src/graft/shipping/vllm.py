@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn import functional as F
 
-from graft.core.insert import LowRankForm
 from graft.core.site import Site
 from graft.errors import UsageError, listed, notice
 from graft.layers.targets import matches
@@ -27,17 +26,16 @@ from graft.methods.lora import LoRA
 from graft.shipping import adapter as alone
 from graft.shipping import instructions, provenance
 from graft.shipping.card import Use, embedded, write_card
+from graft.shipping.factors import factors_of, rank_of, ranks_of
 from graft.shipping.origin import Origin
 
 if TYPE_CHECKING:
-    from graft.base.adapter import Adapter
     from graft.base.base import Base
 
 REWRITTEN = "as plain LoRA"  # the name of the adapter that is written
 LARGEST = instructions.RANKS[-1]
 IN_ONE_BATCH = 8  # adapters whose rows share one; vLLM's own default is 1, and each takes memory of the GPU
 NF4 = "--quantization bitsandbytes"  # packs the linears in nf4 while they are loaded
-Factors = dict[str, tuple[torch.Tensor, torch.Tensor]]  # module: A (R, in), B (out, R)
 
 
 def check(base: "Base", name: str) -> None:
@@ -62,7 +60,7 @@ def misfits(base: "Base", name: str) -> dict[str, list[str]]:
         for site, insert in part.inserts:
             if reason := _misfit(method.name(), site, insert):
                 found.setdefault(reason, []).append(site.name or site.kind)
-    wide = [module for module, forms in _forms(adapter).items() if _rank(forms) > LARGEST]
+    wide = [module for module, rank in ranks_of(adapter).items() if rank > LARGEST]
     return found | ({f"a rank above {LARGEST}": wide} if wide else {})
 
 
@@ -81,7 +79,7 @@ def _misfit(method: str, site: Site, insert: Any) -> str | None:
 def write(base: "Base", folder: Path, name: str, final: str, origin: Origin | None = None) -> None:
     """Write the two files, the tokenizer, and a card with the commands.  final: the folder's later name."""
     adapter = base.adapters[name]
-    factors, scale = _alike(adapter)
+    factors, scale = factors_of(adapter)
     r = rank_of(adapter)
     alpha = scale * r
     rewritten = base.attach(
@@ -98,8 +96,10 @@ def write(base: "Base", folder: Path, name: str, final: str, origin: Origin | No
             for site, insert in rewritten.inserts:
                 form = insert.low_rank()
                 if form is not None:
-                    for factor, given in zip(form[:2], factors[site.name], strict=True):
-                        factor.copy_(given)
+                    A, B = factors[site.name]
+                    rest = r - len(A)
+                    form[0].copy_(F.pad(A, (0, 0, 0, rest)))
+                    form[1].copy_(F.pad(B, (0, rest)))
         alone.save_as(rewritten, folder, provenance.name_for_peft(base))
     finally:
         base.detach(REWRITTEN)
@@ -109,37 +109,6 @@ def write(base: "Base", folder: Path, name: str, final: str, origin: Origin | No
     for note in [*told, *([embedded()] if base.name == provenance.EMBEDDED else [])]:
         notice(note)
     _write_card(base, folder, name, final, r, told, origin)
-
-
-def rank_of(adapter: "Adapter") -> int:
-    """Return the largest rank of an adapter's modules; 0 if none is low-rank."""
-    return max((_rank(forms) for forms in _forms(adapter).values()), default=0)
-
-
-def _rank(forms: Sequence[LowRankForm]) -> int:
-    return sum(len(A) for A, *_ in forms)
-
-
-def _forms(adapter: "Adapter") -> dict[str, list[LowRankForm]]:
-    """Return the low-rank forms by module; several where several methods meet."""
-    found: dict[str, list[LowRankForm]] = {}
-    for site, insert in adapter.inserts:
-        if (form := insert.low_rank()) is not None:
-            found.setdefault(site.name, []).append(form)
-    return found
-
-
-def _alike(adapter: "Adapter") -> tuple[Factors, float]:
-    """Return the factors of all modules with one rank and one scale, and the scale."""
-    forms = _forms(adapter)
-    scale = next((s for of in forms.values() for *_, s in of if s), 1.0)
-    rank, factors = rank_of(adapter), {}
-    for module, of in forms.items():
-        A = torch.cat([A.detach().float() for A, _, _ in of])
-        B = torch.cat([B.detach().float() * (s / scale) for _, B, s in of], dim=1)
-        rest = rank - len(A)
-        factors[module] = (F.pad(A, (0, 0, 0, rest)), F.pad(B, (0, rest)))
-    return factors, scale
 
 
 def _targets(base: "Base", modules: Sequence[str]) -> tuple[str, ...]:
