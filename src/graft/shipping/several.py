@@ -109,8 +109,12 @@ def commands(base: str, to: str, done: Several, inside: str = ".") -> list[Use]:
     if to == "peft":
         return [graft]
     create = [f"ollama create {shlex.quote(name)} -f {shlex.quote(f'{name}.Modelfile')}" for name in places]
-    loras = [f"--lora {shlex.quote(f'{place}/{name}-lora.gguf')}" for name, place in places.items()]
-    line = " \\\n  ".join([f"llama-server -m {base} --lora-init-without-apply", *loras])
+    loras = ",".join(
+        f"{place}/{name}-lora.gguf" for name, place in places.items()
+    )  # the option is taken once
+    line = " \\\n  ".join(
+        [f"llama-server -m {base} --lora-init-without-apply", f"--lora {shlex.quote(loras)}"]
+    )
     return [Use("With llama.cpp", line), Use("With Ollama, a model for each", "\n".join(create))]
 
 

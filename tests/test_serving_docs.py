@@ -1,0 +1,197 @@
+"""The page on serving is true: its commands run, llama.cpp answers as Graft does, other commands fit."""
+
+import contextlib
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import pytest
+import torch
+
+from graft.cli import call
+from graft.methods.lora import LoRA
+from graft.models.load import load
+from graft.shipping.export import export
+from graft.shipping.several import Several, commands, export_each
+from models import randomise
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = (ROOT / "docs/serving.md").read_text()
+NAMES = ["seed0", "seed1", "seed2"]
+
+
+def blocks(language):
+    """The commands in fenced blocks of a language, each on one line."""
+    fenced = [part.partition("\n") for part in PAGE.split("```")[1::2]]
+    texts = [text.replace(" \\\n ", "") for name, _, text in fenced if name == language]
+    return [line for text in texts for line in re.split(r"\n(?! )", text.strip())]
+
+
+def words_of(line):
+    return shlex.split(line.replace(" \\\n ", ""))
+
+
+def printed(to, base, folder, rank=8):
+    """The commands that an export of these adapters prints, as words."""
+    done = Several(Path(folder), dict.fromkeys(NAMES, rank))
+    texts = [use.lines.replace(" \\\n ", "") for use in commands(base, to, done, folder)]
+    return [words_of(line) for text in texts for line in text.split("\n")]
+
+
+def answer(line, place):
+    """What a server at this place says to one `curl` line of the page."""
+    words = shlex.split(line)
+    address = re.sub(r"http://127\.0\.0\.1:\d+", place, words[1])
+    body = words[words.index("-d") + 1].encode() if "-d" in words else None
+    assert set(words[2::2]) <= {"-d", "-H"}
+    request = urllib.request.Request(address, body, {"Content-Type": "application/json"})
+    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=120) as got:
+        return json.load(got)
+
+
+def test_the_commands_for_vllm_and_ollama_are_those_that_an_export_prints():
+    vllm, *_ = (line for line in blocks("") if line.startswith("vllm serve"))
+    assert words_of(vllm) == printed("vllm", "out/base", "out/vllm")[0]
+    creates = [words_of(line) for line in blocks("") if line.startswith("ollama create")]
+    assert creates == [
+        [*words[:-1], f"out/loras/{words[-1]}"]
+        for words in printed("gguf-lora", "x", ".")
+        if "create" in words
+    ]
+    server, *_ = (line for line in blocks("") if line.startswith("llama-server"))
+    assert words_of(server) == printed("gguf-lora", "out/loras/seedling-F16.gguf", "out/loras")[0]
+
+
+@pytest.fixture(scope="module")
+def loras(tmp_path_factory):
+    """A base in fp32 with three adapters, their folder, its files, and the file of the base."""
+    pytest.importorskip("gguf")
+    home = tmp_path_factory.mktemp("loras")
+    base = load("seedling", dtype="fp32")
+    kinds = [
+        LoRA(r=4, target_modules="all-linear", alpha_pattern={"up_proj": 4}),
+        LoRA(r=2, use_rslora=True),
+        LoRA(r=6, target_modules=["q_proj", "down_proj"], rank_pattern={"q_proj": 3}),
+    ]
+    for number, (name, kind) in enumerate(zip(NAMES, kinds, strict=True)):
+        randomise(base.attach(name, kind), number, scale=0.05)
+        base.adapters[name].save(home / "adapters" / name)
+        base.detach(name)
+    export(base, home / "base", to="gguf", type="f32")
+    export_each(base, home / "loras", "gguf-lora", {name: home / "adapters" / name for name in NAMES})
+    for name in NAMES:
+        base.load_adapter(home / "adapters" / name, name)
+    return base, home
+
+
+def test_llama_cpp_swaps_adapters_and_each_answers_as_graft_does(loras):
+    from llama_cpp import LlamaCpp
+
+    base, home = loras
+    files = [home / "loras" / name / f"{name}-lora.gguf" for name in NAMES]
+    llama = LlamaCpp(home / "base/seedling-F32.gguf", files, apply=False)
+    prompt = "Write a product description.\n\nname: Silver Otter\n"
+    ids = base.tokenizer(prompt).input_ids
+    assert llama.tokenize(prompt) == ids
+    asked = {"prompt": ids, "n_predict": 12, "temperature": 0, "top_k": 1, "cache_prompt": False}
+    ours = dict(
+        zip(
+            [None, *NAMES],
+            base.generate([prompt] * 4, adapters=[None, *NAMES], max_new_tokens=12),
+            strict=True,
+        )
+    )
+    assert len(set(ours.values())) == 4
+    scales = {adapter["id"]: Path(adapter["path"]).parent.name for adapter in llama.ask("/lora-adapters")}
+    assert scales == dict(enumerate(NAMES))
+
+    def swapped(**scale):
+        llama.ask("/lora-adapters", [{"id": NAMES.index(name), "scale": s} for name, s in scale.items()])
+        return llama.ask("/completion", asked)["content"]
+
+    def named(name):
+        lora = [] if name is None else [{"id": NAMES.index(name), "scale": 1}]
+        return llama.ask("/completion", asked | {"lora": lora})["content"]
+
+    assert llama.ask("/completion", asked)["content"] == ours[None]  # loaded, and not applied
+    for name in (*NAMES, *reversed(NAMES)):
+        assert swapped(**{name: 1.0}) == ours[name]
+        assert named("seed1") == ours["seed1"]  # a request's own choice, whatever the server's is
+    assert swapped() == ours[None] == named(None)
+    assert swapped(seed0=0.5) not in (ours[None], "")
+
+
+def test_the_modelfiles_lead_to_files_that_llama_cpp_opens_together(loras):
+    from llama_cpp import LlamaCpp
+
+    base, home = loras
+    shutil.copy(home / "base/seedling-F32.gguf", home / "loras/seedling-F16.gguf")  # the name that they have
+    for name in NAMES:
+        lines = (home / f"loras/{name}.Modelfile").read_text().splitlines()
+        paths = {line.split()[0]: home / "loras" / line.split()[1] for line in lines[:2]}
+        assert list(paths) == ["FROM", "ADAPTER"] and lines[2].startswith('TEMPLATE """')
+        llama = LlamaCpp(paths["FROM"], paths["ADAPTER"])
+        ids = base.tokenizer("The kettle").input_ids
+        _, _, (first,), (likely,) = llama.complete(ids, 1)
+        with torch.no_grad():
+            logits = base(torch.tensor([ids]), adapters=[name]).logits[0, -1]
+        assert first == int(logits.argmax())
+        assert likely[first] == pytest.approx(float(logits.log_softmax(-1).max()), abs=1e-4)
+
+
+@contextlib.contextmanager
+def serving(line, folder):
+    """The server that a `graft serve` line starts, on any free port."""
+    words = [sys.executable, "-m", "graft", *shlex.split(line)[1:], "--port", "0"]
+    process = subprocess.Popen(words, cwd=folder, stderr=subprocess.PIPE, text=True)
+    try:
+        said = []
+        for text in process.stderr:
+            said.append(text)
+            if text.startswith("listens "):
+                yield re.search(r"http://[\d.:]+", text)[0]
+                return
+        raise AssertionError("".join(said))
+    finally:
+        process.terminate()
+        process.stderr.read()
+        assert process.wait(60) == 0
+
+
+@pytest.mark.slow
+def test_the_page_runs_as_it_stands_and_both_servers_answer_alike(tmp_path, monkeypatch, capfd):
+    from llama_cpp import LlamaCpp
+
+    pytest.importorskip("uvicorn")
+    monkeypatch.chdir(tmp_path)
+    serve = None
+    for line in blocks("sh"):
+        if line.startswith("graft serve"):
+            serve = line
+        elif line.startswith("graft "):
+            assert call(shlex.split(line)[1:]) == 0, f"{line}\n{capfd.readouterr().err[-2000:]}"
+            if "--to vllm" in line:
+                told = capfd.readouterr().err.partition("next    ")[2]
+        else:
+            subprocess.run(shlex.split(line), check=True)
+    asks = [line for line in blocks("") if line.startswith("curl")]
+    vllm, *_ = (line for line in blocks("") if line.startswith("vllm serve"))
+    assert words_of(told.replace("PATH_TO/seedling", "out/base"))[: len(words_of(vllm))] == words_of(vllm)
+    with serving(serve, tmp_path) as place:
+        ours = answer(asks[0], place)["choices"][0]["message"]["content"]
+        for name in ("seedling", "seed2"):
+            other = answer(asks[0].replace("seed1", name), place)["choices"][0]["message"]["content"]
+            assert other != ours
+    server = words_of(next(line for line in blocks("") if line.startswith("llama-server")))
+    files = [Path(file) for file in server[server.index("--lora") + 1].split(",")]
+    assert set(server[1::2]) <= {"-m", "--lora-init-without-apply", *server}
+    llama = LlamaCpp(server[server.index("-m") + 1], files, apply=False)
+    place = llama.server.listening_address
+    assert answer(asks[1], place)["choices"][0]["message"]["content"] == ours
+    assert answer(asks[2], place)["success"] is True
+    assert [adapter["scale"] for adapter in answer(asks[3], place)] == [0, 0, 1]
