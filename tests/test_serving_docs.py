@@ -67,6 +67,18 @@ def test_the_commands_for_vllm_and_ollama_are_those_that_an_export_prints():
     assert words_of(server) == printed("gguf-lora", "out/loras/seedling-F16.gguf", "out/loras")[0]
 
 
+def test_the_page_of_the_server_names_every_route_and_every_field_that_is_ignored():
+    pytest.importorskip("pydantic")
+    from graft.serve.schema import IGNORED
+
+    page = (ROOT / "docs/quickstart/serve.md").read_text()
+    source = (ROOT / "src/graft/serve/app.py").read_text()
+    routes = re.findall(r'@app\.(?:get|post)\("(/[\w/]+\w)', source)
+    assert len(routes) > 8
+    assert [route for route in routes if route not in page] == []
+    assert [field for field in sorted(IGNORED) if f"`{field}`" not in page] == []
+
+
 @pytest.fixture(scope="module")
 def loras(tmp_path_factory):
     """A base in fp32 with three adapters, their folder, its files, and the file of the base."""

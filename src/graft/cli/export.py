@@ -91,6 +91,8 @@ def _several(
 
     found = {name: adapter.folder for name, adapter in adapters_in(adapters).items()}
     base = open_model(model).base
+    for name in list(base.adapters):  # of a run whose base is meant
+        base.detach(name)
     begin(f"writing {len(found)} adapters into {folder} as {to}")
     done = export_each(
         base, folder, to, found, origin_of=lambda name: origin_of(Opened(base, name)), force=force

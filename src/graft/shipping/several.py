@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graft.errors import GraftError, UsageError, notice, one_of
+from graft.models.tokenizer import tokenizer_in
 from graft.shipping import instructions, provenance, vllm
 from graft.shipping.card import Use, write_card
 from graft.shipping.export import LAYOUTS, export
@@ -67,7 +68,7 @@ def export_each(
         alone = ", ".join(name for name, layout in LAYOUTS.items() if layout.adapter_alone)
         raise UsageError(f"to={to!r} with several adapters", f"one of {alone}", "export one adapter, merged")
     with output_folder(Path(folder), force=force) as partial:
-        done = Several(Path(folder))
+        done, tokenizer = Several(Path(folder)), base.tokenizer
         for name, place in adapters.items():
             try:
                 adapter = base.load_adapter(place, name)
@@ -75,6 +76,8 @@ def export_each(
                 done.left_out[name] = error.given
                 continue
             try:
+                if (place / "tokenizer_config.json").is_file():
+                    base.tokenizer = tokenizer_in(place)  # with the template of training
                 origin = origin_of(name) if origin_of else None
                 export(base, partial / name, to, adapter=name, origin=origin)
                 done.written[name] = rank_of(adapter)
@@ -82,6 +85,7 @@ def export_each(
             except UsageError as error:
                 done.left_out[name] = error.given
             finally:
+                base.tokenizer = tokenizer
                 base.detach(name)
         if not done.written:
             name, reason = next(iter(done.left_out.items()))

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 REWRITTEN = "as plain LoRA"  # the name of the adapter that is written
 LARGEST = instructions.RANKS[-1]
 IN_ONE_BATCH = 8  # adapters whose rows share one; vLLM's own default is 1, and each takes memory of the GPU
+TEMPLATE = "chat_template.jinja"
 NF4 = "--quantization bitsandbytes"  # packs the linears in nf4 while they are loaded
 
 
@@ -187,6 +188,11 @@ def _write_card(
         "base is not in this folder. The lines run in the folder above this one."
     )
     said = [*told, "vLLM takes LoRA on the models that its list of supported models marks so."]
+    if (folder / TEMPLATE).is_file():
+        said.append(
+            f"vLLM and SGLang render chats by the base's template, for all adapters. `--chat-template "
+            f"./{final}/{TEMPLATE}` is that of training."
+        )
     said += [alone.nameless(base)] if provenance.is_nameless(base) else []
     about: dict[str, Any] = {"library": "peft", "relation": "adapter", "tags": ["adapter", "lora", "vllm"]}
     write_card(base, folder, final, summary, uses, origin=origin, notes=said, **about)
