@@ -137,6 +137,8 @@ def _write_page(base: "Base", folder: Path, to: str, done: Several) -> None:
             f"`{place}` is the base as a GGUF file: `graft export BASE OUT --to gguf --type f16` writes it. "
             "Put it into this folder."
         )
+        numbers = ", ".join(f"{number} is `{name}`" for number, name in enumerate(done.written))
+        notes.append(f"Requests to llama-server name an adapter by its number: {numbers}.")
         for name in done.written:
             adapter = f"./{name}/{name}-lora.gguf"
             instructions.write_modelfile(base, folder, f"./{place}", adapter, file=f"{name}.Modelfile")
