@@ -4,25 +4,27 @@ import contextlib
 import json
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 import urllib.request
 from pathlib import Path
 
 import pytest
-import torch
+from tiny_folder import write_model
 
 from graft.cli import call
 from graft.methods.lora import LoRA
 from graft.models.load import load
-from graft.shipping.export import export
+from graft.shipping.gguf import write_gguf
 from graft.shipping.several import Several, commands, export_each
 from models import randomise
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs/serving.md").read_text()
 NAMES = ["seed0", "seed1", "seed2"]
+PROMPT = "Day 1. What does the cat want? "
+GREEDY = {"n_predict": 8, "temperature": 0, "top_k": 1, "ignore_eos": True}
+GREEDY |= {"return_tokens": True, "cache_prompt": False}
 
 
 def blocks(language):
@@ -81,79 +83,76 @@ def test_the_page_of_the_server_names_every_route_and_every_field_that_is_ignore
 
 @pytest.fixture(scope="module")
 def loras(tmp_path_factory):
-    """A base in fp32 with three adapters, their folder, its files, and the file of the base."""
+    """A base in fp32 with three adapters, and a folder with their files and that of the base."""
     pytest.importorskip("gguf")
     home = tmp_path_factory.mktemp("loras")
-    base = load("seedling", dtype="fp32")
+    write_model(home / "model")
+    base = load(home / "model", dtype="fp32")
     kinds = [
         LoRA(r=4, target_modules="all-linear", alpha_pattern={"up_proj": 4}),
         LoRA(r=2, use_rslora=True),
         LoRA(r=6, target_modules=["q_proj", "down_proj"], rank_pattern={"q_proj": 3}),
     ]
     for number, (name, kind) in enumerate(zip(NAMES, kinds, strict=True)):
-        randomise(base.attach(name, kind), number, scale=0.05)
+        randomise(base.attach(name, kind), number, scale=0.2)
         base.adapters[name].save(home / "adapters" / name)
         base.detach(name)
-    export(base, home / "base", to="gguf", type="f32")
     export_each(base, home / "loras", "gguf-lora", {name: home / "adapters" / name for name in NAMES})
+    (home / "loras" / write_gguf(base, home / "loras", "f32")[1]).rename(home / "loras/model-F16.gguf")
     for name in NAMES:
         base.load_adapter(home / "adapters" / name, name)
-    return base, home
+    return base, home / "loras"
+
+
+def written_here(base):
+    """The tokens that the bare base and each adapter write to the prompt, by name."""
+    voices = [None, *NAMES]
+    answers = base.complete([PROMPT] * 4, voices, max_new_tokens=8, min_new_tokens=8)
+    return {name: list(answer.tokens) for name, answer in zip(voices, answers, strict=True)}
 
 
 def test_llama_cpp_swaps_adapters_and_each_answers_as_graft_does(loras):
     from llama_cpp import LlamaCpp
 
-    base, home = loras
-    files = [home / "loras" / name / f"{name}-lora.gguf" for name in NAMES]
-    llama = LlamaCpp(home / "base/seedling-F32.gguf", files, apply=False)
-    prompt = "Write a product description.\n\nname: Silver Otter\n"
-    ids = base.tokenizer(prompt).input_ids
-    assert llama.tokenize(prompt) == ids
-    asked = {"prompt": ids, "n_predict": 12, "temperature": 0, "top_k": 1, "cache_prompt": False}
-    ours = dict(
-        zip(
-            [None, *NAMES],
-            base.generate([prompt] * 4, adapters=[None, *NAMES], max_new_tokens=12),
-            strict=True,
-        )
-    )
-    assert len(set(ours.values())) == 4
-    scales = {adapter["id"]: Path(adapter["path"]).parent.name for adapter in llama.ask("/lora-adapters")}
-    assert scales == dict(enumerate(NAMES))
+    base, folder = loras
+    files = [folder / name / f"{name}-lora.gguf" for name in NAMES]
+    llama = LlamaCpp(folder / "model-F16.gguf", files, scale=0.0)
+    asked = {"prompt": base.tokenizer(PROMPT).input_ids, **GREEDY}
+    ours = written_here(base)
+    assert len({tuple(tokens) for tokens in ours.values()}) == 4
+    told = llama.ask("/lora-adapters")
+    assert [(one["id"], Path(one["path"]).parent.name, one["scale"]) for one in told] == [
+        (number, name, 0) for number, name in enumerate(NAMES)
+    ]
 
-    def swapped(**scale):
-        llama.ask("/lora-adapters", [{"id": NAMES.index(name), "scale": s} for name, s in scale.items()])
-        return llama.ask("/completion", asked)["content"]
+    def swapped(**scales):
+        body = [{"id": NAMES.index(name), "scale": scale} for name, scale in scales.items()]
+        assert llama.ask("/lora-adapters", body)["success"]
+        return llama.ask("/completion", asked)["tokens"]
 
-    def named(name):
-        lora = [] if name is None else [{"id": NAMES.index(name), "scale": 1}]
-        return llama.ask("/completion", asked | {"lora": lora})["content"]
+    def named(name, scale=1):
+        lora = [{"id": NAMES.index(name), "scale": scale}]
+        return llama.ask("/completion", asked | {"lora": lora})["tokens"]
 
-    assert llama.ask("/completion", asked)["content"] == ours[None]  # loaded, and not applied
+    assert llama.ask("/completion", asked)["tokens"] == ours[None]
     for name in (*NAMES, *reversed(NAMES)):
         assert swapped(**{name: 1.0}) == ours[name]
         assert named("seed1") == ours["seed1"]  # a request's own choice, whatever the server's is
-    assert swapped() == ours[None] == named(None)
-    assert swapped(seed0=0.5) not in (ours[None], "")
+        assert named("seed0", scale=0) == ours[None]
+    assert swapped() == ours[None]
 
 
 def test_the_modelfiles_lead_to_files_that_llama_cpp_opens_together(loras):
     from llama_cpp import LlamaCpp
 
-    base, home = loras
-    shutil.copy(home / "base/seedling-F32.gguf", home / "loras/seedling-F16.gguf")  # the name that they have
+    base, folder = loras
     for name in NAMES:
-        lines = (home / f"loras/{name}.Modelfile").read_text().splitlines()
-        paths = {line.split()[0]: home / "loras" / line.split()[1] for line in lines[:2]}
+        lines = (folder / f"{name}.Modelfile").read_text().splitlines()
+        paths = {line.split()[0]: folder / line.split()[1] for line in lines[:2]}
         assert list(paths) == ["FROM", "ADAPTER"] and lines[2].startswith('TEMPLATE """')
         llama = LlamaCpp(paths["FROM"], paths["ADAPTER"])
-        ids = base.tokenizer("The kettle").input_ids
-        _, _, (first,), (likely,) = llama.complete(ids, 1)
-        with torch.no_grad():
-            logits = base(torch.tensor([ids]), adapters=[name]).logits[0, -1]
-        assert first == int(logits.argmax())
-        assert likely[first] == pytest.approx(float(logits.log_softmax(-1).max()), abs=1e-4)
+        asked = {"prompt": base.tokenizer(PROMPT).input_ids, **GREEDY}
+        assert llama.ask("/completion", asked)["tokens"] == written_here(base)[name]
 
 
 @contextlib.contextmanager
@@ -181,14 +180,16 @@ def test_the_page_runs_as_it_stands_and_both_servers_answer_alike(tmp_path, monk
 
     pytest.importorskip("uvicorn")
     monkeypatch.chdir(tmp_path)
-    serve = None
+    serve = told = None
     for line in blocks("sh"):
         if line.startswith("graft serve"):
             serve = line
         elif line.startswith("graft "):
-            assert call(shlex.split(line)[1:]) == 0, f"{line}\n{capfd.readouterr().err[-2000:]}"
-            if "--to vllm" in line:
-                told = capfd.readouterr().err.partition("next    ")[2]
+            capfd.readouterr()
+            done = call(shlex.split(line)[1:])
+            said = capfd.readouterr().err
+            assert done == 0, f"{line}\n{said[-2000:]}"
+            told = said.partition("next    ")[2] if "--to vllm" in line else told
         else:
             subprocess.run(shlex.split(line), check=True)
     asks = [line for line in blocks("") if line.startswith("curl")]
@@ -200,9 +201,10 @@ def test_the_page_runs_as_it_stands_and_both_servers_answer_alike(tmp_path, monk
             other = answer(asks[0].replace("seed1", name), place)["choices"][0]["message"]["content"]
             assert other != ours
     server = words_of(next(line for line in blocks("") if line.startswith("llama-server")))
-    files = [Path(file) for file in server[server.index("--lora") + 1].split(",")]
-    assert set(server[1::2]) <= {"-m", "--lora-init-without-apply", *server}
-    llama = LlamaCpp(server[server.index("-m") + 1], files, apply=False)
+    assert server[::2] == ["llama-server", server[2], server[4]] and server[1::2] == ["-m", "--lora-scaled"]
+    scaled = [pair.rpartition(":") for pair in server[4].split(",")]
+    assert {scale for *_, scale in scaled} == {"0"}
+    llama = LlamaCpp(server[2], [Path(file) for file, *_ in scaled], scale=0.0)
     place = llama.server.listening_address
     assert answer(asks[1], place)["choices"][0]["message"]["content"] == ours
     assert answer(asks[2], place)["success"] is True

@@ -16,10 +16,10 @@ class LlamaCpp:
     """A server in this process, on one thread, with keys and values in fp32 and plain attention.
 
     So nothing is rounded but by the file's own types.
-    lora: one adapter, or several, numbered in their order.  apply: whether they answer from the start.
+    lora: one adapter, or several, numbered in their order.  scale: of all of them, until others are posted.
     """
 
-    def __init__(self, path, lora=None, context=256, *, apply=True):
+    def __init__(self, path, lora=None, context=256, *, scale=1.0):
         settings = xllamacpp.CommonParams()
         settings.model.path = str(path)
         settings.n_ctx = context
@@ -34,9 +34,8 @@ class LlamaCpp:
         adapters = []
         for file in lora if isinstance(lora, list) else [lora] if lora is not None else []:
             adapters.append(xllamacpp.CommonAdapterLoraInfo())
-            adapters[-1].path, adapters[-1].scale = str(file), 1.0
+            adapters[-1].path, adapters[-1].scale = str(file), scale
         settings.lora_adapters = adapters
-        settings.lora_init_without_apply = not apply
         self.server = xllamacpp.Server(settings)
 
     def complete(self, prompt, new, top=1):

@@ -113,12 +113,9 @@ def commands(base: str, to: str, done: Several, inside: str = ".") -> list[Use]:
     if to == "peft":
         return [graft]
     create = [f"ollama create {shlex.quote(name)} -f {shlex.quote(f'{name}.Modelfile')}" for name in places]
-    loras = ",".join(
-        f"{place}/{name}-lora.gguf" for name, place in places.items()
-    )  # the option is taken once
-    line = " \\\n  ".join(
-        [f"llama-server -m {base} --lora-init-without-apply", f"--lora {shlex.quote(loras)}"]
-    )
+    # Of scale 0, so that no adapter answers unasked; the option is taken once, with all of them.
+    loras = ",".join(f"{place}/{name}-lora.gguf:0" for name, place in places.items())
+    line = f"llama-server -m {base} \\\n  --lora-scaled {shlex.quote(loras)}"
     return [Use("With llama.cpp", line), Use("With Ollama, a model for each", "\n".join(create))]
 
 
