@@ -78,7 +78,7 @@ def test_what_vllm_computes_is_what_was_trained(kind, tmp_path):
     assert list(base.adapters) == ["sql"] and torch.equal(logits(base, "sql"), adapted)
 
 
-def test_a_file_of_pefts_with_alphas_of_its_own_would_answer_otherwise_there(tmp_path):
+def test_a_file_of_pefts_with_alphas_of_its_own_answers_otherwise_in_an_older_vllm(tmp_path):
     """This is why the layout exists, and it shows that the oracle sees a wrong scale."""
     base = tiny_base()
     randomise(base.attach("sql", KINDS["odd alphas"]))

@@ -1,8 +1,8 @@
-"""What vLLM does with an adapter's folder, written anew from its sources, as the oracle of folders for it.
+"""What any vLLM does with an adapter's folder, written anew from its sources: the oracle of such folders.
 
 It reads r, lora_alpha, use_rslora, use_dora, bias and modules_to_save of adapter_config.json, and every
-tensor of adapter_model.safetensors. It knows no rank_pattern and no alpha_pattern: every B is multiplied by
-one number. From vllm/lora/peft_helper.py, vllm/lora/lora_model.py and vllm/config/lora.py.
+tensor of adapter_model.safetensors. Older versions know no rank_pattern and no alpha_pattern: every B
+is multiplied by one number. From vllm/lora/peft_helper.py, vllm/lora/lora_model.py and vllm/config/lora.py.
 """
 
 import copy
@@ -25,6 +25,8 @@ def served(model, folder, max_lora_rank):
     config = json.loads((folder / "adapter_config.json").read_text())
     r, alpha = config["r"], config["lora_alpha"]
     refused = [key for key in ("modules_to_save", "use_dora", "trainable_token_indices") if config.get(key)]
+    refused += [key for key in ("lora_bias", "use_qalora", "layer_replication") if config.get(key)]
+    refused += ["init"] if isinstance(config.get("init_lora_weights"), str) else []  # pissa, olora, loftq
     refused += ["bias"] if config.get("bias", "none") != "none" else []
     if refused or max_lora_rank not in MAX_RANKS or r > max_lora_rank:
         raise ValueError(f"{refused}, rank {r} of {max_lora_rank}")

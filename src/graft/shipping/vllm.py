@@ -1,14 +1,14 @@
-"""Write an adapter for vLLM: PEFT's two files, in the one form that vLLM computes as it was trained.
+"""Write an adapter for vLLM: PEFT's two files, in the one form that every vLLM computes as it was trained.
 
-Of adapter_config.json vLLM reads `r`, `lora_alpha` and `use_rslora`, and multiplies every B by one number. A
-rank or an alpha of single modules (`rank_pattern`, `alpha_pattern`) is not read: such an adapter of PEFT's
-loads there, and answers otherwise. So here every module has the same rank R and the same scale s:
+Of adapter_config.json all versions read `r` and `lora_alpha`, and multiply B by lora_alpha / r. A rank or an
+alpha of single modules (`rank_pattern`, `alpha_pattern`) is read by 0.32 and not by older ones: there such an
+adapter of PEFT's loads, and answers otherwise. So here every module has the same rank R and the same scale s:
 
     A → A, with zeros below it: (R, in)        B → B·(sᵢ / s), with zeros beside it: (out, R)
     r = R        lora_alpha = s·R
 
 which changes none of the products B A. What is low-rank under another name, as QA-LoRA is, becomes LoRA.
-SGLang reads the same files. From vllm/lora/peft_helper.py and vllm/lora/lora_model.py of vLLM.
+SGLang reads the same files. From vllm/lora/peft_helper.py and vllm/lora/lora_model.py of several versions.
 """
 
 import shlex
