@@ -114,7 +114,7 @@ def test_every_make_target_that_is_named_exists():
 
 
 def test_the_tree_of_the_tour_is_that_of_the_checkout():
-    """Every folder is drawn, in the order of the layer test; of core, base and stages exactly the files."""
+    """Every folder is drawn, in the order of the layer test; of four of them exactly the files."""
     tree = (ROOT / "docs/tour.md").read_text().partition("```text\n")[2].partition("```")[0]
     drawn = re.findall(r"^  (\w+)(?:/|\.py)", tree, re.MULTILINE)
     folder = ""
@@ -128,7 +128,7 @@ def test_the_tree_of_the_tour_is_that_of_the_checkout():
         re.search(r"ORDER = (\[.*?\])", (ROOT / "tests/test_layers.py").read_text(), re.DOTALL)[1]
     )
     assert [name for name in drawn if name != "__init__"] == order
-    assert set(files) == {"core", "base", "stages"}
+    assert set(files) == {"core", "base", "stages", "serve"}
     for name in sorted(files):
         here = {path.name for path in (ROOT / "src/graft" / name).glob("*.py")} - {"__init__.py"}
         assert files[name] == here, name

@@ -16,7 +16,7 @@ from graft.errors import MachineError, SpaceError
 from graft.runs.quantise import quantise
 from graft.shipping import gguf
 
-ADAPTERS = ("peft", "gguf-lora")
+ADAPTERS = ("peft", "vllm", "gguf-lora")
 
 
 @contextlib.contextmanager

@@ -129,6 +129,21 @@ def test_a_lora_is_loaded_by_llama_cpp_beside_its_base(kind, seedling, tmp_path)
     assert max(apart) < (3e-3 if kind == "gemma2" else 1e-4) and effect > 0.5
 
 
+def test_two_loras_at_one_place_are_one_in_the_file(seedling, tmp_path):
+    base = tiny("llama", seedling.tokenizer)
+    methods = [
+        LoRA(r=2, lora_alpha=0, target_modules=["o_proj"]),
+        LoRA(r=4),
+        LoRA(r=3, target_modules=["q_proj"]),
+    ]
+    randomise(base.attach("sql", methods), scale=0.1)
+    base.load_adapter(tmp_path / write_lora(base, tmp_path, "sql"), "again")
+    with torch.no_grad():
+        ours, again, bare = (base(torch.tensor([IDS]), adapters=[n]).logits for n in ("sql", "again", None))
+    torch.testing.assert_close(again, ours, atol=1e-4, rtol=1e-4)
+    assert (ours - bare).abs().max() > 0.5
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_the_file_holds_the_blocks_of_our_weights_and_loads_again(form, seedling, tmp_path):
     path = written(seedling, tmp_path, form)

@@ -16,7 +16,7 @@ from graft.shipping.export import export
 from graft.shipping.verify import verify
 from models import randomise, tiny_base
 
-KINDS = ("hf", "gguf", "peft", "gguf-lora", "awq", "gptq", "compressed-tensors")
+KINDS = ("hf", "gguf", "peft", "vllm", "gguf-lora", "awq", "gptq", "compressed-tensors")
 
 
 @pytest.fixture(scope="module")

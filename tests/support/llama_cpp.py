@@ -16,9 +16,10 @@ class LlamaCpp:
     """A server in this process, on one thread, with keys and values in fp32 and plain attention.
 
     So nothing is rounded but by the file's own types.
+    lora: one adapter, or several, numbered in their order.  scale: of all of them, until others are posted.
     """
 
-    def __init__(self, path, lora=None, context=256):
+    def __init__(self, path, lora=None, context=256, *, scale=1.0):
         settings = xllamacpp.CommonParams()
         settings.model.path = str(path)
         settings.n_ctx = context
@@ -30,11 +31,11 @@ class LlamaCpp:
         settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = 1
         settings.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
         settings.cache_type_k = settings.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
-        if lora is not None:
-            adapter = xllamacpp.CommonAdapterLoraInfo()
-            adapter.path = str(lora)
-            adapter.scale = 1.0
-            settings.lora_adapters = [adapter]
+        adapters = []
+        for file in lora if isinstance(lora, list) else [lora] if lora is not None else []:
+            adapters.append(xllamacpp.CommonAdapterLoraInfo())
+            adapters[-1].path, adapters[-1].scale = str(file), scale
+        settings.lora_adapters = adapters
         self.server = xllamacpp.Server(settings)
 
     def complete(self, prompt, new, top=1):
@@ -49,15 +50,16 @@ class LlamaCpp:
         return choice["text"], choice["finish_reason"], [step["id"] for step in steps], likely
 
     def tokenize(self, text):
-        return self._post("/tokenize", {"content": text, "add_special": True})["tokens"]
+        return self.ask("/tokenize", {"content": text, "add_special": True})["tokens"]
 
     def render(self, messages):
-        return self._post("/apply-template", {"messages": messages})["prompt"]
+        return self.ask("/apply-template", {"messages": messages})["prompt"]
 
-    def _post(self, path, body):
+    def ask(self, path, body=None):
+        """Return the answer to a body; without one, to GET."""
         request = urllib.request.Request(
             self.server.listening_address + path,
-            json.dumps(body).encode(),
+            None if body is None else json.dumps(body).encode(),
             {"Content-Type": "application/json"},
         )
         with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request) as answer:

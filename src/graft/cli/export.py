@@ -2,18 +2,24 @@
 
 import json as codec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from graft.cli.say import after, show, show_json, talk
 from graft.cli.wait import begin
+from graft.errors import UsageError, listed
 from graft.sizes import size_of
 from graft.storage import refuse_occupied
 
+if TYPE_CHECKING:
+    from graft.runs.open import Opened
+
 
 def add_to(app: typer.Typer) -> None:
-    app.command("export", help="Write a merged model (hf, gguf, awq, ...) or an adapter (peft).")(export)
+    app.command("export", help="Write a merged model (hf, gguf, awq, ...) or an adapter (peft, vllm, ...).")(
+        export
+    )
 
 
 def export(
@@ -21,7 +27,9 @@ def export(
     folder: Annotated[Path, typer.Argument(help="Where to write.")],
     to: Annotated[
         str,
-        typer.Option(help="Model: hf, gguf, gptq, awq, compressed-tensors, bnb; adapter: peft, gguf-lora."),
+        typer.Option(
+            help="Model: hf, gguf, gptq, awq, compressed-tensors, bnb; adapter: peft, vllm, gguf-lora."
+        ),
     ] = "hf",
     form: Annotated[
         str | None,
@@ -31,6 +39,10 @@ def export(
         ),
     ] = None,
     adapter: Annotated[list[str] | None, typer.Option(help="Adapter folder, or NAME=FOLDER.")] = None,
+    adapters: Annotated[
+        list[Path] | None,
+        typer.Option(help="Folder of adapters or runs: each is written, beside the others."),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace what is in the folder.")] = False,
     lossy: Annotated[
         bool, typer.Option("--lossy", help="Merge even if rounding loses what was learnt.")
@@ -38,6 +50,9 @@ def export(
     json: Annotated[bool, typer.Option("--json", help="Print the same facts for programs.")] = False,
 ) -> None:
     refuse_occupied(folder, force=force)  # before the work
+    if adapters:
+        _several(model, folder, to, adapters, given=form or adapter or lossy, force=force, json=json)
+        return
     begin(f"loading {model}")
     from graft.runs.open import open_model
     from graft.runs.origin import origin_of
@@ -56,16 +71,59 @@ def export(
         show(f"wrote   {written} ({size_of(written)})")
         for line in certificate_lines(certificate):
             talk(line)
-    after(_next(written, to, opened.base.name))
+    after(_next(written, to, opened))
 
 
-def _next(written: Path, to: str, base: str) -> str:
+def _several(
+    model: str, folder: Path, to: str, adapters: list[Path], *, given: Any, force: bool, json: bool
+) -> None:
+    """Write every adapter of some folders. Exit code 1: some were left out."""
+    if given:
+        raise UsageError(
+            "--adapters with --adapter, --type or --lossy", "one way to name them", "leave it out"
+        )
+    begin(f"loading {model}")
+    from graft.runs.ask_adapters import adapters_in
+    from graft.runs.open import Opened, open_model
+    from graft.runs.origin import origin_of
+    from graft.shipping.instructions import place_here
+    from graft.shipping.several import commands, export_each
+
+    found = {name: adapter.folder for name, adapter in adapters_in(adapters).items()}
+    base = open_model(model).base
+    for name in list(base.adapters):  # of a run whose base is meant
+        base.detach(name)
+    begin(f"writing {len(found)} adapters into {folder} as {to}")
+    done = export_each(
+        base, folder, to, found, origin_of=lambda name: origin_of(Opened(base, name)), force=force
+    )
+    if json:
+        show_json({"folder": str(folder), "to": to, "ranks": done.written, "left_out": done.left_out})
+    else:
+        show(f"wrote   {folder} ({size_of(folder)})")
+        talk(f"adapters {listed(done.written, 8)}")
+    after(commands(place_here(base), to, done, str(folder))[0].lines)
+    if done.left_out:
+        raise typer.Exit(1)
+
+
+def _next(written: Path, to: str, opened: "Opened") -> str:
     """Return what to do with an export."""
     from graft.shipping.export import LAYOUTS
+    from graft.shipping.factors import rank_of
+    from graft.shipping.instructions import place_here
+    from graft.shipping.vllm import command
+
+    base = opened.base.name
 
     if to.startswith("gguf"):
         others = f"for llama.cpp and vLLM see {written / 'README.md'}"
         return f"ollama create NAME -f {written / 'Modelfile'}   ({others})"
+    if to == "vllm":
+        adapter = opened.base.adapters[str(opened.adapter)]
+        return command(
+            place_here(opened.base), {adapter.name: str(written)}, rank_of(adapter), [adapter.trained_on]
+        )
     if LAYOUTS[to].adapter_alone:
         return f"graft chat {base} --adapter {written}"
     config = codec.loads((written / "config.json").read_text(encoding="utf-8"))

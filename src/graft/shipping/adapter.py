@@ -47,13 +47,13 @@ def write_peft(base: "Base", folder: Path, name: str, final_name: str, origin: O
     final_name: what the folder will be called.
     """
     adapter = base.adapters[name]
-    _save(adapter, folder, provenance.name_for_peft(base))
+    save_as(adapter, folder, provenance.name_for_peft(base))
     if base.tokenizer is not None:
         base.tokenizer.save_pretrained(folder)
     _write_card(base, folder, name, final_name, origin)
 
 
-def _save(adapter: "Adapter", folder: Path, base_name: str) -> None:
+def save_as(adapter: "Adapter", folder: Path, base_name: str) -> None:
     """Save an adapter whose files name its base by this name."""
     own = adapter.base
     adapter.base = lambda: {**own(), "name": base_name}
@@ -80,10 +80,10 @@ def _write_card(base: "Base", folder: Path, name: str, final: str, origin: Origi
     if not ours:
         peft = PEFT.format(auto=AUTO.get(base.family, "AutoModel"), **words)
         uses.append(Use("With PEFT", peft, "python"))
-    ranks = [len(form[0]) for _, insert in adapter.inserts if (form := insert.low_rank())]
-    if ranks and len(ranks) == len(adapter.inserts):
-        line = instructions.vllm(place, lora=(name, f"./{final}", max(ranks)))
-        uses.append(Use("With vLLM", line))
+    forms = [insert.low_rank() if site.kind == "linear" else None for site, insert in adapter.inserts]
+    alike = {(len(form[0]), form[2]) if form else None for form in forms}
+    if not ours and len(alike) == 1 and (only := alike.pop()):  # to="vllm" makes others alike
+        uses.append(Use("With vLLM", instructions.vllm(place, lora=(name, f"./{final}", only[0]))))
     methods = [method.name() for method in adapter.methods]
     summary = (
         f"An adapter ({', '.join(methods)}) for `{provenance.public_name(base)}`: {adapter.count():,} "

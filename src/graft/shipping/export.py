@@ -1,8 +1,8 @@
 """Export a base with its adapters in a layout that other programs load.
 
 A merged model becomes a Hugging Face folder (in 16 bits, or in 4 as GPTQ, AWQ, compressed-tensors or
-bitsandbytes) or a GGUF file; an adapter alone becomes PEFT's folder or a GGUF file. Every export takes the
-same steps:
+bitsandbytes) or a GGUF file; an adapter alone becomes PEFT's folder, one for vLLM, or a GGUF file. Every
+export takes the same steps:
 
     prepare → merge → write → read back → judge
 
@@ -58,7 +58,8 @@ def export(
     """Write a folder that another program loads, and return it.
 
     to: a model for transformers ("hf"), for llama.cpp and Ollama ("gguf"), or in four bits for vLLM ("gptq",
-    "awq", "compressed-tensors", "bnb"); an adapter alone for PEFT ("peft") or llama.cpp ("gguf-lora").
+    "awq", "compressed-tensors", "bnb"); an adapter alone for PEFT ("peft"), vLLM and SGLang ("vllm"), or
+    llama.cpp ("gguf-lora").
     type: of a gguf's matrices: f32, f16, bf16, q8_0, q4_0, q4_1, q5_0 or q5_1. By default q8_0; for a base
     packed in groups of up to 4 bits q4_1, which holds its codes exactly.
     adapter: which one, or its name; None: those that are merged (for a model), or the only one there is.
@@ -124,7 +125,7 @@ def _export_adapter(base: "Base", folder: Path, to: str, settings: Settings, pro
     LAYOUTS[to].write(base, folder, settings)
     with LAYOUTS[to].read(folder, base) as reading:
         certify(base, folder, to, reading, [str(settings.adapter)], prompts=prompts)
-    if to == "peft" and provenance.is_nameless(base):
+    if to in ("peft", "vllm") and provenance.is_nameless(base):
         notice(alone.nameless(base))
 
 

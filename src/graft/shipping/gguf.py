@@ -20,6 +20,7 @@ from graft.formats.gguf import BLOCK, FORMS, decode, encode, pack, unpack
 from graft.kernels.groups import unpack_bits
 from graft.quant import QuantLinear, packed_layers
 from graft.quant.scheme import GROUPED
+from graft.shipping.factors import factors_of
 from graft.shipping.hf import checked_copy
 from graft.shipping.instructions import ends
 from graft.shipping.vocabulary import vocabulary
@@ -114,24 +115,22 @@ def write_lora(base: "Base", folder: Path, adapter: str) -> str:
     of matrices that the file stores separately.
     """
     arch, config = check(base, "f32"), base.model.config
-    state: dict[str, Tensor] = {}
-    alpha = 0.0
     for site, insert in base.adapters[adapter].inserts:
-        form = insert.low_rank()
-        if form is None or (config.tie_word_embeddings and site.kind in ("embed", "head")):
+        if insert.low_rank() is None or (config.tie_word_embeddings and site.kind in ("embed", "head")):
             what = f"{type(insert).__name__} at {site.name or site.kind}"
             raise UsageError(
                 f"{what} cannot be stored as a GGUF adapter",
                 "LoRA on matrices that the file stores separately",
                 "merge it with to='gguf'",
             )
-        A = form[0].detach().float()
-        B = form[1].detach().float()
-        scale = form[2]
-        alpha = alpha or scale * len(A)  # llama.cpp's scale is alpha / r
-        name = names.file_name(f"{site.name}.weight", arch)
+    state: dict[str, Tensor] = {}
+    factors, scale = factors_of(base.adapters[adapter])
+    alpha = scale * len(next(iter(factors.values()))[0])
+    for module, (A, B) in factors.items():
+        name = names.file_name(f"{module}.weight", arch)
         state[f"{name}.lora_a"] = A.T if name == "token_embd.weight" else A
-        state[f"{name}.lora_b"] = names.to_file(B, name, arch, config) * (scale * len(A) / alpha)
+        share = scale * len(A) / alpha  # llama.cpp's scale is alpha / r, with the rank of each matrix
+        state[f"{name}.lora_b"] = names.to_file(B, name, arch, config) * share
     keys = {
         "general.type": "adapter",
         "general.name": adapter,

@@ -39,7 +39,9 @@ def ends(base: "Base") -> list[int]:
     return sorted(tokens, key=lambda token: token != tokenizer.eos_token_id)
 
 
-def write_modelfile(base: "Base", folder: Path, model: str, adapter: str | None = None) -> list[str]:
+def write_modelfile(
+    base: "Base", folder: Path, model: str, adapter: str | None = None, *, file: str = "Modelfile"
+) -> list[str]:
     """Write what `ollama create NAME -f Modelfile` reads; return notes for the card, which are told, too.
 
     model, adapter: paths as seen from the Modelfile.
@@ -52,7 +54,7 @@ def write_modelfile(base: "Base", folder: Path, model: str, adapter: str | None 
     lines += [f"PARAMETER stop {json.dumps(word, ensure_ascii=False)}" for word in words]
     context = context_length(base.model.config)
     lines += [f"PARAMETER num_ctx {context}"] if context else []
-    (folder / "Modelfile").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (folder / file).write_text("\n".join(lines) + "\n", encoding="utf-8")
     return [] if template is not None else [NO_TEMPLATE]
 
 
@@ -64,9 +66,13 @@ def vllm(model: str, *, tokenizer: str | None = None, lora: tuple[str, str, int]
     words = ["vllm serve", model, *([f"--tokenizer {tokenizer}"] if tokenizer else [])]
     if lora:
         name, folder, r = lora
-        rank = next((size for size in RANKS if size >= r), r)
-        words.append(f"--enable-lora --lora-modules {name}={folder} --max-lora-rank {rank}")
+        words.append(f"--enable-lora --lora-modules {name}={folder} --max-lora-rank {vllm_rank(r)}")
     return " ".join(words)
+
+
+def vllm_rank(r: int) -> int:
+    """Return the smallest number for --max-lora-rank that vLLM takes and that holds this rank."""
+    return next((size for size in RANKS if size >= r), r)
 
 
 def write_model(base: "Base", folder: Path, name: str, origin: Origin | None = None) -> None:
@@ -126,6 +132,11 @@ def tokenizer_place(base: "Base") -> str:
     """Return the word for a base that other tools load: a hub id, or a folder that one has to fill in."""
     known = provenance.hub_id(base)
     return known or f"PATH_TO/{provenance.last_name(base.name)}"
+
+
+def place_here(base: "Base") -> str:
+    """Return the word for a base in a command of this machine; other tools do not know the embedded one."""
+    return tokenizer_place(base) if base.name == provenance.EMBEDDED else base.name
 
 
 def _ollama() -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from graft.errors import UsageError
 from graft.formats.int4 import FORMATS
-from graft.shipping import adapter, classifier, four_bit, gguf, instructions, readback
+from graft.shipping import adapter, classifier, four_bit, gguf, instructions, readback, vllm
 from graft.shipping.certificate import Reading
 from graft.shipping.hf import write_model
 from graft.shipping.merge_ways import minima_hold
@@ -120,6 +120,16 @@ def _check_peft(base: "Base", settings: Settings) -> None:
     adapter.check_peft(base, str(settings.adapter))
 
 
+def _write_vllm(base: "Base", folder: Path, settings: Settings) -> list[str]:
+    vllm.write(base, folder, str(settings.adapter), settings.name, settings.origin)
+    return []
+
+
+def _check_vllm(base: "Base", settings: Settings) -> None:
+    _refuse_file_type(base, settings)
+    vllm.check(base, str(settings.adapter))
+
+
 def _write_gguf_lora(base: "Base", folder: Path, settings: Settings) -> list[str]:
     adapter.write_gguf_lora(base, folder, str(settings.adapter), settings.origin)
     return []
@@ -131,5 +141,6 @@ LAYOUTS: dict[str, Layout] = {
     "bnb": Layout(_write_bnb, readback.model, _check_bnb, _bnb_holds),
     **{to: _whole_zero_points(to) for to in FORMATS},
     "peft": Layout(_write_peft, readback.adapter, _check_peft, adapter_alone=True),
+    "vllm": Layout(_write_vllm, readback.rewritten, _check_vllm, adapter_alone=True),
     "gguf-lora": Layout(_write_gguf_lora, readback.gguf_lora, adapter_alone=True),
 }

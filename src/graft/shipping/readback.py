@@ -126,7 +126,7 @@ class File(Model):
 
 
 class Lora(Attached):
-    """A GGUF adapter. Its tensors are scaled differently from ours, so only its answers are measured."""
+    """An adapter whose tensors are scaled differently from ours, so only its answers are measured."""
 
     def weight(self, name: str) -> torch.Tensor | None:
         return None
@@ -171,13 +171,20 @@ def adapter(folder: Path, base: "Base") -> Iterator[Reading]:
 
 
 @contextlib.contextmanager
-def gguf_lora(folder: Path, base: "Base") -> Iterator[Reading]:
-    """Read the GGUF adapter in a folder: attach it to this base inside the block."""
-    base.load_adapter(_file(folder), AGAIN)
+def rewritten(folder: Path, base: "Base") -> Iterator[Reading]:
+    """Read an adapter that was written in another form: attach it to this base inside the block."""
+    base.load_adapter(folder, AGAIN)
     try:
         yield Lora(base, AGAIN)
     finally:
         base.detach(AGAIN)
+
+
+@contextlib.contextmanager
+def gguf_lora(folder: Path, base: "Base") -> Iterator[Reading]:
+    """Read the GGUF adapter in a folder: attach it to this base inside the block."""
+    with rewritten(_file(folder), base) as reading:
+        yield reading
 
 
 def _file(folder: Path) -> Path:
