@@ -18,6 +18,20 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 import graft
 from graft.base.base import Base
 from graft.serve import chat, completions, states
+from graft.serve.answers import (
+    ChatCompletion,
+    Classes,
+    Embeddings,
+    Health,
+    Loaded,
+    Model,
+    Models,
+    Ready,
+    TextCompletion,
+    Unloaded,
+    document,
+    told,
+)
 from graft.serve.failures import ApiError, add_handlers
 from graft.serve.grammar import Grammars
 from graft.serve.limits import Limits
@@ -36,6 +50,8 @@ from graft.serve.texts import Served
 from graft.serve.worker import Worker
 
 log = logging.getLogger("graft.serve")
+BODY = (408, 413, 415)  # refusals of bodies
+WRITTEN = (*BODY, 404, 429, 503)
 LOOPBACK = frozenset(["127.0.0.1", "localhost", "[::1]"])
 Next = Callable[[Request], Any]
 
@@ -84,12 +100,19 @@ def bare_app(
     app = FastAPI(
         title="Graft",
         version=graft.__version__,
+        openapi_url=None,  # see below: with a role
         docs_url=None,
         redoc_url=None,
         dependencies=[Depends(check_role)],
     )
     app.state.keys, app.state.token = keys or Keys(), None
     add_handlers(app)
+
+    @app.get("/openapi.json", include_in_schema=False)
+    @role("infer")
+    async def openapi() -> JSONResponse:
+        return JSONResponse(document(app))
+
     app.middleware("http")(_logged)
     app.add_middleware(Gate, limits=limits or Limits(), hosts=hosts, origins=origins)
     return app
@@ -111,14 +134,14 @@ async def _logged(request: Request, call_next: Next) -> Any:
 
 
 def _add_openai(app: FastAPI) -> None:
-    @app.get("/v1/models")
+    @app.get("/v1/models", responses=told(Models))
     @role("infer")
     async def models(request: Request) -> JSONResponse:
         served: Served = request.app.state.served
         listed = [_base_model(served), *(_model(served, info) for info in served.registry.infos())]
         return JSONResponse({"object": "list", "data": listed})
 
-    @app.get("/v1/models/{model:path}")
+    @app.get("/v1/models/{model:path}", responses=told(Model, 404))
     @role("infer")
     async def model(request: Request, model: str) -> JSONResponse:
         served: Served = request.app.state.served
@@ -128,22 +151,22 @@ def _add_openai(app: FastAPI) -> None:
         info = next(info for info in served.registry.infos() if info.name == name)
         return JSONResponse(_model(served, info))
 
-    @app.post("/v1/chat/completions")
+    @app.post("/v1/chat/completions", responses=told(ChatCompletion, *WRITTEN, stream=True))
     @role("infer")
     async def chat_completions(request: Request, asked: ChatAsked) -> Any:
         return await chat.answer(request, asked)
 
-    @app.post("/v1/completions")
+    @app.post("/v1/completions", responses=told(TextCompletion, *WRITTEN, stream=True))
     @role("infer")
     async def text_completions(request: Request, asked: CompletionAsked) -> Any:
         return await completions.answer(request, asked)
 
-    @app.post("/v1/embeddings")
+    @app.post("/v1/embeddings", responses=told(Embeddings, *WRITTEN))
     @role("infer")
     async def embeddings(request: Request, asked: EmbeddingsAsked) -> JSONResponse:
         return await states.embed(request, asked)
 
-    @app.post("/v1/classify")
+    @app.post("/v1/classify", responses=told(Classes, *WRITTEN))
     @role("infer")
     async def classify(request: Request, asked: ClassifyAsked) -> JSONResponse:
         return await states.classify(request, asked)
@@ -180,7 +203,7 @@ def _model(served: Served, info: Info) -> dict[str, Any]:
 
 
 def _add_adapters(app: FastAPI) -> None:
-    @app.post("/v1/load_lora_adapter")
+    @app.post("/v1/load_lora_adapter", responses=told(Loaded, *BODY, 404, 503))
     @role("admin")
     async def load(request: Request, asked: LoadAsked) -> JSONResponse:
         served: Served = request.app.state.served
@@ -193,7 +216,7 @@ def _add_adapters(app: FastAPI) -> None:
         await asyncio.wrap_future(served.worker.call(lambda: served.registry.load(asked.lora_name)))
         return JSONResponse({"loaded": asked.lora_name})
 
-    @app.post("/v1/unload_lora_adapter")
+    @app.post("/v1/unload_lora_adapter", responses=told(Unloaded, *BODY, 404, 503))
     @role("admin")
     async def unload(request: Request, asked: UnloadAsked) -> JSONResponse:
         served: Served = request.app.state.served
@@ -202,12 +225,12 @@ def _add_adapters(app: FastAPI) -> None:
 
 
 def _add_state(app: FastAPI) -> None:
-    @app.get("/health")
+    @app.get("/health", responses=told(Health))
     @role("open")
     async def health() -> JSONResponse:
         return JSONResponse({"status": "ok"})
 
-    @app.get("/ready")
+    @app.get("/ready", responses=told(Ready, 503))
     @role("open")
     async def ready(request: Request) -> JSONResponse:
         served: Served = request.app.state.served
@@ -217,7 +240,7 @@ def _add_state(app: FastAPI) -> None:
             )
         return JSONResponse({"status": "ready", "model": served.name})
 
-    @app.get("/metrics")
+    @app.get("/metrics", responses=told(None))
     @role("infer")
     async def show_metrics(request: Request) -> PlainTextResponse:
         text = metrics(request.app.state.served)
