@@ -1,5 +1,6 @@
 """What the server refuses, and what its state is, as OpenAI's official client sees it."""
 
+import asyncio
 import math
 import threading
 import time
@@ -8,9 +9,14 @@ import pytest
 
 openai = pytest.importorskip("openai")
 import httpx  # noqa: E402  of openai
-from openai_server import ADMIN, CHAT, LIMITS  # noqa: E402
+from openai_server import ADMIN, CHAT, LIMITS, listening, served_app  # noqa: E402
 
-from graft.serve.security import ROLE  # noqa: E402
+from graft.errors import AdapterError, DataError  # noqa: E402
+from graft.serve.app import bare_app  # noqa: E402
+from graft.serve.failures import ApiError  # noqa: E402
+from graft.serve.jobs import Busy, Cancelled, Late  # noqa: E402
+from graft.serve.limits import Limits  # noqa: E402
+from graft.serve.security import ROLE, role  # noqa: E402
 
 WRONG = [
     ({"temperature": -1}, "temperature"),
@@ -56,6 +62,111 @@ def test_fields_without_effect_are_ignored(client):
         model="seedling", messages=CHAT, max_tokens=1, user="me", metadata={"a": "b"}, store=False
     )
     assert got.choices
+
+
+def test_a_name_that_is_nearly_right_is_suggested(client):
+    with pytest.raises(openai.BadRequestError, match="did you mean temperature") as wrong:
+        client.chat.completions.create(model="seedling", messages=CHAT, extra_body={"temprature": 1})
+    assert wrong.value.param == "temprature" and wrong.value.code == "unknown_parameter"
+    message = {"role": "user", "content": "x", "nam": "me"}
+    with pytest.raises(openai.BadRequestError, match="did you mean name") as deep:
+        client.chat.completions.create(model="seedling", messages=[message])
+    assert deep.value.param == "messages[0].nam" and deep.value.type == "invalid_request_error"
+
+
+def test_pictures_are_refused_by_their_place(client):
+    picture = {"type": "image_url", "image_url": {"url": "http://127.0.0.1/x.png"}}
+    with pytest.raises(openai.BadRequestError, match="text") as wrong:
+        client.chat.completions.create(model="seedling", messages=[{"role": "user", "content": [picture]}])
+    assert wrong.value.param == "messages[0].content[0].type"
+
+
+ERRORS = [
+    (ApiError(400, "no"), openai.BadRequestError),
+    (ApiError(401, "no"), openai.AuthenticationError),
+    (ApiError(403, "no"), openai.PermissionDeniedError),
+    (ApiError(404, "no"), openai.NotFoundError),
+    (Late("no"), openai.APIStatusError),
+    (ApiError(409, "no"), openai.ConflictError),
+    (ApiError(413, "no"), openai.APIStatusError),
+    (ApiError(415, "no"), openai.APIStatusError),
+    (Busy(3), openai.RateLimitError),
+    (MemoryError(), openai.InternalServerError),
+    (Cancelled("stops"), openai.InternalServerError),
+    (AdapterError("a", "b", "c"), openai.NotFoundError),
+    (DataError("a", "b", "c"), openai.BadRequestError),
+    (ZeroDivisionError("secret"), openai.InternalServerError),
+]
+
+
+@pytest.mark.parametrize(("error", "kind"), ERRORS, ids=[type(e).__name__ + k.__name__ for e, k in ERRORS])
+def test_every_error_raises_the_clients_exception_of_its_kind(error, kind):
+    """An application that only fails, so that each failure goes the whole way to the client."""
+    app = bare_app()
+
+    @app.get("/v1/models")
+    @role("open")
+    async def fail():
+        raise error
+
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    with_client = openai.AsyncOpenAI(
+        base_url="http://localhost/v1",
+        api_key="none",
+        max_retries=0,
+        http_client=httpx.AsyncClient(transport=transport),
+    )
+
+    async def ask():
+        return await with_client.models.list()
+
+    with pytest.raises(kind) as raised:
+        asyncio.run(ask())
+    assert type(raised.value) is kind and "secret" not in str(raised.value)
+    body = raised.value.body
+    assert body.keys() == {"message", "type", "param", "code"} and body["type"].endswith("_error")
+    if raised.value.status_code in (429, 503):
+        assert int(raised.value.response.headers["Retry-After"]) >= 1
+
+
+def test_an_answer_that_takes_too_long_is_not_asked_for_again(place):
+    """The client repeats what was late, by default, twice: that would be three times the work."""
+    base, limits = place["base"], Limits(max_tokens=8, timeout_s=0.0)
+    with served_app(base, limits=limits) as app, listening(app) as url:
+        worker = app.state.served.worker
+        client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=2)
+        with pytest.raises(openai.APIStatusError) as late:
+            client.completions.create(model="seedling", prompt="The", max_tokens=8)
+        assert late.value.status_code == 408 and worker.stats.jobs["", "late"] == 1
+
+
+def test_an_error_in_a_stream_is_raised_by_the_client(place):
+    base, limits = place["base"], Limits(max_tokens=8, timeout_s=0.0)
+    with served_app(base, limits=limits) as app, listening(app) as url:
+        client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+        with pytest.raises(openai.APIError, match="not done within"):
+            list(client.chat.completions.create(model="seedling", messages=CHAT, stream=True))
+
+
+def test_a_form_that_cannot_be_held_is_told(client):
+    """A schema that llguidance takes, and gives up in the middle of: the answer would be no JSON."""
+    pytest.importorskip("llguidance")
+    schema = {"type": "string", "pattern": "^(a?){2000}a{2000}$"}
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    with pytest.raises(openai.BadRequestError, match="cannot be held") as told:
+        client.chat.completions.create(model="seedling", messages=CHAT, response_format=form)
+    assert told.value.param == "response_format"
+    with pytest.raises(openai.APIError, match="cannot be held"):
+        list(
+            client.chat.completions.create(model="seedling", messages=CHAT, response_format=form, stream=True)
+        )
+    with pytest.raises(openai.BadRequestError, match="min_tokens"):
+        client.chat.completions.create(
+            model="seedling",
+            messages=CHAT,
+            response_format={"type": "json_object"},
+            extra_body={"min_tokens": 3},
+        )
 
 
 def test_unknown_models_and_keys_raise_the_clients_own_exceptions(client, place):
