@@ -143,7 +143,7 @@ class Gate:
 
     def _check_headers(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
         most = self._limits.header_bytes
-        if sum(len(name) + len(value) for name, value in scope["headers"]) > most:
+        if sum(len(name) + len(value) + 4 for name, value in scope["headers"]) > most:  # ": " and the end
             raise too_large("headers", most)
         address = headers.get(b"host", b"").decode("latin-1").lower()
         host = _hostname(address)
