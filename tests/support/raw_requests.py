@@ -41,12 +41,12 @@ WHOLE = (
 )
 ODD = (
     b"\r\n\r\n", b"\0", b"\xff\xfe", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"\x16\x03\x01\x02\x00\x01",
-    b"Transfer-Encoding: chunked\r\n", b"Content-Length: -1\r\n", b"Content-Length: 99999999999999999999\r\n",
-    b"Content-Length: 5, 6\r\n", b"Host: evil.example\r\n", b"Expect: 100-continue\r\n",
+    b"Transfer-Encoding: chunked\r\n", b"Content-Length: -1\r\n", b"Content-Length: 5, 6\r\n",
+    b"Content-Length: 99999999999999999999\r\n", b"Host: evil.example\r\n", b"Expect: 100-continue\r\n",
     b"Upgrade: websocket\r\n", b"Connection: upgrade, keep-alive\r\n", b" folded: line\r\n",
-    b"Authorization: Bearer \xff\xfe\r\n",
-    b"X: " + b"a" * 20_000 + b"\r\n", b"0\r\n\r\n", b"ffffffffffffffff\r\n", b"%00%0d%0a", b"/../..//", b"HTTP/9.9",
-    b"\\ud800", b"NaN", b"[" * 50, b"{" * 50, b'"', b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n",
+    b"Authorization: Bearer \xff\xfe\r\n", b"X: " + b"a" * 20_000 + b"\r\n", b"0\r\n\r\n",
+    b"ffffffffffffffff\r\n", b"%00%0d%0a", b"/../..//", b"HTTP/9.9", b"\\ud800", b"NaN", b"[" * 50,
+    b"{" * 50, b'"', b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n",
 )  # fmt: skip
 
 
@@ -96,8 +96,8 @@ async def codes(port: int, stream: bytes, within_s: float) -> list[int]:
 async def attack(port: int, count: int, seed: int, *, at_once: int = 32, within_s: float = 5.0) -> dict:
     """Send so many mutated requests.
 
-    Returns {"codes": how often each was answered, 0 for no answer but an end; "hung": the seeds of those that
-    got no end in time; "worst_s": the longest wait for an end}.
+    Returns {"codes": how often each was answered, 0 for an end without an answer; "hung": the seeds of those
+    that got no end in time; "worst_s": the longest wait for an end}.
     """
     seen: dict[int, int] = {}
     hung: list[int] = []

@@ -6,10 +6,7 @@ fetched from the network, and no name in a request becomes a path.
 
 import asyncio
 import hashlib
-import json
-import logging
 import time
-from collections.abc import Callable
 from typing import Any
 
 from fastapi import Depends, FastAPI, Request
@@ -35,6 +32,7 @@ from graft.serve.answers import (
 from graft.serve.failures import ApiError, add_handlers
 from graft.serve.grammar import Grammars
 from graft.serve.limits import Limits
+from graft.serve.logs import Logged
 from graft.serve.metrics import metrics
 from graft.serve.registry import Info, Registry
 from graft.serve.schema import (
@@ -49,11 +47,9 @@ from graft.serve.security import Gate, Keys, check_role, role
 from graft.serve.texts import Served
 from graft.serve.worker import Worker
 
-log = logging.getLogger("graft.serve")
 BODY = (408, 413, 415)  # refusals of bodies
 WRITTEN = (*BODY, 404, 429, 503)
 LOOPBACK = frozenset(["127.0.0.1", "localhost", "[::1]"])
-Next = Callable[[Request], Any]
 
 
 def create_app(
@@ -113,24 +109,9 @@ def bare_app(
     async def openapi() -> JSONResponse:
         return JSONResponse(document(app))
 
-    app.middleware("http")(_logged)
     app.add_middleware(Gate, limits=limits or Limits(), hosts=hosts, origins=origins)
+    app.add_middleware(Logged)  # the outermost: what is refused is logged too
     return app
-
-
-async def _logged(request: Request, call_next: Next) -> Any:
-    """Write one line of JSON for each request: without prompts, answers and keys."""
-    begun = time.monotonic()
-    response = await call_next(request)
-    facts = {
-        "method": request.method,
-        "path": request.url.path,
-        "status": response.status_code,
-        "seconds": round(time.monotonic() - begun, 4),
-        "key": getattr(request.state, "key", None),
-    }
-    log.info(json.dumps(facts))
-    return response
 
 
 def _add_openai(app: FastAPI) -> None:

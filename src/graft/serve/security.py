@@ -12,7 +12,7 @@ import hmac
 import json
 import re
 import secrets
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,17 +20,16 @@ from fastapi import Request
 
 from graft.serve.failures import ApiError, too_large
 from graft.serve.limits import Limits
+from graft.serve.logs import Receive, Scope, Send
 
 # A text that is never closed matches too: trying again at each of its quotes would take for ever.
 STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)
 HALF = re.compile(rb"\\u[dD][89a-fA-F]")  # of a character that JSON writes as two
 BRACKETS = re.compile(rb"[\[\]{}]")
+HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::[0-9]{1,5})?")
 ROLE = "graft_role"  # attribute of a route's function
 OF_PAGES = {"vote": "infer", "manage": "admin"}  # whose key does instead of a page's token
 UPLOADS = "/studio/api/files/"  # routes below it read the body themselves, with a bound of their own
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Any]]
-Send = Callable[[Any], Awaitable[None]]
 
 
 @dataclass(frozen=True)
@@ -217,7 +216,6 @@ def check_json(body: bytes, deepest: int) -> None:
 
 
 def _hostname(host: str) -> str:
-    """Return the name in a Host header, without its port."""
-    if host.startswith("["):
-        return host.partition("]")[0] + "]"
-    return host.partition(":")[0].lower()
+    """Return the name in a Host header, without its port; "" for what is none."""
+    found = HOST.fullmatch(host)
+    return found[1] if found else ""

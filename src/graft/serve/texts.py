@@ -19,18 +19,24 @@ from graft.serve.failures import ApiError
 from graft.serve.grammar import Grammars
 from graft.serve.jobs import Ended, Event, Failed, Job, Piece
 from graft.serve.limits import Limits
+from graft.serve.logs import log_text
 from graft.serve.registry import NoRoom, Registry, Version
 from graft.serve.sampled import require_sampling, sampling
 from graft.serve.schema import Sampled
 from graft.serve.worker import Worker
 
 T = TypeVar("T")
+Asker = tuple[str, list[int]]  # a model, and the ids that it was given
 Room = int | None  # tokens that a context leaves; None: as many as one likes
 
 
 @dataclass
 class Served:
-    """What all routes share.  name: under which the bare base is served."""
+    """What all routes share.
+
+    name: under which the bare base is served.  log_texts: whether prompts and answers are logged.
+    by_key: how many texts of each caller are waited for now.
+    """
 
     worker: Worker
     registry: Registry
@@ -39,6 +45,7 @@ class Served:
     grammars: Grammars
     created: int
     fingerprint: str
+    log_texts: bool = False
     by_key: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -135,7 +142,7 @@ async def begin(
         forms = [await asyncio.to_thread(served.grammars.json, constrained) for _ in forms]
     seed = secrets.randbits(62)
     _require_share(served, key, count)
-    loop, choices = asyncio.get_running_loop(), list[Choice]()
+    choices: list[Choice] = []
     try:
         for place, prompt in enumerate(ids):
             for number in range(asked.n or 1):
@@ -146,7 +153,7 @@ async def begin(
                     adapter,
                     how,
                     ends,
-                    _Teller(loop, events, served, key),
+                    _Teller(events, served, key, (asked.model, prompt)),
                     room=room[place],
                     index=number,
                     seed=seed,
@@ -171,10 +178,9 @@ def cancel(choices: Iterable[Choice]) -> None:
 class _Teller:
     """Hands the engine's events on to the loop of the server, in the engine's thread."""
 
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, events: "asyncio.Queue[Event]", served: Served, key: str
-    ) -> None:
-        self._loop, self._events, self._served, self._key = loop, events, served, key
+    def __init__(self, events: "asyncio.Queue[Event]", served: Served, key: str, asked: Asker) -> None:
+        self._loop, self._events = asyncio.get_running_loop(), events
+        self._served, self._key, (self._model, self._prompt) = served, key, asked
 
     def __call__(self, event: Event) -> None:
         self._loop.call_soon_threadsafe(self._put, event)
@@ -183,6 +189,8 @@ class _Teller:
         self._events.put_nowait(event)
         if not isinstance(event, Piece):
             _count(self._served, self._key, -1)
+        if isinstance(event, Ended) and self._served.log_texts:
+            log_text(self._key, self._model, self._served.base.tokenizer, self._prompt, event.completion.text)
 
 
 def _require_share(served: Served, key: str, count: int) -> None:
