@@ -15,9 +15,20 @@ from graft.serve.registry import Registry
 from graft.serve.security import Keys
 from graft.serve.worker import Worker
 
-KEY, ADMIN = "infer-key", "admin-key"
+KEY, OTHER, ADMIN = "infer-key-7f3a", "other-key-91bc", "admin-key-c0de"
 CHAT = [{"role": "user", "content": "Write about a kettle."}]
 LIMITS = Limits(max_tokens=64, timeout_s=60)
+SMALL = Limits(
+    body_bytes=4096,
+    prompt_tokens=12,
+    max_tokens=6,
+    choices=3,
+    stops=2,
+    stop_chars=5,
+    logit_bias=4,
+    top_logprobs=3,
+    per_key=4,
+)
 
 
 @contextlib.contextmanager

@@ -181,7 +181,8 @@ class Ready(Told):
     model: str
 
 
-STREAM: Any = {"text/event-stream": {"schema": {"type": "string"}}}
+STREAM: Any = {"text/event-stream": {}}
+TEXT: Any = {"text/plain": {"schema": {"type": "string"}}}
 WHY = {
     400: "A wrong field; `param` names it.",
     401: "No key, or one that is not known.",
@@ -199,10 +200,13 @@ WHY = {
 def told(answer: type[BaseModel] | None, *also: int, stream: bool = False) -> dict[int | str, dict[str, Any]]:
     """Return the answers of a route for the document: of 200 and, in OpenAI's form, of each refusal.
 
-    also: codes beside those of every route.  stream: whether events are sent where they were asked for.
+    answer: None for a text.  also: codes beside those of every route.  stream: whether events are sent where
+    they were asked for.
     """
     first: dict[str, Any] = {"description": "Done."}
-    if answer is not None:
+    if answer is None:
+        first["content"] = TEXT
+    else:
         first["model"] = answer
     if stream:
         first["content"] = STREAM
@@ -219,6 +223,9 @@ def document(app: FastAPI) -> dict[str, Any]:
     for operations in made["paths"].values():
         for operation in operations.values():
             operation["responses"].pop("422", None)  # FastAPI's: ours are 400
+            done = operation["responses"]["200"].get("content", {})
+            if "text/plain" in done:
+                done.pop("application/json", None)
     for name in ("HTTPValidationError", "ValidationError"):
         parts.get("schemas", {}).pop(name, None)
     return made

@@ -206,7 +206,7 @@ def check_json(body: bytes, deepest: int) -> None:
         if depth > deepest:
             raise ApiError(400, f"the body is nested more than {deepest} deep", code="too_deep")
     try:
-        value = json.loads(body)
+        value = json.loads(body.decode())  # which would take UTF-16 too, where no bracket was counted
         if HALF.search(body):
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
