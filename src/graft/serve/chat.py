@@ -63,7 +63,6 @@ class _Writer:
             "id": f"chatcmpl-{uuid.uuid4().hex}",
             "created": int(time.time()),
             "model": asked.model,
-            "system_fingerprint": served.fingerprint,
         }
 
     def body(self, completions: list[Completion]) -> dict[str, Any]:
@@ -84,7 +83,17 @@ class _Writer:
                 }
             )
         counts = usage(self._choices, completions)
-        return {**self._head, "object": "chat.completion", "choices": choices, "usage": counts}
+        return {
+            **self._head,
+            **self._print(),
+            "object": "chat.completion",
+            "choices": choices,
+            "usage": counts,
+        }
+
+    def _print(self) -> dict[str, str]:
+        """Return which version answers; it is known when the first token is written."""
+        return {"system_fingerprint": self._served.version(*(choice.job.digest for choice in self._choices))}
 
     async def stream(self) -> AsyncIterator[bytes]:
         """Yield the answer as server-sent events."""
@@ -104,7 +113,8 @@ class _Writer:
                     yield self._chunk(choice, {"content": found.text}, logprobs=self._logprobs(found))
             if self._asked.stream_options is not None and self._asked.stream_options.include_usage:
                 counts = usage(self._choices, completions)
-                yield sse({**self._head, "object": "chat.completion.chunk", "choices": [], "usage": counts})
+                head = {**self._head, **self._print(), "object": "chat.completion.chunk"}
+                yield sse({**head, "choices": [], "usage": counts})
         except Exception as error:
             yield sse(refusal(error).body())
         yield sse("[DONE]")
@@ -127,7 +137,8 @@ class _Writer:
         self, choice: Choice, delta: dict[str, Any], reason: str | None = None, logprobs: Any = None
     ) -> bytes:
         one = {"index": choice.index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
-        return sse({**self._head, "object": "chat.completion.chunk", "choices": [one]})
+        head = {**self._head, "system_fingerprint": self._served.version(choice.job.digest)}
+        return sse({**head, "object": "chat.completion.chunk", "choices": [one]})
 
     def _logprobs(self, piece: Piece) -> dict[str, Any] | None:
         return chat_logprobs(self._served.base.tokenizer, piece) if self._asked.logprobs else None

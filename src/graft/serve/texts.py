@@ -1,6 +1,7 @@
 """From a request to the texts of its choices: jobs for the engine's thread, whose events come back here."""
 
 import asyncio
+import hashlib
 import json
 import secrets
 from collections.abc import AsyncIterator, Iterable
@@ -38,6 +39,15 @@ class Served:
     @property
     def base(self) -> Any:
         return self.worker.base
+
+    def version(self, *digests: str) -> str:
+        """Return what tells a model from every other, and from itself with other files.
+
+        digests: of the adapters that answer, "" for the bare base; they are several where one was replaced
+        between two choices of a request.
+        """
+        short = sorted({hashlib.sha256(digest.encode()).hexdigest()[:12] for digest in digests if digest})
+        return "-".join([self.fingerprint, *short])
 
     def adapter(self, model: str) -> str | None:
         """Return the adapter that a model's name means; None for the bare base. Raises ApiError."""
@@ -136,6 +146,7 @@ async def begin(
                     seed=seed,
                     timeout_s=limits.timeout_s,
                     constraint=form,
+                    owner=key,
                 )
                 served.worker.submit(job)
                 served.by_key[key] = served.by_key.get(key, 0) + 1

@@ -1,19 +1,22 @@
 """The one thread that owns the model: it writes the texts of all requests, step by step.
 
 Texts of different adapters, of different kinds, share the batches of the decoding engine. Adapters come and
-go between two steps. Texts that no slot of a cache can hold are written alone, one after the other, while the
-others wait; which adapters that concerns is told in their `Info.alone`.
+go between two steps; their files are read by another thread, and only the texts that need one wait for it.
+Callers and their adapters take turns: a row that is free goes to whoever has the fewest. Texts that no slot
+of a cache can hold are written alone, one after the other, while the others wait; which adapters that
+concerns is told in their `Info.alone`.
 """
 
 import contextlib
 import itertools
 import queue
+import sys
 import threading
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -25,10 +28,12 @@ from graft.generate.engine import Engine
 from graft.generate.generate import evaluating, steppers
 from graft.generate.plain import write_plainly
 from graft.generate.request import Request
-from graft.serve.jobs import Busy, Cancelled, Ended, Failed, Job, Late, Piece
-from graft.serve.registry import NoRoom, Registry, Version
+from graft.serve.jobs import Busy, Cancelled, Ended, Failed, Job, Late, Piece, Stats
+from graft.serve.registry import Loading, NoRoom, Read, Registry, Version
+from graft.serve.turns import Turns
 
 IDLE_S = 0.5  # between two looks at deadlines, where nothing is written
+SWITCH_S = 0.0002  # for which other threads keep the interpreter when a step wants it; Python's own is 0.005
 
 
 @dataclass(eq=False)
@@ -40,21 +45,6 @@ class _Live:
     engine: Engine | None
     version: Version | None
     given: int = 0
-
-
-@dataclass
-class Stats:
-    """What has been done since the start, for /metrics.
-
-    jobs: by (adapter, outcome).  first_token_s, text_s: the latest waits.  steps: of the engines.
-    """
-
-    jobs: Counter[tuple[str, str]] = field(default_factory=Counter)
-    prompt_tokens: int = 0
-    tokens: int = 0
-    steps: int = 0
-    first_token_s: deque[float] = field(default_factory=lambda: deque(maxlen=1024))
-    text_s: deque[float] = field(default_factory=lambda: deque(maxlen=1024))
 
 
 class Worker:
@@ -81,7 +71,7 @@ class Worker:
             queue.SimpleQueue()
         )
         self._count, self._lock = 0, threading.Lock()
-        self._waiting: deque[Job] = deque()
+        self._waiting = Turns(patience=rows)
         self._live: list[_Live] = []
         self._alone: deque[_Live] = deque()
         self._lanes: dict[bool, list[tuple[Engine, Callable[[str | None], bool]]]] = {}
@@ -106,6 +96,11 @@ class Worker:
         """How many texts wait or are written."""
         return self._count
 
+    @property
+    def slots(self) -> int:
+        """How many slots of the caches are taken."""
+        return sum(engine.slots for engine in self._engines())
+
     def submit(self, job: Job) -> None:
         """Let a text be written; events tell what becomes of it. Raises Busy."""
         with self._lock:
@@ -123,6 +118,31 @@ class Worker:
             self._inbox.put((future, function))
         return future
 
+    def load_adapter(self, name: str, *, pin: bool = False) -> Future[Version]:
+        """Load an adapter as its files are now, in the place of an older version, while texts are written.
+
+        The future fails as `Registry.load` does, or with Busy where texts hold all the room.
+        """
+        future: Future[Version] = Future()
+        registry, inbox = self.registry, self._inbox
+
+        def put(read: Future[Read]) -> Version:
+            try:
+                return registry.put(read.result(), pin=pin)
+            except NoRoom:
+                raise Busy(1) from None
+
+        def begin() -> None:
+            try:
+                read = registry.read(name)
+            except Exception as error:
+                future.set_exception(error)
+            else:
+                read.add_done_callback(lambda done: inbox.put((future, lambda: put(done))))
+
+        self.call(begin).add_done_callback(lambda begun: _pass_on(begun, future))
+        return future
+
     def close(self, timeout_s: float = 30.0) -> bool:
         """Take nothing more, end what was taken, then stop. Returns whether all ended in time."""
         self._closing = True
@@ -138,6 +158,7 @@ class Worker:
     # In the engine's thread
 
     def _run(self) -> None:
+        sys.setswitchinterval(min(SWITCH_S, sys.getswitchinterval()))
         with torch.no_grad(), evaluating(self.base):
             while not self._stopped:
                 try:
@@ -155,15 +176,16 @@ class Worker:
                 timeout = IDLE_S if first and not busy else None
                 came = self._inbox.get(block=timeout is not None, timeout=timeout)
                 if isinstance(came, Job):
-                    self._waiting.append(came)
+                    self._waiting.add(came)
                 elif came is not None:
                     _answer(*came)
 
     def _turn(self) -> None:
         """End what must not go on, let in what can, and write one token of every text."""
-        for job in [job for job in self._waiting if job.trouble()]:
-            self._waiting.remove(job)
-            self._end(job, Failed(job.trouble() or Cancelled("cancelled")))
+        for job in self._waiting:
+            if trouble := job.trouble():
+                self._waiting.remove(job)
+                self._end(job, Failed(trouble))
         for live in [live for live in [*self._live, *self._alone] if live.job.trouble()]:
             self._drop(live, live.job.trouble() or Cancelled("cancelled"))
         self._admit()
@@ -174,27 +196,43 @@ class Worker:
             self._write_alone(self._alone.popleft())
 
     def _engines(self) -> Iterator[Engine]:
-        for lanes in self._lanes.values():
+        for lanes in list(self._lanes.values()):
             for engine, _ in lanes:
                 yield engine
 
     def _admit(self) -> None:
-        """Let waiting jobs in, oldest first, as far as rows are free and their adapters fit."""
-        blocked: list[Job] = []
+        """Let waiting jobs in, as far as rows are free and their adapters are there."""
+        held: set[str] = set()  # adapters that nothing can be written with now
         while self._waiting and len(self._live) + len(self._alone) < self._rows:
-            job = self._waiting.popleft()
+            job = self._waiting.next((live.job for live in [*self._live, *self._alone]), held)
+            if job is None:
+                return
             try:
-                self._begin(job)
-            except NoRoom:
-                blocked.append(job)  # until a request on another adapter has ended
-                if not self._live and not self._alone:
-                    break
+                version = self._acquired(job)
+            except (Loading, NoRoom) as error:
+                held.add(job.adapter or "")
+                if isinstance(error, NoRoom):
+                    self._waiting.lacks_room(job)
             except Exception as error:
-                self._end(job, Failed(error))
-        self._waiting.extendleft(reversed(blocked))
+                self._fail(job, error)
+            else:
+                self._waiting.take(job)
+                self._begin(job, version)
 
-    def _begin(self, job: Job) -> None:
-        version = None if job.adapter is None else self.registry.acquire(job.adapter)
+    def _acquired(self, job: Job) -> Version | None:
+        if job.adapter is None:
+            return None
+        return self.registry.acquire(job.adapter, partial(self._inbox.put, None))
+
+    def _fail(self, job: Job, error: Exception) -> None:
+        """End every job that waits for the same adapter as this one, which cannot be loaded."""
+        for other in self._waiting:
+            if other.adapter == job.adapter:
+                self._waiting.remove(other)
+                self._end(other, Failed(error))
+
+    def _begin(self, job: Job, version: Version | None) -> None:
+        """Hand a job to an engine, or let it fail."""
         name = None if version is None else version.adapter
         try:
             if version is not None and version.heads:
@@ -208,10 +246,12 @@ class Worker:
             live.engine = self._engine_for(name, exact=job.how.logprobs is not None)
             if live.engine is not None:
                 live.engine.submit(live.request)
-        except BaseException:
+        except Exception as error:
             if version is not None:
                 self.registry.release(version)
-            raise
+            self._end(job, Failed(error))
+            return
+        job.digest = "" if version is None else version.found.digest
         self.stats.prompt_tokens += len(job.prompt)
         if live.engine is None:
             self._alone.append(live)
@@ -318,8 +358,9 @@ class Worker:
         for live in [*self._live, *self._alone]:
             with contextlib.suppress(Exception):
                 self._drop(live, error)
-        while self._waiting:
-            self._end(self._waiting.popleft(), Failed(error))
+        for job in self._waiting:
+            self._waiting.remove(job)
+            self._end(job, Failed(error))
         self._live.clear()
         self._lanes.clear()  # a step that broke off may have left slots in disorder
         with contextlib.suppress(queue.Empty):
@@ -329,6 +370,12 @@ class Worker:
                     self._end(came, Failed(error))
                 elif came is not None:
                     came[0].set_exception(error)
+
+
+def _pass_on(begun: "Future[None]", future: "Future[Version]") -> None:
+    """Let a future fail as what should have begun its work."""
+    if not begun.cancelled() and (error := begun.exception()) is not None:
+        future.set_exception(error)
 
 
 def _answer(future: "Future[Any]", function: Callable[[], Any]) -> None:
