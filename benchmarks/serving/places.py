@@ -22,7 +22,8 @@ KEY = "benchmark"  # of whoever loads adapters
 class Place:
     """A server that was started, and answers.
 
-    words: its command, without the interpreter; {port} is filled in.  model: what requests call its model.  health: a path that answers when it is ready.
+    words: its command, without the interpreter; {port} is filled in.
+    model: what requests call its model.  health: a path that answers when it is ready.
     """
 
     def __init__(

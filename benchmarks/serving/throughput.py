@@ -19,33 +19,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).parent
-sys.path.append(str(HERE.parent / "common"))
-sys.path.append(str(HERE.parent / "speed"))
+sys.path.append(str(Path(__file__).parents[1] / "common"))
+sys.path.append(str(Path(__file__).parents[1] / "speed"))
 import asking
 import places
 import results
 
-WORDS = [
-    "the",
-    "a",
-    "kettle",
-    "lamp",
-    "chair",
-    "table",
-    "blue",
-    "red",
-    "small",
-    "large",
-    "of",
-    "with",
-    "for",
-    "and",
-    "steel",
-    "wood",
-    "glass",
-    "light",
-]
+WORDS = ("the", "a", "kettle", "lamp", "chair", "table", "blue", "red", "small", "large", "of", "with", "for",
+    "steel", "wood", "glass")  # fmt: skip
 STREAMS, NEW, LONG = 8, 64, 600  # streams at once, tokens of an answer, words of a long prompt
 
 

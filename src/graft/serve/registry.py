@@ -221,7 +221,7 @@ class Registry:
             del self._ahead[whole]
         reading = self._reading(found.name, found.digest)
         self._ahead[found.name] = found.digest, reading
-        if wake is not None:
+        if wake is not None and not reading.done():
             call = wake
             reading.add_done_callback(lambda _: call())
         return reading
