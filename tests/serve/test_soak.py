@@ -1,4 +1,4 @@
-"""Over HTTP, while adapters come, go and change: no answer is another version's, and nothing is left behind."""
+"""Over HTTP, while adapters change: no answer is that of another version, and nothing is left behind."""
 
 import hashlib
 import random
@@ -33,7 +33,7 @@ def base():
 
 @pytest.fixture(scope="module")
 def stash(base, tmp_path_factory):
-    """Folders of adapters by name, a list of versions each: six that stay, one LoRA and one prefix that change."""
+    """The folders of the versions of each adapter: six adapters that stay, and two that change."""
     folder = tmp_path_factory.mktemp("stash")
     stash = {name: [folder / name] for name in write_adapters(base, folder, 6)}
     for kind in ("lora", "prefix"):
