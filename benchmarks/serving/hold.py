@@ -54,8 +54,8 @@ def main() -> int:
 async def text(place: places.Place, names: list[str]) -> float:
     """Stream a text; return the longest gap in ms between two of its pieces, while these are loaded."""
     body = {
-        "model": "base", "prompt": "The kettle", "max_tokens": TOKENS, "min_tokens": TOKENS - 1, "stream": True,
-        "seed": 1,
+        "model": "base", "prompt": "The kettle", "max_tokens": TOKENS, "min_tokens": TOKENS - 1,
+        "stream": True, "seed": 1,
     }  # fmt: skip
     done = asyncio.Event()
 

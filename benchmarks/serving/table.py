@@ -48,8 +48,8 @@ def soak(run: dict[str, Any]) -> str:
 - Wrong {run["wrong"]}, failed {run["failed"]}, right {run["right"]:,}. Clients that left: {run["left"]:,}.
 - Refused {run["refused"]:,}: unloaded at the time, or changed on the disk and not yet loaded by name.
 - Replaced {run["replaced"]:,} times, unloaded {run["unloaded"]:,}, loaded again {run["loaded"]:,}.
-- At the end: {run["slots"]:.0f} slots taken, {run["users"]:.0f} adapters held, {run["texts"]:.0f} texts under way.
-- Memory {run["rss_warm_mib"]:.0f} MiB when warm, {run["rss_end_mib"]:.0f} MiB at the end: {run["growth"]:+.1%}.
+- At the end: {run["slots"]:.0f} slots taken, {run["users"]:.0f} adapters held, {run["texts"]:.0f} texts.
+- Memory {run["rss_warm_mib"]:.0f} MiB when warm, {run["rss_end_mib"]:.0f} at the end: {run["growth"]:+.1%}.
 - {run["seconds"]:.0f} s.
 """
 
@@ -57,8 +57,8 @@ def soak(run: dict[str, Any]) -> str:
 def hold(run: dict[str, Any]) -> str:
     return f"""## Loading an adapter on {run["model"]} while a text is written
 
-The longest gap between two pieces of a text is {run["plain"]:.1f} ms, and {run["loaded"]:.1f} ms while adapters
-of five kinds are loaded.
+The longest gap between two pieces of a text is {run["plain"]:.1f} ms, and {run["loaded"]:.1f} ms while
+adapters of five kinds are loaded.
 """
 
 

@@ -9,11 +9,11 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable
 from typing import Any
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import graft
 from graft.base.base import Base
@@ -37,7 +37,6 @@ from graft.serve.worker import Worker
 
 log = logging.getLogger("graft.serve")
 LOOPBACK = frozenset(["127.0.0.1", "localhost", "[::1]"])
-Next = Callable[[Request], Any]
 
 
 def create_app(
@@ -90,24 +89,43 @@ def bare_app(
     )
     app.state.keys, app.state.token = keys or Keys(), None
     add_handlers(app)
-    app.middleware("http")(_logged)
+    app.add_middleware(Logged)
     app.add_middleware(Gate, limits=limits or Limits(), hosts=hosts, origins=origins)
     return app
 
 
-async def _logged(request: Request, call_next: Next) -> Any:
-    """Write one line of JSON for each request: without prompts, answers and keys."""
-    begun = time.monotonic()
-    response = await call_next(request)
-    facts = {
-        "method": request.method,
-        "path": request.url.path,
-        "status": response.status_code,
-        "seconds": round(time.monotonic() - begun, 4),
-        "key": getattr(request.state, "key", None),
-    }
-    log.info(json.dumps(facts))
-    return response
+class Logged:
+    """Writes one line of JSON for each request when it has ended: without prompts, answers and keys.
+
+    It is no middleware of Starlette's kind, which hands every piece of a stream from task to task.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        begun, status = time.monotonic(), 500
+
+        async def noted(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noted)
+        finally:
+            facts = {
+                "method": scope["method"],
+                "path": scope["path"],
+                "status": status,
+                "seconds": round(time.monotonic() - begun, 4),
+                "key": scope.get("state", {}).get("key"),
+            }
+            log.info(json.dumps(facts))
 
 
 def _add_openai(app: FastAPI) -> None:

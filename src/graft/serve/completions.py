@@ -162,7 +162,7 @@ class _Writer:
             )
             return own, top
 
-        own, top = await asyncio.wrap_future(served.worker.call(measure))
+        own, top = await asyncio.wrap_future(served.worker.call(measure, served.adapter(self._asked.model)))
         rest = text_logprobs(
             self._tokenizer, Piece("", choice.prompt, [0.0, *own], [{}, *top] if top else []), 0
         )

@@ -4,7 +4,9 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import Any
 
 from graft.generate.request import Completion, Constraint
 from graft.generate.sampling import Sampling
@@ -110,3 +112,28 @@ class Stats:
     steps: int = 0
     first_token_s: deque[float] = field(default_factory=lambda: deque(maxlen=1024))
     text_s: deque[float] = field(default_factory=lambda: deque(maxlen=1024))
+
+
+@dataclass(eq=False)
+class Call:
+    """A function that the engine's thread is to call.  needs: an adapter that must have been read."""
+
+    function: Callable[[], Any]
+    needs: str | None = None
+    future: Future[Any] = field(default_factory=Future)
+
+    def run(self) -> None:
+        if self.future.set_running_or_notify_cancel():
+            try:
+                self.future.set_result(self.function())
+            except BaseException as error:
+                self.future.set_exception(error)
+
+    def fail(self, error: BaseException) -> None:
+        if not self.future.done():
+            self.future.set_exception(error)
+
+    def fail_as(self, other: Future[Any]) -> None:
+        """Fail if another future has."""
+        if not other.cancelled() and (error := other.exception()) is not None:
+            self.fail(error)

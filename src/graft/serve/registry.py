@@ -13,7 +13,7 @@ import itertools
 import threading
 from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,8 @@ from graft.formats.peft import WEIGHTS
 from graft.serve.folders import Found, chosen, found_in, look
 from graft.sizes import size
 
-AHEAD = 4  # adapters whose files were read, or are being read, and which are not attached yet
+AHEAD = 4  # adapters whose files were read, or are being read, and which are not attached yet: beyond budgets
+Wake = Callable[[], None]
 
 
 class NoRoom(Exception):
@@ -42,6 +43,21 @@ class Read:
     found: Found
     adapter: Adapter
     bytes: int
+
+
+@dataclass(eq=False)
+class Ahead:
+    """An adapter that is read ahead of its use.  digest: that it must have.  wakes: who is told."""
+
+    digest: str
+    reading: "Future[Read]"
+    wakes: set[Wake] = field(default_factory=set)
+
+    def tell(self, wake: Wake) -> None:
+        """Tell somebody when it was read."""
+        if wake not in self.wakes:
+            self.wakes.add(wake)
+            self.reading.add_done_callback(lambda _: wake())
 
 
 @dataclass(eq=False)
@@ -90,7 +106,7 @@ class Registry:
         self._versions: dict[str, Version] = {}  # of each name, the least recently used first
         self._retired: list[Version] = []
         self._known: dict[str, tuple[tuple[str, ...], str, int]] = {}
-        self._ahead: dict[str, tuple[str, Future[Read]]] = {}  # of each name: the digest that is wanted
+        self._ahead: dict[str, Ahead] = {}
         self._reader = ThreadPoolExecutor(1, "graft-reader")
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()
@@ -129,7 +145,21 @@ class Registry:
         with self._lock:
             return chosen(name, self._found)
 
-    def acquire(self, name: str, wake: Callable[[], None] | None = None) -> Version:
+    def holds(self, name: str) -> bool:
+        """Return whether an adapter is attached."""
+        return name in self._versions
+
+    def ready(self, name: str, wake: Wake) -> bool:
+        """Return whether `acquire` has to wait for no files; if it has, somebody is told when they are read.
+
+        Raises AdapterError as `acquire` does.
+        """
+        try:
+            return self.holds(name) or bool(self._ready(self.known(name), wake))
+        except Loading:
+            return False
+
+    def acquire(self, name: str, wake: Wake | None = None) -> Version:
         """Return the current version of an adapter, loaded if need be, for one request more.
 
         wake: what another thread calls when the files have been read. With it nobody waits for them here:
@@ -187,7 +217,7 @@ class Registry:
             self._known.pop(name, None)
             self._pinned.discard(name)
 
-    def _current(self, name: str, wake: Callable[[], None] | None = None) -> Version:
+    def _current(self, name: str, wake: Wake | None = None) -> Version:
         found = self.known(name)
         version = self._versions.get(name)
         if version is None:
@@ -198,33 +228,35 @@ class Registry:
             self._versions[name] = version  # the most recently used
         return version
 
-    def _ready(self, found: Found, wake: Callable[[], None] | None) -> Read:
+    def _ready(self, found: Found, wake: Wake | None) -> Read:
         """Return an adapter as it was read. Raises Loading where there is somebody to wake, AdapterError."""
-        digest, reading = self._ahead.get(found.name, ("", None))
-        if reading is None or digest != found.digest:
-            reading = self._begin(found, wake)
-        if wake is not None and not reading.done():
+        ahead = self._ahead.get(found.name)
+        if ahead is None or ahead.digest != found.digest:
+            ahead = self._begin(found, wake)
+        if wake is not None and not ahead.reading.done():
+            ahead.tell(wake)
             raise Loading(found.name)
         try:
-            return reading.result()
+            return ahead.reading.result()
         except BaseException:
             self._ahead.pop(found.name, None)
             raise
 
-    def _begin(self, found: Found, wake: Callable[[], None] | None) -> "Future[Read]":
-        """Let files be read ahead of their use; of too many of them those are forgotten that nobody took."""
+    def _begin(self, found: Found, wake: Wake | None) -> Ahead:
+        """Let files be read ahead of their use. Of too many adapters one is forgotten that nobody took.
+
+        Raises Loading where all of them are still being read.
+        """
         self._ahead.pop(found.name, None)
         if len(self._ahead) >= AHEAD and wake is not None:
-            whole = next((name for name, (_, one) in self._ahead.items() if one.done()), None)
-            if whole is None:
+            untaken = next((name for name, one in self._ahead.items() if one.reading.done()), None)
+            if untaken is None:
+                next(iter(self._ahead.values())).tell(wake)
                 raise Loading(found.name)
-            del self._ahead[whole]
-        reading = self._reading(found.name, found.digest)
-        self._ahead[found.name] = found.digest, reading
-        if wake is not None and not reading.done():
-            call = wake
-            reading.add_done_callback(lambda _: call())
-        return reading
+            del self._ahead[untaken]
+        ahead = Ahead(found.digest, self._reading(found.name, found.digest))
+        self._ahead[found.name] = ahead
+        return ahead
 
     def _reading(self, name: str, digest: str | None) -> "Future[Read]":
         reading = self._reader.submit(self._read, name, digest)

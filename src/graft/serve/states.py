@@ -29,7 +29,9 @@ async def embed(request: Request, asked: EmbeddingsAsked) -> JSONResponse:
     ids = await asyncio.to_thread(encoded, served.base, given)
     if served.base.family == "causal":
         await asyncio.to_thread(rooms, served.base, ids, [None] * len(ids), 1)
-    vectors = await asyncio.wrap_future(served.worker.call(lambda: _vectors(served, ids, asked.model)))
+    vectors = await asyncio.wrap_future(
+        served.worker.call(lambda: _vectors(served, ids, asked.model), served.adapter(asked.model))
+    )
     data = []
     for index, vector in enumerate(vectors):
         packed = base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
@@ -87,7 +89,7 @@ async def classify(request: Request, asked: ClassifyAsked) -> JSONResponse:
         finally:
             served.registry.release(version)
 
-    found = await asyncio.wrap_future(served.worker.call(measure))
+    found = await asyncio.wrap_future(served.worker.call(measure, name))
     data = []
     for index, one in enumerate(found):
         facts = {"label": one.label, "probs": dict(one.probabilities), "tags": one.tags, "reward": one.reward}

@@ -23,12 +23,12 @@ from typing import Any
 import torch
 
 from graft.base.base import Base
-from graft.errors import DataError, UsageError
+from graft.errors import AdapterError, DataError, UsageError
 from graft.generate.engine import Engine
 from graft.generate.generate import evaluating, steppers
 from graft.generate.plain import write_plainly
 from graft.generate.request import Request
-from graft.serve.jobs import Busy, Cancelled, Ended, Failed, Job, Late, Piece, Stats
+from graft.serve.jobs import Busy, Call, Cancelled, Ended, Failed, Job, Late, Piece, Stats
 from graft.serve.registry import Loading, NoRoom, Read, Registry, Version
 from graft.serve.turns import Turns
 
@@ -67,9 +67,8 @@ class Worker:
         self.base, self.registry, self.stats = base, registry, Stats()
         self._new_engine = partial(Engine, max_rows=rows, max_cache_tokens=cache_tokens, chunk=chunk)
         self._rows, self._most = rows, rows + waiting
-        self._inbox: queue.SimpleQueue[Job | tuple[Future[Any], Callable[[], Any]] | None] = (
-            queue.SimpleQueue()
-        )
+        self._inbox: queue.SimpleQueue[Job | Call | None] = queue.SimpleQueue()
+        self._wake = partial(self._inbox.put, None)
         self._count, self._lock = 0, threading.Lock()
         self._waiting = Turns(patience=rows)
         self._live: list[_Live] = []
@@ -109,39 +108,38 @@ class Worker:
             self._count += 1
         self._inbox.put(job)
 
-    def call(self, function: Callable[[], Any]) -> Future[Any]:
-        """Let the engine's thread call a function between two steps: what it does has the model to itself."""
-        future: Future[Any] = Future()
+    def call(self, function: Callable[[], Any], needs: str | None = None) -> Future[Any]:
+        """Let the engine's thread call a function between two steps: what it does has the model to itself.
+
+        needs: an adapter that it will acquire, whose files are read first.
+        """
+        call = Call(function, needs)
         if self._stopped:
-            future.set_exception(Busy(1))
+            call.future.set_exception(Busy(1))
         else:
-            self._inbox.put((future, function))
-        return future
+            self._inbox.put(call)
+        return call.future
 
     def load_adapter(self, name: str, *, pin: bool = False) -> Future[Version]:
         """Load an adapter as its files are now, in the place of an older version, while texts are written.
 
         The future fails as `Registry.load` does, or with Busy where texts hold all the room.
         """
-        future: Future[Version] = Future()
-        registry, inbox = self.registry, self._inbox
 
         def put(read: Future[Read]) -> Version:
             try:
-                return registry.put(read.result(), pin=pin)
+                return self.registry.put(read.result(), pin=pin)
             except NoRoom:
                 raise Busy(1) from None
 
         def begin() -> None:
-            try:
-                read = registry.read(name)
-            except Exception as error:
-                future.set_exception(error)
-            else:
-                read.add_done_callback(lambda done: inbox.put((future, lambda: put(done))))
+            read = self.registry.read(name)
+            attach.function = partial(put, read)
+            read.add_done_callback(lambda _: self._inbox.put(attach))
 
-        self.call(begin).add_done_callback(lambda begun: _pass_on(begun, future))
-        return future
+        attach = Call(begin)
+        self.call(begin).add_done_callback(attach.fail_as)
+        return attach.future
 
     def close(self, timeout_s: float = 30.0) -> bool:
         """Take nothing more, end what was taken, then stop. Returns whether all ended in time."""
@@ -178,7 +176,14 @@ class Worker:
                 if isinstance(came, Job):
                     self._waiting.add(came)
                 elif came is not None:
-                    _answer(*came)
+                    self._answer(came)
+
+    def _answer(self, call: Call) -> None:
+        """Call a function, now or when the adapter that it needs was read."""
+        with contextlib.suppress(AdapterError):  # which the function will meet
+            if call.needs is not None and not self.registry.ready(call.needs, partial(self._inbox.put, call)):
+                return
+        call.run()
 
     def _turn(self) -> None:
         """End what must not go on, let in what can, and write one token of every text."""
@@ -203,26 +208,34 @@ class Worker:
     def _admit(self) -> None:
         """Let waiting jobs in, as far as rows are free and their adapters are there."""
         held: set[str] = set()  # adapters that nothing can be written with now
+        cramped = False
         while self._waiting and len(self._live) + len(self._alone) < self._rows:
             job = self._waiting.next((live.job for live in [*self._live, *self._alone]), held)
             if job is None:
                 return
             try:
-                version = self._acquired(job)
+                version = self._acquired(job, cramped=cramped)
             except (Loading, NoRoom) as error:
                 held.add(job.adapter or "")
                 if isinstance(error, NoRoom):
                     self._waiting.lacks_room(job)
+                    cramped = True
             except Exception as error:
                 self._fail(job, error)
             else:
                 self._waiting.take(job)
                 self._begin(job, version)
 
-    def _acquired(self, job: Job) -> Version | None:
+    def _acquired(self, job: Job, *, cramped: bool) -> Version | None:
+        """Return the version that a job is written with. Raises Loading, NoRoom and what loading it raises.
+
+        cramped: one waits for room already; nothing is read that would need more of it.
+        """
         if job.adapter is None:
             return None
-        return self.registry.acquire(job.adapter, partial(self._inbox.put, None))
+        if cramped and not self.registry.holds(job.adapter):
+            raise Loading(job.adapter)
+        return self.registry.acquire(job.adapter, self._wake)
 
     def _fail(self, job: Job, error: Exception) -> None:
         """End every job that waits for the same adapter as this one, which cannot be loaded."""
@@ -369,18 +382,4 @@ class Worker:
                 if isinstance(came, Job):
                     self._end(came, Failed(error))
                 elif came is not None:
-                    came[0].set_exception(error)
-
-
-def _pass_on(begun: "Future[None]", future: "Future[Version]") -> None:
-    """Let a future fail as what should have begun its work."""
-    if not begun.cancelled() and (error := begun.exception()) is not None:
-        future.set_exception(error)
-
-
-def _answer(future: "Future[Any]", function: Callable[[], Any]) -> None:
-    if future.set_running_or_notify_cancel():
-        try:
-            future.set_result(function())
-        except BaseException as error:
-            future.set_exception(error)
+                    came.fail(error)
