@@ -149,7 +149,7 @@ def test_no_more_than_a_few_adapters_are_read_ahead(base, root, held):
 
 def test_nothing_is_read_beside_an_adapter_that_changes_the_bases_own_weights(root):
     base = load("seedling", dtype="fp32")
-    base.attach("new", Full(target_modules=["norm"])).save(root / "whole")
+    base.attach("new", Full()).save(root / "whole")
     base.detach("new")
     registry = Registry(base, root)
     registry.acquire("whole")

@@ -10,7 +10,7 @@ from graft.serve.worker import Worker
 PROMPTS = ("The kettle", "Write a product", "Description:", "A lamp that")
 
 
-@pytest.mark.parametrize("count", [18, pytest.param(204, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [12, pytest.param(204, marks=pytest.mark.slow)])
 def test_eight_different_adapters_of_many_answer_together_as_each_alone(count, tmp_path):
     base = load("seedling", quant="nf4", dtype="fp32")
     names = write_adapters(base, tmp_path, count)
