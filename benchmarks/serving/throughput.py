@@ -27,7 +27,7 @@ import results
 
 WORDS = ("the", "a", "kettle", "lamp", "chair", "table", "blue", "red", "small", "large", "of", "with", "for",
     "steel", "wood", "glass")  # fmt: skip
-STREAMS, NEW, LONG = 8, 64, 600  # streams at once, tokens of an answer, words of a long prompt
+STREAMS, NEW, LONG = 8, 64, 400  # streams at once, tokens of an answer, words of a long prompt
 
 
 def main() -> int:

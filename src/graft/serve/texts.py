@@ -17,6 +17,7 @@ from graft.serve.failures import ApiError
 from graft.serve.grammar import Grammars
 from graft.serve.jobs import Ended, Event, Failed, Job, Piece
 from graft.serve.limits import Limits
+from graft.serve.mail import Events, Post
 from graft.serve.registry import Registry
 from graft.serve.schema import Sampled
 from graft.serve.worker import Worker
@@ -35,6 +36,9 @@ class Served:
     fingerprint: str
     log_prompts: bool = False
     by_key: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.post = Post(self.worker)
 
     @property
     def base(self) -> Any:
@@ -61,7 +65,7 @@ class Choice:
     index: int
     prompt: list[int]
     job: Job
-    events: "asyncio.Queue[Event]"
+    events: Events
 
     async def pieces(self) -> AsyncIterator[Piece | Completion]:
         """Yield the pieces of the text, then its completion. Raises what it failed with."""
@@ -128,19 +132,19 @@ async def begin(
     seed = secrets.randbits(62)
     if served.by_key.get(key, 0) + count > limits.per_key:
         raise ApiError(429, f"more than {limits.per_key} texts at once for one key", retry_after_s=1)
-    loop, choices = asyncio.get_running_loop(), list[Choice]()
+    choices = list[Choice]()
     try:
         for place, prompt in enumerate(ids):
             for number in range(asked.n or 1):
                 form = _constraint(served, constrained, any_json)
                 index = place * (asked.n or 1) + number
-                events: asyncio.Queue[Event] = asyncio.Queue()
+                events = Events()
                 job = Job(
                     prompt,
                     adapter,
                     how,
                     ends,
-                    _Teller(loop, events, served, key),
+                    served.post.to(_Counted(events, served, key)),
                     room=room[place],
                     index=number,
                     seed=seed,
@@ -163,19 +167,14 @@ def cancel(choices: Iterable[Choice]) -> None:
         choice.job.cancel()
 
 
-class _Teller:
-    """Hands the engine's events on to the loop of the server, in the engine's thread."""
+class _Counted:
+    """Passes the events of a text on, and counts it for its caller until it has ended."""
 
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, events: "asyncio.Queue[Event]", served: Served, key: str
-    ) -> None:
-        self._loop, self._events, self._served, self._key = loop, events, served, key
+    def __init__(self, events: Events, served: Served, key: str) -> None:
+        self._events, self._served, self._key = events, served, key
 
     def __call__(self, event: Event) -> None:
-        self._loop.call_soon_threadsafe(self._put, event)
-
-    def _put(self, event: Event) -> None:
-        self._events.put_nowait(event)
+        self._events.put(event)
         if not isinstance(event, Piece):
             left = self._served.by_key.get(self._key, 1) - 1
             if left:

@@ -74,6 +74,7 @@ class Worker:
         self._live: list[_Live] = []
         self._alone: deque[_Live] = deque()
         self._lanes: dict[bool, list[tuple[Engine, Callable[[str | None], bool]]]] = {}
+        self._after: dict[Callable[[], None], None] = {}
         self._closing = self._stopped = False
         self._thread = threading.Thread(target=self._run, name="graft-engine", daemon=True)
         self._thread.start()
@@ -155,6 +156,16 @@ class Worker:
 
     # In the engine's thread
 
+    def after_turn(self, call: Callable[[], None]) -> None:
+        """Let a function be called when this turn has ended, once however often it is asked for."""
+        self._after[call] = None
+
+    def _call_after(self) -> None:
+        after, self._after = self._after, {}
+        for call in after:
+            with contextlib.suppress(Exception):  # whoever listened may be gone
+                call()
+
     def _run(self) -> None:
         sys.setswitchinterval(min(SWITCH_S, sys.getswitchinterval()))
         with torch.no_grad(), evaluating(self.base):
@@ -164,7 +175,9 @@ class Worker:
                     self._turn()
                 except Exception as error:  # a defect: those that wait must not wait for ever
                     self._fail_all(error)
+                self._call_after()
         self._fail_all(Cancelled("the server stops"))
+        self._call_after()
 
     def _receive(self) -> None:
         """Take what has come in; wait for it where there is nothing to do."""
@@ -328,6 +341,8 @@ class Worker:
             live.job.on_event(self._piece(live, text))
         except Exception:  # whoever asked is gone; the others' step goes on
             live.job.cancel()
+        if live.engine is None:
+            self._call_after()  # a turn lasts as long as the whole text
 
     def _piece(self, live: _Live, text: str) -> Piece:
         request, start = live.request, live.given
