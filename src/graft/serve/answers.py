@@ -33,6 +33,7 @@ class Model(BaseModel):
     owned_by: Literal["graft"]
     root: str
     parent: str | None
+    system_fingerprint: str
     quant: str | None = None
     methods: list[str] = []
     digest: str = ""

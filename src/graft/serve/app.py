@@ -161,6 +161,7 @@ def _base_model(served: Served) -> dict[str, Any]:
         "owned_by": "graft",
         "root": served.name,
         "parent": None,
+        "system_fingerprint": served.version(),
         "quant": served.base.quant,
     }
 
@@ -176,6 +177,7 @@ def _model(served: Served, info: Info) -> dict[str, Any]:
         "parent": served.name,
         "methods": list(info.methods),
         "digest": info.digest[:64],
+        "system_fingerprint": served.version(info.digest),
         "loaded": info.loaded,
         "pinned": info.pinned,
         "batched": not info.alone,
@@ -194,7 +196,7 @@ def _add_adapters(app: FastAPI) -> None:
                 "lora_path can only be the name of the adapter's folder, which is lora_name: leave it out",
                 param="lora_path",
             )
-        await asyncio.wrap_future(served.worker.call(lambda: served.registry.load(asked.lora_name)))
+        await asyncio.wrap_future(served.worker.load_adapter(asked.lora_name))
         return JSONResponse({"loaded": asked.lora_name})
 
     @app.post("/v1/unload_lora_adapter", responses=told(Unloaded, *BODY, 404, 503))

@@ -70,7 +70,6 @@ class _Writer:
             "id": f"chatcmpl-{uuid.uuid4().hex}",
             "created": int(time.time()),
             "model": asked.model,
-            "system_fingerprint": served.fingerprint,
         }
 
     def body(self, completions: list[Completion]) -> dict[str, Any]:
@@ -91,7 +90,12 @@ class _Writer:
                 }
             )
         counts = usage(self._choices, completions)
-        return {**self._head, "object": "chat.completion", "choices": choices, "usage": counts}
+        head = {**self._head, **self._print(), "object": "chat.completion"}
+        return {**head, "choices": choices, "usage": counts}
+
+    def _print(self) -> dict[str, str]:
+        """Return which version answers; it is known when the first token is written."""
+        return {"system_fingerprint": self._served.version(*(choice.job.digest for choice in self._choices))}
 
     async def stream(self) -> AsyncIterator[bytes]:
         """Yield the answer as server-sent events."""
@@ -111,7 +115,8 @@ class _Writer:
                     yield self._chunk(choice, {"content": found.text}, logprobs=self._logprobs(found))
             if self._asked.counts:
                 counts = usage(self._choices, completions)
-                yield sse({**self._head, "object": "chat.completion.chunk", "choices": [], "usage": counts})
+                head = {**self._head, **self._print(), "object": "chat.completion.chunk"}
+                yield sse({**head, "choices": [], "usage": counts})
         except Exception as error:
             yield sse(refusal(error).body())
         yield sse("[DONE]")
@@ -135,7 +140,8 @@ class _Writer:
     ) -> bytes:
         one = {"index": choice.index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
         rest = {"usage": None} if self._asked.counts else {}
-        return sse({**self._head, "object": "chat.completion.chunk", "choices": [one], **rest})
+        head = {**self._head, "system_fingerprint": self._served.version(choice.job.digest)}
+        return sse({**head, "object": "chat.completion.chunk", "choices": [one], **rest})
 
     def _logprobs(self, piece: Piece) -> dict[str, Any] | None:
         return chat_logprobs(self._served.base.tokenizer, piece) if self._asked.logprobs else None

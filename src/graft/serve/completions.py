@@ -58,7 +58,6 @@ class _Writer:
             "object": "text_completion",
             "created": int(time.time()),
             "model": asked.model,
-            "system_fingerprint": served.fingerprint,
         }
 
     async def body(self, completions: list[Completion]) -> dict[str, Any]:
@@ -79,7 +78,11 @@ class _Writer:
                 "finish_reason": completion.finish_reason,
             }
             listed.append(one)
-        return {**self._head, "choices": listed, "usage": usage(self._choices, completions)}
+        return {**self._head, **self._print(), "choices": listed, "usage": usage(self._choices, completions)}
+
+    def _print(self) -> dict[str, str]:
+        """Return which version answers; it is known when the first token is written."""
+        return {"system_fingerprint": self._served.version(*(choice.job.digest for choice in self._choices))}
 
     async def stream(self) -> AsyncIterator[bytes]:
         """Yield the answer as server-sent events."""
@@ -102,14 +105,17 @@ class _Writer:
                     lengths[choice.index] += len(found.text)
                     yield self._chunk(choice, found.text, logprobs)
             if self._asked.counts:
-                yield sse({**self._head, "choices": [], "usage": usage(self._choices, completions)})
+                counts = usage(self._choices, completions)
+                yield sse({**self._head, **self._print(), "choices": [], "usage": counts})
         except Exception as error:
             yield sse(refusal(error).body())
         yield sse("[DONE]")
 
     def _chunk(self, choice: Choice, text: str, logprobs: Any = None, reason: str | None = None) -> bytes:
         one = {"index": choice.index, "text": text, "logprobs": logprobs, "finish_reason": reason}
-        return sse({**self._head, "choices": [one], **({"usage": None} if self._asked.counts else {})})
+        rest = {"usage": None} if self._asked.counts else {}
+        print_ = self._served.version(choice.job.digest)
+        return sse({**self._head, "system_fingerprint": print_, "choices": [one], **rest})
 
     def _echo(self, choice: Choice) -> str:
         if not self._asked.echo:

@@ -1,6 +1,7 @@
 """From a request to the texts of its choices: jobs for the engine's thread, whose events come back here."""
 
 import asyncio
+import hashlib
 import json
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
@@ -20,6 +21,7 @@ from graft.serve.grammar import Grammars
 from graft.serve.jobs import Ended, Event, Failed, Job, Piece
 from graft.serve.limits import Limits
 from graft.serve.logs import log_text
+from graft.serve.mail import Events, Post
 from graft.serve.registry import NoRoom, Registry, Version
 from graft.serve.sampled import require_sampling, sampling
 from graft.serve.schema import Sampled
@@ -48,9 +50,21 @@ class Served:
     log_texts: bool = False
     by_key: dict[str, int] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        self.post = Post(self.worker)
+
     @property
     def base(self) -> Any:
         return self.worker.base
+
+    def version(self, *digests: str) -> str:
+        """Return what tells a model from every other, and from itself with other files.
+
+        digests: of the adapters that answer, "" for the bare base; they are several where one was replaced
+        between two choices of a request.
+        """
+        short = sorted({hashlib.sha256(digest.encode()).hexdigest()[:12] for digest in digests if digest})
+        return "-".join([self.fingerprint, *short])
 
     @cached_property
     def shows_tools(self) -> bool:
@@ -76,7 +90,7 @@ class Choice:
     index: int
     prompt: list[int]
     job: Job
-    events: "asyncio.Queue[Event]"
+    events: Events
 
     async def pieces(self) -> AsyncIterator[Piece | Completion]:
         """Yield the pieces of the text, then its completion. Raises what it failed with."""
@@ -147,18 +161,19 @@ async def begin(
         for place, prompt in enumerate(ids):
             for number in range(asked.n or 1):
                 index = place * (asked.n or 1) + number
-                events: asyncio.Queue[Event] = asyncio.Queue()
+                events = Events()
                 job = Job(
                     prompt,
                     adapter,
                     how,
                     ends,
-                    _Teller(events, served, key, (asked.model, prompt)),
+                    served.post.to(_Counted(events, served, key, (asked.model, prompt))),
                     room=room[place],
                     index=number,
                     seed=seed,
                     timeout_s=limits.timeout_s,
                     constraint=forms[index],
+                    owner=key,
                 )
                 served.worker.submit(job)
                 _count(served, key, 1)
@@ -175,18 +190,14 @@ def cancel(choices: Iterable[Choice]) -> None:
         choice.job.cancel()
 
 
-class _Teller:
-    """Hands the engine's events on to the loop of the server, in the engine's thread."""
+class _Counted:
+    """Passes the events of a text on, and counts it for its caller until it has ended."""
 
-    def __init__(self, events: "asyncio.Queue[Event]", served: Served, key: str, asked: Asker) -> None:
-        self._loop, self._events = asyncio.get_running_loop(), events
-        self._served, self._key, (self._model, self._prompt) = served, key, asked
+    def __init__(self, events: Events, served: Served, key: str, asked: Asker) -> None:
+        self._events, self._served, self._key, (self._model, self._prompt) = events, served, key, asked
 
     def __call__(self, event: Event) -> None:
-        self._loop.call_soon_threadsafe(self._put, event)
-
-    def _put(self, event: Event) -> None:
-        self._events.put_nowait(event)
+        self._events.put(event)
         if not isinstance(event, Piece):
             _count(self._served, self._key, -1)
         if isinstance(event, Ended) and self._served.log_texts:
@@ -267,7 +278,7 @@ async def held(served: Served, model: str) -> AsyncIterator[Version | None]:
         yield None
         return
     try:
-        version = await in_engine(served, lambda: served.registry.acquire(name))
+        version = await in_engine(served, lambda: served.registry.acquire(name), needs=name)
     except NoRoom:
         message = f"the adapter {name} has no room beside those that answer now"
         raise ApiError(503, message, code="no_room", retry_after_s=2) from None
@@ -277,9 +288,12 @@ async def held(served: Served, model: str) -> AsyncIterator[Version | None]:
         served.worker.call(lambda: served.registry.release(version))
 
 
-async def in_engine(served: Served, function: Callable[[], T]) -> T:
-    """Return what a function returns that has the model to itself, between two steps of the engine."""
-    found: T = await asyncio.wrap_future(served.worker.call(function))
+async def in_engine(served: Served, function: Callable[[], T], needs: str | None = None) -> T:
+    """Return what a function returns that has the model to itself, between two steps of the engine.
+
+    needs: an adapter that it will acquire, whose files are read first.
+    """
+    found: T = await asyncio.wrap_future(served.worker.call(function, needs))
     return found
 
 
