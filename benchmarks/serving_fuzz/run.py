@@ -48,6 +48,13 @@ def memory_mib() -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
+def load_all(url: str, names: list[str]) -> None:
+    """Load all adapters, of which the cases put some away."""
+    key = {"Authorization": f"Bearer {ADMIN}"}
+    for name in names:
+        requests.post(f"{url}/v1/load_lora_adapter", json={"lora_name": name}, headers=key, timeout=60)
+
+
 def send_cases(url: str, names: list[str], count: int, seed: int) -> tuple[Found, list[float]]:
     """Send so many cases; return what became of them, and the memory after each two thousand."""
     found, memory = Found(), []
@@ -60,10 +67,13 @@ def send_cases(url: str, names: list[str], count: int, seed: int) -> tuple[Found
             first_seed=seed + found.cases,
             within_s=WITHIN_S,
         )
+        for fault, times in part.faults.items():
+            print(f"{times} x {fault}", flush=True)
         found.codes += part.codes
         found.faults += part.faults
         found.hung += part.hung
         found.worst_s = max(found.worst_s, part.worst_s)
+        load_all(url, names)
         memory.append(memory_mib())
         print(
             f"{found.cases:7,} cases  {dict(sorted(found.codes.items()))}  {memory[-1]:.0f} MiB", flush=True
@@ -93,10 +103,6 @@ def main() -> int:
             raw = asyncio.run(attack(int(url.rpartition(":")[2]), how.streams, how.seed, within_s=WITHIN_S))
             print(f"{how.streams:7,} streams  {raw['codes']}  worst {raw['worst_s']:.2f} s", flush=True)
             found, memory = send_cases(url, names, how.cases, how.seed)
-            key = {"Authorization": f"Bearer {ADMIN}"}
-            for name in names:  # some were put away by the cases
-                body = {"lora_name": name}
-                requests.post(f"{url}/v1/load_lora_adapter", json=body, headers=key, timeout=60)
             same, left = golden(url, names) == before, dict(app.state.served.by_key)
     codes = found.codes + Counter(raw["codes"])
     defects = {code: count for code, count in codes.items() if code >= 500 and code != 503}

@@ -211,8 +211,10 @@ def told(answer: type[BaseModel] | None, *also: int, stream: bool = False) -> di
         first["model"] = answer
     if stream:
         first["content"] = STREAM
-    codes = sorted({400, 401, 403, 431, *also})
-    return {200: first} | {code: {"model": Refusal, "description": WHY[code]} for code in codes}
+    answers: dict[int | str, dict[str, Any]] = {200: first}
+    for code in sorted({400, 401, 403, 431, *also}):
+        answers[code] = {"model": Refusal, "description": WHY[code]}
+    return answers
 
 
 def document(app: FastAPI) -> dict[str, Any]:

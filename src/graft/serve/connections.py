@@ -23,7 +23,12 @@ LINGER_S = 2.0  # for a client that was refused in the middle of its request to 
 def settings(app: Any, limits: Limits, **more: Any) -> uvicorn.Config:
     """Return the settings of a server that holds its connections within limits.  more: for uvicorn.Config."""
     held = type("Held", (Connection,), {"limits": limits})
-    quiet = {"log_level": "warning", "access_log": False, "server_header": False, "proxy_headers": False}
+    quiet: dict[str, Any] = {
+        "log_level": "warning",
+        "access_log": False,
+        "server_header": False,
+        "proxy_headers": False,
+    }
     return uvicorn.Config(
         app,
         http=held,

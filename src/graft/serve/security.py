@@ -84,10 +84,11 @@ def check_role(request: Request) -> None:
     """Raise ApiError where the key of a request does not give the role of its route."""
     route = request.scope.get("route")
     wanted = getattr(getattr(route, "endpoint", None), ROLE, None)
-    if wanted == "open":
-        return
     scheme, _, given = request.headers.get("authorization", "").partition(" ")
     key = given.strip() if scheme.lower() == "bearer" and given.strip() else None
+    request.state.key = _named(key)
+    if wanted == "open":
+        return
     keys: Keys = request.app.state.keys
     if wanted in OF_PAGES:
         token, sent = request.app.state.token, request.headers.get("x-graft-token", "")
@@ -98,7 +99,6 @@ def check_role(request: Request) -> None:
             raise ApiError(403, "only the pages of this server may ask for that", code="no_token")
         wanted = OF_PAGES[wanted]
     if wanted in keys.who(key):
-        request.state.key = _named(key)
         return
     if key is None:
         raise ApiError(
@@ -157,7 +157,7 @@ class Gate:
         """Read the body as far as it may go, and return what hands it on."""
         most = self._limits.body_bytes
         stated = headers.get(b"content-length", b"0")
-        if not stated.isdigit() or int(stated) > most:
+        if not stated.isdigit() or len(stated) > 15 or int(stated) > most:
             raise too_large("body", most)
         body, more = bytearray(), True
         while more:

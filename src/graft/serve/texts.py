@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import json
 import secrets
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -232,7 +232,7 @@ def counted(served: Served, key: str, count: int) -> Iterator[None]:
         _count(served, key, -count)
 
 
-def read_prompts(served: Served, prompts: list[Prompt], param: str) -> tuple[list[list[int]], list[Room]]:
+def read_prompts(served: Served, prompts: Sequence[Prompt], param: str) -> tuple[list[list[int]], list[Room]]:
     """Return the ids of prompts, and how many tokens each leaves room for. Raises ApiError."""
     most = served.limits.prompt_tokens
     if served.base.family not in ("causal", "seq2seq"):
