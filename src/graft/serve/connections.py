@@ -65,7 +65,7 @@ class Connection(H11Protocol):
         self._wait_for_headers()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._end_waits()
+        self._end("_slow", "_stuck")
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -74,7 +74,7 @@ class Connection(H11Protocol):
         before = self.cycle
         super().data_received(data)
         if self.cycle is not before:
-            self._end_waits()
+            self._end("_slow")
         elif self._slow is None and (before is None or before.response_complete):
             self._wait_for_headers()  # once: those that come byte by byte get no more time
 
@@ -84,7 +84,7 @@ class Connection(H11Protocol):
             self._stuck = self.loop.call_later(self.limits.stuck_s, self.transport.abort)
 
     def resume_writing(self) -> None:
-        self._end_waits()
+        self._end("_stuck")
         super().resume_writing()
 
     def send_400_response(self, msg: str) -> None:
@@ -127,11 +127,12 @@ class Connection(H11Protocol):
             self.cycle.message_event.set()
         if self.transport.can_write_eof():
             self.transport.write_eof()
-        self._end_waits()
+        self._end("_slow")
         self._slow = self.loop.call_later(LINGER_S, self.transport.abort)
 
-    def _end_waits(self) -> None:
-        for timer in (self._slow, self._stuck):
+    def _end(self, *waits: str) -> None:
+        for name in waits:
+            timer: asyncio.TimerHandle | None = getattr(self, name)
             if timer is not None:
                 timer.cancel()
-        self._slow = self._stuck = None
+            setattr(self, name, None)
