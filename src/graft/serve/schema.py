@@ -21,8 +21,7 @@ IGNORED = frozenset(
         "parallel_tool_calls",
     ]
 )
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
+Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False, strict=True)]
 Whole = Annotated[int, Field(strict=True)]
 Model = Annotated[str, Field(max_length=256)]
 
@@ -57,18 +56,22 @@ class Sampled(Asked):
     model: Model
     stream: StrictBool = False
     stream_options: StreamOptions | None = None
-    temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False, strict=True)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False, strict=True)] | None = None
     n: Annotated[int, Field(ge=1, strict=True)] | None = None
     stop: str | list[str] | None = None
     seed: Whole | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]] | None = None
+    logit_bias: (
+        dict[str, Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False, strict=True)]] | None
+    ) = None
     # beyond OpenAI, with vLLM's names
     top_k: Annotated[int, Field(ge=-1, le=1_000_000, strict=True)] | None = None
-    min_p: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
-    repetition_penalty: Annotated[float, Field(ge=0.01, le=10, allow_inf_nan=False)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False, strict=True)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=10, allow_inf_nan=False, strict=True)] | None = (
+        None
+    )
     min_tokens: Annotated[int, Field(ge=0, strict=True)] | None = None
 
     @property
