@@ -87,13 +87,13 @@ def server(base, stash, tmp_path):
 def test_no_answer_is_of_another_adapter_or_version_and_nothing_is_left(server, stash, alone, requests):
     url, worker, root = server
     changing = [name for name, versions in stash.items() if len(versions) > 1]
-    plan, ended = random.Random(0), threading.Event()
+    plan, answered = random.Random(0), threading.Semaphore(0)
     asked = [(plan.choice(list(stash)), plan.choice(PROMPTS), plan.random() < 0.2) for _ in range(requests)]
 
     def ask(one):
         name, prompt, leaves = one
         body = {"model": name, "prompt": prompt, "temperature": 0, "max_tokens": NEW}
-        with httpx.Client(base_url=url, timeout=120) as client:
+        try:
             if leaves:
                 more = {"stream": True, "max_tokens": 200, "min_tokens": 100}
                 with client.stream("POST", "/v1/completions", json=body | more) as response:
@@ -101,26 +101,34 @@ def test_no_answer_is_of_another_adapter_or_version_and_nothing_is_left(server, 
                 return None
             response = client.post("/v1/completions", json=body)
             return name, prompt, response.status_code, response.json()
+        finally:
+            answered.release()
 
     def change():
-        chance, names = random.Random(1), list(changing)
-        with httpx.Client(base_url=url, timeout=120, headers=HEADERS) as client:
-            while not ended.is_set():
-                name = names[chance.randrange(len(names))]
-                if chance.random() < 0.3:
-                    client.post("/v1/unload_lora_adapter", json={"lora_name": name})
-                source = chance.choice(stash[name])
-                for file in FILES:
-                    shutil.copy(source / file, root / name / f"{file}.new")
-                    (root / name / f"{file}.new").replace(root / name / file)
-                status = client.post("/v1/load_lora_adapter", json={"lora_name": name}).status_code
-                assert status in (200, 503)  # 503: texts hold all the room
+        """Change an adapter for every three answers, in the midst of the others."""
+        chance = random.Random(1)
+        for number in range(requests):
+            answered.acquire()
+            if number % 3:
+                continue
+            name = chance.choice(changing)
+            if chance.random() < 0.3:
+                client.post("/v1/unload_lora_adapter", json={"lora_name": name}, headers=HEADERS)
+            source = chance.choice(stash[name])
+            for file in FILES:
+                shutil.copy(source / file, root / name / f"{file}.new")
+                (root / name / f"{file}.new").replace(root / name / file)
+            status = client.post(
+                "/v1/load_lora_adapter", json={"lora_name": name}, headers=HEADERS
+            ).status_code
+            assert status in (200, 503)  # 503: texts hold all the room
 
-    with ThreadPoolExecutor(9) as threads:
+    limits = httpx.Limits(max_connections=9)
+    web = httpx.Client(base_url=url, timeout=240, limits=limits, verify=False)
+    with web as client, ThreadPoolExecutor(9) as threads:
         changes = threads.submit(change)
         answers = list(threads.map(ask, asked))
-        ended.set()
-        changes.result(120)
+        changes.result(240)
     seen = set()
     for name, prompt, status, body in filter(None, answers):
         if status == 200:
