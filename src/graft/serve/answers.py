@@ -226,7 +226,7 @@ def document(app: FastAPI) -> dict[str, Any]:
     for operations in made["paths"].values():
         for operation in operations.values():
             operation["responses"].pop("422", None)  # FastAPI's: ours are 400
-            done = operation["responses"]["200"].get("content", {})
+            done = operation["responses"].get("200", {}).get("content", {})
             if "text/plain" in done:
                 done.pop("application/json", None)
     for name in ("HTTPValidationError", "ValidationError"):
