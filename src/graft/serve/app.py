@@ -102,6 +102,7 @@ def bare_app(
         dependencies=[Depends(check_role)],
     )
     app.state.keys, app.state.token = keys or Keys(), None
+    app.state.limits = limits or Limits()
     add_handlers(app)
 
     @app.get("/openapi.json", include_in_schema=False)
@@ -109,7 +110,7 @@ def bare_app(
     async def openapi() -> JSONResponse:
         return JSONResponse(document(app))
 
-    app.add_middleware(Gate, limits=limits or Limits(), hosts=hosts, origins=origins)
+    app.add_middleware(Gate, limits=app.state.limits, hosts=hosts, origins=origins)
     app.add_middleware(Logged)  # the outermost: what is refused is logged too
     return app
 
