@@ -97,7 +97,7 @@ def test_s15_secrets_are_in_no_answer_log_argument_or_file(process):
     assert {200, 400, 401, 403, 404} <= codes, codes
     with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), 60) as bare:
         bare.sendall(f"NONSENSE {SECRETS['query']}\r\nAuthorization {SECRETS['MY_KEY']}\r\n\r\n".encode())
-        raw = bare.recv(65536)
+        raw = bare.makefile("rb").read()
     assert b" 400 " in raw
     arguments = Path(f"/proc/{running.pid}/cmdline").read_bytes() if Path("/proc").exists() else b""
     running.send_signal(signal.SIGTERM)
