@@ -1,65 +1,34 @@
-"""The server as OpenAI's official client sees it, over a real socket."""
+"""The surface of OpenAI's API as the official client sees it, over a real socket.
+
+What shows which row:
+
+    models         test_models_*
+    chat           messages test_messages_*; streams and usage test_a_stream_*, test_only_the_last_*; lengths
+                   test_a_chat_*; sampling test_seeds_*, test_eight_*, test_a_bias_*, test_a_frequency_*;
+                   stops test_a_stop_*; log-probabilities test_log_*; forms test_answers_*, test_json_*; tools
+                   test_calls_*, test_tools_*
+    completions    prompts test_text_*; echo test_echo_*, test_an_echo_*; streams test_streamed_*; suffix
+                   test_a_text_in_*
+    embeddings     test_embeddings_*
+    task heads     test_an_adapter_*
+
+The client's exceptions, adapters, health and metrics: test_openai_refusals.py.
+"""
 
 import json
 import math
-import threading
-import time
 
 import pytest
 
 openai = pytest.importorskip("openai")
-uvicorn = pytest.importorskip("uvicorn")
-import httpx  # noqa: E402  of openai
 import torch  # noqa: E402
-from served import write_adapters  # noqa: E402
+from openai_server import ADMIN, CHAT, listening, served_app  # noqa: E402
 
 from graft.evaluate.answers import predictions  # noqa: E402
 from graft.methods.task_head import TaskHead  # noqa: E402
 from graft.models.load import load  # noqa: E402
-from graft.serve.app import create_app  # noqa: E402
-from graft.serve.limits import Limits  # noqa: E402
-from graft.serve.registry import Registry  # noqa: E402
-from graft.serve.security import ROLE, Keys  # noqa: E402
-from graft.serve.worker import Worker  # noqa: E402
+from graft.serve.middle import between  # noqa: E402
 from models import randomise  # noqa: E402
-
-KEY, ADMIN = "infer-key", "admin-key"
-CHAT = [{"role": "user", "content": "Write about a kettle."}]
-LIMITS = Limits(max_tokens=64, timeout_s=60)
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """A server of a seedling and six adapters; yields its parts."""
-    root = tmp_path_factory.mktemp("adapters")
-    base = load("seedling", quant="nf4", dtype="fp32")
-    names = write_adapters(base, root, 6)
-    registry = Registry(base, root)
-    worker = Worker(base, registry, rows=4, waiting=8)
-    app = create_app(worker, registry, name="seedling", keys=Keys.of(KEY, ADMIN), limits=LIMITS)
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    yield {"url": f"http://127.0.0.1:{port}", "base": base, "names": names, "app": app, "root": root}
-    server.should_exit = True
-    thread.join(20)
-    worker.close(20)
-
-
-@pytest.fixture
-def client(place):
-    return openai.OpenAI(base_url=f"{place['url']}/v1", api_key=KEY, max_retries=0)
-
-
-@pytest.fixture
-def http(place):
-    with httpx.Client(
-        base_url=place["url"], headers={"Authorization": f"Bearer {KEY}"}, timeout=60
-    ) as client:
-        yield client
 
 
 def test_models_are_the_base_and_every_adapter(client, place):
@@ -227,149 +196,163 @@ def test_answers_are_held_to_a_json_schema(client):
         client.chat.completions.create(model="seedling", messages=CHAT, response_format=broken)
 
 
-WRONG = [
-    ({"temperature": -1}, "temperature"),
-    ({"temperature": 2.1}, "temperature"),
-    ({"top_p": 0}, "top_p"),
-    ({"top_p": 1.01}, "top_p"),
-    ({"n": 0}, "n"),
-    ({"n": 9}, "n"),
-    ({"presence_penalty": 2.5}, "presence_penalty"),
-    ({"max_tokens": 0}, "max_tokens"),
-    ({"max_tokens": 65}, "max_tokens"),
-    ({"stop": ["a"] * 5}, "stop"),
-    ({"stop": [""]}, "stop"),
-    ({"stop": "x" * 65}, "stop"),
-    ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
-    ({"top_logprobs": 2}, "top_logprobs"),
-    ({"logit_bias": {"0": 101}}, "logit_bias"),
-    ({"logit_bias": {"x": 1}}, "logit_bias"),
-    ({"stream_options": {"include_usage": True}}, "stream_options"),
-    ({"messages": []}, "messages"),
-    ({"extra_body": {"colour": "red"}}, "colour"),
-    ({"extra_body": {"best_of": 2}}, "best_of"),
-]
-
-
-@pytest.mark.parametrize(("more", "param"), WRONG, ids=[str(more)[:40] for more, _ in WRONG])
-def test_a_wrong_field_is_named(more, param, client):
-    with pytest.raises(openai.BadRequestError) as wrong:
-        client.chat.completions.create(**{"model": "seedling", "messages": CHAT, **more})
-    assert param in str(wrong.value.param) + str(wrong.value.body["message"])
-
-
-@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
-def test_numbers_that_are_none_are_refused(number, http):
-    asked = '{"model": "seedling", "messages": [{"role": "user", "content": "x"}], "temperature": NUMBER}'
-    body = asked.replace("NUMBER", number)
-    answer = http.post("/v1/chat/completions", content=body, headers={"Content-Type": "application/json"})
-    assert answer.status_code == 400 and "temperature" in answer.json()["error"]["message"]
-
-
-def test_fields_without_effect_are_ignored(client):
-    got = client.chat.completions.create(
-        model="seedling", messages=CHAT, max_tokens=1, user="me", metadata={"a": "b"}, store=False
-    )
-    assert got.choices
-
-
-def test_unknown_models_and_keys_raise_the_clients_own_exceptions(client, place):
-    with pytest.raises(openai.NotFoundError) as missing:
-        client.chat.completions.create(model="loro-0", messages=CHAT)
-    assert missing.value.code == "model_not_found" and "lora-0" in str(missing.value)
-    wrong = openai.OpenAI(base_url=f"{place['url']}/v1", api_key="nobody", max_retries=0)
-    with pytest.raises(openai.AuthenticationError):
-        wrong.models.list()
-    assert httpx.get(f"{place['url']}/v1/models").status_code == 401
-
-
-def test_adapters_are_loaded_and_unloaded_by_the_admin_alone(place, http, client):
-    body = {"lora_name": "dora-1"}
-    assert http.post("/v1/unload_lora_adapter", json=body).status_code == 403
-    admin = {"Authorization": f"Bearer {ADMIN}"}
-    assert http.post("/v1/unload_lora_adapter", json=body, headers=admin).status_code == 200
-    with pytest.raises(openai.NotFoundError):
-        client.chat.completions.create(model="dora-1", messages=CHAT)
-    for name in ("../adapters/dora-1", "/etc", "a/b", "dora-1\0", ""):
-        assert http.post("/v1/load_lora_adapter", json={"lora_name": name}, headers=admin).status_code in (
-            400,
-            404,
+def test_messages_of_all_roles_and_in_parts_are_one_text(client):
+    parts = [{"type": "text", "text": "Write about "}, {"type": "text", "text": "a kettle."}]
+    asked = {"model": "seedling", "temperature": 0, "max_tokens": 8}
+    plain = client.chat.completions.create(messages=CHAT, **asked)
+    in_parts = client.chat.completions.create(messages=[{"role": "user", "content": parts}], **asked)
+    assert in_parts.choices[0].message.content == plain.choices[0].message.content
+    assert in_parts.usage == plain.usage
+    by_role = {
+        role: client.chat.completions.create(
+            messages=[{"role": role, "content": "Be short."}, *CHAT], **asked
         )
-    path = {"lora_name": "dora-1", "lora_path": str(place["root"] / "dora-1")}
-    assert http.post("/v1/load_lora_adapter", json=path, headers=admin).status_code == 400
-    assert http.post("/v1/load_lora_adapter", json=body, headers=admin).status_code == 200
-    assert client.chat.completions.create(model="dora-1", messages=CHAT, max_tokens=2).choices
-
-
-def test_every_route_declares_its_role(place):
-    routes = [
-        route for route in place["app"].routes if hasattr(route, "endpoint") and route.path != "/openapi.json"
+        for role in ("system", "developer")
+    }
+    assert by_role["system"].usage == by_role["developer"].usage != plain.usage
+    call = {"id": "1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+    told = [
+        *CHAT,
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "It is red.", "tool_call_id": "1"},
     ]
-    assert len(routes) >= 9
-    assert {getattr(route.endpoint, ROLE, None) for route in routes} == {"open", "infer", "admin"}
-    opened = {route.path for route in routes if getattr(route.endpoint, ROLE) == "open"}
-    assert opened == {"/health", "/ready"}
+    answer = client.chat.completions.create(messages=told, **asked)
+    assert answer.usage.prompt_tokens > plain.usage.prompt_tokens
 
 
-def test_state_is_told(http, client):
-    client.completions.create(model="seedling", prompt="The", max_tokens=2)
-    assert http.get("/health").json() == {"status": "ok"} and http.get("/ready").status_code == 200
-    text = http.get("/metrics").text
-    assert "graft_tokens_total" in text and 'outcome="done"' in text and not math.isnan(len(text))
+def test_only_the_last_chunk_tells_usage(client):
+    for create, asked in (
+        (client.chat.completions.create, {"messages": CHAT}),
+        (client.completions.create, {"prompt": "The"}),
+    ):
+        options = {"stream": True, "stream_options": {"include_usage": True}, "max_tokens": 4}
+        chunks = list(create(model="seedling", **asked, **options))
+        assert all(chunk.usage is None for chunk in chunks[:-1]) and chunks[-1].choices == []
+        assert chunks[-1].usage.total_tokens == chunks[-1].usage.prompt_tokens + 4
+        without = list(create(model="seedling", **asked, stream=True, max_tokens=4))
+        assert all(chunk.choices and chunk.usage is None for chunk in without)
 
 
-def test_what_is_no_json_is_refused_before_it_is_parsed(http):
-    path = "/v1/chat/completions"
-    json_type = {"Content-Type": "application/json"}
-    assert http.post(path, content=b"x" * (LIMITS.body_bytes + 1), headers=json_type).status_code == 413
-    assert http.post(path, content=b'{"model":1}', headers={"Content-Type": "text/plain"}).status_code == 415
-    assert http.post(path, content=b"[" * 100 + b"]" * 100, headers=json_type).status_code == 400
-    assert http.post(path, content=b"{", headers=json_type).status_code == 400
-    assert http.post(path, content=b'"\xff"', headers=json_type).status_code == 400
+def test_an_echo_is_streamed_with_its_log_probabilities(client):
+    asked = {"model": "lora-0", "prompt": "The kettle", "echo": True, "logprobs": 2, "temperature": 0}
+    asked |= {"max_tokens": 4, "extra_body": {"min_tokens": 5}}
+    whole = client.completions.create(**asked).choices[0]
+    chunks = [chunk.choices[0] for chunk in client.completions.create(**asked, stream=True)]
+    assert "".join(chunk.text for chunk in chunks) == whole.text
+    for column in ("tokens", "token_logprobs", "text_offset"):
+        streamed = [one for chunk in chunks if chunk.logprobs for one in getattr(chunk.logprobs, column)]
+        assert streamed == getattr(whole.logprobs, column)
+    logs = whole.logprobs
+    for token, offset in list(zip(logs.tokens, logs.text_offset, strict=True))[1:]:
+        assert whole.text[offset:].startswith(token)
+    assert logs.top_logprobs[0] is None and all(len(top) == 2 for top in logs.top_logprobs[1:])
 
 
-def test_foreign_hosts_and_origins_are_refused(http):
-    assert http.get("/v1/models", headers={"Host": "evil.example"}).status_code == 403
-    body = {"model": "seedling", "prompt": "x"}
-    assert (
-        http.post("/v1/completions", json=body, headers={"Origin": "http://evil.example"}).status_code == 403
+def test_a_bias_forces_a_token(client, place):
+    token = place["base"].tokenizer("kettle", add_special_tokens=False)["input_ids"][-1]
+    got = client.completions.create(
+        model="seedling", prompt="The", temperature=0, max_tokens=3, logprobs=0, logit_bias={str(token): 100}
     )
-    assert "access-control-allow-origin" not in http.get("/v1/models").headers
+    assert len(set(got.choices[0].logprobs.tokens)) == 1
 
 
-def test_a_client_that_goes_away_frees_its_slot(place, http):
-    served = place["app"].state.served
-    body = {"model": "seedling", "prompt": "The", "max_tokens": 64, "min_tokens": 64, "stream": True}
-    with http.stream("POST", "/v1/completions", json=body) as answer:
-        next(answer.iter_bytes())
-    until = time.monotonic() + 20
-    while (served.worker.load or served.by_key) and time.monotonic() < until:
-        time.sleep(0.02)
-    assert served.worker.load == 0 and served.by_key == {}
+def test_a_frequency_penalty_ends_a_forced_repetition(client, place):
+    """With +20 for one token, it is written until the penalty of its repetitions outweighs that: 10 times."""
+    token = place["base"].tokenizer("kettle", add_special_tokens=False)["input_ids"][-1]
+    asked = {"model": "seedling", "prompt": "The", "temperature": 0, "max_tokens": 32, "logprobs": 0}
+    forced = client.completions.create(**asked, logit_bias={str(token): 50})
+    punished = client.completions.create(**asked, logit_bias={str(token): 50}, frequency_penalty=2)
+    word = forced.choices[0].logprobs.tokens[0]
+    assert forced.choices[0].logprobs.tokens.count(word) == 32
+    assert 10 <= punished.choices[0].logprobs.tokens.count(word) < 32
 
 
-def test_more_than_the_queue_holds_is_told_to_come_back(place, http):
-    served = place["app"].state.served
-    held = threading.Event()
-    served.worker.call(held.wait)
-    body = {"model": "seedling", "prompt": ["x"] * 8, "max_tokens": 1}
-    try:
-        answers = []
-        threads = [
-            threading.Thread(
-                target=lambda: answers.append(http.post("/v1/completions", json=body, timeout=60))
-            )
-            for _ in range(3)
-        ]
-        for thread in threads:
-            thread.start()
-        until = time.monotonic() + 20
-        while not answers and time.monotonic() < until:
-            time.sleep(0.02)
-    finally:
-        held.set()
-    for thread in threads:
-        thread.join(60)
-    refused = [answer for answer in answers if answer.status_code == 429]
-    assert refused and all(int(answer.headers["Retry-After"]) >= 1 for answer in refused)
-    assert len(refused) < 3
+def test_eight_choices_are_the_most(client):
+    got = client.chat.completions.create(
+        model="seedling", messages=CHAT, n=8, max_tokens=2, temperature=2, seed=1
+    )
+    assert [choice.index for choice in got.choices] == list(range(8))
+    with pytest.raises(openai.BadRequestError, match="at most 8"):
+        client.completions.create(model="seedling", prompt=["a", "b", "c"], n=3)
+
+
+def test_json_of_any_form(client):
+    pytest.importorskip("llguidance")
+    asked = {"model": "seedling", "messages": CHAT, "temperature": 0, "max_tokens": 40}
+    got = client.chat.completions.create(**asked, response_format={"type": "json_object"})
+    assert isinstance(json.loads(got.choices[0].message.content), dict)
+    plain = client.chat.completions.create(**asked)
+    text = client.chat.completions.create(**asked, response_format={"type": "text"})
+    assert text.choices[0].message.content == plain.choices[0].message.content
+
+
+def test_embeddings_of_ids(client, place):
+    ids = place["base"].tokenizer("The kettle")["input_ids"]
+    by_text, by_ids, both = (
+        client.embeddings.create(model="seedling", input=given).data
+        for given in ("The kettle", ids, [ids, ids])
+    )
+    assert by_ids[0].embedding == by_text[0].embedding == both[1].embedding and len(both) == 2
+
+
+WEATHER = {
+    "type": "function",
+    "function": {"name": "weather", "parameters": {"type": "object", "properties": {"city": {}}}},
+}
+SHOWS_TOOLS = (
+    "{% if tools %}{{ tools | tojson }}\n{% endif %}{% for m in messages %}{{ m.role }}: {{ m.content }}\n"
+    "{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+)
+
+
+@pytest.fixture
+def tool_client():
+    """A client of a model whose chat template shows tools, as those of many models do."""
+    base = load("seedling", dtype="fp32")
+    base.tokenizer.chat_template = SHOWS_TOOLS
+    with served_app(base) as app, listening(app) as url:
+        yield openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+
+
+def test_calls_of_tools_are_parsed_whole_and_streamed(tool_client):
+    pytest.importorskip("llguidance")
+    arguments = {"type": "object", "properties": {"city": {"enum": ["Oslo"]}}, "required": ["city"]}
+    call = {
+        "type": "object",
+        "properties": {
+            "name": {"const": "weather"},
+            "arguments": arguments | {"additionalProperties": False},
+        },
+        "required": ["name", "arguments"],
+        "additionalProperties": False,
+    }  # this tiny model calls no tools by itself: the form of its answer makes it
+    form = {"type": "json_schema", "json_schema": {"name": "call", "schema": call}}
+    asked = {"model": "seedling", "messages": CHAT, "temperature": 0, "response_format": form}
+    create = tool_client.chat.completions.create
+    whole = create(**asked, tools=[WEATHER]).choices[0]
+    assert whole.finish_reason == "tool_calls" and whole.message.content is None
+    (found,) = whole.message.tool_calls
+    assert found.function.name == "weather" and json.loads(found.function.arguments) == {"city": "Oslo"}
+    chunks = [chunk.choices[0] for chunk in create(**asked, tools=[WEATHER], stream=True)]
+    streamed = [part for chunk in chunks for part in chunk.delta.tool_calls or []]
+    assert [part.function.to_dict() for part in streamed] == [found.function.to_dict()]
+    assert streamed[0].index == 0 and streamed[0].id
+    assert chunks[-1].finish_reason == "tool_calls" and not any(chunk.delta.content for chunk in chunks)
+    none = create(**asked, tools=[WEATHER], tool_choice="none").choices[0]
+    assert none.finish_reason == "stop" and json.loads(none.message.content)["name"] == "weather"
+
+
+def test_tools_that_a_template_does_not_show_are_refused(client):
+    with pytest.raises(openai.BadRequestError, match="no tools") as refused:
+        client.chat.completions.create(model="seedling", messages=CHAT, tools=[WEATHER])
+    assert refused.value.param == "tools"
+
+
+def test_a_text_in_the_middle_is_asked_for_by_the_models_own_marks(client):
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.completions.create(model="seedling", prompt="def f(", suffix="return x")
+    assert refused.value.param == "suffix"
+    tokenizer = load("seedling", dtype="fp32").tokenizer
+    tokenizer.add_tokens(["<fim_prefix>", "<fim_suffix>", "<fim_middle>"], special_tokens=True)
+    want = tokenizer("<fim_prefix>The kettle<fim_suffix>boils.<fim_middle>")["input_ids"]
+    assert between(tokenizer, "The kettle", "boils.") == want

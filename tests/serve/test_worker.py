@@ -75,7 +75,7 @@ def test_eight_adapters_of_all_kinds_at_once_answer_as_each_alone(started, base,
     for waited, want in zip(jobs, wanted, strict=True):
         got = waited.result()
         assert (got.text, got.tokens, got.finish_reason) == (want.text, want.tokens, want.finish_reason)
-        assert got.logprobs == pytest.approx(want.logprobs, abs=2e-5)  # of logits around 20, in fp32
+        assert got.logprobs == pytest.approx(want.logprobs, abs=1e-5)  # the order of sums
         assert "".join(piece.text for piece in waited.pieces) == got.text
         told = [
             *(event for piece in waited.pieces for event in piece.logprobs),
@@ -167,6 +167,63 @@ def test_a_cancelled_text_frees_its_slot_at_the_next_step(started, base):
         long.result()
     assert after.result().tokens
     assert worker.stats.steps - steps[0] <= 1 + 8  # the steps of the other text alone
+
+
+def ends_in_order(worker, jobs):
+    """Submit all jobs before the first one begins; return the places of those that end, in order."""
+    held, order = threading.Event(), []
+    worker.call(held.wait)
+    for place, waited in enumerate(jobs):
+        take = waited._take
+
+        def taken(event, place=place, take=take):
+            if isinstance(event, Ended):
+                order.append(place)
+            take(event)
+
+        waited.job.on_event = taken
+        worker.submit(waited.job)
+    held.set()
+    for waited in jobs:
+        waited.result()
+    return order
+
+
+def test_a_flood_on_one_adapter_holds_up_another_by_one_text(started, base):
+    worker = started(rows=2)
+    worker.call(lambda: [worker.registry.load(name) for name in ("lora-0", "ia3-2")]).result()
+    how = {"max_new_tokens": 4, "min_new_tokens": 4}
+    flood = [Waited(base, PROMPTS[0], "lora-0", **how) for _ in range(6)]
+    order = ends_in_order(worker, [*flood, Waited(base, PROMPTS[0], "ia3-2", **how)])
+    assert order.index(6) <= 2  # beside the first text of the flood, or the second
+
+
+def test_an_adapter_without_room_is_not_passed_by_for_ever(started, base, root):
+    sizes = {n: (root / n / "adapter_model.safetensors").stat().st_size for n in ("lora-0", "dora-1")}
+    worker = started(budget=max(sizes.values()) + min(sizes.values()) // 2, rows=2)
+    worker.call(lambda: worker.registry.load("lora-0")).result()
+    # Of lengths by which two of them never end at one step, so that the first adapter is always held.
+    lengths = [{"max_new_tokens": count, "min_new_tokens": count} for count in (3, 5) * 5]
+    flood = [Waited(base, PROMPTS[0], "lora-0", **how) for how in lengths]
+    order = ends_in_order(worker, [*flood[:3], Waited(base, PROMPTS[0], "dora-1"), *flood[3:]])
+    assert order.index(3) <= 5
+
+
+def test_a_long_prompt_is_read_in_pieces_while_others_are_written(started, base):
+    worker = started(chunk=8)
+    short = Waited(base, PROMPTS[0], max_new_tokens=120, min_new_tokens=120)
+    long = Waited(base, "a lamp and " * 40, max_new_tokens=1)
+    writing, told, seen = threading.Event(), short._take, []
+    short.job.on_event = lambda event: (told(event), writing.set())
+    read = long._take
+    long.job.on_event = lambda event: (seen.append(len(short.pieces)), read(event))
+    worker.submit(short.job)
+    assert writing.wait(60)
+    before = len(short.pieces)
+    worker.submit(long.job)
+    assert long.result().tokens
+    assert seen[0] - before >= len(long.job.prompt) // 8 // 2  # a piece may be part of a character
+    assert short.result().tokens
 
 
 def test_a_text_that_is_not_done_in_time_is_told(started, base):

@@ -183,12 +183,19 @@ class Base:
 
     def attach(self, name: str, method: Method | Sequence[Method]) -> Adapter:
         """Put a newborn adapter on the base. Nothing changes until it is used (`using`, `adapters=`)."""
+        self._require_free(name)
+        return self.seat(self._newborn(name, methods_given(method)))
+
+    def _require_free(self, name: str) -> None:
+        """Raise AdapterError for a name that is none, or is taken."""
         require_name(name)
         if name in self.adapters:
             raise AdapterError(
                 f"the name {name!r} is taken", "a new name", f"use another, or detach({name!r}) first"
             )
-        methods = methods_given(method)
+
+    def _newborn(self, name: str, methods: Sequence[Method]) -> Adapter:
+        """Return what methods build on this base, hooked in nowhere."""
         sites = self.sites
         adapter = Adapter(name, methods, [self._checked(m, sites) for m in methods], self.identity)
         self._liveness.check(adapter.inserts)
@@ -196,10 +203,15 @@ class Base:
         for _, insert in adapter.inserts:
             self._settle(insert)
         self._tell(adapter, sites)
+        return adapter
+
+    def seat(self, adapter: Adapter) -> Adapter:
+        """Put an adapter on the base that was built for it and is not on it: one that `read_adapter` gave."""
+        self._require_free(adapter.name)
         try:
             self._mixing.attempt(adapter, self._seat)
         except GraftError:
-            self.detach(name)
+            self.detach(adapter.name)
             raise
         return adapter
 
@@ -240,6 +252,17 @@ class Base:
         settings were edited since it was saved.
         Raises AdapterError for a file that is damaged or does not fit this base.
         """
+        self._require_free(name)
+        adapter = self.read_adapter(folder, name, force=force)
+        with of_a_file(folder):
+            return self.seat(adapter)
+
+    def read_adapter(self, folder: str | Path, name: str, *, force: bool = False) -> Adapter:
+        """Read an adapter as `load_adapter` does, whole and checked, without putting it on the base: `seat`.
+
+        Another thread may do this while the base runs, if no adapter on it changes the base's own weights
+        (`Adapter.in_place`).
+        """
         methods, tensors, base = adapter_files.read(Path(folder), self.sites, force=force)
         if not force:
             adapter_files.check_base(folder, base, self.identity())
@@ -249,14 +272,10 @@ class Base:
             named = adapter_files.named_here(tensors, wanted, self.model)
             named = adapter_files.without_base_copies(named, wanted, self.model)
             require_same(wanted, named, name)
-            adapter = self.attach(name, methods)
-        try:
-            adapter.load_file_state(named)
-            if adapter.in_place:  # the base's dtype may be narrower than the file's
-                require_finite(adapter.file_state().items(), AdapterError, "use another base", folder)
-        except GraftError:
-            self.detach(name)
-            raise
+            adapter = self._newborn(name, methods)
+        adapter.load_file_state(named)
+        if adapter.in_place:  # the base's dtype may be narrower than the file's
+            require_finite(adapter.file_state().items(), AdapterError, "use another base", folder)
         adapter.folder, adapter.trained_on = Path(folder).resolve(), base.get("quant") or ""
         return adapter
 

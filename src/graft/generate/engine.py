@@ -61,6 +61,11 @@ class Engine:
         """How many requests wait for a slot."""
         return len(self._waiting)
 
+    @property
+    def slots(self) -> int:
+        """How many slots are taken."""
+        return self._max_rows - len(self._free)
+
     def submit(self, request: Request) -> Request:
         """Put a request into the queue. Raises UsageError for one that the cache can never hold."""
         length = self._length(request)

@@ -6,10 +6,7 @@ fetched from the network, and no name in a request becomes a path.
 
 import asyncio
 import hashlib
-import json
-import logging
 import time
-from collections.abc import Callable
 from typing import Any
 
 from fastapi import Depends, FastAPI, Request
@@ -18,9 +15,24 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 import graft
 from graft.base.base import Base
 from graft.serve import chat, completions, states
+from graft.serve.answers import (
+    ChatCompletion,
+    Classes,
+    Embeddings,
+    Health,
+    Loaded,
+    Model,
+    Models,
+    Ready,
+    TextCompletion,
+    Unloaded,
+    document,
+    told,
+)
 from graft.serve.failures import ApiError, add_handlers
 from graft.serve.grammar import Grammars
 from graft.serve.limits import Limits
+from graft.serve.logs import Logged
 from graft.serve.metrics import metrics
 from graft.serve.registry import Info, Registry
 from graft.serve.schema import (
@@ -35,9 +47,9 @@ from graft.serve.security import Gate, Keys, check_role, role
 from graft.serve.texts import Served
 from graft.serve.worker import Worker
 
-log = logging.getLogger("graft.serve")
+BODY = (408, 413, 415)  # refusals of bodies
+WRITTEN = (*BODY, 404, 429, 503)
 LOOPBACK = frozenset(["127.0.0.1", "localhost", "[::1]"])
-Next = Callable[[Request], Any]
 
 
 def create_app(
@@ -84,41 +96,34 @@ def bare_app(
     app = FastAPI(
         title="Graft",
         version=graft.__version__,
+        openapi_url=None,  # see below: with a role
         docs_url=None,
         redoc_url=None,
         dependencies=[Depends(check_role)],
     )
     app.state.keys, app.state.token = keys or Keys(), None
+    app.state.limits = limits or Limits()
     add_handlers(app)
-    app.middleware("http")(_logged)
-    app.add_middleware(Gate, limits=limits or Limits(), hosts=hosts, origins=origins)
+
+    @app.get("/openapi.json", include_in_schema=False)
+    @role("infer")
+    async def openapi() -> JSONResponse:
+        return JSONResponse(document(app))
+
+    app.add_middleware(Gate, limits=app.state.limits, hosts=hosts, origins=origins)
+    app.add_middleware(Logged)  # the outermost: what is refused is logged too
     return app
 
 
-async def _logged(request: Request, call_next: Next) -> Any:
-    """Write one line of JSON for each request: without prompts, answers and keys."""
-    begun = time.monotonic()
-    response = await call_next(request)
-    facts = {
-        "method": request.method,
-        "path": request.url.path,
-        "status": response.status_code,
-        "seconds": round(time.monotonic() - begun, 4),
-        "key": getattr(request.state, "key", None),
-    }
-    log.info(json.dumps(facts))
-    return response
-
-
 def _add_openai(app: FastAPI) -> None:
-    @app.get("/v1/models")
+    @app.get("/v1/models", responses=told(Models))
     @role("infer")
     async def models(request: Request) -> JSONResponse:
         served: Served = request.app.state.served
         listed = [_base_model(served), *(_model(served, info) for info in served.registry.infos())]
         return JSONResponse({"object": "list", "data": listed})
 
-    @app.get("/v1/models/{model:path}")
+    @app.get("/v1/models/{model:path}", responses=told(Model, 404))
     @role("infer")
     async def model(request: Request, model: str) -> JSONResponse:
         served: Served = request.app.state.served
@@ -128,22 +133,22 @@ def _add_openai(app: FastAPI) -> None:
         info = next(info for info in served.registry.infos() if info.name == name)
         return JSONResponse(_model(served, info))
 
-    @app.post("/v1/chat/completions")
+    @app.post("/v1/chat/completions", responses=told(ChatCompletion, *WRITTEN, stream=True))
     @role("infer")
     async def chat_completions(request: Request, asked: ChatAsked) -> Any:
         return await chat.answer(request, asked)
 
-    @app.post("/v1/completions")
+    @app.post("/v1/completions", responses=told(TextCompletion, *WRITTEN, stream=True))
     @role("infer")
     async def text_completions(request: Request, asked: CompletionAsked) -> Any:
         return await completions.answer(request, asked)
 
-    @app.post("/v1/embeddings")
+    @app.post("/v1/embeddings", responses=told(Embeddings, *WRITTEN))
     @role("infer")
     async def embeddings(request: Request, asked: EmbeddingsAsked) -> JSONResponse:
         return await states.embed(request, asked)
 
-    @app.post("/v1/classify")
+    @app.post("/v1/classify", responses=told(Classes, *WRITTEN))
     @role("infer")
     async def classify(request: Request, asked: ClassifyAsked) -> JSONResponse:
         return await states.classify(request, asked)
@@ -157,6 +162,7 @@ def _base_model(served: Served) -> dict[str, Any]:
         "owned_by": "graft",
         "root": served.name,
         "parent": None,
+        "system_fingerprint": served.version(),
         "quant": served.base.quant,
     }
 
@@ -172,6 +178,7 @@ def _model(served: Served, info: Info) -> dict[str, Any]:
         "parent": served.name,
         "methods": list(info.methods),
         "digest": info.digest[:64],
+        "system_fingerprint": served.version(info.digest),
         "loaded": info.loaded,
         "pinned": info.pinned,
         "batched": not info.alone,
@@ -180,7 +187,7 @@ def _model(served: Served, info: Info) -> dict[str, Any]:
 
 
 def _add_adapters(app: FastAPI) -> None:
-    @app.post("/v1/load_lora_adapter")
+    @app.post("/v1/load_lora_adapter", responses=told(Loaded, *BODY, 404, 503))
     @role("admin")
     async def load(request: Request, asked: LoadAsked) -> JSONResponse:
         served: Served = request.app.state.served
@@ -190,10 +197,10 @@ def _add_adapters(app: FastAPI) -> None:
                 "lora_path can only be the name of the adapter's folder, which is lora_name: leave it out",
                 param="lora_path",
             )
-        await asyncio.wrap_future(served.worker.call(lambda: served.registry.load(asked.lora_name)))
+        await asyncio.wrap_future(served.worker.load_adapter(asked.lora_name))
         return JSONResponse({"loaded": asked.lora_name})
 
-    @app.post("/v1/unload_lora_adapter")
+    @app.post("/v1/unload_lora_adapter", responses=told(Unloaded, *BODY, 404, 503))
     @role("admin")
     async def unload(request: Request, asked: UnloadAsked) -> JSONResponse:
         served: Served = request.app.state.served
@@ -202,12 +209,12 @@ def _add_adapters(app: FastAPI) -> None:
 
 
 def _add_state(app: FastAPI) -> None:
-    @app.get("/health")
+    @app.get("/health", responses=told(Health))
     @role("open")
     async def health() -> JSONResponse:
         return JSONResponse({"status": "ok"})
 
-    @app.get("/ready")
+    @app.get("/ready", responses=told(Ready, 503))
     @role("open")
     async def ready(request: Request) -> JSONResponse:
         served: Served = request.app.state.served
@@ -217,7 +224,7 @@ def _add_state(app: FastAPI) -> None:
             )
         return JSONResponse({"status": "ready", "model": served.name})
 
-    @app.get("/metrics")
+    @app.get("/metrics", responses=told(None))
     @role("infer")
     async def show_metrics(request: Request) -> PlainTextResponse:
         text = metrics(request.app.state.served)

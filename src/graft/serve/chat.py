@@ -1,5 +1,6 @@
 """POST /v1/chat/completions."""
 
+import asyncio
 import time
 import uuid
 from collections.abc import AsyncIterator
@@ -28,10 +29,16 @@ async def answer(request: Request, asked: ChatAsked) -> Response:
     offered = [] if asked.tool_choice == "none" else asked.tools or []
     prompt: dict[str, Any] = {"messages": [_message(message) for message in asked.messages]}
     if offered:
+        if not await asyncio.to_thread(lambda: served.shows_tools):
+            raise ApiError(
+                400, "the chat template of this model shows no tools: leave them out", param="tools"
+            )
         prompt["tools"] = [tool.model_dump(exclude_none=True) for tool in offered]
     form = asked.response_format
     if form is not None and form.type == "json_schema" and form.json_schema is None:
         raise ApiError(400, "json_schema without a schema", param="response_format")
+    if form is not None and form.type != "text" and asked.min_tokens:
+        raise ApiError(400, "min_tokens with response_format: a form ends where it ends", param="min_tokens")
     choices = await begin(
         served,
         asked,
@@ -63,7 +70,6 @@ class _Writer:
             "id": f"chatcmpl-{uuid.uuid4().hex}",
             "created": int(time.time()),
             "model": asked.model,
-            "system_fingerprint": served.fingerprint,
         }
 
     def body(self, completions: list[Completion]) -> dict[str, Any]:
@@ -84,7 +90,12 @@ class _Writer:
                 }
             )
         counts = usage(self._choices, completions)
-        return {**self._head, "object": "chat.completion", "choices": choices, "usage": counts}
+        head = {**self._head, **self._print(), "object": "chat.completion"}
+        return {**head, "choices": choices, "usage": counts}
+
+    def _print(self) -> dict[str, str]:
+        """Return which version answers; it is known when the first token is written."""
+        return {"system_fingerprint": self._served.version(*(choice.job.digest for choice in self._choices))}
 
     async def stream(self) -> AsyncIterator[bytes]:
         """Yield the answer as server-sent events."""
@@ -102,9 +113,10 @@ class _Writer:
                 elif not self._tools and (found.text or (found.logprobs and self._asked.logprobs)):
                     # With tools, nobody can tell whether a text is a call until it has ended.
                     yield self._chunk(choice, {"content": found.text}, logprobs=self._logprobs(found))
-            if self._asked.stream_options is not None and self._asked.stream_options.include_usage:
+            if self._asked.counts:
                 counts = usage(self._choices, completions)
-                yield sse({**self._head, "object": "chat.completion.chunk", "choices": [], "usage": counts})
+                head = {**self._head, **self._print(), "object": "chat.completion.chunk"}
+                yield sse({**head, "choices": [], "usage": counts})
         except Exception as error:
             yield sse(refusal(error).body())
         yield sse("[DONE]")
@@ -127,7 +139,9 @@ class _Writer:
         self, choice: Choice, delta: dict[str, Any], reason: str | None = None, logprobs: Any = None
     ) -> bytes:
         one = {"index": choice.index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
-        return sse({**self._head, "object": "chat.completion.chunk", "choices": [one]})
+        rest = {"usage": None} if self._asked.counts else {}
+        head = {**self._head, "system_fingerprint": self._served.version(choice.job.digest)}
+        return sse({**head, "object": "chat.completion.chunk", "choices": [one], **rest})
 
     def _logprobs(self, piece: Piece) -> dict[str, Any] | None:
         return chat_logprobs(self._served.base.tokenizer, piece) if self._asked.logprobs else None

@@ -10,26 +10,31 @@ import torch
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
-from graft.data.templates import Prompt
 from graft.generate.request import Completion
 from graft.serve.chat import NO_CACHE
-from graft.serve.failures import ApiError, refusal
+from graft.serve.failures import refusal
 from graft.serve.jobs import Piece
+from graft.serve.middle import between
 from graft.serve.schema import CompletionAsked
 from graft.serve.streams import merged, whole
-from graft.serve.texts import Choice, Served, begin, sse, usage
+from graft.serve.texts import Choice, Served, begin, held, in_engine, sse, token_prompts, usage
 from graft.serve.tokens import text_logprobs
 
 DEFAULT_TOKENS = 16  # OpenAI's
+AT_ONCE = 256  # places of a prompt whose log-probabilities are in memory together
 
 
 async def answer(request: Request, asked: CompletionAsked) -> Response:
     """Continue one or several prompts, whole or as a stream."""
     served: Served = request.app.state.served
+    prompts = token_prompts(asked.prompt, served, "prompt")
+    if asked.suffix:
+        tokenizer, suffix = served.base.tokenizer, asked.suffix
+        prompts = [await asyncio.to_thread(between, tokenizer, prompt, suffix) for prompt in prompts]
     choices = await begin(
         served,
         asked,
-        _prompts(asked, served),
+        prompts,
         key=request.state.key,
         max_tokens=asked.max_tokens or DEFAULT_TOKENS,
         logprobs=asked.logprobs,
@@ -41,33 +46,18 @@ async def answer(request: Request, asked: CompletionAsked) -> Response:
     return JSONResponse(await writer.body(await whole(request, choices)))
 
 
-def _prompts(asked: CompletionAsked, served: Served) -> list[Prompt]:
-    """Return the prompts as `encoded` takes them. Raises ApiError for tokens that the model does not have."""
-    given: Any = asked.prompt
-    if isinstance(given, str):
-        return [given]
-    if given and isinstance(given[0], int):
-        given = [given]
-    if not given or any(one == [] for one in given):
-        raise ApiError(400, "an empty prompt", param="prompt")
-    size = served.base.vocabulary
-    if any(not 0 <= token < size for one in given if isinstance(one, list) for token in one):
-        raise ApiError(400, f"tokens beyond the {size:,} of this model", param="prompt")
-    return list(given)
-
-
 class _Writer:
     """Writes the answers to one request."""
 
     def __init__(self, served: Served, asked: CompletionAsked, choices: list[Choice]) -> None:
         self._served, self._asked, self._choices = served, asked, choices
         self._tokenizer = served.base.tokenizer
+        self._measured: dict[int, dict[str, Any]] = {}
         self._head = {
             "id": f"cmpl-{uuid.uuid4().hex}",
             "object": "text_completion",
             "created": int(time.time()),
             "model": asked.model,
-            "system_fingerprint": served.fingerprint,
         }
 
     async def body(self, completions: list[Completion]) -> dict[str, Any]:
@@ -79,12 +69,8 @@ class _Writer:
                 completion.text, completion.tokens, completion.logprobs or [], completion.top_logprobs or []
             )
             logprobs = self._logprobs(piece, len(echo))
-            if echo and logprobs is not None:
-                read = await self._read(choice)
-                logprobs = {
-                    key: [*first, *(logprobs[key] or [])] if isinstance(first, list) else logprobs[key]
-                    for key, first in read.items()
-                }
+            if self._asked.echo and logprobs is not None:
+                logprobs = _joined(await self._logprobs_of_prompt(choice), logprobs)
             one = {
                 "index": choice.index,
                 "text": echo + completion.text,
@@ -92,7 +78,11 @@ class _Writer:
                 "finish_reason": completion.finish_reason,
             }
             listed.append(one)
-        return {**self._head, "choices": listed, "usage": usage(self._choices, completions)}
+        return {**self._head, **self._print(), "choices": listed, "usage": usage(self._choices, completions)}
+
+    def _print(self) -> dict[str, str]:
+        """Return which version answers; it is known when the first token is written."""
+        return {"system_fingerprint": self._served.version(*(choice.job.digest for choice in self._choices))}
 
     async def stream(self) -> AsyncIterator[bytes]:
         """Yield the answer as server-sent events."""
@@ -103,7 +93,9 @@ class _Writer:
                 if choice.index not in lengths:
                     echo = self._echo(choice)
                     lengths[choice.index] = len(echo)
-                    if echo:
+                    if self._asked.echo and self._asked.logprobs is not None:
+                        yield self._chunk(choice, echo, await self._logprobs_of_prompt(choice))
+                    elif echo:
                         yield self._chunk(choice, echo)
                 if isinstance(found, Completion):
                     completions.append(found)
@@ -112,15 +104,18 @@ class _Writer:
                     logprobs = self._logprobs(found, lengths[choice.index])
                     lengths[choice.index] += len(found.text)
                     yield self._chunk(choice, found.text, logprobs)
-            if self._asked.stream_options is not None and self._asked.stream_options.include_usage:
-                yield sse({**self._head, "choices": [], "usage": usage(self._choices, completions)})
+            if self._asked.counts:
+                counts = usage(self._choices, completions)
+                yield sse({**self._head, **self._print(), "choices": [], "usage": counts})
         except Exception as error:
             yield sse(refusal(error).body())
         yield sse("[DONE]")
 
     def _chunk(self, choice: Choice, text: str, logprobs: Any = None, reason: str | None = None) -> bytes:
         one = {"index": choice.index, "text": text, "logprobs": logprobs, "finish_reason": reason}
-        return sse({**self._head, "choices": [one]})
+        rest = {"usage": None} if self._asked.counts else {}
+        print_ = self._served.version(choice.job.digest)
+        return sse({**self._head, "system_fingerprint": print_, "choices": [one], **rest})
 
     def _echo(self, choice: Choice) -> str:
         if not self._asked.echo:
@@ -130,38 +125,43 @@ class _Writer:
     def _logprobs(self, piece: Piece, offset: int) -> dict[str, Any] | None:
         return None if self._asked.logprobs is None else text_logprobs(self._tokenizer, piece, offset)
 
-    async def _read(self, choice: Choice) -> dict[str, Any]:
-        """Return the log-probabilities of the prompt's own tokens; the first one has none."""
-        served, wanted = self._served, self._asked.logprobs or 0
+    async def _logprobs_of_prompt(self, choice: Choice) -> dict[str, Any]:
+        """Return the log-probabilities of the prompt's own tokens, measured once for all of its choices."""
+        if id(choice.prompt) not in self._measured:
+            served, wanted = self._served, self._asked.logprobs or 0
+            async with held(served, self._asked.model) as version:
+                name = None if version is None else version.adapter
+                own, top = await in_engine(
+                    served, lambda: _measured(served.base, name, choice.prompt, wanted)
+                )
+            piece = Piece("", choice.prompt, [0.0, *own], [{}, *top] if wanted else [])
+            read = text_logprobs(self._tokenizer, piece, 0)
+            for column in ("token_logprobs", "top_logprobs"):
+                if read[column]:
+                    read[column][0] = None  # nothing stands before the first token
+            self._measured[id(choice.prompt)] = read
+        return self._measured[id(choice.prompt)]
 
-        def measure() -> tuple[list[float], list[dict[int, float]]]:
-            name = served.adapter(self._asked.model)
-            version = None if name is None else served.registry.acquire(name)
-            try:
-                ids = torch.tensor([choice.prompt], device=served.base.device)
-                rows = [None if version is None else version.adapter]
-                logits = served.base(ids, adapters=rows, use_cache=False).logits[0, :-1].float()
-            finally:
-                if version is not None:
-                    served.registry.release(version)
-            logs = logits.log_softmax(1)
-            own = logs.gather(1, ids[0, 1:, None])[:, 0].tolist()
-            best = logs.topk(wanted) if wanted else None
-            top = (
-                []
-                if best is None
-                else [
-                    dict(zip(tokens, values, strict=True))
-                    for tokens, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-                ]
-            )
-            return own, top
 
-        own, top = await asyncio.wrap_future(served.worker.call(measure))
-        rest = text_logprobs(
-            self._tokenizer, Piece("", choice.prompt, [0.0, *own], [{}, *top] if top else []), 0
-        )
-        rest["token_logprobs"][:1] = [None]
-        if rest["top_logprobs"]:
-            rest["top_logprobs"][:1] = [None]
-        return rest
+def _measured(
+    base: Any, adapter: str | None, prompt: list[int], wanted: int
+) -> tuple[list[float], list[dict[int, float]]]:
+    """Return the log-probability of each token of a prompt but the first, and the likeliest at its place."""
+    ids = torch.tensor([prompt], device=base.device)
+    logits = base(ids, adapters=[adapter], use_cache=False).logits[0, :-1]
+    own: list[float] = []
+    top: list[dict[int, float]] = []
+    for start in range(0, len(logits), AT_ONCE):
+        logs = logits[start : start + AT_ONCE].float().log_softmax(1)
+        next_ids = ids[0, start + 1 : start + 1 + len(logs), None]
+        own += logs.gather(1, next_ids)[:, 0].tolist()
+        if wanted:
+            best = logs.topk(wanted)
+            pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+            top += [dict(zip(tokens, values, strict=True)) for tokens, values in pairs]
+    return own, top
+
+
+def _joined(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    """Return log-probabilities of two texts, one behind the other."""
+    return {key: [*first[key], *(second[key] or [])] if first[key] else second[key] for key in second}

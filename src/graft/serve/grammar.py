@@ -39,7 +39,7 @@ class Grammars:
         text = json.dumps(schema if schema is not None else {"type": "object"})
         try:
             grammar = llguidance.LLMatcher.grammar_from_json_schema(text, defaults=COMPACT)
-            matcher = llguidance.LLMatcher(self._known, grammar)
+            matcher = llguidance.LLMatcher(self._known, grammar, log_level=0)  # it would print parts of texts
         except Exception as error:  # the library raises ValueError and its own
             raise ApiError(400, f"response_format: {str(error)[:200]}", param="response_format") from None
         if matcher.is_error():
@@ -48,10 +48,13 @@ class Grammars:
 
 
 class Held:
-    """One text under a grammar (a `graft.generate.request.Constraint`)."""
+    """One text under a grammar (a `graft.generate.request.Constraint`).
+
+    trouble: why the grammar could not be held to the end; "" if it could. The text ends where that happens.
+    """
 
     def __init__(self, matcher: Any, size: int) -> None:
-        self._matcher, self._size = matcher, size
+        self._matcher, self._size, self.trouble = matcher, size, ""
 
     def mask(self) -> torch.Tensor:
         bits = numpy.frombuffer(self._matcher.compute_logit_bias(), dtype=numpy.uint8)
@@ -59,3 +62,5 @@ class Held:
 
     def accept(self, token: int) -> None:
         self._matcher.consume_token(token)
+        if self._matcher.is_error() and not self.trouble:
+            self.trouble = self._matcher.get_error().partition("\n")[0][:200]

@@ -1,9 +1,12 @@
-"""What the server's engine is asked for, and what it answers."""
+"""What the server's engine is asked for, what it answers, and how much it has done."""
 
 import threading
 import time
+from collections import Counter, deque
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import Any
 
 from graft.generate.request import Completion, Constraint
 from graft.generate.sampling import Sampling
@@ -62,7 +65,8 @@ class Job:
 
     prompt: its ids.  adapter: a name of the registry, None for the bare base.  ends, room, index, seed: as in
     `Request`.  on_event: called by the engine's thread; the last event is Ended or Failed.
-    timeout_s: from now.
+    timeout_s: from now.  owner: of the caller, whose texts take turns with those of others.
+    digest: of the adapter's files as it was loaded, known from the first event on; "" of the bare base.
     """
 
     prompt: list[int]
@@ -75,6 +79,8 @@ class Job:
     seed: int = 0
     timeout_s: float = 600.0
     constraint: Constraint | None = None
+    owner: str = ""
+    digest: str = ""
     begun: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
@@ -91,3 +97,43 @@ class Job:
         if time.monotonic() - self.begun > self.timeout_s:
             return Late(f"not done within {self.timeout_s:g} s")
         return None
+
+
+@dataclass
+class Stats:
+    """What has been done since the start, for /metrics.
+
+    jobs: by (adapter, outcome).  first_token_s, text_s: the latest waits.  steps: of the engines.
+    """
+
+    jobs: Counter[tuple[str, str]] = field(default_factory=Counter)
+    prompt_tokens: int = 0
+    tokens: int = 0
+    steps: int = 0
+    first_token_s: deque[float] = field(default_factory=lambda: deque(maxlen=1024))
+    text_s: deque[float] = field(default_factory=lambda: deque(maxlen=1024))
+
+
+@dataclass(eq=False)
+class Call:
+    """A function that the engine's thread is to call.  needs: an adapter that must have been read."""
+
+    function: Callable[[], Any]
+    needs: str | None = None
+    future: Future[Any] = field(default_factory=Future)
+
+    def run(self) -> None:
+        if self.future.set_running_or_notify_cancel():
+            try:
+                self.future.set_result(self.function())
+            except BaseException as error:
+                self.future.set_exception(error)
+
+    def fail(self, error: BaseException) -> None:
+        if not self.future.done():
+            self.future.set_exception(error)
+
+    def fail_as(self, other: Future[Any]) -> None:
+        """Fail if another future has."""
+        if not other.cancelled() and (error := other.exception()) is not None:
+            self.fail(error)

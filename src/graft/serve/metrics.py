@@ -27,6 +27,8 @@ def metrics(served: Served) -> str:
     add("tokens_total", "counter", "Tokens that were written.", [("", stats.tokens)])
     add("steps_total", "counter", "Steps of the engine.", [("", stats.steps)])
     add("texts", "gauge", "Texts that wait or are written.", [("", worker.load)])
+    add("slots", "gauge", "Slots of the caches that are taken.", [("", worker.slots)])
+    add("adapter_users", "gauge", "Texts that hold an adapter.", [("", served.registry.users)])
     add("adapters", "gauge", "Adapters that are served.", [("", len(infos))])
     add("adapters_loaded", "gauge", "Adapters in memory.", [("", sum(info.loaded for info in infos))])
     add("adapter_bytes", "gauge", "Bytes of the adapters in memory.", [("", served.registry.bytes)])

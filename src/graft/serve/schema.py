@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, model_validator
 
+from graft.serve.limits import Limits
+
 # Said by clients, and without effect on the text.
 IGNORED = frozenset(
     [
@@ -19,9 +21,9 @@ IGNORED = frozenset(
         "parallel_tool_calls",
     ]
 )
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
+Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False, strict=True)]
 Whole = Annotated[int, Field(strict=True)]
+Model = Annotated[str, Field(max_length=256)]
 
 
 class Asked(BaseModel):
@@ -37,8 +39,13 @@ class Asked(BaseModel):
         return given
 
 
-class StreamOptions(BaseModel):
+class Strict(BaseModel):
+    """A part of a body, none of whose fields are ignored."""
+
     model_config = ConfigDict(extra="forbid")
+
+
+class StreamOptions(Strict):
     include_usage: StrictBool = False
     include_obfuscation: StrictBool = False  # never done: over TLS lengths of pieces would tell little here
 
@@ -46,47 +53,52 @@ class StreamOptions(BaseModel):
 class Sampled(Asked):
     """What chat and text completions have in common."""
 
-    model: str
+    model: Model
     stream: StrictBool = False
     stream_options: StreamOptions | None = None
-    temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False, strict=True)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False, strict=True)] | None = None
     n: Annotated[int, Field(ge=1, strict=True)] | None = None
     stop: str | list[str] | None = None
     seed: Whole | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]] | None = None
+    logit_bias: (
+        dict[str, Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False, strict=True)]] | None
+    ) = None
     # beyond OpenAI, with vLLM's names
-    top_k: Annotated[int, Field(ge=-1, strict=True)] | None = None
-    min_p: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)] | None = None
+    top_k: Annotated[int, Field(ge=-1, le=1_000_000, strict=True)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False, strict=True)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=10, allow_inf_nan=False, strict=True)] | None = (
+        None
+    )
     min_tokens: Annotated[int, Field(ge=0, strict=True)] | None = None
 
+    @property
+    def counts(self) -> bool:
+        """Whether a stream ends with a chunk that tells how many tokens were read and written."""
+        return self.stream_options is not None and self.stream_options.include_usage
 
-class Part(BaseModel):
+
+class Part(Strict):
     """A piece of a message: only text is understood."""
 
-    model_config = ConfigDict(extra="forbid")
     type: Literal["text"]
     text: str
 
 
-class Function(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+class Function(Strict):
     name: str
     arguments: str
 
 
-class ToolCall(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+class ToolCall(Strict):
     id: str = ""
     type: Literal["function"] = "function"
     function: Function
 
 
-class Message(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+class Message(Strict):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[Part] | None = None
     name: str | None = None
@@ -95,21 +107,19 @@ class Message(BaseModel):
     refusal: None = None
 
 
-class Declared(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+class Declared(Strict):
     name: Annotated[str, Field(min_length=1, max_length=64)]
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
 
 
-class Tool(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+class Tool(Strict):
     type: Literal["function"]
     function: Declared
 
 
-class JsonSchema(BaseModel):
+class JsonSchema(Strict):
     model_config = ConfigDict(extra="forbid", populate_by_name=True)
     name: str
     description: str | None = None
@@ -117,14 +127,13 @@ class JsonSchema(BaseModel):
     strict: bool | None = None
 
 
-class ResponseFormat(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+class ResponseFormat(Strict):
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
 
 
 class ChatAsked(Sampled):
-    messages: Annotated[list[Message], Field(min_length=1, max_length=512)]
+    messages: Annotated[list[Message], Field(min_length=1, max_length=Limits.messages)]
     max_tokens: Annotated[int, Field(ge=1, strict=True)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1, strict=True)] | None = None
     logprobs: StrictBool | None = None
@@ -140,16 +149,17 @@ class CompletionAsked(Sampled):
     echo: StrictBool = False
     logprobs: Annotated[int, Field(ge=0, strict=True)] | None = None
     best_of: Annotated[int, Field(ge=1, le=1, strict=True)] | None = None
+    suffix: str | None = None
 
 
 class EmbeddingsAsked(Asked):
-    model: str
+    model: Model
     input: str | list[str] | list[Whole] | list[list[Whole]]
     encoding_format: Literal["float", "base64"] = "float"
 
 
 class ClassifyAsked(Asked):
-    model: str
+    model: Model
     input: str | list[str]
 
 

@@ -6,27 +6,30 @@ role needs no key unless one was set; admin always needs one; vote and manage ne
 own pages, which other sites cannot read, or the key of infer and of admin.
 """
 
+import asyncio
 import hashlib
 import hmac
 import json
 import re
-from collections.abc import Awaitable, Callable, MutableMapping
+import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from fastapi import Request
 
-from graft.serve.failures import ApiError
+from graft.serve.failures import ApiError, too_large
 from graft.serve.limits import Limits
+from graft.serve.logs import Receive, Scope, Send
 
-STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+# A text that is never closed matches too: trying again at each of its quotes would take for ever.
+STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)
+HALF = re.compile(rb"\\u[dD][89a-fA-F]")  # of a character that JSON writes as two
 BRACKETS = re.compile(rb"[\[\]{}]")
+HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::[0-9]{1,5})?")
 ROLE = "graft_role"  # attribute of a route's function
 OF_PAGES = {"vote": "infer", "manage": "admin"}  # whose key does instead of a page's token
 UPLOADS = "/studio/api/files/"  # routes below it read the body themselves, with a bound of their own
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Any]]
-Send = Callable[[Any], Awaitable[None]]
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,8 @@ class Keys:
     @classmethod
     def of(cls, infer: str | None, admin: str | None) -> "Keys":
         """Return the digests of keys that are given as text."""
-        return cls(*(() if key is None else (_digest(key),) for key in (infer, admin)))
+        given = ((key or "").strip() for key in (infer, admin))  # headers are read without blanks around them
+        return cls(*((_digest(key),) if key else () for key in given))
 
     def who(self, given: str | None) -> set[str]:
         """Return the roles that a key gives."""
@@ -55,7 +59,15 @@ class Keys:
 
 
 def _digest(key: str) -> bytes:
-    return hashlib.sha256(key.encode()).digest()
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+
+
+SALT = secrets.token_bytes(16)
+
+
+def _named(key: str | None) -> str:
+    """Return what a caller is called in logs: it tells callers apart, and nothing about their keys."""
+    return hmac.digest(SALT, _digest(key or ""), "sha256").hex()[:12]
 
 
 def role(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -72,10 +84,11 @@ def check_role(request: Request) -> None:
     """Raise ApiError where the key of a request does not give the role of its route."""
     route = request.scope.get("route")
     wanted = getattr(getattr(route, "endpoint", None), ROLE, None)
-    if wanted == "open":
-        return
     scheme, _, given = request.headers.get("authorization", "").partition(" ")
     key = given.strip() if scheme.lower() == "bearer" and given.strip() else None
+    request.state.key = _named(key)
+    if wanted == "open":
+        return
     keys: Keys = request.app.state.keys
     if wanted in OF_PAGES:
         token, sent = request.app.state.token, request.headers.get("x-graft-token", "")
@@ -86,7 +99,6 @@ def check_role(request: Request) -> None:
             raise ApiError(403, "only the pages of this server may ask for that", code="no_token")
         wanted = OF_PAGES[wanted]
     if wanted in keys.who(key):
-        request.state.key = hashlib.sha256((key or "").encode()).hexdigest()[:12]
         return
     if key is None:
         raise ApiError(
@@ -98,8 +110,8 @@ def check_role(request: Request) -> None:
 
 
 class Gate:
-    """Refuses, before anything is parsed: foreign hosts and origins, other types than JSON, bodies that are
-    too large or nested too deeply. An ASGI application around another one."""
+    """Refuses, before anything is parsed: foreign hosts and origins, other types than JSON, headers and
+    bodies that are too large, too slow or nested too deeply. An ASGI application around another one."""
 
     def __init__(
         self, app: Any, limits: Limits, hosts: frozenset[str] | None, origins: frozenset[str]
@@ -107,19 +119,31 @@ class Gate:
         self._app, self._limits, self._hosts, self._origins = app, limits, hosts, origins
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            return await send({"type": "websocket.close", "code": 1008})
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         headers = {key.lower(): value for key, value in scope["headers"]}
         try:
             self._check_headers(scope, headers)
-            streamed = scope["method"] == "PUT" and scope["path"].startswith(UPLOADS)
-            if scope["method"] in ("POST", "PUT", "PATCH", "DELETE") and not streamed:
-                receive = await self._body(headers, receive)
+            if scope["method"] == "PUT" and scope["path"].startswith(UPLOADS):
+                receive = self._patient(receive)
+            elif scope["method"] in ("POST", "PUT", "PATCH", "DELETE"):
+                async with asyncio.timeout(self._limits.body_s):
+                    receive = await self._body(headers, receive)
         except ApiError as error:
             return await error.response()(scope, receive, send)
+        except TimeoutError:
+            late = ApiError(408, f"the body did not come within {self._limits.body_s:g} s", code="too_slow")
+            return await late.response()(scope, receive, send)
+        except ConnectionError:
+            return  # nobody is there to be answered
         await self._app(scope, receive, send)
 
     def _check_headers(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
+        most = self._limits.header_bytes
+        if sum(len(name) + len(value) + 4 for name, value in scope["headers"]) > most:  # ": " and the end
+            raise too_large("headers", most)
         address = headers.get(b"host", b"").decode("latin-1").lower()
         host = _hostname(address)
         if self._hosts is not None and host not in self._hosts:
@@ -133,17 +157,17 @@ class Gate:
         """Read the body as far as it may go, and return what hands it on."""
         most = self._limits.body_bytes
         stated = headers.get(b"content-length", b"0")
-        if not stated.isdigit() or int(stated) > most:
-            raise ApiError(413, f"the body has more than {most:,} bytes", code="body_too_large")
+        if not stated.isdigit() or len(stated) > 15 or int(stated) > most:
+            raise too_large("body", most)
         body, more = bytearray(), True
         while more:
             message = await receive()
             if message["type"] == "http.disconnect":
-                break
+                raise ConnectionError
             body += message.get("body", b"")
             more = message.get("more_body", False)
             if len(body) > most:
-                raise ApiError(413, f"the body has more than {most:,} bytes", code="body_too_large")
+                raise too_large("body", most)
         kind = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
         if body and kind != b"application/json":
             raise ApiError(415, "the body is no JSON: send Content-Type: application/json", code="not_json")
@@ -160,6 +184,19 @@ class Gate:
 
         return again
 
+    def _patient(self, receive: Receive) -> Receive:
+        """Return what receives the pieces of an upload, and waits only so long for the next one."""
+
+        async def piece() -> Any:
+            try:
+                async with asyncio.timeout(self._limits.idle_s):
+                    return await receive()
+            except TimeoutError:
+                within = f"within {self._limits.idle_s} s"
+                raise ApiError(408, f"nothing more of the file came {within}", code="too_slow") from None
+
+        return piece
+
 
 def check_json(body: bytes, deepest: int) -> None:
     """Raise ApiError for a body that is no JSON, or nested too deeply to be parsed."""
@@ -169,13 +206,16 @@ def check_json(body: bytes, deepest: int) -> None:
         if depth > deepest:
             raise ApiError(400, f"the body is nested more than {deepest} deep", code="too_deep")
     try:
-        json.loads(body)
+        value = json.loads(body.decode())  # which would take UTF-16 too, where no bracket was counted
+        if HALF.search(body):
+            json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise ApiError(400, "a text has half a character, like \\ud800", code="not_json") from None
     except (ValueError, RecursionError) as error:
         raise ApiError(400, f"the body is no JSON: {str(error)[:120]}", code="not_json") from None
 
 
 def _hostname(host: str) -> str:
-    """Return the name in a Host header, without its port."""
-    if host.startswith("["):
-        return host.partition("]")[0] + "]"
-    return host.partition(":")[0].lower()
+    """Return the name in a Host header, without its port; "" for what is none."""
+    found = HOST.fullmatch(host)
+    return found[1] if found else ""

@@ -27,12 +27,12 @@ def chat_logprobs(tokenizer: Any, piece: Piece) -> dict[str, Any]:
 
 def text_logprobs(tokenizer: Any, piece: Piece, offset: int) -> dict[str, Any]:
     """Return the log-probabilities of a piece in the form of text completions.  offset: where it begins."""
-    tokens, offsets, at = [], [], offset
+    tokens, offsets, at, special = [], [], offset, set(tokenizer.all_special_ids)
     for token in piece.tokens[: len(piece.logprobs)]:
         text, _ = shown(tokenizer, token)
         tokens.append(text)
         offsets.append(at)
-        at += len(text)
+        at += 0 if token in special else len(text)  # an echo does not show them
     top = [{shown(tokenizer, other)[0]: value for other, value in one.items()} for one in piece.top_logprobs]
     return {
         "tokens": tokens,

@@ -1,34 +1,39 @@
 """The one thread that owns the model: it writes the texts of all requests, step by step.
 
 Texts of different adapters, of different kinds, share the batches of the decoding engine. Adapters come and
-go between two steps. Texts that no slot of a cache can hold are written alone, one after the other, while the
-others wait; which adapters that concerns is told in their `Info.alone`.
+go between two steps; their files are read by another thread, and only the texts that need one wait for it.
+Callers and their adapters take turns: a row that is free goes to whoever has the fewest. Texts that no slot
+of a cache can hold are written alone, one after the other, while the others wait; which adapters that
+concerns is told in their `Info.alone`.
 """
 
 import contextlib
 import itertools
 import queue
+import sys
 import threading
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 
 from graft.base.base import Base
-from graft.errors import DataError, UsageError
+from graft.errors import AdapterError, DataError, UsageError
 from graft.generate.engine import Engine
 from graft.generate.generate import evaluating, steppers
 from graft.generate.plain import write_plainly
 from graft.generate.request import Request
-from graft.serve.jobs import Busy, Cancelled, Ended, Failed, Job, Late, Piece
-from graft.serve.registry import NoRoom, Registry, Version
+from graft.serve.jobs import Busy, Call, Cancelled, Ended, Failed, Job, Late, Piece, Stats
+from graft.serve.registry import Loading, NoRoom, Read, Registry, Version
+from graft.serve.turns import Turns
 
 IDLE_S = 0.5  # between two looks at deadlines, where nothing is written
+SWITCH_S = 0.0002  # for which other threads keep the interpreter when a step wants it; Python's own is 0.005
 
 
 @dataclass(eq=False)
@@ -40,21 +45,6 @@ class _Live:
     engine: Engine | None
     version: Version | None
     given: int = 0
-
-
-@dataclass
-class Stats:
-    """What has been done since the start, for /metrics.
-
-    jobs: by (adapter, outcome).  first_token_s, text_s: the latest waits.  steps: of the engines.
-    """
-
-    jobs: Counter[tuple[str, str]] = field(default_factory=Counter)
-    prompt_tokens: int = 0
-    tokens: int = 0
-    steps: int = 0
-    first_token_s: deque[float] = field(default_factory=lambda: deque(maxlen=1024))
-    text_s: deque[float] = field(default_factory=lambda: deque(maxlen=1024))
 
 
 class Worker:
@@ -77,14 +67,14 @@ class Worker:
         self.base, self.registry, self.stats = base, registry, Stats()
         self._new_engine = partial(Engine, max_rows=rows, max_cache_tokens=cache_tokens, chunk=chunk)
         self._rows, self._most = rows, rows + waiting
-        self._inbox: queue.SimpleQueue[Job | tuple[Future[Any], Callable[[], Any]] | None] = (
-            queue.SimpleQueue()
-        )
+        self._inbox: queue.SimpleQueue[Job | Call | None] = queue.SimpleQueue()
+        self._wake = partial(self._inbox.put, None)
         self._count, self._lock = 0, threading.Lock()
-        self._waiting: deque[Job] = deque()
+        self._waiting = Turns(patience=rows)
         self._live: list[_Live] = []
         self._alone: deque[_Live] = deque()
         self._lanes: dict[bool, list[tuple[Engine, Callable[[str | None], bool]]]] = {}
+        self._after: dict[Callable[[], None], None] = {}
         self._closing = self._stopped = False
         self._thread = threading.Thread(target=self._run, name="graft-engine", daemon=True)
         self._thread.start()
@@ -106,6 +96,11 @@ class Worker:
         """How many texts wait or are written."""
         return self._count
 
+    @property
+    def slots(self) -> int:
+        """How many slots of the caches are taken."""
+        return sum(engine.slots for engine in self._engines())
+
     def submit(self, job: Job) -> None:
         """Let a text be written; events tell what becomes of it. Raises Busy."""
         with self._lock:
@@ -114,14 +109,38 @@ class Worker:
             self._count += 1
         self._inbox.put(job)
 
-    def call(self, function: Callable[[], Any]) -> Future[Any]:
-        """Let the engine's thread call a function between two steps: what it does has the model to itself."""
-        future: Future[Any] = Future()
+    def call(self, function: Callable[[], Any], needs: str | None = None) -> Future[Any]:
+        """Let the engine's thread call a function between two steps: what it does has the model to itself.
+
+        needs: an adapter that it will acquire, whose files are read first.
+        """
+        call = Call(function, needs)
         if self._stopped:
-            future.set_exception(Busy(1))
+            call.future.set_exception(Busy(1))
         else:
-            self._inbox.put((future, function))
-        return future
+            self._inbox.put(call)
+        return call.future
+
+    def load_adapter(self, name: str, *, pin: bool = False) -> Future[Version]:
+        """Load an adapter as its files are now, in the place of an older version, while texts are written.
+
+        The future fails as `Registry.load` does, or with Busy where texts hold all the room.
+        """
+
+        def put(read: Future[Read]) -> Version:
+            try:
+                return self.registry.put(read.result(), pin=pin)
+            except NoRoom:
+                raise Busy(1) from None
+
+        def begin() -> None:
+            read = self.registry.read(name)
+            attach.function = partial(put, read)
+            read.add_done_callback(lambda _: self._inbox.put(attach))
+
+        attach = Call(begin)
+        self.call(begin).add_done_callback(attach.fail_as)
+        return attach.future
 
     def close(self, timeout_s: float = 30.0) -> bool:
         """Take nothing more, end what was taken, then stop. Returns whether all ended in time."""
@@ -137,7 +156,18 @@ class Worker:
 
     # In the engine's thread
 
+    def after_turn(self, call: Callable[[], None]) -> None:
+        """Let a function be called when this turn has ended, once however often it is asked for."""
+        self._after[call] = None
+
+    def _call_after(self) -> None:
+        after, self._after = self._after, {}
+        for call in after:
+            with contextlib.suppress(Exception):  # whoever listened may be gone
+                call()
+
     def _run(self) -> None:
+        sys.setswitchinterval(min(SWITCH_S, sys.getswitchinterval()))
         with torch.no_grad(), evaluating(self.base):
             while not self._stopped:
                 try:
@@ -145,7 +175,9 @@ class Worker:
                     self._turn()
                 except Exception as error:  # a defect: those that wait must not wait for ever
                     self._fail_all(error)
+                self._call_after()
         self._fail_all(Cancelled("the server stops"))
+        self._call_after()
 
     def _receive(self) -> None:
         """Take what has come in; wait for it where there is nothing to do."""
@@ -155,15 +187,23 @@ class Worker:
                 timeout = IDLE_S if first and not busy else None
                 came = self._inbox.get(block=timeout is not None, timeout=timeout)
                 if isinstance(came, Job):
-                    self._waiting.append(came)
+                    self._waiting.add(came)
                 elif came is not None:
-                    _answer(*came)
+                    self._answer(came)
+
+    def _answer(self, call: Call) -> None:
+        """Call a function, now or when the adapter that it needs was read."""
+        with contextlib.suppress(AdapterError):  # which the function will meet
+            if call.needs is not None and not self.registry.ready(call.needs, partial(self._inbox.put, call)):
+                return
+        call.run()
 
     def _turn(self) -> None:
         """End what must not go on, let in what can, and write one token of every text."""
-        for job in [job for job in self._waiting if job.trouble()]:
-            self._waiting.remove(job)
-            self._end(job, Failed(job.trouble() or Cancelled("cancelled")))
+        for job in self._waiting:
+            if trouble := job.trouble():
+                self._waiting.remove(job)
+                self._end(job, Failed(trouble))
         for live in [live for live in [*self._live, *self._alone] if live.job.trouble()]:
             self._drop(live, live.job.trouble() or Cancelled("cancelled"))
         self._admit()
@@ -174,27 +214,51 @@ class Worker:
             self._write_alone(self._alone.popleft())
 
     def _engines(self) -> Iterator[Engine]:
-        for lanes in self._lanes.values():
+        for lanes in list(self._lanes.values()):
             for engine, _ in lanes:
                 yield engine
 
     def _admit(self) -> None:
-        """Let waiting jobs in, oldest first, as far as rows are free and their adapters fit."""
-        blocked: list[Job] = []
+        """Let waiting jobs in, as far as rows are free and their adapters are there."""
+        held: set[str] = set()  # adapters that nothing can be written with now
+        cramped = False
         while self._waiting and len(self._live) + len(self._alone) < self._rows:
-            job = self._waiting.popleft()
+            job = self._waiting.next((live.job for live in [*self._live, *self._alone]), held)
+            if job is None:
+                return
             try:
-                self._begin(job)
-            except NoRoom:
-                blocked.append(job)  # until a request on another adapter has ended
-                if not self._live and not self._alone:
-                    break
+                version = self._acquired(job, cramped=cramped)
+            except (Loading, NoRoom) as error:
+                held.add(job.adapter or "")
+                if isinstance(error, NoRoom):
+                    self._waiting.lacks_room(job)
+                    cramped = True
             except Exception as error:
-                self._end(job, Failed(error))
-        self._waiting.extendleft(reversed(blocked))
+                self._fail(job, error)
+            else:
+                self._waiting.take(job)
+                self._begin(job, version)
 
-    def _begin(self, job: Job) -> None:
-        version = None if job.adapter is None else self.registry.acquire(job.adapter)
+    def _acquired(self, job: Job, *, cramped: bool) -> Version | None:
+        """Return the version that a job is written with. Raises Loading, NoRoom and what loading it raises.
+
+        cramped: one waits for room already; nothing is read that would need more of it.
+        """
+        if job.adapter is None:
+            return None
+        if cramped and not self.registry.holds(job.adapter):
+            raise Loading(job.adapter)
+        return self.registry.acquire(job.adapter, self._wake)
+
+    def _fail(self, job: Job, error: Exception) -> None:
+        """End every job that waits for the same adapter as this one, which cannot be loaded."""
+        for other in self._waiting:
+            if other.adapter == job.adapter:
+                self._waiting.remove(other)
+                self._end(other, Failed(error))
+
+    def _begin(self, job: Job, version: Version | None) -> None:
+        """Hand a job to an engine, or let it fail."""
         name = None if version is None else version.adapter
         try:
             if version is not None and version.heads:
@@ -208,10 +272,12 @@ class Worker:
             live.engine = self._engine_for(name, exact=job.how.logprobs is not None)
             if live.engine is not None:
                 live.engine.submit(live.request)
-        except BaseException:
+        except Exception as error:
             if version is not None:
                 self.registry.release(version)
-            raise
+            self._end(job, Failed(error))
+            return
+        job.digest = "" if version is None else version.found.digest
         self.stats.prompt_tokens += len(job.prompt)
         if live.engine is None:
             self._alone.append(live)
@@ -275,6 +341,8 @@ class Worker:
             live.job.on_event(self._piece(live, text))
         except Exception:  # whoever asked is gone; the others' step goes on
             live.job.cancel()
+        if live.engine is None:
+            self._call_after()  # a turn lasts as long as the whole text
 
     def _piece(self, live: _Live, text: str) -> Piece:
         request, start = live.request, live.given
@@ -318,8 +386,9 @@ class Worker:
         for live in [*self._live, *self._alone]:
             with contextlib.suppress(Exception):
                 self._drop(live, error)
-        while self._waiting:
-            self._end(self._waiting.popleft(), Failed(error))
+        for job in self._waiting:
+            self._waiting.remove(job)
+            self._end(job, Failed(error))
         self._live.clear()
         self._lanes.clear()  # a step that broke off may have left slots in disorder
         with contextlib.suppress(queue.Empty):
@@ -328,12 +397,4 @@ class Worker:
                 if isinstance(came, Job):
                     self._end(came, Failed(error))
                 elif came is not None:
-                    came[0].set_exception(error)
-
-
-def _answer(future: "Future[Any]", function: Callable[[], Any]) -> None:
-    if future.set_running_or_notify_cancel():
-        try:
-            future.set_result(function())
-        except BaseException as error:
-            future.set_exception(error)
+                    came.fail(error)
