@@ -190,6 +190,8 @@ class Worker:
                     self._waiting.add(came)
                 elif came is not None:
                     self._answer(came)
+                    if self._live or self._alone or self._waiting:
+                        return  # one between two steps: calls without end would hold up the texts
 
     def _answer(self, call: Call) -> None:
         """Call a function, now or when the adapter that it needs was read."""
