@@ -1,4 +1,10 @@
-"""Battles that nobody fought, for tests of votes."""
+"""Battles that nobody fought, and a voter who asks a studio for some, for tests of votes."""
+
+import json
+import re
+import secrets
+
+import httpx
 
 from graft.serve.studio.votes import Battle, Contestant
 
@@ -7,3 +13,37 @@ def battle(name, first="one", second="two", *, prompt="Why?", answers=("Yes.", "
     """Return a battle of two models; a model's digest is made of its name."""
     sides = Contestant(first, f"d-{first}"), Contestant(second, f"d-{second}")
     return Battle(name, 1_000.0, prompt, sides, answers, {"max_tokens": 16}, flagged)
+
+
+class Arena:
+    """A voter at a studio.  heard: every byte of every answer."""
+
+    def __init__(self, address, voter="tester"):
+        self.http = httpx.Client(base_url=address, timeout=120)
+        page = self.http.get("/studio/arena").text
+        self.http.headers["X-Graft-Token"] = re.search(r'name="graft-token" content="([^"]*)"', page)[1]
+        self.voter, self.heard = voter, b""
+
+    def ask(self, method, path, **body):
+        """Return the response to a request below /studio/api."""
+        response = self.http.request(method, f"/studio/api{path}", **({"json": body} if body else {}))
+        self.heard += response.content + repr(response.headers).encode()
+        return response
+
+    def fight(self, prompt, **more):
+        """Return (battle, [answer a, answer b], flagged). Raises AssertionError with what went wrong."""
+        asked = {"messages": prompt} if isinstance(prompt, list) else {"prompt": prompt}
+        response = self.ask("POST", "/battles", **asked, **more)
+        assert response.status_code == 200, response.text
+        lines = [json.loads(line) for line in response.text.splitlines()]
+        assert lines[-1].get("ready"), lines[-1]
+        answers = [
+            "".join(line.get("text", "") for line in lines if line.get("side") == side) for side in "ab"
+        ]
+        return lines[0]["battle"], answers, lines[-1]["flagged"]
+
+    def vote(self, battle, verdict, key=None, **more):
+        """Return the answer to a vote."""
+        key = key or f"key-{secrets.token_hex(8)}"
+        body = {"battle": battle, "verdict": verdict, "key": key, "voter": self.voter, **more}
+        return self.ask("POST", "/votes", **body)

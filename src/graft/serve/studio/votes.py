@@ -1,8 +1,8 @@
 """The file of the votes: pairs of answers that somebody read without names, and what was said of them.
 
-An SQLite file in WAL mode with synchronous=FULL: whoever is told that a vote was taken has it on the disk. All
-threads share one connection and take turns by a lock. SQLite lets one write at a time anyway, a turn takes
-milliseconds, and no thread can stand in the middle of another's transaction.
+An SQLite file in WAL mode with synchronous=FULL: whoever is told that a vote was taken has it on the disk.
+All threads share one connection and take turns by a lock. SQLite lets one write at a time anyway, a turn
+takes milliseconds, and no thread can stand in the middle of another's transaction.
 """
 
 import hashlib
@@ -18,13 +18,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fastapi import Request
+
 from graft.errors import UsageError
 from graft.serve.failures import ApiError
+from graft.serve.studio.state import studio_of
 
 VERDICTS = ("a", "b", "tie", "bad")
 UNDO_S = 10.0
 WAIT_S = 20.0  # for another process that writes
 MARK = 0x47726674  # SQLite's application_id of our files: "Grft"
+_opening = threading.Lock()
 
 # Each entry brings a file one version further. What was published is never changed, only followed.
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
@@ -71,15 +75,21 @@ class Battle:
 
     @property
     def asked(self) -> str:
-        """The prompt as one text: equal prompts are equal texts."""
-        if isinstance(self.prompt, str):
-            return self.prompt
-        return json.dumps(self.prompt, ensure_ascii=False, sort_keys=True)
+        """The prompt as one text."""
+        return as_text(self.prompt)
+
+
+def as_text(prompt: Prompt) -> str:
+    """Return a prompt as one text: equal prompts are equal texts."""
+    return prompt if isinstance(prompt, str) else json.dumps(prompt, ensure_ascii=False, sort_keys=True)
 
 
 @dataclass(frozen=True)
 class Vote:
-    """What was said of a battle.  verdict: one of VERDICTS.  voter: a hash.  undone_at: None where it counts."""
+    """What was said of a battle.
+
+    verdict: one of VERDICTS.  voter: a hash.  key: the voter's own.  undone_at: None where the vote counts.
+    """
 
     battle: Battle
     verdict: str
@@ -89,6 +99,11 @@ class Vote:
     key: str
     created: float
     undone_at: float | None = None
+
+    @property
+    def counts(self) -> bool:
+        """Whether the leaderboard counts the vote: it was not undone, and was blind."""
+        return self.undone_at is None and not self.battle.flagged
 
 
 class Votes:
@@ -172,9 +187,11 @@ class Votes:
         return _vote(battle, known)
 
     def undo(self, battle_id: str, key: str) -> Vote:
-        """Take a vote back, within UNDO_S seconds. It counts nowhere, and its battle cannot be voted on again.
+        """Take a vote back, within UNDO_S seconds.
 
-        key: with which it was made. Raises ApiError for a vote that is not there, and when it is too late.
+        It counts nowhere then, and its battle cannot be voted on again: its names are known. The same again
+        returns the same. key: with which the vote was made. Raises ApiError where there is no such vote, and
+        when it is too late.
         """
         battle = self.battle(battle_id)
         with self._turn() as connection:
@@ -258,6 +275,18 @@ class Votes:
                 connection.execute("INSERT INTO salt VALUES (?)", [secrets.token_hex(16)])
                 connection.execute(f"PRAGMA application_id = {MARK}")
             connection.execute(f"PRAGMA user_version = {max(version, len(MIGRATIONS))}")
+
+
+def votes_of(request: Request) -> Votes:
+    """Return the votes of a request's studio, which are opened when they are first asked for."""
+    state = request.app.state
+    with _opening:
+        if getattr(state, "votes", None) is None:
+            path = studio_of(request).votes
+            path.parent.mkdir(parents=True, exist_ok=True)
+            state.votes = Votes(path)
+        votes: Votes = state.votes
+        return votes
 
 
 def _battle(row: Sequence[Any]) -> Battle:

@@ -10,12 +10,12 @@ import threading
 import pytest
 
 pytest.importorskip("fastapi")
-from arena_votes import battle  # noqa: E402
+from arena_votes import battle
 
-from graft.errors import UsageError  # noqa: E402
-from graft.serve.failures import ApiError  # noqa: E402
-from graft.serve.studio import votes as module  # noqa: E402
-from graft.serve.studio.votes import MIGRATIONS, UNDO_S, Contestant, Votes  # noqa: E402
+from graft.errors import UsageError
+from graft.serve.failures import ApiError
+from graft.serve.studio import votes as module
+from graft.serve.studio.votes import MIGRATIONS, UNDO_S, Contestant, Votes
 
 PROCESSES = multiprocessing.get_context("spawn")
 
