@@ -1,4 +1,4 @@
-"""The routes of a run's page: its facts, its curves as they grow, its report, and what stops or continues it."""
+"""The routes of a run's page: its facts, its curves as they grow, its report, what stops or continues it."""
 
 import asyncio
 from typing import Annotated, Any, Literal
@@ -7,16 +7,15 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import FileResponse, Response
 from pydantic import BaseModel, ConfigDict
 
-from graft.errors import UsageError
 from graft.recipe.stages import stage_cards
 from graft.runs.charts import PLANS_OF_TIMING, Plan, in_words, plans_of
 from graft.serve.failures import ApiError
 from graft.serve.security import role
-from graft.serve.studio.state import Studio, studio_of
 from graft.serve.studio.facts import facts_of
-from graft.serve.studio.processes import resume, stop
+from graft.serve.studio.processes import Refusal, resume, stop
 from graft.serve.studio.runs import OPENED, runs_of
 from graft.serve.studio.series import MEAN, MOST, Series
+from graft.serve.studio.state import Studio, studio_of
 
 router = APIRouter(prefix="/studio/api", tags=["runs"])
 # A report is a page of its own, which may come from elsewhere: it sees nothing of the studio.
@@ -96,7 +95,7 @@ async def stop_run(request: Request, name: str, asked: Stop) -> dict[str, Any]:
     folder = await asyncio.to_thread(runs_of(studio_of(request)).folder, name)
     try:
         return {"pid": await asyncio.to_thread(stop, folder, at_once=asked.at_once)}
-    except UsageError as error:
+    except Refusal as error:
         raise ApiError(409, str(error), code="not_running") from None
 
 
@@ -108,7 +107,7 @@ async def resume_run(request: Request, name: str) -> dict[str, Any]:
     folder = await asyncio.to_thread(runs_of(studio).folder, name)
     try:
         await asyncio.to_thread(resume, studio.home, name, folder)
-    except UsageError as error:
+    except Refusal as error:
         raise ApiError(409, str(error), code="running") from None
     return {"name": name}
 

@@ -60,7 +60,7 @@ class Runs:
         return job_of(self.home, name.partition("~")[0])
 
     def all(self) -> list[dict[str, Any]]:
-        """Return what the list says of every run, the newest first, and of what was started and is none yet."""
+        """Return what the list says of every run, the newest first, also of those that only begin."""
         with self._lock:
             folders = self.folders()
             for gone in self._known.keys() - set(folders.values()):

@@ -40,6 +40,10 @@ COLOURS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _starting = threading.Lock()  # two starts of one name must not both find it free
 
 
+class Refusal(UsageError):
+    """What is asked does not go now: the name is taken, the run is at work or is not, too many run."""
+
+
 @dataclass(frozen=True)
 class Job:
     """A process that was started for a run.
@@ -64,8 +68,8 @@ def start(home: Path, recipe: dict[str, Any], name: str, origin: dict[str, Any] 
     """Start a run in the folder `name` of a home, and return that folder.
 
     recipe: of one stage or several; its `output` is replaced.  origin: what it comes from, shown on its page.
-    Raises UsageError for a recipe that cannot be used, for a name that is none or is taken, and where as many
-    runs are at work as this machine is asked for.
+    Raises UsageError for a recipe that cannot be used and a name that is none; Refusal for a name that is taken
+    and where as many runs are at work as this machine is asked for.
     """
     if not NAME.fullmatch(name) or name in RESERVED:
         raise UsageError(
@@ -79,9 +83,7 @@ def start(home: Path, recipe: dict[str, Any], name: str, origin: dict[str, Any] 
     with _starting:
         _require_room(home)
         if folder.exists() or ((job := job_of(home, name)) is not None and job.lives):
-            raise UsageError(
-                f"there is a run {name} already", "a name that no run has", "choose another name"
-            )
+            raise Refusal(f"there is a run {name} already", "a name that no run has", "choose another name")
         desk = _desk(home)
         storage.replace(desk / f"{name}.yaml", chosen.yaml().encode())
         for old in ("log", "origin"):
@@ -93,7 +95,7 @@ def start(home: Path, recipe: dict[str, Any], name: str, origin: dict[str, Any] 
 
 
 def resume(home: Path, name: str, folder: Path) -> None:
-    """Continue a run that was stopped. Raises UsageError if a process works on it, or too many run.
+    """Continue a run that was stopped. Raises Refusal if a process works on it, or too many run.
 
     name: of the run, by which its log is known.
     """
@@ -101,7 +103,7 @@ def resume(home: Path, name: str, folder: Path) -> None:
         _require_room(home)
         job = job_of(home, name)
         if holding(folder) is not None or (job is not None and job.lives):
-            raise UsageError(f"{name} is at work", "a run that was stopped", "stop it first")
+            raise Refusal(f"{name} is at work", "a run that was stopped", "stop it first")
         _spawn(home, name, ["train", str(folder)])
 
 
@@ -109,11 +111,11 @@ def stop(folder: Path, *, at_once: bool = False) -> int:
     """Ask the process that holds a run's folder to end; return its number.
 
     It ends its step and saves a checkpoint.  at_once: it is killed, and the newest checkpoint stays.
-    Raises UsageError if no process of this machine holds the folder.
+    Raises Refusal if no process of this machine holds the folder.
     """
     pid = holding(folder)
     if pid is None or pid == os.getpid():
-        raise UsageError(
+        raise Refusal(
             f"no process of this machine works on {folder.name}",
             "a run at work",
             "look again in a moment: it may have ended, or not yet have begun",
@@ -167,10 +169,10 @@ def _desk(home: Path) -> Path:
 
 
 def _require_room(home: Path) -> None:
-    """Raise UsageError where as many runs of the studio are at work as it starts."""
+    """Raise Refusal where as many runs of the studio are at work as it starts."""
     at_work = [name for name, job in jobs(home).items() if job.lives]
     if len(at_work) >= MOST:
-        raise UsageError(
+        raise Refusal(
             f"{len(at_work)} runs are at work: {', '.join(at_work)}",
             f"at most {MOST} at once",
             "wait until one has ended, or stop one",

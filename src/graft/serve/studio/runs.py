@@ -12,9 +12,9 @@ from graft.runs.records import read_run
 from graft.runs.table import LOWER, SEED, comparison, differing, line_of
 from graft.serve.failures import ApiError
 from graft.serve.security import role
-from graft.serve.studio.state import Studio, studio_of
 from graft.serve.studio.overview import Runs
 from graft.serve.studio.series import MEAN, Opened
+from graft.serve.studio.state import Studio, studio_of
 
 router = APIRouter(prefix="/studio/api", tags=["runs"])
 SIDE_BY_SIDE = 8  # runs
