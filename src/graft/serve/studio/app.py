@@ -4,12 +4,22 @@ import secrets
 
 from fastapi import FastAPI
 
-from graft.serve.studio import arena, board
+from graft.serve.studio import arena, board, feedback, live, plans, rows, runs, uploads
 from graft.serve.studio.pages import add_pages
 from graft.serve.studio.state import Studio as Studio
 from graft.serve.studio.state import studio_of as studio_of
 
-ROUTERS = (arena.router, board.router)  # of each page, from its own file
+# Of each page, from its own file.
+ROUTERS = (
+    runs.router,
+    live.router,
+    plans.router,
+    rows.router,
+    uploads.router,
+    arena.router,
+    board.router,
+    feedback.router,
+)
 
 
 def add_studio(app: FastAPI, studio: Studio) -> None:
