@@ -47,3 +47,18 @@ class Arena:
         key = key or f"key-{secrets.token_hex(8)}"
         body = {"battle": battle, "verdict": verdict, "key": key, "voter": self.voter, **more}
         return self.ask("POST", "/votes", **body)
+
+
+def write_asking_run(home, rows):
+    """Write a run's folder without a model, whose held-out rows ask for something: rows of SFT."""
+    folder = home / "asks"
+    (folder / "checkpoints").mkdir(parents=True)
+    for name, own in (("rows", rows[:2]), ("held", rows[2:])):
+        text = "".join(json.dumps(row) + "\n" for row in own)
+        (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
+    recipe = {
+        "model": "seedling",
+        "data": {"train": str(folder / "rows.jsonl"), "eval": str(folder / "held.jsonl")},
+        "output": str(folder),
+    }
+    (folder / "recipe.yaml").write_text(json.dumps(recipe), encoding="utf-8")  # JSON is YAML

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 uvicorn = pytest.importorskip("uvicorn")
-from arena_votes import Arena  # noqa: E402
+from arena_votes import Arena, write_asking_run  # noqa: E402
 from served import write_adapters  # noqa: E402
 from studio_server import studio_server  # noqa: E402
 
@@ -36,10 +36,8 @@ def place(tmp_path_factory, base):
     randomise(head, 1)
     head.save(home / "classes-only")
     base.detach("new")
-    (home / "short").mkdir()
-    (home / "short" / "recipe.yaml").write_text(
-        "model: seedling\ndata: {train: rows.jsonl, eval: held.jsonl}\noutput: short\n"
-    )
+    rows = [{"prompt": f"Ask {i}.\n", "completion": "Well."} for i in range(6)]
+    write_asking_run(home, rows)
     with studio_server(home, base) as address:
         models = httpx.get(f"{address}/v1/models").json()["data"]
         digests = {one["id"]: one.get("digest") or base.fingerprint() for one in models}
@@ -193,6 +191,21 @@ def test_a_vote_of_another_form_is_refused(arena, body):
 def test_other_sites_cannot_vote(arena, path):
     del arena.http.headers["X-Graft-Token"]
     assert arena.ask("POST", path, battle="some-battle", key="some-key-1").status_code == 403
+
+
+def test_prompts_come_from_held_out_rows_those_with_fewest_votes_first(arena):
+    def drawn():
+        return arena.ask("GET", "/prompts/next").json()
+
+    first = drawn()
+    assert first["of"] == 4 and first["prompt"] in {f"Ask {i}.\n" for i in range(2, 6)}
+    for _ in range(3):
+        battle, _, _ = arena.fight(drawn()["prompt"], max_tokens=1)
+        arena.vote(battle, "tie")
+    (left,) = {drawn()["prompt"] for _ in range(12)}
+    battle, _, _ = arena.fight(left, max_tokens=1)
+    arena.vote(battle, "tie")
+    assert len({drawn()["prompt"] for _ in range(60)}) > 1  # by chance once in 4^59 not
 
 
 def test_sides_are_drawn_and_seldom_pairs_come_first():
