@@ -252,12 +252,12 @@ async function begin() {
   fill(tags, another);
   for (const name of [...new Set([...TAGS, ...facts.tags])]) tag(name);
   const models = chosen.length || facts.models;
-  fill(answers, h("div", { class: "columns sides" }, sides.a.card, sides.b.card), note, verdicts, why, outcome);
+  fill(answers, h("div", { class: "columns sides" }, sides.a.card, sides.b.card), verdicts, why, outcome);
   const between = chosen.length ? [`Two of the ${count(models)} models that you chose answer. `, h("a", { href: "/studio/arena" }, "Take all"), ". "] : `Two of ${count(models)} models answer. `;
   fill(page, title,
     h("p", {}, between, "Which ones, and on which side, is drawn by chance and told after your vote."),
     models < 2 ? h("p", { class: "notes" }, "Only one model is served, so there is nothing to compare: start the studio with a folder of adapters.") : null,
-    heard, box, answers,
+    heard, box, note, answers,
     h("p", { class: "soft small" }, `Prompts, answers, votes and reasons are kept in ${facts.file} in the folder of the runs, on the machine of this server. `,
       "Of you it keeps a random number of this browser, as a hash. ", `${count(facts.votes)} votes count so far.`));
   fill(note);

@@ -38,7 +38,7 @@ function preset() {
 }
 
 async function look() {
-  if (!form.reportValidity()) return;
+  if (![majority, held].every((input) => input.reportValidity())) return;
   const mine = ++asking;
   try {
     const found = await get(`/preferences?objective=${objective.value}&majority=${majority.value / 100}&held_out=${held.value / 100}`);
