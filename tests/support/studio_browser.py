@@ -94,7 +94,7 @@ def visit(
         "reduced_motion": "reduce",
     } | settings
     context = browser.new_context(**settings)
-    context.set_default_timeout(6_000)
+    context.set_default_timeout(60_000)
     heard = Heard()
     context.on("request", lambda request: heard.requests.append(request.url))
     context.on("console", lambda line: heard.said.append(line.text) if line.type == "error" else None)

@@ -69,7 +69,7 @@ const buttons = VERDICTS.map(([verdict, words], number) =>
 const verdicts = h("div", { class: "verdicts", role: "group", "aria-label": "Your verdict" }, buttons);
 const why = h("div", { class: "why" }, h("div", {}, h("label", { for: "reason" }, "Why"), reason),
   h("div", {}, h("label", {}, "Tags"), tags));
-const outcome = h("div", { tabindex: "-1" });
+const outcome = h("div", { class: "outcome", tabindex: "-1" });
 
 function tag(name, on = false) {
   const known = [...tags.querySelectorAll("button")].find((button) => button.textContent === name);
@@ -258,7 +258,7 @@ async function begin() {
     h("p", {}, between, "Which ones, and on which side, is drawn by chance and told after your vote."),
     models < 2 ? h("p", { class: "notes" }, "Only one model is served, so there is nothing to compare: start the studio with a folder of adapters.") : null,
     heard, box, note, answers,
-    h("p", { class: "soft small" }, `Prompts, answers, votes and reasons are kept in ${facts.file} in the folder of the runs, on the machine of this server. `,
+    h("p", { class: "soft small kept" }, `Prompts, answers, votes and reasons are kept in ${facts.file} in the folder of the runs, on the machine of this server. `,
       "Of you it keeps a random number of this browser, as a hash. ", `${count(facts.votes)} votes count so far.`));
   fill(note);
   become("idle");
