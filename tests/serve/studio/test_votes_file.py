@@ -17,7 +17,8 @@ from graft.serve.failures import ApiError
 from graft.serve.studio import votes as module
 from graft.serve.studio.votes import MIGRATIONS, UNDO_S, Contestant, Votes
 
-PROCESSES = multiprocessing.get_context("spawn")
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["graft.serve.studio.votes"])
 
 
 class Clock:

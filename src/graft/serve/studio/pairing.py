@@ -6,6 +6,7 @@ import re
 import secrets
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from itertools import combinations
 
 from graft.errors import GraftError
@@ -48,7 +49,7 @@ async def draw(
                 code="too_few_models",
             )
         pair = seldom(able, met)
-        mute = await asyncio.wrap_future(served.worker.call(lambda pair=pair: _mute(served, pair)))
+        mute = await asyncio.wrap_future(served.worker.call(partial(_mute, served, pair)))
         if not mute:
             first, second = CHANCE.sample(pair, 2)
             return first, second
