@@ -89,6 +89,11 @@ def test_models_without_a_chain_of_votes_are_put_apart():
     assert found["matrix"][3][4] == {"votes": 1, "points": 1.0} and found["matrix"][0][3] is None
 
 
+def test_of_groups_of_as_many_models_that_with_more_votes_has_the_places():
+    votes = [vote(0, "x", "y", "a"), vote(1, "p", "q", "a"), vote(2, "q", "p", "a")]
+    assert sorted(one["model"] for one in board(votes)["places"]) == ["p", "q"]
+
+
 def test_a_replaced_adapter_is_another_model():
     old = vote(0, "x", "y", "a")
     fight = replace(old.battle, created=2_000.0, sides=(Contestant("x", "another"), old.battle.sides[1]))

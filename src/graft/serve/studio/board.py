@@ -182,15 +182,16 @@ def _game(vote: Vote, labels: dict[Contestant, str]) -> Game:
 
 
 def _together(rows: Sequence[Game]) -> tuple[set[str], list[str]]:
-    """Return the largest group of models that games connect, and the other models."""
+    """Return the largest group of models that games connect, by models, then games; and the other models."""
     groups: list[set[str]] = []
     for _, a, b, _ in rows:
         touched = [group for group in groups if a in group or b in group]
         groups = [group for group in groups if group not in touched] + [{a, b}.union(*touched)]
     if not groups:
         return set(), []
-    largest = max(groups, key=lambda group: (len(group), sorted(group)))
-    return largest, sorted(set().union(*groups) - largest)
+    games = [sum(row[1] in group for row in rows) for group in groups]
+    _, _, largest = max(zip(map(len, groups), games, map(sorted, groups), strict=True))
+    return set(largest), sorted(set().union(*groups) - set(largest))
 
 
 def _places(
