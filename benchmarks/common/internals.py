@@ -73,6 +73,13 @@ _HOME = {
     "SEEDLING": "seedling",
     # What is compared with its digests while it is loaded.
     "as_they_are": "storage",
+    # votes: a server of the studio without a model, and its file of votes.
+    "bare_app": "serve.app",
+    "add_studio": "serve.studio.app",
+    "Studio": "serve.studio.state",
+    "Battle": "serve.studio.votes",
+    "Contestant": "serve.studio.votes",
+    "Votes": "serve.studio.votes",
 }
 _INSIDE = {"SEEDLING": "FOLDER"}  # what it is called there
 

@@ -41,6 +41,7 @@ def show_rows(
     max_length: Annotated[int, typer.Option(min=1, help="Tokens per row.")] = 1024,
     template: Annotated[str | None, typer.Option(help="A chat template: a file or a builtin name.")] = None,
     bad_rows: Annotated[str, typer.Option(help="strict: stop at a bad row; skip: list it.")] = "strict",
+    tokens: Annotated[bool, typer.Option("--tokens", help="With --json: a piece for each token.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print counts and rows for programs.")] = False,
 ) -> None:
     from graft.recipe import read  # late: pydantic, which no --help needs
@@ -50,7 +51,7 @@ def show_rows(
     begin(f"loading the tokenizer of {model}")
     from graft.runs.look import look  # after the words are checked: torch costs seconds
 
-    report = look(recipe, rows)
+    report = look(recipe, rows, each_token=tokens and json)
     colour = sys.stdout.isatty()
     if json:
         show_json(report.json())

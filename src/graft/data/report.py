@@ -178,10 +178,18 @@ def describe(report: DataReport, examples: Examples, tokenizer: Any, stage: Show
     report.samples = [sample(example, tokenizer, stage, report.labels or []) for example in shown]
 
 
-def sample(example: Example, tokenizer: Any, stage: Shows, labels: Sequence[str]) -> dict[str, Any]:
-    """Return one entry of `DataReport.samples`: {"source": `file:line`, "pieces": [[text, learnt], ...]}."""
+def sample(
+    example: Example, tokenizer: Any, stage: Shows, labels: Sequence[str], *, each_token: bool = False
+) -> dict[str, Any]:
+    """Return one entry of `DataReport.samples`: {"source": `file:line`, "pieces": [[text, learnt], ...]}.
+
+    each_token: a piece for every token, of rows that are one text.
+    """
     pieces = stage.pieces(example, tokenizer, labels)
-    if pieces is None:
+    if pieces is None and each_token:
+        learns = [label != IGNORED for label in example.labels]
+        pieces = tokens_apart(example.ids, learns, tokenizer)
+    elif pieces is None:
         runs: list[tuple[list[int], bool]] = []
         for token, label in zip(example.ids, example.labels, strict=True):
             if not runs or runs[-1][1] != (label != IGNORED):
@@ -189,3 +197,24 @@ def sample(example: Example, tokenizer: Any, stage: Shows, labels: Sequence[str]
             runs[-1][0].append(token)
         pieces = [[tokenizer.decode(ids, skip_special_tokens=False), learnt] for ids, learnt in runs]
     return {"source": example.source, "pieces": pieces}
+
+
+def tokens_apart(ids: Sequence[int], learns: Sequence[bool], tokenizer: Any) -> list[list[Any]]:
+    """Return [[text, learnt], ...] with the text of each token; tokens that share a letter stand together.
+
+    A token is decoded behind the one before it: alone some tokenizers drop the space that it begins with.
+    """
+
+    def text(some: Sequence[int]) -> str:
+        return str(tokenizer.decode(list(some), skip_special_tokens=False))
+
+    pieces: list[list[Any]] = []
+    start = 0
+    for end in range(1, len(ids) + 1):
+        before = ids[max(start - 1, 0) : start]
+        told = text([*before, *ids[start:end]])[len(text(before)) if before else 0 :]
+        if told.endswith("\ufffd") and end < len(ids) and end - start < 4:
+            continue  # part of a letter, which has four bytes at most
+        pieces.append([told, learns[end - 1]])
+        start = end
+    return pieces

@@ -23,7 +23,7 @@ WORDS = {
 
 
 @dataclass(frozen=True)
-class _Plan:
+class Plan:
     """Names of numbers on one chart.  right: those of another unit, on an axis of their own."""
 
     title: str
@@ -38,8 +38,8 @@ def charts(metrics: Records, timing: Records, counts: str = "tok") -> list[Chart
     metrics, timing: the lines of the run's two files.  counts: what the stage counts for its speed.
     """
     names = dict.fromkeys(name for record in metrics for name in record)
-    found = [_chart(plan, metrics) for plan in _plans(names)]
-    found += [_chart(plan, timing, counts) for plan in _PLANS_OF_TIMING]
+    found = [_chart(plan, metrics) for plan in plans_of(names)]
+    found += [_chart(plan, timing, counts) for plan in PLANS_OF_TIMING]
     return [chart for chart in found if chart.curves]
 
 
@@ -57,33 +57,33 @@ def lengths(histogram: Sequence[Sequence[int]]) -> Chart:
     return Chart("Lengths of the examples", [Curve("examples", tops, counts, "bars")], "up to so many tokens")
 
 
-_PLANS_OF_TIMING = (
-    _Plan("Speed and memory", ("tokens_per_s",), ("memory_mb", "peak_mb")),
-    _Plan("Seconds of writing answers", ("rollout_seconds",)),
+PLANS_OF_TIMING = (
+    Plan("Speed and memory", ("tokens_per_s",), ("memory_mb", "peak_mb")),
+    Plan("Seconds of writing answers", ("rollout_seconds",)),
 )
 
 
-def _plans(names: Mapping[str, Any]) -> list[_Plan]:
-    """Return what stands together.  names: of all numbers that the run recorded."""
+def plans_of(names: Mapping[str, Any]) -> list[Plan]:
+    """Return which numbers stand together.  names: of all that a run recorded."""
     answers = "reward" in names  # the model writes them itself: their loss when evaluated is minus the reward
     single = [name for name in names if name.removeprefix("eval_").startswith("reward_") and name not in OWN]
-    loss = _Plan("Loss", ("loss", "policy_loss") if answers else ("loss", "eval_loss"), wide=not answers)
-    reward = _Plan("Reward", ("reward", "eval_reward"), ("eval_judge",), wide=True)
+    loss = Plan("Loss", ("loss", "policy_loss") if answers else ("loss", "eval_loss"), wide=not answers)
+    reward = Plan("Reward", ("reward", "eval_reward"), ("eval_judge",), wide=True)
     return [
         *((reward, loss) if answers else (loss, reward)),
-        _Plan("Single rewards", single if answers else ()),
-        _Plan("Divergence from the reference", ("kl", "eval_kl"), ("beta",)),
-        _Plan("Length of answers", ("length", "eval_length"), ("ended", "eval_ended")),
-        _Plan("Entropy", ("entropy",)),
-        _Plan("Groups", ("reward_deviation",), ("without_variance",)),
-        _Plan("Ratio of probabilities", ("ratio",), ("clip_fraction", "value_clip_fraction")),
-        _Plan("Divergence from the policy that wrote", ("approximate_kl",)),
-        _Plan("Value", ("value", "value_loss"), ("explained_variance",)),
-        _Plan("Accuracy", ("accuracy", "eval_accuracy", "token_accuracy")),
-        _Plan("Rewards of compared answers", (*_of_answers("reward"), "margin", "reference_point")),
-        _Plan("Log-probabilities of compared answers", _of_answers("logp")),
-        _Plan("Learning rate", ("lr",)),
-        _Plan("Gradient norm", ("grad_norm",)),
+        Plan("Single rewards", single if answers else ()),
+        Plan("Divergence from the reference", ("kl", "eval_kl"), ("beta",)),
+        Plan("Length of answers", ("length", "eval_length"), ("ended", "eval_ended")),
+        Plan("Entropy", ("entropy",)),
+        Plan("Groups", ("reward_deviation",), ("without_variance",)),
+        Plan("Ratio of probabilities", ("ratio",), ("clip_fraction", "value_clip_fraction")),
+        Plan("Divergence from the policy that wrote", ("approximate_kl",)),
+        Plan("Value", ("value", "value_loss"), ("explained_variance",)),
+        Plan("Accuracy", ("accuracy", "eval_accuracy", "token_accuracy")),
+        Plan("Rewards of compared answers", (*_of_answers("reward"), "margin", "reference_point")),
+        Plan("Log-probabilities of compared answers", _of_answers("logp")),
+        Plan("Learning rate", ("lr",)),
+        Plan("Gradient norm", ("grad_norm",)),
     ]
 
 
@@ -92,7 +92,7 @@ def _of_answers(what: str) -> list[str]:
     return [f"{what}_{kind}" for kind in COMPARED]
 
 
-def _chart(plan: _Plan, records: Records, counts: str = "tok") -> Chart:
+def _chart(plan: Plan, records: Records, counts: str = "tok") -> Chart:
     found = _curves(records, plan.left)
     alone = not found  # then the axis on the right is the only one
     found += _curves(records, plan.right, right=not alone)

@@ -13,10 +13,10 @@ from graft.runs.build import recipe_behind
 from graft.stages.stage import stage_of
 
 
-def look(recipe: Recipe, rows: int) -> DataReport:
+def look(recipe: Recipe, rows: int, *, each_token: bool = False) -> DataReport:
     """Return the data report of a recipe, with its first rows as the model sees them.
 
-    `data.train` may name a run's folder.
+    `data.train` may name a run's folder.  each_token: with a piece for every token, where rows are one text.
     """
     recipe = recipe_behind(recipe)
     if isinstance(recipe.model, str):
@@ -33,5 +33,7 @@ def look(recipe: Recipe, rows: int) -> DataReport:
     stage = stage_of(recipe)
     prepared = prepare(seedling.located(recipe.data), tokenizer, stage, vocabulary=size)
     first = prepared.train[:rows]
-    prepared.report.samples = [sample(example, tokenizer, stage, prepared.labels) for example in first]
+    prepared.report.samples = [
+        sample(example, tokenizer, stage, prepared.labels, each_token=each_token) for example in first
+    ]
     return prepared.report

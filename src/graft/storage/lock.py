@@ -153,3 +153,27 @@ def holder(folder: Path) -> str | None:
         return words if known["host"] != socket.gethostname() or alive(known["pid"]) else None
     except (OSError, ValueError, LookupError, TypeError):
         return None
+
+
+def holding(folder: Path) -> int | None:
+    """Return the number of the process of this machine that holds a run's folder; None if none does.
+
+    For those who will signal it: the lock itself is asked, since a number may have been given away again after
+    a kill. A run that begins at this very moment may find its folder in use.
+    """
+    from filelock import FileLock, Timeout
+
+    file = folder / ".lock"
+    if not file.exists():
+        return None
+    lock = FileLock(file)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        try:
+            known = json.loads(_note(file).read_bytes())
+            return int(known["pid"]) if known["host"] == socket.gethostname() else None
+        except (OSError, ValueError, LookupError, TypeError):
+            return None
+    lock.release()
+    return None

@@ -1,27 +1,25 @@
 """Adds the studio to an application."""
 
 import secrets
-from dataclasses import dataclass
-from pathlib import Path
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI
 
+from graft.serve.studio import arena, board, feedback, live, plans, rows, runs, uploads
 from graft.serve.studio.pages import add_pages
-from graft.serve.texts import Served
+from graft.serve.studio.state import Studio as Studio
+from graft.serve.studio.state import studio_of as studio_of
 
-ROUTERS = ()  # of each page, from its own file
-
-
-@dataclass
-class Studio:
-    """What all pages share.
-
-    home: the folder of runs.  votes: the file of the votes.  served: the model; None where none is served.
-    """
-
-    home: Path
-    votes: Path
-    served: Served | None = None
+# Of each page, from its own file.
+ROUTERS = (
+    runs.router,
+    live.router,
+    plans.router,
+    rows.router,
+    uploads.router,
+    arena.router,
+    board.router,
+    feedback.router,
+)
 
 
 def add_studio(app: FastAPI, studio: Studio) -> None:
@@ -32,9 +30,3 @@ def add_studio(app: FastAPI, studio: Studio) -> None:
     add_pages(app, token=app.state.token, models=studio.served is not None)
     for router in ROUTERS:
         app.include_router(router)
-
-
-def studio_of(request: Request) -> Studio:
-    """Return what the pages of a request's server share."""
-    found: Studio = request.app.state.studio
-    return found
