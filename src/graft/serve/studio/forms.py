@@ -37,7 +37,7 @@ class Understood:
 
 
 def understood(values: Mapping[str, str], output: Path) -> Understood:
-    """Return what a form means.  values: by dotted key, empty ones are left out.  output: the run's folder."""
+    """Return what a form means.  values: by dotted key, empty ones left out.  output: the run's folder."""
     given = {key: text.strip() for key, text in values.items() if text.strip()}
     problems = {key: problem for key, text in given.items() if (problem := _unreadable(key, text))}
     words = [f"{key}={json.dumps(text) if key in TEXTS else text}" for key, text in given.items()]
@@ -58,7 +58,7 @@ def understood(values: Mapping[str, str], output: Path) -> Understood:
 
 
 def offered() -> dict[str, Any]:
-    """Return what a form offers: methods with settings and presets, stages, keys with help and usual value."""
+    """Return what a form offers: methods with settings and presets, stages, keys with help and default."""
     usual = _usual("lora")
     methods = [
         {

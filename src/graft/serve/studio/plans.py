@@ -1,4 +1,4 @@
-"""The routes of the page of a new run: what may be chosen, what is wrong, what it will need, and its start."""
+"""The routes of the page of a new run: what may be chosen, what is wrong, what it needs, and its start."""
 
 import asyncio
 import shlex

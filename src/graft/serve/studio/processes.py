@@ -68,8 +68,8 @@ def start(home: Path, recipe: dict[str, Any], name: str, origin: dict[str, Any] 
     """Start a run in the folder `name` of a home, and return that folder.
 
     recipe: of one stage or several; its `output` is replaced.  origin: what it comes from, shown on its page.
-    Raises UsageError for a recipe that cannot be used and a name that is none; Refusal for a name that is taken
-    and where as many runs are at work as this machine is asked for.
+    Raises UsageError for a recipe that cannot be used and a name that is none; Refusal for a name that is
+    taken, and where as many runs are at work as this machine is asked for.
     """
     if not NAME.fullmatch(name) or name in RESERVED:
         raise UsageError(
