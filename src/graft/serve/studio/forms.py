@@ -19,6 +19,7 @@ from graft.recipe.stages import stage_cards
 
 TEXTS = ("model", "data.train", "data.test", "data.template", "adapter")  # of which every letter counts
 KEY = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+){0,3}")
+CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 # YAML can say a thing again by its name: a few words would then become gigabytes.
 NAMED = re.compile(r"(^|[\s\[{,:])[&*]\S")
 
@@ -83,6 +84,8 @@ def _unreadable(key: str, text: str) -> str:
     """Return why a value is not even read; "" where it is."""
     if not KEY.fullmatch(key) or key == "output":
         return f"{key[:80]!r} is no key of this form. Expected: one such as train.lr. To do: leave it out."
+    if not text.isprintable() and CONTROL.search(text):
+        return f"{key} has letters that no file can hold. Expected: plain text. To do: type it again."
     if key not in TEXTS and NAMED.search(text):
         return f"{key} has & or *, marks of YAML. Expected: a plain value. To do: write it out."
     return ""
