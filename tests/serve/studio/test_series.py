@@ -138,3 +138,34 @@ def test_a_run_without_files_has_no_numbers(tmp_path):
     series = Series(tmp_path / "none")
     series.read()
     assert series.view() == {} and series.step() is None and series.seconds() == (0.0, None)
+
+
+@pytest.mark.slow
+def test_of_a_hundred_thousand_steps_only_new_bytes_are_read(tmp_path, monkeypatch, capsys):
+    from time import perf_counter
+
+    with open(tmp_path / "metrics.jsonl", "w") as metrics, open(tmp_path / "timing.jsonl", "w") as timing:
+        for number in range(1, 100_001):
+            metrics.write(json.dumps(step(number, 1 + 1 / number) | {"grad_norm": 1.0}) + "\n")
+            timing.write(
+                json.dumps({"step": number, "seconds": 0.1, "tokens_per_s": 9.0, "memory_mb": 1.0}) + "\n"
+            )
+    series, took = Series(tmp_path), {}
+
+    def timed(what, action):
+        begun = perf_counter()
+        found = action()
+        took[what] = perf_counter() - begun
+        return found
+
+    timed("first reading", series.read)
+    view = timed("a view", series.view)
+    assert all(len(x) <= MOST for x, _ in view.values()) and len(view["loss"][0]) > MOST / 2
+    lines = []
+    whole = json.loads
+    monkeypatch.setattr(json, "loads", lambda text: lines.append(text) or whole(text))
+    add(tmp_path / "metrics.jsonl", step(100_001, 1.0))
+    timed("another step", series.read)
+    assert len(lines) == 1 and series.view(since=100_000)["loss"] == [[100_001], [1.0]]
+    with capsys.disabled():
+        print("\n" + ", ".join(f"{what} {1000 * seconds:.1f} ms" for what, seconds in took.items()))

@@ -57,9 +57,9 @@ def test_a_file_is_never_written_over(client):
 
 @pytest.mark.parametrize(
     "name",
-    ["..%2Fx.jsonl", "%2e%2e%2fx.jsonl", "a%2Fb.jsonl", "a%5Cb.jsonl", ".jsonl", ".hidden.jsonl", "x", "x.exe",
-     "x.pkl", "x.jsonl%00", "x.jsonl%0a", "-x.jsonl", "x.jsonl.", "é.jsonl", "a b.jsonl", "C:x.jsonl",
-     f"{'x' * 200}.jsonl"],
+    ["..%2Fx.jsonl", "%2e%2e%2fx.jsonl", "a%2Fb.jsonl", "a%5Cb.jsonl", ".jsonl", ".hidden.jsonl", "x",
+     "x.exe", "x.pkl", "x.jsonl%00", "x.jsonl%0a", "-x.jsonl", "x.jsonl.", "é.jsonl", "a b.jsonl",
+     "C:x.jsonl", f"{'x' * 200}.jsonl"],
 )  # fmt: skip
 def test_a_name_that_is_none_is_refused_and_nothing_is_written(client, name):
     answer = put(client, name)

@@ -32,9 +32,10 @@ def facts_of(runs: Runs, name: str, series: Series) -> dict[str, Any]:
     seen = runs.one(name)
     folders = runs.folders()
     job = runs.job(name)
-    log = log_tail(runs.home, name.partition("~")[0])
+    started_as = runs.started_as(name)
+    log = log_tail(runs.home, started_as)
     typed = job.command if job is not None else None
-    origin = origin_of(runs.home, name.partition("~")[0])
+    origin = origin_of(runs.home, started_as)
     facts = {**seen, "log": log, "typed": typed, "origin": origin, "home": str(runs.home)}
     if name not in folders:
         return facts | {"folder": str(runs.home / name), "begun": False}

@@ -55,9 +55,13 @@ class Runs:
             raise ApiError(404, f"there is no run {name[:80]!r} in this folder", param="name")
         return found[name]
 
+    def started_as(self, name: str) -> str:
+        """Return the name under which a run was started here: its own, or that of the stages it is one of."""
+        return name if job_of(self.home, name) is not None else name.partition("~")[0]
+
     def job(self, name: str) -> Job | None:
-        """Return the process that was last started here for a run, or for the stages that it is one of."""
-        return job_of(self.home, name.partition("~")[0])
+        """Return the process that was last started here for a run."""
+        return job_of(self.home, self.started_as(name))
 
     def all(self) -> list[dict[str, Any]]:
         """Return what the list says of every run, the newest first, also of those that only begin."""
@@ -66,7 +70,7 @@ class Runs:
             for gone in self._known.keys() - set(folders.values()):
                 del self._known[gone]
             listed = [self._one(name, folder) for name, folder in folders.items()]
-        begun = {name.partition("~")[0] for name in folders}
+        begun = {*folders, *(name.partition("~")[0] for name in folders)}
         listed += [_not_yet(name, job) for name, job in jobs(self.home).items() if name not in begun]
         return sorted(listed, key=lambda run: -run["changed"])
 
