@@ -77,7 +77,7 @@ def names(page):
 
 
 def tile(page, title):
-    return page.locator(".tiles > div", has=page.locator("dt", has_text=title)).locator("dd").inner_text()
+    return page.locator(".tiles > div", has=page.get_by_text(title, exact=True)).locator("dd").inner_text()
 
 
 def state(page, wanted, timeout_s=60):

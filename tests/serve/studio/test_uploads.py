@@ -13,14 +13,21 @@ BYTES = {"Content-Type": "application/octet-stream"}
 ROWS = b'{"text": "a"}\n'
 
 
-@pytest.fixture
-def client(tmp_path):
+@pytest.fixture(scope="module")
+def app(tmp_path_factory):
     app = bare_app()
-    add_studio(app, Studio(tmp_path, tmp_path / "votes.sqlite3"))
+    home = tmp_path_factory.mktemp("none")
+    add_studio(app, Studio(home, home / "votes.sqlite3"))
+    return app
+
+
+@pytest.fixture
+def client(app, tmp_path):
+    app.state.studio.home = tmp_path
     token = {"X-Graft-Token": app.state.token}
-    with TestClient(app, base_url="http://127.0.0.1", headers=token, raise_server_exceptions=False) as client:
-        client.home = tmp_path
-        yield client
+    client = TestClient(app, base_url="http://127.0.0.1", headers=token, raise_server_exceptions=False)
+    client.home = tmp_path
+    return client
 
 
 def put(client, name, content=ROWS, **headers):
