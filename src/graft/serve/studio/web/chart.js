@@ -126,7 +126,7 @@ export class Chart {
       series: [
         { label: this.axis },
         ...this.held.map((line, i) => ({
-          label: line.label, scale: line.right ? "right" : "y", spanGaps: true,
+          label: line.label, class: line.quiet ? "quiet" : undefined, scale: line.right ? "right" : "y", spanGaps: true,
           stroke: colour(COLOURS[(line.colour ?? i) % COLOURS.length]) + (line.faint ? "59" : ""),
           width: line.faint ? 1 : 2, dash: line.dashed ? [6, 4] : undefined,
           points: { show: line.points ? true : undefined, size: 6 },

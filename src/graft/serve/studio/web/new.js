@@ -8,11 +8,6 @@ const fields = new Map(); // by dotted key: {input, wrong}
 let offered = null, methodName = "lora";
 
 fill(page, h("h1", {}, "New run"), h("p", { class: "soft" }, "Reading what there is …"));
-try {
-  offered = await get("/methods");
-  draw();
-} catch (error) { fill(page, h("h1", {}, "New run"), trouble(error)); }
-
 function usual(key) {
   const known = offered.keys[key]?.usual;
   return known === null || known === undefined ? "" : typeof known === "string" ? known : JSON.stringify(known);
@@ -237,4 +232,8 @@ async function begin(event) {
   start.disabled = false;
 }
 
-if (query.get("data")) check();
+try {
+  offered = await get("/methods");
+  draw();
+  if (query.get("data")) check();
+} catch (error) { fill(page, h("h1", {}, "New run"), trouble(error)); }

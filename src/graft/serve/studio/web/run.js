@@ -181,7 +181,7 @@ function numbers() {
     h("dl", { class: "tiles" },
       tile("Step", step === null ? "–" : `${figure(step)} / ${of === null ? "?" : figure(of)}`),
       tile("Loss", figure(loss)),
-      facts.score && tile("Score", scored(facts.score)),
+      facts.score && tile(`Score, ${facts.score.metric}`, scored(facts.score, false)),
       facts.seconds > 0 && tile("Time in steps", seconds(facts.seconds)),
       state === "running" && facts.left_s !== null && tile("Left, about", seconds(facts.left_s)),
       facts.about?.time && tile("Started", ago(Date.parse(facts.about.time) / 1000)),

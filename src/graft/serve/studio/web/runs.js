@@ -114,7 +114,7 @@ async function compared(names) {
     const chart = new Chart({
       title: "Loss", wide: true, height: 300, sync: false,
       lines: names.flatMap((name, i) => [
-        { name: `loss ${name}`, label: `${name}, each step`, faint: true, colour: i },
+        { name: `loss ${name}`, label: `${name}, each step`, faint: true, quiet: true, colour: i },
         { name: `loss_mean ${name}`, label: name, colour: i },
       ]),
     });
