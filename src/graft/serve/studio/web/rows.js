@@ -35,14 +35,6 @@ fill(page, h("h1", {}, "Rows"),
     h("div", { class: "row" }, h("button", { class: "first", type: "submit", id: "look" }, "Look at the rows"))),
   h("div", { class: "stack", style: { "margin-top": "1rem" } }, drop, list), result);
 
-try {
-  offered = await get("/methods");
-  fill(stage, offered.stages.map(({ name }) => h("option", { value: name, selected: name === (query.get("stage") || "sft") }, name)));
-  fill(document.getElementById("models"), offered.models.map((value) => h("option", { value })));
-  await listed();
-  if (data.value) look();
-} catch (error) { fill(result, trouble(error)); }
-
 async function listed() {
   ({ folder, files } = await get("/files"));
   fill(document.getElementById("known"), [...files.map(({ name }) => `${folder}/${name}`), "seedling:descriptions"].map((value) => h("option", { value })));
@@ -99,3 +91,11 @@ async function look() {
   }
   if (mine === turn) result.setAttribute("aria-busy", "false");
 }
+
+try {
+  offered = await get("/methods");
+  fill(stage, offered.stages.map(({ name }) => h("option", { value: name, selected: name === (query.get("stage") || "sft") }, name)));
+  fill(document.getElementById("models"), offered.models.map((value) => h("option", { value })));
+  await listed();
+  if (data.value) look();
+} catch (error) { fill(result, trouble(error)); }
