@@ -162,7 +162,7 @@ def test_a_run_is_seen_while_it_goes_and_is_stopped_and_continued(page, home):
         page.get_by_role("button", name="Stop", exact=True).click()
         page.get_by_role("button", name="Stop it").click()
         state(page, "stopped")
-        page.get_by_text("whole").wait_for()
+        page.get_by_text("whole", exact=True).wait_for()
         stopped = page.evaluate(seen)
         page.get_by_role("button", name="Continue").click()
         state(page, "running")

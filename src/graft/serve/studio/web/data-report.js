@@ -11,7 +11,7 @@ export function dataReport(report) {
   return [
     h("dl", { class: "tiles" },
       tile("Rows read", count(report.read)), tile("To learn from", count(report.train)),
-      report.eval > 0 && tile("Held out", count(report.eval)),
+      (report.eval ?? 0) > 0 && tile("Held out", count(report.eval)),
       tile("Left out", h("span", { class: rejected ? "worse" : "" }, count(rejected))),
       tile("Repeated", count(report.duplicates ?? 0)),
       tile("Cut", count(report.cut ?? 0)),
@@ -45,14 +45,14 @@ export function masks({ samples }) {
   if (!samples?.length) return null;
   return [h("h3", {}, "What the model sees, and what it learns"),
     h("p", { class: "row legend" }, h("span", { class: "learnt" }, "learnt: the loss counts it"), h("span", { class: "context" }, "context: only read")),
-    samples.map((sample) => {
+    h("div", { class: "stack" }, samples.map((sample) => {
       const learnt = sample.pieces.filter(([, yes]) => yes).length;
       return h("article", { class: "card" },
         h("div", { class: "row apart" }, h("code", {}, sample.source), h("span", { class: "soft small" }, `${learnt} of ${sample.pieces.length} pieces learnt`)),
         h("div", { class: "masked", dir: "auto" }, sample.pieces.map(([text, yes]) =>
           h("span", { class: `token ${yes ? "learnt" : "context"}`, title: `${JSON.stringify(text)}, ${yes ? "learnt" : "context"}` }, visible(text)))),
         sample.more > 0 && h("p", { class: "soft small" }, `${count(sample.more)} more tokens.`));
-    })];
+    }))];
 }
 
 // A piece of nothing but white space must be seen too; new lines keep their break.
