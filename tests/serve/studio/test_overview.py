@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from time import perf_counter
 
 import pytest
 
@@ -217,3 +218,20 @@ def test_a_run_that_is_not_at_work_cannot_be_stopped(app, client):
         answer.status_code == 409
         and "no process of this machine works on one" in answer.json()["error"]["message"]
     )
+
+
+@pytest.mark.slow
+def test_five_hundred_runs_are_listed_without_being_read_twice(tmp_path, monkeypatch, capsys):
+    whole, read, took = overview.read_run, [], []
+    first = write_run(tmp_path / "run-0", steps=1000)
+    for number in range(1, 500):
+        shutil.copytree(first, tmp_path / f"run-{number}")
+    monkeypatch.setattr(overview, "read_run", lambda folder: read.append(folder) or whole(folder))
+    runs = Runs(tmp_path)
+    for _ in range(2):
+        begun = perf_counter()
+        assert len(runs.all()) == 500
+        took.append(perf_counter() - begun)
+    assert len(read) == 500
+    with capsys.disabled():
+        print(f"\n500 runs: {took[0]:.2f} s, then {1000 * took[1]:.0f} ms")

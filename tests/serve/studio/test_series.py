@@ -1,6 +1,7 @@
 """The numbers of a run, read while it writes them."""
 
 import json
+from time import perf_counter
 
 import numpy as np
 import pytest
@@ -142,8 +143,6 @@ def test_a_run_without_files_has_no_numbers(tmp_path):
 
 @pytest.mark.slow
 def test_of_a_hundred_thousand_steps_only_new_bytes_are_read(tmp_path, monkeypatch, capsys):
-    from time import perf_counter
-
     with open(tmp_path / "metrics.jsonl", "w") as metrics, open(tmp_path / "timing.jsonl", "w") as timing:
         for number in range(1, 100_001):
             metrics.write(json.dumps(step(number, 1 + 1 / number) | {"grad_norm": 1.0}) + "\n")
