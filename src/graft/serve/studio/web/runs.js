@@ -15,7 +15,7 @@ if (asked.length > 1) compared(asked); else listed();
 
 function listed() {
   const chosen = new Set();
-  let runs = [], home = "", drawn = "";
+  let runs = [], home = "", drawn = "", unread = 0;
   const text = h("input", { id: "find", type: "search", placeholder: "name, model, method, data", oninput: () => draw() });
   const state = h("select", { id: "state", onchange: () => draw() },
     h("option", { value: "" }, "all"), Object.keys(STATES).map((name) => h("option", { value: name }, name)));
@@ -31,8 +31,8 @@ function listed() {
   every(2000, async () => {
     try {
       const found = await get("/runs");
-      const now = JSON.stringify(found.runs);
-      ({ runs, home } = found);
+      const now = JSON.stringify([found.runs, found.unread]);
+      ({ runs, home, unread } = found);
       if (now !== drawn || list.querySelector(".notes.bad")) { drawn = now; draw(); }
     } catch (error) { fill(list, trouble(error)); drawn = ""; }
   });
@@ -48,6 +48,7 @@ function listed() {
   function draw() {
     const found = shown(), focused = document.activeElement?.id;
     told.textContent = found.length === runs.length ? `${runs.length} runs` : `${found.length} of ${runs.length} runs`;
+    if (unread) told.textContent += `, reading ${unread} more …`;
     for (const name of chosen) if (!runs.some((run) => run.name === name)) chosen.delete(name);
     if (!runs.length) {
       fill(list, h("div", { class: "card empty" },
