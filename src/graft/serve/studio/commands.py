@@ -59,8 +59,8 @@ def _run(words: list[str]) -> Any:
     if done.returncode == 0:
         return json.loads(done.stdout)
     told = ERROR.split(done.stderr)[-1].strip()
-    for part, words in PARTS.items():
-        told = re.sub(part, words, told)
+    for part, sentence in PARTS.items():
+        told = re.sub(part, sentence, told)
     if done.returncode in (1, 2, 74):
         raise ApiError(400, told[-4000:] or f"graft {words[0]} failed")
     raise ApiError(503, f"graft {words[0]} ended with {done.returncode}: {told[-400:]}", code="failed")

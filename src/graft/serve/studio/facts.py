@@ -102,14 +102,15 @@ def report_facts(report: dict[str, Any]) -> dict[str, Any]:
 
 
 def _checkpoint(step: int, folder: Path) -> dict[str, Any]:
-    size = _size(folder)
-    facts = {"step": step, "name": folder.name, "bytes": size["bytes"] if size else 0}
+    found = _size(folder)
+    size = int(found["bytes"]) if found else 0
+    facts = {"step": step, "name": folder.name, "bytes": size, "hashed": size <= HASHED}
     try:
         stamp = (folder / storage.MANIFEST).stat().st_mtime_ns
-        digest, wrong = _looked_at(folder, stamp, facts["bytes"])
+        digest, wrong = _looked_at(folder, stamp, size)
     except OSError:
         digest, wrong = "", "it has no manifest"
-    return facts | {"digest": digest, "wrong": wrong, "hashed": facts["bytes"] <= HASHED}
+    return facts | {"digest": digest, "wrong": wrong}
 
 
 @functools.lru_cache(maxsize=256)

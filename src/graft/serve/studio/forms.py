@@ -97,7 +97,7 @@ def _missing_rows(recipe: Recipe) -> dict[str, str]:
         said = "no rows are named. Expected: a file, a folder or seedling:NAME. To do: choose some."
         return {"data.train": said}
     data = recipe.data
-    train = [data.train] if isinstance(data.train, str) else data.train
+    train = [data.train] if isinstance(data.train, str) else data.train or []
     others = [("data.eval", data.eval), ("data.test", data.test)]
     named = [("data.train", name) for name in train] + [(k, v) for k, v in others if isinstance(v, str)]
     wrong = {}

@@ -63,7 +63,7 @@ def _compared(studio: Studio, names: list[str]) -> dict[str, Any]:
     found = comparison(lines)
     settings = {name: record.settings for name, record in records.items()}
     columns = [key for key in differing([*settings.values()]) if key != "output"]
-    curves = {}
+    curves: dict[str, dict[str, list[list[float]]]] = {}
     for name in names:
         series = OPENED.of(folders[name])
         for key in ("loss", "loss" + MEAN):
