@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("uvicorn")
 import stand_in_run
 from report_folder import write_run
-from studio_browser import chromium, late, until, visit
+from studio_browser import chromium, findings, late, until, visit
 from studio_server import studio_server
 
 from graft.serve.studio import processes
@@ -279,3 +279,11 @@ def test_a_page_of_runs_fits_a_telephone(browser, address, path, scheme):
         page.goto(f"/studio{path}")
         page.locator("canvas, svg.spark").first.wait_for()
         assert late(page) == [] and page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", ["/new", "/rows", "/runs", "/runs/shown", "/runs?run=bare&run=wide"])
+def test_axe_finds_nothing(page, path):
+    page.goto(f"/studio{path}")
+    page.locator("canvas, svg.spark, form").first.wait_for()
+    assert findings(page) == []

@@ -147,7 +147,7 @@ function table(names, found) {
     h("tr", {}, h("th", { scope: "row" }, h("code", {}, key)), names.map((run) => h("td", {}, setting(found.settings[run][key])))));
   if (!scores.length && !settings.length) return h("p", { class: "soft" }, "These runs have the same settings, and no scores yet.");
   return h("div", { class: "card scroll" }, h("table", { class: "side" },
-    h("thead", {}, h("tr", {}, h("th", {}, ""), names.map((name) => h("th", { scope: "col" }, link(name))))),
+    h("thead", {}, h("tr", {}, h("th", {}, h("span", { class: "soft" }, "what")), names.map((name) => h("th", { scope: "col" }, link(name))))),
     h("tbody", {}, scores, settings)));
 }
 
