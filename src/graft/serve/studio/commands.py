@@ -18,6 +18,10 @@ from graft.serve.studio.processes import PROGRAM
 
 TIMEOUT_S = 180
 ERROR = re.compile(r"^graft: error: ", re.MULTILINE)
+PARTS = {  # of an error, as a terminal has them
+    r"\n\s+expected:\s+": ".\nExpected: ",
+    r"\n\s+to do:\s+": ".\nTo do: ",
+}
 
 
 async def answered(request: Request, words: list[str]) -> Any:
@@ -55,6 +59,8 @@ def _run(words: list[str]) -> Any:
     if done.returncode == 0:
         return json.loads(done.stdout)
     told = ERROR.split(done.stderr)[-1].strip()
+    for part, sentence in PARTS.items():
+        told = re.sub(part, sentence, told)
     if done.returncode in (1, 2, 74):
         raise ApiError(400, told[-4000:] or f"graft {words[0]} failed")
     raise ApiError(503, f"graft {words[0]} ended with {done.returncode}: {told[-400:]}", code="failed")

@@ -32,9 +32,10 @@ def facts_of(runs: Runs, name: str, series: Series) -> dict[str, Any]:
     seen = runs.one(name)
     folders = runs.folders()
     job = runs.job(name)
-    log = log_tail(runs.home, name.partition("~")[0])
+    started_as = runs.started_as(name)
+    log = log_tail(runs.home, started_as)
     typed = job.command if job is not None else None
-    origin = origin_of(runs.home, name.partition("~")[0])
+    origin = origin_of(runs.home, started_as)
     facts = {**seen, "log": log, "typed": typed, "origin": origin, "home": str(runs.home)}
     if name not in folders:
         return facts | {"folder": str(runs.home / name), "begun": False}
@@ -101,14 +102,15 @@ def report_facts(report: dict[str, Any]) -> dict[str, Any]:
 
 
 def _checkpoint(step: int, folder: Path) -> dict[str, Any]:
-    size = _size(folder)
-    facts = {"step": step, "name": folder.name, "bytes": size["bytes"] if size else 0}
+    found = _size(folder)
+    size = int(found["bytes"]) if found else 0
+    facts = {"step": step, "name": folder.name, "bytes": size, "hashed": size <= HASHED}
     try:
         stamp = (folder / storage.MANIFEST).stat().st_mtime_ns
-        digest, wrong = _looked_at(folder, stamp, facts["bytes"])
+        digest, wrong = _looked_at(folder, stamp, size)
     except OSError:
         digest, wrong = "", "it has no manifest"
-    return facts | {"digest": digest, "wrong": wrong, "hashed": facts["bytes"] <= HASHED}
+    return facts | {"digest": digest, "wrong": wrong}
 
 
 @functools.lru_cache(maxsize=256)
@@ -125,7 +127,7 @@ def _looked_at(folder: Path, stamp: int, size: int) -> tuple[str, str]:
             for file, entry in body["files"].items():
                 if (folder / file).stat().st_size != entry["bytes"]:
                     return "", f"{file} has another size than the manifest says"
-        return str(body["sha256"])[:12] if "sha256" in body else _first(folder), ""
+        return _first(folder), ""
     except CheckpointError as error:
         return "", error.given.replace(f"{folder}/", "")
     except OSError as error:

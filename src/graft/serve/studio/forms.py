@@ -19,6 +19,7 @@ from graft.recipe.stages import stage_cards
 
 TEXTS = ("model", "data.train", "data.test", "data.template", "adapter")  # of which every letter counts
 KEY = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+){0,3}")
+CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 # YAML can say a thing again by its name: a few words would then become gigabytes.
 NAMED = re.compile(r"(^|[\s\[{,:])[&*]\S")
 
@@ -37,7 +38,7 @@ class Understood:
 
 
 def understood(values: Mapping[str, str], output: Path) -> Understood:
-    """Return what a form means.  values: by dotted key, empty ones are left out.  output: the run's folder."""
+    """Return what a form means.  values: by dotted key, empty ones left out.  output: the run's folder."""
     given = {key: text.strip() for key, text in values.items() if text.strip()}
     problems = {key: problem for key, text in given.items() if (problem := _unreadable(key, text))}
     words = [f"{key}={json.dumps(text) if key in TEXTS else text}" for key, text in given.items()]
@@ -58,7 +59,7 @@ def understood(values: Mapping[str, str], output: Path) -> Understood:
 
 
 def offered() -> dict[str, Any]:
-    """Return what a form offers: methods with settings and presets, stages, keys with help and usual value."""
+    """Return what a form offers: methods with settings and presets, stages, keys with help and default."""
     usual = _usual("lora")
     methods = [
         {
@@ -83,6 +84,8 @@ def _unreadable(key: str, text: str) -> str:
     """Return why a value is not even read; "" where it is."""
     if not KEY.fullmatch(key) or key == "output":
         return f"{key[:80]!r} is no key of this form. Expected: one such as train.lr. To do: leave it out."
+    if not text.isprintable() and CONTROL.search(text):
+        return f"{key} has letters that no file can hold. Expected: plain text. To do: type it again."
     if key not in TEXTS and NAMED.search(text):
         return f"{key} has & or *, marks of YAML. Expected: a plain value. To do: write it out."
     return ""
@@ -94,7 +97,7 @@ def _missing_rows(recipe: Recipe) -> dict[str, str]:
         said = "no rows are named. Expected: a file, a folder or seedling:NAME. To do: choose some."
         return {"data.train": said}
     data = recipe.data
-    train = [data.train] if isinstance(data.train, str) else data.train
+    train = [data.train] if isinstance(data.train, str) else data.train or []
     others = [("data.eval", data.eval), ("data.test", data.test)]
     named = [("data.train", name) for name in train] + [(k, v) for k, v in others if isinstance(v, str)]
     wrong = {}

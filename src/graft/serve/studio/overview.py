@@ -7,6 +7,7 @@ looked up among those that were found; none is joined to a path.
 import json
 import os
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from graft.storage.lock import holder
 
 POINTS = 60  # of the small curve beside a run
 WHOLE = 1 << 16  # bytes up to which a file of metrics is read for it as a whole
+PATIENCE_S = 1.0  # for which one call reads folders that were never read
 PART = 512  # bytes that are read around each point of a longer one
 WATCHED = (
     "recipe.yaml",
@@ -55,20 +57,35 @@ class Runs:
             raise ApiError(404, f"there is no run {name[:80]!r} in this folder", param="name")
         return found[name]
 
-    def job(self, name: str) -> Job | None:
-        """Return the process that was last started here for a run, or for the stages that it is one of."""
-        return job_of(self.home, name.partition("~")[0])
+    def started_as(self, name: str) -> str:
+        """Return the name under which a run was started here: its own, or that of the stages it is one of."""
+        return name if job_of(self.home, name) is not None else name.partition("~")[0]
 
-    def all(self) -> list[dict[str, Any]]:
-        """Return what the list says of every run, the newest first, also of those that only begin."""
+    def job(self, name: str) -> Job | None:
+        """Return the process that was last started here for a run."""
+        return job_of(self.home, self.started_as(name))
+
+    def all(self) -> tuple[list[dict[str, Any]], int]:
+        """Return what the list says of the runs, the newest first, also of those that only begin.
+
+        And how many are still to be read: the next calls read them.
+        """
+        until = time.monotonic() + PATIENCE_S
+        listed, fresh, unread = [], 0, 0
         with self._lock:
             folders = self.folders()
             for gone in self._known.keys() - set(folders.values()):
                 del self._known[gone]
-            listed = [self._one(name, folder) for name, folder in folders.items()]
-        begun = {name.partition("~")[0] for name in folders}
+            for name, folder in sorted(folders.items(), key=lambda item: -_changed(item[1])):
+                new = folder not in self._known
+                if not new or not fresh or time.monotonic() < until:
+                    listed.append(self._one(name, folder))
+                    fresh += new
+                else:
+                    unread += 1
+        begun = {*folders, *(name.partition("~")[0] for name in folders)}
         listed += [_not_yet(name, job) for name, job in jobs(self.home).items() if name not in begun]
-        return sorted(listed, key=lambda run: -run["changed"])
+        return sorted(listed, key=lambda run: -run["changed"]), unread
 
     def one(self, name: str) -> dict[str, Any]:
         """Return what the list says of one run. Raises ApiError if there is none of that name."""
@@ -184,6 +201,11 @@ def _started(path: Path) -> str | None:
 
 def _name(home: Path, folder: Path) -> str:
     return folder.relative_to(home).as_posix().replace("/", "~") if folder != home else folder.name
+
+
+def _changed(folder: Path) -> int:
+    """Return when a run's folder was last written to; only the order hangs on it."""
+    return max((stamp[0] for name in WATCHED if (stamp := _stamp(folder / name)) is not None), default=0)
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:

@@ -1,4 +1,4 @@
-"""The routes of the page of a new run: what may be chosen, what is wrong, what it will need, and its start."""
+"""The routes of the page of a new run: what may be chosen, what is wrong, what it needs, and its start."""
 
 import asyncio
 import shlex
@@ -17,13 +17,14 @@ from graft.serve.folders import NAME
 from graft.serve.security import role
 from graft.serve.studio.commands import answered
 from graft.serve.studio.forms import Understood, offered, understood
-from graft.serve.studio.processes import DESK, Refusal, start
+from graft.serve.studio.processes import Refusal, start
 from graft.serve.studio.state import Studio, studio_of
 from graft.serve.studio.uploads import FILES, files_in
 
 router = APIRouter(prefix="/studio/api", tags=["new run"])
 FRESH_S = 60  # for which a plan is not asked again
 KEPT = 32  # plans
+UNNAMED = "NAME"  # of a run whose name is still to be typed
 Text = Annotated[str, Field(max_length=4096)]
 
 
@@ -102,7 +103,7 @@ def _started(studio: Studio, asked: Asked) -> dict[str, Any]:
 
 def _understood(studio: Studio, asked: Asked) -> Understood:
     # A name that is none is told when the run is started; until then it is still being typed.
-    name = asked.name if NAME.fullmatch(asked.name) else DESK
+    name = asked.name if NAME.fullmatch(asked.name) else UNNAMED
     return understood(asked.values, studio.home / name)
 
 

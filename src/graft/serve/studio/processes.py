@@ -68,8 +68,8 @@ def start(home: Path, recipe: dict[str, Any], name: str, origin: dict[str, Any] 
     """Start a run in the folder `name` of a home, and return that folder.
 
     recipe: of one stage or several; its `output` is replaced.  origin: what it comes from, shown on its page.
-    Raises UsageError for a recipe that cannot be used and a name that is none; Refusal for a name that is taken
-    and where as many runs are at work as this machine is asked for.
+    Raises UsageError for a recipe that cannot be used and a name that is none; Refusal for a name that is
+    taken, and where as many runs are at work as this machine is asked for; MachineError as all that writes.
     """
     if not NAME.fullmatch(name) or name in RESERVED:
         raise UsageError(
@@ -80,7 +80,7 @@ def start(home: Path, recipe: dict[str, Any], name: str, origin: dict[str, Any] 
     folder = home / name
     given = {**recipe, "output": str(folder)}
     chosen = read_chain(given) or read(given)
-    with _starting:
+    with _starting, storage.named_errors("while starting the run", home):
         _require_room(home)
         if folder.exists() or ((job := job_of(home, name)) is not None and job.lives):
             raise Refusal(f"there is a run {name} already", "a name that no run has", "choose another name")
@@ -99,7 +99,7 @@ def resume(home: Path, name: str, folder: Path) -> None:
 
     name: of the run, by which its log is known.
     """
-    with _starting:
+    with _starting, storage.named_errors("while starting the run", home):
         _require_room(home)
         job = job_of(home, name)
         if holding(folder) is not None or (job is not None and job.lives):

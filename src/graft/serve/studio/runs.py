@@ -36,9 +36,10 @@ def runs_of(studio: Studio) -> Runs:
 @router.get("/runs")
 @role("infer")
 async def runs(request: Request) -> dict[str, Any]:
-    """Return every run of the folder, the newest first."""
+    """Return the runs of the folder, the newest first, and how many the next requests will tell of."""
     studio = studio_of(request)
-    return {"home": str(studio.home), "runs": await asyncio.to_thread(runs_of(studio).all)}
+    listed, unread = await asyncio.to_thread(runs_of(studio).all)
+    return {"home": str(studio.home), "runs": listed, "unread": unread}
 
 
 @router.get("/compare")
@@ -62,7 +63,7 @@ def _compared(studio: Studio, names: list[str]) -> dict[str, Any]:
     found = comparison(lines)
     settings = {name: record.settings for name, record in records.items()}
     columns = [key for key in differing([*settings.values()]) if key != "output"]
-    curves = {}
+    curves: dict[str, dict[str, list[list[float]]]] = {}
     for name in names:
         series = OPENED.of(folders[name])
         for key in ("loss", "loss" + MEAN):

@@ -19,7 +19,7 @@ from graft.serve.failures import ApiError
 from graft.serve.security import role
 from graft.serve.studio.state import studio_of
 from graft.sizes import GIB, size
-from graft.storage import free_bytes
+from graft.storage import free_bytes, named_errors
 
 router = APIRouter(prefix="/studio/api", tags=["rows"])
 FILES = "files"
@@ -78,8 +78,9 @@ async def put(request: Request, name: str) -> dict[str, Any]:
     try:
         if state.uploads > AT_ONCE:
             raise ApiError(429, f"{AT_ONCE} files are being sent: wait for one", retry_after_s=5)
-        written = await _received(request, part, int(stated) or None)
-        await asyncio.to_thread(_named, part, folder / name)
+        with named_errors("while writing it", folder / name):
+            written = await _received(request, part, int(stated) or None)
+            await asyncio.to_thread(_named, part, folder / name)
     finally:
         state.uploads -= 1
         part.unlink(missing_ok=True)
