@@ -68,11 +68,12 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     folder = places.empty(results.RAW.parent / "serving" / "soak")
-    models = prepared(options.model, folder)
+    model = places.in_fp32(options.model, folder / "model")
+    models = prepared(model, folder)
     total = sum(path.stat().st_size for path in folder.glob("root/*/*.safetensors"))
     budget = max(1, int(0.6 * total / 2**20))
     place = places.graft(
-        options.model, folder / "log.txt", "--quant", "nf4", "--adapters", str(folder / "root"),
+        model, folder / "log.txt", "--quant", "nf4", "--adapters", str(folder / "root"),
         "--adapter-memory", str(budget), threads=options.threads,
     )  # fmt: skip
     try:
@@ -95,7 +96,7 @@ def prepared(model: str, folder: Path) -> list[Model]:
     """Write the adapters and all their versions, and what each writes alone."""
     import graft
 
-    base = graft.load(model, quant="nf4")
+    base = graft.load(model, quant="nf4", dtype="fp32")
     stash, models = folder / "stash", []
     names = places.write_adapters(base, stash, STILL)
     models = [Model(name, [stash / name]) for name in names]

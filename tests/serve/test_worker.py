@@ -202,6 +202,7 @@ def test_an_adapter_without_room_is_not_passed_by_for_ever(started, base, root):
     sizes = {n: (root / n / "adapter_model.safetensors").stat().st_size for n in ("lora-0", "dora-1")}
     worker = started(budget=max(sizes.values()) + min(sizes.values()) // 2, rows=2)
     worker.call(lambda: worker.registry.load("lora-0")).result()
+    worker.call(lambda: None, needs="dora-1").result()  # its files are read: it waits for room alone
     # Of lengths by which two of them never end at one step, so that the first adapter is always held.
     lengths = [{"max_new_tokens": count, "min_new_tokens": count} for count in (3, 5) * 5]
     flood = [Waited(base, PROMPTS[0], "lora-0", **how) for how in lengths]

@@ -110,8 +110,9 @@ class Registry:
         self._reader = ThreadPoolExecutor(1, "graft-reader")
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()
-        base.identity()  # what reading asks of the model is known from now on
-        _ = base.sites
+        if root is not None:  # what reading asks of the model is known from now on
+            base.identity()
+            _ = base.sites
         self._pinned = {chosen(name, self._found).name for name in pinned}
         for name in sorted(self._pinned):
             self._current(name)
