@@ -19,7 +19,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-
 from browser import CHROMIUM
 
 HEIGHTS = {1280: 900, 390: 844}  # of a window, by its width
