@@ -1,27 +1,15 @@
 """Adds the studio to an application."""
 
 import secrets
-from dataclasses import dataclass
-from pathlib import Path
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI
 
-from graft.serve.studio.pages import add_pages
-from graft.serve.texts import Served
+from graft.serve.studio import chat
+from graft.serve.studio.pages import add_missing, add_pages
+from graft.serve.studio.state import Studio as Studio
+from graft.serve.studio.state import studio_of as studio_of
 
-ROUTERS = ()  # of each page, from its own file
-
-
-@dataclass
-class Studio:
-    """What all pages share.
-
-    home: the folder of runs.  votes: the file of the votes.  served: the model; None where none is served.
-    """
-
-    home: Path
-    votes: Path
-    served: Served | None = None
+ROUTERS = (chat.router,)  # of each page, from its own file
 
 
 def add_studio(app: FastAPI, studio: Studio) -> None:
@@ -32,9 +20,4 @@ def add_studio(app: FastAPI, studio: Studio) -> None:
     add_pages(app, token=app.state.token, models=studio.served is not None)
     for router in ROUTERS:
         app.include_router(router)
-
-
-def studio_of(request: Request) -> Studio:
-    """Return what the pages of a request's server share."""
-    found: Studio = request.app.state.studio
-    return found
+    add_missing(app, models=studio.served is not None)  # the last one: it takes whatever is left
