@@ -324,7 +324,7 @@ async function open() {
   const wanted = new URLSearchParams(location.search).getAll("model");
   const unknown = wanted.filter((name) => !names.includes(name));
   const known = wanted.filter((name) => names.includes(name)).slice(0, MOST);
-  const chosen = known.length ? known : [facts.base, ...names.slice(1, 2)];
+  const chosen = known.length ? known : facts.models.slice(0, 2).map((one) => one.name);
   fill(page, h("div", { class: "row apart title" }, h("h1", {}, TITLE), h("div", { class: "row" }, adding, anew)),
     !facts.template && h("p", { class: "notes" }, "This model has no chat template: each column continues its own text."),
     unknown.length > 0 && h("p", { class: "notes" }, `No such model: ${unknown.join(", ")}. The menu of a column names all.`),
