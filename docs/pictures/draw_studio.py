@@ -2,7 +2,8 @@
 
     python docs/pictures/draw_studio.py [PAGE ...]      needs Chromium, playwright, and Pillow for small files
 
-Two short runs of the embedded model are trained for them. PAGE is the name of a page's module, such as chat.
+Two short runs of the embedded model are trained for them, and answers of theirs are voted on: the longer one
+wins. PAGE is the name of a page's module, such as chat.
 The time of each page's first paint is printed beside its picture.
 """
 
@@ -34,6 +35,21 @@ RUNS = {
     "shop": {"method": {"name": "lora", "r": 8}},
     "shop-small": {"method": "ia3"},
 }
+BATTLES = 40
+VOTE = """async (count) => {
+  const token = document.querySelector("meta[name=graft-token]").content;
+  const post = (path, body) => fetch(`/studio/api${path}`, { method: "POST", body: JSON.stringify(body),
+    headers: { "Content-Type": "application/json", "X-Graft-Token": token } });
+  for (let number = 0; number < count; number += 1) {
+    const content = `Describe a ${["kettle", "lamp", "chair", "spoon"][number % 4]} of style ${number}.`;
+    const asked = await post("/battles", { messages: [{ role: "user", content }], max_tokens: 24 });
+    const lines = (await asked.text()).trim().split("\\n").map((line) => JSON.parse(line));
+    const written = { a: "", b: "" };
+    for (const line of lines) if (line.text) written[line.side] += line.text;
+    const verdict = written.a.length === written.b.length ? "tie" : written.a.length > written.b.length ? "a" : "b";
+    await post("/votes", { battle: lines[0].battle, verdict, key: `picture-${number}`, tags: ["length"] });
+  }
+}"""
 PAINT = "performance.getEntriesByName('first-contentful-paint')[0].startTime"
 
 
@@ -95,6 +111,9 @@ if __name__ == "__main__":
         binary = next(filter(None, map(shutil.which, names)), None)
         browser = playwright.chromium.launch(executable_path=binary, args=["--no-sandbox"])
         with studio_server(Path(folder), load("seedling", dtype="fp32")) as address:
+            voter = browser.new_page()
+            voter.goto(address)
+            voter.evaluate(VOTE, BATTLES)
             for page in chosen:
                 for width, height in HEIGHTS.items():
                     for scheme in ("light", "dark"):

@@ -65,7 +65,7 @@ def test_a_studio_with_a_key_wants_it_and_says_so(tmp_path):
         assert "a key is needed" in said and "planted-secret" not in said
         assert answered(f"{url}/runs")[0] == 200 and answered(f"{url}/api/chat")[0] == 401
         status, text = answered(f"{url}/api/chat", Authorization="Bearer planted-secret")
-        assert status == 404 and "no_model" in text
+        assert status == 409 and "no_model" in text
 
 
 def test_nothing_asks_the_hub_once_it_is_told_to_stay_offline(monkeypatch):

@@ -141,7 +141,7 @@ def test_without_a_model_its_pages_say_how_to_start_one(without_model):
         assert ("graft studio MODEL" in answer.text) == page.models
         assert not page.models or f'href="/studio{page.path}"' not in answer.text
     asked = without_model.get("/studio/api/chat")
-    assert asked.status_code == 404 and "graft studio MODEL" in asked.json()["error"]["message"]
+    assert asked.status_code == 409 and "graft studio MODEL" in asked.json()["error"]["message"]
 
 
 def test_pages_hold_a_token_only_where_no_key_is_needed(tmp_path):
