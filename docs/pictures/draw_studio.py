@@ -46,7 +46,7 @@ VOTE = """async (count) => {
     const lines = (await asked.text()).trim().split("\\n").map((line) => JSON.parse(line));
     const written = { a: "", b: "" };
     for (const line of lines) if (line.text) written[line.side] += line.text;
-    const verdict = written.a.length === written.b.length ? "tie" : written.a.length > written.b.length ? "a" : "b";
+    const more = written.a.length - written.b.length, verdict = more === 0 ? "tie" : more > 0 ? "a" : "b";
     await post("/votes", { battle: lines[0].battle, verdict, key: `picture-${number}`, tags: ["length"] });
   }
 }"""
