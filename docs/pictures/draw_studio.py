@@ -73,7 +73,7 @@ def ask(tab: Tab) -> None:
     tab.get_by_text("Settings of all columns").click()
     tab.get_by_label("Your message").fill("Describe a kettle that is quiet, for the kitchen.")
     tab.get_by_role("button", name="Send").click()
-    tab.wait_for_function("document.querySelectorAll('.parts:not(:empty)').length > 0")
+    tab.get_by_text("Parts from").first.wait_for()
     tab.locator(".column").first.locator(".token").nth(3).focus()
 
 

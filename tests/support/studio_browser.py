@@ -12,6 +12,7 @@ The browser's loop belongs to the thread that began it: give it a module's life,
 """
 
 import contextlib
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -110,6 +111,14 @@ def visit(
         assert not said, f"errors in the browser: {said[:5]}"
     finally:
         context.close()
+
+
+def until(page: Any, expression: str, argument: Any = None, timeout_s: float = 60) -> None:
+    """Wait until an expression of JavaScript is true. Playwright's own wait needs eval, which pages forbid."""
+    deadline = time.monotonic() + timeout_s
+    while not page.evaluate(expression, argument):
+        assert time.monotonic() < deadline, f"it never came to {expression}"
+        page.wait_for_timeout(20)
 
 
 def snap(page: Any, folder: Path, name: str) -> Path:

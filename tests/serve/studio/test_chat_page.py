@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("fastapi")
 from served import write_adapters
-from studio_browser import REFUSED, chromium, late, visit
+from studio_browser import REFUSED, chromium, late, until, visit
 from studio_server import studio_server
 
 from graft.models.load import load
@@ -73,10 +73,11 @@ def ask(page, text="Write about a kettle.", columns=2, **settings):
 
 
 def ended(page, columns=2):
-    page.wait_for_function(
+    until(
+        page,
         "count => document.querySelectorAll('.column').length === count"
         " && !document.querySelector('.writing') && document.querySelector('.ask .bad').disabled",
-        arg=columns,
+        columns,
     )
 
 
@@ -379,7 +380,7 @@ def test_settings_that_cannot_be_are_shown_where_they_stand(chat):
     chat.get_by_text("Settings of all columns").click()
     chat.get_by_label("Your message").fill("Hello")
     chat.keyboard.press("Enter")
-    chat.wait_for_function("document.activeElement.id === 'warmth'")
+    until(chat, "document.activeElement.id === 'warmth'")
     assert not bodies and chat.locator("#warmth").is_visible()
     assert chat.get_by_label("Your message").input_value() == "Hello"
 

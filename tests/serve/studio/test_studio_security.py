@@ -9,7 +9,7 @@ pytest.importorskip("fastapi")
 from fastapi.testclient import TestClient
 from payloads import PAYLOADS, injected
 from short_run import short_run, write_home
-from studio_browser import REFUSED, chromium, visit
+from studio_browser import REFUSED, chromium, until, visit
 from studio_routes import guarded, role_of, routes_of
 from studio_server import studio_server
 
@@ -136,7 +136,7 @@ def test_a_page_of_another_site_can_neither_ask_nor_frame_the_studio(browser, ho
           ]).then(() => {{ window.done = true }});</script>"""
         context.route("http://evil.test/**", lambda route: route.fulfill(body=body, content_type="text/html"))
         page.goto("http://evil.test/")
-        page.wait_for_function("window.done === true")
+        until(page, "window.done === true")
         assert page.evaluate("window.read") is None, "its token could be read"
         assert {answer.status for answer in answers if answer.request.method == "POST"} <= {403}
         frames = [frame for frame in page.frames if frame != page.main_frame]

@@ -1,6 +1,6 @@
 // Chat with one to four models side by side: one prompt for all, a conversation of each.
 
-import { call, copier, fill, get, h, page, say, trouble, Refused } from "./studio.js";
+import { call, copier, fill, get, h, page, seconds, trouble, Refused } from "./studio.js";
 import { CHAT, TEXT, answer, asCalls } from "./stream.js";
 import { Tokens, shared } from "./tokens.js";
 
@@ -169,7 +169,7 @@ class Column {
     this.answers.push(tokens);
     if (!tokens.text) tokens.element.append(h("em", { class: "soft" }, "(nothing)"));
     const rate = figures?.rate ? `${figures.rate.toFixed(1)} tokens/s` : null;
-    const first = figures && `first token after ${figures.first < 1 ? `${Math.round(figures.first * 1000)} ms` : `${figures.first.toFixed(1)} s`}`;
+    const first = figures && `first token after ${seconds(figures.first)}`;
     const count = figures ? figures.tokens : tokens.known.length;
     fill(this.figures, [`${count} tokens`, rate, first, ended].filter(Boolean).join(" · "));
     fill(heard, `${this.model}: ${count} tokens, ${ended}`);

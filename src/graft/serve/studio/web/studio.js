@@ -3,6 +3,7 @@
 const meta = (name) => document.querySelector(`meta[name="graft-${name}"]`)?.content ?? "";
 export const MODELS = meta("models") === "yes";
 export const page = document.getElementById("page");
+document.querySelector("nav [aria-current]")?.scrollIntoView({ block: "nearest", inline: "center" });
 
 /** Return an element. attributes: `on...` are listeners, true and false are flags; children: nodes, texts, lists. */
 export function h(tag, attributes = {}, ...children) {
