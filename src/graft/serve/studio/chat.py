@@ -64,7 +64,7 @@ def _served(request: Request) -> tuple[Studio, Served]:
     studio = studio_of(request)
     if studio.served is None:
         raise ApiError(
-            404, "no model is served: start the studio with one, graft studio MODEL", code="no_model"
+            409, "no model is served: start the studio with one, graft studio MODEL", code="no_model"
         )
     return studio, studio.served
 
