@@ -39,17 +39,22 @@ def answered(url, body=None, **headers):
         return error.code, error.read().decode()
 
 
-def test_a_studio_without_a_model_shows_pages_of_runs(tmp_path):
-    with studio("--runs", str(tmp_path / "new")) as (url, said):
-        assert "pages   runs, new run, rows\n" in said and "this machine only; no key is needed" in said
+def test_a_studio_without_a_model_shows_pages_of_runs_to_who_has_the_key(tmp_path):
+    with studio("--runs", str(tmp_path / "new"), GRAFT_API_KEY="planted-secret") as (url, said):
+        assert "pages   runs, new run, rows, leaderboard\n" in said
+        assert "this machine only; a key is needed" in said and "planted-secret" not in said
         assert f"runs    {tmp_path}/new\n" in said and f"votes   {tmp_path}/new/votes.sqlite3\n" in said
         assert answered(f"{url}/runs")[0] == 200 and answered(f"{url}/chat")[0] == 404
+        assert answered(f"{url}/api/chat")[0] == 401
+        status, text = answered(f"{url}/api/chat", Authorization="Bearer planted-secret")
+        assert status == 409 and "no_model" in text
         assert (tmp_path / "new").is_dir(), "new runs go there"
 
 
 def test_a_studio_with_a_model_answers_beside_its_pages(tmp_path):
     with studio("seedling", "--runs", str(tmp_path)) as (url, said):
-        assert "models  seedling\n" in said and "chat, arena, leaderboard" in said
+        assert "models  seedling\n" in said and "no key is needed" in said
+        assert "chat, arena, leaderboard" in said
         asked = {"model": "seedling", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2}
         status, text = answered(f"{url.removesuffix('/studio')}/v1/chat/completions", asked)
         assert status == 200 and json.loads(text)["usage"]["completion_tokens"] <= 2
@@ -58,14 +63,6 @@ def test_a_studio_with_a_model_answers_beside_its_pages(tmp_path):
         token = re.search('name="graft-token" content="([^"]+)"', answered(f"{url}/runs")[1])[1]
         status, text = answered(f"{url}/api/chat/load", {"name": "nobody"}, **{"X-Graft-Token": token})
         assert status == 404 and "nobody" in text
-
-
-def test_a_studio_with_a_key_wants_it_and_says_so(tmp_path):
-    with studio("--runs", str(tmp_path), GRAFT_API_KEY="planted-secret") as (url, said):
-        assert "a key is needed" in said and "planted-secret" not in said
-        assert answered(f"{url}/runs")[0] == 200 and answered(f"{url}/api/chat")[0] == 401
-        status, text = answered(f"{url}/api/chat", Authorization="Bearer planted-secret")
-        assert status == 409 and "no_model" in text
 
 
 def test_nothing_asks_the_hub_once_it_is_told_to_stay_offline(monkeypatch):
@@ -86,7 +83,7 @@ def test_nothing_asks_the_hub_once_it_is_told_to_stay_offline(monkeypatch):
         (["--host", "0.0.0.0"], "without a key"),
         (["--adapters", "x"], "--adapters without a model"),
         (["--quant", "nf4"], "--quant without a model"),
-        (["--port", "70000"], "70000"),
+        (["--port", "70000"], "--port"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
