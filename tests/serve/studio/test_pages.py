@@ -91,11 +91,15 @@ def test_a_page_loads_files_that_are_there(pages, path):
 
 
 def test_every_module_imports_files_of_its_own_folder():
+    imported = re.compile(
+        r'^(?:import|export[^;"]*\bfrom)\b[^;"(]*"([^"]+)"|\bimport\("([^"]+)"\)', re.MULTILINE
+    )
     for name in OURS:
         if name.endswith(".js"):
             text = WEB.joinpath(name).read_text(encoding="utf-8")
-            for source in re.findall(r'(?:from|import\()\s*"([^"]+)"', text):
+            for source in map("".join, imported.findall(text)):
                 assert source.startswith("./") and source[2:] in OURS, f"{name} imports {source}"
+    assert imported.findall('import { a } from "./x.js";\nconst b = await import("./y.js");')
 
 
 def test_no_module_makes_elements_of_text():
