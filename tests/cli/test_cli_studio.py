@@ -39,6 +39,7 @@ def answered(url, body=None, **headers):
         return error.code, error.read().decode()
 
 
+@pytest.mark.slow
 def test_a_studio_without_a_model_shows_pages_of_runs_to_who_has_the_key(tmp_path):
     with studio("--runs", str(tmp_path / "new"), GRAFT_API_KEY="planted-secret") as (url, said):
         assert "pages   runs, new run, rows, leaderboard\n" in said
