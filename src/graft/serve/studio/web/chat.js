@@ -265,12 +265,12 @@ async function submit(event) {
 /** Mark where the latest answers part: each from the first column's, and that one from all others. */
 function compare() {
   const [first, ...others] = columns.map((column) => column.answers.at(-1));
-  const turn = columns[0].turns.length;
-  if (!first || !others.length) return;
+  const [asked, ours] = columns[0].turns.slice(-2);
+  if (!first || !others.length || ours?.role !== "assistant") return;
   let common = null;
   others.forEach((tokens, place) => {
-    const column = columns[place + 1];
-    if (!tokens || column.turns.length !== turn || column.turns.at(-2)?.content !== columns[0].turns.at(-2)?.content) return;
+    const [question, own] = columns[place + 1].turns.slice(-2);
+    if (own?.role !== "assistant" || question.content !== asked.content) return;
     const mine = shared(tokens.texts, first.texts);
     tokens.mark(mine);
     const theirs = shared(first.texts, tokens.texts);
