@@ -8,6 +8,7 @@ import pytest
 pytest.importorskip("fastapi")
 from fastapi.testclient import TestClient
 from payloads import PAYLOADS, injected
+from served import write_adapters
 from short_run import short_run, write_home
 from studio_browser import REFUSED, chromium, until, visit
 from studio_routes import guarded, role_of, routes_of
@@ -22,7 +23,6 @@ from graft.serve.studio.pages import PAGES
 from graft.serve.studio.state import Studio
 
 KEYS = Keys.of("looks", "changes")
-KNOWN = [page for page in PAGES if "{" not in page.path]
 
 
 @pytest.fixture(scope="module")
@@ -155,26 +155,105 @@ def spoilt(found, number=0):
     return found
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("page_of", KNOWN, ids=lambda page: page.script)
-def test_text_of_the_server_stays_text_on_every_page(browser, home, page_of):
-    """Every text of every answer carries payloads. The policy that would stop scripts is switched off."""
+def spoil(page, turn=0):
+    """Let every text of every answer of the studio carry payloads on a page."""
+
+    def answer(route):
+        if route.request.url.endswith("/events"):  # a stream: it has no end
+            return route.continue_()
+        real = route.fetch()
+        if "json" not in real.headers.get("content-type", ""):
+            return route.fulfill(response=real)
+        return route.fulfill(response=real, body=json.dumps(spoilt(real.json(), turn)))
+
+    page.route("**/studio/api/**", answer)
+
+
+@pytest.fixture(scope="module")
+def answering(home):
+    """The address of a studio whose base answers."""
     with studio_server(home, load("seedling", dtype="fp32")) as address:
-        for turn in range(5):
+        yield address
 
-            def answer(route, turn=turn):
-                real = route.fetch()
-                kind = real.headers.get("content-type", "")
-                if "json" not in kind:
-                    return route.fulfill(response=real)
-                return route.fulfill(response=real, body=json.dumps(spoilt(real.json(), turn)))
 
-            with visit(browser, address, bypass_csp=True, expected=[""]) as page:
-                page.route("**/studio/api/**", answer)
-                page.goto(f"/studio{page_of.path}")
-                page.wait_for_load_state("load")
-                page.wait_for_timeout(300)
-                assert not injected(page), f"turn {turn}"
+@pytest.mark.slow
+@pytest.mark.parametrize("page_of", PAGES, ids=lambda page: page.script)
+def test_text_of_the_server_stays_text_on_every_page(browser, answering, page_of):
+    """Every text of every answer carries payloads. The policy that would stop scripts is switched off."""
+    for turn in range(5):
+        with visit(browser, answering, bypass_csp=True, expected=[""]) as page:
+            spoil(page, turn)
+            page.goto(f"/studio{page_of.path.replace('{name}', 'plain')}")
+            page.wait_for_load_state("load")
+            page.wait_for_timeout(300)
+            assert not injected(page), f"turn {turn}"
+
+
+def streamed(pieces):
+    """Return a stream of a chat completion, each piece with a token of the same name."""
+    events = [
+        {"choices": [{"index": 0, "delta": {"content": piece}, "finish_reason": None,
+            "logprobs": {"content": [{"token": piece, "logprob": -0.1, "top_logprobs": [
+                {"token": other, "logprob": -0.1} for other in (piece, *PAYLOADS[:3])]}]}}]}
+        for piece in pieces
+    ]  # fmt: skip
+    events += [{"choices": [], "usage": {"completion_tokens": len(pieces)}}]
+    return "".join(f"data: {json.dumps(event)}\n\n" for event in events) + "data: [DONE]\n\n"
+
+
+@pytest.mark.slow
+def test_what_a_model_writes_stays_text(browser, answering):
+    with visit(browser, answering, bypass_csp=True, expected=[REFUSED]) as page:
+        spoil(page)
+        body = streamed(PAYLOADS)
+        page.route("**/v1/**", lambda route: route.fulfill(body=body, content_type="text/event-stream"))
+        page.goto("/studio/chat")
+        page.get_by_label("Your message").fill("".join(PAYLOADS))
+        page.keyboard.press("Enter")
+        page.get_by_text("The same tokens as").wait_for()
+        for column in page.locator(".column").all():
+            assert column.locator(".tokens").text_content() == "".join(PAYLOADS)
+            assert column.locator(".turn.asked").text_content() == "".join(PAYLOADS)
+        for place in (0, 12, 37):
+            page.locator(".token").nth(place).hover()
+            assert page.get_by_role("tooltip").locator("code").first.inner_text() == json.dumps(
+                PAYLOADS[place]
+            )
+        page.get_by_text("Copy as API call").first.click()
+        assert json.dumps(PAYLOADS[0])[1:-1] in page.get_by_role("dialog").inner_text()
+        assert not injected(page)
+
+
+@pytest.mark.slow
+def test_what_looks_for_scripts_finds_them(browser):
+    """The other way round: where a page takes texts for HTML, nearly all payloads are seen."""
+    page = browser.new_page()
+    seen = []
+    for payload in PAYLOADS:
+        page.set_content("<p></p>")
+        page.evaluate("text => { delete window.xss; document.querySelector('p').innerHTML = text }", payload)
+        seen.append(bool(injected(page)))
+    page.close()
+    assert len(PAYLOADS) == 40 and sum(seen) >= 36
+
+
+@pytest.mark.slow
+def test_prompts_reasons_and_tags_of_votes_stay_text(browser, tmp_path):
+    arena_votes = pytest.importorskip("arena_votes")
+    base = load("seedling", dtype="fp32")
+    write_adapters(base, tmp_path, 2, scale=0.3)
+    with studio_server(tmp_path, base) as address:
+        arena = arena_votes.Arena(address)
+        for place in range(0, len(PAYLOADS), 4):
+            prompt, reason, *tags = PAYLOADS[place : place + 4]
+            battle, _, _ = arena.fight(f"{place} {prompt}", max_tokens=4)
+            answer = arena.vote(battle, "ab"[place // 4 % 2], reason=reason, tags=[tag[:40] for tag in tags])
+            assert answer.status_code == 200, answer.text
+        for path in ("/arena", "/leaderboard", "/preferences"):
+            with visit(browser, address, bypass_csp=True, expected=[REFUSED]) as page:
+                page.goto(f"/studio{path}")
+                page.wait_for_load_state("networkidle")
+                assert not injected(page)
 
 
 def test_the_real_name_of_a_run_stays_text(browser, home):
