@@ -326,7 +326,7 @@ async function open() {
   const known = wanted.filter((name) => names.includes(name)).slice(0, MOST);
   const chosen = known.length ? known : facts.models.slice(0, 2).map((one) => one.name);
   fill(page, h("div", { class: "row apart title" }, h("h1", {}, TITLE), h("div", { class: "row" }, adding, anew)),
-    !facts.template && h("p", { class: "notes" }, "This model has no chat template of its own: each column continues its text. The settings can ask it as a conversation in Graft's plain form."),
+    !facts.template && h("p", { class: "hint" }, "This model has no chat template of its own: each column continues its text. The settings can change that."),
     unknown.length > 0 && h("p", { class: "notes" }, `No such model: ${unknown.join(", ")}. The menu of a column names all.`),
     names.length === 1 && h("p", { class: "hint" }, "Only the base is served. Train an adapter under New run, and it is offered here when it has finished."),
     board, heard, box);
