@@ -114,7 +114,7 @@ def visit(
 
 
 def until(page: Any, expression: str, argument: Any = None, timeout_s: float = 60) -> None:
-    """Wait until an expression of JavaScript is true. Playwright's own wait needs eval, which pages forbid."""
+    """Wait until an expression of JavaScript is true. Playwright's own wait needs eval: pages forbid it."""
     deadline = time.monotonic() + timeout_s
     while not page.evaluate(expression, argument):
         assert time.monotonic() < deadline, f"it never came to {expression}"

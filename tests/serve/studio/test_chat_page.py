@@ -178,14 +178,21 @@ def test_the_same_model_twice_writes_the_same_tokens(browser, address):
 @slow
 @pytest.mark.parametrize("by", ["button", "key"])
 def test_stop_ends_every_column_and_what_was_written_stays(chat, monkeypatch, by):
-    steps, stopped = itertools.count(), threading.Event()
+    begun, steps, stopped = [], itertools.count(), threading.Event()
+
+    def noted(engine, request, submit=Engine.submit):
+        begun.append(request)
+        return submit(engine, request)
 
     def held(engine, step=Engine.step):
-        """Write ten tokens, then wait for the stop: no answer ends before it."""
-        if next(steps) >= 10:
+        """Write ten tokens of both, then wait for the stop: no answer ends before it."""
+        if len(begun) < 2:
+            stopped.wait(0.3)
+        elif next(steps) >= 10:
             stopped.wait(60)
         return step(engine)
 
+    monkeypatch.setattr(Engine, "submit", noted)
     monkeypatch.setattr(Engine, "step", held)
     set_to(chat, warmth=0, longest=300)
     chat.get_by_label("Your message").fill("Write about a kettle.")
