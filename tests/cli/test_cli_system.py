@@ -21,6 +21,7 @@ FOLDERS = {
     "convert": lambda out: ["convert", "seedling", out, "--base", "seedling"],
     "demo": lambda out: ["demo", "--folder", out],
     "methods": lambda out: ["methods", "--write", out],
+    "studio": lambda out: ["studio", "--port", "0", "--runs", out],
 }
 FILES = {
     "judge": lambda out: ["judge", "a.jsonl", "b.jsonl", "--by", "rule:shorter", "--out", out],
@@ -30,6 +31,7 @@ FILES = {
     "runs": lambda out: ["runs", ".", "--csv", out],
     "rank csv": lambda out: ["rank", "j.jsonl", "--csv", out],
     "rank page": lambda out: ["rank", "j.jsonl", "--page", out],
+    "studio votes": lambda out: ["studio", "--port", "0", "--votes", out],
 }
 DOORS = FOLDERS | FILES
 WAYS = ("below a file", "below a dangling link", "name too long", "in a place that cannot be written")

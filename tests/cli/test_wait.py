@@ -149,6 +149,7 @@ SLOW = {
     "ask": "ask {rows} --adapters {tmp}",
     "sweep": "sweep --model seedling --data seedling:descriptions --method lora,ia3 --out {tmp}/sweep",
     "serve": "serve seedling --port 0",
+    "studio": "studio seedling --port 0 --runs {tmp}/runs",
     "eval --tasks": "eval seedling --tasks arc_easy",
 }
 BLOCKED = """

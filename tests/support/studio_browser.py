@@ -12,6 +12,7 @@ The browser's loop belongs to the thread that began it: give it a module's life,
 """
 
 import contextlib
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +20,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-
 from browser import CHROMIUM
 
 HEIGHTS = {1280: 900, 390: 844}  # of a window, by its width
@@ -111,6 +111,14 @@ def visit(
         assert not said, f"errors in the browser: {said[:5]}"
     finally:
         context.close()
+
+
+def until(page: Any, expression: str, argument: Any = None, timeout_s: float = 60) -> None:
+    """Wait until an expression of JavaScript is true. Playwright's own wait needs eval: pages forbid it."""
+    deadline = time.monotonic() + timeout_s
+    while not page.evaluate(expression, argument):
+        assert time.monotonic() < deadline, f"it never came to {expression}"
+        page.wait_for_timeout(20)
 
 
 def snap(page: Any, folder: Path, name: str) -> Path:

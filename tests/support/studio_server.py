@@ -12,7 +12,8 @@ import uvicorn
 from graft.serve.app import bare_app, create_app
 from graft.serve.registry import Registry
 from graft.serve.security import Keys
-from graft.serve.studio.app import Studio, add_studio
+from graft.serve.studio.app import add_studio
+from graft.serve.studio.state import Studio
 from graft.serve.worker import Worker
 
 

@@ -2,18 +2,24 @@
 
 import json
 import os
-import socket
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from graft.cli.say import after, talk
+from graft.cli.serving import (
+    address,
+    guarded,
+    hosts,
+    listening_on,
+    reach,
+    serve_until_signal,
+    stay_offline,
+    uvicorn_for,
+)
 from graft.cli.wait import begin
-from graft.errors import UsageError
 from graft.sizes import size
-
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def add_to(app: typer.Typer) -> None:
@@ -48,23 +54,12 @@ def serve(
     Only this machine can reach it unless you say so.
     """
     key, admin = os.environ.get(key_env), os.environ.get(admin_key_env)
-    if host not in LOOPBACK and not key:
-        raise UsageError(
-            f"--host {host} without a key: everybody who reaches this machine could use it",
-            f"a key in the variable {key_env}",
-            f"export {key_env}=... first, or leave --host out",
-        )
-    listening = _listening(host, port)
+    guarded(host, key, key_env)
+    listening = listening_on(host, port)
     begin(f"loading {model}", briefly=True)
-    try:
-        import uvicorn
-
-        from graft.serve.app import create_app
-    except ImportError as error:
-        raise UsageError(
-            f"graft serve without {error.name}", "the extra of the server", "pip install 'graftlm[serve]'"
-        ) from None
+    uvicorn = uvicorn_for("serve")
     from graft.runs.open import open_model
+    from graft.serve.app import create_app
     from graft.serve.limits import Limits
     from graft.serve.registry import Registry
     from graft.serve.security import Keys
@@ -72,6 +67,7 @@ def serve(
     from graft.sizes import MIB
 
     base = open_model(model, (), quant).base
+    stay_offline()
     budget = None if adapter_memory is None else adapter_memory * MIB
     registry = Registry(base, adapters, budget, pin or [])
     worker = Worker(base, registry, rows=rows, waiting=queue, cache_tokens=cache_tokens)
@@ -82,64 +78,19 @@ def serve(
         name=served,
         keys=Keys.of(key, admin),
         limits=Limits(max_tokens=max_tokens, timeout_s=timeout_s),
-        hosts=frozenset([*LOOPBACK, "[::1]"]) if host in LOOPBACK else None,
+        hosts=hosts(host),
     )
     listening.listen(256)  # whoever comes from now on waits until it is answered
-    place = listening.getsockname()
-    url = f"http://{'[' + host + ']' if ':' in host else host}:{place[1]}"
+    url = address(host, listening)
     talk(f"base    {served}   {base.count():,} parameters   {base.quant}")
     infos = registry.infos()
     kinds = ", ".join(sorted({info.methods[0] for info in infos}))
     talk(f"models  {served}" + (f" and {len(infos):,} adapters ({kinds})" if infos else ""))
     if budget is not None:
         talk(f"memory  {size(budget)} for adapters, {size(registry.bytes)} in use")
-    reach = "this machine only" if host in LOOPBACK else "every machine that reaches this one"
-    talk(f"open to {reach}; {'a key is needed' if key else 'no key is needed'}")
+    talk(reach(host, key))
     talk(f"listens {url}/v1   (Ctrl-C ends it)")
     asked = json.dumps({"model": served, "messages": [{"role": "user", "content": "Hello"}]})
     header = f' -H "Authorization: Bearer ${key_env}"' if key else ""
     after(f"curl {url}/v1/chat/completions -H 'Content-Type: application/json'{header} -d '{asked}'")
-    _run(uvicorn, app, listening, worker)
-
-
-def _listening(host: str, port: int) -> socket.socket:
-    """Return a socket that is bound, before anything slow. Raises UsageError where that fails."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    bound = socket.socket(family, socket.SOCK_STREAM)
-    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        bound.bind((host, port))
-    except OSError as error:
-        raise UsageError(
-            f"cannot listen on {host}:{port} ({error.strerror or error})",
-            "an address of this machine, and a port that nobody has",
-            "give another --port, or 0 for any that is free",
-        ) from None
-    return bound
-
-
-def _run(uvicorn: Any, app: Any, listening: socket.socket, worker: Any) -> None:
-    """Serve until a signal."""
-    from graft.serve.limits import Limits
-
-    limits = Limits()
-    config = uvicorn.Config(
-        app,
-        log_level="warning",
-        access_log=False,
-        limit_concurrency=limits.connections,
-        timeout_keep_alive=limits.idle_s,
-        timeout_graceful_shutdown=30,
-        h11_max_incomplete_event_size=16 * 1024,
-        server_header=False,
-    )
-    server = uvicorn.Server(config)
-    try:
-        server.run(sockets=[listening])  # a signal ends it when the answers that were begun have ended
-    finally:
-        whole = worker.close()
-        talk(
-            "every answer that was begun has ended"
-            if whole
-            else "some answers were broken off: they took too long"
-        )
+    serve_until_signal(uvicorn, app, listening, worker)

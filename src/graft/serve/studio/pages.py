@@ -52,30 +52,41 @@ PAGES = (
     Page("/preferences", "preferences", "Preferences", linked=False),
 )
 
-SHELL = Template("""<!doctype html>
+HEAD = Template("""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <title>$title · Graft studio</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
-<meta name="graft-token" content="$token">
-<meta name="graft-models" content="$models">
+<meta name="theme-color" content="#ffffff" media="(prefers-color-scheme: light)">
+<meta name="theme-color" content="#171c23" media="(prefers-color-scheme: dark)">
 <link rel="icon" href="$root/web/icon.svg" type="image/svg+xml">
-<link rel="stylesheet" href="$root/web/studio.css">
-<script type="module" src="$root/web/$script.js"></script>
+<link rel="stylesheet" href="$root/web/studio.css">$more
 </head>
 <body>
 <a class="skip" href="#page">Skip to the page</a>
-<header><a class="brand" href="$root/runs">Graft <span>studio</span></a>
+<header><a class="brand" href="$root/runs">$icon<span>Graft <small>studio</small></span></a>
 <nav aria-label="Pages">$links</nav></header>
 <main id="page" tabindex="-1"><h1>$title</h1>
-<noscript>
-<p class="notes">These pages are drawn by JavaScript: let it run for this address.</p></noscript></main>
+$body</main>
 <div id="said" role="status" aria-live="polite"></div>
 </body>
 </html>
 """)
+SCRIPTED = Template("""
+<meta name="graft-token" content="$token">
+<meta name="graft-models" content="$models">
+<link rel="modulepreload" href="$root/web/studio.js">
+<script type="module" src="$root/web/$script.js"></script>""")
+WITHOUT_SCRIPTS = """<noscript>
+<p class="notes">These pages are drawn by JavaScript: let it run for this address.</p></noscript>"""
+
+MISSING = f"""<div class="empty"><p>Nothing is at this address. The pages are named at the top.</p>
+<p><a class="button" href="{ROOT}/runs">To the runs</a></p></div>"""
+UNSERVED = f"""<div class="empty"><p>This page needs a model, and the studio was started without one. Stop it,
+and start it with the model that your runs have trained:</p><pre>graft studio MODEL --runs FOLDER</pre>
+<p><a class="button" href="{ROOT}/runs">To the runs</a></p></div>"""
 
 
 def add_pages(app: FastAPI, *, token: str | None, models: bool) -> None:
@@ -88,14 +99,13 @@ def add_pages(app: FastAPI, *, token: str | None, models: bool) -> None:
     router = APIRouter(include_in_schema=False)
     for page in PAGES:
         if models or not page.models:
-            body = SHELL.substitute(
-                title=html.escape(page.title),
+            more = SCRIPTED.substitute(
                 token=html.escape(token or ""),
                 models="yes" if models else "no",
                 root=ROOT,
                 script=page.script,
-                links=_links(page, models),
             )
+            body = _document(page.title, WITHOUT_SCRIPTS, _links(page, models), more)
             router.add_api_route(ROOT + page.path, _shown(body), methods=["GET"])
 
     @router.get("/")
@@ -119,6 +129,31 @@ def add_pages(app: FastAPI, *, token: str | None, models: bool) -> None:
     app.include_router(router)
 
 
+def add_missing(app: FastAPI, *, models: bool) -> None:
+    """Answer every other address of the studio with a page that says what to do. It must be added last."""
+    unserved = {} if models else {page.path: page.title for page in PAGES if page.models}
+    links = _links(None, models)
+    router = APIRouter(include_in_schema=False)
+
+    @router.get(ROOT + "/{path:path}")
+    @role("open")
+    async def missing(path: str) -> HTMLResponse:
+        if path.startswith("api/"):
+            raise ApiError(404, f"no address {ROOT}/{path[:80]}")
+        title = unserved.get(f"/{path}", "No such page")
+        body = UNSERVED if f"/{path}" in unserved else MISSING
+        headers = SAFE | {"Cache-Control": "no-store"}
+        return HTMLResponse(_document(title, body, links), 404, headers)
+
+    app.include_router(router)
+
+
+def _document(title: str, body: str, links: str, more: str = "") -> str:
+    """Return a page.  body, links and more (of its head) are HTML."""
+    icon = f'<img src="{ROOT}/web/icon.svg" alt="" width="22" height="22">'
+    return HEAD.substitute(title=html.escape(title), body=body, links=links, more=more, root=ROOT, icon=icon)
+
+
 def _web() -> dict[str, tuple[bytes, str]]:
     """Return the files of the pages by name, each with its tag: a name of a request never becomes a path."""
     ours = files("graft.serve.studio").joinpath("web")
@@ -129,7 +164,7 @@ def _web() -> dict[str, tuple[bytes, str]]:
     return {name: (body, f'"{hashlib.sha256(body).hexdigest()[:16]}"') for name, body in content.items()}
 
 
-def _links(shown: Page, models: bool) -> str:
+def _links(shown: Page | None, models: bool) -> str:
     links = []
     for page in PAGES:
         if page.linked and (models or not page.models):

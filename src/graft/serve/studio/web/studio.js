@@ -3,6 +3,7 @@
 const meta = (name) => document.querySelector(`meta[name="graft-${name}"]`)?.content ?? "";
 export const MODELS = meta("models") === "yes";
 export const page = document.getElementById("page");
+document.querySelector("nav [aria-current]")?.scrollIntoView({ block: "nearest", inline: "center" });
 
 /** Return an element. attributes: `on...` are listeners, true and false are flags; children: nodes, texts, lists. */
 export function h(tag, attributes = {}, ...children) {
@@ -34,26 +35,69 @@ export class Refused extends Error {
   }
 }
 
+/** The error of a request that nobody answered. */
+export class Stopped extends Error {
+  constructor() { super("The server does not answer."); }
+}
+
 function headers(extra = {}) {
   const key = sessionStorage.getItem("graft-key");
   const token = meta("token");
   return { ...(token ? { "X-Graft-Token": token } : {}), ...(key ? { Authorization: `Bearer ${key}` } : {}), ...extra };
 }
 
-/** Ask the server; returns the response, and raises Refused. A server with keys is asked again with the key. */
+/**
+ * Ask the server; returns the response, and raises Refused or Stopped. A server with keys is asked again with
+ * the key, one that was started anew with its new token.
+ */
 export async function ask(method, path, body, { signal } = {}) {
-  const options = { method, signal, headers: headers(body === undefined ? {} : { "Content-Type": "application/json" }) };
-  if (body !== undefined) options.body = JSON.stringify(body);
-  let answer;
-  try {
-    answer = await fetch(path, options);
-  } catch (error) {
-    if (error.name === "AbortError") throw error;
-    throw new Error("the server does not answer: has it been stopped?");
+  for (let renewed = false; ;) {
+    const options = { method, signal, headers: headers(body === undefined ? {} : { "Content-Type": "application/json" }) };
+    if (body !== undefined) options.body = JSON.stringify(body);
+    let answer;
+    try {
+      answer = await fetch(path, options);
+    } catch (error) {
+      if (error.name === "AbortError") throw error;
+      lost();
+      throw new Stopped();
+    }
+    if (answer.ok) return answer;
+    const refused = new Refused(answer.status, await answer.json().catch(() => null));
+    if (refused.code === "no_token" && !renewed && (await renew())) renewed = true;
+    else if (!["no_api_key", "invalid_api_key", "forbidden"].includes(refused.code) || !(await askForKey(refused))) throw refused;
   }
-  if (answer.status === 401 && (await askForKey())) return ask(method, path, body, { signal });
-  if (!answer.ok) throw new Refused(answer.status, await answer.json().catch(() => null));
-  return answer;
+}
+
+/** Take the token of a server that was started anew; returns whether it answers. */
+async function renew() {
+  try {
+    const answer = await fetch(location.pathname, { cache: "no-store" });
+    const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
+    const token = fresh.querySelector("meta[name=graft-token]")?.content;
+    if (token !== undefined) document.querySelector("meta[name=graft-token]").content = token;
+    return answer.ok;
+  } catch {
+    return false;
+  }
+}
+
+let bar = null;
+/** Say that the server does not answer, for as long as it does not; then `graft-back` is told to the window. */
+function lost() {
+  if (bar) return;
+  bar = h("div", { class: "lost", role: "alert" },
+    h("strong", {}, "The server does not answer."),
+    " Start it again in its terminal: this page goes on by itself, and keeps what you have typed.");
+  document.body.prepend(bar);
+  const end = every(2000, async () => {
+    if (!(await renew())) return;
+    end();
+    bar?.remove();
+    bar = null;
+    say("The server answers again.", "good");
+    dispatchEvent(new Event("graft-back"));
+  });
 }
 
 /** Ask the server, and return the JSON that it answers. path: under /studio/api, or whole. */
@@ -64,20 +108,29 @@ export async function call(method, path, body, options) {
 export const get = (path, options) => call("GET", path, undefined, options);
 
 let asking = null;
-function askForKey() {
+/** Ask for the server's key, once for all who wait; returns whether one was given. refused: why. */
+function askForKey(refused) {
+  const used = sessionStorage.getItem("graft-key");
+  const why = { no_api_key: null, invalid_api_key: used && "That key is not known here.",
+    forbidden: "This key may look and vote. To start, stop or load something, give the administrator's." }[refused.code];
   asking ??= new Promise((resolve) => {
-    const field = h("input", { type: "password", name: "key", autocomplete: "current-password", required: true, id: "key" });
+    const field = h("input", { type: "password", name: "key", autocomplete: "off", required: true, id: "key",
+      "aria-describedby": "key-why" });
     const box = h("dialog", { "aria-labelledby": "key-title" },
       h("form", { method: "dialog" },
         h("h2", { id: "key-title" }, "This server wants a key"),
-        h("p", {}, "It was set when the server was started. It stays in this window until you close it."),
+        h("p", { id: "key-why", class: why ? "notes bad" : null },
+          why ?? "It was set where the server was started. This tab keeps it until you close it."),
         h("label", { for: "key" }, "Key"), field,
-        h("div", { class: "buttons" }, h("button", { class: "first" }, "Go on"))));
+        h("div", { class: "buttons" },
+          h("button", { class: "first", value: "go" }, "Go on"),
+          h("button", { type: "button", onclick: () => box.close("") }, "Not now"))));
     box.addEventListener("close", () => {
-      if (field.value) sessionStorage.setItem("graft-key", field.value);
+      const given = box.returnValue === "go" && field.value;
+      if (given) sessionStorage.setItem("graft-key", field.value);
       box.remove();
       asking = null;
-      resolve(Boolean(field.value));
+      resolve(Boolean(given));
     });
     document.body.append(box);
     box.showModal();
@@ -93,6 +146,21 @@ export function say(text, kind = "") {
   setTimeout(() => line.remove(), 6000);
 }
 
+/** Return a button that copies a text. text: what it is, or a function that returns it. */
+export function copier(text, label = "Copy") {
+  return h("button", { type: "button", onclick: async (event) => {
+    const wanted = typeof text === "function" ? text() : text;
+    try {
+      await navigator.clipboard.writeText(wanted);
+      say("Copied.", "good");
+    } catch {  // pages that came over plain HTTP from another machine may not
+      const near = event.target.parentElement.querySelector("pre");
+      if (near) getSelection().selectAllChildren(near);
+      say(near ? "The browser copies nothing here: it is selected, copy it with its keys." : "The browser copies nothing here.", "bad");
+    }
+  } }, label);
+}
+
 /** Return a box that tells of an error where its thing would stand. */
 export const trouble = (error) => h("p", { class: "notes bad", role: "alert" }, error.message);
 
@@ -100,8 +168,13 @@ export const trouble = (error) => h("p", { class: "notes bad", role: "alert" }, 
 export function every(ms, action) {
   let over = false, timer = 0;
   async function turn() {
-    if (!document.hidden) await action();
-    if (!over) timer = setTimeout(turn, ms);
+    try {
+      if (!document.hidden) await action();
+    } catch (error) {
+      if (!(error instanceof Stopped)) throw error;  // the bar at the top tells of it
+    } finally {
+      if (!over) timer = setTimeout(turn, ms);
+    }
   }
   turn();
   return () => { over = true; clearTimeout(timer); };
