@@ -34,14 +34,21 @@ def main() -> int:
     import graft
 
     folder = places.empty(results.RAW.parent / "serving" / "many")
-    model = places.in_fp32(options.model, folder / "model")
-    base = graft.load(model, quant="nf4", dtype="fp32")
+    base = graft.load(options.model, quant="nf4", dtype="fp32")
     names = places.write_adapters(base, folder / "root", options.adapters)
     plan = [(name, PROMPTS[number % len(PROMPTS)]) for number, name in enumerate(names)]
     wanted = [alone(base, folder / "root" / name, prompt) for name, prompt in plan]
     log = folder / "log.txt"
     place = places.graft(
-        model, log, "--quant", "nf4", "--adapters", str(folder / "root"), threads=options.threads
+        options.model,
+        log,
+        "--quant",
+        "nf4",
+        "--dtype",
+        "fp32",
+        "--adapters",
+        str(folder / "root"),
+        threads=options.threads,
     )
     try:
         asyncio.run(asked(place, [("base", PROMPTS[0])] * TOGETHER))  # what the first requests set up

@@ -111,19 +111,6 @@ def missing(package: str) -> bool:
     return importlib.util.find_spec(package) is None
 
 
-def in_fp32(model: str, folder: Path) -> str:
-    """Write a copy of a model in fp32, in which a server computes as it is; return its folder.
-
-    In 16 bits a text beside others may take another turn than alone.
-    """
-    import graft as package
-
-    base = package.load(model, dtype="fp32")
-    base.model.save_pretrained(folder)
-    base.tokenizer.save_pretrained(folder)
-    return str(folder)
-
-
 KINDS = ("lora", "dora", "ia3", "prefix", "bottleneck")
 
 

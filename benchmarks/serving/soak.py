@@ -68,13 +68,12 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     folder = places.empty(results.RAW.parent / "serving" / "soak")
-    model = places.in_fp32(options.model, folder / "model")
-    models = prepared(model, folder)
+    models = prepared(options.model, folder)
     total = sum(path.stat().st_size for path in folder.glob("root/*/*.safetensors"))
     budget = max(1, int(0.6 * total / 2**20))
     place = places.graft(
-        model, folder / "log.txt", "--quant", "nf4", "--adapters", str(folder / "root"),
-        "--adapter-memory", str(budget), threads=options.threads,
+        options.model, folder / "log.txt", "--quant", "nf4", "--dtype", "fp32",
+        "--adapters", str(folder / "root"), "--adapter-memory", str(budget), threads=options.threads,
     )  # fmt: skip
     try:
         facts = asyncio.run(Soak(place, models, folder / "root", options).run())

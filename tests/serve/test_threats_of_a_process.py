@@ -98,7 +98,7 @@ def test_s15_secrets_are_in_no_answer_log_argument_or_file(process):
     with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), 60) as bare:
         bare.sendall(f"NONSENSE {SECRETS['query']}\r\nAuthorization {SECRETS['MY_KEY']}\r\n\r\n".encode())
         raw = bare.makefile("rb").read()
-    assert b" 400 " in raw
+    assert b" 400 " in raw and b"not_http" in raw
     arguments = Path(f"/proc/{running.pid}/cmdline").read_bytes() if Path("/proc").exists() else b""
     running.send_signal(signal.SIGTERM)
     running.wait(60)

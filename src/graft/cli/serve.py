@@ -19,7 +19,9 @@ from graft.cli.serving import (
     uvicorn_for,
 )
 from graft.cli.wait import begin
+from graft.errors import UsageError
 from graft.sizes import size
+from graft.storage.outputs import require_file
 
 
 def add_to(app: typer.Typer) -> None:
@@ -32,6 +34,7 @@ def serve(
     host: Annotated[str, typer.Option(help="Address; another needs a key.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0: any that is free.")] = 8000,
     quant: Annotated[str | None, typer.Option(help="How to store the base: nf4, int8, none ...")] = None,
+    dtype: Annotated[str | None, typer.Option(help="Compute in fp32, bf16 or fp16.")] = None,
     name: Annotated[str | None, typer.Option(help="The name of the bare base as a model.")] = None,
     key_env: Annotated[str, typer.Option(help="Variable with the key that callers need.")] = "GRAFT_API_KEY",
     admin_key_env: Annotated[
@@ -48,6 +51,9 @@ def serve(
     ] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="The longest answer.")] = 8192,
     timeout_s: Annotated[float, typer.Option(min=0.1, help="Seconds that an answer may take.")] = 600.0,
+    log: Annotated[Path | None, typer.Option(help="A file with a line of JSON for each request.")] = None,
+    log_days: Annotated[int, typer.Option(min=1, help="Days that it is kept; a new one at midnight.")] = 7,
+    log_texts: Annotated[bool, typer.Option("--log-texts", help="Prompts and answers go there too.")] = False,
 ) -> None:
     """Serve MODEL and every adapter of a folder over HTTP, in OpenAI's form.
 
@@ -55,18 +61,23 @@ def serve(
     """
     key, admin = os.environ.get(key_env), os.environ.get(admin_key_env)
     guarded(host, key, key_env)
+    if log_texts and log is None:
+        raise UsageError("--log-texts without --log", "the file in which they go", "add --log FILE")
+    if log is not None:
+        require_file(log)
     listening = listening_on(host, port)
     begin(f"loading {model}", briefly=True)
     uvicorn = uvicorn_for("serve")
     from graft.runs.open import open_model
     from graft.serve.app import create_app
     from graft.serve.limits import Limits
+    from graft.serve.logs import keep
     from graft.serve.registry import Registry
     from graft.serve.security import Keys
     from graft.serve.worker import Worker
     from graft.sizes import MIB
 
-    base = open_model(model, (), quant).base
+    base = open_model(model, (), quant, dtype).base
     stay_offline()
     budget = None if adapter_memory is None else adapter_memory * MIB
     registry = Registry(base, adapters, budget, pin or [])
@@ -80,6 +91,10 @@ def serve(
         limits=Limits(max_tokens=max_tokens, timeout_s=timeout_s),
         hosts=hosts(host),
     )
+    if log is not None:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        keep(log, log_days)
+        app.state.served.log_texts = log_texts
     listening.listen(256)  # whoever comes from now on waits until it is answered
     url = address(host, listening)
     talk(f"base    {served}   {base.count():,} parameters   {base.quant}")
@@ -89,6 +104,8 @@ def serve(
     if budget is not None:
         talk(f"memory  {size(budget)} for adapters, {size(registry.bytes)} in use")
     talk(reach(host, key))
+    if log is not None:
+        talk(f"log     {log}, kept {log_days} days" + (", with prompts and answers" if log_texts else ""))
     talk(f"listens {url}/v1   (Ctrl-C ends it)")
     asked = json.dumps({"model": served, "messages": [{"role": "user", "content": "Hello"}]})
     header = f' -H "Authorization: Bearer ${key_env}"' if key else ""

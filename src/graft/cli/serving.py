@@ -74,20 +74,9 @@ def stay_offline() -> None:
 
 def serve_until_signal(uvicorn: Any, app: Any, listening: socket.socket, worker: Any = None) -> None:
     """Serve until a signal, then let what was begun end.  worker: of the model, if one is served."""
-    from graft.serve.limits import Limits
+    from graft.serve.connections import settings
 
-    limits = Limits()
-    config = uvicorn.Config(
-        app,
-        log_level="warning",
-        access_log=False,
-        limit_concurrency=limits.connections,
-        timeout_keep_alive=limits.idle_s,
-        timeout_graceful_shutdown=30,
-        h11_max_incomplete_event_size=16 * 1024,
-        server_header=False,
-    )
-    server = uvicorn.Server(config)
+    server = uvicorn.Server(settings(app, app.state.limits, timeout_graceful_shutdown=30))
     try:
         server.run(sockets=[listening])  # a signal ends it when the answers that were begun have ended
     finally:

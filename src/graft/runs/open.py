@@ -12,6 +12,7 @@ from graft.core.positions import context_length
 from graft.data.templates import Prompt
 from graft.errors import AdapterError, CheckpointError, UsageError, notice
 from graft.evaluate import answers
+from graft.models.dtype import AUTO
 from graft.models.files import read_config
 from graft.models.load import DTYPES, load
 from graft.models.tokenizer import tokenizer_in
@@ -80,12 +81,15 @@ def reply(base: Base, prompts: Sequence[Prompt], adapter: str | None, **how: Any
     return answers(base, texts, [adapter] * len(texts))
 
 
-def open_model(name: str, adapters: Sequence[str] = (), quant: str | None = None) -> Opened:
+def open_model(
+    name: str, adapters: Sequence[str] = (), quant: str | None = None, dtype: str | None = None
+) -> Opened:
     """Open a run's folder (with its adapter), an adapter's folder (with its base), or a model.
 
     Of a folder with the stages of a chain, the last one that has finished is opened.
     adapters: folders, or NAME=FOLDER; the last one answers.
     quant: how to store the base; by default as in the run.
+    dtype: in which it computes; by default as in the run, or as this machine is fastest.
     Raises UsageError for a run without an adapter, or an adapter that names no base.
     """
     if (stage := last_finished(name)) != name:
@@ -93,7 +97,7 @@ def open_model(name: str, adapters: Sequence[str] = (), quant: str | None = None
         name = stage
     folder = Path(name)
     if (folder / "recipe.yaml").exists() and not (folder / "config.json").exists():
-        opened = _open_run(folder, quant)
+        opened = _open_run(folder, quant, dtype)
     elif (folder / "adapter_config.json").exists():
         storage.require_unchanged(folder, AdapterError)
         config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
@@ -102,10 +106,10 @@ def open_model(name: str, adapters: Sequence[str] = (), quant: str | None = None
             raise UsageError(
                 f"{name} names no base", "an adapter that names one", f"give the base, and --adapter {name}"
             )
-        opened = Opened(load(str(base), quant=quant))
+        opened = Opened(load(str(base), quant=quant, dtype=dtype or AUTO))
         adapters = [*adapters, name]
     else:
-        opened = Opened(load(name, quant=quant))
+        opened = Opened(load(name, quant=quant, dtype=dtype or AUTO))
     for word in adapters:
         label, _, path = word.rpartition("=")
         path = last_finished(path)
@@ -136,7 +140,7 @@ def adapter_name(folder: Path) -> str:
     return folder.parent.name if folder.name == "adapter" else folder.name
 
 
-def _open_run(folder: Path, quant: str | None) -> Opened:
+def _open_run(folder: Path, quant: str | None, dtype: str | None) -> Opened:
     """Open a run's folder. Raises UsageError if the run has not finished."""
     recipe = read(folder)
     if not (folder / "adapter" / "adapter_config.json").exists():
@@ -148,6 +152,8 @@ def _open_run(folder: Path, quant: str | None) -> Opened:
     except CheckpointError as error:
         notice(f"{folder / 'recipe.yaml'} was changed after the run began: {error.given}")
     by_template = asks_by_template(folder, recipe)
+    if dtype is not None:
+        recipe = recipe.model_copy(update={"dtype": dtype})
     if recipe.fresh:
         base = load(folder / "model", quant=quant, dtype=recipe.dtype)
         return Opened(base, None, recipe, folder, by_template)

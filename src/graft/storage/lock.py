@@ -158,8 +158,8 @@ def holder(folder: Path) -> str | None:
 def holding(folder: Path) -> int | None:
     """Return the number of the process of this machine that holds a run's folder; None if none does.
 
-    For those who will signal it: the lock itself is asked, since a number may have been given away again after
-    a kill. A run that begins at this very moment may find its folder in use.
+    For those who will signal it: the lock itself is asked, since a number may have been given away again
+    after a kill. A run that begins at this very moment may find its folder in use.
     """
     from filelock import FileLock, Timeout
 
