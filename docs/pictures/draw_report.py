@@ -17,7 +17,7 @@ from pathlib import Path
 from PIL import Image
 
 import graft
-from graft.runs.page import report
+from graft.runs.report.page import report
 
 ROOT = Path(__file__).resolve().parents[2]
 CHROMIUM = next(

@@ -15,7 +15,7 @@ from graft.cli.chat import Conversation
 from graft.errors import CheckpointError, DataError, MachineError, UsageError
 from graft.recipe import read
 from graft.runs.open import open_model
-from graft.runs.page import report
+from graft.runs.report.page import report
 from graft.runs.run import run, train
 from graft.runs.score import prompts_of, score
 from graft.training.observer import Observer

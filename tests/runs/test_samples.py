@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from graft.recipe import read
-from graft.runs.page import report
+from graft.runs.report.page import report
 from graft.runs.samples import by_step, spread
 from graft.training.log import RunLog
 from graft.training.observer import Observer

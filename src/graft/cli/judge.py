@@ -131,7 +131,7 @@ def _answers(
 def _draw(page: Path, judgements: list["Judgement"], answers: "Answers") -> bool:
     """Write the page of judgements. Says why, and returns False, where they make no leaderboard."""
     from graft.evaluate.leaderboard import leaderboard
-    from graft.runs.judgement_page import judgement_page
+    from graft.runs.report.judgements import judgement_page
     from graft.storage import replace
 
     try:

@@ -53,7 +53,7 @@ def rank(
         _write(csv_file, text.csv_text(board))
     if page is not None:
         from graft.evaluate.answer_files import merged, read_answers
-        from graft.runs.judgement_page import judgement_page
+        from graft.runs.report.judgements import judgement_page
 
         # Those that graft judge kept may be the same ones, kept beside several files.
         shown = merged(read_answers(*(answers or [])), *(read_answers(path) for path in _kept(judgements)))

@@ -25,7 +25,7 @@ from graft.recipe.chain import Chain, read_chain, stages_in
 from graft.runs.audience import attended
 from graft.runs.build import load_base, settled
 from graft.runs.identity import as_begun, require_same_settings
-from graft.runs.page_chain import chain_report
+from graft.runs.report.chain import chain_report
 from graft.runs.result import RunResult
 from graft.runs.run import NOTHING_LOST, carry_out
 from graft.runs.run import run as run_one

@@ -18,7 +18,7 @@ import torch
 
 from graft.base.base import Base
 from graft.recipe import Recipe
-from graft.runs.curves import is_number
+from graft.runs.report.curves import is_number
 from graft.sizes import MIB
 from graft.training.log import Journal
 

@@ -44,7 +44,7 @@ from graft.runs.hear import Notes
 from graft.runs.identity import as_begun, claim, identity, require_same_settings
 from graft.runs.open import Opened
 from graft.runs.own_objective import Function, checked, facts_of, function_of, name_of, try_out
-from graft.runs.page import report
+from graft.runs.report.page import report
 from graft.runs.result import SCORES, RunResult, has_finished, recorded_scores, result_of
 from graft.runs.score import chosen_rows, score_rows
 from graft.shipping.export import export

@@ -8,7 +8,7 @@ from fastapi.responses import FileResponse, Response
 from pydantic import BaseModel, ConfigDict
 
 from graft.recipe.stages import stage_cards
-from graft.runs.charts import PLANS_OF_TIMING, Plan, in_words, plans_of
+from graft.runs.report.charts import PLANS_OF_TIMING, Plan, in_words, plans_of
 from graft.serve.failures import ApiError
 from graft.serve.security import role
 from graft.serve.studio.facts import facts_of

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from graft.runs.curves import is_number
-from graft.runs.page_words import base_words, methods_words, private
 from graft.runs.records import RunRecord, read_run, runs_below
+from graft.runs.report.curves import is_number
+from graft.runs.report.words import base_words, methods_words, private
 from graft.runs.result import SCORES
 from graft.runs.table import LOWER
 from graft.serve.failures import ApiError

@@ -157,7 +157,7 @@ def _document(title: str, body: str, links: str, more: str = "") -> str:
 def _web() -> dict[str, tuple[bytes, str]]:
     """Return the files of the pages by name, each with its tag: a name of a request never becomes a path."""
     ours = files("graft.serve.studio").joinpath("web")
-    charts = files("graft.runs").joinpath("web")
+    charts = files("graft.runs.report").joinpath("web")
     found = [file for file in ours.iterdir() if file.is_file()]
     found += [file for file in charts.iterdir() if file.name.startswith("uPlot")]
     content = {file.name: file.read_bytes() for file in found if file.name.rpartition(".")[2] in TYPES}

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 
-from graft.runs.curves import is_number
 from graft.runs.records import read_run
+from graft.runs.report.curves import is_number
 from graft.runs.table import LOWER, SEED, comparison, differing, line_of
 from graft.serve.failures import ApiError
 from graft.serve.security import role

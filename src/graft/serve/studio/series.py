@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from graft.runs.curves import is_number, short
+from graft.runs.report.curves import is_number, short
 
 MOST = 2_000  # points of a curve in a view
 TREND = 0.06  # weight of a new value in the running mean: it looks back about 16 steps, as 1 / TREND

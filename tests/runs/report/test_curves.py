@@ -3,7 +3,7 @@
 import json
 import math
 
-from graft.runs.curves import MOST, Chart, Curve, is_number, smoothed, thinned
+from graft.runs.report.curves import MOST, Chart, Curve, is_number, smoothed, thinned
 
 
 def test_a_long_curve_keeps_its_ends_and_its_spikes():

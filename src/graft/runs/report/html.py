@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from html import escape
 from importlib.resources import files
 
-from graft.runs.curves import Chart
+from graft.runs.report.curves import Chart
 
 LONG = 3  # sections from which on a page has a table of contents
 SHOWN = 20_000  # characters of a text that a page shows
@@ -131,7 +131,7 @@ def _contents(sections: Sequence[Section]) -> str:
 
 def _asset(name: str) -> str:
     """Return a file that is part of the package: styles, scripts, a licence."""
-    return files("graft").joinpath("runs/web", name).read_text(encoding="utf-8")
+    return files("graft").joinpath("runs/report/web", name).read_text(encoding="utf-8")
 
 
 def _digest(script: str) -> str:

@@ -9,9 +9,10 @@ from html.parser import HTMLParser
 
 import pytest
 
-from graft.runs.curves import Chart, Curve
-from graft.runs.html_figures import heat_table, interval_table
-from graft.runs.html_page import (
+from graft.runs.report.answers import answers, block, marked, samples
+from graft.runs.report.curves import Chart, Curve
+from graft.runs.report.figures import heat_table, interval_table
+from graft.runs.report.html import (
     Section,
     bullets,
     facts,
@@ -22,8 +23,7 @@ from graft.runs.html_page import (
     table,
     verbatim,
 )
-from graft.runs.page_answers import answers, block, marked, samples
-from graft.runs.page_data import data
+from graft.runs.report.rows import data
 
 HOSTILE = "</script><!--<script>alert(1)</script><img src=x onerror='alert(1)'>&amp;"
 CHART = Chart("Chart", [Curve(HOSTILE, [1, 2], [2.0, 3.0])])

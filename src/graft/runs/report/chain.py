@@ -6,9 +6,9 @@ from pathlib import Path
 
 from graft.recipe.chain import stages_in
 from graft.runs.circumstances import circumstances
-from graft.runs.html_page import Section, html_page, paragraph, verbatim
-from graft.runs.page_summary import gains, main_metrics, sentence, steps_of
-from graft.runs.page_words import place
+from graft.runs.report.html import Section, html_page, paragraph, verbatim
+from graft.runs.report.summary import gains, main_metrics, sentence, steps_of
+from graft.runs.report.words import place
 from graft.runs.run_files import RunFiles, files_of
 from graft.runs.score_words import in_figures, titled
 from graft.sizes import duration

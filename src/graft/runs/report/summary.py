@@ -6,9 +6,9 @@ from typing import Any
 
 from graft.recipe.stages import stage_cards
 from graft.runs.circumstances import Circumstances, circumstances
-from graft.runs.curves import is_number
-from graft.runs.html_page import bullets, facts, paragraph
-from graft.runs.page_words import (
+from graft.runs.report.curves import is_number
+from graft.runs.report.html import bullets, facts, paragraph
+from graft.runs.report.words import (
     base_words,
     data_words,
     date_words,

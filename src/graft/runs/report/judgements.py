@@ -10,9 +10,9 @@ from graft.evaluate.disputes import Item, most_disputed
 from graft.evaluate.judgements import FIRST, SECOND, Judgement
 from graft.evaluate.leaderboard import Leaderboard
 from graft.evaluate.leaderboard_text import facts, interval, number
-from graft.runs.html_page import Section, folded, html_page, paragraph, table, verbatim
-from graft.runs.judgement_charts import alike, ratings, sways, wins
-from graft.runs.page_answers import block
+from graft.runs.report.answers import block
+from graft.runs.report.html import Section, folded, html_page, paragraph, table, verbatim
+from graft.runs.report.judgement_charts import alike, ratings, sways, wins
 
 ITEMS = 12  # pairs of answers on the page
 ALL = "all judges"

@@ -7,7 +7,7 @@ import pytest
 from graft.evaluate.agreement import Agreement, Estimate
 from graft.evaluate.judgements import Judgement
 from graft.evaluate.leaderboard import leaderboard
-from graft.runs.judgement_charts import alike, ratings, sways, wins
+from graft.runs.report.judgement_charts import alike, ratings, sways, wins
 
 
 def board():

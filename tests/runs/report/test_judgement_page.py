@@ -8,7 +8,7 @@ from graft.evaluate.agreement import length_bias, order_bias
 from graft.evaluate.answer_files import Answer
 from graft.evaluate.judgements import Judgement
 from graft.evaluate.leaderboard import leaderboard
-from graft.runs.judgement_page import ALL, ITEMS, judgement_page
+from graft.runs.report.judgements import ALL, ITEMS, judgement_page
 
 TEXTS = {"a": "the longer answer <b>of a</b>", "b": "b's answer"}
 ANSWERS = {model: {str(p): Answer(f"{text} to {p}") for p in range(9)} for model, text in TEXTS.items()}

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from graft.runs.curves import NOISY, Chart, Curve, is_number, smoothed
+from graft.runs.report.curves import NOISY, Chart, Curve, is_number, smoothed
 
 Records = Sequence[Mapping[str, Any]]
 COMPARED = ("chosen", "rejected", "good", "bad")  # kinds of answers that rows or pairs compare

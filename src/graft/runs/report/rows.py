@@ -5,8 +5,8 @@ from html import escape
 from typing import Any
 
 from graft.data import DataReport
-from graft.runs.html_page import bullets, facts, paragraph, shortened, table
-from graft.runs.page_words import private, without_paths
+from graft.runs.report.html import bullets, facts, paragraph, shortened, table
+from graft.runs.report.words import private, without_paths
 
 REJECTS = 10  # rows that a page names
 CHIPS = 60  # names of classes that a page lists

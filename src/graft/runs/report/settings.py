@@ -5,7 +5,7 @@ from typing import Any
 from graft.errors import UsageError
 from graft.recipe import Recipe, read
 from graft.recipe.text import inline
-from graft.runs.html_page import folded, paragraph, table, verbatim
+from graft.runs.report.html import folded, paragraph, table, verbatim
 
 SAID = ("output", "stage.name", "method.name")  # what stands on top of the page
 

@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from graft.recipe.stages import stage_cards
-from graft.runs.charts import EACH, calibration, charts, lengths
-from graft.runs.confusion_page import confusion
-from graft.runs.curves import Chart, is_number
-from graft.runs.html_page import Section, figure, html_page, paragraph, table
-from graft.runs.page_answers import answers, samples
-from graft.runs.page_data import data
-from graft.runs.page_settings import settings
-from graft.runs.page_summary import BASELINES, summary
-from graft.runs.page_words import without_paths
+from graft.runs.report.answers import answers, samples
+from graft.runs.report.charts import EACH, calibration, charts, lengths
+from graft.runs.report.confusion import confusion
+from graft.runs.report.curves import Chart, is_number
+from graft.runs.report.html import Section, figure, html_page, paragraph, table
+from graft.runs.report.rows import data
+from graft.runs.report.settings import settings
+from graft.runs.report.summary import BASELINES, summary
+from graft.runs.report.words import without_paths
 from graft.runs.run_files import RunFiles, files_of
 from graft.runs.score_words import change, in_figures, metric_of, titled
 

@@ -6,7 +6,7 @@ from difflib import SequenceMatcher
 from html import escape
 from typing import Any
 
-from graft.runs.html_page import folded, paragraph, shortened, verbatim
+from graft.runs.report.html import folded, paragraph, shortened, verbatim
 from graft.runs.samples import by_step, spread
 
 PROMPTS = 20  # of which a page shows the samples

@@ -6,7 +6,7 @@ from math import isnan
 from graft.evaluate.agreement import Agreement, Estimate
 from graft.evaluate.leaderboard import Leaderboard
 from graft.evaluate.leaderboard_text import places
-from graft.runs.html_figures import heat_table, interval_table
+from graft.runs.report.figures import heat_table, interval_table
 
 NO_BIAS = 0.5
 

@@ -9,8 +9,8 @@ from report_folder import WORDS, write_lines, write_run
 
 from graft import storage
 from graft.recipe import read
-from graft.runs.page import report
-from graft.runs.page_settings import changed
+from graft.runs.report.page import report
+from graft.runs.report.settings import changed
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from graft.runs.html_figures import heat_table
-from graft.runs.html_page import table
+from graft.runs.report.figures import heat_table
+from graft.runs.report.html import table
 
 MOST = 20  # classes that a matrix shows
 NARROW = 10  # letters of a name that stands over a column

@@ -6,7 +6,7 @@ import yaml
 from report_folder import SETTINGS, write_run
 
 from graft.recipe.chain import read_chain
-from graft.runs.page_chain import chain_report
+from graft.runs.report.chain import chain_report
 
 
 def write_chain(folder, stages):

@@ -1,6 +1,6 @@
 """Which numbers of a run stand on which chart of its report."""
 
-from graft.runs.charts import calibration, charts, lengths
+from graft.runs.report.charts import calibration, charts, lengths
 
 
 def by_title(metrics, timing=()):

@@ -9,8 +9,8 @@ from report_folder import write_run
 from graft import storage
 from graft.evaluate.judgements import Judgement
 from graft.evaluate.leaderboard import leaderboard
-from graft.runs.judgement_page import judgement_page
-from graft.runs.page import report
+from graft.runs.report.judgements import judgement_page
+from graft.runs.report.page import report
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 
