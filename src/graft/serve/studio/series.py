@@ -134,7 +134,8 @@ class Series:
                 trend = into.setdefault(name + MEAN, _Points())
                 trend.cut(step)
                 last = trend.y[-1] if trend.y else value
-                trend.add(step, last + TREND * (value - last))
+                weight = max(TREND, 1 / (len(trend.y) + 1))  # the first steps have their plain mean
+                trend.add(step, last + weight * (value - last))
 
     @property
     def told(self) -> list[dict[str, Any]]:
