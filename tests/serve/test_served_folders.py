@@ -30,6 +30,12 @@ def test_adapters_and_runs_are_found_by_the_names_of_their_folders(root):
     assert found["sql"].kind == "lora" and len(found["sql"].digest) == 128
 
 
+@pytest.mark.filterwarnings("error::graft.errors.Notice")
+def test_hidden_folders_are_passed_over_without_a_word(root):
+    (root / ".studio").mkdir()
+    assert list(found_in(root)) == ["run", "sql"]
+
+
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_name_never_becomes_a_path(root, name):
     with pytest.raises(AdapterError, match="no name"):

@@ -34,14 +34,15 @@ class Found:
 def found_in(root: Path) -> dict[str, Found]:
     """Return the adapters under a root by name, in the order of their names.
 
-    Folders are adapters themselves or runs that hold one. What cannot be served is named by a notice.
+    Folders are adapters themselves or runs that hold one; hidden ones are passed over. What cannot be served is
+    named by a notice.
     Raises UsageError for a root that is no folder.
     """
     if not root.is_dir():
         raise UsageError(
             f"{root} is no folder", "a folder of adapters, each in a folder of its own", "check the path"
         )
-    entries = sorted(entry for entry in root.iterdir() if entry.is_dir())
+    entries = sorted(entry for entry in root.iterdir() if entry.is_dir() and entry.name[0] != ".")
     adapters = {}
     for entry in entries:
         try:
