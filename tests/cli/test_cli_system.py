@@ -31,6 +31,7 @@ FILES = {
     "runs": lambda out: ["runs", ".", "--csv", out],
     "rank csv": lambda out: ["rank", "j.jsonl", "--csv", out],
     "rank page": lambda out: ["rank", "j.jsonl", "--page", out],
+    "serve": lambda out: ["serve", "seedling", "--port", "0", "--log", out],
     "studio votes": lambda out: ["studio", "--port", "0", "--votes", out],
 }
 DOORS = FOLDERS | FILES

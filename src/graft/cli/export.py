@@ -17,9 +17,7 @@ if TYPE_CHECKING:
 
 
 def add_to(app: typer.Typer) -> None:
-    app.command("export", help="Write a merged model (hf, gguf, awq, ...) or an adapter (peft, vllm, ...).")(
-        export
-    )
+    app.command("export", help="Write a merged model (hf, gguf, awq, ...) or an adapter.")(export)
 
 
 def export(

@@ -31,28 +31,24 @@ def add_to(app: typer.Typer) -> None:
 def serve(
     model: Annotated[str, typer.Argument(help="Folder, hub id, or seedling.")],
     adapters: Annotated[Path | None, typer.Option(help="A folder of adapters or runs.")] = None,
-    host: Annotated[str, typer.Option(help="Address; another needs a key.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0: any that is free.")] = 8000,
+    host: Annotated[str, typer.Option(help="Others need a key.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 8000,
     quant: Annotated[str | None, typer.Option(help="How to store the base: nf4, int8, none ...")] = None,
     dtype: Annotated[str | None, typer.Option(help="Compute in fp32, bf16 or fp16.")] = None,
     name: Annotated[str | None, typer.Option(help="The name of the bare base as a model.")] = None,
-    key_env: Annotated[str, typer.Option(help="Variable with the key that callers need.")] = "GRAFT_API_KEY",
-    admin_key_env: Annotated[
-        str, typer.Option(help="The same of the key that loads adapters.")
-    ] = "GRAFT_ADMIN_KEY",
+    key_env: Annotated[str, typer.Option(help="Variable of the key.")] = "GRAFT_API_KEY",
+    admin_key_env: Annotated[str, typer.Option(help="Of that to load.")] = "GRAFT_ADMIN_KEY",
     pin: Annotated[list[str] | None, typer.Option(help="An adapter that is always in memory.")] = None,
     adapter_memory: Annotated[
-        int | None, typer.Option(min=1, help="MiB for adapters; those used least go first.")
+        int | None, typer.Option(min=1, help="MiB for adapters; the idle go first.")
     ] = None,
-    rows: Annotated[int, typer.Option(min=1, max=256, help="Texts that are written at once.")] = 8,
-    queue: Annotated[int, typer.Option(min=0, help="Texts that may wait; more are told to come back.")] = 64,
-    cache_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Tokens of all texts that are written at once.")
-    ] = None,
+    rows: Annotated[int, typer.Option(min=1, max=256, help="Texts written at once.")] = 8,
+    queue: Annotated[int, typer.Option(min=0, help="Texts that may wait.")] = 64,
+    cache_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens of all texts at once.")] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="The longest answer.")] = 8192,
-    timeout_s: Annotated[float, typer.Option(min=0.1, help="Seconds that an answer may take.")] = 600.0,
+    timeout_s: Annotated[float, typer.Option(min=0.1, help="Seconds of an answer.")] = 600.0,
     log: Annotated[Path | None, typer.Option(help="A file with a line of JSON for each request.")] = None,
-    log_days: Annotated[int, typer.Option(min=1, help="Days that it is kept; a new one at midnight.")] = 7,
+    log_days: Annotated[int, typer.Option(min=1, help="Days of it that are kept.")] = 7,
     log_texts: Annotated[bool, typer.Option("--log-texts", help="Prompts and answers go there too.")] = False,
 ) -> None:
     """Serve MODEL and every adapter of a folder over HTTP, in OpenAI's form.

@@ -34,8 +34,8 @@ class Found:
 def found_in(root: Path) -> dict[str, Found]:
     """Return the adapters under a root by name, in the order of their names.
 
-    Folders are adapters themselves or runs that hold one; hidden ones are passed over. What cannot be served is
-    named by a notice.
+    Folders are adapters themselves or runs that hold one; hidden ones are passed over. What cannot be served
+    is named by a notice.
     Raises UsageError for a root that is no folder.
     """
     if not root.is_dir():

@@ -8,9 +8,11 @@ Nothing outside this file asks for what one system alone has, so that all of it 
                a locked file cannot be read by others; an open file can be neither removed nor replaced
 """
 
+import contextlib
 import errno
 import mmap
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -53,6 +55,13 @@ _ERRORS = {
 def error_number(number: int) -> int:
     """Return the errno of a number that the system has given: on Windows those are others."""
     return _ERRORS.get(number, 0) if WINDOWS else number
+
+
+def end(pid: int, *, at_once: bool) -> None:
+    """Let a process of this number end, if it runs: by its own means, or at once, as always on Windows."""
+    hard = getattr(signal, "SIGKILL", signal.SIGTERM)  # Windows has no other
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, hard if at_once else signal.SIGTERM)
 
 
 def alive(pid: int) -> bool:

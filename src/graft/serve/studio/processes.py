@@ -8,12 +8,10 @@ A run is `graft train` in a session of its own, without a shell. Whoever signals
 folder who works there, so that any server can stop what another one, or a terminal, has started.
 """
 
-import contextlib
 import json
 import os
 import re
 import shlex
-import signal
 import subprocess
 import sys
 import threading
@@ -28,7 +26,7 @@ from graft.recipe import read
 from graft.recipe.chain import read_chain
 from graft.serve.folders import NAME
 from graft.storage.lock import holding
-from graft.storage.system import alive
+from graft.storage.system import alive, end
 
 # -P: a file of the folder that one is in must not take the place of a library's.
 PROGRAM = (sys.executable, "-P", "-c", "from graft.cli import main; main()")
@@ -120,8 +118,7 @@ def stop(folder: Path, *, at_once: bool = False) -> int:
             "a run at work",
             "look again in a moment: it may have ended, or not yet have begun",
         )
-    with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
-        os.kill(pid, signal.SIGKILL if at_once and hasattr(signal, "SIGKILL") else signal.SIGTERM)
+    end(pid, at_once=at_once)
     return pid
 
 
