@@ -95,6 +95,24 @@ def test_a_key_that_is_none_is_refused(tmp_path, key):
     assert key in understood(ROWS | {key: "1"}, tmp_path).problems
 
 
+@pytest.mark.parametrize(
+    ("key", "values"),
+    [
+        ("evaluate.metrics", {"evaluate.metrics": "[bleu, {file}:run]"}),
+        ("objective", {"objective": "{file}:run"}),
+        ("stage.judge", {"stage": "ppo", "stage.rewards": "runs/reward", "stage.judge": "{file}:run"}),
+        ("stage.rewards", {"stage": "ppo", "stage.rewards": "{file}:run"}),
+        ("stage.rewards", {"stage": "{{name: grpo, rewards: {{'{file}:run': 1.0}}}}"}),
+    ],
+)
+def test_s07_a_page_is_no_way_to_run_a_function(tmp_path, key, values):
+    file = tmp_path / "mine.py"
+    file.write_text("def run(*a, **k):\n    raise SystemExit\n")
+    typed = {name: text.format(file=file) if "{" in text else text for name, text in values.items()}
+    found = understood(ROWS | typed, tmp_path / "run")
+    assert found.recipe is None and "function of your own" in found.problems[key]
+
+
 def test_a_form_offers_every_method_stage_and_key():
     found = json.loads(json.dumps(offered()))
     assert [one["name"] for one in found["methods"]] == list(cards())

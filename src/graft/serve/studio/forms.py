@@ -18,6 +18,7 @@ from graft.recipe.methods import method_help
 from graft.recipe.stages import stage_cards
 
 TEXTS = ("model", "data.train", "data.test", "data.template", "adapter")  # of which every letter counts
+OF_FUNCTIONS = ("objective", "rewards", "judge", "metrics")  # keys whose values may be FILE.py:FUNCTION
 KEY = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+){0,3}")
 CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 # YAML can say a thing again by its name: a few words would then become gigabytes.
@@ -54,7 +55,7 @@ def understood(values: Mapping[str, str], output: Path) -> Understood:
             wrong = {"": f"the values cannot be read: {str(error)[:200]}"}
         problems = _sentences(wrong, _method(given))
     if found is not None:
-        problems = _missing_rows(found)
+        problems = _missing_rows(found) | _functions(found.model_dump())
     return Understood(None if problems else found, problems, notices, typed)
 
 
@@ -105,6 +106,19 @@ def _missing_rows(recipe: Recipe) -> dict[str, str]:
         if not name.startswith("seedling:") and not _there(name):
             todo = "To do: check the path, or upload the file."
             wrong[key] = f"there is no file {name[:200]}. Expected: rows on this machine. {todo}"
+    return wrong
+
+
+def _functions(values: Mapping[str, Any], inside: str = "") -> dict[str, str]:
+    """Return which keys name functions of somebody's own: a page must not be a way to run programs."""
+    wrong = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and key not in OF_FUNCTIONS:
+            wrong |= _functions(value, f"{inside}{key}.")
+        elif key in OF_FUNCTIONS and ":" in json.dumps(list(value) if isinstance(value, Mapping) else value):
+            todo = "To do: start this run on the command line, graft train."
+            said = "names a function of your own. Expected: what Graft has."
+            wrong[f"{inside}{key}"] = f"{inside}{key} {said} {todo}"
     return wrong
 
 
