@@ -14,7 +14,7 @@ def main() -> None:
     path, port, rows, context = sys.argv[1:]
     settings = xllamacpp.CommonParams()
     settings.model.path = path
-    settings.hostname, settings.port = "127.0.0.1", int(port)
+    settings.hostnames, settings.port = ["127.0.0.1"], int(port)
     settings.n_parallel = int(rows)
     settings.n_ctx = int(context) * int(rows)
     settings.n_gpu_layers = 0

@@ -88,7 +88,8 @@ def main() -> int:
         print(f"{name:>22}  {value}")
     bad = facts["wrong"] or facts["failed"] or facts["slots"] or facts["users"] or facts["texts"]
     grown = not trial and facts["growth"] >= 0.05
-    return int(bool(bad) or grown or facts["ended"] != 0 or not facts["golden"])
+    ended = facts["ended"] == 143  # as everything of Graft that SIGTERM ends, with all answers whole
+    return int(bool(bad) or grown or not ended or not facts["golden"])
 
 
 def prepared(model: str, folder: Path) -> list[Model]:
