@@ -111,7 +111,7 @@ def _missing_rows(recipe: Recipe) -> dict[str, str]:
 
 def _functions(values: Mapping[str, Any], inside: str = "") -> dict[str, str]:
     """Return which keys name functions of somebody's own: a page must not be a way to run programs."""
-    wrong = {}
+    wrong: dict[str, str] = {}
     for key, value in values.items():
         if isinstance(value, Mapping) and key not in OF_FUNCTIONS:
             wrong |= _functions(value, f"{inside}{key}.")
