@@ -25,6 +25,8 @@ import asking
 import places
 import results
 
+from graft import GraftError
+
 WORDS = ("the", "a", "kettle", "lamp", "chair", "table", "blue", "red", "small", "large", "of", "with", "for",
     "steel", "wood", "glass")  # fmt: skip
 STREAMS, NEW, LONG = 8, 64, 400  # streams at once, tokens of an answer, words of a long prompt
@@ -90,9 +92,9 @@ def started(options: argparse.Namespace, model: str, work: Path) -> tuple[list[p
         return not options.only or name.startswith(tuple(options.only))
 
     sides, absent, threads = [], [], options.threads
-    for name, quant in (("graft fp32", "none"), ("graft nf4", "nf4")):
+    for name, words in (("graft fp32", ["--dtype", "fp32"]), ("graft nf4", ["--quant", "nf4"])):
         if wanted(name):
-            side = places.graft(model, work / f"{name}.txt", "--quant", quant, threads=threads)
+            side = places.graft(model, work / f"{name}.txt", *words, threads=threads)
             side.name = name
             sides.append(side)
     if wanted("transformers"):
@@ -108,7 +110,7 @@ def started(options: argparse.Namespace, model: str, work: Path) -> tuple[list[p
                 file = exported(model, work)
                 log = work / "llama.txt"
                 sides.append(places.llama(file, log, rows=STREAMS, context=1024, threads=threads))
-            except RuntimeError as error:
+            except (RuntimeError, GraftError) as error:  # or no tokenizer that llama.cpp reads
                 absent.append(f"llama.cpp: {str(error).splitlines()[-1][:200]}")
     return sides, absent
 
