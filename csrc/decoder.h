@@ -29,6 +29,7 @@ typedef struct {
   float epsilon, embed_scale, attention_scale, attention_cap, logit_cap;  // a cap of 0 is none
   const graft_layer *layer;
   const graft_weight *embed, *head;
+  const graft_weight *rough;         // the head in 8 bits, to estimate logits with; or NULL
   const float *head_bias, *norm;
   const float *cos, *sin;            // (tables, capacity, half)
 } graft_decoder;
@@ -49,7 +50,10 @@ typedef struct {
   int64_t dtype, cache_slots, capacity;
 } graft_batch;
 
+#define CHOSEN 128  // logits of a row that are computed again after an estimate
+
 #include "decoder_parts.h"
+#include "logits.h"
 
 // One layer. after, pending: of the layer before, whose output has not been added yet.
 static void layer_step(decoding *s, decoding_thread *t, int64_t layer) {
@@ -104,7 +108,7 @@ static void whole_step(decoding *s, decoding_thread *t, float *logits) {
 }
 
 // Orders of x, as bits.
-enum { ORDER_NIBBLES = 1, ORDER_SUMS = 2, ORDER_FIXED = 4 };
+enum { ORDER_NIBBLES = 1, ORDER_SUMS = 2, ORDER_FIXED = 4, ORDER_WHOLE = 8 };
 
 // Rows of x with all orders that some weight may want.
 static float *few_room(few_x *x, int64_t m, int64_t columns, int orders, float *memory) {
@@ -112,10 +116,11 @@ static float *few_room(few_x *x, int64_t m, int64_t columns, int orders, float *
   *x = (few_x){.plain = memory, .m = m, .padded = few_padded(columns)};
   if (orders & ORDER_NIBBLES) x->nibbles = memory + numbers;
   if (orders & ORDER_SUMS) x->sums = memory + 2 * numbers;
-  if (orders & ORDER_FIXED) {  // the sums take a 32nd part of the last third, the units a 64th, these a half
-    x->units = memory + 2 * numbers + numbers / GROUP;
-    x->fixed = (int16_t *)(memory + 2 * numbers + numbers / 4);
-  }
+  // The sums take a 32nd part of the last third, the units a 64th, numbers in fixed point a half, or that of
+  // nibbles, which fixed point has no use for.
+  if (orders & (ORDER_FIXED | ORDER_WHOLE)) x->units = memory + 2 * numbers + numbers / GROUP;
+  if (orders & ORDER_FIXED) x->fixed = (int16_t *)(memory + 2 * numbers + numbers / 4);
+  if (orders & ORDER_WHOLE) x->whole = (int16_t *)(memory + numbers);
   if (memory && x->padded > columns) memset(memory, 0, sizeof(float) * 3 * (size_t)numbers);
   return memory + 3 * numbers;
 }
@@ -123,7 +128,8 @@ static float *few_room(few_x *x, int64_t m, int64_t columns, int orders, float *
 // Which orders of x a weight wants.
 INLINE int orders_of(const graft_decoder *d, const graft_weight *w) {
   int nibble = w->kind == W_LEVELS4 || (w->kind == W_GROUPS && w->bits == 4);
-  int order = !nibble ? 0 : FIXED && d->fixed ? ORDER_FIXED : ORDER_NIBBLES;
+  int fixed = FIXED && d->fixed, order = !nibble ? 0 : fixed ? ORDER_FIXED : ORDER_NIBBLES;
+  if (fixed && w->kind == W_INT8) order = ORDER_WHOLE;
   return order | (w->kind == W_GROUPS ? ORDER_SUMS : 0);
 }
 
@@ -140,16 +146,18 @@ int KERNEL(decoder_step)(const graft_decoder *d, const graft_batch *b, float *lo
       if (b->updates[row][l].r > low) low = b->updates[row][l].r;
   decoding s = {.d = d, .b = b, .m = m, .padded_dim = (d->dim + DIM - 1) / DIM * DIM, .low_stride = low};
   int64_t plain = m * (2 * d->width + q + 2 * kv + 2 * d->inner + LINEARS * low);
+  if (d->rough) plain += b->wanted * (1 + CHOSEN);
   int64_t ordered = 3 * m * (2 * few_padded(d->width) + few_padded(q) + few_padded(d->inner));
   plain = (plain + 15) / 16 * 16;  // what follows is aligned to a cache line
   float *memory = scratch_of(&decoder_shared, sizeof(float) * (size_t)(plain + ordered));
   if (!memory) return -1;
   s.h = memory, s.out = s.h + m * d->width, s.qkv = s.out + m * d->width, s.gate = s.qkv + m * (q + 2 * kv);
   s.up = s.gate + m * d->inner, s.low = s.up + m * d->inner;
+  s.chosen = (int32_t *)(s.low + m * LINEARS * low);
   memory = few_room(&s.x, m, d->width, orders, memory + plain);
   memory = few_room(&s.mixed, m, q, orders, memory);
   memory = few_room(&s.mid, m, d->inner, orders, memory);
-  few_room(&s.last, b->wanted, d->width, orders_of(d, d->head), memory);
+  few_room(&s.last, b->wanted, d->width, orders_of(d, d->rough ? d->rough : d->head), memory);
   int missing = 0;
 #pragma omp parallel num_threads(threads)
   {

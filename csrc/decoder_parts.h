@@ -1,6 +1,8 @@
-// The parts of a decoding step: norms, low-rank updates, linears, heads and their attention, the gated MLP.
+// The parts of a decoding step: norms, low-rank updates, linears, heads and their attention, the gated MLP. The logits
+// are in logits.h.
 
 #define DIM 16         // heads are padded to a multiple of it
+#define WIDE 4         // vectors that one pass over a low-rank update makes
 
 // What the threads share.
 typedef struct {
@@ -12,6 +14,7 @@ typedef struct {
   float *gate, *up;    // (m, inner)
   float *low;          // (m, LINEARS, low_stride): A x
   few_x x, mixed, mid, last;  // what enters q k v, gate, up; o; down; the head
+  int32_t *chosen;     // (wanted, 1 + CHOSEN): how many tokens of a row are computed again, and which
   int failed;
   int arrived __attribute__((aligned(64)));  // at all barriers together
 } decoding;
@@ -116,22 +119,42 @@ static int shrink(decoding *s, decoding_thread *t, const few_x *x, int64_t colum
   return 1;
 }
 
-// Columns [first, last) of y += s * B (A x), and the bias.
+// Columns [first, last) of y += s * B (A x), and the bias: of one row, `WIDE` vectors or fewer.
+INLINE void expand_part(const graft_low_rank *u, const float *low, const float *bias, int64_t columns, int64_t first,
+                        int64_t last, int dtype, float *y) {
+  vf update[WIDE] = {{0}};
+  if (u && last - first == WIDE * VW)
+    for (int64_t j = 0; j < u->r; j++)
+#pragma GCC unroll 4
+      for (int k = 0; k < WIDE; k++)
+        update[k] = vf_fma(vf_set(low[j]), load_as(u->B, j * columns + first + k * VW, dtype), update[k]);
+  else
+    for (int64_t j = 0; u && j < u->r; j++)
+      for (int64_t k = 0, c = first; c < last; k++, c += VW)
+        update[k] = vf_fma(vf_set(low[j]), load_n_as(u->B, j * columns + c, least(VW, last - c), dtype), update[k]);
+  for (int64_t k = 0, c = first; c < last; k++, c += VW) {
+    int64_t n = least(VW, last - c);
+    vf sum = vf_load_n(y + c, n);
+    if (bias) sum += vf_load_n(bias + c, n);
+    if (u) sum = vf_fma(vf_set(u->scale), update[k], sum);
+    vf_store_n(y + c, sum, n);
+  }
+}
+
+// The same of all rows. Rows of one adapter take a part of B one after the other, while it is in the cache.
 static void expand(const decoding *s, int64_t which, int l, const float *bias, int64_t columns, int64_t first, int64_t last,
                    float *y, int64_t stride) {
-  for (int64_t row = 0; row < s->m; row++) {
+  for (int64_t row = 0, end; row < s->m; row = end) {
     const graft_low_rank *u = update_of(s, row, which);
-    if (!u && !bias) continue;
-    const float *low = s->low + (row * LINEARS + l) * s->low_stride;
-    for (int64_t c = first; c < last; c += VW) {
-      int64_t n = least(VW, last - c);
-      vf sum = vf_load_n(y + row * stride + c, n), update = vf_zero();
-      if (bias) sum += vf_load_n(bias + c, n);
-      for (int64_t j = 0; u && j < u->r; j++)
-        update = vf_fma(vf_set(low[j]), load_n_as(u->B, j * columns + c, n, u->dtype), update);
-      if (u) sum = vf_fma(vf_set(u->scale), update, sum);
-      vf_store_n(y + row * stride + c, sum, n);
-    }
+    end = run_end(s, row);
+    for (int64_t c = first; c < last && (u || bias); c += WIDE * VW)
+      for (int64_t i = row; i < end; i++) {
+        const float *low = s->low + (i * LINEARS + l) * s->low_stride;
+        int64_t to = least(c + WIDE * VW, last);
+        if (!u || u->dtype == FP32) expand_part(u, low, bias, columns, c, to, FP32, y + i * stride);
+        else if (u->dtype == BF16) expand_part(u, low, bias, columns, c, to, BF16, y + i * stride);
+        else expand_part(u, low, bias, columns, c, to, FP16, y + i * stride);
+      }
   }
 }
 
@@ -279,22 +302,5 @@ static void gated(const decoding *s, const decoding_thread *t) {
         vf_store_n(s->mid.plain + few_at(&s->mid, row, i), all, count);
       }
       few_arrange(&s->mid, row, c, c + CHUNK);
-    }
-}
-
-// The logits of this thread's tokens.
-static void project(decoding *s, decoding_thread *t, float *logits) {
-  const graft_decoder *d = s->d;
-  int64_t n = d->vocabulary, first = part_of(n, GROUP, t->me, t->all), last = part_of(n, GROUP, t->me + 1, t->all);
-  if (first >= last) return;
-  t->plan = few_planned(d->head, &t->plan, (int)d->fixed);
-  if (few_rows(&t->plan, &s->last, (few_span){0, s->last.m}, first, last, logits + first, n, 0)) s->failed = 1;
-  for (int64_t row = 0; row < s->last.m; row++)
-    for (int64_t c = first; c < last && (d->head_bias || d->logit_cap > 0); c += VW) {
-      int64_t count = least(VW, last - c);
-      vf v = vf_load_n(logits + row * n + c, count);
-      if (d->head_bias) v += vf_load_n(d->head_bias + c, count);
-      if (d->logit_cap > 0) v = capped(v, d->logit_cap);
-      vf_store_n(logits + row * n + c, v, count);
     }
 }

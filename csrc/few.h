@@ -14,7 +14,7 @@ typedef struct {
   const graft_weight *weight;
   int kind, chunk;
   int decoded;         // no kind fits: its rows are decoded to floats first
-  int fixed;           // 4-bit codes times x in fixed point
+  int fixed;           // codes of 4 or 8 bits times x in fixed point
   int64_t row_bytes;
   const float *levels; // of `table`
   nibbles table;
@@ -33,7 +33,7 @@ static few_plan few_planned(const graft_weight *w, const few_plan *like, int fix
   }
   if (packed && w->block % CHUNK) p.chunk = GROUP;
   if (w->kind <= W_FP16) p.kind = w->kind;
-  else if (w->kind == W_INT8) p.kind = F_INT8;
+  else if (w->kind == W_INT8) p.kind = F_INT8, p.fixed = FIXED && fixed;
   else if (!nibble) p.kind = F_UINT8;
   else {
     p.levels = w->kind == W_LEVELS4 ? w->levels : whole;
@@ -58,8 +58,9 @@ typedef struct {
   float *plain;       // the columns as they are
   float *nibbles;     // in the order in which 4-bit codes are decoded, or NULL
   float *sums;        // (m, padded / GROUP): of every 32 columns, or NULL
-  int16_t *fixed;     // in fixed point and its order, or NULL
-  float *units;       // of it: of the rows of a group, (padded / CHUNK, rows)
+  int16_t *fixed;     // in fixed point and the order of 4-bit codes in it, or NULL
+  int16_t *whole;     // in fixed point and the order of the columns, or NULL
+  float *units;       // of both: of the rows of a group, (padded / CHUNK, rows)
   int64_t m, padded;
 } few_x;
 
@@ -85,7 +86,10 @@ static void few_fix(const few_x *x, int64_t row, int64_t from) {
   float most = vi_top_float(top), units = most > 0 ? FIXED_MOST / most : 0;
   for (int i = 0; i < CHUNK; i += VW) {
     vi whole = vf_round(vf_load(x->plain + at + i) * vf_set(units));
-    for (int j = 0; j < VW; j++) x->fixed[at + i / GROUP * GROUP + fixed_place((i + j) % GROUP)] = (int16_t)whole[j];
+    for (int j = 0; j < VW; j++) {
+      if (x->fixed) x->fixed[at + fixed_place(i + j)] = (int16_t)whole[j];
+      if (x->whole) x->whole[at + i + j] = (int16_t)whole[j];
+    }
   }
   x->units[few_unit_at(x, row, from / CHUNK)] = most / FIXED_MOST;
 }
@@ -102,7 +106,7 @@ static void few_arrange(const few_x *x, int64_t row, int64_t from, int64_t to) {
       for (int i = VW; i < GROUP; i += VW) sum += vf_load(plain + i);
       x->sums[(row * x->padded + c) / GROUP] = vf_sum(sum);
     }
-    if (x->fixed && c % CHUNK == 0) few_fix(x, row, c);
+    if ((x->fixed || x->whole) && c % CHUNK == 0) few_fix(x, row, c);
   }
 }
 
@@ -180,7 +184,8 @@ typedef struct {
 
 // x from `at` on, in the order that a weight wants.
 INLINE const void *few_numbers(const few_plan *p, const few_x *x, int64_t at) {
-  return p->fixed ? (const void *)(x->fixed + at) : few_nibbles(p) ? x->nibbles + at : x->plain + at;
+  if (p->fixed) return (p->kind == F_INT8 ? x->whole : x->fixed) + at;
+  return (few_nibbles(p) ? x->nibbles : x->plain) + at;
 }
 
 // The partial sums of rows [top, top + m) of x, of one group, with up to FEW_TILE rows of W: (count, m).
@@ -192,7 +197,7 @@ static void few_tile(const few_plan *p, const few_x *x, int64_t top, int m, int6
   const uint8_t *codes = p->decoded ? (const uint8_t *)s->decoded : (const uint8_t *)w->codes + first * p->row_bytes;
   few_function *run = few_functions[p->chunk == CHUNK][p->kind][m - 1];
 #if FIXED
-  if (p->fixed) run = fixed_functions[p->chunk == CHUNK][m - 1];
+  if (p->fixed) run = fixed_functions[p->kind == F_INT8 ? 2 : p->chunk == CHUNK][m - 1];
 #endif
   memset(total, 0, sizeof(vf) * (size_t)(m * count));
   for (int64_t from = 0; from < w->columns; from += part) {
@@ -212,12 +217,15 @@ static void few_tile(const few_plan *p, const few_x *x, int64_t top, int m, int6
     for (int r = 0; r < count; r++, last.total += m) {
       int64_t before = few_bytes(p->kind, even);
       memcpy(rest, codes + r * p->row_bytes + before, (size_t)(p->row_bytes - before));
-      if (s->scales) last.scales = s->scales + r * s->chunks + even / p->chunk;
+      float scales[2] = {0};  // of the parts of this chunk; a row may end before the second
+      int64_t left = s->chunks - even / p->chunk;
+      if (s->scales) memcpy(scales, s->scales + (r + 1) * s->chunks - left, sizeof(float) * (size_t)least(left, 2));
+      if (s->scales) last.scales = scales;
       run(&p->table, &last);
     }
   }
 #if FIXED
-  for (int i = 0; i < m * count && p->fixed; i++) total[i] *= vf_set(p->table.unit);
+  for (int i = 0; i < m * count && p->fixed && few_nibbles(p); i++) total[i] *= vf_set(p->table.unit);
 #endif
   for (int r = 0; r < count && s->minima; r++)
     for (int i = 0; i < m; i++)

@@ -1,8 +1,9 @@
 // From codes to numbers in registers, and a chunk of 64 of them times a few rows of x.
 //
-// Where the instruction set makes floats of 4-bit codes slowly (AVX2), a caller may ask for fixed point: levels and
-// numbers of x as whole numbers of 14 bits and a sign, with one unit for all levels and one for each chunk of x.
-// Products and sums of a chunk are then exact; the rounding before is 3e-5 of the largest number.
+// Where the instruction set makes floats of codes slowly (AVX2), a caller may ask for fixed point: levels of 4-bit codes
+// and numbers of x as whole numbers of 14 bits and a sign, with one unit for all levels and one for each chunk of x.
+// Codes of 8 bits are whole numbers as they are. Products and sums of a chunk are then exact; the rounding before is
+// 3e-5 of the largest number.
 
 #define FEW 8          // rows of x that share one decoding
 #define FEW_MOST 16    // rows for which this beats the product of panels
@@ -66,8 +67,8 @@ INLINE int nibble_place(int c) {
 #endif
 }
 
-// The same of fixed point.
-INLINE int fixed_place(int c) { return c / 16 * 16 + c % 2 * 8 + c % 16 / 2; }
+// Where column c of 64 stands in fixed point: even columns, then odd ones, the first 32 in the lower halves of vectors.
+INLINE int fixed_place(int c) { return c % 2 * 32 + c % 32 / 16 * 16 + c / 32 * 8 + c % 16 / 2; }
 
 INLINE int64_t few_bytes(int kind, int64_t columns) {
   return kind == F_FP32 ? 4 * columns
@@ -199,11 +200,14 @@ INLINE void few_chunks(int kind, int m, int chunk, const nibbles *t, const few_r
 
 #if defined(AVX2)
 #define FIXED 1
-// 32 weights in fixed point, in the order of `fixed_place`.
-INLINE void fixed32(const nibbles *t, const uint8_t *codes, __m256i w[2]) {
-  __m256i bytes = nibbles_apart(codes);
-  __m256i low = _mm256_shuffle_epi8(t->fixed[0], bytes), high = _mm256_shuffle_epi8(t->fixed[1], bytes);
-  w[0] = _mm256_unpacklo_epi8(low, high), w[1] = _mm256_unpackhi_epi8(low, high);
+// 64 weights in fixed point, in the order of `fixed_place`.
+INLINE void fixed64(const nibbles *t, const uint8_t *codes, __m256i w[4]) {
+  __m256i bytes = _mm256_loadu_si256((const __m256i *)codes), all = _mm256_set1_epi8(15);
+  for (int odd = 0; odd < 2; odd++) {
+    __m256i of = _mm256_and_si256(odd ? bytes : _mm256_srli_epi16(bytes, 4), all);
+    __m256i low = _mm256_shuffle_epi8(t->fixed[0], of), high = _mm256_shuffle_epi8(t->fixed[1], of);
+    w[2 * odd] = _mm256_unpacklo_epi8(low, high), w[2 * odd + 1] = _mm256_unpackhi_epi8(low, high);
+  }
 }
 
 // `few_chunks` in fixed point.
@@ -217,21 +221,49 @@ INLINE void fixed_chunks(int m, int chunk, const nibbles *t, const few_run *run)
     for (int i = 0; i < m; i++) all[i] = run->total[r * m + i];
     for (int64_t c = 0; c < run->columns; c += CHUNK, x += run->step, units += run->apart) {
       __builtin_prefetch(codes + AHEAD);
-#pragma GCC unroll 2
-      for (int from = 0; from < CHUNK; from += chunk, codes += chunk / 2) {
-        __m256i w[4];
-        fixed32(t, codes, w);
-        if (chunk == CHUNK) fixed32(t, codes + GROUP / 2, w + 2);
-        vf scale = vf_set(*scales++);
+      __m256i w[4];
+      fixed64(t, codes, w);
+      codes += CHUNK / 2;
+      vf scale = vf_set(scales[0]);
+      if (chunk == GROUP) scale = (vf)_mm256_insertf128_ps((__m256)scale, _mm_set1_ps(scales[1]), 1);
+      scales += CHUNK / chunk;
 #pragma GCC unroll 8
-        for (int i = 0; i < m; i++) {
-          const __m256i *of = (const __m256i *)(x + i * CHUNK + from);
-          __m256i sum = _mm256_madd_epi16(w[0], _mm256_loadu_si256(of));
+      for (int i = 0; i < m; i++) {
+        const __m256i *of = (const __m256i *)(x + i * CHUNK);
+        __m256i sum = _mm256_madd_epi16(w[0], _mm256_loadu_si256(of));
 #pragma GCC unroll 4
-          for (int j = 1; j < chunk / 16; j++)
-            sum = _mm256_add_epi32(sum, _mm256_madd_epi16(w[j], _mm256_loadu_si256(of + j)));
-          all[i] = vf_fma(scale, vf_float((vi)sum) * vf_set(units[i]), all[i]);
-        }
+        for (int j = 1; j < 4; j++)
+          sum = _mm256_add_epi32(sum, _mm256_madd_epi16(w[j], _mm256_loadu_si256(of + j)));
+        all[i] = vf_fma(scale, vf_float((vi)sum) * vf_set(units[i]), all[i]);
+      }
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < m; i++) run->total[r * m + i] = all[i];
+  }
+}
+
+// The same of codes of 8 bits, which have no scales: x is in the order of the columns.
+INLINE void whole_chunks(int m, const few_run *run) {
+  for (int64_t r = 0; r < run->rows; r++) {
+    const __m128i *codes = (const __m128i *)(run->codes + r * run->row_bytes);
+    const float *units = run->units;
+    const int16_t *x = run->x;
+    vf all[FEW];
+#pragma GCC unroll 8
+    for (int i = 0; i < m; i++) all[i] = run->total[r * m + i];
+    for (int64_t c = 0; c < run->columns; c += CHUNK, x += run->step, units += run->apart, codes += CHUNK / 16) {
+      __builtin_prefetch((const char *)codes + AHEAD);
+      __m256i w[CHUNK / 16];
+#pragma GCC unroll 4
+      for (int j = 0; j < CHUNK / 16; j++) w[j] = _mm256_cvtepi8_epi16(_mm_loadu_si128(codes + j));
+#pragma GCC unroll 8
+      for (int i = 0; i < m; i++) {
+        const __m256i *of = (const __m256i *)(x + i * CHUNK);
+        __m256i sum = _mm256_madd_epi16(w[0], _mm256_loadu_si256(of));
+#pragma GCC unroll 4
+        for (int j = 1; j < CHUNK / 16; j++)
+          sum = _mm256_add_epi32(sum, _mm256_madd_epi16(w[j], _mm256_loadu_si256(of + j)));
+        all[i] = vf_fma(vf_float((vi)sum), vf_set(units[i]), all[i]);
       }
     }
 #pragma GCC unroll 8
@@ -248,8 +280,13 @@ INLINE void fixed_chunks(int m, int chunk, const nibbles *t, const few_run *run)
   {fixed_##chunk##_1, fixed_##chunk##_2, fixed_##chunk##_3, fixed_##chunk##_4,                                \
    fixed_##chunk##_5, fixed_##chunk##_6, fixed_##chunk##_7, fixed_##chunk##_8}
 
+#define WHOLE_OF(m) \
+  static void whole_##m(const nibbles *t, const few_run *run) { (void)t, whole_chunks(m, run); }
+
 FIXED_ALL(32) FIXED_ALL(64)
-static few_function *const fixed_functions[2][FEW] = {FIXED_LIST(32), FIXED_LIST(64)};
+WHOLE_OF(1) WHOLE_OF(2) WHOLE_OF(3) WHOLE_OF(4) WHOLE_OF(5) WHOLE_OF(6) WHOLE_OF(7) WHOLE_OF(8)
+static few_function *const fixed_functions[3][FEW] = {
+    FIXED_LIST(32), FIXED_LIST(64), {whole_1, whole_2, whole_3, whole_4, whole_5, whole_6, whole_7, whole_8}};
 #else
 #define FIXED 0  // codes become floats in two instructions, or nothing is fast
 #endif

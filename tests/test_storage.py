@@ -257,6 +257,26 @@ def test_a_new_folder_that_fails_leaves_the_older_one_and_nothing_else(failure, 
     assert [entry.name for entry in target.iterdir()] == ["old"]
 
 
+@pytest.mark.parametrize("operation", ["unlink", "rmdir"])
+def test_a_signal_while_the_older_folder_goes_leaves_nothing_of_it(operation, tmp_path, monkeypatch):
+    target = tmp_path / "out"
+    target.mkdir()
+    (target / "old").write_text("1")
+    real, interrupted = getattr(os, operation), []
+
+    def once(path):
+        if not interrupted:
+            interrupted.append(path)
+            raise KeyboardInterrupt
+        real(path)
+
+    with pytest.raises(KeyboardInterrupt), storage.new_folder(target) as folder:
+        (folder / "new").write_text("2")
+        monkeypatch.setattr(os, operation, once)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
+    assert [entry.name for entry in target.iterdir()] == ["new"]
+
+
 @pytest.mark.parametrize(
     "error",
     [

@@ -54,16 +54,15 @@ def after_training(*words: str) -> Words:
     """Return what gives the words of a command on a finished run, with a folder to write into."""
 
     def of(home: Path, output: Path) -> list[str]:
-        return [
-            str(output) if word == "OUT" else str(home / "run") if word == "RUN" else word for word in words
-        ]
+        places = {"OUT": str(output), "RUN": str(home / "run"), "MODEL": str(home / "model")}
+        return [places.get(word, word) for word in words]
 
     return of
 
 
 EXPORT = after_training("export", "RUN", "OUT", "--to", "hf", "--lossy", "--force")
 GGUF = after_training("export", "RUN", "OUT", "--to", "gguf", "--lossy", "--force")
-QUANTIZE = after_training("quantize", "RUN/../model", "OUT", "--quant", "nf4", "--force")
+QUANTIZE = after_training("quantize", "MODEL", "OUT", "--quant", "nf4", "--force")
 EVAL = after_training("eval", "RUN")
 FORWARD = "graft.base.base:Base.hidden"
 PHASES = {
@@ -112,7 +111,6 @@ class Stops:
             raise Fault(f"graft {' '.join(words)} ends with {code}: {child.said()[-400:]}")
 
     def _start(self, words: list[str], before: Callable[[], object] | None = None) -> children.Child:
-        words = [word.replace("/run/../", "/") for word in words]
         return children.start(words, self.folder / "talk.txt", victims.environment(self.home), before)
 
     def _moment(self, number: int) -> tuple[int, int, float]:

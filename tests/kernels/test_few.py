@@ -17,7 +17,7 @@ SCHEMES = [
     Scheme("int8"), Scheme("int4"), Scheme("int4", 64), Scheme("int4", 96), Scheme("int4", 34),
     Scheme("int8g"), Scheme("int3"), Scheme("int2"),
 ]  # fmt: skip
-SHAPES = [(70, 192), (5, 100), (17, 65), (1, 31), (130, 64), (9, 777), (33, 2), (3, 1)]
+SHAPES = [(70, 192), (5, 100), (17, 65), (1, 31), (130, 64), (9, 777), (33, 2), (3, 1), (9, 84)]
 ROWS = (1, 2, 3, 5, 8, 9, 16)
 
 

@@ -6,6 +6,7 @@ kind, or one whose probe differs, is no error: its texts are written by its own 
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -16,10 +17,10 @@ from graft.base import liveness
 from graft.base.adapter import Adapter
 from graft.base.native_stepper import NativeStepper
 from graft.kernels import native
-from graft.kernels.decoder import Decoder, Layer, Matrix, Model, Rows, Update, Updates
+from graft.kernels.decoder import FIXED, Decoder, Layer, Matrix, Model, Rows, Update, Updates
 from graft.kernels.packed import Grouped, Packed
 from graft.kernels.reference import fp32_absmax
-from graft.quant import QuantLinear
+from graft.quant import QuantLinear, int8
 
 NAMES = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
     "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")  # fmt: skip
@@ -32,6 +33,7 @@ USUAL = {"embedding_multiplier": 1, "residual_multiplier": 1, "logits_scaling": 
     "no_rope_layers": 1}  # fmt: skip
 READ, NEW = 14, 2  # tokens of the probe
 DECODED = 64 << 20  # bytes of decoded constants that are kept at most
+LARGE_HEAD = 8 << 20  # bytes of a head that no cache holds from step to step
 
 
 class Unlike(Exception):
@@ -56,7 +58,7 @@ class NativeDecoder:
         read = self._current()
         if read is None:
             return None
-        decoder = Decoder(read.model, self._dtype(), exact=exact)
+        decoder = Decoder(read.model, self._dtype(), exact=exact, rough=None if exact else read.rough)
         return NativeStepper(decoder, read.angles, lambda name: self.updates(adapters[name]))
 
     def serves(self, adapter: Adapter | None) -> bool:
@@ -168,6 +170,16 @@ class _Read:
             _require(torch.equal(table[..., :half], table[..., half:]), "halves that turn together", "others")
         cos, sin = (torch.cat([turn[i][..., :half] for turn in turns]) for i in (0, 1))
         return cos.float().contiguous(), sin.float().contiguous()
+
+    @cached_property
+    def rough(self) -> Packed | None:
+        """The head in 8 bits, made when it is first asked for; None where a step gains nothing by it."""
+        head = self.model.head
+        if native.level() not in FIXED or self.model.head_bias is not None or not isinstance(head, Tensor):
+            return None
+        if head.nbytes < LARGE_HEAD:
+            return None
+        return Packed(*int8.quantise(head), None, block=head.shape[1], columns=head.shape[1])
 
     def _layer(self, layer: Any, config: Any) -> Layer:
         linears = [layer.get_submodule(name) for name in NAMES]

@@ -209,14 +209,14 @@ def steppers(base: Writer, exact: bool = False) -> Iterator[tuple[Stepper, Calla
 def evaluating(base: Writer) -> Iterator[None]:
     """Put the model and all adapters into evaluation mode for the block, and every module back afterwards."""
     roots = [base.model, *(insert for adapter in base.adapters.values() for _, insert in adapter.inserts)]
-    modes = [(module, module.training) for root in roots for module in root.modules()]
-    for module, _ in modes:
+    training = [module for root in roots for module in root.modules() if module.training]
+    for module in training:
         module.training = False
     try:
         yield
     finally:
-        for module, mode in modes:
-            module.training = mode
+        for module in training:
+            module.training = True
 
 
 def _check(base: Writer, prompts: Sequence[Prompt], batch_size: int, max_cache_tokens: int | None) -> None:

@@ -22,6 +22,7 @@ LINEARS = ("q", "k", "v", "o", "gate", "up", "down")
 ACTIVATIONS = ("silu", "gelu_tanh")
 DIM = 16  # heads in the cache are padded to a multiple of it
 MOST_ROWS = 32  # of one call: more would leave the caches
+FIXED = ("avx2",)  # levels that multiply codes in fixed point: see csrc/few_chunks.h
 
 Matrix = Packed | Grouped | Tensor
 
@@ -102,6 +103,7 @@ class _Decoder(ctypes.Structure):
         ("layer", POINTER(_Layer)),
         ("embed", POINTER(Weight)),
         ("head", POINTER(Weight)),
+        ("rough", POINTER(Weight)),
         *((name, c_void_p) for name in ("head_bias", "norm", "cos", "sin")),
     )
 
@@ -178,17 +180,22 @@ class Decoder:
     """A model and its cache of keys and values, in memory as C reads them.
 
     Tensors of `model` are not copied. The caller sees to it that they stay where they are.
-    exact: multiply in fp32 always; else 4-bit weights in fixed point where that is faster (`csrc/few.h`).
+    exact: multiply in fp32 always; else codes of 4 and 8 bits in fixed point where that is faster
+    (`csrc/few_chunks.h`).  rough: the head in 8 bits: logits are estimated with it, and the largest computed
+    from the head itself (`csrc/logits.h`).
     """
 
-    def __init__(self, model: Model, dtype: torch.dtype, *, exact: bool = True) -> None:
+    def __init__(
+        self, model: Model, dtype: torch.dtype, *, exact: bool = True, rough: Packed | None = None
+    ) -> None:
         self.model, self.dtype = model, dtype
         self._held: list[Any] = []
         table = (_Layer * len(model.layers))(*map(self._layer, model.layers))
         embed, head = native.weight(model.embed), native.weight(model.head)
         self.vocabulary = int(head.rows)
         inner = table[0].weight[LINEARS.index("gate")].rows
-        self._held += [table, embed, head]
+        estimates = native.weight(rough) if rough else None
+        self._held += [table, embed, head, rough, estimates]
         self._decoder = _Decoder(
             layers=len(model.layers), width=embed.columns, inner=inner, vocabulary=head.rows,
             heads=model.heads, kv_heads=model.kv_heads, dim=model.dim,
@@ -196,6 +203,7 @@ class Decoder:
             embed_scale=model.embed_scale, attention_scale=model.attention_scale,
             attention_cap=model.attention_cap, logit_cap=model.logit_cap, layer=table,
             embed=ctypes.pointer(embed), head=ctypes.pointer(head),
+            rough=ctypes.pointer(estimates) if estimates else None,
             head_bias=address(model.head_bias), norm=address(model.norm),
         )  # fmt: skip
         self.keys = self.values = torch.empty(0)

@@ -169,16 +169,17 @@ def new_folder(path: Path) -> Iterator[Path]:
             rename(path, old)
         rename(temporary, path)
         sync(path.parent)
-    except BaseException:
+        clear(old, notice)
+    except BaseException:  # a signal may come anywhere
         with contextlib.suppress(OSError):
             if old.exists() and not path.exists():
                 rename(old, path)
             remove(temporary)
+            remove(old)
         raise
     finally:
         if held is not None:
             let_go(held)
-    clear(old, notice)
 
 
 def replace(path: Path, data: bytes) -> None:
