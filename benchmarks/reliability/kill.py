@@ -140,6 +140,11 @@ def steps_done(folder: Path) -> int:
     return int(found[-1]) if found else 0
 
 
+def unfinished(folder: Path) -> int:
+    """Return the last step in the metrics file; 0 also if the run is finished, and only its process was killed."""
+    return 0 if (folder / "run" / "finished.json").exists() else steps_done(folder)
+
+
 def has_checkpoint(folder: Path) -> bool:
     """Return whether the run has a checkpoint."""
     return any((folder / "run" / "checkpoints").glob("step-*"))
@@ -181,7 +186,7 @@ def disturbed(path: Path, options: argparse.Namespace, chance: random.Random, st
     inside = dict(zip(chance.sample(range(1, options.kills), len(folders)), folders, strict=True))
     longest = 1.5 if online else 0.3  # so that kills come while answers are written, and between steps
     for number in range(options.kills):
-        before = steps_done(folder)
+        before = unfinished(folder)
         if number in inside:
             process = start(path, INSIDE.format(k=chance.randrange(2, 12), where=inside[number]))
             killed = process.wait() == -9
@@ -195,7 +200,7 @@ def disturbed(path: Path, options: argparse.Namespace, chance: random.Random, st
         trial.kills += 1
         trial.late += has_checkpoint(folder)
         trial.writing += online and writes(folder)
-    before = steps_done(folder)
+    before = unfinished(folder)
     if start(path).wait() != 0:
         raise Lost(f"the run could not go on: {(folder / 'talk.txt').read_text()[-2000:]}")
     note(trial, folder, before)
