@@ -173,11 +173,15 @@ class _Read:
 
     @cached_property
     def rough(self) -> Packed | None:
-        """The head in 8 bits, made when it is first asked for; None where a step gains nothing by it."""
+        """The head in 8 bits, made when it is first asked for; None where a step gains nothing by it.
+
+        A base that is not packed has no numbers in fixed point, and goes without.
+        """
         head = self.model.head
-        if native.level() not in FIXED or self.model.head_bias is not None or not isinstance(head, Tensor):
+        packed = any(not isinstance(weight, Tensor) for layer in self.model.layers for weight in layer.weights)
+        if not packed or native.level() not in FIXED or self.model.head_bias is not None:
             return None
-        if head.nbytes < LARGE_HEAD:
+        if not isinstance(head, Tensor) or head.nbytes < LARGE_HEAD:
             return None
         return Packed(*int8.quantise(head), None, block=head.shape[1], columns=head.shape[1])
 
