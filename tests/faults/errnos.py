@@ -257,7 +257,9 @@ class Limits:
         return child.wait(), child.said()
 
     def _size(self, number: int) -> int:
-        return self.largest * number // self.PARTS
+        return (
+            self.largest * (number + 1) // self.PARTS
+        )  # of 0 bytes its own output would be the first victim
 
     def name(self, number: int) -> str:
         return f"no file above {self._size(number)} bytes"

@@ -113,6 +113,12 @@ def test_a_real_writer_in_rust_and_a_real_tofile_are_told_with_path(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_lock_that_cannot_be_written_is_told_with_its_path(tmp_path):
+    with limited(0), pytest.raises(OSError) as error, storage.locked(tmp_path):
+        pass
+    assert error.value.errno == errno.EFBIG and error.value.filename == str(tmp_path / ".lock")
+
+
 class limited:
     """A real limit on the size of files, in this process."""
 

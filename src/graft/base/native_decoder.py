@@ -178,7 +178,9 @@ class _Read:
         A base that is not packed has no numbers in fixed point, and goes without.
         """
         head = self.model.head
-        packed = any(not isinstance(weight, Tensor) for layer in self.model.layers for weight in layer.weights)
+        packed = any(
+            not isinstance(weight, Tensor) for layer in self.model.layers for weight in layer.weights
+        )
         if not packed or native.level() not in FIXED or self.model.head_bias is not None:
             return None
         if not isinstance(head, Tensor) or head.nbytes < LARGE_HEAD:

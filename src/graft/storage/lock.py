@@ -18,7 +18,7 @@ from typing import Any
 from graft.errors import CheckpointError, GraftError, UsageError
 from graft.storage.signals import held
 from graft.storage.system import WINDOWS, alive
-from graft.storage.writes import make_folder, short
+from graft.storage.writes import make_folder, short, told_as_of
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,8 @@ def _held(file: Path, busy: GraftError, clean: Callable[[], None]) -> Iterator[N
             # Not fsynced: it only serves the message above, while this process lives.
             started = time.strftime("%Y-%m-%d %H:%M:%S")
             holder = {"pid": os.getpid(), "host": socket.gethostname(), "started": started}
-            _note(file).write_text(json.dumps(holder), encoding="utf-8")
+            with told_as_of(_note(file)):
+                _note(file).write_text(json.dumps(holder), encoding="utf-8")
         yield
     finally:
         if lock.is_locked:
