@@ -141,7 +141,7 @@ def steps_done(folder: Path) -> int:
 
 
 def unfinished(folder: Path) -> int:
-    """Return the last step in the metrics file; 0 also if the run had finished when its process was killed."""
+    """Return the last step in the metrics file; 0 if the run had finished when its process was killed."""
     return 0 if (folder / "run" / "finished.json").exists() else steps_done(folder)
 
 
