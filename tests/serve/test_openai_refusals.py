@@ -16,6 +16,7 @@ from graft.serve.app import bare_app  # noqa: E402
 from graft.serve.failures import ApiError  # noqa: E402
 from graft.serve.jobs import Busy, Cancelled, Late  # noqa: E402
 from graft.serve.limits import Limits  # noqa: E402
+from graft.serve.registry import NoRoom  # noqa: E402
 from graft.serve.security import ROLE, role  # noqa: E402
 
 WRONG = [
@@ -91,6 +92,7 @@ ERRORS = [
     (ApiError(413, "no"), openai.APIStatusError),
     (ApiError(415, "no"), openai.APIStatusError),
     (Busy(3), openai.RateLimitError),
+    (NoRoom("sql"), openai.InternalServerError),
     (MemoryError(), openai.InternalServerError),
     (Cancelled("stops"), openai.InternalServerError),
     (AdapterError("a", "b", "c"), openai.NotFoundError),

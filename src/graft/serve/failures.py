@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 
 from graft.errors import AdapterError, GraftError, close_to
 from graft.serve.jobs import Busy, Cancelled, Late
+from graft.serve.registry import NoRoom
 
 log = logging.getLogger("graft.serve")
 TYPES = {
@@ -78,6 +79,9 @@ def refusal(error: Exception) -> ApiError:
         return error
     if isinstance(error, Busy):
         return ApiError(429, str(error), code="queue_full", retry_after_s=error.retry_after_s)
+    if isinstance(error, NoRoom):
+        message = f"the adapter {error} has no room beside those that answer now"
+        return ApiError(503, message, code="no_room", retry_after_s=2)
     if isinstance(error, Late):
         return ApiError(408, str(error), code="timeout")
     if isinstance(error, Cancelled):
@@ -142,5 +146,5 @@ def add_handlers(app: FastAPI) -> None:
 
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http)
-    for kind in (ApiError, Busy, Late, Cancelled, GraftError, Exception):
+    for kind in (ApiError, Busy, NoRoom, Late, Cancelled, GraftError, Exception):
         app.add_exception_handler(kind, answer)

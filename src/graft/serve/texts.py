@@ -22,7 +22,7 @@ from graft.serve.jobs import Ended, Event, Failed, Job, Piece
 from graft.serve.limits import Limits
 from graft.serve.logs import log_text
 from graft.serve.mail import Events, Post
-from graft.serve.registry import NoRoom, Registry, Version
+from graft.serve.registry import Registry, Version
 from graft.serve.sampled import require_sampling, sampling
 from graft.serve.schema import Sampled
 from graft.serve.worker import Worker
@@ -277,11 +277,7 @@ async def held(served: Served, model: str) -> AsyncIterator[Version | None]:
     if name is None:
         yield None
         return
-    try:
-        version = await in_engine(served, lambda: served.registry.acquire(name), needs=name)
-    except NoRoom:
-        message = f"the adapter {name} has no room beside those that answer now"
-        raise ApiError(503, message, code="no_room", retry_after_s=2) from None
+    version = await in_engine(served, lambda: served.registry.acquire(name), needs=name)
     try:
         yield version
     finally:

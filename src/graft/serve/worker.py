@@ -124,14 +124,11 @@ class Worker:
     def load_adapter(self, name: str, *, pin: bool = False) -> Future[Version]:
         """Load an adapter as its files are now, in the place of an older version, while texts are written.
 
-        The future fails as `Registry.load` does, or with Busy where texts hold all the room.
+        The future fails as `Registry.load` does, or with NoRoom where texts hold all the room.
         """
 
         def put(read: Future[Read]) -> Version:
-            try:
-                return self.registry.put(read.result(), pin=pin)
-            except NoRoom:
-                raise Busy(1) from None
+            return self.registry.put(read.result(), pin=pin)
 
         def begin() -> None:
             read = self.registry.read(name)
