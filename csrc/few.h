@@ -24,6 +24,7 @@ typedef struct {
 // fixed: whether fixed point will do.
 static few_plan few_planned(const graft_weight *w, const few_plan *like, int fixed) {
   static const float whole[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  static const float around_0[16] = {-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7};
   few_plan p = {.weight = w, .chunk = CHUNK};
   int packed = w->kind == W_LEVELS4 || w->kind == W_GROUPS, nibble = w->kind == W_LEVELS4 || w->bits == 4;
   p.decoded = packed && (w->block % GROUP || !(nibble || w->bits == 8));
@@ -36,7 +37,8 @@ static few_plan few_planned(const graft_weight *w, const few_plan *like, int fix
   else if (w->kind == W_INT8) p.kind = F_INT8, p.fixed = FIXED && fixed;
   else if (!nibble) p.kind = F_UINT8;
   else {
-    p.levels = w->kind == W_LEVELS4 ? w->levels : whole;
+    p.fixed = FIXED && fixed;
+    p.levels = w->kind == W_LEVELS4 ? w->levels : p.fixed ? around_0 : whole;
     if (like && like->levels == p.levels) {
       p.table = like->table, p.kind = like->kind;
     } else {
@@ -44,7 +46,6 @@ static few_plan few_planned(const graft_weight *w, const few_plan *like, int fix
       for (int i = 0; i < 16; i++)
         if (bf16_to_float(float_to_bf16(p.levels[i])) != p.levels[i]) p.kind = F_NIBBLE;
     }
-    p.fixed = FIXED && fixed;
   }
   p.row_bytes = few_bytes(p.kind, w->columns + (w->columns & (nibble && packed)));
   return p;
@@ -130,7 +131,8 @@ INLINE void few_halves(const uint16_t *halves, int64_t n, int64_t times, int64_t
 INLINE int64_t few_times(const few_plan *p) { return p->weight->block / p->chunk; }
 
 // Write the scales of every chunk of `count` rows, few_times of each block, and the minimum of every 32 columns (0
-// beyond the columns), `groups` of a row.
+// beyond the columns), `groups` of a row. In fixed point codes are 8 less, so that the rounding of x counts less, and
+// minima 8 scales more.
 static void few_constants(const few_plan *p, int64_t row, int64_t count, int64_t groups, float *scales, float *minima) {
   const graft_weight *w = p->weight;
   int64_t blocks = (w->columns + w->block - 1) / w->block, first = row * blocks, n = count * blocks;
@@ -138,8 +140,9 @@ static void few_constants(const few_plan *p, int64_t row, int64_t count, int64_t
   if (w->kind == W_GROUPS) {
     few_halves(w->scale + first, n, times, n * times, scales);
     int64_t filled = least(groups, blocks * (w->block / GROUP));
-    for (int64_t r = 0; r < count; r++, minima += groups) {
+    for (int64_t r = 0; r < count; r++, minima += groups, scales += blocks * times) {
       few_halves(w->minimum + first + r * blocks, blocks, w->block / GROUP, filled, minima);
+      for (int64_t g = 0; g < filled && p->fixed && few_nibbles(p); g++) minima[g] += 8 * scales[g * GROUP / p->chunk];
       memset(minima + filled, 0, sizeof(float) * (size_t)(groups - filled));
     }
     return;

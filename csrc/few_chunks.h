@@ -210,11 +210,11 @@ INLINE void fixed64(const nibbles *t, const uint8_t *codes, __m256i w[4]) {
   }
 }
 
-// `few_chunks` in fixed point.
-INLINE void fixed_chunks(int m, int chunk, const nibbles *t, const few_run *run) {
+// `few_chunks` in fixed point.  bits: of a code; those of 8 have no scales, and x is in the order of the columns.
+INLINE void fixed_chunks(int bits, int m, int chunk, const nibbles *t, const few_run *run) {
   for (int64_t r = 0; r < run->rows; r++) {
     const uint8_t *codes = run->codes + r * run->row_bytes;
-    const float *scales = run->scales + r * run->chunks, *units = run->units;
+    const float *scales = bits == 8 ? 0 : run->scales + r * run->chunks, *units = run->units;
     const int16_t *x = run->x;
     vf all[FEW];
 #pragma GCC unroll 8
@@ -222,11 +222,16 @@ INLINE void fixed_chunks(int m, int chunk, const nibbles *t, const few_run *run)
     for (int64_t c = 0; c < run->columns; c += CHUNK, x += run->step, units += run->apart) {
       __builtin_prefetch(codes + AHEAD);
       __m256i w[4];
-      fixed64(t, codes, w);
-      codes += CHUNK / 2;
-      vf scale = vf_set(scales[0]);
-      if (chunk == GROUP) scale = (vf)_mm256_insertf128_ps((__m256)scale, _mm_set1_ps(scales[1]), 1);
-      scales += CHUNK / chunk;
+      vf scale = vf_set(bits == 8 ? 1.0f : scales[0]);
+      if (bits == 8) {
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; j++) w[j] = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)codes + j));
+      } else {
+        fixed64(t, codes, w);
+        if (chunk == GROUP) scale = (vf)_mm256_insertf128_ps((__m256)scale, _mm_set1_ps(scales[1]), 1);
+        scales += CHUNK / chunk;
+      }
+      codes += CHUNK * bits / 8;
 #pragma GCC unroll 8
       for (int i = 0; i < m; i++) {
         const __m256i *of = (const __m256i *)(x + i * CHUNK);
@@ -234,7 +239,8 @@ INLINE void fixed_chunks(int m, int chunk, const nibbles *t, const few_run *run)
 #pragma GCC unroll 4
         for (int j = 1; j < 4; j++)
           sum = _mm256_add_epi32(sum, _mm256_madd_epi16(w[j], _mm256_loadu_si256(of + j)));
-        all[i] = vf_fma(scale, vf_float((vi)sum) * vf_set(units[i]), all[i]);
+        vf unit = vf_set(units[i]), whole = vf_float((vi)sum);
+        all[i] = bits == 8 ? vf_fma(whole, unit, all[i]) : vf_fma(scale, whole * unit, all[i]);
       }
     }
 #pragma GCC unroll 8
@@ -242,51 +248,20 @@ INLINE void fixed_chunks(int m, int chunk, const nibbles *t, const few_run *run)
   }
 }
 
-// The same of codes of 8 bits, which have no scales: x is in the order of the columns.
-INLINE void whole_chunks(int m, const few_run *run) {
-  for (int64_t r = 0; r < run->rows; r++) {
-    const __m128i *codes = (const __m128i *)(run->codes + r * run->row_bytes);
-    const float *units = run->units;
-    const int16_t *x = run->x;
-    vf all[FEW];
-#pragma GCC unroll 8
-    for (int i = 0; i < m; i++) all[i] = run->total[r * m + i];
-    for (int64_t c = 0; c < run->columns; c += CHUNK, x += run->step, units += run->apart, codes += CHUNK / 16) {
-      __builtin_prefetch((const char *)codes + AHEAD);
-      __m256i w[CHUNK / 16];
-#pragma GCC unroll 4
-      for (int j = 0; j < CHUNK / 16; j++) w[j] = _mm256_cvtepi8_epi16(_mm_loadu_si128(codes + j));
-#pragma GCC unroll 8
-      for (int i = 0; i < m; i++) {
-        const __m256i *of = (const __m256i *)(x + i * CHUNK);
-        __m256i sum = _mm256_madd_epi16(w[0], _mm256_loadu_si256(of));
-#pragma GCC unroll 4
-        for (int j = 1; j < CHUNK / 16; j++)
-          sum = _mm256_add_epi32(sum, _mm256_madd_epi16(w[j], _mm256_loadu_si256(of + j)));
-        all[i] = vf_fma(vf_float((vi)sum), vf_set(units[i]), all[i]);
-      }
-    }
-#pragma GCC unroll 8
-    for (int i = 0; i < m; i++) run->total[r * m + i] = all[i];
+#define FIXED_OF(bits, chunk, m)                                                                              \
+  static void fixed_##bits##_##chunk##_##m(const nibbles *t, const few_run *run) {                            \
+    fixed_chunks(bits, m, chunk, t, run);                                                                     \
   }
-}
+#define FIXED_ALL(bits, chunk)                                                                                \
+  FIXED_OF(bits, chunk, 1) FIXED_OF(bits, chunk, 2) FIXED_OF(bits, chunk, 3) FIXED_OF(bits, chunk, 4)         \
+  FIXED_OF(bits, chunk, 5) FIXED_OF(bits, chunk, 6) FIXED_OF(bits, chunk, 7) FIXED_OF(bits, chunk, 8)
+#define FIXED_LIST(bits, chunk)                                                                               \
+  {fixed_##bits##_##chunk##_1, fixed_##bits##_##chunk##_2, fixed_##bits##_##chunk##_3,                        \
+   fixed_##bits##_##chunk##_4, fixed_##bits##_##chunk##_5, fixed_##bits##_##chunk##_6,                        \
+   fixed_##bits##_##chunk##_7, fixed_##bits##_##chunk##_8}
 
-#define FIXED_OF(chunk, m) \
-  static void fixed_##chunk##_##m(const nibbles *t, const few_run *run) { fixed_chunks(m, chunk, t, run); }
-#define FIXED_ALL(chunk)                                                                                      \
-  FIXED_OF(chunk, 1) FIXED_OF(chunk, 2) FIXED_OF(chunk, 3) FIXED_OF(chunk, 4)                                 \
-  FIXED_OF(chunk, 5) FIXED_OF(chunk, 6) FIXED_OF(chunk, 7) FIXED_OF(chunk, 8)
-#define FIXED_LIST(chunk)                                                                                     \
-  {fixed_##chunk##_1, fixed_##chunk##_2, fixed_##chunk##_3, fixed_##chunk##_4,                                \
-   fixed_##chunk##_5, fixed_##chunk##_6, fixed_##chunk##_7, fixed_##chunk##_8}
-
-#define WHOLE_OF(m) \
-  static void whole_##m(const nibbles *t, const few_run *run) { (void)t, whole_chunks(m, run); }
-
-FIXED_ALL(32) FIXED_ALL(64)
-WHOLE_OF(1) WHOLE_OF(2) WHOLE_OF(3) WHOLE_OF(4) WHOLE_OF(5) WHOLE_OF(6) WHOLE_OF(7) WHOLE_OF(8)
-static few_function *const fixed_functions[3][FEW] = {
-    FIXED_LIST(32), FIXED_LIST(64), {whole_1, whole_2, whole_3, whole_4, whole_5, whole_6, whole_7, whole_8}};
+FIXED_ALL(4, 32) FIXED_ALL(4, 64) FIXED_ALL(8, 64)
+static few_function *const fixed_functions[3][FEW] = {FIXED_LIST(4, 32), FIXED_LIST(4, 64), FIXED_LIST(8, 64)};
 #else
 #define FIXED 0  // codes become floats in two instructions, or nothing is fast
 #endif
