@@ -30,8 +30,8 @@ def batch(rows=3, length=7, seed=1):
     return Batch({"input_ids": ids}, labels, int((labels[:, 1:] != -100).sum()), ["rows:0"])
 
 
-def attached(method, family="llama", scale=0.2, **changes):
-    base = Base(tiny_model(family, **changes))
+def attached(method, family="llama", scale=0.2, dtype=torch.float32, **changes):
+    base = Base(tiny_model(family, **changes).to(dtype))
     adapter = base.attach("x", method)
     randomise(adapter, scale=scale)
     return base, adapter
@@ -116,7 +116,7 @@ def agreement_by_hand(base, found, weight):
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("settings", [{"init_weights": "bert"}, {"host": "lora", "lora_dropout": 0.3}])
 def test_a_step_adds_the_symmetric_divergence_of_two_passes(settings, checkpointing):
-    base, adapter = attached(AdaMix(consistency=0.7, share="none", **settings), scale=0.5)
+    base, adapter = attached(AdaMix(consistency=0.7, share="none", **settings), scale=0.5, dtype=torch.float64)
     base.train()
     found = batch()
     torch.manual_seed(5)

@@ -365,8 +365,8 @@ def test_a_run_whose_judge_falls_says_so(home, tmp_path):
     )
     stage = {"judge": f"{tmp_path}/judge.py:against", "epochs": 4, "prompts": 16, "beta": 0.0}
     train = {
-        "max_steps": 96, "batch_size": 8, "micro_batch_size": 8, "lr": 3e-2, "schedule": "constant",
-        "eval_every": 16, "save_every": 96,
+        "max_steps": 128, "batch_size": 8, "micro_batch_size": 8, "lr": 3e-3, "schedule": "constant",
+        "eval_every": 16, "save_every": 128,
     }  # fmt: skip
     write_rows(tmp_path / "rows.jsonl", asking.prompts(64))
     data = {"train": str(tmp_path / "rows.jsonl"), "eval": 0.5}
