@@ -108,7 +108,7 @@ static void whole_step(decoding *s, decoding_thread *t, float *logits) {
 }
 
 // Orders of x, as bits.
-enum { ORDER_NIBBLES = 1, ORDER_SUMS = 2, ORDER_FIXED = 4, ORDER_WHOLE = 8 };
+enum { ORDER_NIBBLES = 1, ORDER_SUMS = 2, ORDER_FIXED = 4, ORDER_WHOLE = 8, ORDER_LEVELS = 16 };
 
 // Rows of x with all orders that some weight may want.
 static float *few_room(few_x *x, int64_t m, int64_t columns, int orders, float *memory) {
@@ -121,6 +121,7 @@ static float *few_room(few_x *x, int64_t m, int64_t columns, int orders, float *
   if (orders & (ORDER_FIXED | ORDER_WHOLE)) x->units = memory + 2 * numbers + numbers / GROUP;
   if (orders & ORDER_FIXED) x->fixed = (int16_t *)(memory + 2 * numbers + numbers / 4);
   if (orders & ORDER_WHOLE) x->whole = (int16_t *)(memory + numbers);
+  x->levels = orders & ORDER_LEVELS;
   if (memory && x->padded > columns) memset(memory, 0, sizeof(float) * 3 * (size_t)numbers);
   return memory + 3 * numbers;
 }
@@ -130,6 +131,7 @@ INLINE int orders_of(const graft_decoder *d, const graft_weight *w) {
   int nibble = w->kind == W_LEVELS4 || (w->kind == W_GROUPS && w->bits == 4);
   int fixed = FIXED && d->fixed, order = !nibble ? 0 : fixed ? ORDER_FIXED : ORDER_NIBBLES;
   if (fixed && w->kind == W_INT8) order = ORDER_WHOLE;
+  if (fixed && w->kind == W_LEVELS4) order |= ORDER_LEVELS;
   return order | (w->kind == W_GROUPS ? ORDER_SUMS : 0);
 }
 

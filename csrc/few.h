@@ -42,7 +42,7 @@ static few_plan few_planned(const graft_weight *w, const few_plan *like, int fix
     if (like && like->levels == p.levels) {
       p.table = like->table, p.kind = like->kind;
     } else {
-      p.table = nibbles_of(p.levels), p.kind = F_SHORT;
+      p.table = nibbles_of(p.levels, w->kind == W_LEVELS4 ? LEVEL_MOST : 8), p.kind = F_SHORT;
       for (int i = 0; i < 16; i++)
         if (bf16_to_float(float_to_bf16(p.levels[i])) != p.levels[i]) p.kind = F_NIBBLE;
     }
@@ -62,6 +62,7 @@ typedef struct {
   int16_t *fixed;     // in fixed point and the order of 4-bit codes in it, or NULL
   int16_t *whole;     // in fixed point and the order of the columns, or NULL
   float *units;       // of both: of the rows of a group, (padded / CHUNK, rows)
+  int levels;         // whether some weight of `fixed` has levels, not whole codes
   int64_t m, padded;
 } few_x;
 
@@ -79,12 +80,42 @@ INLINE int64_t few_unit_at(const few_x *x, int64_t row, int64_t chunk) {
   return top * (x->padded / CHUNK) + chunk * rows + row - top;
 }
 
-// A chunk in fixed point: as multiples of a unit of which the largest number has FIXED_MOST.
+// vf_sum, by the same additions, with less on the way.
+INLINE float few_sum(vf a) {
+#if defined(AVX512) || defined(AVX2)
+  __m256 whole;
+#if defined(LANES)
+  float parts[VW];
+  vf_store(parts, a);
+  whole = _mm256_add_ps(_mm256_loadu_ps(parts), _mm256_loadu_ps(parts + 8));
+#else
+  whole = (__m256)a;
+#endif
+  __m128 half = _mm_add_ps(_mm256_castps256_ps128(whole), _mm256_extractf128_ps(whole, 1));
+  half = _mm_add_ps(half, _mm_movehl_ps(half, half));
+  return _mm_cvtss_f32(_mm_add_ss(half, _mm_shuffle_ps(half, half, 1)));
+#else
+  return vf_sum(a);
+#endif
+}
+
+// A chunk in fixed point.
 static void few_fix(const few_x *x, int64_t row, int64_t from) {
   int64_t at = few_at(x, row, from);
   vi top = {0};  // bits: those of a NaN are the largest, and make the unit one
   for (int i = 0; i < CHUNK; i += VW) top = vi_max(top, (vi)vf_abs(vf_load(x->plain + at + i)));
-  float most = vi_top_float(top), units = most > 0 ? FIXED_MOST / most : 0;
+  float most = vi_top_float(top), units = most > 0 ? X_MOST / most : 0;
+#if defined(LANES)
+  for (int g = 0; g < CHUNK && x->levels; g += GROUP) {
+    float sum = few_sum(vf_abs(vf_load(x->plain + at + g)) + vf_abs(vf_load(x->plain + at + g + VW)));
+    if (sum * units > SUM_MOST) units = SUM_MOST / sum;
+  }
+  for (int i = 0; i < CHUNK; i += VW) {
+    vi whole = vf_round(vf_load(x->plain + at + i) * vf_set(units));
+    if (x->fixed) lanes_store(x->fixed + at + i, whole, 4);
+    if (x->whole) lanes_store(x->whole + at + i, whole, 2);
+  }
+#else
   for (int i = 0; i < CHUNK; i += VW) {
     vi whole = vf_round(vf_load(x->plain + at + i) * vf_set(units));
     for (int j = 0; j < VW; j++) {
@@ -92,7 +123,8 @@ static void few_fix(const few_x *x, int64_t row, int64_t from) {
       if (x->whole) x->whole[at + i + j] = (int16_t)whole[j];
     }
   }
-  x->units[few_unit_at(x, row, from / CHUNK)] = most / FIXED_MOST;
+#endif
+  x->units[few_unit_at(x, row, from / CHUNK)] = units > 0 ? 1 / units : most;
 }
 
 // Make the other orders of columns [from, to) of one row; from and to are multiples of CHUNK.
@@ -159,25 +191,6 @@ static void few_constants(const few_plan *p, int64_t row, int64_t count, int64_t
     for (int64_t i = 0; i < times; i++) scales[b * times + i] = out[b];
 }
 
-// vf_sum, by the same additions, with less on the way.
-INLINE float few_sum(vf a) {
-#if defined(AVX512) || defined(AVX2)
-  __m256 whole;
-#if defined(AVX512)
-  float parts[VW];
-  vf_store(parts, a);
-  whole = _mm256_add_ps(_mm256_loadu_ps(parts), _mm256_loadu_ps(parts + 8));
-#else
-  whole = (__m256)a;
-#endif
-  __m128 half = _mm_add_ps(_mm256_castps256_ps128(whole), _mm256_extractf128_ps(whole, 1));
-  half = _mm_add_ps(half, _mm_movehl_ps(half, half));
-  return _mm_cvtss_f32(_mm_add_ss(half, _mm_shuffle_ps(half, half, 1)));
-#else
-  return vf_sum(a);
-#endif
-}
-
 // Where the constants of some rows of W lie.  chunks, groups: scales and minima of a row.
 typedef struct {
   const float *scales, *minima;
@@ -191,6 +204,27 @@ INLINE const void *few_numbers(const few_plan *p, const few_x *x, int64_t at) {
   return (few_nibbles(p) ? x->nibbles : x->plain) + at;
 }
 
+#if defined(LANES)
+// Rows [top, top + m) of x, of one group, times up to LANES rows of W: (m, LANES).
+static void lanes_tile(const few_plan *p, const few_x *x, int64_t top, int m, int64_t first, int count, const few_space *s,
+                       vf *total) {
+  const graft_weight *w = p->weight;
+  int64_t together = least(FEW, x->m - top / FEW * FEW);
+  few_run run = {
+      .rows = count, .row_bytes = p->row_bytes, .codes = (const uint8_t *)w->codes + first * p->row_bytes,
+      .scales = s->scales, .x = few_numbers(p, x, few_at(x, top, 0)), .units = x->units + few_unit_at(x, top, 0),
+      .step = together * CHUNK, .apart = together, .columns = w->columns, .total = total};
+  memset(total, 0, sizeof(vf) * (size_t)m);
+  fixed_functions[p->kind == F_INT8 ? 2 : p->chunk == CHUNK][m - 1](&p->table, &run);
+  vf factor = vf_set(p->kind == F_INT8 ? 1.0f / 127 : p->table.unit);
+  if (p->kind == F_INT8) factor *= vf_load_n((const float *)w->absmax + first, count);
+  for (int i = 0; i < m; i++) total[i] *= factor;
+  for (int64_t g = 0; g < x->padded / GROUP && s->minima; g++)
+    for (int i = 0; i < m; i++)
+      total[i] = vf_fma(vf_load(s->minima + g * LANES), vf_set(x->sums[(top + i) * x->padded / GROUP + g]), total[i]);
+}
+#endif
+
 // The partial sums of rows [top, top + m) of x, of one group, with up to FEW_TILE rows of W: (count, m).
 static void few_tile(const few_plan *p, const few_x *x, int64_t top, int m, int64_t first, int count, const few_space *s,
                      vf *total) {
@@ -199,7 +233,7 @@ static void few_tile(const few_plan *p, const few_x *x, int64_t top, int m, int6
   int64_t part = FEW_CACHED / m / CHUNK * CHUNK;
   const uint8_t *codes = p->decoded ? (const uint8_t *)s->decoded : (const uint8_t *)w->codes + first * p->row_bytes;
   few_function *run = few_functions[p->chunk == CHUNK][p->kind][m - 1];
-#if FIXED
+#if FIXED && !defined(LANES)
   if (p->fixed) run = fixed_functions[p->kind == F_INT8 ? 2 : p->chunk == CHUNK][m - 1];
 #endif
   memset(total, 0, sizeof(vf) * (size_t)(m * count));
@@ -227,7 +261,7 @@ static void few_tile(const few_plan *p, const few_x *x, int64_t top, int m, int6
       run(&p->table, &last);
     }
   }
-#if FIXED
+#if FIXED && !defined(LANES)
   for (int i = 0; i < m * count && p->fixed && few_nibbles(p); i++) total[i] *= vf_set(p->table.unit);
 #endif
   for (int r = 0; r < count && s->minima; r++)
@@ -254,7 +288,8 @@ static int few_rows(const few_plan *p, const few_x *x, few_span span, int64_t fi
   few_space s = {0};
   if (scaled) s.chunks = (w->columns + w->block - 1) / w->block * few_times(p);  // a last block is seen whole
   if (grouped) s.groups = (x->padded / GROUP + VW - 1) / VW * VW;
-  size_t numbers = (size_t)(FEW_TILE * (s.chunks + s.groups) + x->padded);
+  int64_t room = few_padded(s.chunks) + s.groups;  // of the constants of a row
+  size_t numbers = (size_t)(FEW_TILE * (s.chunks + s.groups + (p->fixed ? room : 0)) + x->padded);
   float *own = scratch_of(&few_own, sizeof(float) * numbers + sizeof(vf) * FEW * FEW_TILE);
   if (!own) return -1;
   vf *total = (vf *)own;
@@ -268,9 +303,27 @@ static int few_rows(const few_plan *p, const few_x *x, few_span span, int64_t fi
     if (p->decoded) decode_row(w, at, 0, w->columns, s.decoded);
     if (ready) s.scales = (const float *)w->absmax + at * s.chunks;
     else if (scaled) few_constants(p, at, count, s.groups, scales, minima);
+#if defined(LANES)
+    few_space beside = s;  // the constants of each row in a lane
+    float *apart = s.decoded + x->padded;
+    if (p->fixed && scaled) {
+      beside.scales = lanes_apart(s.scales, count, s.chunks, apart);
+      if (grouped) beside.minima = lanes_apart(minima, count, s.groups, apart + FEW_TILE * few_padded(s.chunks));
+    }
+#endif
     for (int64_t top = span.top, end; top < span.end; top = end) {
       end = least(span.end, (top / FEW + 1) * FEW);
       int m = (int)(end - top);
+#if defined(LANES)
+      if (p->fixed) {
+        lanes_tile(p, x, top, m, at, count, &beside, total);
+        for (int i = 0; i < m; i++) {
+          float *out = y + (top + i) * stride + at - first;
+          vf_store_n(out, add ? vf_load_n(out, count) + total[i] : total[i], count);
+        }
+        continue;
+      }
+#endif
       few_tile(p, x, top, m, at, count, &s, total);
       for (int r = 0; r < count; r++) {
         float factor = w->kind == W_INT8 ? ((const float *)w->absmax)[at + r] / 127 : 1.0f;

@@ -1,9 +1,9 @@
 // From codes to numbers in registers, and a chunk of 64 of them times a few rows of x.
 //
-// Where the instruction set makes floats of codes slowly (AVX2), a caller may ask for fixed point: levels of 4-bit codes
-// and numbers of x as whole numbers of 14 bits and a sign, with one unit for all levels and one for each chunk of x.
-// Codes of 8 bits are whole numbers as they are. Products and sums of a chunk are then exact; the rounding before is
-// 3e-5 of the largest number.
+// A caller may ask for fixed point, which vectors have twice the room for: levels of 4-bit codes and numbers of x as
+// whole numbers, with one unit for all levels and one for each chunk of x. Codes of 8 bits and those of int4 are whole
+// numbers as they are. Products and sums of a chunk are then exact; the rounding before is about 3e-5 of a number's
+// usual size.
 
 #define FEW 8          // rows of x that share one decoding
 #define FEW_MOST 16    // rows for which this beats the product of panels
@@ -12,7 +12,16 @@
 #define GROUP 32       // weights that are decoded together
 #define CHUNK 64       // columns whose sum is one chain: the usual block
 #define AHEAD 1024     // bytes
-#define FIXED_MOST 16383  // a sum of eight products fits into 32 bits
+
+// The largest whole number of levels, and of x. Sums fit into 32 bits: on AVX2 they are of eight products, on AVX-512 of
+// a GROUP, whose numbers of x have SUM_MOST together beside levels (and whatever they have beside whole codes).
+#define LEVEL_MOST 16383
+#if defined(AVX512)
+#define X_MOST 32767
+#define SUM_MOST (INT32_MAX / LEVEL_MOST - GROUP)  // rounding may add a half to each
+#else
+#define X_MOST 16383
+#endif
 
 // What a row of codes is made of.
 enum { F_FP32, F_BF16, F_FP16, F_NIBBLE, F_SHORT, F_INT8, F_UINT8, F_KINDS };
@@ -21,6 +30,8 @@ enum { F_FP32, F_BF16, F_FP16, F_NIBBLE, F_SHORT, F_INT8, F_UINT8, F_KINDS };
 typedef struct {
 #if defined(AVX512)
   __m512 all;
+  __m512i fixed;    // twice, in fixed point
+  float unit;       // of which they are multiples
 #elif defined(AVX2)
   __m256i byte[4];  // the lowest, ..., the highest byte of each level, in both halves
   __m256i fixed[2]; // the same of the levels in fixed point
@@ -30,28 +41,46 @@ typedef struct {
 #endif
 } nibbles;
 
-INLINE nibbles nibbles_of(const float *levels) {
+// Levels as whole numbers up to `top`; returns the unit of which they are multiples. Of some units the one that rounds
+// least: whole levels stay exact, and so do those of FP4, which are multiples of 1/192.
+INLINE float fixed_levels(const float *levels, float top, int16_t whole[16]) {
+  float most = 0, best = INFINITY, units = 0;
+  for (int i = 0; i < 16; i++) most = fmaxf(most, fabsf(levels[i]));
+  for (float of = floorf(top / most), last = fmaxf(of - 256, 1); of >= last; of--) {
+    float error = 0;
+    for (int i = 0; i < 16; i++) {
+      float rounded = levels[i] * of - rintf(levels[i] * of);
+      error += rounded * rounded;
+    }
+    error /= of * of;
+    if (error < best) best = error, units = of;
+  }
+  for (int i = 0; i < 16; i++) whole[i] = (int16_t)lrintf(levels[i] * units);
+  return 1 / units;
+}
+
+// top: of the levels in fixed point.
+INLINE nibbles nibbles_of(const float *levels, float top) {
   nibbles t;
 #if defined(AVX512)
+  int16_t whole[16];
   t.all = _mm512_loadu_ps(levels);
+  t.unit = fixed_levels(levels, top, whole);
+  t.fixed = _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i *)whole));
 #elif defined(AVX2)
   uint8_t bytes[4][16];
   for (int i = 0; i < 16; i++)
     for (int b = 0; b < 4; b++) bytes[b][i] = ((const uint8_t *)(levels + i))[b];
   for (int b = 0; b < 4; b++)
     t.byte[b] = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)bytes[b]));
-  float most = 0;
-  for (int i = 0; i < 16; i++) most = fmaxf(most, fabsf(levels[i]));
-  float units = floorf(FIXED_MOST / most);  // a whole number, so that whole levels stay exact
-  for (int i = 0; i < 16; i++) {
-    int whole = (int)lrintf(levels[i] * units);
-    bytes[0][i] = (uint8_t)whole, bytes[1][i] = (uint8_t)(whole >> 8);
-  }
+  int16_t whole[16];
+  t.unit = fixed_levels(levels, top, whole);
+  for (int i = 0; i < 16; i++) bytes[0][i] = (uint8_t)whole[i], bytes[1][i] = (uint8_t)(whole[i] >> 8);
   for (int b = 0; b < 2; b++)
     t.fixed[b] = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)bytes[b]));
-  t.unit = 1 / units;
 #else
   memcpy(t.all, levels, sizeof t.all);
+  (void)top;
 #endif
   return t;
 }
@@ -67,7 +96,8 @@ INLINE int nibble_place(int c) {
 #endif
 }
 
-// Where column c of 64 stands in fixed point: even columns, then odd ones, the first 32 in the lower halves of vectors.
+// Where column c of 64 stands beside 4-bit codes in fixed point: even columns, then odd ones, the first 32 in the lower
+// halves of vectors. few_lanes.h has an order of its own.
 INLINE int fixed_place(int c) { return c % 2 * 32 + c % 32 / 16 * 16 + c / 32 * 8 + c % 16 / 2; }
 
 INLINE int64_t few_bytes(int kind, int64_t columns) {
@@ -198,7 +228,10 @@ INLINE void few_chunks(int kind, int m, int chunk, const nibbles *t, const few_r
   {few_##kind##_##chunk##_1, few_##kind##_##chunk##_2, few_##kind##_##chunk##_3, few_##kind##_##chunk##_4,     \
    few_##kind##_##chunk##_5, few_##kind##_##chunk##_6, few_##kind##_##chunk##_7, few_##kind##_##chunk##_8}
 
-#if defined(AVX2)
+#if defined(AVX512)
+#define FIXED 1
+#include "few_lanes.h"
+#elif defined(AVX2)
 #define FIXED 1
 // 64 weights in fixed point, in the order of `fixed_place`.
 INLINE void fixed64(const nibbles *t, const uint8_t *codes, __m256i w[4]) {
@@ -247,7 +280,11 @@ INLINE void fixed_chunks(int bits, int m, int chunk, const nibbles *t, const few
     for (int i = 0; i < m; i++) run->total[r * m + i] = all[i];
   }
 }
+#else
+#define FIXED 0  // nothing is fast
+#endif
 
+#if FIXED
 #define FIXED_OF(bits, chunk, m)                                                                              \
   static void fixed_##bits##_##chunk##_##m(const nibbles *t, const few_run *run) {                            \
     fixed_chunks(bits, m, chunk, t, run);                                                                     \
@@ -262,8 +299,6 @@ INLINE void fixed_chunks(int bits, int m, int chunk, const nibbles *t, const few
 
 FIXED_ALL(4, 32) FIXED_ALL(4, 64) FIXED_ALL(8, 64)
 static few_function *const fixed_functions[3][FEW] = {FIXED_LIST(4, 32), FIXED_LIST(4, 64), FIXED_LIST(8, 64)};
-#else
-#define FIXED 0  // codes become floats in two instructions, or nothing is fast
 #endif
 
 FEW_ALL(F_FP32, 64) FEW_ALL(F_BF16, 64) FEW_ALL(F_FP16, 64) FEW_ALL(F_INT8, 64)

@@ -14,7 +14,8 @@ __attribute__((visibility("default"))) int graft_levels(void) {
 #if defined(EMULATE_AVX512)
   return found | GRAFT_AVX512;
 #endif
-  if (found & GRAFT_AVX512 && __builtin_cpu_supports("avx512bf16")) found |= GRAFT_AVX512_BF16;
+  if (found & GRAFT_AVX512 && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16"))
+    found |= GRAFT_AVX512_BF16;
 #endif
   return found;
 }

@@ -109,7 +109,9 @@ def test_a_number_that_is_none_shows_in_the_absmax(place, value):
 @pytest.mark.parametrize("m", [0, 1, 5, 29])
 @pytest.mark.parametrize("shape", [(1, 1), (5, 37), (70, 129), (64, 64)])
 def test_products_are_those_of_the_decoded_weight(scheme, m, shape, level, threads, monkeypatch):
-    monkeypatch.setattr(native, "_bf16_is_faster", lambda: True)  # so that pairs are multiplied where they can be
+    monkeypatch.setattr(
+        native, "_bf16_is_faster", lambda: True
+    )  # so that pairs are multiplied where they can be
     weight = packed(scheme, *shape)
     described, (n, inner) = native.weight(weight), shape
     for dtype in DTYPES:

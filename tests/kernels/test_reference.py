@@ -2,9 +2,12 @@
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from graft import kernels
 from graft.kernels import Packed
+from graft.kernels.packed import Codebook
+from graft.quant import double
 from graft.quant.dynamic import SIGNED, UNSIGNED
 from graft.quant.fp4 import FP4
 from graft.quant.nf4 import NF4
@@ -72,6 +75,19 @@ def test_chunking_changes_nothing(monkeypatch):
     monkeypatch.setattr("graft.kernels.reference.CHUNK", 300)
     chunked = run("quantise_4bit", w, NF4, 32)
     assert all(torch.equal(a, b) for a, b in zip(whole, chunked, strict=True))
+
+
+@pytest.mark.parametrize("mode", [FakeTensorMode, torch.inference_mode])
+def test_tables_are_real_whatever_mode_asks_for_them_first(mode):
+    book, cpu = Codebook("mine", NF4.values), torch.device("cpu")
+    double._table.cache_clear()
+    with mode():
+        for table in (book.levels, book.pairs, book.search, double._table):
+            table(cpu)
+    found = [book.levels(cpu), book.pairs(cpu), *book.search(cpu)[:2], double._table(cpu)]
+    assert all(type(table) is torch.Tensor and not table.is_inference() for table in found)
+    for ours, theirs in zip(found, [NF4.levels(cpu), NF4.pairs(cpu), *NF4.search(cpu)[:2]], strict=False):
+        assert torch.equal(ours, theirs)
 
 
 def test_a_registered_kernel_is_chosen_and_the_reference_can_be_forced():

@@ -116,7 +116,9 @@ def agreement_by_hand(base, found, weight):
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("settings", [{"init_weights": "bert"}, {"host": "lora", "lora_dropout": 0.3}])
 def test_a_step_adds_the_symmetric_divergence_of_two_passes(settings, checkpointing):
-    base, adapter = attached(AdaMix(consistency=0.7, share="none", **settings), scale=0.5, dtype=torch.float64)
+    base, adapter = attached(
+        AdaMix(consistency=0.7, share="none", **settings), scale=0.5, dtype=torch.float64
+    )
     base.train()
     found = batch()
     torch.manual_seed(5)

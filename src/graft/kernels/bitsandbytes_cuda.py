@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from graft.kernels import reference
-from graft.kernels.packed import Codebook, Nested, Packed
+from graft.kernels.packed import Codebook, Nested, Packed, once
 
 BLOCKS = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 NAMES = ("nf4", "fp4")
@@ -86,7 +86,7 @@ def _product(x: Tensor, weight: Packed, bias: Tensor | None) -> Tensor:
     return out
 
 
-@functools.cache
+@once
 def _decodes_alike(device: torch.device, dtype: torch.dtype, book: Codebook) -> bool:
     """Return whether a few weights come out to the same bits."""
     try:
@@ -98,7 +98,7 @@ def _decodes_alike(device: torch.device, dtype: torch.dtype, book: Codebook) -> 
         return False
 
 
-@functools.cache
+@once
 def _multiplies_alike(device: torch.device, dtype: torch.dtype, book: Codebook, nested: bool) -> bool:
     """Return whether a small product agrees to the precision of its format."""
     try:

@@ -5,12 +5,16 @@ value = code · absmax[row] / 127              8 bits, no codebook
 value = scale[group] · code + minimum[group]  2, 3, 4 or 8 bits
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
-from typing import NamedTuple
+from functools import cache, wraps
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import unset_fake_temporarily
+
+Made = TypeVar("Made")
 
 
 class Search(NamedTuple):
@@ -51,19 +55,34 @@ class Codebook:
         return _search(self, device)
 
 
-@cache
+def once(build: Callable[..., Made]) -> Callable[..., Made]:
+    """Make a table when it is first asked for, and keep it: real numbers, whatever mode asks first.
+
+    A table made while a plan is traced would be a fake one, and would stay it for the whole process.
+    """
+
+    @cache
+    @wraps(build)
+    def made(*of: Any) -> Made:
+        with unset_fake_temporarily(), torch.inference_mode(False):
+            return build(*of)
+
+    return made
+
+
+@once
 def _levels(book: Codebook, device: torch.device) -> Tensor:
     return torch.tensor(book.values, dtype=torch.float32, device=device)
 
 
-@cache
+@once
 def _pairs(book: Codebook, device: torch.device) -> Tensor:
     levels = torch.tensor(book.values, dtype=torch.float32, device="cpu")
     pairs = torch.stack([levels.repeat_interleave(16), levels.repeat(16)], dim=1)
     return pairs.view(torch.int64).flatten().to(device)
 
 
-@cache
+@once
 def _search(book: Codebook, device: torch.device) -> Search:
     levels = torch.tensor(book.values, dtype=torch.float32, device="cpu")
     ascending, order = levels.sort(stable=True)  # FP4 has two zeros: the first must stay first

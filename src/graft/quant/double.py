@@ -8,20 +8,19 @@ Dettmers et al. 2023, arXiv 2305.14314. The table has 65,536 entries: entry k ho
 bitsandbytes does: the bytes are equal.
 """
 
-from functools import cache
-
 import torch
 from torch import Tensor
 
 from graft import kernels
 from graft.kernels import Nested
+from graft.kernels.packed import once
 from graft.kernels.reference import SMALLEST
 from graft.quant.dynamic import SIGNED
 
 GROUP = 256
 
 
-@cache
+@once
 def _table(device: torch.device) -> Tensor:
     positions = torch.arange(65536, device=device, dtype=torch.float32)
     return kernels.find("find_nearest", device.type)(positions / 65535 * 2 - 1, SIGNED)
