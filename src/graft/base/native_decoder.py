@@ -59,22 +59,17 @@ class NativeDecoder:
         if read is None:
             return None
         decoder = Decoder(read.model, self._dtype(), exact=exact, rough=None if exact else read.rough)
-        halves = not exact and read.fixed
-        return NativeStepper(decoder, read.angles, lambda name: self.updates(adapters[name], halves=halves))
+        return NativeStepper(decoder, read.angles, lambda name: self.updates(adapters[name]))
 
     def serves(self, adapter: Adapter | None) -> bool:
         """Return whether an adapter only adds low-rank updates to linears of the blocks."""
         return adapter is None or _places(adapter, self._model) is not None
 
-    def updates(self, adapter: Adapter, *, halves: bool = False) -> Updates:
-        """Return the updates of an adapter that `serves` accepts, as they are now.
-
-        halves: factors in fp32 are rounded to fp16. Rows of many adapters read little else.
-        """
+    def updates(self, adapter: Adapter) -> Updates:
+        """Return the updates of an adapter that `serves` accepts, as they are now."""
         places = _places(adapter, self._model)
         assert places is not None, "asked of `serves` first"
-        dtype = torch.float16 if halves and self._dtype() == torch.float32 else self._dtype()
-        return Updates(places, len(_stack(self._model).layers), dtype)
+        return Updates(places, len(_stack(self._model).layers), self._dtype())
 
     def _dtype(self) -> torch.dtype:
         """The format of activations, of the cache, and of the factors of updates."""
@@ -176,12 +171,6 @@ class _Read:
         cos, sin = (torch.cat([turn[i][..., :half] for turn in turns]) for i in (0, 1))
         return cos.float().contiguous(), sin.float().contiguous()
 
-    @property
-    def fixed(self) -> bool:
-        """Whether weights are multiplied in fixed point where a caller does not ask for exact numbers."""
-        packed = any(not isinstance(w, Tensor) for layer in self.model.layers for w in layer.weights)
-        return packed and native.level() in FIXED
-
     @cached_property
     def rough(self) -> Packed | None:
         """The head in 8 bits, made when it is first asked for; None where a step gains nothing by it.
@@ -189,7 +178,10 @@ class _Read:
         A base that is not packed has no numbers in fixed point, and goes without.
         """
         head = self.model.head
-        if not self.fixed or self.model.head_bias is not None:
+        packed = any(
+            not isinstance(weight, Tensor) for layer in self.model.layers for weight in layer.weights
+        )
+        if not packed or native.level() not in FIXED or self.model.head_bias is not None:
             return None
         if not isinstance(head, Tensor) or head.nbytes < LARGE_HEAD:
             return None

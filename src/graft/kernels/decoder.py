@@ -6,7 +6,6 @@ is used where this cannot be (see `graft.base.native_decoder`).
 """
 
 import ctypes
-import math
 from collections.abc import Sequence
 from ctypes import POINTER, c_float, c_int32, c_int64, c_void_p
 from dataclasses import dataclass, field
@@ -128,32 +127,22 @@ class _Batch(ctypes.Structure):
 class Updates:
     """The low-rank updates of one adapter, in memory as C reads them.
 
-    by_place: {(layer, place in LINEARS): update}.  dtype: in which the factors are kept. In fp16 each is
-    multiplied by a power of two, so that its rounding is 2^-12 of every number but the smallest.
+    by_place: {(layer, place in LINEARS): update}.  dtype: in which the factors are kept.
     """
 
     def __init__(self, by_place: dict[tuple[int, int], Update], layers: int, dtype: torch.dtype) -> None:
         self._held: list[Tensor] = []
         self._table = (_LowRank * (layers * len(LINEARS)))()
         for (layer, place), update in by_place.items():
-            A, a = _in_range(update.A.detach(), dtype)
-            B, b = _in_range(update.B.detach().T, dtype)
+            A = update.A.detach().to(dtype).contiguous()
+            B = update.B.detach().to(dtype).T.contiguous()
             self._held += [A, B]
-            entry = _LowRank(
-                A.data_ptr(), B.data_ptr(), DTYPES[dtype], len(A), math.ldexp(update.scale, -a - b)
-            )
+            entry = _LowRank(A.data_ptr(), B.data_ptr(), DTYPES[dtype], len(A), update.scale)
             self._table[layer * len(LINEARS) + place] = entry
 
     @property
     def pointer(self) -> int:
         return ctypes.addressof(self._table)
-
-
-def _in_range(factor: Tensor, dtype: torch.dtype) -> tuple[Tensor, int]:
-    """Return a factor in `dtype`, contiguous, and by which power of two it was multiplied."""
-    largest = float(factor.abs().max()) if dtype == torch.float16 and factor.numel() else 0.0
-    power = 10 - math.frexp(largest)[1] if 0 < largest < math.inf else 0  # the largest is below 2^10
-    return (factor * 2.0**power if power else factor).to(dtype).contiguous(), power
 
 
 @dataclass

@@ -63,9 +63,9 @@ def once(build: Callable[..., Made]) -> Callable[..., Made]:
 
     @cache
     @wraps(build)
-    def made(*of: Any) -> Made:
+    def made(*of: Any, **named: Any) -> Made:
         with unset_fake_temporarily(), torch.inference_mode(False):
-            return build(*of)
+            return build(*of, **named)
 
     return made
 
