@@ -57,6 +57,33 @@ static inline __m128i emulated_cvtepi32_epi8(__m512i a) {
   for (int i = 0; i < 16; i++) out[i] = (uint8_t)in[i];
   return simde_mm_loadu_si128((const simde__m128i *)out);
 }
+static inline __m256i emulated_cvtepi32_epi16(__m512i a) {
+  int32_t in[16];
+  uint16_t out[16];
+  simde_mm512_storeu_si512(in, a);
+  for (int i = 0; i < 16; i++) out[i] = (uint16_t)in[i];
+  return simde_mm256_loadu_si256((const simde__m256i *)out);
+}
+static inline __m512i emulated_maskz_loadu_epi8(uint64_t there, const void *from) {
+  uint8_t out[64] = {0};
+  for (int i = 0; i < 64; i++)
+    if (there >> i & 1) out[i] = ((const uint8_t *)from)[i];
+  return simde_mm512_loadu_si512(out);
+}
+static inline __m512 emulated_maskz_loadu_ps(uint16_t there, const float *from) {
+  float out[16] = {0};
+  for (int i = 0; i < 16; i++)
+    if (there >> i & 1) out[i] = from[i];
+  return simde_mm512_loadu_ps(out);
+}
+#undef _mm512_maskz_loadu_epi8
+#undef _mm512_maskz_loadu_ps
+#define _mm512_maskz_loadu_epi8 emulated_maskz_loadu_epi8
+#define _mm512_maskz_loadu_ps emulated_maskz_loadu_ps
+#undef _mm512_cvtepi32_epi16
+#define _mm512_cvtepi32_epi16 emulated_cvtepi32_epi16
+#undef _mm512_madd_epi16
+#define _mm512_madd_epi16 simde_mm512_madd_epi16
 #undef _mm512_cvtepi32_epi8
 #define _mm512_cvtepi32_epi8 emulated_cvtepi32_epi8
 #undef _mm512_cvtepu8_epi32

@@ -90,7 +90,7 @@ def generate(
     batch_size: texts that are written at once.  max_cache_tokens: positions of the cache, in all of these
     together; prompts wait for room.
     exact: multiply packed weights in fp32, as training does, also where the kernels are faster in fixed point
-    of 15 bits (on processors with AVX2 alone). It is always so where log-probabilities are asked for.
+    of 15 bits (on processors with AVX2 or AVX-512). It is always so where log-probabilities are asked for.
     on_text: called with (row, piece) as the texts grow; the pieces of a row are its text.
     progress: called with (texts that have ended, texts) when some have.
     sampling: the fields of `Sampling`. Raises UsageError for bad settings, DataError for a prompt beyond the
