@@ -9,9 +9,10 @@ SOURCES := src tests benchmarks examples docs
 ROOM := $(shell df --output=avail /dev/shm 2>/dev/null | tail -1)
 MEMORY := $(shell [ "0$(ROOM)" -gt 8000000 ] && mkdir -p /dev/shm/graft-tests && echo TMPDIR=/dev/shm/graft-tests)
 
-# Two processes of one thread each use two cores better than one of two. More cores: `make test WORKERS=8`.
+# Two processes of one thread each use two cores better than one of two, and threads of C that wait leave the cores to
+# others. More cores: `make test WORKERS=8`.
 WORKERS ?= 2
-PYTEST := $(MEMORY) OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
+PYTEST := $(MEMORY) OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
 .PHONY: setup demo quick test slow families faults speed check format clean
 
