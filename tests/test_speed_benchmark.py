@@ -178,16 +178,21 @@ def test_every_row_has_sides_that_exist_and_work_of_its_kind(speed):
 
 def test_the_picture_has_a_bar_for_each_side_and_a_piece_for_each_part(speed):
     lines = [
-        {"row": "qlora-15m-128", "level": "avx2", "side": side, **dict.fromkeys(speed.parts.PARTS, seconds)}
+        {
+            "row": "qlora-15m-128",
+            "cpu": "Zen",
+            "side": side,
+            **dict.fromkeys(speed.parts.PARTS, seconds),
+        }
         for side, seconds in (("graft", 0.1), ("shipped", 0.2))
     ]
-    unmeasured = {"row": "qlora-160m-128", "level": "avx2", "side": "graft"}
+    unmeasured = {"row": "qlora-160m-128", "cpu": "Zen", "side": "graft"}
     root = ElementTree.fromstring(speed.picture.svg([*lines, unmeasured]))
     pieces = [rect for rect in root.iter("{http://www.w3.org/2000/svg}rect") if len(rect)]
     assert len(pieces) == 2 * len(speed.parts.PARTS)
     assert sum(float(rect.get("width")) for rect in pieces) == pytest.approx(1.5 * speed.picture.WIDTH, abs=2)
     texts = [text.text for text in root.iter("{http://www.w3.org/2000/svg}text")]
-    assert "QLoRA 15M, T=128, avx2" in texts and "QLoRA 160M, T=128, avx2" not in texts
+    assert "QLoRA 15M, T=128, Zen" in texts and "QLoRA 160M, T=128, Zen" not in texts
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ from typing import Any
 
 from results import CIRCUMSTANCES, Row, Table, circumstances
 
-PLACE = ("cpu", "isa", *CIRCUMSTANCES)
+PLACE = ("isa", *CIRCUMSTANCES)
 SPEED = ("seconds", "seconds_low", "seconds_high", "per_s", "ratio", "ratio_low", "ratio_high", "share")
 # Seconds of a training step by part, as parts.py sorts them.
 PARTS = (
@@ -20,19 +20,6 @@ SAME = (
 LIMITS = ("machine_gflops", "machine_gb_per_s", "refused", "others")
 
 
-# The vector instructions that tell kinds of processors apart, the best first.
-LEVELS = ("amx_bf16", "avx512_bf16", "avx512f", "avx2", "asimd")
-
-
-def level(isa: str) -> str:
-    """Return the best of a processor's vector instructions.
-
-    >>> level("avx avx2 fma avx512f avx512_bf16")
-    'avx512_bf16'
-    """
-    return next((word for word in LEVELS if word in isa.split()), "none")
-
-
 def rows(run: dict[str, Any]) -> Iterator[Row]:
     """Yield a line for each side; the side that ratios are about has the number 0.
 
@@ -41,15 +28,15 @@ def rows(run: dict[str, Any]) -> Iterator[Row]:
     for number, (side, facts) in enumerate(run["sides"].items()):
         parts = {} if facts["refused"] else run["parts"].get(side, {})
         yield {
-            "row": run["name"], "level": level(run["isa"]), "number": number, "side": side,
+            "row": run["name"], "cpu": run["cpu"], "number": number, "side": side,
             "rounds": run["quiet"], **facts, **parts,
-            "cpu": run["cpu"], "isa": run["isa"], **circumstances(run),
+            "isa": run["isa"], **circumstances(run),
         }  # fmt: skip
 
 
 RESULTS = Table(
     "speed",
-    key=("row", "level", "number"),
+    key=("row", "cpu", "number"),  # kinds of processors stand beside each other
     facts=("side", "variant", "rounds", *SPEED, *PARTS, *MEMORY, *SAME, *LIMITS, *PLACE),
     rows=rows,
     named=2,

@@ -20,9 +20,9 @@ def svg(lines: Sequence[dict[str, Any]]) -> str:
     """Return the picture.  lines: those of results.csv, in the order of the page."""
     drawn, at = [_legend()], TOP
     measured = [line for line in lines if PARTS[0] in line]
-    for (row, level), group in groupby(measured, key=lambda line: (line["row"], line["level"])):
+    for (row, cpu), group in groupby(measured, key=lambda line: (line["row"], line["cpu"])):
         bars = list(group)
-        drawn.append(f'<text class="t" x="8" y="{at + 10}">{ROWS[row].title}, {level}</text>')
+        drawn.append(f'<text class="t" x="8" y="{at + 10}">{ROWS[row].title}, {cpu}</text>')
         at += 20
         longest = max(map(_length, bars))
         for line in bars:

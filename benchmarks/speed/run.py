@@ -26,7 +26,7 @@ from typing import Any
 
 sys.path.append(str(Path(__file__).parents[1] / "common"))
 import grid
-from columns import RESULTS, level
+from columns import RESULTS
 from results import RAW, write_raw
 
 LEVELS = ("avx", "avx2", "fma", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "asimd", "bf16")
@@ -51,7 +51,7 @@ def main() -> int:
 
 def _counts(line: dict[str, Any]) -> bool:
     """Return whether a row of results has speeds of a processor like this one."""
-    return not line["refused"] and line["level"] == level(processor()["isa"])
+    return not line["refused"] and line["cpu"] == processor()["cpu"]
 
 
 def _carried_out(row: grid.Row, folder: Path, raw: Path, options: argparse.Namespace) -> bool:

@@ -14,7 +14,7 @@ sys.path.append(str(Path(__file__).parents[1] / "common"))
 import grid
 import page
 import picture
-from columns import LEVELS, RESULTS
+from columns import RESULTS
 from page import markdown, measured_on
 
 Line = dict[str, Any]
@@ -40,9 +40,9 @@ def main() -> None:
     options = page.options(__doc__, Path(__file__).parent)
     lines = RESULTS.of(options.raw) if options.raw else RESULTS.read()
     order = list(grid.ROWS)
-    lines.sort(key=lambda line: (LEVELS.index(line["level"]), order.index(line["row"]), line["number"]))
+    lines.sort(key=lambda line: (line["cpu"], order.index(line["row"]), line["number"]))
     text = [head(lines)]
-    for _, group in groupby(lines, key=lambda line: line["level"]):
+    for _, group in groupby(lines, key=lambda line: line["cpu"]):
         mine = list(group)
         rows = {name: list(sides) for name, sides in groupby(mine, key=lambda line: line["row"])}
         text += [place(mine), goals(rows), sides(rows), memory(rows), same(rows)]
