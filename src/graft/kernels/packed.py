@@ -58,7 +58,7 @@ class Codebook:
 def once(build: Callable[..., Made]) -> Callable[..., Made]:
     """Make a table when it is first asked for, and keep it: real numbers, whatever mode asks first.
 
-    A table made while a plan is traced would be a fake one, and would stay it for the whole process.
+    A table made during a trace would have no memory behind it, and stay so for the whole process.
     """
 
     @cache
