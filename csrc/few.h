@@ -279,7 +279,23 @@ typedef struct {
   int64_t top, end;
 } few_span;
 
-// y[i * stride + row - first] = or += row i of x, of a span, times rows [first, last) of W.
+#if defined(LANES)
+// y[i * stride + r] = row i of x, of a span, times row first + r of W, of up to LANES.  room: for the constants.
+static void lanes_rows(const few_plan *p, const few_x *x, few_span span, int64_t first, int count, const few_space *s,
+                       float *room, float *y, int64_t stride) {
+  few_space beside = {0};  // the constants of each row in a lane
+  if (s->scales) beside.scales = lanes_apart(s->scales, count, s->chunks, room);
+  if (s->minima) beside.minima = lanes_apart(s->minima, count, s->groups, room + LANES * few_padded(s->chunks));
+  for (int64_t top = span.top, end; top < span.end; top = end) {
+    end = least(span.end, (top / FEW + 1) * FEW);
+    vf total[FEW];
+    lanes_tile(p, x, top, (int)(end - top), first, count, &beside, total);
+    for (int64_t i = top; i < end; i++) vf_store_n(y + i * stride, total[i - top], count);
+  }
+}
+#endif
+
+// y[i * stride + row - first] = or += row i of x, of a span, times rows [first, last) of W; in fixed point it is =.
 // Returns 0, or -1 without memory.
 static int few_rows(const few_plan *p, const few_x *x, few_span span, int64_t first, int64_t last, float *y,
                     int64_t stride, int add) {
@@ -288,8 +304,8 @@ static int few_rows(const few_plan *p, const few_x *x, few_span span, int64_t fi
   few_space s = {0};
   if (scaled) s.chunks = (w->columns + w->block - 1) / w->block * few_times(p);  // a last block is seen whole
   if (grouped) s.groups = (x->padded / GROUP + VW - 1) / VW * VW;
-  int64_t room = few_padded(s.chunks) + s.groups;  // of the constants of a row
-  size_t numbers = (size_t)(FEW_TILE * (s.chunks + s.groups + (p->fixed ? room : 0)) + x->padded);
+  int64_t beside = p->fixed ? few_padded(s.chunks) + s.groups : 0;  // the constants of a row once more, for `lanes_rows`
+  size_t numbers = (size_t)(FEW_TILE * (s.chunks + s.groups + beside) + x->padded);
   float *own = scratch_of(&few_own, sizeof(float) * numbers + sizeof(vf) * FEW * FEW_TILE);
   if (!own) return -1;
   vf *total = (vf *)own;
@@ -304,26 +320,14 @@ static int few_rows(const few_plan *p, const few_x *x, few_span span, int64_t fi
     if (ready) s.scales = (const float *)w->absmax + at * s.chunks;
     else if (scaled) few_constants(p, at, count, s.groups, scales, minima);
 #if defined(LANES)
-    few_space beside = s;  // the constants of each row in a lane
-    float *apart = s.decoded + x->padded;
-    if (p->fixed && scaled) {
-      beside.scales = lanes_apart(s.scales, count, s.chunks, apart);
-      if (grouped) beside.minima = lanes_apart(minima, count, s.groups, apart + FEW_TILE * few_padded(s.chunks));
+    if (p->fixed) {
+      lanes_rows(p, x, span, at, count, &s, s.decoded + x->padded, y + at - first, stride);
+      continue;
     }
 #endif
     for (int64_t top = span.top, end; top < span.end; top = end) {
       end = least(span.end, (top / FEW + 1) * FEW);
       int m = (int)(end - top);
-#if defined(LANES)
-      if (p->fixed) {
-        lanes_tile(p, x, top, m, at, count, &beside, total);
-        for (int i = 0; i < m; i++) {
-          float *out = y + (top + i) * stride + at - first;
-          vf_store_n(out, add ? vf_load_n(out, count) + total[i] : total[i], count);
-        }
-        continue;
-      }
-#endif
       few_tile(p, x, top, m, at, count, &s, total);
       for (int r = 0; r < count; r++) {
         float factor = w->kind == W_INT8 ? ((const float *)w->absmax)[at + r] / 127 : 1.0f;

@@ -44,7 +44,7 @@ typedef struct {
 // Levels as whole numbers up to `top`; returns the unit of which they are multiples. Of some units the one that rounds
 // least: whole levels stay exact, and so do those of FP4, which are multiples of 1/192.
 INLINE float fixed_levels(const float *levels, float top, int16_t whole[16]) {
-  float most = 0, best = INFINITY, units = 0;
+  float most = 1e-3f, best = INFINITY, units = 1;  // zeros alone have no unit of their own
   for (int i = 0; i < 16; i++) most = fmaxf(most, fabsf(levels[i]));
   for (float of = floorf(top / most), last = fmaxf(of - 256, 1); of >= last; of--) {
     float error = 0;
