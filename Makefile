@@ -4,15 +4,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := src tests benchmarks examples docs
 
-# Tests write files and have them synced to the disk, tens of thousands of times: in memory, where there is room,
-# nothing waits for the disk.
+# `make test` writes its files into memory, where there is room: they are synced tens of thousands of times, and there
+# nothing waits for the disk. They are removed if all tests pass.
 ROOM := $(shell df --output=avail /dev/shm 2>/dev/null | tail -1)
-MEMORY := $(shell [ "0$(ROOM)" -gt 8000000 ] && mkdir -p /dev/shm/graft-tests && echo TMPDIR=/dev/shm/graft-tests)
+FILES := $(shell [ "0$(ROOM)" -gt 8000000 ] && echo /dev/shm/graft-tests-$$PPID)
 
 # Two processes of one thread each use two cores better than one of two, and threads of C that wait leave the cores to
 # others. More cores: `make test WORKERS=8`.
 WORKERS ?= 2
-PYTEST := $(MEMORY) OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
+PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
 .PHONY: setup demo quick test slow families faults speed check format clean
 
@@ -38,7 +38,9 @@ quick: $(VENV)/dev
 	$(PYTEST) -m quick tests/contract tests/test_*.py
 
 test: setup
-	$(PYTEST) -m "not slow"
+	$(if $(FILES),mkdir $(FILES))
+	$(if $(FILES),TMPDIR=$(FILES)) $(PYTEST) -m "not slow"
+	-$(if $(FILES),rm -rf $(FILES))
 
 slow: setup
 	$(BIN)/python -m pytest -m slow
