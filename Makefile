@@ -43,7 +43,7 @@ test: setup
 	-$(if $(FILES),rm -rf $(FILES))
 
 slow: setup
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow --timeout=0
 
 # The C kernels with sanitizers, then with AVX-512 emulated (needs SIMD Everywhere: Debian's libsimde-dev).
 kernels: setup
