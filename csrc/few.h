@@ -191,11 +191,13 @@ static void few_constants(const few_plan *p, int64_t row, int64_t count, int64_t
     for (int64_t i = 0; i < times; i++) scales[b * times + i] = out[b];
 }
 
-// Where the constants of some rows of W lie.  chunks, groups: scales and minima of a row.
+// Some rows of W: their codes, but for those that are decoded, and where their constants lie.
+// chunks, groups: scales and minima of a row.  down, along: see `few_run`.
 typedef struct {
+  const uint8_t *codes;
   const float *scales, *minima;
   float *decoded;
-  int64_t chunks, groups;
+  int64_t chunks, groups, down, along;
 } few_space;
 
 // x from `at` on, in the order that a weight wants.
@@ -211,9 +213,9 @@ static void lanes_tile(const few_plan *p, const few_x *x, int64_t top, int m, in
   const graft_weight *w = p->weight;
   int64_t together = least(FEW, x->m - top / FEW * FEW);
   few_run run = {
-      .rows = count, .row_bytes = p->row_bytes, .codes = (const uint8_t *)w->codes + first * p->row_bytes,
-      .scales = s->scales, .x = few_numbers(p, x, few_at(x, top, 0)), .units = x->units + few_unit_at(x, top, 0),
-      .step = together * CHUNK, .apart = together, .columns = w->columns, .total = total};
+      .rows = LANES, .row_bytes = p->row_bytes, .codes = s->codes, .scales = s->scales, .down = LANES * s->chunks,
+      .x = few_numbers(p, x, few_at(x, top, 0)), .units = x->units + few_unit_at(x, top, 0), .step = together * CHUNK,
+      .apart = together, .columns = w->columns, .total = total};
   memset(total, 0, sizeof(vf) * (size_t)m);
   fixed_functions[p->kind == F_INT8 ? 2 : p->chunk == CHUNK][m - 1](&p->table, &run);
   vf factor = vf_set(p->kind == F_INT8 ? 1.0f / 127 : p->table.unit);
@@ -226,12 +228,11 @@ static void lanes_tile(const few_plan *p, const few_x *x, int64_t top, int m, in
 #endif
 
 // The partial sums of rows [top, top + m) of x, of one group, with up to FEW_TILE rows of W: (count, m).
-static void few_tile(const few_plan *p, const few_x *x, int64_t top, int m, int64_t first, int count, const few_space *s,
-                     vf *total) {
+static void few_tile(const few_plan *p, const few_x *x, int64_t top, int m, int count, const few_space *s, vf *total) {
   const graft_weight *w = p->weight;
   int64_t together = least(FEW, x->m - top / FEW * FEW);
   int64_t part = FEW_CACHED / m / CHUNK * CHUNK;
-  const uint8_t *codes = p->decoded ? (const uint8_t *)s->decoded : (const uint8_t *)w->codes + first * p->row_bytes;
+  const uint8_t *codes = p->decoded ? (const uint8_t *)s->decoded : s->codes;
   few_function *run = few_functions[p->chunk == CHUNK][p->kind][m - 1];
 #if FIXED && !defined(LANES)
   if (p->fixed) run = fixed_functions[p->kind == F_INT8 ? 2 : p->chunk == CHUNK][m - 1];
@@ -240,9 +241,10 @@ static void few_tile(const few_plan *p, const few_x *x, int64_t top, int m, int6
   for (int64_t from = 0; from < w->columns; from += part) {
     int64_t to = least(from + part, w->columns), even = to / CHUNK * CHUNK;
     few_run of = {
-        .rows = count, .row_bytes = p->row_bytes, .chunks = s->chunks, .codes = codes + few_bytes(p->kind, from),
-        .scales = s->scales ? s->scales + from / p->chunk : 0, .step = together * CHUNK, .apart = together,
-        .columns = even - from, .total = total, .x = few_numbers(p, x, few_at(x, top, from))};
+        .rows = count, .row_bytes = p->row_bytes, .down = s->down, .along = s->along,
+        .codes = codes + few_bytes(p->kind, from), .scales = s->scales ? s->scales + from / p->chunk * s->along : 0,
+        .step = together * CHUNK, .apart = together, .columns = even - from, .total = total,
+        .x = few_numbers(p, x, few_at(x, top, from))};
     if (p->fixed) of.units = x->units + few_unit_at(x, top, from / CHUNK);
     run(&p->table, &of);
     if (even == to) continue;
@@ -255,9 +257,9 @@ static void few_tile(const few_plan *p, const few_x *x, int64_t top, int m, int6
       int64_t before = few_bytes(p->kind, even);
       memcpy(rest, codes + r * p->row_bytes + before, (size_t)(p->row_bytes - before));
       float scales[2] = {0};  // of the parts of this chunk; a row may end before the second
-      int64_t left = s->chunks - even / p->chunk;
-      if (s->scales) memcpy(scales, s->scales + (r + 1) * s->chunks - left, sizeof(float) * (size_t)least(left, 2));
-      if (s->scales) last.scales = scales;
+      for (int64_t c = even / p->chunk, i = 0; s->scales && c + i < s->chunks && i < 2; i++)
+        scales[i] = s->scales[r * s->down + (c + i) * s->along];
+      if (s->scales) last.scales = scales, last.along = 1;
       run(&p->table, &last);
     }
   }
@@ -283,8 +285,8 @@ typedef struct {
 // y[i * stride + r] = row i of x, of a span, times row first + r of W, of up to LANES.  room: for the constants.
 static void lanes_rows(const few_plan *p, const few_x *x, few_span span, int64_t first, int count, const few_space *s,
                        float *room, float *y, int64_t stride) {
-  few_space beside = {0};  // the constants of each row in a lane
-  if (s->scales) beside.scales = lanes_apart(s->scales, count, s->chunks, room);
+  few_space beside = {.codes = s->codes, .chunks = s->chunks};  // the constants of each row in a lane
+  if (s->scales) beside.scales = p->weight->tiled ? s->scales : lanes_apart(s->scales, count, s->chunks, room);
   if (s->minima) beside.minima = lanes_apart(s->minima, count, s->groups, room + LANES * few_padded(s->chunks));
   for (int64_t top = span.top, end; top < span.end; top = end) {
     end = least(span.end, (top / FEW + 1) * FEW);
@@ -296,16 +298,19 @@ static void lanes_rows(const few_plan *p, const few_x *x, few_span span, int64_t
 #endif
 
 // y[i * stride + row - first] = or += row i of x, of a span, times rows [first, last) of W; in fixed point it is =.
-// Returns 0, or -1 without memory.
+// Of a weight in tiles, `first` is the first row of one. Returns 0, or -1 without memory.
 static int few_rows(const few_plan *p, const few_x *x, few_span span, int64_t first, int64_t last, float *y,
                     int64_t stride, int add) {
   const graft_weight *w = p->weight;
   int scaled = !p->decoded && (w->kind == W_LEVELS4 || w->kind == W_GROUPS), grouped = scaled && w->kind == W_GROUPS;
   few_space s = {0};
   if (scaled) s.chunks = (w->columns + w->block - 1) / w->block * few_times(p);  // a last block is seen whole
+  if (w->tiled) s.chunks = x->padded / p->chunk;
+  s.down = w->tiled ? 1 : s.chunks, s.along = w->tiled ? FEW_TILE : 1;
   if (grouped) s.groups = (x->padded / GROUP + VW - 1) / VW * VW;
   int64_t beside = p->fixed ? few_padded(s.chunks) + s.groups : 0;  // the constants of a row once more, for `lanes_rows`
-  size_t numbers = (size_t)(FEW_TILE * (s.chunks + s.groups + beside) + x->padded);
+  int64_t rest = p->fixed && (last - first) % FEW_TILE ? FEW_TILE * p->row_bytes / 4 : 0;  // codes of a last tile
+  size_t numbers = (size_t)(FEW_TILE * (s.chunks + s.groups + beside) + x->padded + rest);
   float *own = scratch_of(&few_own, sizeof(float) * numbers + sizeof(vf) * FEW * FEW_TILE);
   if (!own) return -1;
   vf *total = (vf *)own;
@@ -313,22 +318,26 @@ static int few_rows(const few_plan *p, const few_x *x, few_span span, int64_t fi
   s.decoded = minima + FEW_TILE * s.groups;
   if (scaled) s.scales = scales;
   if (grouped) s.minima = minima;
-  int tile = p->decoded ? 1 : FEW_TILE, ready = scaled && !grouped && !w->nested_levels && few_times(p) == 1;
+  int tile = p->decoded ? 1 : FEW_TILE, plain = !grouped && !w->nested_levels && few_times(p) == 1;
+  int ready = scaled && (w->tiled || plain);
   for (int64_t at = first; at < last; at += tile) {
     int count = (int)least(tile, last - at);
+    s.codes = (const uint8_t *)w->codes + at * p->row_bytes;
     if (p->decoded) decode_row(w, at, 0, w->columns, s.decoded);
     if (ready) s.scales = (const float *)w->absmax + at * s.chunks;
     else if (scaled) few_constants(p, at, count, s.groups, scales, minima);
 #if defined(LANES)
     if (p->fixed) {
-      lanes_rows(p, x, span, at, count, &s, s.decoded + x->padded, y + at - first, stride);
+      float *room = s.decoded + x->padded;
+      if (count < LANES) s.codes = memcpy(room + FEW_TILE * beside, s.codes, (size_t)(count * p->row_bytes));
+      lanes_rows(p, x, span, at, count, &s, room, y + at - first, stride);
       continue;
     }
 #endif
     for (int64_t top = span.top, end; top < span.end; top = end) {
       end = least(span.end, (top / FEW + 1) * FEW);
       int m = (int)(end - top);
-      few_tile(p, x, top, m, at, count, &s, total);
+      few_tile(p, x, top, m, count, &s, total);
       for (int r = 0; r < count; r++) {
         float factor = w->kind == W_INT8 ? ((const float *)w->absmax)[at + r] / 127 : 1.0f;
         for (int i = 0; i < m; i++) {

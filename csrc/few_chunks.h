@@ -169,7 +169,8 @@ INLINE void values32(int kind, const nibbles *t, const uint8_t *codes, vf w[GROU
 
 // Some rows of codes times m rows of x.
 typedef struct {
-  int64_t rows, row_bytes, chunks;  // chunks: how many scales further those of the next row are
+  int64_t rows, row_bytes;
+  int64_t down, along;              // how many scales further those of the next row (LANES rows) and chunk are
   const uint8_t *codes;
   const float *scales;              // of each chunk; NULL: 1
   const void *x;                    // CHUNK columns of each row, and `step` numbers further the next CHUNK
@@ -184,7 +185,7 @@ typedef void few_function(const nibbles *t, const few_run *run);
 INLINE void few_chunks(int kind, int m, int chunk, const nibbles *t, const few_run *run) {
   for (int64_t r = 0; r < run->rows; r++) {
     const uint8_t *codes = run->codes + r * run->row_bytes;
-    const float *scales = run->scales ? run->scales + r * run->chunks : 0, *x = run->x;
+    const float *scales = run->scales ? run->scales + r * run->down : 0, *x = run->x;
     vf all[FEW];
 #pragma GCC unroll 8
     for (int i = 0; i < m; i++) all[i] = run->total[r * m + i];
@@ -207,7 +208,8 @@ INLINE void few_chunks(int kind, int m, int chunk, const nibbles *t, const few_r
               sum[i] = g + j ? vf_fma(w[j], of, sum[i]) : w[j] * of;
             }
         }
-        vf scale = vf_set(scales ? *scales++ : 1.0f);
+        vf scale = vf_set(scales ? *scales : 1.0f);
+        scales += scales ? run->along : 0;
 #pragma GCC unroll 8
         for (int i = 0; i < m; i++) all[i] = vf_fma(scale, sum[i], all[i]);
       }
@@ -247,7 +249,7 @@ INLINE void fixed64(const nibbles *t, const uint8_t *codes, __m256i w[4]) {
 INLINE void fixed_chunks(int bits, int m, int chunk, const nibbles *t, const few_run *run) {
   for (int64_t r = 0; r < run->rows; r++) {
     const uint8_t *codes = run->codes + r * run->row_bytes;
-    const float *scales = bits == 8 ? 0 : run->scales + r * run->chunks, *units = run->units;
+    const float *scales = bits == 8 ? 0 : run->scales + r * run->down, *units = run->units;
     const int16_t *x = run->x;
     vf all[FEW];
 #pragma GCC unroll 8
@@ -261,8 +263,8 @@ INLINE void fixed_chunks(int bits, int m, int chunk, const nibbles *t, const few
         for (int j = 0; j < 4; j++) w[j] = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)codes + j));
       } else {
         fixed64(t, codes, w);
-        if (chunk == GROUP) scale = (vf)_mm256_insertf128_ps((__m256)scale, _mm_set1_ps(scales[1]), 1);
-        scales += CHUNK / chunk;
+        if (chunk == GROUP) scale = (vf)_mm256_insertf128_ps((__m256)scale, _mm_set1_ps(scales[run->along]), 1);
+        scales += CHUNK / chunk * run->along;
       }
       codes += CHUNK * bits / 8;
 #pragma GCC unroll 8

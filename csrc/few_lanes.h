@@ -34,13 +34,14 @@ INLINE __m512i lanes_pair(int bits, int which, const nibbles *t, __m512i bytes) 
   return _mm512_permutexvar_epi16(shift[which] ? _mm512_srli_epi16(bytes, shift[which]) : bytes, t->fixed);
 }
 
-// 64 bytes of every row from `at` on, or those that it has, as 16 vectors of 4 bytes of every row.
-INLINE void lanes_load(const uint8_t *const rows[LANES], int64_t at, int64_t row_bytes, vf codes[LANES]) {
-  int64_t left = row_bytes - at;
+// 64 bytes of every row, or the `left` ones that it has, as 16 vectors of 4 bytes of every row.
+INLINE void lanes_load(const uint8_t *rows, int64_t row_bytes, int64_t left, vf codes[LANES]) {
   __mmask64 there = left >= 64 ? ~(__mmask64)0 : ((__mmask64)1 << left) - 1;
+#pragma GCC unroll 16
   for (int r = 0; r < LANES; r++) {
-    __builtin_prefetch(rows[r] + at + LANES * row_bytes, 0, 2);
-    codes[r] = (vf)_mm512_maskz_loadu_epi8(there, rows[r] + at);
+    __builtin_prefetch(rows + (LANES + r) * row_bytes, 0, 2);
+    const uint8_t *row = rows + r * row_bytes;
+    codes[r] = (vf)(left >= 64 ? _mm512_loadu_si512(row) : _mm512_maskz_loadu_epi8(there, row));
   }
   vf_transpose(codes);
 }
@@ -55,13 +56,16 @@ INLINE void lanes_sum(int bits, int m, const nibbles *t, const vf *codes, const 
 #pragma GCC unroll 4
     for (int k = 0; k < chains; k++) sum[i][k] = _mm512_setzero_si512();
 #pragma GCC unroll 4
-  for (int word = 0; word < words; word++, x += 2 * pairs)
+  for (int word = 0; word < words; word++, x += 2 * pairs) {
+    __m512i bytes = (__m512i)codes[word];
+    IN_REGISTER(bytes);  // or every pair loads it again
 #pragma GCC unroll 4
     for (int k = 0; k < pairs; k++) {
-      __m512i w = lanes_pair(bits, k, t, (__m512i)codes[word]);
+      __m512i w = lanes_pair(bits, k, t, bytes);
 #pragma GCC unroll 8
       for (int i = 0; i < m; i++) sum[i][k % chains] = lanes_add(sum[i][k % chains], w, x + i * CHUNK + 2 * k);
     }
+  }
 #pragma GCC unroll 8
   for (int i = 0; i < m; i++) {
     all[i] = sum[i][0];
@@ -70,26 +74,31 @@ INLINE void lanes_sum(int bits, int m, const nibbles *t, const vf *codes, const 
   }
 }
 
-// `few_chunks` for up to LANES rows of W.  total: (m,).  bits: of a code; those of 8 have no scales.
+// `few_chunks` for LANES rows of W.  total: (m,).  bits: of a code; those of 8 have no scales.
 INLINE void fixed_chunks(int bits, int m, int chunk, const nibbles *t, const few_run *run) {
   const int group = bits == 8 ? CHUNK : GROUP, block = 512 / bits;  // columns of a sum, and of a whole vector
-  const uint8_t *rows[LANES];  // the last one again where there are fewer
-  for (int r = 0; r < LANES; r++) rows[r] = run->codes + least(r, run->rows - 1) * run->row_bytes;
   const float *scales = run->scales, *units = run->units;
   const int16_t *x = run->x;
   for (int64_t c = 0; c < run->columns; c += block) {
     vf codes[LANES];
-    lanes_load(rows, c * bits / 8, run->row_bytes, codes);
-    for (int64_t from = 0; from < block && c + from < run->columns; from += CHUNK, x += run->step, units += run->apart)
+    lanes_load(run->codes + c * bits / 8, run->row_bytes, run->row_bytes - c * bits / 8, codes);
+#pragma GCC unroll 2
+    for (int64_t from = 0; from < block; from += CHUNK, x += run->step, units += run->apart) {
+      if (c + from >= run->columns) break;
+#pragma GCC unroll 2
       for (int g = 0; g < CHUNK; g += group) {
         __m512i sum[FEW];
         lanes_sum(bits, m, t, codes + (from + g) * bits / 32, x + g, sum);
         vf scale = scales ? vf_load(scales) : vf_set(1.0f);
-        if (scales && (g + group) % chunk == 0) scales += LANES;
+        if (scales && (g + group) % chunk == 0) {
+          __builtin_prefetch(scales + run->down, 0, 2);
+          scales += LANES;
+        }
 #pragma GCC unroll 8
         for (int i = 0; i < m; i++)
           run->total[i] = vf_fma(scale * vf_set(units[i]), vf_float((vi)sum[i]), run->total[i]);
       }
+    }
   }
 }
 

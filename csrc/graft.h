@@ -28,6 +28,8 @@ typedef struct {
   float nested_offset;
   const uint16_t *scale;       // W_GROUPS: (rows, blocks) fp16
   const uint16_t *minimum;     // W_GROUPS: (rows, blocks) fp16
+  int64_t tiled;               // of W_LEVELS4: absmax is float (tiles of 16 rows, chunks of a row, 16), a chunk for each 64
+                               //   columns, or 32 where 64 do not divide the block; for the decoder alone
 } graft_weight;
 
 // One term of a sum of products: scale * x W^T, or scale * x W.

@@ -37,6 +37,13 @@ typedef int32_t vi __attribute__((vector_size(4 * VW)));
 typedef uint32_t vu __attribute__((vector_size(4 * VW)));
 typedef uint16_t vh __attribute__((vector_size(2 * VW)));  // half of its width: 16-bit numbers
 
+// Keep a vector in a register, where the compiler would rather load it again for each use.
+#if defined(AVX512) && !defined(EMULATE_AVX512)
+#define IN_REGISTER(v) __asm__("" : "+v"(v))
+#else
+#define IN_REGISTER(v) (void)0
+#endif
+
 // Memory
 
 INLINE vf vf_load(const float *p) { vf v; memcpy(&v, p, sizeof v); return v; }

@@ -129,8 +129,8 @@ def with_adapters(count, family="llama", scheme=None):
 @pytest.mark.parametrize(
     "scheme",
     [
-        Scheme("nf4"), Scheme("nf4", 32), Scheme("fp4"), Scheme("int4", 34), Scheme("int4", 64),
-        Scheme("int8"),
+        Scheme("nf4"), Scheme("nf4", 32), Scheme("nf4", 96), Scheme("nf4", 256), Scheme("fp4"),
+        Scheme("int4", 34), Scheme("int4", 64), Scheme("int8"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("inner", [64, 84, 100, 256])
@@ -145,6 +145,20 @@ def test_fixed_point_is_within_its_rounding_and_exact_elsewhere(level, scheme, i
     assert (exact - fixed).abs().max() <= 3e-4 * exact.abs().max()
     wanted = by_forward(base, prompt, answer)
     assert torch.allclose(fixed.log_softmax(1), wanted.log_softmax(1), atol=1e-3)
+
+
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("inner", [84, 96, 128])
+@pytest.mark.parametrize(
+    "scheme", [Scheme("nf4"), Scheme("nf4", 32), Scheme("nf4", 64, double=False), Scheme("fp4", 128)]
+)
+def test_where_scales_lie_changes_no_bit(level, scheme, inner, exact, monkeypatch):
+    model = tiny_model("llama", intermediate_size=inner)
+    quantise_model(model, scheme)
+    base = Base(model)
+    in_tiles = logits_of(stepper(base, exact), PROMPTS[2], [5, 6, 7])
+    monkeypatch.setattr(native_decoder, "DECODED", 0)  # no room for other scales than the weight's own
+    assert torch.equal(logits_of(stepper(base, exact), PROMPTS[2], [5, 6, 7]), in_tiles)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

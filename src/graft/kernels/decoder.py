@@ -13,10 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from graft.kernels import native
 from graft.kernels.native import DTYPES, Weight, address
 from graft.kernels.packed import Grouped, Packed
+from graft.kernels.reference import fp32_absmax
 
 LINEARS = ("q", "k", "v", "o", "gate", "up", "down")
 ACTIVATIONS = ("silu", "gelu_tanh")
@@ -24,7 +26,27 @@ DIM = 16  # heads in the cache are padded to a multiple of it
 MOST_ROWS = 32  # of one call: more would leave the caches
 FIXED = ("avx2", "avx512", "avx512_bf16")  # levels that multiply codes in fixed point: see csrc/few_chunks.h
 
+TILE, CHUNK = 16, 64  # rows and columns that few_rows of csrc/few.h takes together
+
 Matrix = Packed | Grouped | Tensor
+
+
+def tileable(weight: Packed) -> bool:
+    """Return whether `in_tiles` can be had: of codes of 4 bits that are decoded by chunks."""
+    return weight.codebook is not None and weight.block % (CHUNK // 2) == 0
+
+
+def in_tiles(weight: Packed) -> Packed:
+    """Return a weight whose scales lie as a step reads them: (tiles of 16 rows, chunks, 16) in fp32.
+
+    A chunk is 64 columns, or 32 where 64 do not divide the block. Zeros fill the last tile and chunk.
+    """
+    chunk = CHUNK if weight.block % CHUNK == 0 else CHUNK // 2
+    scales = fp32_absmax(weight).repeat_interleave(weight.block // chunk, dim=1)
+    chunks = -(-weight.columns // CHUNK) * CHUNK // chunk
+    scales = F.pad(scales[:, :chunks], (0, max(chunks - scales.shape[1], 0), 0, -len(scales) % TILE))
+    tiles = scales.unflatten(0, (-1, TILE)).transpose(1, 2).contiguous()
+    return weight._replace(absmax=tiles, nested=None)
 
 
 @dataclass(frozen=True)

@@ -181,6 +181,7 @@ class Weight(ctypes.Structure):
         ("nested_offset", ctypes.c_float),
         ("scale", ctypes.c_void_p),
         ("minimum", ctypes.c_void_p),
+        ("tiled", ctypes.c_int64),
     )
 
 
@@ -213,7 +214,8 @@ def weight(of: Packed | Grouped | Tensor) -> Weight:
         return Weight(INT8, 8, rows, of.columns, 0, codes, absmax)
     levels4 = of.codebook.levels(cpu).data_ptr()
     if of.nested is None:
-        return Weight(LEVELS4, 4, rows, of.columns, of.block, codes, absmax, levels4)
+        tiled = of.absmax.dim() == 3
+        return Weight(LEVELS4, 4, rows, of.columns, of.block, codes, absmax, levels4, tiled=tiled)
     nested = of.nested
     book = nested.codebook.levels(cpu).data_ptr()
     return Weight(
