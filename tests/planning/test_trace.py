@@ -4,9 +4,11 @@ import gc
 
 import pytest
 import torch
-from transformers import AutoConfig, LlamaConfig
+from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
 
-from graft.kernels import measure
+from graft.base.native_decoder import NativeDecoder
+from graft.kernels import measure, native
+from graft.kernels.decoder import FIXED
 from graft.methods.full import Full
 from graft.methods.lora import LoRA
 from graft.planning import held as holding
@@ -16,7 +18,7 @@ from graft.planning.held import held_by, packed_weights
 from graft.planning.ledger import Ledger
 from graft.planning.sketch import Step, Traced, attached, run_step, sketch, stored, unreal, weights
 from graft.planning.trace import Shape, trace, writing
-from graft.quant import quantise_model
+from graft.quant import Scheme, quantise_model
 from graft.recipe import read
 from graft.stages.sft import SFT
 from graft.stages.stage import find, stage_of
@@ -145,6 +147,27 @@ def test_writing_takes_the_memory_of_the_decoders_cache():
     )  # keys and values: blocks, answers, heads, positions, width
     assert writing(stage, config, 32, torch.float32) == cache + 4 * 4 * 6 * 500
     assert writing(SFT, config, 32, torch.float32) == 0
+
+
+@pytest.mark.skipif(native.level() not in FIXED, reason="the kernels have no fixed point here")
+def test_what_the_decoder_keeps_of_a_base_is_counted_where_texts_are_written():
+    config = LlamaConfig(
+        num_hidden_layers=2, hidden_size=160, num_attention_heads=4, intermediate_size=320, vocab_size=32_000
+    )
+    model = LlamaForCausalLM(config).bfloat16().float()
+    quantise_model(model, Scheme("nf4"))
+    decoder = NativeDecoder(model.eval())
+    assert decoder.stepper({}) is not None, decoder.reason
+    read = decoder._read
+    kept = [weight.absmax for layer in read.model.layers for weight in layer.weights]
+    kept += [read.model.head, read.rough.codes, read.rough.absmax]
+    loading = PLAIN | {"quant": "nf4"}
+    silent, writing = (
+        trace(config, [LoRA()], Shape(rows=1, length=8, writes=writes), loading, brief=True).beside
+        for writes in (False, True)
+    )
+    assert silent == 0
+    assert writing == pytest.approx(sum(tensor.nbytes for tensor in kept), rel=0.02)
 
 
 def test_adapters_that_pay_lie_beside_the_one_that_is_trained(tmp_path):

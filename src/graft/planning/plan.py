@@ -138,6 +138,7 @@ def shape_of(recipe: Recipe) -> Shape:
         step_rows=train.batch_size,
         steps=train.max_steps or steps_of(recipe, stage),
         beside=beside(recipe, stage),
+        writes=stage.online or bool(train.samples),
     )
 
 

@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 
+from graft.base.native_decoder import DECODED, LARGE_HEAD
 from graft.core.method import Method
 from graft.core.positions import context_length
 from graft.objectives.lm import CHUNK
-from graft.planning.costs import Facts, Law
+from graft.planning.costs import Facts, Held, Law
 from graft.planning.held import held_by
 from graft.planning.sketch import Step, Traced, depth_of
 from graft.recipe import Recipe
@@ -33,6 +34,7 @@ class Shape:
     budget: bytes of optimizer states that a paged optimizer keeps resident.
     stage: makes the batch and its loss.  step_rows: of an optimizer step, 0: those of a micro-batch.
     steps: of the run, None if that is not known.  beside: bytes of adapters beside the trained one.
+    writes: whether texts are written between steps.
     """
 
     rows: int = 2
@@ -45,6 +47,7 @@ class Shape:
     step_rows: int = 0
     steps: int | None = None
     beside: int = 0
+    writes: bool = False
 
     def step(self, rows: int | None = None) -> Step:
         """Return one micro-batch of this shape, or of so many rows."""
@@ -66,6 +69,7 @@ def trace(
     if limit is not None:
         limit -= traced.taken
     plain = replace(shape, checkpointing=False)
+    by_kernels = shape.writes and not torch.cuda.is_available()
     return Facts(
         base=config.model_type,
         held=held,
@@ -81,7 +85,7 @@ def trace(
         law=Law(0.0, 0.0, 0.0) if brief else _law(traced, shape, limit),
         recomputed=run if shape.checkpointing else traced.cost(replace(shape, checkpointing=True).step()),
         evaluation=traced.cost(plain.step(_read_at_once(shape)), training=False),
-        beside=shape.beside,
+        beside=shape.beside + (copies(held, config, loading) if by_kernels else 0),
         writing=writing(stage, config, shape.length, loading["dtype"]),
         positions=context_length(config),
     )
@@ -126,6 +130,16 @@ def writing(stage: Stage, config: Any, length: int, dtype: torch.dtype) -> int:
     shared = getattr(text, "num_key_value_heads", None) or heads
     cached = 2 * depth_of(config) * rows * shared * (length - 1) * -(-width // PADDED) * PADDED
     return int(cached * dtype.itemsize + CHOOSING * 4 * rows * text.vocab_size)
+
+
+def copies(held: Held, config: Any, loading: dict[str, Any]) -> int:
+    """Return the bytes that the native decoder has of its own: scales, the head in 16 and in 8 bits."""
+    text = config.get_text_config()
+    head = getattr(text, "vocab_size", 0) * getattr(text, "hidden_size", 0)
+    blocks = held.parameters - (1 if getattr(text, "tie_word_embeddings", True) else 2) * head
+    scales = min(4 * blocks // 64, DECODED) if loading["quant"] in ("nf4", "fp4") else 0
+    rough = head if loading["quant"] != "none" and 2 * head >= LARGE_HEAD else 0
+    return int(scales + rough + (2 * head if loading["dtype"] == torch.float32 else 0))
 
 
 def beside(recipe: Recipe, stage: Stage) -> int:
