@@ -211,3 +211,12 @@ def test_the_last_finished_stage_stands_for_a_chain(file, tmp_path):
     assert (
         last_finished(str(home / "judge")) == str(home / "judge") and last_finished("seedling") == "seedling"
     )
+
+
+@pytest.mark.parametrize(
+    "stages", ["[1]", "[{name: ../away}]", "[{stage: sft}]", "[null]", "[[sft]]", "[{name: 3}]"]
+)
+def test_a_folder_whose_stages_have_no_names_is_named(tmp_path, stages):
+    (tmp_path / "recipe.yaml").write_text(f"stages: {stages}\n")
+    with pytest.raises(UsageError, match=r"recipe\.yaml has a stage without a name"):
+        last_finished(str(tmp_path))

@@ -1,5 +1,6 @@
 import json
 import os
+import warnings
 
 import pytest
 
@@ -28,6 +29,33 @@ def test_adapters_and_runs_are_found_by_the_names_of_their_folders(root):
     found = found_in(root)
     assert list(found) == ["run", "sql"] and found["run"].folder == root / "run" / "adapter"
     assert found["sql"].kind == "lora" and len(found["sql"].digest) == 128
+
+
+def test_a_chain_is_served_by_its_last_finished_stage(root):
+    for stage in ("sft", "dpo"):
+        os.makedirs(root / "life" / stage)
+        (root / "life" / stage / "finished.json").write_text("{}")
+        (root / "run" / "adapter").rename(root / "life" / stage / "adapter")
+        tiny_base().attach("run", LoRA(r=3)).save(root / "run" / "adapter")
+    (root / "life" / "recipe.yaml").write_text("stages: [{name: sft}, {name: dpo}]\n")
+    assert look(root, "life").folder == root / "life" / "dpo" / "adapter"
+    (root / "life" / "dpo" / "finished.json").unlink()
+    assert look(root, "life").folder == root / "life" / "sft" / "adapter"
+    (root / "life" / "sft" / "finished.json").unlink()
+    with pytest.warns(Notice, match="none of the stages in .*life has finished: it is not served"):
+        assert list(found_in(root)) == ["run", "sql"]
+
+
+@pytest.mark.parametrize(
+    "broken", ["stages: [{name: ../../outside}]", "stages: [1]", "stages: {", "stages: 3", "[1]"]
+)
+def test_a_recipe_of_a_chain_leads_nowhere_else(root, tmp_path, broken):
+    (root / "run" / "adapter").rename(tmp_path / "outside")
+    (tmp_path / "outside" / "finished.json").write_text("{}")
+    (root / "run" / "recipe.yaml").write_text(broken)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Notice)
+        assert list(found_in(root)) == ["sql"]
 
 
 @pytest.mark.filterwarnings("error::graft.errors.Notice")

@@ -17,10 +17,11 @@ A stage's `adapter` and `rewards` may name an earlier stage instead of a folder.
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from graft.errors import UsageError
 from graft.recipe import Recipe, refusal, text_of
-from graft.recipe.chain_reader import Reader
+from graft.recipe.chain_reader import NAME, Reader
 from graft.recipe.settings import Settings
 from graft.recipe.text import emit, inline, read_text
 from graft.recipe.tree import explain
@@ -102,10 +103,26 @@ def read_chain(
 
 
 def stages_in(folder: Path) -> list[Path]:
-    """Return the folders of the stages of a chain's folder; none for any other folder."""
+    """Return the folders of the stages of a chain's folder; none for any other folder.
+
+    Raises UsageError for a recipe that cannot be read, or whose stages have no names.
+    """
     file = folder / "recipe.yaml"
     entries = read_text(file).settings.get("stages") if file.is_file() else None
-    return [folder / str(entry["name"]) for entry in entries] if isinstance(entries, list) else []
+    if not isinstance(entries, list):
+        return []
+    return [folder / _stage_name(entry, file) for entry in entries]
+
+
+def _stage_name(entry: Any, file: Path) -> str:
+    name = entry.get("name") if isinstance(entry, dict) else entry
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        raise UsageError(
+            f"{file} has a stage without a name ({inline(name)})",
+            "the recipe of a chain as a run writes it",
+            "name the folder of a stage instead",
+        )
+    return name
 
 
 def last_finished(name: str) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from graft.errors import AdapterError, UsageError, notice, one_of
 from graft.formats.peft import CONFIG, WEIGHTS
+from graft.recipe.chain import last_finished
 from graft.storage import known_digest
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -34,8 +35,8 @@ class Found:
 def found_in(root: Path) -> dict[str, Found]:
     """Return the adapters under a root by name, in the order of their names.
 
-    Folders are adapters themselves or runs that hold one; hidden ones are passed over. What cannot be served
-    is named by a notice.
+    Folders are adapters themselves, or runs or chains that hold one; hidden ones are passed over. What cannot
+    be served is named by a notice.
     Raises UsageError for a root that is no folder.
     """
     if not root.is_dir():
@@ -66,7 +67,7 @@ def look(root: Path, name: str) -> Found | None:
         )
     folder = root / name
     if not (folder / CONFIG).is_file():
-        folder = folder / "adapter"  # of a run
+        folder = _of_run(folder)
     if not (folder / CONFIG).is_file():
         return None
     for path in (folder, folder / CONFIG, folder / WEIGHTS):
@@ -82,6 +83,14 @@ def look(root: Path, name: str) -> Found | None:
             f"{folder} cannot be read ({type(error).__name__})", "a whole adapter", "copy it again"
         ) from None
     return Found(name, folder, kind, digest, created)
+
+
+def _of_run(folder: Path) -> Path:
+    """Return where the adapter of a run lies, or of a chain, which stands for its last finished stage."""
+    try:
+        return Path(last_finished(str(folder))) / "adapter"
+    except UsageError as error:
+        raise AdapterError(error.given, error.expected, error.remedy) from None
 
 
 def chosen(name: str, adapters: dict[str, Found]) -> Found:
