@@ -113,7 +113,8 @@ class Packed(NamedTuple):
     """A weight (out, in) in few bits, laid out by rows; blocks never cross a row.
 
     codes: (out, ⌈in/2⌉) uint8, the even column in the high nibble; or (out, in) int8 without a codebook.
-    absmax: (out, ⌈in/block⌉) fp32, or uint8 codes of `nested`; (out, 1) for int8.
+    absmax: (out, ⌈in/block⌉) fp32, or uint8 codes of `nested`; (out, 1) for int8. In the decoder's
+    copies it lies in tiles, of three dimensions (`graft.kernels.decoder.in_tiles`).
     columns: in (an odd one is padded in `codes`).
     """
 

@@ -67,7 +67,9 @@ def look(root: Path, name: str) -> Found | None:
         )
     folder = root / name
     if not (folder / CONFIG).is_file():
-        folder = _of_run(folder)
+        folder = folder / "adapter"  # of a run
+    if not (folder / CONFIG).is_file():
+        folder = _of_chain(root / name)
     if not (folder / CONFIG).is_file():
         return None
     for path in (folder, folder / CONFIG, folder / WEIGHTS):
@@ -85,8 +87,8 @@ def look(root: Path, name: str) -> Found | None:
     return Found(name, folder, kind, digest, created)
 
 
-def _of_run(folder: Path) -> Path:
-    """Return where the adapter of a run lies, or of a chain, which stands for its last finished stage."""
+def _of_chain(folder: Path) -> Path:
+    """Return where the adapter of a chain lies, which stands for its last finished stage."""
     try:
         return Path(last_finished(str(folder))) / "adapter"
     except UsageError as error:

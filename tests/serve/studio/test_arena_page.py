@@ -204,6 +204,32 @@ def test_a_refusal_is_said_and_the_page_goes_on(browser, place):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("asked_for", [False, True])
+def test_a_prompt_that_is_drawn_late_does_not_replace_what_was_typed(browser, place, asked_for):
+    held = []
+    with visit(browser, place[0]) as shown:
+        shown.route("**/prompts/next", lambda route: held.append(route))
+        shown.goto("/studio/arena")
+        prompt = shown.get_by_label("Prompt")
+        if asked_for:
+            prompt.wait_for()
+            while not held:
+                shown.wait_for_timeout(20)
+            with shown.expect_response("**/prompts/next"):
+                held.pop().continue_()
+            shown.get_by_text("of held-out rows").wait_for()
+            shown.get_by_role("button", name="Draw a prompt").click()
+        while not held:
+            shown.wait_for_timeout(20)
+        prompt.fill("My own words.")
+        with shown.expect_response("**/prompts/next"):
+            held.pop().continue_()
+        shown.wait_for_timeout(200)
+        assert prompt.input_value() == "My own words."
+        assert not shown.get_by_text("of held-out rows").is_visible()
+
+
+@pytest.mark.slow
 def test_chosen_models_meet_without_being_named(browser, place):
     models = "&".join(f"models={name}" for name in place[2])
     with at(browser, place, f"arena?{models}") as shown:

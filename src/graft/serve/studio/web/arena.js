@@ -93,8 +93,10 @@ function become(now) {
 }
 
 async function next() {
+  const before = prompt.value;
   try {
     const found = await get("/prompts/next");
+    if (prompt.value !== before) return;  // somebody has typed meanwhile
     if (!found.of) { source.textContent = "No run of this folder holds out rows that ask something: type a prompt."; return; }
     messages = found.messages;
     prompt.value = found.prompt ?? found.messages.map((turn) => (found.messages.length > 1 ? `${turn.role}: ${turn.content}` : turn.content)).join("\n\n");
