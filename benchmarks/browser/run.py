@@ -21,7 +21,7 @@ import results
 
 ROOT = Path(__file__).parents[2]
 RAW = results.RAW / "browser"
-SCENARIOS = [f"tests/serve/studio/test_{page}_page.py" for page in ("arena", "runs", "new", "chat")]
+SCENARIOS = sorted(map(str, (ROOT / "tests" / "serve" / "studio").glob("test_*_page.py")))
 OUTCOMES = ("failure", "error", "skipped")  # what a scenario may be instead of passed, in JUnit's words
 
 

@@ -230,7 +230,7 @@ class _Read:
     def _decoded(self, weight: Packed | Grouped) -> Packed | Grouped:
         """Return a weight whose scales lie as a step reads them, as long as there is room for them.
 
-        Every step would decode and move them again, which takes a fifth of its time.
+        Every step would decode and move them again, which takes a sixth of its time.
         """
         if not isinstance(weight, Packed) or not tileable(weight):
             return weight

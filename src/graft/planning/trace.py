@@ -85,7 +85,7 @@ def trace(
         law=Law(0.0, 0.0, 0.0) if brief else _law(traced, shape, limit),
         recomputed=run if shape.checkpointing else traced.cost(replace(shape, checkpointing=True).step()),
         evaluation=traced.cost(plain.step(_read_at_once(shape)), training=False),
-        beside=shape.beside + (copies(held, config, loading) if by_kernels else 0),
+        beside=shape.beside + (decoder_copies(held, config, loading) if by_kernels else 0),
         writing=writing(stage, config, shape.length, loading["dtype"]),
         positions=context_length(config),
     )
@@ -132,7 +132,7 @@ def writing(stage: Stage, config: Any, length: int, dtype: torch.dtype) -> int:
     return int(cached * dtype.itemsize + CHOOSING * 4 * rows * text.vocab_size)
 
 
-def copies(held: Held, config: Any, loading: dict[str, Any]) -> int:
+def decoder_copies(held: Held, config: Any, loading: dict[str, Any]) -> int:
     """Return the bytes that the native decoder has of its own: scales, the head in 16 and in 8 bits."""
     text = config.get_text_config()
     head = getattr(text, "vocab_size", 0) * getattr(text, "hidden_size", 0)
