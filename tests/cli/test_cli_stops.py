@@ -85,7 +85,7 @@ def contents(place):
 @pytest.mark.parametrize("number", range(len(VERBS)), ids=[words.split()[0] for words, _ in VERBS])
 def test_a_verb_is_stopped_at_once_and_leaves_nothing_half_written(number, home, tmp_path):
     words, place = VERBS[number]
-    moment = moments(place, number, most_s=0.005)
+    moment = moments(place, number, most_s=0.005, inside=True)
     before = {*home.iterdir()}
     words = [word.format(home=home) for word in words.split()]
     end = command(words, moment, tmp_path)

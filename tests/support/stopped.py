@@ -2,7 +2,8 @@
 
 A phase is a function of the package. When it is called for the n-th time, a thread waits for so many seconds
 and then sends the signal to its own process, so that it arrives anywhere in the phase or shortly after it;
-without a wait it arrives as the function is called.
+without a wait it arrives as the function is called. Where little follows a phase, the function may wait for
+its signal, so that the command cannot end first.
 """
 
 import importlib
@@ -54,12 +55,16 @@ KEPT = (
 
 @dataclass(frozen=True)
 class Moment:
-    """When a signal is sent: `wait_s` after the `call`-th call of a function began.  place: module:name."""
+    """When a signal is sent: `wait_s` after the `call`-th call of a function began.
+
+    place: module:name.  inside: a function that is done sooner returns only after the signal was sent.
+    """
 
     place: str
     call: int = 1
     wait_s: float = 0.0
     number: int = signal.SIGTERM
+    inside: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,11 +76,11 @@ class End:
     said: str
 
 
-def moments(place: str, seed: int, most_s: float = 0.05, calls: int = 1) -> Moment:
+def moments(place: str, seed: int, most_s: float = 0.05, calls: int = 1, *, inside: bool = False) -> Moment:
     """Return a moment in a phase, drawn by a seed; the signals take turns."""
     chance = random.Random(f"{place} {seed}")
     number = (signal.SIGTERM, signal.SIGINT)[seed % 2]
-    return Moment(place, chance.randint(1, calls), chance.uniform(0.0, most_s), number)
+    return Moment(place, chance.randint(1, calls), chance.uniform(0.0, most_s), number, inside)
 
 
 def command(words: list[str], moment: Moment | None, folder: Path, timeout_s: float = 120) -> End:
@@ -141,11 +146,17 @@ def _arm(moment: Moment, sent: str) -> None:
 
     def wrapped(*arguments, **keywords):
         calls[0] += 1
-        if calls[0] == moment.call and not moment.wait_s:
+        if calls[0] != moment.call:
+            return real(*arguments, **keywords)
+        if not moment.wait_s:
             _send(moment, sent)
-        elif calls[0] == moment.call:
-            threading.Thread(target=_send, args=(moment, sent), daemon=True).start()
-        return real(*arguments, **keywords)
+            return real(*arguments, **keywords)
+        sender = threading.Thread(target=_send, args=(moment, sent), daemon=True)
+        sender.start()
+        result = real(*arguments, **keywords)
+        if moment.inside:
+            sender.join()
+        return result
 
     setattr(holder, last, wrapped)
 
