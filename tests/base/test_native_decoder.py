@@ -235,7 +235,7 @@ def test_log_probabilities_are_computed_exactly(monkeypatch):
     base = graft.load("seedling")
     asked, made = [], base._native.stepper
     monkeypatch.setattr(
-        base._native, "stepper", lambda *a, exact: asked.append(exact) or made(*a, exact=exact)
+        base._native, "stepper", lambda *a, exact, **kw: asked.append(exact) or made(*a, exact=exact, **kw)
     )
     for wanted in ({}, {"logprobs": 0}, {"exact": True}):
         base.generate(["a"], max_new_tokens=1, **wanted)

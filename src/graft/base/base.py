@@ -494,7 +494,7 @@ class Base:
 
     def native_stepper(self, *, exact: bool = False) -> NativeStepper | None:
         """Return the kernels' stepper of this model as it is now; None if they do not compute its kind."""
-        return self._native.stepper(self.adapters, exact=exact)
+        return self._native.stepper(self.adapters, exact=exact, routed=self.routed)
 
     def in_native(self, name: str | None) -> bool:
         """Return whether that stepper writes text under an adapter."""

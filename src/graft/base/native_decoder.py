@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from graft.base import liveness
 from graft.base.adapter import Adapter
+from graft.base.long_prompts import LongPrompts, Routed
 from graft.base.native_stepper import NativeStepper
 from graft.kernels import native
 from graft.kernels.decoder import (
@@ -43,6 +44,7 @@ USUAL = {"embedding_multiplier": 1, "residual_multiplier": 1, "logits_scaling": 
     "no_rope_layers": 1}  # fmt: skip
 READ, NEW = 14, 2  # tokens of the probe
 DECODED = 64 << 20  # bytes of decoded scales that are kept at most
+LARGE_BLOCK = 1 << 20  # numbers in the weights of a block
 LARGE_HEAD = 8 << 20  # bytes of a head that no cache holds from step to step
 
 
@@ -59,17 +61,23 @@ class NativeDecoder:
         self._read: _Read | None = None
         self.reason = ""  # why there is none
 
-    def stepper(self, adapters: Mapping[str, Adapter], *, exact: bool = False) -> NativeStepper | None:
+    def stepper(
+        self, adapters: Mapping[str, Adapter], *, exact: bool = False, routed: Routed | None = None
+    ) -> NativeStepper | None:
         """Return a stepper for the bare base and adapters that `serves` accepts; None if there is none.
 
         exact: never in fixed point; see `graft.kernels.decoder.Decoder`.
+        routed: of the base, whose forward reads long prompts; without it the decoder reads all of them.
         The model must be in evaluation mode, and stay as it is while the stepper is used.
         """
         read = self._current()
         if read is None:
             return None
         decoder = Decoder(read.model, self._dtype(), exact=exact, rough=None if exact else read.rough)
-        return NativeStepper(decoder, read.angles, lambda name: self.updates(adapters[name]))
+        long_prompts = None
+        if routed and self._reads_faster(read.model, exact):
+            long_prompts = LongPrompts(self._model, decoder, routed)
+        return NativeStepper(decoder, read.angles, lambda name: self.updates(adapters[name]), long_prompts)
 
     def serves(self, adapter: Adapter | None) -> bool:
         """Return whether an adapter only adds low-rank updates to linears of the blocks."""
@@ -85,6 +93,18 @@ class NativeDecoder:
         """The format of activations, of the cache, and of the factors of updates."""
         dtype: torch.dtype = self._model.get_input_embeddings().weight.dtype
         return dtype
+
+    def _reads_faster(self, model: Model, exact: bool) -> bool:
+        """Return whether the model's own forward reads a block of tokens faster than the decoder does.
+
+        It does if the decoder would multiply in fp32, or torch's products in 16 bits are faster than those;
+        but for small models, whose products take no longer than what surrounds them.
+        """
+        first = model.layers[0].weights
+        if sum(_rows(weight) * _columns(weight) for weight in first) < LARGE_BLOCK:
+            return False
+        fixed = not exact and native.level() in FIXED and not all(isinstance(w, Tensor) for w in first)
+        return not fixed or native.by_torch(self._dtype())
 
     def _current(self) -> "_Read | None":
         """Return what was read of the model, if its weights are still those; else read and try it again."""
@@ -284,6 +304,10 @@ class _Read:
 
 def _stack(model: Any) -> Any:
     return model.base_model
+
+
+def _columns(matrix: Matrix) -> int:
+    return matrix.shape[1] if isinstance(matrix, Tensor) else matrix.columns
 
 
 def _rows(matrix: Matrix) -> int:

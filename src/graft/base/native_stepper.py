@@ -3,12 +3,14 @@
 A slot is one text in the cache. Slots have any numbers; here each has a row of the cache while it is open.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from graft.base.long_prompts import LongPrompts
+from graft.generate.stepper import BLOCK
 from graft.kernels.decoder import MOST_ROWS, Decoder, Rows, Updates
 
 Angles = Callable[[int], tuple[Tensor, Tensor]]  # of so many positions: cosines, sines
@@ -27,10 +29,18 @@ class NativeStepper:
     """A decoder with a cache of slots.
 
     angles: of rotary positions.  updates: of an adapter, as it is when its first slot is opened.
+    long_prompts: what reads whole blocks of a prompt; without it the decoder does.
     """
 
-    def __init__(self, decoder: Decoder, angles: Angles, updates: Callable[[str], Updates]) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        angles: Angles,
+        updates: Callable[[str], Updates],
+        long_prompts: LongPrompts | None = None,
+    ) -> None:
         self._decoder, self._angles, self._find = decoder, angles, updates
+        self._long_prompts = long_prompts
         self._slots: dict[int, Slot] = {}
         self._updates: dict[str | None, Updates | None] = {None: None}
         self._batch: tuple[list[int], Rows] | None = None  # of slots that are decoded together
@@ -61,25 +71,45 @@ class NativeStepper:
         taken = {held.row for held in self._slots.values()}
         self._slots[slot] = Slot(next(row for row in range(self._decoder.slots) if row not in taken), adapter)
 
-    def prefill(self, pieces: Sequence[tuple[int, Sequence[int]]]) -> Tensor:
-        """Read further tokens of some slots. Returns the logits (n, V), in fp32, after the last one of each.
+    def prefill(
+        self, pieces: Sequence[tuple[int, Sequence[int]]], unfinished: Collection[int] = ()
+    ) -> Tensor:
+        """Read further tokens of some slots.
 
-        pieces: (slot, tokens, at least one).
+        Returns the logits (n, V), in fp32, after the last one of each slot that is not unfinished.
+
+        pieces: (slot, tokens, at least one).  unfinished: slots whose prompts go on.
         """
         self._settle()
         rows: list[tuple[Slot, int, int]] = []  # slot, position, token
         lasts = []
         for slot, tokens in pieces:
-            held = self._slots[slot]
-            rows += [(held, held.length + i, token) for i, token in enumerate(tokens)]
-            lasts.append(len(rows) - 1)
-            held.length += len(tokens)
-        logits = []
+            held, more = self._slots[slot], slot in unfinished
+            first = self._read_blocks(held, tokens, more)
+            rows += [(held, held.length + i, token) for i, token in enumerate(tokens[first:])]
+            if not more:
+                lasts.append(len(rows) - 1)
+            held.length += len(tokens) - first
+        logits = [torch.empty(0, self._decoder.vocabulary)]
         for first in range(0, len(rows), MOST_ROWS):
             part = rows[first : first + MOST_ROWS]
             answers = [last - first for last in lasts if first <= last < first + len(part)]
             logits.append(self._read(part, answers))
         return torch.cat(logits)
+
+    def _read_blocks(self, held: Slot, tokens: Sequence[int], more: bool) -> int:
+        """Read blocks that are followed by more of a prompt in one forward; returns how many tokens of these.
+
+        The last token of a prompt is the decoder's, whose head is the faster one.
+        """
+        if self._long_prompts is None:
+            return 0
+        end = held.length + len(tokens) - (not more)
+        count = max(0, end - end % BLOCK - held.length)
+        if count:
+            self._long_prompts.read(held.row, held.length, tokens[:count], held.adapter)
+            held.length += count
+        return count
 
     def _read(self, rows: list[tuple[Slot, int, int]], answers: list[int]) -> Tensor:
         taken = torch.tensor([(held.row, position, token) for held, position, token in rows]).T.contiguous()

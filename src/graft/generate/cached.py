@@ -6,7 +6,7 @@ text and then lie in its row like any others; keys and values that adapters add 
 """
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager
 from itertools import groupby
 from typing import Any, Protocol
@@ -65,12 +65,15 @@ class CachedStepper:
     def reserve(self, slots: int, length: int) -> None:
         self._slots.resize(slots, length)
 
-    def prefill(self, pieces: Sequence[tuple[int, Sequence[int]]]) -> torch.Tensor:
+    def prefill(
+        self, pieces: Sequence[tuple[int, Sequence[int]]], unfinished: Collection[int] = ()
+    ) -> torch.Tensor:
         answers: dict[int, torch.Tensor] = {}
         for group in self._groups(pieces):
             for (slot, _), logits in zip(group, self._read(group), strict=True):
                 answers[slot] = logits
-        return torch.stack([answers[slot] for slot, _ in pieces])
+        asked = [answers[slot] for slot, _ in pieces if slot not in unfinished]
+        return torch.stack(asked) if asked else torch.empty(0)
 
     def _groups(self, pieces: Sequence[tuple[int, Sequence[int]]]) -> list[list[tuple[int, Sequence[int]]]]:
         """Return the pieces that are read in one forward each.

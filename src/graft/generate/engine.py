@@ -23,7 +23,7 @@ from graft.errors import UsageError
 from graft.generate.choose import Chooser
 from graft.generate.request import Request
 from graft.generate.rows import SHARED, Row, common, join, leave
-from graft.generate.stepper import Stepper
+from graft.generate.stepper import BLOCK, Stepper
 
 
 class Engine:
@@ -31,7 +31,8 @@ class Engine:
 
     max_rows: texts that are written at once.
     max_cache_tokens: positions of the cache, in all slots together; None for as many as these texts take.
-    chunk: tokens of prompts that are read between two tokens of the texts that are being written.
+    chunk: tokens of prompts that are read between two tokens of the texts that are being written, best a
+        multiple of `stepper.BLOCK`.
 
     Nothing runs but in `step` and `run`, which belong into `evaluating(base)` and torch.no_grad. While
     requests are in it, the weights of base and adapters must stay as they are: the cache was made with them.
@@ -166,24 +167,27 @@ class Engine:
         """Read one piece of the prompts; the first token of a prompt that is through is chosen."""
         if not self._reading:
             return []
-        pieces, left = [], self._chunk
+        pieces: list[tuple[Row, list[int]]] = []
+        left = self._chunk
         for row in self._ready():
             if left <= 0:
                 break
-            tokens = row.request.prompt[row.read : row.read + left]
+            end = row.read + left
+            if end < len(row.request.prompt) and (pieces or end - end % BLOCK > row.read):
+                end -= end % BLOCK
+            tokens = row.request.prompt[row.read : end]
+            if not tokens:
+                break
             pieces.append((row, tokens))
             left -= len(tokens)
-        logits = self._stepper.prefill([(row.slot, tokens) for row, tokens in pieces])
-        through = []
-        for place, (row, tokens) in enumerate(pieces):
+        for row, tokens in pieces:
             row.read += len(tokens)
-            if row.read == len(row.request.prompt):
-                through.append(place)
-        if not through:
+        rows = [row for row, _ in pieces if row.read == len(row.request.prompt)]
+        unfinished = {row.slot for row, _ in pieces} - {row.slot for row in rows}
+        logits = self._stepper.prefill([(row.slot, tokens) for row, tokens in pieces], unfinished)
+        if not rows:
             return []
-        rows = [pieces[place][0] for place in through]
-        chooser = Chooser([row.request for row in rows], logits.shape[1], logits.device)
-        tokens, _ = chooser.choose(logits[through] if len(through) < len(pieces) else logits)
+        tokens, _ = Chooser([row.request for row in rows], logits.shape[1], logits.device).choose(logits)
         return self._start(rows, tokens)
 
     def _start(self, rows: list[Row], tokens: list[int]) -> list[Request]:
@@ -226,10 +230,14 @@ class Engine:
         return shared >= SHARED
 
     def _common(self, row: Row, other: Row) -> int:
-        """Return how many tokens two prompts of one adapter share; one at least is left to be read."""
+        """Return how many tokens of another prompt a row can take over; one at least is left to be read."""
+        prompt, theirs = row.request.prompt, other.request.prompt
         if row.request.adapter != other.request.adapter:
             return 0
-        return common(row.request.prompt, other.request.prompt)
+        shared = common(prompt, theirs)
+        block = shared - shared % BLOCK
+        alike = (len(prompt) > block + BLOCK) == (len(theirs) > block + BLOCK)
+        return shared if alike else block  # else its last block may be read in two ways
 
     # Writing
 

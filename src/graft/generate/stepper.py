@@ -4,14 +4,20 @@ A slot is one text in the cache. The engine gives slots numbers, and knows nothi
 positions; a stepper knows nothing of sampling and ends.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Protocol
 
 import torch
 
+BLOCK = 64  # tokens of a prompt
+
 
 class Stepper(Protocol):
-    """A model with a cache of slots."""
+    """A model with a cache of slots.
+
+    The engine cuts prompts at multiples of BLOCK only. So a stepper may read blocks that are followed by more
+    of a prompt in another way than its end, and what a text gets still does not depend on its neighbours.
+    """
 
     def positions(self, adapter: str | None) -> int:
         """Return how many positions of a slot this adapter takes, besides the tokens."""
@@ -25,10 +31,14 @@ class Stepper(Protocol):
     def open(self, slot: int, adapter: str | None) -> None:
         """Begin a slot, without tokens."""
 
-    def prefill(self, pieces: Sequence[tuple[int, Sequence[int]]]) -> torch.Tensor:
-        """Read further tokens of some slots. Returns the logits (n, V), in fp32, after the last one of each.
+    def prefill(
+        self, pieces: Sequence[tuple[int, Sequence[int]]], unfinished: Collection[int] = ()
+    ) -> torch.Tensor:
+        """Read further tokens of some slots.
 
-        pieces: (slot, tokens, at least one).
+        Returns the logits (n, V), in fp32, after the last one of each slot that is not unfinished.
+
+        pieces: (slot, tokens, at least one).  unfinished: slots whose prompts go on.
         """
 
     def decode(self, slots: Sequence[int], tokens: torch.Tensor) -> torch.Tensor:
