@@ -27,8 +27,12 @@ import results
 
 from graft import GraftError
 
-WORDS = ("the", "a", "kettle", "lamp", "chair", "table", "blue", "red", "small", "large", "of", "with", "for",
-    "steel", "wood", "glass")  # fmt: skip
+Words = tuple[str, ...]
+WORDS: Words = (
+    "the", "a", "kettle", "lamp", "chair", "table", "blue", "red", "small", "large", "of", "with", "for",
+    "steel", "wood", "glass",
+)  # fmt: skip
+NUMBERED = tuple(f"t{number}" for number in range(100, 612))  # what the tokenizer of a shape knows
 STREAMS, NEW, LONG = 8, 64, 400  # streams at once, tokens of an answer, words of a long prompt
 
 
@@ -46,11 +50,13 @@ def main() -> int:
     work = results.RAW.parent / "serving" / "throughput"
     work.mkdir(parents=True, exist_ok=True)
     model, name = chosen(options, work)
-    tokenizer = tokenizer_of(model)
+    tokenizer, words = tokenizer_of(model), NUMBERED if options.shape else WORDS
     sides, absent = started(options, model, work)
     load = os.getloadavg()[0]
     try:
-        found = asyncio.run(measure(sides, tokenizer, 1 if options.quick else options.rounds, options.quick))
+        found = asyncio.run(
+            measure(sides, tokenizer, words, 1 if options.quick else options.rounds, options.quick)
+        )
     finally:
         for side in sides:
             side.stop()
@@ -125,29 +131,33 @@ def exported(model: str, work: Path) -> Path:
     return file
 
 
-def prompts(chance: random.Random, count: int, words: int) -> list[str]:
-    """Return so many texts of random words, no two of which begin alike."""
-    return [" ".join(chance.choice(WORDS) for _ in range(words)).capitalize() for _ in range(count)]
+def prompts(chance: random.Random, words: Words, count: int, length: int) -> list[str]:
+    """Return so many texts of `length` random words, no two of which begin alike."""
+    return [" ".join(chance.choice(words) for _ in range(length)) for _ in range(count)]
 
 
-async def measure(sides: list[places.Place], tokenizer: Any, rounds: int, quick: bool) -> dict[str, Any]:
+async def measure(
+    sides: list[places.Place], tokenizer: Any, words: Words, rounds: int, quick: bool
+) -> dict[str, Any]:
     """Let the sides take turns; return what was measured of each."""
     found: dict[str, Any] = {
         side.name: {"one": [], "eight": [], "first_alone": [], "first_busy": [], "texts": []}
         for side in sides
     }
-    texts = prompts(random.Random(1), 2 if quick else 6, 12)
+    texts = prompts(random.Random(1), words, 2 if quick else 6, 12)
     for side in sides:  # warm
         await asyncio.gather(*(one(side, text) for text in texts[:2]))
     for number in range(rounds):
         for side in sides if number % 2 == 0 else sides[::-1]:
             chance = random.Random(number)
             facts = found[side.name]
-            facts["one"].append(await rate(side, tokenizer, texts, 1, facts["texts"] if number == 0 else []))
-            facts["eight"].append(await rate(side, tokenizer, texts, STREAMS, []))
-            for long in prompts(chance, 1 if quick else 3, LONG // (4 if quick else 1)):
+            facts["one"].append(
+                await rate(side, tokenizer, texts, words, 1, facts["texts"] if number == 0 else [])
+            )
+            facts["eight"].append(await rate(side, tokenizer, texts, words, STREAMS, []))
+            for long in prompts(chance, words, 1 if quick else 3, LONG // (4 if quick else 1)):
                 facts["first_alone"].append((await one(side, long, new=4)).times[0])
-            facts["first_busy"] += await while_others_write(side, chance, 1 if quick else 3, quick)
+            facts["first_busy"] += await while_others_write(side, chance, words, 1 if quick else 3, quick)
     mine = found.get("graft fp32", {}).get("texts", [])
     for facts in found.values():
         pairs = list(zip(facts["texts"], mine, strict=False))
@@ -171,13 +181,15 @@ async def one(side: places.Place, prompt: str, new: int = NEW) -> asking.Answer:
     return answer
 
 
-async def rate(side: places.Place, tokenizer: Any, texts: list[str], streams: int, kept: list[str]) -> float:
+async def rate(
+    side: places.Place, tokenizer: Any, texts: list[str], words: Words, streams: int, kept: list[str]
+) -> float:
     """Return tokens per second of so many streams, each of which asks every text, beginning elsewhere."""
 
     async def stream(number: int) -> int:
         count = 0
         for place in range(len(texts)):
-            answer = await one(side, texts[(place + number) % len(texts)] + " " + WORDS[number])
+            answer = await one(side, texts[(place + number) % len(texts)] + " " + words[number])
             count += len(tokenizer(answer.text, add_special_tokens=False).input_ids)
             kept.append(answer.text)
         return count
@@ -188,20 +200,20 @@ async def rate(side: places.Place, tokenizer: Any, texts: list[str], streams: in
 
 
 async def while_others_write(
-    side: places.Place, chance: random.Random, count: int, quick: bool
+    side: places.Place, chance: random.Random, words: Words, count: int, quick: bool
 ) -> list[float]:
     """Return when the first token of a long prompt came, while others were being written all the time."""
     stop = asyncio.Event()
 
     async def write() -> None:
         while not stop.is_set():
-            await one(side, prompts(chance, 1, 12)[0])
+            await one(side, prompts(chance, words, 1, 12)[0])
 
     others = [asyncio.create_task(write()) for _ in range(STREAMS - 1)]
     await asyncio.sleep(0.2)
     firsts = [
         (await one(side, long, new=4)).times[0]
-        for long in prompts(chance, count, LONG // (4 if quick else 1))
+        for long in prompts(chance, words, count, LONG // (4 if quick else 1))
     ]
     stop.set()
     await asyncio.gather(*others)
