@@ -45,5 +45,5 @@ typedef struct {
 } graft_term;
 
 // The levels that this processor and its system can run, as bits of GRAFT_LEVEL_*.
-enum { GRAFT_PORTABLE = 1, GRAFT_AVX2 = 2, GRAFT_AVX512 = 4, GRAFT_AVX512_BF16 = 8 };
+enum { GRAFT_PORTABLE = 1, GRAFT_AVX2 = 2, GRAFT_AVX512 = 4, GRAFT_AVX512_BF16 = 8, GRAFT_AMX = 16 };
 int graft_levels(void);

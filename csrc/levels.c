@@ -3,6 +3,22 @@
 
 #include "graft.h"
 
+#if defined(__x86_64__) && defined(__linux__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+// Whether the processor has tiles for bf16 and Linux lets this process use them, which it asks for.
+static int has_tiles(void) {
+  enum { REQUEST = 0x1023, TILE_DATA = 18 };  // ARCH_REQ_XCOMP_PERM of arch_prctl, and a state of XSAVE
+  unsigned a, b, c, d;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return 0;
+  return d >> 22 & 1 && d >> 24 & 1 && syscall(SYS_arch_prctl, REQUEST, TILE_DATA) == 0;
+}
+#else
+#define has_tiles() 0
+#endif
+
 __attribute__((visibility("default"))) int graft_levels(void) {
   int found = GRAFT_PORTABLE;
 #if defined(__x86_64__)
@@ -16,6 +32,7 @@ __attribute__((visibility("default"))) int graft_levels(void) {
 #endif
   if (found & GRAFT_AVX512 && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16"))
     found |= GRAFT_AVX512_BF16;
+  if (found & GRAFT_AVX512_BF16 && has_tiles()) found |= GRAFT_AMX;
 #endif
   return found;
 }

@@ -51,6 +51,9 @@ static void decode_bf16(const graft_weight *w, int64_t row, int64_t from, int64_
   }
 }
 
+#if defined(TILES)
+#define pack_pairs pack_tiles
+#else
 // Pack rows [first, first + count) of x: for each word, MR rows side by side; rows that are missing are 0.
 static void pack_pairs(const graft_term *t, int64_t inner, int64_t first, int64_t count, float *out) {
   const uint16_t *x = t->x;
@@ -65,6 +68,7 @@ static void pack_pairs(const graft_term *t, int64_t inner, int64_t first, int64_
     for (int64_t k = 0; k < words; k++, out += MR) vf_store_n(out, tile[k], MR);
   }
 }
+#endif
 
 // W^T: as panels_of_rows, with words [from, to) of the inner dimension.
 static void pairs_of_rows(const graft_weight *w, int64_t first, int64_t count, int64_t from, int64_t to,
@@ -75,7 +79,7 @@ static void pairs_of_rows(const graft_weight *w, int64_t first, int64_t count, i
     for (int64_t r = 0; r < VW; r++) {
       if (c + r < count) decode_bf16(w, first + c + r, 2 * from, end, rows[r]);
       else memset(rows[r], 0, 2 * (size_t)n);
-      if (n & 1) rows[r][n] = 0;
+      memset(rows[r] + n, 0, 2 * (size_t)(2 * (to - from) - n));
     }
     float *panel = out + c / NR * NR * INNER + c % NR;
     for (int64_t k = 0; k < to - from; k += VW) {
@@ -103,6 +107,8 @@ static void pairs_of_columns(const graft_weight *w, int64_t first, int64_t count
       vf_store(out + c / NR * NR * INNER + (k / 2 - from) * NR + c % NR, word);
     }
   }
+  for (int64_t k = (inner + 1) / 2; k < to; k++)
+    for (int64_t c = 0; c < count; c += NR) memset(out + c * INNER + (k - from) * NR, 0, sizeof(float) * NR);
 }
 
 #else

@@ -8,20 +8,32 @@
 
 #define NV 2                    // vectors of a tile's row
 #define NR (NV * VW)
-#if VW == 16
+#if defined(__AMX_BF16__)
+#define TILES                   // see tiles.h
+#define MR 32
+#elif VW == 16
 #define MR 12
 #elif VW == 8
 #define MR 6
 #else
 #define MR 4
 #endif
+#if defined(TILES)
+#define IN_REGISTERS 8          // rows of it that are summed at one time: all, but of those that fit tiles
+#else
+#define IN_REGISTERS MR
+#endif
 #define COLUMNS 64              // a multiple of NR, and the usual block of a packed weight
+#if defined(TILES)
+#define INNER 192               // so that a panel stays in the first cache beside the rows that stream through it
+#else
 #define INNER 256
+#endif
 #define BAND (1 << 22)          // numbers of x that are packed at one time: 16 MiB
-#define TASK_TILES (768 / MR)   // tiles of a task
+#define TASK_TILES (768 / MR)   // of a task
 #define CACHED_TILES (192 / MR) // tiles whose rows of x stay in the second-level cache beside a strip's panels
 
-static _Thread_local arena packed_x;
+static _Thread_local arena packed_x, own_panels, own_sums;
 
 // Pack rows [first, first + count) of scale * x: for each k, MR rows side by side; rows that are missing are 0.
 static void pack_rows(const graft_term *t, int64_t inner, int64_t first, int64_t count, float *out) {
@@ -81,14 +93,15 @@ static void panels_of_columns(const graft_weight *w, int64_t first, int64_t coun
   }
 }
 
+#include "tiles.h"
 #include "pairs.h"
 
-// y tile (MR, NR) = or += packed rows times a panel.  inner: floats, or pairs of bf16.
+// Some rows of a tile (MR, NR) of y = or += packed rows times a panel.  inner: floats, or pairs of bf16.
 INLINE void tile_product(const float *x, const float *panel, int64_t inner, int pairs, float *y, int64_t stride,
                          int add) {
-  vf sum[MR][NV];
+  vf sum[IN_REGISTERS][NV];
 #pragma GCC unroll 12
-  for (int i = 0; i < MR; i++)
+  for (int i = 0; i < IN_REGISTERS; i++)
 #pragma GCC unroll 2
     for (int j = 0; j < NV; j++) sum[i][j] = vf_zero();
   for (int64_t k = 0; k < inner; k++) {
@@ -96,14 +109,14 @@ INLINE void tile_product(const float *x, const float *panel, int64_t inner, int 
 #pragma GCC unroll 2
     for (int j = 0; j < NV; j++) w[j] = vf_load(panel + k * NR + j * VW);
 #pragma GCC unroll 12
-    for (int i = 0; i < MR; i++) {
+    for (int i = 0; i < IN_REGISTERS; i++) {
       vf a = vf_set(x[k * MR + i]);
 #pragma GCC unroll 2
       for (int j = 0; j < NV; j++) sum[i][j] = pairs ? vf_dot(a, w[j], sum[i][j]) : vf_fma(a, w[j], sum[i][j]);
     }
   }
 #pragma GCC unroll 12
-  for (int i = 0; i < MR; i++)
+  for (int i = 0; i < IN_REGISTERS; i++)
 #pragma GCC unroll 2
     for (int j = 0; j < NV; j++) {
       float *at = y + i * stride + j * VW;
@@ -119,8 +132,16 @@ static void strip_product(const float *x, int64_t apart, int64_t tiles, const fl
       for (int64_t i = top; i < least(tiles, top + CACHED_TILES); i++) {
         const float *rows = x + i * apart, *panel = panels + c * INNER;
         float *tile = sums + i * MR * COLUMNS + c;
-        if (pairs) tile_product(rows, panel, inner, 1, tile, COLUMNS, add);
-        else tile_product(rows, panel, inner, 0, tile, COLUMNS, add);
+#if defined(TILES)
+        if (pairs) {
+          tiles_product(rows, panel, inner, width - c > VW, tile, COLUMNS, add);
+          continue;
+        }
+#endif
+        for (int64_t r = 0; r < MR; r += IN_REGISTERS) {
+          if (pairs) tile_product(rows + r, panel, inner, 1, tile + r * COLUMNS, COLUMNS, add);
+          else tile_product(rows + r, panel, inner, 0, tile + r * COLUMNS, COLUMNS, add);
+        }
       }
 }
 
@@ -145,10 +166,10 @@ static int64_t band_of(int64_t m, int64_t words) {
   return least((m + MR - 1) / MR, BAND / (MR * (words + 1)) + 1) * MR;
 }
 
-// Words of a term's inner dimension: floats, or pairs of bf16.
+// Words of a term's inner dimension: floats, or pairs of bf16 in whole steps.
 static int64_t words_of(const graft_term *t) {
   int64_t inner = t->across ? t->weight->rows : t->weight->columns;
-  return paired(t) ? (inner + 1) / 2 : inner;
+  return paired(t) ? (inner + 2 * STEP - 1) / (2 * STEP) * STEP : inner;
 }
 
 // Pack tile i of rows [first, first + rows) of a term's x.
@@ -196,9 +217,10 @@ static int multiply_packed(const graft_term *terms, float *const *ready, int cou
           for (int t = 0; t < count; t++)  // packed as (term, tile, word, MR)
             if (!ready[t]) pack_tile(&terms[t], top, rows, i, x + before[t] * tiles * MR);
       }
-      float *panels = aligned_alloc(64, sizeof(float) * INNER * COLUMNS);
-      float *sums = aligned_alloc(64, sizeof(float) * (size_t)(share * MR * COLUMNS));
+      float *panels = scratch_of(&own_panels, sizeof(float) * INNER * COLUMNS);
+      float *sums = scratch_of(&own_sums, sizeof(float) * (size_t)(share * MR * COLUMNS));
       if (!panels || !sums) failed = 1;
+      tiles_begin();
 #pragma omp for schedule(dynamic, 1)
       for (int64_t task = 0; task < strips * parts; task++) {
         int64_t begin = task / strips * share, end = least(begin + share, tiles);
@@ -219,8 +241,7 @@ static int multiply_packed(const graft_term *terms, float *const *ready, int cou
         finish(sums, least(end * MR, rows) - row, width, bias ? bias + first : 0, onto, y, dtype,
                (top + row) * stride + first, stride);
       }
-      free(panels);
-      free(sums);
+      tiles_end();
     }
   }
   return failed ? -1 : 0;

@@ -116,7 +116,7 @@ def test_products_are_those_of_the_decoded_weight(scheme, m, shape, level, threa
     described, (n, inner) = native.weight(weight), shape
     for dtype in DTYPES:
         # Pairs of bf16 are multiplied with weights that were rounded to it; few rows are not.
-        in_pairs = dtype == torch.bfloat16 and level == "avx512_bf16" and scheme not in ("fp32", "fp16")
+        in_pairs = dtype == torch.bfloat16 and level in native.IN_PAIRS and scheme not in ("fp32", "fp16")
         exact = values(weight).double()
         rounded = values(weight, dtype).double() if in_pairs else exact
         x, dy, bias = draw(m, inner).to(dtype), draw(m, n).to(dtype), draw(n)

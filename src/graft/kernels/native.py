@@ -1,6 +1,6 @@
 """The library of C kernels in csrc/: which levels of instructions run here, and how its functions are called.
 
-    reference < portable < avx2 < avx512 < avx512_bf16
+    reference < portable < avx2 < avx512 < avx512_bf16 < amx
 
 The best level that this processor can run is used. GRAFT_KERNELS=avx2 in the environment, or `at_level`,
 forces a lower one; "reference" switches the library off. GRAFT_KERNELS_LIBRARY names another file, such as
@@ -26,7 +26,8 @@ from graft.errors import one_of
 from graft.kernels.packed import Grouped, Packed
 
 LIBRARY = Path(os.environ.get("GRAFT_KERNELS_LIBRARY") or Path(__file__).with_name("libgraft.so.1"))
-LEVELS = ("portable", "avx2", "avx512", "avx512_bf16")  # as bits of graft_levels()
+LEVELS = ("portable", "avx2", "avx512", "avx512_bf16", "amx")  # as bits of graft_levels()
+IN_PAIRS = LEVELS[3:]  # that multiply bf16 in pairs
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 LARGE = 1 << 23  # multiplications of a product from which a call costs nothing beside them
 FP32, BF16, FP16, LEVELS4, INT8, GROUPS = range(6)  # kinds of weights
@@ -85,7 +86,7 @@ def function(name: str) -> Callable[..., Any]:
 
 def product_function(name: str, dtype: torch.dtype) -> Callable[..., Any]:
     """Return a C function that multiplies x of this format; where bf16 is slow, that of the level below."""
-    slow = dtype == torch.bfloat16 and level() == "avx512_bf16" and not _bf16_is_faster()
+    slow = dtype == torch.bfloat16 and level() in IN_PAIRS and not _bf16_is_faster()
     return _function(name, "avx512" if slow else level())
 
 
@@ -130,7 +131,7 @@ def by_torch(dtype: torch.dtype) -> bool:
 
     It does where the processor has instructions for 16-bit products and they are as fast as they should be.
     """
-    if dtype != torch.bfloat16 or level() not in ("avx512_bf16", "reference"):
+    if dtype != torch.bfloat16 or level() not in (*IN_PAIRS, "reference"):
         return False
     return level() == "reference" or _bf16_is_faster()
 
@@ -138,10 +139,10 @@ def by_torch(dtype: torch.dtype) -> bool:
 def packed_by_torch(dtype: torch.dtype) -> bool:
     """Return whether torch multiplies x of this format with a decoded weight faster than the kernels do.
 
-    Tiles of AMX are torch's alone. Without them the kernels multiply pairs of bf16 as fast as torch, and
-    decode into the caches on the way.
+    It does by AMX at a level of kernels that does not use that. Else they multiply pairs of bf16 as fast as
+    torch, and decode into the caches on the way.
     """
-    return by_torch(dtype) and torch.cpu._is_amx_tile_supported()
+    return by_torch(dtype) and level() != "amx" and torch.cpu._is_amx_tile_supported()
 
 
 def plain_by_torch(x: Tensor, weight: Tensor) -> bool:

@@ -1,0 +1,2 @@
+#define LEVEL amx
+#include "unit.h"
