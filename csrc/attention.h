@@ -226,8 +226,22 @@ static void attend_panel(const graft_attention *a, const forward_scratch *m, int
   write_panel(m->o, count, a->value_width, sum, &a->o, head_at(&a->o, b, h) + query * a->o.row, a->dtype);
 }
 
+// The sum of a query's output times its gradient.
+static float output_times_gradient(const graft_attention *a, int64_t b, int64_t h, int64_t query) {
+  int64_t at = head_at(&a->o, b, h) + query * a->o.row, of = head_at(&a->d_o, b, h) + query * a->d_o.row;
+  vf sum = vf_zero();
+  for (int64_t i = 0; i < a->value_width; i += VW) {
+    int64_t n = least(VW, a->value_width - i);
+    sum = vf_fma(load_n_as(a->o.at, at + i, n, a->dtype), load_n_as(a->d_o.at, of + i, n, a->dtype), sum);
+  }
+  return vf_sum(sum);
+}
+
+#include "attention_tiles.h"
+
 // Write o and lse. Returns 0, or -1 without memory.
 int KERNEL(attention)(const graft_attention *a, int threads) {
+  if (by_tiles(a)) return attention_by_tiles(a, threads);
   int64_t blocks = (a->queries + QUERIES - 1) / QUERIES, group = a->heads / a->kv_heads;
   int64_t wide = up(a->width, AR), tall = up(a->value_width, AR), keys = up(a->keys, AR);
   int64_t size = keys * (wide + tall) + QUERIES * wide + NR * wide + KEYS * NR + NR * tall;

@@ -48,21 +48,15 @@ static int backward_memory(const graft_attention *a, int64_t queries, backward_s
 
 // Read the queries of a head, the gradient of its output, and delta = the sum of gradient times output.
 static void read_queries(const graft_attention *a, int64_t b, int64_t h, int64_t queries, backward_scratch *m) {
-  int64_t wide = up(a->width, AR), tall = up(a->value_width, AR), n = a->value_width;
+  int64_t wide = up(a->width, AR), tall = up(a->value_width, AR);
   rows_of(&a->q, head_at(&a->q, b, h), a->queries, queries, a->width, wide, a->scale, a->dtype, m->q);
-  rows_of(&a->d_o, head_at(&a->d_o, b, h), a->queries, queries, n, tall, 1, a->dtype, m->g);
+  rows_of(&a->d_o, head_at(&a->d_o, b, h), a->queries, queries, a->value_width, tall, 1, a->dtype, m->g);
   panels_of(m->q, queries, a->width, wide, m->q_panels);
-  panels_of(m->g, queries, n, tall, m->g_panels);
+  panels_of(m->g, queries, a->value_width, tall, m->g_panels);
   memset(m->dq, 0, sizeof(float) * (size_t)(queries * wide));
   for (int64_t i = 0; i < queries; i++) {
     m->lse[i] = i < a->queries ? a->lse[(b * a->heads + h) * a->queries + i] : INFINITY;
-    vf sum = vf_zero();
-    int64_t at = head_at(&a->o, b, h) + i * a->o.row;
-    for (int64_t k = 0; k < n && i < a->queries; k += VW) {
-      int64_t left = least(VW, n - k);
-      sum = vf_fma(vf_load_n(m->g + i * tall + k, left), load_n_as(a->o.at, at + k, left, a->dtype), sum);
-    }
-    m->delta[i] = vf_sum(sum);
+    m->delta[i] = i < a->queries ? output_times_gradient(a, b, h, i) : 0;
     if (i % NR == 0) look(a, b, i, &m->see[i / NR]);
   }
 }
@@ -128,9 +122,12 @@ static void backward_block(const graft_attention *a, backward_scratch *m, int64_
   }
 }
 
-// One head: write dq, and dk and dv as rows of the given tensors.
-static void backward_head(const graft_attention *a, int64_t b, int64_t h, int64_t queries, backward_scratch *m,
-                          const graft_heads *dk, const graft_heads *dv, int64_t dk_at, int64_t dv_at, int dtype) {
+// One head: write dq, and dk and dv as rows of the given tensors. Returns 0, or -1 without memory.
+static int backward_head(const graft_attention *a, int64_t b, int64_t h, int64_t queries, const graft_heads *dk,
+                         const graft_heads *dv, int64_t dk_at, int64_t dv_at, int dtype) {
+  if (by_tiles(a)) return backward_head_by_tiles(a, b, h, queries, dk, dv, dk_at, dv_at, dtype);
+  backward_scratch memory, *m = &memory;
+  if (backward_memory(a, queries, m)) return -1;
   int64_t wide = up(a->width, AR), tall = up(a->value_width, AR), kv = h / (a->heads / a->kv_heads);
   float ones[NR], scale[NR];
   for (int i = 0; i < NR; i++) ones[i] = 1, scale[i] = a->scale;
@@ -152,6 +149,7 @@ static void backward_head(const graft_attention *a, int64_t b, int64_t h, int64_
   for (int64_t query = 0; query < a->queries; query += NR)
     write_panel(m->dq + query * wide, least(NR, a->queries - query), a->width, scale, &a->dq,
                 head_at(&a->dq, b, h) + query * a->dq.row, a->dtype);
+  return 0;
 }
 
 // Write the sum over a group's heads; parts: (heads, keys, width).
@@ -177,19 +175,20 @@ int KERNEL(attention_backward)(const graft_attention *a, int threads) {
   int failed = 0;
 #pragma omp parallel num_threads(crew(threads, tasks * a->queries * a->keys))
   {
-    backward_scratch m;
-    if (backward_memory(a, queries, &m)) failed = 1;
+    tiles_begin();
 #pragma omp for schedule(dynamic, 1)
     for (int64_t task = 0; task < tasks; task++) {
-      if (failed) continue;
+      int without = 0;
       int64_t b = task / a->heads, h = task % a->heads;
       graft_heads dk = {parts, 0, 0, width}, dv = {parts, 0, 0, values};
       if (parts)
-        backward_head(a, b, h, queries, &m, &dk, &dv, task * a->keys * width,
-                      tasks * a->keys * width + task * a->keys * values, FP32);
+        without = backward_head(a, b, h, queries, &dk, &dv, task * a->keys * width,
+                                tasks * a->keys * width + task * a->keys * values, FP32);
       else
-        backward_head(a, b, h, queries, &m, &a->dk, &a->dv, head_at(&a->dk, b, h), head_at(&a->dv, b, h), a->dtype);
+        without = backward_head(a, b, h, queries, &a->dk, &a->dv, head_at(&a->dk, b, h), head_at(&a->dv, b, h), a->dtype);
+      if (without) failed = 1;
     }
+    tiles_end();
 #pragma omp for schedule(static)
     for (int64_t task = 0; task < (parts ? a->batch * a->kv_heads : 0); task++) {
       if (failed) continue;

@@ -399,7 +399,7 @@ static int few_product(const graft_term *terms, int count, int64_t m, int64_t n,
     int64_t first = strip * COLUMNS, width = least(COLUMNS, n - first);
     for (int t = 0; t < count; t++)
       if (few_rows(&plans[t], &x[t], (few_span){0, m}, first, first + width, sums, COLUMNS, t > 0)) failed = 1;
-    finish(sums, m, width, bias ? bias + first : 0, onto, y, dtype, first, stride);
+    finish(sums, COLUMNS, m, width, bias ? bias + first : 0, onto, y, dtype, first, stride);
   }
   return failed ? -1 : 0;
 }

@@ -173,13 +173,13 @@ int KERNEL(product_across)(const void *x, int dtype, int64_t m, const graft_weig
           int64_t begin = tiles * part / parts, end = tiles * (part + 1) / parts;
           strip_product(packed + begin * MR * INNER, MR * INNER, end - begin, panels + strip * INNER * COLUMNS,
                         least(COLUMNS, n - strip * COLUMNS), depth, 0,
-                        sums + strip * strip_size + begin * MR * COLUMNS, start > 0);
+                        sums + strip * strip_size + begin * MR * COLUMNS, COLUMNS, start > 0);
         }
     }
 #pragma omp for schedule(static)
     for (int64_t strip = 0; strip < strips; strip++) {
       int64_t first = strip * COLUMNS;
-      finish(sums + strip * strip_size, m, least(COLUMNS, n - first), 0, 0, y, y_dtype, first, n);
+      finish(sums + strip * strip_size, COLUMNS, m, least(COLUMNS, n - first), 0, 0, y, y_dtype, first, n);
     }
     free(row);
   }

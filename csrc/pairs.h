@@ -95,11 +95,17 @@ static void pairs_of_rows(const graft_weight *w, int64_t first, int64_t count, i
 static void pairs_of_columns(const graft_weight *w, int64_t first, int64_t count, int64_t from, int64_t to,
                              float *out) {
   int64_t inner = w->rows;
-  uint16_t upper[COLUMNS] = {0}, lower[COLUMNS] = {0};
+  uint16_t decoded[2][WIDEST] = {{0}};
   for (int64_t k = 2 * from; k < least(2 * to, inner); k += 2) {
-    decode_bf16(w, k, first, first + count, upper);
-    if (k + 1 < inner) decode_bf16(w, k + 1, first, first + count, lower);
-    else memset(lower, 0, sizeof lower);
+    const uint16_t *upper = decoded[0], *lower = decoded[1];
+    if (w->kind == W_BF16 && count % VW == 0 && k + 1 < inner) {  // as they lie
+      upper = (const uint16_t *)w->codes + k * w->columns + first;
+      lower = upper + w->columns;
+    } else {
+      decode_bf16(w, k, first, first + count, decoded[0]);
+      if (k + 1 < inner) decode_bf16(w, k + 1, first, first + count, decoded[1]);
+      else memset(decoded[1], 0, sizeof decoded[1]);
+    }
     for (int64_t c = 0; c < count; c += VW) {
       __m512i a = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(upper + c)));
       __m512i b = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(lower + c)));

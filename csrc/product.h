@@ -29,8 +29,14 @@
 #else
 #define INNER 256
 #endif
+#if defined(TILES)
+#define WIDEST 256              // columns of a strip: tiles are so fast that the rows of x would not come in time for fewer
+#else
+#define WIDEST COLUMNS
+#endif
 #define BAND (1 << 22)          // numbers of x that are packed at one time: 16 MiB
 #define TASK_TILES (768 / MR)   // of a task
+#define SHARES 4                // tasks of a thread, or more
 #define CACHED_TILES (192 / MR) // tiles whose rows of x stay in the second-level cache beside a strip's panels
 
 static _Thread_local arena packed_x, own_panels, own_sums;
@@ -85,7 +91,7 @@ static void panels_of_rows(const graft_weight *w, int64_t first, int64_t count, 
 // W: rows [from, to) of W are the inner dimension, columns [first, first + count) become panels.
 static void panels_of_columns(const graft_weight *w, int64_t first, int64_t count, int64_t from, int64_t to,
                               float *out) {
-  float row[COLUMNS] = {0};
+  float row[WIDEST] = {0};
   for (int64_t k = from; k < to; k++) {
     decode_row(w, k, first, first + count, row);
     for (int64_t c = 0; c < count; c += NR)
@@ -124,39 +130,52 @@ INLINE void tile_product(const float *x, const float *panel, int64_t inner, int 
     }
 }
 
-// sums (tiles * MR, COLUMNS) = or += packed rows, whose tiles are `apart` numbers apart, times the panels of a strip.
+// sums (tiles * MR, side) = or += packed rows, whose tiles are `apart` numbers apart, times the panels of a strip.
 static void strip_product(const float *x, int64_t apart, int64_t tiles, const float *panels, int64_t width,
-                          int64_t inner, int pairs, float *sums, int add) {
+                          int64_t inner, int pairs, float *sums, int64_t side, int add) {
   for (int64_t top = 0; top < tiles; top += CACHED_TILES)
     for (int64_t c = 0; c < width; c += NR)
       for (int64_t i = top; i < least(tiles, top + CACHED_TILES); i++) {
         const float *rows = x + i * apart, *panel = panels + c * INNER;
-        float *tile = sums + i * MR * COLUMNS + c;
+        float *tile = sums + i * MR * side + c;
 #if defined(TILES)
         if (pairs) {
-          tiles_product(rows, panel, inner, width - c > VW, tile, COLUMNS, add);
+          panel_by_tiles(rows, panel, inner, width - c > VW, tile, side, add);
           continue;
         }
 #endif
         for (int64_t r = 0; r < MR; r += IN_REGISTERS) {
-          if (pairs) tile_product(rows + r, panel, inner, 1, tile + r * COLUMNS, COLUMNS, add);
-          else tile_product(rows + r, panel, inner, 0, tile + r * COLUMNS, COLUMNS, add);
+          if (pairs) tile_product(rows + r, panel, inner, 1, tile + r * side, side, add);
+          else tile_product(rows + r, panel, inner, 0, tile + r * side, side, add);
         }
       }
 }
 
-// Write sums (count, COLUMNS) as rows of y, in its dtype, with the bias; or add them to what is there.
-static void finish(const float *sums, int64_t count, int64_t columns, const float *bias, int add, void *y,
-                   int dtype, int64_t at, int64_t stride) {
+// Write sums (count, side) as rows of y, in its dtype, with the bias; or add them to what is there.
+INLINE void finish_as(const float *sums, int64_t side, int64_t count, int64_t columns, const float *bias, int add, void *y,
+                      int dtype, int64_t at, int64_t stride) {
   for (int64_t r = 0; r < count; r++, at += stride)
     for (int64_t c = 0; c < columns; c += VW) {
       int64_t n = least(VW, columns - c);
-      vf v = vf_load(sums + r * COLUMNS + c);
+      vf v = vf_load(sums + r * side + c);
       if (bias) v += vf_load_n(bias + c, n);
       if (add) v += load_n_as(y, at + c, n, dtype);
+#if defined(PAIRS)
+      if (dtype == BF16 && n == VW) {  // in one instruction, as sums of pairs are no numbers below the normal ones
+        _mm256_storeu_si256((__m256i *)((uint16_t *)y + at + c), (__m256i)_mm512_cvtneps_pbh((__m512)v));
+        continue;
+      }
+#endif
       if (n == VW) store_as(y, at + c, v, dtype);
       else store_n_as(y, at + c, v, n, dtype);
     }
+}
+
+static void finish(const float *sums, int64_t side, int64_t count, int64_t columns, const float *bias, int add,
+                   void *y, int dtype, int64_t at, int64_t stride) {
+  if (dtype == FP32) finish_as(sums, side, count, columns, bias, add, y, FP32, at, stride);
+  else if (dtype == BF16) finish_as(sums, side, count, columns, bias, add, y, BF16, at, stride);
+  else finish_as(sums, side, count, columns, bias, add, y, FP16, at, stride);
 }
 
 #include "few.h"
@@ -189,6 +208,13 @@ static void decode_panels(const graft_term *t, int64_t first, int64_t count, int
   else panels_of_rows(w, first, count, from, to, out);
 }
 
+// Columns of a strip, as many as leave every thread some strips of n.
+static int64_t side_of(int64_t n, int threads) {
+  int64_t side = WIDEST;
+  while (side > COLUMNS && n < SHARES * threads * side) side /= 2;
+  return side;
+}
+
 // Write y (m, n) in `dtype`, its rows `stride` numbers apart, or add to it. bias: (n,) or NULL.
 // ready: for each term its rows of x, packed, or NULL; no more of them than a band. Returns 0, or -1 without memory.
 static int multiply_packed(const graft_term *terms, float *const *ready, int count, int64_t m, int64_t n,
@@ -200,14 +226,14 @@ static int multiply_packed(const graft_term *terms, float *const *ready, int cou
     before[t] = whole;
     whole += ready[t] ? 0 : depth[t];
   }
-  int64_t band = band_of(m, whole);
+  int64_t band = band_of(m, whole), side = side_of(n, threads);
   float *x = scratch_of(&packed_x, sizeof(float) * (size_t)(band * whole + 1));
   if (!x) return -1;
   int failed = 0;
   for (int64_t top = 0; top < m; top += band) {
     int64_t rows = least(band, m - top), tiles = (rows + MR - 1) / MR;
-    int64_t strips = (n + COLUMNS - 1) / COLUMNS, parts = (tiles + TASK_TILES - 1) / TASK_TILES;
-    while (parts < tiles && strips * parts < 4 * threads) parts++;  // few columns: threads share the rows
+    int64_t strips = (n + side - 1) / side, parts = (tiles + TASK_TILES - 1) / TASK_TILES;
+    while (parts < tiles && strips * parts < SHARES * threads) parts++;  // few columns: threads share the rows
     int64_t share = (tiles + parts - 1) / parts;
 #pragma omp parallel num_threads(threads)
     {
@@ -217,15 +243,15 @@ static int multiply_packed(const graft_term *terms, float *const *ready, int cou
           for (int t = 0; t < count; t++)  // packed as (term, tile, word, MR)
             if (!ready[t]) pack_tile(&terms[t], top, rows, i, x + before[t] * tiles * MR);
       }
-      float *panels = scratch_of(&own_panels, sizeof(float) * INNER * COLUMNS);
-      float *sums = scratch_of(&own_sums, sizeof(float) * (size_t)(share * MR * COLUMNS));
+      float *panels = scratch_of(&own_panels, sizeof(float) * (size_t)(INNER * side));
+      float *sums = scratch_of(&own_sums, sizeof(float) * (size_t)(share * MR * side));
       if (!panels || !sums) failed = 1;
       tiles_begin();
 #pragma omp for schedule(dynamic, 1)
       for (int64_t task = 0; task < strips * parts; task++) {
         int64_t begin = task / strips * share, end = least(begin + share, tiles);
         if (failed || begin >= end) continue;
-        int64_t first = task % strips * COLUMNS, width = least(COLUMNS, n - first);
+        int64_t first = task % strips * side, width = least(side, n - first);
         int add = 0;
         for (int t = 0; t < count; t++) {
           const float *packed = (ready[t] ? ready[t] : x + before[t] * tiles * MR) + begin * depth[t] * MR;
@@ -233,12 +259,12 @@ static int multiply_packed(const graft_term *terms, float *const *ready, int cou
             int64_t to = least(from + INNER, depth[t]);
             decode_panels(&terms[t], first, width, from, to, panels);
             strip_product(packed + from * MR, depth[t] * MR, end - begin, panels, width, to - from,
-                          paired(&terms[t]), sums, add);
+                          paired(&terms[t]), sums, side, add);
           }
         }
-        if (!add) memset(sums, 0, sizeof(float) * (size_t)(share * MR * COLUMNS));  // a sum of nothing
+        if (!add) memset(sums, 0, sizeof(float) * (size_t)(share * MR * side));  // a sum of nothing
         int64_t row = begin * MR;
-        finish(sums, least(end * MR, rows) - row, width, bias ? bias + first : 0, onto, y, dtype,
+        finish(sums, side, least(end * MR, rows) - row, width, bias ? bias + first : 0, onto, y, dtype,
                (top + row) * stride + first, stride);
       }
       tiles_end();

@@ -107,7 +107,7 @@ def test_a_number_that_is_none_shows_in_the_absmax(place, value):
 
 @pytest.mark.parametrize("scheme", [*SCHEMES, "fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("m", [0, 1, 5, 29])
-@pytest.mark.parametrize("shape", [(1, 1), (5, 37), (70, 129), (64, 64)])
+@pytest.mark.parametrize("shape", [(1, 1), (5, 37), (70, 129), (64, 64), (600, 450)])
 def test_products_are_those_of_the_decoded_weight(scheme, m, shape, level, threads, monkeypatch):
     monkeypatch.setattr(
         native, "_bf16_is_faster", lambda: True
@@ -150,12 +150,14 @@ def test_results_do_not_depend_on_the_number_of_threads():
 
 @pytest.mark.parametrize("scheme", ["nf4+nested", "int4_", "fp32", "bf16"])
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("m", [0, 1, 13])
-def test_a_low_rank_update_has_the_values_and_gradients_of_torch(scheme, dtype, m, threads):
-    weight = packed(scheme, 70, 129)
+@pytest.mark.parametrize(
+    ("m", "shape", "r"), [(0, (70, 129), 5), (1, (70, 129), 5), (13, (70, 129), 5), (40, (600, 450), 20)]
+)
+def test_a_low_rank_update_has_the_values_and_gradients_of_torch(scheme, dtype, m, shape, r, threads):
+    weight, (n, inner) = packed(scheme, *shape), shape
     tensors = [weight] if isinstance(weight, torch.Tensor) else [t for t in weight if torch.is_tensor(t)]
-    A, B, bias = (draw(*s, seed=i).requires_grad_() for i, s in enumerate([(5, 129), (70, 5), (70,)], 3))
-    x, dy = draw(2, m, 129).to(dtype).requires_grad_(), draw(2, m, 70, seed=9).to(dtype)
+    A, B, bias = (draw(*s, seed=i).requires_grad_() for i, s in enumerate([(r, inner), (n, r), (n,)], 3))
+    x, dy = draw(2, m, inner).to(dtype).requires_grad_(), draw(2, m, n, seed=9).to(dtype)
     assert ready(x, A, B)
     y = low_rank(x, tensors, lambda t: t[0] if torch.is_tensor(weight) else weight, bias, (A, B, 0.5))
     ours = [y, *torch.autograd.grad(y, [x, A, B, bias], dy)]
