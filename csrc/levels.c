@@ -3,7 +3,7 @@
 
 #include "graft.h"
 
-#if defined(__x86_64__) && defined(__linux__)
+#if defined(__x86_64__) && defined(__linux__) && !defined(EMULATE_AVX512)
 #include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>

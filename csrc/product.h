@@ -1,5 +1,5 @@
 // y = sum of terms: scale * x W^T or scale * x W, plus a bias; fp32 sums on every level.
-// Terms of bf16 are multiplied in pairs where there is an instruction for it: see pairs.h.
+// Terms of bf16 are multiplied in pairs, or by tiles, where there are instructions for it: see pairs.h and tiles.h.
 //
 // x is packed once, MR rows interleaved. A task is a strip of COLUMNS columns of y, or some of its rows: the weights
 // are decoded, INNER of the inner dimension at a time, into panels of NR columns that stay in the caches, and
