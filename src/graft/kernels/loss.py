@@ -157,7 +157,7 @@ def _score(logits: Tensor, head: Head, labels: Tensor, wanted: bool, logprobs: T
 
 def _product_across(x: Tensor, weight: native.Weight, out: Tensor) -> None:
     """Write x W into `out`, for a weight of many more rows than columns."""
-    failed = native.function("product_across")(
+    failed = native.product_function("product_across", x.dtype)(
         address(x), native.DTYPES[x.dtype], c_int64(len(x)), ctypes.byref(weight), address(out),
         native.DTYPES[out.dtype], torch.get_num_threads(),
     )  # fmt: skip

@@ -85,9 +85,16 @@ def function(name: str) -> Callable[..., Any]:
 
 
 def product_function(name: str, dtype: torch.dtype) -> Callable[..., Any]:
-    """Return a C function that multiplies x of this format; where bf16 is slow, that of the level below."""
-    slow = dtype == torch.bfloat16 and level() in IN_PAIRS and not _bf16_is_faster()
-    return _function(name, "avx512" if slow else level())
+    """Return a C function that multiplies x of this format, at the level that does it fastest.
+
+    Where bf16 is slow, that is one without pairs. The sizes of AMX's tiles suit no other format.
+    """
+    chosen = level()
+    if dtype != torch.bfloat16:
+        chosen = "avx512_bf16" if chosen == "amx" else chosen
+    elif chosen in IN_PAIRS and not _bf16_is_faster():
+        chosen = "avx512"
+    return _function(name, chosen)
 
 
 @functools.cache
