@@ -11,6 +11,7 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
 
 # No contraction: decoded weights have the reference's bits. Products ask for fused operations by name.
 FLAGS = ["-O3", "-std=gnu11", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno", "-g0",
@@ -22,6 +23,7 @@ AMX = [*AVX512_BF16, "-mamx-tile", "-mamx-bf16"]
 LEVELS: dict[str, list[str]] = {"portable": []}
 if platform.machine().lower() in ("x86_64", "amd64"):
     LEVELS |= {"avx2": AVX2, "avx512": AVX512, "avx512_bf16": AVX512_BF16, "amx": AMX}
+NEW = ("avx512_bf16", "amx")  # levels that a compiler of some years ago does not know
 # How `make kernels` has them examined: with sanitizers, or with AVX-512 emulated by SIMD Everywhere.
 WAYS = {
     "sanitized": ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-O1", "-g"],
@@ -41,12 +43,18 @@ class Build(build_ext):
         return str(Path(*name.split("."))) + ".so.1"  # Python would take .so for a module
 
     def build_extension(self, ext: Extension) -> None:
-        objects = []
-        for source in ext.sources:
-            flags = FLAGS + OPENMP + LEVELS.get(Path(source).stem, []) + WAY
-            objects += self.compiler.compile(
-                [source], self.build_temp, extra_postargs=flags, depends=ext.depends
-            )
+        objects, missing = [], []
+        for source in sorted(ext.sources, key=lambda source: Path(source).stem == "levels"):
+            level = Path(source).stem
+            flags = FLAGS + OPENMP + LEVELS.get(level, missing) + WAY
+            try:
+                objects += self.compiler.compile(
+                    [source], self.build_temp, extra_postargs=flags, depends=ext.depends
+                )
+            except CompileError:
+                if level not in NEW:
+                    raise
+                missing.append(f"-DWITHOUT_{level.upper()}")  # which levels.c then leaves out
         self.compiler.link_shared_object(
             objects, self.get_ext_fullpath(ext.name), extra_postargs=[*OPENMP, *WAY, "-lm"]
         )

@@ -3,7 +3,7 @@
 
 #include "graft.h"
 
-#if defined(__x86_64__) && defined(__linux__) && !defined(EMULATE_AVX512)
+#if defined(__x86_64__) && defined(__linux__) && !defined(EMULATE_AVX512) && !defined(WITHOUT_AMX)
 #include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -30,9 +30,13 @@ __attribute__((visibility("default"))) int graft_levels(void) {
 #if defined(EMULATE_AVX512)
   return found | GRAFT_AVX512;
 #endif
+#if !defined(WITHOUT_AVX512_BF16)
   if (found & GRAFT_AVX512 && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16"))
     found |= GRAFT_AVX512_BF16;
+#if !defined(WITHOUT_AMX)
   if (found & GRAFT_AVX512_BF16 && has_tiles()) found |= GRAFT_AMX;
+#endif
+#endif
 #endif
   return found;
 }
