@@ -161,7 +161,7 @@ async def measure(
     mine = found.get("graft fp32", {}).get("texts", [])
     for facts in found.values():
         pairs = list(zip(facts["texts"], mine, strict=False))
-        facts["same"] = sum(a == b for a, b in pairs) / len(pairs) if pairs else None
+        facts["same"] = sum(a.split() == b.split() for a, b in pairs) / len(pairs) if pairs else None
         one_, eight = statistics.median(facts["one"]), statistics.median(facts["eight"])
         alone, busy = (statistics.median(facts[key]) for key in ("first_alone", "first_busy"))
         facts |= {"one_per_s": one_, "eight_per_s": eight, "gain": eight / one_}
