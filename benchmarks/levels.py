@@ -2,8 +2,8 @@
 
 100 steps of QLoRA on the seedling (its own product rows) and on stories260K (TinyStories, from ../shared), in
 fp32 or another format. Every level starts from the same seed; the band is what another seed alone changes,
-with the kernels off. Prints the last losses and the held-out loss; exit 1 if a level lies outside the band, or
-if two runs at one level differ in a single bit.
+with the kernels off. Prints the last losses and the held-out loss; exit 1 if a level lies outside the band,
+or if two runs at one level differ in a single bit.
 
     python benchmarks/levels.py [--steps 100] [--dtype bf16]
 """

@@ -24,7 +24,7 @@ LINEARS = ("q", "k", "v", "o", "gate", "up", "down")
 ACTIVATIONS = ("silu", "gelu_tanh")
 DIM = 16  # heads in the cache are padded to a multiple of it
 MOST_ROWS = 32  # of one call: more would leave the caches
-FIXED = ("avx2", "avx512", "avx512_bf16", "amx")  # levels that multiply codes in fixed point: see csrc/few_chunks.h
+FIXED = native.LEVELS[1:]  # levels that multiply codes in fixed point: see csrc/few_chunks.h
 
 TILE, CHUNK = 16, 64  # rows and columns that few_rows of csrc/few.h takes together
 

@@ -1,8 +1,8 @@
 """Packed weights by the C kernels: what `reference` and `groups` define, to the same bits where they decode.
 
 Products sum in fp32 whatever x is, with weights that are not rounded to x's format first. Where the
-processor multiplies bf16 faster than fp32, weights for x in bf16 are rounded to it, and multiplied in pairs or
-by tiles of AMX.
+processor multiplies bf16 faster than fp32, weights for x in bf16 are rounded to it, and multiplied in pairs
+or by tiles of AMX.
 """
 
 import ctypes
