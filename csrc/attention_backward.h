@@ -185,7 +185,8 @@ int KERNEL(attention_backward)(const graft_attention *a, int threads) {
         without = backward_head(a, b, h, queries, &dk, &dv, task * a->keys * width,
                                 tasks * a->keys * width + task * a->keys * values, FP32);
       else
-        without = backward_head(a, b, h, queries, &a->dk, &a->dv, head_at(&a->dk, b, h), head_at(&a->dv, b, h), a->dtype);
+        without = backward_head(a, b, h, queries, &a->dk, &a->dv, head_at(&a->dk, b, h), head_at(&a->dv, b, h),
+                                a->dtype);
       if (without) failed = 1;
     }
     tiles_end();

@@ -279,8 +279,10 @@ static int backward_head_by_tiles(const graft_attention *a, int64_t b, int64_t h
       if (key + from < see->from || key + to > see->to) hide(s, key + from, seen, see);
       harden_to_rows(m, from, to, a->scale, m->lse + i, m->delta + i);
       multiply_tiles(m->turned + from, KEYS, wide, m->ds_words + from / 2 * NR, NR, NR, seen, m->dq + i * wide, NR, 1);
-      multiply_tiles(m->p + from * NR, NR, seen, m->g_pairs + i * tall / 2, tall, tall, NR, m->dv + from * tall, tall, 1);
-      multiply_tiles(m->ds + from * NR, NR, seen, m->q_pairs + i * wide / 2, wide, wide, NR, m->dk + from * wide, wide, 1);
+      multiply_tiles(m->p + from * NR, NR, seen, m->g_pairs + i * tall / 2, tall, tall, NR, m->dv + from * tall, tall,
+                     1);
+      multiply_tiles(m->ds + from * NR, NR, seen, m->q_pairs + i * wide / 2, wide, wide, NR, m->dk + from * wide, wide,
+                     1);
     }
     write_rows(m->dk, n, a->width, wide, a->scale, dk, dk_at + key * dk->row, dtype);
     write_rows(m->dv, n, a->value_width, tall, 1, dv, dv_at + key * dv->row, dtype);

@@ -51,7 +51,7 @@ static void rows_in_thirds(const float *of, float factor, int64_t rows, int64_t 
   }
 }
 
-// Describe `leaves` for a product with such rows; NULL memory if there is none.
+// Describe `leaves` for a product with such rows. Its codes are NULL if there is no memory.
 static graft_weight weight_in_thirds(const graft_weight *leaves, int across) {
   int64_t rows = leaves->rows, columns = leaves->columns, count = rows * columns;
   uint16_t *memory = scratch_of(&thirds_of_weight, 6 * (size_t)(count + 1));
@@ -67,7 +67,8 @@ static graft_weight weight_in_thirds(const graft_weight *leaves, int across) {
 
 // out (r, n) = factor * narrow^T (r, m) x (m, n), of narrow in floats and x in bf16: both of its halves at one time.
 // Returns where out lies, in scratch memory; or NULL.
-static float *turned_product(const float *narrow, float factor, int64_t m, int64_t r, const graft_weight *x, int threads) {
+static float *turned_product(const float *narrow, float factor, int64_t m, int64_t r, const graft_weight *x,
+                             int threads) {
   int64_t n = x->columns;
   uint16_t *turned = scratch_of(&turned_halves, 4 * (size_t)(r * m + 1));
   float *out = scratch_of(&both_halves, sizeof(float) * (size_t)(2 * r * n + 1));

@@ -1,37 +1,30 @@
 // y = sum of terms: scale * x W^T or scale * x W, plus a bias; fp32 sums on every level.
 // Terms of bf16 are multiplied in pairs, or by tiles, where there are instructions for it: see pairs.h and tiles.h.
 //
-// x is packed once, MR rows interleaved. A task is a strip of COLUMNS columns of y, or some of its rows: the weights
+// x is packed once, MR rows interleaved. A task is a strip of columns of y, or some of its rows: the weights
 // are decoded, INNER of the inner dimension at a time, into panels of NR columns that stay in the caches, and
 // every tile of MR x NR runs through them. A low-rank update is one more term, so it costs no second pass over y.
 // After Goto and van de Geijn 2008, Anatomy of high-performance matrix multiplication.
 
 #define NV 2                    // vectors of a tile's row
 #define NR (NV * VW)
+#define COLUMNS 64              // a multiple of NR, and the usual block of a packed weight
 #if defined(__AMX_BF16__)
 #define TILES                   // see tiles.h
 #define MR 32
-#elif VW == 16
+#define IN_REGISTERS 8          // rows of a tile of y that are summed at one time, where it is not made of AMX's tiles
+#define INNER 192               // a panel stays in the first cache beside the rows that stream through it
+#define WIDEST 256              // columns of a strip: for fewer, rows of x would not come in time
+#else
+#if VW == 16
 #define MR 12
 #elif VW == 8
 #define MR 6
 #else
 #define MR 4
 #endif
-#if defined(TILES)
-#define IN_REGISTERS 8          // rows of it that are summed at one time: all, but of those that fit tiles
-#else
 #define IN_REGISTERS MR
-#endif
-#define COLUMNS 64              // a multiple of NR, and the usual block of a packed weight
-#if defined(TILES)
-#define INNER 192               // so that a panel stays in the first cache beside the rows that stream through it
-#else
 #define INNER 256
-#endif
-#if defined(TILES)
-#define WIDEST 256              // columns of a strip: tiles are so fast that the rows of x would not come in time for fewer
-#else
 #define WIDEST COLUMNS
 #endif
 #define BAND (1 << 22)          // numbers of x that are packed at one time: 16 MiB
@@ -152,8 +145,8 @@ static void strip_product(const float *x, int64_t apart, int64_t tiles, const fl
 }
 
 // Write sums (count, side) as rows of y, in its dtype, with the bias; or add them to what is there.
-INLINE void finish_as(const float *sums, int64_t side, int64_t count, int64_t columns, const float *bias, int add, void *y,
-                      int dtype, int64_t at, int64_t stride) {
+INLINE void finish_as(const float *sums, int64_t side, int64_t count, int64_t columns, const float *bias, int add,
+                      void *y, int dtype, int64_t at, int64_t stride) {
   for (int64_t r = 0; r < count; r++, at += stride)
     for (int64_t c = 0; c < columns; c += VW) {
       int64_t n = least(VW, columns - c);
@@ -161,7 +154,7 @@ INLINE void finish_as(const float *sums, int64_t side, int64_t count, int64_t co
       if (bias) v += vf_load_n(bias + c, n);
       if (add) v += load_n_as(y, at + c, n, dtype);
 #if defined(PAIRS)
-      if (dtype == BF16 && n == VW) {  // in one instruction, as sums of pairs are no numbers below the normal ones
+      if (dtype == BF16 && n == VW) {  // in one instruction, which takes numbers below the normal ones for 0
         _mm256_storeu_si256((__m256i *)((uint16_t *)y + at + c), (__m256i)_mm512_cvtneps_pbh((__m512)v));
         continue;
       }

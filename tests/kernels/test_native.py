@@ -137,15 +137,16 @@ def test_a_product_is_a_sum_of_terms_with_scales_and_transposed_operands():
     torch.testing.assert_close(y, x @ W.T - 0.5 * u.T @ B.T, rtol=1e-5, atol=1e-4)
 
 
-def test_results_do_not_depend_on_the_number_of_threads():
-    weight = native.weight(kept := packed("nf4", 300, 200))
-    found = []
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_results_do_not_depend_on_the_number_of_threads(dtype):
+    weight = native.weight(kept := packed("nf4", 1300, 200))
+    found, x = [], draw(50, 200).to(dtype)
     for count in (1, 3):
         before = torch.get_num_threads()
         torch.set_num_threads(count)
-        found.append(native.product([native.term(draw(50, 200), weight)], torch.empty(50, 300)))
+        found.append(native.product([native.term(x, weight)], torch.empty(50, 1300, dtype=dtype)))
         torch.set_num_threads(before)
-    assert torch.equal(*found) and len(kept.codes) == 300
+    assert torch.equal(*found) and len(kept.codes) == 1300
 
 
 @pytest.mark.parametrize("scheme", ["nf4+nested", "int4_", "fp32", "bf16"])
