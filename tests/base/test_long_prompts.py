@@ -140,6 +140,22 @@ def test_a_text_is_the_same_alone_and_among_others(scheme, read, monkeypatch):
         assert torch.allclose(one, other, atol=1e-5), (one, other)
 
 
+@pytest.mark.parametrize("first", [63, 64, 65, 100, 128, 129])
+@pytest.mark.parametrize("second", [65, 70, 128, 129, 150])
+def test_what_two_prompts_share_is_read_as_each_alone_reads_it(first, second, read, monkeypatch):
+    monkeypatch.setattr(NativeDecoder, "_reads_faster", lambda *_: True)
+    base, start = with_adapters(scheme="nf4"), ids(200)
+    prompts = [start[:first], [*start[: min(first, second - 1)], *ids(200, seed=1)][:second]]
+    how = Sampling(max_new_tokens=4, logprobs=0)
+    with evaluating(base):
+        stepper = base.native_stepper()
+    make = lambda: [Request(list(prompt), how=how, index=index) for index, prompt in enumerate(prompts)]
+    alone = [written(stepper, base, [request], max_rows=1)[0] for request in make()]
+    together = written(stepper, base, make(), max_rows=2)
+    for one, other in zip(alone, together, strict=True):
+        assert torch.allclose(one, other, atol=1e-5), (one, other)
+
+
 @pytest.mark.parametrize(
     ("scheme", "dtype", "exact", "faster"),
     [

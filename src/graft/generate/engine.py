@@ -235,9 +235,9 @@ class Engine:
         if row.request.adapter != other.request.adapter:
             return 0
         shared = common(prompt, theirs)
-        block = shared - shared % BLOCK
-        alike = (len(prompt) > block + BLOCK) == (len(theirs) > block + BLOCK)
-        return shared if alike else block  # else its last block may be read in two ways
+        before = max(shared - 1, 0) // BLOCK * BLOCK  # where the last block of them begins
+        alike = (len(prompt) > before + BLOCK) == (len(theirs) > before + BLOCK)
+        return shared if alike else before  # a block that only one prompt goes beyond may be read in two ways
 
     # Writing
 
