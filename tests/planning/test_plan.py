@@ -10,6 +10,7 @@ from transformers import AutoConfig, BertConfig, LlamaConfig
 from graft.errors import UsageError
 from graft.methods.full import Full
 from graft.methods.lora import LoRA
+from graft.methods.prefix import PrefixTuning
 from graft.planning import plan as planning
 from graft.planning.held import optimizer_bytes
 from graft.planning.machine import memory
@@ -190,6 +191,18 @@ def test_the_parts_of_a_plan_add_up_and_the_batch_it_names_fits():
     row = (more.parts["step"] - held["step"]) / 62
     room = found.available - found.peaks["train"] + held["step"]
     assert found.micro_batch * row == pytest.approx(room, rel=0.1)
+
+
+@pytest.mark.parametrize("kind", ["sdpa", "eager", "native_sdpa"])
+def test_a_base_whose_attention_has_inserts_is_planned_like_one_without(kind):
+    base, shape = tiny_base(), Shape(rows=2, length=32)
+    base.model.set_attn_implementation(kind)
+    prefix = PrefixTuning(num_virtual_tokens=2)
+    bare = plan_model(base.model.config, [prefix], shape)
+    base.attach("prefix", prefix)
+    assert base.model.config._attn_implementation == f"graft_{kind}"
+    assert plan_model(base.model.config, [prefix], shape).parts == bare.parts
+    assert base.model.config._attn_implementation == f"graft_{kind}"
 
 
 def test_levers_are_keys_of_a_recipe_and_save_what_they_say():

@@ -69,6 +69,13 @@ class Attention(Host):
                 self._model.set_attn_implementation(self._implementation)
 
 
+def without_inserts(config: Any) -> None:
+    """Let a copy of a model's configuration name the model's own attention, not what inserts put around it."""
+    given = getattr(config, "_attn_implementation", None) or ""
+    if given.removeprefix(PREFIX) != given:
+        config._attn_implementation = given.removeprefix(PREFIX)
+
+
 @contextlib.contextmanager
 def watched(model: Any) -> Iterator[dict[torch.nn.Module, tuple[int, int]] | None]:
     """Let forwards inside the block put {attention module: (heads, width) of its keys} into what is yielded.

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from graft.base.attention import without_inserts
 from graft.base.base import Base
 from graft.base.probes import outer_blocks
 from graft.core.anatomy import kind_of
@@ -157,10 +158,12 @@ def sketch(
 
     Call it inside `unreal`.
     """
+    config = copy.deepcopy(config)
+    without_inserts(config)
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
-        model = model_class(config, task)(copy.deepcopy(config))
+        model = model_class(config, task)(config)
     finally:
         torch.set_default_dtype(before)
     if quant != "none":
