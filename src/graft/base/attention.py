@@ -70,7 +70,7 @@ class Attention(Host):
 
 
 def without_inserts(config: Any) -> None:
-    """Let a copy of a model's configuration name the model's own attention, not what inserts put around it."""
+    """Let a copy of a model's configuration name its own attention, not what inserts put around it."""
     given = getattr(config, "_attn_implementation", None) or ""
     if given.removeprefix(PREFIX) != given:
         config._attn_implementation = given.removeprefix(PREFIX)
