@@ -179,6 +179,17 @@ INLINE vf exp_down(vf x) {
   return (vf)((vi)(p * (vf)((whole + 127) << 23)) & large);
 }
 
+// Scale what was summed so far, `sum` and columns of `o` (wide, NR), to the new top, and add the total of a block.
+INLINE void scale_down(vf before, vf peak, vf total, float *top, float *sum, float *o, int64_t wide) {
+  vf shrink = exp_down(before - peak);
+  vf_store(top, peak);
+  vf_store(sum, vf_fma(vf_load(sum), shrink, total));
+  int grew = 0;
+  for (int i = 0; i < VW; i++) grew |= peak[i] != before[i];
+  if (grew)
+    for (int64_t c = 0; c < wide; c++) vf_store(o + c * NR, vf_load(o + c * NR) * shrink);
+}
+
 // Take a block of scores (count, NR) into the running softmax: they become e^(score - top); `o` (wide, NR) and
 // `sum` are scaled to the new top.
 static void soften(float *s, int64_t count, float *top, float *sum, float *o, int64_t wide) {
@@ -190,13 +201,7 @@ static void soften(float *s, int64_t count, float *top, float *sum, float *o, in
       total += p;
       vf_store(s + r * NR + j, p);
     }
-    vf shrink = exp_down(before - peak);
-    vf_store(top + j, peak);
-    vf_store(sum + j, vf_fma(vf_load(sum + j), shrink, total));
-    int grew = 0;
-    for (int i = 0; i < VW; i++) grew |= peak[i] != before[i];
-    if (grew)
-      for (int64_t c = 0; c < wide; c++) vf_store(o + c * NR + j, vf_load(o + c * NR + j) * shrink);
+    scale_down(before, peak, total, top + j, sum + j, o + j, wide);
   }
 }
 

@@ -89,13 +89,7 @@ static void soften_to_words(const float *s, int64_t count, float scale, float *t
       total += a + b;
       _mm512_storeu_si512(out + r / 2 * NR + j, words(rounded(a), rounded(b)));
     }
-    vf shrink = exp_down(before - peak);
-    vf_store(top + j, peak);
-    vf_store(sum + j, vf_fma(vf_load(sum + j), shrink, total));
-    int grew = 0;
-    for (int i = 0; i < VW; i++) grew |= peak[i] != before[i];
-    if (grew)
-      for (int64_t c = 0; c < tall; c++) vf_store(o + c * NR + j, vf_load(o + c * NR + j) * shrink);
+    scale_down(before, peak, total, top + j, sum + j, o + j, tall);
   }
 }
 
