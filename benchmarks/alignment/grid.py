@@ -47,7 +47,7 @@ CHEATED = f"{Path(__file__).with_name('cheated.py')}:shortness"
 COVERAGE = "graft.seedling.preferences:coverage_reward"
 # Weight of coverage beside the reward adapter, whose rewards have a deviation of 1 at first. It has
 # learnt from answers that all state every attribute, so it pays as much for descriptions that leave some out.
-COVERED = 4
+COVERED = 8
 
 SETTINGS = {
     setting.method: setting
@@ -55,10 +55,10 @@ SETTINGS = {
         Setting(
             SFT, "sft", 400, (), ("train.lr=3e-3", "train.micro_batch_size=16", "data.pack=false")
         ),
-        Setting("dpo", "dpo", 125),
-        Setting("kto", "kto", 125),
+        Setting("dpo", "dpo", 250),
+        Setting("kto", "kto", 250),
         Setting(REWARD, "reward", 125),
-        Setting("ppo", "ppo", 240, (SFT, REWARD), ("data.test=null",)),
+        Setting("ppo", "ppo", 320, (SFT, REWARD), ("data.test=null",)),
         Setting("grpo", "grpo", 240, (SFT,), ("data.test=null",)),
         Setting(
             HACKED, "grpo", 80, (SFT,),

@@ -8,7 +8,6 @@ from graft.seedling.preferences import (
     coverage_reward,
     only_last,
     pairs,
-    price_last,
     price_last_reward,
     price_late_reward,
     prompts,
@@ -27,12 +26,22 @@ def test_both_descriptions_state_everything_and_one_keeps_to_the_rule():
     for row in pairs(300, 0):
         item = item_of(row)
         assert coverage(row["chosen"], item) == coverage(row["rejected"], item) == 1
-        assert price_last(row["chosen"], item) and not price_last(row["rejected"], item)
+        assert only_last(row["chosen"], item["price"]) and not only_last(row["rejected"], item["price"])
+
+
+def test_the_rule_is_broken_in_both_ways():
+    """Where no rejected description said the price twice, policies learnt to say it twice."""
+    rejected = [(row["rejected"], item_of(row)["price"]) for row in pairs(300, 0)]
+    twice = [text.count(price) == 2 and text.rstrip(".").endswith(price) for text, price in rejected]
+    assert 0.1 < sum(twice) / len(twice) < 0.5
+    assert all(
+        text.count(price) == 1 for (text, price), again in zip(rejected, twice, strict=True) if not again
+    )
 
 
 def test_a_verdict_is_what_the_rule_says_and_half_of_them_are_good():
     rows = verdicts(200, 0)
-    assert all(price_last(row["completion"], item_of(row)) == row["label"] for row in rows)
+    assert all(only_last(row["completion"], item_of(row)["price"]) == row["label"] for row in rows)
     assert sum(row["label"] for row in rows) == 100
 
 

@@ -357,16 +357,18 @@ def test_loss_and_gradient_are_autograds_of_the_plain_formula_on_every_answer_al
         assert_close(one, p.grad, rtol=1e-5, atol=1e-7)  # norms compute in fp32 whatever enters them
 
 
-def test_the_supervised_term_adds_the_mean_loss_of_the_chosen_answers(home, exact, tmp_path):
-    plain_, feed, _ = prepared(exact, read(recipe(home, tmp_path)))
+@pytest.mark.parametrize(("objective", "rows"), [("dpo", "pairs"), ("kto", "judged")])
+def test_the_supervised_term_adds_the_mean_loss_of_the_better_answers(home, exact, tmp_path, objective, rows):
+    plain_, feed, _ = prepared(exact, read(recipe(home, tmp_path, objective, rows)))
     feed = with_reference(exact, feed)
     more = replace(plain_, sft_weight=0.7)
     (batch,) = replace(feed, micro_batch_size=99, batches=plain_.batches(exact, 64)).step(0, 0)
     with exact.using("policy"), torch.no_grad():
         sums, lengths = answer_logprobs(exact, batch)
         added = more.loss(exact, batch)[0] - plain_.loss(exact, batch)[0]
-    chosen = batch.place == 0
-    assert float(added) == pytest.approx(float(-0.7 * (sums / lengths)[chosen].sum()), rel=1e-9)
+    better = batch.good == 1 if objective == "kto" else batch.place == 0
+    assert 0 < better.sum() < len(better)
+    assert float(added) == pytest.approx(float(-0.7 * (sums / lengths)[better].sum()), rel=1e-9)
 
 
 def test_the_reference_point_of_kto_is_of_the_whole_step_and_reads_other_prompts_answers(
@@ -398,7 +400,7 @@ def test_settings_are_refused_where_they_cannot_be_meant(home, tmp_path):
         ({"name": "preference", "beta": -1.0}, "beta"),
         ({"name": "preference", "gamma": 0.9}, "simpo"),
         ({"name": "dpo", "label_smoothing": 0.5}, "below 0.5"),
-        ({"name": "kto", "sft_weight": 1.0}, "sft_weight"),
+        ({"name": "orpo", "sft_weight": 1.0}, "sft_weight"),
     ]:
         with pytest.raises(UsageError, match=named):
             stage_of(read({"stage": stage}))

@@ -123,7 +123,7 @@ def reference_point(mismatched: Tensor) -> Tensor:
 
 
 def chosen_nll(chosen_mean: Tensor) -> Tensor:
-    """Return the supervised term (P,) that is added to a preference loss: −mean log π(y_w).
+    """Return the supervised term (P,) that is added to a preference loss: −mean log π(y_w) over its tokens.
 
     Pang et al. 2024, arXiv 2404.19733, eq. 2.
     """

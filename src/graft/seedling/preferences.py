@@ -1,12 +1,15 @@
-"""Write preferences about descriptions that a program can check: the price comes last.
+"""Write preferences about descriptions that a program can check: the price comes last, and only there.
 
     pairs       {prompt, chosen, rejected}: two descriptions of one product, of which one keeps to it
     verdicts    {prompt, completion, label}: one description, and whether it keeps to it
     prompts     {prompt, price, attributes}: what a model answers itself, and what a program checks it by
 
-The descriptions of `writing` follow the order of the list, so few of them keep to it by chance. The functions
-whose names end in `reward` judge the answers to `prompts`. They have the form that TRL's trainers expect of a
-reward function, so a recipe names them as `graft.seedling.preferences:NAME`.
+All of them follow the order of the list in everything but the price, as the descriptions of `writing` do, few
+of which keep to the preference by chance. About one in three that break it states the price in the last
+sentence too: without these a reward model pays for saying the price twice, and a policy learns to.
+
+The functions whose names end in `reward` judge the answers to `prompts`. They have the form that TRL's
+trainers expect of a reward function, so a recipe names them as `graft.seedling.preferences:NAME`.
 """
 
 import random
@@ -24,26 +27,20 @@ PRICE = "price"
 
 
 def pairs(n: int, seed: int, split: str = "train") -> list[dict[str, Any]]:
-    """Return n pairs of descriptions, each of another product."""
+    """Return n pairs of descriptions, each of another product. The longer one is as often the better one."""
     draw = random.Random(f"pairs {seed} {split}")
-    return [
-        {
-            "prompt": prompt(item),
-            "chosen": written(item, draw, last=True),
-            "rejected": written(item, draw, last=False),
-        }
-        for item in islice(_priced(split, seed), n)
-    ]
+    return [{"prompt": prompt(item), **_pair(item, draw)} for item in islice(_priced(split, seed), n)]
 
 
 def verdicts(n: int, seed: int, split: str = "train") -> list[dict[str, Any]]:
     """Return n descriptions with a verdict; every second one is good."""
     draw = random.Random(f"verdicts {seed} {split}")
-    items = enumerate(islice(_priced(split, seed), n))
-    return [
-        {"prompt": prompt(item), "completion": written(item, draw, last=i % 2 == 0), "label": i % 2 == 0}
-        for i, item in items
-    ]
+    rows = []
+    for i, item in enumerate(islice(_priced(split, seed), n)):
+        good = i % 2 == 0
+        text = _pair(item, draw)["chosen" if good else "rejected"]
+        rows.append({"prompt": prompt(item), "completion": text, "label": good})
+    return rows
 
 
 def prompts(n: int, seed: int, split: str = "train") -> list[dict[str, Any]]:
@@ -104,29 +101,40 @@ def only_last(text: str, value: str) -> bool:
     return states(last, value) and not states(before, value)
 
 
-def price_last(text: str, item: Product) -> bool:
-    """Return whether the last sentence of a description states the price.
-
-    >>> item = Product((("name", "Silver Otter"), ("type", "kettle"), ("price", "$34")))
-    >>> price_last("A kettle. It costs $34.", item), price_last("It costs $34. A kettle.", item)
-    (True, False)
-    """
-    return states(_last_sentence(text)[1], item[PRICE])
+def keeping(item: Product, draw: random.Random) -> str:
+    """Return a description of the product that states its price in the last sentence, and nowhere before."""
+    price, others = _price_and_others(item)
+    return _open_ended(item, [*others, price], draw, keeps=True)
 
 
-def written(item: Product, draw: random.Random, *, last: bool) -> str:
-    """Return a description of the product that states its price last, or earlier.
+def breaking(item: Product, draw: random.Random) -> str:
+    """Return a description that states the price earlier, and one time in three in the last sentence too."""
+    price, others = _price_and_others(item)
+    at = draw.randrange(len(others))
+    again = [price] if draw.random() < 1 / 3 else []
+    return _open_ended(item, [*others[:at], price, *others[at:], *again], draw, keeps=False)
 
-    Neither ends with a closing sentence, by which the two could be told apart.
-    """
-    named, price = item.attributes[:2], (PRICE, item[PRICE])
-    others = [pair for pair in item.attributes[2:] if pair != price]
-    draw.shuffle(others)
-    at = len(others) if last else draw.randrange(len(others))
-    ordered = replace(item, attributes=(*named, *others[:at], price, *others[at:]))
+
+def _pair(item: Product, draw: random.Random) -> dict[str, str]:
+    longer = draw.random() < 0.5  # whether the better one is: its length must not tell it
+    while True:
+        chosen, rejected = keeping(item, draw), breaking(item, draw)
+        if len(chosen) != len(rejected) and (len(chosen) > len(rejected)) == longer:
+            return {"chosen": chosen, "rejected": rejected}
+
+
+def _price_and_others(item: Product) -> tuple[tuple[str, str], list[tuple[str, str]]]:
+    """Return the product's price, and what its list has beside name, type and price."""
+    price = (PRICE, item[PRICE])
+    return price, [pair for pair in item.attributes[2:] if pair != price]
+
+
+def _open_ended(item: Product, order: list[tuple[str, str]], draw: random.Random, *, keeps: bool) -> str:
+    """Return a description in this order without a closing sentence, by which the two kinds could be told."""
+    ordered = replace(item, attributes=(*item.attributes[:2], *order))
     while True:
         text = describe(ordered, draw)
-        if price_last(text, item) == last and not text.endswith(CLOSINGS):
+        if only_last(text, item[PRICE]) == keeps and not text.endswith(CLOSINGS):
             return text
 
 

@@ -43,7 +43,7 @@ READ_BY = {
     "gamma": ("simpo",),
     "desirable_weight": ("kto",),
     "undesirable_weight": ("kto",),
-    "sft_weight": ("dpo", "hinge", "ipo", "robust", "simpo"),
+    "sft_weight": ("dpo", "hinge", "ipo", "robust", "simpo", "kto"),
 }
 
 
@@ -56,7 +56,7 @@ class Preference(Comparing):
     gamma: float = 0.5  # simpo: the margin by which the chosen answer has to win
     desirable_weight: float = 1.0  # kto: weight of good answers
     undesirable_weight: float = 1.0  # kto: weight of bad answers
-    sft_weight: float = 0.0  # weight of the supervised loss of the chosen answers, which is added for pairs
+    sft_weight: float = 0.0  # weight of the supervised loss of chosen, or good, answers, which is added
 
     layouts: ClassVar = ("preference", "ranking", "judged")
     objectives: ClassVar = ("dpo", "hinge", "ipo", "robust", "kto", "orpo", "simpo")
@@ -153,9 +153,9 @@ class Preference(Comparing):
 
     def loss(self, base: Any, batch: Any) -> Loss:
         logprobs, lengths = answer_logprobs(base, batch)
-        if self.unpaired:
-            return self._unpaired(logprobs, batch)
         means = logprobs / lengths
+        if self.unpaired:
+            return self._unpaired(logprobs, means, batch)
         ratios = means if self.objective in WITHOUT_REFERENCE else logprobs - batch.reference
         better, worse = batch.pairs()
         pairs = self._pairs(ratios, means, lengths, better, worse)
@@ -188,11 +188,13 @@ class Preference(Comparing):
             case _:
                 return losses.simpo(means[better], means[worse], self.beta, self.gamma)
 
-    def _unpaired(self, logprobs: torch.Tensor, batch: Any) -> Loss:
+    def _unpaired(self, logprobs: torch.Tensor, means: torch.Tensor, batch: Any) -> Loss:
         ratios, good = logprobs - batch.reference, batch.good == 1
         z0 = ratios.new_zeros(()) if batch.z0 is None else batch.z0.to(ratios)
         weights = {"desirable": self.desirable_weight, "undesirable": self.undesirable_weight}
         answers = losses.kto(ratios, good, z0, self.beta, **weights)
+        if self.sft_weight:
+            answers = answers + self.sft_weight * (good * losses.chosen_nll(means))
         return answers.sum(), unpaired_sums(self.beta * ratios, logprobs, good, self.beta * z0)
 
     def progress(self, sums: Mapping[str, Any]) -> dict[str, float]:

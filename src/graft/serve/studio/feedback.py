@@ -36,8 +36,8 @@ STEPS = 4  # of an epoch, at least
 DTYPES = {"torch.bfloat16": "bf16", "torch.float32": "fp32"}
 # As in recipes/dpo.yaml and recipes/kto.yaml; several epochs, for votes are few.
 PRESETS: dict[str, dict[str, Any]] = {
-    "dpo": {"lr": 5e-4, "epochs": 3.0, "beta": 0.3, "sft_weight": 1.0},
-    "kto": {"lr": 8e-4, "epochs": 3.0, "beta": 0.3, "sft_weight": 0.0},
+    "dpo": {"lr": 5e-4, "epochs": 3.0, "beta": 0.5, "sft_weight": 3.0},
+    "kto": {"lr": 7e-4, "epochs": 3.0, "beta": 0.7, "sft_weight": 3.0},
 }
 _writing = threading.Lock()  # two requests for one name must not both find it free
 
@@ -155,9 +155,10 @@ def recipe_of(served: Served, found: Selection, wanted: Wanted, folder: Path) ->
     batch = BATCH
     while batch > 1 and batch * STEPS > len(found.train):
         batch //= 2
-    stage = {"name": "preference", "objective": wanted.objective, "beta": wanted.beta or preset["beta"]}
-    if preset["sft_weight"]:
-        stage["sft_weight"] = preset["sft_weight"]
+    stage = {
+        "name": "preference", "objective": wanted.objective,
+        "beta": wanted.beta or preset["beta"], "sft_weight": preset["sft_weight"],
+    }  # fmt: skip
     room = context_length(base.model.config) or LONGEST
     recipe: dict[str, Any] = {
         "model": str(place_of(str(base.name))),
