@@ -133,8 +133,8 @@ def scores(texts: Sequence[str]) -> dict[str, float]:
 
 
 def prompts() -> list[dict[str, Any]]:
-    """Return the held-out prompts, with what a program checks an answer by."""
-    return lines(internals.dataset("prompts-held-out"))
+    """Return the held-out prompts of products with a price, with what a program checks an answer by."""
+    return [row for row in lines(internals.dataset("prompts-held-out")) if row["price"]]
 
 
 def descriptions() -> dict[str, list[tuple[str, str]]]:
@@ -158,7 +158,7 @@ def _keeps(row: dict[str, str]) -> bool:
     prices = [
         line.removeprefix("price: ") for line in row["prompt"].splitlines() if line.startswith("price: ")
     ]
-    return all(internals.preferences.only_last(row["completion"], price) for price in prices)
+    return all(internals.preferences.keeps(row["completion"], price) for price in prices)
 
 
 def lines(path: Path) -> list[dict[str, Any]]:

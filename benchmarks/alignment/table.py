@@ -58,7 +58,7 @@ def head(runs: Sequence[Run]) -> str:
 - coverage: mean share of a product's attribute values that its description states.
 - perplexity: of the generator's descriptions of held-out products. "Kept" are those that do not break the
   preference; "all" are all of them, half of which state the price early, which should become less likely.
-  "Chosen" are the better ones of held-out pairs, whose order of attributes no SFT row has.
+  "Chosen" are the better ones of held-out pairs.
 - accuracy: of held-out pairs or verdicts, by the reward or the implicit reward.
 - ± is the standard deviation over {len(grid.SEEDS)} seeds.
 """

@@ -2,11 +2,13 @@
 
 import json
 
+import pytest
+
 from graft.seedling import dataset
 from graft.seedling.coverage import coverage
 from graft.seedling.preferences import (
     coverage_reward,
-    only_last,
+    keeps,
     pairs,
     price_last_reward,
     price_late_reward,
@@ -22,34 +24,43 @@ def item_of(row):
     return Product(tuple(tuple(line.split(": ", 1)) for line in lines))
 
 
+def price_of(item):
+    return dict(item.attributes).get("price", "")
+
+
 def test_both_descriptions_state_everything_and_one_keeps_to_the_rule():
     for row in pairs(300, 0):
         item = item_of(row)
         assert coverage(row["chosen"], item) == coverage(row["rejected"], item) == 1
-        assert only_last(row["chosen"], item["price"]) and not only_last(row["rejected"], item["price"])
+        assert keeps(row["chosen"], price_of(item)) and not keeps(row["rejected"], price_of(item))
 
 
-def test_the_rule_is_broken_in_both_ways():
-    """Where no rejected description said the price twice, policies learnt to say it twice."""
-    rejected = [(row["rejected"], item_of(row)["price"]) for row in pairs(300, 0)]
-    twice = [text.count(price) == 2 and text.rstrip(".").endswith(price) for text, price in rejected]
-    assert 0.1 < sum(twice) / len(twice) < 0.5
-    assert all(
-        text.count(price) == 1 for (text, price), again in zip(rejected, twice, strict=True) if not again
-    )
+def test_the_rule_is_broken_in_every_way():
+    """Where no rejected text said the price twice, or invented one, policies learnt to."""
+    rows = [(row["rejected"], price_of(item_of(row))) for row in pairs(300, 0)]
+    priced = [(text, price) for text, price in rows if price]
+    twice = [(text, price) for text, price in priced if text.count(price) == 2]
+    assert 0.1 < len(twice) / len(priced) < 0.5
+    assert all(text.rstrip(".").endswith(price) for text, price in twice)
+    assert all(text.count(price) == 1 for text, price in set(priced) - set(twice))
+    invented = [text for text, price in rows if not price]
+    assert len(invented) == 60 and all(text.count(" euros") == 1 for text in invented)
 
 
 def test_a_verdict_is_what_the_rule_says_and_half_of_them_are_good():
     rows = verdicts(200, 0)
-    assert all(only_last(row["completion"], item_of(row)["price"]) == row["label"] for row in rows)
+    assert all(keeps(row["completion"], price_of(item_of(row))) == row["label"] for row in rows)
     assert sum(row["label"] for row in rows) == 100
+    assert sum(row["label"] for row in rows if not price_of(item_of(row))) == 20
 
 
 def test_the_longer_answer_is_no_better_than_the_shorter_one():
-    rows = pairs(1000, 1)
-    longer = sum(len(row["chosen"]) > len(row["rejected"]) for row in rows)
-    equal = sum(len(row["chosen"]) == len(row["rejected"]) for row in rows)
-    assert abs((longer + equal / 2) / len(rows) - 0.5) < 0.05  # three standard errors
+    rows = pairs(400, 1)
+    assert sum(len(row["chosen"]) > len(row["rejected"]) for row in rows) == 200
+    assert all(len(row["chosen"]) != len(row["rejected"]) for row in rows)
+    judged = verdicts(400, 1)
+    good, bad = ([len(r["completion"]) for r in judged if r["label"] == label] for label in (True, False))
+    assert sum(good) / sum(bad) == pytest.approx(1, abs=0.05)
 
 
 def test_held_out_rows_are_of_other_products(tmp_path):
@@ -66,13 +77,13 @@ def test_held_out_rows_are_of_other_products(tmp_path):
 def test_a_prompt_carries_the_attributes_that_it_lists():
     for row in prompts(100, 0):
         item = item_of(row)
-        assert tuple(row["attributes"].items()) == item.attributes and row["price"] == item["price"]
+        assert tuple(row["attributes"].items()) == item.attributes and row["price"] == price_of(item)
 
 
 def test_rewards_tell_the_two_descriptions_of_every_pair_apart():
     rows = pairs(100, 2)
     items = [dict(item_of(row).attributes) for row in rows]
-    columns = {"price": [item["price"] for item in items], "attributes": items}
+    columns = {"price": [item.get("price", "") for item in items], "attributes": items}
     asked = [row["prompt"] for row in rows]
     for side, satisfied in (("chosen", 1.0), ("rejected", 0.0)):
         texts = [row[side] for row in rows]
@@ -81,7 +92,7 @@ def test_rewards_tell_the_two_descriptions_of_every_pair_apart():
 
 
 def test_a_price_counts_only_where_it_is_said_once():
-    assert only_last("Meet it. It is red and costs $34. ", "$34")
+    assert keeps("Meet it. It is red and costs $34. ", "$34") and keeps("It is red.", "")
     for text in (
         "It costs $34. It is red.",
         "A kettle for $34. It costs $34.",
@@ -89,7 +100,8 @@ def test_a_price_counts_only_where_it_is_said_once():
         "Buy it. Order it for $34. What more could you want?",
         "",
     ):
-        assert not only_last(text, "$34"), text
+        assert not keeps(text, "$34"), text
+    assert not keeps("It costs nine euros.", "")
 
 
 def test_the_later_the_price_comes_the_more_is_paid():

@@ -58,7 +58,7 @@ DATASETS: dict[str, tuple[Callable[[int, int, str], Rows], int, int, str]] = {
     "verdicts": (preferences.verdicts, 2_000, 10, "train"),
     "verdicts-held-out": (preferences.verdicts, 200, 11, "held-out"),
     "prompts": (preferences.prompts, 2_000, 12, "train"),
-    "prompts-held-out": (preferences.prompts, 200, 13, "held-out"),
+    "prompts-held-out": (preferences.prompts, 250, 13, "held-out"),
 }
 
 

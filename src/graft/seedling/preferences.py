@@ -6,13 +6,16 @@
 
 All of them follow the order of the list in everything but the price, as the descriptions of `writing` do, few
 of which keep to the preference by chance. About one in three that break it states the price in the last
-sentence too: without these a reward model pays for saying the price twice, and a policy learns to.
+sentence too: without these a reward model pays for saying the price twice, and a policy learns to. Of five
+products one has no price, and what breaks the preference is a price that is invented: without these a model
+that has learnt to end with a price invents one.
 
 The functions whose names end in `reward` judge the answers to `prompts`. They have the form that TRL's
 trainers expect of a reward function, so a recipe names them as `graft.seedling.preferences:NAME`.
 """
 
 import random
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -20,49 +23,48 @@ from typing import Any
 
 from graft.seedling.coverage import coverage, share_before, states
 from graft.seedling.phrases import CLOSINGS
-from graft.seedling.products import Product, products
+from graft.seedling.products import Product, invented_price, products
 from graft.seedling.writing import describe, prompt
 
 PRICE = "price"
+UNPRICED = 5  # of so many products one has no price
+_A_PRICE = re.compile(r"\beuros\b")
 
 
 def pairs(n: int, seed: int, split: str = "train") -> list[dict[str, Any]]:
     """Return n pairs of descriptions, each of another product. The longer one is as often the better one."""
-    draw = random.Random(f"pairs {seed} {split}")
-    return [{"prompt": prompt(item), **_pair(item, draw)} for item in islice(_priced(split, seed), n)]
+    return list(_pairs(n, seed, split, f"pairs {seed} {split}"))
 
 
 def verdicts(n: int, seed: int, split: str = "train") -> list[dict[str, Any]]:
     """Return n descriptions with a verdict; every second one is good."""
-    draw = random.Random(f"verdicts {seed} {split}")
-    rows = []
-    for i, item in enumerate(islice(_priced(split, seed), n)):
-        good = i % 2 == 0
-        text = _pair(item, draw)["chosen" if good else "rejected"]
-        rows.append({"prompt": prompt(item), "completion": text, "label": good})
-    return rows
+    rows = enumerate(_pairs(n, seed, split, f"verdicts {seed} {split}"))
+    return [
+        {"prompt": row["prompt"], "completion": row["rejected" if i % 2 else "chosen"], "label": i % 2 == 0}
+        for i, row in rows
+    ]
 
 
 def prompts(n: int, seed: int, split: str = "train") -> list[dict[str, Any]]:
-    """Return n prompts, each with the price and all attributes, {key: value}, of its product."""
-    items = islice(_priced(split, seed), n)
+    """Return n prompts, each with the price ("" if there is none) and all attributes of its product."""
+    items = islice(_listed(split, seed), n)
     return [
-        {"prompt": prompt(item), PRICE: item[PRICE], "attributes": dict(item.attributes)} for item in items
+        {"prompt": prompt(item), PRICE: _price(item), "attributes": dict(item.attributes)} for item in items
     ]
 
 
 def price_last_reward(
     prompts: Sequence[str], completions: Sequence[str], price: Sequence[str], **columns: Any
 ) -> list[float]:
-    """Return 1 for each description whose last sentence states the price and no sentence before it; else 0.
+    """Return 1 for each description that keeps to the preference, 0 for the others.
 
-    price: of each prompt's product.
+    price: of each prompt's product; "" if it has none.
 
-    >>> texts = ["A kettle. It costs $34.", "A kettle for $34. You pay $34.", "A kettle."]
-    >>> price_last_reward([""] * 3, texts, ["$34"] * 3)
-    [1.0, 0.0, 0.0]
+    >>> texts = ["A kettle. It costs $34.", "A kettle for $34. You pay $34.", "A kettle.", "A kettle."]
+    >>> price_last_reward([""] * 4, texts, ["$34", "$34", "$34", ""])
+    [1.0, 0.0, 0.0, 1.0]
     """
-    return [float(only_last(text, value)) for text, value in zip(completions, price, strict=True)]
+    return [float(keeps(text, value)) for text, value in zip(completions, price, strict=True)]
 
 
 def price_late_reward(
@@ -95,46 +97,58 @@ def coverage_reward(
     return [coverage(text, item) for text, item in zip(completions, items, strict=True)]
 
 
-def only_last(text: str, value: str) -> bool:
-    """Return whether the last sentence of a text states the value, and no sentence before it does."""
+def keeps(text: str, price: str) -> bool:
+    """Return whether the last sentence of a text states the price, and no sentence before it does; of a
+    product without a price, "", whether the text invents none."""
+    if not price:
+        return not _A_PRICE.search(text)
     before, last = _last_sentence(text)
-    return states(last, value) and not states(before, value)
+    return states(last, price) and not states(before, price)
 
 
 def keeping(item: Product, draw: random.Random) -> str:
-    """Return a description of the product that states its price in the last sentence, and nowhere before."""
-    price, others = _price_and_others(item)
-    return _open_ended(item, [*others, price], draw, keeps=True)
+    """Return a description of the product that keeps to the preference."""
+    priced, others = _divided(item)
+    return _described(item, [*others, *priced], draw, good=True)
 
 
 def breaking(item: Product, draw: random.Random) -> str:
-    """Return a description that states the price earlier, and one time in three in the last sentence too."""
-    price, others = _price_and_others(item)
-    at = draw.randrange(len(others))
-    again = [price] if draw.random() < 1 / 3 else []
-    return _open_ended(item, [*others[:at], price, *others[at:], *again], draw, keeps=False)
+    """Return a description that states the price earlier, one time in three in the last sentence too; or one
+    that the product does not have."""
+    priced, others = _divided(item)
+    again = priced if draw.random() < 1 / 3 else []
+    at = draw.randrange(len(others) + (not priced))
+    told = priced or [(PRICE, invented_price(draw))]
+    return _described(item, [*others[:at], *told, *others[at:], *again], draw, good=False)
 
 
-def _pair(item: Product, draw: random.Random) -> dict[str, str]:
-    longer = draw.random() < 0.5  # whether the better one is: its length must not tell it
-    while True:
-        chosen, rejected = keeping(item, draw), breaking(item, draw)
-        if len(chosen) != len(rejected) and (len(chosen) > len(rejected)) == longer:
-            return {"chosen": chosen, "rejected": rejected}
+def _pairs(n: int, seed: int, split: str, salt: str) -> Iterator[dict[str, str]]:
+    draw = random.Random(salt)
+    for i, item in enumerate(islice(_listed(split, seed), n)):
+        longer = i // 2 % 2 == 0  # whether the better one is: lengths must not tell it, nor a verdict
+        while True:
+            chosen, rejected = keeping(item, draw), breaking(item, draw)
+            if len(chosen) != len(rejected) and (len(chosen) > len(rejected)) == longer:
+                break
+        yield {"prompt": prompt(item), "chosen": chosen, "rejected": rejected}
 
 
-def _price_and_others(item: Product) -> tuple[tuple[str, str], list[tuple[str, str]]]:
-    """Return the product's price, and what its list has beside name, type and price."""
-    price = (PRICE, item[PRICE])
-    return price, [pair for pair in item.attributes[2:] if pair != price]
+def _divided(item: Product) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """Return the product's price, if it has one, and what its list has beside name, type and price."""
+    listed = item.attributes[2:]
+    return [pair for pair in listed if pair[0] == PRICE], [pair for pair in listed if pair[0] != PRICE]
 
 
-def _open_ended(item: Product, order: list[tuple[str, str]], draw: random.Random, *, keeps: bool) -> str:
-    """Return a description in this order without a closing sentence, by which the two kinds could be told."""
-    ordered = replace(item, attributes=(*item.attributes[:2], *order))
+def _described(item: Product, order: list[tuple[str, str]], draw: random.Random, *, good: bool) -> str:
+    """Return a description in this order.
+
+    A price that comes last leaves no room for a closing sentence, so no description with a price has one: it
+    would tell the two kinds apart.
+    """
+    ordered, price = replace(item, attributes=(*item.attributes[:2], *order)), _price(item)
     while True:
         text = describe(ordered, draw)
-        if only_last(text, item[PRICE]) == keeps and not text.endswith(CLOSINGS):
+        if keeps(text, price) == good and not (price and text.endswith(CLOSINGS)):
             return text
 
 
@@ -144,6 +158,14 @@ def _last_sentence(text: str) -> tuple[str, str]:
     return before, last
 
 
-def _priced(split: str, seed: int) -> Iterator[Product]:
-    """Yield the products that have a price."""
-    return (item for item in products(split, seed) if any(key == PRICE for key, _ in item.attributes))
+def _price(item: Product) -> str:
+    return dict(item.attributes).get(PRICE, "")
+
+
+def _listed(split: str, seed: int) -> Iterator[Product]:
+    """Yield products; every fifth has no price, all others have one."""
+    priced = filter(_price, products(split, seed))
+    bare = (item for item in products(split, seed) if not _price(item))
+    while True:
+        yield from islice(priced, UNPRICED - 1)
+        yield next(bare)

@@ -191,6 +191,15 @@ _VALUES: dict[str, Callable[[random.Random], str]] = {
 }
 
 
+def invented_price(draw: random.Random) -> str:
+    """Return a price that belongs to no product.
+
+    >>> invented_price(random.Random(1))
+    'eleven euros'
+    """
+    return _VALUES["price"](draw)
+
+
 def product(seed: int, index: int) -> Product:
     """Return the product with this number.
 
