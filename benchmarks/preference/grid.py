@@ -1,7 +1,7 @@
 """The runs: every data set, stage and fold by both tools from one start, and runs on the model's own answers.
 
 A seed is a fold: with seed k the k-th third of the pairs is held out, and adapter, head and order of rows are
-drawn with k. All sums are in one fold, drawn once.
+drawn with k. Sums have one division, drawn once.
 """
 
 from collections.abc import Iterator, Mapping
@@ -111,7 +111,7 @@ class Own:
     """One stage on answers that the model writes itself.  stage: ppo, or grpo.  data: hh, or sums.
 
     context: the most tokens of a prompt with its answer.  new: of an answer.  batch_size: prompts of a step.
-    settings: of the stage, beside its rewards.
+    settings: of the stage, beside its rewards.  schedule: of the rate.
     """
 
     data: str
@@ -122,6 +122,7 @@ class Own:
     batch_size: int
     lr: float
     settings: Mapping[str, Any]
+    schedule: str = "constant"
 
 
 OWN = (
@@ -130,13 +131,14 @@ OWN = (
         settings={"prompts": 32, "group": 1, "epochs": 4, "temperature": 1.0, "beta": 0.05},
     ),
     Own(
-        "sums", "grpo", context=32, new=6, steps=150, batch_size=64, lr=2e-4,
+        "sums", "grpo", context=32, new=6, steps=200, batch_size=64, lr=3e-4,
         settings={
             "prompts": 64, "group": 8, "epochs": 1, "temperature": 1.0, "beta": 0.0, "missing_end": 0.0,
         },
+        schedule="linear",
     ),
 )  # fmt: skip
-SUMS = Setting("sums", "sft", context=32, steps=300, batch_size=32, lr=1.5e-3)
+SUMS = Setting("sums", "sft", context=32, steps=600, batch_size=64, lr=1.5e-3)
 TESTED = 100  # prompts that are answered before and after
 
 
@@ -198,7 +200,7 @@ class OwnCell:
             "stage": {"name": s.stage, "rewards": self.paying, "max_new_tokens": s.new, **s.settings},
             "data": {"train": str(self.rows("prompts")), "eval": None, "max_length": s.context},
             **shared,
-            "train": shared["train"] | {"schedule": "constant", "warmup": 0.1},
+            "train": shared["train"] | {"schedule": s.schedule, "warmup": 0.1},
         }  # fmt: skip
 
     def _pairs(self) -> Setting:

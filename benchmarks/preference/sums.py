@@ -1,7 +1,8 @@
 """Sums that a program checks: `12 + 7 =` is answered by ` 19`.
 
-The rows of all pairs of numbers below LIMIT, drawn once: some are held out, the others are learnt. `right` is
-the reward: a function as users write them, which gets the column `total`.
+The rows are all pairs of numbers below LIMIT, in an order that is drawn once: the first are held out, the
+next are examples to learn from, and all others only ask. `right` is the reward: a function as users write them,
+which gets the column `total`.
 """
 
 import json
@@ -9,7 +10,7 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
-LIMIT, HELD_OUT = 20, 100
+LIMIT, HELD_OUT, EXAMPLES = 100, 200, 3000
 
 
 def write(folder: Path) -> None:
@@ -20,8 +21,11 @@ def write(folder: Path) -> None:
     pairs = [(a, b) for a in range(LIMIT) for b in range(LIMIT)]
     random.Random(0).shuffle(pairs)
     asked = [{"prompt": f"{a} + {b} =", "total": a + b} for a, b in pairs]
-    answers = [{"prompt": row["prompt"], "completion": f" {row['total']}"} for row in asked[HELD_OUT:]]
-    for name, rows in (("answers", answers), ("prompts", asked[HELD_OUT:]), ("asked", asked[:HELD_OUT])):
+    held, examples, others = (
+        asked[:HELD_OUT], asked[HELD_OUT : HELD_OUT + EXAMPLES], asked[HELD_OUT + EXAMPLES :]
+    )  # fmt: skip
+    answers = [{"prompt": row["prompt"], "completion": f" {row['total']}"} for row in examples]
+    for name, rows in (("answers", answers), ("prompts", others), ("asked", held)):
         lines = "".join(json.dumps(row) + "\n" for row in rows)
         (folder / f"{name}.jsonl").write_text(lines, encoding="utf-8")
 
