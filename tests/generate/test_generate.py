@@ -1,6 +1,8 @@
 """Generation: only the new text, the same alone and in a batch. Oracle: transformers' generate on one row."""
 
+import gc
 import math
+import weakref
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,10 @@ from transformers import (
 
 from graft.base.base import Base
 from graft.errors import DataError, UsageError
+from graft.generate.table import Table
+from graft.kernels.decoder import Decoder
 from graft.methods.lora import LoRA
+from graft.methods.prompt import PromptTuning
 from graft.models.load import load
 
 STORIES = Path(__file__).parents[2] / "shared/models/stories260K"
@@ -94,6 +99,9 @@ def test_a_prompt_may_be_given_as_its_ids(tokenizer, base):
     assert found[2].text == base.generate(PROMPTS[:1], max_new_tokens=6)[0]
     with pytest.raises(DataError, match="prompt 1 has the token"):
         base.generate([[5], [10_000]], max_new_tokens=2)
+    for beyond in (-1, -100_000_000, 2**40):
+        with pytest.raises(DataError, match=f"prompt 1 has the token {beyond}"):
+            base.generate([[5], [beyond, 5]], max_new_tokens=2)
 
 
 def test_an_encoder_decoder_gives_each_prompt_what_it_gets_alone(tokenizer):
@@ -211,6 +219,42 @@ def test_the_memory_of_the_cache_has_a_limit(base):
     assert base.generate(PROMPTS, max_new_tokens=12, max_cache_tokens=40) == texts
     with pytest.raises(UsageError, match="max_cache_tokens"):
         base.generate(PROMPTS, max_new_tokens=12, max_cache_tokens=12)
+
+
+def test_a_call_that_needs_two_engines_has_the_memory_of_one(base, monkeypatch):
+    """A soft prompt has a table of its own, which is made when the decoder's cache is gone."""
+    base.attach("soft", PromptTuning(num_virtual_tokens=5))
+    alive, held = [], []
+    for kind in (Decoder, Table):
+        monkeypatch.setattr(kind, "resize", remembering(kind.resize, alive, held))
+    base.generate(PROMPTS * 2, adapters=[None, "soft"] * 4, max_new_tokens=12, max_cache_tokens=60)
+    assert len(held) > 1 and max(held) == 1
+
+
+def remembering(resize, alive, held):
+    """Let each call note how many of the objects that it was called with exist."""
+
+    def counting(self, *arguments):
+        if not any(known() is self for known in alive):
+            alive.append(weakref.ref(self))
+        held.append(sum(known() is not None for known in alive))
+        return resize(self, *arguments)
+
+    return counting
+
+
+def test_a_call_leaves_no_cache_to_the_garbage_collector(base):
+    """It counts objects, not their bytes."""
+    base.attach("soft", PromptTuning(num_virtual_tokens=5))
+    base.generate(PROMPTS, adapters="soft", max_new_tokens=2)  # a model is tried once
+    gc.collect()
+    gc.disable()
+    try:
+        base.generate(PROMPTS, adapters=[None, "soft"] * 2, max_new_tokens=4)
+        left = [thing for thing in gc.get_objects() if isinstance(thing, Decoder | Table)]
+    finally:
+        gc.enable()
+    assert not left
 
 
 def test_top_k_of_one_is_greedy(base):

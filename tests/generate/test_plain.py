@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from graft.base.base import Base
+from graft.errors import UsageError
 from graft.generate.generate import evaluating, write
 from graft.generate.plain import write_plainly
 from graft.generate.request import Request
@@ -78,3 +79,25 @@ def test_models_without_slots_have_all_settings(name):
             assert len(request.tokens) <= request.how.max_new_tokens
     assert len(together[3].tokens) >= 8 and 5 not in together[3].tokens
     assert len(together[0].completion.top_logprobs) == len(together[0].tokens)
+
+
+def test_the_limit_of_the_cache_holds_for_a_batch():
+    base, sizes = Base(families.build("mamba")), []
+    real = base.model.generate
+
+    def noted(input_ids, **how):
+        sizes.append(tuple(input_ids.shape))
+        return real(input_ids=input_ids, **how)
+
+    def written(limit):
+        asked = [Request([5, 6, 7, 8], how=Sampling(max_new_tokens=6)) for _ in range(5)]
+        with torch.no_grad(), evaluating(base):
+            deque(write(base, asked, max_cache_tokens=limit), maxlen=0)
+        return [request.tokens for request in asked]
+
+    written(None)  # a model is tried once
+    base.model.generate = noted
+    assert written(None) == written(25)
+    assert sizes == [(5, 4), (2, 4), (2, 4), (1, 4)]
+    with pytest.raises(UsageError, match="max_cache_tokens"):
+        written(9)

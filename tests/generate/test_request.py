@@ -85,6 +85,22 @@ def test_bytes_that_stay_unfinished_are_in_the_text():
     assert request.completion.text == "\ufffd" == "".join(pieces)
 
 
+@pytest.mark.parametrize("cut", [1, 2, 3])
+@pytest.mark.parametrize("before", ["x ", "\ufffd"])
+def test_a_prompt_may_end_inside_a_character(cut, before):
+    """The character is part of the text, and the pieces are the text."""
+    ids = BYTES("😀 end")["input_ids"]
+    request, pieces = fed(ids[cut:], prompt=[*BYTES(before)["input_ids"], *ids[:cut]])
+    assert request.completion.text == "😀 end" == "".join(pieces)
+    request, pieces = fed(ids[cut:], prompt=ids[:cut], stop=["en"])
+    assert request.completion.text == "😀 " == "".join(pieces)
+
+
+def test_a_character_that_is_never_completed_stays_in_the_prompt():
+    request, pieces = fed("no", prompt=BYTES("x 😀")["input_ids"][:4])
+    assert request.completion.text == "no" == "".join(pieces)
+
+
 def test_stops_do_not_count_before_the_least_length():
     request, _ = fed("a.b.c", stop=["."], min_new_tokens=3)
     assert request.completion.text == "a.b"

@@ -1,13 +1,17 @@
 """The engine of a server: texts of many adapters are what each is alone, while adapters come and go."""
 
 import contextlib
+import json
 import random
 import threading
 
 import pytest
+import torch
+from safetensors.torch import save_file
 from served import KINDS, Waited, write_adapters
 
-from graft.errors import AdapterError
+from graft.errors import AdapterError, SiteError
+from graft.generate.engine import Engine
 from graft.models.load import load
 from graft.serve.jobs import Busy, Cancelled, Ended, Late
 from graft.serve.registry import Registry
@@ -278,6 +282,52 @@ def test_a_failing_listener_does_not_disturb_the_others(started, base, alone):
     worker.submit(broken.job)
     worker.submit(good.job)
     assert good.result().tokens == alone(PROMPTS[1], None).tokens
+
+
+def test_an_adapter_of_another_model_fails_for_itself_alone(base, tmp_path, alone):
+    """Also where a call needs it, as embeddings and classes do: the texts go on."""
+    (tmp_path / "alien").mkdir()
+    config = {"peft_type": "LORA", "r": 2, "target_modules": ["query_key_value"], "task_type": "CAUSAL_LM"}
+    (tmp_path / "alien" / "adapter_config.json").write_text(json.dumps(config))
+    site = "base_model.model.transformer.h.0.self_attention.query_key_value"
+    tensors = {f"{site}.lora_A.weight": torch.ones(2, 64), f"{site}.lora_B.weight": torch.ones(192, 2)}
+    save_file(tensors, tmp_path / "alien" / "adapter_model.safetensors")
+    registry = Registry(base, tmp_path)
+    worker = Worker(base, registry, rows=2)
+    try:
+        text = Waited(base, PROMPTS[0])
+        worker.submit(text.job)
+        call = worker.call(lambda: registry.acquire("alien"), needs="alien")
+        with pytest.raises(SiteError):
+            call.result(60)
+        assert text.result().tokens == alone(PROMPTS[0], None).tokens
+        assert worker.load == 0
+    finally:
+        worker.close(60)
+
+
+def test_every_text_ends_where_its_engine_is_in_disorder(base, monkeypatch, alone):
+    worker = Worker(base, Registry(base, None), rows=2)
+    jobs = [Waited(base, PROMPTS[0], max_new_tokens=300, min_new_tokens=300) for _ in range(2)]
+    broken = threading.Event()
+
+    def breaks(engine, *arguments):
+        broken.set()
+        raise RuntimeError("in disorder")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Engine, "step", breaks)
+        patch.setattr(Engine, "cancel", breaks)
+        for waited in jobs:
+            worker.submit(waited.job)
+        for waited in jobs:
+            with pytest.raises(RuntimeError, match="in disorder"):
+                waited.result()
+    assert broken.is_set() and worker.load == 0
+    again = Waited(base, PROMPTS[1])
+    worker.submit(again.job)
+    assert again.result().tokens == alone(PROMPTS[1], None).tokens
+    assert worker.close(60)
 
 
 def test_many_requests_with_joins_cancels_and_loads_never_answer_for_another(started, base, root, alone):

@@ -4,6 +4,7 @@ The decoder reads few tokens at a time, as texts are written. The products of a 
 too, take many tokens several times as fast, and attention in one pass.
 """
 
+import weakref
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -44,7 +45,8 @@ class Layer(DynamicLayer):
 
     def __init__(self, reader: LongPrompts, place: int) -> None:
         super().__init__()
-        self._reader, self._place = reader, place
+        # A cycle would keep the decoder's cache until the collector, which counts objects, comes round.
+        self._reader, self._place = weakref.proxy(reader), place
         self.is_sliding = reader.decoder.model.layers[place].window > 0
         self.is_initialized = True
 

@@ -19,9 +19,8 @@ from collections.abc import Iterator
 
 import torch
 
-from graft.errors import UsageError
 from graft.generate.choose import Chooser
-from graft.generate.request import Request
+from graft.generate.request import Request, too_long
 from graft.generate.rows import SHARED, Row, common, join, leave
 from graft.generate.stepper import BLOCK, Stepper
 
@@ -71,11 +70,7 @@ class Engine:
         """Put a request into the queue. Raises UsageError for one that the cache can never hold."""
         length = self._length(request)
         if self._limit is not None and length > self._limit:
-            raise UsageError(
-                f"a prompt of {len(request.prompt)} tokens and an answer of {request.limit}",
-                f"at most {self._limit} positions together: max_cache_tokens",
-                "shorten the prompt, lower max_new_tokens, or raise max_cache_tokens",
-            )
+            raise too_long(request, self._limit)
         self._waiting.append(request)
         return request
 

@@ -186,7 +186,8 @@ def write(
             yield done
         if not left:
             return
-    for ended in write_plainly(base, left, batch_size) if left else ():
+        del found, takes, engine  # its cache makes room for the next one's
+    for ended in write_plainly(base, left, batch_size, max_cache_tokens) if left else ():
         done += ended
         yield done
 
@@ -201,6 +202,7 @@ def steppers(base: Writer, exact: bool = False) -> Iterator[tuple[Stepper, Calla
     native = base.native_stepper(exact=exact)
     if native is not None:
         yield native, base.in_native
+        native = None  # whoever took it may have let it go
     if fits(base):
         yield CachedStepper(base), base.in_slots
 

@@ -19,20 +19,32 @@ from transformers.generation import (
 
 from graft.generate.batches import batches
 from graft.generate.choose import MINUS, Chooser
-from graft.generate.request import Request
+from graft.generate.request import Request, too_long
 
 NO_TOKEN = 2**31 - 1  # ends are found here; for None transformers would take the model's own
 
 
-def write_plainly(base: Any, requests: Sequence[Request], batch_size: int) -> Iterator[int]:
-    """Continue all requests, in batches of up to `batch_size`. Yields the number of texts of each."""
+def write_plainly(
+    base: Any, requests: Sequence[Request], batch_size: int, max_cache_tokens: int | None = None
+) -> Iterator[int]:
+    """Continue all requests, in batches of up to `batch_size`. Yields the number of texts of each.
+
+    max_cache_tokens: positions of a batch. Raises UsageError for a request that needs more.
+    """
     rooms = [request.limit for request in requests]
     prompts = [list(request.prompt) for request in requests]
     names = [request.adapter for request in requests]
     cache = base.cacheable(names)
     for rows, room in batches(base, names, prompts, rooms, batch_size):
-        _batch(base, [requests[row] for row in rows], room, cache)
-        yield len(rows)
+        size = len(rows)
+        if max_cache_tokens is not None:
+            longest = max((requests[row] for row in rows), key=lambda request: len(request.prompt))
+            size = max_cache_tokens // (len(longest.prompt) + room)
+            if not size:
+                raise too_long(longest, max_cache_tokens)
+        for i in range(0, len(rows), size):
+            _batch(base, [requests[row] for row in rows[i : i + size]], room, cache)
+            yield len(rows[i : i + size])
 
 
 def settings(new: int, pad: int, *, cache: bool) -> GenerationConfig:

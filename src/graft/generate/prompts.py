@@ -57,11 +57,14 @@ def is_ids(prompt: Any) -> TypeGuard[list[int]]:
 def _known(base: Any, tokens: list[list[int]]) -> None:
     """Refuse prompts with tokens that the model has no embedding for."""
     rows = base.model.get_input_embeddings().weight.shape[0]
-    beyond = [(row, token) for row, prompt in enumerate(tokens) for token in prompt if token >= rows]
+    beyond = [(row, token) for row, prompt in enumerate(tokens) for token in prompt if not 0 <= token < rows]
     if beyond:
-        words = [(row, base.tokenizer.convert_ids_to_tokens(token)) for row, token in beyond]
+        told = {  # by its text, if it has one
+            token: base.tokenizer.convert_ids_to_tokens(token) if 0 <= token < len(base.tokenizer) else token
+            for _, token in beyond
+        }
         raise DataError(
-            listed(dict.fromkeys(f"prompt {row} has the token {word!r}" for row, word in words), 3),
+            listed(dict.fromkeys(f"prompt {row} has the token {told[token]!r}" for row, token in beyond), 3),
             f"tokens of the model, which has {rows}",
             "take the model's own tokenizer, or another chat template",
         )

@@ -13,6 +13,7 @@ import numpy
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from graft.errors import UsageError
 from graft.generate.sampling import Sampling
 from graft.storage.signals import check
 
@@ -138,6 +139,15 @@ class Request:
         return True
 
 
+def too_long(request: Request, limit: int) -> UsageError:
+    """Return the error of a request that a cache of `limit` positions can never hold."""
+    return UsageError(
+        f"a prompt of {len(request.prompt)} tokens and an answer of {request.limit}",
+        f"at most {limit} positions together: max_cache_tokens",
+        "shorten the prompt, lower max_new_tokens, or raise max_cache_tokens",
+    )
+
+
 class Pieces:
     """The text of a request as it grows: what may be given out, and whether a stop is in it."""
 
@@ -159,6 +169,7 @@ class Pieces:
         """
         self._ids.append(token)
         whole = decoded(self._tokenizer, self._ids[self._start :])
+        self._before = begun(self._before, whole)
         if len(whole) <= len(self._before) or whole.endswith(UNFINISHED):
             return "", False
         known = len(self._text)
@@ -202,9 +213,20 @@ def continuation(tokenizer: PreTrainedTokenizerBase, prompt: list[int], new: lis
     Both are decoded together: tokenizers of Llama's kind drop the blank in front of whatever they decode
     first.
     """
-    before = decoded(tokenizer, prompt)
     whole = decoded(tokenizer, prompt + new)
+    before = begun(decoded(tokenizer, prompt), whole)
     return whole[len(before) :] if whole.startswith(before) else decoded(tokenizer, new)
+
+
+def begun(before: str, whole: str) -> str:
+    """Return the text in front without the parts of a character that more tokens have completed.
+
+    >>> begun("a \ufffd\ufffd", "a \N{GRINNING FACE} b"), begun("a \ufffd", "a \ufffd b")
+    ('a ', 'a �')
+    """
+    while before.endswith(UNFINISHED) and not whole.startswith(before):
+        before = before[: -len(UNFINISHED)]
+    return before
 
 
 def decoded(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:

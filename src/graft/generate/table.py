@@ -8,6 +8,7 @@ dimensions says all that a model must know. Rows come and go by moving what they
 memory is here, and `Table.size` is all of it.
 """
 
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -36,7 +37,8 @@ class Layer(DynamicLayer):
 
     def __init__(self, table: "Table", *, sliding: bool) -> None:
         super().__init__()
-        self._table, self.is_sliding = table, sliding
+        # A cycle would keep all memory until the collector, which counts objects, comes round.
+        self._table, self.is_sliding = weakref.proxy(table), sliding
 
     def update(self, key_states: Any, value_states: Any, *args: Any, **kwargs: Any) -> Any:
         """Append to the window of the forward that runs, and return all of it."""

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from graft.base.base import Base
-from graft.errors import AdapterError, DataError, UsageError
+from graft.errors import DataError, UsageError
 from graft.generate.engine import Engine
 from graft.generate.generate import evaluating, steppers
 from graft.generate.plain import write_plainly
@@ -192,9 +192,12 @@ class Worker:
 
     def _answer(self, call: Call) -> None:
         """Call a function, now or when the adapter that it needs was read."""
-        with contextlib.suppress(AdapterError):  # which the function will meet
+        try:
             if call.needs is not None and not self.registry.ready(call.needs, partial(self._inbox.put, call)):
                 return
+        except Exception as error:  # of this adapter alone: the texts go on
+            call.fail(error)
+            return
         call.run()
 
     def _turn(self) -> None:
@@ -357,14 +360,16 @@ class Worker:
         self._end(live.job, Ended(completion, self._piece(live, "")))
 
     def _drop(self, live: _Live, error: Exception) -> None:
-        """End a job in the middle of its text."""
-        if live.engine is not None and not live.request.finished:
-            live.engine.cancel(live.request)
-        for held in (self._live, self._alone):
-            if live in held:
-                held.remove(live)
-        self._release(live)
-        self._end(live.job, Failed(error))
+        """End a job in the middle of its text, also where its engine is in disorder."""
+        try:
+            if live.engine is not None and not live.request.finished:
+                live.engine.cancel(live.request)
+        finally:
+            for held in (self._live, self._alone):
+                if live in held:
+                    held.remove(live)
+            self._release(live)
+            self._end(live.job, Failed(error))
 
     def _release(self, live: _Live) -> None:
         if live.version is not None:
@@ -388,7 +393,6 @@ class Worker:
         for job in self._waiting:
             self._waiting.remove(job)
             self._end(job, Failed(error))
-        self._live.clear()
         self._lanes.clear()  # a step that broke off may have left slots in disorder
         with contextlib.suppress(queue.Empty):
             while True:
