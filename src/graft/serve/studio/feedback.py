@@ -36,8 +36,8 @@ STEPS = 4  # of an epoch, at least
 DTYPES = {"torch.bfloat16": "bf16", "torch.float32": "fp32"}
 # As in recipes/dpo.yaml and recipes/kto.yaml; several epochs, for votes are few.
 PRESETS: dict[str, dict[str, Any]] = {
-    "dpo": {"lr": 5e-4, "epochs": 3.0, "beta": 0.5, "sft_weight": 3.0},
-    "kto": {"lr": 7e-4, "epochs": 3.0, "beta": 0.7, "sft_weight": 3.0},
+    "dpo": {"lr": 6e-4, "epochs": 3.0, "beta": 0.4, "sft_weight": 3.0},
+    "kto": {"lr": 9e-4, "epochs": 3.0, "beta": 0.5, "sft_weight": 3.0},
 }
 _writing = threading.Lock()  # two requests for one name must not both find it free
 
