@@ -70,14 +70,20 @@ def price_last_reward(
 def price_late_reward(
     prompts: Sequence[str], completions: Sequence[str], price: Sequence[str], **columns: Any
 ) -> list[float]:
-    """Return how much of each description stands before its price, from 0 to 1; 0 without a price.
+    """Return how much of each description stands before its price, from 0 to 1; 0 where it is missing.
+
+    Of a product without a price it is 1 where none is invented.
 
     Answers that miss the goal of `price_last_reward` are told apart by it, so that it is reached sooner.
 
-    >>> price_late_reward([""] * 3, ["$34 for it.", "It costs $34.", "It costs money."], ["$34"] * 3)
-    [0.0, 0.6923076923076923, 0.0]
+    >>> texts = ["$34 for it.", "It costs $34.", "It costs money.", "It costs money."]
+    >>> price_late_reward([""] * 4, texts, ["$34", "$34", "$34", ""])
+    [0.0, 0.6923076923076923, 0.0, 1.0]
     """
-    return [share_before(text, value) or 0.0 for text, value in zip(completions, price, strict=True)]
+    return [
+        (share_before(text, value) or 0.0) if value else float(keeps(text, value))
+        for text, value in zip(completions, price, strict=True)
+    ]
 
 
 def coverage_reward(
