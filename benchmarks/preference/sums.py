@@ -1,8 +1,8 @@
 """Sums that a program checks: `12 + 7 =` is answered by ` 19`.
 
 The rows are all pairs of numbers below LIMIT, in an order that is drawn once: the first are held out, the
-next are examples to learn from, and all others only ask. `right` is the reward: a function as users write them,
-which gets the column `total`.
+next are examples to learn from, and all others only ask. `right` is the reward: a function as users write
+them, which gets the column `total`.
 """
 
 import json
