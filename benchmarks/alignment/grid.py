@@ -59,11 +59,11 @@ SETTINGS = {
         Setting("kto", "kto", 250),
         Setting(REWARD, "reward", 125),
         Setting("ppo", "ppo", 320, (SFT, REWARD), ("data.test=null",)),
-        Setting("grpo", "grpo", 240, (SFT,), ("data.test=null",)),
+        Setting("grpo", "grpo", 320, (SFT,), ("data.test=null",)),
         Setting(
             HACKED, "grpo", 80, (SFT,),
             (f"stage.rewards={CHEATED}", f"stage.judge={COVERAGE}", "stage.beta=0",
-             "data.eval=0.05", "data.test=null"),
+             "stage.scale_rewards=auto", "data.eval=0.05", "data.test=null"),
         ),
     )
 }  # fmt: skip

@@ -28,21 +28,22 @@ def price_of(item):
     return dict(item.attributes).get("price", "")
 
 
-def test_both_descriptions_state_everything_and_one_keeps_to_the_rule():
+def test_both_descriptions_state_everything_else_and_one_keeps_to_the_rule():
     for row in pairs(300, 0):
         item = item_of(row)
-        assert coverage(row["chosen"], item) == coverage(row["rejected"], item) == 1
+        assert coverage(row["chosen"], item) == 1 and coverage(row["rejected"], item) > 0.7
         assert keeps(row["chosen"], price_of(item)) and not keeps(row["rejected"], price_of(item))
 
 
 def test_the_rule_is_broken_in_every_way():
-    """Where no rejected text said the price twice, or invented one, policies learnt to."""
+    """Where no rejected text said the price twice, left it out or invented one, policies learnt to."""
     rows = [(row["rejected"], price_of(item_of(row))) for row in pairs(300, 0)]
     priced = [(text, price) for text, price in rows if price]
     twice = [(text, price) for text, price in priced if text.count(price) == 2]
-    assert 0.1 < len(twice) / len(priced) < 0.5
+    never = [(text, price) for text, price in priced if price not in text]
+    assert 0.1 < len(twice) / len(priced) < 0.4 and 0.1 < len(never) / len(priced) < 0.4
     assert all(text.rstrip(".").endswith(price) for text, price in twice)
-    assert all(text.count(price) == 1 for text, price in set(priced) - set(twice))
+    assert all(text.count(price) == 1 for text, price in {*priced} - {*twice, *never})
     invented = [text for text, price in rows if not price]
     assert len(invented) == 60 and all(text.count(" euros") == 1 for text in invented)
 
@@ -88,7 +89,7 @@ def test_rewards_tell_the_two_descriptions_of_every_pair_apart():
     for side, satisfied in (("chosen", 1.0), ("rejected", 0.0)):
         texts = [row[side] for row in rows]
         assert price_last_reward(asked, texts, **columns) == [satisfied] * 100
-        assert coverage_reward(asked, texts, **columns) == [1.0] * 100
+    assert coverage_reward(asked, [row["chosen"] for row in rows], **columns) == [1.0] * 100
 
 
 def test_a_price_counts_only_where_it_is_said_once():

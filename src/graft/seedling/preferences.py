@@ -5,10 +5,10 @@
     prompts     {prompt, price, attributes}: what a model answers itself, and what a program checks it by
 
 All of them follow the order of the list in everything but the price, as the descriptions of `writing` do, few
-of which keep to the preference by chance. About one in three that break it states the price in the last
-sentence too: without these a reward model pays for saying the price twice, and a policy learns to. Of five
-products one has no price, and what breaks the preference is a price that is invented: without these a model
-that has learnt to end with a price invents one.
+of which keep to the preference by chance. It is broken in every way that a policy finds, since a reward model
+pays for what it has never read: half of the rejected descriptions say the price too early, a quarter there
+and at the end, a quarter never. Of five products one has no price, and what breaks the preference there is a
+price that is invented.
 
 The functions whose names end in `reward` judge the answers to `prompts`. They have the form that TRL's
 trainers expect of a reward function, so a recipe names them as `graft.seedling.preferences:NAME`.
@@ -119,13 +119,12 @@ def keeping(item: Product, draw: random.Random) -> str:
 
 
 def breaking(item: Product, draw: random.Random) -> str:
-    """Return a description that states the price earlier, one time in three in the last sentence too; or one
-    that the product does not have."""
+    """Return a description that states the price too early, twice or not at all, or invents one."""
     priced, others = _divided(item)
-    again = priced if draw.random() < 1 / 3 else []
     at = draw.randrange(len(others) + (not priced))
-    told = priced or [(PRICE, invented_price(draw))]
-    return _described(item, [*others[:at], *told, *others[at:], *again], draw, good=False)
+    early = [*others[:at], *(priced or [(PRICE, invented_price(draw))]), *others[at:]]
+    order = draw.choice((early, early, [*early, *priced], others)) if priced else early
+    return _described(item, order, draw, good=False)
 
 
 def _pairs(n: int, seed: int, split: str, salt: str) -> Iterator[dict[str, str]]:
