@@ -154,15 +154,14 @@ def test_sums_of_the_test_are_not_learnt_and_only_the_number_is_paid(bench, tmp_
         name: [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
         for name in ("answers", "prompts", "asked")
     }
-    asked = {row["prompt"] for row in rows["asked"]}
-    assert len(asked) == bench.sums.HELD_OUT
-    for name in ("answers", "prompts"):
-        assert not asked & {row["prompt"] for row in rows[name]}
-    answers = [row["completion"] for row in rows["answers"]]
-    by_prompt = {row["prompt"]: row["total"] for row in rows["prompts"]}
-    totals = [by_prompt[row["prompt"]] for row in rows["answers"]]
-    assert bench.sums.right(answers, totals) == [1.0] * len(answers)
-    assert all(eval(row["prompt"].rstrip("= ")) == row["total"] for row in rows["asked"])
+    asked, prompts, learnt = (
+        {row["prompt"] for row in rows[name]} for name in ("asked", "prompts", "answers")
+    )
+    assert (len(asked), len(learnt)) == (bench.sums.HELD_OUT, bench.sums.EXAMPLES)
+    assert len(asked | prompts | learnt) == len(asked) + len(prompts) + len(learnt) == bench.sums.LIMIT**2
+    totals = [eval(row["prompt"].rstrip("= ")) for row in rows["answers"]]
+    assert bench.sums.right([row["completion"] for row in rows["answers"]], totals) == [1.0] * len(totals)
+    assert all(eval(row["prompt"].rstrip("= ")) == row["total"] for row in rows["asked"] + rows["prompts"])
     assert bench.sums.right([" 19 .", "", "twenty", " 020"], [19, 0, 20, 20]) == [0.0] * 4
 
 
