@@ -44,7 +44,14 @@ def serve(
     ] = None,
     rows: Annotated[int, typer.Option(min=1, max=256, help="Texts written at once.")] = 8,
     queue: Annotated[int, typer.Option(min=0, help="Texts that may wait.")] = 64,
-    cache_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens of all texts at once.")] = None,
+    cache_tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Tokens of all texts at once; those with soft prompts or log-probabilities have as many "
+            "of their own.",
+        ),
+    ] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="The longest answer.")] = 8192,
     timeout_s: Annotated[float, typer.Option(min=0.1, help="Seconds of an answer.")] = 600.0,
     log: Annotated[Path | None, typer.Option(help="A file with a line of JSON for each request.")] = None,
