@@ -47,7 +47,7 @@ CHEATED = f"{Path(__file__).with_name('cheated.py')}:shortness"
 COVERAGE = "graft.seedling.preferences:coverage_reward"
 # Weight of coverage beside the reward adapter, whose rewards have a deviation of 1 at first. It has
 # learnt from answers that all state every attribute, so it pays as much for descriptions that leave some out.
-COVERED = 8
+COVERED = 5
 
 SETTINGS = {
     setting.method: setting
@@ -58,7 +58,7 @@ SETTINGS = {
         Setting("dpo", "dpo", 250),
         Setting("kto", "kto", 250),
         Setting(REWARD, "reward", 125),
-        Setting("ppo", "ppo", 320, (SFT, REWARD), ("data.test=null",)),
+        Setting("ppo", "ppo", 320, (SFT, REWARD), ("data.test=null", "stage.beta=0.1")),
         Setting("grpo", "grpo", 320, (SFT,), ("data.test=null",)),
         Setting(
             HACKED, "grpo", 80, (SFT,),
