@@ -46,7 +46,7 @@ class Setting:
 CHEATED = f"{Path(__file__).with_name('cheated.py')}:shortness"
 COVERAGE = "graft.seedling.preferences:coverage_reward"
 # Weight of coverage beside the reward adapter, whose rewards have a deviation of 1 at first. It has
-# learnt from answers that all state every attribute, so it pays as much for descriptions that leave some out.
+# learnt from answers that state everything but the price, so it pays as much for those that leave some out.
 COVERED = 5
 
 SETTINGS = {

@@ -31,7 +31,8 @@ def price_of(item):
 def test_both_descriptions_state_everything_else_and_one_keeps_to_the_rule():
     for row in pairs(300, 0):
         item = item_of(row)
-        assert coverage(row["chosen"], item) == 1 and coverage(row["rejected"], item) > 0.7
+        others = Product(tuple(pair for pair in item.attributes if pair[0] != "price"))
+        assert coverage(row["chosen"], item) == coverage(row["rejected"], others) == 1
         assert keeps(row["chosen"], price_of(item)) and not keeps(row["rejected"], price_of(item))
 
 
@@ -90,6 +91,9 @@ def test_rewards_tell_the_two_descriptions_of_every_pair_apart():
         texts = [row[side] for row in rows]
         assert price_last_reward(asked, texts, **columns) == [satisfied] * 100
     assert coverage_reward(asked, [row["chosen"] for row in rows], **columns) == [1.0] * 100
+    stated = [item.get("price", "") in row["rejected"] for item, row in zip(items, rows, strict=True)]
+    covered = coverage_reward(asked, [row["rejected"] for row in rows], **columns)
+    assert [share == 1.0 for share in covered] == stated and not all(stated)
 
 
 def test_a_price_counts_only_where_it_is_said_once():
